@@ -1,4 +1,4 @@
-"""The functional API: attention of any registered mechanism on plain tensors, and its float64 definition."""
+"""The functional API: attention of any registered mechanism on plain tensors, and its float64 reference."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .documents import documents_from, shape_in_words
 from .engines.common import accelerator
-from .engines.common.batch import Batch, documents_from, in_graph, nothing_seen, shape_in_words
+from .engines.common.batch import Batch, in_graph, nothing_seen
 from .engines.common.call import AttentionCall, AttentionFunction, without_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.document_rows import Stacking
-from .engines.common.exact import by_length
 from .engines.common.grid import Grid, grid_of_argument
 from .engines.common.paths import OBSERVERS, Kind, reporting, running
 from .engines.common.score_terms import ScoreMod
@@ -28,6 +28,7 @@ from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
+from .mechanisms.common.exact import by_length
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 from .mechanisms.common.short_texts import check_form, exact_length_of, full_of
@@ -55,9 +56,9 @@ def attend(
     prefix: int = 0,
     **options: Any,
 ) -> Tensor:
-    """Attention of ``mechanism`` from queries to keys and values.
+    """Attention of ``mechanism`` from queries to keys and values, ``(B, H, Nq, D)``.
 
-    An argument that the mechanism cannot use is refused. :func:`hf_longattn.mechanism_info` lists the arguments that it takes.
+    An argument that the mechanism does not support raises an error. :func:`hf_longattn.mechanism_info` lists the supported arguments.
 
     Args:
         q: ``(B, H, Nq, D)``.
@@ -68,26 +69,26 @@ def attend(
             ``torch.compile(fullgraph=True)`` it must be a module.
         causal: position i ignores the keys after i.
         padding_mask: ``(B, Nk)`` bool, True = real token; or numbers, 1 = real token. Additive masks are refused.
-        documents: ``(B, Nk)`` integers, the number of each token's document, ascending along each row. No document sees another;
-            windows, blocks, global tokens and positions start anew in each.
-        cu_seqlens: the same for one row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
+        documents: ``(B, Nk)`` integers, the document id of each token, ascending along each row. Tokens attend within their document
+            only. Windows, blocks, global tokens and positions start anew in each document.
+        cu_seqlens: documents of a single row as offsets ``(documents + 1,)`` from 0 to Nk, as in flash-attn.
         global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms with global tokens.
         scaling: factor on q·k, above 0; ``D ** -0.5`` by default.
         dropout_p: dropout probability on the weights, from 0 to 1.
         score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention, with absolute positions.
-        seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. For a module that draws in every call, it
-            is added to the module's seed. Other mechanisms draw nothing and give the same output for every seed.
-        hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that compute more than q, k and v from it.
-        grid: where the tokens lie, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one grid
-            for each sequence, as ``padding_mask`` or ``documents`` list them. Tokens are in raster order, the last axis fastest.
-        prefix: number of tokens before the grid, such as a class token, if ``grid`` is given as sizes.
+        seed: seed of randomised mechanisms, and of the parameters of mechanisms given by name. If a module draws random numbers in every
+            call, the seed is added to the module's own. Other modules ignore it.
+        hidden_states: ``(B, Nk, hidden_size)``, the layer's input at every key, for mechanisms that need it besides q, k and v.
+        grid: the tokens' grid, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one grid per
+            sequence of ``padding_mask`` or ``documents``. Tokens are in raster order, the last axis fastest.
+        prefix: number of tokens before the grid (a class token, for example), if ``grid`` is given as sizes.
         options: the mechanism's options, when it is given by name.
     Returns:
-        ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Rows of padding are finite and mean nothing. No
-        value in padding, NaN included, changes the rows of real tokens or their gradients.
+        ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Rows of padding are finite but meaningless.
+        Values in padding, even NaN, do not affect the rows of real tokens or their gradients.
     Raises:
-        UnknownMechanismError, OptionError: a mechanism or option that does not exist, or an impossible value.
-        MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not take.
+        UnknownMechanismError, OptionError: an unknown mechanism or option, or an invalid value.
+        MaskError, LengthError, GridError: masks, lengths or a grid that do not fit q, k and v, or that the mechanism does not support.
     """
     module, call = prepare(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
@@ -100,9 +101,9 @@ def attend(
 def reference_attend(
     q: Tensor, k: Tensor, v: Tensor, mechanism: str | Mechanism = "window", *, dropout_p: float = 0.0, **arguments: Any
 ) -> Tensor:
-    """The definition of :func:`attend` in float64, by the N×N matrix of weights.
+    """The float64 reference for :func:`attend`, computed with the full N×N matrix of weights.
 
-    It takes the arguments of :func:`attend` except dropout, and raises the same errors.
+    Arguments and errors are those of :func:`attend`, without dropout.
     """
     if dropout_p:
         raise OptionError(f"reference_attend is the exact definition and has no dropout, but dropout_p is {dropout_p}; leave it at 0.")
@@ -118,11 +119,11 @@ def prepare(
     seed: int = 0, hidden_states: Tensor | None = None,
     grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
-    """Check the arguments of :func:`attend`, and return its mechanism and its call."""
+    """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
     _check_tensors(q, k, v)
     _check_values(causal, scaling, dropout_p, score_mod, seed)
-    for name in ELSEWHERE.keys() & options.keys():
-        raise OptionError(f"attend has no argument {name!r}; write {ELSEWHERE[name]}.")
+    for name in FOREIGN_ARGUMENTS.keys() & options.keys():
+        raise OptionError(f"attend has no argument {name!r}; write {FOREIGN_ARGUMENTS[name]}.")
     if isinstance(mechanism, Mechanism):
         if options:
             raise OptionError(
@@ -137,23 +138,23 @@ def prepare(
             )
     else:
         width = hidden_states.shape[-1] if isinstance(hidden_states, Tensor) and hidden_states.dim() else None
-        module = _named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
+        module = _build_named(mechanism, options, (q.shape[1], q.shape[3], width, max(1, k.shape[2])), seed, q.device)
         if seed and SEED in options_of(mechanism):
-            seed = 0  # the module has it already
+            seed = 0  # the module was built with it
     batch = None
     if padding_mask is not None or documents is not None or cu_seqlens is not None:
         shape = (k.shape[0], k.shape[2])
-        batch = Batch.of(check_mask("padding_mask", padding_mask, k, some=True), documents_from(documents, cu_seqlens, shape))
+        batch = Batch.of(check_mask("padding_mask", padding_mask, k, refuse_zeros=True), documents_from(documents, cu_seqlens, shape))
     call = AttentionCall(
-        causal=causal, batch=batch, global_mask=check_mask("global_mask", global_mask, k), scale=scaling, dropout=dropout_p,
-        score_mod=score_mod, seed=seed, hidden_states=hidden_states,
+        causal=causal, batch=batch, global_mask=None if global_mask is None else check_mask("global_mask", global_mask, k),
+        scale=scaling, dropout=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
         grid=None if grid is None and not prefix else grid_of_argument(grid, prefix),
     )  # fmt: skip
-    _check_taken(module, q, k, call)
+    _check_supported(module, q, k, call)
     return module, call
 
 
-ELSEWHERE = {
+FOREIGN_ARGUMENTS = {
     "attn_mask": "padding_mask, (batch, key length) with True for real tokens",
     "attention_mask": "padding_mask, (batch, key length) with 1 for real tokens",
     "key_padding_mask": "padding_mask, (batch, key length) with True for real tokens, the reverse of key_padding_mask",
@@ -161,17 +162,18 @@ ELSEWHERE = {
     "scale": "scaling",
     "dropout": "dropout_p",
 }
-"""Argument of PyTorch's or transformers' attention -> the argument of :func:`attend` to write instead."""
+"""Argument of PyTorch's or transformers' attention -> the equivalent argument of :func:`attend`, for the error message."""
 KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
 """Keyword arguments of :func:`attend` that are not options of a mechanism."""
 
 
-def _check_taken(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
-    """Refuse arguments of :func:`attend` that ``mechanism`` does not use."""
+def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: AttentionCall) -> None:
+    """Raise an error for arguments of :func:`attend` that ``mechanism`` does not support."""
     name, hidden = mechanism.name, call.hidden_states
-    check_form(mechanism, call.causal, "this call")
+    if call.causal or mechanism.causal != "both":
+        check_form(mechanism, call.causal, "this call")
     if call.score_mod is not None and not mechanism.traits.takes_score_mod:
-        raise OptionError(f"Mechanism {name!r} has no scores to which score_mod could add; leave score_mod out.")
+        raise OptionError(f"Mechanism {name!r} computes no scores that score_mod could change; leave score_mod out.")
     if call.global_mask is not None and not mechanism.traits.takes_globals:
         raise MaskError(
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
@@ -221,7 +223,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, seed: Any) -> None:
-    """Raise :class:`OptionError` for an impossible value."""
+    """Raise :class:`OptionError` for an invalid value."""
     if not isinstance(causal, bool):
         raise OptionError(f"causal is {causal!r}, but must be True or False.")
     if scaling is not None and (isinstance(scaling, bool) or not (isinstance(scaling, int | float) and 0 < scaling < math.inf)):
@@ -234,33 +236,35 @@ def _check_values(causal: Any, scaling: Any, dropout_p: Any, score_mod: Any, see
         raise OptionError(f"seed is {seed!r}, but must be a whole number from 0 to {LARGEST}; for example seed=1.")
 
 
-def _named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
-    """The mechanism of this name for (heads, head_dim, hidden size, length), in eval mode.
+SIMPLE_TYPES = {type(None), bool, int, float, str}
+"""Types of option values for which a built mechanism may be cached."""
 
-    A mechanism without tensors is built once for all calls.
+
+def _build_named(name: str, options: dict[str, Any], sizes: tuple[int, int, int | None, int], seed: int, device: torch.device) -> Mechanism:
+    """The mechanism ``name`` in eval mode. Mechanisms without tensors are built once and cached.
+
+    sizes: number of heads, head_dim, hidden size and maximum length.
     """
     if seed and SEED in options_of(name):
         options = {**options, SEED: seed}
-    if not torch.compiler.is_compiling() and all(
-        value is None or isinstance(value, bool | int | float | str) for value in options.values()
-    ):
+    if not torch.compiler.is_compiling() and {*map(type, options.values())} <= SIMPLE_TYPES:
         module = without_tensors(name, *sizes, **options)
         if module is not None:
             return module
-    generator = torch.Generator().manual_seed(seed)  # of the CPU, so that parameters are the same on every device
+    generator = torch.Generator().manual_seed(seed)  # on the CPU, so that parameters are the same for every device
     module = mechanism_from(
         name, options, num_heads=sizes[0], head_dim=sizes[1], hidden_size=sizes[2], max_length=sizes[3], generator=generator
     )
     return (module.to(device) if has_tensors(module) else module).eval()
 
 
-def check_mask(name: str, mask: Tensor | None, k: Tensor, *, some: bool = False) -> Tensor | None:
-    """``mask (B, Nk)`` as bool, for keys ``k (B, H_kv, Nk, D)``.
+def check_mask(name: str, mask: Tensor | None, k: Tensor, *, refuse_zeros: bool = False) -> Tensor | None:
+    """Check ``mask (B, Nk)`` for keys ``k (B, H_kv, Nk, D)``, and return it as bool.
 
     Args:
-        some: whether a float mask must choose at least one token. All zeros may be an additive mask, where 0 means a visible token.
+        refuse_zeros: whether a float mask of zeros only is an error. It could be an additive mask, in which 0 means visible.
     Raises:
-        MaskError: a wrong shape or device, or floats other than 0 and 1. Only a float mask waits for the device.
+        MaskError: a wrong shape or device, or floats other than 0 and 1. The check of floats synchronises with the device.
     """
     if mask is None:
         return None
@@ -273,10 +277,10 @@ def check_mask(name: str, mask: Tensor | None, k: Tensor, *, some: bool = False)
         raise MaskError(f"{name} is on {mask.device} and k on {k.device}; move them to one device.")
     if mask.is_floating_point():
         chosen = mask == 1
-        if in_graph() or not bool((chosen | (mask == 0)).all()) or (some and mask.numel() and not bool(chosen.any())):
+        if in_graph() or not bool((chosen | (mask == 0)).all()) or (refuse_zeros and mask.numel() and not bool(chosen.any())):
             raise MaskError(
                 f"{name} has dtype {mask.dtype}, whose values may be added to the scores; pass booleans with True for the chosen tokens, "
-                f"for an additive mask {name}=(mask == 0)."
+                f"or for an additive mask {name}=(mask == 0)."
             )
     return mask if mask.dtype == torch.bool else mask != 0
 
@@ -285,21 +289,22 @@ def run_batch(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
     per_sequence: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Attention of a batch, in which a mechanism sees sequences that start at index 0.
+    """Attention of a batch with padding anywhere and packed documents.
 
-    The batch may have padding anywhere, and several documents in a row.
+    The mechanism itself runs on sequences that start at index 0.
 
     Args:
-        run: a function to run in place of the mechanism's ``forward``, such as its definition.
+        run: a method to call instead of the mechanism's ``forward``, such as its ``defined``.
         per_sequence: whether every sequence runs in a separate call, on any device and at any length.
     Returns:
-        ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite and mean nothing.
+        ``(B, H, Nq, D)``; gradients of an empty output are zeros. Rows of padding are finite but meaningless.
     """
-    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
-    full = None if call.causal or mechanism.shard is not None else full_of(mechanism)
+    short = bool(mechanism.options.exact_length) and not call.causal and mechanism.shard is None
+    full = full_of(mechanism) if short else None
     if full is None:
-        return by_mechanism(q, k, v, call)
+        return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
 
+    by_mechanism = functools.partial(run_mechanism, mechanism, run=run, per_sequence=per_sequence)
     run_in_full = None if run is None else getattr(full, run.__name__)
 
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -312,13 +317,14 @@ def run_mechanism(
     mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, run: AttentionFunction | None = None, *,
     per_sequence: bool = False,
 ) -> Tensor:  # fmt: skip
-    """:func:`run_batch` by the mechanism at every length, without regard to its option ``exact_length``."""
+    """:func:`run_batch` without the option ``exact_length``: the mechanism runs at every length."""
     if not torch.compiler.is_exporting() and 0 in q.shape:
         return nothing_seen(q, k, v)
     attention, order = run or mechanism, mechanism.options.order
     if order is not None:
         attention = in_order(order, attention)
-    call = call.with_term_on_grid()
+    if call.grid is not None:
+        call = call.with_term_on_grid()
     if isinstance(call.grid, tuple) and call.batch is None and mechanism.reads_grid and len(set(call.grid)) > 1 and not in_graph():
         call = call.replace(batch=Batch(torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device)))
     observed = OBSERVERS and not torch.compiler.is_compiling()
@@ -353,7 +359,7 @@ def run_mechanism(
 
 
 def _stacking(mechanism: Mechanism, causal: bool) -> Stacking | None:
-    """Which packed documents may be rows of one batch, padded on the right; ``None`` if padding counts."""
+    """How packed documents may be stacked into a right-padded batch. ``None`` if padding affects the mechanism."""
     if not mechanism.handling.ignores_padding:
         return None
     stacking, size = Stacking(most_calls=1) if needs_whole_batch(mechanism) else Stacking(), mechanism.traits.documents_by_block

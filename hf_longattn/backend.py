@@ -1,8 +1,8 @@
 """The attention function and the mask function that transformers knows as ``longattn``.
 
-A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention; it hands q, k, v to the
-mechanism ``module.long_attention`` (set by the Long* classes or by :func:`hf_longattn.enable_long_attention`). :func:`longattn_mask` keeps
-the two-dimensional padding mask as it is, so that nothing of size N×N is built.
+A model's attention modules call :func:`longattn_attention_forward` in place of scaled_dot_product_attention. The function passes q, k, v to
+the mechanism ``module.long_attention``, which the Long* classes or :func:`hf_longattn.enable_long_attention` set. :func:`longattn_mask`
+keeps the padding mask two-dimensional, so that nothing of size N×N is built.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import StaticLayer
 
 from .attend import run_batch
+from .documents import batch_of_mask, documents_from, documents_in_mask
 from .engines.common.accelerator import accelerated
-from .engines.common.batch import Batch, batch_of_mask, cached_on, documents_from, documents_in_mask, for_one_pass, in_graph
+from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
 from .engines.common.call import AttentionCall
 from .engines.common.dense import fused_attention, repeat_heads
 from .engines.common.derivatives import func_transforms, values_mapped
-from .engines.common.exact import by_length_sharded
 from .engines.common.grid import RUNNING_GRID, Grid
 from .engines.common.paths import OBSERVERS, PathChoice, notify, running
 from .engines.common.score_terms import ScoreMod, as_term, device_scalar
-from .engines.common.shards import Shard
 from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
+from .mechanisms.common.exact import by_length_sharded
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.short_texts import exact_length_of, for_length, full_of
 from .mechanisms.common.summaries import FEW_QUERIES
@@ -42,6 +42,7 @@ from .memory import AttentionCacheLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .naming import BACKEND
 from .private_apis import warn_missing
+from .sharding import Shard
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
@@ -51,11 +52,11 @@ STATIC_LAYER = "long_static_layer"
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"
-"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()`` uses the call's own."""
+"""The keyword for ``(key, value)`` of detached hidden states, for mechanisms that stop gradients; ``()`` means the call's own."""
 PROJECT_ONLY = "project_only"
-"""The keyword for a list. The attention function appends its keys and values to the list and does not attend."""
+"""The keyword for a list. The attention function then appends its keys and values to the list instead of attending."""
 COLLECT_WEIGHTS = "attention_weights"
-"""The keyword that requests attention weights. Layers that are recomputed for the backward pass cannot see the collector."""
+"""The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the collector."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
 STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None] = ContextVar("streamed keys", default=None)
@@ -65,7 +66,7 @@ LAYER_INDEX = "long_layer"
 PADDING_SCORE = -10_000.0
 """Scores at or below this value mark padding in an additive mask. MarkupLM adds exactly this; the softmax weight in fp32 is zero."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
-"""Keywords for the documents of a packed row: ours, and those of state-space models and FlashAttention."""
+"""Keywords for the documents of a packed row: ours, that of state-space models and that of FlashAttention."""
 UNSUPPORTED_KEYWORDS = ("s_aux",)
 """Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
 ADDITIONAL_KEYWORDS = DOCUMENTS.union(
@@ -309,10 +310,10 @@ def _attend_static(
     kwargs: dict[str, Any],
 ) -> Tensor | None:
     """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache.
-    Its shapes do not depend on the number of tokens. ``None`` if a call over the filled slots alone costs less, or is the only way.
+    Its shapes do not depend on the number of tokens. ``None`` if a call over the filled slots costs less, or is the only possible one.
 
     Raises:
-        BackendError: in a graph, which has no other way, if the mechanism does not attend by rows of its mask.
+        BackendError: in a graph, where no other call is possible, if the mechanism has no step over rows of its mask.
     """
     layer: StaticLayer = kwargs[STATIC_LAYER]
     q_len, kv_len = query.shape[2], key.shape[2]
@@ -385,7 +386,7 @@ def _filled(layer: StaticLayer, query: Tensor, key: Tensor, value: Tensor, mask:
 def _sharded(
     mechanism: Mechanism, shard: Shard, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, kwargs: dict[str, Any]
 ) -> Tensor:
-    """The output ``(B, Nq, H, D)`` of this process's tokens. The shard has padding, documents, globals."""
+    """The output ``(B, Nq, H, D)`` of this process's tokens. The shard holds padding, documents and global tokens."""
     if func_transforms():
         raise DerivativeError(
             "Processes exchange tokens in autograd only, which torch.func and forward-mode AD cannot follow; call the model outside of "
@@ -483,19 +484,21 @@ def documents_of(kwargs: dict[str, Any], shape: tuple[int, int]) -> Tensor | Non
     Raises:
         MaskError: the numbers or offsets do not fit the tokens.
     """
-    if (documents := kwargs.get("documents")) is None:
-        documents = kwargs.get("seq_idx")
-    offsets = kwargs.get("cu_seq_lens_q") if documents is None else None
-    return documents_from(documents if isinstance(documents, Tensor) else None, offsets if isinstance(offsets, Tensor) else None, shape)
+    documents = kwargs.get("documents")
+    documents = kwargs.get("seq_idx") if documents is None else documents
+    if documents is not None:
+        return documents_from(documents, None, shape) if isinstance(documents, Tensor) else None
+    offsets = kwargs.get("cu_seq_lens_q")
+    return documents_from(None, offsets, shape) if isinstance(offsets, Tensor) else None
 
 
 def _with_documents(
     mechanism: Mechanism, batch: Batch | None, dense_mask: Tensor | None, shape: tuple[int, int], causal: bool, kwargs: dict[str, Any]
 ) -> tuple[Batch | None, Tensor | None]:
-    """The batch with its documents, and the mask unless the documents express all of it.
+    """The batch with its documents, and the mask unless the documents replace it completely.
 
     Raises:
-        MaskError: documents do not fit the tokens, or only a mask keeps them apart and the mechanism needs more.
+        MaskError: documents do not fit the tokens, or only a mask separates them, which is not enough for the mechanism.
     """
     if dense_mask is not None and not in_graph():
         documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
@@ -519,12 +522,12 @@ def _with_documents(
 
 
 def takes_masked_documents(mechanism: Mechanism, length: int, causal: bool) -> bool:
-    """Whether a mask over pairs keeps documents apart. It does if only distances and contents matter."""
+    """Whether a mask over pairs is enough to separate documents. It is if outputs depend only on distances and contents."""
     return mechanism.traits.takes_score_mod and (not mechanism.handling.position_dependent or mechanism.covers(length, causal))
 
 
 def packing_refused(mechanism: Mechanism) -> str:
-    """The message for documents that only a mask keeps apart, if ``mechanism`` needs more."""
+    """The error message for documents that only a mask separates, if that is not enough for ``mechanism``."""
     return (
         "Several documents are packed into one row and kept apart by a mask alone (a compiled graph, or a four-dimensional attention_mask "
         f"that does more), but mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole row; pass "
@@ -561,7 +564,7 @@ def _score_mod(
     change = None if isinstance(bias, Tensor) else bias
     if mask is None and softcap is None and change is bias:
         return change
-    inner = None if change is None else as_term(change).written_out  # built once, not where an engine recomputes
+    inner = None if change is None else as_term(change).written_out  # built once, because engines may call it repeatedly
     tensor_terms = [term for term in (mask, bias) if isinstance(term, Tensor)]
 
     def score_mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:

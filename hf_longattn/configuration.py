@@ -16,7 +16,7 @@ Layers = str | Sequence[Any] | Mapping[Any, Any]
 
 
 class LongAttentionConfig:
-    """A default mechanism, mechanisms that layers take in turn, and overrides for single layers.
+    """A default mechanism, mechanisms that layers use in turn, and overrides for single layers.
 
         LongAttentionConfig("longformer", window=512)
         LongAttentionConfig("window", window=512, layers={0: {"window": 64}, 11: {"mechanism": "full"}})
@@ -78,7 +78,7 @@ class LongAttentionConfig:
         return LongAttentionConfig(**given({"mechanism": self.mechanism, **self.options}), layers=layers or None)
 
     def same_layers(self, other: LongAttentionConfig, num_layers: int) -> bool:
-        """Whether each of the first ``num_layers`` layers has the same mechanism with the same options in force."""
+        """Whether each of the first ``num_layers`` layers has the same mechanism with the same options, defaults included."""
         pairs = ((self.for_layer(layer), other.for_layer(layer)) for layer in range(num_layers))
         return all(a[0] == b[0] and check_options(*a) == check_options(*b) for a, b in pairs)
 
@@ -106,7 +106,7 @@ class LongAttentionConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | LongAttentionConfig | None) -> LongAttentionConfig:
-        """Build from a mapping (or return a configuration as it is; ``None`` gives the default)."""
+        """Build from a mapping. A configuration is returned unchanged; ``None`` gives the default."""
         if values is None:
             return cls()
         if isinstance(values, LongAttentionConfig):
@@ -116,7 +116,7 @@ class LongAttentionConfig:
         return cls(**values)
 
     def table(self, num_layers: int) -> str:
-        """One line per run of equal layers, with every option in force. Options that are None are left out."""
+        """One line per run of equal layers, with all options, defaults included. Options that are None are left out."""
         rows: list[tuple[int, int, str]] = []
         for index in range(num_layers):
             name, options = self.for_layer(index)

@@ -196,7 +196,7 @@ def visible(text: str) -> str:
 
 
 def in_one_line(text: str) -> str:
-    """A text in one line, for names and values in tables and cards. In a card, a line break could begin a heading."""
+    """``text`` in one line, for names and values in tables and cards. In a card, a line break could begin a heading."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -251,7 +251,7 @@ def encoding_sentence(what: object, error: UnicodeDecodeError) -> str:
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:
-    """Different names in order: "a, b, c, d and 5 others"."""
+    """Different names, sorted, as "a, b, c, d and 5 others"."""
     names = sorted(set(names))
     return ", ".join(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} others"
 
@@ -291,7 +291,7 @@ def check_registration(what: str, name: str, cls: Any, base: type, known: type |
         known: the class that has the name already.
 
     Raises:
-        RegistrationError: not derived from `base`, without one of its methods, or the name is taken.
+        RegistrationError: ``cls`` does not derive from ``base``, lacks one of its methods, or has a name that is taken.
     """
     here = f"The {what} {name!r} ({defined_at(cls)})"
     if not (isinstance(cls, type) and issubclass(cls, base)):

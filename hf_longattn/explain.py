@@ -1,4 +1,4 @@
-"""The path that each layer of a model runs, and the reasons against faster ones."""
+"""The engine path that each attention layer of a model runs, and why paths of higher priority do not."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ class LayerPath:
 
     layer: name of the attention module in the model.
     mechanism: its registered name.
-    path: the engine's path, such as ``cpu-band``, or how the batch was passed to it, such as ``split``.
-    reason: why each path of higher priority did not run, or that this path has the highest. Then, if a GPU never ran or timed the path, so
-        it says.
+    path: the engine's path, such as ``cpu-band``, or the layout of the batch, such as ``split``.
+    reason: why each path of higher priority did not run, or :data:`FIRST_CHOICE`; then what was not yet verified on a GPU, if anything.
     """
 
     layer: str
@@ -36,17 +35,17 @@ class LayerPath:
 
 
 class Explanation(list[LayerPath]):
-    """The paths of all layers, in the order in which they ran. Prints as a table, with equal layers as one line."""
+    """The paths of all layers, in the order in which they ran. Printed as a table with one line for equal layers."""
 
     def __str__(self) -> str:
         lines: dict[tuple[tuple[str, str, str], ...], list[str]] = {}
-        for layer, group in itertools.groupby(self, lambda answer: answer.layer):
-            lines.setdefault(tuple((answer.mechanism, answer.path, answer.reason) for answer in group), []).append(layer)
+        for layer, group in itertools.groupby(self, lambda entry: entry.layer):
+            lines.setdefault(tuple((entry.mechanism, entry.path, entry.reason) for entry in group), []).append(layer)
         rows = [COLUMNS]
-        for answers, layers in lines.items():
+        for cells, layers in lines.items():
             name = layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
-            for number, answer in enumerate(answers):
-                rows.append((name if number == 0 else "", *answer))
+            for number, row in enumerate(cells):
+                rows.append((name if number == 0 else "", *row))
         widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
 
@@ -56,15 +55,14 @@ def explain(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> Explanation
 
         print(hf_longattn.explain(model, tokenizer(texts, return_tensors="pt", padding=True)))
 
-    For a model of pictures: ``explain(model, image_processor(pictures, return_tensors="pt"))``. ``HF_LONGATTN_LOG=paths`` logs the same
-    while a program runs.
+    For an image model: ``explain(model, image_processor(images, return_tensors="pt"))``. ``HF_LONGATTN_LOG=paths`` logs the paths while a
+    program runs.
 
     Args:
-        model: a Long model, a model changed by :func:`hf_longattn.enable_long_attention`, or another model that contains a mechanism.
-        inputs: the keyword arguments of its ``forward``, or its main input alone: ``input_ids``, or ``pixel_values`` for a model of
-            pictures.
+        model: a Long model, a model after :func:`hf_longattn.enable_long_attention`, or another model that contains mechanisms.
+        inputs: the keyword arguments of its ``forward``, or only its main input: ``input_ids``, or ``pixel_values`` for images.
     Returns:
-        One entry per layer and distinct path. ``print`` shows a table.
+        One entry per layer and distinct path. ``print`` shows it as a table.
     Raises:
         BackendError: no mechanism ran.
     """

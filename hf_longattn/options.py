@@ -22,7 +22,7 @@ ORDER = "order"
 RELATIVE = "relative"
 """Option of every mechanism over scores: relative positions, see :mod:`hf_longattn.positions.relative`."""
 EXACT_LENGTH = "exact_length"
-"""Option of every mechanism with a bidirectional form: the longest text that is attended in full, in tokens."""
+"""Option of every mechanism with a bidirectional form: the maximum length for full attention, in tokens."""
 
 MAX_LENGTH, SEED = "max_length", "seed"
 """Options that are also arguments of build_mechanism or attend. The argument sets the option."""
@@ -113,15 +113,15 @@ class Options:
         default=None,
         kw_only=True,
         metadata={
-            "help": "longest text that is attended in full, as by the source of a converted encoder; longer texts, decided one by one, are "
-            "attended by the mechanism",
+            "help": "maximum length for full attention, as in the source of a converted encoder; each longer text is attended by the "
+            "mechanism",
             "unit": "tokens",
             "least": 0,
         },
     )
 
     def check(self) -> None:
-        """Raise :class:`OptionError` for conditions beyond :func:`option`, such as values that do not fit together."""
+        """Raise :class:`OptionError` for values that are impossible together, which :func:`option` cannot express."""
 
     @classmethod
     def infos(cls) -> tuple[OptionInfo, ...]:

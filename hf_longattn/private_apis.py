@@ -1,9 +1,9 @@
 """The table of every private name of other libraries that this package uses, and its look-up.
 
-A private name can change with any version of its library. So each is in :data:`PRIVATE_APIS`, and no module's import fails without it: a
-missing name gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`) or, where results stay correct, a warning
+A private name can change with any version of its library. Each one is therefore in :data:`PRIVATE_APIS`, and a missing name breaks no
+import: it gives a :class:`BackendError` on use (:func:`look_up`, :func:`missing`), or a warning if results stay correct
 (:func:`warn_missing`). The function that uses a name is in the module that needs it. Private methods that our subclasses override are in
-those subclasses. ``tests/test_private_apis.py`` finds no other private name in the package, finds each name in the versions of
+those subclasses. ``tests/test_private_apis.py`` checks that the package uses no other private name, finds each name in the versions of
 :data:`TESTED`, and removes each name to check the message.
 """
 
@@ -99,7 +99,7 @@ def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
     """The object of the API ``name``.
 
     Args:
-        which: its place among the names of the API.
+        which: index among the names of the API.
         when_called: whether a missing function is replaced by one that raises, rather than raising now.
 
     Raises:
@@ -124,7 +124,7 @@ def missing(name: str) -> BackendError:
 
 
 def warn_missing(name: str) -> None:
-    """Warn once per process that the API ``name`` is missing, where results stay correct."""
+    """Warn once per process that the API ``name`` is missing. For cases in which results stay correct."""
     if name not in _warned:
         _warned.add(name)
         logger.warning(sentence(name))

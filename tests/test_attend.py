@@ -39,7 +39,7 @@ Q = torch.randn(2, 4, 10, 8)
         (
             lambda: build_mechanism("full", num_heads=4, head_dim=8).weights(torch.zeros(1, 4, 5000, 8), torch.zeros(1, 4, 5000, 8)),
             LengthError,
-            "up to 4096",
+            "at most 4096",
         ),
     ],
 )

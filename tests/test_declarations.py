@@ -20,18 +20,6 @@ from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import USUAL, answer_early, parse_arguments
 from tests.warm import run_fresh
 
-COMPARE = """
-from hf_longattn.declarations import FILE
-from scripts.dev.tools.declared import declarations
-
-print(declarations() == FILE.read_text(encoding="utf-8"))
-"""
-
-
-def test_the_file_says_what_the_classes_say(repository: Path) -> None:
-    done = run_fresh("-c", COMPARE, cwd=repository)
-    assert done.stdout == "True\n", f"type: make docs\n{done.stderr}"
-
 
 @pytest.fixture(scope="module")
 def early(repository: Path) -> dict[str, Any]:

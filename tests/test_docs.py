@@ -199,7 +199,7 @@ def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch
 
 def test_pictures_of_any_mode_are_read_in_colour() -> None:
     """A grey or a transparent picture has another number of channels than models read."""
-    texts = {path: path.read_text(encoding="utf-8") for path in (*DOCUMENTS, ROOT / "hf_longattn/hub/usage.py")}
+    texts = {path: path.read_text(encoding="utf-8") for path in (*DOCUMENTS, ROOT / "hf_longattn/hub/usage.jinja")}
     opened = {path.name: re.findall(r'Image\.open\(\w*"?[^)]*\)(?:\.convert\("RGB"\))?', text) for path, text in texts.items()}
     plain = {name: calls for name, found in opened.items() if (calls := [call for call in found if not call.endswith('("RGB")')])}
     assert not plain

@@ -13,8 +13,7 @@ import torch
 
 from hf_longattn import attend, build_mechanism, explain, list_mechanisms
 from hf_longattn.attend import run_batch
-from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.common.paths import GPU_RECORD, OBSERVERS, PathChoice, observe
 from hf_longattn.engines.cuda import flex_kernel
 from hf_longattn.engines.cuda.flex_kernel import NoKernel

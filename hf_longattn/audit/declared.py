@@ -18,21 +18,21 @@ from ..configuration import LongAttentionConfig
 from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
-from ..engines.common.token_order import token_order
 from ..errors import checkpoint_errors
 from ..inputs.sound import audio_family, sound_model
 from ..loading import new_model
 from ..mechanisms import Mechanism
-from ..mechanisms.common.locality import only_locality
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.short_texts import for_length
+from ..mechanisms.common.token_order import token_order
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import enable_long_attention
+from ..sharding import only_locality
 from .inputs import AuditInputs, AuditPictures, AuditSounds, Mixing
 
 PAIRS_IN_MEMORY = 1 << 22

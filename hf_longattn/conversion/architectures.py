@@ -316,7 +316,9 @@ def generic_hint(source: Source) -> str:
         return "which has no Long classes, and needs none: it attends within windows, so larger pictures already cost little"
     if why and "s_aux" in why:
         return f"which has no Long classes, not even with --generic, since {why}"
-    return f"which has no Long classes{f', since {why}' if why else ''}; --generic adds mechanisms to its plain class"
+    if why:
+        return f"which has no Long classes, since {why}; --generic may add mechanisms to its plain class"
+    return "which has no Long classes; --generic adds mechanisms to its plain class"
 
 
 def _class_of(source: Source) -> type[PreTrainedModel] | None:

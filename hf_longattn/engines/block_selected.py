@@ -12,9 +12,8 @@ from torch import Tensor
 
 from .common.batch import in_graph
 from .common.byte_cache import BYTE_CACHE
-from .common.call import AttentionCall, GatherTile, mark_static, rows_of
-from .common.context import DispatchContext
-from .common.dense import repeat_heads, same_dtype, unit_stride
+from .common.call import AttentionCall, DispatchContext, GatherTile, rows_of
+from .common.dense import repeat_heads, same_dtype
 from .cpu.softmax import attend_parts
 from .cuda import fla
 from .cuda.flex_blocks import flex_block_selected
@@ -47,20 +46,14 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
         return out
     k, v, chosen = (repeat_heads(x, heads) for x in (k, v, chosen))
     if path == "cpu-blocks":
-        q, k, v = (unit_stride(x) for x in same_dtype(q, k, v))
+        q, k, v = same_dtype(q, k, v)
         numbers = block_size, int(call.causal)
         return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers)
-    key = "own blocks", length, block_size, call.causal, q.device
-    parts = [*BYTE_CACHE.get(key, lambda: own_blocks(length, block_size, call.causal, q.device))]
+    rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
+    parts = [GatherTile(rows, rows, causal=call.causal, fixed=True)]
     if chosen.shape[3]:
         parts += selected_block_tiles(chosen, -(-length // block_size), block_size, length, min(MAX_ROW_QUERIES, block_size))
     return gathered_attention(q, k, v, parts, call)
-
-
-def own_blocks(length: int, block_size: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-    """The tile in which every query attends to its own block."""
-    rows = rows_of(length, block_size, device)
-    return mark_static([GatherTile(rows, rows, causal=causal)])
 
 
 def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: int, rows: int) -> list[GatherTile]:
@@ -72,8 +65,8 @@ def selected_block_tiles(chosen: Tensor, blocks: int, block_size: int, length: i
         block_size: block m holds the keys ``m * block_size …``, below ``length``.
         rows: queries per row of a tile.
     Returns:
-        At most K tiles, since a tile lists a query at most once. Tile j pairs each query with its j-th block in ascending order.
-        So a tile covers few different blocks, and few of its rows are partly empty.
+        At most K tiles, since a tile lists a query at most once. Tile j has each query's j-th block in ascending order. So a tile covers
+        few different blocks, and few of its rows are partly empty.
     """
     batch, heads, count, ranks = chosen.shape
     chosen = torch.where(chosen < 0, blocks, chosen).sort(-1).values.permute(3, 0, 1, 2)  # (K, B, H, N)

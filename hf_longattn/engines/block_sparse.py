@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from .common import accelerator
-from .common.call import AttentionCall, Pattern, without_padding
-from .common.context import DispatchContext
-from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype, unit_stride
+from .common.call import AttentionCall, DispatchContext, Pattern, without_padding
+from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .common.document_rows import Stacking
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
 from .cpu.dropout import dropout_of, drops_in_tiles
-from .cpu.flash import kept_mask, masked_attention
+from .cpu.flash import cached_mask, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
 from .cuda.flex import flex_band
@@ -28,9 +27,9 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
     Args:
         q, k, v: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``; the queries are the last Nq positions.
-        call: its global mask counts only if the pattern has globals. Causality comes from the pattern.
+        call: ``causal`` is taken from the pattern instead. ``global_mask`` is ignored if the pattern has no globals.
     Returns:
-        ``(B, H, Nq, D)``. Rows of padding are finite and mean nothing.
+        ``(B, H, Nq, D)``. Rows of padding are finite but meaningless.
     """
     device, q_len, kv_len = q.device.type, q.shape[2], k.shape[2]
     if torch.is_autocast_enabled(device):
@@ -45,16 +44,16 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     out, path = try_path("band", context, kernels)
     if out is not None:
         return out
-    if path not in ("cpu-band", "cpu-distances"):  # these skip outer padding themselves
+    if path not in ("cpu-band", "cpu-distances"):  # these paths skip outer padding themselves
         q, k, v, call = without_padding(q, k, v, call)
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-    if path != "cpu-distances":
+    if path != "cpu-distances" and call.score_mod is not None:
         call = call.written_out()
     if path == "dense":
         return dense_attention(q, k, v, call)
     if path == "dense-masked":
-        mask = kept_mask(q_len, kv_len, pattern, call, q.dtype) if device == "cpu" else None
+        mask = cached_mask(q_len, kv_len, pattern, call, q.dtype) if device == "cpu" else None
         if mask is not None:
             return masked_attention(q, k, v, mask, pattern.causal and q_len == kv_len, call.scale)
         return dense_attention(q, k, v, call, mask_mod=pattern.visible_mod(global_mask))
@@ -62,12 +61,19 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
         return blockwise_attention(q, k, v, pattern, call)
     if path == "cpu-distances" and (term := call.term.by_distance(q, k)) is not None:
         return distance_attention(q, k, v, term, pattern, call)
-    table, ahead, *places = call.term.for_band()
+    table, ahead, *places = (None, 0, None, None) if call.score_mod is None else call.term.for_band()
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
-    q, k, v = (unit_stride(x) for x in (q, k, v))
     learned = () if table is None else (table,)
     return attend_parts(
-        "band", q, k, v, call.scale_for(q.shape[-1]), learned, (call.key_mask, global_mask, *places), numbers, dropout_of(call)
+        "band",
+        q,
+        k,
+        v,
+        call.scale_for(q.shape[-1]),
+        learned,
+        (call.key_mask, global_mask, *places),
+        numbers,
+        dropout_of(call) if call.dropout else (0.0, 0),
     )
 
 
@@ -77,7 +83,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall
 
 
 def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    """Band attention of packed documents: one flash-attention call with their offsets, or :func:`attend_per_sequence`."""
+    """Band attention within packed documents: one flash-attention call, or :func:`attend_per_sequence`."""
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=q.dtype, features=q.shape[3], stacking=Stacking())
     out, path = try_path("documents under a band", context, {"flash": functools.partial(flash_band, q, k, v, pattern, call)})
     if out is not None:
@@ -90,13 +96,13 @@ def _of_documents(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Atten
 
 
 def documents_are_one_call(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether one operator call computes full attention within every packed document."""
+    """Whether a single kernel call computes full attention within all packed documents."""
     context = DispatchContext.of(q, k, call, dtype=dtype_in_attention(q), features=q.shape[3])
     return first_path("packed bands", context)[0] == "packed"
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: bool = False) -> Tensor:
-    """Softmax attention over all keys. Score terms take no N×N memory if a fused kernel can add them.
+    """Softmax attention over all keys. If a fused kernel supports the score term, memory is linear in N.
 
     cross: whether queries and keys come from different sequences.
     """
@@ -108,7 +114,7 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
 
 
 def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether to try the flash-attention operator for a batch with padding or documents. It needs no N×N mask."""
+    """Whether to try the flash-attention operator for padding or documents, since it needs no N×N mask."""
     if call.batch is None or call.score_mod is not None or not accelerator.accelerated(q):
         return False
     pattern, dtype = Pattern.everything(call.causal), dtype_in_attention(q)
@@ -117,17 +123,18 @@ def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
 
 
 def _in_tiles(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether the CPU's tiles draw the dropout of this call."""
+    """Whether the CPU's tiled engines draw the dropout of this call."""
     return bool(call.dropout) and drops_in_tiles(DispatchContext.of(q, k, call))
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:
-    """The cached mask of one dense call on the CPU, for rows like ``x (B, H, N, D)`` without padding. ``None`` if another path is faster.
+    """The cached mask for a dense call on the CPU. ``None`` if the band would run by another path.
 
     Args:
-        tokens: mask ``(1, N)`` of the global tokens, if any.
+        x: ``(B, H, N, D)``, queries or keys without padding.
+        tokens: ``(1, N)`` bool, True = global token; ``None`` without global tokens.
     """
     length, call = x.shape[2], AttentionCall(pattern.causal, global_mask=tokens if pattern.has_globals else None)
     context = DispatchContext.of(x, x, call, pattern=pattern, dtype=x.dtype, features=x.shape[3])
     dense = x.device.type == "cpu" and first_path("band", context)[0] == "dense-masked"
-    return kept_mask(length, length, pattern, call, x.dtype) if dense else None
+    return cached_mask(length, length, pattern, call, x.dtype) if dense else None

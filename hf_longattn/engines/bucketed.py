@@ -1,20 +1,323 @@
-"""The bucketed engine: attention of tokens that meet in rounds of buckets. Each round is one tile of the gathered engine."""
+"""The bucketed engine: tokens meet in rounds of buckets. Each round is one tile of the gathered engine.
+
+In each round, a token has one bucket as a key and one as a query. The real keys are sorted by (bucket, position), so each key has a *place*
+0 … n-1. A query has the place that its (bucket, position) would have. In each round it sees one run of places:
+
+    :class:`ChunkRounds`    the sorted keys are cut into chunks; a query sees its chunk and neighbouring chunks, in a circle
+    :class:`RecentRounds`   the last w keys of its bucket at or before it; later tokens never change these
+
+Sorted queries with nearly the same run form a row. The cost is N·(size of the run), whatever the sizes of buckets: an empty bucket makes
+no empty row, and a large bucket makes no long row. Padding is sorted to the end and never seen.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
 from torch import Tensor
 
-from .common.bucket_tiles import Rounds
-from .common.call import AttentionCall
-from .gathered import gathered_attention
+from .common.accelerator import accelerated
+from .common.batch import DocumentLabels, graph_property
+from .common.call import GatherTile, inverse_permutation
+
+MAX_ROW_QUERIES = 128
+"""Maximum queries per row."""
 
 
-def attend_rounds(q: Tensor, k: Tensor, v: Tensor, rounds: Rounds, count_duplicates: bool, call: AttentionCall) -> Tensor:
-    """Softmax attention of every query over the keys it meets in ``rounds``: ``(B, H, N, D)``. Zeros where a query meets none.
+@dataclasses.dataclass(frozen=True)
+class Sorted:
+    """Tokens sorted by (bucket, position) in every round. All tensors are ``(B, H, R, N)``.
+
+    codes: bucket · N + position in ascending order, padding last.
+    order: the token at each place.
+    """
+
+    codes: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, buckets: Tensor, num_buckets: int, real: Tensor | None, first: int = 0) -> Sorted:
+        """Sort ``buckets (B, H, R, N)`` with ``real (B, N)``; tokens before ``first`` are treated as padding."""
+        length = buckets.shape[-1]
+        if accelerated(buckets) and (num_buckets + 1) * length < 1 << 31:  # a GPU sorts int32 in half the time
+            buckets = buckets.int()
+        position = torch.arange(length, device=buckets.device, dtype=buckets.dtype)
+        if first or real is not None:
+            outside = position < first
+            if real is not None:
+                outside = outside | ~real[:, None, None, :]
+            buckets = torch.where(outside, num_buckets, buckets)
+        return cls(*torch.add(position, buckets, alpha=length).sort(-1))
+
+    @property
+    def places(self) -> Tensor:
+        """The place of each token."""
+        return inverse_permutation(self.order)
+
+
+class Rounds(ABC):
+    """The visible keys of every query per round, and the gathered engine's tiles for them."""
+
+    limits_rows: ClassVar[bool] = False
+    """Whether some queries of a row see only a part of the row's run."""
+
+    def __init__(
+        self, query_buckets: Tensor, key_buckets: Tensor, num_buckets: int, *, real: Tensor | None, q_len: int, size: int, shared: bool
+    ) -> None:
+        """
+        Args:
+            query_buckets, key_buckets: ``(B, H, R, N)`` int64, below ``num_buckets``; only the last ``q_len`` query buckets are used.
+            real: ``(B, N)`` bool, True = real token.
+            size: tokens in a chunk, or in the run of earlier keys.
+            shared: queries and keys are the same vectors: equal buckets, and a token does not see itself.
+        """
+        self.size, self.shared, self.num_buckets = size, shared, num_buckets
+        self.count, self.length = key_buckets.shape[-2:]
+        self.first = self.length - q_len
+        self.keys = Sorted.of(key_buckets, num_buckets, real)
+        same = shared and self.first == 0
+        self.queries = self.keys if same else Sorted.of(query_buckets, num_buckets, real, self.first)
+        number: dict[str, Any] = {"device": key_buckets.device, "dtype": self.keys.codes.dtype}
+        if real is None:
+            self.real = torch.full((1, 1, 1, 1), self.length, **number)
+        else:
+            self.real = real.sum(-1, dtype=number["dtype"]).view(-1, 1, 1, 1)
+        # If queries and keys have the same order, a row is `size` consecutive places. Otherwise it ends earlier where a new run begins.
+        self.aligned = same and size <= MAX_ROW_QUERIES
+        self.row = size if self.aligned else max(1, min(size, MAX_ROW_QUERIES) // 2)
+        self.place()
+
+    @graph_property
+    def key_places(self) -> Tensor:
+        """The place of each token among the keys."""
+        return self.keys.places
+
+    def by_token(self, x: Tensor) -> Tensor:
+        """``x (B, H, R, N)`` by position, from values in the order of the sorted queries."""
+        return torch.empty_like(x).scatter_(-1, self.queries.order, x)
+
+    @abstractmethod
+    def place(self) -> None:
+        """Find the run of every sorted query."""
+
+    @property
+    @abstractmethod
+    def groups(self) -> Tensor:
+        """A number for every sorted query, ``(B, H, R, N)``, never descending. Queries of a row have equal numbers."""
+
+    @abstractmethod
+    def run(self, group: Tensor) -> Tensor:
+        """Key places ``(B, H, R, rows, Tk)`` for the rows' ``group (B, H, R, rows)``. Places below 0 or past the last key are empty."""
+
+    @abstractmethod
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """Whether queries see keys in ``round``, for positions ``queries (B, H, rows, Tq)`` and ``keys (B, H, rows, Tk)``."""
+
+    @abstractmethod
+    def sees_none(self) -> Tensor | None:
+        """Whether a query sees no key in a round, ``(B, H, R, N)`` bool by position, arbitrary where there is no query. ``None`` if all
+        queries see a key."""
+
+    def parts(self, count_duplicates: bool = False, outside: tuple[int, int] | None = None) -> tuple[GatherTile, ...]:
+        """One tile per round, with the rule ``outside``. Pairs of earlier rounds are left out, unless ``count_duplicates``."""
+        queries, group = self._rows()
+        places = self.run(group)
+        keys = self.keys.order.gather(-1, places.clamp(0, self.length - 1).flatten(-2)).view(places.shape)
+        keys = torch.where((places >= 0) & (places < self.real[..., None]), keys, -1)
+        outside = (0, 0) if self.shared and outside is None else outside
+        tiles = []
+        for r in range(queries.shape[2]):
+            rows, columns = queries[:, :, r], keys[:, :, r]
+            bias = self.meets(r, rows, columns) if self.limits_rows else None
+            for earlier in range(0 if count_duplicates else r):
+                new = ~self.meets(earlier, rows, columns)
+                bias = new if bias is None else bias & new
+            tiles.append(GatherTile(rows, columns, outside=outside, bias=bias))
+        return tuple(tiles)
+
+    def no_visible_key(self) -> Tensor | None:
+        """Whether a query sees no key in any round, ``(B, H, N)`` bool by position. ``None`` if all queries see a key."""
+        alone = self.sees_none()
+        return None if alone is None else alone.all(2)
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Queries in rows ``(B, H, R, rows, row)`` and the group of each row ``(B, H, R, rows)``. An empty slot is -1."""
+        order, size = self.queries.order, self.row
+        queries = torch.where(self.queries.codes < self.num_buckets * self.length, order, -1)
+        if self.aligned:
+            stretches = -(-self.length // size)
+            queries = torch.nn.functional.pad(queries, (0, stretches * size - self.length), value=-1)
+            return queries.unflatten(-1, (stretches, size)), torch.arange(stretches, device=order.device).expand(*order.shape[:3], -1)
+        groups = -(-self.length // self.size)
+        return rows_by_group(queries, self.groups.clamp(0, groups - 1), groups, self.length - self.first, size)
+
+
+class ChunkRounds(Rounds):
+    """Sorted keys in chunks of ``size``. A query sees its chunk and, in a circle, ``before`` chunks before it and ``after`` after it."""
+
+    def __init__(self, *args: Any, before: int = 1, after: int = 0, **kwargs: Any) -> None:
+        self.before, self.after = before, after
+        super().__init__(*args, **kwargs)
+
+    def place(self) -> None:
+        self.chunks = (self.real + self.size - 1) // self.size
+
+    @graph_property
+    def key_chunks(self) -> Tensor:
+        return self.key_places // self.size
+
+    @graph_property
+    def groups(self) -> Tensor:
+        last = (self.real - 1).clamp(min=0)
+        return (
+            torch.searchsorted(self.keys.codes, self.queries.codes, out_int32=self.keys.codes.dtype == torch.int32).minimum(last)
+            // self.size
+        )
+
+    @graph_property
+    def query_chunks(self) -> Tensor:
+        return self.key_chunks if self.aligned else self.by_token(self.groups)
+
+    def neighbours(self, chunk: Tensor, chunks: Tensor) -> Tensor:
+        """The chunks that queries of ``chunk`` see, ``(..., 1 + before + after)``; -1 where there are fewer chunks."""
+        offset = torch.arange(-self.before, self.after + 1, device=chunk.device)
+        near = (chunk[..., None] + offset) % chunks[..., None].clamp(min=1)
+        return torch.where(offset + self.before < chunks[..., None], near, -1)
+
+    def run(self, group: Tensor) -> Tensor:
+        near = self.neighbours(group, self.chunks)
+        inside = torch.arange(self.size, device=group.device)
+        return torch.where(near >= 0, near * self.size, -self.length - self.size)[..., None].add(inside).flatten(-2)
+
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        narrow = torch.int16 if self.length // self.size < 32000 else torch.int32
+        home = taken(self.query_chunks[:, :, round], queries)
+        there = taken(self.key_chunks[:, :, round], keys).to(narrow)[..., None, :]
+        near = self.neighbours(home, self.chunks).to(narrow)
+        met = there == near[..., :1]
+        for t in range(1, near.shape[-1]):
+            met = met | (there == near[..., t : t + 1])
+        return met
+
+    def sees_none(self) -> Tensor | None:
+        if not self.shared:
+            return None  # no chunk is empty
+        near = self.neighbours(self.query_chunks, self.chunks)
+        filled = (self.real[..., None] - near * self.size).clamp(max=self.size)
+        return torch.where(near >= 0, filled, 0).sum(-1) <= 1
+
+
+class RecentRounds(Rounds):
+    """The last ``size`` keys of the query's bucket at or before its own position."""
+
+    limits_rows = True
+
+    def place(self) -> None:
+        # In the sorted order these are the places low … high of the query's bucket.
+        sorted_codes = self.queries.codes
+        start, narrow = sorted_codes // self.length * self.length, sorted_codes.dtype == torch.int32
+        self.sorted_high = torch.searchsorted(self.keys.codes, sorted_codes, right=True, out_int32=narrow) - 1
+        self.sorted_low = torch.searchsorted(self.keys.codes, start, out_int32=narrow).maximum(self.sorted_high - (self.size - 1))
+
+    @property
+    def groups(self) -> Tensor:
+        return self.sorted_high.clamp(min=0) // self.size
+
+    @graph_property
+    def low(self) -> Tensor:
+        return self.by_token(self.sorted_low)
+
+    @graph_property
+    def high(self) -> Tensor:
+        return self.by_token(self.sorted_high)
+
+    def run(self, group: Tensor) -> Tensor:
+        start = group * self.size - (self.size - 1)
+        return start[..., None] + torch.arange(2 * self.size - 1, device=group.device)
+
+    def meets(self, round: int, queries: Tensor, keys: Tensor) -> Tensor:
+        low, high = (taken(x[:, :, round], queries).int()[..., None] for x in (self.low, self.high))
+        place = taken(self.key_places[:, :, round], keys).int()[..., None, :]
+        return (place >= low) & (place <= high)
+
+    def sees_none(self) -> Tensor:
+        return self.high < self.low + int(self.shared)
+
+
+def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Sorted queries in rows of at most ``size`` that share a group.
+
+    A new row starts after every ``size`` sorted queries and where the group changes: at most ceil(count / size) + num_groups rows.
 
     Args:
-        q, k, v: ``(B, H, N, D)``.
-        count_duplicates: whether a key that is met several times counts several times.
-        call: gives scale, dropout and score term. The rounds know the padding.
+        order: ``(B, H, R, N)``, queries by ascending group. Entries after the first ``count``, and entries of -1, are no queries.
+        groups: ``(B, H, R, N)``, group of the query at each place of the order, below ``num_groups``.
+    Returns:
+        Queries ``(B, H, R, rows, size)``, -1 where a slot is empty, and the group of each row ``(B, H, R, rows)``.
     """
-    return gathered_attention(q, k, v, rounds.parts(count_duplicates), call.with_mask(None))
+    slot = torch.arange(order.shape[-1], device=order.device)
+    total = -(-count // size) + num_groups
+    row, is_query = (slot // size + groups).clamp(max=total - 1), slot < count
+    target = torch.where(is_query, row * size + slot % size, total * size)
+    rows = order.new_full((*order.shape[:3], total * size + 1), -1).scatter_(-1, target, torch.where(is_query, order, -1))
+    group = groups.new_zeros(*order.shape[:3], total + 1).scatter_(-1, torch.where(is_query, row, total), groups)
+    return rows[..., :-1].unflatten(-1, (total, size)), group[..., :-1]
+
+
+def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int) -> tuple[Tensor, Tensor]:
+    """Queries ``(B, H, rows, size)`` in rows of one cluster, and the rows' clusters ``(B, H, rows)``, from ``clusters (B, H, N)``."""
+    length = clusters.shape[-1]
+    ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
+    cluster = ordered.codes // length
+    order = torch.where(cluster < num_clusters, ordered.order, -1)
+    rows, group = rows_by_group(order, cluster.clamp(max=num_clusters - 1), num_clusters, q_len, size)
+    return rows[:, :, 0], group[:, :, 0]
+
+
+def taken(values: Tensor, positions: Tensor) -> Tensor:
+    """``values (B, H, N)`` at ``positions (B, H, rows, T)``; arbitrary where a position is -1."""
+    return values.gather(-1, positions.clamp(min=0).flatten(-2)).view(positions.shape)
+
+
+def last_in_bucket(keys: Tensor, queries: Tensor, positions: Tensor, size: int) -> Tensor:
+    """The last ``size`` keys of each query's bucket at or before it, in every round.
+
+    Args:
+        keys: ``(B, H, R, N)``, bucket of the key at each position; negative for an invisible key.
+        queries: ``(B, H, R, Nq)`` of the same dtype; positions: ``(B, Nq)`` of the queries.
+    Returns:
+        Key positions ``(B, H, R, Nq, size)`` int64, latest first; -1 where a bucket holds fewer.
+    """
+    batch, heads, rounds, length = keys.shape
+    q_len = queries.shape[-1]
+    same = keys[:, :, :, None] == queries[..., None]
+    if q_len > 1 or bool((positions < length - 1).any()):
+        same &= (torch.arange(length, device=keys.device) <= positions[..., None])[:, None, None]
+    row, place = same.view(-1, length).nonzero().unbind(1)  # by row, and rising in each
+    after = torch.bincount(row, minlength=batch * heads * rounds * q_len).cumsum(0)[row] - 1 - torch.arange(len(row), device=row.device)
+    among_last = after < size
+    last_keys = place.new_full((batch * heads * rounds * q_len, size), -1)
+    last_keys[row[among_last], after[among_last]] = place[among_last]
+    return last_keys.view(batch, heads, rounds, q_len, size)
+
+
+def found_in_earlier_rounds(places: Tensor, keys: Tensor, queries: Tensor) -> Tensor:
+    """Whether an earlier round found the same key, for ``places`` from :func:`last_in_bucket`. Bool of the same shape."""
+    rounds = places.shape[2]
+    twice = torch.zeros_like(places, dtype=torch.bool)
+    for earlier in range(rounds - 1):
+        later = places[:, :, earlier + 1 :].clamp(min=0)
+        bucket = keys[:, :, earlier].gather(-1, later.flatten(2)).view(later.shape)
+        oldest = places[:, :, earlier, :, -1]  # -1: the bucket has fewer than `size` keys, so all are listed
+        twice[:, :, earlier + 1 :] |= (bucket == queries[:, :, None, earlier, :, None]) & (later >= oldest[:, :, None, :, None])
+    return twice & (places >= 0)
+
+
+def buckets_of_documents(buckets: Tensor, num_buckets: int, documents: DocumentLabels | None) -> tuple[Tensor, int]:
+    """Buckets ``(B, H, R, N)`` that no two packed documents share, and the number of buckets."""
+    if documents is None:
+        return buckets, num_buckets
+    return torch.add(buckets, documents.number[:, None, None], alpha=num_buckets), num_buckets * documents.most

@@ -1,6 +1,6 @@
-"""The table of paths, in order of priority. The first path without a reason against it runs.
+"""The paths of every kind of call, in order of priority. A call runs the first path that has no reason against it.
 
-Each engine defines ``why_not`` beside its code. Only the reasons that compare several engines are here.
+Most reasons are ``why_not`` functions beside the engines' code. Only reasons that compare several engines are in this file.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from . import grid_halo, grid_lines, grid_windows
-from .common.call import AttentionCall
-from .common.context import DENSE_CELLS, DispatchContext
+from .common.call import DENSE_CELLS, AttentionCall, DispatchContext
 from .common.paths import OBSERVERS, Kind, Path, Result, report
 from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 from .cpu import band, block_selected, distance_band, gathered
@@ -24,17 +23,17 @@ from .cuda import fla, flash_band, flex_blocks, flex_kernel
 from .cuda.flex_kernel import NoKernel
 
 DENSE_KEYS = 768
-"""Maximum keys for a dense masked call beyond :data:`DENSE_CELLS`, unless the CPU's plan decides. The band must be at least as wide, and so
-leaves little out. Measured on CPUs. Untuned elsewhere."""
+"""Maximum keys for a dense masked call of more than :data:`DENSE_CELLS` pairs. The band must be at least as wide.
+Not used if the CPU's band plan decides. Measured on CPUs, untuned elsewhere."""
 Reason = Callable[[DispatchContext], str | None]
-"""Returns why a path does not run, as a clause, or ``None`` if it may run."""
+"""``reason(context)``: a clause that says why the path cannot or should not run; ``None`` if it may run."""
 MANY_PAIRS = f"there are more than {DENSE_CELLS:,} query-key pairs"
 NEEDS_NO_MASK = "the flash-attention operator needs no N×N mask"
-DRAWN_IN_TILES = "dropout is drawn in blocks of few queries"
+DRAWN_IN_TILES = "dropout is drawn in tiles of few queries"
 
 
-def _last(context: DispatchContext) -> None:
-    """No reason: the last path of a table can do everything."""
+def _always_runs(context: DispatchContext) -> None:
+    """No reason against the last path of a kind. It supports every call."""
 
 
 def _not_covered(context: DispatchContext) -> str | None:
@@ -53,18 +52,18 @@ def _many_cells(context: DispatchContext) -> str | None:
 
 def _band_leaves_keys_out(context: DispatchContext) -> str | None:
     if torch.compiler.is_exporting():
-        return "a graph for all lengths cannot ask whether the band covers them"
-    if not context.band.covers(context.q_len, context.kv_len):
+        return "an exported graph cannot check whether the band covers every length"
+    if not context.pattern.covers(context.q_len, context.kv_len):
         return "the band leaves keys out"
     if context.call.batch is not None and not context.few_pairs and _flash_runs(context):
         return NEEDS_NO_MASK
-    if drops_in_tiles(context):
+    if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
     return "the band kernel adds the score term without an N×N matrix" if _kernel_adds_term(context) else None
 
 
 def _band_is_short(context: DispatchContext) -> str | None:
-    pattern, kv_len = context.band, context.kv_len
+    pattern, kv_len = context.pattern, context.kv_len
     if torch.compiler.is_exporting():  # one graph for all lengths
         narrow = min(pattern.left, pattern.left if pattern.causal else pattern.right) + 1
         return "the band is narrower than some inputs" if pattern.bounded and not _known(kv_len <= narrow) else None
@@ -74,11 +73,11 @@ def _band_is_short(context: DispatchContext) -> str | None:
         return NEEDS_NO_MASK
     if torch.compiler.is_compiling() or band.why_not(context) is not None:
         return None if kv_len <= DENSE_KEYS and kv_len <= pattern.width and not _kernel_adds_term(context) else MANY_PAIRS
-    if drops_in_tiles(context):
+    if context.call.dropout and drops_in_tiles(context):
         return DRAWN_IN_TILES
-    if _kernel_adds_term(context) or context.call.key_mask is not None:
-        return "the band kernel adds the bias, or cuts the padding off, without an N×N matrix"
-    return None if band.plan_of(context).dense else "a block of queries for which few keys are masked costs less"
+    if _kernel_adds_term(context) or context.call.batch is not None:
+        return "the band kernel handles bias and padding without an N×N matrix"
+    return None if band.plan_of(context).dense else "smaller blocks of queries, which mask fewer keys, cost less"
 
 
 def _flash_runs(context: DispatchContext) -> bool:
@@ -86,7 +85,7 @@ def _flash_runs(context: DispatchContext) -> bool:
 
 
 def _kernel_adds_term(context: DispatchContext) -> bool:
-    """Whether the band kernel adds the score term without writing it out for all pairs. On the CPU: terms by distance or place."""
+    """Whether the device's band kernel adds the score term without an N×N matrix."""
     if context.call.score_mod is None or context.call.dropout or context.failed or context.few_pairs:
         return False
     if context.device == "cpu":
@@ -99,17 +98,17 @@ def _no_split(context: DispatchContext) -> str | None:
     return why_not_split(context, trimmed=trims)
 
 
-ROW_PATHS: tuple[tuple[Path, Reason], ...] = (("split", _no_split), ("masked", why_not_masked), ("rolled", _last))
-DOCUMENT_PATHS: tuple[tuple[Path, Reason], ...] = (("stacked", why_not_stacked), ("split", _last))
+ROW_PATHS: tuple[tuple[Path, Reason], ...] = (("split", _no_split), ("masked", why_not_masked), ("rolled", _always_runs))
+DOCUMENT_PATHS: tuple[tuple[Path, Reason], ...] = (("stacked", why_not_stacked), ("split", _always_runs))
 PATHS: dict[Kind, tuple[tuple[Path, Reason], ...]] = {
     "rows": ROW_PATHS,
     "packed rows": (("packed", why_not_packed), *DOCUMENT_PATHS),
     "packed bands": (("packed", flash_band.why_not), *DOCUMENT_PATHS),
     "documents": DOCUMENT_PATHS,
     "documents under a band": (("flash", flash_band.why_not), *DOCUMENT_PATHS),
-    "pairs": (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _last)),
-    "selected": (("dense", _not_covered), ("selected", _last)),
-    "low-rank": (("dense", _not_covered), ("low-rank", _last)),
+    "pairs": (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _always_runs)),
+    "selected": (("dense", _not_covered), ("selected", _always_runs)),
+    "low-rank": (("dense", _not_covered), ("low-rank", _always_runs)),
     "band": (
         ("dense", _band_leaves_keys_out),
         ("dense-masked", _band_is_short),
@@ -117,51 +116,51 @@ PATHS: dict[Kind, tuple[tuple[Path, Reason], ...]] = {
         ("cpu-distances", distance_band.why_not),
         ("flash", flash_band.why_not),
         ("flex", flex_kernel.why_not),
-        ("blockwise", _last),
+        ("blockwise", _always_runs),
     ),
-    "tiles": (("cpu-gathered", gathered.why_not), ("flex-gathered", flex_kernel.why_not), ("plain-gathered", _last)),
+    "tiles": (("cpu-gathered", gathered.why_not), ("flex-gathered", flex_kernel.why_not), ("plain-gathered", _always_runs)),
     "chosen blocks": (
         ("cpu-blocks", block_selected.why_not),
         ("fla-blocks", fla.why_not_blocks),
         ("flex-blocks", flex_blocks.why_not),
-        ("tiles", _last),
+        ("tiles", _always_runs),
     ),
-    "chunks": (("dense-masked", _many_pairs), ("cpu-distances", distance_band.why_not), ("tiles", _last)),
-    "windows": (("dense", _not_covered), ("windows", grid_windows.why_not), ("tiles", _last)),
-    "lines": (("dense", _not_covered), ("dense-masked", _many_cells), ("lines", grid_lines.why_not), ("tiles", _last)),
+    "chunks": (("dense-masked", _many_pairs), ("cpu-distances", distance_band.why_not), ("tiles", _always_runs)),
+    "windows": (("dense", _not_covered), ("windows", grid_windows.why_not), ("tiles", _always_runs)),
+    "lines": (("dense", _not_covered), ("dense-masked", _many_cells), ("lines", grid_lines.why_not), ("tiles", _always_runs)),
     "halo": (
         ("dense", _not_covered),
         ("dense-masked", _many_cells),
         ("cpu-halo", cpu_grid_halo.why_not),
         ("halo", grid_halo.why_not),
-        ("tiles", _last),
+        ("tiles", _always_runs),
     ),
-    "linear": (("linear-fla", fla.why_not_linear), ("linear-chunks", _last)),
-    "delta": (("delta-fla", fla.why_not_delta), ("delta-chunks", _last)),
+    "linear": (("linear-fla", fla.why_not_linear), ("linear-chunks", _always_runs)),
+    "delta": (("delta-fla", fla.why_not_delta), ("delta-chunks", _always_runs)),
 }
-"""The paths for each kind of call, in order of preference. Mechanisms and engines name the kind."""
-HANDS_OVER: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
-"""Kinds whose dense paths and tiles hand over to the kind ``pairs``, which chooses and reports again."""
+"""Kind of call -> paths in order of priority, each with the reason against it. Mechanisms and engines choose the kind."""
+DELEGATED_TO_PAIRS: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
+"""Kinds whose dense paths and tiles run as the kind ``pairs``. That kind then reports the path."""
 
 
 def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> Path:
-    """The path to run. Kinds whose kernels a machine may lack (flash, flex) are run by :func:`try_path`.
+    """Choose and report the path of a call. Use :func:`try_path` for kernels that a machine may lack (flash, flex).
 
     Args:
         q, k: ``(B, H, Nq, D)`` and ``(B, H_kv, Nk, D)``.
-        about: further fields of :class:`DispatchContext`.
+        about: other fields of :class:`DispatchContext`.
     """
     path, refused = first_path(kind, DispatchContext.of(q, k, call, **about))
-    if OBSERVERS and not (kind in HANDS_OVER and path in ("dense", "dense-masked", "tiles")):
+    if OBSERVERS and not (kind in DELEGATED_TO_PAIRS and path in ("dense", "dense-masked", "tiles")):
         report(path, refused)
     return path
 
 
 def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
-    """Run the first path that this machine has, if it is one of ``runs``.
+    """Choose a path and run it, if it is in ``runs``. A kernel that this machine lacks is skipped.
 
     Returns:
-        ``(result, path)`` if it ran; otherwise ``(None, path)`` with the path that the caller runs.
+        ``(result, path)`` if the path ran; otherwise ``(None, path)``, and the caller must run it.
     """
     while True:
         path, refused = first_path(kind, context)
@@ -176,7 +175,7 @@ def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[
 
 
 def first_path(kind: Kind, context: DispatchContext) -> tuple[Path, list[tuple[str, str]]]:
-    """The first path without a reason against it, and the reasons against earlier paths."""
+    """The first path that may run, and ``(path, reason)`` for each path before it."""
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:
         reason = next((why for path, why in context.failed if path == name), None) if context.failed else None
@@ -184,11 +183,11 @@ def first_path(kind: Kind, context: DispatchContext) -> tuple[Path, list[tuple[s
         if reason is None:
             return name, refused
         refused.append((name, reason))
-    raise AssertionError(f"the last path of {kind!r} takes everything")
+    raise AssertionError(f"the last path of {kind!r} supports every call")
 
 
 def _known(condition: Any) -> bool:
-    """Whether a comparison of lengths holds for all lengths that a graph is exported for."""
-    from torch.fx.experimental.symbolic_shapes import statically_known_true  # experimental, and needed for exporting only
+    """Whether a condition on lengths holds for every length of the exported graph."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # experimental; only export needs it
 
     return statically_known_true(condition)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .common.call import AttentionCall, Pattern
-from .common.dense import repeat_heads, same_dtype, unit_stride
+from .common.dense import repeat_heads, same_dtype
 from .common.score_terms import DistanceTerm
 from .cpu.flash import mask_dtype
 from .cpu.softmax import attend_parts
@@ -24,7 +24,6 @@ def distance_attention(
         chunk: tokens per chunk; 0 for a band. All queries of a chunk see the same keys, except later keys if causal.
     """
     scale, dtype, kv_len = call.scale_for(q.shape[-1]), mask_dtype(q), k.shape[2]
-    q, k, v = (unit_stride(x) for x in (q, k, v))
     learned = [term.queries, term.table, *(x for x in (term.of_keys, term.key_table) if x is not None)]
     q = q if term.content is None else q + (term.content[:, None] / scale).to(q.dtype)
     left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))

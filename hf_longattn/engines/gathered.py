@@ -1,8 +1,8 @@
 """The gathered engine: softmax attention between rows of queries and keys, listed by position.
 
-Every static or dynamic block pattern, every set of columns, every hash bucket is a :class:`~hf_longattn.engines.common.call.GatherTile`:
-R rows, each pairing some queries with some keys. A query may appear in several tiles. It attends to the union of their keys under
-*one* softmax, because the tiles' outputs merge by log-sum-exp. The cost is the number of listed pairs, however they are arranged.
+A pattern of blocks, a set of columns or the buckets of a hash are a :class:`~hf_longattn.engines.common.call.GatherTile`: R rows, each
+with some queries and some keys. A query may appear in several tiles. It attends to the union of their keys under *one* softmax, because the
+outputs of tiles are merged by log-sum-exp. The cost is proportional to the number of listed pairs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .common.batch import nothing_seen
-from .common.call import AttentionCall, GatherTile
-from .common.context import DispatchContext
+from .common.call import AttentionCall, DispatchContext, GatherTile
 from .common.dense import repeat_heads, same_dtype
 from .common.plain import plain_gathered
 from .cpu.dropout import dropout_of

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .common.call import AttentionCall
-from .common.context import DispatchContext
+from .common.axis_tiles import window_bias
+from .common.call import AttentionCall, DispatchContext
 from .common.dense import products, same_dtype
 from .common.grid import Grid
-from .common.score_terms import NO_GRID_BIAS, GridBias
+from .common.score_terms import NO_GRID_BIAS
 from .cpu.flash import why_not_tiles
 
 
@@ -45,7 +45,8 @@ def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[i
     for number, axis in enumerate(axes):
         scores = products(queries.movedim(2 + axis, -2), keys.movedim(2 + axis, -2)) * scale  # (B, H, *others, n, n)
         if bias is not None:
-            scores = scores + _line_bias(bias, grid, axis)
+            term = window_bias(bias, [size if number == axis else 1 for number, size in enumerate(grid.sizes)])[0]
+            scores = scores + term.view(len(term), *(1,) * (grid.rank - 1), *term.shape[1:])
         lowest, size = torch.finfo(scores.dtype).min, grid.sizes[axis]
         if number:  # the cell itself counts in its first line
             scores = scores.masked_fill(torch.eye(size, dtype=torch.bool, device=q.device), lowest)
@@ -69,12 +70,3 @@ def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[i
     if shared:
         out = out + (weights[-1].flatten(2, 1 + grid.rank) @ v[:, :, front]).unflatten(2, grid.sizes)
     return out.flatten(2, 1 + grid.rank)
-
-
-def _line_bias(bias: GridBias, grid: Grid, axis: int) -> Tensor:
-    """The bias of the pairs in a line, ``(H, 1, …, 1, n, n)``. A 1 stands for each other axis of the grid."""
-    places = torch.arange(grid.sizes[axis])
-    nothing = torch.zeros((), dtype=torch.long)
-    distances = [places[:, None] - places if number == axis else nothing for number in range(grid.rank)]
-    term = bias.over(bias.entries(distances))
-    return term.view(len(term), *(1,) * (grid.rank - 1), *term.shape[1:])

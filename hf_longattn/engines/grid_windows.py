@@ -1,8 +1,8 @@
 """The windows engine: softmax attention inside non-overlapping windows of a grid. It runs on every device, compiled and exported.
 
-Each axis is cut into windows, with partial ones at the borders. Windows of equal size are one fused call without a mask, over
-``(B · windows, H, tokens, D)``: at most 3 calls along an axis (first partial, whole, last partial), so 9 on a picture. On a CPU, calls
-without gradients are split further (:data:`CALL_BYTES`). A key mask is cut like the keys.
+Each axis is cut into windows, with partial windows at the borders. Windows of equal size are one fused call without a mask, over
+``(B · windows, H, tokens, D)``. An axis has at most three sizes (first partial, whole, last partial), so a picture takes at most 9 calls.
+On a CPU, calls without gradients are split further (:data:`CALL_BYTES`). A key mask is cut like the keys.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .common.axis_tiles import window_bias
 from .common.batch import in_graph
-from .common.call import AttentionCall
-from .common.context import DispatchContext
+from .common.call import AttentionCall, DispatchContext
 from .common.dense import fused_attention
 from .common.derivatives import differentiated
 from .common.grid import Grid
-from .common.score_terms import NO_GRID_BIAS, tile_distances
+from .common.score_terms import NO_GRID_BIAS
 from .cpu.flash import why_not_tiles
 
 CALL_BYTES = 4 << 20
@@ -222,13 +222,8 @@ def _region(
 
 def _bias(call: AttentionCall, region: Sequence[Stretch], prefix: Sequence[Tensor] | None) -> Tensor | None:
     """The bias of every window of a region, ``(1, H, tokens, prefix + tokens)``; ``None`` without one."""
-    bias, sizes = call.term.grid_bias, [stretch.size for stretch in region]
-    if bias is None:
-        return None
-    tokens = math.prod(sizes)
-    entries = bias.entries(tile_distances(sizes, sizes, (0,) * len(sizes), (1,) * len(sizes)))
-    term = bias.over(entries.reshape(tokens, tokens))[None]
-    return bias.with_prefix(term, 0 if prefix is None else prefix[0].shape[2])
+    bias, shared = call.term.grid_bias, 0 if prefix is None else prefix[0].shape[2]
+    return None if bias is None else window_bias(bias, [stretch.size for stretch in region], shared)
 
 
 def _assembled(outs: Sequence[Tensor], counts: Sequence[int]) -> Tensor:

@@ -1,13 +1,13 @@
-"""Linear attention over several sequences in a row, in one call. For GPUs, where one call per sequence costs more than its tokens.
+"""Linear attention over several sequences in a row, in one call. On a GPU, one call per sequence would cost more.
 
-Every token has a label, and queries see only keys with the same label. Labels never descend along a row (or never ascend), and the key at a
-position has the label of the query there or an earlier one. So only queries of a chunk's first label see keys of earlier chunks, and these
-keys have the last label of their chunk. Let U_c be the sum over the keys of the last label of chunk c. Then chunk c starts with the sum
+Every token has a label, and queries see only keys with the same label. Labels never descend along a row (or never ascend). The key at a
+position has the label of the query there, or an earlier label. So if a query sees keys of earlier chunks, it has the first label of its
+chunk, and the keys have the last label of theirs. Let U_c be the sum over the keys with the last label of chunk c. Then chunk c starts with
 
     S_c = Σ_{c' < c, last label of c' = first label of c} U_c'
 
-which takes one product with a matrix of zeros and ones, or three products for many chunks. Nothing is subtracted, so no sequence loses
-digits to earlier ones. Without causality, queries of a chunk's last label likewise see keys of the first label of later chunks.
+This sum is one product with a matrix of zeros and ones, or three products for many chunks. Nothing is subtracted, so no sequence loses
+digits to earlier ones. Without causality, queries with a chunk's last label also see keys of later chunks that have this first label.
 """
 
 from __future__ import annotations
@@ -26,15 +26,8 @@ CHUNKS_PER_GROUP = 64
 """Maximum chunks in a group. One matrix adds up the chunks of a group, another adds up groups."""
 
 
-class Labels(NamedTuple):
-    """The labels of queries and keys, ``(B, N)`` integers each. The module docstring states their order."""
-
-    queries: Tensor
-    keys: Tensor
-
-
 class Links(NamedTuple):
-    """A matrix of zeros and ones that adds up the sum at the start of each of n chunks. Split by groups of chunks."""
+    """A matrix of zeros and ones that adds up the sum at the start of each of n chunks. It is split by groups of chunks."""
 
     inside: Tensor
     """``(B, 1, groups, chunks, chunks)`` bool, within a group."""
@@ -60,7 +53,7 @@ class Links(NamedTuple):
         )  # fmt: skip
 
     def added(self, sums: Tensor, *, transposed: bool) -> Tensor:
-        """The sums ``(B, H, n, F, D)`` that chunks start with, given each chunk's own. ``transposed``: from linked later chunks instead."""
+        """The sums ``(B, H, n, F, D)`` at the start of chunks, from the sums U of all chunks. ``transposed``: over later chunks instead."""
         count, (groups, size) = sums.shape[2], self.inside.shape[2:4]
         flat = F.pad(sums.flatten(3), (0, 0, 0, groups * size - count)).unflatten(2, (groups, size))
         inside = self.inside.to(sums.dtype)
@@ -76,18 +69,18 @@ class Links(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What earlier chunks, or later ones, add to a chunk."""
+    """The contribution of earlier chunks, or of later ones, to a chunk."""
 
     rows: Tensor
-    """``(B, 1, n, g·chunk, 1)`` bool, the queries that see no key of those chunks."""
+    """``(B, 1, n, g·chunk, 1)`` bool, True for queries that see no key of those chunks."""
     keys: Tensor
-    """``(B, 1, n, chunk, 1)`` bool, the keys that no other chunk sees."""
+    """``(B, 1, n, chunk, 1)`` bool, True for keys that no other chunk sees."""
     transposed: bool
-    """True for what later chunks add, False for what earlier chunks add."""
+    """True for later chunks, False for earlier ones."""
 
 
 class Layout(NamedTuple):
-    """Which query-key pairs are visible. The same for all heads and layers."""
+    """The visible query-key pairs, for all heads and layers."""
 
     chunk: int
     hidden: Tensor
@@ -96,18 +89,19 @@ class Layout(NamedTuple):
     sides: tuple[Side, ...]
 
     @classmethod
-    def of(cls, labels: Labels, group: int, causal: bool, chunk: int = CHUNK) -> Layout:
-        """The layout for rows of tokens with these ``labels``.
+    def of(cls, queries: Tensor, keys: Tensor, group: int, causal: bool, chunk: int = CHUNK) -> Layout:
+        """The layout for rows of tokens.
 
         Args:
+            queries, keys: their labels, ``(B, N)`` integers. The module docstring states their order.
             group: query heads for each key head.
             causal: position i sees no key after i. Without it, queries and keys must have the same labels.
             chunk: tokens per chunk.
         """
-        chunk = min(chunk, labels.queries.shape[1])
-        places = torch.arange(-(-labels.queries.shape[1] // chunk) * chunk, device=labels.queries.device)
-        places = places.clamp(max=labels.queries.shape[1] - 1).view(-1, chunk)
-        queries, keys = (x[:, places] for x in labels)
+        length = queries.shape[1]
+        chunk = min(chunk, length)
+        places = torch.arange(-(-length // chunk) * chunk, device=queries.device).clamp(max=length - 1).view(-1, chunk)
+        queries, keys = queries[:, places], keys[:, places]
         hidden = queries[..., :, None] != keys[..., None, :]
         if causal:
             hidden = hidden | torch.ones(chunk, chunk, dtype=torch.bool, device=hidden.device).triu(1)

@@ -170,92 +170,76 @@ def prefiltered_topk_keys(
     if longest is None:
         longest = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(-1)
     margins = product_margin(q, longest.repeat_interleave(group, 1), scale)
-    if accelerator.accelerated(q):
-        with torch.autocast(q.device.type, enabled=False):
-            return _of_all_heads(q, k, key_mask, margins, count, causal, scale)
-    index = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
     with torch.autocast(q.device.type, enabled=False):
-        for item in range(batch):
-            hidden = None if key_mask is None else ~key_mask[item]
+        if accelerator.accelerated(q):
+            return _prefiltered(q, k, key_mask, margins, count, causal, scale)
+        index = q.new_full((batch, heads, length, count), -1, dtype=torch.int64)
+        for item in range(batch):  # one key head at a time, whose scores stay in the cache
+            row = slice(item, item + 1)
             for head in range(kv_heads):
-                head_slice = slice(head * group, (head + 1) * group)
-                index[item, head_slice] = _of_one_head(
-                    q[item, head_slice], k[item, head], hidden, margins[item, head_slice], count, causal, scale
+                of_head, real = slice(head * group, (head + 1) * group), None if key_mask is None else key_mask[row]
+                index[row, of_head] = _prefiltered(
+                    q[row, of_head], k[row, head : head + 1], real, margins[row, of_head], count, causal, scale
                 )
     return index
 
 
-def _of_one_head(q: Tensor, k: Tensor, hidden: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
-    """:func:`prefiltered_topk_keys` of the queries ``(g, Nq, D)`` that share the keys ``(Nk, D)``; hidden: ``(Nk,)`` bool."""
-    (group, length, _), kv_len = q.shape, len(k)
-    last = torch.arange(kv_len - length, kv_len, device=q.device)[:, None] if causal else None
-    rows = max(1, SCORE_CELLS // (kv_len * group))
-    memory = q.new_empty(min(rows, length) * group * kv_len, dtype=torch.float32)
-    keys, chosen = k.float(), q.new_full((group, length, count), -1, dtype=torch.int64)
-    doubtful = torch.zeros(group, length, dtype=torch.bool, device=q.device)
-    for row in range(0, length, rows):
-        row_slice = slice(row, min(row + rows, length))
-        stop = kv_len - length + row_slice.stop if causal else kv_len
-        scores = memory[: group * (row_slice.stop - row) * stop].view(-1, stop)
-        torch.mm(q[:, row_slice].flatten(0, 1).float() * scale, keys[:stop].T, out=scores)
-        _hide(scores, None if last is None else last[row_slice].repeat(group, 1), hidden, kv_len - length + row)
-        index, doubt = prefiltered_topk(scores, min(count, stop), margins[:, row_slice].flatten(0, 1))
-        chosen[:, row_slice, : index.shape[1]] = index.unflatten(0, (group, -1))
-        doubtful[:, row_slice] = doubt.unflatten(0, (group, -1))
-    if bool(doubtful.any()):
-        exact = k.double().T
-        for heads, places in zip(*(x.split(max(1, SCORE_CELLS // kv_len)) for x in doubtful.nonzero().unbind(1)), strict=True):
-            scores = (q[heads, places].double() @ exact) * scale
-            _hide(scores, None if last is None else last[places], hidden, 0)
-            chosen[heads, places] = F.pad(topk(scores, count), (0, max(0, count - kv_len)), value=-1).sort(-1).values
-    return chosen
-
-
-def _of_all_heads(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
-    """:func:`prefiltered_topk_keys` in steps of many rows of all heads. It reads values once, at the end."""
+def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor, count: int, causal: bool, scale: float) -> Tensor:
+    """:func:`prefiltered_topk_keys` of heads whose scores are in memory together."""
     (batch, heads, length, _), (kv_heads, kv_len) = q.shape, k.shape[1:3]
-    last = torch.arange(kv_len - length, kv_len, device=q.device) if causal else None
-    places = torch.arange(kv_len, device=q.device)
+    offset, places = kv_len - length, torch.arange(kv_len, device=q.device)
 
-    def scored(queries: Tensor, keys: Tensor, positions: Tensor | None) -> Tensor:
-        """Scores ``(B, H, n, m)`` of ``queries (B, H, n, D)``, which see keys up to ``positions (B or 1, H or 1, n)``."""
+    def scored(queries: Tensor, keys: Tensor, positions: Tensor, seen: int) -> Tensor:
+        """Scores ``(B, H, n, m)`` of ``queries (B, H, n, D)`` at ``positions (B or 1, H or 1, n)``, which see the first ``seen`` keys."""
         scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(batch, heads, queries.shape[2], -1)
         if queries.dtype == torch.float64:
             scores.mul_(scale)
-        if positions is not None:
-            scores.masked_fill_(places[: keys.shape[2]] > positions[..., None], float("-inf"))
+        if causal:
+            scores[..., seen:].masked_fill_(places[seen : keys.shape[2]] > positions[..., None], float("-inf"))
         return scores if key_mask is None else scores.masked_fill_(~key_mask[:, None, None, : keys.shape[2]], float("-inf"))
+
+    def exactly(rows: Tensor) -> Tensor:
+        queries = q.gather(2, rows[..., None].expand(-1, -1, -1, q.shape[3])).double()
+        index = topk(scored(queries, k.double(), rows + offset, 0), count)
+        return F.pad(index, (0, count - index.shape[3]), value=-1).sort(-1).values
 
     keys = k.float()
     chosen, doubtful = [], []
-    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * kv_len))
-    step = min(step, max(1024, -(-length // CAUSAL_STEPS))) if causal else step
+    step = rows_per_step(q, kv_len, causal)
     for row in range(0, length, step):
         rows = slice(row, min(row + step, length))
-        stop = kv_len - length + rows.stop if causal else kv_len
-        scores = scored(q[:, :, rows].float() * scale, keys[:, :, :stop], None if last is None else last[None, None, rows])
+        stop = offset + rows.stop if causal else kv_len
+        scores = scored(q[:, :, rows].float() * scale, keys[:, :, :stop], places[None, None, offset:][..., rows], offset + row)
         index, doubt = prefiltered_topk(scores.view(-1, stop), min(count, stop), margins[:, :, rows].reshape(-1, 1))
         chosen.append(F.pad(index, (0, count - index.shape[1]), value=-1).view(batch, heads, -1, count))
         doubtful.append(doubt.view(batch, heads, -1))
-    best, in_doubt = torch.cat(chosen, 2), torch.cat(doubtful, 2)
+    return searched_again(torch.cat(chosen, 2), torch.cat(doubtful, 2), exactly, q, kv_len)
+
+
+def rows_per_step(q: Tensor, columns: int, causal: bool) -> int:
+    """Rows of a search step, for float32 scores of ``q (B, H, N, D)`` with ``columns``."""
+    batch, heads, length, _ = q.shape
+    rows = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * columns))
+    return min(rows, max(1024, -(-length // CAUSAL_STEPS))) if causal else rows
+
+
+def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], Tensor], q: Tensor, columns: int) -> Tensor:
+    """``best (B, H', N, K)``, with rows that are ``in_doubt (B, H', N)`` replaced. Their number is the only value read from the device.
+
+    Args:
+        exactly: searches ``rows (B, H', n)`` in float64 and returns ``(B, H', n, K)``.
+        q: the queries ``(B, H, N, D)``.
+        columns: scores in a row.
+    """
     most = int(in_doubt.sum(2).max())
+    if not most:
+        return best
     order = in_doubt.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[:, :, :most]
-    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS, 8) // (batch * heads * kv_len))
-    exact = k.double() if most else k
-    for rows in order.split(step, 2) if most else ():
-        queries = q.gather(2, rows[..., None].expand(-1, -1, -1, q.shape[3])).double()
-        index = topk(scored(queries, exact, None if last is None else last[rows]), count)
-        index = F.pad(index, (0, count - index.shape[3]), value=-1).sort(-1).values
-        best = best.scatter(2, rows[..., None].expand(-1, -1, -1, count), index)
+    step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS, 8) // (len(q) * q.shape[1] * columns))
+    for rows in order.split(step, 2):
+        index = exactly(rows)
+        best = best.scatter(2, rows[..., None].expand(index.shape), index)
     return best
-
-
-def _hide(scores: Tensor, last: Tensor | None, hidden: Tensor | None, first: int) -> None:
-    """Set ``scores (n, m)`` to -inf after column ``last (n, 1)`` and where ``hidden (Nk,)``. No ``last`` is before ``first``."""
-    if last is not None:
-        scores[:, first:].masked_fill_(torch.arange(first, scores.shape[1], device=scores.device) > last, float("-inf"))
-    if hidden is not None:
-        scores.masked_fill_(hidden[: scores.shape[1]], float("-inf"))
 
 
 class _Visible(Protocol):

@@ -47,10 +47,10 @@ class LongCLIPTextMixin(ReplacedModules):
 
     replaced = {CLIPTextEmbeddings: TakesPackedRows}
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """As the mixin's; rows that were packed, or read in segments, are pooled from the joined hidden states."""
         ids = arguments.get("input_ids")
-        outputs = super()._run(base_forward, arguments)
+        outputs = super().call_base(base_forward, arguments)
         if not isinstance(outputs, ModelOutput) or outputs.get("pooler_output") is None or ids is None:
             return outputs
         ids = ids.view(-1, ids.shape[-1]).int()

@@ -18,7 +18,7 @@ class LongLayoutLMConfig(LongEncoderConfig, LayoutLMConfig):
 
 
 class LayoutLMReadsPadding(ReplacedModules):
-    """Replaces the encoder of the base by the class above."""
+    """Replaces the encoder of the base."""
 
     replaced = {LayoutLMEncoder: ReadsPadding}
 

@@ -18,7 +18,7 @@ class LongMarkupLMConfig(LongEncoderConfig, MarkupLMConfig):
 
 
 class MarkupLMReadsPadding(ReplacedModules):
-    """Replaces the encoder of the base by the class above."""
+    """Replaces the encoder of the base."""
 
     replaced = {MarkupLMEncoder: ReadsPadding}
 

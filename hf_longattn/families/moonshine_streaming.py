@@ -107,13 +107,13 @@ class MoonshineWithWindows(ReplacedModules):
         MoonshineStreamingEncoderEmbedder: LongMoonshineStreamingEmbedder,
     }
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         if not isinstance(self, MoonshineStreamingEncoder):
-            return super()._run(base_forward, arguments)
+            return super().call_base(base_forward, arguments)
         plain = vars(self.config).get(BASE_ATTENTION) or attention_implementation(self.config) == BACKEND
         if not plain and arguments.get("attention_mask") is None:  # without one, the base leaves its windows out
             arguments["attention_mask"] = torch.ones_like(arguments["input_values"], dtype=torch.long)
-        outputs = super()._run(base_forward, arguments)
+        outputs = super().call_base(base_forward, arguments)
         if isinstance(outputs, tuple):
             return tuple(entry[:, 0, 0] if isinstance(entry, Tensor) and entry.dim() == 4 else entry for entry in outputs)
         if outputs.attention_mask is not None and outputs.attention_mask.dim() == 4:

@@ -106,15 +106,15 @@ class NemotronOnTheBackend(OnTheBackend):
         frames: Tensor = super()._get_output_attention_mask(attention_mask, target_length)
         return frames[:, None, None] if self._hands_padding_down else frames
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         if not self._hands_padding_down:
-            return super()._run(base_forward, arguments)
+            return super().call_base(base_forward, arguments)
         self._refuse_streams(arguments)
         sound, masked = arguments.get("input_features"), arguments.get("attention_mask") is not None
         arguments[LOOKAHEAD] = self.config.default_num_lookahead_tokens
         if not masked and isinstance(sound, Tensor) and sound.dim() > 1:
             arguments["attention_mask"] = torch.ones(sound.shape[:2], dtype=torch.long, device=sound.device)
-        outputs = super()._run(base_forward, arguments)
+        outputs = super().call_base(base_forward, arguments)
         if not isinstance(outputs, tuple) and outputs.attention_mask is not None:
             outputs.attention_mask = outputs.attention_mask[:, 0, 0] if masked else None
         return outputs

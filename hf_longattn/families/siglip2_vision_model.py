@@ -77,10 +77,10 @@ class Siglip2OnItsGrids(ReplacedModules):
         Siglip2MultiheadAttentionPoolingHead: LongSiglip2PoolingHead,
     }
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         if isinstance(arguments.get("spatial_shapes"), tuple):  # of pictures without padding
             arguments.setdefault("pixel_attention_mask", None)
-        return super()._run(base_forward, arguments)
+        return super().call_base(base_forward, arguments)
 
 
 FAMILY = Family(

@@ -35,9 +35,9 @@ class ReadsLastToken(ReplacedModules):
     replaced = {SiglipAttention: HandsKeywordsDown, SiglipTextEmbeddings: TakesPackedRows}
     head: nn.Module
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         mask = arguments.get("attention_mask")
-        outputs = super()._run(base_forward, arguments)
+        outputs = super().call_base(base_forward, arguments)
         states = outputs[0]
         if mask is None or mask.dim() != 2:
             pooled = self.head(states[:, -1])

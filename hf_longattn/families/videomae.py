@@ -116,7 +116,7 @@ class VideoMAEOnItsGrid(ReplacedModules):
             module.__class__ = LongVideoMAEDecoderSelfAttention
             module.config = self.config  # the decoder's is a copy, which would keep its implementation
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         model: Any = self
         mask: Any = arguments.get(PATCH_MASK)
         grid: Any = grid_of_input(self, arguments)
@@ -136,7 +136,7 @@ class VideoMAEOnItsGrid(ReplacedModules):
             with handing(base.decoder, {GRID: grid, PLACES: places_of_cells(order, grid)} if model.runs_mechanisms else {}):
                 return base_forward(resized, **keywords)
 
-        return super()._run(run, arguments)
+        return super().call_base(run, arguments)
 
 
 def positions(config: Any, table: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -91,7 +91,7 @@ class ViTMAEOnItsGrid(ReplacedModules):
             module.__class__ = LongViTMAEDecoderAttention
             module.config = self.config  # the decoder's is a copy, which would keep its implementation
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         model: Any = self
         if isinstance(arguments.get(INTERPOLATE_ARGUMENT), InterpolationOnGrid):  # which is for the decoder
             arguments[INTERPOLATE_ARGUMENT] = bool(arguments[INTERPOLATE_ARGUMENT])
@@ -102,7 +102,7 @@ class ViTMAEOnItsGrid(ReplacedModules):
                 arguments[INTERPOLATE_ARGUMENT] = InterpolationOnGrid(bool(arguments.get(INTERPOLATE_ARGUMENT)), grid, keywords)
             elif model.runs_mechanisms:
                 arguments[PLACES] = self._places(grid, arguments)
-        return super()._run(base_forward, arguments)
+        return super().call_base(base_forward, arguments)
 
     def _places(self, grid: Grid, arguments: dict[str, Any]) -> Places:
         """The places of the tokens that the base keeps, by the noise that it would draw itself."""

@@ -13,7 +13,6 @@ from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEm
 from ..backend import BACKEND, longattn_attention_forward
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
-from ..engines.common.score_terms import AxisTerm
 from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.window2d import ZEROS, Window2d
@@ -25,6 +24,7 @@ from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
 from ..modeling.grids import tiled_cells
+from ..positions.axis_term import AxisTerm
 
 NOT_ADOPTED = {
     ("use_absolute_position_embeddings", False): (

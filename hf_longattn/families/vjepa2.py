@@ -103,10 +103,10 @@ class VJEPA2OnItsGrid(ReplacedModules):
         if isinstance(module, LongVJEPA2RopeAttention) and "predictor." in name:
             module.__class__ = LongVJEPA2PredictorRopeAttention
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         if isinstance(self, LongGridModelMixin):
             arguments[GRID] = grid_of_input(self, arguments)
-        return super()._run(base_forward, arguments)
+        return super().call_base(base_forward, arguments)
 
 
 @contextmanager

@@ -111,9 +111,9 @@ class WhisperOfAnyLength(_Base):
         if issubclass(cls, WhisperForConditionalGeneration):
             cls.generate = _in_longer_segments(cls.generate)
 
-    def _run(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         of_any_length = isinstance(self, WhisperEncoder)
-        return super()._run(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
+        return super().call_base(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
 
 
 def _in_longer_segments(generate: Any) -> Any:

@@ -7,12 +7,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from jinja2 import Template
 from transformers import AutoConfig
 
 from .. import __version__
@@ -70,11 +68,6 @@ WIDGETS = {
 }
 """Task -> what the Hub offers to run next to a card: the examples of transformers' own models."""
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
-
-
-@cache
-def _template() -> Template:
-    return Template(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
@@ -177,8 +170,9 @@ def model_card(
     if task in WIDGETS:
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
     data = _card_data(folder, task, metadata, is_long=is_long(config))
-    text = _template().render(
-        card_data=data.to_yaml(),
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
         title=title,
         introduction=introduction or _introduction(architecture, _origin(metadata, source, plan), attentions, length, plan),
         **{f"{part}_part": text for part, text in _parts(folder, config, report, name or str(model_dir), metadata).items()},
@@ -195,7 +189,6 @@ def model_card(
         limits=[*_limits(config, attentions, length, bool(report.get("needs_training"))), *limits],
         versions=_versions(report),
     )
-    card = ModelCard(text)
     check_metadata(str(card), data.to_dict())
     return card
 

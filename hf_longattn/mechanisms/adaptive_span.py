@@ -23,11 +23,11 @@ from ..engines.common import accelerator
 from ..engines.common.call import AttentionCall, GatherTile, Pattern, rows_of
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.score_terms import DistanceBias, add_term, chain_score_mods, remapped
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.base import Mechanism
 from .common.layout import band_pairs
 from .common.ordered import KeysOrWeights
@@ -36,7 +36,7 @@ from .common.scores import scaled_scores, softmax_over, visible_to_all
 from .common.traits import AddsLoss, Handling
 
 QUERIES_PER_BLOCK = 64
-"""Queries per block. A block visits one run of keys, and the visited span is rounded up to a multiple of this."""
+"""Queries per block. The visited span is rounded up to a multiple of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class AdaptiveSpanOptions(Options):
 
 @register_mechanism("adaptive_span")
 class AdaptiveSpan(Mechanism, AddsLoss):
-    """Each head learns how far it attends."""
+    """Softmax attention in which each head learns how far it sees."""
 
     summary = "a learned soft span per head; keys beyond the longest span are skipped"
     paper = "Sukhbaatar et al. 2019, Adaptive Attention Span in Transformers, eq. 3-5"
@@ -92,7 +92,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
 
     @property
     def spans(self) -> Tensor:
-        """z in tokens, ``(H,)``, clamped to [0, max_span], in fp32 at least. Gradients pass the clamp, so a span outside can return."""
+        """z in tokens, ``(H,)``, clamped to [0, max_span], at least fp32. Gradients ignore the clamp, so that z can come back."""
         fraction = self.span_fraction.to(torch.promote_types(self.span_fraction.dtype, torch.float32))
         return (fraction + (fraction.clamp(0, 1) - fraction).detach()) * self.options.max_span
 
@@ -100,13 +100,13 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return self.options.span_loss_weight * self.options.max_span * self.span_fraction.float().clamp(0, 1).mean()
 
     def soft_mask(self, distance: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
-        """m_z of ``distance`` for heads ``h``. The two tensors broadcast."""
+        """The soft mask m_z at ``distance`` in heads ``h`` (broadcastable tensors)."""
         ramp = self.options.ramp
         return ((ramp + self.spans.to(dtype)[h] - distance) / ramp).clamp(0, 1)
 
     def extremes(self) -> tuple[float, float]:
-        """The shortest and the longest span in tokens. Every call reads the parameter, because assignments to its data cannot be noticed.
-        Compiled graphs and meta tensors cannot be read and give 0 and max_span."""
+        """The shortest and the longest span in tokens. Compiled graphs and the meta device cannot read values and give 0 and max_span.
+        The parameter is read in every call, because changes of its data cannot be detected."""
         if torch.compiler.is_compiling() or self.span_fraction.is_meta:
             return 0.0, float(self.options.max_span)
         shortest, longest = torch.stack(self.span_fraction.detach().float().clamp(0, 1).aminmax()).tolist()
@@ -124,7 +124,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         return softmax_over(scores + logarithm(mask), ((mask > 0) & visible_to_all(q, k, call)).expand(scores.shape))
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        """Keys within the span and its ramp are kept."""
+        """Each query attends to the keys within its head's span and ramp."""
         reach = (self.spans.detach() + self.options.ramp).view(-1, 1, 1)
         places = torch.arange(k.shape[2], device=k.device)
         return lambda rows, scores: (rows[:, None] - places).abs() < reach
@@ -169,7 +169,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
         """A tile of query rows with the keys within the longest span. All rows share one soft mask."""
         band, size = self.pattern(causal, longest), QUERIES_PER_BLOCK
         left = -(-band.left // size) * size
-        left = left if left <= kv_len else kv_len  # a branch, because torch.compile would keep a min in the shapes
+        left = left if left <= kv_len else kv_len  # a branch, because torch.compile would put a min into all shapes
         right = 0 if causal else left
         queries = rows_of(q_len, size, device)
         first = torch.arange(queries.shape[2], device=device)[:, None] * size + (kv_len - q_len - left)

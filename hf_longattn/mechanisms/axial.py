@@ -67,7 +67,7 @@ class Axial(GridMechanism):
         """The axes along which cells see others.
 
         Raises:
-            GridError: the grid has fewer axes.
+            GridError: the grid has no axis with such a number.
         """
         if self.options.axes == BOTH:
             return list(range(grid.rank))
@@ -83,7 +83,7 @@ class Axial(GridMechanism):
         return numbers
 
     def windows(self, grid: Grid) -> list[int]:
-        """Window size along each grid axis: a line is one window. Only for a single chosen axis."""
+        """Window size along each grid axis, for a single chosen axis. A line is one window."""
         (line,) = self.lines(grid)
         return [size if axis == line else 1 for axis, size in enumerate(grid.sizes)]
 

@@ -9,7 +9,7 @@ block I sees the keys of block J if
 Global blocks are the paper's internal global tokens (ITC). The tokens of ``global_mask`` are global too (ETC): they attend to, and are
 attended by, all tokens. Bidirectional sequences of up to 2g + w + 2r blocks get full attention, as in transformers' BigBird. A key that a
 query counts m times has the weight m · exp(score). With ``random_pattern="hf_eval"``, the first block counts once more for each random
-block, as in transformers' BigBird in evaluation. transformers draws random blocks in training; here training and evaluation are alike.
+block, as in transformers' BigBird in evaluation. transformers draws random blocks only in training; here the pattern is always the same.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_stati
 from ..engines.common.dense import dense_attention, grid_of, index_grid
 from ..engines.common.global_rows import global_index
 from ..engines.common.score_terms import add_term
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import full_pairs, joined, tokens_of
 from .common.masked import MaskedMechanism
 from .common.ordered import KeysOrWeights
@@ -113,7 +113,7 @@ class BigBird(MaskedMechanism):
         if mode and self.options.random_pattern == "hf":
             warnings.warn(
                 "Mechanism 'bigbird' with random_pattern='hf' counts the first block again instead of drawing transformers' random blocks, "
-                "in training as in evaluation; choose random_pattern='seeded' to train with random blocks, or 'hf_eval' to train as it is.",
+                "also in training; choose random_pattern='seeded' to train with random blocks, or 'hf_eval' to avoid this warning.",
                 stacklevel=2,
             )
         return super().train(mode)
@@ -143,7 +143,7 @@ class BigBird(MaskedMechanism):
         size, edge = self.options.block_size, self.options.num_global_blocks
         total = (length + size - 1) // size
         sizes = torch.full((total + 1,), size)
-        sizes[total - 1], sizes[total] = length - (total - 1) * size, 0  # block -1 is none
+        sizes[total - 1], sizes[total] = length - (total - 1) * size, 0  # index -1 stands for no block
         blocks = self.blocks(torch.tensor([total]), total, causal, torch.device("cpu"))
         listed = (sizes[blocks.seen()][0, 0].sum(-1) * sizes[:total])[slice(None) if causal else slice(edge, total - edge)]
         if causal:
@@ -152,7 +152,7 @@ class BigBird(MaskedMechanism):
         return int(listed.sum()) + ends * length
 
     def blocks(self, count: Tensor, rows: int, causal: bool, device: torch.device, seed: int = 0) -> Blocks:
-        """The block pattern of sequences of ``count (B or 1,)`` blocks; the longest has ``rows``."""
+        """The block pattern of sequences of ``count (B or 1,)`` blocks; the longest sequence has ``rows`` blocks."""
         o, seed = self.options, self.options.seed + self.layer + seed
         first, heads = self.head_range or (0, self.num_heads)
         if o.random_pattern == "seeded":
@@ -168,7 +168,7 @@ class BigBird(MaskedMechanism):
         return lambda b, h, q_idx, kv_idx: times(b, h, q_idx, kv_idx) > 0
 
     def times(self, call: AttentionCall, tokens: Tensor | None) -> Callable[[Any, Any, Any, Any], Tensor]:
-        """The definition: how many times each key is in a query's softmax. The index tensor ``kv_idx`` must span the whole sequence."""
+        """The definition: how many times each key is in a query's softmax. ``kv_idx`` must cover the whole sequence."""
         size, key_mask = self.options.block_size, call.key_mask
 
         def count(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
@@ -253,11 +253,11 @@ def seeded_blocks(
     ``count`` steps.
 
     Args:
-        blocks: ``(B or 1,)``, blocks of each sequence.
+        blocks: ``(B or 1,)``, number of blocks of each sequence.
         rows: query blocks in the table.
         window, edge: as in :class:`Blocks`.
     Returns:
-        ``(B or 1, H, rows, count)``; if fewer than ``count`` blocks are left, all of them, and -1 in the other slots.
+        ``(B or 1, H, rows, count)`` block indices; -1 in unused slots, if fewer than ``count`` blocks can be drawn.
     """
     row = torch.arange(rows, device=device).view(1, 1, -1)
     head = torch.arange(heads, device=device).view(1, -1, 1)
@@ -295,7 +295,7 @@ def _hash(seed: int, head: Tensor, row: Tensor, step: int) -> Tensor:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """MurmurHash3's fmix32 of 32 bits held in int64. Products wrap around, but their low 32 bits stay right."""
+    """MurmurHash3's fmix32 of 32 bits held in int64. Products overflow, but their low 32 bits are correct."""
     x = (x ^ (x >> 16)) * 0x85EBCA6B & 0xFFFFFFFF
     x = (x ^ (x >> 13)) * 0xC2B2AE35 & 0xFFFFFFFF
     return x ^ (x >> 16)
@@ -303,16 +303,16 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The pattern of some sequences of blocks.
+    """The block pattern of a batch of sequences.
 
-    count: ``(B or 1,)``, blocks of each sequence.
+    count: ``(B or 1,)``, number of blocks of each sequence.
     rows: blocks of the longest sequence.
     size: tokens in a block.
     window: blocks in the window.
     edge: global blocks at each end; at the start only when causal.
-    full: maximum blocks of a bidirectional sequence with full attention.
-    random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 is none.
-    again: extra counts of the first block, a global one, by every query that does not see everything.
+    full: maximum number of blocks of a bidirectional sequence with full attention.
+    random: ``(B or 1, H or 1, rows, r)``, the random key blocks of every query block; -1 for none.
+    again: how many extra times the first block counts for queries that do not see everything.
     """
 
     count: Tensor
@@ -343,7 +343,7 @@ class Blocks:
         return (block < self.edge) | (block >= total - self.edge)
 
     def seen(self) -> Tensor:
-        """Key blocks of every query block that is not global, ``(B or 1, H or 1, rows, K)``. The first global blocks lead; -1 is none."""
+        """Key blocks of each non-global query block, ``(B or 1, H or 1, rows, K)``, global blocks at the start first; -1 for none."""
         row, edge = torch.arange(self.rows, device=self.count.device).view(1, 1, -1, 1), self.edge
         around, ends = torch.arange(self.window, device=row.device), torch.arange(edge, device=row.device)
         first = ends.expand(1, 1, self.rows, -1)
@@ -360,10 +360,10 @@ class Blocks:
         """The tiles of an input of ``length`` tokens whose sequences start at position 0.
 
         Args:
-            tokens: ``(B, length)`` bool, tokens that are global in addition to the blocks.
-            dtype: of the bias on the scores.
-            even: every sequence has ``rows`` blocks, too many for full attention.
-            all_long: every sequence has too many blocks for full attention.
+            tokens: ``(B, length)`` bool, tokens that are global in addition to the global blocks.
+            dtype: dtype of the bias on the scores.
+            even: whether every sequence has ``rows`` blocks, more than ``full``.
+            all_long: whether every sequence has more than ``full`` blocks.
         """
         if tokens is not None and not bool(tokens.any()):
             tokens = None

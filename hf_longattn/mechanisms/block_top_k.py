@@ -40,14 +40,14 @@ class BlockTopKOptions(Options):
     num_blocks: int = option(4, "k, blocks that each query sees, its own included", "blocks", least=1)
     per: str = option(
         "query",
-        "what chooses: 'query', each query for itself; 'query_block', the mean query of a block for all its queries (not causal)",
+        "'query': each query selects its blocks; 'query_block': a block's mean query selects for all its queries (not causal)",
         choices=("query", "query_block"),
     )
 
 
 @register_mechanism("block_top_k")
 class BlockTopK(SummarisedMechanism):
-    """Each query sees its block and the blocks whose mean keys score highest."""
+    """Softmax over the query's block and the blocks with the highest-scoring mean keys."""
 
     summary = "each query attends to its block and to the k-1 blocks whose mean key scores highest"
     paper = "Lu et al. 2025, MoBA, §2.2"
@@ -104,7 +104,7 @@ class BlockTopK(SummarisedMechanism):
         return self.sparse_path(pad_queries(q, kv_len), k, v, call, kv_len - q_len)[:, :, kv_len - q_len :]
 
     def sparse_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, first: int) -> Tensor:
-        """Attention of whole sequences without comparing all pairs. Rows of q before ``first`` are not needed."""
+        """Attention of whole sequences without comparing all pairs. Rows of q before ``first`` are padding."""
         o, length, real = self.options, k.shape[2], call.key_mask
         with torch.no_grad():
             means, filled = block_means(k, real, o.block_size)
@@ -139,7 +139,7 @@ class BlockTopK(SummarisedMechanism):
         return keeps
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
-        """Sorted keys of each query block, ``(B, H, n, k·b)``: of the block itself and the ``chosen (B, H, n, k - 1)``."""
+        """Sorted key positions for each query block, ``(B, H, n, k·b)``: its own block and the ``chosen (B, H, n, k - 1)``."""
         own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
         return tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, self.options.block_size, length)
 
@@ -190,7 +190,7 @@ class BlockTopK(SummarisedMechanism):
 
 
 def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
-    """Block means over the real tokens of ``x (B, H, N, D)``: ``(B, H, n, D)`` float64. Also whether a block has any, ``(B, n)``."""
+    """Block means over the real tokens of ``x (B, H, N, D)``: ``(B, H, n, D)`` float64. Also which blocks have real tokens, ``(B, n)``."""
     if real is None:
         real = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=x.device)
     else:
@@ -201,6 +201,6 @@ def block_means(x: Tensor, real: Tensor | None, size: int) -> tuple[Tensor, Tens
 
 
 def _means(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`block_means` of tokens that are in blocks, ``x (B, H, n, size, D)``, and 0 where ``real (B, n, size)`` is False."""
+    """:func:`block_means` of blocks ``x (B, H, n, size, D)``, which are 0 where ``real (B, n, size)`` is False."""
     count, sums = real.sum(-1), x.sum(3, dtype=exact_dtype(x.device))
     return sums / count.clamp(min=1)[:, None, :, None], count > 0

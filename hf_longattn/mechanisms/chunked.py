@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.common.call import GatherTile, MaskMod, rows_of
-from ..engines.common.shards import Locality
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
@@ -34,7 +34,7 @@ class ChunkedOptions(Options):
 
 @register_mechanism("chunked")
 class Chunked(GatheredMechanism):
-    """Each token sees its chunk and some chunks before it, and nothing later."""
+    """Softmax over the token's chunk and some chunks before it."""
 
     summary = "each token sees its chunk and the n chunks before it, as streaming speech models do"
     paper = "Zhang et al. 2020, Unified Streaming and Non-streaming Two-pass End-to-end Model for Speech Recognition"

@@ -41,7 +41,7 @@ class CosformerOptions(Options):
 
 @register_mechanism("cosformer")
 class Cosformer(LinearMechanism):
-    """Near keys weigh more than far ones, without parameters."""
+    """Linear attention, without parameters, that weighs near keys more than far ones."""
 
     summary = "ReLU features whose products are re-weighted by the cosine of the distance"
     paper = "Qin et al. 2022, cosFormer: Rethinking Softmax in Attention, eq. 10-13"

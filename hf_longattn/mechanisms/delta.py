@@ -24,16 +24,15 @@ from torch import Tensor, nn
 
 from ..engines.common.call import AttentionCall, State
 from ..engines.common.dense import at_least_fp32, repeat_heads
-from ..engines.common.shards import Shard
 from ..engines.linear import gated_delta_rule
 from ..errors import OptionError
 from ..options import Options, option
+from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
 from .common.feature_map import HeadwiseLinear
 from .common.layout import full_pairs
 from .common.registry import register_mechanism
 from .common.scores import drop_keys
-from .common.sharding import attend_by_heads
 from .common.traits import Handling
 
 INITIAL_STEPS = (1e-3, 1e-1)
@@ -42,9 +41,7 @@ INITIAL_STEPS = (1e-3, 1e-1)
 
 @dataclasses.dataclass(frozen=True)
 class DeltaOptions(Options):
-    expand: int = option(
-        1, "rows of the state per dimension of the head; above 1, learned maps and SiLU make them", "times", least=1, most=64
-    )
+    expand: int = option(1, "state rows per dimension of the head; above 1, learned maps with SiLU compute them", "times", least=1, most=64)
     gate: bool = option(True, "let the state decay by α; otherwise this is the plain delta rule")
     gate_input: str = option(
         "hidden_states", "what β and α are computed from: 'hidden_states' (the layer's input) or 'key' (the head's key)",
@@ -55,7 +52,7 @@ class DeltaOptions(Options):
 
 @register_mechanism("delta")
 class Delta(Mechanism):
-    """A key's new value replaces its old one instead of being added to it."""
+    """A linear state in which a key's new value replaces its old one."""
 
     summary = "a linear state that decays by a gate and overwrites a key's old value (gated delta rule)"
     paper = "Yang et al. 2024, Gated Delta Networks, eq. 10"
@@ -96,7 +93,7 @@ class Delta(Mechanism):
         for rate in self.rates.values():
             nn.init.normal_(rate.get_parameter("weight"), std=0.02, generator=generator)
         if self.options.gate:
-            drawn = torch.empty_like(self.log_a, dtype=torch.float32)  # rounded once, at the end
+            drawn = torch.empty_like(self.log_a, dtype=torch.float32)  # rounded to the parameter's dtype once, at the end
             self.log_a.copy_(drawn.uniform_(1, 16, generator=generator).log())
             step = torch.empty_like(drawn).uniform_(*(math.log(end) for end in INITIAL_STEPS), generator=generator).exp()
             self.bias.copy_(step + (-torch.expm1(-step)).log())  # softplus of this is the step
@@ -108,7 +105,7 @@ class Delta(Mechanism):
         return True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Attend. ``call.hidden_states (B, N, hidden_size)`` must be the layer's input, unless the gates come from the keys."""
+        """The output. Unless ``gate_input`` is "key", ``call.hidden_states (B, N, hidden_size)`` must be the layer's input."""
         return self.advance(q, k, v, None, call)[0]
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
@@ -127,10 +124,10 @@ class Delta(Mechanism):
             return out.to(q.dtype), {"kv": kv}
 
     def attend_sharded(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
-        """Attend to a shard. Its output and final state are affine in the state S before it: the state is A S + B.
+        """This process's rows. Each process computes the state before its own tokens from what all shards do to a state.
 
-        One pass over the shard's tokens finds both terms of each. It starts from the columns [0, I] in place of S, with values [v, 0], and
-        ends with [B, A]. All processes gather all [B, A], and each computes the state before its own tokens.
+        A shard turns a state S into A S + B. One pass over its tokens finds A and B: it starts from the columns [0, I] in place of S, with
+        the values [v, 0], and ends with [B, A]. Outputs depend on S in the same way. All processes gather all [B, A].
         """
         if shard.documents is not None:
             return attend_by_heads(self, q, k, v, call, shard)
@@ -161,7 +158,7 @@ class Delta(Mechanism):
         return self._normal(F.silu(self.key_map(k)) if self.options.expand > 1 else k).to(k.dtype)
 
     def _normal(self, x: Tensor) -> Tensor:
-        """``x`` in fp32 at least. With ``normalise``, scaled to norm 1 as in transformers and flash-linear-attention."""
+        """``x`` in at least fp32. With ``normalise``, scaled to norm 1 as in transformers and flash-linear-attention."""
         x = at_least_fp32(x)
         return x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() if self.options.normalise else x
 

@@ -4,7 +4,7 @@ Blocks of l tokens are counted from the first real token. Query i sees key j if 
 
     j is in the block of i:  ⌊j/l⌋ = ⌊i/l⌋          j is a summary column:  j mod l >= l - c
 
-So of every other block (every earlier one when causal) a query sees only the last c tokens.
+A query therefore sees only the last c tokens of every other block (of every earlier block when causal).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FixedOptions(Options):
 
 @register_mechanism("fixed")
 class Fixed(GatheredMechanism):
-    """The query's block, and the last tokens of every block."""
+    """Softmax over the query's block and the last tokens of every block."""
 
     summary = "the query's block and the last c tokens of every (earlier, when causal) block"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (fixed)"
@@ -86,5 +86,5 @@ class Fixed(GatheredMechanism):
 
 
 def column_count(length: int, size: int, summary: int) -> int:
-    """Summary columns among ``length`` tokens; a short last block may have fewer."""
+    """Number of summary columns among ``length`` tokens; a short last block may have fewer."""
     return length // size * summary + max(0, length % size - (size - summary))

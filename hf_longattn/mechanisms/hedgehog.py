@@ -41,7 +41,7 @@ class HedgehogOptions(Options):
 
 @register_mechanism("hedgehog")
 class Hedgehog(LogLinearMechanism):
-    """Features that learn to be as spiky as softmax."""
+    """Linear attention with learned exponential features, which can be as peaked as softmax."""
 
     summary = "a learned exponential feature map, trained to imitate softmax"
     paper = "Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5-6"

@@ -13,7 +13,7 @@ Let p(i, j) be the real tokens of the pool in which query i sees key j (on level
 
 so a pool counts once per real token, and its value is the mean of v over them. This is the paper's block hierarchy (equations
 25 to 28), except that the paper also pools the queries of level l over 2^l tokens. Here every query is exact. This costs N·b·log(N/b)
-instead of N·b. For equal queries it is the paper's form. In the causal form a query sees earlier tokens only, and pools lie entirely
+instead of N·b. If the queries of a pool are equal, both agree. In the causal form a query sees earlier tokens only, and pools lie entirely
 before it. For a score term, a pool lies at its middle, or at the last token of the text if that comes earlier.
 """
 
@@ -51,7 +51,7 @@ class HierarchicalOptions(Options):
 
 @register_mechanism("hierarchical")
 class Hierarchical(Mechanism):
-    """Near tokens one by one, distant tokens in pools that grow with distance."""
+    """Softmax over near tokens and over pools of distant tokens, which grow with distance."""
 
     summary = "exact near the diagonal, pooled keys and values that grow coarser with distance"
     paper = "Zhu & Soricut 2021, H-Transformer-1D, §4 and §6"
@@ -126,7 +126,7 @@ class Hierarchical(Mechanism):
             return weighted(parts, counts.to(dtype)), counts
 
         def make() -> tuple[GatherTile, ...]:
-            return weighted(parts, pyramid.counts_of_whole(device).to(dtype))
+            return weighted(parts, pyramid.counts_without_padding(device).to(dtype))
 
         return BYTE_CACHE.get(("weighted pyramid", pyramid, causal, device, dtype), make), None
 
@@ -143,7 +143,7 @@ QUERIES_PER_ROW = 128
 
 @dataclasses.dataclass(frozen=True)
 class Pyramid:
-    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens. A query sees each key on the lowest level within reach."""
+    """Levels 0 (tokens) to ``top`` of a sequence of ``length`` tokens. A query sees each key on the lowest level that covers it."""
 
     length: int
     block: int
@@ -151,19 +151,18 @@ class Pyramid:
 
     @classmethod
     def over(cls, length: int, block: int, levels: int | None) -> Pyramid:
-        """The lowest pyramid whose top level holds the sequence in two blocks. It has at most ``levels`` levels."""
+        """The pyramid with the fewest levels whose top level holds the sequence in two blocks, cut off after ``levels`` levels."""
         top = 0
         while block << top < -(-length // 2):
             top += 1
         return cls(length, block, top if levels is None else min(top, levels - 1))
 
     def size(self, level: int) -> int:
-        """Number of pools on a level; of tokens on level 0."""
+        """Number of pools on a level; on level 0, the number of tokens."""
         return -(-self.length >> level) if level else self.length
 
     @property
     def sizes(self) -> list[int]:
-        """The :meth:`size` of every level."""
         return [self.size(level) for level in range(self.top + 1)]
 
     def offset(self, level: int) -> int:
@@ -194,8 +193,8 @@ class Pyramid:
             levels.append(_pairs(levels[-1][..., None])[..., 0].sum(-1))
         return torch.cat(levels, -1)
 
-    def counts_of_whole(self, device: torch.device) -> Tensor:
-        """:meth:`counts` without padding; cached for the next call."""
+    def counts_without_padding(self, device: torch.device) -> Tensor:
+        """:meth:`counts` without padding, ``(1, all levels)``; cached for the next call."""
         return BYTE_CACHE.get(
             ("pool counts", self, device), lambda: self.counts(torch.ones(1, self.length, dtype=torch.bool, device=device))
         )
@@ -203,7 +202,7 @@ class Pyramid:
     def pooled(self, x: Tensor, real: Tensor | None, by: str) -> Tensor:
         """The levels above 0 of ``x (B, H, N, D)``, one after the other. A pool is the mean, or element-wise maximum, of its real tokens,
         and zeros if it has none."""
-        counts = self.counts_of_whole(x.device) if real is None else self.counts(real)
+        counts = self.counts_without_padding(x.device) if real is None else self.counts(real)
         largest = by == "max"
         nothing = float("-inf") if largest else 0.0
         level = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -237,7 +236,7 @@ class Pyramid:
         """Indices ``(R, T)`` on the key axis: the pools of ``level`` > 0 visible to query rows at ``starts (R,)``. -1 is an empty slot."""
         half, size = self.block // 2, self.size(level)
         own_block = (starts // (self.block << (level - 1)))[:, None]
-        low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below reaches, in pools of this level
+        low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below covers, in pools of this level
         if level == self.top:
             pools = torch.arange(size, device=starts.device).expand(len(starts), -1)
             seen = (pools < low) | ((pools >= high) & (not causal))
@@ -267,7 +266,7 @@ class Pyramid:
 
 
 def _pairs(x: Tensor, filling: float = 0.0) -> Tensor:
-    """Neighbours on the token axis in pairs, ``(…, N, D) -> (…, ceil(N / 2), 2, D)``."""
+    """Neighbouring tokens as pairs, ``(…, N, D) -> (…, ceil(N / 2), 2, D)``."""
     if torch.compiler.is_compiling() or x.shape[-2] % 2:  # F.pad copies even where it adds nothing
         x = F.pad(x, (0, 0, 0, x.shape[-2] % 2), value=filling)
     return x.unflatten(-2, (-1, 2))

@@ -24,18 +24,18 @@ from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
-from ..engines.common.shards import Locality, Shard
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.segments import Labels, Layout, segmented_linear_attention
+from ..engines.segments import Layout, segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
+from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
 from .common.composite import MechanismSpec
 from .common.feature_map import LinearMechanism
 from .common.layout import band_pairs, full_pairs
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
-from .common.sharding import attend_by_heads
 from .common.traits import Handling
 from .hedgehog import HedgehogOptions
 
@@ -76,7 +76,7 @@ class HybridOptions(Options):
 
 @register_mechanism("hybrid")
 class Hybrid(Mechanism):
-    """Softmax in a small window, learned features for all other keys."""
+    """Softmax in a small window and linear attention to all other keys, under one normalisation."""
 
     summary = "softmax in a small window and linear attention to all other keys, normalised together"
     paper = "Zhang et al. 2024, LoLCATs, eq. 6-7"
@@ -116,7 +116,7 @@ class Hybrid(Mechanism):
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
-        vars(part)["linear"] = self.linear.of_heads(first, last)  # found before the submodule of that name, which both share
+        vars(part)["linear"] = self.linear.of_heads(first, last)  # hides the submodule of that name, which both parts share
         return part
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
@@ -162,7 +162,7 @@ class Hybrid(Mechanism):
                 features = masked(features, shard.mask[:, shard.start : shard.stop])
 
             def beyond(parts: list[slice]) -> State:
-                """Sums over the tokens that this process needs from all processes. ``parts[r]`` selects the tokens for process r."""
+                """Sums over the tokens of all processes that this one needs. ``parts[r]`` selects this process's tokens for process r."""
                 sums_by_process = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
                 return {name: shard.total(torch.stack([sums[name] for sums in sums_by_process]))[shard.rank] for name in ("kv", "z")}
 
@@ -173,7 +173,7 @@ class Hybrid(Mechanism):
         return out[:, :, : shard.stop - shard.start]
 
     def _run(self, q: Tensor, k: Tensor, v: Tensor, sums: State | None, call: AttentionCall, later: State | None = None) -> Tensor:
-        """The output. ``sums`` covers the keys before ``k``, ``later`` the keys after ``k``."""
+        """The output. ``sums`` covers the keys before ``k``, and ``later`` the keys after ``k``."""
         pattern, dtype, drop = Pattern.window(self.options.window, call.causal), q.dtype, call.dropout
         q, k, v = at_least_fp32(q), at_least_fp32(k), at_least_fp32(v)
         numbers = None if call.documents is None else (call.documents.number, call.documents.number)
@@ -263,8 +263,8 @@ def _layout(call: AttentionCall, distance: int, group: int, reverse: bool) -> La
     assert batch is not None
     assert labels is not None
     number = labels.number.flip(1) if reverse else labels.number
-    shifted = Labels(number[:, distance:], number[:, : number.shape[1] - distance])
-    return batch.cached(("documents apart", distance, group, reverse), lambda: Layout.of(shifted, group, True))
+    shifted = number[:, distance:], number[:, : number.shape[1] - distance]
+    return batch.cached(("documents apart", distance, group, reverse), lambda: Layout.of(*shifted, group, True))
 
 
 def _with_ones(v: Tensor, heads: int) -> Tensor:
@@ -288,7 +288,7 @@ def local_softmax_terms(
         dropout_p: dropout probability on the terms of the first sum.
         documents: document numbers of queries ``(B, Nq)`` and keys ``(B, Nk)``. A query sees only keys of the same document.
     Returns:
-        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros where no key is within reach.
+        The two sums, ``(B, H, Nq, D)`` and ``(B, H, Nq, 1)``, and c ``(B, H, Nq, 1)``; zeros for queries that see no key.
     """
     k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     traced = in_graph()
@@ -312,8 +312,8 @@ def _piece(
     q: Tensor, k: Tensor, v: Tensor, missing: int, reach: int, real: Tensor, scale: float, dropout_p: float,
     labels: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The terms of consecutive queries. Their first ``missing`` keys lie before the text and are not in ``k``. ``labels`` are the document
-    numbers of queries and keys."""
+    """The terms of consecutive queries. Their first ``missing`` keys lie before the text, so ``k`` does not have them. ``labels`` are the
+    document numbers of queries and keys."""
     length = q.shape[2]
     blocks = -(-length // QUERIES_PER_BLOCK)
     span, rows = reach + QUERIES_PER_BLOCK, blocks * QUERIES_PER_BLOCK

@@ -44,7 +44,7 @@ class InfiniOptions(Options):
 
 @register_mechanism("infini")
 class Infini(Mechanism):
-    """Causal softmax within a segment, and a compressive memory of all earlier segments."""
+    """Causal softmax within a segment, and a linear memory of all earlier segments."""
 
     summary = "softmax within a segment, gated with a linear memory of all segments before it"
     paper = "Munkhdalai et al. 2024, Infini-attention, eq. 4-10"
@@ -73,9 +73,9 @@ class Infini(Mechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         q, k, v = same_dtype(q, k, drop_keys(v, call.dropout))
-        return self._whole(q, k, v, call)[0]
+        return self._in_segments(q, k, v, call)[0]
 
-    def _whole(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _in_segments(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The output, memory ``(B, H_kv, s, D, D)`` and norm ``(B, H_kv, s, D)`` before each segment; ``None`` for one segment."""
         q_len, length, size = q.shape[2], k.shape[2], self.options.segment_length
         call = call.replace(causal=True, dropout=0.0)
@@ -118,7 +118,7 @@ class Infini(Mechanism):
         return keys.transpose(-1, -2) @ values
 
     def _mixed(self, q: Tensor, local: Tensor, memory: Tensor, norm: Tensor) -> Tensor:
-        """Mix the retrieval for ``q (B, H, …, S, D)`` with ``local`` attention of that shape, by the gate. An empty memory has weight 0."""
+        """The gated mean of the retrieval for ``q (B, H, …, S, D)`` and ``local`` attention. An empty memory has weight 0."""
         with torch.autocast(q.device.type, enabled=False):
             memory, norm = repeat_heads(memory, q.shape[1]), repeat_heads(norm, q.shape[1])
             retrieval = retrieved(elu_plus_one(at_least_fp32(q)), memory, norm)
@@ -132,7 +132,7 @@ class Infini(Mechanism):
         q, k, v = same_dtype(q, k, drop_keys(v, call.dropout))
         size = self.options.segment_length
         if state is None and k.shape[2] > 1:
-            out, memories, norms = self._whole(q, k, v, call)
+            out, memories, norms = self._in_segments(q, k, v, call)
             local, segment = last_segment(k, v, call.real(k), size)
             if memories is None or norms is None:
                 return out, {**local, **self._empty(k, v)}
@@ -171,7 +171,7 @@ class Infini(Mechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Each row is g · (linear weights of the earlier segments) + (1 - g) · (softmax weights of its segment). With the delta rule,
-        W_mem V becomes W_mem (I + R)⁻¹ V. R holds the linear weights of keys as queries, and the memory stores U = (I + R)⁻¹ V."""
+        W_mem V becomes W_mem (I + R)⁻¹ V. R holds the linear weights if keys are the queries, and the memory stores U = (I + R)⁻¹ V."""
         (_, heads, q_len, head_dim), length, size = q.shape, k.shape[2], self.options.segment_length
         k = repeat_heads(k, heads)
         _, _, q_idx, kv_idx = index_grid(1, 1, q_len, length, q.device)

@@ -54,7 +54,7 @@ class Linear(LinearMechanism):
         return packed_linear_attention(self.scaled(q, call), self.scaled(k, call), v, self.feature, sequences, causal=call.causal)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """Advance like every linear mechanism. One token takes a third of the operations; their number is the cost of decoding on a GPU."""
+        """See :meth:`LinearMechanism.advance`. A single token takes a third of the operations, whose number limits decoding on a GPU."""
         if state is None or q.shape[2] > 1 or call.dropout or differentiated(q, k, v):
             return super().advance(q, k, v, state, call)
         with torch.autocast(q.device.type, enabled=False):
@@ -69,7 +69,7 @@ class Linear(LinearMechanism):
                 state["kv"]
             )
             z = state["z"] + phi_k
-            rows = phi_q.view(batch, groups, -1, phi_k.shape[2])  # the heads of a group
+            rows = phi_q.view(batch, groups, -1, phi_k.shape[2])  # the query heads of a group are rows of one product
             weight = rows @ z[..., None]
             out = rows @ kv / weight.clamp(min=torch.finfo(weight.dtype).tiny)  # no feature is negative
         return out.reshape(*q.shape[:3], v.shape[3]).to(q.dtype), {"kv": kv, "z": z}

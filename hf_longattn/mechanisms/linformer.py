@@ -65,7 +65,7 @@ class LinformerOptions(Options):
 
 @register_mechanism("linformer")
 class Linformer(Mechanism, FitsActivations):
-    """Attention to keys and values projected along the length."""
+    """Softmax over keys and values that are projected along the length."""
 
     summary = "keys and values projected along the length to a fixed number of rows"
     paper = "Wang et al. 2020, Linformer, eq. 7"
@@ -122,7 +122,7 @@ class Linformer(Mechanism, FitsActivations):
 
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Fit E and F by :func:`fitted_projections`. Positions beyond the measured length repeat the fit, with their share of the rows."""
+        """Fit E and F by :func:`fitted_projections`. Longer inputs repeat the fit, each repetition with its own share of the rows."""
         if not self.traits.fits_activations:
             return False
         if real is not None:
@@ -148,7 +148,7 @@ class Linformer(Mechanism, FitsActivations):
 
     @property
     def projections(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """E and F."""
+        """The parameters E and F, which may be the same."""
         return self.key_projection, getattr(self, "value_projection", self.key_projection)
 
     def _check_length(self, length: int) -> None:
@@ -272,14 +272,14 @@ RIDGE = 1e-3
 
 
 class Measured(NamedTuple):
-    """``q, k, v (S, H, N, D)`` of S sequences."""
+    """Activations ``q, k, v (S, H, N, D)`` of S sequences."""
 
     q: Tensor
     k: Tensor
     v: Tensor
 
     def only(self, rows: Tensor) -> Measured:
-        """Some of the sequences, by a mask or indices."""
+        """The activations of some sequences, selected by a mask or by indices."""
         return Measured(self.q[rows], self.k[rows], self.v[rows])
 
     @property
@@ -291,16 +291,16 @@ class Measured(NamedTuple):
 def fitted_projections(measured: Measured, rank: int, *, apart: bool) -> tuple[Tensor, Tensor]:
     """E and F, ``(N, rank)`` each, from at least two sequences. They differ only if ``apart``.
 
-    The leading left singular vectors of the measured keys and values show which combinations of positions matter, but cannot be E and F
-    themselves: a softmax over coefficients of global modes is not attention. Instead, pivoted Gram–Schmidt over their rows selects
-    the positions whose tokens span the leading subspace best (the interpolation points of DEIM, Chaturantabut and Sorensen 2010). E keeps
-    the keys of these positions. F keeps their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is pooling,
-    E = F = means of equal runs. Returns the candidate with outputs nearest to the layer's on held-out sequences (a quarter, at least one).
+    The left singular vectors of the measured keys and values show which combinations of positions matter most. They cannot be E and F
+    themselves: a softmax over coefficients of global modes is not attention. Instead, pivoted Gram–Schmidt selects the positions whose
+    tokens span these vectors best (the interpolation points of DEIM, Chaturantabut and Sorensen 2010). E selects the keys at these
+    positions. F selects their values, or minimises Σ |softmax(Q Kᵀ) − softmax(Q K̄ᵀ) Fᵀ|². The third candidate is pooling: E = F = means of
+    equal runs. Returns the candidate with outputs nearest to the layer's on held-out sequences (a quarter, at least one).
     """
-    aside = torch.zeros(measured.q.shape[0], dtype=torch.bool)
-    aside[-max(1, len(aside) // 4) :] = True
-    judged = measured.only(aside)
-    return min(_candidates(measured.only(~aside), rank, apart=apart), key=lambda pair: output_error(pair[0], pair[1], judged))
+    held_out = torch.zeros(measured.q.shape[0], dtype=torch.bool)
+    held_out[-max(1, len(held_out) // 4) :] = True
+    judged = measured.only(held_out)
+    return min(_candidates(measured.only(~held_out), rank, apart=apart), key=lambda pair: output_error(pair[0], pair[1], judged))
 
 
 def _candidates(measured: Measured, rank: int, *, apart: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -334,7 +334,7 @@ def spanning_places(x: Tensor, rank: int) -> Tensor:
 
 
 def fitted_values(e: Tensor, q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """F for keys projected by ``e (N, R)``. Least squares on the attention weights of all sequences and heads."""
+    """F for keys projected by ``e (N, R)``, by least squares on the attention weights of all sequences and heads."""
     rows, length = e.shape[1], e.shape[0]
     normal = torch.zeros(rows, rows, dtype=torch.float64, device=e.device)
     right = torch.zeros(rows, length, dtype=torch.float64, device=e.device)

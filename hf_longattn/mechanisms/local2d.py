@@ -25,7 +25,7 @@ from .common.registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class Local2dOptions(GridOptions):
     radius: tuple[int, ...] = option((8,), "cells seen on each side along each axis: one number, or one for each axis", "cells", least=0)
-    chunks: bool = option(False, "chunks of ``radius`` cells in place of exact windows: a cell sees its own and those next to it")
+    chunks: bool = option(False, "use chunks of ``radius`` cells instead of exact windows: a cell sees its chunk and the neighbouring ones")
 
     def check(self) -> None:
         super().check()
@@ -37,7 +37,7 @@ class Local2dOptions(GridOptions):
 
 @register_mechanism("local2d")
 class Local2d(LocalGridMechanism):
-    """Softmax over the cells near on every axis."""
+    """Softmax over the cells within a radius on every axis."""
 
     summary = "on a grid: softmax over the cells up to a radius away on every axis"
     paper = "Zhang et al. 2021, Multi-Scale Vision Longformer, §3.1"

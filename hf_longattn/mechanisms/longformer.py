@@ -23,16 +23,15 @@ from ..engines.common.batch import cached_on
 from ..engines.common.call import AttentionCall, MaskMod, Pattern
 from ..engines.common.dense import dense_attention, masked_softmax, products
 from ..engines.common.global_rows import global_index, put_rows, separate_rows
-from ..engines.common.shards import Shard
 from ..errors import LengthError, MaskError, OptionError
 from ..options import option
 from ..positions.relative import DistanceOnly, relative_kind
+from ..sharding import Shard, global_rows_of
 from .common.band_options import BandOptions
 from .common.layout import full_pairs
 from .common.masked import SparseMechanism, has_hooks
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
-from .common.sharding import global_rows_of
 from .common.token_rules import TokenRule, check_counted, global_tokens
 
 
@@ -68,7 +67,7 @@ class LongformerOptions(BandOptions):
 
 @register_mechanism("longformer")
 class Longformer(SparseMechanism):
-    """A window, and a few global tokens."""
+    """Softmax over a sliding window and a few global tokens."""
 
     summary = "sliding window plus global tokens that see and are seen by all"
     paper = "Beltagy et al. 2020, Longformer, §3.1"
@@ -162,7 +161,7 @@ class Longformer(SparseMechanism):
         """Tokens ``(B, N)`` bool with separate projections for their rows. ``None`` if there are no such rows to compute.
 
         Raises:
-            LengthError: a query is global, but the hidden states of the earlier tokens that it attends to are gone.
+            LengthError: a query is global, but the hidden states of the earlier tokens that it attends to are not available.
         """
         if not self.options.separate_global:
             return None
@@ -235,7 +234,7 @@ class GlobalProjections(nn.Module):
         if index.shape[1] == 0:
             if not torch.is_grad_enabled():
                 return out
-            # One row that is thrown away: DistributedDataParallel needs every parameter to take part in every step.
+            # One row, which is discarded: DistributedDataParallel needs every parameter to take part in every step.
             index, real = tokens.new_zeros(len(tokens), 1, dtype=torch.long), tokens.new_zeros(len(tokens), 1)
         q = self.heads(self.query(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))))
         positions = index[:, None, :, None]

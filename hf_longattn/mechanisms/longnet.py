@@ -31,9 +31,9 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.common.score_terms import add_term
-from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.registry import register_mechanism
@@ -42,7 +42,7 @@ from .common.registry import register_mechanism
 @dataclasses.dataclass(frozen=True)
 class LongNetOptions(Options):
     segments: tuple[int, ...] = option((2048, 4096, 8192, 16384, 32768), "w, segment length of each branch, ascending", "tokens", least=1)
-    dilations: tuple[int, ...] = option((), "r, in each branch a head takes every r-th token; one is 1; default: 1, 2, 4, …", "tokens")
+    dilations: tuple[int, ...] = option((), "r of each branch: a head takes every r-th token; one must be 1; default: 1, 2, 4, …", "tokens")
 
     def check(self) -> None:
         if not self.segments or list(self.segments) != sorted(set(self.segments)):
@@ -70,7 +70,7 @@ class LongNetOptions(Options):
 
 @register_mechanism("longnet")
 class LongNet(GatheredMechanism):
-    """Segments of several lengths. In the longer ones a head sees fewer tokens."""
+    """Softmax within segments of several lengths. In longer segments, a head sees fewer tokens."""
 
     summary = "segments of several lengths; in longer ones a head sees every r-th token, and the heads together see all"
     paper = "Ding et al. 2023, LongNet, §2.2-2.4, eq. 10"
@@ -88,7 +88,7 @@ class LongNet(GatheredMechanism):
 
     @property
     def heads(self) -> range:
-        """Indices of these heads among all heads of the layer."""
+        """Indices of this part's heads among all heads of the layer."""
         first = 0 if self.head_range is None else self.head_range[0]
         return range(first, first + self.num_heads)
 
@@ -129,14 +129,14 @@ class LongNet(GatheredMechanism):
     def locality(self, causal: bool) -> Locality:
         furthest = self.options.segments[-1] - 1
         ahead, nested = 0 if causal else furthest, all((furthest + 1) % segment == 0 for segment in self.options.segments)
-        width = furthest if causal or nested else 2 * furthest  # a segment may cross the end of the longest
+        width = furthest if causal or nested else 2 * furthest  # a segment may cross the end of the longest segment
         return Locality(furthest, ahead, math.lcm(*self.options.segments), width_of_keys=width)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return length <= 1 or (length <= self.options.segments[0] and all(dilation == 1 for _, dilation in self.options.branches))
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """The mean over the heads, rounded down, up to full attention. A pair counts once for each of its branches."""
+        """The mean over the heads, rounded down, at most that of full attention. A pair counts once for each of its branches."""
         listed = sum(
             full_pairs(len(range(head % dilation, tokens, dilation)), causal)
             for segment, dilation in self.options.branches
@@ -147,11 +147,11 @@ class LongNet(GatheredMechanism):
 
 
 def branch_tiles(length: int, segment: int, dilation: int, heads: range, causal: bool, device: torch.device) -> Iterator[GatherTile]:
-    """The tiles of one branch."""
+    """Tiles with the pairs of one branch, for ``length`` tokens and these ``heads``."""
     size = segment if segment < length else length
     tokens = F.pad(rows_of(length, size, device)[0, 0], (0, -size % dilation), value=-1).unflatten(1, (-1, dilation))
     rows = [tokens[..., head % dilation] for head in heads] if dilation > 1 else [tokens[..., 0]]
-    if device.type == "cuda" and len(rows) > 1:  # each tile that differs by head is a call of the kernel, so there is one
+    if device.type == "cuda" and len(rows) > 1:  # on a GPU, tiles that differ by head need a kernel call each, so make one tile
         stacked = torch.stack(rows)[None]
         yield GatherTile(stacked, stacked, causal=causal)
         return

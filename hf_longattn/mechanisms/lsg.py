@@ -42,13 +42,13 @@ from ..engines.common.dense import dense_attention, grid_of, index_grid, repeat_
 from ..engines.common.derivatives import map_one_by_one
 from ..engines.common.global_rows import global_index, overwrite_global_rows
 from ..engines.common.score_terms import remapped
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import exact_dtype, topk
 from ..errors import OptionError
 from ..naming import OPERATORS
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.base import Mechanism
 from .common.layout import full_pairs, joined, neighbourhoods
 from .common.ordered import KeysOrWeights
@@ -62,7 +62,7 @@ CHOOSING_SELECTIONS = ("strided", "block_strided", "max_norm")
 AVERAGING_SELECTIONS = ("average_pooling", "lsh")
 SELECTIONS = CHOOSING_SELECTIONS + AVERAGING_SELECTIONS
 WITHIN_SPARSE_BLOCKS = ("max_norm", "lsh")
-"""Selections that compare tokens, within cells of min(b, S) tokens where that fits."""
+"""Selections that compare the tokens of a cell. Cells then have min(b, S) tokens if possible."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ class LsgOptions(Options):
 
 @register_mechanism("lsg")
 class Lsg(Mechanism):
-    """Neighbouring blocks, sparse keys of the blocks beyond, and global tokens."""
+    """Softmax over neighbouring blocks, sparse keys of the blocks beyond, and global tokens."""
 
     summary = "own and neighbouring blocks, sparse keys of the blocks beyond them, and global tokens"
     paper = "Condevaux & Harispe 2022, LSG Attention, §3"
@@ -159,12 +159,12 @@ class Lsg(Mechanism):
 
     @property
     def missing(self) -> int:
-        """Padding tokens that fill the block before the first one; 0 without such a block."""
+        """Number of padding tokens that fill the block before the first one; 0 without such a block."""
         return -self.options.block_offset % self.options.block_size
 
     @property
     def beyond(self) -> int:
-        """Blocks on either side, beyond the local ones, that provide sparse keys."""
+        """Number of blocks on either side, beyond the local ones, that provide sparse keys."""
         return self.options.sparse_block_size * self.options.sparsity_factor // self.options.block_size
 
     def locality(self, causal: bool) -> Locality | None:
@@ -240,7 +240,7 @@ class Lsg(Mechanism):
         return overwrite_global_rows(out, q, k, v, index, present, call)
 
     def _local_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Blocks with their neighbours; cached for the next call."""
+        """Tiles of each block with its neighbouring blocks; cached for the next call."""
 
         def make() -> tuple[GatherTile, ...]:
             size = self.options.block_size
@@ -260,7 +260,7 @@ class Lsg(Mechanism):
         return means_of_cells(o.selection, k, v, choosable, self.cells, o.seed + seed, o.lsh_pre_rounds)
 
     def dense_path(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Attention of one query, or of few tokens, by comparing all pairs. The queries are the last tokens."""
+        """Attention by comparing all pairs, for one query or few tokens. The queries are the last tokens."""
         (batch, heads, q_len, _), length, size = q.shape, k.shape[2], self.options.block_size
         _, _, i, j = index_grid(batch, heads, q_len, length, q.device)
         is_global, choosable, means = call.global_mask, _choosable(call), None
@@ -346,7 +346,7 @@ def _choosable(call: AttentionCall) -> Tensor | None:
 
 
 def _places(tokens: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
-    """Positions of the global tokens, ``(B, g)``, and a mask of real entries. ``max_globals`` bounds g, if known."""
+    """Positions of the global tokens, ``(B, g)``, and which of them are real, bool. ``max_globals`` bounds g, if known."""
     if max_globals is None:
         return global_index(tokens)
     index = tokens.int().argsort(dim=-1, descending=True, stable=True)[:, :max_globals]
@@ -354,7 +354,7 @@ def _places(tokens: Tensor, max_globals: int | None) -> tuple[Tensor, Tensor]:
 
 
 class Cells(NamedTuple):
-    """A division of a sequence into cells of ``size`` tokens, ``in_block`` to a block. Every ``factor`` tokens give one sparse key."""
+    """Cells of ``size`` tokens, ``in_block`` of them per block. Every ``factor`` tokens give one sparse key."""
 
     size: int
     factor: int
@@ -362,24 +362,24 @@ class Cells(NamedTuple):
 
     @property
     def keys(self) -> int:
-        """Sparse keys per cell."""
+        """Number of sparse keys per cell."""
         return self.size // self.factor
 
     @property
     def block(self) -> int:
-        """Tokens per block."""
+        """Number of tokens per block."""
         return self.size * self.in_block
 
     def blocks(self, length: int) -> int:
         return (length + self.block - 1) // self.block
 
     def count(self, length: int) -> int:
-        """Cells in the blocks of ``length`` tokens."""
+        """Number of cells in the blocks of ``length`` tokens."""
         return self.blocks(length) * self.in_block
 
 
 def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) -> Tensor:
-    """Positions of the sparse keys of every cell of ``k (B, H, N, D)``, ``(B or 1, H, cells, m)``; -1 is none."""
+    """Positions of the sparse keys of every cell of ``k (B, H, N, D)``, ``(B or 1, H, cells, m)``; -1 for none."""
     heads, length = k.shape[1:3]
     count, keys_per_cell = cells.count(length), cells.keys
     first = torch.arange(count, device=k.device).view(1, 1, -1, 1) * cells.size
@@ -397,7 +397,7 @@ def chosen_keys(selection: str, k: Tensor, real: Tensor | None, cells: Cells) ->
 
 
 def means_of_cells(selection: str, k: Tensor, v: Tensor, real: Tensor | None, cells: Cells, seed: int, pre_rounds: int) -> PooledKeys:
-    """The means that the cells of ``k, v (B, H, N, D)`` give, over the tokens in ``real (B, N)``."""
+    """Mean keys and values of the cells of ``k, v (B, H, N, D)``, over the tokens in ``real (B, N)``."""
     (batch, heads, length, _), count, keys_per_cell = k.shape, cells.count(k.shape[2]), cells.keys
     if real is None:
         real = torch.ones(batch, length, dtype=torch.bool, device=k.device)
@@ -421,10 +421,10 @@ def means_of_cells(selection: str, k: Tensor, v: Tensor, real: Tensor | None, ce
 
 @torch.library.custom_op(f"{OPERATORS}::lsg_clusters", mutates_args=())
 def clusters(k: Tensor, real: Tensor, size: int, many: int, pre_rounds: int, seed: int) -> Tensor:
-    """Cluster of every key ``(B, H, N, D)`` in its cell of ``size`` tokens: ``(B, H, N)`` int64 below ``many``."""
+    """Cluster number of every key of ``k (B, H, N, D)`` in its cell of ``size`` tokens: ``(B, H, N)`` int64 below ``many``."""
     (batch, heads, length, width), count = k.shape, -(-k.shape[2] // size)
     place = torch.arange(size, device=k.device)
-    if many in (1, size):  # one mean of all, or every token by itself
+    if many in (1, size):  # one cluster for all tokens, or one for each token
         return (place % many).repeat(count)[:length].expand(batch, heads, -1).clone()
     rounds = [size] * pre_rounds + [many]
     keys = k.to(exact_dtype(k.device)).masked_fill(~real[:, None, :, None], 0.0)
@@ -462,8 +462,7 @@ def directions(seed: int, heads: int, head_dim: int, rounds: Sequence[int], devi
 
 
 class KeyRows(NamedTuple):
-    """Keys seen by each block of queries, in one row per block; -1 is none.
-
+    """Keys that each block of queries sees, in one row per block; -1 for none.
     A block sees its neighbours and the sparse keys of ``beyond`` further blocks on either side. The causal form has past blocks only."""
 
     cells: Cells
@@ -543,7 +542,7 @@ def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor
 
 
 def _hashed(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, together: Tensor, seed: int) -> Tensor:
-    """The cluster of every token, ``(B, H, N)``. ``together (1, 1, N, N)`` tells which tokens share a cell."""
+    """Cluster number of every token, ``(B, H, N)``. ``together (1, 1, N, N)`` is True for tokens of one cell."""
     if cells.keys == 1:
         return torch.zeros(k.shape[:3], dtype=torch.long, device=k.device)
     rounds = [cells.size] * options.lsh_pre_rounds + [cells.keys]

@@ -11,7 +11,7 @@ The tokens are sorted by (bucket, position), the sorted order is cut into chunks
     causal:         query i sees the last ``bucket_size`` keys j <= i with h_r(k_j) = h_r(q_i)
 
 The keys of all rounds are one set, in which each key counts once (equation 6 and appendix A of the paper). With ``count_duplicates`` a key
-counts once for each round that meets it, as in implementations that merge the rounds by their log-sum-exp.
+counts once for each round in which they meet, as in implementations that merge the rounds by their log-sum-exp.
 
 In the published causal form, chunks shift when tokens follow, so the keys of a query depend on the future. The causal form here depends on
 earlier tokens only, so decoding token by token equals one pass over the text.
@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds, buckets_of_documents
+from ..engines.bucketed import ChunkRounds, RecentRounds, Rounds, buckets_of_documents
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..engines.topk import exact_dtype
@@ -47,7 +47,7 @@ from .common.registry import register_mechanism
 DEFAULT_LENGTH = 4096
 """Length in tokens that sets the number of buckets if the longest input is unknown."""
 FACTOR_ABOVE = 32
-"""Threshold in buckets. A power of two above it is split into two smaller hashes."""
+"""Number of buckets above which a power of two is split into two smaller hashes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class LSHOptions(Options):
     shared_qk: bool = option(False, "each token's key is its query as well: the published form")
     num_chunks_before: int = option(1, "chunks seen before the query's own; bidirectional only", "chunks", most=1024, least=0)
     num_chunks_after: int = option(0, "chunks seen after the query's own; bidirectional only", "chunks", most=1024, least=0)
-    count_duplicates: bool = option(False, "a key that is met in several rounds counts once for each")
+    count_duplicates: bool = option(False, "a key found in several rounds counts once for each of them")
     seed: int = option(0, "seed of the rotations")
 
     def check(self) -> None:
@@ -75,7 +75,7 @@ class LSHOptions(Options):
 
 @register_mechanism("lsh")
 class LSH(BucketedMechanism):
-    """Tokens meet if their hashes agree, in several rounds of hashing."""
+    """Softmax over the tokens whose hashes agree, in several rounds of hashing."""
 
     summary = "tokens meet if hashes of their vectors agree, in several rounds; long buckets are cut into chunks"
     paper = "Kitaev et al. 2020, Reformer, §2; Andoni et al. 2015 (the hash)"
@@ -180,7 +180,7 @@ class LSH(BucketedMechanism):
         return chunks_by_rows(queries, keys, call.real(k), size, **self._chunks)
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        return call.causal  # bidirectional chunks count from the first of a document's sorted tokens, in a circle
+        return call.causal  # bidirectional chunks start at each document's first sorted token and wrap around
 
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds:
         key_buckets, shared = self.hashes(k), self.options.shared_qk
@@ -237,7 +237,7 @@ def signed_argmax(x: Tensor) -> Tensor:
 def chunks_by_rows(
     query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, before: int, after: int
 ) -> Callable[[Tensor], Tensor]:
-    """:func:`chunks_meet` in any round, for some of N queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool.
+    """:func:`chunks_meet` in any round, for some of the queries: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool.
 
     query_buckets, key_buckets: ``(B, H, R, N)``.
     """

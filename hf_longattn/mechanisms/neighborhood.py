@@ -1,14 +1,14 @@
 """Neighborhood attention of any rank, as NATTEN defines it. Sources: Hassani et al. 2023, Neighborhood Attention Transformer, section 3;
 Hassani and Shi 2022, Dilated Neighborhood Attention; for strides, Hassani et al. 2025, Generalized Neighborhood Attention.
 
-Along an axis, a cell sees cells with its index modulo the dilation. With a stride of s, every s consecutive cells share the
-window of their leader. For the i-th of the n cells of a class and a kernel of k cells,
+Along an axis, a cell sees only cells of its class: those with an equal index modulo the dilation. With a stride of s, every s consecutive
+cells share the window of their leader. For the i-th of the n cells of a class and a kernel of k cells,
 
     leader = min(⌊i / s⌋·s + ⌊s / 2⌋, n - 1)
     first  = leader - ⌊k / 2⌋, moved inwards to between 0 and n - k
     last   = first + k - 1
 
-So a window slides inwards at a border, and always has k cells. With an even k, one more cell is before the leader. With ``is_causal``
+A window slides inwards at a border, so that it always has k cells. With an even k, one more cell is before the leader. With ``is_causal``
 
     leader = min(⌊i / s⌋·s + s - 1, n - 1),  first = max(leader - k + 1, 0),  last = i
 
@@ -36,8 +36,8 @@ class NeighborhoodOptions(GridOptions):
     stride: tuple[int, ...] = option(
         (1,), "neighbouring cells with the same window, at most kernel_size, along each axis", "cells", least=1
     )
-    dilation: tuple[int, ...] = option((1,), "cells from one that is seen to the next, along each axis", "cells", least=1)
-    is_causal: tuple[bool, ...] = option((False,), "whether a cell sees none after itself, along each axis, as for frames of a video")
+    dilation: tuple[int, ...] = option((1,), "distance between neighbouring visible cells along each axis", "cells", least=1)
+    is_causal: tuple[bool, ...] = option((False,), "whether later cells are hidden along each axis, as for the frames of a video")
 
     def check(self) -> None:
         super().check()
@@ -54,7 +54,7 @@ class NeighborhoodOptions(GridOptions):
 
 @register_mechanism("neighborhood")
 class Neighborhood(LocalGridMechanism):
-    """Softmax over the nearest cells, as many at a border as elsewhere."""
+    """Softmax over the nearest cells, equally many at borders."""
 
     summary = "on a grid: softmax over the nearest cells, as many at a border as elsewhere (NATTEN)"
     paper = "Hassani et al. 2023, Neighborhood Attention Transformer, §3; Hassani et al. 2025, Generalized Neighborhood Attention"
@@ -77,7 +77,7 @@ class Neighborhood(LocalGridMechanism):
                     f"the {size} of {grid}; choose a smaller kernel_size or dilation, or 'local2d', whose windows are cut off there."
                 )
             if stride > kernel:
-                raise GridError(f"Option 'stride' is {stride} where kernel_size is {kernel}; pass a stride of at most that.")
+                raise GridError(f"Option 'stride' is {stride} where kernel_size is {kernel}; pass a stride of at most {kernel}.")
 
     def _per_axis(self, grid: Grid, name: str) -> tuple[int, ...]:
         return grid.per_axis(getattr(self.options, name), name)

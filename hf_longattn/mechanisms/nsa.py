@@ -22,8 +22,8 @@ The paper leaves some things open, and some are different here:
 - φ is a mean plus an MLP with positions e inside the block, shared by the heads of a layer. W_2 is initialised as 0, so φ is the mean at
   first.
 - g = sigmoid(U q_i + c) per head. Its input is the head's query, after any rotation of positions, instead of the layer's input. U is
-  initialised as 0, and c so that each gate is 1/3. So a converted checkpoint starts with the mean of the branches. The first l - 1 tokens
-  have no compressed block yet, so their outputs start at two thirds of that.
+  initialised as 0, and c so that each gate is 1/3. A converted checkpoint therefore starts with the mean of the branches. The first l - 1
+  tokens have no compressed block yet, so that their outputs start at two thirds of that mean.
 - The branches share the layer's keys and values. The paper projects them three times, which needs three caches, and a checkpoint has only
   one projection.
 - For a score term, a compressed key lies at the middle of its block.
@@ -50,11 +50,21 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.score_terms import ScoreMod, remapped
-from ..engines.common.shards import Shard
 from ..engines.dispatch import choose
-from ..engines.topk import CAUSAL_STEPS, SCORE_CELLS, exact_dtype, float32_products, product_margin, ranking, term_at, topk
+from ..engines.topk import (
+    SCORE_CELLS,
+    exact_dtype,
+    float32_products,
+    product_margin,
+    ranking,
+    rows_per_step,
+    searched_again,
+    term_at,
+    topk,
+)  # fmt: skip
 from ..errors import OptionError
 from ..options import Options, option
+from ..sharding import Shard
 from .common.layout import band_pairs, full_pairs
 from .common.pooled import uniform
 from .common.registry import register_mechanism
@@ -64,7 +74,7 @@ from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
 from .common.traits import Handling
 
 INITIAL_GATE = 1 / 3
-"""Each gate before training."""
+"""Value of each gate before training."""
 FORCED_BLOCK_SCORE = float(1 << 30)
 """Score of always-selected blocks, above any sum of weights."""
 
@@ -77,7 +87,7 @@ class NSAOptions(Options):
     num_blocks: int = option(16, "n, blocks that each query selects, the initial and the local ones included", "blocks", least=1)
     initial_blocks: int = option(1, "first blocks of the text that are always selected", "blocks", least=0)
     local_blocks: int = option(
-        2, "blocks next to the query that are always selected: its own and those before it; if bidirectional, its own and half of them "
+        2, "blocks near the query that are always selected: its own and those before it; if bidirectional, its own and half of them "
         "on each side, so that an even number needs one more in num_blocks",
         "blocks", least=1,
     )  # fmt: skip
@@ -104,7 +114,7 @@ class NSAOptions(Options):
 
 
 class Compression(nn.Module):
-    """φ, which maps ``size`` tokens of ``width`` numbers to one such vector."""
+    """φ, which maps ``size`` tokens of width ``width`` to one vector of that width."""
 
     def __init__(self, size: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -119,7 +129,7 @@ class Compression(nn.Module):
             nn.init.zeros_(tensor)
 
     def forward(self, blocks: Tensor, real: Tensor) -> Tensor:
-        """Compress ``blocks (B, H, M, l, D)`` to ``(B, H, M, D)``, in fp32 at least. Tokens not ``real (B, M, l)`` are left out."""
+        """Compress ``blocks (B, H, M, l, D)`` to ``(B, H, M, D)``, in at least fp32, without tokens where ``real (B, M, l)`` is False."""
         with torch.autocast(blocks.device.type, enabled=False):
             blocks = at_least_fp32(blocks).masked_fill(~real[:, None, ..., None], 0)
             mean = blocks.sum(3) / real.sum(-1).clamp(min=1)[:, None, :, None]
@@ -130,7 +140,7 @@ class Compression(nn.Module):
     def of_sequence(self, x: Tensor, real: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
         """Compress the blocks at every ``stride``-th token of ``x (B, H, N, D)`` to ``(B, H, M, D)`` in ``dtype``.
 
-        ``x`` must be 0 at padding. W_1 multiplies a token once for each overlapping block, and no block is copied together.
+        ``x`` must be 0 at padding. Overlapping blocks are not copied: W_1 multiplies a token once for each block that contains it.
 
         real: ``(B, M, l)`` bool, the real tokens of the blocks.
         """
@@ -192,7 +202,7 @@ class NSA(SummarisedMechanism):
         nn.init.constant_(self.gate_bias, math.log(INITIAL_GATE / (1 - INITIAL_GATE)))
 
     def gates(self, q: Tensor) -> tuple[Tensor, ...]:
-        """Gates of the compressed, selected and window branches, each ``(B, H, Nq, 1)``, in fp32 at least."""
+        """Gates of the compressed, selected and window branches, each ``(B, H, Nq, 1)``, in at least fp32."""
         with torch.autocast(q.device.type, enabled=False):
             q = at_least_fp32(q)
             return (q @ self.gate.to(q.dtype) + self.gate_bias.to(q.dtype)[:, None]).sigmoid().split(1, -1)
@@ -273,7 +283,7 @@ class NSA(SummarisedMechanism):
         return block_selected_attention(pad_queries(q, kv_len), k, v, chosen, size, call)[:, :, kv_len - q_len :]
 
     def _search(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """Blocks that every query selects besides its own, ``(B, H_kv, Nq, K)`` int64. -1 where there are fewer."""
+        """The blocks that each query selects besides its own, ``(B, H_kv, Nq, K)`` int64; -1 in unused slots."""
         (batch, heads, q_len, _), kv_len, exact = q.shape, k.shape[2], exact_dtype(q.device)
         real, scale, mod = self._real_blocks(k, call), call.scale_for(q.shape[-1]), self._sees_block(call.causal)
         keys = self._compress(self.keys, k, real, call, exact)
@@ -308,7 +318,7 @@ class NSA(SummarisedMechanism):
         """The selected blocks, ``(B, H_kv, n, K)``.
 
         Args:
-            weights: ``(B, H, n, M)``, the compressed branch's.
+            weights: ``(B, H, n, M)``, the weights of the compressed branch.
             own_block: ``(B or 1, H_kv or 1, n)``, each query's selection block.
             filled: ``(B, S)`` bool, selection blocks that have a token.
         """
@@ -318,7 +328,7 @@ class NSA(SummarisedMechanism):
         missing = filled.shape[1] * strides_per_block - shared.shape[-1]
         shared = F.pad(shared, (overlap - 1, missing)) if missing >= 0 else F.pad(shared, (overlap - 1, 0))
         count = filled.shape[1] * strides_per_block
-        # One addition after the other, so that blocks of equal weights have equal scores, to the last bit.
+        # Weights are added in a fixed order, so that blocks with equal weights have bitwise equal scores.
         of_steps = torch.zeros_like(shared[..., :count])
         for at in range(overlap):
             of_steps = of_steps + shared[..., at : at + count]
@@ -337,18 +347,18 @@ class NSA(SummarisedMechanism):
         return o.compress_size // o.compress_stride, o.block_size // o.compress_stride
 
     def _prefiltered(self, q: Tensor, keys: Tensor, kv_len: int, real: Tensor, filled_blocks: Tensor, call: AttentionCall) -> Tensor:
-        """:meth:`_search` by weights in float32. Rows whose choice they leave in doubt are searched again in float64.
+        """:meth:`_search` by weights in float32. Rows with a doubtful choice are searched again in float64.
 
-        The weights are written and read once, and only the number of rows in doubt is read from the device. A score is off by at most δ,
-        the ``product_margin`` of ``engines/topk.py``. Less the greatest score it is off by 5/4 δ, since the difference is rounded, too.
-        A weight's numerator and denominator are each off by a factor of at most exp(5/4 δ), so the weight is off by at most
-        exp(5/2 δ) - 1 ≤ 4 δ of itself, for δ ≤ 1/4. A greater δ leaves every choice in doubt. The rounding of exponentials and sums is
-        added. A choice equals that of float64 if the last chosen block and the next are further apart.
+        A float32 score has an error of at most δ, the ``product_margin`` of ``engines/topk.py``. After subtraction of the largest score,
+        which rounds too, the error is at most 5/4 δ. A weight's numerator and denominator are then each wrong by a factor of at most
+        exp(5/4 δ). The relative error of the weight is at most exp(5/2 δ) - 1 ≤ 4 δ for δ ≤ 1/4; with a larger δ, every choice is doubtful.
+        The rounding of exponentials and sums is added. A choice equals that of float64 if the last chosen block and the next differ by more
+        than their errors. Weights are written and read once, and only the number of doubtful rows is read from the device.
 
         Args:
             keys: ``(B, H_kv, M, D)`` float64; real: ``(B, M, l)``; filled_blocks: ``(B, S)``.
         """
-        o, (batch, heads, q_len, width), (kv_heads, compressed) = self.options, q.shape, keys.shape[1:3]
+        o, (_, heads, q_len, width), (kv_heads, compressed) = self.options, q.shape, keys.shape[1:3]
         overlap, strides = self._strides
         group, total, device, scale = heads // kv_heads, filled_blocks.shape[1], q.device, call.scale_for(width)
         count, blocks, places = (
@@ -368,9 +378,7 @@ class NSA(SummarisedMechanism):
         margins = product_margin(q, longest.repeat_interleave(group, 1), scale).unflatten(1, (kv_heads, -1)).amax(2)[..., 0]
         margins = 4 * margins + (len(places) + 64) * torch.finfo(torch.float32).eps
         chosen, doubtful = [], []
-        step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS) // (batch * heads * len(places)))
-        if call.causal:
-            step = min(step, max(1024, -(-q_len // CAUSAL_STEPS)))
+        step = rows_per_step(q, len(places), call.causal)
         for start in range(0, q_len, step):
             rows = slice(start, min(start + step, q_len))
             seen_blocks = min(total, (first + rows.stop - 1) // o.block_size + 1) if call.causal else total
@@ -400,20 +408,17 @@ class NSA(SummarisedMechanism):
                 doubtful.append(~(lowest * (1 - margin) > next_one * (1 + margin)) & (next_one != float("-inf")))
             else:
                 doubtful.append(torch.zeros(index.shape[:3], dtype=torch.bool, device=device))
-        best, in_doubt = torch.cat(chosen, 2), torch.cat(doubtful, 2)
-        most = int(in_doubt.sum(2).max())
-        order = in_doubt.to(torch.uint8).sort(dim=2, descending=True, stable=True).indices[:, :, :most]
-        step = max(1, accelerator.numbers_at_a_time(q, SCORE_CELLS, 8) // (batch * heads * compressed))
         grouped, exact_keys, mod = q.unflatten(1, (kv_heads, -1)), keys.mT[:, :, None], self._sees_block(call.causal)
-        for rows_in_doubt in order.split(step, 2) if most else ():
-            taken = rows_in_doubt[:, :, None, :, None].expand(-1, -1, group, -1, width)
+
+        def exactly(rows: Tensor) -> Tensor:
+            taken = rows[:, :, None, :, None].expand(-1, -1, group, -1, width)
             scores = grouped.gather(3, taken).to(keys.dtype) @ exact_keys * scale
-            positions = rows_in_doubt + first
+            positions = rows + first
             seen = mod(positions[..., None], places[:compressed]) & real.any(-1)[:, None, None]
             weights = softmax_over(scores, seen[:, :, None].expand(scores.shape)).flatten(1, 2)
-            exact = self._best(weights, positions // o.block_size, filled_blocks, kv_heads, call.causal)
-            best = best.scatter(2, rows_in_doubt[..., None].expand(exact.shape), exact)
-        return best
+            return self._best(weights, positions // o.block_size, filled_blocks, kv_heads, call.causal)
+
+        return searched_again(torch.cat(chosen, 2), torch.cat(doubtful, 2), exactly, q, compressed)
 
     def _always(self, away: Tensor, blocks: Tensor, causal: bool) -> Tensor:
         """Which ``blocks`` are always selected: initial and local ones. ``away``: how many blocks each lies before the query's block."""
@@ -429,7 +434,7 @@ class NSA(SummarisedMechanism):
         return self.options.compress_size - self.options.compress_stride
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per compressed block: float64 key, value, middle, and whether it has a real token, at all and among its first d."""
+        """Per compressed block: its float64 key, its value and its middle. Also whether it, and its first d tokens, have real tokens."""
         inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {
             "keys": self.keys(k.to(exact_dtype(k.device)), real),

@@ -56,7 +56,7 @@ class NystromOptions(Options):
 
 @register_mechanism("nystrom")
 class Nystrom(Mechanism):
-    """Softmax attention interpolated from landmarks."""
+    """Softmax attention interpolated from landmarks, the means of segments."""
 
     summary = "softmax attention approximated through landmarks, means of segments of the text"
     paper = "Xiong et al. 2021, Nyströmformer, eq. 13-15"
@@ -143,7 +143,7 @@ class Nystrom(Mechanism):
         k, v = repeat_heads(k, heads), drop_keys(repeat_heads(v, heads), call.dropout)
         call = call.replace(dropout=0.0)
         real = call.key_mask if self.options.landmarks_over == "text" else None
-        padded_graph = torch.compiler.is_exporting() and real is not None  # the other branch is exact for short texts there, too
+        padded_graph = torch.compiler.is_exporting() and real is not None  # the second branch is exact for short texts with padding, too
         if length <= self.options.num_landmarks and not padded_graph:
             out = dense_attention(q, k, v, call)
         else:

@@ -2,8 +2,8 @@
 
     output = concatenation over heads h of  Attention_{m(h)}(Q_h, K_h, V_h)
 
-where m(h) is the mechanism of head h. Numbered choices apply to their heads; the others take turns over the remaining heads, so a single
-choice without numbers applies to all the rest.
+where m(h) is the mechanism of head h. Members with head numbers apply to those heads. The others take turns over the remaining heads, so
+that a single member without numbers applies to all of them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.score_terms import take_heads
-from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
+from ..sharding import Shard
 from .common.composite import Composite, HeadSpec
 from .common.decoding import AttendStep, Columns
 from .common.locality import joined
@@ -53,11 +54,11 @@ class PerHeadOptions(Options):
         return max([len(named) + turns * each, *(head + 1 for head in named), each])
 
     def named(self) -> list[int]:
-        """The heads that choices name."""
+        """The heads that are given by number."""
         return [head for choice in self.heads for head in choice.heads or ()]
 
     def assign(self, num_heads: int) -> list[tuple[HeadSpec, list[int]]]:
-        """Choices with at least one head in a layer of ``num_heads``, each with its heads."""
+        """The members that get at least one of ``num_heads`` heads, each with its heads."""
         groups = [list(choice.heads or ()) for choice in self.heads]
         named = self.named()
         if named and max(named) >= num_heads:
@@ -79,7 +80,7 @@ class PerHeadOptions(Options):
 
 @register_mechanism("per_head")
 class PerHead(Composite, FitsActivations):
-    """Each head, or group of heads, has its own mechanism."""
+    """A different mechanism for each head or group of heads."""
 
     summary = "a different mechanism for each head or group of heads"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 8"
@@ -149,14 +150,14 @@ class PerHead(Composite, FitsActivations):
         def of_all(rows: Tensor, scores: Tensor) -> Tensor:
             of_heads = [take_heads(scores, heads) for heads in self.groups]
             parts = [of_member(rows, own).expand(own.shape) for of_member, own in zip(keeps, of_heads, strict=True)]
-            if len({part.dtype for part in parts}) > 1:  # the weights of some heads, the keys of others
+            if len({part.dtype for part in parts}) > 1:  # some heads give weights, others keys
                 parts = [softmax_over(own, x) if x.dtype == torch.bool else x for own, x in zip(of_heads, parts, strict=True)]
             return self._in_order(parts)
 
         return of_all
 
     def _parts(self, length: int, call: AttentionCall, q: Tensor, *keys: Tensor) -> Iterator[tuple[Any, list[Tensor], AttentionCall]]:
-        """Every member with its heads' part of the tensors and of the call, for a text of ``length`` tokens."""
+        """Every member, its heads' part of the tensors, and its call, for a text of ``length`` tokens."""
         for member, heads in zip(self.mechanisms, self.groups, strict=True):
             detached = None
             if call.detached_kv is not None and member.traits.stops_gradients(length):

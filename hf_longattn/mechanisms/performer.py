@@ -7,12 +7,12 @@ for m random directions w_m, Gaussian and orthogonal in blocks. They are a buffe
 ``redraw_interval`` passes.
 
 Query exponents are relative to the largest of their row, key exponents to the largest so far of their feature. Both offsets cancel in the
-quotient. So a text in pieces, or token by token, gives the output of the whole text, however large q and k are, up to the rounding of the
+quotient. A text in pieces, or token by token, therefore gives the output of the whole text for any size of q and k, up to the rounding of
 exponents in fp32 (about -scale |k|² / 2). A graph (torch.compile, export) computes the causal form in float64, where key exponents may be
-up to some 700 apart. There, rows that see only keys further below the text's largest exponent are zeros.
+up to some 700 apart. There, a row is zeros if it sees only keys that are further below the text's largest exponent.
 
-Nothing is added to the features, whereas the authors' code adds 10⁻³ to those of relu and 10⁻⁶ to those of softmax. So a row is zeros
-if its relu features share no direction with those of its keys.
+Nothing is added to the features, whereas the authors' code adds 10⁻³ to relu features and 10⁻⁶ to softmax features. A row is therefore
+zeros if its relu features share no direction with those of its keys.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .common.log_features import LogLinearMechanism, log_products
 from .common.registry import register_mechanism
 
 COLUMNS = 4
-"""Columns added to a matrix product, which loads multiples of this many numbers at once."""
+"""Columns added to a matrix product, because GPUs load multiples of this many numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PerformerOptions(Options):
 
 @register_mechanism("performer")
 class Performer(LogLinearMechanism):
-    """An unbiased estimate of softmax attention's weights before normalisation."""
+    """Linear attention by random features, an unbiased estimate of the softmax kernel."""
 
     summary = "orthogonal random features that estimate softmax attention (FAVOR+)"
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
@@ -145,7 +145,7 @@ class Performer(LogLinearMechanism):
         return torch.cat((k, squares), -1) @ directions.mT
 
     def _projected(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """w_m·x'."""
+        """The projections w_m·x', ``(B, H, n, m)``."""
         return x @ self._directions(x, call).mT
 
     def _directions(self, x: Tensor, call: AttentionCall) -> Tensor:
@@ -174,7 +174,7 @@ def orthogonal_gaussian(rows: int, columns: int, *seeds: int) -> Tensor:
 
 
 def mixed(*seeds: int) -> int:
-    """Mix several seeds into one. Small ones do not collide (multiples of the golden ratio, modulo 2**63)."""
+    """One seed made of several. Small seeds do not collide (multiples of the golden ratio, modulo 2**63)."""
     value = 0
     for seed in seeds:
         value = ((value ^ (seed % (1 << 31))) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) % (1 << 63)

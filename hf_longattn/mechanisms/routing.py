@@ -16,10 +16,10 @@ backward pass:
 
     μ_c  ←  normalise( λ μ_c + (1 - λ)/2 (mean of the queries in c + mean of the keys in c) )
 
-A cluster without queries, or without keys, moves by the other half alone. Algorithm 1 has sums instead of means, and no ``normalise``. With
-means, the rate does not depend on the batch size. With unit vectors, no centroid draws tokens by its length. In distributed training each
-process moves its centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these moves by a
-single one, by the tokens of all processes, as one process would make it. ``longattn train`` calls it after every backward pass.
+If a cluster has no queries or no keys, it moves by the other mean only. Algorithm 1 has sums instead of means, and no ``normalise``. With
+means, the rate does not depend on the batch size. With unit vectors, no centroid attracts more tokens by its length. In distributed
+training each process moves its centroids by its own tokens. :func:`~hf_longattn.mechanisms.routing.synchronise_centroids` replaces these
+moves by a single one over the tokens of all processes, equal to that of one process. ``longattn train`` calls it after every backward pass.
 
 ``router="learned"``: the rows of a trained matrix W_r replace μ. In the bidirectional form, its logits are balanced by Sinkhorn iterations
 over the keys of each sequence, so that clusters are equally popular. With p_j(c) = softmax_c of the key's (balanced) logits,
@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..engines.common.bucket_tiles import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of_documents, cluster_rows, taken
+from ..engines.bucketed import MAX_ROW_QUERIES, RecentRounds, Rounds, buckets_of_documents, cluster_rows, taken
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import index_grid, repeat_heads
 from ..engines.topk import exact_dtype, ranking, topk
@@ -81,7 +81,7 @@ class RoutingOptions(Options):
 
 @register_mechanism("routing")
 class Routing(BucketedMechanism):
-    """Tokens meet in clusters, found by k-means or learned."""
+    """Softmax over the tokens of a query's cluster, found by k-means or learned."""
 
     summary = "each token sees the members of its nearest cluster, by online k-means or a learned router"
     paper = "Roy et al. 2020, Routing Transformer, §4.1, algorithm 1"
@@ -144,7 +144,7 @@ class Routing(BucketedMechanism):
             return F.layer_norm(k.to(torch.promote_types(k.dtype, torch.float32)), k.shape[-1:]).to(k.dtype)
 
     def logits(self, x: Tensor, exact: bool = True) -> Tensor:
-        """Affinities ``(B, H, N, clusters)`` of :meth:`prepared` ``x (B, H, N, D)``; in float64 if ``exact``, else in float32 at least."""
+        """Affinities ``(B, H, N, clusters)`` of :meth:`prepared` ``x (B, H, N, D)``; in float64 if ``exact``, else in at least float32."""
         dtype = exact_dtype(x.device) if exact else torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             middle = x.to(dtype) if self.options.normalise else F.layer_norm(x.to(dtype), x.shape[-1:])
@@ -207,7 +207,7 @@ class Routing(BucketedMechanism):
             key_clusters = torch.cat([self.clusters(piece, None) for piece in k.split(TOKENS_PER_PIECE, 2)], 2)
             clustered = recent_by_rows(query_clusters[:, :, None], key_clusters[:, :, None], real, self.size)
         else:
-            # A few clusters at a time: their number grows with the length, so the affinities of all keys to all clusters are too many.
+            # A few clusters at a time, because the affinities of all keys to all clusters would need too much memory.
             middle = F.layer_norm(k.to(exact_dtype(k.device)), k.shape[-1:])
             members = torch.cat(
                 [
@@ -294,7 +294,7 @@ class Routing(BucketedMechanism):
         return ranked if real is None else ranked.masked_fill(~real[:, None, None], float("-inf"))
 
     def _with_affinity(self, part: GatherTile, cluster: Tensor, k: Tensor, offset: Tensor | None) -> GatherTile:
-        """The part, with log p_j(c(i)) as its bias."""
+        """``part`` with log p_j(c(i)) as its bias."""
         batch, heads = cluster.shape[:2]
         share = self.shares(k, offset, exact=False).flatten(2)
         queries, keys = (x.expand(batch, heads, -1, -1) for x in (part.queries, part.keys))
@@ -398,7 +398,7 @@ def moved(centroids: Tensor, kinds: Sequence[Tensor], decay: float) -> Tensor:
     """Centroids ``(H, C, D)`` after one step of the moving average, as unit vectors. Clusters without tokens keep theirs.
 
     Args:
-        kinds: :func:`cluster_sums` of several kinds of tokens, which have equal weight.
+        kinds: :func:`cluster_sums` of queries and of keys, which have equal weight.
         decay: share of the old centroid in the new one.
     """
     sums = torch.stack(tuple(kinds))
@@ -413,9 +413,9 @@ def synchronise_centroids(model: nn.Module, group: Any = None) -> None:
     """Move all centroids of ``model`` by the tokens of all processes since the last call.
 
     Every process of the torch.distributed group must call it at the same point: after each backward pass, or after each optimizer step for
-    one move by all accumulated batches. It takes back the moves that the process made by itself, so the centroids equal those of one
-    process with the whole batch, even if a process skipped a batch or a layer. The backward pass itself does not communicate, because
-    such a process would leave the others waiting. Nothing happens in a single process, where centroids have moved already.
+    one move by all accumulated batches. It first undoes the moves that the process made by itself, so that the centroids equal those of
+    one process with the whole batch. This holds even if a process skipped a batch or a layer. The backward pass itself does not
+    communicate, because such a process would leave the others waiting. In a single process, nothing is left to do.
 
     Args:
         model: any module; also inside DistributedDataParallel or FSDP.

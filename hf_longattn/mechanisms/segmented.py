@@ -33,11 +33,11 @@ from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, products, repeat_heads
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
@@ -65,7 +65,7 @@ class SegmentedOptions(Options):
 
 @register_mechanism("segmented")
 class Segmented(SummarisedMechanism, GatheredMechanism):
-    """Softmax inside blocks, with neighbouring blocks or summaries of the others."""
+    """Softmax inside blocks, together with neighbouring blocks or with summaries of the others."""
 
     summary = "softmax inside blocks; of other blocks nothing, the neighbours, or pooled summaries"
     paper = "Qiu et al. 2020, BlockBERT; summaries: Ren et al. 2021, Combiner, §4.1"
@@ -87,7 +87,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return not self.options.is_mask()
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """The keys that have a weight. With summaries, these are all (earlier) keys."""
+        """The keys that have a weight. With summaries, these are all keys (all earlier ones when causal)."""
         size, reached = self.options.block_size, self._neighbours
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -131,7 +131,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
         return self.options.block_size if self.summarises else None
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
-        """Per block: summary key and value ``(B, H_kv, m, D)``, whether it has real tokens, and their mean place, ``(B, 1, m)``."""
+        """Per block: summary key and value ``(B, H_kv, m, D)``, whether it has real tokens, and their mean position, ``(B, 1, m)``."""
         keys, values = pool_blocks(k, v, real, self._by_attention, call.scale_for(self.head_dim))
         middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
@@ -248,7 +248,7 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
 
 
 def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
-    """Summaries of blocks of ``size`` tokens of ``k, v (B, H, N, D)``. Padding, by ``key_mask (B, N)``, never enters one."""
+    """Summaries of blocks of ``size`` tokens of ``k, v (B, H, N, D)``, without padding (``key_mask (B, N)`` is False)."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
     places = torch.arange(real[0].numel(), device=k.device).view(real.shape[1:])
     position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
@@ -285,6 +285,6 @@ def block_shares(k: Tensor, real: Tensor, by_attention: bool, scale: float) -> T
 
 
 def _average(weights: Tensor, blocks: Tensor) -> Tensor:
-    """Average tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in fp32 at least. Round once, to the tokens' dtype."""
+    """Averages of tokens ``(B, H, M, size, D)`` by ``weights (B, H, M, size)``, in at least fp32 and rounded once, to the tokens' dtype."""
     with torch.autocast(blocks.device.type, enabled=False):
         return (weights[..., None, :] @ blocks.to(weights.dtype))[..., 0, :].to(blocks.dtype)

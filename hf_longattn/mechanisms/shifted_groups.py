@@ -9,7 +9,7 @@ As in the paper, groups apply in training. In eval mode every query sees every k
 
 The shift leaves half a group at each end of the text. Here each half is a group of its own, as in the authors' code for supervised
 fine-tuning. Their other code rolls the shifted heads around, so that both halves are one group; ``wrap`` does that. In the causal form the
-first g/2 tokens then see all tokens of the last group. So information about the future leaks into them, as the paper notes. The authors'
+first g/2 tokens then see all tokens of the last group: information about the future leaks into them, as the paper notes. The authors'
 code demands that g divides N; here the last group may be shorter.
 """
 
@@ -26,11 +26,11 @@ from ..engines.block_sparse import full_attention
 from ..engines.common.byte_cache import BYTE_CACHE
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static, rows_of
 from ..engines.common.dense import dense_attention, index_grid, repeat_heads
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import MaskedMechanism
 from .common.ordered import KeysOrWeights
@@ -191,7 +191,7 @@ class ShiftedGroups(MaskedMechanism):
             yield GatherTile(last, first)
 
     def locality(self, causal: bool) -> Locality | None:
-        """Without ``keep_groups`` a model attends to everything in eval mode."""
+        """The distances within groups. ``in_eval`` is full attention unless ``keep_groups`` is set."""
         wraps, keeps = self.options.wrap, self.options.keep_groups
         if not self.grouped or (wraps and keeps):
             return None
@@ -200,7 +200,7 @@ class ShiftedGroups(MaskedMechanism):
         return Locality(reached, 0 if causal else reached, size, beside=beside, in_eval="same" if keeps else "everything")
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Keys of the upcoming token's group in either half of the heads. All keys without ``keep_groups``."""
+        """Keys of the upcoming token's group in the shifted or the other heads. All keys without ``keep_groups``."""
         if not self.options.keep_groups:
             return None
         size = self.options.group_size

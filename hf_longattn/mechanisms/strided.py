@@ -37,7 +37,7 @@ class StridedOptions(Options):
 
 @register_mechanism("strided")
 class Strided(GatheredMechanism):
-    """A window, and every s-th key."""
+    """Softmax over a window and every s-th key."""
 
     summary = "a window and every s-th key, counted from the query or from the start"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
@@ -95,7 +95,7 @@ class Strided(GatheredMechanism):
 
 
 def _strides_beyond(side: int, stride: int, length: int) -> int:
-    """Keys on the stride beyond ``side``, summed over all queries i: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
+    """Number of keys on the stride beyond ``side``, over all queries i: Σ_i max(0, ⌊i/s⌋ - ⌊side/s⌋)."""
     steps = max(0, (length - 1) // stride - side // stride)
     first = (side // stride + 1) * stride
     # Query `first` has one such key, and each stride adds one. The length cuts the last stride short.

@@ -9,7 +9,7 @@
     dot_product         S_ij = q_i · k_j · scale
 
 Several kinds are mixed with learned weights α = softmax(mixing): the paper's D+V is ``dense+dot_product``, its R+V ``random+dot_product``.
-The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q, which factors the first layer through the head.
+The paper's F maps the layer's input X_i. Here F maps the head's query q_i = X_i W_q, so that the first layer passes through the head.
 Positions i and j count from the first real token, so padding changes nothing.
 """
 
@@ -174,11 +174,11 @@ class SyntheticScores(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, q: Tensor, k: Tensor, scale: float) -> Tensor:
-        """The definition, ``(B or 1, H, Nq, Nk)``."""
+        """The definition of the scores, ``(B or 1, H, Nq, Nk)``."""
 
     def features(self, q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-        """Vectors ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)`` for a fused kernel. Their products are the scores. ``None`` if the
-        scores are not such products."""
+        """Vectors whose products are the scores, ``(B or 1, H, Nq, F)`` and ``(B or 1, H, Nk, F)``, for a fused kernel. ``None`` if
+        there are none."""
         return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -209,7 +209,7 @@ class DotProduct(SyntheticScores):
 
 
 class TokenMLP(nn.Module):
-    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1). In fp32 at least: rounding would move ReLU's kink."""
+    """``ReLU(x W1 + b1) W2 + b2`` per head, from D to ``columns`` (section 3.1). In at least fp32: rounding would move ReLU's kink."""
 
     def __init__(self, heads: int, width: int, hidden: int, columns: int) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class TokenMLP(nn.Module):
         nn.init.zeros_(self.second_bias)
 
     def hidden(self, x: Tensor) -> Tensor:
-        """``(B, H, N, hidden)``."""
+        """The hidden units ``(B, H, N, hidden)``."""
         x = at_least_fp32(x)
         return F.relu(x @ self.first.to(x.dtype) + self.first_bias.to(x.dtype))
 
@@ -303,7 +303,7 @@ class FactorizedRandom(SyntheticScores):
 
 
 def _held(module: nn.Module, name: str, value: Tensor, trainable: bool) -> None:
-    """Register ``value`` as a parameter, or as a buffer, which is saved but not trained."""
+    """Register ``value`` as a parameter or, if it is not trained, as a buffer."""
     if trainable:
         module.register_parameter(name, nn.Parameter(value))
     else:

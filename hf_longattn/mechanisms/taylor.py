@@ -3,7 +3,7 @@
     κ(q, k) = 1 + s + s²/2        s = (q W_q)·(k W_k) / √d
 
 Its features are 1, the d projected coordinates x_i and d (d + 1) / 2 products: x_i² / √2, and x_i x_j for i < j. The projections W (D × d)
-are learned for each head. Dividing by √d, with d the size of the projected vectors, follows Based; ``scale=head_dim`` divides
+are learned for each head. The division by √d, where d is the size of projected vectors, follows Based; ``scale=head_dim`` divides
 by √D instead. Where the model scales its products by ``scaling`` instead of D^-½, s is multiplied by scaling · √D. W is
 initialised as one random orthogonal map for queries and keys, scaled such that s estimates scaling · q·k. If ``feature_dim`` equals the
 head size, W is the identity, and s equals scaling · q·k.
@@ -40,7 +40,7 @@ class TaylorOptions(Options):
 
 @register_mechanism("taylor")
 class Taylor(LinearMechanism):
-    """Weights 1 + s + s²/2 of projected queries and keys, always positive."""
+    """Linear attention with weights 1 + s + s²/2 of projected queries and keys, always positive."""
 
     summary = "the second-order Taylor polynomial of exp(q·k) on queries and keys projected to a few dimensions"
     paper = "Arora et al. 2024, Simple linear attention language models (Based), §4.1"
@@ -68,14 +68,14 @@ class Taylor(LinearMechanism):
         if wide == narrow:
             weight.copy_(torch.eye(wide))
         else:
-            share = min(1.0, narrow / wide)  # the share of a product that an orthogonal map keeps, on average
+            share = min(1.0, narrow / wide)  # the share of a product that an orthogonal map preserves, on average
             for head in weight:
                 drawn = torch.empty_like(head, dtype=torch.float32)  # there is no QR decomposition in half precision
                 head.copy_(nn.init.orthogonal_(drawn, gain=(share * self._factor()) ** -0.5, generator=generator))
         self.key_map.weight.copy_(weight)
 
     def _factor(self) -> float:
-        """The factor on the call's scale."""
+        """The factor by which s multiplies the call's scale."""
         return 1.0 if self.options.scale == HEAD else (self.head_dim / self.options.feature_dim) ** 0.5
 
     def features_per_head(self) -> int:
@@ -99,7 +99,7 @@ def polynomial(x: Tensor) -> Tensor:
     d = x.shape[-1]
     factors = torch.cat((torch.ones_like(x[..., :1]), x, x * math.sqrt(0.5)), -1)
     chosen = BYTE_CACHE.get(("factors of a polynomial", d, x.dtype, x.device), lambda: _chosen_factors(d, x))
-    left, right = factors @ chosen[0], factors @ chosen[1]  # a product selects faster than an index, above all backward
+    left, right = factors @ chosen[0], factors @ chosen[1]  # a product selects faster than an index, above all in the backward pass
     return left * right if torch.is_grad_enabled() else left.mul_(right)
 
 

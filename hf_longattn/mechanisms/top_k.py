@@ -1,4 +1,4 @@
-"""Top-k attention (Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, section 2): each query keeps its k best keys.
+"""Top-k attention (Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, section 2): each query sees its k best keys.
 
 With the scores s_ij = scale · q_i · k_j (and a score term, if there is one) over the keys that query i may see,
 
@@ -41,7 +41,7 @@ class TopKOptions(Options):
 
 @register_mechanism("top_k")
 class TopK(SummarisedMechanism):
-    """Each query keeps the k keys with the highest scores."""
+    """Softmax over the k keys with the highest scores."""
 
     summary = "each query attends to the k keys of the whole sequence with the highest scores"
     paper = "Gupta et al. 2021, Memory-efficient Transformers via Top-k Attention, §2"

@@ -28,15 +28,15 @@ from ..engines.common.call import AttentionCall, GatherTile, MaskMod, mark_stati
 from ..engines.common.dense import dense_attention, grid_of, repeat_heads
 from ..engines.common.derivatives import differentiated
 from ..engines.common.score_terms import ScoreMod, chain_score_mods
-from ..engines.common.shards import Locality
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
 from ..options import Options, option
+from ..positions.distances import Locality
 from .common.layout import block_sizes, cells, full_pairs
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
-from .common.relative_terms import relative_term, with_dense_terms
+from .common.relative_terms import relative_term, with_dense_terms, with_relative
 from .common.scores import pad_queries, scaled_scores, softmax_over
 
 HIDDEN, PROJECTED = "hidden_states", "keys_values"
@@ -65,7 +65,7 @@ class TransformerXLOptions(Options):
 
 @register_mechanism("transformer_xl")
 class TransformerXL(GatheredMechanism):
-    """Each query's segment and the ``memory_length`` tokens before it."""
+    """Softmax over the query's segment and the ``memory_length`` tokens before it."""
 
     summary = "the query's segment and a memory of the tokens before it, into which gradients may be stopped"
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
@@ -73,6 +73,7 @@ class TransformerXL(GatheredMechanism):
     cost = "N·(S+M)"
     options_type = TransformerXLOptions
     traits = GatheredMechanism.traits.but(remembers=True)
+    handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms may read keys (u·k): one each for segment and memory
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}
 
     @classmethod
@@ -119,9 +120,9 @@ class TransformerXL(GatheredMechanism):
         return super().labels_documents(k, v, call) and not self._stops(k, v)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Attend. The memory has ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and k and v detached for all others."""
+        """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v for earlier ones."""
         if not self._stops(k, v):
-            return super().forward(q, k, v, call)
+            return super().forward(q, k, v, with_relative(self, q, k, call))
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
         remembered = _remembered(k, v, call.detached_kv)
@@ -142,10 +143,6 @@ class TransformerXL(GatheredMechanism):
         """Whether this pass has a memory into which gradients must not flow."""
         return self.options.stops and differentiated(k, v) and k.shape[2] > self.options.segment_length
 
-    def _with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        """Leave the terms to :meth:`forward` if gradients stop. Terms may read keys (u·k), so segment and memory need separate ones."""
-        return call if self._stops(k, v) else super()._with_relative(q, k, v, call)
-
     def _score_mods(self, q: Tensor, keys: tuple[Tensor, Tensor], call: AttentionCall) -> list[ScoreMod | None]:
         """Score terms, relative positions included. One for all keys, or one for the segment's keys and one for the memory's."""
         if self.relative is None:
@@ -154,7 +151,7 @@ class TransformerXL(GatheredMechanism):
         return [chain_score_mods(term.written_out, call.score_mod) for term in terms if term is not None]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
-        """Tiles within segments, and with the memory. The memory's keys lie ``length`` positions further."""
+        """Tiles within segments, and with the memory. The memory's keys follow the segments', ``length`` positions later."""
 
         def make() -> tuple[GatherTile, ...]:
             blocks, memory = self._rows(length, device)
@@ -211,7 +208,7 @@ def _remembered(k: Tensor, v: Tensor, detached_kv: tuple[Tensor, Tensor] | None)
 
 
 def _folded(mods: list[ScoreMod | None], length: int) -> ScoreMod | None:
-    """Join ``mods``: the first for keys before ``length``, the last for the same tokens' keys from ``length`` on."""
+    """Join score terms: ``mods[0]`` for keys before ``length``, ``mods[-1]`` for the memory's keys from ``length`` on."""
     segment, memory = mods[0], mods[-1]
     if segment is None or memory is None:
         return None

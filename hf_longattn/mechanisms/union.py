@@ -16,16 +16,16 @@ from torch import Tensor
 
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
-from ..engines.common.shards import Locality, Shard
 from ..errors import OptionError
 from ..options import Options, option
+from ..positions.distances import Locality
+from ..sharding import Shard, attend_sharded
 from .common.base import Mechanism
 from .common.composite import Composite, MechanismSpec
 from .common.layout import band_tile, full_pairs, without
 from .common.locality import joined, reach_of
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
 from .common.registry import mechanism_class, register_mechanism
-from .common.sharding import attend_sharded
 from .common.traits import Handling
 from .strided import StridedOptions
 from .window import WindowOptions
@@ -57,7 +57,7 @@ class UnionOptions(Options):
 
 @register_mechanism("union")
 class Union(Composite, GatheredMechanism):
-    """Several masks joined. A pair is visible if any mask allows it, and counts once."""
+    """Softmax over the pairs that any member's mask allows. Each pair counts once."""
 
     summary = "several masks joined under one softmax"
     paper = "Child et al. 2019, Sparse Transformers, §5.1, eq. 7 (merged head)"
@@ -87,7 +87,7 @@ class Union(Composite, GatheredMechanism):
 
     @property
     def gathered(self) -> list[GatheredMechanism]:
-        """Members that list their pairs as parts."""
+        """Members that list their pairs as tiles."""
         return [member for member in self.mechanisms if isinstance(member, GatheredMechanism) and member.listed]
 
     def pattern(self, causal: bool) -> Pattern | None:
@@ -99,7 +99,7 @@ class Union(Composite, GatheredMechanism):
         return Pattern(*sides, causal, any(pattern.has_globals for pattern in patterns))
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
-        """All members receive the same ``global_mask``."""
+        """True where any member's mask allows a pair. All members receive the same ``global_mask``."""
         return _any_of([member.mask_mod(causal, global_mask) for member in self._masks()])
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:

@@ -26,9 +26,9 @@ from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
 from ..engines.common.score_terms import take_heads
-from ..engines.common.shards import Locality
 from ..errors import OptionError
 from ..options import option
+from ..positions.distances import Locality
 from .common.band_options import BandOptions
 from .common.layout import band_pairs, band_tile
 from .common.masked import GatheredMechanism, MaskedMechanism, SparseMechanism
@@ -57,7 +57,7 @@ class WindowOptions(BandOptions):
 
 @register_mechanism("window")
 class Window(SparseMechanism, GatheredMechanism):
-    """Each token sees its neighbours within a fixed distance, and the sinks.
+    """Softmax over the tokens within a fixed distance, and the sinks.
 
     A plain window is a band, with the sinks as global columns. Dilated heads, and sinks in a union, list their pairs instead.
     """
@@ -187,7 +187,7 @@ class Window(SparseMechanism, GatheredMechanism):
 
     @property
     def _causal_reach(self) -> int:
-        """Tokens from a causal query back to the furthest key of its window, both included."""
+        """Number of tokens from a causal query back to the furthest key of its window, both included."""
         return self.pattern(causal=True).left * self.longest + 1
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:

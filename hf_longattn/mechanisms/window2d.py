@@ -62,7 +62,7 @@ class Window2dOptions(GridOptions):
 
 @register_mechanism("window2d")
 class Window2d(GridMechanism):
-    """Softmax inside windows of a grid that do not overlap."""
+    """Softmax inside windows of a grid. Windows do not overlap."""
 
     summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
     paper = "Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3"
@@ -163,7 +163,7 @@ class Window2d(GridMechanism):
         return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """:meth:`forward` without adding padding to ``grid``."""
+        """:meth:`forward` on a ``grid`` that already contains the padding."""
         if choose("windows", q, k, call, covered=self.covers_grid(grid)) != "windows":
             return super().forward(q, k, v, call)
         window, shift = self.windows(grid)
@@ -184,7 +184,7 @@ class Window2d(GridMechanism):
         return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
 
     def _dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        """Weights of tokens ``(B, H, N, N)``, and the total weight of padding ``(B, H, N, 1)``, ``None`` without padding."""
+        """Weights of tokens ``(B, H, N, N)``, and the total weight of padding ``(B, H, N, 1)`` or ``None`` without padding."""
         grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:

@@ -1,4 +1,4 @@
-"""Decode caches that hold only what each layer's mechanism can reach, and memory between segments."""
+"""Decode caches that hold only the keys that each layer's mechanism still needs, and memory between segments."""
 
 from .cache_layer import AttentionCacheLayer, cache_bytes
 from .kept_cache import SparseCacheLayer, kept_layer_type

@@ -1,7 +1,7 @@
 """Base classes and type names of our decode cache layers, which may compute attention themselves.
 
-transformers builds a cache layer for each entry of ``config.layer_types``. It looks the name up in one of two tables, for growing and for
-static caches, and passes none of our settings, so the name holds them (``longattn_window_512``).
+transformers builds a cache layer for each entry of ``config.layer_types``. It looks the name up in a table for growing caches or in one for
+static caches, and passes none of our settings. The name therefore contains them (``longattn_window_512``).
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class AttentionCacheLayer(ABC):
 
 
 class CroppableLayer(DynamicLayer):
-    """A cache layer that can be cropped. It must still hold all keys that earlier tokens see."""
+    """A cache layer that can drop its last tokens, if it still holds the keys that the remaining tokens see."""
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens. Removing all of them, or more, empties the layer.
 
         Raises:
-            LengthError: for a positive number, or if the layer has dropped what earlier tokens see. The layer is then unchanged.
+            LengthError: for a positive number, or if the layer has dropped keys that the remaining tokens see. It is then unchanged.
         """
         removed = tokens_back(tokens_to_remove)
         if not self.is_initialized:
@@ -73,16 +73,16 @@ class CroppableLayer(DynamicLayer):
         if removed and removed >= self.get_seq_length():
             self.reset()
             return
-        if why := self.cannot_take_back(removed):
-            raise LengthError(f"{removed} tokens cannot be taken back: {why}")
-        self.take_back(removed)
+        if why := self.why_not_crop(removed):
+            raise LengthError(f"{removed} tokens cannot be removed: {why}")
+        self.drop_last(removed)
 
-    def cannot_take_back(self, count: int) -> str:
+    def why_not_crop(self, count: int) -> str:
         """Why the last ``count`` tokens (fewer than all) cannot be removed, and what to do instead. Empty if they can be removed."""
         return ""
 
     @abstractmethod
-    def take_back(self, count: int) -> None:
+    def drop_last(self, count: int) -> None:
         """Drop the last ``count`` tokens, and data held only for :meth:`crop`."""
 
 
@@ -92,7 +92,7 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.starts: Tensor | None = None
-        """``(B,)``: column of the first real token; :data:`NOT_STARTED` where none has come yet."""
+        """``(B,)``: column of the first real token; :data:`NOT_STARTED` if there is none yet."""
         self._all_started = False
         """Whether every sequence has started."""
 
@@ -150,15 +150,15 @@ def tokens_back(tokens_to_remove: int) -> int:
     """The number of tokens that ``crop`` removes. transformers passes it as a negative number.
 
     Raises:
-        LengthError: for a positive number. It used to be the length to keep.
+        LengthError: for a positive number, which was the length to keep in older versions of transformers.
     """
     if tokens_to_remove > 0:
-        raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to take back, as in crop(-{tokens_to_remove}).")
+        raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to remove, as in crop(-{tokens_to_remove}).")
     return -tokens_to_remove
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """The tensor, copied if it uses less than half of its storage. The last tokens of a long prompt do."""
+    """The tensor, copied if it uses less than half of its storage, as the last tokens of a long prompt do."""
     if torch.compiler.is_compiling():
         return tensor
     try:
@@ -194,8 +194,9 @@ _lock = threading.Lock()
 def enter_layer_type(name: str, growing: Callable[..., Any], static: Callable[..., Any]) -> str:
     """Register ``name`` as a cache layer type in transformers' tables. Returns ``name``.
 
-    ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``: instances of module-level classes, so that any process
-    can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names again for every cache.
+    ``growing`` builds layers for ``DynamicCache``, ``static`` for ``StaticCache``. Both must return instances of module-level classes, so
+    that any process can unpickle a cache. Only the last :data:`MAX_TYPE_NAMES` names stay; a config registers its names again for every
+    cache.
     """
     tables = _tables()
     with _lock:

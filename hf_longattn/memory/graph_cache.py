@@ -1,11 +1,11 @@
 """Decode caches inside a traced graph. Each layer's state tensors are inputs and outputs of the graph.
 
-A graph for all lengths cannot branch on values or lengths, so these layers compute attention themselves, with the methods that mechanisms
-offer to the caches of eager decoding:
+A graph for all lengths cannot branch on values or lengths. These layers therefore compute attention themselves, with the methods that
+mechanisms offer to the caches of eager decoding:
 
-- :class:`KeysLayer` holds the keys and values (``key``, ``value``) within the mechanism's reach, or all. The mechanism's definition masks
-  the scores, in memory new tokens × keys;
-- :class:`KeptKeysLayer` holds the keys that :meth:`MaskedMechanism.kept` keeps, with their positions;
+- :class:`KeysLayer` holds the keys and values (``key``, ``value``) of the last tokens, as many as the mechanism sees. The mechanism's
+  definition masks the scores, in memory new tokens × keys;
+- :class:`SparseKeysLayer` holds the keys that :meth:`MaskedMechanism.kept` selects, with their positions;
 - :class:`RecurrentLayer` holds the state of :meth:`~hf_longattn.Mechanism.advance`, which runs token by token (ONNX: Scan).
 
 Before the first token every state is zeros, of size 0 along an axis that grows.
@@ -38,7 +38,7 @@ from .state_cache import StateLayer
 
 KEY, VALUE, POSITION, SEEN = "key", "value", "position", "seen"
 """Tensor names in layers that hold keys. A recurrent layer takes the names from its mechanism."""
-MIN_KEPT_KEYS = 2
+MIN_KEYS = 2
 """Minimum number of keys in a full layer. PyTorch cannot trace a dynamic axis of at most one entry."""
 
 
@@ -78,14 +78,14 @@ class GraphLayer(AttentionCacheLayer, DynamicLayer):
         self.state, self.before = state, before
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        """Return the new keys and values alone. :meth:`attend` reads the earlier tokens from the state."""
+        """Return only the new keys and values. :meth:`attend` reads the earlier tokens from the state."""
         return key_states, value_states
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
         return True
 
     def note_padding(self, mask: Tensor | None) -> None:
-        """The mask is read by :meth:`attend`."""
+        """Do nothing: :meth:`attend` reads the mask."""
 
     def get_seq_length(self) -> int:
         return self.before
@@ -102,7 +102,7 @@ class GraphLayer(AttentionCacheLayer, DynamicLayer):
 
     @abstractmethod
     def step(self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, State]:
-        """The output ``(B, H, n, D)`` of the new tokens and the state after them. ``call.key_mask (B, tokens so far)`` is given."""
+        """The output ``(B, H, n, D)`` of the new tokens and the state after them. ``call.key_mask (B, tokens so far)`` is not ``None``."""
 
 
 class KeysLayer(GraphLayer):
@@ -123,9 +123,9 @@ class KeysLayer(GraphLayer):
         return out, {KEY: k, VALUE: v}
 
 
-class KeptKeysLayer(GraphLayer):
-    """``key, value (B, H_kv, P, D)`` of keys that later queries see. ``position (B, P)`` is each key's position in its sequence, -1 for
-    padding and empty slots. ``seen (B,)`` is the number of positions so far."""
+class SparseKeysLayer(GraphLayer):
+    """``key, value (B, H_kv, P, D)`` of the keys that later queries can see.
+    ``position (B, P)`` is each key's position in its sequence, -1 for padding and empty slots. ``seen (B,)`` counts positions."""
 
     keeps = "kept keys of a graph"
 
@@ -221,7 +221,7 @@ def graph_state(mechanism: Mechanism, held: DynamicLayer, plain_scores: bool) ->
         scattered = plain_scores and not mechanism.traits.takes_globals and reach is None
         keeps_some_keys = scattered and kept_of(mechanism, none, none) is not None
         if keeps_some_keys or (mechanism.traits.takes_fewer_queries and not mechanism.handling.position_dependent):
-            most = None if reach is None else max(reach - 1, MIN_KEPT_KEYS)
+            most = None if reach is None else max(reach - 1, MIN_KEYS)
             keys = tuple(
                 StateTensor(name, x.dtype, (x.shape[1], 0, x.shape[3]), most) for name, x in ((KEY, held.keys), (VALUE, held.values))
             )
@@ -237,7 +237,7 @@ def graph_layer(tensors: tuple[StateTensor, ...], mechanism: Mechanism, state: S
     if mechanism.traits.stateful:
         return RecurrentLayer(state, before)
     if any(tensor.name == POSITION for tensor in tensors):
-        return KeptKeysLayer(state, before)
+        return SparseKeysLayer(state, before)
     return KeysLayer(state, before, tensors[0].most)
 
 

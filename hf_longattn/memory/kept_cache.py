@@ -1,4 +1,4 @@
-"""Cache layers for scattered visible keys: sinks and a window, every s-th column, the last columns of blocks.
+"""Cache layers for mechanisms that see scattered keys: sinks and a window, every s-th column, the last columns of blocks.
 
 A layer holds the keys that a later token can still see, each with its column in the padded batch. Keys that
 :meth:`MaskedMechanism.kept` excludes are dropped. Positions count from each sequence's first real token, so rows with different padding
@@ -22,12 +22,13 @@ from .cache_layer import LeftPaddedLayer, enter_layer_type, refuse_restricted_pa
 from .static_cache import StaticKeysLayer
 
 SLACK = 64
-"""Tokens that can always be cropped, and tokens between two clean-ups. Assisted decoding takes rejected tokens back."""
+"""Number of tokens that can always be cropped, and number of tokens between two removals of unneeded keys.
+Assisted decoding crops rejected tokens."""
 
 
 class SparseCacheLayer(LeftPaddedLayer):
     """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see.
-    ``mechanism`` and ``options`` (JSON) decide which; ``seen`` is the number of tokens so far."""
+    ``mechanism`` and ``options`` (JSON) determine them; ``seen`` is the number of tokens so far."""
 
     keeps = "kept keys"
     keys: Tensor
@@ -43,7 +44,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         self._clean_size = 0
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """True from the first clean-up on. Until then the layer holds all keys."""
+        """True once keys have been removed. Until then the layer holds all keys."""
         return self.pruned
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -51,7 +52,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         self.columns = torch.empty(key_states.shape[0], 0, dtype=torch.long, device=key_states.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the new tokens and return what is held. Before that, once per :data:`SLACK` tokens, drop keys that no later token sees."""
+        """Append the new tokens and return all keys and values here. Before that, once per :data:`SLACK` tokens, drop unneeded keys."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.columns.shape[1] >= self._clean_size + SLACK:
@@ -62,7 +63,7 @@ class SparseCacheLayer(LeftPaddedLayer):
         return super().update(key_states, value_states)
 
     def positions(self) -> Tensor:
-        """Position of each held key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
+        """Position of each key in its own sequence, ``(B, S)``; negative for padding and empty slots."""
         assert self.starts is not None
         return torch.where(self.columns < 0, -1, self.columns - self.starts[:, None])
 
@@ -112,21 +113,21 @@ class SparseCacheLayer(LeftPaddedLayer):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.seen + query_length, 0
 
-    def cannot_take_back(self, count: int) -> str:
+    def why_not_crop(self, count: int) -> str:
         if self.seen - count >= self._earliest:
             return ""
         return (
-            f"this layer has dropped what earlier ones would see, and goes back {self.seen - self._earliest}; copy the cache "
-            "(copy.deepcopy) before the tokens that may be taken back."
+            f"this layer has dropped keys that earlier tokens see, and can remove at most {self.seen - self._earliest}; copy the cache "
+            "(copy.deepcopy) before tokens that may have to be removed."
         )
 
-    def take_back(self, count: int) -> None:
+    def drop_last(self, count: int) -> None:
         if count:
             self.seen -= count
             self._select((self.columns >= 0) & (self.columns < self.seen))
 
     def unused(self) -> int:
-        """The number of leading columns that no slot holds."""
+        """The number of columns at the start that no slot holds."""
         held = self.columns[self.columns >= 0] if self.is_initialized else None
         return int(held.min()) if held is not None and len(held) else self.seen
 

@@ -18,7 +18,7 @@ from .summary_cache import SUMMARY_LAYER
 from .window_cache import window_layer_type
 
 FULL = "full_attention"
-"""transformers' name of the cache layer that keeps everything."""
+"""transformers' name of the cache layer that holds all keys."""
 
 
 def _causal(long_attention: LongAttentionConfig, layer: int) -> Mechanism | None:
@@ -33,8 +33,8 @@ def decode_reach(long_attention: LongAttentionConfig, layer: int) -> int | None:
 
 
 def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_scores: bool = True) -> str:
-    """The cache layer type of one layer: a state, a window, all keys with summaries, scattered keys, or everything.
-    Scattered keys need plain scores, which the model does not change."""
+    """The cache layer type of one layer: a state, a window, all keys with summaries, scattered keys, or all keys.
+    Scattered keys need ``plain_scores``: the model must not change the scores q·k."""
     built = _causal(long_attention, layer)
     if built is None:
         return FULL
@@ -53,6 +53,6 @@ def decode_layer_type(long_attention: LongAttentionConfig, layer: int, plain_sco
 
 
 def decode_layer_types(long_attention: LongAttentionConfig, num_layers: int, plain_scores: bool = True) -> list[str] | None:
-    """The cache layer type of every layer, or ``None`` if all layers keep everything."""
+    """The cache layer type of every layer, or ``None`` if all layers hold all keys."""
     types = [decode_layer_type(long_attention, layer, plain_scores) for layer in range(num_layers)]
     return None if set(types) <= {FULL} else types

@@ -82,7 +82,7 @@ class TokenMemory(SegmentMemory):
         self.fresh = rows
 
     def filled(self, learned: Tensor, batch_size: int) -> Tensor:
-        """The memory tokens ``(B, M, hidden_size)`` of the next segment. Rows without memory get ``learned (M, hidden_size)``."""
+        """The memory tokens ``(B, M, hidden_size)`` for the next segment. Rows without memory get ``learned (M, hidden_size)``."""
         learned = learned[None].expand(batch_size, -1, -1)
         if self.tokens is None:
             return learned
@@ -124,7 +124,7 @@ class CacheMemory(SegmentMemory):
         following = copy.copy(self)
         following.cache = copy.copy(self.cache)
         # Layers replace their tensors instead of writing to them. Only SummaryLayer writes, to its buffer, and its __getstate__ empties the
-        # buffer for a copy. So a layer and its copy share only tensors that neither writes to any more.
+        # buffer for a copy. A layer and its copy therefore share only tensors to which neither writes any more.
         following.cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         return following
 

@@ -63,7 +63,7 @@ class Step:
 
 
 class LastSteps:
-    """The latest steps. A crop clears them."""
+    """The latest steps, recorded so that tokens can be removed. A crop clears them."""
 
     def __init__(self) -> None:
         self._steps: list[Step] = []
@@ -77,7 +77,7 @@ class LastSteps:
         while len(self) - self._steps[0].tokens >= MIN_REWINDABLE_TOKENS:
             self._steps.pop(0)
 
-    def take_back(self, tokens: int) -> State | None:
+    def state_before(self, tokens: int) -> State | None:
         """The state before the last ``tokens`` tokens, at most ``len(self)``. Clears the recorded steps."""
         while tokens > self._steps[-1].tokens:
             tokens -= self._steps.pop().tokens
@@ -127,7 +127,7 @@ class StateLayer(LeftPaddedLayer):
             self._latest = int(self.starts.max())
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Always true: no keys are kept."""
+        """Always true: the layer holds no keys."""
         return True
 
     def attend(
@@ -139,7 +139,7 @@ class StateLayer(LeftPaddedLayer):
             call = call.with_mask(call.key_mask[:, before : self.seen])
         if weights_wanted and before:
             raise LengthError(
-                f"Attention weights were asked for while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
+                f"Attention weights were requested while decoding, but {mechanism.name!r} keeps a state in place of the earlier keys; "
                 "pass use_cache=False or output_attentions=False."
             )
         weights = mechanism.weights(q, k, call.replace(causal=True)) if weights_wanted else None
@@ -175,7 +175,7 @@ class StateLayer(LeftPaddedLayer):
             self.state = {name: torch.where(over[name], torch.zeros_like(x), x) for name, x in self.state.items()}
 
     def unused(self) -> int:
-        """All columns so far: the state has absorbed them."""
+        """The number of columns so far, all of which the state contains."""
         return self.seen
 
     def renumber(self, count: int) -> None:
@@ -184,7 +184,7 @@ class StateLayer(LeftPaddedLayer):
         self.shift_starts(count)
         self._latest -= count if self._all_started else 0
 
-    def cannot_take_back(self, count: int) -> str:
+    def why_not_crop(self, count: int) -> str:
         """Why the last tokens cannot be removed, or empty. Without recording, only all tokens or none can be removed."""
         if count <= len(self.last):
             return ""
@@ -193,11 +193,11 @@ class StateLayer(LeftPaddedLayer):
             if self.record_past
             else "call cache.activate_past_recording(), or copy the cache (copy.deepcopy),"
         )
-        return f"this layer keeps one state of all tokens, not the tokens; {advice} before the tokens that may be taken back."
+        return f"this layer holds one state of all tokens, not the tokens; {advice} before tokens that may have to be removed."
 
-    def take_back(self, count: int) -> None:
+    def drop_last(self, count: int) -> None:
         if count:
-            self.state = self.last.take_back(count)
+            self.state = self.last.state_before(count)
             self.seen -= count
             if self._latest >= self.seen:
                 self._latest = NOT_STARTED
@@ -305,7 +305,7 @@ class StaticStateLayer(StateLayer, StaticLayer):
         return self.cumulative_length if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The sizes for a layer that keeps everything. All layers of a model share one padding mask."""
+        """The sizes for a layer that holds all keys. All layers of a model share one padding mask."""
         return self.max_cache_len, 0
 
     def get_max_length(self) -> int:

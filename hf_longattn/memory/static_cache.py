@@ -3,8 +3,8 @@
 The number of tokens in a cache, ``cumulative_length``, stays on its device. A graph adds to it and compares with it without waiting for the
 device. :func:`slot_columns` gives the token in each slot, for our layers and for transformers' own. The mechanism evaluates its mask for
 exactly these tokens (:meth:`hf_longattn.Mechanism.attend_step`).
-
-A window of w tokens is a ring. The token of column c lies in slot c modulo w, so a new token overwrites the one that left the window, and
+A window of w tokens is a ring. The token of column c lies in slot c modulo w. A new token overwrites the one that left the window, so that
+no data moves.
 nothing is moved.
 """
 
@@ -42,13 +42,11 @@ class StaticWindowLayer(StaticKeysLayer):
 
     @property
     def slots(self) -> int:
-        """Number of slots in the ring."""
         return self.max_cache_len
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new tokens and return the keys and values to attend to.
-
-        These are the new tokens on the first call. Later: the ring for one new token, the old ring and the new tokens for several."""
+        On the first call, these are the new tokens. Later, they are the ring (for one new token), or the old ring and the new tokens."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count, started = key_states.shape[2], self.started
@@ -71,7 +69,7 @@ class StaticWindowLayer(StaticKeysLayer):
         return torch.where(column < 0, NO_TOKEN, column)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The sizes for a layer that keeps everything. All layers of a model share one padding mask."""
+        """The sizes for a layer that holds all keys. All layers of a model share one padding mask."""
         return self.longest, 0
 
     def get_max_length(self) -> int:
@@ -118,5 +116,5 @@ def in_text_order(layer: StaticWindowLayer, k: Tensor, v: Tensor, q_len: int) ->
 def refuse_static_crop() -> NoReturn:
     """Raise :class:`LengthError`. transformers' graphs hold the number of tokens in a static cache."""
     raise LengthError(
-        "Tokens of a static cache cannot be taken back; use a DynamicCache(config=model.config), or call the static cache's reset()."
+        "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static cache's reset()."
     )

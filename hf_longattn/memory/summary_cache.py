@@ -1,8 +1,8 @@
 """Cache layers for mechanisms that select among all keys. They hold all keys, and summaries for the selection.
 
-The summaries of a unit of tokens (:meth:`SummarisedMechanism.summarise_units`) are computed once, and again only
-while the unit grows, so a step neither reads all keys nor copies them. The mechanism's ``forward`` runs over the same keys for long pieces
-of a prompt, for four-dimensional masks, gradients and compiled graphs, and for every step of a static cache.
+The summaries of a unit of tokens (:meth:`SummarisedMechanism.summarise_units`) are computed once, and again only while the unit grows. A
+step therefore neither reads all keys nor copies them. The mechanism's ``forward`` runs over the same keys for long pieces of a prompt, for
+four-dimensional masks, gradients and compiled graphs, and for every step of a static cache.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ MIN_SPARE_TOKENS = 64
 
 
 class GrowableBuffer:
-    """Memory for tensors ``(B, H, N, …)`` that grow along N. They are not copied at every step."""
+    """Memory for tensors ``(B, H, N, …)`` that grow along N, so that they are not copied at every step."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def grown(self, name: str, held: Tensor, length: int) -> Tensor:
-        """``held`` with ``length`` tokens, in the same memory if it is large enough. The added tokens hold any finite numbers.
+        """``held`` with ``length`` tokens, in the same memory if it is large enough. The added tokens hold arbitrary finite numbers.
 
         ``held`` is a tensor that this buffer returned under ``name``. Any other tensor is copied.
         """
@@ -87,7 +87,7 @@ class SummaryLayer(LeftPaddedLayer):
         return self.keys, self.values
 
     def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Whether the mechanism attends by summaries: a few new tokens after others, in a plain causal call that does not see all keys."""
+        """Whether the mechanism attends by summaries: for a few new tokens in a plain causal call that does not see all keys."""
         length = self.keys.shape[2]
         return (
             isinstance(mechanism, SummarisedMechanism)
@@ -137,7 +137,7 @@ class SummaryLayer(LeftPaddedLayer):
             self.tables[name] = table.scatter_(2, index, entries)
         self.summarised = length
 
-    def take_back(self, count: int) -> None:
+    def drop_last(self, count: int) -> None:
         """Drop the last tokens. The unit at the new end is summarised again when tokens follow."""
         if count:
             self.keys, self.values = self.keys[:, :, :-count], self.values[:, :, :-count]

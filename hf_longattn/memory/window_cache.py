@@ -1,4 +1,4 @@
-"""Cache layers for mechanisms of finite reach. After w tokens, a growing layer stays at w - 1 keys and values.
+"""Cache layers for mechanisms that see the last w tokens. A growing layer holds at most w - 1 keys and values between steps.
 
 transformers' sliding layer takes one width for the whole model. Here the width is part of the layer type's name
 (``longattn_window_512``), so layers may differ.
@@ -32,25 +32,25 @@ class GrowingWindowLayer(CroppableLayer, DynamicSlidingWindowLayer):
         self.keys, self.values = compact(self.keys), compact(self.values)
         return keys, values
 
-    def cannot_take_back(self, count: int) -> str:
+    def why_not_crop(self, count: int) -> str:
         """Why the last tokens cannot be removed, or empty. The layer drops keys at every step or, with recording, only at a crop."""
         left = int(self.cumulative_length) - count
         if not count or self.keys.shape[2] - count >= min(left, self.sliding_window - 1):
             return ""
         advice = "" if self.record_past else "call cache.activate_past_recording(), or "
         return (
-            f"this layer has dropped what the tokens before them see, and keeps {self.keys.shape[2]} tokens; {advice}copy the cache "
-            f"(copy.deepcopy){',' if advice else ''} before the tokens that may be taken back."
+            f"this layer has dropped keys that the remaining tokens see, and holds {self.keys.shape[2]} tokens; {advice}copy the cache "
+            f"(copy.deepcopy){',' if advice else ''} before tokens that may have to be removed."
         )
 
-    def take_back(self, count: int) -> None:
+    def drop_last(self, count: int) -> None:
         stop = self.keys.shape[2] - count
         start = max(0, stop - (self.sliding_window - 1))
         self.keys, self.values = self.keys[:, :, start:stop], self.values[:, :, start:stop]
         self.cumulative_length -= count
 
     def unused(self) -> int:
-        """The number of leading columns that can be forgotten. At least ``sliding_window`` columns must still count."""
+        """The number of columns at the start that the mask may drop. At least ``sliding_window`` columns remain."""
         return max(0, int(self.cumulative_length) - self.sliding_window)
 
     def renumber(self, count: int) -> None:

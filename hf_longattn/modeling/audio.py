@@ -1,4 +1,4 @@
-"""What a Long model class of sound adds to its base: checks of the input, and global frames."""
+"""Mixins for Long audio models: checks of the input, and global frames."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..engines.common.batch import in_graph
 from ..errors import MaskError
 from .attach.token_globals import check_globals
 from .family.audio_rule import AudioRule
-from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords_of
+from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords
 
 GLOBAL_MASK = "global_attention_mask"
 
 
 class LongAudioMixin(LongAttentionMixin):
-    """Comes before the base's model class and makes it a Long class of sound."""
+    """Mixin before the base's model class that makes it a Long audio class."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
         """``base_forward`` with its arguments by name, and ``global_attention_mask (B, frames)``."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
@@ -40,17 +40,17 @@ class LongAudioMixin(LongAttentionMixin):
                 arguments[GLOBAL_MASK] = global_attention_mask
             return self.call_base(base_forward, arguments)
 
-        return with_keywords_of(forward, base_forward)
+        return with_keywords(forward, base_forward, {GLOBAL_MASK: "Tensor | None"})
 
 
 class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
-    """Comes before the base model: checks its input, and asks its attention modules for weights."""
+    """Mixin before the base model: checks the input, and requests weights from its attention modules."""
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: AudioRule = self.family.audio  # type: ignore[assignment]
         rule.check(self.config, arguments, values=not in_graph())
         if (sound := arguments.get(rule.input)) is not None:
-            arguments[rule.input] = sound.to(self.dtype)  # as a feature extractor makes it, in fp32
+            arguments[rule.input] = sound.to(self.dtype)  # feature extractors return fp32
         if not self.runs_mechanisms:
             arguments.pop(GLOBAL_MASK, None)
             return base_forward(self, **arguments)

@@ -1,6 +1,6 @@
-"""Makes the Long classes of a family from the base's: each is its base class with the mixin in front.
+"""Makes a family's Long classes. Each derives from a mixin and from its base class.
 
-They are made on first use, in the family's module; until then no model is imported.
+They are made on first use, in the family's module, so that no model is imported before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DOCSTRING_OF_SOUND = """{base} with the mechanisms of ``config.long_attention``.
 ``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
 the attention of {base} instead.
 """
-DOCSTRING_OF_TOWERS = """{base} whose towers have mechanisms, lengths and sizes apart: ``config.text_config.long_attention`` and so on.
+DOCSTRING_OF_TOWERS = """{base} whose towers have separate mechanisms, lengths and sizes: ``config.text_config.long_attention`` and so on.
 
 ``forward`` takes the arguments of {base}. :meth:`use_base_attention` computes the attention of {base} in every tower instead.
 """
@@ -35,7 +35,7 @@ the attention of {base} instead.
 
 
 def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
-    """A module ``__getattr__`` that makes the Long classes and keeps them in ``namespace``."""
+    """A module ``__getattr__`` that makes the Long classes and stores them in ``namespace``."""
 
     def module_getattr(name: str) -> Any:
         if name not in (*family.heads.values(), *family.parts.values()):
@@ -47,7 +47,7 @@ def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], A
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
-    """Every Long model class of ``family`` by name, with those of an encoder-decoder's two stacks."""
+    """All Long model classes of ``family`` by name, including the two stacks of an encoder-decoder."""
     from transformers import PreTrainedModel
 
     from .attach.weights import inherit_renaming, register_loading
@@ -58,7 +58,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
     package = importlib.import_module(family.base_package)
     base_model = family.base_model_name
-    parts = family.stacks or family.inner  # which run instead of the base model
+    parts = family.stacks or family.inner  # classes that run in place of the base model
     usual: type = LongAttentionMixin
     base_mixin: type = LongBaseModelMixin
     if family.grid is not None:
@@ -77,7 +77,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue
         classes[long_name] = _make(family, base, long_name, mixins.get(base_name, usual))
-        if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # the latter has a decoder only
+        if base_name == base_model or (family.stacks and base_name.endswith("ForCausalLM")):  # a ForCausalLM has no encoder
             register_loading(family, base, classes[long_name])
         else:
             inherit_renaming(base, classes[long_name])
@@ -85,7 +85,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
 
 
 def modeling_module(package: ModuleType) -> ModuleType:
-    """The module of transformers with a package's model classes, of which those that are parts of others are not the package's."""
+    """transformers' module with the model classes of a package."""
     return importlib.import_module(f"{package.__name__}.modeling_{package.__name__.rpartition('.')[2]}")
 
 
@@ -108,11 +108,11 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,
-        "accepts_loss_kwargs": not base.__name__.endswith(LOSS_BY_ROW),  # Trainer's name
+        "accepts_loss_kwargs": not base.__name__.endswith(LOSS_BY_ROW),  # read by transformers' Trainer
         "position_table": next((table for table in family.position_tables if table.decoder == issubclass(mixin, LongDecoderMixin)), None),
     }
     if family.config_class.score_cap is not None:
-        namespace["_supports_sdpa"] = False  # sdpa leaves the cap out; transformers before 5.23 allows it
+        namespace["_supports_sdpa"] = False  # sdpa ignores the cap on scores; transformers before 5.23 allows it
     long_class: Any = type(name, tuple(bases), namespace)
     record_outputs(long_class)
     return long_class
@@ -121,7 +121,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
 def record_outputs(model_class: Any) -> None:
     """Tell transformers which outputs of ``model_class`` can be recorded.
 
-    transformers registers a class when an instance is built, but the model inside a head becomes a Long model after that.
+    transformers registers a class when an instance is built. The model inside a head becomes a Long model only after that.
     """
     from transformers.utils import output_capturing
 

@@ -37,7 +37,8 @@ LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers",
 """Fields of configs with a number of layers."""
 UNSET = {
     **{"vocab_size": 99, "n_routed_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1},
-    **{"topk_group": 1, "first_k_dense_replace": 1, "head_dim": 16, "moe_topk": 1, "num_shared_expert": 1},
+    **{"topk_group": 1, "first_k_dense_replace": 1, "head_dim": 16, "moe_topk": 1, "num_shared_expert": 1, "num_key_value_heads": 2},
+    "layer_types": ["full_attention"],
 }
 """Values for fields that a config class leaves unset, without which a model cannot be built."""
 FACTS: dict[str, dict[str, Any]] = {
@@ -46,22 +47,31 @@ FACTS: dict[str, dict[str, Any]] = {
 }
 """What a probe cannot see, over what it sees. ModernBERT's global layers stay full unless a mechanism is chosen. The folding model of ESM
 computes on all pairs of tokens."""
-TEXT_ALONE = "it is no model of texts alone"
-OWN_CHOICE = "its layers choose their keys themselves, by an indexer beside the attention"
-OWN_CACHE = "its convolutions need cache layers of their own"
-REFUSED: dict[str, str] = {
-    **dict.fromkeys(("blt", "git", "moshi", "phi4_multimodal"), TEXT_ALONE),
-    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text"), OWN_CHOICE),
-    **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
-    "bailing_hybrid": "its checkpoints name some tensors otherwise than the model",
-    "bert-generation": "its model classes have unusual names, BertGenerationEncoder and BertGenerationDecoder",
-    "falcon_h1": "its config.json has an infinite number, which a conversion does not read",
-    "gemma3n_text": "its last layers read keys and values of earlier ones",
-    "llama4_text": "its layers attend in chunks (`attention_chunk_size`), which a mechanism would replace",
-    "recurrent_gemma": "its config has no length",
-    "vaultgemma": "a conversion takes it for a Gemma, which it equals without caps on the scores",
+PROBED: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
 }
-"""Model types that a probe takes for a family, and the reason why they are none: they fail ``scripts.dev.tools.check_derived``."""
+"""Further values of single bases, without which their models cannot be built."""
+OTHER_INPUTS = "it reads other inputs than a text"
+OWN_ATTENTION = "it does not use transformers' AttentionInterface"
+OWN_CHOICE = "an indexer beside its attention chooses the keys of each query"
+OWN_CACHE = "its convolutions need cache layers of their own"
+INFINITE = "its config.json has an infinite number, which a conversion does not read"
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(("blt", "git", "moshi", "musicgen", "musicgen_melody", "phi4_multimodal"), OTHER_INPUTS),
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE),
+    **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
+    **dict.fromkeys(("bamba", "falcon_h1", "granitemoehybrid"), INFINITE),
+    "bailing_hybrid": "some tensors have other names in its checkpoints than in the model",
+    "bert-generation": "its model classes have unusual names, BertGenerationEncoder and BertGenerationDecoder",
+    "dbrx": "transformers cannot build it from its default config, which has no `rope_theta`",
+    "doge": OWN_ATTENTION,
+    "gemma3n_text": "its last layers read keys and values of earlier layers",
+    "llama4_text": "its layers attend in chunks (`attention_chunk_size`), and a mechanism would replace the chunks",
+    "longcat_flash": "its attention modules have an unusual name, LongcatFlashMLA",
+    "recurrent_gemma": "its config has no length",
+    "vaultgemma": "without caps on scores it equals a Gemma, and a conversion takes it for one",
+}
+"""Model types without a family -> the reason, where a probe finds none or not the right one: ``scripts.dev.tools.check_derived`` fails."""
 
 
 def derive(model_type: str) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def derive(model_type: str) -> dict[str, Any]:
     _check_text(config_class, body_class)
     config, body = _build(config_class, body_class, LENGTHS[0])
     if getattr(config, "is_heterogeneous", False):
-        raise CheckpointError("its layers have sizes apart (`per_layer_config`)")
+        raise CheckpointError("its layers differ in size (`per_layer_config`)")
     two_stacks = bool(config_class.is_encoder_decoder)
     causal = _causal(config, body)
     fields = config_class.__dataclass_fields__
@@ -105,10 +115,12 @@ def derive(model_type: str) -> dict[str, Any]:
     tables = list(_position_tables(body, dict(_build(config_class, body_class, LENGTHS[1])[1].named_parameters()), two_stacks))
     if tables:
         facts["position_tables"] = tables
-    elif "rope_parameters" in fields and any("rotary" in name.lower() for name, _ in body.named_modules()):
+    elif isinstance(getattr(config, "rope_parameters", None), dict) and any(
+        "rotary" in type(module).__name__.lower() for module in body.modules()
+    ):
         facts["rope"] = True
     else:
-        raise CheckpointError("it has neither a position table nor rotary positions")
+        raise CheckpointError("its checkpoints have no position table, and it has no rotary positions")
     parts = [] if two_stacks else [type(part).__name__ for part in body.children() if isinstance(part, PreTrainedModel)]
     if parts:
         facts["inner"] = parts
@@ -134,6 +146,8 @@ def _body_class(model_type: str) -> type[PreTrainedModel]:
     """The base's class without a head."""
     name = MODEL_MAPPING_NAMES.get(model_type)
     body = getattr(importlib.import_module(base_package(model_type)), name, None) if isinstance(name, str) else None
+    if isinstance(name, str) and body is None:
+        raise CheckpointError(f"its models have the classes of another base, such as {name}")
     if not isinstance(body, type) or not issubclass(body, PreTrainedModel):
         raise CheckpointError("it has no single model class without a head")
     return body
@@ -141,18 +155,18 @@ def _body_class(model_type: str) -> type[PreTrainedModel]:
 
 def _check_text(config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel]) -> None:
     if body_class.main_input_name != "input_ids":
-        raise CheckpointError(TEXT_ALONE)
+        raise CheckpointError(OTHER_INPUTS)
     code = inspect.getsource(_modeling(config_class))
     if "ALL_ATTENTION_FUNCTIONS" not in code:
-        raise CheckpointError("its attention is its own, off transformers' AttentionInterface")
+        raise CheckpointError(OWN_ATTENTION)
     if "s_aux=" in code:
-        raise CheckpointError("its attention has sinks, learned scores in every softmax (`s_aux`), which no mechanism has")
+        raise CheckpointError("no mechanism has the sinks of its attention, learned scores in every softmax (`s_aux`)")
 
 
 def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel], length: int) -> tuple[Any, nn.Module]:
     """A config of this length, and its model without storage: with one layer or, where that is refused, with the default number."""
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
-    usual = {"max_position_embeddings": length, "pad_token_id": PADDING}
+    usual = {"max_position_embeddings": length, "pad_token_id": PADDING, **PROBED.get(config_class.model_type, {})}
     problem: Exception | None = None
     for layers in (dict.fromkeys(LAYERS, 1), {}):
         for unset in ({}, UNSET):
@@ -161,7 +175,7 @@ def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedMode
             try:
                 config = config_class(**values, **missing)
                 if config.get_text_config() is not config:
-                    raise CheckpointError(TEXT_ALONE)
+                    raise CheckpointError(OTHER_INPUTS)
                 with torch.device("meta"):
                     body = body_class(config)
                 if attention_sites(body) or not layers:
@@ -187,6 +201,10 @@ def _causal(config: Any, body: nn.Module) -> bool:
     if not sites:
         raise CheckpointError("it has no attention module on transformers' AttentionInterface")
     return any(site.causal for site in sites)
+
+
+def _has_rotary_module(body: nn.Module) -> bool:
+    return any("rotary" in type(module).__name__.lower() for module in body.modules())
 
 
 def _position_tables(body: nn.Module, longer: Mapping[str, nn.Parameter], two_stacks: bool) -> Iterator[dict[str, Any]]:

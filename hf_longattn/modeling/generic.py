@@ -1,7 +1,7 @@
-"""Long attention in a model of any architecture, without a Long class: ``enable_long_attention``, and ``load_generic`` to load it again.
+"""Long attention for models of any architecture without a Long class: ``enable_long_attention``, and ``load_generic`` to load them again.
 
-A saved model has a ``model_type`` and a class name in its ``config.json`` that nothing but ``load_generic`` knows, so that AutoModel and
-serving engines refuse the folder instead of computing the architecture's own attention with its weights.
+The ``config.json`` of a saved model has a ``model_type`` and a class name that only ``load_generic`` knows. AutoModel and serving engines
+therefore refuse the folder, instead of computing the architecture's own attention with its weights.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from .family.definition import TOWER_CONFIG
 from .family.towers_config import TOWERS
 
 OWN_STACK = "_model"
-"""After the name of a tower that has the model's own config."""
+"""Suffix of the name of a tower that uses the model's own config."""
 MECHANISM_NAME_PART = f".{MECHANISM_ATTRIBUTE}."
 """Part of the name of every parameter of a mechanism."""
 
 
 class GenericConfig:
-    """Beside the config class of an architecture: what is written is marked as a model with mechanisms.
+    """Mixin before an architecture's config class, whose files are marked as those of a model with mechanisms.
 
-    In memory the model type remains the architecture's, since transformers looks up weight conversions and processors by it.
+    In memory the model type is still the architecture's, because transformers looks up weight conversions and processors by it.
     """
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -58,8 +58,8 @@ class GenericConfig:
 
 @cache
 def _generic_class(base: Any) -> Any:
-    """The config class of an architecture, with the names of a model with mechanisms in its file."""
-    # the same name, by which transformers finds tokenizers and processors; __init__, so that transformers makes none
+    """The config class of an architecture, with :class:`GenericConfig` in front."""
+    # The same name, by which transformers finds tokenizers and processors. __init__ is given, so that transformers generates none.
     return type(base.__name__, (GenericConfig, base), {"__module__": base.__module__, "__init__": base.__init__})
 
 
@@ -69,7 +69,7 @@ def _empty_config(base: Any) -> Any:
 
 
 def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
-    """Write ``long_attention``, or that of each tower by its name, into the config of a plain architecture, and have its file marked."""
+    """Write ``long_attention``, for the model or by tower, into the config of an architecture, and mark its file as generic."""
     setattr(config, FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
@@ -81,20 +81,20 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
 
 
 def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
-    """Load a folder written by ``longattn convert --generic``: a model of transformers' class, with mechanisms and their parameters.
+    """Load a folder written by ``longattn convert --generic``: a class of transformers, with mechanisms and their parameters.
 
         model = load_generic("vit-window")
 
-    ``save_pretrained`` writes such a folder again, also of a model after :func:`enable_long_attention`. AutoModel and serving engines
-    refuse it, since they do not know its ``model_type``.
+    ``save_pretrained`` writes such a folder again, also for a model after :func:`enable_long_attention`. AutoModel and serving engines
+    refuse it, because they do not know its ``model_type``.
 
     Args:
-        folder: a local folder, or a Hub repository; its ``config.json`` has ``long_attention``, and ``long_generic_`` before the
-            architecture's ``model_type``.
-        arguments: of ``from_pretrained``.
+        folder: a local folder or a Hub repository. Its ``config.json`` has ``long_attention``, and the prefix ``long_generic_`` before
+            the architecture's ``model_type``.
+        arguments: arguments of ``from_pretrained``.
 
     Raises:
-        CheckpointError: neither folder nor repository, no ``long_attention``, an unknown class, or missing parameters.
+        CheckpointError: there is no such folder or repository, no ``long_attention``, an unknown class, or parameters are missing.
         BackendError: the architecture is not on transformers' AttentionInterface.
     """
     path = _local(folder, arguments)
@@ -109,9 +109,9 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     """:func:`load_generic` for a local folder, with another ``from_pretrained``.
 
     Args:
-        load: class and config -> the model with its parameters loaded, and the loading info of transformers.
+        load: a function of class and config that returns the model with loaded parameters, and transformers' loading info.
         path: the folder.
-        named: what the user typed.
+        named: the name that the user typed.
     """
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{named!r} is not a folder with a config.json; give one that `longattn convert --generic` wrote.")
@@ -129,9 +129,9 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
     with checkpoint_errors(f"The config.json of {named!r} is not valid for a {base.__name__}"):
         config = AutoConfig.for_model(**values, name_or_path=str(path))
     model, report = load(_loading_class(base, _read_attention(chosen)), config)
-    model.__class__ = base  # the class that loaded it adds no state
+    model.__class__ = base  # the class used for loading adds no state
     added = {name: values.clone() for name, values in model.state_dict().items() if MECHANISM_NAME_PART in name}
-    enable_long_attention(model, chosen)  # again, since buffers that mechanisms compute are not in the files
+    enable_long_attention(model, chosen)  # again, because buffers that mechanisms compute are not in the files
     shared = shared_parameters(model)
     lost = sorted(set(report["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
     if lost:
@@ -141,7 +141,7 @@ def load_generic_with(load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]],
 
 
 def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
-    """The folder, or a snapshot of the repository."""
+    """The folder, or a snapshot of the Hub repository."""
     check_revision(str(folder), arguments.get("revision"))
     path = Path(folder).expanduser()
     if path.is_dir():
@@ -152,10 +152,10 @@ def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
 
 
 def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
-    """The attention of a model, or that of each tower by its name.
+    """The attention of a model, or of each tower by name.
 
     Raises:
-        OptionError: it names no mechanism, or gives towers and a mechanism for all of them.
+        OptionError: no mechanism is named, or there are towers and also a mechanism for all of them.
     """
     if not isinstance(chosen, Mapping) or TOWERS not in chosen:
         if isinstance(chosen, Mapping) and not ({"mechanism", "layers"} & chosen.keys()):
@@ -167,17 +167,17 @@ def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtte
 
 
 def attention_of_towers(config: Any) -> dict[str, LongAttentionConfig]:
-    """The attention of each tower of a plain class by its name; empty where a config gives one for all, or none."""
+    """The attention of each tower, by name; empty if a config has one attention for all towers, or none."""
     chosen = getattr(config, "long_attention", None)
     attention = _read_attention(chosen) if isinstance(chosen, Mapping) and TOWERS in chosen else {}
     return attention if isinstance(attention, dict) else {}
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """The parts of a model with a config of their own, by the name of that config: ``vision_config`` is the tower ``vision``.
+    """The parts of a model that have a config of their own, by that config's name: ``vision_config`` is the tower ``vision``.
 
-    Next to them, a part with the model's own config and none of them inside, by its name: CSM's ``backbone_model`` is the tower
-    ``backbone``.
+    A part with the model's own config, beside towers and without towers inside, is a tower too. It is named after its attribute: CSM's
+    ``backbone_model`` is the tower ``backbone``.
     """
     towers: dict[str, PreTrainedModel] = {}
     for field in model.config.sub_configs:
@@ -192,18 +192,18 @@ def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
 
 
 def set_implementation(part: PreTrainedModel, implementation: str | None, *, is_tower: bool) -> None:
-    """Set the attention implementation of a model, or of one of its towers alone, whose config may have those of other towers in it."""
+    """Set the attention implementation of a model, or of a single tower, whose config may contain other towers' configs."""
     for stack in stacks_of(part):
         stack.set_attn_implementation({"": implementation} if is_tower else implementation)
 
 
 def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """A model and its parts that are models, each of which may have a config of its own."""
+    """A model and its parts that are models themselves and may have configs of their own."""
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
 
 def _attached(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> list[PreTrainedModel]:
-    """Attach the mechanisms to ``model``, or to each tower that is named, and return the parts that have them.
+    """Attach mechanisms to ``model``, or to each named tower. Returns the parts that have them.
 
     Raises:
         OptionError: there is no such tower.
@@ -234,31 +234,32 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
-    """Replace the self-attention of ``model`` in place; positions, weights and cross-attention stay as they are.
+    """Replace the self-attention of ``model`` in place. Positions, weights and cross-attention do not change.
 
         model = ViTModel.from_pretrained(...)
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
     Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The mechanism also replaces
-    sliding windows. ``save_pretrained`` writes a folder that :func:`load_generic` reads, and that other loaders refuse. Unlike with Long
-    classes, the decode cache keeps every token, and ``generate`` is transformers'. That counts the positions of RoBERTa's decoders from 0,
-    while their forward pass starts after the padding id; ``LongRobertaForCausalLM`` generates with the forward pass's positions.
-    ``model.set_attn_implementation("sdpa")`` switches back in memory.
+    sliding windows. ``save_pretrained`` writes a folder that only :func:`load_generic` reads. ``model.set_attn_implementation("sdpa")``
+    switches back in memory.
+
+    Unlike Long classes, such a model caches every token, and ``generate`` is transformers'. For RoBERTa's decoders, ``generate`` counts
+    positions from 0, but their forward pass starts after the padding id. ``LongRobertaForCausalLM`` uses the latter in both.
 
     Args:
         model: any model of transformers.
-        long_attention: which mechanism in which layer; encoder and decoder count their layers separately. In a model of several towers
-            (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` gives each its own; towers that are not named
-            keep the base's attention. Next to the towers, ``"text_global": True`` makes all tokens but those of pictures global in the
-            language model of LLaVA, Qwen-VL and others, whose mechanism must take global tokens. Pictures that are packed into one row
-            (Pixtral, Qwen-VL) each have their own grid and windows. Where Qwen2.5-VL's layers have windows, a mechanism runs within each.
+        long_attention: the mechanism of each layer. Layers of encoder and decoder are counted separately. In a model with several towers
+            (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets those of single towers; all others keep
+            the base's attention. Beside ``"towers"``, ``"text_global": True`` makes all tokens except pictures' global in the language
+            model of LLaVA, Qwen-VL and others, whose mechanism must take global tokens. Pictures packed into one row (Pixtral, Qwen-VL)
+            have their own grids. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
 
     Returns:
         The same model.
 
     Raises:
         BackendError: the architecture is not on the AttentionInterface, or has no attention; or it is a Long model.
-        UnknownMechanismError, OptionError: from ``long_attention``, or there is no such tower.
+        UnknownMechanismError, OptionError: ``long_attention`` is invalid, or names a tower that does not exist.
     """
     chosen = _read_attention(long_attention)
     check_interface(type(model))
@@ -274,7 +275,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
             "load the checkpoint with a Long class and long_attention in its config, or choose another mechanism."
         )
     if shared := shared_parameters(model):
-        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # saved once
+        model.all_tied_weights_keys = {**model.all_tied_weights_keys, **shared}  # so that they are saved once
     for part in parts:
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
@@ -294,7 +295,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
 
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a model without a Long class: its attention modules do not know one another."""
+    """Forward pre-hook of a model without a Long class: checks global tokens for all its attention modules."""
     if kwargs.get(GLOBAL_MASK) is not None and attention_implementation(model.config) == BACKEND:
         check_globals(model, arguments_by_name(model, args, kwargs))
 
@@ -309,7 +310,7 @@ def check_interface(model_class: type[Any]) -> None:
 
 
 def can_set_implementation(model_class: Any) -> bool:
-    """Whether a class takes its attention from the AttentionInterface."""
+    """Whether a class uses the AttentionInterface."""
     if not hasattr(model_class, "_can_set_attn_implementation"):
         raise missing("set_implementation")
     return model_class._can_set_attn_implementation()

@@ -1,4 +1,4 @@
-"""What a Long model class of pictures adds to its base: mechanisms on a grid, and positions of larger pictures."""
+"""Mixins for Long models of pictures: mechanisms on a grid, and positions of larger pictures."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refus
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
 HANDED: ContextVar[Mapping[str, Any] | None] = ContextVar("handed", default=None)
-"""Keywords of the call that runs in this thread, for a module that the base's ``forward`` hands none to (VideoMAE's encoder)."""
+"""Keywords of the call in this thread, for a module to which the base's ``forward`` passes none (VideoMAE's encoder)."""
 HANDED_ATTRIBUTE = "handed"
-"""The attribute of such a module with its keywords while ``torch.compile`` follows a call, since it follows no context variable."""
+"""Attribute of such a module that holds its keywords within ``torch.compile``, which cannot read context variables."""
 CHECKPOINTING = "_gradient_checkpointing_func"
-"""The attribute by which transformers' layers know the function that computes them again for the backward pass."""
+"""The attribute of transformers' layers with the function that recomputes them in the backward pass."""
 
 
 class LongGridMixin(LongAttentionMixin):
-    """Comes before the base's model class and makes it a Long class of pictures."""
+    """Mixin before the base's model class that makes it a Long class for pictures."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
         """``base_forward`` with its arguments by name."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
@@ -47,16 +47,16 @@ class LongGridMixin(LongAttentionMixin):
 
         return forward
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: Any = self.family.grid
         head, pixels = type(self).__bases__[-1].__name__, arguments.get(rule.input)
         rule.check_head(head, self.config, arguments)
         if head in rule.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
             base_forward = _of_size(base_forward, tuple(pixels.shape[-2:]))
-        return super()._run(base_forward, arguments)
+        return super().call_base(base_forward, arguments)
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Switch checkpointing on as the base does; layers that are computed again know the grid of their input."""
+        """Enable checkpointing as the base does. Recomputed layers then run on the grid of their input."""
         super().activation_checkpointing_enable(*args, **kwargs)
         for module in self.modules():
             if (checkpoint := vars(module).get(CHECKPOINTING)) is not None:
@@ -64,10 +64,10 @@ class LongGridMixin(LongAttentionMixin):
 
 
 class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
-    """Comes before the base model: finds the grid of its input, which its attention modules need."""
+    """Mixin before the base model: finds the grid of its input for its attention modules."""
 
     passes_keywords: ClassVar[bool] = False
-    """Whether the base's ``forward`` takes keywords of any name, which it hands down to its attention modules."""
+    """Whether the base's ``forward`` takes arbitrary keywords and passes them on to its attention modules."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         kinds = [parameter.kind for parameter in inspect.signature(cls.forward).parameters.values()]
@@ -82,7 +82,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
                     kind: Any = type(module)
                     module.__class__ = _tiled(kind)
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         grid = grid_of_input(self, arguments)
         rule: Any = self.family.grid
         pixels = arguments.get(rule.input)
@@ -99,12 +99,12 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 
 
 def family_of(model: Any, *, of_pixels: bool = True) -> Family:
-    """The family of a model of pictures, long or not.
+    """The family of a model of pictures, Long or not.
 
-    of_pixels: refuse videos and spectrograms, too.
+    of_pixels: whether to refuse videos and spectrograms.
 
     Raises:
-        BackendError: it reads no pictures on a grid of patches.
+        BackendError: the model does not read pictures on a grid of patches.
     """
     family = known_family(model.config)
     if family is None or family.grid is None:
@@ -117,9 +117,9 @@ def family_of(model: Any, *, of_pixels: bool = True) -> Family:
 
 @dataclass(frozen=True)
 class InterpolationOnGrid:
-    """``interpolate_pos_encoding`` with the grid of the picture, for a base whose head hands nothing else to its decoder (ViT-MAE).
+    """``interpolate_pos_encoding`` that also holds the picture's grid, for a base whose head passes nothing else to its decoder (ViT-MAE).
 
-    keywords: what the decoder hands to its layers.
+    keywords: keywords that the decoder passes on to its layers.
     """
 
     interpolates: bool
@@ -131,12 +131,12 @@ class InterpolationOnGrid:
 
 
 def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
-    """How a model of pictures cuts them into patches, all of which are on one grid in every call.
+    """The grid rule of a model of pictures in which all patches are on one grid.
 
-    of_pixels: refuse videos and spectrograms, too.
+    of_pixels: whether to refuse videos and spectrograms.
 
     Raises:
-        BackendError: it reads no pictures on one grid of patches.
+        BackendError: the model does not read pictures on one grid of patches.
     """
     rule: Any = family_of(model, of_pixels=of_pixels).grid
     if rule.shapes is not None:
@@ -153,7 +153,7 @@ def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
 
 
 def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
-    """The grid of the input of a model's ``forward``; asks the base to resize its positions where it is of another size than the table."""
+    """The grid of the input of ``forward``. If its size is not the table's, also makes the base resize its positions."""
     rule, config = model.family.grid, model.config
     grid: Grid | tuple[Grid, ...] | None = rule.of_input(config, arguments)
     resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
@@ -164,7 +164,7 @@ def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, .
 
 @contextmanager
 def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
-    """The grid of the attention modules that run within, in this thread; ``torch.compile`` follows keyword arguments only."""
+    """Set the grid of attention modules that run within the context, in this thread. ``torch.compile`` needs keyword arguments instead."""
     if torch.compiler.is_dynamo_compiling():
         yield
         return
@@ -177,7 +177,7 @@ def running_on(grid: Grid | tuple[Grid, ...] | None) -> Iterator[None]:
 
 @contextmanager
 def handing(module: nn.Module, keywords: Mapping[str, Any]) -> Iterator[None]:
-    """Within the context :func:`handed` gives ``module`` these keywords, in this thread."""
+    """Within the context, :func:`handed` returns these keywords for ``module``, in this thread."""
     if torch.compiler.is_dynamo_compiling():
         setattr(module, HANDED_ATTRIBUTE, keywords)
         try:
@@ -200,12 +200,12 @@ def handed(module: nn.Module) -> Mapping[str, Any]:
 
 
 def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
-    """``base_forward`` of a model whose config says that pictures have this size."""
+    """``base_forward`` for a model whose config has this size of pictures."""
 
     def forward(model: Any, **arguments: Any) -> Any:
         if size == image_size(model.config.image_size):
             return base_forward(model, **arguments)
-        resized = copy.copy(model)  # with the same modules; the config is its own
+        resized = copy.copy(model)  # shares modules, but gets its own config
         resized.config = copy.copy(model.config)
         resized.config.image_size = size[0]
         return base_forward(resized, **arguments)
@@ -214,8 +214,7 @@ def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callabl
 
 
 class CheckpointOnGrid:
-    """A checkpointing function of transformers, ``checkpoint(layer, *inputs)``, whose layers run on the grid of now whenever they are run
-    again."""
+    """A checkpointing function of transformers, ``checkpoint(layer, *inputs)``. Recomputed layers run on the grid of the first run."""
 
     def __init__(self, checkpoint: Callable[..., Any]) -> None:
         self.checkpoint = checkpoint
@@ -232,7 +231,7 @@ class CheckpointOnGrid:
 
 @functools.cache
 def _tiled(embeddings: Any) -> Any:
-    """``embeddings`` whose position table is repeated along both axes instead of interpolated."""
+    """``embeddings`` with a position table that is repeated along both axes instead of interpolated."""
 
     def interpolate_pos_encoding(self: Any, patches: Tensor, height: int, width: int) -> Tensor:
         return tiled_positions(_table(self), self.patch_size, height, width)
@@ -246,7 +245,7 @@ def _tiled(embeddings: Any) -> Any:
 
 
 def _empty_tiled(embeddings: Any) -> Any:
-    """An instance of :func:`_tiled` without its state, which pickle sets."""
+    """An instance of :func:`_tiled` without its state, which pickle sets afterwards."""
     return object.__new__(_tiled(embeddings))
 
 
@@ -259,8 +258,9 @@ def _table(embeddings: Any) -> Tensor:
 
 
 def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:
-    """A square table ``(1, prefix + n·n, D)`` for a picture of ``height`` × ``width`` pixels: the cell (r, c) has the position of
-    (r mod n, c mod n), and the prefix its own."""
+    """A square table ``(1, prefix + n·n, D)`` tiled for a picture of ``height`` × ``width`` pixels.
+
+    Cell (r, c) has the position of (r mod n, c mod n). The prefix has its own positions."""
     side = int((table.shape[1]) ** 0.5)
     prefix = table.shape[1] - side * side
     rows, columns = height // image_size(patch)[0], width // image_size(patch)[1]
@@ -278,7 +278,7 @@ def tiled_cells(cells: Tensor, *sizes: int) -> Tensor:
 
 
 def interpolated_frames(cells: Tensor, *sizes: int) -> Tensor:
-    """``cells (1, time, height, width, D)`` of a table, interpolated: linearly along time, then bicubically, ``(1, *sizes, D)``."""
+    """A table's ``cells (1, time, height, width, D)``, interpolated linearly along time, then bicubically: ``(1, *sizes, D)``."""
     if cells.shape[1] != sizes[0]:
         lines = interpolate(cells[0].flatten(1, 2).permute(1, 2, 0), sizes[0], mode="linear", align_corners=False)
         cells = lines.permute(2, 0, 1).unflatten(1, tuple(cells.shape[2:4]))[None]

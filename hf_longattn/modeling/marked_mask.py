@@ -1,4 +1,4 @@
-"""Global tokens in the attention mask, for bases whose heads and layers hand no keyword arguments down to attention."""
+"""Global tokens in the attention mask, for bases that pass no keyword arguments on to attention."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..backend import BACKEND, longattn_mask
 from ..engines.common.batch import in_graph
 from .attach.attention_sites import layer_mechanisms
 from .family.config import attention_implementation
-from .mixin import LongBaseModelMixin, with_long_arguments
+from .mixin import LongBaseModelMixin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -22,19 +22,19 @@ else:
 
 GLOBALS, MASK = "global_attention_mask", "attention_mask"
 MARKED = torch.int32
-"""The dtype of a mask whose global tokens have a 2, as Longformer's."""
+"""The dtype of a mask with 2 at global tokens, as in Longformer."""
 
 
 class GlobalsInTheMask(_Base):
-    """Comes before a family's mixin. Heads hand :data:`MARKED` masks to the base model, which takes them apart, and hands such a mask to
-    its layers; what else reads the mask in the base takes :func:`unmarked` ones."""
+    """Mixin before a family's mixin. Heads pass :data:`MARKED` masks to the base model, which separates them and passes such a mask to its
+    layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
 
     marks_globals: ClassVar[bool] = True
     marks_four_dimensions: ClassVar[bool] = False
-    """Whether the base's forward gets marked masks as ``(B, 1, 1, N)``, which transformers' mask functions leave as they are."""
+    """Whether the base's forward gets marked masks as ``(B, 1, 1, N)``, which transformers' mask functions do not change."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
         """``base_forward`` with the arguments of a Long model."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
@@ -42,7 +42,7 @@ class GlobalsInTheMask(_Base):
         def with_marks(self: Any, **arguments: Any) -> Any:
             return base_forward(self, **_marked(self, arguments))
 
-        long_forward = with_long_arguments(with_marks)
+        long_forward = super().with_arguments(with_marks)
 
         @functools.wraps(long_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -52,9 +52,9 @@ class GlobalsInTheMask(_Base):
 
 
 class MaskOfLayers(NamedTuple):
-    """What attention modules get as their mask.
+    """The mask of attention modules.
 
-    padding: ``(B, N)``, ``None`` where all tokens are real.
+    padding: ``(B, N)``, ``None`` if all tokens are real.
     tokens: ``(B, N)`` bool, True = global.
     """
 
@@ -63,14 +63,14 @@ class MaskOfLayers(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor, mask_function: Any) -> MaskOfLayers | Tensor | None:
-        """That of a mask ``(B, N)``; of one without marks, the padding alone."""
+        """The masks in ``mask (B, N)``; only the padding mask if ``mask`` is not marked."""
         batch, length = mask.shape[0], mask.shape[-1]
         padding = longattn_mask(batch, length, length, mask_function=mask_function, attention_mask=mask != 0)
         return cls(padding, mask > 1) if mask.dtype == MARKED else padding
 
 
 def unmarked(mask: Tensor) -> Tensor:
-    """A mask of ones and zeros, of another dtype than :data:`MARKED`."""
+    """A mask of ones and zeros, with another dtype than :data:`MARKED`."""
     return mask.clamp(max=1).long() if mask.dtype == MARKED else mask
 
 
@@ -86,13 +86,13 @@ def _marked(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a Long base model with the mask and the global tokens apart, where a head has put them together."""
+    """Arguments of a Long base model, with mask and global tokens separated if a head has combined them."""
     mask = arguments.get(MASK)
     marked = isinstance(model, LongBaseModelMixin) and isinstance(mask, Tensor) and mask.dtype == MARKED and mask.dim() == 2
     if not marked or arguments.get(GLOBALS) is not None:
         return arguments
     assert isinstance(mask, Tensor)
-    if in_graph():  # which does not ask for values
+    if in_graph():  # values cannot be read
         some_global = any(mechanism.traits.takes_globals for mechanism in layer_mechanisms(model))
     else:
         some_global = bool((mask > 1).any())

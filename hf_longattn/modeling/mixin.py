@@ -1,4 +1,4 @@
-"""What a Long model class adds to its base: mechanisms on its attention modules, and the arguments of its ``forward``."""
+"""Mixins that make a base's classes Long classes: mechanisms on attention modules, and arguments of ``forward``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .family.page_rule import PLAIN_TEXT
 from .family.position_table import PositionTable, input_of
 from .family.validation import check_tables, refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
-from .inference.pruning import cut_as_configured
+from .inference.pruning import KEPT_HEADS, cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
 from .run.losses import with_training_loss
 from .run.memory import MEMORY_MASK_ARGUMENT, Memory, new_memory
@@ -54,35 +54,36 @@ IN_SEGMENTS = (SegmentDecoding(), Segments())
 
 
 class LongAttentionMixin(_Base):
-    """Comes before the base's model class and makes it a Long class."""
+    """Mixin before the base's model class that makes it a Long class."""
 
     family: ClassVar[Family]
     accepts_loss_kwargs: ClassVar[bool]
-    """Whether the loss is divided by ``num_items_in_batch``, the labels of a whole step; Trainer asks for it."""
+    """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Read by Trainer."""
     hands_globals_down: ClassVar[bool] = True
-    """Whether the base's heads and layers pass keyword arguments down to attention."""
+    """Whether the base's heads and layers pass keyword arguments on to attention."""
     marks_globals: ClassVar[bool] = False
-    """Whether global tokens go down in the attention mask instead; see :mod:`.marked_mask`."""
+    """Whether global tokens are passed in the attention mask instead; see :mod:`.marked_mask`."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
             cls.forward = cls.with_arguments(cls.forward)
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
         """``forward`` of the Long class, made from the base's."""
-        return with_long_arguments(base_forward)
+        return with_memory(base_forward)
 
     def post_init(self) -> None:
-        """Called at the end of every base's ``__init__``: the model inside a head becomes ours, and mechanisms are attached."""
+        """Called at the end of every base's ``__init__``: makes the model inside a head a Long model, and attaches mechanisms."""
         for module in self.modules():
             long_class = None if module is self else self.family.long_class_of(type(module))
-            if long_class is not None:  # the head's __init__ built it; the Long class adds no state, so the instance can become one
+            if long_class is not None:  # the Long class adds no state, so that the instance can become one
                 module.__class__ = long_class
                 module.after_class_swap()
         self._refuse_globals()
-        cut_as_configured(self)
+        if getattr(self.config, KEPT_HEADS, None) is not None:
+            cut_as_configured(self)
         attach_mechanisms(self, self.config.long_attention, getattr(self.config, "decoder_attention", None))
         if (cap := self.config.score_cap) is not None and (value := getattr(self.config, cap)) is not None:
             refuse_scoreless(self, f"caps its attention scores ({cap}={value})")
@@ -97,13 +98,13 @@ class LongAttentionMixin(_Base):
         self.add_model_tags(list(TAGS))
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Give a repository without a card ours, in place of transformers' empty one; ``push_to_hub`` calls this with the folder."""
+        """Give a repository without a card ours instead of transformers' empty one. ``push_to_hub`` calls this with the folder."""
         for prepare in BEFORE_UPLOAD.values():
             prepare(working_dir, repo_id, self.config.name_or_path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:
-        """Refuse mechanisms with global tokens in models that cannot pass a global mask to their layers."""
+        """Raise :class:`OptionError` for mechanisms with global tokens in models that cannot pass them to their layers."""
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
@@ -114,16 +115,16 @@ class LongAttentionMixin(_Base):
             )
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """As the base's; what mechanisms share is tied, whatever the config says about word embeddings."""
+        """The base's tied weights, with parameters that mechanisms share, whatever the config says about word embeddings."""
         return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Untie what mechanisms share while loading: transformers marks what is tied as initialised, and the first layer's may not be."""
+        """Untie parameters that mechanisms share, because transformers would mark them as initialised although the first may not be."""
         separate_parameters(self)
         super().mark_tied_weights_as_initialized(loading_info)
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """As the base's; what mechanisms share was initialised where a short checkpoint lacks it, and so is not missing."""
+        """Tie the base's weights and the parameters that mechanisms share. The latter are initialised by now, so never missing."""
         missing = set() if missing_keys is None else missing_keys
         initialised = missing & set(shared_parameters(self).values())
         missing -= initialised
@@ -136,20 +137,20 @@ class LongAttentionMixin(_Base):
     def after_attach(self) -> None:
         """Called once after the mechanisms have been attached."""
 
+    def modes_of(self, arguments: dict[str, Any]) -> list[str]:
+        """The modes that apply to a call of this model. A head leaves them to its base model."""
+        return []
+
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of ``base_forward``, with the loss of training; see :func:`with_training_loss`."""
+        """The outputs of ``base_forward``, with the training loss; see :func:`with_training_loss`."""
         items = arguments.pop("num_items_in_batch", None)
-        outputs = self._run(base_forward, arguments)
+        outputs = base_forward(self, **arguments)
         with_loss = isinstance(outputs, tuple) or getattr(outputs, "loss", None) is not None
         return with_training_loss(self, outputs, arguments, items) if with_loss else outputs
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs of ``base_forward``, the base's, for arguments by name."""
-        return base_forward(self, **arguments)
-
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """As the base's; then mechanisms and memory tokens that were not loaded."""
+        """Initialise as the base does, then mechanisms and memory tokens that were not loaded."""
         added = uninitialised_modules(self)
         super().initialize_weights()
         drop_tables(self, self.family)
@@ -157,12 +158,12 @@ class LongAttentionMixin(_Base):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        """Every Long class is on the AttentionInterface; transformers looks for it in the base's source, which may not be (BigBird)."""
+        """Every Long class is on the AttentionInterface. transformers would search the base's source, which may not be (BigBird)."""
         return True
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        """As the base's: transformers looks for it in the source of the class."""
+        """The base's answer, because transformers searches the source of the class."""
         base: Any = next((base for base in cls.__mro__ if base.__module__.startswith("transformers.models.")), None)
         return base is not None and base._can_set_experts_implementation()
 
@@ -170,10 +171,10 @@ class LongAttentionMixin(_Base):
         """Resolve the name before transformers looks for kernels, which it would download."""
         chosen = self.config.resolve_implementation(attn_implementation)
         found = super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
-        return self.config.resolve_implementation(found)  # a kernel of the Hub is told windows once it is loaded
+        return self.config.resolve_implementation(found)  # a kernel from the Hub is told windows once it is loaded
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """As the base's, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
+        """The base's method, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
         return super().get_correct_attn_implementation(self.config.resolve_implementation(requested_attention), is_init_check)
 
     def use_base_attention(self, implementation: str | None = None) -> None:
@@ -183,14 +184,14 @@ class LongAttentionMixin(_Base):
             model.set_attn_implementation("longattn")       # the mechanisms again
 
         Args:
-            implementation: one that the base has; ``sdpa`` by default, or ``eager`` where it has no other.
+            implementation: one that the base supports; by default ``sdpa``, or ``eager`` if there is no other.
         """
         configs = [module.config for module in self.modules() if isinstance(module, LongAttentionMixin)]
         for config in configs:
             setattr(config, BASE_ATTENTION, True)
         try:
             self.set_attn_implementation(implementation or ("sdpa" if self._supports_sdpa else "eager"))
-        except BaseException:  # one that is not installed: keep the mechanisms
+        except BaseException:  # it is not installed: keep the mechanisms
             for config in configs:
                 if config._runs_mechanisms:
                     config.__dict__.pop(BASE_ATTENTION, None)
@@ -198,7 +199,7 @@ class LongAttentionMixin(_Base):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As the base's; the position table of a plain base's checkpoint is extended to the config's length.
+        """The base's ``from_pretrained``. The position table of a short checkpoint is extended to the config's length.
 
         Raises:
             PositionError: the config is shorter than the checkpoint.
@@ -207,19 +208,21 @@ class LongAttentionMixin(_Base):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         freeze_tables(model, cls.family)  # transformers loads them as trainable
-        warn_of_overflow(model)
+        if getattr(model.config, "quantization_config", None) is not None:
+            warn_of_overflow(model)
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As the base's; the saved config names the padding token from which the model counts its positions (RoBERTa), where a
-        tokenizer's was put in its place, as Trainer does."""
+        """The base's ``save_pretrained``. The saved config has the padding token from which the model counts positions (RoBERTa), even if a
+        tokenizer's has replaced it, as Trainer does."""
         with _counted_padding(self):
             super().save_pretrained(*args, **kwargs)
 
     @property
     def running_base(self) -> LongBaseModelMixin | None:
-        """The one base model whose ``forward`` every call of this model runs: not always ``base_model``, since some heads go around that
-        (OPT's calls the decoder inside). ``None`` for an encoder-decoder, which has two."""
+        """The one base model that every call runs; ``None`` for an encoder-decoder, which has two.
+
+        Not always ``base_model``: some heads call an inner model (OPT's call the decoder)."""
         bases = [module for module in self.modules() if isinstance(module, LongBaseModelMixin)]
         return bases[0] if len(bases) == 1 else None
 
@@ -230,16 +233,16 @@ class LongAttentionMixin(_Base):
 
     @property
     def first_position_id(self) -> int:
-        """The first of a text's ``position_ids``: not 0 where the position table starts with other rows (RoBERTa)."""
+        """The first ``position_ids`` of a text. Not 0 if the position table starts with other rows (RoBERTa)."""
         table = getattr(self.running_base, "position_table", None)
         return 0 if table is None or self.family.rotary(self.config) else table.first_id(self.config)
 
     def _prepare_position_ids_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """As the base's, from :attr:`first_position_id` on: transformers counts from 0, also where the model itself does not."""
+        """The base's positions, starting from :attr:`first_position_id`. transformers counts from 0, even if the model does not."""
         return super()._prepare_position_ids_for_generation(*args, **kwargs) + self.first_position_id
 
     def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As the base's; extends ``global_attention_mask`` by the generated token, which is not global; an encoder's mask stays."""
+        """Extend ``global_attention_mask`` by the generated token, which is not global. An encoder's mask does not change."""
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
         if not self.config.is_encoder_decoder and (mask := model_kwargs.get("global_attention_mask")) is not None:
             new = len(model_kwargs["attention_mask"][0]) - mask.shape[1] if "attention_mask" in model_kwargs else 1
@@ -251,30 +254,42 @@ class LongAttentionMixin(_Base):
 
             model = LongBertModel.from_pretrained("longformer-base").optimize_for_inference()
 
-        The same as :func:`hf_longattn.optimize_for_inference`, which says what is equal to what.
+        The same as :func:`hf_longattn.optimize_for_inference`, which explains which results are equal.
 
         Args:
             precision: ``fp32``, ``bf16`` or ``int8``.
-            pack: whether to run padded batches as one row; by default where the model can.
+            pack: whether to run padded batches as one row; by default if the model can.
 
         Returns:
             This model.
 
         Raises:
-            OptionError, BackendError: one sentence each.
+            OptionError, BackendError: as for :func:`hf_longattn.optimize_for_inference`.
         """
         return optimize_for_inference(self, precision, pack=pack)
+
+    def call_with_memory(
+        self, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
+    ) -> Any:
+        """The outputs of ``forward``, called again with what ``memory`` holds of earlier calls.
+
+        Raises:
+            MemoryMismatchError: ``reset`` was given without a memory.
+        """
+        if memory is None:
+            raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
+        return run_in_modes((Memory(memory, reset),), self, forward, arguments, (Memory.key, *self.modes_of(arguments)))
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
 
-        Each call sees, without gradients, as much of the previous calls as its mechanisms reach (``transformer_xl``: the last
-        ``memory_length`` tokens; ``infini`` and linear mechanisms: their state; ``recurrent_memory``: its memory tokens).
-        ``attention_mask (B, n)`` is that of the new tokens; rows of ``memory_reset (B,)`` start a new document.
+        Each call sees, without gradients, as much of earlier calls as its mechanisms do: the last ``memory_length`` tokens with
+        ``transformer_xl``, a state with ``infini`` and linear mechanisms, memory tokens with ``recurrent_memory``.
+        ``attention_mask (B, n)`` covers the new tokens. Rows of ``memory_reset (B,)`` start a new document.
 
         Args:
-            positions: ``"continue"`` counts tokens through all segments of a document, ``"restart"`` starts from 0 in each; by default,
-                rotary positions continue and those of a position table, which is finite, restart.
+            positions: ``"continue"`` counts tokens through all segments of a document, ``"restart"`` from 0 in each segment. By default,
+                rotary positions continue, and positions of a table, which is finite, restart.
 
         Raises:
             MemoryMismatchError: the model is an encoder without memory tokens, or runs another attention implementation.
@@ -282,7 +297,7 @@ class LongAttentionMixin(_Base):
         return new_memory(self, positions)
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """As the base's, where every mechanism decodes from a static cache in one graph."""
+        """The base's criteria, and that every mechanism decodes from a static cache in a single graph."""
         valid = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
         if not valid or not self.runs_mechanisms:
             return valid
@@ -292,7 +307,7 @@ class LongAttentionMixin(_Base):
 
 @contextmanager
 def _counted_padding(model: nn.Module) -> Iterator[None]:
-    """The config's padding token is, within, the one from which position tables count."""
+    """Within the context, the config's padding token is the one from which position tables count."""
     counted = None
     for module in model.modules():
         table = getattr(module, "position_table", None)
@@ -310,7 +325,7 @@ def _counted_padding(model: nn.Module) -> Iterator[None]:
 
 
 def _in_fixed_shapes(inputs: dict[str, Any]) -> None:
-    """Make the padding and the global tokens of a step over a static cache as wide as the cache, so that every step is the same graph."""
+    """Extend a step's padding mask and global tokens to the width of a static cache, so that every step is the same graph."""
     cache: Any = inputs.get("past_key_values")
     mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
     seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
@@ -323,12 +338,12 @@ def _in_fixed_shapes(inputs: dict[str, Any]) -> None:
 
 
 class LongGenerationMixin(_Base):
-    """Comes before the other mixins in models that generate."""
+    """Mixin before the other mixins in models that generate."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Find tokens that are global by their ids, while the whole text is available and not only its last token.
+        """Find tokens that are global by id now, while the whole text is available, not only its last token.
 
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
@@ -344,24 +359,28 @@ class LongGenerationMixin(_Base):
 
 
 class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
-    """Comes before the base model, which receives the input with or without a head: checks and completes its arguments."""
+    """Mixin before the base model, which receives all inputs: checks and completes its arguments."""
 
     position_table: ClassVar[PositionTable | None]
     attention_modules: list[Any]
-    """The modules that have a mechanism."""
+    """The modules with a mechanism."""
     exact_length: int | None = None
-    """The longest text that every layer attends in full, where its positions are those of a table; ``None`` without the option."""
+    """Maximum length for full attention in all layers, if positions come from a table; ``None`` without the option."""
 
     @property
     def recursion(self) -> Recursion | None:
-        """How memory tokens pass from segment to segment of a text; ``None`` in a model that runs over the whole text."""
+        """How memory tokens pass from segment to segment; ``None`` if the model runs over the whole text."""
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
     @property
     def runs_in_segments(self) -> bool:
-        """Whether memory tokens pass from segment to segment of a text."""
+        """Whether memory tokens pass from segment to segment."""
         return self.recursion is not None and self.runs_mechanisms
+
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
+        return with_long_arguments(base_forward)
 
     def modes_of(self, arguments: dict[str, Any]) -> list[str]:
         """The modes that apply to a call of this model."""
@@ -375,17 +394,18 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         return [key for key in applies if applies[key]]
 
     def after_attach(self) -> None:
-        """Add memory tokens, where mechanisms need them; layers that contradict one another are refused."""
+        """Add memory tokens if mechanisms need them. Refuses layers that contradict each other."""
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
         token_rule(self)
-        attach_memory_tokens(self, self.position_table)
+        if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
+            attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
             self.exact_length = min(
                 (exact_length_of(layer) for layer in layer_mechanisms(self) if full_of(layer) is not None), default=None
             )
 
-    def _run(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """As the mixin's, in the modes of :mod:`.run` that this call needs."""
+    def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """The outputs of ``base_forward`` in the modes of :mod:`.run` that this call needs. A base model has no loss."""
         if (mask := arguments.pop(MEMORY_MASK_ARGUMENT, None)) is not None:
             arguments["attention_mask"] = mask
         outputs = None
@@ -394,8 +414,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         return self.run_whole(base_forward, arguments) if outputs is None else outputs
 
     def run_whole(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs for whole rows: checks lengths, finds documents and tokens that are global by their ids, and runs in segments for
-        memory tokens."""
+        """The outputs for whole rows: checks lengths, and finds documents and tokens that are global by id. With memory tokens, runs in
+        segments."""
         self.check_inputs(arguments)
         self._find_globals(arguments)
         arguments |= {name: for_one_pass(arguments[name]) for name in ("global_attention_mask",) if name in arguments}
@@ -413,22 +433,22 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         return any(not isinstance(mechanism, Mechanism) or mechanism.traits.takes_globals for mechanism in attending)
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
-        """Whether somebody asks for the attentions of a call."""
+        """Whether a call returns attentions."""
         wanted = arguments.get("output_attentions")
         return bool(self.config.output_attentions if wanted is None else wanted) or attentions_collected()
 
     def _find_globals(self, arguments: dict[str, Any]) -> None:
-        """Without a ``global_attention_mask``, the tokens that are global by their ids."""
+        """Set ``global_attention_mask`` to the tokens that are global by id, if the call has none."""
         if arguments.get("global_attention_mask") is not None or not self.runs_mechanisms or not self.takes_globals:
             return
         if (rule := token_rule(self)) is not None:
             arguments["global_attention_mask"] = global_tokens_of(rule, arguments, arguments.get("documents"))
 
     def check_inputs(self, arguments: dict[str, Any]) -> None:
-        """Refuse inputs that this model cannot run, and complete ``arguments`` by documents, their positions, and a mask.
+        """Refuse inputs that this model cannot run, and add documents, their positions, and a mask to ``arguments``.
 
         Raises:
-            MaskError, LengthError, PageError: one sentence each.
+            MaskError, LengthError, PageError: masks or documents do not fit, the text is too long, or boxes do not fit.
         """
         if self.runs_mechanisms and arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
@@ -449,7 +469,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             self.position_table.check_length(self.config, arguments)
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
-        """The ``position_ids`` ``(B, N)`` that the model gives the tokens of a call without them."""
+        """The ``position_ids (B, N)`` that the model gives to tokens of a call without them."""
         table = None if self.family.rotary(self.config) else self.position_table
         first = self.first_position_id
         real: Tensor | None = None
@@ -467,9 +487,9 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         return places
 
     def _counts_from_the_text(self, kwargs: dict[str, Any], length: int) -> bool:
-        """Whether positions start after padding on the left: in batches that are longer than the texts that are attended in full.
+        """Whether positions start after left padding: in batches that are longer than ``exact_length``.
 
-        Shorter batches have the source's positions, which count padding where the source does.
+        Shorter batches have the source's positions, which count padding if the source does.
         """
         mask = kwargs.get("attention_mask")
         if self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -483,12 +503,12 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
 
 class LongDecoderMixin(LongBaseModelMixin):
-    """Comes before the decoder of an encoder-decoder; beside an encoder, ``global_attention_mask`` is that one's."""
+    """Mixin before the decoder of an encoder-decoder. ``global_attention_mask`` is for the encoder, if there is one."""
 
     embed_positions: Any
 
     def after_class_swap(self) -> None:
-        """Give the decoder's position table its own length, before it is initialised; the base makes it as long as the encoder's."""
+        """Give the decoder's position table its own length before it is initialised. The base makes it as long as the encoder's."""
         old: Any = getattr(self, "embed_positions")  # noqa: B009 - the base's
         if self.position_table is not None and old.weight.shape[0] != self.position_table.rows(self.config):
             with torch.device(old.weight.device):
@@ -496,7 +516,7 @@ class LongDecoderMixin(LongBaseModelMixin):
 
     @property
     def has_encoder(self) -> bool:
-        """Whether it decodes the output of an encoder."""
+        """Whether the decoder reads an encoder's output."""
         return bool(self.config.is_encoder_decoder)
 
     def check_inputs(self, arguments: dict[str, Any]) -> None:
@@ -510,20 +530,37 @@ class LongDecoderMixin(LongBaseModelMixin):
 
 
 class LongStackMixin(LongDecoderMixin):
-    """Comes before a base's one class of both the encoder and the decoder (``T5Stack``), without position tables."""
+    """Mixin before a base's class of both encoder and decoder (``T5Stack``), without position tables."""
 
     is_decoder: bool
 
     def after_class_swap(self) -> None:
-        """Nothing to do, without a table."""
+        """Do nothing: there is no position table."""
 
     @property
     def has_encoder(self) -> bool:
         return self.is_decoder
 
 
+def with_memory(base_forward: Any) -> Any:
+    """``forward`` of a head: it reads a memory and completes the loss. The base model inside takes our other arguments."""
+    names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+
+    @functools.wraps(base_forward)
+    def forward(self: Any, *args: Any, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, **kwargs: Any) -> Any:
+        given = {name: value for name, value in kwargs.items() if value is not None or name not in LONG_ARGUMENTS}
+        arguments = {**dict(zip(names, args, strict=False)), **given}
+        if not self.hands_globals_down:
+            leave_out_documents(self, arguments)
+        if memory is not None or memory_reset is not None:
+            return self.call_with_memory(forward, arguments, memory, memory_reset)
+        return self.call_base(base_forward, arguments)
+
+    return with_keywords(forward, base_forward, LONG_ARGUMENTS)
+
+
 def with_long_arguments(base_forward: Any) -> Any:
-    """``base_forward`` with our arguments in its signature, since Trainer drops columns that it does not find there."""
+    """``base_forward`` with our arguments in its signature, because Trainer drops columns that it does not find there."""
     names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
     @functools.wraps(base_forward)
@@ -543,43 +580,47 @@ def with_long_arguments(base_forward: Any) -> Any:
                 arguments[name] = value.flatten(0, 1) if value.dim() == 3 else value
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
-        if memory is not None:
-            applying = (Memory.key, *(self.modes_of(arguments) if isinstance(self, LongBaseModelMixin) else ()))
-            return run_in_modes((Memory(memory, memory_reset),), self, forward, arguments, applying)
-        if memory_reset is not None:
-            raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
+        if memory is not None or memory_reset is not None:
+            return self.call_with_memory(forward, arguments, memory, memory_reset)
         return self.call_base(base_forward, arguments)
 
-    return with_keywords_of(forward, base_forward)
+    return with_keywords(forward, base_forward, LONG_ARGUMENTS)
 
 
+LONG_ARGUMENTS: dict[str, str] = {
+    "global_attention_mask": "Tensor | None",
+    "documents": "Tensor | None",
+    "memory": "SegmentMemory | None",
+    "memory_reset": "Tensor | None",
+}
+"""Keyword arguments that Long models of texts have besides the base's, with their types. They stand in signatures, since Trainer drops
+columns that it does not find there."""
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
-"""Arguments of Long models of texts, which other bases would take among others and leave unread."""
+"""Arguments of Long text models. Other bases would accept them among others and ignore them."""
 
 
 def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str, ...] = TEXT_ARGUMENTS) -> None:
-    """Leave arguments of texts that are ``None`` out of ``keywords``.
+    """Remove arguments for texts from ``keywords`` if they are ``None``.
 
     Raises:
-        MaskError: another value was given.
+        MaskError: one of them has a value.
     """
     for name in names:
         if keywords.pop(name, None) is not None:
             raise MaskError(f"{name} is for texts, but {type(model).__name__} reads {model.main_input_name}; leave {name} out.")
 
 
-def with_keywords_of(forward: Any, base_forward: Any) -> Any:
-    """``forward`` whose signature is that of ``base_forward`` with its own keyword arguments."""
+def with_keywords(forward: Any, base_forward: Any, keywords: Mapping[str, str]) -> Any:
+    """``forward`` whose signature is that of ``base_forward`` with ``keywords``, of these types; each is ``None`` by default."""
     parameters = list(inspect.signature(base_forward).parameters.values())
-    long_parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
-    added = [parameter for parameter in long_parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in keywords.items()]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)
     forward.__signature__ = inspect.signature(base_forward).replace(parameters=[*parameters[:last], *added, *parameters[last:]])
     return forward
 
 
 def tie_parameters(model: Any, shared: Mapping[str, str]) -> None:
-    """Tie parameters of ``model``, so that they are saved once. ``shared``: name -> name of the parameter that is saved."""
+    """Tie parameters of ``model``, so that they are saved once. ``shared``: name -> name of the saved parameter."""
     if not hasattr(model, "_tied_weights_keys"):
         warn_missing("tied_weights")
         return

@@ -1,8 +1,8 @@
-"""One backbone of texts that reads pictures and recordings as well: embedders of patches and of frames in front of its layers.
+"""A text backbone that also reads pictures and recordings, through embedders of patches and frames in front of its layers.
 
-A picture is cut into patches, which a convolution embeds and which learned rows and columns place; a spectrogram is shortened by
-convolutions along time. Both enter the backbone as ``inputs_embeds``, after a first token of their kind, and it adds its own positions. So
-its attention runs over patches in one line, which :attr:`ImageInput.order` says.
+A convolution embeds the patches of a picture, and learned rows and columns encode their positions. Convolutions along time shorten a
+spectrogram. Both enter the backbone as ``inputs_embeds``, after a first token of their kind, and the backbone adds its own positions. Its
+attention therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from ..engines.common.grid import ORDERS, Grid
-from ..engines.common.token_order import token_order
 from ..errors import AudioError, BackendError, GridError, OptionError, nearest
 from ..loading import new_model
+from ..mechanisms.common.token_order import token_order
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.token_globals import takes_globals
 from .family.config import attention_implementation
@@ -31,9 +31,9 @@ from .family.definition import longest_input
 from .family.registration import auto_mapping
 
 TEXTS, PICTURES, SOUND = "input_ids", "pixel_values", "input_features"
-"""The arguments of ``forward`` with a text, a picture and a recording."""
+"""The arguments of ``forward`` for a text, a picture and a recording."""
 CLASS_DROPOUT = 0.1
-"""Dropout before a head, where the config of the backbone has none."""
+"""Dropout before a head, if the backbone's config has none."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class ImageInput:
     """The pictures that an embedder reads.
 
     size: height and width in pixels.
-    patch: pixels of a side of a patch.
-    channels: colours of a pixel.
-    order: of the patches in the line that the backbone reads: raster, columns or hilbert.
+    patch: side of a patch in pixels.
+    channels: number of channels of a pixel.
+    order: order of the patches for the backbone: raster, columns or hilbert.
 
     Raises:
-        GridError: sizes that patches do not fill.
+        GridError: the size is not a multiple of the patch.
         OptionError: there is no such order.
     """
 
@@ -75,11 +75,11 @@ class ImageInput:
 class AudioInput:
     """The spectrograms that an embedder reads.
 
-    features: numbers of a frame, as the feature extractor makes them.
-    subsampling: frames that become one token: a power of two.
+    features: number of features per frame, as the feature extractor makes them.
+    subsampling: number of frames per token, a power of two.
 
     Raises:
-        OptionError: another number.
+        OptionError: ``subsampling`` is another number.
     """
 
     features: int
@@ -90,7 +90,7 @@ class AudioInput:
             raise OptionError(f"the frames of a token must be a power of two, such as 8, not {self.subsampling}")
 
     def tokens(self, frames: int) -> int:
-        """The tokens of a recording, with the first one, which is of its kind."""
+        """Number of tokens of a recording, including the first token of its kind."""
         return 1 + -(-frames // self.subsampling)
 
 
@@ -120,7 +120,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def max_position_embeddings(self) -> int | None:
-        """The most tokens of one input; ``None`` = any number."""
+        """Maximum number of tokens of an input; ``None`` if unlimited."""
         return None if self.text_config is None else longest_input(self.text_config)
 
     @property
@@ -141,11 +141,11 @@ class LongMultimodalConfig(PreTrainedConfig):
 
 @dataclass
 class LongMultimodalOutput(ModelOutput):
-    """What :class:`LongMultimodalModel` computes.
+    """The outputs of :class:`LongMultimodalModel`.
 
     last_hidden_state: ``(B, N, D)``.
-    token_mask: ``(B, N)``, 1 for tokens that are not padding; ``None`` = all.
-    hidden_states, attentions: the backbone's, where they are asked for.
+    token_mask: ``(B, N)``, 1 for real tokens; ``None`` if all are.
+    hidden_states, attentions: the backbone's, if they are requested.
     """
 
     last_hidden_state: Tensor | None = None
@@ -155,17 +155,17 @@ class LongMultimodalOutput(ModelOutput):
 
 
 class Embedder(nn.Module):
-    """Puts a first token before the tokens of a kind of input, and adds to all of them what kind they are of.
+    """Prepends a first token to the tokens of a kind of input, and adds the kind's embedding to all of them.
 
-    width: of the backbone's embeddings.
+    width: width of the backbone's embeddings.
     """
 
     trained_beside_updates = True
-    """It is new, so LoRA trains it in full."""
+    """Whether LoRA trains it completely, since it is new."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.kind = nn.Embedding(2, width)  # the first token, and what is added
+        self.kind = nn.Embedding(2, width)  # the first token, and the embedding added to all
 
     def with_first(self, tokens: Tensor) -> Tensor:
         """``tokens (B, N, D)`` as ``(B, 1 + N, D)``."""
@@ -174,7 +174,7 @@ class Embedder(nn.Module):
 
 
 class PatchEmbedder(Embedder):
-    """Pictures as tokens: patches, placed by learned rows and columns."""
+    """Pictures as tokens: patches, with learned embeddings of rows and columns."""
 
     def __init__(self, images: ImageInput, width: int) -> None:
         super().__init__(width)
@@ -187,7 +187,7 @@ class PatchEmbedder(Embedder):
         """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``.
 
         Raises:
-            GridError: pictures of another size.
+            GridError: the pictures have another size.
         """
         expected = (self.images.channels, *self.images.size)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
@@ -201,7 +201,7 @@ class PatchEmbedder(Embedder):
 
 
 class FrameEmbedder(Embedder):
-    """Spectrograms as tokens: every frame is normalised over its features, then convolutions along time halve the frames."""
+    """Spectrograms as tokens: each frame is normalised over its features, then convolutions along time halve the number of frames."""
 
     def __init__(self, sound: AudioInput, width: int) -> None:
         super().__init__(width)
@@ -212,11 +212,12 @@ class FrameEmbedder(Embedder):
         self.convolutions = nn.ModuleList(nn.Conv1d(size, width, 3, step, 1) for size, step in zip(inputs, self.steps, strict=True))
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``features (B, T, F)`` with the mask ``(B, T)`` of their frames as ``(B, 1 + N, D)`` with that of the tokens. Padding is zero
-        before every convolution, so that no token sees it.
+        """``features (B, T, F)`` with the frames' mask ``(B, T)`` as ``(B, 1 + N, D)`` with the tokens' mask.
+
+        Padding is set to zero before every convolution, so that no token sees it.
 
         Raises:
-            AudioError: frames of another number of features.
+            AudioError: frames have another number of features.
         """
         if features.dim() != 3 or features.shape[2] != self.sound.features:
             raise AudioError(
@@ -232,7 +233,7 @@ class FrameEmbedder(Embedder):
 
 
 class LongMultimodalPreTrainedModel(PreTrainedModel):
-    """What models of several modalities share."""
+    """Base class of multimodal models."""
 
     config_class = LongMultimodalConfig
     base_model_prefix = "multimodal"
@@ -242,13 +243,13 @@ class LongMultimodalPreTrainedModel(PreTrainedModel):
 
 
 class LongMultimodalModel(LongMultimodalPreTrainedModel):
-    """A backbone of texts with embedders of pictures and recordings.
+    """A text backbone with embedders of pictures and recordings.
 
         model = LongMultimodalModel.of(LongBertModel.from_pretrained("bert-4096"), images=ImageInput((224, 224), patch=16))
         model(input_ids=…), model(pixel_values=…)
 
     Args:
-        text_model: the backbone; by default a new one of the config.
+        text_model: the backbone; by default a new one from the config.
 
     Raises:
         BackendError: the backbone reads no embeddings, or has mechanisms on a grid.
@@ -277,16 +278,16 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         """A model on a backbone, with new embedders."""
         inputs = {"image": images, "audio": sound}
         fields = {name: None if kind is None else dataclasses.asdict(kind) for name, kind in inputs.items()}
-        implementation = attention_implementation(text_model.config)  # which a config sets in its parts, too
+        implementation = attention_implementation(text_model.config)  # setting it in a config also sets it in its parts
         config = LongMultimodalConfig(text_config=text_model.config, architectures=[cls.__name__], **fields)
         text_model.set_attn_implementation(implementation)
         return cls(config, text_model)
 
     def with_embedders(self, *, images: ImageInput | None = None, sound: AudioInput | None = None) -> LongMultimodalModel:
-        """This model with new embedders of what it does not read yet.
+        """This model, with new embedders for inputs that it does not read yet.
 
         Raises:
-            OptionError: it has one already.
+            OptionError: it already has such an embedder.
         """
         for kind, embedder in ((images, self.image_embedder), (sound, self.audio_embedder)):
             if kind is not None and embedder is not None:
@@ -317,12 +318,12 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
             attention_mask: ``(B, N)`` of tokens, or ``(B, T)`` of frames; 0 for padding.
             pixel_values: ``(B, C, H, W)``.
             input_features: ``(B, T, F)``.
-            **kwargs: the backbone's.
+            **kwargs: arguments of the backbone.
 
         Raises:
-            OptionError: none or several kinds of input.
-            BackendError: an input without an embedder.
-            GridError, AudioError: inputs of another shape, or of more tokens than the backbone reads.
+            OptionError: there is no input, or there are several kinds.
+            BackendError: the model has no embedder for this input.
+            GridError, AudioError: the input has another shape, or more tokens than the backbone reads.
         """
         inputs = {TEXTS: input_ids, PICTURES: pixel_values, SOUND: input_features}
         names = [name for name, value in inputs.items() if value is not None]
@@ -361,10 +362,10 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
 
 
 class LongMultimodalHead(LongMultimodalPreTrainedModel):
-    """What the heads share: dropout and a linear layer.
+    """Base class of heads: dropout and a linear layer.
 
     Args:
-        multimodal: the model that the head is put on; by default a new one of the config.
+        multimodal: the model below the head; by default a new one from the config.
     """
 
     def __init__(self, config: LongMultimodalConfig, multimodal: LongMultimodalModel | None = None) -> None:
@@ -377,12 +378,12 @@ class LongMultimodalHead(LongMultimodalPreTrainedModel):
 
     @staticmethod
     def outputs_of(config: Any) -> int:
-        """The numbers that the head computes of a token or of an input."""
+        """Number of outputs of the head per token or per input."""
         return int(config.num_labels)
 
 
 class _OfInput(LongMultimodalHead):
-    """One class for an input: of the mean of its tokens."""
+    """A head with one class per input, from the mean of its tokens."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
         """The scores of an input's classes, ``(B, classes)``, and with ``labels (B,)`` the loss; ``inputs`` as for the model."""
@@ -398,23 +399,23 @@ class _OfInput(LongMultimodalHead):
 
 
 class LongMultimodalForSequenceClassification(_OfInput):
-    """Texts with one class each."""
+    """Classifies texts."""
 
 
 class LongMultimodalForImageClassification(_OfInput):
-    """Pictures with one class each."""
+    """Classifies pictures."""
 
     main_input_name = PICTURES
 
 
 class LongMultimodalForAudioClassification(_OfInput):
-    """Recordings with one class each."""
+    """Classifies recordings."""
 
     main_input_name = SOUND
 
 
 class LongMultimodalForTokenClassification(LongMultimodalHead):
-    """Texts whose tokens have a class each."""
+    """Classifies the tokens of texts."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
         """The scores of the tokens' classes, ``(B, N, classes)``, and with ``labels (B, N)`` (-100 = none) the loss."""
@@ -425,7 +426,7 @@ class LongMultimodalForTokenClassification(LongMultimodalHead):
 
 
 class LongMultimodalForQuestionAnswering(LongMultimodalHead):
-    """Answers as spans of a text."""
+    """Finds answers as spans of a text."""
 
     @staticmethod
     def outputs_of(config: Any) -> int:
@@ -450,7 +451,7 @@ def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
-    """The argument with which the base model of a config has no pooler, where its class takes one: heads take the mean of all tokens."""
+    """The argument for a base model without a pooler, if its class has one. Heads use the mean of all tokens instead."""
     known = auto_mapping(AutoModel)
     base = known[type(config)] if known is not None and type(config) in known else None
     base = base[0] if isinstance(base, tuple) else base
@@ -458,10 +459,10 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def check_backbone(model: PreTrainedModel) -> None:
-    """Refuse a backbone that cannot read embeddings of patches and frames in one line.
+    """Raise :class:`BackendError` for a backbone that cannot read embeddings of patches and frames in one line.
 
     Raises:
-        BackendError: it does not read texts, has a decoder besides the encoder, or mechanisms on a grid.
+        BackendError: it does not read texts, has a decoder beside the encoder, or has mechanisms on a grid.
     """
     name, embeddings = type(model).__name__, model.get_input_embeddings()
     takes = "inputs_embeds" in inspect.signature(model.forward).parameters
@@ -475,7 +476,7 @@ def check_backbone(model: PreTrainedModel) -> None:
 
 
 def head_on(head: type[LongMultimodalHead], model: LongMultimodalModel, **fields: Any) -> LongMultimodalHead:
-    """A new head on a model, which it shares with other heads; ``fields`` are of the head's config."""
+    """A new head on ``model``, which other heads share. ``fields`` are set in the head's config."""
     config = copy.deepcopy(model.config)
     for name, value in fields.items():
         setattr(config, name, value)

@@ -1,4 +1,4 @@
-"""transformers' pipelines that know a model by its name, extended to Long models."""
+"""transformers' pipelines that recognise models by name, extended to Long models."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
 
     @property
     def type(self) -> str:
-        """The decoding of the base class."""
+        """The base class's type of decoding."""
         return "seq2seq_whisper" if self._whisper else self._type
 
     @type.setter

@@ -1,4 +1,4 @@
-"""What a Long model of several towers adds to its base: each tower is its own family's Long model."""
+"""Mixin for Long models with several towers. Each tower is the Long model of its own family."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ REFUSED_ARGUMENTS = ("global_attention_mask", *TEXT_ARGUMENTS)
 
 
 class LongTowersMixin(LongAttentionMixin):
-    """Comes before the base's model class, whose towers are ``text_model``, ``vision_model`` … of the config's ``tower_classes``."""
+    """Mixin before the base's model class, whose towers are ``text_model``, ``vision_model`` … as in the config's ``tower_classes``."""
 
-    @staticmethod
-    def with_arguments(base_forward: Any) -> Any:
+    @classmethod
+    def with_arguments(cls, base_forward: Any) -> Any:
         """``base_forward``, which hands its keywords to every tower, without arguments of texts."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
@@ -50,12 +50,12 @@ class LongTowersMixin(LongAttentionMixin):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         for tower in config.towers.values():
-            if attention_implementation(tower) is None:  # the base's class, which a tower is at first, would choose its own
+            if attention_implementation(tower) is None:  # the base's class, used at first, would choose its own implementation
                 setattr(tower, IMPLEMENTATION_FIELD, BACKEND)
         super().__init__(config, *args, **kwargs)
 
     def post_init(self) -> None:
-        """Called at the end of the base's ``__init__``: mechanisms are attached to each tower as in a model of its own."""
+        """Called at the end of the base's ``__init__``: attaches mechanisms to each tower, as in a model of its own."""
         for name, tower in self.towers.items():
             module: Any = tower
             module.__class__ = self.family.towers[name].long_class_of(type(tower))
@@ -68,7 +68,7 @@ class LongTowersMixin(LongAttentionMixin):
 
     @property
     def towers(self) -> dict[str, LongAttentionMixin]:
-        """The Long model of each tower by its name."""
+        """The Long model of each tower, by name."""
         return {name: getattr(self, f"{name}_model") for name in self.family.towers}
 
     @property
@@ -78,7 +78,7 @@ class LongTowersMixin(LongAttentionMixin):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """As the base's; then what was not loaded of each tower."""
+        """Initialise as the base does, then parameters of each tower that were not loaded."""
         super().initialize_weights()
         for tower in self.towers.values():
             drop_tables(tower, tower.family)
@@ -90,12 +90,12 @@ class LongTowersMixin(LongAttentionMixin):
 
     @property
     def runs_mechanisms(self) -> bool:
-        """Whether the mechanisms of every tower run."""
+        """Whether mechanisms run in every tower."""
         return all(tower.runs_mechanisms for tower in self.towers.values())
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As the base's; the position tables of a plain base's checkpoint are extended to the length of each tower's config.
+        """The base's ``from_pretrained``. Position tables of a short checkpoint are extended to the length of each tower's config.
 
         Raises:
             PositionError: a tower's config is shorter than the checkpoint.

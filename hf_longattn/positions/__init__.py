@@ -1,6 +1,6 @@
 """Longer positions for a trained model: learned tables (`tables`), rotary embeddings (`rope`), relative positions (`relative`)."""
 
-from hf_longattn.positions.distances import RANDOM, Extent, untrained_distances, widest_span
+from hf_longattn.positions.distances import RANDOM, Locality, untrained_distances, widest_span
 from hf_longattn.positions.rope import RopePlan, rope_parameters
 from hf_longattn.positions.tables import (
     CENTRED,
@@ -28,7 +28,7 @@ __all__ = [
     "SINUSOIDAL",
     "STRATEGIES",
     "STRETCH",
-    "Extent",
+    "Locality",
     "RopePlan",
     "extend_table",
     "extends_learned",

@@ -10,7 +10,7 @@ from ..engines.common.score_terms import DistanceTerm, take_heads
 
 
 def disentangled(q: Tensor, k: Tensor, by_query: Tensor | None, by_key: Tensor | None, scaling: float, buckets: Tensor) -> DistanceTerm:
-    """The two relative score terms. The table of a term is ``None`` in a model without it.
+    """DeBERTa's two relative score terms. A table is ``None`` if the model lacks its term.
 
     The scores are, with i the query, j the key and δ(i - j) the bucket of their distance (He et al. 2021, equation 4):
 

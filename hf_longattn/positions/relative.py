@@ -84,7 +84,7 @@ class DistanceOnly(RelativePositions):
 
     @abstractmethod
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
-        """``(H, *distance.shape)`` for whole numbers ``distance``."""
+        """The term at every ``distance``, ``(H, *distance.shape)``."""
 
     def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
         return self.bias(distance, causal).transpose(0, 1)
@@ -95,18 +95,18 @@ class DistanceOnly(RelativePositions):
 
 
 class QueryDependent(RelativePositions):
-    """A term that also depends on the query: the product of the query and the distance's row.
+    """A term that also depends on the query: its product with a row for the distance.
 
     The band engine adds it in linear memory. Other engines take ``(B, H, Nq, W)`` memory for W distinct distances.
     """
 
     @abstractmethod
     def rows(self, causal: bool, span: Span, like: Tensor) -> tuple[Tensor, int]:
-        """Rows ``(H or 1, W, D)`` and ahead. The rows, on the device and dtype of ``like``, are for the distances -ahead, …, W - 1 - ahead.
+        """``rows (H or 1, W, D)`` and ``ahead``: row r is for the distance r - ahead. ``like`` sets device and dtype.
         Larger distances use the last row, smaller ones the first."""
 
     def position_query(self, q: Tensor) -> Tensor:
-        """The queries ``(B, H, Nq, D)`` to multiply with the rows, in single precision or more."""
+        """The queries ``(B, H, Nq, D)`` to multiply with the rows, in at least fp32."""
         return at_least_fp32(q)
 
     def content_query(self, like: Tensor) -> Tensor | None:

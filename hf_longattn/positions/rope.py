@@ -1,8 +1,8 @@
 """Rotary positions for a longer maximum length, written as transformers' ``rope_parameters``.
 
 ``rope:linear``    positions divided by the factor (https://arxiv.org/abs/2306.15595). Needs training.
-``rope:yarn``      slow frequencies are interpolated, fast ones kept (https://arxiv.org/abs/2309.00071): the best kind without training,
-                   although outputs also change below the old length.
+``rope:yarn``      slow frequencies are interpolated, fast ones unchanged (https://arxiv.org/abs/2309.00071): the best kind without
+                   training, although outputs also change below the old length.
 ``rope:dynamic``   the base grows with the input beyond the old length; unchanged below it. transformers measures the growth from
                    ``max_position_embeddings``, so this field keeps the old length. Keys in a decode cache keep the base of their
                    rotation, so beyond the old length incremental decoding differs from one full pass.
@@ -10,9 +10,9 @@
                    Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K). Needs training.
 ``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), from the source or the caller:
                    ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
-``rope:none``      unchanged. Rotary scores depend on distances only. If no layer looks back further than the old length, the model sees
-                   only distances from its training: exact, without training. ``auto`` then chooses this. If some layer reaches further,
-                   ``auto`` is ``rope:yarn``, or ``rope:linear`` for a source that uses it already.
+``rope:none``      unchanged. Rotary scores depend on distances only. If no layer looks back further than the old length, all distances
+                   occurred in training, so that outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is
+                   ``rope:yarn``, or ``rope:linear`` for a source that uses it already.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def rope_parameters(
         frequencies: number of rotary frequencies of a head, which longrope's factors must match; ``None`` if unknown.
 
     Raises:
-        PositionError: unknown kind, a shorter length, a base that is not a positive number, longrope factors that are missing or do not
-            fit, or a source that is already scaled in another way.
+        PositionError: ``positions`` is unknown or its value is invalid; or the length would shrink; or the source is already scaled in
+            another way.
     """
     if new_length < old_length:
         raise PositionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")

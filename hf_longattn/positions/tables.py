@@ -5,8 +5,8 @@
                  https://arxiv.org/abs/2004.05150).
 ``interpolate``  the old positions are stretched over the new length, both ends fixed, linear in between (Chen et al. 2023,
                  https://arxiv.org/abs/2306.15595). Every distance shrinks by the factor, so this needs training.
-``stretch:20``   the first 20 rows are kept, because most of CLIP's training captions are short. The rows after them are stretched over the
-                 rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP
+``stretch:20``   the first 20 rows are unchanged, because most of CLIP's training captions are short. The rows after them are stretched over
+                 the rest, linear in between; new rows after the last old one continue its last step. 77 rows become 248 as in Long-CLIP
                  (Zhang et al. 2024, https://arxiv.org/abs/2403.15378). Texts longer than 21 tokens change, so this needs training.
                  ``stretch`` alone keeps 20 rows.
 ``random``       the old rows are kept; new ones are drawn from a normal distribution with the table's standard deviation, as before
@@ -37,7 +37,7 @@ DROPPED = ("none", "alibi")
 SINUSOIDAL, CENTRED = "sinusoidal", "centred"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 KEPT_ROWS = 20
-"""Rows that ``stretch`` keeps by default: Long-CLIP's number, the effective length of CLIP's captions."""
+"""Number of rows that ``stretch`` leaves unchanged by default: Long-CLIP's, the effective length of CLIP's captions."""
 SINUSOIDAL_ERROR = 1e-2
 """Maximum difference from computed sinusoids: above bf16 rounding (4e-3), below the difference between neighbouring positions."""
 SHORTER = ("truncate", "interpolate")
@@ -68,14 +68,14 @@ def _stretch(old: Tensor, rows: int, *, kept: int) -> Tensor:
 
 
 def _stretched_places(rows: int, new_rows: int) -> tuple[Tensor, Tensor]:
-    """Where each of ``new_rows`` lies among ``rows``: the row below, and the weight of the row above, over 1 past the last row."""
+    """For each of ``new_rows``, the old row below it and the weight of the old row above, which exceeds 1 beyond the last row."""
     at = torch.arange(new_rows, dtype=torch.float64) * rows / new_rows
     below = at.floor().long().clamp(max=rows - 2)
     return below, at - below
 
 
 def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
-    """Invert :func:`_stretch` by least squares: ``long`` becomes a table of ``rows`` rows. The first ``kept`` stay."""
+    """Invert :func:`_stretch` by least squares: ``long`` becomes a table of ``rows`` rows. The first ``kept`` rows are unchanged."""
     if long.is_meta or rows < kept + 2:
         return long[:rows]
     below, share = _stretched_places(rows - kept, len(long) - kept)
@@ -84,7 +84,7 @@ def _before_stretching(long: Tensor, rows: int, kept: int) -> Tensor:
 
 
 def _before_interpolation(long: Tensor, rows: int) -> Tensor:
-    """Invert :func:`_interpolate` by least squares: ``long`` becomes a table of ``rows`` rows. Both ends stay."""
+    """Invert :func:`_interpolate` by least squares: ``long`` becomes a table of ``rows`` rows. Both end rows are unchanged."""
     if rows <= 2 or long.is_meta:  # on the meta device only the shape matters
         return long[[0, -1][:rows]] if rows <= 2 else long[:rows]
     target = long.to(torch.float64)
@@ -179,7 +179,7 @@ def sinusoids_at(positions: Tensor, width: int) -> Tensor:
 
 
 def stretched_from(strategy: str) -> int | None:
-    """How many rows ``stretch`` or ``stretch:ROWS`` keeps; ``None`` for any other strategy.
+    """The number of rows that ``stretch`` or ``stretch:ROWS`` leaves unchanged; ``None`` for any other strategy.
 
     Raises:
         PositionError: the text after the colon is not a number of rows.
@@ -208,7 +208,7 @@ def keeps_old_rows(strategy: str) -> bool:
 
 
 def unchanged_rows(strategy: str, rows: int) -> int:
-    """The number of leading positions, out of ``rows``, that an extension leaves unchanged.
+    """The number of positions at the start, out of ``rows``, that an extension leaves unchanged.
     Texts of at most this many tokens have the same outputs."""
     if strategy in (*DROPPED, CENTRED):
         return 0
@@ -222,7 +222,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
     Args:
         weight: ``(P, d)``, any floating dtype, on the CPU; not changed.
         new_rows: rows of the result, including the ``offset`` special rows (4,098 for a RoBERTa of 4,096 tokens).
-        offset: number of leading rows that are not positions; they are copied once.
+        offset: number of rows at the start that are not positions; they are copied once.
         strategy: "tile", "interpolate", "stretch", "stretch:ROWS", "random", "none", "alibi", "sinusoidal" or "centred" (see the module's
             docstring).
 
@@ -230,7 +230,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         ``(new_rows, d)``, contiguous, in the dtype of ``weight``.
 
     Raises:
-        PositionError: unknown strategy, or a table that would shrink, has no rows beyond its offset, or does not suit the strategy.
+        PositionError: the strategy is unknown or does not suit the table; or the table would shrink, or has only ``offset`` rows.
     """
     kept_rows = stretched_from(strategy)
     extend = {**STRATEGIES, SINUSOIDAL: _sinusoidal, CENTRED: _centred}.get(strategy)
@@ -246,7 +246,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         raise PositionError(f"A position table of {old_rows} rows cannot start with {offset} special rows.")
     if new_rows < old_rows:
         raise PositionError(
-            f"A position table of {old_rows} rows can only be extended, but {new_rows} rows were asked for;"
+            f"A position table of {old_rows} rows can only be extended, but {new_rows} rows were requested;"
             f" give a maximum length of at least {old_rows - offset}."
         )
     weight = weight.detach()
@@ -264,13 +264,13 @@ def shorten_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str =
     Args:
         weight: ``(P, d)``, any floating dtype, on the CPU or on ``meta``; not changed.
         new_rows: rows of the result, including the ``offset`` special rows.
-        offset: number of leading rows that are not positions; they are copied.
+        offset: number of rows at the start that are not positions; they are copied.
         strategy: "truncate", or "interpolate": both ends are fixed, and linear interpolation of all rows is closest to ``weight`` (least
-            squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding. "stretch" or
-            "stretch:ROWS" solves likewise for the rows before that strategy.
+            squares). For a table that :func:`extend_table` interpolated, these are the original rows up to rounding. "stretch" and
+            "stretch:ROWS" invert that strategy in the same way.
 
     Raises:
-        PositionError: unknown strategy, or a table that would grow, or keep no rows beyond its offset.
+        PositionError: the strategy is unknown; or the table would grow, or have only ``offset`` rows.
     """
     kept_rows = stretched_from(strategy)
     if strategy not in SHORTER and kept_rows is None:

@@ -1,4 +1,4 @@
-"""Attention over a stream. Queries, keys and values arrive in pieces; outputs leave once no later key can change them."""
+"""Attention over a stream: tokens arrive in pieces, and outputs are returned once no later token can change them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..attend import run_mechanism
 from ..engines.common.call import AttentionCall
-from ..engines.common.shards import Locality
 from ..errors import LengthError, OptionError, StreamError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.locality import only_locality
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from, prototype
 from ..mechanisms.common.short_texts import form_problem
+from ..positions.distances import Locality
+from ..sharding import only_locality
 from .tail import Tail
 
 PARTS = ("q", "k", "v")
@@ -24,10 +24,10 @@ PARTS = ("q", "k", "v")
 
 
 def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
-    """How far a token of a stream sees.
+    """How many tokens back and ahead a token of a stream attends to.
 
     Raises:
-        StreamError: the distance is unbounded, or depends on the whole sequence, or the mechanism lacks the form.
+        StreamError: there is no such limit, or the mechanism is not available as causal or as bidirectional.
     """
     if problem := form_problem(mechanism, causal, "this stream"):
         raise StreamError(str(problem))
@@ -35,12 +35,12 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     instead = "choose one that sees neighbours only, for example window with left and right, or chunked"
     if local is None:
         raise StreamError(
-            f"Mechanism {mechanism.name!r} with these options looks at the whole sequence, which a stream never has; {instead}."
+            f"Mechanism {mechanism.name!r} with these options looks at the whole sequence, which a stream does not have; {instead}."
         )
     if mechanism.options.order is not None:
         raise StreamError(f"Mechanism {mechanism.name!r} orders its tokens on a grid, which a stream does not have; leave out order.")
     if mechanism.traits.takes_hidden_states or _has_globals(mechanism, causal):
-        raise StreamError(f"Mechanism {mechanism.name!r} has global tokens with these options, which see the end of the stream; {instead}.")
+        raise StreamError(f"Mechanism {mechanism.name!r} has global tokens with these options, which see the whole stream; {instead}.")
     return local
 
 
@@ -49,21 +49,21 @@ def _has_globals(mechanism: Mechanism, causal: bool) -> bool:
 
 
 class AttentionStream:
-    """Attention of one layer over a stream, with memory that does not grow.
+    """Attention of one layer over a stream, with constant memory.
 
-    A stream keeps the keys and values that later queries see, and the queries that wait for keys ahead. Outputs equal those of one pass
-    over the whole sequence. They are computed for ``block`` queries at a time, counted from the first, so they are bitwise the same however
-    the stream is cut into pieces. With the block size of the CPU's band engine, and heads at least 16 wide, they are also bitwise equal to
-    that engine's single pass.
+    A stream stores the keys and values that later queries need, and the queries that need later keys. Outputs equal those of one pass over
+    the whole sequence. They are computed in blocks of ``block`` queries, counted from the start of the stream. Their bits therefore do not
+    depend on the sizes of the pieces. With the block size of the CPU's band engine, and a head dimension of at least 16, they are also
+    bitwise equal to a single pass of that engine.
 
     Args:
         mechanism: a module from :func:`hf_longattn.build_mechanism`, or a registered name with ``options``.
-        causal: whether a query sees no key after it.
+        causal: whether queries ignore the keys after them.
         scaling: factor on q·k; ``D ** -0.5`` by default.
-        block: queries computed at a time. An output comes at most ``block - 1`` tokens later than it could.
+        block: queries computed at a time. This delays an output by up to ``block - 1`` tokens.
         options: the mechanism's options, when it is given by name.
     Raises:
-        StreamError: the mechanism looks at the whole sequence, or lacks the causal or bidirectional form.
+        StreamError: the mechanism attends to the whole sequence, or is not available as causal or as bidirectional.
         UnknownMechanismError, OptionError: as :func:`hf_longattn.attend`.
     """
 
@@ -76,31 +76,31 @@ class AttentionStream:
             raise OptionError(f"Options {sorted(options)} were given with a built mechanism; pass them to build_mechanism instead.")
         self.local = locality_of(mechanism if isinstance(mechanism, Mechanism) else prototype(mechanism, options), causal)
         self.block, self.options = block, options
-        self._given, self._call = mechanism, AttentionCall(causal, scale=scaling)
-        self._made: Mechanism | None = None
+        self._mechanism, self._call = mechanism, AttentionCall(causal, scale=scaling)
+        self._built_mechanism: Mechanism | None = None
         self._tails = {part: Tail(2) for part in PARTS}
         self.done = 0
-        """Outputs so far."""
+        """Number of outputs so far."""
         self.finished = False
 
     @property
     def seen(self) -> int:
-        """Tokens so far."""
+        """Number of tokens so far."""
         return self._tails["k"].stop
 
     @torch.no_grad()
     def feed(self, q: Tensor, k: Tensor, v: Tensor, *, start: int | None = None) -> Tensor:
-        """The outputs that have become final.
+        """Add the next tokens, and return the outputs that have become final.
 
         Args:
             q: ``(B, H, n, D)``, the next n tokens, n ≥ 0.
             k, v: ``(B, H_kv, n, D)``.
             start: index of the first of these tokens in the stream, checked against :attr:`seen`.
         Returns:
-            ``(B, H, m, D)``: the outputs of the next m tokens; m may be 0.
+            ``(B, H, m, D)``: the next m outputs; m may be 0.
         Raises:
-            StreamError: the piece does not follow or match the one before, or the stream is finished.
-            LengthError: shapes that do not fit each other.
+            StreamError: the piece does not follow or match the previous one, or the stream is finished.
+            LengthError: the shapes of q, k and v do not fit each other.
         """
         check_next(self.finished, start, self.seen, "token")
         self._check_shapes(q, k, v)
@@ -111,7 +111,7 @@ class AttentionStream:
 
     @torch.no_grad()
     def finish(self) -> Tensor:
-        """The remaining outputs ``(B, H, m, D)``: the stream ends here.
+        """End the stream and return the remaining outputs ``(B, H, m, D)``.
 
         Raises:
             StreamError: the stream is finished, or empty.
@@ -124,7 +124,7 @@ class AttentionStream:
         return out
 
     def _outputs(self, stop: int) -> Tensor:
-        """The outputs before token ``stop``. Then drop the queries, keys and values that no later output needs."""
+        """The outputs up to token ``stop - 1``. Then drop the queries, keys and values that no later output needs."""
         q = self._tails["q"].tensor
         assert q is not None
         outs = [self._of_block(first, min(first + self.block, stop)) for first in range(self.done, stop, self.block)]
@@ -135,7 +135,7 @@ class AttentionStream:
         return torch.cat(outs, 2) if outs else q[:, :, :0].clone()
 
     def _of_block(self, first: int, stop: int) -> Tensor:
-        """The outputs of queries ``first`` to ``stop - 1``."""
+        """Compute the outputs of queries ``first`` to ``stop - 1``."""
         mechanism = self._built()
         start, end = self.local.first(first), self._end(stop)
         k, v = (self._tails[part].between(start, end) for part in ("k", "v"))
@@ -147,14 +147,14 @@ class AttentionStream:
         return run_mechanism(mechanism, self._tails["q"].between(first, end), k, v, self._call)[:, :, : stop - first]
 
     def _end(self, stop: int) -> int:
-        """One past the last token that the outputs before ``stop`` depend on."""
+        """The number of leading tokens on which the outputs of the first ``stop`` queries depend."""
         size = self.local.period
         if self.local.by_block and self.local.ahead:
             return min(self.seen, -(-stop // size) * size + self.local.ahead + 1 - size)
         return min(self.seen, stop + self.local.ahead)
 
     def _check_shapes(self, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Check the shapes of a piece, also against earlier pieces."""
+        """Check that the tensors of a piece fit each other and the previous pieces."""
         fits = q.dim() == k.dim() == 4 and k.shape == v.shape and q.shape[0] == k.shape[0] and q.shape[2:] == k.shape[2:]
         if not fits or not k.shape[1] or q.shape[1] % k.shape[1]:
             raise LengthError(
@@ -165,16 +165,16 @@ class AttentionStream:
             check_like(piece, self._tails[part].tensor, 2, part)
 
     def _built(self) -> Mechanism:
-        """The mechanism. One given by name is built for the heads of the first queries, and follows the state to its device."""
-        if isinstance(self._given, Mechanism):
-            return self._given
+        """The mechanism module. A mechanism given by name is built for the heads of the first piece, on the device of the state."""
+        if isinstance(self._mechanism, Mechanism):
+            return self._mechanism
         q = self._tails["q"].tensor
         assert q is not None
-        if self._made is None:
-            self._made = mechanism_from(
-                self._given, self.options, num_heads=q.shape[1], head_dim=q.shape[3], generator=torch.Generator().manual_seed(0)
+        if self._built_mechanism is None:
+            self._built_mechanism = mechanism_from(
+                self._mechanism, self.options, num_heads=q.shape[1], head_dim=q.shape[3], generator=torch.Generator().manual_seed(0)
             ).eval()
-        return self._made.to(q.device)
+        return self._built_mechanism.to(q.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state as tensors, for ``safetensors.torch.save_file``. A stream with the same mechanism and block resumes from it."""
@@ -207,17 +207,17 @@ class AttentionStream:
         self.done, self.finished = done, bool(finished)
 
     def to(self, *args: Any, **kwargs: Any) -> AttentionStream:
-        """Move the state to a device or dtype, as :meth:`torch.Tensor.to`. A mechanism given as a module stays where it is."""
+        """Move the state to a device or dtype, as :meth:`torch.Tensor.to`. A mechanism passed as a module is not moved."""
         for tail in self._tails.values():
             tail.load(None if tail.tensor is None else tail.tensor.to(*args, **kwargs), tail.start)
         return self
 
 
 def check_next(finished: bool, start: int | None, seen: int, unit: str) -> None:
-    """Check that a piece may follow the stream so far.
+    """Check that a piece continues the stream.
 
     Raises:
-        StreamError: the stream is finished, or the piece starts elsewhere.
+        StreamError: the stream is finished, or ``start`` is not the next index.
     """
     if finished:
         raise StreamError("The stream is finished; begin a new one for another sequence.")
@@ -226,17 +226,13 @@ def check_next(finished: bool, start: int | None, seen: int, unit: str) -> None:
         raise StreamError(f"A piece that starts at {unit} {start} {order}: the next {unit} is {seen}; feed pieces in order, each once.")
 
 
-def check_like(piece: Tensor, kept: Tensor | None, dim: int, name: str) -> None:
-    """Check that a piece has the rows, width, dtype and device of the stream.
-
-    Raises:
-        StreamError: one of them differs.
-    """
-    if kept is None:
+def check_like(piece: Tensor, previous: Tensor | None, dim: int, name: str) -> None:
+    """Raise :class:`StreamError` if a piece differs from previous ones in dtype, device, or shape except along ``dim``."""
+    if previous is None:
         return
-    shapes = [(*x.shape[:dim], *x.shape[dim + 1 :]) for x in (piece, kept)]
-    if shapes[0] != shapes[1] or piece.dtype != kept.dtype or piece.device != kept.device:
+    shapes = [(*x.shape[:dim], *x.shape[dim + 1 :]) for x in (piece, previous)]
+    if shapes[0] != shapes[1] or piece.dtype != previous.dtype or piece.device != previous.device:
         raise StreamError(
-            f"A piece of {name} is {tuple(piece.shape)} {piece.dtype} on {piece.device}, but the stream's are {tuple(kept.shape)} "
-            f"{kept.dtype} on {kept.device}, of any length along axis {dim}; a stream has the same rows from first to last."
+            f"A piece of {name} is {tuple(piece.shape)} {piece.dtype} on {piece.device}, but the stream's are {tuple(previous.shape)} "
+            f"{previous.dtype} on {previous.device}, of any length along axis {dim}; a stream has the same rows from first to last."
         )

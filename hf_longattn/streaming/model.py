@@ -1,4 +1,4 @@
-"""A model that reads a stream. Samples arrive in pieces; frames leave once no later sample can change them."""
+"""An audio model over a stream: samples arrive in pieces, and frames are returned once no later sample can change them."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ from .stages import HIDDEN, RUNNING, NothingFinal, Run, Stage, hook
 from .tail import Tail
 
 DEFAULT_FRAMES = 16
-"""Frames per chunk if no mechanism has chunks."""
+"""Frames per chunk, unless a mechanism such as ``chunked`` determines them."""
 MOST_CHANNELS = 8
-"""Maximum number of channels. More rows than this, of 2 to this many samples each, are taken for a recording (samples, channels)."""
+"""Maximum number of channels. More rows than this, with 2 to this many samples each, are refused as a recording (samples, channels)."""
 FORMAT = "hf_longattn stream 1"
 UNREAD_FIELDS = ("_name_or_path", "transformers_version", "dtype", "torch_dtype")
-"""Config fields that do not affect frames. The dtype is compared separately."""
+"""Config fields that do not affect frames, except the dtype, which is compared separately."""
 WAITING, POSITIONS = "waiting", "positions"
-"""Names in a state: the input after the last complete chunk, and the positions of all stages."""
+"""Names of tensors in a state: the input after the last complete chunk, and the positions of all stages."""
 
 
 class Stream:
-    """An audio model over a live stream, with memory that does not grow.
+    """An audio model over a live stream, with constant memory.
 
-    The stream runs the model's own forward on a chunk at a time. Every layer keeps the keys and values, or the frames, that later frames
-    need. So a frame is computed again only while it waits for frames ahead, or while a convolution still reads it. Frames equal those of
-    one pass over the whole audio up to rounding. They are bitwise the same however the stream is cut into pieces, stopped and resumed.
+    The stream runs the model's own forward on one chunk at a time. Every layer buffers the keys and values, or the frames, that later
+    frames need. A frame is computed again only while it waits for later frames, or while a convolution needs it. Frames equal those of one
+    pass over the whole audio up to rounding. Bitwise, they do not depend on the sizes of the pieces, or on stopping and resuming.
 
     Args:
-        model: a Long audio model in eval mode. Its mechanisms see neighbours only (``window``, ``chunked``). It has no head, or a head that
-            gives every frame an output (``ForCTC``, ``ForAudioFrameClassification``).
-        chunk: samples (or rows of features) computed at a time, a multiple of :attr:`stride`; by default 16 frames, or the chunk of
+        model: a Long audio model in eval mode. Its mechanisms must attend to neighbours only (``window``, ``chunked``). If it has a head,
+            the head must give an output for every frame (``ForCTC``, ``ForAudioFrameClassification``).
+        chunk: samples (or rows of features) computed at a time, a multiple of :attr:`stride`. By default 16 frames, or the chunk size of
             the mechanism ``chunked``.
     Raises:
-        StreamError: the model needs the whole audio, or the chunk does not fit.
+        StreamError: the model needs the whole audio, or ``chunk`` is not a multiple of the stride.
     """
 
     def __init__(self, model: Any, *, chunk: int | None = None) -> None:
         self.model, self._rule, self._stream_rule = model, *_rules(model)
         self._stages = _stages(model, self._rule, self._stream_rule)
         self.stride = self._stages[0].section.stride
-        """Samples (or rows of features) from one frame to the next."""
+        """Number of samples (or rows of features) from one frame to the next."""
         periods = [stage.local.period for stage in self._stages if stage.local is not None]
         self.chunk = self._check_chunk((max(periods) if max(periods) > 1 else DEFAULT_FRAMES) * self.stride if chunk is None else chunk)
         self._waiting = Tail(1)
@@ -70,17 +70,17 @@ class Stream:
 
     @property
     def seen(self) -> int:
-        """Samples (or rows of features) so far."""
+        """Number of samples (or rows of features) so far."""
         return self._waiting.stop
 
     @property
     def frames(self) -> int:
-        """Frames returned so far."""
+        """Number of frames returned so far."""
         return self._stages[-1].done
 
     @property
     def lookahead(self) -> int:
-        """Maximum number of later frames that a frame needs before it is final, through all layers."""
+        """Maximum number of later frames that a frame depends on, through all layers."""
         seen, period, most = 0, max(stage.local.period for stage in self._stages if stage.local is not None), 0
         first = 2 * sum(stage.local.back + stage.local.ahead for stage in self._stages if stage.local is not None) // period * period
         for frame in range(first, first + period):
@@ -97,21 +97,21 @@ class Stream:
 
     @property
     def delay(self) -> float:
-        """Maximum time in seconds from a sample to the frame that starts with it: :attr:`lookahead`, a chunk and a frame."""
+        """Maximum seconds of audio from the start of a frame until it is returned."""
         first = self._rule.length_of(self.model.config, 1)
         return float(self._rule.seconds(self.lookahead * self.stride + self.chunk - self.stride + first))
 
     def feed(self, sound: Tensor | np.ndarray, *, start: int | None = None) -> Tensor:
-        """The frames that have become final.
+        """Add audio, and return the frames that have become final.
 
         Args:
-            sound: the next samples ``(B, n)``, or ``(n,)`` for one row, or rows of features ``(B, n, F)``, as the model's forward takes
-                them; n ≥ 0.
+            sound: the next samples ``(B, n)``, or ``(n,)`` for one row, or rows of features ``(B, n, F)``, as for the model's forward;
+                n ≥ 0.
             start: index of the first of these samples in the stream, checked against :attr:`seen`.
         Returns:
-            ``(B, m, width)``: the model's logits, or its last hidden state where it has no head, of the next m frames; m may be 0.
+            ``(B, m, width)``: logits of the next m frames, or last hidden states if the model has no head; m may be 0.
         Raises:
-            StreamError: the piece does not follow or match the one before, or the stream is finished.
+            StreamError: the piece does not follow or match the previous one, or the stream is finished.
             AudioError: a wrong shape or dtype, or values that are not finite.
         """
         self._check_next(start)
@@ -124,7 +124,7 @@ class Stream:
         return self._joined(outs)
 
     def finish(self) -> Tensor:
-        """The remaining frames ``(B, m, width)``: the audio ends here.
+        """End the audio and return the remaining frames ``(B, m, width)``.
 
         Raises:
             StreamError: the stream is finished, or too short for one frame.
@@ -148,7 +148,7 @@ class Stream:
         self.finished = self._interrupted = False
 
     def _step(self, piece: Tensor, ends: bool) -> Tensor | None:
-        """The outputs that the next input makes final; ``None`` if there are none."""
+        """Run the model on the next input. Returns the new final outputs, or ``None`` if there are none."""
         self._interrupted = True
         out: Tensor | None = copy_context().run(self._run, piece, ends)
         self._interrupted = False
@@ -161,7 +161,7 @@ class Stream:
         joined = self._stages[0].take(piece, ends)
         if joined is None and not ends:
             return None
-        if joined is None:  # the last frames wait in the layers; the outputs of this silence are cut off
+        if joined is None:  # flush frames that the layers buffer; outputs for the silence are cut off
             joined = self._silence(piece)
         multiple = self._stream_rule.multiple(self.model.config)
         joined = joined[:, : joined.shape[1] // multiple * multiple]
@@ -177,11 +177,11 @@ class Stream:
         return self._stages[-1].give(out)
 
     def _silence(self, like: Tensor) -> Tensor:
-        """Shortest possible model input, all zeros, with batch size and features of ``like (B, n, …)``."""
+        """The shortest possible model input, all zeros, with batch size and features of ``like (B, n, …)``."""
         return like.new_zeros(len(like), self._rule.length_of(self.model.config, 1), *like.shape[2:])
 
     def _probe(self) -> Tensor:
-        """An empty output ``(1, 0, width)``, in the dtype of the outputs.
+        """An empty output ``(1, 0, width)``, in the model's output dtype.
 
         Raises:
             StreamError: the model does not give one output per frame.
@@ -205,11 +205,11 @@ class Stream:
     def _check_next(self, start: int | None) -> None:
         self._check_complete()
         if self.model.training:
-            raise StreamError("The model is in training mode, in which frames depend on chance; call model.eval() first.")
+            raise StreamError("The model is in training mode, in which frames are random; call model.eval() first.")
         check_next(self.finished, start, self.seen, self._rule.unit.removesuffix("s").replace("rows of feature", "row"))
 
     def _check_sound(self, sound: Tensor | np.ndarray) -> Tensor:
-        """A piece as a tensor with the model's axes, device and dtype."""
+        """Check a piece, and return it as a tensor with the model's axes, device and dtype."""
         try:
             piece = torch.as_tensor(sound)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -245,7 +245,7 @@ class Stream:
         return chunk
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state as tensors: tensors of the stages, and the input after the last complete chunk."""
+        """The state as tensors: those of the stages, and the input after the last complete chunk."""
         self._check_complete()
         rows = [[tail.start, tail.stop, stage.done] for stage in self._stages for tail in stage.tails.values()]
         position = [self._waiting.start, self._waiting.stop, int(self.finished)]
@@ -256,7 +256,7 @@ class Stream:
         return tensors
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Resume from a state of a stream of the same model with the same chunk.
+        """Resume from the state of a stream with the same model and chunk.
 
         Raises:
             StreamError: the state does not fit this stream.
@@ -270,33 +270,33 @@ class Stream:
             if length != stop - start:
                 raise StreamError(f"The state is damaged: {name!r} has {length} tokens and should have {stop - start}; save it anew.")
         for name, tail in tails.items():
-            kept = state.get(name)
-            tail.load(None if kept is None else kept.to(self.model.device, self.model.dtype), rows[name][0])
+            tensor = state.get(name)
+            tail.load(None if tensor is None else tensor.to(self.model.device, self.model.dtype), rows[name][0])
         for number, stage in enumerate(self._stages):
             stage.done = rows[f"{number}.{HIDDEN}"][2]
         self.finished, self._interrupted = bool(rows[WAITING][2]), False
 
     def save(self, file: str | Path) -> None:
-        """Write the state to a safetensors file that also describes the model and chunk."""
+        """Write the state to a safetensors file, with a description of the model and the chunk."""
         write_state(file, self.state_dict(), self.about())
 
     def load(self, file: str | Path) -> None:
         """Resume from a file that :meth:`save` wrote, in any process with the same weights.
 
         Raises:
-            StreamError: the file is not a saved state, or is for another model or chunk.
+            StreamError: the file is not a saved state, or was saved with another model or chunk.
         """
         self.load_state_dict(read_state(file, self.about()))
 
     def about(self) -> dict[str, Any]:
-        """Settings that must be equal to resume from a state: the model's class, config (a hash) and dtype, and the chunk."""
+        """Settings that must match to resume: the model's class, hash of its config and dtype, and the chunk."""
         settings = _read_fields(self.model.config.to_dict())
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         return {"model": type(self.model).__name__, "config": digest[:16], "dtype": str(self.model.dtype), "chunk": self.chunk}
 
     @property
     def reads_samples(self) -> bool:
-        """Whether the input is samples; otherwise it is rows of features."""
+        """Whether the input is samples instead of rows of features."""
         return self._rule.features is None
 
     def _check_complete(self) -> None:
@@ -304,22 +304,22 @@ class Stream:
             raise StreamError("The stream was interrupted while it computed; load a state that was saved before, or call reset().")
 
     def _tails(self) -> dict[str, Tail]:
-        """All tails, by their names in a state."""
-        kept = {f"{number}.{name}": tail for number, stage in enumerate(self._stages) for name, tail in stage.tails.items()}
-        return {WAITING: self._waiting, **kept}
+        """Name in a state -> buffer."""
+        of_stages = {f"{number}.{name}": tail for number, stage in enumerate(self._stages) for name, tail in stage.tails.items()}
+        return {WAITING: self._waiting, **of_stages}
 
 
 def write_state(file: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write a state to a safetensors file with a description of its stream."""
+    """Write a state to a safetensors file, with the description ``about`` of its stream."""
     with staged_file(Path(file)) as path:
         save_file({name: x.cpu() for name, x in state.items()}, path, {"format": FORMAT, "stream": json.dumps(about)})
 
 
 def read_state(file: str | Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file that :func:`write_state` wrote.
+    """Read the tensors of a file that :func:`write_state` wrote.
 
     Raises:
-        StreamError: the file is not a saved state, or its stream has another description.
+        StreamError: the file is not a saved state, or its description differs from ``about``.
     """
     try:
         with safe_open(file, "pt") as opened:
@@ -340,13 +340,13 @@ def read_state(file: str | Path, about: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _read_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config, and of nested configs, that affect frames."""
+    """The fields of a config that affect frames, with those of nested configs."""
     read = {name: value for name, value in fields.items() if name not in UNREAD_FIELDS}
     return {name: _read_fields(value) if isinstance(value, dict) else value for name, value in read.items()}
 
 
 def _rules(model: Any) -> tuple[AudioRule, StreamRule]:
-    """The model's rules: how it reads sound, and how far its parts look along time."""
+    """The model's rules for audio input and for streams. Raises :class:`StreamError` if the model supports no streams."""
     config, family = getattr(model, "config", None), _family(model)
     audio = None if family is None else family.audio
     if audio is not None and audio.no_stream:
@@ -377,7 +377,7 @@ def _family(model: Any) -> Family | None:
 
 
 def _stages(model: Any, audio: AudioRule, rule: StreamRule) -> list[Stage]:
-    """The stages of a model, from its input to its last layer."""
+    """Split a model into stages, from its input to its last layer."""
     family, config = _family(model), model.config
     base = model.encoder if family is not None and family.holds_encoder and hasattr(model, "encoder") else model.base_model
     of_layers = rule.positions(config)
@@ -392,17 +392,16 @@ def _stages(model: Any, audio: AudioRule, rule: StreamRule) -> list[Stage]:
 
 
 def _mechanism(model: Any, layer: nn.Module, number: int) -> Any:
-    """The mechanism of a layer."""
     for module in layer.modules():
         if mechanisms := mechanisms_on(module):
             return next(iter(mechanisms.values()))
     raise StreamError(
-        f"Layer {number} of {type(model).__name__} has no mechanism, so that its attention sees the whole audio; convert the checkpoint "
+        f"Layer {number} of {type(model).__name__} has no mechanism, so its attention sees the whole audio; convert the checkpoint "
         "with --mechanism window or chunked, or call hf_longattn.enable_long_attention."
     )
 
 
 def _of_frames(outputs: Any) -> Any:
-    """The logits of a model's outputs, or its last hidden state."""
+    """The logits among a model's outputs, or else its last hidden state."""
     logits = getattr(outputs, "logits", None)
     return getattr(outputs, "last_hidden_state", None) if logits is None else logits

@@ -1,4 +1,4 @@
-"""A model split into stages. Each stage keeps its last inputs, and hands on the outputs that have become final."""
+"""A model split into stages. Each stage holds its last inputs, and passes on the outputs that have become final."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import STREAMED_KEYS
-from ..engines.common.shards import Locality
 from ..modeling.family.stream_rule import Attention, Chain, Positions, Section
+from ..positions.distances import Locality
 from .tail import Tail
 
 HIDDEN, KEYS, VALUES = "hidden", "keys", "values"
-"""Names of a stage's tensors in a stream's state."""
+"""Names of a stage's buffers in the state of a stream."""
 
 
 class NothingFinal(Exception):
-    """A stage has nothing to hand on yet. The layers after it need not run."""
+    """A stage has nothing to pass on yet. The layers after it need not run."""
 
 
 class Stage:
-    """A part of a model, from one module's input to the next stage's input.
+    """A part of a model, from one module's input to the input of the next stage.
 
-    It runs on its last inputs and the new ones, as if they were a whole sequence. Outputs that are wrong, because earlier inputs are
-    missing or later ones may come, are cut off.
+    It runs on its buffered inputs and the new ones, as if they were a whole sequence. Outputs are cut off if they need earlier inputs that
+    are no longer buffered, or if later inputs may change them.
 
     module: the module at the start of the stage; ``None`` if the stage starts at the model's input.
-    section: how far the stage looks along time, attention first. Attention keeps keys and values instead of its inputs.
-    local: how far its attention sees; ``None`` without attention.
-    positions: how the module gets the positions of its frames, and the module of the base that makes them.
+    sections: the receptive fields along time after the stage's attention. Attention buffers keys and values instead of its inputs.
+    local: how many tokens back and ahead its attention sees; ``None`` without attention.
+    positions: how the module takes the positions of its frames, and the module that computes them.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class Stage:
         self.section = Chain((Attention(local), *sections)) if local is not None else self.after
         self.tails = {HIDDEN: Tail(1), **({KEYS: Tail(2), VALUES: Tail(2)} if local is not None else {})}
         self.done = 0
-        """Outputs handed on."""
+        """Number of outputs passed on."""
         self._until, self._idle = 0, False
 
     @property
     def seen(self) -> int:
-        """Inputs so far."""
+        """Number of inputs so far."""
         return self.tails[HIDDEN].stop
 
     def take(self, new: Tensor, ends: bool) -> Tensor | None:
-        """The input to run on; ``None`` where nothing has become final.
+        """The input to run on; ``None`` if no output becomes final.
 
         Args:
             new: ``(B, n, …)``, the next inputs.
-            ends: whether they are the last ones.
+            ends: whether the sequence ends with them.
         """
         hidden = self.tails[HIDDEN]
         hidden.append(new)
@@ -69,7 +69,7 @@ class Stage:
         return None if self._idle else hidden.tensor
 
     def with_earlier(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """New keys and values ``(B, H, n, D)`` after the kept ones; unchanged if the kept ones precede them already."""
+        """New keys and values ``(B, H, n, D)``, preceded by those of earlier frames. Unchanged if they include these already."""
         start, hidden = self.tails[HIDDEN].start, self.tails[HIDDEN].tensor
         if self._idle or self.local is None or hidden is None or keys.shape[2] > hidden.shape[1]:
             return keys, values
@@ -81,7 +81,7 @@ class Stage:
         return joined[0], joined[1]
 
     def add_positions(self, hidden: Tensor, keywords: dict[str, Any]) -> None:
-        """Add the positions for a run on ``hidden (B, n, C)`` to ``keywords``, if the module takes any."""
+        """Add the positions of the frames ``hidden (B, n, C)`` to the module's ``keywords``, if it takes positions."""
         if self.positions is None:
             return
         rule, module = self.positions
@@ -93,7 +93,7 @@ class Stage:
         keywords[rule.keyword] = module(hidden[:, :1].expand(-1, earlier + hidden.shape[1], -1))
 
     def give(self, out: Tensor) -> Tensor:
-        """The final part of the run's outputs ``(B, m, …)``. Then drop the inputs, keys and values that no later output needs."""
+        """The new final ones among the outputs ``out (B, m, …)``. Frees inputs, keys and values that no later output needs."""
         if self._idle:
             return out[:, :0]
         first = self.tails[HIDDEN].start // self.section.stride
@@ -107,10 +107,10 @@ class Stage:
 
 
 class Run:
-    """The stages of a model while a piece passes through it.
+    """One forward pass of a model over a piece of a stream.
 
-    stages: from the input to the last layer.
-    ends: whether the piece is the last one.
+    stages: the stages from the model's input to its last layer.
+    ends: whether the stream ends with this piece.
     """
 
     def __init__(self, stages: Sequence[Stage], ends: bool) -> None:
@@ -120,10 +120,10 @@ class Run:
         self._by_module = {id(stage.module): (before, stage) for before, stage in itertools.pairwise(stages)}
 
     def enter(self, module: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> Tensor:
-        """The frames on which the stage of ``module`` runs. Its input ``hidden`` is the output of the stage before.
+        """The frames on which the stage of ``module`` runs. Adds their positions to ``keywords``.
 
-        Adds the positions of these frames to ``keywords``.
-
+        Args:
+            hidden: the output of the previous stage.
         Raises:
             NothingFinal: no output of the stage has become final.
         """
@@ -134,19 +134,19 @@ class Run:
         if joined is None:
             if not self.ends:
                 raise NothingFinal
-            joined = hidden[:, :1]  # the layer needs a frame to run on; its output is cut off
+            joined = hidden[:, :1]  # one frame for the layer to run on; its output is cut off
         stage.add_positions(joined, keywords)
         return joined
 
 
 RUNNING: ContextVar[Run | None] = ContextVar("running stream", default=None)
-"""The stages of the stream that runs in this thread."""
+"""The forward pass of a stream in this thread, if any."""
 HOOKED = "_reads_streams"
-"""The attribute that marks a module with the hook."""
+"""Attribute of modules that have the hook."""
 
 
 def hook(module: nn.Module) -> None:
-    """Make ``module`` run on a stage's frames while a stream runs. Without a stream nothing changes."""
+    """Register a hook that replaces the input of ``module`` by its stage's frames. Without a running stream, it does nothing."""
     if HOOKED not in module.__dict__:
         module.__dict__[HOOKED] = True
         module.register_forward_pre_hook(_enter, with_kwargs=True)

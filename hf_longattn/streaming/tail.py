@@ -1,4 +1,4 @@
-"""The last part of a sequence that arrives piece by piece."""
+"""A buffer for the last tokens of a sequence that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Tail:
-    """The tokens of a growing sequence from index ``start`` to its end, along axis ``dim``.
+    """The tokens of a growing sequence from index ``start`` on, along axis ``dim``.
 
     tensor: the tokens; ``None`` before the first piece.
     """
@@ -18,11 +18,10 @@ class Tail:
 
     @property
     def stop(self) -> int:
-        """The number of tokens so far."""
+        """Number of tokens of the sequence so far, with those that were dropped."""
         return self.start + (0 if self.tensor is None else self.tensor.shape[self.dim])
 
     def append(self, piece: Tensor) -> None:
-        """Add the next tokens."""
         self.tensor = piece if self.tensor is None else torch.cat([self.tensor, piece], self.dim)
 
     def between(self, first: int, stop: int) -> Tensor:
@@ -31,11 +30,10 @@ class Tail:
         return self.tensor.narrow(self.dim, first - self.start, stop - first)
 
     def drop(self, first: int) -> None:
-        """Drop the tokens before index ``first``. The rest is copied, so that memory is freed."""
+        """Drop the tokens before index ``first``. The others are copied, which frees memory."""
         if self.tensor is not None and first > self.start:
             self.tensor = self.between(first, self.stop).clone()
             self.start = first
 
     def load(self, tensor: Tensor | None, start: int) -> None:
-        """Replace the tokens."""
         self.tensor, self.start = tensor, start

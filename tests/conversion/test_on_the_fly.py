@@ -83,6 +83,7 @@ def test_a_longer_config_scales_rotary_positions_as_a_conversion_does(short: Sho
             plan = plan_conversion(folder, mechanism=attention["mechanism"], options=options, max_length=NEW)
             config = type(plan.config).from_pretrained(folder, max_position_embeddings=NEW, long_attention=attention)
             kinds.add(plan.positions)
+            assert ("rope_parameters" in config.extended_from) == (plan.positions == "rope:yarn")
             for name in ("rope_parameters", "max_position_embeddings", "original_max_position_embeddings"):
                 read, planned = (getattr(of, name, None) for of in (config, plan.config))
                 if read != planned:

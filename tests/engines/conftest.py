@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn.engines.common import accelerator
-from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.common.call import DispatchContext
 from hf_longattn.engines.cuda import flash_band, flex, flex_kernel
 
 from . import flash_operator
@@ -41,7 +42,7 @@ def emulated_flash(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """PyTorch's flash-attention operator runs as its definition, also in double precision; the list gets the arguments of its calls."""
     monkeypatch.setattr(flash_band, "flash_forward", flash_operator.forward)
     monkeypatch.setattr(flash_band, "flash_backward", flash_operator.backward)
-    monkeypatch.setattr(flash_band, "_refusals", {})
+    monkeypatch.setattr(flash_band, "_refusal", functools.cache(flash_band._refusal.__wrapped__))
     flex_kernel.warn_once.cache_clear()
     monkeypatch.setattr(flash_band, "DTYPES", (*flash_band.DTYPES, torch.float64))
     calls: list[dict[str, Any]] = []

@@ -90,7 +90,7 @@ def of_blocks(size: int, grad: bool = False, **sizes: Any) -> Case:
         rows = -(-700 // size)
         lists = torch.empty(1, 1, rows, device="cuda", dtype=torch.int32), torch.empty(1, 1, rows, 3, device="cuda", dtype=torch.int32)
         rules = GatherTile(*(torch.empty(0, dtype=torch.long) for _ in range(2)), causal=True, outside=(3, 20))
-        layout = flex_tiles.Layout(None, None, None, size, False, [], (lists, lists))
+        layout = flex_tiles.Layout(None, None, None, size, False, [], (lists, None), (lists, None))
         return flex_tiles._attend(rules, layout, q, k, v, AttentionCall(), True)
 
     return run

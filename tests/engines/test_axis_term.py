@@ -11,9 +11,9 @@ from torch import Tensor
 from hf_longattn import attend
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.score_terms import AxisTerm
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism
+from hf_longattn.positions.axis_term import AxisTerm
 
 MECHANISMS: list[dict[str, Any]] = [
     {"mechanism": "full"},

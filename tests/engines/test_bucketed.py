@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn.engines.common.bucket_tiles import ChunkRounds, RecentRounds, Rounds, Sorted, found_in_earlier_rounds, last_in_bucket
+from hf_longattn.engines.bucketed import ChunkRounds, RecentRounds, Rounds, Sorted, found_in_earlier_rounds, last_in_bucket
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.common.plain import allowed
 from hf_longattn.mechanisms.common.bucketed import recent_in_bucket

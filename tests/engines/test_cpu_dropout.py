@@ -68,7 +68,7 @@ def test_weights_are_kept_or_zero_and_gradients_are_theirs(name: str, padded: st
     (q, k, v), mechanism, arguments, real = case(name, padded)
     whole, dropped = (weights(q, k, mechanism, arguments, p)[real[:, None].expand(-1, 4, -1)] for p in (0.0, P))
     seen = whole > 1e-12
-    kept = Dropout(P, 0).kept
+    kept = Dropout(P, 0).keep_probability
     zero = dropped.abs() < 1e-14
     torch.testing.assert_close(dropped[~zero], whole[~zero] / kept)
     share = zero[seen].double().mean()
@@ -123,8 +123,8 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
 def test_bits_are_uniform_and_independent() -> None:
     """Means, neighbours, rows, tiles and seeds; five standard errors."""
     drop = Dropout(0.1, 3)
-    kept = torch.stack([drop.keep(torch.empty(500, 800), (place, tile)) for place in range(4) for tile in range(4)])
-    z = (kept - drop.kept) / (drop.kept * (1 - drop.kept)) ** 0.5
+    kept = torch.stack([drop.mask(torch.empty(500, 800), (place, tile)) for place in range(4) for tile in range(4)])
+    z = (kept - drop.keep_probability) / (drop.keep_probability * (1 - drop.keep_probability)) ** 0.5
     pairs = {f"neighbours {lag}": (z[..., :-lag], z[..., lag:]) for lag in (1, 2, 3, 4, 64)}
     pairs |= {"rows": (z[:, :-1], z[:, 1:]), "tiles": (z[:-1], z[1:]), "places": (z[:-4], z[4:])}
     wrong = {name: (a * b).mean().item() for name, (a, b) in pairs.items() if abs((a * b).mean()) > 5 * a.numel() ** -0.5}
@@ -132,8 +132,8 @@ def test_bits_are_uniform_and_independent() -> None:
     assert abs(z.mean()) < 5 * z.numel() ** -0.5
     counts = torch.bincount(random_bits(1 << 22, 5, (0, 0)).int() + (1 << 15), minlength=1 << 16).double()
     assert abs(((counts - 64) ** 2 / 64).mean() - 1) < 5 * (2 / (1 << 16)) ** 0.5
-    seeds = torch.stack([Dropout(0.1, seed).keep(torch.empty(200), (0, 0)) for seed in range(2000)])
-    assert (seeds.mean(0) - drop.kept).abs().max() < 5 * (0.09 / 2000) ** 0.5
+    seeds = torch.stack([Dropout(0.1, seed).mask(torch.empty(200), (0, 0)) for seed in range(2000)])
+    assert (seeds.mean(0) - drop.keep_probability).abs().max() < 5 * (0.09 / 2000) ** 0.5
 
 
 def test_what_is_too_rare_for_16_bits_or_certain_is_left_to_plain_operations() -> None:

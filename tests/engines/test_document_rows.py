@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.attend import prepare, run_batch
-from hf_longattn.engines.common import context, document_rows
+from hf_longattn.engines.common import document_rows
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.document_rows import DocumentRows, row_widths
 from hf_longattn.engines.common.grid import Grid
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("cuda_paths")
 @pytest.fixture(autouse=True)
 def _no_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paths of long inputs, by the lists of blocks that a kernel would visit."""
-    monkeypatch.setattr(context, "DENSE_CELLS", 0)
+    monkeypatch.setattr("hf_longattn.engines.common.call.DENSE_CELLS", 0)
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
     torch.manual_seed(0)
 

@@ -21,11 +21,11 @@ from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import masked_softmax
 from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.engines.cuda import fla as kernels
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.mechanisms import nsa
+from hf_longattn.sharding import Shard, even_bounds
 
 LENGTH = 300
 LENGTHS = [[70, 1, 229], [200, 100]]

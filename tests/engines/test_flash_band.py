@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable
@@ -17,8 +18,7 @@ from hf_longattn.engines import block_sparse, dispatch
 from hf_longattn.engines.block_sparse import block_sparse_attention
 from hf_longattn.engines.common import global_rows
 from hf_longattn.engines.common.batch import Batch
-from hf_longattn.engines.common.call import AttentionCall, Pattern
-from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flash_band, flex_kernel
@@ -265,7 +265,7 @@ def test_without_triton_and_with_narrow_heads_it_runs(head_dim: int, monkeypatch
 
 def test_a_cpu_has_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's own operator, asked with tensors of a device for which it is not made."""
-    monkeypatch.setattr(flash_band, "_refusals", {})
+    monkeypatch.setattr(flash_band, "_refusal", functools.cache(flash_band._refusal.__wrapped__))
     q = tensors(dtype=torch.bfloat16)[0]
     with pytest.raises(flex_kernel.NoKernel, match="Could not run 'aten::_flash_attention_forward'"):
         flash_band.flash_band(q, q, q, Pattern.window(8, causal=True), AttentionCall())

@@ -94,8 +94,8 @@ SIZES = flex_tiles.FORWARD_BLOCKS
 
 
 def layout_of(tile: GatherTile, length: int, sizes: tuple[int, ...] = SIZES) -> flex_tiles.Layout:
-    """The layout of one tile, of which values are known."""
-    ((_, layout),) = flex_tiles.layouts(mark_static([tile]), (length, length), sizes)
+    """The layout of one fixed tile, with padding among the keys."""
+    ((_, layout),) = flex_tiles.layouts(mark_static([tile]), (length, length), sizes, padded=True)
     return layout
 
 
@@ -109,13 +109,13 @@ def test_only_parts_of_whole_blocks_are_listed() -> None:
     keys = whole_blocks(300, 64, torch.tensor([[0, 4], [1, -1], [3, 1], [2, 3], [4, 0]])[None, None])
     layout = layout_of(GatherTile(rows, keys), 300)
     assert (layout.size, layout.queries, layout.keys) == (64, None, None)
-    by_query, by_key = map(pairs, layout.touched)
+    by_query, by_key = pairs(layout.by_query[0]), pairs(layout.by_key[0])
     assert by_key == sorted((block, row) for row, block in by_query)
     assert by_query == [(0, 0), (0, 4), (1, 1), (2, 1), (2, 3), (3, 2), (3, 3), (4, 0), (4, 4)]
     for queries, others in ((rows_of(300, 48), keys[:, :, :1]), (rows, keys + 1), (rows, keys.flip(-1)), (rows + 1, keys)):
         assert block_size(queries, others, 300) is None
     everything = layout_of(GatherTile(rows[:, :, :1], torch.arange(300).view(1, 1, 1, -1)), 300)
-    assert pairs(everything.touched[0]) == [(0, block) for block in range(5)], "the last block need not be filled up"
+    assert pairs(everything.by_query[0]) == [(0, block) for block in range(5)], "the last block need not be filled up"
     assert block_size(rows[:, :, :1], torch.arange(290).view(1, 1, 1, -1), 300) is None
 
 
@@ -124,7 +124,7 @@ def test_wide_rows_are_cut_into_blocks() -> None:
     rows = rows_of(600, 384)
     layout = layout_of(GatherTile(rows, rows), 600)
     assert layout.size == 128
-    assert pairs(layout.touched[0]) == [(i, j) for i in range(5) for j in range(5) if i // 3 == j // 3]
+    assert pairs(layout.by_query[0]) == [(i, j) for i in range(5) for j in range(5) if i // 3 == j // 3]
     assert layout_of(GatherTile(rows_of(600, 192), rows_of(600, 192)), 600).size == 64
     assert block_size(rows_of(600, 192), rows_of(600, 192), 600, (128,)) is None
 

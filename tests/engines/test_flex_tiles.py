@@ -176,9 +176,9 @@ def test_blocks_that_the_rules_leave_empty_are_not_visited() -> None:
             GatherTile(rows, keys, outside=(-999, 400)),
         ]
     )
-    made = [layout for _, layout in flex_tiles.layouts([causal, near, far], (1024, 1024), (128,))]
-    assert [int(layout.touched[0][0].sum()) for layout in made] == [36, 8, 9]
-    assert [int(lists[0].sum()) for lists in made[0].split[0]] == [8, 28]
+    made, padded = ([layout for _, layout in flex_tiles.layouts([causal, near, far], (1024, 1024), (128,), some)] for some in (False, True))
+    assert [int(layout.by_query[0][0].sum()) for layout in padded] == [36, 8, 9]
+    assert [int(lists[0].sum()) for lists in made[0].by_query] == [8, 28]
 
 
 def test_few_rows_are_padded_to_one_block_only() -> None:

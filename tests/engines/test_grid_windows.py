@@ -12,7 +12,8 @@ from hf_longattn.attend import reference_attend
 from hf_longattn.engines import grid_windows
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.score_terms import AxisTerm, GridBias
+from hf_longattn.engines.common.score_terms import GridBias
+from hf_longattn.positions.axis_term import AxisTerm
 
 FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
 

@@ -14,7 +14,7 @@ from hf_longattn.engines import segments
 from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.linear import gated_delta_rule
-from hf_longattn.engines.segments import Labels, Layout, segmented_linear_attention
+from hf_longattn.engines.segments import Layout, segmented_linear_attention
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common.log_features import LogLinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -27,9 +27,9 @@ def numbers(lengths: list[int]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
 
 
-def quadratic(q: Tensor, k: Tensor, v: Tensor, labels: Labels, causal: bool, normalise: bool) -> Tensor:
+def quadratic(q: Tensor, k: Tensor, v: Tensor, labels: tuple[Tensor, Tensor], causal: bool, normalise: bool) -> Tensor:
     group = q.shape[1] // k.shape[1]
-    seen = labels.queries[:, None, :, None] == labels.keys[:, None, None, :]
+    seen = labels[0][:, None, :, None] == labels[1][:, None, None, :]
     weights = (q @ k.repeat_interleave(group, 1).mT) * (seen.tril() if causal else seen)
     out = weights @ v.repeat_interleave(group, 1)
     total = weights.sum(-1, keepdim=True)
@@ -48,8 +48,8 @@ def test_sums_and_gradients_are_those_of_a_mask(
     q, k, v = (torch.rand(3, heads, LENGTH, 5, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
     queries = torch.stack([numbers(one) for one in LENGTHS])
     keys = torch.cat([queries[:, :late] - 1, queries[:, : LENGTH - late]], 1)
-    labels = Labels(queries, keys)
-    out = segmented_linear_attention(q, k, v, Layout.of(labels, 2, causal, chunk), normalise=normalise)
+    labels = queries, keys
+    out = segmented_linear_attention(q, k, v, Layout.of(*labels, 2, causal, chunk), normalise=normalise)
     expected = quadratic(q, k, v, labels, causal, normalise)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
     upstream = torch.randn_like(out)
@@ -61,7 +61,7 @@ def test_second_derivatives() -> None:
     labels = numbers([2, 1, 4])[None]
     q, k, v = (torch.rand(1, heads, 7, 2, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1))
     for causal in (False, True):
-        layout = Layout.of(Labels(labels, labels), 2, causal, 2)
+        layout = Layout.of(labels, labels, 2, causal, 2)
         assert torch.autograd.gradgradcheck(lambda *x, layout=layout: segmented_linear_attention(*x, layout), (q, k, v), fast_mode=True)
 
 
@@ -70,8 +70,8 @@ def test_a_document_loses_no_digits_to_those_before_it() -> None:
     k[:, :, :128] *= 1e9
     number = numbers([128, 128])[None]
     for causal in (False, True):
-        out = segmented_linear_attention(q, k, v, Layout.of(Labels(number, number), 1, causal, 16))
-        expected = quadratic(*(x.double() for x in (q, k, v)), Labels(number, number), causal, True)
+        out = segmented_linear_attention(q, k, v, Layout.of(number, number, 1, causal, 16))
+        expected = quadratic(*(x.double() for x in (q, k, v)), (number, number), causal, True)
         torch.testing.assert_close(out.double(), expected, atol=1e-6, rtol=0)
 
 

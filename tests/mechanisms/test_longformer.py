@@ -210,7 +210,7 @@ def test_layers_with_contradicting_rules_are_refused() -> None:
     with pytest.raises(OptionError, match="different rules"):
         families.LongBertModel(config)
     config = families.LongBertConfig(**SIZES, long_attention={"mechanism": "longformer", "global_first_segment": True})
-    with pytest.raises(OptionError, match="which token ends one"):
+    with pytest.raises(OptionError, match="which token ends a segment"):
         families.LongBertModel(config)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.grid import Grid
-from hf_longattn.engines.common.token_order import token_order
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.mechanisms.common.token_order import token_order
 
 CPU = torch.device("cpu")
 
@@ -146,7 +146,7 @@ class TestRefusals:
                 build_mechanism("window", num_heads=1, head_dim=8, order=order)
 
     def test_an_order_without_a_grid(self) -> None:
-        with pytest.raises(GridError, match=r"order=hilbert needs the places of the tokens; pass grid=\(height, width\)"):
+        with pytest.raises(GridError, match=r"order=hilbert needs the coordinates of tokens; pass grid=\(height, width\)"):
             attend(*qkv(12), "window", order="hilbert")
 
     def test_a_grid_of_another_length(self) -> None:

@@ -15,11 +15,10 @@ from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.attend import run_batch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.score_terms import ScoreTerm
-from hf_longattn.engines.common.shards import Shard, even_bounds
 from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
-from hf_longattn.mechanisms.common.locality import only_locality
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.sharding import Shard, even_bounds, only_locality
 from tests.grids import grid
 from tests.ranks import Ranks
 

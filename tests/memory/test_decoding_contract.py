@@ -97,7 +97,7 @@ def test_a_state_goes_back_where_it_was_told_to_remember(name: str) -> None:
         assert cache.get_seq_length() == 25
         found = longer(ids[:, 25:], past_key_values=copy.deepcopy(cache)).logits
         torch.testing.assert_close(found, longer(ids, use_cache=False).logits[:, 25:], atol=1e-4, rtol=0)
-    with pytest.raises(LengthError, match="1 tokens cannot be taken back"):
+    with pytest.raises(LengthError, match="1 tokens cannot be removed"):
         cache.crop(-1)
 
 

@@ -33,6 +33,7 @@ assert {"LongBertModel", "LongParakeetForCTC", "LongMultimodalConfig"} <= {*dir(
 for typo in ("LongBrtForMaskedLM", "LongBertForMaskdLM", "LongNothing"):
     assert not hasattr(hf_longattn, typo)
 assert not imported(), imported()
+assert not {"torch", "transformers"} & {*sys.modules}
 assert hf_longattn.LongParakeetCTCConfig
 assert imported() == {"parakeet_ctc", "parakeet_encoder"}, imported()
 """
@@ -125,7 +126,7 @@ def test_the_names_read_from_a_file_are_those_of_its_family() -> None:
 
 
 def test_a_look_up_imports_one_family_and_a_list_or_a_typo_none() -> None:
-    done = run_fresh("-c", LOOK_UP)
+    done = run_fresh("-c", LOOK_UP, level="interpreter")
     assert done.returncode == 0, done.stderr
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from hf_longattn import build_mechanism
 from hf_longattn.mechanisms.common.locality import needs_training_by
-from hf_longattn.positions import Extent, untrained_distances
+from hf_longattn.positions import Locality, untrained_distances
 
 P = 512
 
@@ -40,7 +40,7 @@ def test_tiled_positions_hold_for_keys_that_span_the_trained_length(name: str, o
 
 
 def test_rules_for_other_positions() -> None:
-    near, far = Extent(255, 0, 255), Extent(900, 0, 900)
+    near, far = Locality(255, 0), Locality(900, 0)
     assert untrained_distances("rope:none", P, 4096, near, 256) == ""
     assert "distances up to 900" in untrained_distances("rope:none", P, 4096, far, 901)
     assert "any distance" in untrained_distances("rope:none", P, 4096, near, None)  # sinks

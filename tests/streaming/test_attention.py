@@ -14,9 +14,9 @@ from torch import Tensor
 from hf_longattn import Mechanism, attend, build_mechanism, list_mechanisms
 from hf_longattn.engines.cpu.band import band_plan
 from hf_longattn.errors import LengthError, OptionError, StreamError
-from hf_longattn.mechanisms.common.locality import only_locality
 from hf_longattn.mechanisms.common.masked import MaskedMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.sharding import only_locality
 from hf_longattn.streaming import AttentionStream
 from hf_longattn.streaming.attention import locality_of
 from tests.mechanisms.listed import visible

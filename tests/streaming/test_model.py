@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCTC
 
 from hf_longattn import enable_long_attention
-from hf_longattn.engines.common.shards import Locality
 from hf_longattn.errors import AudioError, StreamError
 from hf_longattn.families import FAMILIES, LongMoonshineStreamingModel
 from hf_longattn.modeling.family.stream_rule import Attention, Chain, Convolution
+from hf_longattn.positions.distances import Locality
 from hf_longattn.streaming import Stream
 from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config

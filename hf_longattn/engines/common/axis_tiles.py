@@ -1,8 +1,8 @@
-"""Overlapping windows on a grid, and tiles of queries with their halo of keys.
+"""Overlapping windows on a grid, and tiles of queries with their keys.
 
-Along an axis, a coordinate sees a range of coordinates; a cell of the grid sees the product of its ranges. An axis is cut into tiles of
-neighbouring queries. The keys of a tile are all coordinates that any of its queries sees, the halo included. Tiles form a group if their
-queries see the same keys relative to the tile's first key: they share a mask, and their keys are at equal steps.
+Along an axis, a coordinate sees a range of coordinates. A cell of the grid sees the product of its ranges. An axis is cut into tiles of
+neighbouring queries. The keys of a tile are all coordinates that any of its queries sees. Tiles form a group if their queries see the same
+keys, counted from the first key of the tile. They share a mask, and their keys are at equal steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .grid import Grid
+from .score_terms import GridBias
 
 TILE_QUERIES = 32
 """Maximum queries per tile: the block size of PyTorch's fused CPU kernel. A larger tile would add keys that only other queries need."""
@@ -49,10 +49,13 @@ class AxisWindows(NamedTuple):
 class TileGroup(NamedTuple):
     """``tiles`` tiles of ``size`` queries, each with ``key_size`` keys. Tiles, and their keys, start ``size`` apart.
 
-    All numbers count the cells of one residue class: ``first`` is the first query, ``key_first`` the first key. ``seen`` has the first
-    and the last visible key of every query in a tile, counted from the tile's first key. It is empty if every query sees every key.
+    They are tiles of the coordinates ``residue, residue + step, …``, which see only each other. The other numbers count these coordinates:
+    ``first`` is the first query, ``key_first`` the first key. ``seen`` has the first and the last visible key of every query in a tile,
+    counted from the tile's first key. It is empty if every query sees every key.
     """
 
+    residue: int
+    step: int
     first: int
     size: int
     tiles: int
@@ -65,59 +68,47 @@ class TileGroup(NamedTuple):
         """Places from the first key to the first query."""
         return self.first - self.key_first
 
-    def seen_by_queries(self, device: torch.device | None = None) -> Tensor:
+    def distances(self) -> Tensor:
+        """Distances in cells, query - key, of a tile's pairs, ``(size, key_size)``."""
+        return (torch.arange(self.ahead, self.ahead + self.size)[:, None] - torch.arange(self.key_size)) * self.step
+
+    def seen_by_queries(self) -> Tensor:
         """The keys that each query of a tile sees, ``(size, key_size)`` bool."""
         if not self.seen:
-            return torch.ones(self.size, self.key_size, dtype=torch.bool, device=device)
-        first, last = torch.tensor(self.seen, device=device).t()[..., None]
-        keys = torch.arange(self.key_size, device=device)
+            return torch.ones(self.size, self.key_size, dtype=torch.bool)
+        first, last = torch.tensor(self.seen).t()[..., None]
+        keys = torch.arange(self.key_size)
         return (keys >= first) & (keys <= last)
+
+    def places(self, first: int, size: int) -> slice:
+        """``size`` coordinates of this residue from number ``first`` on, as a slice of the axis."""
+        return slice(self.residue + first * self.step, self.residue + (first + size - 1) * self.step + 1, self.step)
 
     def part(self, start: int, tiles: int) -> TileGroup:
         """The group of ``tiles`` tiles that begins with tile ``start``."""
         moved = start * self.size
         return self._replace(first=self.first + moved, key_first=self.key_first + moved, tiles=tiles)
 
-    def single_tiles(self) -> list[TileGroup]:
-        """One group per tile."""
-        return [self.part(number, 1) for number in range(self.tiles)]
-
-
-class AxisClass(NamedTuple):
-    """Tiles of the coordinates ``residue, residue + step, …`` of an axis. They see only each other."""
-
-    residue: int
-    step: int
-    groups: tuple[TileGroup, ...]
-
-    def places(self, first: int, size: int) -> slice:
-        """Places on the axis of ``size`` members of this class, from member ``first`` on."""
-        return slice(self.residue + first * self.step, self.residue + (first + size - 1) * self.step + 1, self.step)
-
-
-AxisTiles = tuple[AxisClass, ...]
-
 
 @functools.lru_cache(maxsize=1024)
-def axis_tiles(windows: AxisWindows, side: int) -> AxisTiles:
-    """The tiles of an axis, ``side`` queries each. The last tile of a class may be shorter."""
-    classes = []
+def axis_tiles(windows: AxisWindows, side: int) -> tuple[TileGroup, ...]:
+    """The tiles of an axis, ``side`` queries each, by residue. The last tile of a residue may be shorter."""
+    groups: list[TileGroup] = []
     for residue in range(min(windows.step, len(windows.low))):
         low, high = ([end // windows.step for end in ends[residue :: windows.step]] for ends in (windows.low, windows.high))
-        groups: list[TileGroup] = []
         for first in range(0, len(low), side):
             firsts, lasts = low[first : first + side], high[first : first + side]
             start, size = min(firsts), len(firsts)
             width = max(lasts) + 1 - start
             seen = tuple((a - start, b - start) for a, b in zip(firsts, lasts, strict=True))
-            tile = TileGroup(first, size, 1, start, width, () if set(seen) == {(0, width - 1)} else seen)
+            seen = () if set(seen) == {(0, width - 1)} else seen
+            tile = TileGroup(residue, windows.step, first, size, 1, start, width, seen)
             before = groups[-1] if groups else None
             if before is not None and before.part(before.tiles, 1) == tile:
                 groups[-1] = before._replace(tiles=before.tiles + 1)
             else:
                 groups.append(tile)
-        classes.append(AxisClass(residue, windows.step, tuple(groups)))
-    return tuple(classes)
+    return tuple(groups)
 
 
 class _AxisCost(NamedTuple):
@@ -129,9 +120,9 @@ class _AxisCost(NamedTuple):
 
 
 def _axis_cost(windows: AxisWindows, side: int) -> _AxisCost:
-    groups = [group for part in axis_tiles(windows, side) for group in part.groups]
-    keys, pairs = (sum(group.tiles * group.key_size * factor(group) for group in groups) for factor in (lambda _: 1, lambda g: g.size))
-    return _AxisCost(side, len(groups), sum(group.tiles for group in groups), keys, pairs)
+    groups = axis_tiles(windows, side)
+    tiles, keys = sum(group.tiles for group in groups), sum(group.tiles * group.key_size for group in groups)
+    return _AxisCost(side, len(groups), tiles, keys, sum(group.tiles * group.key_size * group.size for group in groups))
 
 
 @functools.lru_cache(maxsize=256)
@@ -152,16 +143,6 @@ def tile_sides(windows: tuple[AxisWindows, ...]) -> tuple[int, ...]:
         if cost < least:
             best, least = tuple(cost.side for cost in costs), cost
     return best
-
-
-def split_windows(grid: Grid, low: Sequence[int], high: Sequence[int], steps: Sequence[int]) -> tuple[AxisWindows, ...]:
-    """The windows of every axis from an operator's arguments. ``low`` and ``high`` list the axes one after the other."""
-    windows, start = [], 0
-    for size, step in zip(grid.sizes, steps, strict=True):
-        stop = start + size
-        windows.append(AxisWindows(tuple(low[start:stop]), tuple(high[start:stop]), step))
-        start = stop
-    return tuple(windows)
 
 
 def outer(tables: Sequence[Tensor]) -> list[Tensor]:
@@ -185,3 +166,14 @@ def tile_seen(tables: Sequence[Tensor]) -> Tensor:
     for table in rest:
         first = first & table
     return joined(first, len(tables))
+
+
+def window_bias(bias: GridBias, sizes: Sequence[int], shared: int = 0) -> Tensor:
+    """The bias of a window with ``sizes`` cells along each axis, ``(1, H, T, shared + T)``.
+
+    shared: prefix tokens that every cell sees, before the keys.
+    """
+    places = [torch.arange(size) for size in sizes]
+    distances = outer([(place[:, None] - place)[None] for place in places])
+    term = bias.over(joined(bias.entries(distances), len(sizes))).transpose(0, 1)
+    return bias.with_prefix(term, shared)

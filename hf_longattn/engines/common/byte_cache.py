@@ -1,7 +1,7 @@
-"""The process-wide cache of masks, plans of block patterns and their layouts, bounded in bytes.
+"""The process-wide cache of masks and block layouts, bounded in bytes.
 
-:data:`BYTE_CACHE` holds everything that later calls of the same shape reuse, up to :data:`MAX_BYTES` bytes. The least recently used
-entries are evicted first; a value larger than the budget is not cached.
+:data:`BYTE_CACHE` holds what later calls of the same shape reuse, up to :data:`MAX_BYTES` bytes. The least recently used entries are
+evicted first. A value larger than the budget is not cached.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Value = TypeVar("Value")
 MAX_BYTES = 256 << 20
 """Maximum bytes in :data:`BYTE_CACHE`. This is enough for the masks and plans of 24 layers with different patterns."""
 ENTRY_BYTES = 512
-"""Bytes counted per entry besides its tensors. They bound the number of small entries too."""
+"""Bytes counted per entry in addition to its tensors, so that the number of small entries is bounded too."""
 SHARE_AFTER_EVICTION = 7 / 8
-"""Fraction of the budget to which an eviction shrinks the cache. Below 1, so that not every new entry evicts."""
+"""Fraction of the budget that an eviction leaves filled. It is below 1 so that not every new entry evicts."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,14 +47,15 @@ class ByteCache:
         """Bytes in the cache."""
         self._entries: dict[Hashable, _Entry] = {}
         self._clock = itertools.count()
-        self._lock = threading.RLock()  # freeing a value may drop another entry in the same thread
+        self._lock = threading.RLock()  # reentrant, since freeing a value may drop another entry
 
     def get(self, key: Hashable, make: Callable[[], Value], size: Callable[[Value], int | None] | None = None) -> Value:
-        """The cached value of ``key``, or ``make()``. Nothing is cached while PyTorch compiles or exports, nor within torch.func,
-        whose tensors are invalid outside of it.
+        """The cached value of ``key``. On a miss, ``make()`` is called and its value cached.
+
+        Nothing is cached while PyTorch compiles or exports, or within torch.func, whose tensors are invalid outside of it.
 
         Args:
-            size: bytes of the value, or None to not cache it; :func:`tensor_bytes` by default.
+            size: function from a value to its bytes, or to None if it must not be cached; :func:`tensor_bytes` by default.
         """
         if torch.compiler.is_compiling():
             return make()
@@ -62,25 +63,23 @@ class ByteCache:
         if entry is not None:
             entry.used = next(self._clock)
             return entry.value
-        value = _made_alone(make)
+        value = _make_outside_modes(make)
         if func_transforms():
             return value
         nbytes = (size or tensor_bytes)(value)
         return value if nbytes is None else self.put(key, value, nbytes)
 
     def of(self, tensors: Sequence[Tensor], key: tuple[Hashable, ...], make: Callable[[], Value], size: Callable[[Value], int]) -> Value:
-        """The cached value of ``key`` and the current versions of ``tensors``, or ``make()``. It is dropped when a tensor is freed."""
+        """:meth:`get` for ``key`` and the current versions of ``tensors``. Freeing one of the tensors drops the entry."""
         versions = map(tensor_version, tensors)
         entry_key = (*key, *map(id, tensors), *versions)
-        held = self.find(entry_key)
-        if held is not None and all(ref() is x for ref, x in zip(held[0], tensors, strict=True)):
-            return held[1]
+        cached = self.find(entry_key)
+        if cached is not None and all(ref() is x for ref, x in zip(cached[0], tensors, strict=True)):
+            return cached[1]
+        value = _make_outside_modes(make)
         if func_transforms():
-            return _made_alone(make)
-        value, drop = (
-            _made_alone(make),
-            self.drop,
-        )  # at interpreter exit modules lose their names before the last tensors are freed
+            return value
+        drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
         refs = tuple(weakref.ref(x, lambda _: drop(entry_key)) for x in tensors)
         self.put(entry_key, (refs, value), size(value))
         return value
@@ -94,15 +93,16 @@ class ByteCache:
         return entry.value
 
     def put(self, key: Hashable, value: Value, nbytes: int) -> Value:
-        """Cache ``value`` of ``nbytes``, unless it exceeds the budget; returns it."""
+        """Cache ``value`` of ``nbytes``, unless it exceeds the budget. Returns ``value``."""
         nbytes += ENTRY_BYTES
         if nbytes > self.budget:
             return value
         with self._lock:
             self.drop(key)
             if self.nbytes + nbytes > self.budget:
-                used = {held: entry.used for held in list(self._entries) if (entry := self._entries.get(held)) is not None}
-                for oldest in sorted(used, key=used.__getitem__):  # a copy, since freeing values drops entries
+                # a copy, since freeing values drops entries
+                used = {name: entry.used for name in list(self._entries) if (entry := self._entries.get(name)) is not None}
+                for oldest in sorted(used, key=used.__getitem__):
                     self.drop(oldest)
                     if self.nbytes + nbytes <= self.budget * SHARE_AFTER_EVICTION:
                         break
@@ -127,9 +127,8 @@ class ByteCache:
         return len(self._entries)
 
 
-def _made_alone(make: Callable[[], Value]) -> Value:
-    """``make()`` outside of inference mode and of ``with torch.device(…)``. Later calls may need gradients, or have no default device. For
-    any device but the CPU, ``make`` must name the device."""
+def _make_outside_modes(make: Callable[[], Value]) -> Value:
+    """``make()`` without inference mode and with the CPU as default device, so that every later call can use its tensors."""
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
         return make()
 
@@ -139,7 +138,7 @@ BYTE_CACHE = ByteCache()
 
 
 def tensor_bytes(value: Any) -> int | None:
-    """Bytes of all tensors in ``value``, each storage once. None if a tensor is not a plain one (a traced tensor, for example)."""
+    """Bytes of all tensors in ``value``, each storage once. ``None`` if it contains a tensor subclass, such as a traced tensor."""
     storages: dict[tuple[torch.device, int], int] = {}
     for tensor in _tensors(value):
         if type(tensor) not in (Tensor, nn.Parameter):
@@ -167,7 +166,7 @@ _fresh = itertools.count(1)
 
 
 def tensor_version(tensor: Tensor) -> int:
-    """A number that grows whenever ``tensor`` is changed in place. 0 for tensors made in inference mode, which have no version."""
+    """PyTorch's count of in-place changes of ``tensor``. 0 for tensors made in inference mode, which have none."""
     if tensor.is_inference():
         return 0
     try:

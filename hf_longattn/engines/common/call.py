@@ -1,11 +1,9 @@
-"""Arguments of an engine: visible pairs (band, tiles), score terms, and other settings.
-
-:mod:`.sequences` moves the sequences of a batch to index 0 before a mechanism runs.
-"""
+"""Arguments of the engines: visible pairs (band or tiles), the settings of a call, and the inputs to the choice of a path."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,6 +12,8 @@ from torch import Tensor
 
 from ...errors import GridError
 from .batch import Batch, DocumentLabels, all_finite, in_graph
+from .derivatives import no_fused_kernels
+from .document_rows import Stacking
 from .grid import Grid
 from .score_terms import NO_TERM, ScoreMod, ScoreTerm, as_term
 
@@ -24,8 +24,11 @@ UNBOUNDED = 1 << 40
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """A band: query i visits the keys ``i - left … i + right``. With ``has_globals`` every query also visits the global columns; with
-    ``global_rows`` the global tokens see every key in turn."""
+    """A band: query i attends to keys ``i - left`` to ``i + right``.
+
+    has_globals: whether every query also attends to the global tokens.
+    global_rows: whether global tokens attend to every key.
+    """
 
     left: int
     right: int
@@ -35,23 +38,23 @@ class Pattern:
 
     @classmethod
     def window(cls, width: int, causal: bool, has_globals: bool = False, global_rows: bool = True) -> Pattern:
-        """A window of total ``width``. It is half on each side, or, when causal, all of it back (the query included)."""
+        """A window of ``width`` keys: centred on the query or, if causal, ending with it."""
         back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
         return cls(back, ahead, causal, has_globals, global_rows)
 
     @classmethod
     def everything(cls, causal: bool) -> Pattern:
-        """All keys, or all earlier ones when causal."""
+        """All keys or, if causal, all keys up to the query."""
         return cls(UNBOUNDED, 0 if causal else UNBOUNDED, causal)
 
     @property
     def width(self) -> int:
-        """Keys in the band of one query."""
+        """Number of keys in one query's band."""
         return self.left + self.right + 1
 
     @property
     def bounded(self) -> bool:
-        """Whether the band is finite on both sides. Most of a long input is then outside."""
+        """Whether the band is finite on both sides."""
         return max(self.left, self.right) < UNBOUNDED
 
     def covers(self, q_len: int, kv_len: int) -> bool:
@@ -63,34 +66,33 @@ class Pattern:
         return (q_idx - kv_idx <= self.left) & (kv_idx - q_idx <= self.right)
 
     def visible_mod(self, global_mask: Tensor | None) -> MaskMod:
-        """The ``mask_mod`` of the band and the global tokens, without padding. Causality bounds the global part as well."""
+        """The ``mask_mod`` of the band and the global tokens, without padding. Causality applies to both."""
         if global_mask is None:
             return self.band_mod
 
         def mod(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            seen = self.band_mod(b, h, q_idx, kv_idx) | global_mask[b, kv_idx]
+            visible = self.band_mod(b, h, q_idx, kv_idx) | global_mask[b, kv_idx]
             if self.global_rows:
-                seen = seen | global_mask[b, q_idx]
-            return seen & (kv_idx <= q_idx) if self.causal else seen
+                visible = visible | global_mask[b, q_idx]
+            return visible & (kv_idx <= q_idx) if self.causal else visible
 
         return mod
 
 
 @dataclasses.dataclass(frozen=True)
 class GatherTile:
-    """R rows of query–key pairs. Sizes of 1 in the batch and head axes serve every batch item and head.
+    """R rows of queries and keys. Each query of a row attends to each key of that row. Batch and head axes of size 1 broadcast.
 
     queries: ``(B or 1, H or 1, R, Tq)`` int64, positions on the queries' axis; -1 is an empty slot. No query may appear twice in a tile.
-    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot.
-        The tensors must not be written to afterwards: the layout is computed once and cached for them.
-    causal: no keys after the query.
-    inside: ``(low, high)``: only pairs with ``low <= query - key <= high``.
-    outside: ``(low, high)``: no pairs with ``low <= query - key <= high``; another tile has them.
+    keys: ``(B or 1, H or 1, R, Tk)`` int64, positions on the keys' axis; -1 is an empty slot. Do not modify queries or keys in place:
+        the layout computed from them is cached.
+    causal: hides keys after the query.
+    inside: ``(low, high)``: hides pairs outside of ``low <= query - key <= high``.
+    outside: ``(low, high)``: hides pairs with ``low <= query - key <= high``, for instance because another tile has them.
     bias: ``(B or 1, H or 1, R or 1, Tq or 1, Tk)``: bool (False hides a pair) or float added to the scores; may require gradients.
-    fixed: positions depend on lengths alone, and later calls reuse the tensors. So values on a GPU may be read once for all calls.
+    fixed: whether positions depend on lengths only. Later calls then reuse the tensors, and their values on a GPU are read only once.
 
-    A key listed twice for a query, in one row or in two tiles, counts twice: hide it by ``outside`` or ``bias`` where the definition counts
-    it once.
+    A key that is listed twice for a query, in one row or in two tiles, counts twice. Hide duplicates by ``outside`` or ``bias``.
     """
 
     queries: Tensor
@@ -107,17 +109,17 @@ class GatherTile:
         return dataclasses.replace(self, queries=self.queries.to(device), keys=self.keys.to(device), bias=bias)
 
     def sees(self, distance: Tensor) -> Tensor:
-        """Whether ``causal``, ``inside`` and ``outside`` leave pairs at these distances (query - key) visible."""
-        seen = distance >= 0 if self.causal else distance == distance
+        """Which distances (query - key) are visible by ``causal``, ``inside`` and ``outside``, as bool."""
+        visible = distance >= 0 if self.causal else distance == distance
         if self.inside is not None:
-            seen = seen & (distance >= self.inside[0]) & (distance <= self.inside[1])
+            visible = visible & (distance >= self.inside[0]) & (distance <= self.inside[1])
         if self.outside is not None:
-            seen = seen & ((distance < self.outside[0]) | (distance > self.outside[1]))
-        return seen
+            visible = visible & ((distance < self.outside[0]) | (distance > self.outside[1]))
+        return visible
 
 
 def mark_static(tiles: Iterable[GatherTile]) -> tuple[GatherTile, ...]:
-    """``tiles`` marked as ``fixed``: later calls of the same lengths reuse them."""
+    """``tiles`` with :attr:`~GatherTile.fixed` set to True."""
     return tuple(dataclasses.replace(tile, fixed=True) for tile in tiles)
 
 
@@ -129,25 +131,26 @@ def rows_of(length: int, size: int, device: torch.device | None = None) -> Tenso
 
 
 def inverse_permutation(order: Tensor) -> Tensor:
-    """The inverse of permutations ``order (…, N)``: the place of every number."""
+    """The inverse of the permutations ``order (…, N)``."""
     places = torch.arange(order.shape[-1], device=order.device)
     return torch.empty_like(order).scatter_(-1, order, places.expand(order.shape))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """Everything about a call besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
+    """The arguments of attention besides queries ``(B, H, Nq, D)``, keys and values ``(B, H_kv, Nk, D)``.
 
     causal: position i ignores the keys after i.
-    batch: padding and documents; a mechanism sees right padding and holes only, as :attr:`key_mask`.
+    batch: padding and documents. :mod:`.sequences` moves each sequence to index 0 before a mechanism runs, which then handles only right
+        padding and holes, by :attr:`key_mask`.
     global_mask: ``(B, Nk)`` bool, True = global token, for mechanisms that take global tokens.
     scale: factor on q·k; ``None`` is ``D ** -0.5``.
     dropout: dropout probability on the weights.
     score_mod: ``score_mod(score, b, h, q_idx, kv_idx)``, as in flex_attention.
     seed: seed of randomised mechanisms.
     hidden_states: ``(B, n, hidden_size)``, the layer's input at the last n keys, for mechanisms that take it.
-    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n keys as constants, for mechanisms that stop gradients there.
-    positions: ``(B or 1, n)``, position values for the feature maps of n tokens; set within linear mechanisms that count positions.
+    detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions without gradients, for mechanisms that stop gradients there.
+    positions: ``(B or 1, n)``, the positions of n tokens for feature maps that depend on them. Set by linear mechanisms.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     cleared: whether :func:`without_padding` has already run on the inputs.
     """
@@ -170,33 +173,33 @@ class AttentionCall:
         cls, *, padding_mask: Tensor | None = None, documents: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0,
         **arguments: Any,
     ) -> AttentionCall:  # fmt: skip
-        """The call for keyword arguments of :func:`hf_longattn.attend`, without checks."""
+        """The call for keyword arguments of :func:`hf_longattn.attend`, which are not checked."""
         return cls(batch=Batch.of(padding_mask, documents), scale=scaling, dropout=dropout_p, **arguments)
 
     @property
     def key_mask(self) -> Tensor | None:
-        """``(B, Nk)`` bool, True = real token; ``None`` when all are."""
+        """``(B, Nk)`` bool, True = real token; ``None`` without padding."""
         return None if self.batch is None else self.batch.mask
 
     @property
     def documents(self) -> DocumentLabels | None:
-        """The packed documents by token; ``None`` where each row is one sequence."""
+        """The document of each token; ``None`` if each row is one sequence."""
         return None if self.batch is None or self.batch.documents is None else self.batch.labels
 
     def real(self, k: Tensor) -> Tensor:
-        """:attr:`key_mask` of the keys ``k (B, H, Nk, D)``, all True where none is padding."""
+        """:attr:`key_mask` for keys ``k (B, H, Nk, D)``, or all True if it is ``None``."""
         return torch.ones(k.shape[0], k.shape[2], dtype=torch.bool, device=k.device) if self.key_mask is None else self.key_mask
 
     def replace(self, **changes: Any) -> AttentionCall:
         """A copy of the call with these changes."""
         if torch.compiler.is_compiling():
             return dataclasses.replace(self, **changes)
-        new = object.__new__(AttentionCall)  # several times faster, which counts while decoding
+        new = object.__new__(AttentionCall)  # several times faster, for decoding
         new.__dict__.update(self.__dict__, **changes)
         return new
 
     def one_grid(self) -> Grid | None:
-        """The grid of all rows. Grids of several sequences must be equal.
+        """The grid that all rows share.
 
         Raises:
             GridError: the grids differ.
@@ -216,11 +219,11 @@ class AttentionCall:
         return NO_TERM if self.score_mod is None else as_term(self.score_mod)
 
     def with_term(self, change: Callable[[ScoreTerm], ScoreMod]) -> AttentionCall:
-        """The call with its score term replaced by ``change(term)``. Without a score term, the call itself."""
+        """The call with ``change(term)`` as its score term; unchanged without a score term."""
         return self if self.score_mod is None else self.replace(score_mod=change(self.term))
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> AttentionCall:
-        """The call with the score term of ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
+        """The call with the score term of ``heads`` only, renumbered from 0. ``device``: the queries' device."""
         return self.with_term(lambda term: term.of_heads(heads, device))
 
     def with_term_on_grid(self) -> AttentionCall:
@@ -229,11 +232,11 @@ class AttentionCall:
         return self.with_term(lambda term: term.on(grid)) if isinstance(grid, Grid) else self
 
     def written_out(self) -> AttentionCall:
-        """The call with its score term as a plain function. Call it outside of checkpoints, which would not redo it."""
+        """The call with its score term as a plain function. Call this before activation checkpointing begins."""
         return self.with_term(lambda term: term.written_out)
 
     def with_mask(self, key_mask: Tensor | None) -> AttentionCall:
-        """The call for other keys, with their ``key_mask (B, Nk)`` bool."""
+        """The call with another ``key_mask (B, Nk)`` bool, and without documents."""
         return self.replace(batch=Batch.of(key_mask))
 
     def for_full_attention(self) -> AttentionCall:
@@ -248,12 +251,12 @@ class AttentionCall:
 def without_padding(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, cross: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
-    """Inputs with zeros in place of padding. NaN and infinities there would reach real rows, since 0 · NaN is NaN.
+    """Set padding to zero in q, k, v and ``call``. NaN in padding would spread to real rows, since 0 · NaN is NaN.
 
-    Finite inputs on the CPU, where values can be read, stay as they are. So do the inputs of an exported graph.
+    Finite inputs on the CPU are returned unchanged, and so are the inputs of an exported graph.
 
     Args:
-        cross: whether queries and hidden states belong to another sequence. If so, they stay as they are.
+        cross: whether queries and hidden states belong to another sequence, without this padding.
     """
     mask = call.key_mask
     if mask is None or call.cleared or torch.compiler.is_exporting():
@@ -266,7 +269,7 @@ def without_padding(
 
     def clear(x: Tensor) -> Tensor:
         by_token, rows = x.transpose(1, 2), padding[:, length - x.shape[2] :]
-        if by_token.is_contiguous():  # keep the inputs' memory layout, since kernels round by it
+        if by_token.is_contiguous():  # keep the memory layout: kernels round differently for another
             return by_token.masked_fill(rows[:, :, None, None], 0.0).transpose(1, 2)
         return x.masked_fill(rows[:, None, :, None], 0.0)
 
@@ -277,7 +280,70 @@ def without_padding(
     )  # fmt: skip
 
 
+DENSE_CELLS = 256 * 256
+"""Maximum query-key pairs per head for a dense masked call in place of a sparse path. Measured on CPUs, untuned on GPUs."""
+ANY_CALL = AttentionCall()
+"""The call with default arguments, for choices that do not depend on a call."""
+ELSEWHERE = "the tensors are on another device"
+NOT_IN_AN_EXPORTED_GRAPH = "an exported graph may only use operations that every runtime has"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DispatchContext:
+    """The inputs to the choice of a path. Every engine's ``why_not`` reads them."""
+
+    device: str
+    q_len: Any
+    kv_len: Any
+    call: AttentionCall
+    covered: bool = False
+    """Whether every query attends to every key."""
+    global_tokens: bool = False
+    """Whether there are global tokens. Their number is unknown in a graph."""
+    pattern: Pattern = None  # type: ignore[assignment]
+    """The band, required for kinds with a band. ``None`` by default since Dynamo cannot trace an object as default."""
+    learned_bias: bool = False
+    """Whether the tiles have a bias that needs gradients."""
+    dtype: torch.dtype | None = None
+    features: int = 0
+    """Head dimension of the queries; for linear mechanisms, the larger of feature and value dimension."""
+    by_position: bool = False
+    """Whether the output depends on where a sequence starts."""
+    single_call: bool = False
+    """Whether all rows or packed documents of a batch must be in one call."""
+    separate_calls: bool = False
+    """Whether every sequence must be its own call."""
+    stacking: Stacking | None = None
+    """How packed documents may be stacked into a right-padded batch. ``None`` if they may not."""
+    trims_padding: bool = False
+    """Whether the engine cuts off each row's outer padding itself."""
+    selection: tuple[int, int] = (1, 1)
+    """Number of query heads that share a selection of blocks, and tokens per block."""
+    failed: tuple[tuple[str, str], ...] = ()
+    """``(path, reason)`` for each path whose kernel this machine lacks."""
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, call: AttentionCall, **more: Any) -> DispatchContext:
+        """The context of ``q (B, H, Nq, D)`` and ``k (B, H_kv, Nk, D)``."""
+        return cls(q.device.type, q.shape[2], k.shape[2], call, **more)
+
+    @property
+    def few_pairs(self) -> Any:
+        """Whether a dense masked call is fastest: one query, or at most :data:`DENSE_CELLS` pairs."""
+        return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
+
+    @property
+    def many_pairs(self) -> Any:
+        """Whether there are more pairs than :data:`DENSE_CELLS`."""
+        return self.q_len * self.kv_len > DENSE_CELLS
+
+    @functools.cached_property
+    def plain_only(self) -> str | None:
+        """Why only plain operations may run, or ``None``; evaluated once per call. Not used in graphs, which may have fused kernels."""
+        return no_fused_kernels()
+
+
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, AttentionCall], Tensor]
 """Attention of sequences that start at index 0: ``run(q, k, v, call) -> (B, H, Nq, D)``."""
 State = dict[str, Tensor]
-"""State of a stateful mechanism after the tokens so far: tensors with the batch first."""
+"""State of a recurrent mechanism after the tokens so far: tensors with the batch axis first."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from .call import AttentionCall, MaskMod
 from .derivatives import no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
 
-SLOW_ROWS = (torch.bfloat16, torch.float16)
-"""Dtypes for which the CPU's fused kernel takes about half as long for two queries as for one."""
+SLOW_FOR_ONE_QUERY = (torch.bfloat16, torch.float16)
+"""Dtypes in which the CPU's fused kernel takes twice as long for one query as for two."""
 
 
 def dense_attention(
@@ -25,10 +25,11 @@ def dense_attention(
     mask_mod: MaskMod | None = None,
     q_idx: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention with ``mask_mod``, causality and padding. Heads may be grouped.
+    """Softmax attention ``(B, H, Nq, D)`` with ``mask_mod``, causality and padding. Heads may be grouped.
 
-    ``q_idx``, broadcastable to ``(B, 1, Nq, 1)``, gives the queries' positions if they are not the last Nq of the keys' positions.
-    With nothing but causality or padding this is the same call as transformers' sdpa attention. Rows that see no key are zeros.
+    Without ``mask_mod`` and score term, the call is the same as in transformers' sdpa attention. Queries without a visible key give zeros.
+
+    q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
     if call.score_mod is not None and q_idx is None and q.shape[2] == k.shape[2]:
         scale, width = call.scale_for(q.shape[-1]), v.shape[-1]
@@ -40,34 +41,35 @@ def dense_attention(
     last = q_idx is None
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
         return fused_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling)
-    seen = None if key_mask is None else key_mask[:, None, None, :]
+    visible = None if key_mask is None else key_mask[:, None, None, :]
     causal = causal and not (last and q_len == 1)
     if causal or mask_mod is not None or score_mod is not None:
         b, h, rows, kv_idx = index_grid(batch, heads, q_len, kv_len, q.device)
         rows = rows if q_idx is None else q_idx
         if causal:
-            seen = kv_idx <= rows if seen is None else seen & (kv_idx <= rows)
+            visible = kv_idx <= rows if visible is None else visible & (kv_idx <= rows)
         if mask_mod is not None:
             chosen = mask_mod(b, h, rows, kv_idx)
-            seen = chosen if seen is None else seen & chosen
-    # Data-dependent positions make Nq data-dependent, and the fused kernel is chosen by Nq: torch.export would fail.
+            visible = chosen if visible is None else visible & chosen
+    # With q_idx, Nq is data-dependent. The fused kernel is chosen by Nq, so torch.export would fail.
     if score_mod is None and (last or not torch.compiler.is_exporting()):
-        if seen is not None:
-            seen = seen.expand(batch, seen.shape[1], q_len, kv_len)
-        return fused_attention(q, k, v, attn_mask=seen, dropout_p=dropout_p, scale=scaling)
+        if visible is not None:
+            visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
+        return fused_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = products(q, k) * call.scale_for(head_dim)
     if score_mod is not None:
         scores = score_mod(scores, b, h, rows, kv_idx)
-    weights = masked_softmax(scores, seen)
+    weights = masked_softmax(scores, visible)
     return F.dropout(weights, dropout_p).to(v.dtype) @ v
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
     """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, never by its unfused N×N kernel.
 
-    On CUDA only cuDNN's fused kernel takes grouped heads together with a mask, or wider than 256. There keys and values are repeated, as in
-    transformers' sdpa attention; for one query, a group's heads become rows. Plain operations run if :func:`no_fused_kernels` says so.
+    On CUDA, only cuDNN's fused kernel supports grouped heads with a mask, or grouped heads wider than 256. In these cases keys and values
+    are repeated, as in transformers' sdpa attention. For a single query, the heads of a group become query rows instead. If
+    :func:`no_fused_kernels` gives a reason, plain operations run.
 
     Args:
         attn_mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
@@ -76,10 +78,10 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
     heads, groups = q.shape[1], k.shape[1]
     if no_fused_kernels() is not None:
         return _plain_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask, **settings)
-    if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_ROWS and not torch.compiler.is_compiling():
+    if q.shape[2] == 1 and q.device.type == "cpu" and q.dtype in SLOW_FOR_ONE_QUERY and not torch.compiler.is_compiling():
         return fused_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=attn_mask, **settings)[:, :, :1]
     if heads == groups or groups_are_fused(k, v, attn_mask):
-        grouped = {} if heads == groups else {"enable_gqa": True}  # not `heads != groups`: if heads are a symbol, so is the comparison
+        grouped = {} if heads == groups else {"enable_gqa": True}  # `heads != groups` would be symbolic if heads are
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, **grouped, **settings)
         return refuse_second_derivatives(out)
     if q.shape[2] == 1 and not torch.compiler.is_compiling():
@@ -94,7 +96,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
 def _plain_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool = False, dropout_p: float = 0.0, scale: float | None = None
 ) -> Tensor:
-    """scaled_dot_product_attention in plain operations, which have every derivative. Rows that see no key are zeros."""
+    """scaled_dot_product_attention in plain operations, which have all derivatives. Queries without a visible key give zeros."""
     scores = products(q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
@@ -104,12 +106,12 @@ def _plain_attention(
 
 
 def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:
-    """Whether a fused kernel takes grouped heads. On the CPU always; elsewhere by the rule of transformers' ``use_gqa_in_sdpa``."""
+    """Whether a fused kernel supports grouped heads: always on the CPU, else as in transformers' ``use_gqa_in_sdpa``."""
     return k.device.type == "cpu" or (attn_mask is None and k.shape[-1] == v.shape[-1] <= 256)
 
 
 def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions; the queries are the last ``q_len`` positions."""
+    """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions. The queries are the last ``q_len`` positions."""
     b, h, q_idx = (
         torch.arange(batch, device=device),
         torch.arange(heads, device=device),
@@ -124,52 +126,52 @@ def grid_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def repeat_heads(x: Tensor, num_heads: int) -> Tensor:
-    """Repeat grouped key/value heads ``(B, H_kv, N, D)`` to ``(B, num_heads, N, D)``; a no-op when they are equal."""
+    """Repeat grouped key/value heads ``(B, H_kv, N, D)`` to ``(B, num_heads, N, D)``."""
     return x if x.shape[1] == num_heads else x.repeat_interleave(num_heads // x.shape[1], dim=1)
 
 
 def products(q: Tensor, k: Tensor) -> Tensor:
-    """``q kᵀ`` in fp32 at least, like fused kernels. Half precision would round large scores to whole numbers."""
+    """``q kᵀ`` in at least fp32, as in fused kernels. Half precision would round large scores to whole numbers."""
     precise = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         return q.to(precise) @ k.to(precise).transpose(-1, -2)
 
 
-def masked_softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
-    """Softmax over the last axis where ``seen`` (broadcastable bool). Rows that see no key are zeros, with zero gradients."""
-    if seen is None:
+def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
+    """Softmax over the last axis, restricted to ``visible`` (broadcastable bool). Rows without a visible key are zeros."""
+    if visible is None:
         return scores.softmax(-1)
     lowest = torch.finfo(scores.dtype).min
-    if torch.compiler.is_exporting():  # runtimes add one mask to all heads in a fraction of the time of a select
-        scores = scores + torch.zeros((), dtype=scores.dtype, device=scores.device).masked_fill(~seen, lowest)
+    if torch.compiler.is_exporting():  # runtimes add one mask to all heads faster than they select
+        scores = scores + torch.zeros((), dtype=scores.dtype, device=scores.device).masked_fill(~visible, lowest)
     else:
-        scores = scores.masked_fill(~seen, lowest)
-    return scores.softmax(-1) * seen
+        scores = scores.masked_fill(~visible, lowest)
+    return scores.softmax(-1) * visible
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """``x`` with a last axis of stride 1, which kernels assume without a check. A copy only if needed."""
+    """``x`` with stride 1 in its last axis, which kernels assume. Copied only if necessary."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
-    """``x`` in fp32 at least."""
+    """``x`` in at least fp32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def dtype_in_attention(x: Tensor) -> torch.dtype:
-    """The dtype to which scaled_dot_product_attention would cast ``x`` under autocast; otherwise its own."""
+    """The dtype of ``x`` within scaled_dot_product_attention, which casts under autocast."""
     cast = x.is_floating_point() and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type)
     return torch.get_autocast_dtype(x.device.type) if cast else x.dtype
 
 
 def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, cast as scaled_dot_product_attention would; otherwise leave the tensors alone."""
+    """The tensors, cast to :func:`dtype_in_attention`."""
     return tuple(x.to(dtype_in_attention(x)) for x in tensors) if torch.is_autocast_enabled(tensors[0].device.type) else tensors
 
 
 def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """Mean of outputs ``(…, N, D)`` weighted by ``exp(lse)``, with log-sum-exps ``(…, N)``; zeros where all are -inf."""
+    """Outputs ``(…, N, D)`` averaged with weights ``exp(lse)``, for log-sum-exps ``(…, N)``. Zeros where all are -inf."""
     lse = torch.stack(list(lses))
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()
@@ -181,12 +183,12 @@ def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
 
 
 def divided(total: Tensor, weight: Tensor) -> Tensor:
-    """``total / weight``, zero where the weight is zero or its inverse overflows."""
+    """``total / weight``, or 0 where the weight is 0 or its inverse overflows."""
     return _Divided.apply(total, weight) if no_fused_kernels() is None else total * inverse_of(weight)
 
 
 class _Divided(torch.autograd.Function):
-    """:func:`divided`, which saves only the quotient for the backward pass."""
+    """:func:`divided` with a backward pass that needs only the quotient and the weight."""
 
     @staticmethod
     def forward(ctx: Any, total: Tensor, weight: Tensor) -> Tensor:
@@ -203,6 +205,6 @@ class _Divided(torch.autograd.Function):
 
 
 def inverse_of(weight: Tensor) -> Tensor:
-    """1 / weight, and 0 where the weight is 0 or its inverse overflows."""
+    """``1 / weight``, or 0 where the weight is 0 or its inverse overflows."""
     empty = weight.abs() < torch.finfo(weight.dtype).tiny
     return weight.masked_fill(empty, 1.0).reciprocal().masked_fill(empty, 0.0)

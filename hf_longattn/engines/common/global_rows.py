@@ -63,13 +63,28 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 
+def softmax_part(scores: Tensor, seen: Tensor, values: Tensor, dropout: float) -> tuple[Tensor, Tensor]:
+    """Attention to some of the keys: output ``(…, n, D)`` and log-sum-exp ``(…, n)``, for :func:`~.dense.merged`.
+
+    Where a query sees none of the keys, the output is 0 and the log-sum-exp -inf.
+    """
+    scores = scores.masked_fill(~seen, float("-inf"))
+    highest = scores.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    weights = (scores - highest).exp()
+    total = weights.sum(-1, keepdim=True)
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    out = F.dropout(weights / total, dropout).to(values.dtype) @ values
+    return out, (highest + total.log()).masked_fill(empty, float("-inf"))[..., 0]
+
+
 def global_columns(
     q: Tensor, k: Tensor, v: Tensor, index: Tensor, real: Tensor, pattern: Pattern, call: AttentionCall
 ) -> tuple[Tensor, Tensor]:
     """Attention of all queries to the global keys outside the band.
 
-    Returns output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``: -inf where a query sees no such key, and then the output is undefined.
-    Plain operations in at least fp32, for some of the queries at a time. The backward pass computes the scores again.
+    Returns output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)`` as :func:`softmax_part` does. Uses plain operations in at least fp32,
+    for some of the queries at a time. The backward pass computes the scores again.
 
     index, real: positions ``(B, g)`` of the global tokens, and which entries are not filler.
     """
@@ -80,16 +95,13 @@ def global_columns(
     def part(queries: Tensor, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
         i = torch.arange(start, start + queries.shape[2], device=q.device)[:, None]
         distance = i - j
-        hidden = distance <= pattern.left  # in the band, or later than the query
-        hidden = (hidden if pattern.causal else hidden & (distance >= -pattern.right)) | ~real[:, None, None]
+        near = distance <= pattern.left  # in the band, or later than the query
+        near = near if pattern.causal else near & (distance >= -pattern.right)
         scores = products(queries, keys) * call.scale_for(q.shape[-1])
-        lowest = torch.finfo(scores.dtype).min
         if call.score_mod is not None:
             b, h, _, _ = index_grid(batch, heads, 1, 1, q.device)
-            scores = call.score_mod(scores, b, h, i, j).clamp(min=lowest)
-        scores = scores.masked_fill(hidden, lowest)
-        lse = scores.logsumexp(-1)
-        return F.dropout(scores.softmax(-1), call.dropout).to(v.dtype) @ values, lse.masked_fill(lse == lowest, float("-inf"))
+            scores = call.score_mod(scores, b, h, i, j)
+        return softmax_part(scores, ~near & real[:, None, None], values, call.dropout)
 
     step, outs = max(1, MAX_COLUMN_PAIRS // (batch * heads * index.shape[1])), []
     for start in range(0, q_len, step):

@@ -20,29 +20,29 @@ Kind = Literal[
     "rows", "packed rows", "packed bands", "documents", "documents under a band", "pairs", "selected", "low-rank", "band", "chunks",
     "tiles", "windows", "lines", "halo", "chosen blocks", "linear", "delta",
 ]  # fmt: skip
-"""What is computed. Each kind has a row in the dispatcher's table."""
+"""Kinds of calls. Each has its own list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
 Path = Literal[
     "packed", "stacked", "split", "masked", "rolled",
     "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "lines", "halo", "cpu-band",
     "cpu-distances", "cpu-gathered", "cpu-halo", "cpu-blocks", "plain-gathered", "flash", "flex", "flex-gathered", "flex-blocks",
     "fla-blocks", "linear-fla", "linear-chunks", "delta-fla", "delta-chunks",
 ]  # fmt: skip
-"""How it is computed. The first five are the layouts of a batch, see :mod:`.sequences`."""
+"""Algorithms or kernels that run a call. The first five are layouts of a batch, see :mod:`.sequences`."""
 GPU_RECORD: dict[str, str] = {
     "fla-blocks": "no GPU has run this path yet",
     "delta-fla": "no GPU has run this path yet",
-    "flex-blocks": "right on an H100, never timed",
-    "linear-fla": "right on an H100, never timed",
+    "flex-blocks": "correct on an H100, never timed",
+    "linear-fla": "correct on an H100, never timed",
     "flex-gathered": "timed on an H100 for bigbird only, before its block lists were rewritten",
 }
-"""What is still unverified about a CUDA path on a GPU: results or times (docs/results/gpu.md)."""
+"""CUDA path -> what was not yet verified on a GPU: results or times (docs/results/gpu.md)."""
 LOG_VARIABLE = "HF_LONGATTN_LOG"
 Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
 class PathChoice:
-    """The path that ran, and why the paths before it did not."""
+    """The path that ran, and ``(path, reason)`` for each path of higher priority that did not."""
 
     path: str
     refused: tuple[tuple[str, str], ...] = ()
@@ -54,7 +54,7 @@ class PathChoice:
 Observer = Callable[[Any, PathChoice], None]
 """``observer(mechanism, choice)``."""
 OBSERVERS: list[Observer] = []
-"""The observers of all threads. Checked first, so that a choice costs nothing while nobody observes."""
+"""All observers, of every thread. While it is empty, choices are not reported, which saves time."""
 _process_observers: list[Observer] = []
 _context_observers: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
 _running: ContextVar[Any] = ContextVar("running", default=None)
@@ -63,7 +63,7 @@ _reports: ContextVar[int] = ContextVar("reports", default=0)
 
 
 def notify(choice: PathChoice) -> None:
-    """Tell the observers which path ran in this thread's innermost mechanism."""
+    """Call the observers of this thread with its innermost mechanism and the path that ran."""
     _reports.set(_reports.get() + 1)
     for observer in (*_process_observers, *_context_observers.get()):
         observer(_running.get(), choice)
@@ -71,7 +71,7 @@ def notify(choice: PathChoice) -> None:
 
 @contextlib.contextmanager
 def running(mechanism: Any) -> Iterator[None]:
-    """Attribute the paths that are chosen in this thread to ``mechanism``."""
+    """Context manager: paths chosen in this thread are reported for ``mechanism``."""
     before = _running.set(mechanism)
     try:
         yield
@@ -80,7 +80,7 @@ def running(mechanism: Any) -> Iterator[None]:
 
 
 def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Result]:
-    """Wrap ``run``. If it reports no path, report the name of the mechanism's engine."""
+    """Wrap ``run`` so that, if it reports no path, the name of the mechanism's engine is reported."""
 
     def reported(*arguments: Any) -> Result:
         before, out = _reports.get(), run(*arguments)
@@ -93,7 +93,7 @@ def reporting(mechanism: Any, run: Callable[..., Result]) -> Callable[..., Resul
 
 @contextlib.contextmanager
 def observe(observer: Observer) -> Iterator[None]:
-    """Call ``observer(mechanism, choice)`` whenever a path is chosen in this thread."""
+    """Context manager: call ``observer(mechanism, choice)`` whenever a path is chosen in this thread."""
     OBSERVERS.append(observer)
     before = _context_observers.set((*_context_observers.get(), observer))
     try:
@@ -104,14 +104,14 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def report(path: str, refused: Sequence[tuple[str, str]]) -> None:
-    """Tell the observers, unless this is a graph. Callers check first that there are :data:`OBSERVERS`."""
+    """Report a path to the observers, except in a graph. Callers check :data:`OBSERVERS` first."""
     if not in_graph():
         notify(PathChoice(path, tuple(refused)))
 
 
 def log_paths() -> None:
     """Log every distinct choice of a path once, as ``HF_LONGATTN_LOG=paths`` does."""
-    from transformers.utils import logging as transformers_logging  # its handlers print the log; imported only on request
+    from transformers.utils import logging as transformers_logging  # its handlers print the log; imported late to save time
 
     logger, logged = transformers_logging.get_logger(LOGGER), set[str]()
 

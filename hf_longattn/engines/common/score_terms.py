@@ -10,13 +10,12 @@ taken for some heads, one sequence of a batch, or rows that were rolled. :func:`
 | :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
 | :class:`PlaceTerm` | ``Σ_a table_a[h, x_a(j) - x_a(i)]``, places x anywhere | LayoutLMv3 |
 | :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT, DiNAT |
-| :class:`AxisTerm` | ``Σ_a q_i · R_a[x_a(i) - x_a(j)]``, places x on a grid | MViTv2, SAM, ViTDet |
+| :class:`~hf_longattn.positions.axis_term.AxisTerm` | ``Σ_a q_i · R_a[x_a(i) - x_a(j)]``, places x on a grid | MViTv2, SAM, ViTDet |
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -64,14 +63,9 @@ class ScoreTerm(ABC):
         """The scores with the term added. The arguments broadcast."""
 
     @property
-    def score_mod(self) -> ScoreMod:
-        """The term as calls hold it."""
-        return self
-
-    @property
     def written_out(self) -> ScoreMod:
         """The term as a function without products of queries or keys."""
-        return self.score_mod
+        return self
 
     def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> ScoreMod:
         """The term for ``heads`` only, renumbered from 0. ``device`` is where the queries are."""
@@ -88,7 +82,7 @@ class ScoreTerm(ABC):
     def shifted(self, first: int, row: int = 0) -> ScoreMod:
         """The term for positions that count from token ``first``, and for rows that count from ``row``."""
         if self.by_distance_alone or not (first or row):
-            return self.score_mod
+            return self
         return self.indexed(lambda b, position: (b + row, position + first))
 
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
@@ -102,7 +96,7 @@ class ScoreTerm(ABC):
             move: moves what the term holds for each token.
             index: finds where a token was. Padding may be at any token's position.
         """
-        return self.score_mod if self.by_distance_alone else self.indexed(index)
+        return self if self.by_distance_alone else self.indexed(index)
 
     def indexed(self, index: Index) -> ScoreMod:
         """The term as a function that looks up rows and positions by ``index``."""
@@ -135,7 +129,7 @@ class ScoreTerm(ABC):
 
     def on(self, grid: Grid) -> ScoreMod:
         """The term bound to a call's grid."""
-        return self.score_mod
+        return self
 
     def on_larger(self, grid: Grid, queries: Tensor) -> ScoreMod | None:
         """The term for a larger grid and its ``queries (B, H, N, D)``; ``None`` without values there."""
@@ -159,7 +153,7 @@ class _Function(ScoreTerm):
         return self.function(score, b, h, q_idx, kv_idx)
 
     @property
-    def score_mod(self) -> ScoreMod:
+    def written_out(self) -> ScoreMod:
         return self.function
 
 
@@ -436,98 +430,6 @@ class PlaceTerm(ScoreTerm):
         return dataclasses.replace(self, places=move(self.places, 1))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AxisTerm(ScoreTerm):
-    """A ``score_mod`` of the query and the distance on every axis of a grid: decomposed relative positions.
-
-        term(i, j) = Σ over axes a of  q_i · R_a[x_a(i) - x_a(j)]
-
-    The term is a product of features, q'_i · k'_j: q'_i holds q_i · R_a[x_a(i) - x] for every coordinate x of every axis; k'_j is 1 at j's
-    coordinates, else 0. With one more feature per coordinate in q and k, a fused kernel adds it without N×N memory, forward and backward.
-    Windows and dense attention do so. Any other engine looks the term up, which takes ``(B, H, N, Σ sizes)`` memory.
-
-    queries: the call's q, ``(B, H, N, D)``, not multiplied by the factor on q·k.
-    tables: R of every axis, ``(2·s - 1, D)``: a row for each distance, query - key, from -(s - 1) to s - 1; larger distances are clamped.
-    grid: the tokens' grid. Pairs with a prefix token have no term.
-    """
-
-    queries: Tensor
-    tables: tuple[Tensor, ...]
-    grid: Grid
-
-    engines = ("dense", "windows")
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        cell = (q_idx - self.grid.prefix).clamp(min=0)
-        places = [place.clamp(0, size - 1) for place, size in zip(self.grid.places(kv_idx), self.grid.sizes, strict=True)]
-        terms = [by_place[b, h, cell, place] for by_place, place in zip(self._by_place, places, strict=True)]
-        term = functools.reduce(torch.add, terms)
-        if self.grid.prefix:
-            term = term.masked_fill((q_idx < self.grid.prefix) | (kv_idx < self.grid.prefix), 0)
-        return score + term.to(score.dtype)
-
-    @graph_property
-    def _by_place(self) -> list[Tensor]:
-        """The term of every cell at every coordinate: ``(B, H, cells, size)`` for each axis."""
-        cells = self.queries[:, :, self.grid.prefix :]
-        return axis_products(cells, self.tables, self.grid.sizes)
-
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> AxisTerm:
-        return dataclasses.replace(self, queries=self.queries[:, list(heads)])
-
-    def on_larger(self, grid: Grid, queries: Tensor) -> AxisTerm:
-        return dataclasses.replace(self, queries=queries, grid=grid)
-
-    def beyond_grid(self, places: Sequence[Tensor]) -> Tensor:
-        total = self.queries.new_zeros(*self.queries.shape[:3], len(places[0]))
-        query_places = self.grid.places(torch.arange(self.grid.length, device=self.queries.device)[:, None])
-        for table, query, key in zip(self.tables, query_places, places, strict=True):
-            total = total + torch.einsum("bhnd,nkd->bhnk", self.queries, _rows(table, query - key).to(self.queries.dtype))
-        from_prefix = torch.arange(self.grid.length, device=total.device)[:, None] < self.grid.prefix
-        return total.masked_fill(from_prefix, 0)
-
-    def as_features(
-        self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """More features of q and k. Those of v are zeros, since fused kernels take heads of one width."""
-        prefix = self.grid.prefix if sizes is None else 0
-        sizes = self.grid.sizes if sizes is None else tuple(sizes)
-        products = torch.cat(axis_products(q[:, :, prefix:], self.tables, sizes), -1) / scale
-        places = one_hot_places(sizes, q.device, k.dtype)[None, None].expand(*k.shape[:2], -1, -1)
-        queries = torch.cat([q, F.pad(products.to(q.dtype), (0, 0, prefix, 0))], -1)
-        keys = torch.cat([k, F.pad(places, (0, 0, prefix + shared, 0))], -1)
-        return queries, keys, F.pad(v, (0, sum(sizes)))
-
-
-def axis_products(cells: Tensor, tables: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """q_i · R_a[x_a(i) - x] of every axis, ``(B, H, cells, size of the axis)``, for ``cells (B, H, cells, D)`` in raster order."""
-    on_grid, products = cells.unflatten(2, tuple(sizes)), []
-    for axis, (table, size) in enumerate(zip(tables, sizes, strict=True), 2):
-        places = torch.arange(size, device=table.device)
-        rows = _rows(table, places[:, None] - places).to(cells.dtype)
-        along = on_grid.movedim(axis, 2)
-        product = along.reshape(*along.shape[:3], -1, along.shape[-1]) @ rows.transpose(-1, -2)
-        products.append(product.reshape(*along.shape[:-1], size).movedim(2, axis).flatten(2, -2))
-    return products
-
-
-def _rows(table: Tensor, distances: Tensor) -> Tensor:
-    """The rows ``(…, D)`` of a table for distances ``(…)``, clamped to the table's range."""
-    most = (table.shape[0] - 1) // 2
-    return table[distances.clamp(-most, most) + most]
-
-
-def one_hot_places(sizes: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """One-hot coordinates of a grid's cells, concatenated over the axes: ``(cells, Σ sizes)``. Cached."""
-
-    def build() -> Tensor:
-        places = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).view(-1, len(sizes))
-        parts = [F.one_hot(places[:, axis], size) for axis, size in enumerate(sizes)]
-        return torch.cat(parts, 1).to(device, dtype)
-
-    return BYTE_CACHE.get(("places as features", sizes, device, dtype), build)
-
-
 @dataclasses.dataclass(frozen=True)
 class GridBias(ScoreTerm):
     """A ``score_mod`` of the head and the distance on every axis of a grid. It is learned.
@@ -670,20 +572,3 @@ class GridBias(ScoreTerm):
         of_prefix = torch.where(to_prefix, first + 2, first)
         entries = torch.where(from_prefix, of_prefix, torch.where(to_prefix, first + 1, entries))
         return score + self.table[h, entries]
-
-
-def tile_distances(sizes: Sequence[int], key_sizes: Sequence[int], ahead: Sequence[int], steps: Sequence[int]) -> list[Tensor]:
-    """Distances, query - key, between a tile's cells and its keys, one tensor per axis. They broadcast over all axes of both.
-
-    Args:
-        sizes, key_sizes: queries and keys along each axis.
-        ahead: steps from the first key to the first query along each axis.
-        steps: cells in one step along each axis.
-    """
-    rank, distances = len(sizes), []
-    for axis, (size, key_size, first, step) in enumerate(zip(sizes, key_sizes, ahead, steps, strict=True)):
-        distance = (torch.arange(first, first + size)[:, None] - torch.arange(key_size)) * step
-        shape = [1] * (2 * rank)
-        shape[axis], shape[rank + axis] = size, key_size
-        distances.append(distance.view(shape))
-    return distances

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from ...errors import GridError, MaskError
 from .batch import Batch, first_real, in_graph, nothing_seen, roll_left, wrapped
-from .call import AttentionCall, AttentionFunction, State, without_padding
-from .context import DispatchContext
+from .call import AttentionCall, AttentionFunction, DispatchContext, State, without_padding
 from .derivatives import no_fused_kernels
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid

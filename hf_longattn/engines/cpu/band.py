@@ -1,14 +1,15 @@
 """The path ``cpu-band``: a band and global tokens by PyTorch's fused kernel for the CPU.
 
-The queries are cut into blocks. The keys of one block are one contiguous slice, so the slices of all blocks are a strided *view* of the
-keys (``as_strided``, no copy), and one call of the kernel runs all of them. Global columns and rows are further calls on gathered tokens.
+The queries are cut into blocks. The keys of a block are a contiguous slice, so the keys of all blocks are a strided view
+(``as_strided``, no copy). One kernel call runs many blocks. Global tokens need further calls: as keys of all queries (global columns), and
+as queries of all keys (global rows).
 
-The plan (:func:`band_plan`) has blocks of the cheapest size, by the :class:`Costs` of calls. Small blocks compute few pairs outside the
-band. Large blocks need fewer calls and less time per pair. With AMX, the kernel repacks the keys of every block, so large blocks
-repack fewer keys. The largest block has all queries: the dense kernel with the band as its mask. It is the fastest for sequences up to
-about the band's width, and needs no further calls for global tokens.
+:func:`band_plan` chooses the block size with the lowest estimated cost (:class:`Costs`). Small blocks compute few pairs outside the band.
+Large blocks need fewer calls and less time per pair. They also repack fewer keys, which the kernel does for each block with AMX. The
+largest block has all queries: the dense kernel with the band as its mask. It is fastest for sequences up to about the band's width, and
+needs no further calls for global tokens.
 
-The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. So results are bitwise equal for
+The plan depends only on lengths, band, dtype, processor, and whether there are global tokens. Results are therefore bitwise equal for
 every batch size and number of heads.
 """
 
@@ -25,8 +26,7 @@ from torch import Tensor
 
 from ..common.batch import all_finite
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import Pattern
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext, Pattern
 from ..common.score_terms import DistanceBias, PlaceTerm
 from .dropout import drops_in_tiles
 from .flash import additive_mask, visible_mask
@@ -35,25 +35,26 @@ from .onednn import has_amx
 from .softmax import Listed, Part, Runs, Scope, Side, Source, source
 
 KERNEL_QUERIES, KERNEL_KEYS = (32, 64, 256), 512
-"""Tile sizes of PyTorch's CPU flash kernel. Query rows in blocks of up to 191, up to 767 and more; then keys."""
+"""Tile sizes of PyTorch's CPU flash kernel: query rows for N < 192, N < 768 and larger N; keys."""
 MAX_BLOCK_QUERIES = 2048
-"""Maximum queries in one block, which bounds its mask."""
+"""Maximum queries in one block. This bounds the memory of its mask."""
 COLUMN_BLOCK, COLUMN_CALL_QUERIES = 32, 512
-"""Query rows per block in the search for rows that need global columns. Then the maximum rows per call."""
+"""Queries of a call over global columns: their number is a multiple of the first value, at most the second."""
 
 DROPOUT_BLOCK = 64
-"""Queries per block with dropout. Forward and backward must draw weights in the same blocks."""
+"""Queries per block with dropout. Forward and backward need equal blocks to draw the same weights."""
 
 Mask = TypeVar("Mask", Tensor, Tensor | None)
 BAND, COLUMNS, ROWS = range(3)
-"""Kinds of parts: the first entry of :attr:`Part.place`."""
+"""First entry of :attr:`Part.place`: whether a part computes the band, global columns or global rows."""
 
 
 def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
-    if (why := why_no_kernel(context, drops=drops_in_tiles(context))) is not None:
+    drops = bool(context.call.dropout) and drops_in_tiles(context)
+    if (why := why_no_kernel(context, drops=drops)) is not None:
         return why
-    if "cpu-band" in context.call.term.engines:
+    if context.call.score_mod is None or "cpu-band" in context.call.term.engines:
         return None
     return "the fused kernel adds no score term other than a bias by distance or place"
 
@@ -61,13 +62,13 @@ def why_not(context: DispatchContext) -> str | None:
 def plan_of(context: DispatchContext) -> Plan:
     """The cheapest plan for the call's band."""
     assert context.dtype is not None
-    band, kv_len = context.band, context.kv_len
+    band, kv_len = context.pattern, context.kv_len
     sizes = (context.q_len, kv_len, kv_len - context.q_len, min(band.left, kv_len), min(band.right, kv_len))
     return band_plan(*sizes, context.dtype, torch.get_num_threads(), tokens=context.call.global_mask is not None)
 
 
 class Group(NamedTuple):
-    """Equal blocks. Block i has ``block`` queries from ``first + i * block`` on, and ``width`` keys from ``start + i * step`` on."""
+    """Blocks of equal size. Block i has ``block`` queries from ``first + i * block`` and ``width`` keys from ``start + i * step``."""
 
     first: int
     blocks: int
@@ -85,18 +86,18 @@ class Group(NamedTuple):
         return Runs(self.start, self.width, self.blocks, self.step)
 
     def parts(self, count: int) -> Iterator[Group]:
-        """Its blocks in groups of at most ``count``."""
+        """Split the group into groups of at most ``count`` blocks."""
         for number in range(0, self.blocks, count):
             first, start = self.first + number * self.block, self.start + number * self.step
             yield self._replace(first=first, start=start, blocks=min(count, self.blocks - number))
 
     def sees_all(self, shift: int, left: int, right: int) -> bool:
-        """Whether the band covers every pair of a block. Its first query is at index ``shift`` of its key slice."""
+        """Whether the band covers every pair of a block. ``shift``: index of the block's first query within its keys."""
         return shift + self.block - 1 <= left and self.width - 1 - shift <= right
 
 
 def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: int) -> Iterator[Group]:
-    """Cover all queries: inner blocks in one group, edges block by block. Slices of inner blocks lie within the sequence.
+    """Groups that cover all queries: one for the inner blocks, and one for each block at the edges, where keys are cut off.
 
     Args:
         shift: position of the first query within the keys.
@@ -115,30 +116,30 @@ def groups(q_len: int, kv_len: int, shift: int, left: int, right: int, block: in
 
 
 class Costs(NamedTuple):
-    """Costs of calls, in nanoseconds per head, with 12 heads of width 64."""
+    """Costs in nanoseconds per head, measured with 12 heads of dimension 64."""
 
     sizes: tuple[int, ...]
-    """Block sizes to choose from, in queries, besides one block of all queries."""
+    """Block sizes to choose from, in queries. One block of all queries is a choice too."""
     pair: tuple[float, float, float]
-    """One pair without a mask, for each block size of :data:`KERNEL_QUERIES`."""
+    """Cost per query-key pair without a mask, for each tile size of :data:`KERNEL_QUERIES`."""
     masked: float
-    """Extra cost of a pair with a mask."""
+    """Additional cost per pair with a mask."""
     key: float
-    """One key of a block: layout for AMX tiles or, backward, summing its gradients."""
+    """Cost per key of a block, for repacking it (AMX) or summing its gradients (backward)."""
     call: float
-    """One call of the kernel."""
+    """Cost per kernel call."""
     tokens: float
-    """All additional calls for global tokens together."""
+    """Cost of all calls for global tokens together."""
     queries: int
-    """Maximum queries per call, so that its results stay in the cache."""
+    """Maximum queries per call, so that results fit into the processor's cache."""
 
     def of(self, group: Group, shift: int, left: int, right: int) -> float:
-        """The cost of a group of blocks. A block's first query is at index ``shift`` of its key slice."""
+        """The cost of a group of blocks. ``shift``: index of a block's first query within its keys."""
         size = (group.block >= 192) + (group.block >= 768)
         pair = self.pair[size] + (0.0 if group.sees_all(shift, left, right) else self.masked)
         calls = -(-group.blocks // max(1, self.queries // group.block))
         pairs = group.block * group.width
-        if right == 0 and group.block == group.width:  # all queries and keys: the kernel skips keys after a query
+        if right == 0 and group.block == group.width:  # a causal block of all queries and keys: the kernel skips keys after a query
             pairs = sum(
                 min(KERNEL_QUERIES[size], group.block - row)
                 * min(group.width, -(-(row + KERNEL_QUERIES[size]) // KERNEL_KEYS) * KERNEL_KEYS)
@@ -152,22 +153,22 @@ BF16 = Costs((32, 64), (3.55, 3.2, 3.15), 0.2, 0.0, 5_800.0, 100_000.0, 2048)
 BF16_AMX = Costs((32, 192, 256, 384, 768), (3.3, 1.1, 0.8), 0.25, 110.0, 5_000.0, 80_000.0, 384)
 FP32_BACKWARD = Costs((64, 192), (8.0, 8.0, 7.6), 0.3, 100.0, 8_000.0, 200_000.0, 256)
 BF16_BACKWARD = Costs((64, 192, 256), (8.0, 7.0, 5.4), 0.3, 250.0, 8_000.0, 200_000.0, 256)
-"""Costs measured on an AMD EPYC of 2024 (AVX-512 without AMX), one thread's processor time. Windows had 512 tokens and sequences 256
-to 2,048. Costs with AMX are estimated from whole models on an Intel Xeon of 2023."""
+"""CPU time of one thread on an AMD EPYC of 2024 (AVX-512, no AMX), for windows of 512 tokens and sequences of 256 to 2,048. The AMX costs
+are estimated from the times of whole models on an Intel Xeon of 2023."""
 
 
 def costs_of(dtype: torch.dtype, backward: bool, threads: int) -> Costs:
-    """The costs on this processor."""
+    """The costs for this processor."""
     half = dtype.itemsize < 4
     if backward:
         return BF16_BACKWARD if half else FP32_BACKWARD
     if dtype == torch.bfloat16 and has_amx():
-        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread's share stays in its cache
+        return BF16_AMX._replace(queries=BF16_AMX.queries * threads)  # each thread has its own cache
     return BF16 if half else FP32
 
 
 class Plan(NamedTuple):
-    """The blocks of all queries of a sequence, and the queries per call."""
+    """Blocks that cover all queries of a sequence, and the calls that run them."""
 
     groups: tuple[Group, ...]
     block: int
@@ -176,7 +177,7 @@ class Plan(NamedTuple):
     """Maximum queries per call."""
 
     dense: bool
-    """Whether one block has all queries and keys. Its mask then also holds the global tokens."""
+    """Whether one block has all queries and keys. Its mask then includes the global tokens."""
 
 
 @functools.lru_cache(4096)
@@ -184,9 +185,10 @@ def band_plan(
     q_len: int, kv_len: int, shift: int, left: int, right: int, dtype: torch.dtype, threads: int, *, backward: bool = False,
     tokens: bool = False, block: int | None = None,
 ) -> Plan:  # fmt: skip
-    """The cheapest plan for queries that see ``left`` keys back and ``right`` ahead. The first query is at key position ``shift``.
+    """The cheapest plan for a band of ``left`` keys before and ``right`` keys after each query.
 
     Args:
+        shift: position of the first query within the keys.
         threads: number of threads of the process.
         backward: whether the plan is for the backward pass.
         tokens: whether there are global tokens.
@@ -204,9 +206,9 @@ def band_plan(
 
 
 def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
-    """Additive band mask ``(1, 1, block, block + left + right)``. The block's first query is at index ``left`` of its keys.
+    """Cached additive band mask ``(1, 1, block, block + left + right)`` of a block whose first query is at key ``left``.
 
-    Slices at the edges have many widths. Their masks are views of this one. Shared, so read-only.
+    Masks of blocks at the edges are views of it. It is shared and must not be modified.
     """
 
     def make() -> Tensor:
@@ -217,8 +219,7 @@ def band_mask(block: int, left: int, right: int, dtype: torch.dtype) -> Tensor:
 
 
 def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtype: torch.dtype) -> Tensor | None:
-    """The part of :func:`band_mask` for a group's blocks, ``(1, 1, size, width)``. ``None`` where it hides nothing. Blocks have up to
-    ``block`` queries, and the first of all queries is at key position ``shift``."""
+    """The slice of :func:`band_mask` for a group's blocks, ``(1, 1, group.block, group.width)``. ``None`` if it hides no pair."""
     first = group.first + shift - group.start
     if group.sees_all(first, left, right):
         return None
@@ -226,7 +227,7 @@ def block_mask(group: Group, shift: int, left: int, right: int, block: int, dtyp
 
 
 class Item(Scope):
-    """Batch rows that run together: all rows, or one row without its outer padding."""
+    """A scope of band attention: all batch rows together, or one row without its outer padding."""
 
     def __init__(
         self, source: BandSource, rows: slice, queries: slice, keys: slice, shift: int, hole: Tensor | None = None,
@@ -234,15 +235,16 @@ class Item(Scope):
     ) -> None:  # fmt: skip
         """
         Args:
-            rows, queries, keys: where its tokens are in the batch.
-            shift: position of the first query among the item's keys.
-            hole: additive mask ``(1, 1, Nk)`` of padding between the item's real keys, if any.
-            tokens: positions of the global tokens among the item's keys, if any.
+            rows, queries, keys: slices of the batch axis, the queries' axis and the keys' axis.
+            shift: position of the first query within the item's keys.
+            hole: additive mask ``(1, 1, Nk)`` of padding between real keys, if any.
+            tokens: positions of the global tokens within the item's keys, if any.
         """
         self.source, self.shift, self.hole, self.tokens = source, shift, hole, tokens
         self.biased: dict[tuple[int, int, int], Tensor] = {}
         self.by_query, self.by_key = (rows, slice(None), queries), (rows, slice(None), keys)
         (self.batch, _, self.q_len, _), self.kv_len = source.q[self.by_query].shape, source.k[self.by_key].shape[2]
+        self.is_everything = hole is None and (self.batch, self.q_len, self.kv_len) == (*source.q.shape[::2], source.k.shape[2])
 
     @property
     def parts(self) -> Iterable[Part]:  # type: ignore[override]
@@ -250,9 +252,7 @@ class Item(Scope):
 
     @property
     def whole(self) -> bool:  # type: ignore[override]
-        if self.hole is not None or self.batch != len(self.source.q):
-            return False
-        return (self.q_len, self.kv_len) == (self.source.q.shape[2], self.source.k.shape[2]) and self.source.in_one_part(self)
+        return self.is_everything and self.source.in_one_part(self)
 
     def read(self, name: str, x: Tensor) -> Tensor:
         of_keys = name in ("k", "v")
@@ -270,7 +270,7 @@ class Item(Scope):
             self.into("out", results["out"]).masked_fill_(self.padding[:, :, self.shift : self.shift + self.q_len], 0)
 
     def with_hole(self, mask: Mask, keys: Side) -> Mask | Tensor:
-        """``mask``, with padding among the part's keys hidden too."""
+        """``mask`` plus the mask of padding between the part's keys."""
         if self.hole is None:
             return mask
         hole = keys.of(self.hole)[:, :, None]
@@ -278,30 +278,28 @@ class Item(Scope):
 
     @property
     def padding(self) -> Tensor:
-        """Which keys are padding between real tokens, ``(1, 1, Nk, 1)`` bool."""
+        """``(1, 1, Nk, 1)`` bool, True for padding between real tokens."""
         assert self.hole is not None
         return (self.hole != 0)[..., None]
 
     def distances(self, part: Part) -> Tensor:
-        """Distances, query - key, of a part's pairs, ``(queries, keys)``. Equal for all rows of :class:`Runs`."""
+        """Distances (query - key) of a part's pairs, ``(queries, keys)``. They are equal for all rows of :class:`Runs`."""
         queries, keys = (
             torch.arange(side.start, side.start + side.size) if isinstance(side, Runs) else cast(Listed, side).tokens
             for side in (part.queries, part.keys)
         )
         return (queries + self.shift)[:, None] - keys
 
-    def far_parts(self, rows_first: bool) -> list[Part]:
-        """Parts for the global tokens: global columns (as keys) and global rows (as queries)."""
-        if (tokens := self.tokens) is None:
-            return []
+    def far_parts(self, tokens: Tensor, rows_first: bool) -> list[Part]:
+        """Parts for the global tokens at positions ``tokens``: global columns and global rows."""
         key = ("far parts", self.q_len, self.kv_len, self.shift, self.source.pattern, tuple(tokens.tolist()), self.source.dtype)
         columns, rows = BYTE_CACHE.get(key, lambda: ([*self._columns(tokens)], self._rows(tokens)))
         return [*rows, *columns] if rows_first else [*columns, *rows]
 
     def _columns(self, columns: Tensor) -> Iterator[Part]:
-        """Parts for global columns, for queries whose band does not cover all of them.
+        """Parts for global columns. Queries are left out if their band covers all global tokens.
 
-        Queries far from every global token need no mask.
+        The mask hides pairs within the band, so queries far from every global token need none.
         """
         q_len, (left, right, causal) = self.q_len, self.source.band
         start = torch.arange(0, q_len, COLUMN_BLOCK)[:, None] + self.shift
@@ -311,7 +309,7 @@ class Item(Scope):
             any_inside &= columns - stop <= right
             all_inside &= columns - start <= right
         row, number = 0, 0
-        hidden_pairs = any_inside.any(1).int() + all_inside.all(1).int()  # none, some or all of a block's pairs
+        hidden_pairs = any_inside.any(1).int() + all_inside.all(1).int()  # 0, 1, 2: none, some or all of a block's pairs
         for hidden, blocks in itertools.groupby(hidden_pairs.tolist()):
             end = min(q_len, row + COLUMN_BLOCK * len(list(blocks)))
             for first in range(row, end, COLUMN_CALL_QUERIES) if hidden != 2 else ():
@@ -326,25 +324,25 @@ class Item(Scope):
             row = end
 
     def _rows(self, tokens: Tensor) -> list[Part]:
-        """Parts for global rows. A global query sees every key or, if causal, every earlier key."""
+        """Parts for global rows: global queries over all keys or, if causal, all keys up to the query."""
         rows = tokens - self.shift
         rows = rows[(rows >= 0) & (rows < self.q_len)]
         if not self.source.pattern.global_rows or not len(rows):
             return []
-        part = Part(Listed(rows), Runs(0, self.kv_len), place=(ROWS, 0), alone=True)
+        part = Part(Listed(rows), Runs(0, self.kv_len), place=(ROWS, 0), overrides=True)
         if self.source.pattern.causal:
             part = part._replace(mask=additive_mask(self.distances(part) < 0, self.source.dtype)[None, None])
         return [part]
 
 
 class BandSource(Source):
-    """A source whose queries see keys around them and global tokens."""
+    """Base class of sources for a band and global tokens."""
 
     pattern: Pattern
     key_mask: Tensor | None
     global_mask: Tensor | None
     plain_backward: ClassVar[bool] = False
-    """Whether plain products in fp32 run backward, so that tokens are converted once."""
+    """Whether the backward pass uses plain products in fp32. Inputs are then converted once per item."""
     is_backward: bool
 
     @abstractmethod
@@ -352,16 +350,16 @@ class BandSource(Source):
         """The parts of an item."""
 
     @abstractmethod
-    def runs_alone(self, item: Item) -> bool:
-        """Whether an item of all batch rows must be split, since its queries are cut into equal blocks."""
+    def splits_batch(self, item: Item) -> bool:
+        """Whether an item of all batch rows must be split into one item per row. Views of several blocks need this."""
 
     def in_one_part(self, item: Item) -> bool:
-        """Whether an item has a single part with all pairs."""
+        """Whether the item runs as a single part with all queries and keys."""
         return False
 
     @property
     def band(self) -> tuple[int, int, bool]:
-        """How far a query sees back and ahead, and causality."""
+        """The band: keys before a query, keys after it, and whether it is causal."""
         return self.pattern.left, self.pattern.right, self.pattern.causal
 
     def prepare(self, out: Tensor, lse: Tensor) -> None:
@@ -370,12 +368,12 @@ class BandSource(Source):
             lse.zero_()
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        """The batch without outer padding. Rows without a real token are skipped, and their outputs are zeros."""
+        """Items of the batch without outer padding. Rows of padding only are skipped; their outputs are zeros."""
         self.is_backward = backward
         everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
         if self.key_mask is None and self.global_mask is None:
             item = Item(self, everything, everything, everything, earlier)
-            if len(self.q) == 1 or not self.runs_alone(item):
+            if len(self.q) == 1 or not self.splits_batch(item):
                 yield item
                 return
         for row in range(len(self.q)):
@@ -397,13 +395,11 @@ class BandSource(Source):
 
 @source
 class Band(BandSource):
-    """The keys ``i - left … i + right`` and global tokens.
+    """Attention of query i to keys ``i - left`` to ``i + right`` and to global tokens. The queries are the last Nq positions.
 
     - learned: the table of a :class:`DistanceBias`, if any.
     - fixed: key mask and global mask ``(B, Nk)`` bool, or None; the places and the stacked tables of a :class:`PlaceTerm`, or None.
-    - numbers: left, right, causal, whether global tokens see every key, and how far ahead the bias reaches.
-
-    The queries are the last Nq positions.
+    - numbers: left, right, causal, whether global tokens attend to every key, and the maximum distance ahead in the bias table.
     """
 
     name = "band"
@@ -418,29 +414,31 @@ class Band(BandSource):
 
     def parts(self, item: Item) -> Iterator[Part]:
         plan = self.plan(item)
-        near, far = self._near(item, plan), [] if plan.dense else item.far_parts(self.is_backward)
+        near = self._near(item, plan)
+        far = [] if plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
         parts = [*far, *near] if self.is_backward else [*near, *far]
         if item.hole is None and self.bias is None and self.term is None:
             return iter(parts)
-        return (self._completed(item, part) for part in parts)  # one by one, since masks with a place term are large
+        return (self._completed(item, part) for part in parts)  # lazily, since masks with a place term are large
 
     def plan(self, item: Item) -> Plan:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
         settings = {"block": DROPOUT_BLOCK} if self.dropout else {"backward": self.is_backward, "tokens": item.tokens is not None}
         return band_plan(*sizes, self.q.dtype, torch.get_num_threads(), **settings)
 
-    def runs_alone(self, item: Item) -> bool:
+    def splits_batch(self, item: Item) -> bool:
         return any(group.blocks > 1 for group in self.plan(item).groups)
 
     def in_one_part(self, item: Item) -> bool:
         return self.plan(item).dense
 
     def _near(self, item: Item, plan: Plan) -> list[Part]:
-        """Parts for the band, without padding and score terms."""
-        shift, (left, right, causal) = item.shift, self.band
+        """Parts for the band. Their masks lack padding and score terms."""
+        shift, left, right = item.shift, self.pattern.left, self.pattern.right
         if plan.dense:
             visible = visible_mask(item.q_len, item.kv_len, shift, self.pattern, item.tokens, self.dtype)
-            return [Part(Runs(0, item.q_len), Runs(0, item.kv_len), visible, (BAND, 0), causal=causal and shift == 0)]
+            causal = self.pattern.causal and shift == 0
+            return [Part(Runs(0, item.q_len), Runs(0, item.kv_len), visible, (BAND, 0), causal=causal)]
 
         def make() -> list[Part]:
             parts: list[Part] = []
@@ -453,7 +451,7 @@ class Band(BandSource):
         return BYTE_CACHE.get(("parts", item.q_len, item.kv_len, shift, left, right, plan.block, plan.queries, self.dtype), make)
 
     def _completed(self, item: Item, part: Part) -> Part:
-        """A part with padding, bias and place term in its mask."""
+        """The part with padding, bias and place term added to its mask."""
         mask = part.mask
         if self.bias is not None:
             mask, part = self._biased(item, part, self.bias), part._replace(of_scores=self._of_scores(item, part))
@@ -465,7 +463,7 @@ class Band(BandSource):
         return part._replace(mask=mask)
 
     def _biased(self, item: Item, part: Part, bias: DistanceBias) -> Tensor:
-        """The mask of a part plus the bias, ``(1, H, queries, keys)``. Made once for all parts of the band that have the same shape."""
+        """The part's mask plus the bias, ``(1, H, queries, keys)``. Band parts of equal shape share it."""
         shape = None
         if isinstance(part.queries, Runs) and isinstance(part.keys, Runs):
             shape = part.queries.size, part.keys.size, part.queries.start + item.shift - part.keys.start

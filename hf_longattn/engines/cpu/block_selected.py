@@ -1,8 +1,8 @@
 """The path ``cpu-blocks``: each query's own and selected blocks, by PyTorch's fused CPU kernel.
 
-A block of keys is one contiguous slice. The queries of a head are copied in the order of their selected blocks, so the queries of one block
-are one slice too. Without causality a query's own block is one more selection. Causal queries attend to their own blocks in separate calls,
-on views of queries and keys with one mask. The blocks merge by log-sum-exp.
+A block of keys is a slice. The queries of a head are copied in the order of their selected blocks, so the queries of a block are a slice,
+too. Without causality, a query's own block is one more selection. Causal queries attend to their own blocks in separate calls, on views of
+queries and keys with one mask. The outputs for all blocks are merged by log-sum-exp.
 
 The tiles of the gathered engine take 1.8 times as long for the forward pass and 1.7 times for forward and backward (2,048 and 8,192 tokens,
 4 blocks of 128 per query, 4 heads of 64, one thread).
@@ -16,10 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.byte_cache import BYTE_CACHE
-from ..common.call import inverse_permutation
-from ..common.context import DispatchContext
-from .flash import MASKED, padding_of, why_not_tiles
+from ..common.call import DispatchContext, Pattern, inverse_permutation
+from .flash import MASKED, padding_of, visible_mask, why_not_tiles
 from .softmax import DisjointRuns, Part, Runs, Scope, Source, source
 
 MAX_OWN_QUERIES = 4096
@@ -107,7 +105,8 @@ class Blocks(Source):
         self.key_mask, chosen = fixed
         self.size, self.causal = numbers
         assert chosen is not None
-        self.chosen = chosen if self.causal else _with_own(chosen, self.size)
+        own_block = (torch.arange(chosen.shape[2]) // self.size)[:, None].expand(*chosen.shape[:3], 1)
+        self.chosen = chosen if self.causal else torch.cat([chosen, own_block], -1)
 
     def scopes(self, backward: bool) -> Iterator[Scope]:
         for item in range(len(self.q)):
@@ -118,29 +117,18 @@ class Blocks(Source):
                 yield from _heads(item, self.chosen[item], self.size, padding, merges=bool(self.causal))
 
 
-def _with_own(chosen: Tensor, size: int) -> Tensor:
-    """``chosen (B, H, N, K)`` with every query's own block added, ``(B, H, N, K + 1)``."""
-    own_block = torch.arange(chosen.shape[2]) // size
-    return torch.cat([chosen, own_block[:, None].expand(*chosen.shape[:3], 1)], -1)
-
-
 def _own_blocks(heads: int, length: int, size: int, padding: Tensor | None, dtype: torch.dtype) -> Iterator[Part]:
     """Parts for causal queries and their own blocks. A part has as many blocks as stay in the cache. An incomplete block comes last."""
     full_blocks, step = length // size, max(1, MAX_OWN_QUERIES // (heads * size))
-    stretches = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
+    pieces = [(at * size, min(step, full_blocks - at), size) for at in range(0, full_blocks, step)]
     if length > full_blocks * size:
-        stretches.append((full_blocks * size, 1, length - full_blocks * size))
-    for first, count, width in stretches:
-        runs, mask = Runs(first, width, count, width), _future(width, dtype)
+        pieces.append((full_blocks * size, 1, length - full_blocks * size))
+    for first, count, width in pieces:
+        runs, mask = Runs(first, width, count, width), visible_mask(width, width, 0, Pattern.everything(causal=True), None, dtype)
         hidden = None if padding is None else runs.of(padding[None, None])[:, :, None]
         if hidden is not None and bool(hidden.any()):
             mask = mask + hidden
         yield Part(runs, runs, mask)
-
-
-def _future(size: int, dtype: torch.dtype) -> Tensor:
-    """The additive mask ``(1, 1, size, size)`` of a causal block; shared, so read-only."""
-    return BYTE_CACHE.get(("future", size, dtype), lambda: torch.full((size, size), MASKED, dtype=dtype).triu_(1)[None, None])
 
 
 def _heads(item: int, chosen: Tensor, size: int, padding: Tensor | None, merges: bool) -> Iterator[_Head]:

@@ -2,10 +2,10 @@
 
 A term depends on the distance and on the query or the key. The band of a query has w = left + right + 1 keys. A block of n queries has the
 products M = p·rᵀ ``(n, w)`` of its vectors p with the rows r of the distances. Row i of M holds the terms of keys i, …, i + w - 1 of the
-block's slice. M is stored in rows of w + n numbers, and the last n numbers of a row hide pairs. Read in rows of w + n - 1, the terms of
-each row begin one number later than in the row before, and M is the block's additive mask ``(n, n + w - 1)``. So the mask is a view, and
-only the products of one call's blocks take memory. The backward pass writes score gradients in rows of w + n - 1, and reads the gradients
-of M in rows of w + n.
+block's slice. M is stored in rows of w + n numbers, and the last n numbers of a row hide pairs. If the same memory is read in rows of
+w + n - 1, each row begins one number later than the row before. Read so, M is the block's additive mask ``(n, n + w - 1)``. The mask is a
+view, and only the products of one call's blocks take memory. The backward pass writes score gradients in rows of w + n - 1, and reads the
+gradients of M in rows of w + n.
 
 A term of the key and the distance has the products T = e·sᵀ ``(keys, w)`` of the vectors e of a call's keys with the rows s. Query i adds
 to its row of M the diagonal of T that begins at row i. So T is read with stride w between queries and w + 1 within a row, and added to M.
@@ -21,8 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.call import Pattern
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext, Pattern
 from .band import BandSource, Group, Item, groups
 from .flash import MASKED, token_major
 from .flash import why_not as why_no_kernel
@@ -88,8 +87,8 @@ class _Terms(NamedTuple):
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
-        """The terms ``(B, H, keys, rows)`` of keys ``e (B, H, Nk, G)``. They have places for every key that a query of the group meets at
-        these rows, also for keys outside the slices. No pair reads those."""
+        """The terms ``(B, H, keys, rows)`` of keys ``e (B, H, Nk, G)``. There is a place for every key at these distances from some query.
+        No pair reads the places of keys outside the slices."""
         keys = self.group.blocks * self.group.block + self.rows - 1
         by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]
@@ -114,8 +113,8 @@ class _Terms(NamedTuple):
 
 
 def chunk_groups(q_len: int, kv_len: int, shift: int, chunk: int, before: int, *, causal: bool) -> Iterator[Group]:
-    """Cover all queries of chunks that see themselves and ``before`` earlier tokens. Small chunks form one group with all their keys. Other
-    chunks, and chunks at the edges, are cut into blocks of :data:`QUERIES_PER_BLOCK`.
+    """The blocks of all queries, in chunks that see themselves and ``before`` earlier tokens. Small chunks form one group with all their
+    keys. Other chunks, and chunks at the edges, are cut into blocks of :data:`QUERIES_PER_BLOCK`.
 
     Args:
         shift: position of the first query within the keys. The first chunk begins at key 0.
@@ -150,11 +149,6 @@ class _Tables(NamedTuple):
     buckets: Tensor | None
     ahead: int
 
-    @classmethod
-    def of(cls, heads: int, of_queries: Tensor, of_keys: Tensor | None, buckets: Tensor | None, ahead: int) -> _Tables:
-        by_head = None if of_keys is None else of_keys.expand(heads, -1, -1)
-        return cls(of_queries.expand(heads, -1, -1), by_head, buckets, ahead)
-
     def rows(self, distance: Tensor) -> Tensor:
         """The row of each distance."""
         if self.buckets is not None:
@@ -176,58 +170,47 @@ class _FarTerms(NamedTuple):
     """True for global rows, False for global columns."""
 
     def over(self, p: Tensor, e: Tensor | None, tables: _Tables) -> Tensor:
-        """The terms ``(b, H, queries, keys)`` of ``p (b, H, queries, F)`` and ``e (b, H, keys, G)``.
-
-        Few tokens are multiplied by all rows of a table, many tokens by the row of each pair.
-        """
-        if self.of_rows:
-            terms = _few_terms(p, tables.of_queries, self.entries)
-            if e is not None and tables.of_keys is not None:
-                for keys in self._stretches():
-                    terms[..., keys] += _many_terms(e[:, :, keys], tables.of_keys, self.entries[:, keys].T).mT
-            return terms
-        terms = _many_terms(p, tables.of_queries, self.entries)
-        return terms if e is None or tables.of_keys is None else terms + _few_terms(e, tables.of_keys, self.entries.T).mT
+        """The terms ``(b, H, queries, keys)`` of ``p (b, H, queries, F)`` and ``e (b, H, keys, G)``."""
+        terms = _terms(p, tables.of_queries, self.entries, few=self.of_rows)
+        if e is not None and tables.of_keys is not None:
+            for keys in self._pieces():
+                terms[..., keys] += _terms(e[:, :, keys], tables.of_keys, self.entries[:, keys].T, few=not self.of_rows).mT
+        return terms
 
     def backward(self, of_scores: Tensor, p: Tensor, e: Tensor | None, tables: _Tables, totals: _Tables) -> tuple[Tensor, Tensor | None]:
         """The gradients of p and e, from score gradients ``(b, H, queries, keys)``. Table gradients are added to ``totals``."""
-        of_p = (_few_backward if self.of_rows else _many_backward)(of_scores, p, tables.of_queries, self.entries, totals.of_queries)
+        of_p = _gradients(of_scores, p, tables.of_queries, self.entries, totals.of_queries, few=self.of_rows)
         if e is None or tables.of_keys is None or totals.of_keys is None:
             return of_p, None
-        if not self.of_rows:
-            return of_p, _few_backward(of_scores.mT, e, tables.of_keys, self.entries.T, totals.of_keys)
-        stretches = (
-            _many_backward(of_scores[..., keys].mT, e[:, :, keys], tables.of_keys, self.entries[:, keys].T, totals.of_keys)
-            for keys in self._stretches()
-        )
-        return of_p, torch.cat(list(stretches), 2)
+        of_e = []
+        for keys in self._pieces():
+            of_terms, entries = of_scores[..., keys].mT, self.entries[:, keys].T
+            of_e.append(_gradients(of_terms, e[:, :, keys], tables.of_keys, entries, totals.of_keys, few=not self.of_rows))
+        return of_p, torch.cat(of_e, 2)
 
-    def _stretches(self) -> Iterator[slice]:
-        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs, since each pair copies a row."""
+    def _pieces(self) -> Iterator[slice]:
+        """All keys, in slices of up to :data:`PAIRS_PER_COLUMN_CALL` pairs. Global columns have one slice."""
         queries, keys = self.entries.shape
         step = max(1, PAIRS_PER_COLUMN_CALL // queries)
         return (slice(start, min(start + step, keys)) for start in range(0, keys, step))
 
 
-def _few_terms(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """Products ``(b, H, n, m)`` of ``x (b, H, n, F)`` with rows ``index (n, m)`` of ``table (H, W, F)``, selected from all products."""
-    return (x @ table.mT).gather(-1, index.expand(*x.shape[:2], -1, -1))
+def _terms(x: Tensor, table: Tensor, index: Tensor, few: bool) -> Tensor:
+    """Products ``(b, H, n, m)`` of ``x (b, H, n, F)`` with rows ``index (n, m)`` of ``table (H, W, F)``.
 
-
-def _few_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor) -> Tensor:
-    """The gradient of x in :func:`_few_terms`. The table's gradient is added to ``dtable``."""
-    of_products = of_terms.new_zeros(*x.shape[:3], table.shape[1]).scatter_add_(-1, index.expand_as(of_terms), of_terms)
-    dtable.add_((of_products.mT @ x).sum(0))
-    return of_products @ table
-
-
-def _many_terms(x: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """The result of :func:`_few_terms`. Copies a table row for each pair."""
+    few: whether x has few tokens. They are multiplied by all rows. Otherwise the row of every pair is copied.
+    """
+    if few:
+        return (x @ table.mT).gather(-1, index.expand(*x.shape[:2], -1, -1))
     return (table[:, index] @ x[..., None])[..., 0]
 
 
-def _many_backward(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor) -> Tensor:
-    """The gradient of x in :func:`_many_terms`. The table's gradient is added to ``dtable``."""
+def _gradients(of_terms: Tensor, x: Tensor, table: Tensor, index: Tensor, dtable: Tensor, few: bool) -> Tensor:
+    """The gradient of x in :func:`_terms`. The table's gradient is added to ``dtable``."""
+    if few:
+        of_products = of_terms.new_zeros(*x.shape[:3], table.shape[1]).scatter_add_(-1, index.expand_as(of_terms), of_terms)
+        dtable.add_((of_products.mT @ x).sum(0))
+        return of_products @ table
     dtable.index_add_(1, index.flatten(), (of_terms[..., None] * x[..., None, :]).sum(0).flatten(1, 2))
     return (of_terms[..., None, :] @ table[:, index])[..., 0, :]
 
@@ -256,10 +239,12 @@ class Distances(BandSource):
         buckets, self.key_mask, self.global_mask = fixed
         ahead, left, right, causal, global_rows, self.chunk = numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
-        self.tables = _Tables.of(self.p.shape[1], table, key_table, buckets, ahead)
+        heads = self.p.shape[1]
+        by_head = None if key_table is None else key_table.expand(heads, -1, -1)
+        self.tables = _Tables(table.expand(heads, -1, -1), by_head, buckets, ahead)
         self.rows, self.key_rows, self.index = self.tables.in_band(left, right)
 
-    def runs_alone(self, item: Item) -> bool:
+    def splits_batch(self, item: Item) -> bool:
         return item.q_len > min(self.chunk or QUERIES_PER_BLOCK, QUERIES_PER_BLOCK)
 
     def parts(self, item: Item) -> Iterator[Part]:
@@ -272,9 +257,9 @@ class Distances(BandSource):
     def _far(self, item: Item) -> Iterator[Part]:
         """Parts for the global tokens."""
         p, e = self.p[item.by_query], None if self.e is None else self.e[item.by_key]
-        for part in item.far_parts(rows_first=self.is_backward):
+        for part in () if item.tokens is None else item.far_parts(item.tokens, rows_first=self.is_backward):
             for some in _few_queries(part):
-                terms = _FarTerms(self.tables.rows(item.distances(some)), some.alone)
+                terms = _FarTerms(self.tables.rows(item.distances(some)), some.overrides)
                 added = terms.over(some.queries.of(p), None if e is None else some.keys.of(e), self.tables)
                 added = item.with_hole(added if some.mask is None else added + some.mask, some.keys)
                 yield some._replace(mask=added, of_scores=self._of_scores(item, some, terms, p, e) if self.is_backward else None)

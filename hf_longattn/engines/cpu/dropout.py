@@ -1,12 +1,12 @@
 """Softmax attention with dropout on the CPU, in tiles that stay in the cache.
 
 PyTorch's fused kernel for the CPU has no dropout. Here a weight is dropped if its 16 random bits are below round(65,536 p). The other
-weights are divided by the expected share of kept weights, so that the expected output is the output without dropout. The bits are a hash of
-seed, tile and pair. So the backward pass can draw them again, and memory is linear in the number of tokens. PyTorch's `bernoulli_` takes
-several times as long.
+weights are divided by the keep probability, so that the expected output equals the output without dropout. The bits are a hash of seed,
+tile and pair. The backward pass recomputes them, so memory is linear in the number of tokens. PyTorch's `bernoulli_` takes several times
+as long.
 
-Let w_j be a weight, m_j 1 if it is kept and 0 if not, and s the expected share. For a gradient g of the output o = Σ_j w_j m_j v_j / s, the
-gradient of a score is w_j (m_j g·v_j / s - g·o). Its form is the same as in :mod:`.flash`, so parts are merged in the same way.
+Let w_j be a weight, m_j its dropout mask (0 or 1), and s the keep probability. For a gradient g of the output o = Σ_j w_j m_j v_j / s, the
+gradient of a score is w_j (m_j g·v_j / s - g·o). This has the form of the gradient in :mod:`.flash`, so parts are merged in the same way.
 """
 
 from __future__ import annotations
@@ -18,40 +18,39 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.call import AttentionCall
-from ..common.context import DispatchContext
+from ..common.call import AttentionCall, DispatchContext
 from .flash import Gradients, mask_dtype
 
 BITS = 16
-MOST_PAIRS = 1 << 20
-"""Maximum pairs in a tile. Several arrays with a number for each pair should stay in the cache."""
+MAX_TILE_PAIRS = 1 << 20
+"""Maximum query-key pairs in a tile, so that several arrays of this size fit into the processor's cache."""
 
 
 class Dropout(NamedTuple):
-    """Dropout of weights in the calls of one forward pass and its backward pass."""
+    """Dropout of the weights in one forward pass and its backward pass."""
 
     probability: float
     seed: int
 
     @classmethod
     def of(cls, probability: float, seed: int) -> Dropout | None:
-        """The dropout; ``None`` if nothing is dropped."""
+        """The dropout; ``None`` for probability 0."""
         return cls(probability, seed) if probability else None
 
     @property
-    def below(self) -> int:
-        """Threshold: a weight is dropped if its random bits are below it."""
+    def threshold(self) -> int:
+        """A weight is dropped if its random bits are below this number."""
         return round(self.probability * (1 << BITS))
 
     @property
-    def kept(self) -> float:
-        """Probability that a weight is kept."""
-        return 1 - self.below / (1 << BITS)
+    def keep_probability(self) -> float:
+        """Probability that a weight is not dropped."""
+        return 1 - self.threshold / (1 << BITS)
 
-    def keep(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
-        """The dropout mask of one tile: 1 where a weight is kept, 0 where dropped."""
+    def mask(self, like: Tensor, place: tuple[int, ...]) -> Tensor:
+        """The dropout mask of one tile, shaped as ``like``: 0 for dropped weights, 1 for the others."""
         bits = random_bits(like.numel(), self.seed, place).view(like.shape)
-        return torch.ge(bits, self.below - (1 << (BITS - 1)), out=torch.empty_like(like))
+        return torch.ge(bits, self.threshold - (1 << (BITS - 1)), out=torch.empty_like(like))
 
     def forward(
         self, place: tuple[int, ...], q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
@@ -59,15 +58,15 @@ class Dropout(NamedTuple):
         """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` of a part of a softmax.
 
         Args:
-            place: numbers that identify the part within the pass.
+            place: numbers that identify the part within the pass. They seed its random bits.
             q, k, v: ``(b, H, n, D)`` and ``(b, H, w, D)``.
             mask: additive, broadcastable to ``(b, H, n, w)``.
         """
         out, lse = torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(q.shape[:3], dtype=mask_dtype(q))
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, lse[at] = _softmax(q[at], k[at], hidden, scale, lse.dtype)
-            weights.mul_(self.keep(weights, (*place, number)))
-            out[at] = (weights @ v[at].to(weights.dtype)).div_(self.kept)
+            weights.mul_(self.mask(weights, (*place, number)))
+            out[at] = (weights @ v[at].to(weights.dtype)).div_(self.keep_probability)
         return out, lse
 
     def backward(
@@ -79,11 +78,11 @@ class Dropout(NamedTuple):
         dtype = lse.dtype
         for number, (at, hidden) in enumerate(_tiles(q, k, mask)):
             weights, of_tile = _softmax(q[at], k[at], hidden, scale, dtype)
-            share = (of_tile - lse[at]).exp_()[..., None]  # of the tile in the whole softmax
-            keep = self.keep(weights, (*place, number))
+            share = (of_tile - lse[at]).exp_()[..., None]  # fraction of the whole softmax that this tile has
+            keep = self.mask(weights, (*place, number))
             of_out = grad[at].to(dtype)
             of_sum = (of_out * out[at].to(dtype)).sum(-1, keepdim=True)
-            of_out = of_out / self.kept
+            of_out = of_out / self.keep_probability
             of_scores = (of_out @ v[at].to(dtype).transpose(-1, -2)).mul_(keep).sub_(of_sum).mul_(weights)
             dv[at] = weights.mul_(keep).transpose(-1, -2) @ (of_out * share)
             share *= scale
@@ -93,14 +92,14 @@ class Dropout(NamedTuple):
 
 
 def drops_some(probability: float) -> bool:
-    """Whether 16 bits can tell this probability from 0 and from 1."""
-    return 0 < Dropout(probability, 0).below < 1 << BITS
+    """Whether the probability, rounded to 16 bits, is neither 0 nor 1."""
+    return 0 < Dropout(probability, 0).threshold < 1 << BITS
 
 
 def drops_in_tiles(context: DispatchContext) -> bool:
     """Whether the CPU's engines draw the dropout of this call in tiles.
 
-    They do so outside graphs, where fused kernels may run, without score terms, and for more than a few pairs.
+    This needs a CPU, permission for fused kernels and more than a few pairs. It excludes graphs and score terms.
     """
     call = context.call
     if not call.dropout or context.device != "cpu" or torch.compiler.is_compiling() or call.score_mod is not None:
@@ -111,14 +110,14 @@ def drops_in_tiles(context: DispatchContext) -> bool:
 
 
 def dropout_of(call: AttentionCall) -> tuple[float, int]:
-    """``(dropout probability, seed)`` of a call. The seed comes from PyTorch's generator, or is 0 without dropout."""
+    """``(dropout probability, seed)`` of a call. PyTorch's generator draws the seed; without dropout it is 0."""
     return call.dropout, int(torch.randint(1 << 62, ())) if call.dropout else 0
 
 
 def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
-    """``count`` random int16, the same for the same seed and place.
+    """``count`` random int16, determined by ``seed`` and ``place``.
 
-    They are a hash of counters: MurmurHash3's finalizer with two keys.
+    Computed as a hash of counters: MurmurHash3's finalizer with two keys.
     """
     for number in place:
         seed = _mixed(seed + number)
@@ -134,7 +133,7 @@ def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:
 
 
 def _mixed(number: int) -> int:
-    """A 64-bit hash of ``number``; every bit depends on all of it (Steele et al. 2014, SplitMix)."""
+    """A 64-bit hash of ``number`` (Steele et al. 2014, SplitMix)."""
     number += 0x9E3779B97F4A7C15
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
         number = (number % (1 << 64) ^ number % (1 << 64) >> shift) * factor
@@ -147,14 +146,14 @@ def _counters(count: int) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The signed integer of the same 32 bits."""
+    """The signed 32-bit integer with the same bits as ``number``."""
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)
 
 
 def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[slice, slice], Tensor | None]]:
-    """Index and additive mask of every tile: some heads of an item, or whole items."""
+    """Index and additive mask of every tile: some heads of a batch item, or several batch items."""
     batch, heads, rows, columns = *q.shape[:3], k.shape[2]
-    fitting = max(1, MOST_PAIRS // (rows * columns))
+    fitting = max(1, MAX_TILE_PAIRS // (rows * columns))
     for item in range(0, batch, step := max(1, fitting // heads)):
         for head in range(0, heads, fitting):
             at = slice(item, item + step), slice(head, head + fitting)
@@ -165,7 +164,7 @@ def _tiles(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[tuple[sl
 
 
 def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weights and log-sum-exp of a tile, the latter from the largest score and its weight."""
+    """Softmax weights and log-sum-exp of a tile. The largest score and its weight give the log-sum-exp."""
     scores = ((q * scale) @ k.transpose(-1, -2)).to(dtype)
     scores = scores if mask is None else scores.add_(mask)
     weights = scores.softmax(-1)

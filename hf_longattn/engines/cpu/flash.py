@@ -1,10 +1,10 @@
 """PyTorch's fused attention kernel for the CPU, its additive masks, and the merging of calls.
 
-The path ``dense-masked`` is one call over all keys. Band and global tokens are its mask (:func:`kept_mask`).
+The path ``dense-masked`` is a single call over all keys. Its mask holds band and global tokens (:func:`cached_mask`).
 
-The calls of a path are parts of one softmax over disjoint sets of keys. With their outputs o_p and log-sum-exps l_p, l = log Σ_p exp(l_p)
-and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i) (Dao 2023,
-FlashAttention-2, section 3.1). It needs only the merged o and l, so the kernel's backward pass runs on each part, given o and l.
+Other paths compute a softmax in several calls over disjoint sets of keys. Call p gives output o_p and log-sum-exp l_p. The merged results
+are l = log Σ_p exp(l_p) and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of a score is exp(s_ij - l_i) (g_i·v_j - g_i·o_i)
+(Dao 2023, FlashAttention-2, section 3.1). It depends only on the merged o and l, so the kernel's backward pass runs separately for each p.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from torch import Tensor
 from ...private_apis import look_up
 from ..common.batch import in_graph
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import AttentionCall, Pattern
-from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, AttentionCall, DispatchContext, Pattern
 from ..common.dense import products, unit_stride
 from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 
 MASKED = -1e30
-"""Additive mask value of hidden pairs. Finite, so that rows without a visible key stay finite; exp(MASKED - any score) is exactly 0."""
+"""Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""
 MAX_PLAIN_KEYS = 8
-"""Maximum keys for plain operations. With more keys, the kernel takes less time."""
+"""Maximum keys for plain operations. For more keys, the kernel is faster."""
 flash, flash_backward = look_up("cpu_flash", when_called=True), look_up("cpu_flash", 1, when_called=True)
-"""PyTorch's fused attention kernel for the CPU."""
+"""PyTorch's fused attention kernel for the CPU, and its backward pass."""
 Gradients = tuple[Tensor, Tensor, Tensor]
 """The gradients of q, k and v."""
 
@@ -34,8 +33,8 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
     """Why the fused kernel does not run, as a clause. Score terms are not checked.
 
     Args:
-        drops: whether the path draws this call's dropout itself.
-        exports: whether the path has a form for exported graphs.
+        drops: whether the path implements this call's dropout without the kernel.
+        exports: whether the path supports exported graphs.
     """
     if torch.compiler.is_exporting() and not exports:
         return NOT_IN_AN_EXPORTED_GRAPH
@@ -47,7 +46,7 @@ def why_not(context: DispatchContext, *, drops: bool = False, exports: bool = Fa
 
 
 def why_not_tiles(context: DispatchContext, *, drops: bool = False) -> str | None:
-    """Why the fused kernel does not run listed pairs."""
+    """Why the fused kernel does not run tiles of listed queries and keys, as a clause."""
     if (why := why_not(context, drops=drops, exports=True)) is not None:
         return why
     if context.call.score_mod is not None:
@@ -61,24 +60,25 @@ def mask_dtype(q: Tensor) -> torch.dtype:
 
 
 def additive_mask(hidden: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zeros, and :data:`MASKED` where ``hidden`` (bool)."""
+    """Additive mask: :data:`MASKED` where ``hidden`` (bool) is True, else 0."""
     return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, MASKED)
 
 
 def padding_of(key_mask: Tensor | None, item: int, dtype: torch.dtype) -> Tensor | None:
-    """The additive mask ``(N,)`` of one batch item's padding, if it has any, from ``key_mask (B, N)``."""
+    """The additive mask ``(N,)`` of one batch item from ``key_mask (B, N)``, or ``None`` without padding."""
     return None if key_mask is None or bool(key_mask[item].all()) else additive_mask(~key_mask[item], dtype)
 
 
 def token_major(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Uninitialised tensors of the same shapes ``(B, H, N, D)``. Stored as ``(B, N, H, D)``, so that merging the heads is free."""
+    """Uninitialised tensors of the same shapes ``(B, H, N, D)``, stored as ``(B, N, H, D)``. Merging the heads is then free."""
     return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3], dtype=dtype).transpose(1, 2) for x in tensors)
 
 
 def empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     """Uninitialised output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)`` for ``q (B, H, N, D)``, stored token-major."""
-    lse = q.new_empty(q.shape[0], q.shape[2], q.shape[1], dtype=mask_dtype(q)).transpose(1, 2)
-    return token_major(q.dtype, q)[0], lse
+    batch, heads, length, width = q.shape
+    lse = q.new_empty(batch, length, heads, dtype=mask_dtype(q)).transpose(1, 2)
+    return q.new_empty(batch, length, heads, width).transpose(1, 2), lse
 
 
 def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
@@ -89,15 +89,15 @@ def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None
 
 
 def zero_unseen(out: Tensor, lse: Tensor) -> None:
-    """Set rows that saw no key to zero."""
-    nothing = lse <= MASKED / 2
-    if bool(nothing.any()):
-        out.masked_fill_(nothing[..., None], 0)
-        lse.masked_fill_(nothing, 0)
+    """Set output and log-sum-exp of queries without a visible key to zero, in place."""
+    unseen = lse <= MASKED / 2
+    if bool(unseen.any()):
+        out.masked_fill_(unseen[..., None], 0)
+        lse.masked_fill_(unseen, 0)
 
 
 def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Output ``(b, H, n, D)`` and log-sum-exp of n queries over a few keys ``(b, H, g, D)``."""
+    """Output ``(b, H, n, D)`` and log-sum-exp ``(b, H, n)`` for a few keys ``(b, H, g, D)``, by plain operations."""
     scores = products(q, k).mul_(scale)
     scores = scores if mask is None else scores.add_(mask)
     lse = scores.logsumexp(-1)
@@ -109,12 +109,12 @@ def few_keys(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float)
 def plain_gradients(
     mask: Tensor | None, scale: float, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, memory: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of the scores, and the weights, ``(n, H, rows, columns)``, by plain products.
+    """The gradient of the scores and the weights, each ``(n, H, rows, columns)``, by plain matrix products.
 
     Args:
         grad, q, out, lse: ``(n, H, rows, D)``, and lse without D. grad, out and lse belong to the whole softmax.
         k, v: ``(n, H, columns, D)``.
-        memory: gets the gradient; if given, the mask ``(n, H, rows, columns)`` is overwritten. Both save copies.
+        memory: buffer for the gradient. If given, the mask ``(n, H, rows, columns)`` may be overwritten.
     """
     if mask is not None and memory is not None and len(q) == 1:
         scores = mask[0].baddbmm_(q[0], k[0].mT, alpha=scale)[None]
@@ -125,8 +125,8 @@ def plain_gradients(
     return torch.mul((grad @ v.mT).sub_((grad * out).sum(-1, keepdim=True)), weights, out=memory), weights
 
 
-def kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
-    """The cached mask of a dense call. ``None`` where it depends on more than the band and the global tokens."""
+def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dtype: torch.dtype) -> Tensor | None:
+    """The cached additive mask of a dense call. ``None`` unless it depends only on the band and equal global tokens in all rows."""
     tokens = call.global_mask
     if q_len == 1 or in_graph() or no_fused_kernels() is not None:
         return None
@@ -135,18 +135,18 @@ def kept_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, dt
     if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
         return None
     index = None if tokens is None else tokens[0].nonzero()[:, 0]
-    dtype = torch.float32 if dtype == torch.float16 else dtype  # float16 has too small a range
+    dtype = torch.float32 if dtype == torch.float16 else dtype  # MASKED overflows float16
     return visible_mask(q_len, kv_len, kv_len - q_len, pattern, index, dtype)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float | None) -> Tensor:
-    """One call of the CPU's fused kernel, with the mask of :func:`visible_mask`. ``causal`` lets it skip keys after a query."""
+    """One call of the CPU's fused kernel with the mask of :func:`visible_mask`. If ``causal``, it skips keys after a query."""
     q, k, v = (unit_stride(x) for x in (q, k, v))
     return refuse_second_derivatives(flash(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)[0])
 
 
 def visible_mask(q_len: int, kv_len: int, shift: int, pattern: Pattern, index: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. Queries begin at position ``shift``."""
+    """Cached additive mask ``(1, 1, Nq, Nk)`` of the band and the global tokens at ``index``. The first query is at key ``shift``."""
     tokens = () if index is None else tuple(index.tolist())
 
     def make() -> Tensor:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ..common.byte_cache import BYTE_CACHE
-from ..common.call import GatherTile
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext, GatherTile
 from .dropout import drops_in_tiles
 from .flash import MASKED, additive_mask, padding_of, why_not_tiles
-from .softmax import Part, Runs, Scope, Scratch, Source, source
+from .softmax import Part, Runs, Scope, Scratch, Side, Source, source
 from .tile_layout import KEY_MASK, NO_MASK, POSITION_OFFSET, Chunk, Limits, Rules, TileSpec, layout
 
 MAX_SHARED_CELLS = 1 << 17
@@ -31,7 +30,7 @@ def why_not(context: DispatchContext) -> str | None:
 
 def flat_rules(tiles: Sequence[GatherTile]) -> list[int]:
     """The rules of all tiles as the operator takes them: four numbers per tile."""
-    return [number for low, high, left_out in map(Rules.of, tiles) for number in (low, high, *left_out)]
+    return [number for tile in tiles for number in Rules.of(tile)]
 
 
 class TokenTable:
@@ -48,10 +47,8 @@ class TokenTable:
         self.table = x.as_strided((rows, *x.shape[3:]), (self.width, 1)[: x.dim() - 2], x.storage_offset())
 
 
-class _Viewed:
+class _Viewed(Side):
     """Runs of tokens of one batch item, for some heads."""
-
-    copies = False
 
     def __init__(self, item: int, heads: slice, runs: Runs) -> None:
         self.at, self.runs = (slice(item, item + 1), heads), runs
@@ -77,7 +74,7 @@ class _Viewed:
         return view if self.runs.stride == 1 else view.contiguous()
 
 
-class _Gathered:
+class _Gathered(Side):
     """Tokens at the positions ``listed (rows, T, heads or 1)`` of one batch item, for some heads. Empty slots are -1."""
 
     copies = True
@@ -149,7 +146,7 @@ class Tiles(Source):
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         self.key_mask, *lists = fixed
         count = len(numbers) // 4
-        rules = [Rules(low, high, (a, b)) for low, high, a, b in zip(*(iter(numbers),) * 4, strict=True)]
+        rules = [Rules(*numbers[at : at + 4]) for at in range(0, len(numbers), 4)]
         lists_of = lists[:count], lists[count : 2 * count], lists[2 * count :], rules
         self.tiles = [TileSpec(*tile) for tile in zip(*lists_of, strict=True)]  # type: ignore[arg-type]
         self.tables: dict[str, TokenTable] = {}
@@ -246,8 +243,8 @@ def _seen(queries: Tensor, keys: Tensor, rules: Rules) -> Tensor:
     distance = queries[..., :, None] - keys[..., None, :]
     seen = (distance >= rules.low) & (keys >= 0)[..., None, :]
     seen &= distance <= rules.high
-    if rules.left_out[0] <= rules.left_out[1]:
-        seen &= (distance < rules.left_out[0]) | (distance > rules.left_out[1])
+    if rules.hidden_low <= rules.hidden_high:
+        seen &= (distance < rules.hidden_low) | (distance > rules.hidden_high)
     return seen
 
 

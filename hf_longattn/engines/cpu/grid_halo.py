@@ -1,9 +1,9 @@
 """The path ``cpu-halo``: overlapping windows on a grid, by PyTorch's fused CPU kernel.
 
-The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles (on a video, along the
-last axis) is a strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of
-neighbouring tiles overlap, so they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have
-the same mask. Each key is copied (1 + halo / side) times per axis other than the last, instead of once for every tile that sees it.
+The grid is cut into tiles of queries. The keys of a tile are its own cells and a halo around them. A row of tiles along the last axis is a
+strip. Its keys are copied once, column by column, so that the keys of each tile are one contiguous run. The runs of neighbouring tiles
+overlap: they are a strided *view* (``as_strided``) of the copy. One kernel call runs all tiles of a strip that have the same mask. Along
+each axis but the last, a key is copied (1 + halo / side) times, not once for every tile that sees it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.axis_tiles import AxisClass, AxisTiles, AxisWindows, TileGroup, axis_tiles, split_windows, tile_seen, tile_sides
+from ..common.axis_tiles import AxisWindows, TileGroup, axis_tiles, joined, outer, tile_seen, tile_sides
 from ..common.byte_cache import BYTE_CACHE
-from ..common.context import DispatchContext
+from ..common.call import DispatchContext
 from ..common.grid import Grid
-from ..common.score_terms import NO_GRID_BIAS, GridBias, tile_distances
+from ..common.score_terms import NO_GRID_BIAS, GridBias
 from .flash import additive_mask, padding_of
 from .flash import why_not as why_no_kernel
 from .softmax import DisjointRuns, Part, Runs, Scope, Scratch, Source, source
@@ -37,27 +38,21 @@ def why_not(context: DispatchContext) -> str | None:
     return why_no_kernel(context) or (None if "halo" in context.call.term.engines else NO_GRID_BIAS)
 
 
-_AxisTile = tuple[AxisClass, TileGroup]
-"""A tile of one axis, and its class of coordinates."""
-
-
-def _leading(tiles: Sequence[AxisTiles]) -> Iterator[tuple[_AxisTile, ...]]:
-    """The tiles of every axis but the last."""
-    by_axis = [[(part, tile) for part in axis for group in part.groups for tile in group.single_tiles()] for axis in tiles[:-1]]
-    return itertools.product(*by_axis)
+def _leading(tiles: Sequence[Sequence[TileGroup]]) -> Iterator[tuple[TileGroup, ...]]:
+    """The single tiles of every axis but the last."""
+    return itertools.product(*([group.part(number, 1) for group in axis for number in range(group.tiles)] for axis in tiles[:-1]))
 
 
 class _Strip(Scope):
-    """One strip of one batch item: a tile of the leading axes, with a residue class of the last."""
+    """One strip of one batch item: a tile of the leading axes, with the tiles of one residue on the last."""
 
-    def __init__(self, source: Halo, item: int, leading: Sequence[_AxisTile], last: AxisClass) -> None:
-        self.source, self.item, self.last = source, item, last
-        self.steps, self.tiles = [part.step for part, _ in leading], [tile for _, tile in leading]
-        columns = slice(last.residue, None, last.step)
-        self.queries = slice(None), *[part.places(tile.first, tile.size) for part, tile in leading], columns
-        self.keys = slice(None), *[part.places(tile.key_first, tile.key_size) for part, tile in leading], columns
-        self.depth = math.prod([tile.size for tile in self.tiles])
-        self.key_depth = math.prod([tile.key_size for tile in self.tiles])
+    def __init__(self, source: Halo, item: int, leading: Sequence[TileGroup], last: Sequence[TileGroup]) -> None:
+        self.source, self.item, self.tiles, self.last = source, item, leading, last
+        columns = slice(last[0].residue, None, last[0].step)
+        self.queries = slice(None), *[tile.places(tile.first, tile.size) for tile in leading], columns
+        self.keys = slice(None), *[tile.places(tile.key_first, tile.key_size) for tile in leading], columns
+        self.depth = math.prod([tile.size for tile in leading])
+        self.key_depth = math.prod([tile.key_size for tile in leading])
         self.results: list[tuple[Tensor, Tensor]] = []
 
     def read(self, name: str, x: Tensor) -> Tensor:
@@ -95,7 +90,7 @@ class _Strip(Scope):
 
     def groups(self, heads: int, backward: bool) -> Iterator[TileGroup]:
         """The tiles along the last axis, as many at a time as fit a call."""
-        for group in self.last.groups:
+        for group in self.last:
             tokens = heads * (group.key_size * self.key_depth if backward else group.size * self.depth)
             most = max(1, (BACKWARD_KEYS if backward else FORWARD_QUERIES) // tokens)
             for start in range(0, group.tiles, most):
@@ -116,11 +111,8 @@ class _Strip(Scope):
 
     def entries(self, group: TileGroup, bias: GridBias) -> Tensor:
         """The entries of the bias for the pairs of a tile, ``(T, keys)``."""
-        tiles = [group, *self.tiles]  # in token order of a run: the last axis first
-        sizes, key_sizes = [tile.size for tile in tiles], [tile.key_size for tile in tiles]
-        distances = tile_distances(sizes, key_sizes, [tile.ahead for tile in tiles], [self.last.step, *self.steps])
-        entries = bias.entries([*distances[1:], distances[0]])
-        return entries.expand([*sizes, *key_sizes]).reshape(math.prod(sizes), math.prod(key_sizes))
+        last, *leading = outer([tile.distances()[None] for tile in (group, *self.tiles)])
+        return joined(bias.entries([*leading, last]), 1 + len(leading))[0]
 
 
 @source
@@ -141,11 +133,14 @@ class Halo(Source):
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
         (self.key_mask,) = fixed
         rank, prefix, self.shared, *rest = numbers
-        numbers_left = iter(rest)
-        sizes, steps, bias_sizes, bias_steps = (tuple(itertools.islice(numbers_left, rank)) for _ in range(4))
-        low, high = (list(itertools.islice(numbers_left, sum(sizes))) for _ in range(2))
+        unread = iter(rest)
+        axes = []
+        for _ in range(rank):
+            size, step, bias_size, bias_step = itertools.islice(unread, 4)
+            low, high = (tuple(itertools.islice(unread, size)) for _ in range(2))
+            axes.append((size, AxisWindows(low, high, step), bias_size, bias_step))
+        sizes, windows, bias_sizes, bias_steps = zip(*axes, strict=True)
         self.grid = Grid(sizes, prefix)
-        windows = split_windows(self.grid, low, high, steps)
         self.tiles = tuple(axis_tiles(axis, side) for axis, side in zip(windows, tile_sides(windows), strict=True))
         self.bias = GridBias(learned[0].detach().to(self.dtype), bias_sizes, bias_steps, self.grid) if learned else None
         self.may_see_nothing = self.key_mask is not None  # type: ignore[misc]
@@ -160,8 +155,8 @@ class Halo(Source):
             padding = padding_of(self.key_mask, item, self.dtype)
             self.padding = None if padding is None else padding[None, None]
             for tile in _leading(self.tiles):
-                for last in self.tiles[-1]:
-                    yield _Strip(self, item, tile, last)
+                for _, last in itertools.groupby(self.tiles[-1], operator.attrgetter("residue")):
+                    yield _Strip(self, item, tile, [*last])
         if self.shared:
             yield Scope([self._shared_part()])
 
@@ -224,8 +219,9 @@ def halo_numbers(grid: Grid, windows: Sequence[AxisWindows], shared: int, bias: 
     Args:
         shared: how many of the last prefix tokens every cell sees.
     """
-    bias_shape = [0] * 2 * grid.rank
-    if bias is not None:
-        bias_shape = [*bias.sizes, *(bias.dilation if len(bias.dilation) == grid.rank else bias.dilation * grid.rank)]
-    ends = [place for side in ("low", "high") for axis in windows for place in getattr(axis, side)]
-    return [grid.rank, grid.prefix, shared, *grid.sizes, *(axis.step for axis in windows), *bias_shape, *ends]
+    sizes, steps = ((0,), (0,)) if bias is None else (bias.sizes, bias.dilation)
+    bias_sizes, bias_steps = grid.per_axis(sizes, "bias"), grid.per_axis(steps, "bias")
+    numbers = [grid.rank, grid.prefix, shared]
+    for axis, bias_size, bias_step in zip(windows, bias_sizes, bias_steps, strict=True):
+        numbers += [len(axis.low), axis.step, bias_size, bias_step, *axis.low, *axis.high]
+    return numbers

@@ -1,8 +1,8 @@
 """Split a tile of query-key pairs into calls of the CPU's fused kernel.
 
-Rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. All other rows are gathered by
-index. Rows are computed a few at a time, so that gathered tokens stay in the cache and their memory is reused. The layout depends on the
-tile and on numbers such as lengths, not on q, k and v. It is cached for the lifetime of the tile's index tensors.
+Rows of equally spaced tokens, with a constant step from row to row, are read as a strided *view*. Other rows are gathered by index. A few
+rows are computed at a time, so that gathered tokens stay in the cache and their memory is reused. The layout depends on the tile and on
+numbers such as lengths, not on q, k and v. It is cached as long as the tile's index tensors exist.
 """
 
 from __future__ import annotations
@@ -27,23 +27,18 @@ NO_PAIR, NO_MASK, KEY_MASK, PAIR_MASK = -1, 0, 1, 2
 
 
 class Rules(NamedTuple):
-    """Pairs with ``low <= query - key <= high`` are visible, except for ``left_out[0] <= query - key <= left_out[1]``."""
+    """Pairs with ``low <= query - key <= high`` are visible, except those with ``hidden_low <= query - key <= hidden_high``."""
 
-    low: int
-    high: int
-    left_out: tuple[int, int]
+    low: int = -MAX_DISTANCE
+    high: int = MAX_DISTANCE
+    hidden_low: int = MAX_DISTANCE
+    hidden_high: int = -MAX_DISTANCE
 
     @classmethod
     def of(cls, tile: GatherTile) -> Rules:
         low, high = tile.inside or (-MAX_DISTANCE, MAX_DISTANCE)
         bounds = (max(low, 0) if tile.causal else low, high, *(tile.outside or (MAX_DISTANCE, -MAX_DISTANCE)))
-        low, high, first, last = (max(-MAX_DISTANCE, min(MAX_DISTANCE, x)) for x in bounds)
-        return cls(low, high, (first, last))
-
-    @property
-    def trivial(self) -> bool:
-        """Whether every pair is visible."""
-        return self.low == -MAX_DISTANCE and self.high == MAX_DISTANCE and self.left_out[0] > self.left_out[1]
+        return cls(*(max(-MAX_DISTANCE, min(MAX_DISTANCE, x)) for x in bounds))
 
 
 class TileSpec(NamedTuple):
@@ -56,7 +51,7 @@ class TileSpec(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """Tokens ``start + i * stride`` for i < size. ``slot`` is the first token's index in the row's list, ``step`` leads to the next row."""
+    """Tokens ``start + i * stride`` for i < size, from index ``slot`` of the row's list on. The next row starts ``step`` later."""
 
     start: int
     stride: int
@@ -148,15 +143,15 @@ def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
     queries, keys, bias, rules = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])
-    if rules.trivial and bias is None and bool(real.all()) and bool((keys >= 0).all()):
+    if rules == Rules() and bias is None and bool(real.all()) and bool((keys >= 0).all()):
         return torch.full(shape, NO_MASK)
     nearest = queries.masked_fill(~real, MAX_DISTANCE).amin(-1, keepdim=True) - keys
     farthest = queries.amax(-1, keepdim=True) - keys
     empty = keys < 0
     never = empty | (farthest < rules.low) | (nearest > rules.high) | ~real.any(-1, keepdim=True)
     always = ~never & (nearest >= rules.low) & (farthest <= rules.high)
-    never = never | ((nearest >= rules.left_out[0]) & (farthest <= rules.left_out[1]))
-    always = always & ((farthest < rules.left_out[0]) | (nearest > rules.left_out[1]))
+    never = never | ((nearest >= rules.hidden_low) & (farthest <= rules.hidden_high))
+    always = always & ((farthest < rules.hidden_low) | (nearest > rules.hidden_high))
     if bias is not None and bias.dtype == torch.bool:
         never, always = never | ~bias.any(-2), always & bias.all(-2)
     hidden = never & ~(empty & torch.tensor(viewed)[:, None])

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from ..common.batch import Batch
-from ..common.call import AttentionCall, State
-from ..common.context import ELSEWHERE, DispatchContext
+from ..common.call import ELSEWHERE, AttentionCall, DispatchContext, State
 from ..common.dense import at_least_fp32, divided, repeat_heads
 from ..common.derivatives import no_fused_kernels
 

@@ -11,15 +11,15 @@ and o = Σ_p exp(l_p - l) o_p. For a gradient g of o, the gradient of score s_ij
 so the operator's backward pass takes the merged o and l. Dropout does not change l, and o sums the weights that remain, so the same holds
 with dropout.
 
-To find out whether this machine has the kernel, the operator runs once for each kind of call on a few tokens. The results are compared with
-the definition.
+Once for each kind of call, the operator runs on a few tokens, and its results are compared with the definition. This shows whether the
+machine has the kernel.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,13 +28,12 @@ from torch import Tensor
 
 from ...private_apis import look_up
 from ..common.batch import Batch, in_graph
-from ..common.call import UNBOUNDED, AttentionCall, Pattern
-from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, UNBOUNDED, AttentionCall, DispatchContext, Pattern
 from ..common.dense import at_least_fp32, repeat_heads, unit_stride
 from ..common.derivatives import first_derivatives_only, no_fused_kernels, one_gradient_at_a_time
 from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
 from ..common.plain import blockwise_attention
-from .flex_kernel import MACHINE_ERRORS, NoKernel, warn_once
+from .flex_kernel import MACHINE_ERRORS, NoKernel, first_line, warn_once
 
 flash_forward, flash_backward = look_up("cuda_flash", when_called=True), look_up("cuda_flash", 1, when_called=True)
 MAX_FEATURES = 256
@@ -213,34 +212,31 @@ def sequence_offsets(batch: Batch, rows: int, length: int, device: torch.device)
 
 # ---- whether this machine has a kernel
 
-_refusals: dict[tuple[Any, ...], str | None] = {}
 _implementation = getattr(torch.nn.attention, "current_flash_attention_impl", lambda: None)
 """Function that returns the name of the implementation activated by ``activate_flash_attention_impl``, or None."""
 
 
-def constant_in_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compiler.assume_constant_result`` without importing the compiler."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
-@constant_in_graph
 def refused(device: torch.device, dtype: torch.dtype, width: int, *kind: Any) -> str | None:
-    """Why the operator cannot run a kind of call, or None. ``kind`` goes to :func:`_tried`, once per kind; in a graph, at tracing."""
-    key = device, dtype, width, _implementation(), *kind
-    if key not in _refusals:
-        reason = None
-        try:
-            with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
-                reason = _tried(device, dtype, width, *kind)
-        except MACHINE_ERRORS:
-            raise
-        except Exception as error:  # any error means that there are no results
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        _refusals[key] = reason
-        if reason is not None:
-            warn_once("PyTorch's flash attention", width, dtype, device, reason)
-    return _refusals[key]
+    """Why the operator cannot run a kind of call, or None. ``kind`` goes to :func:`_tried`. In a graph it is known at tracing."""
+    return _refusal(_implementation(), device, dtype, width, *kind)
+
+
+refused._dynamo_marked_constant = True  # type: ignore[attr-defined]  # assume_constant_result, without importing the compiler
+
+
+@functools.cache
+def _refusal(implementation: str | None, device: torch.device, dtype: torch.dtype, width: int, *kind: Any) -> str | None:
+    """:func:`refused`, tried once for each implementation and kind of call."""
+    try:
+        with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+            reason = _tried(device, dtype, width, *kind)
+    except MACHINE_ERRORS:
+        raise
+    except Exception as error:  # any error means that there are no results
+        reason = first_line(error)
+    if reason is not None:
+        warn_once("PyTorch's flash attention", width, dtype, device, reason)
+    return reason
 
 
 def _tried(

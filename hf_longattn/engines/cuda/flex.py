@@ -1,7 +1,7 @@
 """CUDA engine: compiled flex_attention over lists of visible blocks.
 
-A band's width determines its blocks. Plain operations compute global columns and rows; only in graphs does one list hold them all, with a
-slot for every pair of blocks. Tiles are in :mod:`.flex_tiles`.
+The width of a band determines its blocks. Plain operations compute global columns and rows. In a graph, their number is unknown: there the
+block lists have a slot for every pair of blocks, and hold the global tokens as well. Tiles are in :mod:`.flex_tiles`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask
 
 from ..common.batch import Batch
-from ..common.byte_cache import BYTE_CACHE
+from ..common.byte_cache import BYTE_CACHE, tensor_bytes
 from ..common.call import AttentionCall, Pattern
 from ..common.dense import merged
 from ..common.global_rows import global_columns, index_of_globals, overwrite_global_rows
@@ -30,10 +30,10 @@ def packed(chosen: Tensor, indices: Tensor) -> Lists:
 
 
 def listed(rows: Tensor, columns: Tensor, chosen: Tensor, count: int, width: int | None = None) -> Lists:
-    """For each of ``count`` rows, the columns of the pairs ``(row, column)`` that are chosen. Repeated pairs give repeated columns.
+    """The columns of the chosen pairs ``(row, column)``, for each of ``count`` rows. Repeated pairs give repeated columns.
 
     rows, columns: ``(…, pairs)``, which broadcast with ``chosen (B, H, pairs)``.
-    width: indices per row; by default as many as needed, which is read from the device.
+    width: indices per row. By default as many as needed, a number that is read from the device.
     """
     rows, columns = torch.broadcast_tensors(torch.where(chosen, rows, count), columns)
     order = rows.argsort(dim=-1, stable=True)
@@ -51,19 +51,14 @@ def block_mask(
 ) -> BlockMask:
     """The BlockMask of (partial, full) block lists by query block and by key block. ``mask_mod`` is evaluated in partial blocks only.
 
-    ``BlockMask.from_kv_blocks`` would make the lists by key block itself, but it needs quadratic memory, an index for every pair of blocks,
-    and it lists a repeated block once.
+    ``BlockMask.from_kv_blocks`` makes the lists by key block itself. But it needs memory for every pair of blocks, and lists a repeated
+    block once.
 
     size: tokens per block.
     """
     lists = [x for pair in (*by_query, *by_key) for x in pair or (None, None)]
     arguments: tuple[Any, ...] = lengths, *lists, (size, size), mask_mod
     return BlockMask(*arguments)
-
-
-def mask_bytes(mask: BlockMask) -> int:
-    """Bytes of a mask's lists."""
-    return sum(x.untyped_storage().nbytes() for x in vars(mask).values() if isinstance(x, Tensor))
 
 
 BAND_BLOCK = 128
@@ -92,7 +87,7 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
     out = fused_flex(("band", pattern, key_mask is None, kind_of(score_mod)), q, k, v, **settings)
     if not has_columns or index is None or real is None:
         return out
-    # Every query visits the global columns. In the band's block list, they would lengthen every row.
+    # Every query visits the global columns. In the band's block lists, they would make every row longer.
     columns, lse = global_columns(q, k, v, index, real, pattern, call)
     out = merged([out[0], columns], [out[1].lse, lse])
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
@@ -103,7 +98,7 @@ def kept_band_block_mask(pattern: Pattern, q_len: int, kv_len: int, batch: Batch
     key = ("band block mask", pattern, q_len, kv_len, device)
     mask = None if batch is None else batch.mask
     if batch is None or mask is None:
-        return BYTE_CACHE.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), mask_bytes)
+        return BYTE_CACHE.get(key, lambda: band_block_mask(pattern, q_len, kv_len, None, device), lambda made: tensor_bytes(vars(made)))
     return batch.cached(key, lambda: band_block_mask(pattern, q_len, kv_len, mask, device))
 
 
@@ -112,8 +107,8 @@ def band_block_mask(
 ) -> BlockMask:
     """The blocks that the band touches. Lists have (blocks of the sequence) × (blocks of the window) entries.
 
-    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask`` the lists also hold
-    the blocks of global columns and rows, and have a slot for every pair of blocks: in graphs, their size cannot depend on the data.
+    Blocks in which every pair is visible are listed as full: the kernel evaluates no mask there. With ``global_mask``, the lists also hold
+    the blocks of global columns and rows. They then have a slot for every pair of blocks, since in graphs their size cannot depend on data.
     """
     offset = _offset(q_len, kv_len)
     any_real, all_real = (None, None) if key_mask is None else (per_block(key_mask, any), per_block(key_mask, all))
@@ -138,7 +133,7 @@ def band_block_mask(
         return packed(touched & ~full, indices), packed(touched & full, indices)
 
     def neighbours(blocks: int, key_blocks: int, first: int, width: int) -> tuple[Tensor, Tensor]:
-        """Row numbers, and the blocks that may touch each row. These start at position ``row · BAND_BLOCK + first``."""
+        """Row numbers, and the blocks that may touch each row. The first of them holds position ``row · BAND_BLOCK + first``."""
         row = torch.arange(blocks, device=device)[:, None]
         if global_mask is not None:
             return row, torch.arange(key_blocks, device=device)[None]

@@ -1,8 +1,8 @@
 """CUDA engine: attention to selected blocks of keys by one call of compiled flex_attention.
 
-A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects, and the mask looks up which queries do.
-Neighbouring queries select similar blocks, so few are visited in vain, and a visited block costs no more than in full attention. The
-selection is a boolean table, N × (blocks) for each key head. The host reads no values from the device.
+A block of :data:`BAND_BLOCK` queries visits every key block that any of its queries selects. The mask looks up which queries do.
+Neighbouring queries select similar blocks, so most queries see the blocks that are visited. A visited block costs no more than in full
+attention. The selection is a boolean table, N × (blocks) for each key head. The host reads no values from the device.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.call import AttentionCall
-from ..common.context import DispatchContext
+from ..common.call import AttentionCall, DispatchContext
 from ..common.dense import same_dtype
 from . import flex
 from .flex import BAND_BLOCK, packed, per_block

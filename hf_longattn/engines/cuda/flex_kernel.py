@@ -1,8 +1,8 @@
 """flex_attention by a fused kernel, or not at all.
 
-Without a kernel flex_attention computes all N×N scores in memory and raises nothing. This happens if torch.compile is turned off, and once
-PyTorch has compiled the maximum of eight variants of a function. So every kind of call has its own compiled function here, and none of
-them runs uncompiled. Where PyTorch cannot compile one, forward or backward, ``NoKernel`` is raised, and another path runs.
+Without a kernel, flex_attention computes all N×N scores in memory, and raises nothing. This happens if torch.compile is turned off, or if
+PyTorch has already compiled eight variants of a function, its maximum. So every kind of call has its own compiled function here, and no
+function runs uncompiled. If PyTorch cannot compile a function, forward or backward, ``NoKernel`` is raised and another path runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from ...private_apis import warn_missing
-from ..common.context import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
+from ..common.call import ELSEWHERE, NOT_IN_AN_EXPORTED_GRAPH, DispatchContext
 from ..common.derivatives import no_fused_kernels
 
 MAX_KERNELS = 256
@@ -101,17 +101,13 @@ class Kernel:
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
         try:
-            with torch.autograd.graph.saved_tensors_hooks(_same, _same):  # this pass does not belong to a checkpoint
+            with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):  # this pass does not belong to a checkpoint
                 out = self.run(*leaves, **settings)
                 out = out if isinstance(out, Tensor) else out[0]
                 torch.autograd.grad(out, [x for x in leaves if x.requires_grad], torch.zeros_like(out))
         except torch.OutOfMemoryError:  # the forward pass alone may still fit, if nobody asks for gradients
             return
         self.has_backward = True
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
 
 
 _kernels: OrderedDict[Hashable, Kernel] = OrderedDict()
@@ -188,7 +184,12 @@ def refusal(error: BaseException) -> str | None:
     clear = next((cause for cause in causes if isinstance(cause, NotImplementedError) or UNSUPPORTED_MESSAGE.search(str(cause))), None)
     if clear is None and isinstance(error, compile_errors()):
         clear = error
-    return None if clear is None else (str(clear).strip().splitlines() or [type(clear).__name__])[0][:300]
+    return None if clear is None else first_line(clear)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the error's name if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 @functools.cache

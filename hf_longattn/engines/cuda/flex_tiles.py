@@ -1,10 +1,10 @@
 """CUDA engine: tiles by compiled flex_attention.
 
-The kernel reads two gathered axes, one of queries and one of keys. There the rows of a tile lie one after the other, each row, or group of
-short rows, padded to whole blocks. A query block visits the key blocks of its group, and the mask looks up positions.
+The kernel reads two gathered axes, one of queries and one of keys. The rows of a tile lie on them one after the other. Each row, or group
+of short rows, is padded to whole blocks. A query block visits the key blocks of its group, and the mask looks up positions.
 
-The values of fixed tiles are read once. Tiles with equal rules then share a layout, blocks that the rules leave empty are not visited, and
-an axis made of whole blocks of the sequence is the sequence itself: its tokens are not copied. The kernel never stores scores in memory.
+The values of fixed tiles are read once. Then tiles with equal rules share a layout, and blocks that the rules leave empty are not visited.
+An axis of whole blocks of the sequence is the sequence itself: its tokens are not copied. The kernel never stores scores in memory.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ BLOCK = 128
 """Tokens per block of gathered rows. The backward kernels refuse other sizes on some GPUs."""
 FORWARD_BLOCKS = (128, 64, 32)
 """Block sizes that the forward kernels take, in tokens, largest first."""
-FEWEST_QUERIES = 6
-"""Minimum queries per row for the kernel. Plain operations compute shorter rows: over nine tenths of a block's products would be wasted."""
+MIN_QUERIES = 6
+"""Minimum queries per row for the kernel. Plain operations compute shorter rows, which would waste over nine tenths of a block."""
 Output = tuple[Tensor, Tensor | None]
-"""Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing. A single tile may return None for it."""
+"""Output ``(B, H, Nq, D)`` and log-sum-exp ``(B, H, Nq)``, -inf where a query sees nothing. It may be None for a single tile."""
 
 
 def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
@@ -44,24 +44,24 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     Raises:
         NoKernel: this machine has no such kernel.
     """
-    if torch.compiler.is_compiling():  # positions are unknown in a graph: each row visits all of its keys, as in tiles that are not fixed
+    if torch.compiler.is_compiling():  # a graph knows no positions, so each row visits all of its keys
         tiles = [dataclasses.replace(tile, fixed=False) for tile in tiles]
     learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     sizes = FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS
-    rows = layouts([tile for tile in tiles if has_kernel(tile)], (q.shape[2], k.shape[2]), sizes)
-    parts: list[Callable[..., Output]] = [functools.partial(_attend, tile, layout) for tile, layout in rows]
-    parts += [functools.partial(_attend_plainly, tile) for tile in tiles if not has_kernel(tile)]
-    outs, lses = zip(*(part(q, k, v, call, len(parts) > 1) for part in parts), strict=True)
-    return outs[0] if len(parts) == 1 else merged(outs, lses)
+    lengths, padded, plain = (q.shape[2], k.shape[2]), call.key_mask is not None, [tile for tile in tiles if not has_kernel(tile)]
+    rows = layouts([tile for tile in tiles if has_kernel(tile)], lengths, sizes, padded)
+    several = len(rows) + len(plain) > 1
+    parts = [_attend(tile, layout, q, k, v, call, several) for tile, layout in rows]
+    if plain:
+        keys, values = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        parts += [plain_tile(q, keys, values, tile, call) for tile in plain]
+    outs, lses = zip(*parts, strict=True)
+    return merged(outs, lses) if several else outs[0]
 
 
 def has_kernel(tile: GatherTile) -> bool:
     """Whether a kernel computes the rows of a tile faster than plain operations."""
-    return tile.queries.shape[3] >= FEWEST_QUERIES or tile.queries.shape[2] == 1
-
-
-def _attend_plainly(tile: GatherTile, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
-    return plain_tile(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), tile, call)
+    return tile.queries.shape[3] >= MIN_QUERIES or tile.queries.shape[2] == 1
 
 
 class Axis(NamedTuple):
@@ -77,15 +77,13 @@ class Axis(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Axes of tiles with equal rules, in blocks of ``size`` slots, with visited blocks per query block and per key block.
+    """Axes of tiles with equal rules, in blocks of ``size`` slots, with the blocks that the kernel visits.
 
     queries, keys: ``None`` if slot i is position i.
-    write: the output row of every query slot, for empty slots a row after the last. ``None`` with ``queries``.
+    write: the output row of every query slot. Empty slots write to a row after the last. ``None`` if ``queries`` is.
     shares_blocks: whether a block holds slots of several rows.
-    numbers: of queries and of keys, the row of every slot and its place in the row, ``(2, slots)`` int32. Empty if the mask needs none.
-    touched: all visited blocks.
-    split: the visited blocks as (partial, full), by query block and by key block. The mask is evaluated in partial blocks only. ``None`` if
-        no full blocks are known.
+    numbers: for queries and for keys, the row of every slot and its place in the row, ``(2, slots)`` int32. Empty if the mask needs none.
+    by_query, by_key: partial and full blocks. The mask is evaluated in partial blocks only. ``None`` if no full blocks are known.
     """
 
     queries: Axis | None
@@ -94,27 +92,29 @@ class Layout:
     size: int
     shares_blocks: bool
     numbers: list[Tensor]
-    touched: tuple[Lists, Lists]
-    split: tuple[tuple[Lists, Lists], tuple[Lists, Lists]] | None = None
+    by_query: tuple[Lists, Lists | None]
+    by_key: tuple[Lists, Lists | None]
 
 
 def _attend(tile: GatherTile, layout: Layout, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, several: bool) -> Output:
-    """The output of a layout, with the rules and the bias of ``tile``."""
+    """The output of a layout with the rules and the bias of ``tile``.
+
+    several: whether log-sum-exps are needed.
+    """
     heads, q_len, head_dim = q.shape[1:]
     q_axis, k_axis, size = layout.queries, layout.keys, layout.size
     queries = q if q_axis is None else at_places(q, q_axis.read, heads)
     keys, values = (k, v) if k_axis is None else (at_places(x, k_axis.read, heads) for x in (k, v))
     mask_mod, score_mod, kind = _mods(tile, layout, call)
-    split = None if call.key_mask is not None else layout.split
-    by_query, by_key = ((layout.touched[0], None), (layout.touched[1], None)) if split is None else split
-    mask = flex.block_mask((queries.shape[2], keys.shape[2]), size, mask_mod, by_query=by_query, by_key=by_key)
+    lengths = queries.shape[2], keys.shape[2]
+    mask = flex.block_mask(lengths, size, mask_mod, by_query=layout.by_query, by_key=layout.by_key)
     settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if several else {}
     if keys.shape[1] != heads:
         settings["enable_gqa"] = True
     if size != BLOCK:  # the defaults fit blocks of 128
         settings["kernel_options"] = dict.fromkeys(("BLOCK_M", "BLOCK_N", "BLOCK_M1", "BLOCK_N1", "BLOCK_M2", "BLOCK_N2"), size)
     settings |= {"score_mod": score_mod, "block_mask": mask, "scale": call.scale_for(head_dim)}
-    results = flex.fused_flex(("tiles", size, split is None, *kind), queries, keys, values, **settings)
+    results = flex.fused_flex(("tiles", size, layout.by_query[1] is None, *kind), queries, keys, values, **settings)
     out, lse = (results[0], results[1].lse) if several else (results, None)
     if layout.write is None:
         return out, lse
@@ -137,7 +137,8 @@ def at_places(x: Tensor, places: Tensor, heads: int) -> Tensor:
 
 
 def lookup(table: Tensor | None) -> tuple[Callable[..., Tensor], tuple[bool, ...]]:
-    """``table`` as a function of one index per axis, and the axes it reads (size > 1). Without a table, it returns the last index."""
+    """``table`` as a function of one index per axis, and whether it reads each axis. Axes of size 1 are not read. Without a table, the
+    function returns the last index."""
     if table is None:
         return (lambda *index: index[-1]), ()
     read = tuple(size > 1 for size in table.shape)
@@ -185,15 +186,31 @@ def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
 # Layouts of tiles.
 
 
-def layouts(tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int]) -> list[tuple[GatherTile, Layout]]:
-    """Layouts, each with a tile that has its rules and its bias. Fixed tiles that are alike and have no bias are joined."""
+def layouts(
+    tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int], padded: bool = False
+) -> list[tuple[GatherTile, Layout]]:
+    """Layouts, each with a tile that has its rules and its bias. Fixed tiles that are alike and have no bias are joined.
+
+    Args:
+        sizes: the block sizes that the kernel takes, largest first.
+        padded: whether keys may be padding, so that no block is full.
+    """
     alike: dict[Hashable, list[GatherTile]] = {}
     for number, tile in enumerate(tiles):
         kind = block_size(tile, lengths, sizes), rows_per_block(tile, BLOCK) > 1, *_rules(tile)
         alike.setdefault(kind if tile.fixed and tile.bias is None else number, []).append(tile)
     laid_out: list[tuple[GatherTile, Layout]] = []
-    for first, *more in alike.values():
-        made = kept_layouts([first, *more], lengths, sizes) if first.fixed else [row_layout(first, lengths)]
+    for same in alike.values():
+        first, size = same[0], block_size(same[0], lengths, sizes) or BLOCK
+        if first.fixed:  # cached, since reading values waits for the GPU
+            tensors, key = (
+                [x for tile in same for x in (tile.queries, tile.keys)],
+                (*lengths, size, padded, first.bias is None, *_rules(first)),
+            )
+            make = functools.partial(fixed_layouts, same, size, lengths, padded)
+            made = BYTE_CACHE.of(tensors, ("layouts", *key), make, lambda found: tensor_bytes(found) or 0)
+        else:
+            made = [row_layout(first, lengths)]
         laid_out += [(first, layout) for layout in made]
     return laid_out
 
@@ -213,36 +230,24 @@ def block_size(tile: GatherTile, lengths: tuple[int, int], sizes: Sequence[int])
     return BYTE_CACHE.of([tile.queries, tile.keys], ("whole blocks", *lengths, *sizes), find, lambda _: 0)[0]
 
 
-def kept_layouts(tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int]) -> list[Layout]:
-    """Cached :func:`fixed_layouts`, since reading values waits for the GPU."""
-    tensors, size = [x for tile in tiles for x in (tile.queries, tile.keys)], block_size(tiles[0], lengths, sizes) or BLOCK
-    key = "layouts", *lengths, size, tiles[0].bias is None, *_rules(tiles[0])
-    return BYTE_CACHE.of(tensors, key, lambda: fixed_layouts(tiles, size, lengths), lambda found: tensor_bytes(found) or 0)
-
-
 def row_layout(tile: GatherTile, lengths: tuple[int, int]) -> Layout:
     """The layout of any tile. Query blocks visit all key blocks of their group of rows, and no value is read from the device."""
     rows = rows_in_blocks(tile, BLOCK)
     q_blocks, k_blocks = (x.shape[2] // (rows.groups * BLOCK) for x in rows.places)
-    blocks = rows.groups, q_blocks, k_blocks, tile.keys.device
-    lists = BYTE_CACHE.get(("blocks of groups", *blocks), lambda: all_blocks(*blocks))
+
+    def all_blocks() -> tuple[Lists, Lists]:
+        pairs = block_pairs([rows], BLOCK).to(torch.int32).view(2, rows.groups, q_blocks, k_blocks)
+        indices = pairs[1].flatten(0, 1)[None, None], pairs[0].mT.flatten(0, 1)[None, None].contiguous()
+        by_query, by_key = ((torch.full_like(x[..., 0], x.shape[3]), x) for x in indices)
+        return by_query, by_key
+
+    by_query, by_key = BYTE_CACHE.get(("blocks of groups", rows.groups, q_blocks, k_blocks, tile.keys.device), all_blocks)
     queries, keys = (axis_of(x, length) for x, length in zip(rows.places, lengths, strict=True))
     write = torch.where(rows.places[0] >= 0, rows.places[0], lengths[0])
-    return Layout(queries, keys, write, BLOCK, rows_per_block(tile, BLOCK) > 1, rows.numbers, lists)
+    return Layout(queries, keys, write, BLOCK, rows_per_block(tile, BLOCK) > 1, rows.numbers, (by_query, None), (by_key, None))
 
 
-def all_blocks(groups: int, q_blocks: int, k_blocks: int, device: torch.device) -> tuple[Lists, Lists]:
-    """Lists by query block and by key block. Every query block of a group visits all the group's key blocks."""
-
-    def lists(rows: int, columns: int) -> Lists:
-        first = torch.arange(groups, device=device).repeat_interleave(rows)[:, None] * columns
-        indices = (first + torch.arange(columns, device=device)).to(torch.int32)[None, None]
-        return torch.full(indices.shape[:3], columns, dtype=torch.int32, device=device), indices
-
-    return lists(q_blocks, k_blocks), lists(k_blocks, q_blocks)
-
-
-def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, int]) -> list[Layout]:
+def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, int], padded: bool) -> list[Layout]:
     """One layout for fixed tiles that are alike. If it would gather a query twice, there is a layout for each of them."""
     firsts = itertools.accumulate((tile.queries.shape[2] for tile in tiles), initial=0)
     parts = [rows_in_blocks(tile, size, first) for tile, first in zip(tiles, firsts, strict=False)]
@@ -251,23 +256,21 @@ def fixed_layouts(tiles: Sequence[GatherTile], size: int, lengths: tuple[int, in
     sides = [axis_blocks(x, length, size, in_order=bool(numbers)) for x, length in zip(places, lengths, strict=True)]
     (queries, q_blocks, q_count), (keys, k_blocks, k_count) = sides
     if queries is not None and len(tiles) > 1 and _has_repeats(places[0], lengths[0]):
-        return [layout for tile in tiles for layout in fixed_layouts([tile], size, lengths)]
+        return [layout for tile in tiles for layout in fixed_layouts([tile], size, lengths, padded)]
     q_pair, k_pair = block_pairs(parts, size)
     touched, full = visible(tiles[0], block_ends(places[0], size, q_pair), block_ends(places[1], size, k_pair))
-    full = full & (not numbers)  # with numbers, the mask also compares rows or reads a bias
     row, column = q_blocks[..., q_pair], k_blocks[..., k_pair]
 
     def lists(chosen: Tensor, widths: Sequence[int | None] = (None, None)) -> tuple[Lists, Lists]:
         return listed(row, column, chosen, q_count, widths[0]), listed(column, row, chosen, k_count, widths[1])
 
-    every = lists(touched)
+    partial = lists(touched)
+    whole: tuple[Lists | None, Lists | None] = (None, None)
+    if not padded and not numbers and bool(full.any()):  # with numbers, the mask also compares rows or reads a bias
+        widths = [indices.shape[3] for _, indices in partial]
+        partial, whole = lists(touched & ~full, widths), lists(full, widths)
     write = None if queries is None else torch.where(places[0] >= 0, places[0], lengths[0])
-    layout = Layout(queries, keys, write, size, rows_per_block(tiles[0], size) > 1, numbers, every)
-    if not bool(full.any()):
-        return [layout]
-    widths = [indices.shape[3] for _, indices in every]
-    partial, whole = lists(touched & ~full, widths), lists(full, widths)
-    return [dataclasses.replace(layout, split=((partial[0], whole[0]), (partial[1], whole[1])))]
+    return [Layout(queries, keys, write, size, rows_per_block(tiles[0], size) > 1, numbers, *zip(partial, whole, strict=True))]
 
 
 class Rows(NamedTuple):

@@ -1,4 +1,4 @@
-"""The options of a window: its total width, or how far it reaches back and ahead."""
+"""Options of a window: its total width, or the number of keys before and after each token."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ...options import Options, option
 class BandOptions(Options):
     """A window around each token: total width w, or ``left`` keys before and ``right`` after it.
 
-    Speech models look further back than ahead: NeMo's ``att_context_size=[left, right]``.
+    Speech models often see more of the past than of the future, as with NeMo's ``att_context_size=[left, right]``.
     """
 
     window: int = option(512, "total width of the window: w/2 on each side, or the last w keys when causal", "tokens", least=1)
-    left: int | None = option(None, "keys before each query; default: as many as the window has there", "tokens", least=0)
-    right: int | None = option(None, "keys after each query, none when causal; default: as many as the window has there", "tokens", least=0)
+    left: int | None = option(None, "keys before each query; default: computed from window", "tokens", least=0)
+    right: int | None = option(None, "keys after each query, none when causal; default: computed from window", "tokens", least=0)
 
     def pattern(self, causal: bool, *, has_globals: bool = False, global_rows: bool = True) -> Pattern:
-        """The keys of each query; ``has_globals`` and ``global_rows`` as in :class:`Pattern`."""
-        pattern = Pattern.window(self.window, causal, has_globals, global_rows)
-        left = pattern.left if self.left is None else self.left
-        right = pattern.right if self.right is None or causal else self.right
-        return dataclasses.replace(pattern, left=left, right=right)
+        """The band of visible keys; ``has_globals`` and ``global_rows`` as in :class:`Pattern`."""
+        back, ahead = (self.window - 1, 0) if causal else (self.window // 2, self.window // 2)
+        left = back if self.left is None else self.left
+        right = ahead if self.right is None or causal else self.right
+        return Pattern(left, right, causal, has_globals, global_rows)

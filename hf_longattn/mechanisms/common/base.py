@@ -5,10 +5,10 @@ A mechanism defines ``forward`` (fast) and ``dense_weights`` (the definition), o
 (:class:`~.feature_map.LinearMechanism`). Everything else has a default:
 
 - ``traits``, ``handling`` (:mod:`.traits`): its inputs, what it needs from its model, and what ``forward`` does by itself.
-- ``locality``: how far a query sees. The size of the decode cache, tables of relative positions and the tokens that a process needs of a
-  sharded sequence follow from it (:mod:`.locality`), and so does the comparison with the length that positions were trained for.
-- ``covers``, ``covering``: where it equals full attention. ``pairs``: what it costs. ``kept_keys``: its keys, for diagnoses.
-- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`.sharding`).
+- ``locality``: how far a query sees. It sizes the decode cache and tables of relative positions, and tells which tokens a process fetches
+  from others when a sequence is sharded. Conversion compares it with the length that positions were trained for (:mod:`.locality`).
+- ``covers``, ``covering``: where it equals full attention. ``pairs``: its cost. ``kept_keys``: the keys that queries attend to.
+- ``advance``, ``attend_step``: how it decodes with a cache. ``attend_sharded``: one process's shard (:mod:`hf_longattn.sharding`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from torch import Tensor, nn
 
 from ...engines.common.call import AttentionCall, State, without_padding
 from ...engines.common.dense import repeat_heads
-from ...engines.common.exact import weights_by_length
 from ...engines.common.sequences import weights_per_sequence
-from ...engines.common.shards import Locality, Shard
 from ...errors import LengthError, OptionError
 from ...options import Options
+from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
-from . import sharding
+from ...sharding import Shard, attend_sharded
 from .decoding import AttendStep
+from .exact import weights_by_length
 from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
-from .relative_terms import add_relative, with_dense_terms, with_relative
+from .relative_terms import add_relative, with_dense_terms
 from .short_texts import exact_length_of, full_of
 from .traits import Handling, Traits, aligns_sequences
 
@@ -69,16 +69,16 @@ class Mechanism(nn.Module, ABC):
     """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
     options_type: ClassVar[type[Options]] = Options
     sample: ClassVar[dict[str, Any]] = {}
-    """Options for inputs of a few hundred tokens, for tests and pictures."""
+    """Options that suit inputs of a few hundred tokens, for tests and plots."""
     traits: Traits = Traits()
-    """Its inputs, and what it needs from its layer and model."""
+    """The mechanism's inputs, and what it needs from its layer and model."""
     handling: Handling = Handling()
     """What ``forward`` does by itself with padding, packed documents and graphs."""
     per_head_tensors: tuple[str, ...] | None = None
-    """Names, below the mechanism, of the tensors whose first axis is the heads. A process can then compute some of the heads
-    (:meth:`of_heads`). ``None`` if heads depend on each other, or if anything else depends on which or how many heads there are."""
+    """Names, relative to the mechanism, of tensors whose first axis is the heads. A process can then compute only some heads
+    (:meth:`of_heads`). ``None`` if heads depend on each other, on their index or on their number."""
     layer: int = 0
-    """Index of its layer, set when it is attached to a model. Seeded mechanisms draw differently in each layer."""
+    """Index of the layer, set when the mechanism is attached to a model. Mechanisms with a seed draw other numbers in each layer."""
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
     @classmethod
@@ -93,14 +93,14 @@ class Mechanism(nn.Module, ABC):
         self.reads_grid = self.traits.needs_grid or options.order is not None
         """Whether the grid coordinates of tokens matter."""
         self.is_cross_attention = False
-        """Whether queries and keys belong to different sequences. The queries are then not cut where the keys have padding. Set on the
+        """Whether queries and keys belong to different sequences, so that the keys' padding says nothing about the queries. Set for the
         mechanism of a cross-attention module."""
         self.ignores_exact_length = False
-        """Whether ``exact_length`` is switched off for now, to measure the mechanism on short texts."""
+        """Whether the option ``exact_length`` is temporarily off, to measure the mechanism itself on short texts."""
         self.shard: Shard | None = None
         """This process's shard, if the sequence is sharded across processes (:func:`hf_longattn.sequence_parallel`)."""
         self.head_range: tuple[int, int] | None = None
-        """First head and total number of heads, for a part made by :meth:`of_heads`; ``None`` for a mechanism with all heads."""
+        """``(first head, heads in the layer)`` of a part made by :meth:`of_heads`; ``None`` for a mechanism with all heads."""
         self.relative: RelativePositions | None = None
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
@@ -109,8 +109,8 @@ class Mechanism(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter and buffer, including those of relative positions and members.
 
-        A mechanism that adds tensors extends this method. Nothing else may initialise them: models are loaded by building a mechanism
-        without storage and filling it with this method, and the result must equal a newly built mechanism.
+        A mechanism that adds tensors extends this method, and initialises them nowhere else. A model is loaded by building mechanisms
+        without storage and then calling this method. The result must equal a newly built mechanism.
 
         Args:
             generator: source of random values, on the tensors' device; torch's default generator if None.
@@ -130,32 +130,32 @@ class Mechanism(nn.Module, ABC):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The attention output ``(B, H, Nq, D)`` in the dtype of ``q``, for sequences that start at index 0.
 
-        ``call.key_mask`` marks padding, which comes after a sequence or between its tokens. Only a mechanism that is not
-        ``handling.position_dependent`` may be given padding in front of a sequence.
+        ``call.key_mask`` is False for padding, which comes after a sequence or between its tokens. Padding before a sequence is allowed
+        only if ``handling.position_dependent`` is False.
         """
 
     @abstractmethod
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """The definition: the N×N matrix ``(B, H, Nq, Nk)`` that multiplies the values, in the dtype of ``q``.
 
-        Relative positions are part of ``call.score_mod``, as in the engines; :meth:`defined` and :meth:`weights` add them.
+        ``call.score_mod`` must include the relative positions; :meth:`defined` and :meth:`weights` add them.
         """
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """The definition in the inputs' dtype, without dropout. Exported in place of an engine that cannot be."""
+        """The output by the definition, ``(B, H, Nq, D)``, without dropout. Exported if the engine cannot be."""
         return self._weights(q, k, call) @ repeat_heads(v, q.shape[1])
 
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
         """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
 
-        Rows and columns of padding are zeros, unless the mechanism counts padding. Queries of cross-attention are never padding.
+        Rows and columns of padding are zeros, unless ``handling.ignores_padding`` is False. Queries of cross-attention are never padding.
 
         Raises:
-            LengthError: more than :data:`DENSE_LIMIT` tokens, for which the dense matrix would be too large.
+            LengthError: there are more than :data:`DENSE_LIMIT` tokens, so that the dense matrix would be too large.
         """
         if k.shape[2] > DENSE_LIMIT:
             raise LengthError(
-                f"Attention weights were asked for {k.shape[2]} tokens, but the dense matrix is returned up to {DENSE_LIMIT} only; "
+                f"Attention weights were requested for {k.shape[2]} tokens, but are returned for at most {DENSE_LIMIT}; "
                 "pass shorter inputs or output_attentions=False."
             )
         if 0 in q.shape:
@@ -181,18 +181,14 @@ class Mechanism(nn.Module, ABC):
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return self.dense_weights(q, k, with_dense_terms(self, q, k, call))
 
-    def _with_relative(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> AttentionCall:
-        return with_relative(self, q, k, call)
-
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
-        """The global tokens ``(B, Nk)`` bool of this call, for keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
+        """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""
         return None
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether ``forward`` separates packed documents by ``call.documents``, in operations on whole rows. Asked on devices other than
-        the CPU; if False, documents become rows of a batch there.
+        """Whether ``forward`` separates packed documents by ``call.documents``, without splitting rows.
 
-        k, v: ``(B, H_kv, Nk, D)``.
+        For devices other than the CPU. If False, each document becomes a row of a batch there. ``k, v (B, H_kv, N, D)``.
         """
         return False
 
@@ -208,14 +204,14 @@ class Mechanism(nn.Module, ABC):
         return full_pairs(length, causal)
 
     def locality(self, causal: bool) -> Locality | None:
-        """The distances that a query sees, and whether it sees anything else; ``None`` if unbounded or dependent on content."""
+        """The distances at which a query sees keys; ``None`` if unbounded or dependent on content."""
         return None
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        """For a single-softmax mechanism, the keys that each query keeps or the weights of all keys. Otherwise ``None``.
+        """The keys that each query attends to, or the weights of all keys; ``None`` without a single softmax.
 
-        Needs no values, takes any queries, and runs on some rows at a time, in memory linear in N.
-        :mod:`hf_longattn.diagnostics` uses it to measure how much of the softmax's mass is kept.
+        :mod:`hf_longattn.diagnostics` uses it to measure how much of full attention's weight falls on these keys. The function that is
+        returned computes some queries at a time, in memory linear in N.
 
         Args:
             q, k: ``(B, H, N, D)``, ``(B, H_kv, N, D)`` of whole sequences, from which data-dependent mechanisms select keys.
@@ -224,7 +220,7 @@ class Mechanism(nn.Module, ABC):
 
     @property
     def attend_step(self) -> AttendStep | None:
-        """A function that may replace ``forward`` in decoding steps, one call with rows of a mask; ``None`` if there is none."""
+        """A function that can replace ``forward`` in decoding steps; ``None`` if there is none."""
         return None
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
@@ -233,10 +229,10 @@ class Mechanism(nn.Module, ABC):
         Args:
             q, k, v: of the new tokens only, ``(B, H, n, D)`` and ``(B, H_kv, n, D)``.
             state: the state that the previous call returned, or ``None`` at the beginning.
-            call: its ``key_mask (B, n)`` is that of the new tokens.
+            call: ``key_mask (B, n)`` covers the new tokens only.
         Returns:
-            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not depend on the text. A row
-            of zeros is the state before its first real token, so that single rows of a batch can be reset.
+            The output ``(B, H, n, D)`` and the new state: tensors with the batch first, of a size that does not depend on the text. A
+            row of zeros is an empty state, so that single rows of a batch can be reset.
         """
         raise OptionError(f"Mechanism {self.name!r} decodes from the keys and values of earlier tokens, not from a state.")
 
@@ -245,15 +241,15 @@ class Mechanism(nn.Module, ABC):
 
         Args:
             q: ``(B, H, n, D)``, this process's own tokens; k, v: ``(B, H_kv, n, D)``.
-            call: without batch and global tokens, which the shard holds.
+            call: has no batch and no global tokens; the shard holds both.
         Raises:
-            OptionError: outputs depend on the whole sequence in a way that cannot be sharded, or relative positions meet global tokens.
-            MaskError: left padding or packed documents, for a mechanism that counts tokens.
+            OptionError: the mechanism needs whole sequences but heads cannot be divided, or has relative positions and global tokens.
+            MaskError: the mechanism counts tokens, and there is left padding or several packed documents.
         """
-        return sharding.attend_sharded(self, q, k, v, call, shard)
+        return attend_sharded(self, q, k, v, call, shard)
 
     def of_heads(self, first: int, last: int) -> Self:
-        """This mechanism restricted to the heads ``first … last - 1``. It shares all tensors; a call replaces :attr:`per_head_tensors`."""
+        """This mechanism restricted to heads ``first … last - 1``. It shares all tensors; callers replace :attr:`per_head_tensors`."""
         part = copy.copy(self)
         part.num_heads, part.head_range = last - first, (first, self.num_heads)
         return part
@@ -263,13 +259,13 @@ class Mechanism(nn.Module, ABC):
 
 
 def reset(module: Any, generator: torch.Generator | None) -> None:
-    """Call ``module.reset_parameters(generator)``. The argument is left out for classes that do not take it, such as torch's own."""
+    """Call ``module.reset_parameters``. Pass ``generator`` to classes that take it; torch's own do not."""
     takes = "generator" in inspect.signature(module.reset_parameters).parameters
     module.reset_parameters(*([generator] if takes else []))
 
 
 def _parts(module: nn.Module) -> Iterator[Mechanism | RelativePositions]:
-    """The mechanisms and relative positions directly inside a module, looking through containers."""
+    """The mechanisms and relative positions directly below a module, or in its containers."""
     for child in module.children():
         if isinstance(child, Mechanism | RelativePositions):
             yield child

@@ -1,15 +1,17 @@
-"""Base of hashing and clustering mechanisms, whose tokens meet in buckets.
+"""Base of mechanisms that hash or cluster tokens into buckets.
 
-For every query i and key j, a mechanism counts the rounds in which they meet: the multiplicity M. Its definition is
+A query i and a key j meet in a round if they share a bucket (a mechanism may add conditions). The multiplicity M_ij is the number of
+rounds in which they meet. The definition is
 
     weights_ij  ∝  M'_ij exp(s_ij + a_ij),    M' = M if duplicates count, else 1 where M > 0
 
-where a is a learned affinity, if the mechanism has one. A query that meets no key attends to its own position. Buckets are chosen without
-gradients and, whatever the dtype, in float64 where the device has it, so that neither batch shape nor padding changes a token's bucket.
+where a is a learned affinity, or 0. A query that meets no key attends to its own position. Buckets are computed without gradients, in
+float64 if the device has it, so that neither batch shape nor padding changes a token's bucket.
 """
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable
 
@@ -17,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...engines.bucketed import attend_rounds
-from ...engines.common.bucket_tiles import Rounds, found_in_earlier_rounds, last_in_bucket
+from ...engines.bucketed import Rounds, found_in_earlier_rounds, last_in_bucket
 from ...engines.common.call import AttentionCall, GatherTile
 from ...engines.common.dense import dense_attention, index_grid, repeat_heads
 from ...engines.common.score_terms import add_term
@@ -32,13 +33,13 @@ from .traits import Handling
 
 
 class BucketedMechanism(SummarisedMechanism):
-    """A mechanism on the bucketed engine. Its methods get raw keys, since rounding in :meth:`key_vectors` could change a bucket."""
+    """A mechanism on the bucketed engine. Methods get keys before :meth:`key_vectors`, whose rounding could change a bucket."""
 
     engine = "bucketed"
     handling = Handling(exports_definition=True)
     summary_unit = 1
     traits = SummarisedMechanism.traits.but(bitwise_causal=False)
-    """Later tokens change only the order in which earlier rows are summed. Rows are cut from the sorted tokens."""
+    """Not bitwise causal: rows are cut from sorted tokens, so that later tokens change the order in which earlier rows are summed."""
 
     @property
     def count_duplicates(self) -> bool:
@@ -54,15 +55,16 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def rounds(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> Rounds | None:
-        """The pairs that :meth:`meetings` counts, as rounds of buckets, without comparing all pairs. ``None`` if buckets alone do not
-        determine the pairs; :meth:`visits` then lists them.
+        """The pairs of :meth:`meetings` as rounds of buckets, found without comparing all pairs.
+
+        ``None`` if buckets alone do not determine the pairs: :meth:`visits` then lists them.
 
         q: ``(B, H, N, D)``, the last ``q_len`` rows are queries; k: ``(B, H, N, D)``.
         """
 
     def visits(self, q: Tensor, k: Tensor, q_len: int, call: AttentionCall) -> tuple[tuple[GatherTile, ...], Tensor | None]:
-        """Tiles of the visible pairs, with real keys only; used if :meth:`rounds` is ``None``. Also a mask ``(B, H, N)`` of queries that
-        meet no key (may be True at padding), or ``None`` if every query meets one."""
+        """Tiles of the visible pairs of real keys, and which queries meet no key. Used if :meth:`rounds` is ``None``.
+        The second value is True for queries that meet no key, ``(B, H, N)``, arbitrary at padding; ``None`` if there are none."""
         raise NotImplementedError
 
     def affinity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -79,11 +81,11 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def key_buckets(self, k: Tensor) -> Tensor:
-        """Buckets of the causal form, ``(B, H, rounds, N)`` integers, of ``k (B, H_kv, N, D)``."""
+        """Buckets of keys ``k (B, H_kv, N, D)`` in the causal form, ``(B, H, rounds, N)`` integers."""
 
     @abstractmethod
     def query_buckets(self, q: Tensor, last: Tensor) -> Tensor:
-        """Buckets of the last queries, ``(B, H, rounds, Nq)``; ``last`` are the keys ``(B, H_kv, Nq, D)`` at their positions."""
+        """Buckets of the last queries, ``(B, H, rounds, Nq)``. ``last (B, H_kv, Nq, D)`` holds the keys at their positions."""
 
     @abstractmethod
     def recent(self) -> tuple[int, int]:
@@ -142,7 +144,7 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether :meth:`rounds` keeps packed documents apart."""
+        """Whether :meth:`rounds` separates packed documents."""
 
     @property
     def plain_scores(self) -> bool:
@@ -151,13 +153,13 @@ class BucketedMechanism(SummarisedMechanism):
 
     @abstractmethod
     def met_by_rows(self, q: Tensor, k: Tensor, call: AttentionCall) -> Callable[[Tensor], Tensor]:
-        """:meth:`meetings` for some of the queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in memory linear in N.
+        """Which keys some of the queries meet: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool, in memory linear in N.
 
         q, k: ``(B, H, N, D)``.
         """
 
     def multiplicity(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The multiplicity M', ``(B, H, Nq, Nk)`` int, of ``q`` and ``k`` as for :meth:`meetings`; rows of padding are zeros."""
+        """The multiplicity M', ``(B, H, Nq, Nk)`` int; rows of padding are zeros. ``q`` and ``k`` as for :meth:`meetings`."""
         real, count = call.real(k), self.meetings(q, k, call)
         _, _, q_idx, kv_idx = index_grid(1, 1, q.shape[2], k.shape[2], q.device)
         no_visible_key = ~(count > 0).any(-1, keepdim=True)
@@ -193,11 +195,11 @@ class BucketedMechanism(SummarisedMechanism):
         raw_keys: the keys before :meth:`key_vectors`.
         """
         rounds = self.rounds(q, raw_keys, q_len, call)
-        if rounds is not None:
-            out, no_visible_key = attend_rounds(q, k, v, rounds, self.count_duplicates, call), rounds.no_visible_key()
+        if rounds is None:
+            tiles, no_visible_key = self.visits(q, raw_keys, q_len, call)
         else:
-            parts, no_visible_key = self.visits(q, raw_keys, q_len, call)
-            out = gathered_attention(q, k, v, parts, call.with_mask(None))  # the parts list real keys only
+            tiles, no_visible_key = rounds.parts(self.count_duplicates), rounds.no_visible_key()
+        out = gathered_attention(q, k, v, tiles, call.with_mask(None))  # the tiles list real keys only
         if no_visible_key is not None:
             no_visible_key = no_visible_key if call.key_mask is None else no_visible_key & call.key_mask[:, None]
             own_value = F.dropout(torch.ones_like(v[..., :1]), call.dropout) * v if call.dropout else v
@@ -205,7 +207,7 @@ class BucketedMechanism(SummarisedMechanism):
         return out
 
     def _counted(self, q: Tensor, k: Tensor, call: AttentionCall, count: Tensor) -> AttentionCall:
-        """``call`` with affinity and, if duplicates count, log multiplicity added to its score term."""
+        """``call`` with the affinity and, if duplicates count, the log multiplicity ``count`` added to its score term."""
         score_mod, affinity = call.score_mod, self.affinity(q, k, call)
         if affinity is not None:
             score_mod = add_term(score_mod, lambda *_: affinity)
@@ -216,32 +218,27 @@ class BucketedMechanism(SummarisedMechanism):
 
 
 def recent_by_rows(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Callable[[Tensor], Tensor]:
-    """:func:`recent_in_bucket` for some of N queries: ``rows (n,)`` -> ``(B, H, n, N)`` bool, in any of the rounds.
+    """:func:`recent_in_bucket` in any round, for some of the queries: a function ``rows (n,)`` -> ``(B, H, n, N)`` bool.
 
     query_buckets, key_buckets: ``(B, H, R, N)``.
     """
-    places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
+    rounds = [*zip(query_buckets.split(1, 2), key_buckets.split(1, 2), strict=True)]
 
     def met(rows: Tensor) -> Tensor:
-        met_keys: Tensor | None = None
-        past = (places <= rows[:, None]) & real[:, None, None, :]
-        for query_bucket, key_bucket in zip(query_buckets[..., rows].unbind(2), key_buckets.unbind(2), strict=True):
-            same = (query_bucket[..., None] == key_bucket[..., None, :]) & past
-            recent = same & (same.flip(-1).cumsum(-1).flip(-1) <= size)
-            met_keys = recent if met_keys is None else met_keys | recent
-        assert met_keys is not None
-        return met_keys
+        of_rounds = (recent_in_bucket(queries[..., rows], keys, real, size, rows) for queries, keys in rounds)
+        return functools.reduce(torch.logical_or, of_rounds)[:, :, 0]
 
     return met
 
 
-def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int) -> Tensor:
+def recent_in_bucket(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: int, rows: Tensor | None = None) -> Tensor:
     """The last ``size`` keys of the query's bucket at or before the query, ``(B, H, R, Nq, Nk)`` bool.
 
-    query_buckets: ``(B, H, R, Nq)``, of the last Nq positions; key_buckets: ``(B, H, R, Nk)``; real: ``(B, Nk)`` bool.
+    query_buckets: ``(B, H, R, Nq)``, of the queries at positions ``rows (Nq,)``, by default the last; key_buckets: ``(B, H, R, Nk)``; real:
+    ``(B, Nk)`` bool.
     """
-    q_len, kv_len = query_buckets.shape[-1], key_buckets.shape[-1]
-    _, _, q_idx, kv_idx = index_grid(1, 1, q_len, kv_len, key_buckets.device)
-    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & (kv_idx <= q_idx) & real[:, None, None, None, :]
+    places = torch.arange(key_buckets.shape[-1], device=key_buckets.device)
+    past = places <= (places[-query_buckets.shape[-1] :] if rows is None else rows)[:, None]
+    same = (query_buckets[..., :, None] == key_buckets[..., None, :]) & past & real[:, None, None, None, :]
     newer = same.flip(-1).cumsum(-1).flip(-1)
     return same & (newer <= size)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class MechanismSpec:
     """A registered mechanism and its checked options.
 
-    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``; written as the former, with only the options given.
+    Read from ``{"mechanism": "window", "window": 256}`` or ``"window:window=256"``. Written in the first form, given options only.
     """
 
     mechanism: str
@@ -32,7 +32,7 @@ class MechanismSpec:
 
     @classmethod
     def read(cls, owner: str, name: str, value: Any) -> MechanismSpec:
-        """Parse one choice. Error messages name the option ``name`` of mechanism ``owner``."""
+        """Parse one member. Error messages name the option ``name`` of mechanism ``owner``."""
         if isinstance(value, cls):
             return value
         values = read_choice(value) if isinstance(value, str) else value
@@ -57,7 +57,7 @@ class MechanismSpec:
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """Parse a list of choices, or a string: ``window:window=256+strided:stride=64`` or JSON."""
+        """Parse a list of members, or a string: ``window:window=256+strided:stride=64`` or JSON."""
         return tuple(cls.read(owner, name, member) for member in cls._listed(owner, name, value, read_members))
 
     @staticmethod
@@ -76,7 +76,7 @@ class MechanismSpec:
         return list(value)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; :meth:`read` turns it into an equal choice."""
+        """JSON form; :meth:`read` turns it into an equal member."""
         values = self.options.to_dict()
         return {"mechanism": self.mechanism, **{name: values.get(name) for name in self.named_options}}
 
@@ -84,13 +84,12 @@ class MechanismSpec:
         return write_choice(self.to_dict())
 
     def build(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None) -> Mechanism:
-        """The mechanism as a module."""
         return mechanism_class(self.mechanism)(num_heads, head_dim, hidden_size, max_length, self.options)
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadSpec(MechanismSpec):
-    """A choice for some ``heads``. Choices with ``None`` take turns over the heads that no choice names."""
+    """A member for some ``heads``. Members with ``heads=None`` take turns over the remaining heads."""
 
     heads: tuple[int, ...] | None = None
 
@@ -106,7 +105,7 @@ class HeadSpec(MechanismSpec):
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """Parse a list of choices, or a string: ``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON."""
+        """Parse a list of members, or a string: ``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON."""
 
         def rules(text: str) -> list[dict[str, Any]]:
             return [values if where is None else {"heads": where, **values} for where, values in read_rules(text)]
@@ -140,8 +139,10 @@ class Composite(Mechanism):
         """Set the members; called once by ``__init__``.
 
         Raises:
-            OptionError: one member is causal only and another bidirectional only, one counts padding, or relative positions were requested
-                and one member has no scores to add them to.
+            OptionError: one of these is true:
+                - some members are causal only, others bidirectional only
+                - a member counts padding
+                - the option ``relative`` is set, and a member has no scores
         """
         self.members = nn.ModuleList(members)
         forms = {member.causal for member in self.mechanisms} - {"both"}
@@ -160,8 +161,8 @@ class Composite(Mechanism):
         counting = next((member.name for member in self.mechanisms if not member.handling.ignores_padding), None)
         if counting is not None:
             raise OptionError(
-                f"Mechanism {counting!r} counts padding with these options, as the implementation that it reproduces does, which single "
-                f"members of {self.name!r} cannot; leave them out, or use it for the whole layer."
+                f"Mechanism {counting!r} counts padding with these options, which a member of {self.name!r} cannot do; leave them out, or "
+                "use it for the whole layer."
             )
         self.causal = forms.pop() if forms else "both"
         traits = [member.traits for member in self.mechanisms]

@@ -1,4 +1,4 @@
-"""Decoding with a cache: from keys within reach, selected keys, or a state of constant size."""
+"""Types for decoding steps over a cache of keys."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NO_TOKEN = 1 << 40
 class Columns(NamedTuple):
     """Columns of the padded batch that hold the queries and keys of a decoding step.
 
-    layout: a name of the arrangement, and its number of keys. Layers of one forward pass with the same layout have the same columns. In
-        ``"all"``, key s is column s.
-    find: returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without a token have a
-        column after those of the queries, such as :data:`NO_TOKEN`. Called at most twice for all layers of a layout.
+    layout: the layout's name and its number of keys. Layers with the same layout have the same columns in a forward pass. In the layout
+        named ``"all"``, key s is in column s.
+    find: a function that returns the columns of the queries ``(Nq,)``, ascending, and of the keys ``(S,)``, in any order. Slots without
+        a token have a column after all queries, such as :data:`NO_TOKEN`. Called at most twice for all layers of a layout.
     """
 
     layout: tuple[str, int]

@@ -22,16 +22,15 @@ from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import at_least_fp32, repeat_heads
 from ...engines.common.document_rows import Stacking
 from ...engines.common.sequences import attend_per_sequence
-from ...engines.common.shards import Shard
 from ...engines.cuda import fla
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
-from ...engines.segments import Labels, Layout, segmented_linear_attention
+from ...engines.segments import Layout, segmented_linear_attention
 from ...options import Options
+from ...sharding import Shard, attend_by_heads
 from .base import Mechanism
 from .layout import full_pairs
 from .scores import drop_keys, normalised, visible_to_all
-from .sharding import attend_by_heads
 from .traits import Handling
 
 
@@ -50,8 +49,8 @@ class HeadwiseLinear(nn.Module):
 
 
 FEATURES_PER_PIECE = 1 << 18
-"""Elements of a feature tensor computed at a time on a CPU, per thread. With fewer, threads wait for one another; with more, they do not
-fit the cache."""
+"""Feature elements computed at a time on a CPU, per thread. With fewer, threads wait for one another; with more, they do not fit the
+cache."""
 CausalPiece: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, State | None], tuple[Tensor, State]]
 """Signature of :meth:`LinearMechanism.causal_piece`."""
 
@@ -78,7 +77,7 @@ class LinearMechanism(Mechanism):
 
     @abstractmethod
     def queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor per row changes nothing."""
+        """φ_q of ``q (B, H, n, D)``: ``(B, H, n, F)``. A factor per row cancels when rows are normalised."""
 
     @abstractmethod
     def keys(self, k: Tensor, call: AttentionCall) -> Tensor:
@@ -86,21 +85,21 @@ class LinearMechanism(Mechanism):
 
     @abstractmethod
     def kernel(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        """The definition: κ ``(B, H, Nq, Nk)`` of ``q (B, H, Nq, D)`` and ``k (B, H, Nk, D)``, up to a factor per row; the queries are the
-        last Nq positions."""
+        """The definition: κ ``(B, H, Nq, Nk)``, up to a factor per row.
+        ``q (B, H, Nq, D)`` are the last Nq positions of ``k (B, H, Nk, D)``."""
 
     def read_positions(self, positions: Tensor, call: AttentionCall, *, resumed: bool) -> Tensor:
-        """The value of ``call.positions`` for tokens at ``positions (B or 1, n)``. Called if features depend on positions.
+        """The value of ``call.positions`` for tokens at ``positions (B or 1, n)``, if features depend on positions.
 
         Args:
-            resumed: whether tokens came before these.
+            resumed: whether a state holds earlier tokens.
         Raises:
             LengthError: for positions that the features cannot represent.
         """
         return positions
 
     def scaled(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """Queries or keys times (scale · √D)^½ each. This scales a product q·k relative to the usual D^-½."""
+        """Queries or keys times (scale · √D)^½, so that their products are scaled by ``scale`` instead of D^-½."""
         scale = call.scale_for(self.head_dim)
         return x if scale == self.head_dim**-0.5 else x * (scale * self.head_dim**0.5) ** 0.5
 
@@ -109,7 +108,7 @@ class LinearMechanism(Mechanism):
         return self.head_dim
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """F pairs per token, the cost of writing and reading a state of F·D numbers; causal chunks add their triangles."""
+        """F pairs per token, the cost of writing and reading a state of F·D numbers. Causal chunks add the pairs inside them."""
         chunk = min(length, CHUNK) if causal else 0
         return min(full_pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
 
@@ -160,8 +159,8 @@ class LinearMechanism(Mechanism):
             phi_q: ``(B, H, N, F)``, from :meth:`queries`.
             phi_k: ``(B, heads, N, F)``, from :meth:`keys` and :meth:`without_padding`.
         Returns:
-            Both, and whether they exceed the range of the dtype, ``()`` bool, so that each document must be computed alone; ``None`` if
-            they never do.
+            The features of queries and keys, and a ``()`` bool: True if they exceed the dtype's range, so that each document must be
+            computed separately. ``None`` in place of the bool if they never do.
         """
         return phi_q, phi_k, None
 
@@ -216,7 +215,7 @@ class LinearMechanism(Mechanism):
         return {name: (shard.before(x) if causal else x).sum(0) for name, x in stacked.items()}
 
     def in_pieces(self, q: Tensor, source: KeyPieces, state: State | None, causal_piece: CausalPiece) -> tuple[Tensor, State]:
-        """Run a call piece by piece. Returns what :meth:`attended` returns."""
+        """The result of :meth:`attended`, computed piece by piece."""
         (batch, _, q_len, _), kv_len = q.shape, source.k.shape[2]
         first, causal = kv_len - q_len, source.call.causal and q_len > 1  # a single query sees every key
         outs: list[Tensor] = []
@@ -275,12 +274,12 @@ class LinearMechanism(Mechanism):
 
 
 def documents_layout(call: AttentionCall, group: int) -> Layout:
-    """The pairs of a call's packed documents, for ``group`` query heads per key head; cached for all layers."""
+    """The layout of a call's packed documents, for ``group`` query heads per key head; cached for all layers."""
     batch, labels = call.batch, call.documents
     assert batch is not None
     assert labels is not None
     number = labels.number
-    return batch.cached(("documents", group, call.causal), lambda: Layout.of(Labels(number, number), group, call.causal))
+    return batch.cached(("documents", group, call.causal), lambda: Layout.of(number, number, group, call.causal))
 
 
 class KeyPieces(NamedTuple):
@@ -292,12 +291,12 @@ class KeyPieces(NamedTuple):
     call: AttentionCall
 
     def of_tokens(self, tokens: slice) -> AttentionCall:
-        """The call with the positions of these tokens."""
+        """The call for these tokens: with their positions."""
         positions = self.call.positions
         return self.call if positions is None else self.call.replace(positions=positions[:, tokens])
 
     def real(self, tokens: slice) -> Tensor | None:
-        """Which of these tokens are real, ``(B, n)`` bool; ``None`` if all are."""
+        """The real ones of these tokens, ``(B, n)`` bool; ``None`` if all are."""
         return None if self.call.key_mask is None else self.call.key_mask[:, tokens]
 
     def take(self, tokens: slice) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Building blocks of static patterns: tiles for the gathered engine, and pair counts.
 
-Positions are int64 tables with -1 in empty slots. Rows have at most :data:`QUERIES_PER_ROW` queries, or :data:`QUERIES_PER_WIDE_ROW` if
-all see the same keys. In causal forms, later rows see more keys: rows are grouped into at most :data:`MAX_PARTS` parts, each as wide as
-its last row needs.
+Positions are int64 tables with -1 in empty slots. A row has at most :data:`QUERIES_PER_ROW` queries, or :data:`QUERIES_PER_WIDE_ROW` if
+they see the same keys. In causal forms, later rows see more keys. Rows are therefore grouped into at most :data:`MAX_PARTS` parts, each as
+wide as its last row needs.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ...engines.common.call import GatherTile, MaskMod, Pattern, rows_of
 QUERIES_PER_ROW = 128
 """Maximum queries per row if they see different keys. Wider rows would mask more pairs."""
 QUERIES_PER_WIDE_ROW = 256
-"""Maximum queries per row if all see the same keys. From 192 queries on, the kernel's blocks of queries are twice as large."""
+"""Maximum queries per row if all see the same keys. From 192 queries on, torch's CPU kernel takes twice as many queries at a time."""
 MAX_PARTS = 8
-"""Maximum number of parts, of different width, that a triangle of pairs is cut into."""
+"""Maximum number of parts, of different width, for the pairs of a causal triangle."""
 QUERIES_PER_BAND_ROW = 64
 """Queries per row of a band. The row's keys are its own positions and the band on both sides."""
 
 
 def band_tile(length: int, left: int, right: int, device: torch.device, dilation: int = 1) -> GatherTile:
-    """Pairs at the distances ``-right … left``, times ``dilation``. Within a residue class of positions, they are a plain band."""
+    """One tile with the pairs at distances ``-right … left``, times ``dilation``. Queries are grouped by residue modulo ``dilation``."""
     members = -(-length // dilation)
     # Branches instead of min: torch.compile would keep a min in the shapes, and Inductor fails to divide by it.
     left, right = (side if side < members else members - 1 for side in (left, right))
@@ -58,7 +58,7 @@ def cells(queries: Tensor, keys: Tensor, *, causal: bool, outside: tuple[int, in
         last = min(first + size, count)
         rows = in_rows(queries[:, first:last], QUERIES_PER_ROW if causal else QUERIES_PER_WIDE_ROW)
         seen = keys[:, : total - count + last] if causal else keys
-        # First rows of all cells, then second rows …, so that consecutive rows are as far apart as the cells.
+        # The first rows of all cells come first, then the second rows, so that consecutive rows are as far apart as the cells.
         repeated = seen.repeat(rows.shape[1], 1)
         yield GatherTile(rows.transpose(0, 1).flatten(0, 1)[None, None], repeated[None, None], causal=causal, outside=outside)
 
@@ -82,13 +82,13 @@ def without_gaps(index: Tensor) -> Tensor:
 
 
 def tokens_of(blocks: Tensor, size: int, length: int) -> Tensor:
-    """Positions of the tokens of ``blocks (…, K)``, ``(…, K·size)``; -1 where there is no block or no token."""
+    """Positions of the tokens of ``blocks (…, K)``, shape ``(…, K·size)``; -1 where there is no block or no token."""
     place = blocks[..., None] * size + torch.arange(size, device=blocks.device)
     return torch.where((blocks[..., None] >= 0) & (place < length), place, -1).flatten(-2)
 
 
 def neighbourhoods(length: int, size: int, causal: bool, device: torch.device) -> Tensor:
-    """The keys that every block sees, ``(1, 1, blocks, 2 or 3 · size)``: the block before, its own and, unless causal, the one after."""
+    """The keys of each block: the previous block, its own and, unless causal, the next. ``(1, 1, blocks, 2 or 3 · size)``."""
     first = torch.arange(0, length, size, device=device).view(1, 1, -1, 1) - size
     keys = first + torch.arange((2 if causal else 3) * size, device=device)
     return torch.where((keys >= 0) & (keys < length), keys, -1)
@@ -169,17 +169,17 @@ def _any(mods: Sequence[MaskMod], queries: Tensor, keys: Tensor, num_heads: int)
 
 
 def full_pairs(length: int, causal: bool) -> int:
-    """Pairs of full attention among ``length`` tokens: all of them, or those with ``key <= query``."""
+    """Number of pairs of full attention among ``length`` tokens: all of them, or those with ``key <= query``."""
     return length * (length + 1) // 2 if causal else length * length
 
 
 def band_pairs(length: int, left: int, right: int) -> int:
-    """Pairs with ``-right <= query - key <= left``."""
+    """Number of pairs with ``-right <= query - key <= left``."""
     return length + _clipped_sum(left, length) + _clipped_sum(right, length)
 
 
 def column_pairs(columns: range, length: int, left: int, right: int, causal: bool) -> int:
-    """Pairs of the queries with the given columns, outside the band. When causal, only queries from the column on count."""
+    """Number of pairs of all queries with the given key ``columns``, outside the band. When causal, keys after the query do not count."""
     past = sum(max(0, length - 1 - column - left) for column in columns)
     return past if causal else past + sum(max(0, column - right) for column in columns)
 

@@ -1,4 +1,4 @@
-"""Overlapping windows on a grid: a cell sees the product of one range of coordinates per axis."""
+"""Overlapping windows on a grid: a cell sees one range of coordinates per axis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class LocalGridMechanism(GridMechanism):
 
     @abstractmethod
     def stretch(self, grid: Grid, axis: int, place: Any) -> tuple[Any, Any]:
-        """The definition: the first and last coordinate that ``place`` sees along ``axis``. ``place`` is an integer or a tensor."""
+        """The definition: the first and last coordinate seen from ``place`` along ``axis``. ``place`` is an integer or a tensor."""
 
     def steps(self, grid: Grid) -> tuple[int, ...]:
         """Distance between neighbouring visible coordinates along each axis, in cells."""
@@ -38,7 +38,7 @@ class LocalGridMechanism(GridMechanism):
         return grid
 
     def axis_windows(self, grid: Grid) -> tuple[AxisWindows, ...]:
-        """The ranges of all coordinates of every axis; cached."""
+        """For every axis, the range seen from each coordinate; cached."""
 
         def make() -> tuple[AxisWindows, ...]:
             windows = []
@@ -76,10 +76,10 @@ class LocalGridMechanism(GridMechanism):
 
 
 def at_least(place: Any, bound: Any) -> Any:
-    """The larger of two integers, or of a tensor and an integer or tensor."""
+    """``max(place, bound)``, also for tensors."""
     return place.clamp(min=bound) if isinstance(place, Tensor) else max(place, bound)
 
 
 def at_most(place: Any, bound: Any) -> Any:
-    """The smaller of two integers, or of a tensor and an integer or tensor."""
+    """``min(place, bound)``, also for tensors."""
     return place.clamp(max=bound) if isinstance(place, Tensor) else min(place, bound)

@@ -1,4 +1,4 @@
-"""Which keys a query can see, derived from :meth:`Mechanism.locality`: for caches, tables of distances, twins and positions."""
+"""Values derived from :meth:`Mechanism.locality`, for caches, tables of distances, native checkpoints and positions."""
 
 from __future__ import annotations
 
@@ -7,49 +7,42 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...engines.common.call import UNBOUNDED
-from ...engines.common.shards import Locality
-from ...positions.distances import Extent, untrained_distances
+from ...positions.distances import Locality, untrained_distances
 
 if TYPE_CHECKING:
     from ...positions.relative import Span
 
 
-def only_locality(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality, if outputs depend on nothing else but global tokens: then a sequence can be cut into pieces. Else ``None``."""
-    local = mechanism.locality(causal)
-    return local if local is not None and local.beside != "others" else None
-
-
 def _distances(mechanism: Any, causal: bool) -> Locality | None:
-    """The locality, if no other keys are seen, not even global tokens."""
+    """The locality if a query sees no other keys, not even global tokens; else ``None``."""
     local = mechanism.locality(causal)
     return local if local is not None and not local.beside else None
 
 
 def reach_of(mechanism: Any) -> int | None:
-    """The number of past keys that a causal query sees, its own included; ``None`` when unbounded, or with blocks, whose cache keeps less.
-    Sizes the decode cache."""
+    """The number of keys that a causal query sees, its own included. Sizes the decode cache.
+    ``None`` if unbounded, and for mechanisms with blocks, which have a smaller cache."""
     local = _distances(mechanism, True)
     return None if local is None or local.period > 1 or local.in_eval != "same" else local.back + 1
 
 
 def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
-    """The furthest visible distances of a call, back (query - key) and ahead (key - query). Sizes tables of relative positions."""
+    """The largest visible distances of a call: back (query - key) and ahead (key - query). Sizes tables of relative positions."""
     local = _distances(mechanism, causal)
     if local is None:
         return kv_len - 1, 0 if causal else q_len - 1
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
-def extent_of(mechanism: Any, causal: bool) -> Extent | None:
-    """The range of one query's keys in eval mode, without global tokens and sinks; ``None`` if unbounded or dependent on content."""
+def extent_of(mechanism: Any, causal: bool) -> Locality | None:
+    """The locality in eval mode, global tokens and sinks left aside; ``None`` if unbounded or dependent on content."""
     local = mechanism.locality(causal)
-    return None if local is None or local.in_eval != "same" else Extent(local.back, local.ahead, local.width)
+    return None if local is None or local.in_eval != "same" else local
 
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
-    """The distances ``(back, ahead)`` of a mechanism that is exactly a sliding window or full attention in eval mode, at any length.
-    ``None`` for all others."""
+    """``(back, ahead)`` of a sliding window or of full attention; ``None`` for other mechanisms.
+    The mechanism must be exactly that in eval mode, at any length."""
     if mechanism.relative is not None:
         return None
     local = mechanism.locality(causal)
@@ -65,7 +58,7 @@ def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, caus
 
 
 def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Locality | None:
-    """The locality of a mechanism that joins others, in one softmax or in separate heads; ``None`` if one is unbounded."""
+    """The locality of a mechanism made of members; ``None`` if a member's is unbounded. Members share one softmax, or have own heads."""
     members = list(localities)
     known = [local for local in members if local is not None]
     if len(known) < len(members):
@@ -76,7 +69,7 @@ def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Local
     beside = next(kind for kind in ("others", "globals", "") if kind in kinds)
     return Locality(
         back, ahead, math.lcm(*(local.period for local in known)),
-        beside="others" if beside and not one_softmax else beside,  # heads resolve their global tokens themselves
+        beside="others" if beside and not one_softmax else beside,  # each member resolves the global tokens of its heads itself
         width_of_keys=width,
         in_eval="same" if all(local.in_eval == "same" for local in known) else "unknown",
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Features that are exponentials, kept as their logarithms so that no score overflows.
+"""Exponential features, stored as logarithms so that no score overflows.
 
-A piece of keys is exponentiated relative to the anchor A_m, the largest logarithm of feature m among the earlier keys (for the first piece,
-that of the first real key). Up to a factor per row, the weights exp(b_im + a_jm) are exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is
-the largest b_im + A_m. No future key changes a row (but for rounding on accelerators and in graphs, where A may include the piece).
+A piece of keys is exponentiated relative to the anchor A_m, the largest logarithm of feature m among the earlier keys. The anchor of the
+first piece is the logarithm of the first real key. Up to a factor per row, the weights exp(b_im + a_jm) are
+exp(b_im + A_m - c_i) exp(a_jm - A_m), where c_i is the largest b_im + A_m. No later key changes a row, except by rounding on
+accelerators and in graphs, where A may include the piece itself.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from ...engines.common import accelerator
 from ...engines.common.batch import in_graph
 from ...engines.common.call import AttentionCall, State
 from ...engines.common.dense import at_least_fp32
-from ...engines.common.shards import Shard
 from ...engines.linear import absorb, added, empty_state, exp_of, linear_attention, read, relative_queries
 from ...engines.topk import exact_dtype
 from ...options import Options
+from ...sharding import Shard
 from .feature_map import KeyPieces, LinearMechanism
 from .scores import softmax_over
 
@@ -47,8 +48,8 @@ class LogLinearMechanism(LinearMechanism):
     def attended(self, q: Tensor, source: KeyPieces, state: State | None) -> tuple[Tensor, State]:
         """The state also holds ``log (B, heads, F)``, the largest logarithm of each feature. The sums are relative to it.
 
-        A causal piece ends before a key that exceeds the anchor A by more than :data:`MAX_LOG_RISE`. In a graph, pieces cannot depend on
-        data, so it computes in float64, whose exp() covers differences of about 700 (80 in float32, on devices without float64).
+        A causal piece ends before a key that exceeds the anchor A by more than :data:`MAX_LOG_RISE`. A graph cannot cut pieces by their
+        values. It computes in float64, where exp() covers differences of about 700, or in float32 (about 80) on devices without float64.
         """
         if not (self.logarithms and source.call.causal and q.shape[2] > 1):
             return super().attended(q, source, state)
@@ -72,7 +73,8 @@ class LogLinearMechanism(LinearMechanism):
     def causal_piece(
         self, phi_q: Tensor, phi_k: Tensor, values: Tensor, real: Tensor | None, state: State | None, rises: _Rises | None = None
     ) -> tuple[Tensor, State]:
-        """``rises`` records how far keys exceed A. If it looks, every row sees the keys of A: its unnormalised weights sum to 1 or more."""
+        """Features are logarithms; ``rises`` records how far keys exceed the anchor A.
+        If ``rises.look``, every row sees the keys of A, and its unnormalised weights sum to 1 or more."""
         if not self.logarithms:
             return super().causal_piece(phi_q, phi_k, values, real, state)
         outs, begin, length = [], 0, phi_q.shape[2]
@@ -153,14 +155,14 @@ class _Rises:
         self.largest: list[Tensor] = []
 
     def exceeds(self, rise: Tensor) -> bool:
-        """Whether some feature rises too far; always False without ``look``."""
+        """Whether some feature rises too far above the anchor; always False without ``look``."""
         if self.look:
             return bool(rise.max() > MAX_LOG_RISE)
         self.largest.append(rise.max())
         return False
 
     def exceeded(self) -> bool:
-        """Whether any rise that was not checked before was too large."""
+        """Whether a rise that :meth:`exceeds` only recorded was too large."""
         return bool(self.largest) and bool(torch.stack(self.largest).max() > MAX_LOG_RISE)
 
 
@@ -170,7 +172,7 @@ def _in_graph(x: Tensor) -> bool:
 
 
 def _of_logarithms(state: State | None, logs: Tensor, values: Tensor) -> State:
-    """The state (empty for ``None``), with ``log`` at :data:`NO_KEYS` for features without keys so far."""
+    """``state``, or an empty one for ``None``. Its ``log`` is :data:`NO_KEYS` for features that have had no keys."""
     if state is None:
         state = empty_state(logs, values)
         return {**state, "log": state["z"] + NO_KEYS}

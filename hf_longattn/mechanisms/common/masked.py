@@ -20,17 +20,17 @@ from ...engines.common.call import (
 )
 from ...engines.common.dense import dense_attention, fused_attention, index_grid, masked_softmax, products, repeat_heads
 from ...engines.common.derivatives import no_fused_kernels
-from ...engines.common.shards import Locality, Shard
 from ...engines.dispatch import choose
 from ...engines.distances import chunked_distances
 from ...engines.gathered import gathered_attention
+from ...positions.distances import Locality
 from ...private_apis import warn_missing
+from ...sharding import Shard, attend_sharded, global_rows_of
 from .base import Mechanism
 from .decoding import AttendStep, Columns
 from .layout import band_pairs, full_pairs, global_parts
 from .ordered import KeysOrWeights
 from .scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .sharding import attend_sharded, global_rows_of
 from .traits import Handling
 
 
@@ -38,14 +38,14 @@ class MaskedMechanism(Mechanism):
     """A mechanism defined by a ``mask_mod`` over positions in the keys' sequence."""
 
     listed: bool = False
-    """Whether pairs are listed as parts. Otherwise they are a band, possibly with global tokens."""
+    """Whether pairs are listed as tiles. Otherwise they are a band, possibly with global tokens."""
 
     @abstractmethod
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """The definition: ``mask_mod(b, h, q_idx, kv_idx) -> bool`` for broadcastable index tensors (flex_attention's signature)."""
 
     def for_union(self) -> MaskedMechanism:
-        """This mechanism as a member of a union: a band, possibly with global tokens, or listed parts."""
+        """This mechanism as a member of a union: a band, possibly with global tokens, or listed tiles."""
         return self
 
     def most_globals(self) -> int:
@@ -58,7 +58,7 @@ class MaskedMechanism(Mechanism):
         return type(self).dense_weights is MaskedMechanism.dense_weights
 
     def with_counts(self, call: AttentionCall, dtype: torch.dtype) -> AttentionCall:
-        """``call`` for code that visits each pair once. A :class:`GatheredMechanism` whose parts list a pair several times overrides it."""
+        """``call`` with the weights of pairs that tiles list several times, for code that visits each pair once."""
         return call
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -74,19 +74,19 @@ class MaskedMechanism(Mechanism):
         return self.kept_by_mask(k, call) if self.options.is_mask() and self.traits.recursion is None else None
 
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
-        """:meth:`kept_keys`, given by the mask alone."""
+        """:meth:`kept_keys` for a mechanism that only masks full attention."""
         mod = self.mask_mod(call.causal, self.resolve_globals(k, call))
         b, h, _, kv_idx = index_grid(k.shape[0], self.num_heads, 1, k.shape[2], k.device)
         return lambda rows, scores: mod(b, h, rows.view(1, 1, -1, 1), kv_idx)
 
     @property
     def attend_step(self) -> AttendStep | None:
-        """A step by rows of the mask, if the mechanism is nothing but its mask, and no hook changes it."""
+        """:meth:`attend_rows` if the mechanism is nothing but a mask and no hook changes it; else ``None``."""
         plain = self.mask_is_reach and self.options.is_mask() and self.options.order is None and not self.traits.stateful
         return self.attend_rows if plain and (self.relative is not None or not has_hooks(self)) else None
 
     def attend_rows(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, columns: Columns | None = None) -> Tensor:
-        """See :data:`AttendStep`. Tensors that depend on columns alone are made once for all layers of a forward pass."""
+        """A decoding step over rows of the mask (:data:`AttendStep`). Tensors that depend on columns only are cached for all layers."""
         plain = self.relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
@@ -137,10 +137,10 @@ class MaskedMechanism(Mechanism):
         return seen if real is None else seen & real[:, None, None, :]
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """The keys at ``positions (B, S)`` that some causal query at or after ``upcoming (B, 1)`` can see: ``(B, S)`` bool.
+        """The keys that the decode cache must retain, ``(B, S)`` bool; ``None`` for all within :func:`~.locality.reach_of`.
 
-        Positions count from each sequence's first real token. The decode cache keeps only the keys selected here, and :meth:`attend_kept`
-        runs on them. ``None`` keeps all keys, or those within :func:`~.locality.reach_of`. By default, keys that blocks see.
+        These are the keys at ``positions (B, S)`` that a causal query at or after ``upcoming (B, 1)`` can see. Positions count from each
+        sequence's first real token. :meth:`attend_kept` then attends to the retained keys. The default is for blocks.
         """
         local = self.locality(True)
         if local is None or local.beside or local.period == 1:
@@ -150,11 +150,11 @@ class MaskedMechanism(Mechanism):
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
-        """Attention over the keys that a cache or a stream holds.
+        """Attention over the keys held by a cache or a stream.
 
         Args:
             q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
-            k, v: ``(B, H_kv, S, D)`` at ``k_positions (B, S)``, in any order; slots that are not ``real (B, S)`` are hidden.
+            k, v: ``(B, H_kv, S, D)`` at ``k_positions (B, S)``, in any order. ``real (B, S)`` is False for slots to be hidden.
         Returns:
             ``(B, H, Nq, D)``.
         """
@@ -177,7 +177,7 @@ class MaskedMechanism(Mechanism):
         return out.to(q.dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
-        """The held keys that each query sees, ``(B, H or 1, Nq, S)`` bool."""
+        """The keys of a cache or stream that each query sees, ``(B, H or 1, Nq, S)`` bool."""
         b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]
@@ -186,7 +186,7 @@ class MaskedMechanism(Mechanism):
 
 
 def kept_of(mechanism: Mechanism, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-    """:meth:`MaskedMechanism.kept`; ``None`` for mechanisms that are no masks."""
+    """:meth:`MaskedMechanism.kept`; ``None`` for mechanisms without a mask."""
     return mechanism.kept(positions, upcoming) if isinstance(mechanism, MaskedMechanism) else None
 
 
@@ -196,7 +196,7 @@ def _last_columns(q: Tensor, k: Tensor) -> Columns:
 
 
 def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Derived]) -> Derived:
-    """``make()``, cached in the batch of the call or, without a batch and global tokens, process-wide."""
+    """``make()``, cached in the call's batch. Without a batch and global tokens, it is cached for the process."""
     if call.batch is not None:
         return call.batch.cached((*name, id(call.global_mask)), make)
     return make() if call.global_mask is not None or in_graph() else BYTE_CACHE.get(name, make)
@@ -212,7 +212,7 @@ class SparseMechanism(MaskedMechanism):
         return self.band_handling()
 
     def band_handling(self, exports_definition: bool = False) -> Handling:
-        """The handling of a band; a method, because torch.compile cannot follow ``super()`` to a property."""
+        """The :class:`Handling` of a band. A method, because torch.compile cannot follow ``super()`` to a property."""
         pattern, clears = self.pattern(self.causal is not False), self.only_pattern() and self.relative is None
         return Handling(
             position_dependent=pattern.has_globals,
@@ -253,7 +253,7 @@ class SparseMechanism(MaskedMechanism):
     def fused_mask(self, key: Tensor, causal: bool) -> Tensor | bool:
         """The mask of the equivalent single fused call, for rows of real tokens with keys ``key (B, H_kv, N, D)``.
 
-        ``True`` means causality or no mask; a tensor ``(1, 1, N, N)`` is added to the scores; ``False`` means that there is no such call.
+        ``True`` if causality or no mask is enough; ``False`` if there is no such call; else ``(1, 1, N, N)``, added to the scores.
         """
         length = key.shape[2]
         if not self.only_pattern() or self.options.order is not None or self.traits.token_rule is not None or has_hooks(self):
@@ -279,14 +279,14 @@ class SparseMechanism(MaskedMechanism):
 class GatheredMechanism(MaskedMechanism):
     """A mechanism whose pairs are listed as :class:`~hf_longattn.engines.common.call.GatherTile`. They depend on the length alone.
 
-    The engine always gets a whole sequence. If there are fewer queries than keys, zero queries are put in front.
+    The engine takes whole sequences. If there are fewer queries than keys, queries of zeros are put in front.
     """
 
     engine = "gathered"
     listed = True
 
     def chunks(self) -> tuple[int, int] | None:
-        """``(size, before)`` if chunks of ``size`` tokens, from token 0, see themselves and ``before`` tokens in front; else ``None``."""
+        """``(size, before)`` if each chunk of ``size`` tokens sees itself and ``before`` tokens in front of it; else ``None``."""
         return None
 
     handling = Handling(exports_definition=True)
@@ -296,7 +296,7 @@ class GatheredMechanism(MaskedMechanism):
         """The tiles that the engine visits for a sequence of ``length`` tokens.
 
         Together they list exactly the pairs of ``mask_mod`` (and, when causal, ``key <= query``), without the global tokens of a call.
-        The result is cached per length and device, so otherwise it may depend only on ``self.options`` and the heads.
+        The result is cached. Besides the arguments, it may depend only on ``self.options`` and the heads.
         """
 
     def plan(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
@@ -309,8 +309,8 @@ class GatheredMechanism(MaskedMechanism):
         return type(self).forward is GatheredMechanism.forward
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
-        """Whether every document gets full attention, and one operator computes all of them. Listing tiles per document would need more
-        calls and more waiting for the device than rows of a batch."""
+        """Whether every document gets full attention, and one operator computes all documents.
+        Otherwise documents are rows of a batch: tiles listed per document would need more calls and synchronisations."""
         if self.relative is not None or not self.only_parts() or call.batch is None or in_graph():
             return False
         longest = max((span.length for span in call.batch.sequences), default=1)

@@ -51,8 +51,8 @@ class GridOptions(Options):
     def check(self) -> None:
         if self.order is not None:
             raise OptionError(
-                f"A mechanism on a grid compares places, whatever the order of the tokens; leave order={self.order} out, or choose a "
-                "mechanism for texts such as 'segmented'."
+                f"A mechanism on a grid compares coordinates, so that token order changes nothing; leave order={self.order} out, or "
+                "choose a mechanism for texts such as 'segmented'."
             )
 
 
@@ -94,7 +94,7 @@ class GridMechanism(MaskedMechanism):
         """Raise :class:`GridError` if these options make no sense on ``grid``."""
 
     def on(self, grid: Grid) -> Self:
-        """This mechanism bound to ``grid``, which defines its mask, tiles and pairs. Tensors are shared."""
+        """A copy of this mechanism whose mask, tiles and pairs are those on ``grid``. Tensors are shared."""
         bound = copy.copy(self)
         bound.grid = grid
         return bound
@@ -108,8 +108,8 @@ class GridMechanism(MaskedMechanism):
         grid = (None if call is None else call.one_grid()) or self.grid
         if grid is None:
             raise GridError(
-                f"Mechanism {self.name!r} compares the places of tokens on a grid, and none was given; for a text, choose another "
-                "mechanism (`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the tokens before it, prefix=1."
+                f"Mechanism {self.name!r} compares coordinates on a grid, but got no grid; for a text, choose another mechanism "
+                "(`longattn mechanisms` lists them); with tensors, pass grid=(height, width) and the number of tokens before it, prefix=1."
             )
         if tokens is not None:
             grid.check(tokens)
@@ -213,9 +213,9 @@ class GridMechanism(MaskedMechanism):
 
 
 def on_grid(mechanism: Mechanism, grid: Grid, check: bool = False) -> Mechanism:
-    """The mechanism bound to ``grid``, which gives its mask and pairs there. Itself if they do not depend on a grid.
+    """The mechanism bound to ``grid``, or ``mechanism`` itself if it does not depend on a grid.
 
-    check: whether to raise :class:`GridError` if its options make no sense there.
+    check: whether to raise :class:`GridError` if its options make no sense on ``grid``.
     """
     if not isinstance(mechanism, GridMechanism):
         return mechanism

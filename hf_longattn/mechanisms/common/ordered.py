@@ -1,4 +1,4 @@
-"""Mechanisms for texts on a grid, reordered so that blocks and bands are local.
+"""Runs mechanisms for texts on a grid, in a token order in which blocks and bands are local.
 
 With ``order=tiles:8x8``, blocks of 64 tokens are tiles: ``segmented`` then has the windows of Swin and ViTDet, and ``bigbird`` has
 two-dimensional blocks. Reordering is exact: the outputs are moved back to the original order.
@@ -16,15 +16,17 @@ from ...engines.common.batch import Batch
 from ...engines.common.call import AttentionCall, AttentionFunction
 from ...engines.common.grid import Grid
 from ...engines.common.score_terms import remapped
-from ...engines.common.token_order import token_order
 from ...errors import GridError
 from .short_texts import for_length
+from .token_order import token_order
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]
 KeysOrWeights = Callable[[Tensor, Tensor], Tensor]
-"""``(rows, scores) ->`` the keys that the queries at ``rows (n,)`` keep, ``(B, H, n, N)`` bool (broadcastable); or, for one softmax over
-keys and means of keys, the weight of every key, ``(B, H, n, N)``, each row summing to 1. The keys of a mean share its weight.
-``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; keys kept may be hidden."""
+"""``(rows, scores) ->`` the keys that queries attend to, ``(B, H, n, N)`` bool (broadcastable), or the weight of every key.
+
+``rows (n,)`` are the queries' indices. ``scores (B, H, n, N)`` are -inf for keys hidden by causality or padding; a result may include
+these keys. Weights ``(B, H, n, N)`` sum to 1 per row, and are for one softmax over keys and means of keys. The keys of a mean share its
+weight."""
 
 
 def in_order(order: str, run: AttentionFunction) -> AttentionFunction:
@@ -85,10 +87,10 @@ class _Reordered(NamedTuple):
 def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordered:
     grid, length = call.one_grid(), k.shape[2]
     if grid is None:
-        raise GridError(f"order={order} needs the places of the tokens; pass grid=(height, width), or leave the option 'order' out.")
+        raise GridError(f"order={order} needs the coordinates of tokens; pass grid=(height, width), or leave the option 'order' out.")
     if q.shape[2] != length or call.causal:
         raise GridError(
-            f"order={order} is for whole pictures, whose tokens see all others, but this call "
+            f"order={order} is for whole pictures, in which every token may see all others, but this call "
             f"{'is causal' if call.causal else 'has fewer queries than keys'}; leave the option 'order' out."
         )
     grid.check(length)
@@ -105,7 +107,7 @@ def _places_of_tokens(index: Tensor, length: int) -> Tensor:
 
 
 def in_raster_order(order: str, grid: Grid, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Undo the reordering of :func:`in_order`, for observers of ``run``: its queries, keys and call in raster order."""
+    """Undo the reordering of :func:`in_order`: the queries, keys and call of ``run`` in raster order."""
     back = _places_of_tokens(token_order(grid, order, k.device), grid.length)
     return q.index_select(2, back), k.index_select(2, back), _call_at(call, k.shape[0], back, None).replace(grid=grid)
 

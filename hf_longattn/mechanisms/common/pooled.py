@@ -1,6 +1,6 @@
 """Pooled keys: means over several tokens' keys and values, in one softmax with the tokens.
 
-Engines get them as further keys after the tokens. In the definition, the weight of a pooled key is spread over its tokens.
+Engines get pooled keys after the tokens' keys. In the definition, the weight of a pooled key is spread over its tokens.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class PooledKeys(NamedTuple):
     values: Tensor
     """``(B, H, M, D)``"""
     real: Tensor
-    """Whether a pool has any token, ``(B, H, M)`` bool. If this differs by head, empty pools must not be listed for a query."""
+    """Whether a pool has any token, ``(B, H, M)`` bool. If this differs by head, lists of keys must leave out empty pools."""
     position: Tensor
     """Mean position of the pool's tokens, rounded down, ``(B, H, M)``. Score terms use it as the key's position."""
 
     def appended(self, k: Tensor, v: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-        """``k, v (B, H, N, D)`` with the pooled ones appended, and the call for them."""
+        """``k, v (B, H, N, D)`` followed by the pooled keys and values, and the call for them."""
         length, (items, heads, _) = k.shape[2], self.position.shape
 
         def position(b: Tensor, h: Tensor, kv_idx: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class PooledKeys(NamedTuple):
 
 
 def uniform(members: Tensor, dtype: torch.dtype) -> Tensor:
-    """Equal shares for the ``members (…, N)`` bool of each pool."""
+    """The share of each token in each pool, equal for the ``members (…, N)`` bool of a pool."""
     return softmax_over(torch.zeros_like(members, dtype=dtype), members)
 
 

@@ -1,4 +1,4 @@
-"""The one registry of mechanisms: register, list, describe, build."""
+"""The registry of mechanisms: register, list, describe, build."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXAMPLE_LENGTH = 1024
 EXAMPLE_GRIDS = Grid((64, 64)), Grid((1, 64))
 """Grids for which :func:`mechanism_info` gives options equal to full attention. Some mechanisms can cover only the second."""
 KEPT_PROTOTYPES = 256
-"""Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` was given by name."""
+"""Maximum entries in each of two caches: prototypes, and mechanisms that :func:`hf_longattn.attend` builds by name."""
 M = TypeVar("M", bound=type[Mechanism])
 
 
@@ -43,9 +43,9 @@ class MechanismInfo:
 
     Attributes:
         name: its registered name.
-        summary: one line on what is attended to.
+        summary: one line on which keys a query attends to.
         paper: its source, with section or equation.
-        when: good use cases; empty if its author gave none.
+        when: good use cases; empty if not stated.
         engine: the engine that runs it.
         cost: how its time grows; N is the number of tokens, D the size of a head.
         causal: True or False, or "both" if it has both forms.
@@ -164,8 +164,8 @@ def options_of(name: str) -> Mapping[str, object]:
 
 
 def list_mechanisms(causal: bool | None = None, engine: str | None = None, grid: bool | None = None) -> list[str]:
-    """Sorted names of the registered mechanisms. Filters: those with a causal (``causal=True``) or bidirectional form, of one engine,
-    on a grid (``grid=True``) or not."""
+    """Sorted names of the registered mechanisms.
+    Filters: ``causal`` for the causal (True) or bidirectional (False) form, ``engine`` for an engine, ``grid`` for grids or texts."""
     _discover()
     return sorted(
         name
@@ -235,14 +235,14 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
     built = cls.options_type.build(name, options)
     if built.relative is not None and not cls.traits.takes_score_mod:
         raise OptionError(
-            f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was asked for; "
+            f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
         )
     return built
 
 
 def prototype(name: str, options: str | Mapping[str, Any]) -> Mechanism:
-    """A small instance of a mechanism with these options (or their JSON). It tells their causal form, reach and state.
+    """A small instance of a mechanism with these options (or their JSON), to look up its form, locality and traits.
 
     Its tensors are on the meta device, without storage.
     """
@@ -285,7 +285,7 @@ def build_mechanism(
         options: the mechanism's own options, see :func:`mechanism_info`.
 
     Raises:
-        UnknownMechanismError, OptionError: one sentence with the nearest valid name.
+        UnknownMechanismError, OptionError: a name or value is invalid; the message has the nearest valid name.
     """
     if max_length is not None and MAX_LENGTH in options_of(name):
         options[MAX_LENGTH], max_length = max_length, None
@@ -304,7 +304,7 @@ def mechanism_from(
 ) -> Mechanism:
     """:func:`build_mechanism` with a mapping of options, as in configurations. The mapping may also hold ``max_length``.
 
-    generator: source of random parameters, which are on its device. Torch's own generator, the default, is then left alone.
+    generator: source of random parameters, which are created on its device; torch's default generator if ``None``.
     """
     cls, checked = mechanism_class(name), check_options(name, dict(options))
     for field, value in {"num_heads": num_heads, "head_dim": head_dim, "hidden_size": hidden_size, "max_length": max_length}.items():

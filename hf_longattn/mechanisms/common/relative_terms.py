@@ -13,9 +13,9 @@ from .locality import span_of
 
 
 def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
-    """Forward pre-hook that adds the relative positions to the call's score term."""
+    """Forward pre-hook that adds the relative positions to the call's score term, unless ``forward`` does."""
     q, k, v, call = args
-    return q, k, v, module._with_relative(q, k, v, call)
+    return q, k, v, call if module.handling.adds_relative else with_relative(module, q, k, call)
 
 
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
@@ -27,7 +27,7 @@ def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
     """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` are the last queries of ``k (B, H_kv, Nk, D)``.
 
-    A hook passes it to ``forward``. Code that attends without ``forward``, such as a decode cache, passes it on itself.
+    A hook adds it before ``forward``. Code that attends without ``forward``, such as a decode cache, must add it itself.
     """
     if mechanism.relative is None:
         return None

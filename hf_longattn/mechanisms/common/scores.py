@@ -1,4 +1,4 @@
-"""Scores: relative positions as a term of them, and functions for writing definitions."""
+"""Functions for writing definitions: scores, visible pairs, softmax, padding and dropout."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Decoding within segments: a state of constant size, with each row's current segment.
+"""Decoding within segments: a state of constant size that holds each row's current segment.
 
-With left padding, rows start at different times and have filled different parts of their segments. A state holds
+With left padding, rows start at different times, so that their segments are filled to different positions. A state holds
 
     keys, values   ``(B, H_kv, S, D)``: slot p is position p of the row's segment
     real           ``(B, S)`` bool: False for padding and for slots that are still empty
@@ -22,7 +22,7 @@ from ...positions.relative import RelativePositions
 
 
 class TwoSegments(NamedTuple):
-    """A state after appending at most S tokens: the current segment and the next, side by side."""
+    """A state after appending at most S tokens: two consecutive segments side by side."""
 
     keys: Tensor
     """``(B, H_kv, 2S, D)``; ``values`` likewise."""
@@ -78,8 +78,8 @@ def empty_segment(k: Tensor, v: Tensor, size: int) -> State:
     }
 
 
-def leading(key_mask: Tensor) -> Tensor:
-    """The number of tokens before each row's first real token in ``key_mask (B, n)``, ``(B,)``; n if no token is real."""
+def left_padding(key_mask: Tensor) -> Tensor:
+    """The number of tokens before each row's first real token, ``(B,)``, in ``key_mask (B, n)``; n if no token is real."""
     return (key_mask.cumsum(1) == 0).sum(1)
 
 
@@ -87,10 +87,10 @@ def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegmen
     """The state after n <= S new tokens ``k, v (B, H_kv, n, D)``. ``real (B, n)`` is False for padding."""
     (batch, _, count, _), size = k.shape, state["real"].shape[1]
     filled = state["filled"]
-    skipped = torch.where(filled == 0, leading(real), 0)
+    skipped = torch.where(filled == 0, left_padding(real), 0)
     places = torch.arange(count, device=k.device) - skipped[:, None]
     positions = torch.where(places >= 0, places + filled[:, None], -1)
-    slots = torch.where(positions < 0, 2 * size, positions)  # leading padding goes to an extra slot that is cut off
+    slots = torch.where(positions < 0, 2 * size, positions)  # left padding goes to an extra slot that is cut off
 
     def put(old: Tensor, new: Tensor) -> Tensor:
         extended = torch.cat([old, old.new_zeros(*old.shape[:-2], size + 1, old.shape[-1])], -2)
@@ -102,10 +102,10 @@ def append_tokens(state: State, k: Tensor, v: Tensor, real: Tensor) -> TwoSegmen
 
 
 def last_segment(k: Tensor, v: Tensor, real: Tensor, size: int) -> tuple[State, Tensor]:
-    """The state after a whole sequence ``k, v (B, H_kv, N, D)``, and the index of each row's current segment, ``(B,)``.
+    """The state after a sequence ``k, v (B, H_kv, N, D)``, and the index of each row's current segment, ``(B,)``.
     ``real (B, N)`` is False for padding."""
     length = k.shape[2]
-    skipped = leading(real)
+    skipped = left_padding(real)
     segment = (length - skipped - 1).clamp(min=0) // size
     first = skipped + segment * size
     places = first[:, None] + torch.arange(size, device=k.device)

@@ -1,4 +1,4 @@
-"""The form and the length of a call: causal or not, and full attention below the option ``exact_length``."""
+"""Checks of a call's form, causal or bidirectional, and full attention for short texts (option ``exact_length``)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def exact_length_of(mechanism: Any) -> int:
 
 
 def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
-    """The mechanism for ``length`` tokens: full attention up to ``exact_length``, else ``mechanism``. Always ``mechanism`` when causal."""
+    """Full attention up to ``exact_length`` tokens, ``mechanism`` for longer inputs and always when causal."""
     full = None if causal else full_of(mechanism)
     return mechanism if full is None or length > exact_length_of(mechanism) else full
 
 
 def why_not_in_full(mechanism: Any) -> str:
-    """Why ``mechanism`` cannot attend short texts in full; empty if it can."""
+    """Why ``mechanism`` cannot use full attention for short texts; empty if it can."""
     reasons = {
         "exists in the causal form only": mechanism.causal is True,
         "reads a grid": mechanism.reads_grid,
@@ -41,7 +41,7 @@ def why_not_in_full(mechanism: Any) -> str:
 
 
 def form_problem(mechanism: Any, causal: bool, where: str) -> OptionError | None:
-    """The error if ``mechanism`` lacks the form, causal or bidirectional, that ``where`` needs; ``None`` if it has it."""
+    """The error if ``mechanism`` lacks the form that ``where`` needs, causal or bidirectional; ``None`` if it has it."""
     if mechanism.causal in ("both", causal):
         return None
     if mechanism.traits.why_one_form:
@@ -54,7 +54,7 @@ def form_problem(mechanism: Any, causal: bool, where: str) -> OptionError | None
 
 
 def check_form(mechanism: Any, causal: bool, where: str) -> None:
-    """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
+    """Raise :class:`OptionError` if these options lack the form that ``where`` needs, causal or bidirectional."""
     if problem := form_problem(mechanism, causal, where):
         raise problem
     if causal and full_of(mechanism) is not None:

@@ -1,8 +1,7 @@
 """Mechanisms that choose keys by summaries (means, norms, hashes). A decode cache keeps the summaries next to the keys.
 
-A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. The summary of a unit depends on its tokens
-alone (and on ``summary_ahead`` more after it), so it can be computed again at any time: for a unit that still grows, after tokens were
-removed, for another batch.
+A sequence is cut into units of ``summary_unit`` tokens, counted from its first real token. A unit's summary depends only on its tokens and
+on the next ``summary_ahead`` tokens. It can therefore be computed again at any time, such as when the unit grows or the batch is reordered.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ FEW_QUERIES = 32
 class CacheSummaries:
     """The summaries of all keys in a cache, the newest included.
 
-    tables: by name ``(B, H', units, …)``; unit u of row b starts at column ``starts[b] + u·summary_unit``. Units without tokens hold
+    tables: by name, ``(B, H', units, …)``. Unit u of row b starts at column ``starts[b] + u·summary_unit``. Units without tokens hold
         arbitrary finite numbers.
     starts: ``(B,)``, column of each sequence's first real token.
     real: ``(B, N)`` bool, True = real token; ``None`` when all are.
@@ -40,7 +39,7 @@ class CacheSummaries:
         return torch.arange(kv_len - q_len, kv_len, device=self.starts.device) - self.starts[:, None]
 
     def columns(self, positions: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
-        """The columns of ``positions (B, …)``, and whether each holds a real token. False outside the sequence and for padding."""
+        """The columns of ``positions (B, …)``, and whether they hold real tokens: False for padding and outside the sequence."""
         starts = self.starts.view(-1, *[1] * (positions.dim() - 1))
         columns = (positions + starts).clamp(0, kv_len - 1)
         present = (positions >= 0) & (positions + starts < kv_len)
@@ -50,7 +49,7 @@ class CacheSummaries:
 
 
 class SummarisedMechanism(Mechanism):
-    """A causal mechanism that can attend to a cache of all keys through summaries of them."""
+    """A causal mechanism that can attend to a cache of all keys with the help of summaries."""
 
     @property
     @abstractmethod
@@ -59,7 +58,7 @@ class SummarisedMechanism(Mechanism):
 
     @property
     def summary_ahead(self) -> int:
-        """Tokens after a unit that its summary also depends on. :meth:`summarise_units` gets them at the end of the unit."""
+        """Number of tokens after a unit that its summary also depends on. :meth:`summarise_units` gets them after the unit's own."""
         return 0
 
     @abstractmethod
@@ -67,7 +66,7 @@ class SummarisedMechanism(Mechanism):
         """The summaries of units, given their tokens.
 
         Args:
-            k, v: ``(B, H_kv, m, unit + ahead, D)``; real: ``(B, m, unit + ahead)`` bool, False for padding and for tokens still to come.
+            k, v: ``(B, H_kv, m, unit + ahead, D)``; real: ``(B, m, unit + ahead)`` bool, False for padding and for tokens not yet seen.
         Returns:
             Tensors ``(B, H', m, …)`` by name.
         """

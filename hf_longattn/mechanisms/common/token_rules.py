@@ -15,7 +15,7 @@ from ...errors import OptionError
 
 @dataclasses.dataclass(frozen=True)
 class TokenRule:
-    """The union of positions, token ids and segments; padding is never global.
+    """A rule that makes tokens global: the union of positions, token ids and segments. Padding is never global.
 
     positions: counted from each sequence's first real token.
     token_ids: every token with one of these ids.
@@ -23,10 +23,10 @@ class TokenRule:
         all question tokens").
     second_segment: everything after the separators that end the first segment, closing separators included.
     separator: the id that ends a segment; ``None`` takes the model's ``config.sep_token_id``.
-    question_separator: the id that ends the question before a document. All tokens before the document are then global, instead of
-        ``positions``: the question and its separators (one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's).
+    question_separator: the id between a question and a document. All tokens before the document are then global in place of
+        ``positions``, separators included: one in BERT's ``[CLS] question [SEP] document [SEP]``, two in RoBERTa's pairs.
 
-    A sequence without a separator has no segments, and one with nothing after it has no question.
+    A sequence without a separator has no segments. A sequence with nothing after the separator has no question.
     """
 
     positions: tuple[int, ...] = ()
@@ -52,7 +52,7 @@ class TokenRule:
         if separator is None:
             raise OptionError(
                 "Segments are global by global_first_segment or global_second_segment, but neither the option separator_token_id "
-                "nor the config's sep_token_id says which token ends one; give separator_token_id, for example 102 for BERT."
+                "nor the config's sep_token_id says which token ends a segment; give separator_token_id, for example 102 for BERT."
             )
         return dataclasses.replace(self, separator=separator)
 
@@ -74,7 +74,7 @@ class TokenRule:
         return chosen & real
 
     def question(self, ids: Tensor, real: Tensor) -> Tensor:
-        """The tokens before the document ``(B, N)`` bool; none in a row without a document."""
+        """The question and its separators, ``(B, N)`` bool; none in a row without a document."""
         ends = (ids == self.question_separator) & real
         document = ((ends.cumsum(-1) > 0) & ~ends & real).cumsum(-1) > 0
         return ~document & document.any(-1, keepdim=True) & real
@@ -90,13 +90,13 @@ def at_positions(positions: tuple[int, ...], real: Tensor) -> Tensor:
 
 def runs(positions: tuple[int, ...]) -> list[tuple[int, int]]:
     """The first and the last of each run of consecutive ``positions``."""
-    stretches: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for position in sorted(positions):
-        if stretches and position <= stretches[-1][1] + 1:
-            stretches[-1] = stretches[-1][0], position
+        if spans and position <= spans[-1][1] + 1:
+            spans[-1] = spans[-1][0], position
         else:
-            stretches.append((position, position))
-    return stretches
+            spans.append((position, position))
+    return spans
 
 
 def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) -> Tensor | None:
@@ -119,6 +119,6 @@ def global_tokens(positions: tuple[int, ...], k: Tensor, call: AttentionCall) ->
 
 
 def check_counted(mechanism: str, name: str, values: int | tuple[int, ...], what: str, example: int) -> None:
-    """Refuse negative positions or token ids."""
+    """Raise :class:`OptionError` for negative positions or token ids."""
     if min(values if isinstance(values, tuple) else (values,), default=0) < 0:
         raise OptionError(f"Option {name!r} of mechanism {mechanism!r} is {values}, but {what} count from 0; for example {name}={example}.")

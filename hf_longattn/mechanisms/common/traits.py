@@ -1,4 +1,4 @@
-"""The facts about a mechanism that its layer, its model and the tools read. The defaults suit most mechanisms."""
+"""Facts about a mechanism for its layer, its model and the tools. The defaults suit most mechanisms."""
 
 from __future__ import annotations
 
@@ -47,27 +47,27 @@ class Traits:
     takes_score_mod: whether its scores take a further term (``score_mod``, a position bias, a dense mask).
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises LengthError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
-    takes_documents: whether ``forward`` separates packed documents on the CPU, each as if it were alone. Rows are then not split.
-    documents_by_block: packed documents share a bidirectional call only with as many blocks of this many tokens, or with full attention.
-    needs_whole_batch: when all rows or packed documents of a batch must be in one call, since something is drawn or learned once per call:
-        ``"never"``, ``"in training"`` or ``"always"``.
+    takes_documents: whether ``forward`` separates packed documents on the CPU by itself. Rows are then not split into documents.
+    documents_by_block: block size in tokens. Documents can share a bidirectional call only if they have equally many blocks, or if all
+        get full attention. ``None`` for no such condition.
+    needs_whole_batch: when all rows and packed documents of a batch must be in one call, since something is drawn or learned once per
+        call: ``"never"``, ``"in training"`` or ``"always"``.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
-    pictures_need_order: whether a picture needs the option ``order``, since neighbours in the sequence are treated differently from other
-        tokens.
+    pictures_need_order: whether a picture needs the option ``order``, because neighbours in the sequence are treated differently.
     remembers: whether segments are read one after the other, each with a memory of earlier segments.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
-    detached_beyond: length from which on some keys and values must be computed from detached hidden states; ``None`` for no length. While
-        gradients are computed, a model then makes the keys and values of a call twice, the second time from detached hidden states. The
+    detached_beyond: length in tokens above which some keys and values must be computed from detached hidden states; ``None`` for never.
+        While gradients are computed, the model then computes keys and values twice, the second time from detached hidden states. The
         second pair goes to ``forward`` as ``detached_kv``, each ``(B, H_kv, n, D)`` for the call's own n tokens. Its gradients reach the
         layer's projections, but not the hidden states.
     bitwise_causal: whether later tokens leave a causal row bitwise unchanged. Otherwise they change it by rounding alone (1e-6).
-    why_one_form: why these options have one form only (causal or bidirectional), and what to change. ``{where}`` stands for what needs the
-        other form.
+    why_one_form: why these options have one form only (causal or bidirectional), and what to change. ``{where}`` stands for the place
+        that needs the other form.
     exports: whether ``torch.export`` writes one graph for all lengths.
     fits_activations: whether :class:`FitsActivations` has parameters to set.
-    copies: parameters initialised as copies of the layer's own: name below the mechanism -> "query", "key" or "value" with
-        ".weight"/".bias".
-    shared_by_layers: parameters tied across all layers of a model whose mechanisms have equal options.
+    copies: parameters initialised as copies of the layer's own. Keys are names relative to the mechanism, values are "query", "key" or
+        "value" with ".weight" or ".bias".
+    shared_by_layers: parameters tied across all layers whose mechanisms have equal options.
     """
 
     trains: bool = False
@@ -93,7 +93,7 @@ class Traits:
     shared_by_layers: tuple[str, ...] = ()
 
     def but(self, **changes: Any) -> Traits:
-        """These traits with some changes."""
+        """A copy of these traits with some changes."""
         return dataclasses.replace(self, **changes)
 
     def stops_gradients(self, length: int) -> bool:
@@ -105,18 +105,20 @@ class Handling(NamedTuple):
     """What ``forward`` does by itself with padding, packed documents and graphs."""
 
     position_dependent: bool = True
-    """Whether the output depends on where a sequence starts. With blocks, columns and counted positions it does; otherwise a key mask
-    is enough for left padding."""
+    """Whether the output depends on where a sequence starts in its row, as with blocks and counted positions. If not, a key mask is
+    enough for left padding."""
     ignores_padding: bool = True
     """Whether padding leaves outputs unchanged. False only if an option reproduces another implementation that counts padding."""
     trims_padding: bool = False
-    """Whether the engine for long inputs cuts the outer padding off every row. Rows then need not be split."""
+    """Whether the engine for long inputs removes padding at both ends of every row. Rows then need not be split."""
     clears_padding: bool = False
-    """Whether padding values (NaN, infinities) are kept out of real rows. They then need not be cleared."""
+    """Whether values at padding (NaN, infinities) cannot reach real rows. They then need not be cleared."""
     is_plain_band: bool = False
-    """Whether ``forward`` is just the band engine, without global tokens or relative positions. On a GPU, it separates packed documents."""
+    """Whether ``forward`` is only the band engine, without global tokens or relative positions. It separates packed documents on a GPU."""
     exports_definition: bool = False
     """Whether ``torch.export`` writes the definition, in N×N memory. For engines whose layout depends on the length or the data."""
+    adds_relative: bool = False
+    """Whether ``forward`` itself adds relative positions to the scores. Otherwise a hook adds them before it."""
 
 
 class FitsActivations:
@@ -127,9 +129,9 @@ class FitsActivations:
         """Set the parameters from activations of a trained full-attention layer. Returns whether there was anything to set.
 
         Args:
-            q, k, v: ``(S, H, N, D)``, the layer's, for S sequences, at least two.
-            real: ``(S, N)`` bool, True = real token; ``None`` where all are.
-            causal: whether the layer looks back only.
+            q, k, v: ``(S, H, N, D)``, the layer's queries, keys and values for at least two sequences.
+            real: ``(S, N)`` bool, True = real token; ``None`` if all are.
+            causal: whether the layer is causal.
         """
 
 
@@ -142,13 +144,13 @@ class AddsLoss:
 
 
 def needs_whole_batch(mechanism: Any) -> bool:
-    """Whether all rows or packed documents of a batch must now be in one call."""
+    """Whether all rows and packed documents of a batch must be in one call, in the current mode (training or eval)."""
     return mechanism.traits.needs_whole_batch in (("in training", "always") if mechanism.training else ("always",))
 
 
 def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
-    """Whether the sequences of a call are moved to index 0 before the mechanism runs. False without a batch, for rows in which padding
-    counts, and if every row fills one grid. There, padding is a hole at any position."""
+    """Whether the sequences of a call are moved to index 0 before the mechanism runs.
+    Not without a batch, not if padding counts, and not if every row fills one grid: padding is then a gap in the grid."""
     if call.batch is None:
         return False
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):

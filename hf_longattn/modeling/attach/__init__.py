@@ -1,1 +1,1 @@
-"""What is put on a model: mechanisms on its attention modules, their weights, memory tokens, and the tokens that are global."""
+"""Attaches mechanisms to a model's attention modules, with their weights, memory tokens and global tokens."""

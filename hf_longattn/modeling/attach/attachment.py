@@ -1,4 +1,4 @@
-"""Put mechanisms on the attention modules of any architecture on transformers' AttentionInterface."""
+"""Attach mechanisms to the attention modules of any architecture on transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from .weights import share_parameters
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
 ADAPTING_METHOD = "adapt_mechanism"
-"""The method of a family's attention module that gets every mechanism before it is attached."""
+"""Name of the method of a family's attention module that receives each mechanism before it is attached."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 
 
 def attach_mechanisms(
     model: nn.Module, long_attention: LongAttentionConfig, decoder_attention: LongAttentionConfig | None = None
 ) -> list[AttentionSite]:
-    """Set ``module.long_attention`` on every attention module of ``model``: the layer's mechanism, and full attention in cross-attention.
+    """Set ``module.long_attention`` on every attention module of ``model``: the layer's mechanism, or full attention for cross-attention.
 
     Args:
         model: any model of transformers.
-        long_attention: which mechanism in which layer.
+        long_attention: the mechanism of each layer.
         decoder_attention: the same for the decoder, if it differs.
 
     Raises:
         BackendError: no attention module was found.
-        OptionError: an override for a layer that does not exist, or a mechanism without the causal (bidirectional) form that is needed.
+        OptionError: an override names a layer that does not exist, or a mechanism lacks the form (causal or bidirectional) that is needed.
     """
     sites = attention_sites(model)
     stacks = [(decoder_attention if decoder_attention is not None and site.in_decoder else long_attention, site) for site in sites]
@@ -95,10 +95,10 @@ def attach_mechanisms(
 
 
 def mark_for_zero3(model: nn.Module) -> None:
-    """Where DeepSpeed's ZeRO-3 is configured, have it gather the weights of an attention module as a whole.
+    """If DeepSpeed's ZeRO-3 is configured, make it gather all weights of an attention module together.
 
-    A mechanism runs once for each of several documents. ZeRO-3 fetches weights in the order in which modules ran before, which would
-    differ between processes whose batches hold different numbers of documents, and so would their communication.
+    A mechanism runs once for each of several documents. ZeRO-3 fetches weights in the order in which modules ran before. This order, and
+    so the communication, would differ between processes whose batches hold different numbers of documents.
     """
     if not is_deepspeed_zero3_enabled():
         return
@@ -109,9 +109,9 @@ def mark_for_zero3(model: nn.Module) -> None:
 
 
 CACHES = ("past_key_values", "layer_past")
-"""What attention modules call the decode cache."""
+"""Names of the argument of attention modules that holds the decode cache."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of an attention module; keywords flow down to the attention function."""
+"""Arguments of an attention module. Keyword arguments are passed on to the attention function."""
 
 
 def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
@@ -122,7 +122,7 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass a cache layer that keeps only what the mechanism needs, or a static one, to the attention function."""
+    """Forward pre-hook: pass one of our cache layers, or a static one, to the attention function."""
     cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
     index = getattr(module, "layer_idx", None)
@@ -134,8 +134,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook for mechanisms that need more than queries, keys and values: the module's input, or keys and values through which
-    no gradient reaches the input.
+    """Forward pre-hook for mechanisms that need the module's input, or keys and values that pass no gradient to it.
 
     Raises:
         BackendError: the module's input was not found.
@@ -161,10 +160,10 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Keys and values of ``hidden``, detached; empty if it needs no gradients.
+    """Keys and values computed from ``hidden.detach()``; empty if ``hidden`` needs no gradients.
 
-    The module computes them in a run that ends before attention, with everything that its architecture does to keys and values (rotary
-    positions, norms, fused projections).
+    The module computes them in a run that ends before attention. They therefore include everything that its architecture does to keys
+    and values (rotary positions, norms, fused projections).
     """
     projected: list[Tensor] = []
     if differentiated(hidden):
@@ -177,11 +176,11 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
-    """Refuse copies of the layer's projections if queries and keys are changed after projection, or projections are not found."""
+    """Raise :class:`OptionError` if the layer's projections cannot be copied: they are not found, or rotated by position afterwards."""
     config = getattr(model, "config", None)
     if mechanism.traits.copies and getattr(config, "rope_parameters", None):
         raise OptionError(
-            f"Mechanism {mechanism.name!r} was asked for separate query and key projections, but those of {type(model).__name__} are "
+            f"Mechanism {mechanism.name!r} needs copies of the query and key projections, but those of {type(model).__name__} are "
             "rotated by position afterwards; leave the option out, it is for models with a position table."
         )
     copied = {mechanism.traits.copies[name] for name in copied_parameters(site.module, mechanism.traits.copies)}
@@ -193,7 +192,7 @@ def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Modu
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
-    """The first of these attributes found on the module, or else on its config."""
+    """The first of these attributes that the module has, or else its config."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:
             if isinstance(value := getattr(owner, name, None), int):
@@ -202,7 +201,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 
 def _placed_like(mechanism: Mechanism, module: nn.Module) -> Mechanism:
-    """On the device and in the dtype of the module; the mechanism of a module on the meta device stays on the default device."""
+    """``mechanism`` in the module's dtype and on its device, except for the meta device."""
     weight = next(module.parameters(), None)
     if weight is None:
         return mechanism

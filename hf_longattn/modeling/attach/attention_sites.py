@@ -1,4 +1,4 @@
-"""Where the attention of a model is: its modules, layer by layer, their mechanisms, and their projections."""
+"""Finds the attention modules of a model, layer by layer, with their mechanisms and projections."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ...mechanisms.common.base import Mechanism
 from ..family.definition import attention_names
 
 MECHANISM_ATTRIBUTE = "long_attention"
-"""The attribute of an attention module with its mechanism or, if it serves several layers, with theirs by number."""
+"""Attribute of an attention module that holds its mechanism, or a ModuleDict by layer number if it serves several layers."""
 CROSS_MECHANISM = "full"
-"""Cross-attention is full: its queries and keys come from different sequences, so distances between them have no meaning."""
+"""Mechanism of cross-attention. Its queries and keys come from different sequences, so distances between them mean nothing."""
 CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
-"""Names of cross-attention."""
+"""Matches the names of cross-attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
-"""The attribute of an attention module with the layers that it serves, if there are several."""
+"""Attribute of an attention module that lists the layers it serves, if there are several."""
 
 
 CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
-"""Model types whose layers look back only although their attention modules do not say so, but each call of them (``is_causal=True``)."""
+"""Model types that are causal by an argument of each call (``is_causal=True``), not by an attribute of their attention modules."""
 IN_DECODER_ATTRIBUTE = "in_decoder"
-"""The attribute of an attention module of a decoder that is not causal."""
+"""Attribute that marks an attention module of a decoder that is not causal."""
 
 
 def is_causal(attention: nn.Module) -> bool:
-    """Whether no query of an attention module sees later keys, as the module or each call of it says."""
+    """Whether an attention module is causal, by its attribute or by its calls."""
     config = getattr(attention, "config", None)
     model_type = getattr(config, "base_model_type", getattr(config, "model_type", None))
     return bool(getattr(attention, "is_causal", False)) or model_type in CAUSAL_BY_CALL
@@ -44,7 +44,7 @@ def is_causal(attention: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """The attention of one layer: its module, the number of the layer in its stack, and whether it is cross-attention.
+    """The attention of one layer: its module, the layer's number in its stack, and whether it is cross-attention.
 
     shared: whether the module serves other layers as well, each with its own site.
     """
@@ -57,32 +57,30 @@ class AttentionSite:
 
     @property
     def causal(self) -> bool:
-        """Whether no query sees later keys."""
         return is_causal(self.module)
 
     @property
     def decoding(self) -> bool:
-        """Whether it belongs to a decoder."""
+        """Whether the layer belongs to a decoder that is causal or has cross-attention."""
         return self.causal or self.cross
 
     @property
     def in_decoder(self) -> bool:
-        """Whether it belongs to a decoder, also to one that sees past and future (ViT-MAE)."""
+        """Whether the layer belongs to a decoder, including decoders that see past and future (ViT-MAE)."""
         return self.decoding or bool(getattr(self.module, IN_DECODER_ATTRIBUTE, False))
 
     @property
     def mechanism_name(self) -> str:
-        """The module name of its mechanism in the model."""
+        """The module name of the layer's mechanism in the model."""
         return f"{self.name}.{MECHANISM_ATTRIBUTE}.{self.layer}" if self.shared else f"{self.name}.{MECHANISM_ATTRIBUTE}"
 
     @property
     def mechanism(self) -> nn.Module:
-        """The mechanism of this layer."""
         owner, name = self._place
         return getattr(owner, name)
 
     def put(self, mechanism: nn.Module) -> None:
-        """Set the mechanism of this layer, replacing the present one."""
+        """Set or replace the layer's mechanism."""
         if self.shared and not isinstance(getattr(self.module, MECHANISM_ATTRIBUTE, None), nn.ModuleDict):
             setattr(self.module, MECHANISM_ATTRIBUTE, nn.ModuleDict())
         setattr(*self._place, mechanism)
@@ -94,7 +92,7 @@ class AttentionSite:
 
 @contextlib.contextmanager
 def mechanisms_restored(sites: Iterable[AttentionSite]) -> Iterator[None]:
-    """After the context each of the sites has the mechanism that it had before."""
+    """Give each of the ``sites`` its earlier mechanism back at the end of the context."""
     mechanisms = [(site, site.mechanism) for site in sites]
     try:
         yield
@@ -104,7 +102,7 @@ def mechanisms_restored(sites: Iterable[AttentionSite]) -> Iterator[None]:
 
 
 def attention_sites(model: nn.Module) -> list[AttentionSite]:
-    """The attention of every layer of ``model``. Encoder and decoder count their layers separately."""
+    """The attention of every layer of ``model``. The layers of encoder and decoder are counted separately."""
     sites: list[AttentionSite] = []
     counted: Counter[tuple[str, bool]] = Counter()
     for name, module in model.named_modules():
@@ -126,8 +124,9 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
 
 
 def _on_the_interface(module: nn.Module) -> bool:
-    """Whether an attention module takes its attention from transformers' AttentionInterface; those of ALIGN, CLAP, LayoutLM and Splinter,
-    which look both ways, do so without ``is_causal``."""
+    """Whether an attention module uses transformers' AttentionInterface.
+
+    Bidirectional modules of ALIGN, CLAP, LayoutLM and Splinter use it without having ``is_causal``."""
     if hasattr(module, "is_causal"):
         return True
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
@@ -135,7 +134,7 @@ def _on_the_interface(module: nn.Module) -> bool:
 
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
-    """Name below an attention module -> mechanism; none on other modules."""
+    """Mechanisms of an attention module by their name below it; empty for other modules."""
     value = getattr(attention, MECHANISM_ATTRIBUTE, None)
     if isinstance(value, nn.ModuleDict):
         return {f"{MECHANISM_ATTRIBUTE}.{layer}": mechanism for layer, mechanism in value.items() if isinstance(mechanism, Mechanism)}
@@ -143,8 +142,7 @@ def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
-    """The mechanism of every layer; of a Long base model without a walk through all modules, which takes longer than a short input's
-    attention."""
+    """The mechanism of every layer. For a Long base model, without a walk through all modules, which can take longer than attention."""
     modules = model.__dict__.get("attention_modules")
     modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
     return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]
@@ -162,7 +160,7 @@ SEPARATE_PROJECTIONS = {
 }
 OUTPUT = ("o_proj", "out_proj", "c_proj", "out_lin", "Wo", "dense", "o")
 OUTPUT_OF_PARENT = "output.dense"
-"""BERT-like models keep the output projection next to the attention module, not in it."""
+"""BERT-like models have the output projection beside the attention module, not inside it."""
 
 Split = Callable[[Any, Tensor], Sequence[Tensor]]
 """``(attention module, weight or bias of its fused projection) -> (query, key, value)``, each in the layout of ``nn.Linear``."""
@@ -170,11 +168,11 @@ Split = Callable[[Any, Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class OwnParameter:
-    """A parameter of the layer, or one of the three parts of a fused one, in the layout of ``nn.Linear``.
+    """A parameter of the layer, or one of the three parts of a fused parameter, in the layout of ``nn.Linear``.
 
-    name: of the parameter below the attention module.
-    split: takes a fused one apart; ``None`` where it is alone.
-    index: of the part.
+    name: the parameter's name below the attention module.
+    split: the function that splits a fused parameter; ``None`` if it is not fused.
+    index: index of the part.
     """
 
     name: str
@@ -186,24 +184,24 @@ class OwnParameter:
 
 
 def _gpt2(attention: Any, parameter: Tensor) -> list[Tensor]:
-    """A Conv1D, whose weight is (in, out)."""
+    """Split the weight ``(in, out)`` of a Conv1D."""
     return [part.transpose(0, -1) for part in parameter.chunk(3, dim=-1)]
 
 
 def _gpt_neox(attention: Any, parameter: Tensor) -> list[Tensor]:
-    """Queries, keys and values of a head side by side."""
+    """Split rows in which each head has its query, key and value side by side."""
     return [part.flatten(0, 1) for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)]
 
 
 def _phi3(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
-    """All queries, then keys and values of fewer heads."""
+    """Split rows with all queries first, then keys and values of fewer heads."""
     config = attention.config
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     return parameter.split([count * attention.head_dim for count in heads])
 
 
 def _modernbert(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
-    """All queries, then as many keys, then as many values."""
+    """Split rows with all queries first, then as many keys, then as many values."""
     return parameter.chunk(3)
 
 
@@ -213,7 +211,7 @@ FUSED_PROJECTIONS: dict[str, tuple[Split, Callable[[Any], bool]]] = {
     "qkv_proj": (_phi3, lambda module: True),
     "Wqkv": (_modernbert, lambda module: True),
 }
-"""Name of a fused projection -> what takes it apart, and whether a module of this name is laid out so."""
+"""Name of a fused projection -> its function to split it, and whether a module of this name has that layout."""
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
@@ -250,21 +248,21 @@ def input_width(attention: nn.Module) -> int | None:
 
 
 def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[str, OwnParameter]:
-    """A mechanism's parameter name -> the layer's parameter that it is initialised with, from ``Mechanism.traits.copies``."""
+    """A mechanism's parameter name -> the layer's parameter to copy at initialisation, from ``Mechanism.traits.copies``."""
     parameters = own_projections(attention)
     return {name: parameters[wanted] for name, wanted in copies.items() if wanted in parameters}
 
 
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
-    """Initialise parameters of a mechanism with copies of its layer's, unless they were loaded."""
+    """Initialise a mechanism's parameters with copies of its layer's, unless they were loaded."""
     for name, parameter in copied_parameters(attention, mechanism.traits.copies).items():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
-    """The names in ``model`` of the q, k, v and output projections of its module ``attention``; empty if that of queries is not known."""
+    """Names in ``model`` of the q, k, v and output projections of its module ``attention``; empty if the query projection is unknown."""
     module = model.get_submodule(attention)
     inner = dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]

@@ -1,4 +1,4 @@
-"""Shared by Wav2Vec2-Conformer and Wav2Vec2-BERT: the projections of the base's attention with the mechanism.
+"""For Wav2Vec2-Conformer and Wav2Vec2-BERT: the base's projections, followed by the mechanism.
 
 Relative positions are terms of the query and the distance: Transformer-XL's (``relative``), or Shaw's embeddings of clipped distances
 (``relative_key``). Rotary positions turn the hidden states before they are projected, as in the base.
@@ -27,7 +27,7 @@ SinusoidsNear = Callable[[int, int], Tensor]
 
 
 class NearSinusoids(nn.Module):
-    """Comes before the base's ``…RelPositionalEmbedding``: hands down how to compute sinusoids instead of those of all distances."""
+    """Mixin before the base's ``…RelPositionalEmbedding``: returns a function that computes sinusoids only for visible distances."""
 
     config: Any
 
@@ -45,7 +45,7 @@ class NearSinusoids(nn.Module):
 
 
 class ConformerAttention(nn.Module):
-    """Comes before the base's ``…SelfAttention``."""
+    """Mixin before the base's ``…SelfAttention``."""
 
     config: Any
     long_attention: Any
@@ -66,7 +66,7 @@ class ConformerAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """``hidden_states (B, N, C)`` to the same shape, and the weights if they are asked for."""
+        """``hidden_states (B, N, C)`` to the same shape, and the weights if they are requested."""
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
         placed = hidden_states
@@ -82,7 +82,7 @@ class ConformerAttention(nn.Module):
             term = DistanceTerm((query + self.pos_bias_v[:, None]) * self.scaling, table, ahead, key)
             query = query + self.pos_bias_u[:, None]
         elif self.position_embeddings_type == "relative_key":
-            table = self.distance_embedding.weight.flip(0)[None]  # its rows are in the order of keys
+            table = self.distance_embedding.weight.flip(0)[None]  # the table's rows are ordered by key - query
             term = DistanceTerm(query * self.scaling, table, self.right_max_position_embeddings, key)
         output, weights = attend_by_mechanism(self, query, key, value, attention_mask, scaling=self.scaling, position_bias=term, **kwargs)
         return self.linear_out(output), weights
@@ -93,29 +93,29 @@ class ConformerAttention(nn.Module):
 
 
 def centred_convolution(config: Any) -> list[Convolution]:
-    """The convolution over frames in every layer of Wav2Vec2-Conformer."""
+    """The convolution over frames in each layer of Wav2Vec2-Conformer."""
     return [Convolution.centred(config.conv_depthwise_kernel_size)]
 
 
 def causal_convolution(config: Any) -> list[Convolution]:
-    """The convolution over frames in every layer of Wav2Vec2-BERT, which looks back only."""
+    """The convolution over frames in each layer of Wav2Vec2-BERT, which is causal."""
     return [Convolution.causal(config.conv_depthwise_kernel_size)]
 
 
 def positions_in_stream(config: Any) -> Positions | None:
-    """Rotary positions count from the beginning, since they turn frames before these are projected. Others are of distances alone."""
+    """Rotary positions must count from the stream's beginning, because they rotate frames before projection. Others need only distances."""
     if config.position_embeddings_type != "rotary":
         return None
     return Positions("encoder.embed_positions", "relative_position_embeddings", counted=True)
 
 
 class CountedRotary(nn.Module):
-    """Comes before the base's ``…RotaryPositionalEmbedding``: positions from any frame on."""
+    """Mixin before the base's ``…RotaryPositionalEmbedding``: positions that start at any frame."""
 
     inv_freq: Tensor
 
     def forward(self, hidden_states: Tensor, first: int = 0) -> Tensor:
-        """Cosines and sines ``(2, N, 1, 1, D)`` for the states ``(B, N, C)`` of the frames from number ``first`` on."""
+        """Cosines and sines ``(2, N, 1, 1, D)`` for hidden states ``(B, N, C)`` whose first frame has the number ``first``."""
         if not first:
             return super().forward(hidden_states)
         angles = torch.arange(first, first + hidden_states.shape[1]).type_as(self.inv_freq)[:, None] * self.inv_freq
@@ -124,7 +124,7 @@ class CountedRotary(nn.Module):
 
 
 class ConformerOnTheBackend(OnTheBackend):
-    """:class:`OnTheBackend` for these bases, which pass keyword arguments down to their attention."""
+    """:class:`OnTheBackend` for these bases, which pass keyword arguments on to their attention."""
 
     hands_globals_down = True
 

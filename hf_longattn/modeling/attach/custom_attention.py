@@ -1,4 +1,4 @@
-"""Shared by families whose base has attention modules that are not on transformers' AttentionInterface."""
+"""For families whose base has attention modules outside transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def split_heads(module: Any, projected: Tensor) -> Tensor:
 
 
 def attend_by_mechanism(module: Any, *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The ``longattn`` backend on query, key, value and mask: ``(B, N, width)``, and the weights where they are asked for.
+    """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if requested.
 
-    ``scaling`` and ``dropout``, the probability in training, are by default those of BERT's attention modules.
+    ``scaling`` and ``dropout`` (a probability, in training) default to those of BERT's attention modules.
     """
     return _attended(longattn_attention_forward, module, *qkv_and_mask, **kwargs)
 
 
 def attend_by_config(module: Any, eager: Callable[..., Any], *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """The attention function that the module's config names on query, key, value and mask; ``eager`` is the base's."""
+    """Run the attention function that the module's config names on query, key, value and mask. ``eager`` is the base's function."""
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention_implementation(module.config), eager)
     return _attended(interface, module, *qkv_and_mask, **kwargs)
 
@@ -60,7 +60,7 @@ def _attended(
 
 
 class HandsKeywordsDown(_Module):
-    """Comes before an attention module of the base that is on the interface, but leaves its keyword arguments out (SigLIP)."""
+    """Mixin for attention modules of the base that are on the interface but do not pass on keyword arguments (SigLIP)."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if attention_implementation(self.config) != BACKEND:
@@ -75,12 +75,12 @@ class HandsKeywordsDown(_Module):
 
 
 class NearPositions(_Module):
-    """Comes before a base's encoding of relative positions: of the distances that any layer sees, the same for all rows of a batch."""
+    """Mixin for the base's relative positional encoding: computes only distances that a layer sees, the same for all batch rows."""
 
     attending: tuple[Any, ...]  # the attention modules of all layers
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(1, 2 n - 1, C)``, for the distances n - 1, …, 1 - n; ``(B, 2 N - 1, C)`` for other attention implementations."""
+        """``(1, 2 n - 1, C)`` for the distances n - 1, …, 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
         if attention_implementation(self.config) == BACKEND:
             length = hidden_states.shape[1]
             furthest = max(max(span_of(attention.long_attention, length, length, False)) for attention in self.attending)
@@ -89,13 +89,13 @@ class NearPositions(_Module):
 
 
 class ReplacedModules(_Base):
-    """Turns modules of the base into instances of subclasses before mechanisms are attached.
+    """Replaces modules of the base by instances of subclasses before mechanisms are attached.
 
-    The base builds its modules itself, so an instance gets the subclass as its ``__class__``; the subclass adds no parameters and no state.
+    The base builds its modules itself. Each instance then gets the subclass as its ``__class__``, which adds no parameters and no state.
     """
 
     replaced: ClassVar[Mapping[type[nn.Module], type[Any]]]
-    """Class of the base -> subclass, or what comes before the class in one that is made here."""
+    """Class of the base -> its subclass, or the mixin for a subclass that is created here."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -105,30 +105,30 @@ class ReplacedModules(_Base):
             }
 
     def adapt_module(self, name: str, module: Any) -> None:
-        """Set what the subclass needs on a module that has just been replaced; ``name`` is its name in the model."""
+        """Set what the subclass needs on a replaced module; ``name`` is the module's name in the model."""
 
     def post_init(self) -> None:
         for name, module in self.named_modules():
             if type(module) in self.replaced:
                 module.__class__ = self.replaced[type(module)]
-                if not hasattr(module, "config"):  # a stack's may be a copy of the model's
+                if not hasattr(module, "config"):  # the config of a stack may be a copy of the model's
                     module.config = self.config
                 self.adapt_module(name, module)
         super().post_init()
 
 
 def _joined(first: type[Any], base: type[nn.Module], module: str) -> type[nn.Module]:
-    """The class ``Long…`` of these two, which pickle finds in the family's ``module``."""
+    """The class ``Long…`` that derives from these two. pickle finds it in the family's ``module``."""
     joined = type(f"Long{base.__name__}", (first, base), {"__module__": module, "__doc__": first.__doc__})
     setattr(sys.modules[module], joined.__name__, joined)
     return joined
 
 
 class OnTheInterface(ReplacedModules):
-    """For bases whose attention is not on the interface: the subclasses are, so every implementation can be requested.
+    """For bases whose attention is not on the interface. The subclasses are, so that every implementation can be requested.
 
-    The base model that a head builds inside it refuses ``sdpa`` and the like. So it is built under this package's implementation, and the
-    requested one is set in ``post_init``, after the modules have been replaced.
+    The base model inside a head is built before its modules are replaced, and refuses ``sdpa`` and the like. It is therefore built under
+    this package's implementation. ``post_init`` sets the requested one after the modules have been replaced.
     """
 
     _supports_sdpa = True
@@ -152,7 +152,7 @@ class OnTheInterface(ReplacedModules):
 
 
 class OnTheBackend(ReplacedModules):
-    """For bases that add relative positions to their scores: mechanisms take them; other implementations are the base's."""
+    """For bases that add relative positions to their scores. Mechanisms take them as score terms; other implementations are the base's."""
 
     _supports_attention_backend = True
     hands_globals_down: ClassVar[bool] = False

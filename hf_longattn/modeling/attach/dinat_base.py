@@ -1,8 +1,8 @@
 """transformers' DiNAT (Hassani and Shi 2022) without NATTEN, the base of LongDinat.
 
-transformers' classes refuse to be built unless NATTEN is installed, in a version before 0.20, which dropped the two functions that they
-call. The classes here are theirs, built by their constructors, with another attention module of the same parameters: it takes its attention
-function from transformers' AttentionInterface, and ``eager`` is NATTEN's definition in plain operations. Checkpoints are the same.
+transformers' classes refuse to be built without an installed NATTEN before version 0.20, which removed the two functions that they call.
+The classes here derive from them and use their constructors. Only the attention module is another one, with the same parameters: it uses
+transformers' AttentionInterface, and its ``eager`` is NATTEN's definition in plain operations. Checkpoints are the same.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ except ImportError as error:
 
 
 class NeighborhoodAttention(stock.NeighborhoodAttention):
-    """DiNAT's attention module on transformers' AttentionInterface, whose every implementation adds the bias by distance.
+    """DiNAT's attention module on transformers' AttentionInterface. Every implementation adds the bias by distance.
 
-    Heads are those of the checkpoints and of transformers 4; transformers 5 itself takes the columns of the grid for heads.
+    Heads are as in the checkpoints and in transformers 4. transformers 5 itself confuses them with the columns of the grid.
     """
 
     config: Any
     is_causal = False
 
     def forward(self, hidden_states: Tensor, output_attentions: bool | None = False) -> tuple[Tensor, ...]:
-        """``hidden_states (B, height, width, C)`` to the same shape, and the weights if they are asked for."""
+        """``hidden_states (B, height, width, C)`` to the same shape, and the weights if they are requested."""
         grid, tokens = Grid(tuple(hidden_states.shape[1:-1])), hidden_states.flatten(1, 2)
         query, key, value = (split_heads(self, projection(tokens)) for projection in (self.query, self.key, self.value))
         bias = GridBias.of_neighborhood(self.rpb, (self.dilation,))
@@ -70,10 +70,10 @@ def eager_neighborhood_attention(
     grid: Grid,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """NATTEN's ``natten2dqkrpb``, softmax and ``natten2dav``, one neighbour after another, with memory for all weights.
+    """NATTEN's ``natten2dqkrpb``, softmax and ``natten2dav``, one neighbour at a time. Stores all weights.
 
     Args:
-        module: its ``kernel_size``, ``dilation`` and ``rpb (H, 2·k - 1, 2·k - 1)``, whose places are key - query in steps of the dilation.
+        module: has ``kernel_size``, ``dilation`` and ``rpb (H, 2·k - 1, 2·k - 1)``, indexed by key - query in steps of the dilation.
         query, key, value: ``(B, H, N, D)`` of the cells of ``grid``.
     Returns:
         ``(B, N, H, D)`` and the weights ``(B, H, height, width, k²)``.
@@ -97,9 +97,9 @@ def eager_neighborhood_attention(
 
 
 def _neighbours(cells: int, kernel: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The neighbours of every cell along an axis, ``(k, cells)``, and their places in the table of the bias.
+    """The neighbours of every cell along an axis, ``(k, cells)``, and their indices in the bias table.
 
-    The cells of a residue class modulo the dilation are neighbours of each other; at a border the window of k cells slides inwards.
+    Neighbours are cells with an equal index modulo the dilation. At a border, the window of k cells slides inwards.
     """
     cell = torch.arange(cells, device=device)
     residue, place = cell % dilation, torch.div(cell, dilation, rounding_mode="floor")
@@ -120,12 +120,12 @@ def encoder_without_natten(config: Any) -> nn.Module:
 
 
 def constructor_without_natten(base: type, **names: Any) -> Callable[..., None]:
-    """The constructor of a class of transformers' DiNAT as it is, in which ``requires_backends`` asks for nothing.
+    """The constructor of a class of transformers' DiNAT, without the check of ``requires_backends``.
 
-    A function looks names up among its globals; this one is the same code with other globals, and transformers' own stay as they are.
+    It is a copy of the function with other globals, so that transformers' own module does not change.
 
     Args:
-        names: further names that mean something else in it.
+        names: further globals to replace in it.
     """
     constructor: Any = inspect.unwrap(base.__init__)  # type: ignore[misc]
     names = {"requires_backends": lambda *arguments: None, "DinatEncoder": encoder_without_natten, **names}

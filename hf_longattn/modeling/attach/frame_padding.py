@@ -1,4 +1,4 @@
-"""The padding of frames in place of the masks of frames × frames that bases of sound make from it."""
+"""A padding mask of frames in place of the masks ``(frames, frames)`` that audio bases make from it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ...backend import longattn_mask
 
 @dataclass(frozen=True)
 class FramePadding:
-    """Stands for the base's mask ``(B, 1, frames, frames)``, which it makes from ``frames (B, N)`` by the operations below.
+    """Takes the place of the base's mask ``(B, 1, frames, frames)``, which it makes from ``frames (B, N)`` by the operations below.
 
-    mask: ``frames`` as the attention takes it; ``None`` where all are real.
+    mask: ``frames`` as the attention function takes it; ``None`` if all are real.
     """
 
     frames: Tensor

@@ -1,4 +1,4 @@
-"""The learned memory tokens of a model whose mechanisms pass them from segment to segment (Bulatov et al. 2022)."""
+"""Learned memory tokens of a model whose mechanisms pass them from segment to segment (Bulatov et al. 2022)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .attention_sites import attention_sites
 
 
 class MemoryTokens(nn.Module):
-    """The learned memory that a text's first segment reads: ``tokens (M, hidden_size)``, used as embeddings."""
+    """The initial memory of a text's first segment: ``tokens (M, hidden_size)``, learned and used as embeddings."""
 
     def __init__(self, recursion: Recursion, hidden_size: int, std: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class MemoryTokens(nn.Module):
         nn.init.normal_(self.tokens, std=self.std, generator=generator)
 
     def drawn(self, generator: torch.Generator) -> MemoryTokens:
-        """New ones of this shape, initialised by ``generator``, on its device."""
+        """New memory tokens of this shape, initialised by ``generator`` on its device."""
         with torch.device("meta"):
             new = MemoryTokens(self.recursion, self.tokens.shape[1], self.std)
         new.to_empty(device=generator.device).reset_parameters(generator)
@@ -35,15 +35,15 @@ class MemoryTokens(nn.Module):
 
 
 def recursions(model: nn.Module) -> set[Recursion | None]:
-    """How the mechanisms of a model pass memory tokens on; ``None`` for those that use none."""
+    """The recursions of a model's mechanisms; ``None`` for mechanisms without memory tokens."""
     return {module.traits.recursion for module in model.modules() if isinstance(module, Mechanism)}
 
 
 def recursion_of(model: nn.Module) -> Recursion | None:
-    """How memory tokens pass from segment to segment in ``model``; ``None`` if it runs over the whole text.
+    """The recursion of ``model``: how memory tokens pass from segment to segment. ``None`` if it runs over the whole text.
 
     Raises:
-        OptionError: the layers disagree.
+        OptionError: the layers have different recursions.
     """
     different = recursions(model)
     if len(different) > 1:

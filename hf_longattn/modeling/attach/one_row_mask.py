@@ -1,4 +1,4 @@
-"""The padding in place of the additive masks ``(B, 1, 1, N)`` that some bases make from it."""
+"""A padding mask ``(B, N)`` in place of the additive masks ``(B, 1, 1, N)`` that some bases make from it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ else:
 
 
 class ReadsPadding(_Module):
-    """Comes before an encoder of the base that is given an additive mask ``(B, 1, 1, N)`` of padding, in graphs as well: for a mechanism,
-    its layers are given the padding."""
+    """Mixin before an encoder of the base that receives an additive padding mask ``(B, 1, 1, N)``.
+
+    If mechanisms run, its layers receive the padding mask ``(B, N)`` instead, also in graphs."""
 
     config: Any
 

@@ -1,8 +1,9 @@
-"""Where the patches of pictures lie in a vision tower without a Long class: hooks that tell its attention modules.
+"""Positions of patches in a vision tower without a Long class. Hooks pass them to its attention modules.
 
-A tower whose pictures have one size (CLIP, SigLIP) runs on one grid. Towers that pack pictures of different sizes into one row (Qwen-VL,
-Pixtral) say how many patches each has: Qwen-VL's attention modules run every picture alone, on patches in the order of their merging, and
-Pixtral's take a mask of all pairs. Their pictures become documents of one call instead, each in raster order on a grid of its own.
+A tower whose pictures have one size (CLIP, SigLIP) runs on one grid. Others pack pictures of different sizes into one row and pass the
+number of patches of each picture (Qwen-VL, Pixtral). Qwen-VL's attention modules run every picture separately, with patches in the order in
+which they are merged. Pixtral's take a mask of all pairs. Here, pictures become documents of one call, each in raster order on its own
+grid.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from ..family.definition import known_family
 from .attention_sites import attention_sites, mechanisms_on
 
 PLACES = "patch_places"
-"""The keyword by which a tower tells its attention modules where the patches of packed pictures lie."""
+"""Keyword for the :class:`PatchPlaces` of packed pictures, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
-"""Keywords for where each sequence of a row begins: of attention modules that run each alone, and of attention functions."""
+"""Keywords for the start of each sequence in a row: in attention modules that run each separately, and in attention functions."""
 PIXELS, GRIDS_ARGUMENT, SIZES_ARGUMENT = "pixel_values", "grid_thw", "image_sizes"
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of a module."""
+"""Positional and keyword arguments of a module."""
 
 
 class PatchPlaces:
-    """The places of packed patches.
+    """The positions of the patches of packed pictures.
 
     Args:
         coordinates: ``(N, axes)``: frame, row and column of every patch in its picture, in the order of the patches.
-        offsets: ``(pictures + 1,)``, where each picture begins.
+        offsets: ``(pictures + 1,)``, the first patch of each picture, and the total.
     """
 
     def __init__(self, coordinates: Tensor, offsets: Tensor) -> None:
@@ -45,8 +46,10 @@ class PatchPlaces:
         self._known: dict[tuple[int, ...], tuple[Tensor, Tensor | None, tuple[Grid, ...]]] = {}
 
     def layout(self, offsets: Tensor) -> tuple[Tensor, Tensor | None, tuple[Grid, ...]]:
-        """For rows whose sequences (pictures, or windows in them) begin at ``offsets``: the offsets for all layers, the order that brings
-        each sequence into raster order (``None``: it is), and the grid of each.
+        """The layout of rows whose sequences (pictures, or windows in them) start at ``offsets``.
+
+        Returns:
+            The offsets for all layers; the indices that bring each sequence into raster order, or ``None``; and each sequence's grid.
 
         Raises:
             GridError: the patches of a sequence are not a rectangle.
@@ -76,7 +79,7 @@ def packs_pictures(stack: PreTrainedModel) -> bool:
 
 
 def hook_patch_places(stack: PreTrainedModel) -> None:
-    """Have a stack that reads pictures tell its attention modules where their patches lie; nothing for other stacks."""
+    """Make a stack that reads pictures pass patch positions to its attention modules. Other stacks do not change."""
     taken, packs = inspect.signature(type(stack).forward).parameters, packs_pictures(stack)
     family = known_family(stack.config)
     if not packs and (family is None or family.grid is None or family.grid.input not in taken):
@@ -105,7 +108,7 @@ def _runs_mechanisms(module: Any) -> bool:
 
 
 def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of a tower whose pictures have one size."""
+    """Forward pre-hook of a tower whose pictures have one size: passes the grid on."""
     family: Any = known_family(stack.config)
     if not _runs_mechanisms(stack) or GRID in kwargs:
         return None
@@ -115,7 +118,7 @@ def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
 
 
 def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of an attention module: the grid, for those that hand no keywords to their attention function (SigLIP)."""
+    """Forward pre-hook of an attention module: sets the grid if the module passes no keywords to its attention function (SigLIP)."""
     if GRID in kwargs and not torch.compiler.is_dynamo_compiling():
         RUNNING_GRID.set(kwargs[GRID])
 
@@ -126,7 +129,7 @@ def _leave_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of a tower that packs pictures."""
+    """Forward pre-hook of a tower that packs pictures: passes patch positions on."""
     if not _runs_mechanisms(tower):
         return None
     arguments = _arguments(tower, args, kwargs)
@@ -136,8 +139,9 @@ def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 
 
 def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
-    """The places of pictures of ``grids (pictures, 3)`` frames, rows and columns, whose patches lie in the order in which they are merged,
-    or in that of windows, and of whose frames each is attended to alone."""
+    """Positions of the patches of pictures with ``grids (pictures, 3)`` of frames, rows and columns. Frames are separate sequences.
+
+    Patches are in the order in which they are merged, or in the order of windows."""
     from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module
 
     grids = grids.cpu()
@@ -150,7 +154,7 @@ def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
 
 
 def _raster_places(tower: Any, arguments: dict[str, Any]) -> PatchPlaces:
-    """The places of pictures ``(B, channels, height, width)``, each of which fills ``image_sizes`` from the first row and column on."""
+    """Positions of the patches of padded pictures ``(B, channels, height, width)``. Each fills ``image_sizes`` from the top left."""
     pixels, sizes = arguments[PIXELS], arguments.get(SIZES_ARGUMENT)
     sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
     cells = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
@@ -165,9 +169,9 @@ def _offsets(lengths: Tensor) -> Tensor:
 
 
 def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of an attention module of packed pictures: one call for all of them, each a document in raster order on its grid.
+    """Forward pre-hook of an attention module of packed pictures: one call in which each picture is a document in raster order.
 
-    A module that runs every picture alone keeps doing so for mechanisms that read no grid.
+    A module that runs every picture separately still does so for mechanisms that read no grid.
     """
     places: PatchPlaces | None = kwargs.get(PLACES)
     runs_alone = OFFSETS in kwargs
@@ -177,7 +181,7 @@ def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     changes: dict[str, Any] = {PACKED_OFFSETS: offsets, GRID: grids}
     if runs_alone:
         changes[OFFSETS] = offsets[[0, -1]]
-    elif "attention_mask" in kwargs:  # which says no more than that
+    elif "attention_mask" in kwargs:  # it only separates the pictures
         changes["attention_mask"] = None
     kwargs = {**kwargs, **changes}
     if order is None:
@@ -189,7 +193,7 @@ def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def restore_order(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Forward hook of an attention module of packed pictures: its output in the order of its input."""
+    """Forward hook of an attention module of packed pictures: returns outputs in the order of the inputs."""
     if PLACES not in kwargs or PACKED_OFFSETS not in kwargs:
         return None
     order = kwargs[PLACES].layout(kwargs[PACKED_OFFSETS])[1]

@@ -1,4 +1,4 @@
-"""Attention of tokens that are some of the cells of a grid, in any order: masked autoencoders leave cells out (ViT-MAE, VideoMAE)."""
+"""Attention among some cells of a grid, in any order. Masked autoencoders leave the other cells out (ViT-MAE, VideoMAE)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...engines.common.grid import Grid
 from ..family.config import attention_implementation
 
 Places = tuple[Tensor, Tensor | None]
-"""The places of the tokens ``(B, K)`` on their grid, and the mask ``(B, N)`` of the places that are taken; ``None`` where all are."""
+"""Grid positions of the tokens ``(B, K)``, and a mask ``(B, N)`` of the positions that are taken; ``None`` if all are."""
 PLACES = "places"
 """The keyword for the :data:`Places` of an attention module's tokens."""
 
 
 def places_of_cells(cells: Tensor, grid: Grid) -> Places:
-    """The places of a prefix and of ``cells (B, K)``, numbered in raster order."""
+    """The grid positions of the prefix and of ``cells (B, K)``, which are numbered in raster order."""
     index = cells + grid.prefix
     if grid.prefix:
         index = torch.cat([torch.arange(grid.prefix, device=cells.device).expand(cells.shape[0], -1), index], 1)
@@ -29,7 +29,7 @@ def places_of_cells(cells: Tensor, grid: Grid) -> Places:
 
 
 def needs_places(module: Any) -> bool:
-    """Whether the mechanism of an attention module compares the places of tokens on a grid."""
+    """Whether an attention module's mechanism reads the grid positions of tokens."""
     mechanism = getattr(module, "long_attention", None)
     return mechanism is not None and mechanism.reads_grid and attention_implementation(module.config) == BACKEND
 
@@ -37,13 +37,13 @@ def needs_places(module: Any) -> bool:
 def attend_at_places(
     module: Any, query: Tensor, key: Tensor, value: Tensor, places: Places, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The ``longattn`` backend on query, key and value ``(B, H, K, D)`` of the tokens at ``places``.
+    """Run the ``longattn`` backend on query, key and value ``(B, H, K, D)`` of the tokens at ``places``.
 
     Args:
         attention_mask: padding, ``(B, K)``.
-        kwargs: of the attention function, with the grid.
+        kwargs: arguments of the attention function, the grid included.
     Returns:
-        ``(B, K, H · D)``, and the weights ``(B, H, K, K)`` where they are asked for.
+        ``(B, K, H · D)``, and the weights ``(B, H, K, K)`` if they are requested.
     """
     index, mask = places
     length = kwargs[GRID].length

@@ -1,4 +1,4 @@
-"""BEiT's bias by distance on the grid, for families whose base adds it to the scores as ``(H, N, N)``: one number for each distance."""
+"""BEiT's bias by distance on the grid, for families whose base adds it to the scores as a tensor ``(H, N, N)``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..family.grid_config import TILE
 
 @dataclass(frozen=True)
 class MaskWithBias:
-    """What a base hands to its attention modules as mask: a bias by distance, and the padding mask ``(B, N)`` to which it was added."""
+    """The mask that a base passes to its attention modules: a bias by distance, and the padding mask ``(B, N)`` below it."""
 
     bias: GridBias
     mask: Tensor | None = None
@@ -26,12 +26,12 @@ class MaskWithBias:
 
 
 def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBias:
-    """The bias of a base's ``relative_position_bias_table (M + 3, H)`` for a grid of these sizes.
+    """The bias of a base's ``relative_position_bias_table (M + 3, H)`` for a grid of the given sizes.
 
     Args:
         module: BeitRelativePositionBias, or one with its attributes.
-        config: whose ``position_extension`` says what distances beyond the table's have: ``"interpolate"`` resizes the table as the base
-            does (MiDaS v3.1), ``"tile"`` gives them the furthest distance's bias, since no window sees them.
+        config: its ``position_extension`` gives the bias of distances beyond the table: ``"interpolate"`` resizes the table as the base
+            does (MiDaS v3.1), ``"tile"`` uses the furthest distance's bias, since no window sees such distances.
     """
     table, sizes = module.relative_position_bias_table, tuple(module.window_size)
     if config.position_extension == TILE or grid == sizes:

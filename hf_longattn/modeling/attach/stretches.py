@@ -1,7 +1,7 @@
-"""Parts of models of sound that look a bounded way along time, computed in stretches of a long sound where no gradients are wanted.
+"""Runs convolutions and feed-forward parts of audio models on pieces of a long sound if no gradients are needed.
 
-Their temporaries for a whole recording are what takes most memory: the convolutions of wav2vec 2.0 over samples have 1,600 rows of 512
-channels for each second of sound, which is 2 GB after the first convolution for five minutes.
+Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512 channels for each
+second of sound: 2 GB after the first convolution for five minutes.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ else:
     _Module = object
 
 FRAMES_PER_STRETCH = 512
-"""Frames of a feature encoder that are computed at a time: ten seconds of sound, of which no layer has more than 70 MB."""
+"""Frames of a feature encoder computed at a time: ten seconds of sound. No layer then takes more than 70 MB."""
 WINDOWS_OF_MOMENTS = 2**16
-"""Windows of samples under a first convolution whose mean and covariance are computed at a time."""
+"""Windows of a first convolution whose mean and covariance are computed at a time."""
 FRAMES_PER_PRODUCT = 4096
-"""Frames of a feed-forward module that are computed at a time."""
+"""Frames of a feed-forward module computed at a time."""
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` has to compute ``states`` at once: for gradients, and in a graph for any length, before that is looked at."""
+    """Whether ``module`` must compute ``states`` in one pass: if gradients are needed, or in a graph for any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():
@@ -38,10 +38,10 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 
 
 class FeatureEncoderInStretches(_Module):
-    """Comes before the feature encoder of wav2vec 2.0 or a successor: convolutions over samples without padding, one after the other.
+    """Mixin before the feature encoder of wav2vec 2.0 or a successor: a chain of convolutions over samples, without padding.
 
-    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes a part of its weights, by the mean and variance
-    over the whole sound, which follow from those of the samples.
+    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights. Its mean and
+    variance over the whole sound follow from those of the samples.
     """
 
     conv_layers: Any
@@ -50,7 +50,7 @@ class FeatureEncoderInStretches(_Module):
 
     def forward(self, input_values: Tensor) -> Tensor:
         """Samples ``(B, N)`` to features ``(B, C, frames)``."""
-        recorded = torch.is_grad_enabled() and self.training and self._requires_grad  # the base wants gradients of its input then
+        recorded = torch.is_grad_enabled() and self.training and self._requires_grad  # the base then computes gradients for its input
         if recorded or needs_one_pass(self, input_values):
             return super().forward(input_values)
         convolutions = [convolution_of(layer) for layer in self.conv_layers]
@@ -75,12 +75,12 @@ class FeatureEncoderInStretches(_Module):
 
 
 def convolution_of(layer: Any) -> Convolution:
-    """How far a layer of a feature encoder looks."""
+    """The kernel size and stride of a layer of a feature encoder."""
     return Convolution(layer.conv.kernel_size[0], layer.conv.stride[0])
 
 
 def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Where ``size`` outputs of convolutions without padding stand, and the inputs ``(B, n)`` of ``inputs (B, N)`` on which they depend."""
+    """For every ``size`` outputs of unpadded convolutions, their slice, and the part ``(B, n)`` of ``inputs (B, N)`` that they need."""
     chain = Chain(tuple(convolutions))
     total = chain.total(inputs.shape[1])
     for first in range(0, total, size):
@@ -92,17 +92,17 @@ def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) ->
 
 
 def weights_at_hand(layer: Any, samples: Tensor) -> bool:
-    """Whether the weights of a layer can be read outside of its ``forward``: they are not sharded, on another device or in a wrapper."""
+    """Whether the weights of a layer can be read outside of ``forward``: not sharded, not on another device, not in a wrapper."""
     weights = [*layer.conv.parameters(), *layer.layer_norm.parameters()]
     plain = all(type(weight) is nn.Parameter and weight.device == samples.device and weight.numel() for weight in weights)
     return plain and type(layer.conv) is nn.Conv1d
 
 
 class NormalisedConvolution:
-    """A first layer of a feature encoder, whose ``nn.GroupNorm`` has a group for each channel, on stretches of ``samples (B, N)``.
+    """The first layer of a feature encoder, with an ``nn.GroupNorm`` of one group per channel, for pieces of ``samples (B, N)``.
 
-    A row c of the convolution's weight makes ``w·u + b`` of a window u of the samples. Over time this has the mean ``w·mean(u) + b`` and
-    the variance ``wᵀ Cov(u) w``, so that the normalised rows are a convolution, too, with a weight for each sound of the batch.
+    Row w of the convolution's weight maps a window u of samples to ``w·u + b``. Over time, this has the mean ``w·mean(u) + b`` and the
+    variance ``wᵀ Cov(u) w``. The normalised rows are therefore a convolution too, with separate weights for each sound of the batch.
     """
 
     def __init__(self, layer: Any, samples: Tensor) -> None:
@@ -116,10 +116,10 @@ class NormalisedConvolution:
             scale, shift = scale * norm.weight, shift + norm.bias
         at_least = torch.promote_types(samples.dtype, torch.float32)
         self.weight = (scale[..., None] * weight).flatten(0, 1)[:, None].to(at_least)
-        self.bias = (shift - scale * (mean @ weight.t())).flatten().to(at_least)  # its own adds nothing to w·u - mean
+        self.bias = (shift - scale * (mean @ weight.t())).flatten().to(at_least)  # the layer's own bias cancels in w·u - mean
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """``(B, 1, n)`` to ``(B, C, n')``."""
+        """Samples ``(B, 1, n)`` to features ``(B, C, n')``."""
         rows, stride = samples.to(self.weight.dtype).transpose(0, 1), self.layer.conv.stride
         states = nn.functional.conv1d(rows, self.weight, self.bias, stride, groups=len(samples)).unflatten(1, (len(samples), -1))[0]
         activated: Tensor = self.layer.activation(states)
@@ -141,12 +141,12 @@ def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tenso
 
 
 class FramesInStretches(_Module):
-    """Comes before a module of the base that computes each frame alone."""
+    """Mixin before a module of the base that computes each frame by itself."""
 
     training: bool
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """``(B, N, C)`` to ``(B, N, C')``."""
+        """Hidden states ``(B, N, C)`` to ``(B, N, C')``."""
         if self.training or needs_one_pass(self, hidden_states) or hidden_states.shape[1] <= FRAMES_PER_PRODUCT:
             return super().forward(hidden_states)
         return torch.cat([super(FramesInStretches, self).forward(stretch) for stretch in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1)

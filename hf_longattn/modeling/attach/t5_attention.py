@@ -1,6 +1,6 @@
-"""Shared by T5, mT5 and UMT5: an encoder and a decoder of one class, with T5's relative positions on the scores of self-attention.
+"""For T5, mT5 and UMT5: an encoder and a decoder of one class, with T5's relative positions in self-attention scores.
 
-All distances from ``relative_attention_max_distance`` on have one bucket, so that positions need no extension and have no longest input.
+All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and limit no length.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..family.config import LongEncoderDecoderConfig, attention_implementation
 from .custom_attention import OnTheBackend, attend_by_mechanism
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
-"""For ``attribute_map``: what other encoder-decoders call the numbers of layers."""
+"""For ``attribute_map``: the usual names of the numbers of layers, mapped to T5's."""
 
 
 class BucketedConfig(LongEncoderDecoderConfig):
-    """Comes before the base's config class.
+    """Mixin before the base's config class.
 
-    max_position_embeddings, max_decoder_position_embeddings: the most tokens that the encoder and the decoder are meant for, which nothing
-        enforces; by default ``n_positions``, or what the base was pre-trained with (``trained_length``).
+    max_position_embeddings, max_decoder_position_embeddings: maximum numbers of tokens that the encoder and the decoder are meant for. They
+        are not enforced. Default: ``n_positions``, or the base's pre-training length (``trained_length``).
     """
 
     trained_length: ClassVar[int] = 512
@@ -56,7 +56,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
         return int(values.get("max_position_embeddings") or values.get("n_positions") or cls.trained_length)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """As the base's; that of the decoder, from which caches are built, has the decoder's number of layers."""
+        """The base's text config. The decoder's, from which caches are built, has the decoder's number of layers."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
         if decoder and not encoder and config is not self:
             config.num_layers = self.num_decoder_layers
@@ -64,7 +64,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the decoder's self-attention; there is no model with a decoder alone, which would run ``long_attention``."""
+        """The attention of the decoder's self-attention. No T5 model consists of a decoder only, which would run ``long_attention``."""
         return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
 
     @property
@@ -73,9 +73,9 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
 
 class BucketedAttention(nn.Module):
-    """The projections of the base's attention with the mechanism; scores are not scaled.
+    """The projections of the base's attention, followed by the mechanism. Scores are not scaled.
 
-    Comes before the base's class. The first layer's bias (every layer's, in UMT5) is one number for each head and distance.
+    A mixin before the base's class. The first layer (in UMT5, every layer) has a bias: one number per head and distance bucket.
     """
 
     config: Any
@@ -98,13 +98,13 @@ class BucketedAttention(nn.Module):
         cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Output ``(B, Nq, d)``, the bias, and the weights ``(B, H, Nq, Nk)`` where they are asked for.
+        """Output ``(B, Nq, d)``, the bias, and the weights ``(B, H, Nq, Nk)`` if they are requested.
 
         Args:
             hidden_states: ``(B, Nq, d)``.
             encoder_states: ``(B, Nk, d)`` for cross-attention, which has no bias.
-            mask: as the attention function takes it.
-            bias: of the layer before, if layers share it, as :meth:`biases`: a tensor, which gradient checkpointing passes on.
+            mask: in the form that the attention function takes.
+            bias: the bias of the previous layer if layers share it, as from :meth:`biases`. Gradient checkpointing passes on this tensor.
             cache: past keys and values.
         """
         key, value = self._keys_values(hidden_states, encoder_states, cache)
@@ -118,11 +118,11 @@ class BucketedAttention(nn.Module):
 
     @property
     def ahead(self) -> int:
-        """The furthest distance ahead with a bucket that larger ones do not share."""
+        """The furthest distance ahead that has a bucket of its own."""
         return 0 if self.is_decoder else int(self.relative_attention_max_distance)  # type: ignore[arg-type]
 
     def biases(self) -> Tensor:
-        """``(H, distances)`` for the distances query - key from ``-ahead`` to ``relative_attention_max_distance``."""
+        """The bias ``(H, distances)`` for query - key from ``-ahead`` to ``relative_attention_max_distance``."""
         furthest = int(self.relative_attention_max_distance)  # type: ignore[arg-type]
         distance = torch.arange(-self.ahead, furthest + 1, device=self.relative_attention_bias.weight.device)
         at = buckets(distance, bool(self.is_decoder), int(self.relative_attention_num_buckets), furthest)  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ class BucketedAttention(nn.Module):
 
 
 class SharedBucketedAttention(BucketedAttention):
-    """:class:`BucketedAttention` where layers pass the first one's bias on (T5, mT5)."""
+    """:class:`BucketedAttention` for bases whose layers share the first layer's bias (T5, mT5)."""
 
     def forward(
         self,
@@ -165,6 +165,6 @@ class SharedBucketedAttention(BucketedAttention):
 
 
 class BucketedOnTheBackend(OnTheBackend):
-    """:class:`OnTheBackend` for these bases, which pass keyword arguments down to their attention."""
+    """:class:`OnTheBackend` for these bases, which pass keyword arguments on to their attention."""
 
     hands_globals_down = True

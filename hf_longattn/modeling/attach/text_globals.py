@@ -1,4 +1,4 @@
-"""Text tokens that are global in a language model that reads pictures too, so that a window bounds the attention of image tokens alone."""
+"""Makes text tokens global in a language model that also reads pictures, so that a window limits only image tokens."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ...errors import MaskError, OptionError
 from .token_globals import takes_globals
 
 TEXT_GLOBAL = "text_global"
-"""The key of ``long_attention`` by which text tokens are global."""
+"""The key of ``long_attention`` that makes text tokens global."""
 TEXT_TOKENS = "text_tokens"
-"""The keyword by which a model tells its language model which of the new tokens are text, ``(B, n)`` bool."""
+"""The keyword by which a model tells its language model which new tokens are text, ``(B, n)`` bool."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
-"""The config's fields with the tokens in place of which a language model reads other inputs."""
+"""Config fields with the token ids that stand for other inputs."""
 GLOBAL_MASK, IDS, CACHE = "global_attention_mask", "input_ids", "past_key_values"
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | None) -> None:
-    """Have ``model`` make all tokens but those of pictures global in its language model.
+    """Make all tokens global in the language model of ``model``, except those that stand for pictures.
 
     Raises:
-        OptionError: no token stands for pictures, or no mechanism of the language model takes global tokens.
+        OptionError: the model has no token for pictures, or no mechanism of the language model takes global tokens.
     """
     if not _image_tokens(model):
         raise OptionError(f"{TEXT_GLOBAL} is for models that read pictures in place of a token, and a {type(model).__name__} has none.")
@@ -55,7 +55,7 @@ def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of the whole model, which alone sees the ids."""
+    """Forward pre-hook of the whole model, the only module that sees token ids: finds the text tokens."""
     if not (getattr(model.config, "long_attention", None) or {}).get(TEXT_GLOBAL) or GLOBAL_MASK in kwargs:
         return None
     ids = arguments_by_name(model, args, kwargs).get(IDS)
@@ -68,7 +68,7 @@ def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of the language model: the new tokens after those of the cache."""
+    """Forward pre-hook of the language model: appends the new text tokens to those of the cache."""
     tokens: Tensor | None = kwargs.get(TEXT_TOKENS)
     if tokens is None:
         return None
@@ -89,7 +89,7 @@ def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: 
 
 
 def _keep_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook of the language model: the cache knows which of its tokens are text."""
+    """Forward hook of the language model: stores in the cache which of its tokens are text."""
     cache = getattr(output, CACHE, None)
     if isinstance(cache, Cache) and GLOBAL_MASK in kwargs:
         setattr(cache, TEXT_TOKENS, kwargs[GLOBAL_MASK])

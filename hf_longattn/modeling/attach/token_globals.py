@@ -23,14 +23,14 @@ from .attention_sites import layer_mechanisms, with_members
 logger = logging.get_logger(LOGGER)
 
 LONGEST_QUESTION = 512
-"""In tokens; a longer first text that is also longer than the second one is probably the document."""
+"""Maximum length of a question, in tokens. A first text that is longer than this and than the second is probably the document."""
 
 
 def token_rule(model: nn.Module) -> TokenRule | None:
-    """The rule by which the layers of ``model`` choose global tokens by their ids, with the config's separators.
+    """The rule by which the layers of ``model`` choose global tokens by id, with the config's separators.
 
     Raises:
-        OptionError: layers with different rules, or a segment without a separator.
+        OptionError: layers have different rules, or a rule lacks its separator.
     """
     takers = _takers(model)
     config = getattr(model, "config", None)
@@ -53,18 +53,18 @@ def token_rule(model: nn.Module) -> TokenRule | None:
 
 
 def fixed_globals(mechanisms: Iterable[Mechanism]) -> tuple[int, ...]:
-    """The positions that are global in any of the mechanisms or their members."""
+    """Positions that are global in any of the mechanisms or their members."""
     return tuple(sorted({position for part in with_members(mechanisms) for position in getattr(part.options, "global_tokens", ())}))
 
 
 def _takers(model: nn.Module) -> list[Mechanism]:
-    """The mechanisms of ``model`` and members of composites that take global tokens."""
+    """The mechanisms of ``model``, and members of composites, that take global tokens."""
     outer = [mechanism for mechanism in layer_mechanisms(model) if mechanism.traits.takes_globals]
     return [mechanism for mechanism in with_members(outer) if mechanism.traits.takes_globals] if outer else []
 
 
 def chooses_by_ids(model: nn.Module) -> bool:
-    """Whether the mechanisms of ``model`` choose global tokens by their ids: segments or given ids."""
+    """Whether a mechanism of ``model`` chooses global tokens by id: by segments or given ids."""
     return any(mechanism.traits.token_rule is not None for mechanism in _takers(model))
 
 
@@ -74,10 +74,10 @@ def takes_globals(model: nn.Module) -> bool:
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Refuse a ``global_attention_mask`` that no layer takes, unless a layer sees the whole input anyway.
+    """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes, unless a layer sees the whole input anyway.
 
     Raises:
-        MaskError: with the names of the mechanisms.
+        MaskError: the message names the mechanisms.
     """
     mask, tokens = arguments.get("global_attention_mask"), input_of(arguments)
     if mask is None:
@@ -92,8 +92,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
 
 
 def question_separator(tokenizer: Any) -> int | None:
-    """The special token by which the start of a document after its question can be found; ``None`` if ``tokenizer`` puts none between two
-    texts (GPT-2, Llama)."""
+    """The id of the token that ``tokenizer`` puts between a question and a document; ``None`` if it puts none (GPT-2, Llama)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes
     if backend is None:
         ids, document = list(tokenizer("a", "b")["input_ids"]), list(tokenizer("b", add_special_tokens=False)["input_ids"])
@@ -112,12 +111,12 @@ def _without_padding(encoding: Any) -> list[int]:
 
 
 def carry_question(model: nn.Module, tokenizer: Any) -> bool:
-    """Let ``model`` make the question before a document global by itself, now and when it is loaded again.
+    """Make the question before a document global in ``model``, now and when it is loaded again.
 
-    Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by their ids already.
+    Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
 
     Returns:
-        Whether it does; ``False`` for a model without global tokens, and if the tokenizer does not separate two texts.
+        Whether it is set. False for a model without global tokens, and if the tokenizer does not separate two texts.
     """
     if not takes_globals(model):
         return False
@@ -130,10 +129,10 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
 
 
 def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
-    """The ``global_attention_mask (B, N)`` of a forward pass without one; in packed ``documents (B, N)``, found for each alone.
+    """The ``global_attention_mask (B, N)`` of a forward pass that has none, found separately in each of the packed ``documents (B, N)``.
 
     Raises:
-        MaskError: the ids are not known, or not those of the tokens in the cache.
+        MaskError: ids are unknown, for the input or for tokens in the cache.
     """
     ids = arguments.get("input_ids")
     if not isinstance(ids, Tensor):
@@ -163,7 +162,7 @@ def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: T
 
 
 def _warn_of_order(question: Tensor, real: Tensor) -> None:
-    """Warn if the first text is long, and longer than the second: it is probably not the question."""
+    """Warn if the first text is probably not the question: it is long, and longer than the second."""
     if question.shape[-1] <= LONGEST_QUESTION:
         return
     counts = question.sum(-1)

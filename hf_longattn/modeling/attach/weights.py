@@ -1,8 +1,8 @@
-"""The weights of a Long model that its checkpoint lacks, or has in another form.
+"""Weights of a Long model that its checkpoint lacks, or has in another form.
 
-Position tables are extended while ``from_pretrained`` reads them. Parameters of mechanisms and memory tokens that the checkpoint lacks are
-initialised by ``reset_parameters``: transformers initialises module by module, with rules for the layers it knows, and takes a module
-without direct tensors for initialised. Parameters that mechanisms share across layers are tied, and saved once.
+Position tables are extended while ``from_pretrained`` reads them. Missing parameters of mechanisms and memory tokens are initialised by
+``reset_parameters``, because transformers initialises module by module, with rules for the layers that it knows. It considers a module
+without direct tensors initialised. Parameters that mechanisms share across layers are tied, and saved once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .memory_tokens import MemoryTokens
 
 
 class Unchanged(ConversionOps):
-    """Passes tensors on; saving does this with a table that was extended while loading."""
+    """Passes tensors on unchanged. Saving applies it to a table that was extended while loading."""
 
     def convert(self, input_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         return {key: value[0] if isinstance(value, list) else value for key, value in input_dict.items()}
@@ -34,14 +34,14 @@ class Unchanged(ConversionOps):
 
 
 class ExtendPositions(Unchanged):
-    """Extends a position table ``(P, d)`` to the config's length, by ``config.position_extension`` if it is learned."""
+    """Extends a position table ``(P, d)`` to the config's length; by ``config.position_extension`` if the table is learned."""
 
     def __init__(self, table: PositionTable, config_class: type[Any]) -> None:
         self.table, self.config_class = table, config_class
 
     def convert(self, input_dict: dict[str, Any], *args: Any, config: Any = None, **kwargs: Any) -> dict[str, Any]:
-        model_type = self.config_class.model_type  # bundled code may have a class of the same name from each of two repositories
-        if config.model_type != model_type:  # of a model that has this one as a tower
+        model_type = self.config_class.model_type  # compared by name, because bundled code may have two classes of the same name
+        if config.model_type != model_type:  # the config of a model in which this one is a tower
             parts = (getattr(config, name) for name in config.sub_configs)
             config = next((part for part in parts if getattr(part, "model_type", None) == model_type), config)
         return {key: self._extended(weight, config) for key, weight in super().convert(input_dict).items()}
@@ -61,7 +61,7 @@ class ExtendPositions(Unchanged):
 
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:
-    """Zero the position tables of a model that does not use them."""
+    """Set the position tables to zero in a model that does not use them."""
     if family.position_tables and model.config.position_extension in DROPPED:
         for name, parameter in model.named_parameters():
             if family.table(name) is not None:
@@ -70,6 +70,8 @@ def drop_tables(model: PreTrainedModel, family: Family) -> None:
 
 def freeze_tables(model: PreTrainedModel, family: Family) -> None:
     """Freeze position tables that are computed or unused."""
+    if all(table.learned for table in family.position_tables) and model.config.position_extension not in DROPPED:
+        return
     for name, parameter in model.named_parameters():
         table = family.table(name)
         if table is not None and (not table.learned or model.config.position_extension in DROPPED):
@@ -77,9 +79,9 @@ def freeze_tables(model: PreTrainedModel, family: Family) -> None:
 
 
 def register_loading(family: Family, base_class: type[Any], long_class: type[Any]) -> None:
-    """Have transformers load the family's position tables through `ExtendPositions`, besides what the base registers for old checkpoints.
+    """Make transformers load the family's position tables through `ExtendPositions`, in addition to the base's conversions.
 
-    Registered by class name, by which transformers looks up a model inside another.
+    Registered by class name, because transformers looks up inner models by name.
     """
     inherited = get_checkpoint_conversion_mapping(base_class.__name__) or get_checkpoint_conversion_mapping(family.base_model_type) or []
     tables = [
@@ -88,7 +90,7 @@ def register_loading(family: Family, base_class: type[Any], long_class: type[Any
         for source in [table.pattern.replace("\\.", ".").rstrip("$")]
     ]
     register_checkpoint_conversion_mapping(long_class.__name__, [*inherited, *tables], overwrite=True)
-    if get_checkpoint_conversion_mapping(family.base_model_type) is not None:  # by which peft tells models whose tensors have new names
+    if get_checkpoint_conversion_mapping(family.base_model_type) is not None:  # peft detects renamed tensors by this entry
         register_checkpoint_conversion_mapping(family.config_class.model_type, [], overwrite=True)
 
 
@@ -103,7 +105,7 @@ ADDED_MODULES = (Mechanism, MemoryTokens)
 
 
 def uninitialised_modules(model: nn.Module) -> list[nn.Module]:
-    """The uninitialised mechanisms and memory tokens below ``model``, without those inside another."""
+    """The uninitialised mechanisms and memory tokens of ``model``, without those inside others."""
     modules: list[nn.Module] = []
     for child in model.children():
         if not isinstance(child, ADDED_MODULES):
@@ -114,7 +116,7 @@ def uninitialised_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def initialise_missing(module: nn.Module) -> None:
-    """Initialise the parameters and buffers of a mechanism that were not loaded, by its ``reset_parameters``."""
+    """Initialise the parameters and buffers of a mechanism that were not loaded."""
     tensors = [
         (owner, name, tensor)
         for owner in module.modules()
@@ -131,7 +133,7 @@ def initialise_missing(module: nn.Module) -> None:
 
 
 def _placeholder(tensor: Tensor) -> Tensor:
-    """A tensor to initialise instead of a loaded one."""
+    """A tensor to initialise in place of a loaded one, which must not change."""
     if not isinstance(tensor, nn.Parameter):
         return torch.empty_like(tensor)
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float32  # a quantised one
@@ -140,7 +142,7 @@ def _placeholder(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
-    """Initialise ``modules``, those of :func:`uninitialised_modules`, after everything else in ``model``."""
+    """Initialise ``modules``, the result of :func:`uninitialised_modules`, after everything else in ``model``."""
     for module in modules:
         initialise_missing(module)
     chosen = {id(module) for module in modules}
@@ -151,7 +153,7 @@ def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Name of every parameter shared by layers -> the name in the first layer whose mechanism has equal options; towers share none."""
+    """Name of every parameter that layers share -> its name in the first layer with equal options. Towers share none."""
     if towers := getattr(model, "towers", None):
         prefixes = {id(module): name for name, module in model.named_modules()}
         return {
@@ -162,7 +164,7 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
     if not any(isinstance(module, Mechanism) and module.traits.shared_by_layers for module in model.modules()):
-        return shared  # asked several times for each model that is built
+        return shared  # early, because this runs several times for each model that is built
     for name, module in model.named_modules():
         for place, mechanism in mechanisms_on(module).items():
             for parameter in mechanism.traits.shared_by_layers:
@@ -174,14 +176,14 @@ def shared_parameters(model: nn.Module) -> dict[str, str]:
 
 
 def share_parameters(model: nn.Module) -> None:
-    """Replace the parameters that layers share by one."""
+    """Replace the parameters that layers share by a single one."""
     for target, source in shared_parameters(model).items():
         mechanism, _, name = target.rpartition(".")
         setattr(model.get_submodule(mechanism), name, model.get_parameter(source))
 
 
 def separate_parameters(model: nn.Module) -> None:
-    """Undo :func:`share_parameters`; the separate parameters are uninitialised."""
+    """Undo :func:`share_parameters`. The separate parameters are uninitialised."""
     for target, source in shared_parameters(model).items():
         mechanism, _, name = target.rpartition(".")
         if model.get_parameter(target) is model.get_parameter(source):
@@ -189,5 +191,5 @@ def separate_parameters(model: nn.Module) -> None:
 
 
 def is_initialised(value: Any) -> bool:
-    """Whether transformers has loaded a tensor, or initialised a module."""
+    """Whether transformers has loaded a tensor or initialised a module."""
     return getattr(value, "_is_hf_initialized", False)

@@ -1,1 +1,1 @@
-"""What a family of models is: its entry, its config, its lengths, its own sliding windows, and its place in transformers' tables."""
+"""A family of models: its entry, config, lengths, sliding windows, and registration with transformers."""

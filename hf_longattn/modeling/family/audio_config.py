@@ -1,4 +1,4 @@
-"""The config of a Long model whose input is sound."""
+"""The config of a Long audio model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .config import LongEncoderConfig
 
 
 class LongAudioConfig(LongEncoderConfig):
-    """Comes before the base's config class: ``class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config)``.
+    """Mixin before the base's config class: ``class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config)``.
 
-    long_attention: as in a text model; by default a ``window`` of :attr:`context_frames` on each side.
-    long_audio_seconds: duration of the sound for which the model was converted. Longer ones are read as well, as far as the model has
-        positions.
+    long_attention: as in a text model; default: a ``window`` of :attr:`context_frames` on each side.
+    long_audio_seconds: duration, in seconds, for which the model was converted. Longer sounds are read as well, up to the model's last
+        position.
     """
 
     default_mechanism = "window"
     context_frames: ClassVar[int] = 512
-    """Frames that a frame sees on each side by default: 10.24 s, as NeMo's ``att_context_size=[128, 128]`` of 80 ms each."""
+    """Default number of frames that a frame sees on each side: 10.24 s, as in NeMo's ``att_context_size=[128, 128]`` of 80 ms frames."""
 
     if TYPE_CHECKING:
         long_audio_seconds: float | None
@@ -45,10 +45,10 @@ class LongAudioConfig(LongEncoderConfig):
 
 
 def audio_seconds(seconds: Any, name: str) -> float:
-    """A duration, checked.
+    """Check a duration and return it.
 
     Args:
-        name: what it is called in a message.
+        name: the name of the duration in messages.
 
     Raises:
         OptionError: it is not a number above 0.
@@ -59,7 +59,7 @@ def audio_seconds(seconds: Any, name: str) -> float:
 
 
 def refuse_reading(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that needs what sound has not: segments with a memory, tokens with ids, or a grid."""
+    """Raise :class:`OptionError` for a mechanism that needs token ids, a grid, or segments with a memory, which sound does not have."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window', or 'chunked' for what is computed chunk by chunk."
     if built.traits.recursion is not None or built.traits.remembers:

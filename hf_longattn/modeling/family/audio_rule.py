@@ -1,4 +1,4 @@
-"""How sound becomes the tokens of a model's layers, which are frames: a stretch of samples, or of rows of a spectrogram, each."""
+"""How sound becomes frames, the tokens of an audio model. A frame covers some samples, or some rows of a spectrogram."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 MASK = "attention_mask"
-"""The argument of ``forward`` with 1 for every sample, or row of features, that is not padding."""
+"""The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
 
 
 def encoder_config(config: Any) -> Any:
-    """The config of the layers with attention: that of the encoder inside, where it has its own (Parakeet's heads)."""
+    """The config of the layers with attention: the inner encoder's, if there is one (Parakeet's heads)."""
     encoder = getattr(config, "encoder_config", config)
-    return SimpleNamespace(**encoder) if isinstance(encoder, dict) else encoder  # of a file
+    return SimpleNamespace(**encoder) if isinstance(encoder, dict) else encoder  # a dict if read from a file
 
 
 def convolved(config: Any, length: int) -> int:
-    """The frames of ``length`` samples after the convolutions of wav2vec 2.0's feature encoder."""
+    """Number of frames that wav2vec 2.0's feature encoder makes of ``length`` samples."""
     return Chain(tuple(unpadded_convolutions(config))).total(length)
 
 
 def adapted(config: Any, length: int) -> int:
-    """The rows of the last hidden state for ``length`` samples: frames, fewer after Wav2Vec2's adapter."""
+    """Number of rows of the last hidden state for ``length`` samples: one per frame, fewer after Wav2Vec2's adapter."""
     frames = convolved(config, length)
     for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
         frames = (frames - 1) // config.adapter_stride + 1
@@ -39,7 +39,7 @@ def adapted(config: Any, length: int) -> int:
 
 
 def normalised_features(config: Any) -> str:
-    """What a feature extractor does that normalises spectrograms."""
+    """The value of ``why_chunks_differ`` if the feature extractor normalises spectrograms."""
     return "its feature extractor normalises every feature over the whole sound"
 
 
@@ -47,23 +47,22 @@ def normalised_features(config: Any) -> str:
 class AudioRule:
     """The sound that a model reads, and the frames on which its attention runs.
 
-    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``; ``N`` is called its length.
-    rate: samples, or rows of features, in a second.
-    features: the number of features of a row with a config; ``None`` for samples.
-    time_axis: the axis of the input along time.
-    front: the sections from the input to the tokens of the layers with attention, with a config.
-    outputs: ``(config, length) ->`` rows of the last hidden state, where they are not one for each frame.
-    positions: how positions are encoded, in a word.
-    longest: the most frames for which the model has positions with a config; ``None`` where nothing limits them.
-    why_chunks_differ: why the frames of a chunk have other features alone than in the whole sound before any attention; empty where they
-        have the same, but for the convolutions at its ends.
-    why_padding_changes: why the frames of a sound with padding after it differ from those of the sound alone, mask or not; empty where
+    input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called the length.
+    rate: samples, or rows of features, per second.
+    features: number of features per row, a function of the config; ``None`` for samples.
+    time_axis: the input's axis along time.
+    front: the sections from the input to the tokens of the layers with attention, a function of the config.
+    outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
+    positions: the kind of positions, in a word.
+    longest: maximum number of frames for which the model has positions, a function of the config; ``None`` if unlimited.
+    why_chunks_differ: why a chunk's frames have other features than in the whole sound, apart from convolutions at its ends; empty if
         they do not.
-    why_train: ``(config, head) ->`` why the class of the base ``head`` needs training on sounds longer than those of the source; empty
-        where that is not known beforehand.
+    why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
+    why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if that is
+        not known beforehand.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
-    hands_keywords_down: whether the base hands keywords of its ``forward`` down to its attention modules.
-    stream: how far its parts look along time, where :class:`hf_longattn.streaming.Stream` can read a stream with it.
+    hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
+    stream: how far the model's parts look along time; ``None`` if :class:`hf_longattn.streaming.Stream` cannot read a stream with it.
     no_stream: why it cannot, and what to do instead.
     """
 
@@ -83,46 +82,46 @@ class AudioRule:
     stream: StreamRule | None = None
     no_stream: str = ""
     sampling_rate: ClassVar[int] = 16_000
-    """Samples in a second of the recording from which a feature extractor makes the input."""
+    """Samples per second of the recordings from which a feature extractor makes the input."""
 
     @property
     def unit(self) -> str:
-        """What the input is counted in."""
+        """The unit of the input's length, in words."""
         return "samples" if self.features is None else "rows of features"
 
     def durations(self, config: Any) -> tuple[float, float]:
-        """Seconds of the longest sound for which the base was trained, and for which the model was converted."""
+        """Maximum duration in seconds for which the base was trained, and for which the model was converted."""
         trained, converted = self.trained_seconds(config), getattr(config, "long_audio_seconds", None)
         return trained, trained if converted is None else converted
 
     def trained_seconds(self, config: Any) -> float:
-        """The longest sound with which checkpoints were trained, where nothing limits what they read."""
+        """Maximum duration in seconds in the checkpoints' training, for models without a limit."""
         return 15
 
     def base_reads(self, config: Any, seconds: float) -> bool:
-        """Whether the base reads a sound of this duration, longer than those with which it was trained."""
+        """Whether the base reads a sound of this duration, which is longer than those in its training."""
         return True
 
     def most_frames(self, config: Any) -> int:
-        """The frames of the longest sound for which a model with this config was made."""
+        """Number of frames of the longest sound for which a model with this config was made."""
         return self.frames(config, self.length(self.durations(config)[1]))
 
     def longest_seconds(self, config: Any) -> float:
-        """The duration of the longest sound for which the model has positions."""
+        """Duration in seconds of the longest sound for which the model has positions."""
         longest = self.longest(config)
         return math.inf if longest is None else self.seconds(self.length_of(config, longest + 1) - 1)
 
     def converted_seconds(self, seconds: float) -> float:
-        """The duration for which a model is converted that is to read this many seconds."""
+        """The duration for which to convert a model that must read ``seconds``."""
         return seconds
 
     def step(self, config: Any) -> int:
-        """Samples, or rows of features, from a row of the last hidden state to the next."""
+        """Number of samples, or rows of features, from one row of the last hidden state to the next."""
         hour = self.length(3600)
         return round(hour / self.output_rows(config, hour))
 
     def frame_seconds(self, config: Any) -> float:
-        """Seconds from a token of the layers with attention to the next."""
+        """Seconds from one token of the layers with attention to the next."""
         hour = self.length(3600)
         return self.seconds(round(hour / self.frames(config, hour)))
 
@@ -131,23 +130,23 @@ class AudioRule:
         return int(encoder_config(config).num_hidden_layers)
 
     def frames(self, config: Any, length: int) -> int:
-        """The tokens of the layers with attention for an input of this length, at most; at least one is computed."""
+        """Number of tokens of the layers with attention for an input of this length. An upper bound, and at least 1 is computed."""
         return Chain(tuple(self.front(config))).total(length)
 
     def length(self, seconds: float) -> int:
-        """The length of an input of this many seconds."""
+        """The length of an input of this duration."""
         return round(seconds * self.rate)
 
     def seconds(self, length: int) -> float:
-        """The duration of an input of this length."""
+        """The duration, in seconds, of an input of this length."""
         return length / self.rate
 
     def output_rows(self, config: Any, length: int) -> int:
-        """The rows of the last hidden state for an input of this length."""
+        """Number of rows of the last hidden state for an input of this length."""
         return (self.frames if self.outputs is None else self.outputs)(config, length)
 
     def length_of(self, config: Any, frames: int) -> int:
-        """The shortest input with this many frames."""
+        """The length of the shortest input with this many frames."""
         low, high = 0, 1
         while self.frames(config, high) < frames:
             low, high = high, 2 * high
@@ -157,16 +156,16 @@ class AudioRule:
         return high
 
     def frames_per_second(self, config: Any) -> float:
-        """The frames of a second of sound, in a long one."""
+        """Frames per second, measured on a long sound."""
         hour = self.length(3600)
         return self.frames(config, hour) / self.seconds(hour)
 
     def multiple(self, config: Any) -> int:
-        """What the length of an input is a multiple of."""
+        """The number that an input's length must be a multiple of."""
         return 1
 
     def seeded(self, config: Any, seconds: float) -> Tensor:
-        """An input of this many seconds, the same at every call: normal random numbers ``(1, N)``, or with features along another axis."""
+        """A fixed random input of this duration, ``(1, N)`` or with an axis of features, from a normal distribution."""
         import torch
 
         length = max(self.length(seconds), self.length_of(config, 1))
@@ -174,11 +173,11 @@ class AudioRule:
         return self.as_input(torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))).contiguous()
 
     def as_input(self, rows: Tensor) -> Tensor:
-        """Sounds ``(B, N, …)`` with the axes in the order in which the model reads them, and back."""
+        """Move the axes of sounds ``(B, N, …)`` to the model's order. The same call moves them back."""
         return rows.movedim(1, self.time_axis)
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
-        """The arguments of ``forward`` for ``sound (B, N, …)``, the sound first; with a mask where ``lengths`` of the rows are given."""
+        """The arguments of ``forward`` for ``sound (B, N, …)``, the sound first, with a mask if ``lengths`` of the rows are given."""
         import torch
 
         if lengths is None:
@@ -186,14 +185,14 @@ class AudioRule:
         return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """Raise for an input that the model cannot read, or of which it would take padding for sound.
+        """Raise an error for an input that the model cannot read, or whose padding it would take for sound.
 
         Args:
-            values: whether the values of a mask are known (not in a graph).
+            values: whether the values of a mask can be read (not in a graph).
 
         Raises:
-            AudioError: a wrong shape or type, or a sound too short for one frame, or too long for the positions.
-            MaskError: a mask that does not fit, or with padding before the sound.
+            AudioError: the shape or type is wrong, or the sound is too short for one frame or too long for the positions.
+            MaskError: the mask does not fit, or has padding before the sound.
         """
         sound = arguments.get(self.input)
         if sound is None:

@@ -1,4 +1,4 @@
-"""What a Long config adds to its base's: ``long_attention``, its format, ``position_extension``, and the shape of the decode cache."""
+"""The fields and methods that Long configs add to their base's, such as ``long_attention`` and cache layer types."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ else:
 logger = logging.get_logger(LOGGER)
 
 IMPLEMENTATION_FIELD = "_attn_implementation_internal"
-"""The field that holds the attention implementation; :class:`LongConfig` checks values set there."""
+"""The field that holds the attention implementation. :class:`LongConfig` checks values set there."""
 BASE_ATTENTION = "_base_attention"
-"""Set after ``model.use_base_attention()``; not written to files."""
+"""The attribute set by ``model.use_base_attention()``. It is not saved."""
 LENGTH_FIELDS = ("max_position_embeddings", "rope_parameters", "original_max_position_embeddings")
-"""The base's values that a longer length changes."""
+"""Fields of the base that a longer length changes."""
 ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta")
-"""Arguments that choose rotary positions."""
+"""Fields that set rotary positions."""
 DEFAULTS = ("sdpa", "eager")
-"""transformers' default implementations, which scripts name without wanting a different attention."""
+"""transformers' default implementations. Scripts name them without requesting a different attention."""
 
 
 class LongConfig(_Base):
-    """Comes before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
+    """Mixin before the base's config class: ``class LongBertConfig(LongConfig, BertConfig)``.
 
-    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, written to ``config.json`` as a mapping. By default the mechanisms
-        equal to the base's attention where the family says which (``Family.own_attention``), that of :meth:`default_attention`, the
-        base's sliding window if all layers have one, otherwise Longformer's defaults. Layers with a sliding
-        window of the base keep it unless they are named (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError`
-        for a layer that does not exist, and for a mechanism without the causal (bidirectional) form that is needed.
+    long_attention: mapping or :class:`hf_longattn.LongAttentionConfig`, saved in ``config.json`` as a mapping. The default is the first
+        that exists: the family's ``own_attention``, equal to the base's; :meth:`default_attention`; the base's sliding window, if all
+        layers have one; Longformer's defaults. Layers with a sliding window of the base keep it unless they are named
+        (:mod:`hf_longattn.modeling.family.sliding_window`). Raises :class:`OptionError` for a layer that does not exist, and for a
+        mechanism that lacks the form (causal or bidirectional) that is needed.
     position_extension: how a shorter checkpoint's position table is extended while loading: ``"tile"``, ``"interpolate"``,
         ``"stretch:20"``, ``"random"``, or ``"none"`` for a model without absolute positions (see :mod:`hf_longattn.positions.tables`).
-    question_separator_id: in a model that answers questions, the token between question and document. Every token before the
-        document is then global, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the options.
-        Conversion and ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.token_globals`).
-    global_token_ids: tokens that are global wherever they are, unless the call gives a ``global_attention_mask``; ``None`` leaves it to the
-        options. ``longattn train qa`` sets it to the tokens that mark paragraphs and sentences (HotpotQA).
-    extended_from: the short model's values where this config differs, for :func:`hf_longattn.revert_checkpoint`; set automatically.
+    question_separator_id: in question answering, the token between question and document. All tokens before the document are then global,
+        unless the call gives a ``global_attention_mask``. ``None`` leaves this to the mechanism's options. Conversion and
+        ``longattn train qa`` set it from the tokenizer (:mod:`hf_longattn.modeling.attach.token_globals`).
+    global_token_ids: tokens that are always global, unless the call gives a ``global_attention_mask``. ``None`` leaves this to the
+        mechanism's options. ``longattn train qa`` sets it to the tokens that mark paragraphs and sentences (HotpotQA).
+    extended_from: the short model's values of changed fields, for :func:`hf_longattn.revert_checkpoint`; set automatically.
 
-    ``from_pretrained`` also reads the folder of a plain model of the base: ``LongBertConfig.from_pretrained("bert folder",
-    max_position_embeddings=4096, long_attention={"mechanism": "longformer", "window": 512})``. Rotary positions are then scaled as a
-    conversion to that length scales them, unless ``rope_parameters`` are given.
+    ``from_pretrained`` also reads the folder of a base model: ``LongBertConfig.from_pretrained("bert folder", max_position_embeddings=4096,
+    long_attention={"mechanism": "longformer", "window": 512})``. It then scales rotary positions as a conversion to that length does,
+    unless ``rope_parameters`` are given.
     """
 
     base_model_type: ClassVar[str]
     default_mechanism: ClassVar[str | None] = None
-    """The family's default mechanism, where Longformer's defaults do not fit."""
+    """The family's default mechanism, if Longformer's defaults do not suit it."""
     default_extension: ClassVar[str] = "tile"
-    """How the family's position tables are extended by default."""
+    """The default way to extend the family's position tables."""
     score_cap: ClassVar[str | None] = None
-    """The base's field that caps attention scores, unless it is ``None`` (Gemma 2)."""
+    """The base's field with a cap on attention scores; ``None`` without one (Gemma 2 has one)."""
     always_causal: ClassVar[bool] = False
     """Whether every layer looks back only, whatever the field ``is_decoder`` says (GPT-NeoX)."""
     writes_head_dim: ClassVar[bool] = False
-    """Whether ``head_dim`` is filled in where the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
+    """Whether ``head_dim`` is set if the base leaves it ``None``. Scaled rotary positions need the number (Mixtral)."""
 
     if TYPE_CHECKING:
         long_attention: LongAttentionConfig
@@ -91,7 +91,7 @@ class LongConfig(_Base):
         if "layer_types" in cls.__dataclass_fields__:
             setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
         cls.keys_to_ignore_at_inference = [*getattr(base, "keys_to_ignore_at_inference", []), "memory"]
-        strict(cls)  # as transformers decorates every config; otherwise the base's validators would run instead of the ones below
+        strict(cls)  # as transformers does for every config; without it, the base's validators would run instead of the ones below
 
     def __post_init__(self, **kwargs: Any) -> None:
         if (base_windows := kwargs.pop(BASE_WINDOWS, None)) is not None:
@@ -104,7 +104,7 @@ class LongConfig(_Base):
             for name in base_windows.keys() & fields.keys():
                 setattr(self, name, base_windows[name])
             kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
-        if FIELD in kwargs:  # a part of another config, whose file was read as a whole, or values that `to_dict` wrote
+        if FIELD in kwargs:  # part of another config's file, or values that `to_dict` wrote
             kwargs = in_current_format(kwargs)
             del kwargs[FIELD]
         if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
@@ -114,13 +114,13 @@ class LongConfig(_Base):
         for name in ("question_separator_id", "global_token_ids"):
             if (value := kwargs.pop(name, None)) is not None:
                 setattr(self, name, value)
-        if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which the model is not saved with
+        if not COPY and kwargs.get("auto_map"):  # code beside the checkpoint, which is not saved with the model
             kwargs["auto_map"] = {auto: where for auto, where in kwargs["auto_map"].items() if "--" in where}
         super().__post_init__(**kwargs)
         self.long_attention = chosen
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "long_attention" and not torch.compiler.is_compiling():  # a cache that is made in a graph renames fields of a copy
+        if name == "long_attention" and not torch.compiler.is_compiling():  # a cache made in a graph renames fields of a copy
             value = with_own_windows(self._attention_without_choice() if value is None else value, own_windows(self))
             super().__setattr__(name, value)
             value.check_forms(*self.attending)
@@ -133,7 +133,7 @@ class LongConfig(_Base):
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
         values.pop(BASE_ATTENTION, None)
-        if torch.compiler.is_compiling():  # a cache that is made in a graph asks for the names of the base's fields
+        if torch.compiler.is_compiling():  # a cache made in a graph asks for the names of the base's fields
             return values
         base_windows = {name: values[name] for name in SERVING_WINDOW_FIELDS if name in values}
         width = self.__dataclass_fields__.get("sliding_window")
@@ -144,12 +144,12 @@ class LongConfig(_Base):
         return {**values, **served, **({BASE_WINDOWS: base_windows} if changed else {}), **own}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation that runs when ``requested`` is chosen.
+        """The attention implementation that runs if ``requested`` is chosen.
 
-        Only ``longattn`` knows mechanisms. If they compute what the base's attention computes, any implementation may be chosen.
-        FlashAttention may also where they are plain windows and full attention, since it is told each layer's window.
-        Otherwise ``sdpa`` and ``eager``, transformers' defaults, select ``longattn`` too, and any other one is refused, since it would
-        compute another attention; ``model.use_base_attention()`` selects that explicitly.
+        Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the base's attention.
+        FlashAttention may also be chosen for plain windows and full attention, since it is told each layer's window. Otherwise ``sdpa``
+        and ``eager``, transformers' defaults, select ``longattn`` too. All others are refused, because they would compute a different
+        attention; ``model.use_base_attention()`` selects that explicitly.
 
         Raises:
             BackendError: the implementation is refused.
@@ -173,13 +173,13 @@ class LongConfig(_Base):
         )
 
     def _check_implementation(self) -> None:
-        """Check the implementation again after the mechanisms were set or changed."""
+        """Check the implementation again after the mechanisms have changed."""
         if not self._runs_mechanisms:
             setattr(self, IMPLEMENTATION_FIELD, self.__dict__[IMPLEMENTATION_FIELD])
 
     @property
     def _computes_as_base(self) -> bool:
-        """Whether every layer's mechanism computes what the base's attention does."""
+        """Whether every layer's mechanism computes the same as the base's attention."""
         layers, causal = self.attending
         own_attention = self._own_attention
         if own_attention is not None:
@@ -188,11 +188,11 @@ class LongConfig(_Base):
 
     @property
     def base_attention_chosen(self) -> bool:
-        """Whether ``model.use_base_attention()`` was called, which leaves the mechanisms out."""
+        """Whether ``model.use_base_attention()`` was called, so that mechanisms do not run."""
         return bool(self.__dict__.get(BASE_ATTENTION))
 
     def _takes_windows(self, implementation: str) -> bool:
-        """Whether an implementation of transformers computes the mechanisms, which are plain windows, as soon as it is told them."""
+        """Whether an implementation of transformers computes these mechanisms, plain windows, once it is told the windows."""
         from .flash_windows import takes_windows, tell_windows
 
         if not takes_windows(self, implementation):
@@ -202,7 +202,7 @@ class LongConfig(_Base):
 
     @property
     def _own_attention(self) -> LongAttentionConfig | None:
-        """The mechanisms equal to the base's attention, where that is neither full attention nor sliding windows."""
+        """Mechanisms equal to the base's attention, if that is neither full attention nor sliding windows."""
         from .definition import known_family
 
         family = known_family(self)
@@ -210,17 +210,17 @@ class LongConfig(_Base):
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
-        """The attention used if none is given; ``None`` is the base's sliding window if all layers have one, or Longformer's defaults."""
+        """The default attention; ``None`` for the base's sliding window if all layers have one, otherwise Longformer's defaults."""
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
     def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
-        """The attention of this config if none was chosen."""
+        """The attention of this config if the user chose none."""
         own_attention = self._own_attention
         return self.default_attention() if own_attention is None else own_attention
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A config file of the base is read as one of ours, also where it is a part of another's (CLIP's text tower)."""
+        """Read a config file of the base as one of ours, also as part of another config (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         values = in_current_format(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None
@@ -236,16 +236,20 @@ class LongConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base's, of a dictionary in this format or an earlier one (:mod:`hf_longattn.config_format`); a ``long_attention`` in the
-        keyword arguments replaces the dictionary's before checks, which need not fit the other arguments."""
+        """The base's ``from_dict`` for a dictionary in this format or an earlier one (:mod:`hf_longattn.config_format`).
+
+        A ``long_attention`` among the keyword arguments replaces the dictionary's before it is checked."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
         result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
         if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
-            (result[0] if isinstance(result, tuple) else result)._scale_rotary(values.get("extended_from", {}))
+            config, before = result[0] if isinstance(result, tuple) else result, values.get("extended_from", {})
+            config._scale_rotary(before)
+            if before.get("rope_parameters", ()) == getattr(config, "rope_parameters", None):
+                config.extended_from = {name: value for name, value in before.items() if name != "rope_parameters"}
         return result
 
     def _scale_rotary(self, before: Mapping[str, Any]) -> None:
-        """Scale the rotary positions of a base as a conversion to this length does.
+        """Scale the base's rotary positions as a conversion to this length does.
 
         Args:
             before: the base's values of :data:`LENGTH_FIELDS`.
@@ -267,10 +271,10 @@ class LongConfig(_Base):
 
     @property
     def layer_types(self) -> list[str]:
-        """The types of layer that ``DynamicCache(config)`` and ``StaticCache(config)`` build.
+        """The cache layer types that ``DynamicCache(config)`` and ``StaticCache(config)`` build.
 
-        Absent (``AttributeError``) if every layer keeps everything. In a base with layer types, these are the base's, by which its forward
-        pass looks masks up; there, and in a base with sliding windows, caches find theirs in :meth:`get_text_config`.
+        Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, these are the base's, because its
+        forward looks up masks by them. Caches then use :meth:`get_text_config`, also for a base with sliding windows.
         """
         types = None if hasattr(self, "sliding_window") else self._decode_layer_types()
         if types is None:
@@ -278,7 +282,7 @@ class LongConfig(_Base):
         return types
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """As the base's; for the decoder, from which caches are built, with the layer types of its caches."""
+        """The base's text config. The decoder's, from which caches are built, has the layer types of its caches."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
         if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")):
             return config
@@ -287,7 +291,7 @@ class LongConfig(_Base):
             return config
         config_class: Any = type(config)
         view = object.__new__(_seen_by_caches(config_class))
-        view.__dict__ = config.__dict__  # shared, since libraries set fields on what they get here (torchao unties embeddings)
+        view.__dict__ = config.__dict__  # shared, because libraries set fields on the returned config (torchao unties embeddings)
         return view
 
     @property
@@ -297,8 +301,10 @@ class LongConfig(_Base):
         return self._decode_layer_types() or [FULL] * self.num_hidden_layers
 
     def _decode_layer_types(self) -> list[str] | None:
-        """``None`` if every layer keeps everything: with another attention implementation, in encoders, if no mechanism has a bounded
-        reach, and in decoders with cross-attention, since the cache of the encoder's keys is built from the same config."""
+        """The cache layer types; ``None`` if every cache layer holds all keys.
+
+        This is so in encoders, in decoders with cross-attention (the cache of the encoder's keys uses the same config), with another
+        attention implementation, and if no mechanism is bounded."""
         from ...memory import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder
@@ -309,7 +315,7 @@ class LongConfig(_Base):
 
     @property
     def _causal(self) -> bool:
-        """Whether tokens see past tokens only."""
+        """Whether tokens see only past tokens."""
         if self.always_causal:
             return True
         return getattr(self, "is_decoder", True) and not getattr(self, "use_bidirectional_attention", None)
@@ -321,15 +327,15 @@ class LongConfig(_Base):
 
     @property
     def _decoding(self) -> tuple[LongAttentionConfig, int]:
-        """Attention and number of layers of the stack that decodes."""
+        """The attention and the number of layers of the stack that decodes."""
         return self.long_attention, self.num_hidden_layers
 
     def validate_layer_type(self) -> None:
-        """No check: transformers knows only its own cache layer types; ours follow from ``long_attention``."""
+        """No check, because transformers knows only its own cache layer types. Ours follow from ``long_attention``."""
 
     @property
     def output_attentions(self) -> bool | None:
-        """Whether attentions are returned by default; the ``longattn`` backend returns them as ``eager`` does."""
+        """Whether attentions are returned by default. The ``longattn`` backend returns them as ``eager`` does."""
         return self._output_attentions
 
     @output_attentions.setter
@@ -358,26 +364,26 @@ def _seen_by_caches(config_class: type[LongConfig]) -> type[LongConfig]:
 
 
 class LongEncoderConfig(LongConfig):
-    """:class:`LongConfig` for a base that is always an encoder, whose config has no ``is_decoder``."""
+    """:class:`LongConfig` for a base that is always an encoder and whose config has no ``is_decoder``."""
 
     is_decoder = False
 
 
 class LongEncoderDecoderConfig(LongConfig):
-    """Comes before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
+    """Mixin before the base's config class: ``class LongBartConfig(LongEncoderDecoderConfig, BartConfig)``.
 
-    long_attention: of the encoder's self-attention; of the decoder's in a model without an encoder (``LongBartForCausalLM``).
-    decoder_long_attention: of the decoder's self-attention beside an encoder; ``None`` is full attention. Cross-attention is full.
+    long_attention: attention of the encoder, or of the decoder in a model without an encoder (``LongBartForCausalLM``).
+    decoder_long_attention: self-attention of the decoder beside an encoder; ``None`` for full attention. Cross-attention is full.
     max_position_embeddings: maximum number of tokens of the encoder.
-    max_decoder_position_embeddings: maximum number of tokens of the decoder; ``None`` is the encoder's. A config read from a folder of the
-        base keeps the base's, since a summary does not grow with its document.
+    max_decoder_position_embeddings: maximum number of tokens of the decoder; ``None`` for the encoder's. A config read from a folder of
+        the base keeps the base's number, since a summary does not grow with its document.
     """
 
     if TYPE_CHECKING:
         decoder_long_attention: LongAttentionConfig | None
         max_decoder_position_embeddings: int
     else:
-        decoder_long_attention = None  # `get_text_config(decoder=True)` removes that of a copy
+        decoder_long_attention = None  # `get_text_config(decoder=True)` removes this field of a copy
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.decoder_long_attention = kwargs.pop("decoder_long_attention", None)
@@ -411,13 +417,13 @@ class LongEncoderDecoderConfig(LongConfig):
 
     @classmethod
     def length_in(cls, values: Mapping[str, Any]) -> int:
-        """The most tokens of a base with these values in its config."""
+        """The base's maximum number of tokens with these config values."""
         default = cls.__dataclass_fields__["max_position_embeddings"].default
         return int(values.get("max_position_embeddings", default))
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the decoder's self-attention."""
+        """The mechanisms of the decoder's self-attention."""
         if self.decoder_long_attention is not None:
             return self.decoder_long_attention
         return LongAttentionConfig("full") if self.is_encoder_decoder else self.long_attention
@@ -432,7 +438,7 @@ class LongEncoderDecoderConfig(LongConfig):
 
 
 def attention_implementation(config: Any) -> str | None:
-    """The attention implementation of a config; ``None`` without a config."""
+    """A config's attention implementation; ``None`` without a config."""
     if config is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a family is, and the table of all families."""
+"""The definition of a family, and the table of all families."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ LANGUAGE_MODELS = ("ForMaskedLM", "ForPreTraining", *CAUSAL_LANGUAGE_MODELS, "Do
 WITHOUT_HEAD = ("Model", "Backbone")
 """Endings of classes without a head."""
 ENCODER_ALONE, DECODER_ALONE = ("EncoderModel", "ForTokenClassification", "ForAudioClassification"), ("ForCausalLM",)
-"""Endings of the classes of an encoder-decoder that have one stack."""
+"""Endings of an encoder-decoder's classes that have only an encoder, or only a decoder."""
 TOWER_CONFIG = "_config"
-"""After a tower's name in the field of a model's config that holds the tower's: ``text_config``."""
+"""Suffix of the config's field that holds a tower's config: ``text_config``."""
 LENGTHS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
-"""What configs call the length of an input; the last two are those of LED and MPT."""
+"""Names of the maximum length in configs. The last two are LED's and MPT's."""
 
 
 def tower_field(name: str) -> str:
-    """The config's field with the config of a tower: "text" -> "text_config"."""
+    """The config's field with a tower's config: "text" -> "text_config"."""
     return f"{name}{TOWER_CONFIG}"
 
 
 def without_head(model: Any) -> Any:
-    """The model below its head; itself where it has none, also where ``base_model`` is a part of it (DINOv3's layers)."""
+    """The model below its head. A model without a head is returned as it is, also if its ``base_model`` is a part of it (DINOv3)."""
     return model if type(model).__name__.endswith(WITHOUT_HEAD) else model.base_model
 
 
 def model_name(model: Any) -> str:
-    """What a message or a report calls a model in memory: the folder or the Hub name that it was loaded from, or else its class."""
+    """The name of a model in messages and reports: the folder or Hub name that it was loaded from, or else its class."""
     return str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
 
 
@@ -62,13 +62,13 @@ def encoder_decoder_tables(**options: Any) -> tuple[PositionTable, PositionTable
 
 @dataclass(frozen=True)
 class AttentionNames:
-    """Names in the attention modules of a base that differ from the usual ones in :mod:`hf_longattn.modeling.attach.attention_sites`.
+    """Unusual names in a base's attention modules. :mod:`hf_longattn.modeling.attach.attention_sites` has the usual ones.
 
-    query, key, value: the projections.
-    fused: one projection for all three.
+    query, key, value: names of the projections.
+    fused: name of a single projection for all three.
     split: ``(attention module, weight or bias of the fused projection) -> (query, key, value)``, each in the layout of ``nn.Linear``.
-    output: the output projection.
-    heads, head_dim: the number of heads and their width, in the module or its config.
+    output: name of the output projection.
+    heads, head_dim: names of the number and width of heads, in the module or its config.
     """
 
     query: str | None = None
@@ -88,22 +88,21 @@ class Family:
     config_class: the Long config, a subclass of ``LongConfig`` and of the base's config.
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
-    relative: whether positions are terms of the scores alone (T5), which have no longest input.
-    classes: the base's model classes, if that package has others as well (CLIP's has a text model's, too).
-    inner: the model class of the base inside its models that heads call instead of the base model (``OPTDecoder``), besides the encoder and
-        decoder of an encoder-decoder.
-    stack: the base's class of both the encoder and the decoder, if they have one class (``T5Stack``).
-    attention: unusual names in its attention modules.
-    sizes: unusual names of the config's fields, ``{"n_hidden": "width"}``, with which tests make small models.
-    bodies: model classes of the base that hold its embeddings and layers themselves, besides the base model (``Dinov2Backbone``).
-    mixin: the first base of every Long class of this family, if the base needs more than mechanisms on its attention modules.
-    grid: how the tokens of an input lie on a grid, in a family that reads pictures.
-    audio: how sound becomes frames, in a family that reads sound.
-    page: what the model reads along the tokens besides their ids, in a family that reads pages.
-    base_classes: imports the base's model classes by name, where transformers' cannot be built with what can be installed; each is a
-        subclass of transformers' class of the same name.
-    own_attention: the mechanisms that equal the base's attention with a config, where that is not full attention.
-    read_without_mask: what to know of texts with a mask, in a base that was trained on padded texts without one (SigLIP); native twins are
+    relative: whether positions are only terms of the scores (T5), which do not limit the length.
+    classes: the base's model classes, if its package has other models as well (CLIP's also has a text model).
+    inner: model classes of the base that heads call in place of the base model (``OPTDecoder``), besides encoder and decoder.
+    stack: the base's class of both the encoder and the decoder, if there is a single one (``T5Stack``).
+    attention: unusual names in the attention modules.
+    sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
+    bodies: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
+    mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
+    grid: how tokens lie on a grid, for pictures.
+    audio: how sound becomes frames, for audio.
+    page: what the model reads for each token besides its id, for pages.
+    base_classes: imports the base's model classes by name, if transformers' cannot be built with installable packages. Each is a subclass
+        of transformers' class of the same name.
+    own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
+    read_without_mask: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
         compared without a mask.
     """
 
@@ -126,10 +125,10 @@ class Family:
     read_without_mask: str = ""
 
     def __post_init__(self) -> None:
-        """Enter the family into the table of imported families.
+        """Register the family.
 
         Raises:
-            RegistrationError: the entry is incomplete, or another file has the same model type.
+            RegistrationError: the entry is incomplete, or another file has registered the same model type.
         """
         caller = traceback.extract_stack(limit=3)[0]
         where = f"{caller.filename}:{caller.lineno}"
@@ -144,7 +143,7 @@ class Family:
         _REGISTERED[self.base_model_type] = where, self
 
     def _problem(self) -> str | None:
-        """What is wrong with the entry, or ``None``."""
+        """The error in the entry; ``None`` if it is correct."""
         config = self.config_class
         base = getattr(config, "base_model_type", None)
         name = getattr(config, "__name__", repr(config))
@@ -166,17 +165,17 @@ class Family:
 
     @property
     def base_model_type(self) -> str:
-        """transformers' ``model_type`` of the base, e.g. ``"bert"``."""
+        """transformers' ``model_type`` of the base, such as ``"bert"``."""
         return self.base_config_class.model_type
 
     @property
     def base_package(self) -> str:
-        """transformers' package of the base, e.g. ``"transformers.models.xlm_roberta"``."""
+        """transformers' package of the base, such as ``"transformers.models.xlm_roberta"``."""
         return base_package(self.base_model_type)
 
     @property
     def module(self) -> str:
-        """The module that holds the classes, e.g. ``"hf_longattn.families.bert"``."""
+        """The module of the family's classes, such as ``"hf_longattn.families.bert"``."""
         return self.config_class.__module__
 
     @cached_property
@@ -186,30 +185,30 @@ class Family:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the input is the tokens of a text, rather than a picture or sound, or one for each tower."""
+        """Whether the input is a text's tokens, rather than pictures, sound, or inputs of several towers."""
         return self.grid is None and self.audio is None and not hasattr(self.config_class, "tower_classes")
 
     @cached_property
     def base_model_name(self) -> str:
-        """The base's model class without a head; transformers has no ``AutoModel`` for some that are parts of others (SigLIP's text)."""
+        """The base's model class without a head. Some that are parts of others have no ``AutoModel`` (SigLIP's text model)."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(name for name in self.classes if name.endswith("Model"))
 
     @property
     def towers(self) -> dict[str, Family]:
-        """The family of each tower by its name, in a model that is made of several (CLIP: "text" and "vision")."""
+        """Families of a model's towers, by name (CLIP: "text" and "vision")."""
         configs = getattr(self.config_class, "tower_classes", {})
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether the layers with attention are those of an encoder with a config of its own, ``encoder_config`` (Parakeet's heads)."""
+        """Whether the layers with attention belong to an encoder with a config of its own, ``encoder_config`` (Parakeet's heads)."""
         return hasattr(self.config_class, "encoder_class")
 
     @property
     def two_stacks(self) -> bool:
-        """Whether the base is an encoder and a decoder with attention; a transducer's decoder has none."""
+        """Whether the base has an encoder and a decoder, both with attention. A transducer's decoder has none."""
         return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.holds_encoder
 
     @cached_property
@@ -221,33 +220,33 @@ class Family:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Base name -> Long name of every model class that is only used inside another."""
+        """Base name -> Long name of model classes that are used only inside others."""
         return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
 
     def has_decoder(self, head: str) -> bool:
-        """Whether the class of the base or the Long class ``head`` decodes, with or without an encoder."""
+        """Whether the class ``head``, the base's or the Long one, has a decoder."""
         return self.two_stacks and not head.endswith(ENCODER_ALONE)
 
     def has_encoder(self, head: str) -> bool:
-        """Whether the class ``head`` of an encoder-decoder has the encoder."""
+        """Whether the class ``head`` of an encoder-decoder has an encoder."""
         return self.two_stacks and not head.endswith(DECODER_ALONE)
 
     def decoder_layers(self, config: Any) -> int:
-        """The number of layers of the decoder with this config of the base."""
+        """Number of decoder layers in a config of the base."""
         return int(config.decoder_layers if hasattr(config, "decoder_layers") else config.num_decoder_layers)
 
     def base_length(self, config: Any, table: PositionTable | None = None) -> int:
-        """The value of the field of ``table`` in this config of the base, which counts special rows; its maximum length without one."""
+        """The base's value of the length field of ``table``, special rows included; without a table, its maximum length."""
         if self.relative:
             of_long: Any = self.config_class
             return int(of_long.length_in(config.to_dict()))
-        field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field  # one for both stacks
+        field = "max_position_embeddings" if table is None or not hasattr(config, table.field) else table.field  # both stacks may share one
         return int(getattr(config, field))
 
     def longest(self, config: Any) -> int:
-        """The most tokens of one input of a model with this config, the family's or its base's; special rows of a table do not count.
-        Of a model on a grid, those of the size for which it was made; of a model of sound, the frames of the duration; of towers, those
-        of the text."""
+        """Maximum number of tokens of one input, for a config of the family or of its base. Special rows of a table do not count.
+
+        On a grid: tokens of the size for which the model was made. For audio: frames of the duration. With towers: the text's tokens."""
         if self.grid is not None:
             return self.grid.longest(config)
         if self.audio is not None:
@@ -262,42 +261,43 @@ class Family:
         return table.tokens(config) if hasattr(config, table.field) else self.base_length(config, table) - table.config_value(0, config)
 
     def rotary(self, config: Any) -> bool:
-        """Whether positions are rotary: in the whole family, or with this config."""
+        """Whether positions are rotary, in the whole family or with this config."""
         return self.rope or getattr(config, "position_embedding_type", None) == "rotary"
 
     def table(self, name: str) -> PositionTable | None:
-        """The position table that is the parameter ``name``, or ``None``."""
+        """The position table with the parameter name ``name``, or ``None``."""
         return next((table for table in self.position_tables if table.matches(name)), None)
 
     @cached_property
     def exports(self) -> tuple[str, ...]:
-        """The family's public names: the config and the models."""
+        """The family's public names: the config's and the models'."""
         return (self.config_class.__name__, *self.heads.values())
 
     def model_class(self, name: str) -> type[Any]:
-        """The Long class ``name``, or that of the base class ``name``."""
+        """The Long class ``name``, or the Long class of the base's class ``name``."""
         return getattr(importlib.import_module(self.module), {**self.heads, **self.parts}.get(name, name))
 
     @property
     def base_attention_name(self) -> str:
-        """What the base's attention is called where it takes a mechanism's place."""
+        """The name for the base's attention in messages about replacing a mechanism."""
         return "full attention" if self.own_attention is None else "the attention of the base"
 
     def base_class(self, name: str) -> type[Any]:
-        """The base's class ``name`` with a head, as it can be built."""
+        """The base's class ``name``, in a form that can be built."""
         return getattr(importlib.import_module(self.base_package), name) if self.base_classes is None else self.base_classes()[name]
 
     def long_class_of(self, base: type) -> type[Any] | None:
         """The Long class made from ``base``, or ``None`` if that is not a model class of this family's base."""
+        if base.__name__ not in self.heads and base.__name__ not in self.parts:
+            return None
         built = self.base_classes is not None and self.base_classes().get(base.__name__) is base
-        known = (built or base.__module__.startswith(f"{self.base_package}.")) and base.__name__ in {**self.heads, **self.parts}
-        return self.model_class(base.__name__) if known else None
+        return self.model_class(base.__name__) if built or base.__module__.startswith(f"{self.base_package}.") else None
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
     """The base model types with a family: a file of :mod:`hf_longattn.families` of that name, or facts that were derived."""
     modules = {*module_names("families"), *derived_facts()}
-    return sorted(model_type for model_type in model_types if module_name(model_type) in modules)
+    return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)  # `module_name`, for long tables
 
 
 @cache
@@ -308,8 +308,7 @@ def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
 
 @cache
 def long_prefix(base_model_type: str) -> str:
-    """What comes before the names of a base's classes in those of its Long classes: ``Long``, or ``LongAttention`` where transformers has
-    such classes itself (its ``LongT5Model`` is no T5Model)."""
+    """The prefix of a base's Long classes: ``Long``, or ``LongAttention`` if transformers uses the former (its ``LongT5Model``)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     taken = (name for model_type, name in CONFIG_MAPPING_NAMES.items() if not model_type.startswith("long_"))
@@ -358,17 +357,21 @@ def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ..
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     config = CONFIG_MAPPING_NAMES[base_model_type]
-    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # a tokenizer's model type has another base's config
+    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for model types of tokenizers only
     names = long_names(base_model_type, classes).values()
     return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
 
 
 def public_class_names() -> list[str]:
-    """The public names of all families, of which none is imported; neither is transformers, unless a file of a family is new."""
-    stored = _stored_exports()
-    if {*module_names("families")} <= {module_name(base) for base in stored}:
-        return [name for names in stored.values() for name in names]
+    """The public names of all families. This imports no family, and transformers only if a family's file is new."""
+    if _all_stored():
+        return [name for names in _stored_exports().values() for name in names]
     return [name for base in FAMILIES for name in declared_exports(base)]
+
+
+def _all_stored() -> bool:
+    """Whether the stored names are those of every family."""
+    return {*module_names("families")} <= {module_name(base) for base in _stored_exports()}
 
 
 @cache
@@ -383,7 +386,7 @@ _REGISTERED: dict[str, tuple[str, Family]] = {}
 
 
 def attention_names(module: Any) -> AttentionNames:
-    """The unusual names in an attention module, from its family; families of one package share its attention modules."""
+    """The unusual names in an attention module, from its family. Families of one package share attention modules."""
     for parent in type(module).__mro__:
         package = parent.__module__.rpartition(".")[0]
         for _, family in _REGISTERED.values():
@@ -393,8 +396,8 @@ def attention_names(module: Any) -> AttentionNames:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family, imported on first use: a module of :mod:`hf_longattn.families` named after a model type, with or without
-    a file."""
+    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families` with that name. The
+    module may have no file."""
 
     @cached_property
     def _names(self) -> list[str]:
@@ -431,17 +434,17 @@ FAMILIES: Mapping[str, Family] = _Families()
 
 
 def known_family(config: Any) -> Family | None:
-    """The family of a config, long or the base's; ``None`` for other models."""
+    """The family of a Long config or a base's config; ``None`` for other models."""
     return FAMILIES.get(getattr(config, "base_model_type", getattr(config, "model_type", "")))
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:
-    """The same from the values of a ``config.json``."""
+    """The family of a ``config.json`` with these values; ``None`` for other models."""
     return FAMILIES.get(str(values.get("model_type")).removeprefix("long_"))
 
 
 def longest_input(config: Any) -> int | None:
-    """The most tokens that a model with this config reads, special ones included; ``None`` where nothing limits them."""
+    """Maximum number of tokens of a model's input, special ones included; ``None`` if unlimited."""
     limit = getattr(config, "max_position_embeddings", None)
     family = known_family(config)
     if family is None:
@@ -452,10 +455,10 @@ def longest_input(config: Any) -> int | None:
 
 
 def length_before_conversion(config: Any) -> int | None:
-    """The most tokens that the checkpoint read which a long one was made from; ``None`` if the config does not say.
+    """Maximum number of tokens of the short checkpoint that a long one was made from; ``None`` if the config does not say.
 
     Raises:
-        Exception: of any type, as the config class raises it for values that make no config.
+        Exception: any error of the config class about invalid values.
     """
     before = getattr(config, "extended_from", None)
     if not isinstance(before, dict):
@@ -467,13 +470,17 @@ def length_before_conversion(config: Any) -> int | None:
 
 
 def family_with(name: str) -> Family | None:
-    """The family with a public class ``name``; no other is imported."""
+    """The family with a public class ``name``; no other is imported, and for an unknown name not even transformers."""
+    if _all_stored() and name not in public_class_names():
+        return None
     declaring = (FAMILIES[base] for base in FAMILIES if name in declared_exports(base))
     return next((family for family in declaring if name in family.exports), None)
 
 
 def why_no_class(name: str) -> str:
     """Why a base has no Long class ``name`` of one of its heads, and what to load instead, a sentence; empty for any other name."""
+    if _all_stored() and not name.startswith(_incomplete_families()):
+        return ""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     for base in FAMILIES:
@@ -489,6 +496,13 @@ def why_no_class(name: str) -> str:
     return ""
 
 
+def _incomplete_families() -> tuple[str, ...]:
+    """How the names of those families start that list the base's classes, as transformers has more: ``LongWhisper``."""
+    bases = {*declared()["families"], *(base for base, facts in declared()["derived"].items() if "classes" in facts)}
+    names = (name for base in bases for name in _stored_exports()[base])
+    return tuple(name.removesuffix("Config") for name in names if name.endswith("Config"))
+
+
 def family_of(config: PreTrainedConfig | type[PreTrainedConfig]) -> Family:
-    """The family whose Long config this is (or derives from)."""
+    """The family of a Long config or a class derived from one."""
     return FAMILIES[config.base_model_type]

@@ -1,7 +1,7 @@
-"""Plain windows by transformers' FlashAttention: the function that a model's modules call is told each layer's window.
+"""Plain windows by transformers' FlashAttention, whose function is told each layer's window.
 
-transformers passes ``sliding_window`` on as a window of ``sliding_window - 1`` keys to either side, of which a causal call leaves out the
-later ones (``modeling_flash_attention_utils.py``). So a causal window of w keys is w, and one of w/2 keys on each side w/2 + 1.
+transformers passes ``sliding_window`` on as a window of ``sliding_window - 1`` keys on either side; a causal call hides the later ones
+(``modeling_flash_attention_utils.py``). A causal window of w keys is therefore w, and a window of w/2 keys on each side is w/2 + 1.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from ...mechanisms.common.registry import prototype
 
 
 def sliding_window(mechanism: Mechanism, causal: bool) -> int | None:
-    """The ``sliding_window`` with which FlashAttention computes a mechanism, :data:`UNBOUNDED` for full attention; ``None`` where none
-    does."""
+    """FlashAttention's ``sliding_window`` for a mechanism: :data:`UNBOUNDED` for full attention, ``None`` if it cannot compute it."""
     band = band_of(mechanism, causal) if mechanism.options.order is None else None
     if band is None or not (causal or band[0] == band[1]):
         return None
@@ -29,8 +28,9 @@ def sliding_window(mechanism: Mechanism, causal: bool) -> int | None:
 
 
 def takes_windows(config: Any, requested: str) -> bool:
-    """Whether ``requested`` is a FlashAttention of transformers that, told each layer's window, computes the mechanisms of a Long config:
-    of a text model whose layers have plain windows or full attention, and whose base has FlashAttention."""
+    """Whether FlashAttention of transformers (``requested``) computes the mechanisms of a Long config, if told each layer's window.
+
+    It does for text models with plain windows and full attention, if the base supports FlashAttention."""
     from .definition import known_family
 
     if not is_flash_attention_requested(requested_attention_implementation=requested) or "|" in requested:
@@ -46,7 +46,7 @@ def takes_windows(config: Any, requested: str) -> bool:
 
 
 def tell_windows(implementation: str) -> None:
-    """Have transformers' function of this name, once it is loaded, told the window of every mechanism's module."""
+    """Make transformers' function of this name, once loaded, receive the window of each mechanism's module."""
     attend = AttentionInterface().get(implementation)
     if attend is not None and not getattr(attend, "tells_windows", False):
         AttentionInterface.register(implementation, _told(attend))

@@ -1,4 +1,4 @@
-"""The config of a Long model whose input is a picture, a video or a spectrogram."""
+"""The config of a Long model for pictures, videos or spectrograms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ INTERPOLATE, TILE = "interpolate", "tile"
 
 
 class LongGridConfig(LongEncoderConfig):
-    """Comes before the base's config class: ``class LongViTConfig(LongGridConfig, ViTConfig)``.
+    """Mixin before the base's config class: ``class LongViTConfig(LongGridConfig, ViTConfig)``.
 
-    long_attention: as in a text model; by default ``window2d`` where the base's attention is full.
+    long_attention: as in a text model; default: ``window2d`` if the base's attention is full.
     image_size: the base's, unchanged: the size of the pictures for which the position table was trained.
-    long_image_size: ``(height, width)`` of the pictures for which the model was converted, in pixels. Others are read as well.
-    position_extension: what the positions of a larger picture are: ``"interpolate"``, the table resized by the base's own method, or
-        ``"tile"``, the table repeated along both axes, so that a window of the old picture's size has the positions that it was
-        trained with (Bolya et al. 2023, Window Attention is Bugged). The table itself is not changed by either.
+    long_image_size: ``(height, width)``, in pixels, for which the model was converted. Other sizes are read as well.
+    position_extension: the positions of larger pictures. ``"interpolate"`` resizes the table by the base's own method. ``"tile"`` repeats
+        it along both axes, so that a window of the old picture's size has the positions of its training (Bolya et al. 2023, Window
+        Attention is Bugged). Neither changes the stored table.
     """
 
     default_mechanism = "window2d"
@@ -40,7 +40,7 @@ class LongGridConfig(LongEncoderConfig):
         super().__post_init__(**kwargs)
 
     def _take_size(self, values: dict[str, Any]) -> None:
-        """Set the size for which the model was converted; ``values``, the other fields, lose it."""
+        """Set the size for which the model was converted, and remove it from ``values``, the other fields."""
         size = values.pop("long_image_size", None)
         self.long_image_size = None if size is None else list(image_size(size))
 
@@ -52,11 +52,11 @@ class LongGridConfig(LongEncoderConfig):
 
 
 class LongVideoConfig(LongGridConfig):
-    """Comes before the base's config class in a family that reads videos.
+    """Mixin before the base's config class for videos.
 
-    long_image_size: ``(height, width)`` of the frames for which the model was converted, in pixels.
-    long_num_frames: the number of frames for which the model was converted. Videos of other sizes are read as well.
-    position_extension: as for pictures; ``"tile"`` repeats positions along time, too.
+    long_image_size: ``(height, width)`` of the frames, in pixels, for which the model was converted.
+    long_num_frames: number of frames for which the model was converted. Videos of other sizes are read as well.
+    position_extension: as for pictures; ``"tile"`` also repeats positions along time.
     """
 
     if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class LongVideoConfig(LongGridConfig):
 
 
 class LongMaskedAutoencoderConfig(LongGridConfig):
-    """Comes before the base's config class in a family whose head for pre-training has a decoder that sees all cells.
+    """Mixin before the base's config class if the head for pre-training has a decoder that sees all cells.
 
     decoder_long_attention: the attention of that decoder; ``None`` for full attention.
     """
@@ -102,7 +102,7 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the decoder."""
+        """The mechanisms of the decoder."""
         return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
 
     @property
@@ -113,7 +113,7 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
 
 
 def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text, or as segments of one."""
+    """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text or as segments of it."""
     if mechanism_class(mechanism).traits.pictures_need_order and options.get(ORDER) is None:
         raise OptionError(
             f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example "

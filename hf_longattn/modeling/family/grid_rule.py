@@ -1,4 +1,4 @@
-"""How the tokens of an input that is not text lie on a grid: patches of a picture, after class and register tokens."""
+"""How tokens lie on a grid: the patches of a picture, video or spectrogram, after class and register tokens."""
 
 from __future__ import annotations
 
@@ -16,47 +16,45 @@ if TYPE_CHECKING:
 
 PIXELS = "pixel_values"
 IMAGE_SIZE = "image_size"
-"""The config's field with the size of its inputs."""
+"""The config's field with the input's size."""
 INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
-"""The argument of ``forward`` by which a base resizes its position table."""
+"""The argument of ``forward`` that makes a base resize its position table."""
 PADDING_ARGUMENT = "pixel_attention_mask"
-"""The argument of ``forward`` with the patches that are real, ``(B, patches)``, of models that take the shapes of their inputs."""
+"""The argument of ``forward`` that marks real patches, ``(B, patches)``, if the shapes of inputs are an argument too."""
 PATCH_MASK = "bool_masked_pos"
-"""The argument of ``forward`` with the patches that a head rebuilds, ``(B, patches)`` bool."""
+"""The argument of ``forward`` that marks the patches to rebuild, ``(B, patches)`` bool."""
 MASK_RATIO = "mask_ratio"
-"""The config's field with the share of patches that the base leaves out by noise."""
+"""The config's field with the share of patches that the base drops at random."""
 
 
 @dataclass(frozen=True)
 class GridRule:
-    """The grid of a model's input, which its patch embedding cuts into patches that do not overlap.
+    """The grid of a model's input, which its patch embedding cuts into patches without overlap.
 
-    prefix: tokens before the patches, a number or a function of the config.
+    prefix: number of tokens before the patches, or a function of the config that returns it.
     input: the argument of ``forward`` with the pixels, ``(…, height, width)``.
-    shapes: the argument of ``forward`` with the patches of every input along each axis, ``(B, axes)``, where the pixels are patches
-        ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers says that every input has this many, and no padding.
-    axes: names of the axes, the first one the slowest.
+    shapes: the argument of ``forward`` with each input's number of patches along each axis, ``(B, axes)``, if pixels come as patches
+        ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers means that every input has this shape, without padding.
+    axes: names of the axes, the slowest first.
     has_positions: whether the model has positions that are resized or tiled for larger inputs.
-    why_no_crops: why the patches of a crop have other features alone than in the picture, whatever the mechanism is; empty where they
-        have the same.
-    returns_maps: whether states are maps ``(B, D, height, width)`` rather than rows ``(B, N, D)``.
-    table_size: the config's field with the size of the inputs for which the position table was trained; where it is not
-        ``image_size``, the model was trained further on inputs of that size.
-    trained_pixels: the side of the inputs with which checkpoints were trained, where the config does not say it.
-    square: heads of the base that put patches together to a square picture.
-    trained_size: heads of the base that read the size of their pictures from the config.
+    why_no_crops: why the patches of a crop have other features than in the picture, whatever the mechanism; empty if they do not.
+    returns_maps: whether hidden states are maps ``(B, D, height, width)`` rather than rows ``(B, N, D)``.
+    table_size: the config's field with the input size for which the position table was trained. If this is not ``image_size``, the model
+        was trained further on inputs of ``image_size``.
+    trained_pixels: side of the inputs in the checkpoints' training, if the config does not have it.
+    square: heads of the base that arrange patches as a square picture.
+    trained_size: heads of the base that read the size of pictures from the config.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
-    noise: the argument of ``forward`` with a random number for each patch, ``(B, patches)``, by which the base leaves some out (ViT-MAE).
-    adds_positions: whether positions are a table added to the patches and nothing else, so that the base computes the patches of a crop
-        alone, without its prefix tokens.
-    resizes: which inputs of another size than the table's the base reads: ``"square"``, of any size where the table is a square, or
-        ``"none"``.
-    noun: what an input is called.
-    size_name: what its size is called in reports.
-    side: the config's field with the size of its inputs.
-    counts_places: whether positions are the places themselves, which a larger input goes on counting.
-    size_flag: how users give its size to a conversion.
-    units: what its size counts.
+    noise: the argument of ``forward`` with a random number per patch, ``(B, patches)``, by which the base drops patches (ViT-MAE).
+    adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a crop by themselves,
+        without prefix tokens.
+    resizes: the input sizes, other than the table's, that the base reads: ``"square"`` (any size, if the table is a square) or ``"none"``.
+    noun: the word for an input.
+    size_name: the word for its size in reports.
+    side: the config's field with the input's size.
+    counts_places: whether positions are the grid positions themselves, so that larger inputs continue them.
+    size_flag: the conversion's option for the size.
+    units: the unit of the size.
     """
 
     prefix: int | Callable[[Any], int] = 0
@@ -82,11 +80,11 @@ class GridRule:
     units: str = "pixels"
 
     def prefix_of(self, config: Any) -> int:
-        """The number of tokens before the patches with this config."""
+        """Number of tokens before the patches with this config."""
         return self.prefix if isinstance(self.prefix, int) else self.prefix(config)
 
     def patch(self, config: Any) -> tuple[int, ...]:
-        """Pixels of a patch along each axis.
+        """Size of a patch along each axis, in pixels.
 
         Raises:
             GridError: the config's ``patch_size`` is not a number of pixels, or one for each axis.
@@ -98,11 +96,11 @@ class GridRule:
         return sides
 
     def step(self, config: Any) -> tuple[int, ...]:
-        """Pixels from one patch to the next along each axis."""
+        """Distance between neighbouring patches along each axis, in pixels."""
         return self.patch(config)
 
     def channels(self, config: Any) -> int:
-        """Numbers of a pixel."""
+        """Number of channels of a pixel."""
         return int(config.num_channels)
 
     def describe(self, size: tuple[int, ...]) -> str:
@@ -110,18 +108,18 @@ class GridRule:
         return f"{' × '.join(map(str, size))} pixels"
 
     def typed(self, size: tuple[int, ...]) -> str:
-        """A size as it is typed after :attr:`size_flag`, for example "768x1024"."""
+        """A size in the form that users type after :attr:`size_flag`, for example "768x1024"."""
         return "x".join(map(str, size))
 
     def doubled(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Twice the size along each axis that can grow."""
+        """Twice the size, along each axis that can grow."""
         return tuple(2 * side for side in size)
 
     def enlarged(self, size: tuple[int, ...], pixels: tuple[int, ...] | None, frames: int | None) -> tuple[int, ...]:
-        """An input's ``size`` with as many pixels along height and width, and as many frames, as a request names; ``None`` is as it was.
+        """``size`` with the height and width ``pixels`` and the number of ``frames`` replaced; ``None`` leaves them as they are.
 
         Raises:
-            GridError: frames of something that is not a video.
+            GridError: frames were given, but inputs are not videos.
         """
         if frames is not None:
             raise GridError(f"{frames} frames were given, but the model reads {self.noun}s, which have none; leave --frames out.")
@@ -129,12 +127,12 @@ class GridRule:
 
     @property
     def reads_photographs(self) -> bool:
-        """Whether inputs are made of pictures: one, or the frames of a video."""
+        """Whether inputs consist of pictures: a single one, or the frames of a video."""
         return self.noun in ("picture", "video")
 
     @property
     def checks_processor(self) -> bool:
-        """Whether inputs have the size that the config says, so that an image processor which makes others contradicts it."""
+        """Whether inputs have the config's size, so that an image processor must produce this size."""
         return self.interpolates
 
     @property
@@ -143,28 +141,24 @@ class GridRule:
         return self.noun == "picture"
 
     def extractor_fields(self, size: tuple[int, ...]) -> dict[str, Any]:
-        """The fields of the feature extractor's file that say how large inputs it makes; none where an image processor makes them."""
+        """Fields of the feature extractor's file that set the size of its outputs; empty for image processors."""
         return {}
 
     @contextmanager
     def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """The model of transformers below its head reads inputs of this size, larger than its position table's, with these arguments."""
+        """Within the context, transformers' headless model reads inputs of this larger size, with the arguments that are returned."""
         yield {INTERPOLATE_ARGUMENT: True} if self.interpolates else {}
 
     def fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any]:
-        """The fields of a Long config that was made for inputs of this size, larger than the position table's."""
+        """Fields of a Long config for inputs of this size, larger than the position table's."""
         return {"long_image_size": list(size)}
 
     def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
-        """The fields of the base's config with which it has the positions of inputs of this size; ``None`` where no config has."""
+        """Fields of the base's config that give it positions for inputs of this size; ``None`` if there are none."""
         return None
 
     def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Refuse an input of ``forward`` whose tokens the model of transformers with this config would give other tokens' positions.
-
-        Raises:
-            GridError: it would.
-        """
+        """Raise :class:`GridError` for an input to whose tokens transformers' model would give the positions of other tokens."""
 
     def of_seconds(self, config: Any, seconds: float) -> tuple[int, ...]:
         """The size of the input for a sound of this many seconds.
@@ -175,23 +169,23 @@ class GridRule:
         raise GridError(f"{seconds:g} seconds were given, but the model reads {self.noun}s; give their size as {self.size_flag}.")
 
     def size_of(self, pixels: Tensor) -> tuple[int, ...]:
-        """The size of the inputs of ``forward``."""
+        """The size of the inputs ``pixels`` of ``forward``."""
         return tuple(pixels.shape[-len(self.axes) :])
 
     def pixels_of_input(self, values: Tensor) -> Tensor:
-        """Inputs of ``forward`` that are no patches as pixels ``(B, channels, …)``."""
+        """Inputs of ``forward`` that are not patches, as pixels ``(B, channels, …)``."""
         return values
 
     def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
-        """The part of this ``size`` of inputs of ``forward``, from ``corner`` on."""
+        """The part of inputs of ``forward`` with the given ``size`` that starts at ``corner``."""
         for axis, (start, side) in enumerate(zip(corner, size, strict=True)):
             pixels = pixels.narrow(axis - len(size), start, side)
         return pixels
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The size in pixels for which the position table was trained, and that for which the model was converted."""
+        """The sizes, in pixels, for which the position table was trained and for which the model was converted."""
         table = getattr(config, self.table_size, self.trained_pixels)
-        if table is None and self.shapes is not None:  # any size is read; the table is a square
+        if table is None and self.shapes is not None:  # every size is read, and the table is a square
             table = round(config.num_patches ** (1 / len(self.axes))) * self.patch(config)[0]
         trained = image_size(table)
         converted = getattr(config, "long_image_size", None)
@@ -200,25 +194,25 @@ class GridRule:
         return trained, trained if converted is None else image_size(converted)
 
     def layers(self, config: Any) -> int:
-        """The number of layers with attention."""
+        """Number of layers with attention."""
         return int(config.num_hidden_layers)
 
     def layer_grids(self, config: Any, grid: Grid) -> list[Grid]:
-        """The grid of every layer of a model whose input has this one."""
+        """The grid of every layer, for an input on ``grid``."""
         return [grid] * self.layers(config)
 
     def longest(self, config: Any) -> int:
-        """The number of tokens of the largest input for which a model with this config was made."""
+        """Number of tokens of the largest input for which a model with this config was made."""
         return self.of_size(config, self.sizes(config)[1]).length
 
     def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
-        """An input of this many pixels, the same at every call: normal random numbers ``(1, channels, …)``."""
+        """A fixed random input of this size, ``(1, channels, …)``, from a normal distribution."""
         import torch
 
         return torch.randn(1, self.channels(config), *size, generator=torch.Generator().manual_seed(0))
 
     def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
-        """The arguments of ``forward`` for ``pixels (B, channels, …)``, the pixels first; noise that the base would draw is seeded."""
+        """The arguments of ``forward`` for ``pixels (B, channels, …)``, the pixels first. Noise that the base would draw is fixed."""
         import torch
 
         if self.shapes is not None:
@@ -231,8 +225,9 @@ class GridRule:
         return arguments
 
     def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
-        """The arguments of ``forward`` of the base, or of its Long class, by which it reads every patch of ``pixels (B, channels, …)`` in
-        raster order, whatever their size; noise takes effect while nothing is left out (:meth:`leaving_nothing_out`)."""
+        """Arguments of ``forward`` for which the base or its Long class reads every patch of ``pixels (B, channels, …)`` in raster order.
+
+        Noise takes effect only within :meth:`leaving_nothing_out`."""
         import torch
 
         grid = self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
@@ -248,12 +243,12 @@ class GridRule:
         return arguments
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of ``forward`` of a model, with those that its head needs besides its input."""
+        """``arguments`` of ``forward``, with those that the model's head needs in addition."""
         return dict(arguments)
 
     @contextmanager
     def leaving_nothing_out(self, model: Any) -> Iterator[None]:
-        """Within the context, a model that leaves patches out by noise reads all of them."""
+        """Within the context, a model that drops patches at random reads all of them."""
         configs = {id(module.config): module.config for module in model.modules() if hasattr(getattr(module, "config", None), MASK_RATIO)}
         ratios = [(config, config.mask_ratio) for config in configs.values()] if self.noise is not None else []
         for config, _ in ratios:
@@ -265,14 +260,14 @@ class GridRule:
                 config.mask_ratio = ratio
 
     def pixels_of(self, config: Any, patches: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Patches ``(B, patches, D)`` of inputs of this many pixels, put together: ``(B, channels, …)``."""
+        """Pixels ``(B, channels, …)`` of ``size``, made of patches ``(B, patches, D)``."""
         grid, rank = self.of_size(config, size), len(self.axes)
         cells = patches.unflatten(2, (*self.patch(config), -1)).unflatten(1, grid.sizes)
         axes = [axis for pair in zip(range(1, 1 + rank), range(1 + rank, 1 + 2 * rank), strict=True) for axis in pair]
         return cells.permute(0, 1 + 2 * rank, *axes).reshape(len(patches), -1, *size)
 
     def _patches(self, pixels: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """Inputs ``(B, channels, …)`` as ``(B, patches, D)``, the channels of a pixel next to one another as processors write them."""
+        """Inputs ``(B, channels, …)`` as patches ``(B, patches, D)``. A pixel's channels are neighbours, as in processors' outputs."""
         rank = len(sizes)
         for axis, cells in enumerate(sizes):
             pixels = pixels.unflatten(2 + 2 * axis, (cells, -1))
@@ -296,21 +291,21 @@ class GridRule:
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
 
     def output_cell(self, config: Any) -> tuple[int, ...]:
-        """Pixels of a cell of the last layer's grid along each axis."""
+        """Size of a cell of the last layer's grid along each axis, in pixels."""
         return self.patch(config)
 
     def output_grid(self, config: Any, grid: Grid) -> Grid:
-        """The grid of the states that the base returns for an input on ``grid``."""
+        """The grid of the hidden states that the base returns for an input on ``grid``."""
         return grid
 
     def rows(self, states: Tensor, grid: Grid) -> Tensor:
-        """The states of the base on the grid of its outputs by token: ``(B, N, D)``."""
+        """Hidden states of the base on the output grid, as rows ``(B, N, D)``."""
         rows = states.movedim(1, -1).flatten(1, -2) if self.returns_maps else states
         grid.check(rows.shape[1])
         return rows
 
     def features(self, states: Tensor, grid: Grid) -> Tensor:
-        """The states of the base on the grid of its outputs by cell, without those of the prefix: ``(B, height, width, D)``."""
+        """Hidden states of the base on the output grid, by cell and without the prefix: ``(B, height, width, D)``."""
         return self.rows(states, grid)[:, grid.prefix :].unflatten(1, grid.sizes)
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
@@ -331,7 +326,7 @@ class GridRule:
             )
 
     def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
-        """The grid of the input of a forward pass, or the grid of each input where they differ or have padding; ``None`` without one."""
+        """The grid of a forward pass, or one grid per input if they differ or have padding; ``None`` without an input."""
         pixels = arguments.get(self.input)
         if pixels is None or (self.shapes is not None and arguments.get(self.shapes) is None):
             return None
@@ -349,10 +344,10 @@ class GridRule:
 
 @dataclass(frozen=True)
 class StagedGrid(GridRule):
-    """Stages of ``config.depths`` layers: each has half as many cells along each axis as the one before, rounded up, and the first as many
-    as patches, rounded up, since convolutions with padding make them.
+    """Stages of ``config.depths`` layers. The first stage has as many cells along each axis as patches, each later one half as many as the
+    one before. Counts are rounded up, because convolutions with padding make them.
 
-    least_sides: cells along each axis, for each layer, to which a smaller grid is padded.
+    least_sides: number of cells along each axis, for each layer, to which a smaller grid is padded.
     """
 
     least_sides: Callable[[Any], Sequence[int]] | None = None
@@ -382,13 +377,15 @@ class StagedGrid(GridRule):
 
 
 FRAMES_PER_SECOND = 100
-"""Frames of a spectrogram: transformers' feature extractors of such models move their window by 10 ms."""
+"""Frames of a spectrogram per second. transformers' feature extractors for such models have a step of 10 ms."""
 
 
 @dataclass(frozen=True)
 class SpectrogramGrid(GridRule):
-    """The grid of a spectrogram ``(B, frames, mel bins)`` whose patches overlap: frequency is the first axis, time the second, and a patch
-    begins every ``frequency_stride`` mel bins and every ``time_stride`` frames. Sizes are ``(mel bins, frames)``; only the second grows.
+    """The grid of a spectrogram ``(B, frames, mel bins)`` with overlapping patches. The axes are frequency and time.
+
+    Patches begin at every ``frequency_stride``-th mel bin and every ``time_stride``-th frame. Sizes are ``(mel bins, frames)``, of which
+    only the number of frames can grow.
     """
 
     input: str = "input_values"
@@ -420,7 +417,7 @@ class SpectrogramGrid(GridRule):
 
     @contextmanager
     def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """The base adds its table to the patches whatever its length; within, that is the table stretched along time, row by row."""
+        """Within the context, the base's position table is stretched along time, row by row, because the base adds it to all patches."""
         import torch
         from torch import nn
         from torch.nn.functional import interpolate
@@ -455,10 +452,10 @@ class SpectrogramGrid(GridRule):
         return config.num_mel_bins, round(seconds * FRAMES_PER_SECOND)
 
     def of_size(self, config: Any, size: tuple[int, ...]) -> Grid:
-        """The grid of a spectrogram of this many mel bins and frames; frames after the last whole patch are not read.
+        """The grid of a spectrogram of this many mel bins and frames. Frames after the last complete patch are not read.
 
         Raises:
-            GridError: another number of mel bins than the model's, or fewer frames than a patch.
+            GridError: the number of mel bins is not the model's, or there are fewer frames than in a patch.
         """
         if size[0] != config.num_mel_bins:
             raise GridError(
@@ -479,12 +476,12 @@ class SpectrogramGrid(GridRule):
         return self.arguments(config, pixels)
 
     def output_cell(self, config: Any) -> tuple[int, ...]:
-        """Mel bins and frames from one patch to the next."""
+        """Distance between neighbouring patches in mel bins and frames."""
         return self.step(config)
 
 
 def image_size(size: Any) -> tuple[int, ...]:
-    """A size in pixels, one number or several, as a tuple with the height first.
+    """A size in pixels, given as one number or several, as a tuple with the height first.
 
     Raises:
         GridError: ``size`` is neither.

@@ -1,4 +1,4 @@
-"""The config of a Long model whose layers with attention are those of an encoder with a config of its own (Parakeet's heads)."""
+"""The config of a Long model whose attention is in an encoder with a config of its own (Parakeet's heads)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .audio_config import LongAudioConfig
 from .config import IMPLEMENTATION_FIELD
 
 ENCODER = "encoder_config"
-"""The field of such a config with that of the encoder."""
+"""The field that holds the encoder's config."""
 
 
 class LongHeldEncoderConfig(LongAudioConfig):
-    """Comes before the base's config class: ``class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig)``.
+    """Mixin before the base's config class: ``class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig)``.
 
-    long_attention: that of the encoder, which in memory has a Long config with the same value; its values in files are the base's.
+    long_attention: the encoder's. In memory the encoder has a Long config with the same value; in files it has the base's values.
     """
 
     encoder_class: ClassVar[type[LongAudioConfig]]
@@ -26,7 +26,7 @@ class LongHeldEncoderConfig(LongAudioConfig):
     encoder_fields: ClassVar[tuple[str, ...]] = (
         "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
     )  # fmt: skip
-    """Fields of the encoder's config that are read as the model's."""
+    """Fields of the encoder's config that are also read as the model's."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "encoder_class" in vars(cls):
@@ -51,15 +51,15 @@ class LongHeldEncoderConfig(LongAudioConfig):
         super().__setattr__(name, value)
         encoder = self.__dict__.get(ENCODER)
         if name == IMPLEMENTATION_FIELD and isinstance(encoder, self.encoder_class) and encoder.__dict__.get(IMPLEMENTATION_FIELD) is None:
-            setattr(encoder, IMPLEMENTATION_FIELD, value)  # transformers' class builds the encoder, and would ask for its own default
+            setattr(encoder, IMPLEMENTATION_FIELD, value)  # otherwise transformers' class, which builds the encoder, sets its default
         if name == "long_attention":
             assert encoder is not None
             encoder.long_attention = self.long_attention
-            setattr(encoder, IMPLEMENTATION_FIELD, self.__dict__.get(IMPLEMENTATION_FIELD))  # asked for before the mechanisms were known
+            setattr(encoder, IMPLEMENTATION_FIELD, self.__dict__.get(IMPLEMENTATION_FIELD))  # requested before the mechanisms were known
 
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        if torch.compiler.is_compiling():  # a cache that is made in a graph asks for the names of the base's fields
+        if torch.compiler.is_compiling():  # a cache made in a graph asks for the names of the base's fields
             return values
         base: Any = self.encoder_class.__bases__[-1]
         fields = base().to_dict()

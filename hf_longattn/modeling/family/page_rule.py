@@ -1,4 +1,4 @@
-"""What models of pages read along the tokens besides their ids: where each lies on its page."""
+"""Arguments that models of pages read for each token besides its id, such as its place on the page."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BOX_LIMIT = 1000
-"""The width and the height of every page, in the units of boxes."""
+"""Width and height of every page, in the units of boxes."""
 BOX_SIDES = ("left", "top", "right", "bottom")
 
 
 @dataclass(frozen=True)
 class PageArgument(ABC):
-    """An argument of ``forward`` with whole numbers ``(B, N, width)`` of every token.
+    """An argument of ``forward`` with whole numbers ``(B, N, width)`` for each token.
 
-    name: in the signature of ``forward``.
+    name: the argument's name in ``forward``.
     """
 
     name: str
     noun: ClassVar[str]
-    """What a token's numbers are, in messages."""
+    """The word for a token's numbers in messages."""
 
     @abstractmethod
     def width(self, config: Any) -> int:
-        """How many numbers a token has."""
+        """Count of numbers per token."""
 
     @abstractmethod
     def largest(self, config: Any) -> int:
-        """The largest number that the model takes; the smallest is 0."""
+        """The largest number that the model takes. The smallest is 0."""
 
     def fill(self, config: Any) -> int:
-        """The number of tokens that lie nowhere: padding, and memory tokens."""
+        """The number for tokens without a place: padding, and memory tokens."""
         return 0
 
     def seeded(self, config: Any, rows: int, length: int) -> Tensor:
-        """Numbers ``(rows, length, width)`` int64, the same at every call."""
+        """Fixed random numbers ``(rows, length, width)`` int64."""
         import torch
 
         random = torch.Generator().manual_seed(0)
         return torch.randint(self.largest(config) + 1, (rows, length, self.width(config)), generator=random)
 
     def check(self, config: Any, values: Tensor, shape: tuple[int, int]) -> None:
-        """Raise :class:`PageError` unless ``values`` are such numbers of ``shape``, ``(B, N)``, tokens."""
+        """Raise :class:`PageError` unless ``values`` are valid numbers for tokens of ``shape (B, N)``."""
         from ...engines.common.batch import in_graph
 
         expected = (*shape, self.width(config))
@@ -72,7 +72,7 @@ class PageArgument(ABC):
 
     @abstractmethod
     def advice(self, limit: int) -> str:
-        """What is wrong with numbers beyond ``limit``, and what to give instead."""
+        """The second half of the error message for numbers beyond ``limit``: what is wrong, and what to give instead."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class Boxes(PageArgument):
 
 
 def check_boxes(name: str, boxes: Tensor, limit: int = BOX_LIMIT) -> None:
-    """Raise :class:`PageError` for integer boxes ``(…, 4)`` that lie on no page: beyond ``limit``, or with sides in another order.
+    """Raise :class:`PageError` for integer boxes ``(…, 4)`` outside the page, or with sides in the wrong order.
 
     Args:
-        name: what messages call them.
+        name: the boxes' name in messages.
     """
     rule = Boxes(name)
     rule.check_range(boxes, limit)
@@ -124,11 +124,10 @@ def check_boxes(name: str, boxes: Tensor, limit: int = BOX_LIMIT) -> None:
 
 @dataclass(frozen=True)
 class TreePaths(PageArgument):
-    """The path of every token in the tree of a web page, from the root on: a number for each level, filled up to the deepest one
-    (MarkupLM).
+    """Each token's path in the tree of a web page, from the root: one number per level, filled up to the deepest level (MarkupLM).
 
-    limit: the config's field with how many numbers there are.
-    padding: the config's field with the number of levels below the token.
+    limit: the config's field with the count of numbers.
+    padding: the config's field with the number for levels below the token.
     """
 
     limit: str
@@ -150,9 +149,9 @@ class TreePaths(PageArgument):
 
 @dataclass(frozen=True)
 class PageRule:
-    """The arguments of ``forward`` that run along the tokens besides their ids; none in a model of plain text.
+    """The arguments of ``forward`` with numbers for each token; none in a model of plain text.
 
-    picture: the argument with the picture of the page of every row, which does not run along the tokens; empty without one.
+    picture: the argument with each row's picture of its page; empty without one.
     """
 
     arguments: tuple[PageArgument, ...] = ()
@@ -160,19 +159,18 @@ class PageRule:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the arguments."""
         return tuple(argument.name for argument in self.arguments)
 
     def fill(self, config: Any, name: str) -> int:
-        """The number of tokens that lie nowhere, for the argument ``name``; 0 for arguments of other kinds."""
+        """The number for tokens without a place in the argument ``name``; 0 for other arguments."""
         return next((argument.fill(config) for argument in self.arguments if argument.name == name), 0)
 
     def seeded(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
-        """Every argument for ``(rows, length)`` tokens, the same at every call."""
+        """Fixed random values of every argument, for ``(rows, length)`` tokens."""
         return {argument.name: argument.seeded(config, rows, length) for argument in self.arguments}
 
     def check(self, config: Any, arguments: Mapping[str, Any], shape: tuple[int, int]) -> None:
-        """Raise :class:`PageError` for arguments of a forward pass over ``shape``, ``(B, N)``, tokens that the model cannot read."""
+        """Raise :class:`PageError` for arguments that the model cannot read, in a forward pass over tokens of ``shape (B, N)``."""
         for argument in self.arguments:
             if (values := arguments.get(argument.name)) is not None:
                 argument.check(config, values, shape)
@@ -185,7 +183,7 @@ class PageRule:
 
 
 PLAIN_TEXT = PageRule()
-"""That of a model which reads token ids alone."""
+"""The rule of models that read only token ids."""
 BOXES = PageRule((Boxes(),))
 BOXES_AND_PICTURE = PageRule((Boxes(),), picture="pixel_values")
 MARKUP_PATHS = PageRule(

@@ -1,4 +1,4 @@
-"""A base's position table, and the positions that a call needs of it."""
+"""A base's position table, and the check that it has enough positions for a call."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PADDING = 1
-"""The id of the padding token of RoBERTa's vocabulary, for a config that does not say; the model itself needs it in the config."""
+"""The padding token of RoBERTa's vocabulary, for a config without one. The model itself needs it in the config."""
 
 
 @dataclass(frozen=True)
 class PositionTable:
     """A position table of the base architecture.
 
-    pattern: regular expression that matches the name of its parameter, e.g. ``r"position_embeddings\\.weight$"``.
-    offset: number of leading rows that are not positions (BART, MPNet: 2), or ``"padding"`` where positions start after the row of the
-        config's ``pad_token_id`` (RoBERTa); :meth:`leading` is the number with a config.
-    counted: whether the config's length includes those rows (RoBERTa) or not (BART).
+    pattern: regular expression that matches the name of the parameter, such as ``r"position_embeddings\\.weight$"``.
+    offset: number of rows at the start that are not positions (BART, MPNet: 2), or ``"padding"`` if positions start after the row of the
+        config's ``pad_token_id`` (RoBERTa). :meth:`leading` returns the number.
+    counted: whether the config's length includes these rows (RoBERTa) or not (BART).
     added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
     skips_padding: whether padding tokens take no position (RoBERTa, OPT).
-    learned: ``False`` for sinusoids, which are computed for the new length instead of being extended (Pegasus).
-    decoder: whether it is the decoder's in an encoder-decoder.
+    learned: False for sinusoids, which are computed for the new length instead of being extended (Pegasus).
+    decoder: whether the table belongs to the decoder of an encoder-decoder.
     """
 
     pattern: str
@@ -44,21 +44,21 @@ class PositionTable:
         return "max_decoder_position_embeddings" if self.decoder else "max_position_embeddings"
 
     def leading(self, config: Any) -> int:
-        """The number of leading rows that are not positions, with this config."""
+        """Number of rows at the start that are not positions, with this config."""
         if self.offset != "padding":
             return self.offset
         return (PADDING if config.pad_token_id is None else config.pad_token_id) + 1
 
     def config_value(self, tokens: int, config: Any) -> int:
-        """The value of :attr:`field` for this many tokens, in a config that is otherwise ``config``."""
+        """The value of :attr:`field` for this many tokens; ``config`` has the other values."""
         return tokens + self.leading(config) * self.counted
 
     def tokens(self, config: Any) -> int:
-        """The maximum number of tokens with this config."""
+        """Maximum number of tokens with this config."""
         return getattr(config, self.field) - self.leading(config) * self.counted
 
     def rows(self, config: Any) -> int:
-        """The number of rows with this config."""
+        """Number of rows with this config."""
         return self.tokens(config) + self.leading(config)
 
     def first_id(self, config: Any) -> int:
@@ -66,17 +66,17 @@ class PositionTable:
         return 0 if self.added else self.leading(config)
 
     def padding_id(self, config: Any) -> int:
-        """The token that takes no position, where the model tells padding by its id (RoBERTa, MPNet)."""
+        """The id of tokens that take no position, in models that detect padding by id (RoBERTa, MPNet)."""
         return self.leading(config) - 1
 
     def matches(self, name: str) -> bool:
-        """Whether the parameter called ``name`` is this table."""
+        """Whether this table is the parameter ``name``."""
         return re.search(self.pattern, name) is not None
 
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise :class:`LengthError` if the tokens of this forward pass, with those in the cache, need more positions.
+        """Raise :class:`LengthError` if this forward pass needs more positions, including tokens in the cache.
 
-        Padding that takes no position (RoBERTa's, or with ``position_ids`` that say so) does not count.
+        Padding that takes no position does not count: RoBERTa's, or according to ``position_ids``.
         """
         import torch
         from transformers import Cache
@@ -98,7 +98,7 @@ class PositionTable:
         self._refuse_beyond(needed, limit)
 
     def check_positions(self, config: Any, position_ids: Tensor) -> None:
-        """Raise :class:`LengthError` if ``position_ids`` go beyond the table, where the cache does not hold all past tokens."""
+        """Raise :class:`LengthError` if ``position_ids`` exceed the table, for a cache that does not hold all past tokens."""
         self._refuse_beyond(int(position_ids.max()) + 1 - self.first_id(config), self.tokens(config))
 
     def _refuse_beyond(self, needed: int, limit: int) -> None:

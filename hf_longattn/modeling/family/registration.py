@@ -1,13 +1,11 @@
-"""Enter the backend, configs, models and tokenizers into transformers' tables, and Long models into every other table by model type:
-transformers', peft's and sentence-transformers'.
+"""Registers Long models with transformers, peft and sentence-transformers, in every table that is indexed by model type.
 
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
-and ``AutoModel.register`` take classes, which would import both. So names are entered instead: transformers keeps names itself
-(``"bert": "BertModel"``) and imports the class on first use from the module noted for the model type, for ``"long_bert"``
-:mod:`hf_longattn.families`. These tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the
-module that defines it is imported: an entry in ``sys.meta_path`` wraps the loader of the modules in :data:`TABLES` for that, and of no
-others; modules that are imported already are filled at once. Nothing of transformers is replaced but the entry of a task, document question
-answering, by a subclass of its pipeline.
+and ``AutoModel.register`` take classes, which would import both. Names are therefore entered instead: transformers itself stores names
+(``"bert": "BertModel"``) and imports a class on first use, from the module that is noted for the model type. For ``"long_bert"``, this is
+:mod:`hf_longattn.families`. The tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the module that defines
+it is imported, by an entry in ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES` only. Tables of modules that are
+imported already are filled at once. Only pipelines are replaced: :data:`PIPELINES` gives two tasks a subclass of transformers' pipeline.
 """
 
 from __future__ import annotations
@@ -19,8 +17,9 @@ import importlib.machinery
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...private_apis import PRIVATE_APIS, missing, warn_missing
 from .definition import FAMILIES, family_names, long_prefix, module_name
@@ -35,27 +34,28 @@ MULTIMODAL_CLASSES = {
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "ForImageClassification",
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "ForAudioClassification",
 }
-"""Tables of Auto classes, and the classes of a model of several modalities in them; it has no base in transformers."""
+"""Tables of Auto classes -> the class suffix of a multimodal model, which has no base in transformers."""
 PIPELINES = {
     "document-question-answering": "PageQuestionAnsweringPipeline",
     "automatic-speech-recognition": "SpeechRecognitionPipeline",
 }
-"""A task of transformers' pipelines -> the class that reads Long models for it."""
+"""Task of transformers' pipelines -> the class that runs it for Long models."""
 
 
 def register_configs() -> None:
-    """``AutoConfig`` knows every Long config."""
+    """Make ``AutoConfig`` find every Long config."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    for base in family_names(CONFIG_MAPPING_NAMES):
-        CONFIG_MAPPING_NAMES[f"long_{base}"] = f"{long_prefix(base)}{CONFIG_MAPPING_NAMES[base]}"
-        enter_config(CONFIG_MAPPING, module_name(f"long_{base}"), _families())
+    families = _families()
+    for names in _family_entries():
+        CONFIG_MAPPING_NAMES[names.model_type] = names.config
+        enter_config(CONFIG_MAPPING, names.module, families)
     CONFIG_MAPPING_NAMES[MULTIMODAL_TYPE] = f"{MULTIMODAL}Config"
-    enter_config(CONFIG_MAPPING, MULTIMODAL_TYPE, _families())
+    enter_config(CONFIG_MAPPING, MULTIMODAL_TYPE, families)
 
 
 def register_models() -> None:
-    """Every ``AutoModel…`` that knows a base knows its Long class of the same head."""
+    """Enter every Long class in each ``AutoModel…`` that has its base's class."""
     from transformers.models.auto import modeling_auto
 
     known = lazy_mappings(modeling_auto)
@@ -68,7 +68,7 @@ def register_models() -> None:
 
 
 def register_tokenizers() -> None:
-    """``AutoTokenizer`` loads the tokenizer of the base for a Long model."""
+    """Make ``AutoTokenizer`` load the base's tokenizer for a Long model."""
     from transformers.models.auto import tokenization_auto
 
     for table in lazy_mappings(tokenization_auto):
@@ -79,7 +79,7 @@ def register_tokenizers() -> None:
 
 
 def register_image_processors() -> None:
-    """``AutoImageProcessor`` loads the image processor of the base for a Long model, where the files do not name one."""
+    """Make ``AutoImageProcessor`` load the base's image processor for a Long model whose files name none."""
     from transformers.models.auto import image_processing_auto
 
     for table in lazy_mappings(image_processing_auto):
@@ -87,7 +87,7 @@ def register_image_processors() -> None:
 
 
 def register_feature_extractors() -> None:
-    """``AutoFeatureExtractor`` loads the feature extractor of the base for a Long model, where the files do not name one."""
+    """Make ``AutoFeatureExtractor`` load the base's feature extractor for a Long model whose files name none."""
     from transformers.models.auto import feature_extraction_auto
 
     for table in lazy_mappings(feature_extraction_auto):
@@ -95,7 +95,7 @@ def register_feature_extractors() -> None:
 
 
 def register_processors() -> None:
-    """``AutoProcessor`` loads the processor of the base for a Long model, where the files do not name one."""
+    """Make ``AutoProcessor`` load the base's processor for a Long model whose files name none."""
     from transformers.models.auto import processing_auto
 
     for table in lazy_mappings(processing_auto):
@@ -103,67 +103,95 @@ def register_processors() -> None:
 
 
 def _families() -> ModuleType:
-    """The module with every ``Long…`` name."""
+    """The module that has every ``Long…`` name."""
     return importlib.import_module(f"{PACKAGE}.families")
 
 
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
-    """Enter every Long model type into a table, with the name of its Long class, or with the base's, which transformers finds in itself.
+    """Enter every Long model type in a table, with the name of its Long class or, if not ``long``, of the base's class.
 
-    complete: also where transformers has no base model, since it is a part of others (SigLIP's text).
+    complete: whether to enter also types for which transformers has no base model, because it is part of others (SigLIP's text).
     """
-    names, configs = mapped_names(table)
-    for base in family_names(configs):
-        entry = names.get(base, f"{configs[base].removesuffix('Config')}Model" if complete else None)
+    entries, families = mapped_names(table)[0], _families()
+    for names in _family_entries():
+        entry = entries.get(names.base, names.base_model if complete else None)
         heads = (entry,) if isinstance(entry, str) else entry if isinstance(entry, tuple) else ()
-        if entry is None or (long and not all(head.startswith(_first_word(configs[base])) for head in heads)):
+        if entry is None or (long and not all(head.startswith(names.first_word) for head in heads)):
             continue
-        model_type, prefix = f"long_{base}", long_prefix(base)
         if long:
-            entry = f"{prefix}{entry}" if isinstance(entry, str) else tuple(f"{prefix}{head}" for head in heads)
-        enter_class(table, model_type, entry, f"{prefix}{configs[base]}", module_name(model_type), _families())
+            entry = f"{names.prefix}{entry}" if isinstance(entry, str) else tuple(f"{names.prefix}{head}" for head in heads)
+        enter_class(table, names.model_type, entry, names.config, names.module, families)
 
 
-def _first_word(config: str) -> str:
-    """The prefix of the base's class names: ``"Qwen2Config"`` -> ``"Qwen2"``; tables of heads may also list a head of another model."""
-    return re.findall("[A-Z]+[a-z0-9]*", config.removesuffix("Config"))[0]
+class FamilyNames(NamedTuple):
+    """The names of a family in transformers' tables.
+
+    base, model_type: the model types of its base and of itself.
+    base_model: the usual name of the base's model class without a head.
+    first_word: with which the base's class names start, "Qwen2" of "Qwen2Config"; tables of heads may also list a head of another model.
+    prefix: what comes before the names of the base's classes in those of its Long classes.
+    config: the name of its config class.
+    module: that of its model type.
+    """
+
+    base: str
+    model_type: str
+    base_model: str
+    first_word: str
+    prefix: str
+    config: str
+    module: str
+
+
+@cache
+def _family_entries() -> list[FamilyNames]:
+    """The names of every family, compared with those of transformers once for all tables."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    entries = []
+    for base in FAMILIES:
+        config, prefix, model_type = CONFIG_MAPPING_NAMES[base], long_prefix(base), f"long_{base}"
+        stem = config.removesuffix("Config")
+        first_word = re.findall("[A-Z]+[a-z0-9]*", stem)[0]
+        entries.append(FamilyNames(base, model_type, f"{stem}Model", first_word, prefix, f"{prefix}{config}", module_name(model_type)))
+    return entries
 
 
 def register_attention() -> None:
-    """``attn_implementation="longattn"`` is known."""
+    """Make ``attn_implementation="longattn"`` known to transformers."""
     importlib.import_module(f"{PACKAGE}.backend")
 
 
 def register_adapters() -> None:
-    """peft adapts the same modules in a Long model as in its base."""
+    """Make peft adapt the same modules in a Long model as in its base."""
     for table in target_module_tables(sys.modules["peft.utils.constants"]):
         _enter_types(table)
 
 
 def register_prompt_adapters() -> None:
-    """peft's adaption prompts take a Long model as its base; not a GPT-2, which peft asks for by name."""
+    """Make peft's adaption prompts take Long models, except GPT-2, which peft checks by name."""
     _enter_types(model_type_table("prompt_adapters", sys.modules["peft.tuners.adaption_prompt.config"]), but=("gpt2",))
 
 
 def register_expert_adapters() -> None:
-    """peft knows the experts of a Long mixture by their names of transformers 4, as its base's."""
+    """Make peft rename the experts of a Long mixture as it does for the base, from their names in transformers 4."""
     _enter_types(model_type_table("expert_adapters", sys.modules["peft.utils.transformers_weight_conversion"]))
 
 
 def register_awq() -> None:
-    """transformers loads the activations that AWQ scaled in a Long model as in its base."""
+    """Make transformers load activations scaled by AWQ in a Long model as in its base."""
     _enter_types(model_type_table("awq_scales", sys.modules["transformers.integrations.awq"]))
 
 
 def register_response_templates() -> None:
-    """`transformers serve` reads reasoning and tool calls of a Long model as its base's."""
+    """Make `transformers serve` read reasoning and tool calls of a Long model as of its base."""
     table = model_type_table("response_templates", sys.modules["transformers.cli.serving.utils"]) or {}
     for bases, template in list(table.items()):
         table[tuple(f"long_{base}" for base in family_names(bases))] = template
 
 
 def register_pipelines() -> None:
-    """``pipeline("document-question-answering")`` reads a LongLayoutLM, and that of speech a LongWhisper, as its base."""
+    """Make pipelines for document question answering and speech recognition treat Long models as their bases."""
     tasks, module = sys.modules["transformers.pipelines"].PIPELINE_REGISTRY.supported_tasks, f"{PACKAGE}.modeling.pipelines"
     for task, name in PIPELINES.items():
         by_name = isinstance(tasks[task]["impl"], str)
@@ -171,9 +199,9 @@ def register_pipelines() -> None:
 
 
 def register_standalone_encoders() -> None:
-    """sentence-transformers loads the encoder of a Long encoder-decoder by its Long class, and reads a Long model of sound as its base.
+    """Make sentence-transformers load a Long encoder-decoder's encoder by its Long class, and read a Long audio model as its base.
 
-    It takes the first entry whose config class fits, which would be the base's, with full attention.
+    It uses the first entry whose config class fits, which would otherwise be the base's, with full attention.
     """
     transformer = sys.modules["sentence_transformers.base.modules.transformer"]
     for name in ("feature_inputs", "logits_inputs", "generating_inputs"):
@@ -213,7 +241,7 @@ TABLES: dict[str, Callable[[], None]] = {
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls the function in ``TABLES`` right after a module named there has been executed; finding it is left to Python."""
+    """Calls the function in ``TABLES`` right after a module named there has been executed. Python's own finder finds the module."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
         if name not in TABLES:
@@ -232,7 +260,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 def register() -> None:
-    """Fill every table, now or when it is imported. ``import hf_longattn`` calls this; further calls change nothing."""
+    """Fill every table, now or when its module is imported. ``import hf_longattn`` calls this; further calls change nothing."""
     if any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _AfterImport())
@@ -242,7 +270,7 @@ def register() -> None:
 
 
 def lazy_mappings(module: ModuleType) -> list[Any]:
-    """The tables in a module of transformers where Auto classes look up their classes."""
+    """The tables of a transformers module in which Auto classes look up their classes."""
     tables = [table for table in vars(module).values() if hasattr(table, "_model_mapping") and hasattr(table, "_config_mapping")]
     return [table for table in tables if not isinstance(table, type) and _is_lazy(table)]
 
@@ -255,7 +283,7 @@ def _is_lazy(table: Any) -> bool:
 
 
 def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
-    """Let ``CONFIG_MAPPING`` find a config in ``module``."""
+    """Make ``CONFIG_MAPPING`` find a config in ``module``."""
     if not hasattr(mapping, "_modules"):
         warn_missing("lazy_mapping")
         return False
@@ -292,7 +320,7 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
 
 
 def model_type_table(name: str, module: ModuleType) -> Any:
-    """The table ``name`` of :data:`PRIVATE_APIS` in ``module``. If this version has none, warns and returns ``None``."""
+    """The table ``name`` of :data:`PRIVATE_APIS` in ``module``. If this version lacks it, warn and return ``None``."""
     table = getattr(module, PRIVATE_APIS[name][0].partition(":")[2], None)
     if table is None:
         warn_missing(name)
@@ -300,7 +328,7 @@ def model_type_table(name: str, module: ModuleType) -> Any:
 
 
 def target_module_tables(constants: ModuleType) -> list[dict[str, Any]]:
-    """One table for every method of peft: model type -> modules to adapt."""
+    """The tables of peft, one per method: model type -> modules to adapt."""
     tables = [value for name, value in vars(constants).items() if name.endswith("_MODULES_MAPPING") and isinstance(value, dict)]
     if not tables:
         warn_missing("target_modules")

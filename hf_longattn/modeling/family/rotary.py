@@ -1,4 +1,4 @@
-"""Rotary positions of a longer model, for conversions and for configs that are read with a larger length."""
+"""Rotary positions of an extended model, for conversions and for configs read with a larger length."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
     If each layer type has positions (Gemma 3), only layers that see beyond the old length are scaled.
 
     Args:
-        config: of the base, or a Long config with the base's ``rope_parameters``.
-        attention: of the result.
+        config: the base's config, or a Long config with the base's ``rope_parameters``.
+        attention: the attention of the result.
         positions: "auto" or "rope:<kind>".
 
     Raises:
@@ -48,5 +48,5 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
 
 
 def _farthest(reaches: list[int | None]) -> int | None:
-    """The farthest that any layer sees back; ``None`` if unbounded."""
+    """The furthest distance that any layer sees back; ``None`` if unbounded."""
     return None if None in reaches else max((reach for reach in reaches if reach is not None), default=0)

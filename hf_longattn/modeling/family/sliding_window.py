@@ -1,11 +1,11 @@
-"""Sliding windows of the base, and which layers keep them.
+"""Sliding windows of the base, and the layers that keep them.
 
-Mistral and Phi-3 may have a sliding window in every layer; Qwen, Gemma 2 and 3, SmolLM3 and ModernBERT in some, listed in ``layer_types``,
-GPT-Neo in every other one.
-If only some layers have one, they keep it unless ``long_attention`` names them (or mechanisms that all layers take in turn); the mechanism
-of the model then replaces full attention. If all layers have one, a chosen mechanism replaces it; without a choice they keep it.
+Mistral and Phi-3 may have a sliding window in every layer, and GPT-Neo has one in every other layer. Qwen, Gemma 2 and 3, SmolLM3 and
+ModernBERT have them in the layers that ``layer_types`` lists. If only some layers have a window, they keep it unless ``long_attention``
+names these layers or a list of mechanisms to use in turn; the model's mechanism then replaces only full attention. If all layers have a
+window, a chosen mechanism replaces it. Without a choice they keep it.
 
-On disk, the base's fields for windows say what the mechanisms compute, since serving engines read them (:func:`serving_window_fields`).
+On disk, the base's fields for windows describe the mechanisms, because serving engines read them (:func:`serving_window_fields`).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ...mechanisms.longformer import Longformer
 SLIDING, FULL = "sliding_attention", "full_attention"
 """transformers' names for a layer with and without a window, in ``config.layer_types``."""
 SERVING_WINDOW_FIELDS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
-"""Fields of a config by which serving engines choose the attention of a layer."""
+"""Fields of a config by which serving engines choose each layer's attention."""
 BASE_WINDOWS = "base_windows"
-"""In a config's file: the base's values of those fields, which say there what the mechanisms compute."""
+"""Field of a config's file with the base's original values of those fields, which then describe the mechanisms."""
 
 
 def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
-    """The width of every layer's window, as mechanism ``window`` counts it; ``None`` for full attention.
+    """The width of every layer's window in the units of mechanism ``window``; ``None`` for full attention.
 
     Args:
-        causal: whether its layers look back only; ``None`` where that is as usual for the config: only ModernBERT's look to either side.
+        causal: whether the layers are causal. ``None`` derives it from the config: only ModernBERT's see both sides.
     Raises:
         CheckpointError: the config's width is not a number of tokens.
     """
     if getattr(config, "is_heterogeneous", False):  # each layer has a config in transformers' per_layer_config
         return [own_windows(of_layer, causal)[layer] for layer, of_layer in enumerate(config.per_layer_config)]
-    if hasattr(config, "attention_layers"):  # GPT-Neo's names
+    if hasattr(config, "attention_layers"):  # GPT-Neo's field
         return [config.window_size if kind == "local" else None for kind in config.attention_layers]
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     if width is None or getattr(config, "use_sliding_window", None) is False:  # Qwen2-MoE's width is then 0
@@ -51,20 +51,20 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
     if causal is None:
         causal = not hasattr(config, "local_attention") or config.model_type.endswith("decoder")
     if getattr(config, "use_bidirectional_attention", None):
-        width = 2 * (width - 1)  # Gemma 3's number is the first distance out of reach
+        width = 2 * (width - 1)  # Gemma 3 gives the first distance that is not visible
     elif not causal:
-        width = 2 * width  # transformers counts tokens to either side
+        width = 2 * width  # transformers gives the number of tokens on either side
     types = config.__dict__.get("layer_types")
     return [width if types is None or kind == SLIDING else None for kind in types or [SLIDING] * layers]
 
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:
-    """What the base computes: full attention, and its windows (:func:`own_windows`) in the layers that have one, each of which is named."""
+    """The base's attention: full, with a window (:func:`own_windows`) in the layers that have one, each listed by number."""
     return LongAttentionConfig("full", layers={layer: _kept(width) for layer, width in enumerate(windows) if width is not None})
 
 
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
-    """``chosen``, or the default for ``None``, with the base's windows (:func:`own_windows`) in the layers that keep theirs."""
+    """``chosen``, or the default for ``None``, with the base's windows (:func:`own_windows`) in the layers that keep them."""
     attention = LongAttentionConfig.from_dict(chosen)
     widths = [width for width in windows if width is not None]
     if chosen is None and widths and len(set(windows)) == 1:
@@ -84,7 +84,7 @@ def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) 
 
 
 def equals_base(attention: LongAttentionConfig, windows: list[int | None], causal: bool) -> bool:
-    """Whether every layer computes, for inputs of any length, what the base's own attention computes."""
+    """Whether every layer computes the same as in the base, at any length."""
 
     def equals(layer: int, width: int | None) -> bool:
         if width is not None:
@@ -96,7 +96,7 @@ def equals_base(attention: LongAttentionConfig, windows: list[int | None], causa
 
 
 def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | None] | None:
-    """The width of every causal layer's window, ``None`` for full attention; ``None`` if a layer is neither."""
+    """The window width of every causal layer, ``None`` for full attention; ``None`` instead of a list if a layer has neither."""
     bands = [band_of(prototype(*attention.for_layer(layer)), True) for layer in range(layers)]
     if any(band is None for band in bands):
         return None
@@ -106,11 +106,12 @@ def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | Non
 def serving_window_fields(
     attention: LongAttentionConfig, layers: int, causal: bool, base_fields: Collection[str], *, nullable: bool = True
 ) -> dict[str, Any]:
-    """The values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines; where none can, those of the fields
-    ``base_fields`` of the base that say full attention.
+    """Values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines.
+
+    If no values can, those of ``base_fields``, the base's fields, that mean full attention.
 
     Args:
-        nullable: whether the base's ``sliding_window`` may be null. In others the types of the layers say that none has a window.
+        nullable: whether the base's ``sliding_window`` may be null. If not, layer types mean that no layer has a window.
     """
     if not causal:
         bands = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
@@ -130,7 +131,7 @@ def serving_window_fields(
 
 
 def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a Long config's file with the base's fields for windows as they were, and without what was added to them."""
+    """A Long config's file values with the base's original window fields, and without added ones."""
     values = dict(values)
     base_fields = values.pop(BASE_WINDOWS, None)
     if not isinstance(base_fields, Mapping):
@@ -139,8 +140,8 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """The width of an encoder layer's window, with or without global tokens, as transformers' Longformer counts it, or ``None`` where it is
-    not as wide on both sides."""
+    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens; ``None`` if the window is not
+    equally wide on both sides."""
     if isinstance(mechanism, Longformer):
         pattern = mechanism.pattern(False)
         band = None if mechanism.relative is not None else (pattern.left, pattern.right)

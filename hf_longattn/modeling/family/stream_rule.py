@@ -1,4 +1,4 @@
-"""How far each part of a model of sound looks along time, so that a stream can be read with memory that does not grow."""
+"""How far each part of an audio model looks along time, so that streams can be read in constant memory."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...engines.common.shards import Locality
+from ...positions.distances import Locality
 
 
 class Section(Protocol):
-    """A part of a model along time: what its outputs depend on."""
+    """A part of a model along time, which knows the inputs that its outputs depend on."""
 
     @property
     def stride(self) -> int:
-        """Inputs from one output to the next."""
+        """Number of inputs from one output to the next."""
 
     def final(self, seen: int) -> int:
-        """How many outputs no later input changes, after ``seen`` inputs."""
+        """Number of outputs that later inputs cannot change, after ``seen`` inputs."""
 
     def total(self, seen: int) -> int:
-        """How many outputs there are of ``seen`` inputs and no more."""
+        """Number of outputs if the stream ends after ``seen`` inputs."""
 
     def first(self, output: int) -> int:
-        """The input from which the part computes the outputs from ``output`` on as it does from the first; a multiple of the stride."""
+        """The input at which to start in order to compute the outputs from ``output`` on; a multiple of the stride."""
 
 
 @dataclass(frozen=True)
 class Convolution:
     """Output t depends on the inputs ``stride * t - left … stride * t - left + kernel - 1``.
 
-    left, right: zeros before the first input and after the last one.
+    left, right: number of zeros before the first input and after the last one.
     """
 
     kernel: int
@@ -40,12 +40,12 @@ class Convolution:
 
     @classmethod
     def centred(cls, kernel: int) -> Convolution:
-        """A convolution with as many outputs as inputs, which looks as far back as ahead; one further back with an even kernel."""
+        """A convolution with as many outputs as inputs, which looks equally far back and ahead; one further back if the kernel is even."""
         return cls(kernel, 1, kernel // 2, kernel - 1 - kernel // 2)
 
     @classmethod
     def causal(cls, kernel: int, stride: int = 1) -> Convolution:
-        """A convolution that looks back only."""
+        """A convolution that looks only back."""
         return cls(kernel, stride, kernel - 1)
 
     def final(self, seen: int) -> int:
@@ -80,7 +80,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Chain:
-    """Parts one after the other; none is the identity."""
+    """Parts in sequence; without parts, the identity."""
 
     parts: tuple[Section, ...] = ()
 
@@ -109,12 +109,12 @@ class Chain:
 
 @dataclass(frozen=True)
 class Positions:
-    """Where the layers of a base get the positions of their frames.
+    """How the layers of a base get the positions of their frames.
 
-    module: the module of the base that makes them from states, of which it reads the number.
-    keyword: the argument of a layer.
-    counted: whether positions count from the beginning of the stream, so that the module takes the number of the first frame as well;
-        otherwise they are those of the distances of frames and the keys that were kept.
+    module: the base's module that makes them from hidden states, of which it uses only the number.
+    keyword: the argument of a layer that takes them.
+    counted: whether positions count from the stream's start, so that the module also needs the first frame's number. If not, they are
+        those of the distances between frames and stored keys.
     """
 
     module: str
@@ -124,15 +124,15 @@ class Positions:
 
 @dataclass(frozen=True)
 class StreamRule:
-    """The parts of a base model of sound between which frames pass, after those that make frames of the input.
+    """The parts of an audio base after its frames are made, between which frames pass.
 
-    encoder: the module of the base whose first argument is these frames, where something before the layers looks along time, and the
-        sections of that, with a config (``"encoder"``, a convolution over frames as positions); ``None`` where nothing does.
-    layers: the name of the list of layers in the base, whose first argument is frames.
-    inside: the sections of a layer after its attention, with a config.
-    positions: how the layers get the positions of their frames, with a config; ``None`` where they get none.
-    multiple: the base takes a multiple of this number of inputs, with a config; what is left at the end of a stream is dropped.
-    refusal: why the base needs the whole sound with a config, and what to use instead; empty where it does not.
+    encoder: the base's module that takes these frames as first argument, and the sections before the layers, a function of the config
+        (``"encoder"``, with a convolution over frames as positions); ``None`` if nothing before the layers looks along time.
+    layers: the name of the base's list of layers, whose first argument is frames.
+    inside: the sections of a layer after its attention, a function of the config.
+    positions: how layers get the positions of frames, a function of the config; ``None`` if they get none.
+    multiple: the number that the count of inputs must be a multiple of, a function of the config. A rest at the end of a stream is dropped.
+    refusal: why the base needs the whole sound, and what to use instead, a function of the config; empty if it does not.
     """
 
     encoder: tuple[str, Callable[[Any], Sequence[Section]]] | None = None
@@ -144,27 +144,27 @@ class StreamRule:
 
 
 def unpadded_convolutions(config: Any) -> list[Convolution]:
-    """The feature encoder of wav2vec 2.0 and its successors."""
+    """The convolutions of the feature encoder of wav2vec 2.0 and its successors."""
     return [Convolution(kernel, stride) for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True)]
 
 
 def position_convolution(config: Any) -> list[Convolution]:
-    """Their convolution over frames, which tells positions."""
+    """The convolution over frames that encodes positions in wav2vec 2.0 and its successors."""
     return [Convolution.centred(config.num_conv_pos_embeddings)]
 
 
 def normalised_over_time(config: Any) -> str:
-    """What a feature encoder with a norm over the whole sound does; empty with a norm over the channels of each frame."""
+    """Why a feature encoder needs the whole sound: a norm over it. Empty if the norm is over the channels of each frame."""
     if config.feat_extract_norm != "group":
         return ""
     return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
 
 
 def normalised_feature_encoder(config: Any) -> str:
-    """Why some of them need the whole sound."""
+    """The refusal of streams by feature encoders that need the whole sound; empty for others."""
     why, instead = normalised_over_time(config), "use a checkpoint with a norm over the channels of each frame (feat_extract_norm='layer')"
     return why and f"{why}; {instead}, such as those of wav2vec2-large-lv60 and XLS-R"
 
 
 WAV2VEC2_STREAM = StreamRule(("encoder", position_convolution), refusal=normalised_feature_encoder)
-"""The rule of wav2vec 2.0 and of what has its modules."""
+"""The rule of wav2vec 2.0 and of models with its modules."""

@@ -1,4 +1,4 @@
-"""The config of a Long model of several towers (CLIP: of a text and of a picture), each with a Long config of its own."""
+"""The config of a Long model with several towers, such as CLIP's text and vision, each with a Long config."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ else:
     _Base = object
 
 TOWERS = "towers"
-"""The key of ``long_attention`` for towers apart: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
+"""The key of ``long_attention`` for separate towers: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
 
 
 class LongTowersConfig(_Base):
-    """Comes before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
+    """Mixin before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
 
-    The mechanisms, lengths and sizes of a tower are those of its config, ``config.text_config.long_attention``, and are written there.
+    A tower's own config has its mechanisms, lengths and sizes, such as ``config.text_config.long_attention``. They are saved there.
 
-    long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets that of towers by name; those that are not named
-        keep theirs, by default their family's.
+    long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets the attention of towers by name. Other towers keep
+        theirs, by default their family's.
 
-    ``from_pretrained`` also reads the folder of a plain model of the base.
+    ``from_pretrained`` also reads the folder of a base model.
     """
 
     base_model_type: ClassVar[str]
     tower_classes: ClassVar[Mapping[str, type[LongConfig]]]
-    """The name of a tower -> its Long config."""
+    """Name of each tower -> its Long config class."""
     score_cap: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -56,10 +56,10 @@ class LongTowersConfig(_Base):
         super().__post_init__(**kwargs)
 
     def _read_attention(self, long_attention: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The attention of towers by name.
+        """The attention of each named tower.
 
         Raises:
-            OptionError: it gives a mechanism for all towers, or names a tower that does not exist.
+            OptionError: there is a mechanism for all towers, or the name of a tower that does not exist.
         """
         kind, known = type(self).__name__, [*self.tower_classes]
         if others := sorted(set(long_attention) - {TOWERS}):
@@ -73,12 +73,13 @@ class LongTowersConfig(_Base):
 
     @property
     def towers(self) -> dict[str, LongConfig]:
-        """The config of each tower by its name."""
+        """Config of each tower, by name."""
         return {name: getattr(self, tower_field(name)) for name in self.tower_classes}
 
     def resolve_implementation(self, requested: str | None) -> str:
-        """The attention implementation of the whole model when ``requested`` is chosen: that, where every tower takes it; the config of
-        each tower resolves it again."""
+        """The whole model's attention implementation if ``requested`` is chosen: ``requested``, if every tower accepts it.
+
+        Each tower's config resolves it again."""
         if requested in (None, BACKEND):
             return BACKEND
         towers = [self.__dict__.get(tower_field(name)) for name in self.tower_classes]
@@ -87,13 +88,13 @@ class LongTowersConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the base's; a ``long_attention`` in the keyword arguments is read with the dictionary."""
+        """The base's ``from_dict``, with a ``long_attention`` among the keyword arguments read as part of the dictionary."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
         return super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """A config file of the base is read as one of ours."""
+        """Read a config file of the base as one of ours."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         if values.get("model_type") == cls.base_model_type:
             values["model_type"] = cls.model_type
@@ -101,13 +102,13 @@ class LongTowersConfig(_Base):
 
 
 def check_towers(chosen: Mapping[str, Any], known: list[str], kind: str) -> None:
-    """Raise :class:`OptionError` for a tower that a model or config called ``kind`` does not have."""
+    """Raise :class:`OptionError` for a tower that does not exist. ``kind`` is the model's or config's name in the message."""
     if unknown := next((name for name in chosen if name not in known), None):
         raise OptionError(f"A {kind} has no tower {unknown!r}; its towers are {' and '.join(known)}.{nearest(unknown, known)}")
 
 
 def _tower_values(config: Any, config_class: type[LongConfig], long_attention: Any) -> dict[str, Any]:
-    """The values of a tower's Long config, from a config of the base or of ours, or a mapping; with another attention if one is given."""
+    """Values of a tower's Long config, from the base's config, ours or a mapping. ``long_attention`` replaces its attention if given."""
     values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
     if values.pop("model_type", config_class.base_model_type) == config_class.base_model_type and "long_attention" not in values:
         base: Any = config_class.__bases__[-1]

@@ -1,5 +1,4 @@
-"""Refuses a text that is longer than the position table, a config that is shorter than the checkpoint, and a mechanism without scores
-where the model changes them."""
+"""Checks of lengths against position tables, and of mechanisms without scores in models that change scores."""
 
 from __future__ import annotations
 
@@ -13,15 +12,15 @@ from ...mechanisms.common.base import Mechanism
 from .definition import Family, longest_input
 
 POSITION_TABLE_NAME = "position_embeddings"
-"""How transformers' encoders call their learned position table."""
+"""Name of the learned position table in transformers' encoders."""
 UNLIMITED_LENGTH = 1 << 30
-"""A tokenizer without a length says 1e30."""
+"""Lengths from here on mean no limit. A tokenizer without a maximum length has 1e30."""
 
 
 def known_length(config: Any, tokenizer: Any | None, model: nn.Module | None = None) -> int | None:
-    """The most tokens of one input, special ones included, by the config's positions and the tokenizer; ``None`` if neither tells.
+    """Maximum number of tokens of an input, special ones included, by config and tokenizer; ``None`` if neither has one.
 
-    model: one of an architecture that may not be ours. Its position table may hold a padding row, after which positions count (Longformer).
+    model: may be of another architecture. Its position table may have a padding row, after which positions start (Longformer).
     """
     rows = (
         ()
@@ -33,7 +32,7 @@ def known_length(config: Any, tokenizer: Any | None, model: nn.Module | None = N
 
 
 def _rows_after_padding(table: nn.Module) -> int | None:
-    """The rows of a position table that are left after that of padding, where it has one, as RoBERTa's embeddings do."""
+    """Number of rows of a position table after its padding row, as in RoBERTa's embeddings; ``None`` without a padding row."""
     if not isinstance(table, nn.Embedding) or table.padding_idx is None:
         return None
     return table.num_embeddings - table.padding_idx - 1
@@ -50,10 +49,11 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
         values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
     except OSError:
         return  # weights without a config file, so of unknown length
-    apart = ("long_attention", "attn_implementation")  # lengths do not depend on them, and a warning would name the default mechanism
-    before = family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
+    before: Any = None
     for table in learned:
-        rows = getattr(before, table.field)
+        if not isinstance(rows := values.get(table.field), int):  # another name, or the base's default
+            before = before or _config_of_lengths(family, values)
+            rows = getattr(before, table.field)
         if rows > getattr(config, table.field):
             raise PositionError(
                 f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
@@ -61,8 +61,14 @@ def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
             )
 
 
+def _config_of_lengths(family: Family, values: dict[str, Any]) -> Any:
+    """The config of a file's ``values``, without its attention, on which lengths do not depend."""
+    apart = ("long_attention", "attn_implementation")
+    return family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
+
+
 def refuse_scoreless(model: nn.Module, why: str) -> None:
-    """Raise :class:`OptionError` if a mechanism of ``model`` has no scores; ``why`` says what the model does with them."""
+    """Raise :class:`OptionError` if a mechanism of ``model`` has no scores. ``why`` says how the model changes scores."""
     for module in model.modules():
         if isinstance(module, Mechanism) and not module.traits.takes_score_mod:
             raise OptionError(

@@ -1,4 +1,4 @@
-"""How the tokens of a video lie on a grid of time, height and width: a tubelet of frames and a patch of pixels are one token."""
+"""How a video's tokens lie on a grid of time, height and width. A token covers a patch of pixels in a tubelet of frames."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FRAMES_FLAG = "--frames"
-"""How users give the number of frames to a conversion."""
+"""The conversion's option for the number of frames."""
 FRAME_AXIS, CHANNEL_AXIS = 1, 2
 """Axes of the input of ``forward``, ``(B, frames, channels, height, width)``."""
 
 
 @dataclass(frozen=True)
 class VideoGrid(GridRule):
-    """The grid of a video ``(B, frames, channels, height, width)``, which the patch embedding cuts into tubelets of patches that do not
-    overlap. Sizes are ``(frames, height, width)``.
+    """The grid of a video ``(B, frames, channels, height, width)``, cut into tubelets of patches without overlap.
 
-    frames: the config's field with the frames of the videos for which positions were trained; ``side`` is that with their pixels.
-    colours: the config's field with the numbers of a pixel.
-    repeats_frames: whether the base repeats a video with fewer frames than a tubelet until it has one for each frame (V-JEPA 2).
-    numbers_by_side: whether the base numbers the tokens of frames of any size by ``side`` (V-JEPA 2).
-    leaves_out: the argument of ``forward`` of the base that leaves out what predicts hidden states from others, all of which it sees twice.
-    resizing: the model of transformers below its head reads videos of another size within this context, which gets it and that size.
+    Sizes are ``(frames, height, width)``.
+
+    frames: the config's field with the number of frames for which positions were trained; ``side`` is the field with their pixels.
+    colours: the config's field with the number of channels.
+    repeats_frames: whether the base repeats a video that is shorter than a tubelet until it fills one (V-JEPA 2).
+    numbers_by_side: whether the base numbers the tokens of a frame of any size by ``side`` (V-JEPA 2).
+    leaves_out: the base's argument of ``forward`` that leaves out the predictor of hidden states, which sees all tokens twice.
+    resizing: a context for transformers' headless model and a size, in which the model reads videos of that size.
     """
 
     axes: tuple[str, ...] = ("time", "height", "width")
@@ -118,8 +119,7 @@ class VideoGrid(GridRule):
         return {**self.arguments(config, pixels), **({self.leaves_out: True} if self.leaves_out else {})}
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments without a predictor, and with every second patch left out where the model's ``forward`` needs such a mask
-        (VideoMAE's pre-training)."""
+        """The arguments without a predictor. If ``forward`` needs a mask (VideoMAE's pre-training), it leaves out every second patch."""
         import torch
 
         parameters = inspect.signature(type(model).forward).parameters
@@ -136,7 +136,7 @@ class VideoGrid(GridRule):
         """The grid of a video of this many frames and pixels.
 
         Raises:
-            GridError: fewer frames than a tubelet, or frames or pixels that tubelets or patches do not divide.
+            GridError: there are fewer frames than in a tubelet, or tubelets or patches do not divide the size.
         """
         frames, tubelet = size[0], self.patch(config)[0]
         if self.repeats_frames and 0 < frames < tubelet:

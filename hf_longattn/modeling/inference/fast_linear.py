@@ -1,11 +1,11 @@
-"""Linear layers for inference on the CPU, whose weights are laid out once for oneDNN's kernels.
+"""Linear layers for inference on the CPU, with weights packed once for oneDNN's kernels.
 
-``nn.Linear`` lays its weight out anew in every call. :class:`PackedLinear` keeps it as oneDNN wants it and computes the same bits;
-:class:`Int8Linear` keeps 8 bits per weight. (One product for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
+``nn.Linear`` packs its weight again in every call. :class:`PackedLinear` stores it in oneDNN's layout and computes the same bits.
+:class:`Int8Linear` stores 8 bits per weight. (A single product for queries, keys and values would save 2 to 3 % of the time in 8 bits.)
 
-8 bits: the weight has one scale per output (its largest magnitude over 127), the input one scale per token, found when it is seen
-(dynamic, symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). With a scale per token, what a token gets depends on no other
-token of its batch.
+In 8 bits, the weight has one scale per output: its largest magnitude over 127. The input has one scale per token, computed in every call
+(dynamic and symmetric, as torchao's ``Int8DynamicActivationInt8WeightConfig``). A token's result therefore depends on no other token of
+its batch.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ...engines.cpu.onednn import int8_product, pack_int8, pack_weight, packed_p
 from ...errors import BackendError
 
 LARGEST_CODE = 127
-"""The largest magnitude of 8 bits, symmetric."""
+"""The largest magnitude of a symmetric 8-bit number."""
 ROWS_PER_PRODUCT = 512
-"""Rows of a product in 8 bits; one of fewer rows reads the weight too often (measured from 32 to 2,048 rows of 768 and 3,072 values)."""
+"""Rows per product in 8 bits. With fewer, the weight is read too often (measured from 32 to 2,048 rows of 768 and 3,072 values)."""
 VALUES_PER_ROUNDING = 3 * 2**16
-"""Values of a product's input that are quantised at a time, so that they stay in the cache between the steps of rounding."""
+"""Values of an input that are quantised at a time, so that they stay in the cache between the steps of rounding."""
 SMALLEST_SCALE = 1e-8
-"""The smallest scale, so that a row of zeros has one."""
+"""The smallest scale, used for rows of zeros."""
 
 
 def outside_of_graphs(layer: nn.Module, x: Tensor) -> Tensor:
-    """What ``layer`` makes of ``x``, between two graphs of torch.compile: Inductor cannot read weights in oneDNN's layout.
+    """The output of ``layer`` for ``x``, computed between two graphs of torch.compile: Inductor cannot read oneDNN's layout.
 
     Raises:
-        BackendError: the model is being exported, into one graph.
+        BackendError: the model is being exported into a single graph.
     """
     if torch.compiler.is_exporting():
         raise BackendError("A model after optimize_for_inference cannot be exported, since its weights are packed; export it before.")
@@ -47,7 +47,7 @@ def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class InferenceLinear(nn.Module):
-    """A linear layer without gradients, at a fixed place and in a fixed dtype."""
+    """A linear layer without gradients, on a fixed device and in a fixed dtype."""
 
     in_features: int
     out_features: int
@@ -55,7 +55,7 @@ class InferenceLinear(nn.Module):
     fixed_dtype: torch.dtype
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(…, in_features)`` -> ``(…, out_features)``.
+        """``x (…, in_features)`` -> ``(…, out_features)``.
 
         Raises:
             BackendError: the input needs gradients, or the model is being exported.
@@ -65,7 +65,7 @@ class InferenceLinear(nn.Module):
         return self.product(self.rows(x)).view(*x.shape[:-1], self.out_features)
 
     def rows(self, x: Tensor) -> Tensor:
-        """``(…, in_features)`` -> ``(M, in_features)``."""
+        """``x`` as rows, ``(…, in_features)`` -> ``(M, in_features)``."""
         if differentiated(x):
             raise BackendError(
                 "A model after optimize_for_inference computes no gradients and runs in no transform of torch.func; load it again for both."
@@ -73,7 +73,7 @@ class InferenceLinear(nn.Module):
         return x.reshape(-1, self.in_features)
 
     def product(self, x: Tensor) -> Tensor:
-        """``(M, in_features)`` -> ``(M, out_features)``."""
+        """The product of rows, ``(M, in_features)`` -> ``(M, out_features)``."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -84,7 +84,7 @@ class InferenceLinear(nn.Module):
         return self
 
     def check_stays(self, fn: Any) -> None:
-        """Refuse ``to``, ``half``, ``cuda`` …, which apply ``fn`` to all tensors, if they change anything: packed weights stay as they are.
+        """Raise :class:`BackendError` if ``fn``, which ``to``, ``half``, ``cuda`` … apply to all tensors, would change packed weights.
 
         Raises:
             BackendError: the dtype or the device would change.
@@ -114,7 +114,7 @@ class PackedLinear(InferenceLinear):
     Args:
         weight: ``(out_features, in_features)``, on the CPU.
         bias: ``(out_features,)``, or ``None``.
-        transposed: save the weight as ``(in_features, out_features)``, which is how the layer that this one replaces has it (Conv1D).
+        transposed: whether to save the weight as ``(in_features, out_features)``, the layout of the replaced layer (Conv1D).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> None:
@@ -126,7 +126,7 @@ class PackedLinear(InferenceLinear):
 
     @property
     def weight(self) -> Tensor:
-        """``(out_features, in_features)`` in oneDNN's layout; T5 asks for its dtype in every call."""
+        """The packed weight ``(out_features, in_features)`` in oneDNN's layout. T5 reads its dtype in every call."""
         return self.packed
 
     def product(self, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class PackedLinear(InferenceLinear):
 
 
 class Int8Linear(InferenceLinear):
-    """A linear layer with 8-bit weights and inputs, 32-bit sums, and outputs in the dtype of the weight that it was made from.
+    """A linear layer with 8-bit weights and inputs, 32-bit sums, and outputs in the original weight's dtype.
 
     Args:
         weight: ``(out_features, in_features)``, on the CPU.
@@ -166,7 +166,7 @@ class Int8Linear(InferenceLinear):
 
     @property
     def weight(self) -> Tensor:
-        """The weight in 8 bits and oneDNN's layout; T5 asks for its dtype."""
+        """The 8-bit weight in oneDNN's layout. T5 reads its dtype."""
         return self.packed
 
     def product(self, x: Tensor) -> Tensor:
@@ -189,12 +189,12 @@ class Int8Linear(InferenceLinear):
 
 
 def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """8 bits and the scale of every row of ``x (M, K)``: int8 ``(M, K)``, x · (1 / scale) rounded as in torchao, and float32 ``(M, 1)``.
+    """Quantise every row of ``x (M, K)``: int8 codes ``(M, K)`` and float32 scales ``(M, 1)``. Codes are x · (1 / scale), as in torchao.
 
-    ``codes (M, K)`` int8 and ``space (M, K)`` float32 are written to where they are given, which saves allocating them.
+    ``codes (M, K)`` int8 and ``space (M, K)`` float32 are reused if given, which saves allocating them.
     """
     scale = largest_magnitudes(x).div_(LARGEST_CODE).clamp_(min=SMALLEST_SCALE)
-    # the product reads rows, also where x is a transposed weight (Conv1D)
+    # the product reads rows, even if x is a transposed weight (Conv1D)
     values = x.to(torch.float32, copy=True, memory_format=torch.contiguous_format) if space is None else space.copy_(x)
     values.mul_(scale.reciprocal()).round_()
     return values.to(torch.int8) if codes is None else codes.copy_(values), scale
@@ -213,8 +213,8 @@ def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest_magnitudes(x: Tensor) -> Tensor:
-    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``: magnitudes are ordered as their bits are, and integers are
-    compared faster."""
+    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``. Bits are compared instead: they have the same order, and
+    comparing integers is faster."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     return x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()
 

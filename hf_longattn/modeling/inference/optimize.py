@@ -1,7 +1,7 @@
-"""What makes whole models fast on a CPU, beside attention: linear layers in bf16 or 8 bits, and no work on padding.
+"""Makes whole models fast on a CPU: linear layers in bf16 or 8 bits, and no work on padding.
 
-At 4,096 tokens three quarters of the time of a base-sized encoder with a window go into linear layers. :func:`optimize_for_inference`
-replaces them (:mod:`.fast_linear`), and lets base models run a padded batch as one packed row, through the paths that keep documents apart.
+At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. :func:`optimize_for_inference`
+replaces them (:mod:`.fast_linear`). It also makes base models run a padded batch as one packed row of separate documents.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
 logger = logging.get_logger(LOGGER)
 Model = TypeVar("Model", bound=nn.Module)
 PRECISIONS = ("fp32", "bf16", "int8")
-"""The precisions of linear layers. ``fp32`` replaces none of them, ``int8`` computes everything else as ``bf16`` does."""
+"""Precisions of linear layers. ``fp32`` replaces none. ``int8`` computes everything else as ``bf16`` does."""
 TOKENS_PER_PIECE = 512
-"""Tokens that the layers after an attention run on at a time (measured from 128 to 2,048)."""
+"""Tokens that run through the layers after attention at a time (measured from 128 to 2,048)."""
 PRECISION_ATTRIBUTE = "inference_precision"
-"""The attribute of a model after :func:`optimize_for_inference`, its precision."""
+"""The attribute with the precision of a model after :func:`optimize_for_inference`."""
 INT8_IS_SLOWER = (
     "optimize_for_inference('int8'): this processor (AMX) multiplies as fast in bf16, so int8 takes half the memory for weights "
     "but more time for inputs of less than about 8,000 tokens; for speed choose 'bf16'."
 )
-"""The warning on processors with AMX (measured on an Intel Xeon of 2023; without AMX int8 is the fastest at every length)."""
+"""Warning for processors with AMX (measured on an Intel Xeon of 2023). Without AMX, int8 is the fastest at every length."""
 APPLY_METHOD = "_apply"
-"""The method of modules by which torch moves and converts them."""
+"""The method of modules by which torch moves and converts tensors."""
 ROTARY_FREQUENCIES = "inv_freq"
-"""The end of the names of rotary frequencies, which stay in float32: rounded, distant positions would be mistaken for one another."""
+"""The suffix of rotary frequencies' names. They stay in float32, because rounding would mix up distant positions."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within the context nothing is dropped out; afterwards every module is in the mode that it was in, also where modes are mixed."""
+    """Within the context, ``model`` is in eval mode. Afterwards every module has its earlier mode, even if modes are mixed."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -65,33 +65,33 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
         model = LongBertModel.from_pretrained("longformer-base")
         hf_longattn.optimize_for_inference(model)             # the same as model.optimize_for_inference()
 
-    - Linear layers of the model are packed once for oneDNN's kernels: ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)``
-      does (rotary frequencies stay in float32); ``int8`` has 8-bit weights, one scale per output, and 8-bit inputs, one scale per token.
-      It is the fastest without AMX. With AMX, bf16 is the fastest up to some 8,000 tokens, and a warning says so.
-      The layer that predicts tokens stays in bf16, as do heads and what mechanisms train. ``fp32`` converts a model in float16
-      or bfloat16 to float32, and replaces no layer.
-    - In ``int8``, in layers with a ``feed_forward_chunk`` (BERT, RoBERTa …), all that follows the attention runs on 512 tokens at a time,
-      so that it stays in the cache; this changes no result.
-    - Base models of Long classes run a batch with padding as one packed row, so that no layer works on padding; each document gives what it
-      gives alone. Rows of padding in ``last_hidden_state`` become zeros. A batch is run as it is, if it asks for attentions or for a cache
-      (``use_cache=False`` packs decoders), has padding between real tokens, or is given to a compiled model.
+    - Linear layers are packed once for oneDNN's kernels. ``bf16`` computes bit for bit what ``model.to(torch.bfloat16)`` does, with rotary
+      frequencies in float32. ``int8`` has 8-bit weights with one scale per output, and 8-bit inputs with one scale per token. It is the
+      fastest without AMX. With AMX, bf16 is the fastest up to about 8,000 tokens, and a warning says so. The layer that predicts tokens
+      stays in bf16, and so do heads and trained parts of mechanisms. ``fp32`` converts a model from float16 or bfloat16 to float32, and
+      replaces no layer.
+    - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens at a time, so that it
+      stays in the cache. This changes no result.
+    - Base models of Long classes run a padded batch as one packed row, so that no layer works on padding. Each document has the same
+      outputs as alone, and rows of padding in ``last_hidden_state`` become zeros. A batch is not packed if attentions or a cache are
+      requested (``use_cache=False`` packs decoders), if it has padding between real tokens, or if the model is compiled.
 
-    The model is in eval mode afterwards and computes no gradients; to train, move or convert it, load it again. It can be saved after
-    ``fp32`` and ``bf16``. ``torch.compile`` takes it, but compiles only what is between packed layers (``fullgraph=True`` is an error):
-    to compile all of it, load it in bf16 instead.
+    The model is in eval mode afterwards and computes no gradients. To train, move or convert it, load it again. It can be saved after
+    ``fp32`` and ``bf16``. ``torch.compile`` compiles only the parts between packed layers (``fullgraph=True`` is an error); to compile the
+    whole model, load it in bf16 instead.
 
     Args:
-        model: a Long model, one after :func:`hf_longattn.enable_long_attention` (which is not packed), any model of transformers, or one
-            of sentence-transformers, whose other modules then compute in float32.
+        model: a Long model, a model after :func:`hf_longattn.enable_long_attention` (without packed batches), or any model of transformers
+            or sentence-transformers. Further modules of the latter then compute in float32.
         precision: ``fp32``, ``bf16`` or ``int8``.
-        pack: whether to run padded batches packed; by default where the model can.
+        pack: whether to run padded batches packed; by default if the model can.
 
     Returns:
         The same model.
 
     Raises:
-        OptionError: an unknown precision, or ``pack=True`` for a model that cannot be packed.
-        BackendError: no model of transformers, or one that is quantised, optimised already or not on the CPU; or the processor has no
+        OptionError: the precision is unknown, or ``pack=True`` and the model cannot run packed batches.
+        BackendError: the model is not one of transformers, or is quantised, optimised already or not on the CPU; or the processor has no
             bf16.
     """
     first: Any = next(iter(model), None) if isinstance(model, nn.Sequential) else None
@@ -128,7 +128,7 @@ def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """``to``, ``half`` … of a model whose packed layers refuse them: before any other tensor is changed, not after."""
+    """``to``, ``half`` … of a model with packed layers: refuse the call before any tensor is changed."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
             module.check_stays(fn)
@@ -158,7 +158,7 @@ def _check(model: Any, precision: str) -> None:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """As ``from_pretrained(dtype=…)`` loads: parameters and buffers, except what transformers keeps in float32 and rotary frequencies."""
+    """Cast parameters and buffers as ``from_pretrained(dtype=…)`` does, except rotary frequencies and others that stay in float32."""
     float32_modules = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
@@ -171,25 +171,25 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
         ):
             values.data = values.data.to(dtype)
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Conv3d):  # of patches, whose pixels processors give in float32
+        if isinstance(module, nn.Conv2d | nn.Conv3d):  # the patch embedding, which gets float32 pixels from processors
             module.register_forward_pre_hook(_as_its_weight)
     model.config.dtype = dtype
 
 
 def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """The features of a module of sentence-transformers, for the modules that pool and normalise them."""
+    """The features of a sentence-transformers module in float32, for the modules that pool and normalise them."""
     return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 
 def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A layer's inputs in the dtype of its weights."""
+    """A layer's inputs, cast to the dtype of its weight."""
     weight: Any = module.weight
     return tuple(x.to(weight.dtype) for x in inputs)
 
 
 def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
-    """Replace the linear layers of ``model``: those inside its base model by ``layer``, others packed."""
-    inside = {id(module) for module in model.base_model.modules()} - {id(_input_embeddings(model))}  # whose dtype models ask for
+    """Replace the linear layers of ``model``: in its base model by ``layer``, elsewhere by packed layers."""
+    inside = {id(module) for module in model.base_model.modules()} - {id(_input_embeddings(model))}  # models read the embeddings' dtype
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
         places.setdefault(module, []).append((parent, name))
@@ -206,15 +206,15 @@ def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear
 def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:  # the base has several
+    except NotImplementedError:  # the base has several embeddings
         return None
 
 
 def _run_in_pieces(model: nn.Module) -> None:
-    """Run the feed-forward block piece by piece, where transformers has a method for pieces of any length, and what is between it and the
-    attention: the output layer with the residual and the normalisation.
+    """Run the feed-forward block, and the output layer between attention and it, on some tokens at a time.
 
-    In 8 bits a token's result depends on no other token, so this changes no bit; products in bf16 may depend on their number of rows.
+    Applies to models of transformers with a method for pieces of any length. In 8 bits a token's result depends on no other token, so this
+    changes no bit; products in bf16 may depend on their number of rows.
     """
     for module in model.modules():
         if callable(feed_forward := getattr(module, "feed_forward_chunk", None)):
@@ -225,10 +225,10 @@ def _run_in_pieces(model: nn.Module) -> None:
 
 
 def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
-    """Call ``function``, which computes each token of tensors ``(B, N, D)`` alone, for :data:`TOKENS_PER_PIECE` tokens at a time, and for
-    anything else as it is.
+    """Call ``function`` on :data:`TOKENS_PER_PIECE` tokens of tensors ``(B, N, D)`` at a time; for other arguments, a single time.
 
-    transformers counts the parameters of a ``feed_forward_chunk``: one here, however many tensors there are.
+    ``function`` computes each token by itself. transformers counts the parameters of a ``feed_forward_chunk``: here ``*tensors`` counts as
+    one.
     """
     shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in tensors}
     rows, length = shapes.pop() or (0, 0)
@@ -246,8 +246,9 @@ def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
 
 
 def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str]]:
-    """(layer, its parent, its name there) of every linear layer to replace: no part of a mechanism, no output embedding, nothing whose
-    weight another module uses, that is hooked, or that stays in float32."""
+    """``(layer, parent, name)`` of every linear layer to replace.
+
+    Without parts of mechanisms, output embeddings, layers with hooks or shared weights, and layers that stay in float32."""
     excluded = {id(module) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for module in mechanism.modules()}
     excluded.add(id(model.get_output_embeddings()))
     owners: dict[int, set[int]] = {}
@@ -262,7 +263,7 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str
 
 
 def _weight(module: nn.Module) -> Tensor:
-    """``(out_features, in_features)``."""
+    """The weight ``(out_features, in_features)`` of a linear layer or Conv1D."""
     weight: Any = module.weight
     return weight.detach().t() if isinstance(module, Conv1D) else weight.detach()
 
@@ -273,17 +274,17 @@ PRODUCTS_OVERFLOW = (
     "The 8-bit products of torch overflow on this processor, which has no VNNI instructions, so the outputs of a model of torchao's int8 "
     "are wrong on it. Run it on a GPU or on a processor with VNNI, or compress it with --method int8-weight-only or bf16."
 )
-"""The warning on processors whose 8-bit products overflow."""
+"""Warning for processors whose 8-bit products overflow."""
 
 
 @cache
 @torch.no_grad()
 def products_overflow() -> bool:
-    """Whether a layer with inputs and weights in 8 bits (torchao) computes something else on this CPU.
+    """Whether 8-bit products of torchao's layers are wrong on this CPU.
 
-    Without VNNI instructions, pairs of products are summed in 16 bits, which do not hold them.
+    Without VNNI instructions, pairs of products are summed in 16 bits, which can overflow.
     """
-    ao = importlib.import_module("torchao.quantization")  # an import statement would be required of who loads a bundle of this code
+    ao = importlib.import_module("torchao.quantization")  # an import statement would make bundles of this code require torchao
     layer = nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)
     layer.weight.fill_(1.0)
     ao.quantize_(layer, ao.Int8DynamicActivationInt8WeightConfig())
@@ -291,7 +292,7 @@ def products_overflow() -> bool:
 
 
 def warn_of_overflow(model: Any) -> None:
-    """Warn of a model on the CPU whose 8-bit products this processor gets wrong."""
+    """Warn if 8-bit products of ``model`` are wrong on this CPU."""
     quantisation = getattr(model.config, "quantization_config", None)
     kind = type(getattr(quantisation, "quant_type", None)).__name__
     if kind == "Int8DynamicActivationInt8WeightConfig" and model.device.type == "cpu" and products_overflow():

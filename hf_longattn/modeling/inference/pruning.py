@@ -1,7 +1,7 @@
-"""Attention with fewer heads in some layers: cutting them out, and building a model that its config says is cut.
+"""Attention with fewer heads in some layers: removes heads, and builds models whose config says that heads are removed.
 
-``kept_heads`` in a Long config gives the number of heads of the layers that have fewer, ``{"0": 7, "3": 2}``; with grouped queries that of
-key-value heads, each with its queries.
+``kept_heads`` in a Long config gives the number of heads of these layers, ``{"0": 7, "3": 2}``. With grouped queries, it counts key-value
+heads, each with its queries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..attach.attention_sites import AttentionSite, attention_projections, atten
 from ..family.definition import attention_names
 
 KEPT_HEADS = "kept_heads"
-"""The field of a Long config."""
+"""The field of a Long config with the number of heads of pruned layers."""
 QUERY_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 KEY_COUNTS = ("num_key_value_heads", "num_kv_heads")
 WIDTHS = ("all_head_size",)
@@ -28,10 +28,10 @@ WIDTHS = ("all_head_size",)
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one layer: the layers that compute them and the one that reads them.
+    """The heads of one layer: the projections that compute them, and the one that reads them.
 
-    count: of key-value heads, each with as many queries as ``queries`` says.
-    width: of a head.
+    count: number of key-value heads, each with ``queries`` query heads.
+    width: width of a head.
     """
 
     site: AttentionSite
@@ -43,11 +43,11 @@ class Heads:
 
     @property
     def columns(self) -> int:
-        """Inputs of the output projection for each key-value head."""
+        """Number of inputs of the output projection per key-value head."""
         return self.queries * self.width
 
     def keep(self, heads: Sequence[int]) -> None:
-        """Cut all other heads out, in place."""
+        """Remove all other heads, in place."""
         index = torch.tensor(sorted(heads))
         for layer, width in zip(self.projections, (self.columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)
@@ -63,7 +63,7 @@ class Heads:
             values.data = values.data[spread(index, self.queries)].clone()
 
     def check(self) -> None:
-        """Raise :class:`OptionError` where a norm spans all heads, or a mechanism's parameters cannot be cut with the heads."""
+        """Raise :class:`OptionError` if a norm spans all heads, or if a mechanism's parameters cannot be divided by heads."""
         mechanism = getattr(self.site.module, "long_attention", None)
         widths = {layer.out_features for layer in self.projections} - {self.width}
         for name, module in self.site.module.named_children():
@@ -89,13 +89,13 @@ class Heads:
 
 
 def spread(index: Tensor, width: int) -> Tensor:
-    """The places of units of ``width`` entries each."""
+    """Indices of the entries of units with ``width`` entries each."""
     return (index[:, None] * width + torch.arange(width)).flatten()
 
 
 @torch.no_grad()
 def cut(layer: nn.Linear, index: Tensor, dim: int) -> None:
-    """Keep some outputs (``dim=0``) or inputs (``dim=1``) of a linear layer, in place."""
+    """Reduce a linear layer to some outputs (``dim=0``) or inputs (``dim=1``), in place."""
     layer.weight = nn.Parameter(layer.weight.index_select(dim, index.to(layer.weight.device)), layer.weight.requires_grad)
     if dim == 0 and layer.bias is not None:
         layer.bias = nn.Parameter(layer.bias.index_select(0, index.to(layer.bias.device)), layer.bias.requires_grad)
@@ -106,7 +106,7 @@ def heads_of(model: nn.Module) -> list[Heads]:
     """The heads of every self-attention.
 
     Raises:
-        OptionError: a layer whose heads cannot be cut out.
+        OptionError: there is a layer whose heads cannot be removed.
     """
     layers = []
     for site in attention_sites(model):
@@ -133,14 +133,12 @@ def _integer(module: Any, names: Sequence[str]) -> int | None:
 
 
 def cut_as_configured(model: Any) -> None:
-    """Give the layers of a new model as many heads as ``config.kept_heads`` says.
+    """Remove heads from a new model until each layer has as many as ``config.kept_heads`` says.
 
     Raises:
-        OptionError: it is no mapping of layers to numbers of heads that they have.
+        OptionError: it is not a mapping from layers to possible numbers of heads.
     """
-    counts = getattr(model.config, KEPT_HEADS, None)
-    if counts is None:
-        return
+    counts = getattr(model.config, KEPT_HEADS)
     if not isinstance(counts, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()):
         raise OptionError(f"{KEPT_HEADS} is {counts!r}, but must be a mapping of layers to numbers of heads, for example {{'0': 8}}.")
     layers = {str(heads.site.layer): heads for heads in heads_of(model)}
@@ -153,7 +151,7 @@ def cut_as_configured(model: Any) -> None:
 
 
 def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """What shapes the tensors of a model had before heads were cut out, by name, of those that lost some."""
+    """Shapes, before heads were removed, of a model's tensors that lost some; by name."""
     if not getattr(model.config, KEPT_HEADS, None):
         return {}
     config = copy.deepcopy(model.config)
@@ -165,14 +163,14 @@ def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def with_silent_heads(values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A tensor with zeros for the heads that were cut out, after those that were kept: whatever they attend to, they add nothing."""
+    """``values`` followed by zeros for the removed heads. Such heads add nothing, whatever they attend to."""
     padded = values.new_zeros(shape)
     padded[tuple(slice(size) for size in values.shape)] = values
     return padded
 
 
 def _configured(config: Any, heads: Heads) -> int:
-    """Key-value heads of a layer that is not cut."""
+    """Number of key-value heads of a layer that is not pruned."""
     for name in (*KEY_COUNTS, *QUERY_COUNTS):
         if isinstance(value := getattr(config, name, None), int):
             return value

@@ -2,20 +2,20 @@
 
 A call of a Long model, step by step:
 
-1. ``forward`` of any Long class takes our arguments out of the call (``with_long_arguments`` in :mod:`hf_longattn.modeling.mixin`).
+1. A head (``with_memory`` in :mod:`hf_longattn.modeling.mixin`) hands our arguments on to its base model, and completes the loss.
 2. With ``memory=``, the outermost model runs in the mode :mod:`.memory`: the memory becomes a cache or memory tokens of the next steps.
-3. A head runs its base model, ``LongBaseModelMixin``, whose call may be sharded (:mod:`.sharding`: each process has a part of every row)
-   or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
+3. The base model, ``LongBaseModelMixin``, takes our arguments (``with_long_arguments``). Its call may be sharded (:mod:`.sharding`: each
+   process has a part of every row) or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
 4. Otherwise ``run_whole`` checks lengths, and finds documents (:mod:`.documents`) and tokens that are global by their ids.
 5. A model with memory tokens runs over one segment after another (:mod:`.segments`), with a cache where ``generate`` asks for one
    (:mod:`.segment_decoding`); every other model runs once.
 
-Every mode has the same three steps (:class:`.modes.Mode`): ``prepare`` the inputs, or leave the call alone; ``run`` the model once or
-several times; ``restore`` the outputs. For base models :func:`.outputs.joined` is the one function that knows every field of an output and
-which of them run along the text; a field that a mode cannot restore is refused.
+Every mode has the same three steps (:class:`.modes.Mode`): ``prepare`` the inputs, or return ``None``; ``run`` the model once or several
+times; ``restore`` the outputs. For base models, only :func:`.outputs.joined` knows every field of an output, and which fields run along the
+text. A field that a mode cannot restore is refused.
 
-Where two modes apply to one call (``modes_of`` of the base model), they run together, one leaves the call to the other, or the call is
-refused, as the table :data:`.modes.MEETINGS` says, which :func:`.modes.enters` reads:
+If two modes apply to one call (``modes_of`` of the base model), both run, or only one does, or the call is refused. The table
+:data:`.modes.MEETINGS` decides, and :func:`.modes.enters` reads it:
 
 ============ ================ ================ ================
 ..           packing          segments         memory
@@ -25,6 +25,6 @@ packing                       segments run     memory runs
 segments                                       both run
 ============ ================ ================ ================
 
-``tests/modes`` crosses all modes with all other ways to call a model. A loss in training gets what mechanisms and routers add to it in
-:mod:`.losses`.
+``tests/modes`` combines all modes with all other ways to call a model. :mod:`.losses` adds the terms of mechanisms and routers to a
+training loss.
 """

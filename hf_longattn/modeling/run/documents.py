@@ -1,4 +1,4 @@
-"""Several documents packed into one row: how a base model finds them, and which calls are refused because nothing would keep them apart."""
+"""Several documents packed into one row: how a base model finds them, and calls that are refused because nothing separates them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
-from ...engines.common.batch import for_one_pass, in_graph, positions_in
+from ...documents import positions_in
+from ...engines.common.batch import for_one_pass, in_graph
 from ...engines.common.derivatives import values_mapped
 from ...errors import MaskError
 from ...mechanisms.common.base import Mechanism
@@ -39,7 +40,7 @@ class FindsDocuments(_Base):
         first_position_id: int
 
     def find_documents(self, arguments: dict[str, Any]) -> None:
-        """Documents packed into one row, by numbers, by offsets or by positions that restart, as ``documents (B, N)`` for attention."""
+        """Set ``documents (B, N)`` for attention, found from document numbers, offsets or positions that restart."""
         if not in_graph():
             for name, value in arguments.items():
                 if name in DOCUMENTS or (name == "attention_mask" and getattr(value, "ndim", 0) == 4):
@@ -57,13 +58,13 @@ class FindsDocuments(_Base):
                 return
             if in_graph() and not values_mapped():
                 if (refusal := self._refusal_of_packing(shape[1], arguments.get("use_cache"))) is not None:
-                    assert_in_graph(~restarts.any(), refusal)  # positions are not known yet
+                    assert_in_graph(~restarts.any(), refusal)  # the values of positions are not known yet
                     self.rule_out_packing(arguments)
                 return
             if not values_mapped() and not restarts.any():
                 return
             documents = restarts.cumsum(1).expand(shape)
-        if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # one document in each row
+        if not in_graph() and shape[1] and bool((documents[:, -1:] == documents[:, :1]).all()):  # each row is a single document
             return
         if (refusal := self.refusal_of_documents(arguments)) is not None:
             raise MaskError(refusal)
@@ -75,8 +76,9 @@ class FindsDocuments(_Base):
         self.rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
 
     def _restarts(self, arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-        """``(B or 1, N)`` bool, the real tokens whose position is not after that of the real token before them; ``None`` where positions
-        or padding say nothing about documents."""
+        """Real tokens whose position is not after the previous real token's, ``(B or 1, N)`` bool.
+
+        ``None`` if positions or padding say nothing about documents."""
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
         if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get("past_key_values") is not None:
             return None
@@ -92,7 +94,7 @@ class FindsDocuments(_Base):
         return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
 
     def _begins_anew(self, arguments: dict[str, Any]) -> bool:
-        """Whether a row's next token has the first position although the cache holds tokens of that row."""
+        """Whether a row's next token has the first position although the cache already holds tokens of that row."""
         positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get("past_key_values")
         if (
             cache is None
@@ -108,7 +110,7 @@ class FindsDocuments(_Base):
         return bool(first.any())
 
     def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
-        """Why this call does not take documents packed into one row; ``None`` if it does."""
+        """Why this call cannot have documents packed into one row; ``None`` if it can."""
         if self.recursion is not None:
             return f"{PACKED_DOCUMENTS} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
         if self.config.is_encoder_decoder or not self.hands_globals_down:
@@ -120,8 +122,9 @@ class FindsDocuments(_Base):
         return None
 
     def _refusal_of_packing(self, length: int, use_cache: bool | None) -> str | None:
-        """Why a traced graph of this model does not take rows of ``length`` tokens with several documents; ``None`` where a mask of
-        transformers keeps them apart, which is enough if only distances matter."""
+        """Why a traced graph cannot have rows of ``length`` tokens with several documents.
+
+        ``None`` if transformers' mask separates them, which is enough for mechanisms that depend only on distances and contents."""
         causal = any(is_causal(module) for module in self.modules() if hasattr(module, "long_attention"))
         if not causal:
             return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"
@@ -133,24 +136,23 @@ class FindsDocuments(_Base):
         return None
 
     def rule_out_packing(self, arguments: dict[str, Any]) -> None:
-        """Pass a mask of ones: without one, transformers prepares a causal model for packed documents, with an N×N mask."""
+        """Pass a mask of ones, since without a mask transformers prepares a causal model for packed documents, with an N×N mask."""
         tokens = input_of(arguments)
         if arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and tokens is not None:
             arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
 
 
 def seen_before(arguments: Mapping[str, Any]) -> bool:
-    """Whether a call has a cache with tokens in it."""
+    """Whether a call's cache contains tokens."""
     cache = arguments.get("past_key_values")
     return cache is not None and hasattr(cache, "get_seq_length") and (in_graph() or int(cache.get_seq_length()) > 0)
 
 
 def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
-    """Refuse global tokens and packed documents in a model whose heads or layers do not pass them down; one document in each row is
-    no more than the row.
+    """Refuse global tokens and packed documents in a model that does not pass them to its layers. One document per row is accepted.
 
     Raises:
-        MaskError: one sentence.
+        MaskError: global tokens or several documents in a row were given.
     """
     if arguments.get("global_attention_mask") is not None and not model.marks_globals:
         raise MaskError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
@@ -159,8 +161,10 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
         return
     if seen_before(arguments):
         raise MaskError(WITH_A_CACHE)
-    rows = tokens.flatten(0, 1) if tokens.dim() == 3 and "input_ids" in arguments else tokens
-    documents = documents_of(arguments, (rows.shape[0], rows.shape[1]))
+    of_choices = tokens.dim() == 3 and "input_ids" in arguments  # (B, choices, N)
+    rows = tokens.flatten(0, 1) if of_choices else tokens
+    numbers = {name: arguments[name].flatten(0, 1) if of_choices else arguments[name] for name in DOCUMENTS & arguments.keys()}
+    documents = documents_of(numbers, (rows.shape[0], rows.shape[1]))
     if documents is not None and (in_graph() or bool((documents[:, :1] != documents[:, -1:]).any())):
         raise MaskError(f"{PACKED_DOCUMENTS} {type(model).__name__} {CANNOT_TELL}; {OWN_ROWS}")
     for name in DOCUMENTS:
@@ -168,7 +172,7 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
 
 
 def assert_in_graph(condition: Tensor, message: str) -> None:
-    """Raise RuntimeError with ``message`` when a compiled graph runs and ``condition ()`` is false."""
+    """Raise RuntimeError with ``message`` if ``condition ()`` is False when a compiled graph runs."""
     if hasattr(torch, "_assert_async"):
         torch._assert_async(condition, message)
     else:

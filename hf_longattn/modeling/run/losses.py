@@ -1,4 +1,4 @@
-"""The loss of a head in training: what mechanisms add to it, and a batch's share of the loss of a whole step."""
+"""A head's training loss: terms that mechanisms add, and a batch's share of the loss of a whole step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ...mechanisms.common.traits import AddsLoss
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 
 IGNORED_LABEL = -100
-"""The label of tokens that are left out of a loss, as in ``torch.nn.functional.cross_entropy``."""
+"""The label of tokens that do not count in a loss, as in ``torch.nn.functional.cross_entropy``."""
 LOSS_BY_ROW = ("ForCTC", "ForRNNT", "ForTDT")
-"""Endings of classes with a loss per row, whatever the number of its labels."""
+"""Suffixes of classes whose loss is a mean over rows, whatever their number of labels."""
 
 
 def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
-    """The number of labels over which a head averages; ``None`` if it averages over rows.
+    """Number of labels over which a head averages; ``None`` if it averages over rows.
 
     Args:
         head: the name of the model class.
@@ -35,7 +35,7 @@ def label_count(head: str, inputs: Mapping[str, Any]) -> Tensor | None:
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
     """The sum of :meth:`AddsLoss.auxiliary_loss` over the mechanisms of ``model`` that have one; ``None`` without any."""
     losses = (module.auxiliary_loss() for module in model.modules() if isinstance(module, AddsLoss))
-    # Outside of its layer a parameter may be one process's share (a DTensor, under FSDP), and so the loss that is made of it.
+    # Outside of its layer, a parameter may be one process's share (a DTensor, under FSDP). So is a loss that is made of it.
     terms = [loss.full_tensor() if hasattr(loss, "full_tensor") else loss for loss in losses]
     return sum(terms[1:], terms[0]) if terms else None
 
@@ -50,13 +50,13 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
 
 
 def with_training_loss(model: Any, outputs: Any, arguments: Mapping[str, Any], items: Any = None) -> Any:
-    """``outputs`` of a forward pass with the loss for training, if they have a loss.
+    """``outputs`` of a forward pass with the training loss in place of the base's, if they have a loss.
 
     Args:
-        model: in training its mechanisms' auxiliary loss is added.
-        outputs: of the base, whose loss is the mean over the batch.
-        arguments: of the forward pass, without ``num_items_in_batch``.
-        items: ``num_items_in_batch``, the number of labels in a step, which Trainer gives: the loss becomes the batch's share.
+        model: while it trains, its mechanisms' auxiliary losses are added.
+        outputs: the base's outputs, whose loss is the mean over the batch.
+        arguments: arguments of the forward pass, without ``num_items_in_batch``.
+        items: ``num_items_in_batch``, Trainer's number of labels in a step. If given, the loss becomes the batch's share.
     """
     by_name = hasattr(outputs, "loss")
     loss = outputs.loss if by_name else outputs[0] if isinstance(outputs, tuple) and outputs else None

@@ -1,4 +1,4 @@
-"""A Long model with a memory from call to call: ``model(input_ids, memory=memory).memory``."""
+"""A Long model whose memory passes from call to call: ``model(input_ids, memory=memory).memory``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .modes import Forward, Mode
 from .segments import TOKEN_MEMORY_ARGUMENT
 
 MEMORY_MASK_ARGUMENT = "mask_of_memory"
-"""Keyword by which a head passes the padding mask of the memory and the new tokens to the model inside it; its own is of the new tokens."""
+"""Keyword by which a head passes the mask of memory and new tokens to its inner model. The head's own mask covers new tokens only."""
 POSITION_COUNTS = ("continue", "restart")
 
 
@@ -48,17 +48,17 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
 
 @dataclass(frozen=True)
 class MemoryInputs:
-    """The arguments of a call with the memory that it reads and that the next call gets."""
+    """A call's arguments, with the memory that it reads and the memory for the next call."""
 
     arguments: dict[str, Any]
     following: SegmentMemory
 
 
 class Memory(Mode[MemoryInputs]):
-    """Runs the outermost model of a call with the memory of the call before; the outputs hold the next one as ``outputs.memory``.
+    """Runs the outermost model with the memory of the previous call. ``outputs.memory`` is the memory for the next call.
 
     Args:
-        memory: ``model.new_memory()``, or the ``outputs.memory`` of the call before.
+        memory: ``model.new_memory()``, or ``outputs.memory`` of the previous call.
         reset: ``(B,)``, rows that start a new document.
     """
 
@@ -105,14 +105,14 @@ class Memory(Mode[MemoryInputs]):
         return [outputs]
 
     def restore(self, model: Any, inputs: MemoryInputs, parts: Sequence[Any]) -> Any:
-        """The outputs as they are, which a head may have added to, with the memory."""
+        """The unchanged outputs, which may have a head's fields, with the memory added."""
         kind: Any = type(parts[0])
         return _remembering(kind)(**parts[0], memory=inputs.following)
 
 
 @cache
 def _remembering(kind: type[Any]) -> type[Any]:
-    """The outputs' class with a field ``memory``: a field, so that what takes outputs apart (DDP) can rebuild them."""
+    """The outputs' class with an additional field ``memory``. Being a field, it survives code that rebuilds outputs (DDP)."""
     namespace = {
         "__annotations__": {"memory": SegmentMemory | None},
         "__module__": __name__,
@@ -129,7 +129,7 @@ def _remembered(kind: Any, fields: dict[str, Any]) -> Any:
 
 
 def _real(mask: Any, tokens: Tensor) -> Tensor:
-    """Which tokens are real, ``(B, N)``."""
+    """The real tokens, ``(B, N)`` bool."""
     if mask is None:
         return torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     if mask.shape != tokens.shape[:2]:

@@ -1,4 +1,4 @@
-"""The protocol of modes, and which of them meet in one call."""
+"""The protocol of modes, and the rules for two modes in one call."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ Inputs = TypeVar("Inputs")
 
 
 class Mode(ABC, Generic[Inputs]):
-    """A way to run a model otherwise than once with the caller's arguments, in three steps: the inputs are prepared, the model is run once
-    or several times, and every field of the output is restored to the shape that the caller expects."""
+    """A way to run a model differently from a single run with the caller's arguments, in three steps.
+
+    The inputs are prepared, the model runs once or several times, and the output's fields get the shapes that the caller expects."""
 
     name: ClassVar[str]
-    """In messages."""
+    """The mode's name in messages."""
     key: ClassVar[str]
-    """In :data:`MEETINGS`."""
+    """The mode's name in :data:`MEETINGS`."""
 
     @abstractmethod
     def prepare(self, model: Any, arguments: dict[str, Any]) -> Inputs | None:
-        """What this call runs on in this mode; ``None`` where the call is run without it.
+        """The inputs of this mode for a call; ``None`` if the call does not run in this mode.
 
         Raises:
-            LongAttentionError: one sentence, for a call that this mode neither runs nor leaves alone.
+            LongAttentionError: this mode applies to the call but cannot run it.
         """
 
     @abstractmethod
     def run(self, model: Any, forward: Forward, inputs: Inputs) -> list[Any]:
-        """The outputs, by name, of one run or several."""
+        """The outputs, by name, of one or several runs."""
 
     @abstractmethod
     def restore(self, model: Any, inputs: Inputs, parts: Sequence[Any]) -> Any:
-        """The outputs of the whole call. Those of base models are restored by :func:`.outputs.joined`, which knows every field."""
+        """The outputs of the whole call. Base models restore theirs by :func:`.outputs.joined`, which knows every field."""
 
 
 class Meeting(enum.Enum):
-    """What happens where two modes apply to one call."""
+    """The result if two modes apply to one call."""
 
     BOTH = "both run"
     FIRST = "the first runs, and the second leaves the call alone"
@@ -55,7 +56,7 @@ MEETINGS: Mapping[tuple[str, str], Meeting] = {
     ("sharding", "segments"): Meeting.REFUSED,
     ("sharding", "memory"): Meeting.REFUSED,
     ("packing", "segments"): Meeting.SECOND,  # segments are counted from each row's first token
-    ("packing", "memory"): Meeting.SECOND,  # a memory is by row
+    ("packing", "memory"): Meeting.SECOND,  # each row has its own memory
     ("segments", "memory"): Meeting.BOTH,  # the memory is that of the last segment
 }
 REFUSALS: Mapping[tuple[str, str], tuple[type[LongAttentionError], str]] = {
@@ -65,11 +66,11 @@ REFUSALS: Mapping[tuple[str, str], tuple[type[LongAttentionError], str]] = {
         "A sequence that is split across processes cannot be given memory; leave that, or sequence parallelism, out.",
     ),
 }
-"""The error of each pair that is refused, with ``{model}`` for the name of the model's class."""
+"""The error for each pair of modes that is refused. ``{model}`` stands for the model's class."""
 
 
 def enters(key: str, applying: Iterable[str], model: Any) -> bool:
-    """Whether a call of ``model`` runs in the mode ``key``, as :data:`MEETINGS` says; ``False`` where it is left to another mode.
+    """Whether a call of ``model`` runs in the mode ``key``, by :data:`MEETINGS`. False if another mode runs it.
 
     Args:
         applying: the modes that apply to the call.
@@ -107,9 +108,9 @@ def run_in_modes(
 
 
 class RunsInModes:
-    """A base model whose calls may be sharded or packed; :mod:`hf_longattn.modeling.run` has all modes."""
+    """A base model whose calls may be sharded or packed. :mod:`hf_longattn.modeling.run` describes all modes."""
 
     sharding: Mode[Any] | None = None
-    """The :class:`.sharding.Sharding` by which this model's sequences are split, inside of :func:`hf_longattn.sequence_parallel`."""
+    """The :class:`.sharding.Sharding` that splits this model's sequences, within :func:`hf_longattn.sequence_parallel`."""
     packing: Mode[Any] | None = None
-    """The :class:`.packing.Packing` by which padded batches are run as one packed row, after ``optimize_for_inference``."""
+    """The :class:`.packing.Packing` that runs padded batches as one packed row, after ``optimize_for_inference``."""

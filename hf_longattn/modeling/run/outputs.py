@@ -1,4 +1,4 @@
-"""The fields of a base model's output, by what they hold: the one place that knows which of them run along the text."""
+"""The fields of a base model's output, and the kind of each. No other module knows which fields run along the text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import BackendError
 
 
 class Kind(enum.Enum):
-    """What a field holds, with its shape."""
+    """The kind of a field's contents, with its shape."""
 
     TOKENS = "a value for each token (B, N, …)"
     SEQUENCES = "a value for each row (B, …)"
@@ -31,20 +31,20 @@ FIELDS: Mapping[str, Kind] = {
     "cross_attentions": Kind.WEIGHTS,
     "past_key_values": Kind.STATE,
 }
-"""Every field that a base model of a family returns. Fields with a value for each layer hold a tuple of them."""
+"""Every field that a family's base model returns. Fields with a value for each layer hold a tuple of values."""
 Join = Callable[[Sequence[Tensor]], Tensor]
 
 
 def joined(parts: Sequence[Any], joins: Mapping[Kind, Join], mode: str) -> Any:
-    """The outputs of one or several runs of a base model as those of the whole input.
+    """The outputs of one or several runs of a base model, joined to those of the whole input.
 
     Args:
-        parts: outputs by name, all with the same fields; the first one is changed and returned.
-        joins: for each kind of field that the mode can give back, a function of the runs' tensors.
-        mode: its name in the refusal, e.g. ``"packed batches"``.
+        parts: outputs by name, all with the same fields. The first is changed and returned.
+        joins: for each kind of field that the mode can restore, a function of the runs' tensors.
+        mode: the mode's name in messages, such as ``"packed batches"``.
 
     Raises:
-        BackendError: a field that the mode cannot give back.
+        BackendError: there is a field that the mode cannot restore.
     """
     outputs = parts[0]
     for name in list(outputs):
@@ -65,7 +65,7 @@ def _joined(values: Sequence[Any], join: Join) -> Any:
 
 
 def by_rows(join: Join, rows: int) -> Join:
-    """``join``, which takes tensors ``(B, n, …)``, for tensors of all rows' tokens, ``(B·n, …)``, with ``B = rows``."""
+    """``join``, a function of tensors ``(B, n, …)``, for tensors ``(B·n, …)`` over the tokens of all rows; ``B = rows``."""
 
     def join_flat(values: Sequence[Tensor]) -> Tensor:
         return join([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)
@@ -74,12 +74,12 @@ def by_rows(join: Join, rows: int) -> Join:
 
 
 def scattered(value: Tensor, places: Tensor, rows: int, length: int) -> Tensor:
-    """``(T, …)`` at ``places (T,)`` of ``(rows, length, …)``; zeros elsewhere."""
+    """``value (T, …)`` at the flat indices ``places (T,)`` of ``(rows, length, …)``; zeros elsewhere."""
     batch = torch.zeros(rows * length, *value.shape[1:], dtype=value.dtype, device=value.device)
     return batch.index_copy(0, places, value).unflatten(0, (rows, length))
 
 
 def wants_tuple(model: Any, arguments: Mapping[str, Any]) -> bool:
-    """Whether a call of ``model`` asks for its outputs as a tuple."""
+    """Whether a call of ``model`` requests its outputs as a tuple."""
     by_name = arguments.get("return_dict")
     return (model.config.return_dict if by_name is None else by_name) is False

@@ -1,4 +1,4 @@
-"""A padded batch as one packed row, so that no layer works on padding: documents see what they see alone."""
+"""Runs a padded batch as one packed row, so that no layer works on padding. Documents do not see each other."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .modes import Forward, Mode
 from .outputs import Kind, joined, scattered
 
 SCALAR_TYPES = (bool, int, float, str)
-"""Arguments of these types hold for all rows."""
+"""Types of arguments that hold for all rows."""
 
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """The arguments of the packed row, the places ``(T,)`` of its tokens among those of all rows, where each row starts in it ``(B,)``,
-    and the batch's rows and length."""
+    """The arguments of the packed row; the flat indices ``(T,)`` of its tokens in the batch; the start of each row in it ``(B,)``; and the
+    batch's rows and length."""
 
     arguments: dict[str, Any]
     places: Tensor
@@ -32,17 +32,17 @@ class PackedInputs:
 
 
 class Packing(Mode[PackedInputs]):
-    """Runs the padded batches of a base model as one packed row; rows of padding in its outputs are zeros.
+    """Runs padded batches of a base model as one packed row. Rows of padding in the outputs are zeros.
 
-    A batch is run as it is, if it asks for attentions or for a cache, has padding between real tokens, other arguments than tensors
-    ``(B, N, …)``, or is given to a compiled model.
+    A batch is not packed if it requests attentions or a cache, has padding between real tokens, or has arguments other than tensors
+    ``(B, N, …)``. Compiled models do not pack.
     """
 
     name, key = "packed batches", "packing"
 
     def __init__(self, base: Any) -> None:
         self.causal = any(site.causal for site in attention_sites(base))
-        """Whether it is a decoder, which returns a cache by default."""
+        """Whether the base is a decoder, which returns a cache by default."""
         _pool_first_tokens(base)
 
     def prepare(self, model: Any, arguments: dict[str, Any]) -> PackedInputs | None:
@@ -65,7 +65,7 @@ class Packing(Mode[PackedInputs]):
         return PackedInputs({**packed, "return_dict": True}, places, starts, rows, length)
 
     def _real_tokens(self, base: Any, arguments: dict[str, Any]) -> Tensor | None:
-        """The real tokens ``(B, N)`` of a call that is to be packed; ``None`` for one that is to run as it is."""
+        """The real tokens ``(B, N)`` of a call to be packed; ``None`` if the call is not packed."""
         mask = arguments.get("attention_mask")
         if in_graph() or not base.runs_mechanisms or not isinstance(mask, Tensor) or mask.dim() != 2:
             return None
@@ -102,7 +102,7 @@ class Packing(Mode[PackedInputs]):
 
 
 def packing_refusal(model: Any) -> str | None:
-    """Why padded batches of this base model cannot be run as one packed row; ``None`` where they can."""
+    """Why padded batches of this base model cannot run as one packed row; ``None`` if they can."""
     if not hasattr(model, "refusal_of_documents"):
         return f"{type(model).__name__} does not keep documents of one row apart; only the base models of Long classes do"
     if any(isinstance(module, nn.Conv1d) for module in model.modules()):
@@ -114,12 +114,12 @@ def packing_refusal(model: Any) -> str | None:
     return model.refusal_of_documents({})
 
 
-# ---- poolers, which read the first token of a row
+# ---- poolers that read the first token of a row
 
 
 @dataclass
 class _Pooling:
-    """Where the documents of the packed row start that a base model is running, and the hidden states that its pooling reads."""
+    """The starts of documents in the packed row that a base model is running, and the hidden states for its pooling."""
 
     starts: Tensor
     hidden: Tensor | None = field(default=None)
@@ -129,9 +129,9 @@ _POOLING: ContextVar[_Pooling | None] = ContextVar("pooling", default=None)
 
 
 def _pool_first_tokens(base: nn.Module) -> None:
-    """Let the pooling of ``base``, which reads the first token of a row, read that of every document of a packed row."""
+    """Make the pooling of ``base``, which reads the first token of a row, read each document's first token."""
     pooler: Any = getattr(base, "pooler", None)
-    if hasattr(pooler, "out_features"):  # a linear layer, as it is or packed: the model takes the first token itself
+    if hasattr(pooler, "out_features"):  # a linear layer, packed or not: the model itself takes the first token
         base.encoder.register_forward_hook(_remember_hidden)  # type: ignore[union-attr]
         pooler.register_forward_pre_hook(_first_tokens_of_encoder)
     elif isinstance(pooler, nn.Module):

@@ -1,8 +1,8 @@
 """A decoder with memory tokens and a cache, for ``generate``.
 
-The cache holds the memory of each row and the keys of its current segment, whatever the text's length. A row fills the slots of its segment
-in order: the memory tokens that it reads, then its text. When the segment is full and another token comes, the memory tokens are written
-after it, and the row starts a new segment. Rows with different padding are at different places of their segments.
+The cache holds each row's memory and the keys of its current segment, whatever the text's length. A row fills the slots of its segment in
+order: first the memory tokens that it reads, then its text. When the segment is full and another token comes, memory tokens are written
+after it, and the row starts a new segment. Rows with different padding are at different places in their segments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ...errors import MemoryMismatchError
-from ...mechanisms.common.segment_state import leading
+from ...mechanisms.common.segment_state import left_padding
 from ...memory import StateLayer
 from .modes import Forward, Mode
 from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, is_causal, joined_text
@@ -24,8 +24,8 @@ from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, is_ca
 
 @dataclass
 class _Rows:
-    """Keys and values of every layer ``(B, H_kv, C, D)``, slots with a real token ``(B, C)``, number of filled slots ``(B,)``, and memory
-    ``(B, M, d)``."""
+    """The cache's rows: keys and values of every layer ``(B, H_kv, C, D)``, slots with a real token ``(B, C)``, number of filled slots
+    ``(B,)``, and memory ``(B, M, d)``."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -38,7 +38,7 @@ class _Rows:
         return _Rows(keys, values, self.real[rows], self.filled[rows], self.memory[rows])
 
     def put(self, rows: Tensor, replacement: _Rows) -> None:
-        """Replace ``rows`` by those of ``other``."""
+        """Replace ``rows`` by the same rows of ``replacement``."""
         for name in ("keys", "values"):
             pairs = zip(getattr(self, name), getattr(replacement, name), strict=True)
             setattr(self, name, [_shaped(x, y).index_copy(0, rows, y) for x, y in pairs])
@@ -49,7 +49,7 @@ class _Rows:
 class SegmentDecoding(Mode["SegmentDecoder"]):
     """Runs a causal base model with memory tokens and a cache.
 
-    ``generate`` needs it: each of its calls goes on with the segment of the one before, which a memory from call to call would end.
+    ``generate`` needs it: each call continues the previous call's segment, which :mod:`.memory` would end.
     """
 
     name, key = Segments.name, Segments.key
@@ -77,7 +77,7 @@ class SegmentDecoding(Mode["SegmentDecoder"]):
 
 
 class SegmentDecoder:
-    """One call of a causal model with a cache."""
+    """One call of a causal model with a cache of segments."""
 
     def __init__(self, model: Any, text: Text) -> None:
         self.model, self.text = model, text
@@ -87,15 +87,15 @@ class SegmentDecoder:
         self.cache = DynamicCache(config=model.config) if past is None else past
         text.arguments.pop("use_cache", None)
         self.columns: list[Tensor] = []
-        """``(B, n)`` for each run: the columns of its tokens in the text; the column after the last one is dropped."""
+        """For each run, the columns ``(B, n)`` of its tokens in the text. The column after the last one is dropped."""
 
     def run(self, forward: Forward) -> list[Any]:
-        """The base's outputs for all tokens of the text, some at a time."""
+        """The base's outputs for all tokens of the text, some tokens per run."""
         self.forward = forward
         rows = self._load(first_memory(self.model, self.text, None))
         embeddings, real = self.text.embeddings, self.text.real
         length = real.shape[1]
-        at = torch.where(rows.filled == 0, leading(real), 0)
+        at = torch.where(rows.filled == 0, left_padding(real), 0)
         parts: list[Any] = []
         while bool((at < length).any()):
             waiting = at < length
@@ -110,14 +110,14 @@ class SegmentDecoder:
             parts.append(self._forward(rows, picked, real.gather(1, read) & there, there, along))
             self.columns.append(torch.where(there, places, length))
             at = at + there.sum(1)
-        if not parts:  # nothing but padding before the first token
+        if not parts:  # there is only padding before the first token
             parts = [self._forward(rows, embeddings, real, torch.zeros_like(real), self.text.along)]
             self.columns = [torch.full_like(real, length, dtype=torch.long)]
         self._store(rows)
         return parts
 
     def in_columns(self, states: Sequence[Tensor]) -> Tensor:
-        """The tensors ``(B, n, …)`` of all runs as one of the text, ``(B, N, …)``."""
+        """Tensors ``(B, n, …)`` of all runs, joined to one of the text, ``(B, N, …)``."""
         batch, length = self.text.real.shape
         text = states[0].new_zeros(batch, length + 1, *states[0].shape[2:])
         for state, columns in zip(states, self.columns, strict=True):
@@ -125,10 +125,10 @@ class SegmentDecoder:
         return text[:, :length]
 
     def _forward(self, rows: _Rows, embeddings: Tensor, real: Tensor, there: Tensor, along: dict[str, Tensor]) -> Any:
-        """Run tokens ``(B, n)`` after those in the slots; those in ``there (B, n)`` fill a slot. Rows without a real token are ignored."""
+        """Run tokens ``(B, n)`` after those in the slots. Tokens in ``there (B, n)`` fill a slot. Rows without a real token are ignored."""
         used, count = int((rows.filled * real.any(1)).max()), embeddings.shape[1]
         inner = DynamicCache()
-        # The filled slots of a row come right before its new tokens, so that distances between columns are those between tokens.
+        # A row's filled slots come right before its new tokens, so that distances between columns are distances between tokens.
         columns = torch.arange(used, device=real.device) - (used - rows.filled)[:, None]
         for layer, (keys, values) in enumerate(zip(rows.keys, rows.values, strict=True)) if used else ():
             inner.update(_take(keys, columns), _take(values, columns), layer)
@@ -172,7 +172,7 @@ class SegmentDecoder:
         rows.put(which, empty)
 
     def _run_memory(self, rows: _Rows, *, keep: bool) -> Any:
-        """Run the memory tokens of ``rows``, with zeros for what runs along the text; ``keep``: in the slots."""
+        """Run the memory tokens of ``rows``, with zeros for other arguments along the text. ``keep``: whether they fill slots."""
         real = torch.ones(rows.memory.shape[:2], dtype=torch.bool, device=rows.memory.device)
         along = {name: x.new_zeros(real.shape) for name, x in self.text.along.items()}
         return self._forward(rows, rows.memory, real, real if keep else ~real, along)
@@ -194,7 +194,7 @@ class SegmentDecoder:
             keys, values = ([state[name] for state in states if state is not None] for name in ("keys", "values"))
             return _Rows(keys, values, **{name: states[0][name] for name in ("real", "filled", "memory")})
         real = torch.zeros(batch, self.slots, dtype=torch.bool, device=memory.device)
-        # Shapes and dtypes of keys are known when the first token has run.
+        # Shapes and dtypes of keys are known only after the first token has run.
         empty = memory.new_zeros(batch, 0, self.slots, 0)
         filled = torch.zeros(batch, dtype=torch.long, device=memory.device)
         return _Rows([empty] * len(layers), [empty] * len(layers), real, filled, memory)
@@ -211,13 +211,13 @@ class SegmentDecoder:
 
 
 def _put(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
-    """Write ``new (B, H, n, D)`` into the slots ``(B, n)`` of ``old (B, H, C, D)``; what goes to slot C is dropped."""
+    """Write ``new (B, H, n, D)`` to the slots ``(B, n)`` of ``old (B, H, C, D)``. Entries for slot C are dropped."""
     with_spare = nn.functional.pad(_shaped(old, new), (0, 0, 0, 1))
     return with_spare.scatter(2, slots[:, None, :, None].expand_as(new), new)[:, :, :-1]
 
 
 def _take(x: Tensor, slots: Tensor) -> Tensor:
-    """Slots ``(B, n)`` of ``x (B, H, C, D)``; any where they are negative."""
+    """The slots ``(B, n)`` of ``x (B, H, C, D)``; arbitrary if a slot is negative."""
     return x.gather(2, slots.clamp(0, x.shape[2] - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 

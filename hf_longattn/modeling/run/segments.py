@@ -1,9 +1,9 @@
 """A base model in segments with memory tokens.
 
-With memory tokens (Bulatov et al. 2022), the base's ``forward`` runs on one segment after another, and the last hidden states are
-concatenated, so that a head finds as many as there are tokens. Rows are cut from their first real token on, and positions restart in each
-segment. In an encoder, the first token ([CLS]) is repeated in every segment; its hidden state is that of the row's last segment, whose
-memory has seen the whole text.
+With memory tokens (Bulatov et al. 2022), the base's ``forward`` runs on one segment after another. The last hidden states are concatenated,
+so that a head finds one per token. Rows are cut into segments from their first real token on, and positions restart in each segment. In an
+encoder, every segment starts with the first token ([CLS]). Its hidden state comes from the row's last segment, whose memory has seen the
+whole text.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from ...engines.common.batch import in_graph, roll_left
 from ...errors import MaskError, MemoryMismatchError, OptionError
-from ...mechanisms.common.segment_state import leading
+from ...mechanisms.common.segment_state import left_padding
 from ...memory import TokenMemory
 from ..attach.attention_sites import attention_sites
 from .modes import Forward, Mode
 from .outputs import Join, Kind, by_rows, joined
 
 TOKEN_MEMORY_ARGUMENT = "segment_memory"
-"""Keyword by which a head passes the memory tokens of a call to the model inside it."""
+"""Keyword by which a head passes a call's memory tokens to its inner model."""
 
 
 def check_segment_counts(model: Any, count: int) -> None:
-    """Refuse different numbers of segments where the weights are in shares, whose owners would wait for each other for ever.
+    """Raise an error if processes with sharded weights have different numbers of segments. They would wait for each other forever.
 
-    Layers run once per segment, and every process must gather their weights as often.
+    Layers run once per segment, and all processes must gather their weights equally often.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -38,7 +38,7 @@ def check_segment_counts(model: Any, count: int) -> None:
     from torch.distributed.tensor import DTensor  # not in builds without distributed training
 
     if not any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        return  # neither FSDP 2 nor ZeRO-3
+        return  # without FSDP 2 or ZeRO-3
     most = torch.tensor([count, -count], device=model.device)
     distributed.all_reduce(most, distributed.ReduceOp.MAX)
     if (least := -int(most[1])) != int(most[0]):
@@ -49,12 +49,12 @@ def check_segment_counts(model: Any, count: int) -> None:
 
 
 ALONG_THE_TEXT = ("token_type_ids",)
-"""Arguments ``(B, N)`` of every family that are cut with the text; those of pages are, too."""
+"""Arguments ``(B, N)`` of all families that are cut with the text. Arguments of pages are cut, too."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """The input of a call: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other tensors along the text, and all other arguments."""
+    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other tensors along the text, and all other arguments."""
 
     embeddings: Tensor
     real: Tensor
@@ -66,8 +66,8 @@ class Text:
         """Read the arguments of a base's ``forward``.
 
         Raises:
-            OptionError: attentions are asked for.
-            MaskError: the mask is not one of padding.
+            OptionError: attentions are requested.
+            MaskError: the mask is not a padding mask.
         """
         further = {name: value for name, value in arguments.items() if name not in (TOKEN_MEMORY_ARGUMENT, "return_dict")}
         ids, embeddings, mask = (further.pop(name, None) for name in ("input_ids", "inputs_embeds", "attention_mask"))
@@ -89,16 +89,16 @@ class Text:
         return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
-        """With ``change`` applied to everything along the text."""
+        """A copy with ``change`` applied to everything along the text."""
         along = {name: change(x) for name, x in self.along.items()}
         return Text(change(self.embeddings), change(self.real), along, self.arguments)
 
     def rolled(self, start: Tensor) -> Text:
-        """With row b rolled to the left by ``start[b]``."""
+        """A copy with row b rolled to the left by ``start[b]`` tokens."""
         return self.mapped(lambda x: roll_left(x, start, 1))
 
     def segments(self, size: int, causal: bool) -> list[Text]:
-        """Its segments of ``size`` tokens; in an encoder, every one starts with the text's first token."""
+        """Segments of ``size`` tokens. In an encoder, each starts with the text's first token."""
 
         def plain(at: int) -> Text:
             return self.mapped(lambda x: x[:, at : at + size])
@@ -114,12 +114,12 @@ class Text:
 
 @dataclass(frozen=True)
 class SegmentedInputs:
-    """The segments of a call, with what they share.
+    """The segments of a call, and values that they share.
 
-    segments: of the text, whose rows are rolled to the left by ``-back (B,)``; ``back`` is ``None`` where none is.
-    memory: ``(B, M, d)``, which the first segment reads.
+    segments: segments of the text, whose rows are rolled to the left by ``-back (B,)``; ``back`` is ``None`` if no row is.
+    memory: ``(B, M, d)``, read by the first segment.
     causal: whether memory tokens are written after each segment.
-    remembered: the memory of the call before, which takes that of this one.
+    remembered: the memory of the previous call, which receives this call's.
     """
 
     segments: list[Text]
@@ -130,14 +130,14 @@ class SegmentedInputs:
 
 
 class Segments(Mode[SegmentedInputs]):
-    """Runs a base model with memory tokens over one segment of the text after another."""
+    """Runs a base model with memory tokens over the segments of a text, one after another."""
 
     name, key = "memory tokens", "segments"
 
     def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentedInputs:
         text, remembered = Text.of(model, arguments), arguments.get(TOKEN_MEMORY_ARGUMENT)
         causal, recursion = is_causal(model), model.recursion
-        start = leading(text.real) % text.real.shape[1]
+        start = left_padding(text.real) % text.real.shape[1]
         padded = in_graph() or bool(start.any())
         segments = (text.rolled(start) if padded else text).segments(recursion.text(causal), causal)
         check_segment_counts(model, len(segments))
@@ -161,7 +161,7 @@ class Segments(Mode[SegmentedInputs]):
         return parts
 
     def restore(self, model: Any, inputs: SegmentedInputs, parts: Sequence[Any]) -> Any:
-        """The outputs of the whole text; in an encoder, the first token's are those of the row's last segment."""
+        """The outputs of the whole text. In an encoder, the first token's come from the row's last segment."""
         segments, causal, memory = inputs.segments, inputs.causal, inputs.memory.shape[1]
 
         def text(states: Sequence[Tensor]) -> Tensor:
@@ -177,19 +177,19 @@ class Segments(Mode[SegmentedInputs]):
 
 
 def is_causal(model: Any) -> bool:
-    """Whether this base model writes its memory tokens after a segment, as decoders do."""
+    """Whether this base model is a decoder, which writes memory tokens after a segment."""
     return any(site.causal for site in attention_sites(model))
 
 
 def first_memory(model: Any, text: Text, remembered: TokenMemory | None) -> Tensor:
-    """The memory ``(B, M, d)`` that the first segment of ``text`` reads: the learned one, or that of the call before."""
+    """The memory ``(B, M, d)`` that the first segment reads: the learned one, or the previous call's."""
     learned, batch = model.long_memory.tokens, text.real.shape[0]
     memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
     return memory.to(text.embeddings.dtype)
 
 
 def _run_segment(model: Any, forward: Forward, segment: Text, memory: Tensor, *, write: bool) -> Any:
-    """The base's outputs for one segment with the memory tokens that it reads, and those that it writes."""
+    """The base's outputs for a segment, with the memory tokens that it reads and those that it writes."""
     around = (memory.shape[1], memory.shape[1] if write else 0)
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)
@@ -202,7 +202,7 @@ def _run_segment(model: Any, forward: Forward, segment: Text, memory: Tensor, *,
 
 
 def _written_memory(hidden: Tensor, segment: Text, memory: Tensor, causal: bool, *, first: bool) -> Tensor:
-    """The memory after a segment, from its last hidden states; rows without a real token of their own keep theirs."""
+    """The memory after a segment, from its last hidden states. Rows without a real token in the segment keep their memory."""
     count, size = memory.shape[1], segment.real.shape[1]
     written = hidden[:, count + size :] if causal else hidden[:, :count]
     real = segment.real if causal or first else segment.real[:, 1:]
@@ -210,7 +210,7 @@ def _written_memory(hidden: Tensor, segment: Text, memory: Tensor, causal: bool,
 
 
 def joined_text(model: Any, parts: Sequence[Any], text: Join, mode: str) -> Any:
-    """The outputs of several runs, whose tensors ``(B, n, …)`` along the text ``text`` joins."""
+    """The outputs of several runs. ``text`` joins their tensors ``(B, n, …)`` along the text."""
     routes = by_rows(text, len(parts[0].last_hidden_state))
     joins: dict[Kind, Join] = {Kind.TOKENS: text, Kind.ROUTES: routes, Kind.SEQUENCES: lambda values: values[0]}
     joins[Kind.STATE] = lambda caches: caches[0]

@@ -1,7 +1,7 @@
-"""Sequence parallelism: one long input over several processes, each of which computes the rows of its own tokens.
+"""Sequence parallelism: several processes share one long input, and each computes the rows of its own tokens.
 
-Windows take the neighbouring tokens' keys and values from the next processes, global tokens are sent to all, and linear mechanisms send
-their states, so a process exchanges what a mechanism sees and not the whole sequence (:mod:`hf_longattn.engines.common.shards`).
+Windows fetch neighbouring tokens' keys and values from the next processes, global tokens go to all processes, and linear mechanisms send
+their states. A process exchanges only what a mechanism sees (:mod:`hf_longattn.engines.common.shards`).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from ...attend import run_batch
 from ...backend import BACKEND, DOCUMENTS, documents_of
-from ...engines.common.shards import Shard, even_bounds
 from ...errors import BackendError, MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
+from ...sharding import Shard, even_bounds
 from ..attach.token_globals import global_tokens_of, token_rule
 from ..family.config import attention_implementation
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
@@ -33,9 +33,9 @@ from .modes import Forward, Mode, RunsInModes, enters
 from .outputs import Kind, by_rows, joined
 
 HEADS_BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
-"""Heads whose logits depend on one token's hidden state each: they stay split."""
+"""Suffixes of heads whose logits depend on a single token's hidden state. Their outputs stay split."""
 HEADS_BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
-"""Heads that compare tokens or read one of them: the last hidden states of the whole sequence are brought together before them."""
+"""Suffixes of heads that compare tokens or read one of them. They get the last hidden states of the whole sequence."""
 TUPLE_REFUSAL = "Sequence parallelism needs outputs by name; leave return_dict=False out."
 
 
@@ -47,22 +47,22 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
             outputs = model(input_ids=input_ids, labels=labels)    # the same whole batch in every process
             outputs.loss.backward()
 
-    All processes pass the same batch, whole. Backbones and heads for each token (language models, token classification) return the
-    process's own part of hidden states and logits: the tokens ``length * rank // processes`` up to those of the next rank. Heads for the
-    whole sequence (question answering, classification) return whole logits in every process. The loss is that of the whole batch in every
-    process. The *mean* of the gradients over the group is the whole batch's gradient. DistributedDataParallel and FSDP take this mean;
-    without them, average the gradients. Where ``num_items_in_batch`` is given, as by Trainer, each process's loss is its share, as Trainer
-    expects it. Dropout differs from that of one process. The backward pass runs inside the context.
+    All processes pass the same whole batch. Backbones and heads for each token (language models, token classification) return this
+    process's part of hidden states and logits: the tokens from ``length * rank // processes`` up to the next rank's. Heads for the whole
+    sequence (question answering, classification) return all logits in every process. The loss is that of the whole batch in every process.
+    The *mean* of the gradients over the group is the whole batch's gradient. DistributedDataParallel and FSDP compute this mean; without
+    them, average the gradients. If ``num_items_in_batch`` is given, as by Trainer, each process's loss is its share, as Trainer expects.
+    Dropout differs from that in one process. The backward pass must run inside the context.
 
     Args:
         model: a Long model, also inside DistributedDataParallel.
         group: a ``torch.distributed`` process group, or a one-dimensional ``DeviceMesh`` (accelerate's ``torch_device_mesh["cp"]``);
-            ``None`` is all processes.
+            ``None`` for all processes.
 
     Raises:
         BackendError: torch.distributed is not initialised, or the model does not run its mechanisms.
         OptionError: the head, or a mechanism when it is called, cannot be split; or the model is split already.
-        MaskError: for an input that cannot be split.
+        MaskError: the input cannot be split.
     """
     unwrapped = getattr(model, "module", model)
     if not dist.is_initialized():
@@ -120,7 +120,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
 
 
 def _follows_length(module: nn.Module) -> bool:
-    """Whether these are rotary positions whose frequencies depend on the last position (dynamic NTK scaling, LongRoPE)."""
+    """Whether a module computes rotary frequencies that depend on the last position (dynamic NTK scaling, LongRoPE)."""
     kinds = getattr(module, "rope_type", None)
     return any("dynamic" in kind or kind == "longrope" for kind in (kinds.values() if isinstance(kinds, dict) else [kinds]) if kind)
 
@@ -140,7 +140,7 @@ def _by_token(model: nn.Module) -> bool:
 
 @dataclasses.dataclass(eq=False)
 class Sharding(Mode[dict[str, Any]]):
-    """How the calls of one context are split: what the base model does with its input, and its head with labels."""
+    """Splits the calls of one context: the base model's inputs, and the labels of its head."""
 
     name, key = "sequence parallelism", "sharding"
     base: Any
@@ -156,7 +156,7 @@ class Sharding(Mode[dict[str, Any]]):
     last: Tensor | None = None
 
     def give(self, shard: Shard | None) -> None:
-        """Tell every mechanism which part of the sequence it is given; ``None``: all."""
+        """Tell every mechanism its part of the sequence; ``None`` for the whole sequence."""
         for module in self.base.modules():
             if isinstance(module, Mechanism):
                 module.shard = shard
@@ -169,13 +169,13 @@ class Sharding(Mode[dict[str, Any]]):
             raise MaskError("Sequence parallelism splits input_ids or inputs_embeds, but neither was given.")
         shape = (tokens.shape[0], tokens.shape[1])
         self._check(arguments, shape)
-        model.check_inputs(arguments)  # of whole rows; finds the documents of positions that restart, and positions of documents
+        model.check_inputs(arguments)  # on whole rows; finds documents from positions, and positions from documents
         mask = arguments.get("attention_mask")
         mask = None if mask is None or bool(mask.all()) else mask.bool()
         documents = documents_of(arguments, shape)
         arguments = {name: value for name, value in arguments.items() if name not in DOCUMENTS}
         if documents is not None and bool((documents[:, :1] == documents[:, -1:]).all()):
-            documents = None  # one in each row
+            documents = None  # each row is a single document
         rule = token_rule(model) if arguments.get("global_attention_mask") is None else None
         if rule is not None:
             arguments["global_attention_mask"] = global_tokens_of(rule, arguments, documents)
@@ -184,7 +184,7 @@ class Sharding(Mode[dict[str, Any]]):
             arguments["position_ids"] = model.own_positions(arguments, shape, tokens.device)
         if arguments.get("position_ids") is not None:
             self.last = arguments["position_ids"].max()
-        if arguments.get("attention_mask") is None:  # a part's positions say nothing about documents
+        if arguments.get("attention_mask") is None:  # the positions of a part say nothing about documents
             arguments["attention_mask"] = torch.ones(shape, dtype=torch.long, device=tokens.device)
         bounds, globals_ = even_bounds(shape[1], self.processes), None if chosen is None else chosen != 0
         shard = Shard(self.group, bounds, self.rank, run_batch, mask, documents, globals_)
@@ -201,7 +201,7 @@ class Sharding(Mode[dict[str, Any]]):
         return [forward(model, **inputs)]
 
     def restore(self, model: Any, inputs: dict[str, Any], parts: Sequence[Any]) -> Any:
-        """The outputs of this process's tokens; what a head reads of the whole sequence is gathered."""
+        """The outputs of this process's tokens. Fields that a head reads as a whole are gathered."""
         shard, outputs = self.shard, parts[0]
         assert shard is not None
 
@@ -217,7 +217,7 @@ class Sharding(Mode[dict[str, Any]]):
             return values[0]
 
         tokens = unchanged if self.by_token else gathered
-        routes = by_rows(gathered if self.with_head else unchanged, len(outputs.last_hidden_state))  # a head's loss is of all tokens
+        routes = by_rows(gathered if self.with_head else unchanged, len(outputs.last_hidden_state))  # a head's loss needs all tokens
         return joined(parts, {Kind.TOKENS: tokens, Kind.ROUTES: routes, Kind.SEQUENCES: pooled}, self.name)
 
     def _check(self, kwargs: dict[str, Any], shape: tuple[int, int]) -> None:
@@ -233,7 +233,7 @@ class Sharding(Mode[dict[str, Any]]):
     def append_last_position(
         self, rotary: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Add the last position of the whole batch, on which the frequencies depend; :meth:`strip_last_position` removes it."""
+        """Append the last position of the whole batch, on which frequencies depend. :meth:`strip_last_position` removes it."""
         arguments = {**dict(zip(("x", "position_ids", "layer_type"), args, strict=False)), **kwargs}
         positions = arguments["position_ids"]
         assert self.last is not None
@@ -244,9 +244,9 @@ class Sharding(Mode[dict[str, Any]]):
         return outputs[0][:, :-1], outputs[1][:, :-1]
 
     def pop_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The labels of every token are kept back: the loss is made of all processes' parts."""
+        """Remove the labels from the call, because the loss needs the parts of all processes."""
         kwargs = arguments_by_name(type(model).forward, args, kwargs)
-        if kwargs.get("memory") is not None:  # a head hands it down as a cache
+        if kwargs.get("memory") is not None:  # a head passes it on as a cache
             enters(self.key, (Memory.key,), model)
         _refuse_encoder(kwargs)
         self.labels = self.items = None
@@ -267,7 +267,7 @@ class Sharding(Mode[dict[str, Any]]):
         return (), kwargs
 
     def add_loss(self, model: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
-        """The loss of the whole batch."""
+        """Add the loss of the whole batch to the outputs."""
         if self.labels is None:
             return outputs
         assert self.shard is not None
@@ -281,14 +281,14 @@ class Sharding(Mode[dict[str, Any]]):
         loss = _WholeLoss.apply(loss / (labels != IGNORED_LABEL).sum().clamp(min=1), self.group, self.processes)
         added, routing = auxiliary_loss(model) if model.training else None, _routing_loss(model, outputs)
         loss = sum((term.to(loss) for term in (added, routing) if term is not None), loss)
-        if self.items is not None and self.count is not None:  # of the batch's share, each process has its part
+        if self.items is not None and self.count is not None:  # each process has a part of the batch's share
             loss = share_of_step(loss, self.count.to(loss.device), self.items) / self.processes
         outputs["loss"] = loss
         return outputs
 
 
 def _refuse_encoder(kwargs: dict[str, Any]) -> None:
-    """Refuse an encoder's tokens next to those that are split."""
+    """Raise :class:`MaskError` for an encoder's hidden states."""
     if kwargs.get("encoder_hidden_states") is not None:
         raise MaskError(
             "A sequence that is split across processes cannot be given encoder_hidden_states; leave that, or sequence parallelism, out."
@@ -296,10 +296,10 @@ def _refuse_encoder(kwargs: dict[str, Any]) -> None:
 
 
 def _routing_loss(model: Any, outputs: Any) -> Tensor | None:
-    """What a head of a mixture of experts adds to its loss to balance them, made of the router's logits of all tokens.
+    """The load-balancing loss that a mixture-of-experts head adds, from the router logits of all tokens.
 
     Raises:
-        OptionError: the head does not say by which factor.
+        OptionError: the head has no factor for this loss.
     """
     if (balance := outputs.get("aux_loss")) is None:
         return None
@@ -316,7 +316,7 @@ def arguments_by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 
 class _WholeLoss(torch.autograd.Function):
-    """The sum of the processes' parts of a loss; the gradients' mean over the processes is the gradient of that sum."""
+    """Sum of the processes' parts of a loss. The gradients' mean over processes is the gradient of this sum."""
 
     @staticmethod
     def forward(ctx: Any, loss: Tensor, group: Any, processes: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hf_longattn.attend import attend, reference_attend
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.common import context
+from hf_longattn.engines.common import call as calls
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.cuda import flash_band, flex_kernel
 from hf_longattn.errors import LongAttentionError
@@ -298,7 +298,7 @@ def crossing(case: DeviceCase, device: str) -> dict[str, Any]:
     """A window as a dense call with a mask, and by its kernel: where the table of paths should go from one to the other."""
     inputs, results = Inputs(case, device), {}
     for name, cells in (("dense-masked", 1 << 62), ("kernel", 0)):
-        with mock.patch.object(context, "DENSE_CELLS", cells), mock.patch.object(dispatch, "DENSE_KEYS", 0):
+        with mock.patch.object(calls, "DENSE_CELLS", cells), mock.patch.object(dispatch, "DENSE_KEYS", 0):
             results[name] = measured(partial(one_pass, inputs.run, inputs, case), device)
     return {"timings": results}
 

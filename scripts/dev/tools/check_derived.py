@@ -25,6 +25,7 @@ import hf_longattn
 from hf_longattn.declarations import declared
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.modeling.derived import PROBED
 from hf_longattn.staging import write_text
 from scripts.dev import RESULTS
 
@@ -32,6 +33,8 @@ STORED = RESULTS / "derived_families.json"
 VERIFIED, UNSCALED = "verified", "verified with --positions rope:none"
 TOKENS, LONG = 64, 256
 """Lengths of the short model and of the long one, in tokens."""
+LONG_RELATIVE = 2048
+"""Length of the long model with relative positions. Its base takes up to 1024 tokens, whatever its size."""
 CAUSAL = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 HEADS = (
     (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, transformers.AutoModelForSeq2SeqLM),
@@ -66,9 +69,11 @@ SIZES: dict[str, Any] = {
 }
 """The sizes of the small models, by the names that configs give them."""
 OWN: dict[str, dict[str, Any]] = {
-    **{name: {"num_hidden_layers": 4} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},
+    **{name: {"num_hidden_layers": 4} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},  # one layer of four attends
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
 }
-"""Sizes of single families. These attend in few layers only."""
+"""Further values of single families."""
 LARGEST = 20_000_000
 """Most parameters of a model that still counts as small."""
 
@@ -81,7 +86,7 @@ def small_model(model_type: str) -> tuple[Any, Any]:
     """
     config_class = CONFIG_MAPPING[model_type]
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
-    sizes = {**SIZES, **OWN.get(model_type, {})}
+    sizes = {**SIZES, **PROBED.get(model_type, {}), **OWN.get(model_type, {})}
     config = config_class(**{name: value for name, value in sizes.items() if name in known})
     auto: Any = next(auto for table, auto in HEADS if model_type in table)
     with torch.device("meta"):
@@ -100,7 +105,8 @@ def check(model_type: str) -> str:
             auto, model = small_model(model_type)
             model.save_pretrained(f"{folder}/short")
             stage = "its conversion"
-            options: dict[str, Any] = {"mechanism": "window", "options": {"window": 2 * TOKENS}, "max_length": LONG}
+            length = LONG_RELATIVE if FAMILIES[model_type].relative else LONG
+            options: dict[str, Any] = {"mechanism": "window", "options": {"window": 2 * TOKENS}, "max_length": length}
             result = VERIFIED
             try:
                 report = hf_longattn.convert_checkpoint(f"{folder}/short", f"{folder}/long", **options)

@@ -23,7 +23,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, StaticCach
 from hf_longattn import backend, families
 from hf_longattn.engines.common import accelerator, dense
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
-from hf_longattn.engines.common.context import DispatchContext
+from hf_longattn.engines.common.call import DispatchContext
 from hf_longattn.engines.cuda.flex_kernel import compile_errors
 from hf_longattn.modeling.mixin import LongAttentionMixin
 from scripts.dev.benchmarks.report import markdown_table

@@ -10,7 +10,6 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from hf_longattn import list_mechanisms
 from hf_longattn.engines import dispatch
-from hf_longattn.engines.common import context
 from scripts.dev.benchmarks import device_check
 from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, kernel_checks, stages
 from scripts.dev.benchmarks.device_check import missed_path, run_case
@@ -44,7 +43,7 @@ def test_the_first_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With definitions in place of the kernels."""
-    monkeypatch.setattr(context, "DENSE_CELLS", 1)
+    monkeypatch.setattr("hf_longattn.engines.common.call.DENSE_CELLS", 1)
     monkeypatch.setattr(dispatch, "DENSE_KEYS", 0)
     case = SHORT[name]
     result = run_case(case, "cpu")

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import Batch, first_real, in_graph, last_real, of_any_length
-from .call import AttentionCall, AttentionFunction
-from .document_rows import Stacking
-from .sequences import attend_per_sequence, rolled
-from .shards import Locality, Shard
+from ...engines.common.batch import Batch, first_real, in_graph, last_real, of_any_length
+from ...engines.common.call import AttentionCall, AttentionFunction
+from ...engines.common.document_rows import Stacking
+from ...engines.common.sequences import attend_per_sequence, rolled
+from ...positions.distances import Locality
+from ...sharding import Shard
 
 
 def by_length(

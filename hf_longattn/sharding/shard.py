@@ -10,61 +10,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
 
-from .batch import Batch
-from .call import AttentionCall, AttentionFunction, State
-from .global_rows import global_index
+from ..engines.common.batch import Batch
+from ..engines.common.call import AttentionCall, AttentionFunction, State
+from ..engines.common.dense import at_least_fp32, index_grid, merged, products
+from ..engines.common.global_rows import softmax_part
+from ..positions.distances import Locality
 
 Bounds = Sequence[tuple[int, int]]
 """``(start, stop)`` for each process: a range of its tokens, or of its heads."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Locality:
-    """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and what ``beside`` says.
-
-    period: shifting all positions by a multiple of this leaves the output unchanged.
-    by_block: whether tokens form blocks of ``period``, and all tokens of a block see the same keys ahead, up to the end of a block.
-    beside: other keys that are seen, too: none, ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``. With others, no process
-        or stream can do with its neighbours.
-    is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
-    in_eval: whether the range is the ``"same"`` in eval mode; otherwise ``"everything"`` is seen there, or the range is ``"unknown"``.
-    width_of_keys: distance from a query's first key to its last, in tokens. By default as in a window, or in blocks of ``period``.
-    """
-
-    back: int
-    ahead: int
-    period: int = 1
-    by_block: bool = False
-    beside: str = ""
-    is_window: bool = False
-    in_eval: str = "same"
-    width_of_keys: int | None = None
-
-    @property
-    def width(self) -> int:
-        """``width_of_keys``, or its default. A query late in its block has less of the block ahead."""
-        if self.width_of_keys is not None:
-            return self.width_of_keys
-        return self.back + self.ahead - (self.period - 1 if self.ahead else 0)
-
-    def final(self, seen: int) -> int:
-        """Number of outputs that are final after ``seen`` tokens. Later tokens do not change them."""
-        if not self.by_block or not self.ahead:
-            return max(0, seen - self.ahead)
-        return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
-
-    def first(self, output: int) -> int:
-        """First token that outputs from index ``output`` on depend on, rounded down to a multiple of ``period``."""
-        return max(0, output - self.back) // self.period * self.period
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,11 +40,6 @@ class GlobalTokens:
     mask: Tensor
     index: Tensor
     real: Tensor
-
-    @classmethod
-    def of(cls, mask: Tensor) -> GlobalTokens:
-        """The global tokens of ``mask (B, N)``; sorts each row once."""
-        return cls(mask, *global_index(mask))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,22 +90,35 @@ class Shard:
         return ranges
 
     def reach(self, x: Tensor, ranges: Bounds, dim: int = 2) -> Tensor:
-        """The tokens ``ranges[rank]``, sent by their owners. Axis ``dim`` of ``x`` holds this process's own tokens."""
-        return _Reach.apply(x, self, tuple(ranges), dim)
+        """The tokens ``ranges[rank]``, sent by their owners. They include this process's own.
+
+        Gradients go back to the owners, which add them up.
+
+        Args:
+            x: holds this process's own tokens on axis ``dim``.
+        """
+        sent = [
+            (peer, x.narrow(dim, first - self.start, last - first)) for peer, (first, last) in _overlaps(ranges, self.bounds[self.rank])
+        ]
+        received = [(peer, _resized(x, dim, last - first)) for peer, (first, last) in _overlaps(self.bounds, ranges[self.rank])]
+        return torch.cat(self._exchanged(sent, received), dim)
+
+    def _exchanged(self, sent: Sequence[tuple[int, Tensor]], received: Sequence[tuple[int, Sequence[int]]]) -> tuple[Tensor, ...]:
+        """Exchange tensors with other processes, in one step forward and one step back.
+
+        Args:
+            sent: tensors and their receivers.
+            received: senders and the shapes that they send. This process's own parts are in both lists.
+        """
+        return _Exchange.apply(self, [peer for peer, _ in sent], received, *(x for _, x in sent))
 
     def total(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over all processes. Its shape must be the same on each."""
-        return _Total.apply(x, self.group)
-
-    def largest(self, x: Tensor) -> Tensor:
-        """The elementwise maximum of ``x`` over all processes, without a gradient."""
-        x = x.detach().clone()
-        dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
-        return x
+        """The sum of ``x`` over all processes. Its shape must be the same on each. Its gradient is the sum of all gradients."""
+        return all_reduce(x, group=self.group)
 
     def stacked(self, x: Tensor) -> Tensor:
         """``x`` of every process, stacked to ``(processes, …)``. Its shape must be the same on each."""
-        return _Stacked.apply(x, self.group, self.rank, len(self.bounds))
+        return self.total(torch.stack([x if process == self.rank else torch.zeros_like(x) for process in range(len(self.bounds))]))
 
     def before(self, x: Tensor) -> Tensor:
         """``x (processes, …)`` with zeros from this process on. A branch would leave the first process without a backward pass."""
@@ -165,18 +135,23 @@ class Shard:
         place = torch.where(self.owns(index), index - self.start, self.stop - self.start)
         return self.total(x.gather(2, place[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])))
 
-    def tokens_to_heads(self, heads: Bounds, groups: Bounds, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def tokens_to_heads(self, heads: Bounds, groups: Bounds, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         """Exchange own tokens of all heads for whole sequences of own heads (Jacobs et al. 2023, DeepSpeed Ulysses).
 
         Args:
             heads, groups: for each process its query heads, and its key and value heads.
             q: ``(B, H, n, D)``; k, v: ``(B, H_kv, n, D)``; each becomes ``(B, own heads, N, D)``.
         """
-        return _Swap.apply(self, (heads, groups, groups), True, q, k, v)
+        parts = [list(enumerate(x.split(_sizes(each), 1))) for x, each in ((q, heads), (k, groups), (v, groups))]
+        shapes = [(peer, _resized(x[self.rank][1], 2, size)) for x in parts for peer, size in enumerate(_sizes(self.bounds))]
+        received, processes = self._exchanged(list(itertools.chain(*parts)), shapes), len(self.bounds)
+        return tuple(torch.cat(received[at : at + processes], 2) for at in range(0, len(received), processes))
 
     def heads_to_tokens(self, heads: Bounds, x: Tensor) -> Tensor:
         """Exchange whole sequences of own heads ``x (B, own heads, N, D)`` for own tokens of all heads ``(B, H, n, D)``."""
-        return _Swap.apply(self, (heads,), False, x)[0]
+        parts = x.split(_sizes(self.bounds), 2)
+        shapes = [(peer, _resized(parts[self.rank], 1, size)) for peer, size in enumerate(_sizes(heads))]
+        return torch.cat(self._exchanged(list(enumerate(parts)), shapes), 1)
 
     def call(self, call: AttentionCall, low: int, high: int) -> AttentionCall:
         """The call for the tokens ``low … high - 1``, as a separate sequence."""
@@ -250,160 +225,78 @@ def even_bounds(length: int, processes: int) -> Bounds:
     return list(itertools.pairwise(ends))
 
 
-def _common(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
-    return max(a[0], b[0]), min(a[1], b[1])
+def _sizes(bounds: Bounds) -> list[int]:
+    return [stop - start for start, stop in bounds]
 
 
-class _Reach(torch.autograd.Function):
-    """Sends every process the tokens that it reads. Their gradients go back to the owner, which adds them up."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, shard: Shard, ranges: Bounds, dim: int) -> Tensor:
-        ctx.shard, ctx.ranges, ctx.dim, ctx.shape = shard, ranges, dim, x.shape
-        low, high = ranges[shard.rank]
-        shape = list(x.shape)
-        shape[dim] = high - low
-        out = x.new_zeros(shape)
-        for (first, last), part in _exchange(shard, dim, x, held=shard.bounds, wanted=ranges):
-            out.narrow(dim, first - low, last - first).copy_(part)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        shard, dim = ctx.shard, ctx.dim
-        total = grads[0].new_zeros(ctx.shape)
-        for (first, last), part in _exchange(shard, dim, grads[0], held=ctx.ranges, wanted=shard.bounds):
-            total.narrow(dim, first - shard.start, last - first).add_(part)
-        return total, None, None, None
+def _overlaps(bounds: Bounds, own: tuple[int, int]) -> Iterator[tuple[int, tuple[int, int]]]:
+    """The ranges of ``bounds`` that overlap ``own``, cut to it, with the numbers of their processes."""
+    for peer, (start, stop) in enumerate(bounds):
+        first, last = max(start, own[0]), min(stop, own[1])
+        if first < last:
+            yield peer, (first, last)
 
 
-def _exchange(shard: Shard, dim: int, x: Tensor, *, held: Bounds, wanted: Bounds) -> list[tuple[tuple[int, int], Tensor]]:
-    """Send held tokens that other processes want. Return the tokens that this process wants, in parts with their bounds.
+def _resized(x: Tensor, dim: int, size: int) -> tuple[int, ...]:
+    """The shape of ``x`` with ``size`` on axis ``dim``."""
+    return *x.shape[:dim], size, *x.shape[dim + 1 :]
 
-    Args:
-        x: the tokens ``held[rank]`` along axis ``dim``.
-        held, wanted: the tokens that each process holds, and the tokens that it wants.
+
+class _Exchange(torch.autograd.Function):
+    """Sends a tensor to each of ``peers`` and receives others. Their gradients go the other way.
+
+    One function for several tensors, so that all processes exchange their gradients in the same order.
     """
-    holds, wants = held[shard.rank], wanted[shard.rank]
-    sent, shapes, parts = {}, {}, {}
-    for peer in range(len(held)):
-        first, last = _common(holds, wanted[peer])
-        if first < last:
-            sent[peer] = x.narrow(dim, first - holds[0], last - first)
-        parts[peer] = first, last = _common(held[peer], wants)
-        if first < last:
-            shapes[peer] = (*x.shape[:dim], last - first, *x.shape[dim + 1 :])
-    received = _send_and_receive(shard, sent, shapes, x)
-    return [(parts[peer], received[peer]) for peer in sorted(received)]
-
-
-def _send_and_receive(shard: Shard, sent: Mapping[int, Tensor], shapes: Mapping[int, Sequence[int]], like: Tensor) -> dict[int, Tensor]:
-    """Send a tensor to some processes and receive tensors of these ``shapes``. This process's own part is not sent."""
-    rank, group = shard.rank, dist.group.WORLD if shard.group is None else shard.group
-    copies = {peer: x.contiguous() for peer, x in sent.items() if peer != rank}  # kept alive until everything is sent
-    received = {peer: sent[rank] if peer == rank else like.new_empty(tuple(shape)) for peer, shape in shapes.items()}
-    operations = [dist.P2POp(dist.isend, x, group=group, group_peer=peer) for peer, x in copies.items()]
-    operations += [dist.P2POp(dist.irecv, x, group=group, group_peer=peer) for peer, x in received.items() if peer != rank]
-    for request in dist.batch_isend_irecv(operations) if operations else []:
-        request.wait()
-    return received
-
-
-class _Swap(torch.autograd.Function):
-    """Exchanges tokens for heads, or back. One function for all tensors, so that every process's gradients go back in the same order."""
 
     @staticmethod
-    def forward(ctx: Any, shard: Shard, heads: Sequence[Bounds], to_heads: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.shard, ctx.heads, ctx.to_heads = shard, heads, to_heads
-        return tuple(_swapped(x, shard, bounds, to_heads) for x, bounds in zip(tensors, heads, strict=True))
+    def forward(ctx: Any, shard: Shard, peers: Sequence[int], received: Sequence[tuple[int, Sequence[int]]], *sent: Tensor) -> Any:
+        ctx.shard, ctx.senders = shard, [peer for peer, _ in received]
+        ctx.sent = [(peer, x.shape) for peer, x in zip(peers, sent, strict=True)]
+        return tuple(_send_and_receive(shard, peers, sent, received))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return None, None, None, *(_swapped(x, ctx.shard, bounds, not ctx.to_heads) for x, bounds in zip(grads, ctx.heads, strict=True))
+        return None, None, None, *_send_and_receive(ctx.shard, ctx.senders, grads, ctx.sent)
 
 
-def _swapped(x: Tensor, shard: Shard, heads: Bounds, to_heads: bool) -> Tensor:
-    """``(B, H, n, D)`` as ``(B, own heads, N, D)``, or the reverse."""
-    split_dim, joined_dim = (1, 2) if to_heads else (2, 1)
-    split, joined = (heads, shard.bounds) if to_heads else (shard.bounds, heads)
-    sent = {peer: x.narrow(split_dim, first, last - first) for peer, (first, last) in enumerate(split)}
-    shapes = {}
-    for peer, (low, high) in enumerate(joined):
-        shape = list(sent[shard.rank].shape)
-        shape[joined_dim] = high - low
-        shapes[peer] = shape
-    received = _send_and_receive(shard, sent, shapes, x)
-    return torch.cat([received[peer] for peer in sorted(received)], joined_dim)
-
-
-class _Total(torch.autograd.Function):
-    """The sum over all processes. Each process receives the sum of all gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        x = x.contiguous().clone()
-        dist.all_reduce(x, group=group)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad, None
-
-
-class _Stacked(torch.autograd.Function):
-    """All processes' tensors, stacked. A tensor's gradient is the sum of its gradients on all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any, rank: int, processes: int) -> Tensor:
-        ctx.group, ctx.rank = group, rank
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(processes)]
-        dist.all_gather(parts, x, group=group)
-        return torch.stack(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        grad = grads[0].contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad[ctx.rank], None, None, None
+def _send_and_receive(
+    shard: Shard, peers: Sequence[int], sent: Sequence[Tensor], received: Sequence[tuple[int, Sequence[int]]]
+) -> list[Tensor]:  # fmt: skip
+    """Send each tensor to its peer and receive tensors of these shapes. This process's own tensors are returned in their order."""
+    rank, group = shard.rank, dist.group.WORLD if shard.group is None else shard.group
+    own = iter([x for peer, x in zip(peers, sent, strict=True) if peer == rank])
+    copies = [(peer, x.contiguous()) for peer, x in zip(peers, sent, strict=True) if peer != rank]  # alive until everything is sent
+    results = [next(own) if peer == rank else sent[0].new_empty(tuple(shape)) for peer, shape in received]
+    operations = [dist.P2POp(dist.isend, x, group=group, group_peer=peer) for peer, x in copies]
+    operations += [
+        dist.P2POp(dist.irecv, x, group=group, group_peer=peer) for (peer, _), x in zip(received, results, strict=True) if peer != rank
+    ]
+    for request in dist.batch_isend_irecv(operations) if operations else []:
+        request.wait()
+    return results
 
 
 def softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, call: AttentionCall, shard: Shard) -> Tensor:
-    """Attention of a few queries to the keys of all processes, ``(B, H, g, D)`` on every process.
-
-    With scores s_j of a row, and c their maximum over all processes r, it is  Σ_r Σ_j exp(s_j - c) v_j / Σ_r Σ_j exp(s_j - c).
+    """Attention of a few queries to the keys of all processes, ``(B, H, g, D)`` on every process. Each process's keys are one part.
 
     Args:
         q: ``(B, H, g, D)``, the same on every process, of the tokens ``index (B, g)``.
         k, v: ``(B, H, n, D)``, this process's own.
         call: for its causality, score term and dropout; padding is the shard's.
     """
-    with torch.autocast(q.device.type, enabled=False):
-        return _softmax_rows(q, k, v, index, scale, call, shard)
-
-
-def _softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, call: AttentionCall, shard: Shard) -> Tensor:
-    wide = torch.promote_types(q.dtype, torch.float32)
     places = torch.arange(shard.start, shard.stop, device=q.device)
-    scores = (q.to(wide) @ k.to(wide).mT) * scale
-    if call.score_mod is not None:
-        b, h = torch.arange(len(q), device=q.device).view(-1, 1, 1, 1), torch.arange(q.shape[1], device=q.device).view(1, -1, 1, 1)
-        scores = call.score_mod(scores, b, h, index[:, None, :, None], places)
     seen = torch.ones_like(places, dtype=torch.bool).expand(1, 1, 1, -1)
     if shard.mask is not None:
         seen = seen & shard.mask[:, None, None, shard.start : shard.stop]
     if call.causal:
         seen = seen & (places <= index[:, None, :, None])
-    scores = scores.masked_fill(~seen, -math.inf)
-    highest = scores.amax(-1, keepdim=True) if scores.shape[-1] else scores.new_full((*scores.shape[:-1], 1), -math.inf)
-    highest = shard.largest(highest).clamp(min=torch.finfo(wide).min)
-    weights = (scores - highest).exp()
-    sums = torch.cat([F.dropout(weights, call.dropout) @ v.to(wide), weights.sum(-1, keepdim=True)], -1)
-    sums = shard.total(sums)
-    return (sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(wide).tiny)).to(v.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = products(q, k) * scale
+        if call.score_mod is not None:
+            b, h, _, _ = index_grid(q.shape[0], q.shape[1], 1, 1, q.device)
+            scores = call.score_mod(scores, b, h, index[:, None, :, None], places)
+        out, lse = softmax_part(scores, seen, at_least_fp32(v), call.dropout)
+        return merged(shard.stacked(out).unbind(), shard.stacked(lse).unbind()).to(v.dtype)
 
 
 class _Passed(torch.autograd.Function):

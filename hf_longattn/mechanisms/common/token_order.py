@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .byte_cache import BYTE_CACHE
-from .grid import Grid, check_order
+from ...engines.common.byte_cache import BYTE_CACHE
+from ...engines.common.grid import Grid, check_order
 
 
 def token_order(grid: Grid, order: str, device: torch.device) -> Tensor:

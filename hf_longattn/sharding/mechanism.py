@@ -1,6 +1,6 @@
-"""How a mechanism computes one process's part of a sequence that is sharded across processes.
+"""How one process computes its part of a sequence that is sharded across processes.
 
-Bounded mechanisms fetch neighbouring keys, stateful ones pass their state, others exchange tokens for heads.
+Mechanisms with a bounded locality fetch neighbouring keys. Recurrent ones pass on their state. All others exchange tokens for heads.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...engines.block_sparse import block_sparse_attention
-from ...engines.common.call import AttentionCall, AttentionFunction, Pattern
-from ...engines.common.dense import repeat_heads
-from ...engines.common.global_rows import put_rows
-from ...engines.common.shards import GlobalTokens, Shard, even_bounds, in_turn, softmax_rows
-from ...errors import MaskError, OptionError
-from .locality import only_locality
+from ..engines.block_sparse import block_sparse_attention
+from ..engines.common.call import AttentionCall, AttentionFunction, Pattern
+from ..engines.common.dense import repeat_heads
+from ..engines.common.global_rows import global_index, put_rows
+from ..errors import MaskError, OptionError
+from ..positions.distances import Locality
+from .shard import GlobalTokens, Shard, even_bounds, in_turn, softmax_rows
 
 GlobalRows = Callable[[Tensor, Tensor, Tensor, AttentionCall, Tensor, Shard], tuple[Tensor, Tensor, Tensor]]
+
+
+def only_locality(mechanism: Any, causal: bool) -> Locality | None:
+    """The locality, if outputs depend on nothing else but global tokens: then a sequence can be cut into pieces. Else ``None``."""
+    local = mechanism.locality(causal)
+    return local if local is not None and local.beside != "others" else None
 
 
 def global_rows_of(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,15 +39,15 @@ def attend_sharded(
     mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard, band: Pattern | None = None,
     global_rows: GlobalRows = global_rows_of,
 ) -> Tensor:  # fmt: skip
-    """:meth:`Mechanism.attend_sharded`, of most mechanisms.
+    """:meth:`Mechanism.attend_sharded` for most mechanisms.
 
-    A bounded mechanism fetches the keys and values of neighbouring and global tokens; the rows of global tokens combine the sums of all
-    processes. A recurrence runs in one process after the other. A mechanism that needs whole sequences gets them for some of the
-    heads, see :func:`attend_by_heads`.
+    A mechanism with a bounded locality fetches the keys and values of neighbouring and global tokens. The rows of global tokens combine
+    sums from all processes. A recurrence runs in one process after the other. A mechanism that needs whole sequences gets them for some
+    of the heads (:func:`attend_by_heads`).
 
     Args:
-        band: the pattern, if the block-sparse engine computes the mechanism; by default its ``forward`` does.
-        global_rows: the queries, keys and values of global tokens, if they see every key.
+        band: the pattern for the block-sparse engine; if ``None``, ``forward`` computes the mechanism.
+        global_rows: returns the queries, keys and values for the rows of global tokens.
     """
     local = only_locality(mechanism, call.causal)
     if local is None:
@@ -61,7 +67,7 @@ def attend_sharded(
             f"Mechanism {mechanism.name!r} with relative positions and global tokens cannot be sharded across processes; "
             "leave out one of the two."
         )
-    tokens = GlobalTokens.of(mask)
+    tokens = GlobalTokens(mask, *global_index(mask))
     run: AttentionFunction = mechanism
     if band is not None:
         columns_only = dataclasses.replace(band, global_rows=False)
@@ -77,15 +83,15 @@ def attend_sharded(
 def attend_by_heads(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
     """This process's rows, computed from whole sequences of some of the heads. Tokens are exchanged for heads, and back.
 
-    For mechanisms whose outputs depend on the whole sequence, and for documents and left padding if tokens are counted.
+    For mechanisms whose outputs depend on the whole sequence. Also for left padding and packed documents if tokens are counted.
 
     Raises:
         OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.
-        MaskError: it cannot be divided, and could be sharded if every sequence started at its row's first token.
+        MaskError: heads cannot be divided, and only left padding or packed documents prevent sharding without it.
     """
     heads, processes, names, relative = q.shape[1], len(shard.bounds), mechanism.per_head_tensors, mechanism.relative
     if names is None or relative is not None or mechanism.traits.takes_hidden_states or heads < processes:
-        if only_locality(mechanism, call.causal) is not None:  # rows padded on the right do not need whole sequences
+        if only_locality(mechanism, call.causal) is not None:  # with right padding only, whole sequences would not be needed
             check_counted_tokens(mechanism, shard)
         if names is not None and heads < processes:
             raise OptionError(
@@ -115,8 +121,8 @@ def check_counted_tokens(mechanism: Any, shard: Shard) -> None:
     """Raise :class:`MaskError` unless every sequence starts at its row's first token. For mechanisms that count tokens."""
     if not shard.starts_at_first:
         raise MaskError(
-            f"Mechanism {mechanism.name!r} counts tokens from the first one of each sequence, which another process may have where rows "
-            "are padded on the left or hold several documents; pad on the right, with one document in each row."
+            f"Mechanism {mechanism.name!r} counts tokens from each sequence's start, which another process may hold if rows have left "
+            "padding or several documents; pad on the right, with one document in each row."
         )
 
 
