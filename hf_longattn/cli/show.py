@@ -360,12 +360,11 @@ def show_probe(report: ProbeReport) -> None:
 def show_receptive_field(field: ReceptiveField) -> None:
     """How much features change by distance from a patch that was replaced, and how far that reaches."""
     console = terminal.console()
-    sound = field.cell_seconds is not None
-    noun = "sound" if sound else field.noun
-    files = f"{len(field.pictures)} {'recording' if sound else noun}s" if len(field.pictures) > 1 else "".join(field.pictures)
+    timed = field.cell_seconds is not None
+    files = f"{len(field.pictures)} {'recording' if timed else field.noun}s" if len(field.pictures) > 1 else "".join(field.pictures)
     duration = f"{field.image_size[0] / field.patch[0] * (field.cell_seconds or 0):,.3g} s"
-    read = duration if sound else f"{_sides(field.image_size)} {field.units}"
-    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if sound else f"patches of {_sides(field.patch)} {field.units}"
+    read = duration if timed else f"{_sides(field.image_size)} {field.units}"
+    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if timed else f"patches of {_sides(field.patch)} {field.units}"
     console.print(
         _facts(
             ("model", f"{field.model}  ({field.model_class})"),
@@ -373,7 +372,7 @@ def show_receptive_field(field: ReceptiveField) -> None:
             ("read", f"{files}: {read}, {field.grid}"),
             (
                 "replaced",
-                f"{field.samples} {what} in each {noun}, one at a time, by {field.cells} of the same {noun}",
+                f"{field.samples} {what} in each {field.noun}, one at a time, by {field.cells} of the same {field.noun}",
             ),
         )
     )
@@ -381,7 +380,7 @@ def show_receptive_field(field: ReceptiveField) -> None:
     table = _table(
         [
             f"{field.cells} away",
-            *(["seconds away"] if sound else []),
+            *(["seconds away"] if timed else []),
             "pairs",
             "change",
             *([field.base_attention] if field.full is not None else []),
@@ -391,7 +390,7 @@ def show_receptive_field(field: ReceptiveField) -> None:
     )
     table.columns[0].justify = "left"
     for rows in zip(*(changes.bins() for changes in runs), strict=True):
-        away = [f"{rows[0].last * (field.cell_seconds or 0):.3g}"] if sound else []
+        away = [f"{rows[0].last * (field.cell_seconds or 0):.3g}"] if timed else []
         table.add_row(str(rows[0]), *away, f"{rows[0].pairs:,}", *(f"{row.change:.3g}" for row in rows))
     if field.grid.prefix:
         table.add_row(field.prefix_name, f"{field.measured.prefix_pairs:,}", *(f"{changes.prefix_change:.3g}" for changes in runs))

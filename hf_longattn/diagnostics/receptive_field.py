@@ -29,33 +29,22 @@ from torch import Tensor, nn
 from ..configuration import LongAttentionConfig
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.sources.base import open_source
-from ..data.audio import RECORDING_FILES
-from ..data.files import evenly_spread
-from ..data.pictures import PICTURE_FILES, read_picture_file
-from ..data.videos import read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
-from ..inputs.common.base import InputKind, kind_of
-from ..inputs.common.processors import load_processor, processor_of, required_processor, sized_frames, sized_pixels, spectrograms
-from ..inputs.grid import read_size
-from ..inputs.sound import RecordedSounds, audio_family, read_recordings
+from ..inputs.common.base import kind_of
+from ..inputs.common.sized import SizedKind
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
-from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.definition import family_in, model_name
 from ..modeling.family.grid_rule import IMAGE_SIZE
-from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
-from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
-from .cells import cells_of, stack_of_layers
+from .cells import cells_of, sized_kind_of, stack_of_layers
 from .loading import load_for_diagnosis
 from .watching import has_mechanisms
 
 PICTURES = 8
 """Pictures or recordings of a folder that are read at most."""
-SECONDS = 30.0
-"""The duration of each sound, unless the longest recording is shorter."""
 SAMPLES = 20
 SHARE = 0.1
 """Of the change at 1–2 patches; what changes less counts as out of reach."""
@@ -237,7 +226,7 @@ def measure_receptive_field(
             are read, evenly spread; or pixels as the image processor makes them, ``(B, channels, height, width)``, which a model in memory
             needs, also where it reads them as lists of patches; or an input of sound without padding as the feature extractor makes it.
         image_size: of files, in pixels: 1024, or "768x1024"; by default the size for which the model was made.
-        audio_seconds: of recordings, each of which is cut to this duration; by default :data:`SECONDS`, or the longest recording. For a
+        audio_seconds: of recordings, each of which is cut to this duration; by default 30 seconds, or the longest recording. For a
             model of spectrograms, to which its feature extractor pads shorter ones, by default that for which it was made.
         samples: patches that are replaced in each picture, one at a time.
         baseline: measure a Long model with the attention of its base as well, which is full attention in most families and costs what
@@ -264,37 +253,33 @@ def measure_receptive_field(
         network, name, files = model, model_name(model), tuple[Path, ...]()
     else:
         kind = _checked_kind(model, revision, token, image_size, audio_seconds)
-        files = (
-            () if isinstance(pictures, Tensor) else tuple(evenly_spread(FILES.get(kind.noun, RECORDING_FILES.files)(pictures), PICTURES))
-        )
+        files = () if isinstance(pictures, Tensor) else tuple(kind.files(pictures, PICTURES))
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
-        if not isinstance(pictures, Tensor):
-            size = image_size if audio_seconds is None else audio_seconds
-            pictures = READERS[kind.noun](network, loaded.source.folder, name, pictures, files, size)
-    assert isinstance(pictures, Tensor)
-    stack = stack_of_layers(network)
-    audio = audio_family(network.config)
-    rule: Any = family_of(stack, of_pixels=False).grid if audio is None else audio.audio
-    values = pictures.to(stack.device, stack.dtype)
-    values = rule.pixels_of_input(values) if audio is None else values
-    cells = cells_of(network, values)
+    kind, stack = sized_kind_of(network), stack_of_layers(network)
+    if isinstance(pictures, Tensor):
+        values = kind.values_of_input(pictures)
+    else:
+        user = kind.user_inputs(network.config, loaded.source.folder, name, pictures, PICTURES)
+        size = user.size(image_size if audio_seconds is None else audio_seconds, any_size=has_mechanisms(network))
+        values = torch.cat(user.values(size))
+    values = values.to(stack.device, stack.dtype)
+    cells = kind.cells(stack, values)
     grid = cells.grid
     replaced = [random_replacements(grid, samples, f"{seed} {number}") for number in range(len(values))]
     measured = feature_changes(network, values, replaced, progress)
     mechanisms = [site.mechanism for site in attention_sites(stack)] if has_mechanisms(stack) else []
     names = tuple(dict.fromkeys(str(mechanism.name) for mechanism in mechanisms if isinstance(mechanism, Mechanism)))
-    own, full = (family_of(stack, of_pixels=False) if audio is None else audio).own_attention, None
+    own, full = kind.family.own_attention, None
     of_base = LongAttentionConfig(FULL) if own is None else own(stack.config)
-    if baseline and mechanisms and not stack.config.long_attention.same_layers(of_base, rule.layers(stack.config)):
+    if baseline and mechanisms and not stack.config.long_attention.same_layers(of_base, kind.rule.layers(stack.config)):
         with attention_of(stack, of_base):
             full = feature_changes(network, values, replaced, progress)
     return ReceptiveField(
         model=name, model_class=type(network).__name__, pictures=tuple(map(str, files)), grid=grid, patch=cells.sides, mechanisms=names,
         image_size=tuple(values.shape[1 + axis] for axis in cells.axes), samples=len(replaced[0]), seed=seed, share=SHARE,
         measured=measured, full=full, base_attention=FULL_ATTENTION if own is None else OWN_ATTENTION,
-        **({name: getattr(rule, name) for name in ("noun", "size_name", "units")} if audio is None
-           else {"cell_seconds": rule.seconds(cells.sides[0])}),
+        cell_seconds=cells.seconds, noun=kind.noun, size_name=getattr(kind.rule, "size_name", ""), units=kind.units,
     )  # fmt: skip
 
 
@@ -387,7 +372,7 @@ def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[N
 
 def _checked_kind(
     model: str | Path, revision: str | None, token: str | bool | None, image_size: Any | None, audio_seconds: float | None
-) -> InputKind:
+) -> SizedKind:
     """What a checkpoint reads, before its weights are loaded.
 
     Raises:
@@ -397,7 +382,7 @@ def _checked_kind(
     values = open_source(model, revision=revision, token=token).config
     family = family_in(values)
     kind = None if family is None else kind_of(family)
-    if kind is None or kind.noun not in READERS:
+    if not isinstance(kind, SizedKind):
         raise BackendError(
             f"{str(model)!r} is of type {str(values.get('model_type'))!r}, which is not a family of pictures or sound; leave the photo and "
             "--images out to probe it with texts, or give a model such as a ViT or a Wav2Vec2."
@@ -409,88 +394,3 @@ def _checked_kind(
     if audio_seconds is not None and "audio_seconds" not in kind.settings:
         raise OptionError(f"{str(model)!r} reads {kind.nouns}, to which --audio-seconds does not apply; leave it out.")
     return kind
-
-
-def _sounds(network: Any, folder: Path, name: str, recordings: Path, files: Sequence[Path], seconds: float | None) -> Tensor:
-    """Recordings as the model reads them, cut to one duration, ``(B, N, …)``.
-
-    Raises:
-        LengthError: a recording is shorter than that.
-        CheckpointError: there is no feature extractor.
-    """
-    family = audio_family(network.config)
-    assert family is not None
-    rule, config = family.audio, network.config
-    assert rule is not None
-    extractor = required_processor(load_processor(folder, FEATURE_EXTRACTOR), name, "sound")
-    sounds = RecordedSounds(rule, config, extractor, recordings, PICTURES)
-    duration = (
-        min(SECONDS, rule.longest_seconds(config), sounds.longest) if seconds is None else checked_seconds(seconds, "--audio-seconds")
-    )
-    if not (has_mechanisms(network) or rule.base_reads(config, duration)):
-        duration = rule.durations(config)[0]
-    return torch.cat(sounds.stretches(duration, PICTURES))
-
-
-def _spectrograms(network: Any, folder: Path, name: str, recordings: Path, files: Sequence[Path], seconds: float | None) -> Tensor:
-    """Spectrograms of recordings as the model reads them, cut or padded to one duration, ``(B, frames, mel bins)``.
-
-    Raises:
-        GridError: the position table of a model of transformers is for another duration.
-        CheckpointError: there is no feature extractor.
-    """
-    stack = stack_of_layers(network)
-    rule, config = family_of(stack, of_pixels=False).grid, stack.config
-    assert rule is not None
-    size = rule.sizes(config)[1] if seconds is None else rule.of_seconds(config, checked_seconds(seconds, "--audio-seconds"))
-    if rule.of_size(config, size) != rule.of_size(config, rule.sizes(config)[0]) and not has_mechanisms(stack):
-        raise GridError(
-            f"{name!r} has positions for spectrograms of {rule.typed(rule.sizes(config)[0])} s; leave --audio-seconds out, or probe what "
-            f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
-        )
-    extractor = required_processor(load_processor(folder, FEATURE_EXTRACTOR), name, "sound")
-    return spectrograms(extractor, read_recordings(files, extractor.sampling_rate), rule, size)
-
-
-def _videos(network: Any, folder: Path, name: str, videos: Path, places: Sequence[Path], image_size: Any | None) -> Tensor:
-    """Videos as the model reads them, with as many frames as it was made for, ``(B, frames, channels, height, width)``.
-
-    Raises:
-        DataError: a video cannot be read, or has too few frames.
-        CheckpointError: there is no processor.
-    """
-    stack = stack_of_layers(network)
-    rule, config = family_of(stack, of_pixels=False).grid, stack.config
-    assert rule is not None
-    size = rule.enlarged(rule.sizes(config)[1], None if image_size is None else read_size(image_size), None)
-    rule.of_size(config, size)
-    processor = required_processor(processor_of(rule, folder), name, "videos")
-    frames = [read_video(place, size[0]) for place in places]
-    return sized_frames(rule, processor, folder, frames, size, name).transpose(1, 2)
-
-
-def _pixels(network: Any, folder: Path, name: str, pictures: Path, files: Sequence[Path], image_size: Any | None) -> Tensor:
-    """Pictures as the model reads them at this size, ``(B, channels, height, width)``."""
-    stack = stack_of_layers(network)
-    rule, config = family_of(stack).grid, stack.config
-    assert rule is not None
-    images: list[Any] = [read_picture_file(file) for file in files]
-    size = rule.sizes(config)[1] if image_size is None else read_size(image_size, len(rule.axes))
-    rule.of_size(config, size)
-    processor = required_processor(load_processor(folder, IMAGE_PROCESSOR), name)
-    if rule.shapes is not None:
-        settings = {"do_resize": False, "max_num_patches": rule.of_size(config, size).cells, "return_tensors": "pt"}
-        patches = [processor(images=image.resize(size[::-1], processor.resample), **settings)[rule.input] for image in images]
-        return rule.pixels_of(config, torch.cat(patches), size)
-    return sized_pixels(processor, folder, images, size, rule.input)
-
-
-FILES: dict[str, Callable[[Path], Sequence[Path]]] = {"picture": PICTURE_FILES.files, "video": video_places}
-"""What a model reads -> the files of a folder; recordings of the others."""
-READERS: dict[str, Callable[[Any, Path, str, Path, Sequence[Path], Any], Tensor]] = {
-    "picture": _pixels,
-    "video": _videos,
-    "spectrogram": _spectrograms,
-    "sound": _sounds,
-}
-"""What a model reads -> what makes its inputs."""

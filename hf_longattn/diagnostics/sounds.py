@@ -22,11 +22,13 @@ from ..conversion.plan import ConversionPlan
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..errors import BackendError, OptionError
+from ..inputs.common.base import InputKind, kind_of, kind_of_model
 from ..inputs.common.processors import load_processor, required_processor
-from ..inputs.sound import RecordedSounds, audio_family, duration
+from ..inputs.common.sized import SizedKind
+from ..inputs.sound import RecordedSounds, duration
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
-from ..modeling.family.definition import FAMILIES, Family, family_in, model_name
+from ..modeling.family.definition import family_in, model_name
 from ..processor_files import FEATURE_EXTRACTOR
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
@@ -109,7 +111,8 @@ def diagnose_sound(
     durations = None if audio_seconds is None else sorted({checked_seconds(seconds, "--audio-seconds") for seconds in audio_seconds})
     if isinstance(model, nn.Module):
         loaded = SoundModel(model, model_name(model), type(model).__name__, required_processor(extractor, model_name(model), "sound"))
-        sounds = _recorded(_family(model.config, loaded.name), model.config, loaded.extractor, recordings)
+        kind = _checked_kind(kind_of_model(model.config), loaded.name, str(getattr(model.config, "model_type", "")))
+        sounds = RecordedSounds(kind.rule, model.config, loaded.extractor, kind.files(recordings, STRETCHES))
         durations = _usual_durations(sounds) if durations is None else durations
     else:
         loaded, sounds, durations = _load(open_source(model, revision=revision, token=token), recordings, durations, device)
@@ -142,19 +145,18 @@ def _load(
 ) -> tuple[SoundModel, RecordedSounds, list[float]]:  # fmt: skip
     """A checkpoint with mechanisms, recordings as it reads them, and the durations that are measured."""
     family = family_in(source.config)
-    if family is None or family.audio is None:
-        raise _reads_no_sound(source.name, str(source.config.get("model_type")), family)
+    kind = _checked_kind(None if family is None else kind_of(family), source.name, str(source.config.get("model_type")))
     refuse_quantised(source)
     extractor = required_processor(load_processor(source.folder, FEATURE_EXTRACTOR), source.name, "sound")
     if "long_attention" in source.config:
         network: Any = load_for_diagnosis(source.folder, None, device=device).model
         loaded = SoundModel(network, source.name, type(network).__name__, extractor, converted_from=converted_from(source.folder))
-        sounds = _recorded(family, network.config, extractor, recordings)
+        sounds = RecordedSounds(kind.rule, network.config, extractor, kind.files(recordings, STRETCHES))
         return loaded, sounds, _usual_durations(sounds) if durations is None else durations
     target = chosen_device(device)
-    attention = LongAttentionConfig("full") if family.own_attention is None else None  # by default, a conversion keeps the base's own
+    attention = LongAttentionConfig("full") if kind.family.own_attention is None else None  # by default, a conversion keeps the base's own
     plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
-    sounds = _recorded(family, plan.architecture.source_config, extractor, recordings)
+    sounds = RecordedSounds(kind.rule, plan.architecture.source_config, extractor, kind.files(recordings, STRETCHES))
     durations = _usual_durations(sounds) if durations is None else durations
     if durations[-1] > plan.inputs.new.value:
         plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1], needs_training=True))
@@ -162,26 +164,23 @@ def _load(
     return SoundModel(network, source.name, plan.architecture.source_class, extractor, plan, source.name), sounds, durations
 
 
-def _family(config: Any, name: str) -> Family:
-    """The family of a model in memory; raises :class:`BackendError` where it does not read sound."""
-    family = audio_family(config)
-    if family is None:
-        raise _reads_no_sound(name, str(getattr(config, "model_type", "")), FAMILIES.get(str(getattr(config, "base_model_type", ""))))
-    return family
+def _checked_kind(kind: InputKind | None, name: str, model_type: str) -> SizedKind:
+    """The kind of input of a model of sound; raises :class:`BackendError` for any other ``kind``."""
+    if isinstance(kind, SizedKind) and kind.noun == "sound":
+        return kind
+    if isinstance(kind, SizedKind):
+        raise BackendError(f"{name!r} is of type {model_type!r}, which reads {kind.nouns}; give {DIAGNOSED_WITH[kind.noun]}.")
+    raise BackendError(
+        f"{name!r} is of type {model_type!r}, which is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2."
+    )
 
 
-def _reads_no_sound(name: str, model_type: str, family: Family | None) -> BackendError:
-    kind = f"{name!r} is of type {model_type!r}, which"
-    if family is None or family.grid is None:
-        return BackendError(f"{kind} is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2.")
-    inputs = {"picture": "a photo: longattn diagnose MODEL photo.jpg", "video": "its frames: longattn diagnose MODEL frames/"}
-    takes = inputs.get(family.grid.noun, "diagnose_picture one recording")
-    return BackendError(f"{kind} reads {family.grid.noun}s; give {takes}.")
-
-
-def _recorded(family: Family, config: Any, extractor: Any, recordings: Path) -> RecordedSounds:
-    assert family.audio is not None
-    return RecordedSounds(family.audio, config, extractor, recordings, STRETCHES)
+DIAGNOSED_WITH = {
+    "picture": "a photo: longattn diagnose MODEL photo.jpg",
+    "video": "its frames: longattn diagnose MODEL frames/",
+    "spectrogram": "diagnose_picture one recording",
+}
+"""What a model on a grid reads -> what to give to diagnose it."""
 
 
 def _usual_durations(sounds: RecordedSounds) -> list[float]:

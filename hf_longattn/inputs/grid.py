@@ -10,11 +10,12 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,16 +24,21 @@ from torch.nn.functional import interpolate
 from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..choice_text import write_choice, write_numbers
 from ..configuration import LongAttentionConfig
+from ..data.audio import RECORDING_FILES
+from ..data.files import evenly_spread
 from ..data.photographs import NAMES, photographs
-from ..data.videos import frames_as_pixels
+from ..data.pictures import PICTURE_FILES, read_picture_file
+from ..data.videos import frames_as_pixels, read_video, video_places
 from ..engines.common.grid import Grid
-from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
+from ..errors import BackendError, CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.on_grid import grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.definition import Family, without_head
+from ..modeling.family.audio_config import audio_seconds
+from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
+from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
 from .common.base import (
     AUTO,
     SEARCH,
@@ -44,9 +50,27 @@ from .common.base import (
     PositionWarning,
     register_kind,
 )
-from .common.processors import picture_size, pixels, place_on_grid, processor_of, values_of_size, values_with
+from .common.cells import InputCells
+from .common.processors import (
+    load_processor,
+    picture_size,
+    pixels,
+    place_on_grid,
+    processor_of,
+    required_processor,
+    sized_frames,
+    sized_pixels,
+    spectrograms,
+    values_of_size,
+    values_with,
+)
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
+from .common.user_files import UserInputs
+from .sound import WANTED_RECORDINGS, read_recordings
+
+if TYPE_CHECKING:
+    from ..data.audio import Samples
 
 TYPED_SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
 """A size on the command line: 1024, or 768x1024."""
@@ -192,6 +216,21 @@ class GridKind(SizedKind):
         mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
         return (VerificationPictures if self.rule.reads_pictures else VerificationVideos)(self.rule, config, mean, std)
 
+    def files(self, place: Path, count: int) -> list[Path]:
+        return evenly_spread(FILES[self.noun](place), count)
+
+    def user_inputs(self, *settings: Any) -> UserInputs:
+        return USER_INPUTS[self.noun](self, *settings)
+
+    def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
+        return self.rule.arguments(config, values)
+
+    def values_of_input(self, values: Tensor) -> Tensor:
+        return self.rule.pixels_of_input(values)
+
+    def cells(self, stack: Any, values: Tensor) -> PictureCells:
+        return PictureCells(self.rule, stack, values)
+
     def check_reader(self, plan: Any, result: Path, inputs: VerificationPictures) -> list[Check]:
         """The written image processor or feature extractor makes inputs of the new size, from any picture or sound."""
         rule, size, place = self.rule, plan.inputs.new.value, place_on_grid(self.rule, result)
@@ -213,9 +252,6 @@ class GridKind(SizedKind):
         processed = next(iter(sizes.values()))
         values = {rule.size_name: None if fixed is None else list(processed)}
         return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {rule.describe(processed)}", values)]
-
-    def base(self, model: Any) -> Any:
-        return without_head(model)
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The states of the tokens; every base model returns them, and some a pooled one that follows from them."""
@@ -496,6 +532,121 @@ class VerificationSpectrograms(VerificationPictures):
 
     def describe(self) -> str:
         return "seeded spectrograms"
+
+
+class UserPictures(UserInputs):
+    """Pictures; scikit-learn's photographs where none are given."""
+
+    unit = "picture"
+    wanted = "pictures; give a picture or a folder of pictures as a Path instead of a text."
+
+    def read(self, kind: SizedKind, given: object) -> tuple[str, Sequence[Path]]:
+        if given is not None:
+            name, files = super().read(kind, given)
+            self.pictures: list[Any] = [read_picture_file(file) for file in files]
+            return name, files
+        self.pictures = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[: self.count]]
+        if not self.pictures:
+            raise OptionError("There are no pictures to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
+        return "scikit-learn's photographs", ()
+
+    def load_processor(self) -> Any:
+        return required_processor(load_processor(self.folder, IMAGE_PROCESSOR), self.model)
+
+    def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
+        size: tuple[int, ...] = self.rule.enlarged(self.rule.sizes(self.config)[1], None if asked is None else read_size(asked), None)
+        self.rule.of_size(self.config, size)
+        return size
+
+    def values(self, size: tuple[int, ...]) -> list[Tensor]:
+        if self.rule.shapes is None:
+            return list(sized_pixels(self.processor, self.folder, self.pictures, size, self.rule.input).split(1))
+        settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
+        resized = [picture.resize(size[::-1], self.processor.resample) for picture in self.pictures]
+        patches = [self.processor(images=picture, **settings)[self.rule.input] for picture in resized]
+        return [self.rule.pixels_of(self.config, of_picture, size) for of_picture in patches]
+
+
+class UserVideos(UserPictures):
+    """Videos: folders of frames, or arrays."""
+
+    unit = "video"
+    wanted = (
+        "videos, by which mechanisms are chosen; give a folder of frames or an array (.npy), or a folder of these, to `longattn search` in "
+        "place of the text, to --mechanism auto as --search-images, in Python as a Path."
+    )
+
+    def read(self, kind: SizedKind, given: object) -> tuple[str, Sequence[Path]]:
+        return UserInputs.read(self, kind, given)
+
+    def load_processor(self) -> Any:
+        return required_processor(processor_of(self.rule, self.folder), self.model, "videos")
+
+    def values(self, size: tuple[int, ...]) -> list[Tensor]:
+        videos = (read_video(file, size[0]) for file in self.files)
+        return [sized_frames(self.rule, self.processor, self.folder, [video], size, self.model) for video in videos]
+
+
+class UserSpectrograms(UserInputs):
+    """Spectrograms of recordings, cut and padded by the model's feature extractor."""
+
+    unit = "recording"
+    wanted = WANTED_RECORDINGS
+
+    def load_processor(self) -> Any:
+        return required_processor(load_processor(self.folder, FEATURE_EXTRACTOR), self.model, "sound")
+
+    def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
+        rule, config = self.rule, self.config
+        size: tuple[int, ...] = rule.sizes(config)[1] if asked is None else rule.of_seconds(config, audio_seconds(asked, "--audio-seconds"))
+        trained = rule.sizes(config)[0]
+        if rule.of_size(config, size) != rule.of_size(config, trained) and not any_size:
+            raise GridError(
+                f"{self.model!r} has positions for spectrograms of {rule.typed(trained)} s; leave --audio-seconds out, or probe what "
+                f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
+            )
+        return size
+
+    @cached_property
+    def sounds(self) -> list[Samples]:
+        """The samples of the recordings."""
+        return read_recordings(self.files, self.processor.sampling_rate)
+
+    def values(self, size: tuple[int, ...]) -> list[Tensor]:
+        rows = spectrograms(self.processor, self.sounds, self.rule, size)
+        return list(self.rule.pixels_of_input(rows).split(1))
+
+
+class PictureCells(InputCells):
+    """Patches of pictures ``(B, channels, height, width)``; of spectrograms ``(B, 1, mel bins, frames)``, a patch is what lies before the
+    next one.
+
+    Raises:
+        BackendError: the model is a backbone.
+        GridError: a picture whose size does not fit.
+    """
+
+    def __init__(self, rule: GridRule, stack: Any, values: Tensor) -> None:
+        if hasattr(stack, "out_features"):
+            kind = type(stack).__name__
+            raise BackendError(f"A {kind} returns feature maps of several layers; probe {kind.replace('Backbone', 'Model')} instead.")
+        self.rule, self.stack = rule, stack
+        grid = rule.of_size(stack.config, tuple(values.shape[2:]))
+        self.tokens, self.grid = grid.length, rule.output_grid(stack.config, grid)
+        self.axes, self.sides = tuple(range(1, values.dim() - 1)), rule.output_cell(stack.config)
+
+    def features(self, values: Tensor) -> Tensor:
+        return self.rule.rows(self.stack(**self.rule.arguments_for_all(self.stack.config, values)).last_hidden_state, self.grid)
+
+    def measuring(self) -> AbstractContextManager[None]:
+        return self.rule.leaving_nothing_out(self.stack)
+
+
+USER_INPUTS = {"picture": UserPictures, "video": UserVideos, "spectrogram": UserSpectrograms}
+FILES: dict[str, Callable[[Path], Sequence[Path]]] = {
+    "picture": PICTURE_FILES.files, "video": video_places, "spectrogram": RECORDING_FILES.files,
+}  # fmt: skip
+"""Noun of an input -> the files of a folder."""
 
 
 PROCESSED_PIXELS = 2**25

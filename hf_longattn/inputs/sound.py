@@ -17,6 +17,7 @@ from ..checks import FAILED, MEASURED, PASSED, SKIPPED, Check, Difference, equal
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES, Samples, read_audio
 from ..data.files import evenly_spread
+from ..engines.common.grid import Grid
 from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
@@ -36,9 +37,11 @@ from .common.base import (
     PositionWarning,
     register_kind,
 )
-from .common.processors import load_processor, values_with
+from .common.cells import InputCells
+from .common.processors import load_processor, required_processor, values_with
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
+from .common.user_files import UserInputs
 from .text import PARAGRAPHS, load_tokenizer
 
 COUNTED_SECONDS = 10.0
@@ -210,6 +213,18 @@ class SoundKind(SizedKind):
     def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationSound:
         return VerificationSound(self.rule, config, load_processor(folder, FEATURE_EXTRACTOR), recording)
 
+    def files(self, place: Path, count: int) -> list[Path]:
+        return evenly_spread(RECORDING_FILES.files(place), count)
+
+    def user_inputs(self, *settings: Any) -> UserInputs:
+        return UserSounds(self, *settings)
+
+    def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
+        return self.rule.arguments(values)
+
+    def cells(self, stack: Any, values: Tensor) -> SoundCells:
+        return SoundCells(self.rule, stack, values)
+
     def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
         """The written feature extractor and tokenizer do what the source's do."""
         return [_check_extractor(plan, result, inputs), _check_tokenizer(plan, result)]
@@ -325,17 +340,15 @@ class RecordedSounds(SoundInputs):
     Args:
         rule, config: of the model.
         extractor: its feature extractor.
-        recordings: a file, or a folder of files, of which ``count`` are read at most, evenly spread over the folder.
+        files: of the recordings.
 
     Raises:
-        DataError: there is none.
         AudioError: one cannot be read, or the feature extractor takes another sampling rate than the model.
     """
 
-    def __init__(self, rule: AudioRule, config: Any, extractor: Any, recordings: Path, count: int) -> None:
+    def __init__(self, rule: AudioRule, config: Any, extractor: Any, files: Sequence[Path]) -> None:
         super().__init__(rule, config, extractor)
-        self.files = evenly_spread(RECORDING_FILES.files(recordings), count)
-        self.sounds = [self.extracted(samples) for samples in read_recordings(self.files, self.sampling_rate)]
+        self.sounds = [self.extracted(samples) for samples in read_recordings(files, self.sampling_rate)]
 
     @property
     def longest(self) -> float:
@@ -368,6 +381,57 @@ def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
         AudioError: one cannot be read: see :func:`read_audio`.
     """
     return [read_audio(file, sampling_rate, resample=True, mono=True, otherwise="give another file") for file in files]
+
+
+WANTED_RECORDINGS = (
+    "sound, by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
+    "--mechanism auto as --search-audio, in Python as a Path."
+)
+PROBED_SECONDS = 30.0
+"""The duration of each sound of a probe, unless the longest recording is shorter."""
+
+
+class UserSounds(UserInputs):
+    """Stretches of recordings, whose features are computed from the whole recording."""
+
+    unit = "stretch"
+    wanted = WANTED_RECORDINGS
+
+    def load_processor(self) -> Any:
+        return required_processor(load_processor(self.folder, FEATURE_EXTRACTOR), self.model, "sound")
+
+    @cached_property
+    def sounds(self) -> RecordedSounds:
+        """The recordings."""
+        return RecordedSounds(self.rule, self.config, self.processor, self.files)
+
+    def size(self, asked: Any, *, any_size: bool) -> float:
+        rule, config = self.rule, self.config
+        longest: float = min(PROBED_SECONDS, rule.longest_seconds(config), self.sounds.longest)
+        duration = longest if asked is None else audio_seconds(asked, "--audio-seconds")
+        return duration if any_size or rule.base_reads(config, duration) else float(rule.durations(config)[0])
+
+    def values(self, size: float) -> list[Tensor]:
+        return self.sounds.stretches(size, self.count)
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
+
+
+class SoundCells(InputCells):
+    """Stretches of sounds, each as long as from a row of the last hidden state to the next. The sounds have no padding."""
+
+    def __init__(self, rule: AudioRule, stack: Any, values: Tensor) -> None:
+        self.rule, self.stack = rule, stack
+        length = values.shape[rule.time_axis]
+        self.tokens = rule.frames(stack.config, length)
+        self.grid = Grid((rule.output_rows(stack.config, length),))
+        self.axes, self.sides = (rule.time_axis - 1,), (rule.step(stack.config),)
+        self.seconds = rule.seconds(self.sides[0])
+
+    def features(self, values: Tensor) -> Tensor:
+        states: Tensor = self.stack(**self.rule.arguments(values)).last_hidden_state
+        return states
 
 
 class VerificationSound(SoundInputs):

@@ -19,7 +19,7 @@ from ..inputs.common.base import TEXT, InputSize
 from ..inputs.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
-from .inputs import SearchInputs, digest, search_inputs
+from .inputs import SearchInputs, digest
 from .model import SearchedModel
 from .objectives import Divergence, HeldOutLoss, Progress, Transferred
 from .texts import SearchText
@@ -105,7 +105,7 @@ class SearchConfig:
     def inputs(self, model: SearchedModel) -> SearchText | SearchInputs:
         """The text, tokenised as far as it is needed, or pictures or recordings."""
         if model.original.kind.planned_as != TEXT:
-            return search_inputs(self.text, model.original, self.pieces)
+            return SearchInputs(self.text, model.original, self.pieces)
         text, name = verification_text(None) if self.text is None else (self.text, None)
         vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
         searched = SearchText(text, model.tokenizer, self.pieces * model.length, vocabulary)

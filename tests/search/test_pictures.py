@@ -22,7 +22,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
-from hf_longattn.search.inputs import SearchPictures
+from hf_longattn.search.inputs import SearchInputs
 
 from ..modeling import grid_models
 
@@ -148,7 +148,7 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
 
 def test_pictures_are_those_of_the_image_processor(vit: Path, pictures: Path) -> None:
     plan = plan_conversion(vit, image_size="48x64")
-    pieces = SearchPictures(pictures, plan, 3).pieces(plan.inputs.new, 3)
+    pieces = SearchInputs(pictures, plan, 3).pieces(plan.inputs.new, 3)
     sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
     files = sorted(pictures.rglob("*.png"))
     for piece, file in zip(pieces, (files[0], files[2], files[5]), strict=True):

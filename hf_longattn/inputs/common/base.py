@@ -20,7 +20,7 @@ from ...errors import GridError, OptionError, RegistrationError
 from ...mechanisms import Mechanism
 from ...mechanisms.common.locality import needs_training_by
 from ...mechanisms.common.on_grid import on_grid
-from ...modeling.family.definition import Family, known_family
+from ...modeling.family.definition import FAMILIES, Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
 from ...naming import load_module, module_names
 
@@ -336,6 +336,10 @@ class InputKind(ABC):
         """Mechanisms whose windows have the source's size, as text."""
         return []
 
+    def base(self, model: Any) -> Any:
+        """The part of a model that reads the input and has the layers with attention."""
+        return without_head(model)
+
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of ``forward`` of a model, with those that its head needs besides its input."""
         return dict(arguments)
@@ -451,4 +455,7 @@ def kind_of(family: Family) -> InputKind:
 def kind_of_model(config: Any) -> InputKind | None:
     """What a model with this config reads, long or not; ``None`` for a model without a family."""
     family = known_family(config)
+    if family is None:  # Moonshine's encoder has a config of its own
+        model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
+        family = FAMILIES.get(model_type.removesuffix("_encoder"))
     return None if family is None else kind_of(family)

@@ -13,6 +13,8 @@ from torch import Tensor
 from ...checks import Check
 from ...mechanisms import Mechanism
 from .base import SIZED, GivenInputs, InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
+from .cells import InputCells
+from .user_files import UserInputs
 
 
 class FurtherChecks:
@@ -50,6 +52,7 @@ class SizedKind(InputKind):
 
     size_noun: ClassVar[str]
     smaller: ClassVar[str]
+    rule: Any
 
     @abstractmethod
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
@@ -86,8 +89,24 @@ class SizedKind(InputKind):
         return self.inputs(plan.config, folder, given.recording)
 
     @abstractmethod
-    def base(self, model: Any) -> Any:
-        """The part of a model that reads the input and has the layers with attention."""
+    def files(self, place: Path, count: int) -> list[Path]:
+        """Up to ``count`` files of a folder, evenly spread; raises :class:`DataError` where there is none."""
+
+    @abstractmethod
+    def user_inputs(self, *settings: Any) -> UserInputs:
+        """Files of a user as inputs; ``settings`` are those of :class:`UserInputs` after the kind."""
+
+    @abstractmethod
+    def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
+        """The arguments of ``forward`` for ``values`` of :class:`UserInputs`."""
+
+    def values_of_input(self, values: Tensor) -> Tensor:
+        """The values of :class:`UserInputs` from the input of ``forward``."""
+        return values
+
+    @abstractmethod
+    def cells(self, stack: Any, values: Tensor) -> InputCells:
+        """How ``values`` are cut into cells by the model ``stack`` without a head."""
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The hidden states among the outputs of a base model."""

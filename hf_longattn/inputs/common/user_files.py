@@ -1,0 +1,76 @@
+"""Files of a user as inputs of a model, as its processor makes them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from ...errors import OptionError
+
+if TYPE_CHECKING:
+    from .sized import SizedKind
+
+
+class UserInputs(ABC):
+    """Pictures, videos or recordings that a user names, for a model with this config.
+
+    unit: what one input is called, with an s for several.
+    wanted: what to give, in an error message.
+    name, files: the file or folder, and the files that are read.
+
+    Args:
+        kind, config: of the model.
+        folder, model: of its processor, and the model's name in messages.
+        given: a path.
+        count: most files to read; of a larger folder, as many that lie evenly between its first and its last.
+
+    Raises:
+        DataError, AudioError: there is no such file, or it cannot be read.
+        CheckpointError: the model has no processor.
+        OptionError: ``given`` is not a path.
+    """
+
+    unit: ClassVar[str]
+    wanted: ClassVar[str]
+
+    def __init__(self, kind: SizedKind, config: Any, folder: Path, model: str, given: object, count: int) -> None:
+        self.rule: Any = kind.rule
+        self.config, self.folder, self.model, self.count = config, folder, model, count
+        self.name, self.files = self.read(kind, given)
+        self.processor = self.load_processor()
+
+    def read(self, kind: SizedKind, given: object) -> tuple[str, Sequence[Path]]:
+        """The name of what is given, and its files."""
+        if not isinstance(given, Path):
+            raise OptionError(f"{self.model!r} reads {self.wanted}")
+        return given.name, kind.files(given, self.count)
+
+    @abstractmethod
+    def load_processor(self) -> Any:
+        """The model's processor."""
+
+    @abstractmethod
+    def values(self, size: Any) -> list[Tensor]:
+        """Inputs of this size, ``(1, …)`` each, of which the kind's ``arguments`` makes arguments of ``forward``.
+
+        Raises:
+            DataError, LengthError: an input is too short.
+            GridError: the processor makes inputs of another size.
+        """
+
+    @abstractmethod
+    def size(self, asked: Any, *, any_size: bool) -> Any:
+        """The size at which a model is probed.
+
+        Args:
+            asked: by the user; ``None`` for the size for which the model was made.
+            any_size: whether the model is a Long one, which reads every size.
+        """
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        """The note on a choice of mechanisms by few inputs."""
+        return f"There are {pieces} of {wanted} {self.unit}s; more give a surer choice."
