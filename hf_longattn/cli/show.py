@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..diagnostics import ReceptiveField
     from ..evaluation.probes import ProbeCell, ProbeReport
     from ..export import CompressionReport, ExportReport
-    from ..inputs.common.base import Inputs, LengthCost
+    from ..inputs.common.base import InputSizes, LengthCost
     from ..mechanisms import MechanismInfo
     from ..recipes import Recipe
 
@@ -118,7 +118,7 @@ def _compared(plan: ConversionPlan) -> tuple[Sequence[MechanismCost], dict[str, 
     return rows, plan.inputs.compared_values(sizes), [size.heading for size in sizes], _one(plan.inputs)
 
 
-def _one(inputs: Inputs) -> str:
+def _one(inputs: InputSizes) -> str:
     """What one input is called in a table of costs."""
     return inputs.noun if inputs.units else "sequence"
 
@@ -188,7 +188,7 @@ def _grown(plan: Mapping[str, Any]) -> str:
     return f"{old} → {length}" if old else length
 
 
-def show_costs(costs: Sequence[LengthCost], inputs: Inputs) -> None:
+def show_costs(costs: Sequence[LengthCost], inputs: InputSizes) -> None:
     """Cost at each length or size of one input."""
     decodes = any(cost.cache_bytes is not None for cost in costs)
     headings = [

@@ -27,7 +27,6 @@ from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
 from .report import REPORT, ConversionReport, StageProgress
 from .sources.base import LONGEST, ResultInfo
-from .verify import verification_inputs
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -98,7 +97,7 @@ def _converted(
     """
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
-    inputs = verification_inputs(plan, *text, chosen.verify_audio) if chosen.verify else None
+    inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
     added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
 
     def verify(stage: Path) -> list[Check]:

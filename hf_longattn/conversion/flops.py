@@ -310,13 +310,6 @@ def compare_at_sizes(
     def count(chosen: LongAttentionConfig) -> list[LengthCost]:
         return [cost_with(size, _without_values(chosen, shape, size.tokens), shape) for size in sizes]
 
-    return _costs(attention, names, count)
-
-
-def _costs(
-    attention: LongAttentionConfig, names: Iterable[str], count: Callable[[LongAttentionConfig], list[LengthCost]]
-) -> list[MechanismCost]:
-    """The costs of the planned attention and of each mechanism, as ``count`` gives them."""
     default = _cost("as planned", lambda: attention, count)
     return [default, *(_cost(name, partial(LongAttentionConfig, name), count) for name in names)]
 

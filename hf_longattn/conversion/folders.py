@@ -21,7 +21,7 @@ from torch import Tensor
 from ..checks import Check
 from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
-from ..inputs.text import StackLength
+from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
 from ..naming import PREDICTIONS
 from ..processor_files import TOKENIZER_CONFIG, limited_tokenizer

@@ -138,16 +138,14 @@ def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bo
         base = tower.base_model_name
         towers[name] = _inspect(TowerSource.of(source, name, tower.heads[base] if long else base))
     longest = max((towers[name] for name, tower in family.towers.items() if tower.reads_text), key=lambda tower: tower.max_length)
-    return replace(
-        longest,
-        source=source,
-        class_name=class_name,
-        model_type=source.config["model_type"],
-        parameters=sum(header.numel for header in source.tensors.values()),
-        nbytes=source.total_bytes,
-        tensors=len(source.tensors),
-        towers=towers,
-    )
+    return _of_whole(source, longest, class_name=class_name, model_type=source.config["model_type"], towers=towers)
+
+
+def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
+    """The model whose ``longest`` tower says what it reads, with the tensors of its source."""
+    parameters = sum(header.numel for header in source.tensors.values())
+    counts = {"parameters": parameters, "nbytes": source.total_bytes, "tensors": len(source.tensors)}
+    return replace(longest, source=source, **counts, **fields)
 
 
 def _inspect_generic(source: Source) -> Inspection:
@@ -167,13 +165,11 @@ def _inspect_generic(source: Source) -> Inspection:
     of_dtype = {tower: [header.dtype for header in of_tower.values()] for tower, of_tower in tensors.items()}
     parts = parts_with_mechanisms(skeleton, attention, of_dtype, lengths)
     towers = {name: _inspect_part(source, part, tensors[name]) for name, part in parts.items()}
-    return replace(
+    return _of_whole(
+        source,
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
         class_name=architecture.source_class,
         model_type=config.model_type,
-        parameters=sum(header.numel for header in source.tensors.values()),
-        nbytes=source.total_bytes,
-        tensors=len(source.tensors),
         towers=towers,
         text_global=bool(config.long_attention.get(TEXT_GLOBAL)),
         other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),

@@ -34,7 +34,7 @@ from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import ModelName, names_in_model
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
-from .verify import check_tensors, run_steps, verification_inputs
+from .verify import check_tensors, run_steps
 from .verify_outputs import GRADIENT_LENGTH, gradients, gradients_of_outputs, length_from_files, probe_outputs
 
 NATIVE_REPORT = "native_report.json"
@@ -56,6 +56,11 @@ class TwinPlan(ResultPlan):
     twin: NativeTwin
     note: str
     renamings: Mapping[str, tuple[WeightRenaming, ...]]  # name of the long model's tensor -> its names in the twin
+
+    @property
+    def old_length(self) -> int:
+        """The twin takes what the long model does."""
+        return self.new_length
 
     @property
     def tokenizer_length(self) -> int:
@@ -123,8 +128,6 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         source=source,
         architecture=architecture,
         config=twin_config,
-        old_length=model.length,
-        new_length=model.length,
         inputs=kind_of(family).sizes(config),
         positions="kept",
         tensors=tuple(tensors),
@@ -238,7 +241,7 @@ def export_native(
             refuse_adapter(opened)  # it has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
-        inputs = verification_inputs(plan, *verification_text(None))
+        inputs = plan.kind.verification_inputs(plan, verification_text(None))
         twin_class = plan.architecture.source_class
         return write_planned(
             plan,

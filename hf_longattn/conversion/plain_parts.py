@@ -10,7 +10,7 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
-from ..inputs.common.base import SIZED, Inputs, InputSizes, LengthCost, kind_of_model
+from ..inputs.common.base import SIZED, InputSizes, LengthCost, kind_of_model
 from ..inputs.text import text_length, text_sizes
 from ..mechanisms.common.on_grid import on_grid
 from ..modeling.attach.patch_places import packs_pictures
@@ -61,12 +61,13 @@ class PlainPart:
         return None if kind is None or kind.any_size or kind.planned_as != SIZED else kind.sizes(self.module.config)
 
     @property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> InputSizes:
         """What is read, in words."""
-        kind = kind_of_model(self.module.config)
-        if self.packs or (kind is not None and kind.any_size):
-            return Inputs(ANY_SIZE, ANY_SIZE, ANY_SIZE, "picture", "pixels", of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
-        return self.sizes or text_sizes(self.old_length, self.new_length)
+        kind, sizes = kind_of_model(self.module.config), self.sizes or text_sizes(self.old_length, self.new_length)
+        if not (self.packs or (kind is not None and kind.any_size)):
+            return sizes
+        words: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE, "noun": "picture", "units": "pixels"}
+        return replace(sizes, **words, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
 
     def costs(self) -> tuple[LengthCost, ...]:
         """Of an input of each size that source and result read; of packed pictures, of some sizes; empty where nothing says a size."""

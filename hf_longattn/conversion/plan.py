@@ -12,9 +12,9 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
-from ..inputs.common.base import SETTINGS, SIZE, SIZED, TEXT, TOWERS_APART, LengthCost, PositionWarning, kind_of
+from ..inputs.common.base import SETTINGS, SIZE, SIZED, TEXT, TOWERS_APART, LengthCost, PositionWarning, StackLength, kind_of
 from ..inputs.series import plain_lengths
-from ..inputs.text import PlainLengths, StackLength, TextKind, load_tokenizer, text_sizes
+from ..inputs.text import PlainLengths, TextKind, load_tokenizer, text_sizes
 from ..inputs.towers import tower_inputs
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
@@ -105,18 +105,14 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     architecture = find_architecture(opened)
     architecture.kind.check_settings(architecture.source_class, request)
     architecture.kind.check_has_size(architecture)
-    return PLANNERS[architecture.kind.planned_as](opened, architecture, request, cast)
-
-
-def _refuse_towers(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for an attention of each tower, where the model has one stack."""
-    if request.towers is not None:
+    way = architecture.kind.planned_as
+    if request.towers is not None and way != TOWERS_APART:
         raise OptionError(f"--towers is for models of several towers, and a {architecture.source_class} has one stack; give --mechanism.")
+    return PLANNERS[way](opened, architecture, request, cast)
 
 
 def _plan_text(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """The plan of a model of texts."""
-    _refuse_towers(architecture, request)
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -184,8 +180,6 @@ def _plan_text(opened: Source, architecture: Architecture, request: ConversionCo
         source=opened,
         architecture=architecture,
         config=config,
-        old_length=length.old,
-        new_length=length.new,
         inputs=inputs,
         positions=planned.rule,
         tensors=tuple(tensors),
@@ -203,7 +197,6 @@ def _plan_text(opened: Source, architecture: Architecture, request: ConversionCo
 
 def _plan_sized(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """The plan of a model whose inputs are not texts. No tensor changes."""
-    _refuse_towers(architecture, request)
     kind: Any = architecture.kind
 
     def layers_of(attention: LongAttentionConfig, length: int) -> list[Mechanism]:
@@ -224,8 +217,6 @@ def _plan_sized(opened: Source, architecture: Architecture, request: ConversionC
         source=opened,
         architecture=architecture,
         config=config,
-        old_length=sizes.old.tokens,
-        new_length=sizes.new.tokens,
         positions=inputs.positions,
         tensors=tuple(tensors),
         max_shard_size=request.max_shard_size,
@@ -431,8 +422,6 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
         source=source,
         architecture=architecture,
         config=config,
-        old_length=length.old,
-        new_length=length.new,
         inputs=text_sizes(length.old, length.new),
         positions=rule,
         tensors=tuple(tensors),
@@ -452,7 +441,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     return replace(
         plan,
         towers=plans,
-        inputs=tower_inputs([tower.inputs for tower in plans.values()]),
+        inputs=tower_inputs([tower.inputs for tower in plans.values()], plan.inputs),
         other_towers=others,
         warnings=tuple(warning for tower in plans.values() for warning in tower.warnings),
     )
@@ -491,8 +480,6 @@ def _plan_of_tower(plan: ConversionPlan, name: str, part: PlainPart, tensors: li
         config=part.module.config,
         attention=part.attention,
         shape=part.shape,
-        old_length=length.old,
-        new_length=length.new,
         inputs=part.inputs,
         positions=plan.positions if reads_text else UNCHANGED,
         position_change=plan.position_change if reads_text else "",

@@ -11,8 +11,7 @@ import transformers
 from ..choice_text import write_choice, write_numbers
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
-from ..inputs.common.base import PositionWarning
-from ..inputs.text import StackLength
+from ..inputs.common.base import PositionWarning, StackLength
 from ..mechanisms import Mechanism
 from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.definition import PositionTable

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
-from ..inputs.common.base import TEXT, InputKind
+from ..inputs.common.base import TEXT, InputKind, InputSizes
 from ..inputs.towers import tower_inputs
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
@@ -173,11 +173,8 @@ def fields_of_towers(
     source: Source, architecture: Architecture, skeleton: Any, plans: Mapping[str, ResultPlan], cast: torch.dtype | None
 ) -> dict[str, Any]:
     """What the plan of a model of several towers has from the plan of each; lengths are those of the longest texts."""
-    longest = text_plan(plans)
     return {
-        "old_length": longest.old_length,
-        "new_length": longest.new_length,
-        "inputs": tower_inputs([plan.inputs for plan in plans.values()]),
+        "inputs": tower_inputs([plan.inputs for plan in plans.values()], text_plan(plans).inputs),
         "positions": ", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
         "tensors": tuple(tensors_with_towers(source, architecture, skeleton, plans, cast)),
         "files": {name: values for plan in plans.values() for name, values in plan.files.items()},
@@ -317,9 +314,7 @@ class ResultPlan:
     source: Source
     architecture: Architecture
     config: Any  # the config of the result
-    old_length: int  # tokens the source takes
-    new_length: int  # tokens the result takes
-    inputs: Any  # what source and result read: Inputs
+    inputs: InputSizes  # what source and result read
     positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None
@@ -330,6 +325,16 @@ class ResultPlan:
     def kind(self) -> InputKind:
         """What source and result read."""
         return self.architecture.kind
+
+    @property
+    def old_length(self) -> int:
+        """Tokens that the source takes."""
+        return self.inputs.old.tokens
+
+    @property
+    def new_length(self) -> int:
+        """Tokens that the result takes."""
+        return self.inputs.new.tokens
 
     @property
     def old_input(self) -> str:

@@ -42,7 +42,7 @@ from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
-from .verify import Step, check_tensors, named_step, run_steps, verification_inputs
+from .verify import Step, check_tensors, named_step, run_steps
 from .verify_outputs import length_from_files
 
 AUTO = "auto"
@@ -111,7 +111,8 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         )
     refuse_quantised(source)
     if is_generic(source.config):
-        return _plan_generic(source, settings)
+        fields = plain_parts(source, settings)
+        return RevertPlan(source, positions=UNCHANGED, max_shard_size=settings.max_shard_size, changed="", length_before=None, **fields)
     positions = settings.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
@@ -135,7 +136,7 @@ def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -
     kind = kind_of(family)
     _refuse_settings(settings, kind, long_class)
     inputs, before, positions = LENGTHS[kind.planned_as](source, settings, family, long_config, tables)
-    old_length, new_length = inputs.old.tokens, inputs.new.tokens
+    new_length = inputs.new.tokens
     for name, table in tables.items():
         own_length = source.tensors[name].shape[0] - table.leading(long_config)
         if own_length < new_length:
@@ -164,8 +165,6 @@ def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -
         source=source,
         architecture=architecture,
         config=config,
-        old_length=old_length,
-        new_length=new_length,
         inputs=inputs,
         positions=positions,
         tensors=tuple(tensors),
@@ -212,26 +211,6 @@ def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) 
 
 REVERSALS = {TEXT: _plan_stack, SIZED: _plan_stack, TOWERS_APART: _plan_towers}
 """How a reversal is planned by the kind of input."""
-
-
-def _plan_generic(source: Source, settings: RevertConfig) -> RevertPlan:
-    """For a plain class with mechanisms."""
-    architecture, config, tensors, length, warnings = plain_parts(source, settings)
-    return RevertPlan(
-        source=source,
-        architecture=architecture,
-        config=config,
-        old_length=length,
-        new_length=length,
-        inputs=text_sizes(length, length),
-        positions=UNCHANGED,
-        tensors=tuple(tensors),
-        max_shard_size=settings.max_shard_size,
-        long_config=config,
-        warnings=tuple(warnings),
-        changed="",
-        length_before=None,
-    )
 
 
 def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
@@ -500,10 +479,10 @@ def revert_checkpoint(
 
 def _reverted(source: str | Path, destination: str | Path, settings: RevertConfig, progress: StageProgress | None) -> ConversionReport:
     clock = {"start": time.perf_counter()}
-    text, origin = verification_text(settings.verify_text)
+    text = verification_text(settings.verify_text)
     opened, target = open_for_writing(source, destination, overwrite=settings.overwrite, revision=settings.revision, token=settings.token)
     plan = plan_reversion(opened, settings)
-    inputs = verification_inputs(plan, text, origin, settings.verify_audio) if settings.verify else None
+    inputs = plan.kind.verification_inputs(plan, text, settings.verify_audio) if settings.verify else None
     base_class = plan.architecture.source_class
     return write_planned(
         plan,
@@ -540,7 +519,7 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
         ]
         if not running.why_not:
             steps += [
-                named_step(name, partial(_check_outputs, part, result, inputs.towers[name], scratch))
+                named_step(name, partial(_check_outputs, part, result, inputs[name], scratch))
                 if isinstance(inputs, VerificationTowers)
                 else partial(_check_outputs, part, result, inputs, scratch)
                 for name, part in parts.items()

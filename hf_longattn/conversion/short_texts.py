@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError
-from ..inputs.text import StackLength
+from ..inputs.common.base import StackLength
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.short_texts import why_not_in_full

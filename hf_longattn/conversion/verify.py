@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..inputs.common.base import SIZED, TEXT, TOWERS_APART, GivenInputs
+from ..inputs.common.base import SIZED, TEXT, TOWERS_APART
 from ..inputs.text import VerificationText
 from ..inputs.towers import VerificationTowers
 from ..positions import unchanged_rows
@@ -59,12 +59,6 @@ def verify(
         elif not running.why_not:
             steps += _output_steps(plan, result, inputs, scratch, given_text)
         return labelled(plan, run_steps(steps, progress))
-
-
-def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str | Path | None = None) -> Any:
-    """The inputs for the family of a plan: `text` and its origin, or a recording, where it reads one."""
-    given = GivenInputs(text, origin, None if recording is None else Path(recording))
-    return plan.kind.verification_inputs(plan, plan.source.folder, given)
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -235,7 +229,7 @@ def _sized_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path 
 def _tower_steps(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None, given_text: bool) -> list[Step]:
     steps: list[Step] = []
     for name, part in plan.towers.items():
-        steps += [named_step(name, step) for step in _output_steps(part, result, inputs.towers[name], scratch, given_text)]
+        steps += [named_step(name, step) for step in _output_steps(part, result, inputs[name], scratch, given_text)]
     return [*steps, lambda: check_together(plan, result, inputs, scratch)]
 
 

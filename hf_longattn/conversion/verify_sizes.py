@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
-from ..inputs.common.base import InputSize, InputSizes
+from ..inputs.common.base import InputSize
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import FurtherChecks, SizedKind
 from ..mechanisms import Mechanism
@@ -21,16 +21,9 @@ from .plan import ConversionPlan
 from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite
 
 
-class ComparedSize(NamedTuple):
-    """The size at which the larger inputs are compared, the mechanism of every layer for it, and what else is checked there."""
-
-    size: Any
-    layers: list[Mechanism]
-    further: FurtherChecks
-
-
-def affordable_size(plan: ConversionPlan, inputs: Any) -> ComparedSize:
-    """The new size, or a smaller one between it and the old one, if a large model would take too long."""
+def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[Mechanism], FurtherChecks]:
+    """The new size, or a smaller one between it and the old one, if a large model would take too long; the mechanism of every layer for it,
+    and what else is checked there."""
     kind: Any = plan.kind
     sizes, config = plan.inputs, plan.architecture.source_config
     value = sizes.new.value
@@ -42,7 +35,7 @@ def affordable_size(plan: ConversionPlan, inputs: Any) -> ComparedSize:
         flops = 2 * (cost.full_attention_flops + cost.other_flops) + further.runs * cost.total_flops
         smaller = kind.halved(config, value, sizes.old.value)
         if flops <= FLOPS_AT_NEW_LENGTH or smaller == value:
-            return ComparedSize(size, layers, further)
+            return size, layers, further
         value = smaller
 
 
@@ -57,7 +50,7 @@ def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path |
     grows, at_old, at_new = new != old, inputs.at(old), inputs.at(new)
     source: Any
     source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
-    checks = SizeChecks(plan, plan.inputs, newly_initialised(missing, source))
+    checks = SizeChecks(plan, newly_initialised(missing, source))
     expected = run_model(kind.compared_part(source, checks.headless), at_old)
     expected_new: dict[str, Tensor] = {}
     if compares_new := grows and kind.base_reads(plan.architecture.source_config, new):
@@ -101,7 +94,6 @@ class SizeChecks:
     """
 
     plan: ConversionPlan
-    sizes: InputSizes
     headless: bool
 
     @property
@@ -114,7 +106,7 @@ class SizeChecks:
         """Why the result's mechanisms give other outputs than the source."""
         if self.plan.architecture.family.own_attention is not None:
             return "the mechanism is another one"
-        return f"the mechanism does not cover the {self.sizes.noun}"
+        return f"the mechanism does not cover the {self.plan.inputs.noun}"
 
     def computes_source(self, layers: Sequence[Mechanism], size: InputSize) -> bool:
         """Whether the mechanism of every layer computes the source's attention for inputs of this size."""
@@ -135,7 +127,7 @@ class SizeChecks:
 
     def at_old(self, expected: dict[str, Tensor], outputs: dict[str, Tensor], with_base_attention: dict[str, Tensor]) -> list[Check]:
         """``outputs`` at the old size, and those of the result with the source's attention; empty where the mechanisms compute it."""
-        old, noun = self.sizes.old, self.sizes.kind.size_noun
+        old, noun = self.plan.inputs.old, self.plan.inputs.kind.size_noun
         what = f"{'hidden states (the source has no weights for its head)' if self.headless else 'outputs'} at {old.describe()}"
         if not with_base_attention:
             return [self.compare("equal where the mechanism covers the input", old, f"{what}, long attention", expected, outputs)]
@@ -152,7 +144,7 @@ class SizeChecks:
 
         why: the former may differ; empty if they must be equal.
         """
-        sizes = self.sizes
+        sizes = self.plan.inputs
         shortened = "" if new == sizes.new else f" (of {sizes.new.words}: a large model, a {sizes.kind.smaller} {sizes.noun})"
         where = f"hidden states at {new.describe()}{shortened}"
         how = sizes.kind.resizing()
@@ -174,4 +166,4 @@ class SizeChecks:
         """Hidden states at the new size hold no NaN and nothing infinite."""
         finite = all_finite(states)
         detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
-        return Check(f"finite at the new {self.sizes.kind.size_noun}", PASSED if finite else FAILED, detail, new.values)
+        return Check(f"finite at the new {self.plan.inputs.kind.size_noun}", PASSED if finite else FAILED, detail, new.values)

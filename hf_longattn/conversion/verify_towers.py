@@ -62,14 +62,14 @@ def _arguments(plan: ConversionPlan, inputs: VerificationTowers, length: int | N
     """The arguments of ``forward``: a text of ``length`` tokens with its end, and inputs of the old size; ``None`` is the new sizes."""
     arguments: dict[str, Tensor] = {}
     for name, part in plan.towers.items():
-        of_tower = inputs.towers[name]
+        of_tower = inputs[name]
         if part.kind.planned_as == TEXT:
             ids = of_tower.tokens(choose_lengths(part).new if length is None else length).clone()
             if isinstance(end := getattr(part.config, "eos_token_id", None), int) and end < part.config.vocab_size:
                 ids[:, -1] = end
             arguments["input_ids"] = ids
         else:
-            arguments |= of_tower.at(affordable_size(part, of_tower).size if length is None else part.inputs.old)
+            arguments |= of_tower.at(affordable_size(part, of_tower)[0] if length is None else part.inputs.old)
     return arguments
 
 

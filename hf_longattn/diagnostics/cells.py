@@ -31,7 +31,7 @@ def sized_kind_of(model: Any) -> SizedKind:
     """What a model in memory reads; raises :class:`BackendError` where that is neither pictures nor sound."""
     stack, kind = stack_of_layers(model), kind_of_model(model.config)
     found: Any = kind if isinstance(kind, SizedKind) else kind_of(family_of(stack, of_pixels=False))
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def cells_of(model: Any, values: Tensor) -> InputCells:

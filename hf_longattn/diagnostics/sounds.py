@@ -23,13 +23,12 @@ from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..errors import BackendError, OptionError
 from ..inputs.common.base import InputKind, kind_of, kind_of_model
-from ..inputs.common.processors import load_processor, required_processor
+from ..inputs.common.processors import required_processor
 from ..inputs.common.sized import SizedKind
-from ..inputs.sound import RecordedSounds, duration
+from ..inputs.sound import UserSounds, duration
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
 from ..modeling.family.definition import family_in, model_name
-from ..processor_files import FEATURE_EXTRACTOR
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
 from .diagnosis import Diagnosis, LengthDiagnosis, Target
@@ -49,7 +48,6 @@ class SoundModel:
     """A model of sound for a diagnosis.
 
     network: with mechanisms. name, class_name: of the checkpoint, and of its class.
-    extractor: its feature extractor.
     plan: of the conversion by which a model of transformers is read; ``None`` for a Long model.
     converted_from: the checkpoint to convert, as it is typed; ``None`` if that is not known.
     """
@@ -57,7 +55,6 @@ class SoundModel:
     network: Any
     name: str
     class_name: str
-    extractor: Any
     plan: ConversionPlan | None = None
     converted_from: str | None = None
 
@@ -110,9 +107,10 @@ def diagnose_sound(
         refuse_reading(candidate.mechanism, candidate.options)
     durations = None if audio_seconds is None else sorted({checked_seconds(seconds, "--audio-seconds") for seconds in audio_seconds})
     if isinstance(model, nn.Module):
-        loaded = SoundModel(model, model_name(model), type(model).__name__, required_processor(extractor, model_name(model), "sound"))
+        loaded = SoundModel(model, model_name(model), type(model).__name__)
+        extractor = required_processor(extractor, loaded.name, "sound")
         kind = _checked_kind(kind_of_model(model.config), loaded.name, str(getattr(model.config, "model_type", "")))
-        sounds = RecordedSounds(kind.rule, model.config, loaded.extractor, kind.files(recordings, STRETCHES))
+        sounds: Any = kind.user_inputs(model.config, Path(), loaded.name, recordings, STRETCHES, extractor)
         durations = _usual_durations(sounds) if durations is None else durations
     else:
         loaded, sounds, durations = _load(open_source(model, revision=revision, token=token), recordings, durations, device)
@@ -120,7 +118,7 @@ def diagnose_sound(
     reasons: dict[str, str] = {}
     measured = []
     for seconds in durations:
-        start, stretches = time.perf_counter(), sounds.stretches(seconds, STRETCHES)
+        start, stretches = time.perf_counter(), sounds.values(seconds)
         share = -(-queries // len(stretches))
         layers = MeasuredLayers(chosen, reasons, sampled_rows(1, 1))
         for number, stretch in enumerate(stretches):
@@ -142,26 +140,25 @@ def diagnose_sound(
 
 def _load(
     source: Source, recordings: Path, durations: list[float] | None, device: str | None
-) -> tuple[SoundModel, RecordedSounds, list[float]]:  # fmt: skip
+) -> tuple[SoundModel, UserSounds, list[float]]:  # fmt: skip
     """A checkpoint with mechanisms, recordings as it reads them, and the durations that are measured."""
     family = family_in(source.config)
     kind = _checked_kind(None if family is None else kind_of(family), source.name, str(source.config.get("model_type")))
     refuse_quantised(source)
-    extractor = required_processor(load_processor(source.folder, FEATURE_EXTRACTOR), source.name, "sound")
     if "long_attention" in source.config:
         network: Any = load_for_diagnosis(source.folder, None, device=device).model
-        loaded = SoundModel(network, source.name, type(network).__name__, extractor, converted_from=converted_from(source.folder))
-        sounds = RecordedSounds(kind.rule, network.config, extractor, kind.files(recordings, STRETCHES))
+        loaded = SoundModel(network, source.name, type(network).__name__, converted_from=converted_from(source.folder))
+        sounds: Any = kind.user_inputs(network.config, source.folder, source.name, recordings, STRETCHES)
         return loaded, sounds, _usual_durations(sounds) if durations is None else durations
     target = chosen_device(device)
     attention = LongAttentionConfig("full") if kind.family.own_attention is None else None  # by default, a conversion keeps the base's own
     plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
-    sounds = RecordedSounds(kind.rule, plan.architecture.source_config, extractor, kind.files(recordings, STRETCHES))
+    sounds = kind.user_inputs(plan.architecture.source_config, source.folder, source.name, recordings, STRETCHES)
     durations = _usual_durations(sounds) if durations is None else durations
     if durations[-1] > plan.inputs.new.value:
         plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1], needs_training=True))
     network = load_as_result(source, plan.architecture, plan.config).eval().to(target)
-    return SoundModel(network, source.name, plan.architecture.source_class, extractor, plan, source.name), sounds, durations
+    return SoundModel(network, source.name, plan.architecture.source_class, plan, source.name), sounds, durations
 
 
 def _checked_kind(kind: InputKind | None, name: str, model_type: str) -> SizedKind:
@@ -183,13 +180,13 @@ DIAGNOSED_WITH = {
 """What a model on a grid reads -> what to give to diagnose it."""
 
 
-def _usual_durations(sounds: RecordedSounds) -> list[float]:
+def _usual_durations(sounds: UserSounds) -> list[float]:
     """:data:`SECONDS` as far as model and recordings reach; what they reach where that is less."""
     longest = min(sounds.longest, sounds.rule.longest_seconds(sounds.config))
     return [seconds for seconds in SECONDS if seconds <= longest] or [longest]
 
 
-def _target(loaded: SoundModel, sounds: RecordedSounds, seconds: float, last: LengthDiagnosis) -> Target:
+def _target(loaded: SoundModel, sounds: UserSounds, seconds: float, last: LengthDiagnosis) -> Target:
     """The conversion that a diagnosis recommends: for the longest sounds measured, or those that the model reads already."""
     rule, config = sounds.rule, sounds.config
     longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None else loaded.plan.inputs.new.value
@@ -207,7 +204,7 @@ def _trained_frames(plan: ConversionPlan | None, seconds: float) -> int | None:
     return plan.inputs.old.tokens if seconds > plan.inputs.old.value else None
 
 
-def _notes(plan: ConversionPlan | None, sounds: RecordedSounds, seconds: float, chosen_here: bool) -> list[str]:
+def _notes(plan: ConversionPlan | None, sounds: UserSounds, seconds: float, chosen_here: bool) -> list[str]:
     """What was left out, and what positions do, for readers of the report."""
     notes = []
     if chosen_here and seconds < SECONDS[-1] and sounds.longest < SECONDS[-1]:

@@ -159,7 +159,8 @@ def export_checkpoint(
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
-    words, graph = GRAPHS.get(inspection.inputs.noun, _picture_graph)(loaded, source, inspection.inputs, task, global_attention_mask)
+    make = _text_graph if inspection.inputs.noun == "text" else _sized_graph
+    words, graph = make(loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
     tokenizer = getattr(words, "source_tokenizer", None)
     written: dict[str, Any] = {}
@@ -213,26 +214,16 @@ def _text_graph(model: Any, source: Source, inputs: Any, task: str | None, globa
     return words, ModelGraph(model, words, names, sentence_pooling(source.card_folder))
 
 
-def _sound_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
-    """The same of a model of sound."""
-    if global_attention_mask or task is not None:
-        raise ExportError("The graph of a model of sound is written with its head and without global tokens; leave both options out.")
+def _sized_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
+    """The same of a model of pictures, videos, spectrograms or sound."""
     kind: Any = kind_of(family_of(model.config))
-    words = kind.inputs(model.config, source.folder)
-    return words, SoundGraph(model, words)
-
-
-def _picture_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
-    """The same of a model of pictures, videos or spectrograms."""
+    hears = inputs.noun == "sound"
+    if hears and (global_attention_mask or task is not None):
+        raise ExportError("The graph of a model of sound is written with its head and without global tokens; leave both options out.")
     if global_attention_mask:
         raise ExportError("The graph of a model of pictures is written without global_attention_mask; leave global_attention_mask out.")
-    kind: Any = kind_of(family_of(model.config))
     words = kind.inputs(model.config, source.folder)
-    return words, PictureGraph(model, words, inputs.new.value)
-
-
-GRAPHS = {"text": _text_graph, "sound": _sound_graph}
-"""What an input is called -> what makes the graph of a model; the graphs of all others are of a picture's form."""
+    return words, SoundGraph(model, words) if hears else PictureGraph(model, words, inputs.new.value)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:

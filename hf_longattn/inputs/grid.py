@@ -28,17 +28,17 @@ from ..data.audio import RECORDING_FILES
 from ..data.files import evenly_spread
 from ..data.photographs import NAMES, photographs
 from ..data.pictures import PICTURE_FILES, read_picture_file
-from ..data.videos import frames_as_pixels, read_video, video_places
+from ..data.videos import frame_processor, frames_as_pixels, read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import BackendError, CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
-from ..mechanisms.common.on_grid import grid_blocks, on_grid
+from ..mechanisms.common.on_grid import GLOBAL, grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
-from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
+from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, VIDEO_PROCESSOR, ProcessorFile
 from .common.base import (
     AUTO,
     SEARCH,
@@ -51,6 +51,7 @@ from .common.base import (
     register_kind,
 )
 from .common.cells import InputCells
+from .common.examples import Example, Head, auto_head
 from .common.processors import (
     load_processor,
     picture_size,
@@ -58,16 +59,13 @@ from .common.processors import (
     place_on_grid,
     processor_of,
     required_processor,
-    sized_frames,
-    sized_pixels,
-    spectrograms,
     values_of_size,
     values_with,
 )
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
-from .sound import WANTED_RECORDINGS, read_recordings
+from .sound import CLASSIFICATION, SAMPLING_RATE, WANTED_RECORDINGS, read_recordings
 
 if TYPE_CHECKING:
     from ..data.audio import Samples
@@ -118,6 +116,7 @@ class GridKind(SizedKind):
         self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
         self.settings, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
+        self.heads = HEADS_ON_GRIDS[self.noun]
 
     @classmethod
     def reads(cls, family: Family) -> bool:
@@ -192,6 +191,42 @@ class GridKind(SizedKind):
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return self.rule.arguments_of_head(model, arguments)
+
+    def example(
+        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
+    ) -> Example | None:
+        if (head := self.head(folder, architecture)) is None:
+            return None
+        rule, values = self.rule, self.values_of(config)
+        size = rule.sizes(values)[1]
+        grid = rule.of_size(values, size)
+        processed = ProcessorFile.find(folder, IMAGE_PROCESSOR if rule.reads_photographs else FEATURE_EXTRACTOR)
+        facts = {"processed": processed is not None, "input": rule.input, "cells": grid.cells}
+        if not rule.reads_photographs:
+            rate = int(processed.values.get("sampling_rate", SAMPLING_RATE)) if processed else SAMPLING_RATE
+            layout = f"prefix tokens: {grid.prefix}; then {grid.sizes[0]} × {grid.sizes[1]} patches of frequency and time"
+            facts |= {"rate": rate, "samples": f"{rate} * {size[1]} // {FRAMES_PER_SECOND}", "shape": f"1, {size[1]}, {size[0]}"}
+            reader = ("extractor", "AutoFeatureExtractor") if processed else None
+            return Example(head, f"spectrogram {head.blocks}", {**facts, "layout": layout}, reader)
+        patches = f"{' × '.join(map(str, grid.sizes))} patches"
+        layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
+        facts |= {"height": size[-2], "width": size[-1], "frames": size[0], "layout": layout}
+        piped = processed is not None and head.auto_class == "AutoModelForImageClassification"
+        kind = "picture" if rule.reads_pictures else "video"
+        blocks = f"{kind} {head.blocks} {'picture_pipeline' if piped else ''}"
+        reader = ("processor", "AutoImageProcessor") if processed else None
+        return Example(head, blocks, facts, reader, ((), (PILLOW,) if processed else ()), piped)
+
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        longest = self.rule.describe(self.rule.sizes(self.values_of(config))[1])
+        others = "Other multiples of the patch" if self.rule.reads_photographs else "Other lengths"
+        return f"It was made for {self.nouns} of {longest}. {others} run as well, but were not verified."
+
+    def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
+        limits, attention = [self.longest_read(config, length)], attentions.get("")
+        if attention is not None and self.family.own_attention is None and self.rule.reads_pictures:
+            limits.append(full_attention_on_pictures(self.rule, self.values_of(config), attention))
+        return limits
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
         sizes = grid_sizes(architecture, request)
@@ -284,6 +319,31 @@ class GridKind(SizedKind):
         return [sizes.old, self.size(config, uneven)]
 
 
+PICTURE_HEADS = {
+    "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
+    "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
+    "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
+    "ForSemanticSegmentation": auto_head("ForSemanticSegmentation", "image-segmentation", "outputs"),
+    "Backbone": Head("", "image-feature-extraction", "maps"),  # AutoBackbone takes repositories only
+    "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
+    "Model": auto_head("", "image-feature-extraction", "patches"),
+}
+"""The same for models of pictures."""
+VIDEO_HEADS = {
+    "ForVideoClassification": auto_head("ForVideoClassification", "video-classification", "label"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "rebuilt"),
+    "Model": auto_head("", "feature-extraction", "patches"),
+}
+"""The same for models of videos."""
+SPECTROGRAM_HEADS = {
+    "ForAudioClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
+    "Model": auto_head("", "feature-extraction", "patches"),
+}
+"""The same for models of spectrograms."""
+HEADS_ON_GRIDS = {"picture": PICTURE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
+"""What a model on a grid reads -> how its models are run."""
+PILLOW = "from PIL import Image"
 SETTINGS_OF = {
     "picture": (("image_size", "search_images"), "give the size as --image-size 1024", "give pictures as --search-images FOLDER"),
     "video": (
@@ -301,6 +361,33 @@ SETTINGS_OF = {
 
 
 STATES = "last_hidden_state"
+
+
+def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
+    """The square pictures, up to the model's size, on which every layer equals full attention, or which layer never does."""
+    made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
+    squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
+    sides_by_layer = [
+        {side for side, grid in squares.items() if _equals_full(attention, number, grid)} for number in range(config.num_hidden_layers)
+    ]
+    sides = set.intersection(*sides_by_layer)
+    if sides:
+        size = " × ".join(str(max(sides) * pixels) for pixels in patch)
+        return f"Every layer equals full attention on pictures of {'up to ' if min(sides) == 2 else ''}{size} pixels."
+    number = next((number for number, sides in enumerate(sides_by_layer) if not sides), 0)
+    name, options = attention.for_layer(number)
+    hides_prefix = made_for.prefix and options.get("prefix_tokens", GLOBAL) != GLOBAL
+    why = "whose patches do not see the tokens before them" if hides_prefix else "which leaves patches out on every picture"
+    return f"On no picture does every layer equal full attention: layer {number} has `{name}`, {why}."
+
+
+def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
+    """Whether the layer of this number equals full attention on a grid."""
+    mechanism = prototype(*attention.for_layer(number))
+    placed = on_grid(mechanism, grid)
+    if placed is not mechanism:
+        placed.layer = number
+    return placed.covers(grid.length)
 
 
 def grid_sizes(architecture: Any, request: Any) -> InputSizes:
@@ -558,9 +645,30 @@ class UserPictures(UserInputs):
         self.rule.of_size(self.config, size)
         return size
 
+    @cached_property
+    def place(self) -> Any:
+        """The processor's file."""
+        return place_on_grid(self.rule, self.folder)
+
+    def sized_processor(self, size: tuple[int, ...]) -> Any:
+        """The processor for inputs of this size."""
+        values = values_of_size(self.place, self.processor, size[-2:])
+        return frame_processor(values) if self.place.kind is VIDEO_PROCESSOR else type(self.processor).from_dict(values)
+
+    def checked(self, values: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
+        """What the processor made, if that has this height and width."""
+        if wrong := [value.shape[-2:] for value in values if tuple(value.shape[-2:]) != size[-2:]]:
+            raise GridError(
+                f"The image processor in {str(self.folder)!r} makes {self.unit}s of {pixels(wrong[0])} where {pixels(size[-2:])} are "
+                f"needed; set do_resize and size in its {self.place.file}."
+            )
+        return values
+
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
-            return list(sized_pixels(self.processor, self.folder, self.pictures, size, self.rule.input).split(1))
+            sized = self.sized_processor(size)
+            values = [torch.as_tensor(sized(images=picture, return_tensors="pt")[self.rule.input]) for picture in self.pictures]
+            return self.checked(values, size)
         settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
         resized = [picture.resize(size[::-1], self.processor.resample) for picture in self.pictures]
         patches = [self.processor(images=picture, **settings)[self.rule.input] for picture in resized]
@@ -583,8 +691,9 @@ class UserVideos(UserPictures):
         return required_processor(processor_of(self.rule, self.folder), self.model, "videos")
 
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
-        videos = (read_video(file, size[0]) for file in self.files)
-        return [sized_frames(self.rule, self.processor, self.folder, [video], size, self.model) for video in videos]
+        sized = self.sized_processor(size)
+        videos = [frames_as_pixels(sized, read_video(file, size[0])) for file in self.files]
+        return [video.transpose(1, 2) for video in self.checked(videos, size)]
 
 
 class UserSpectrograms(UserInputs):
@@ -613,8 +722,9 @@ class UserSpectrograms(UserInputs):
         return read_recordings(self.files, self.processor.sampling_rate)
 
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
-        rows = spectrograms(self.processor, self.sounds, self.rule, size)
-        return list(self.rule.pixels_of_input(rows).split(1))
+        sized = type(self.processor).from_dict({**self.processor.to_dict(), **self.rule.extractor_fields(size)})
+        settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
+        return [self.rule.pixels_of_input(sized(sound, **settings)[self.rule.input]) for sound in self.sounds]
 
 
 class PictureCells(InputCells):

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import LengthError
 from ..modeling.family.definition import PositionTable
 from ..positions import extend_table
-from .common.base import Sizes
+from .common.base import StackLength
 from .text import PlainLengths, text_length
 
 SERIES_INPUT = "past_values"
@@ -33,7 +33,7 @@ def patches_of(config: Any, steps: int) -> int:
 class SeriesPlan(PlainLengths):
     """The longest series of source and result, in patches and in steps."""
 
-    steps: Sizes[int]
+    steps: StackLength
     table: PositionTable | None
 
     @classmethod
@@ -55,7 +55,7 @@ class SeriesPlan(PlainLengths):
         if (new - trained) % (patch := getattr(config, "patch_length", 1)):
             nearest = trained + -(-(new - trained) // patch) * patch
             raise LengthError(f"The source reads patches of {patch} steps, and {new:,} is not a multiple; give {nearest}.")
-        return cls(patches_of(config, trained), patches_of(config, new), Sizes(trained, new), series_table(config))
+        return cls(patches_of(config, trained), patches_of(config, new), StackLength(trained, new), series_table(config))
 
     @property
     def lengthened(self) -> bool:  # type: ignore[override]

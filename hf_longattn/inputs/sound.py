@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from .common.base import (
     register_kind,
 )
 from .common.cells import InputCells
+from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, required_processor, values_with
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
@@ -79,6 +80,29 @@ def duration(seconds: float) -> str:
     return f"{seconds:,.5g} seconds"
 
 
+SAMPLING_RATE = 16_000
+"""Samples a second where a feature extractor does not say."""
+SHOWN_SECONDS = 30
+"""The longest sound of an example, which its reader runs at once."""
+RECOGNITION, CLASSIFICATION = "automatic-speech-recognition", "audio-classification"
+"""Tasks of sound for which transformers has a pipeline."""
+SOUND_HEADS = {
+    "ForCTC": auto_head("ForCTC", RECOGNITION, "transcript"),
+    "ForSequenceClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
+    "ForAudioFrameClassification": auto_head("ForAudioFrameClassification", None, "frame_labels"),
+    "ForXVector": auto_head("ForAudioXVector", None, "speaker"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
+    "ForRNNT": Head("", RECOGNITION, "generated"),
+    "ForTDT": Head("", RECOGNITION, "generated"),
+    "ForConditionalGeneration": auto_head("ForSpeechSeq2Seq", RECOGNITION, "generated"),
+    "ForAudioClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
+    "Encoder": auto_head("", "feature-extraction", "states"),
+    "WhisperModel": auto_head("", "feature-extraction", "encoded"),
+    "Model": auto_head("", "feature-extraction", "states"),
+}
+"""The same for models of sound."""
+
+
 @register_kind
 class SoundKind(SizedKind):
     """Recordings, as samples or rows of features."""
@@ -91,6 +115,7 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
+    heads = SOUND_HEADS
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
         "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
@@ -146,6 +171,30 @@ class SoundKind(SizedKind):
                 "--compare-at, or leave it out."
             )
         return self.size(config, seconds if self.rule.base_reads(config, seconds) else old)
+
+    def example(
+        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
+    ) -> Example | None:
+        if (head := self.head(folder, architecture)) is None:
+            return None
+        processed = ProcessorFile.find(folder, FEATURE_EXTRACTOR) is not None
+        writes = head.task != RECOGNITION or any(path for pattern in ("vocab*", "tokenizer*") for path in folder.glob(pattern))
+        piped = processed and bool(head.auto_class) and head.task in (RECOGNITION, CLASSIFICATION) and writes
+        values, rule = self.values_of(config), self.rule
+        seconds = min(rule.durations(values)[1], SHOWN_SECONDS)
+        samples = rule.length(seconds)
+        facts = {
+            **{"processed": processed, "samples": round(seconds * rule.sampling_rate), "seconds": seconds, "rate": rule.sampling_rate},
+            **{"input": rule.input, "frames": rule.output_rows(values, samples)},
+            "shape": ", ".join(map(str, (1, samples, *([] if rule.features is None else [rule.features(values)])))),
+        }
+        reader = ("processor", "AutoFeatureExtractor") if processed else None
+        blocks = f"sound {head.blocks} {'sound_pipeline' if piped else ''}"
+        return Example(head, blocks, facts, reader, (("import numpy as np",) if processed else (), ()), piped)
+
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        seconds = self.rule.durations(self.values_of(config))[1]
+        return f"It was made for sounds of up to {seconds:,g} seconds. Longer ones may run, but were not verified."
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
         """As the base's; also raises :class:`LengthError` for a duration at which the result is of no use until it is trained."""
@@ -334,46 +383,6 @@ class SoundInputs:
         return values[self.rule.input].float()
 
 
-class RecordedSounds(SoundInputs):
-    """Recordings, each read as a whole and cut afterwards.
-
-    Args:
-        rule, config: of the model.
-        extractor: its feature extractor.
-        files: of the recordings.
-
-    Raises:
-        AudioError: one cannot be read, or the feature extractor takes another sampling rate than the model.
-    """
-
-    def __init__(self, rule: AudioRule, config: Any, extractor: Any, files: Sequence[Path]) -> None:
-        super().__init__(rule, config, extractor)
-        self.sounds = [self.extracted(samples) for samples in read_recordings(files, self.sampling_rate)]
-
-    @property
-    def longest(self) -> float:
-        """Seconds of the longest recording."""
-        return max(self.rule.seconds(self.rule.as_input(sound).shape[1]) for sound in self.sounds)
-
-    def stretches(self, seconds: float, count: int) -> list[Tensor]:
-        """Up to ``count`` stretches of this duration, ``(1, N, …)`` each; from every recording in turn the first, then the next.
-
-        Raises:
-            LengthError: no recording is so long.
-        """
-        length = self.rule.length(seconds)
-        length -= length % self.rule.step(self.config)
-        rows = [self.rule.as_input(sound) for sound in self.sounds]
-        starts = range(0, max(row.shape[1] for row in rows) - length + 1, max(1, length))
-        cut = [row[:, start : start + length] for start in starts for row in rows if start + length <= row.shape[1]]
-        if not cut:
-            raise LengthError(
-                f"The longest recording has {self.longest:,.1f} seconds, but {seconds:,.5g} are needed; give a longer one, or a shorter "
-                "duration."
-            )
-        return [self.rule.as_input(row) for row in cut[:count]]
-
-
 def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
     """The samples of files of the user's, with their channels mixed, at the rate that a model reads.
 
@@ -401,18 +410,34 @@ class UserSounds(UserInputs):
         return required_processor(load_processor(self.folder, FEATURE_EXTRACTOR), self.model, "sound")
 
     @cached_property
-    def sounds(self) -> RecordedSounds:
-        """The recordings."""
-        return RecordedSounds(self.rule, self.config, self.processor, self.files)
+    def rows(self) -> list[Tensor]:
+        """The features of every recording, ``(1, N, …)`` each."""
+        reader = SoundInputs(self.rule, self.config, self.processor)
+        return [self.rule.as_input(reader.extracted(samples)) for samples in read_recordings(self.files, reader.sampling_rate)]
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest recording."""
+        return max(self.rule.seconds(row.shape[1]) for row in self.rows)
 
     def size(self, asked: Any, *, any_size: bool) -> float:
         rule, config = self.rule, self.config
-        longest: float = min(PROBED_SECONDS, rule.longest_seconds(config), self.sounds.longest)
+        longest: float = min(PROBED_SECONDS, rule.longest_seconds(config), self.longest)
         duration = longest if asked is None else audio_seconds(asked, "--audio-seconds")
         return duration if any_size or rule.base_reads(config, duration) else float(rule.durations(config)[0])
 
     def values(self, size: float) -> list[Tensor]:
-        return self.sounds.stretches(size, self.count)
+        """Stretches of this duration: from every recording in turn the first, then the next."""
+        length = self.rule.length(size)
+        length -= length % self.rule.step(self.config)
+        starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
+        cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
+        if not cut:
+            raise LengthError(
+                f"The longest recording has {self.longest:,.1f} seconds, but {size:,.5g} are needed; give a longer one, or a shorter "
+                "duration."
+            )
+        return [self.rule.as_input(row) for row in cut[: self.count]]
 
     def too_few(self, pieces: int, wanted: int) -> str:
         return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, OptionError, checkpoint_errors
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, family_in
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
-from .common.base import SEARCH, SIZE, GivenInputs, InputKind, InputSize, InputSizes, Sizes, register_kind
+from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, StackLength, kind_of, register_kind
+from .common.examples import Example, Head
+from .common.text_example import text_example, text_head
 
 USUAL_LENGTH = 512
 LARGEST_TEXT = 2**30
@@ -51,10 +54,6 @@ no page is interesting, she said, but the shelf is.
 """
 
 
-class StackLength(Sizes[int]):
-    """Maximum length of a stack in the source and in the result."""
-
-
 def text_sizes(old: int, new: int) -> InputSizes:
     """The most tokens of source and result; 0 if nothing limits them."""
     of_any_family: Any = None
@@ -80,6 +79,12 @@ class PlainLengths(StackLength):
     def at_new_length(self, source: Any, positions: str) -> Any:
         """The source's class for inputs of the result's length, with its weights."""
         return source
+
+
+def kind_in(config: Mapping[str, Any]) -> InputKind:
+    """What a model with these values in its config file reads: texts, where it has no family."""
+    family, of_any_family = family_in(config), None
+    return TextKind(of_any_family) if family is None else kind_of(family)  # type: ignore[arg-type]
 
 
 def text_length(config: Any) -> int:
@@ -122,12 +127,31 @@ class TextKind(InputKind):
         if mechanism.reads_grid:
             raise OptionError(f"{mechanism.name} reads a grid, and the model reads a text.")
 
+    def head(self, folder: Path, architecture: str) -> Head | None:
+        return text_head(folder, architecture)
+
+    def example(
+        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
+    ) -> Example | None:
+        return text_example(folder, config, architecture, length, metadata)
+
+    def tokens_of(self, config: Mapping[str, Any]) -> int:
+        """The rows of its position table, less those that are not positions."""
+        known, tables = SimpleNamespace(**{"pad_token_id": None, **config}), self.family.position_tables if self.family else ()
+        leading = max((table.config_value(0, known) for table in tables), default=0)
+        return int(config.get("max_position_embeddings") or config.get("n_positions") or USUAL_LENGTH) - leading
+
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        if self.family and self.family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
+            return f"Inputs of more than {length:,} tokens are refused; truncate them."
+        return f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."
+
     def introduce(self, plan: Any) -> str:
         return f"inputs of up to {plan.new_length:,} tokens" if plan.new_length else "inputs of any length"
 
-    def verification_inputs(self, plan: Any, folder: Path, given: GivenInputs) -> VerificationText:
+    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationText:
         vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
-        return VerificationText(excerpt(given.text, plan.new_length), given.origin, load_tokenizer(folder), vocabulary)
+        return VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationText) -> list[Check]:
         return check_tokenizer(plan, result, inputs)

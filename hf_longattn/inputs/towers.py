@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..checks import Check
 from ..mechanisms import Mechanism
 from ..modeling.family.definition import Family, tower_field
-from .common.base import TOWERS_APART, GivenInputs, InputKind, Inputs, InputSize, InputSizes, kind_of, register_kind
+from ..processor_files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
+from .common.base import TOWERS_APART, InputKind, InputSize, InputSizes, kind_of, register_kind
+from .common.examples import Example, auto_head
+from .grid import PILLOW
 
 
-def tower_inputs(towers: Sequence[Inputs]) -> Inputs:
-    """What each tower of source and result reads."""
+def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
+    """What each tower of source and result reads; ``texts`` are the longest."""
     old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
-    return Inputs(old, new, longest, "input", report={name: value for tower in towers for name, value in tower.report.items()})
+    report = {name: value for tower in towers for name, value in tower.report.items()}
+    return InputSizes(texts.kind, texts.old, texts.new, old, new, longest, "input", report=report)
 
 
-@dataclass(frozen=True)
-class VerificationTowers:
+class VerificationTowers(dict[str, Any]):
     """What each tower of a model is run on, by its name."""
-
-    towers: Mapping[str, Any]
 
     def describe(self) -> str:
         """What the inputs are, for a report."""
-        return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.towers.items())
+        return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.items())
 
 
 @register_kind
@@ -35,6 +35,7 @@ class TowersKind(InputKind):
     """One input for each tower."""
 
     planned_as = TOWERS_APART
+    heads = {"Model": auto_head("", "zero-shot-image-classification", "similarity")}
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
@@ -62,15 +63,31 @@ class TowersKind(InputKind):
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
         raise NotImplementedError("each tower has mechanisms of its own")
 
+    def example(
+        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
+    ) -> Example | None:
+        head = self.head(folder, architecture)
+        if head is None or not (folder / TOKENIZER_CONFIG).is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
+            return None
+        return Example(head, head.blocks, {"length": length}, ("processor", "AutoProcessor"), ((), (PILLOW,)))
+
+    def tokens_of(self, config: Mapping[str, Any]) -> int:
+        """Those of the longest texts."""
+        texts = {name: kind for name, kind in self.towers.items() if kind.family.reads_text}
+        return max(kind.tokens_of(config.get(tower_field(name)) or {}) for name, kind in texts.items())
+
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        raise NotImplementedError("each tower has limits of its own")
+
     @property
     def any_size(self) -> bool:
         return any(kind.any_size for kind in self.towers.values())
 
-    def verification_inputs(self, plan: Any, folder: Path, given: GivenInputs) -> VerificationTowers:
-        return VerificationTowers({name: part.kind.verification_inputs(part, folder, given) for name, part in plan.towers.items()})
+    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationTowers:
+        return VerificationTowers({name: part.kind.verification_inputs(part, text, recording) for name, part in plan.towers.items()})
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationTowers) -> list[Check]:
-        return [check for name, part in plan.towers.items() for check in part.kind.check_reader(part, result, inputs.towers[name])]
+        return [check for name, part in plan.towers.items() for check in part.kind.check_reader(part, result, inputs[name])]
 
     def training_step(self, plan: Any) -> dict[str, Any]:
         pairs = f"pairs of a text and a picture ({plan.new_input})"

@@ -11,29 +11,31 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar
 
 from ...checks import Check
 from ...configuration import LongAttentionConfig
 from ...engines.common.grid import Grid
 from ...errors import GridError, OptionError, RegistrationError
-from ...mechanisms import Mechanism
+from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
 from ...mechanisms.common.on_grid import on_grid
 from ...modeling.family.definition import FAMILIES, Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
 from ...naming import load_module, module_names
+from ...options import EXACT_LENGTH
+from .examples import Example, Head, head_of
 
-Size = TypeVar("Size")
 Kind = TypeVar("Kind", bound="type[InputKind]")
 
 
 @dataclass(frozen=True)
-class Sizes(Generic[Size]):
-    """The largest inputs of source and result."""
+class StackLength:
+    """Maximum length of a stack in the source and in the result."""
 
-    old: Size
-    new: Size
+    old: int
+    new: int
 
     @property
     def grows(self) -> bool:
@@ -126,16 +128,20 @@ class InputSize:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What source and result read.
+class InputSizes:
+    """The largest inputs of source and result.
 
-    old_words, new_words: their largest inputs.
+    kind, old, new: of the input and its sizes; of several towers, those of the longest texts.
+    old_words, new_words: the same in words.
     longest: that of the result, with a noun.
     noun: what an input is called.
     units, token_unit: what its size counts (empty where that is tokens), and what the layers attend over.
     of_model, report: for reports of a model and of a plan, JSON-serialisable, where lengths in tokens do not say it.
     """
 
+    kind: Any  # InputKind
+    old: InputSize
+    new: InputSize
     old_words: str
     new_words: str
     longest: str
@@ -144,15 +150,6 @@ class Inputs:
     token_unit: str = "tokens"
     of_model: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputSizes(Inputs):
-    """The largest inputs of source and result, where they have a size."""
-
-    kind: Any  # InputKind
-    old: InputSize
-    new: InputSize
 
     @property
     def grows(self) -> bool:
@@ -236,15 +233,6 @@ SETTINGS = {
 """Setting that models of some kinds of input alone have a use for -> what it is, and what it gives."""
 
 
-@dataclass(frozen=True)
-class GivenInputs:
-    """What a user gives to verify a result with: a text and its origin, and a recording."""
-
-    text: str
-    origin: str
-    recording: Path | None = None
-
-
 TEXT, SIZED, TOWERS_APART = "text", "sized", "towers apart"
 """How a conversion plans and verifies a model: by the lengths of its stacks, by a size that changes no tensor, or tower by tower."""
 
@@ -260,6 +248,7 @@ class InputKind(ABC):
     settings: names in :data:`SETTINGS` that apply to it.
     instead: what a setting gives -> what to type for it.
     trained_by: words of ``longattn train`` without which it does not read all of the input.
+    heads: ending of a class -> how its models are run.
     """
 
     planned_as: ClassVar[str] = TEXT
@@ -269,6 +258,7 @@ class InputKind(ABC):
     material: ClassVar[str] = "text"
     compared: ClassVar[int] = 7
     trained_by: Collection[str] = ()
+    heads: Mapping[str, Head] = {}
     settings: Collection[str]
     instead: Mapping[str, str] = {}
 
@@ -302,7 +292,7 @@ class InputKind(ABC):
             of_model["grid"] = report["new_grid"] = list(last.grid.sizes)
             report |= {"old_grid": list(first.grid.sizes), "prefix_tokens": last.grid.prefix}
         words = first.describe(), last.describe(), self.longest_words(last), self.noun, self.units, last.unit
-        return InputSizes(*words, of_model, report, kind=self, old=first, new=last)
+        return InputSizes(self, first, last, *words, of_model, report)
 
     def longest_words(self, size: InputSize) -> str:
         """What is read up to this size, with a noun."""
@@ -387,8 +377,8 @@ class InputKind(ABC):
         return f"{self.nouns} of {plan.new_input}"
 
     @abstractmethod
-    def verification_inputs(self, plan: Any, folder: Path, given: GivenInputs) -> Any:
-        """The inputs that a result is verified with; ``folder`` has the source's tokenizer or processor."""
+    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> Any:
+        """The inputs that a result is verified with: a text, with its origin, or a recording, where the source reads one."""
 
     @abstractmethod
     def check_reader(self, plan: Any, result: Path, inputs: Any) -> list[Check]:
@@ -406,6 +396,42 @@ class InputKind(ABC):
                 f"A {architecture.source_class} reads pictures of any size as lists of patches, so that there is no size to convert; load "
                 f"it with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
             )
+
+    def head(self, folder: Path, architecture: str) -> Head | None:
+        """How a saved model of this class is loaded and run; ``None`` for one without an example."""
+        return head_of(architecture, self.heads)
+
+    @abstractmethod
+    def example(
+        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
+    ) -> Example | None:
+        """The code in a card that runs a saved model once; ``None`` for a head without an example.
+
+        Args:
+            folder, config, architecture: of the model: its files, the values of its config file, and its class.
+            length: tokens that it takes.
+            metadata: of its card, whose language and tags say what texts it reads.
+        """
+
+    def values_of(self, config: Mapping[str, Any]) -> SimpleNamespace:
+        """The values of a config file, with the defaults of the family's base for those that it leaves out."""
+        return SimpleNamespace(**{**self.family.base_config_class().to_dict(), **config})
+
+    def tokens_of(self, config: Mapping[str, Any]) -> int:
+        """Maximum length of a model with these values in its config file."""
+        return self.family.longest(self.values_of(config))
+
+    @abstractmethod
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        """What a model of ``length`` tokens reads at most, and what becomes of longer inputs, a sentence or two for its card."""
+
+    def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
+        """The limits of a model for its card, a sentence or two each."""
+        limits = [self.longest_read(config, length)]
+        for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
+            texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
+            limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
+        return limits
 
     def check_settings(self, source_class: str, request: Any) -> None:
         """Raise :class:`OptionError` for a setting of other kinds of input."""

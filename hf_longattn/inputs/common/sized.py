@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...checks import Check
 from ...mechanisms import Mechanism
-from .base import SIZED, GivenInputs, InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
+from .base import SIZED, InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
 from .cells import InputCells
 from .user_files import UserInputs
 
@@ -85,8 +85,8 @@ class SizedKind(InputKind):
             recording: a file of the user's.
         """
 
-    def verification_inputs(self, plan: Any, folder: Path, given: GivenInputs) -> Any:
-        return self.inputs(plan.config, folder, given.recording)
+    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> Any:
+        return self.inputs(plan.config, plan.source.folder, None if recording is None else Path(recording))
 
     @abstractmethod
     def files(self, place: Path, count: int) -> list[Path]:

@@ -27,6 +27,7 @@ class UserInputs(ABC):
         folder, model: of its processor, and the model's name in messages.
         given: a path.
         count: most files to read; of a larger folder, as many that lie evenly between its first and its last.
+        processor: of the model; by default the one in its folder.
 
     Raises:
         DataError, AudioError: there is no such file, or it cannot be read.
@@ -37,11 +38,13 @@ class UserInputs(ABC):
     unit: ClassVar[str]
     wanted: ClassVar[str]
 
-    def __init__(self, kind: SizedKind, config: Any, folder: Path, model: str, given: object, count: int) -> None:
+    def __init__(
+        self, kind: SizedKind, config: Any, folder: Path, model: str, given: object, count: int, processor: Any | None = None
+    ) -> None:
         self.rule: Any = kind.rule
         self.config, self.folder, self.model, self.count = config, folder, model, count
         self.name, self.files = self.read(kind, given)
-        self.processor = self.load_processor()
+        self.processor = processor or self.load_processor()
 
     def read(self, kind: SizedKind, given: object) -> tuple[str, Sequence[Path]]:
         """The name of what is given, and its files."""
