@@ -143,9 +143,8 @@ def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bo
 
 def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
     """The model whose ``longest`` tower says what it reads, with the tensors of its source."""
-    parameters = sum(header.numel for header in source.tensors.values())
-    counts = {"parameters": parameters, "nbytes": source.total_bytes, "tensors": len(source.tensors)}
-    return replace(longest, source=source, **counts, **fields)
+    fields |= {"parameters": sum(header.numel for header in source.tensors.values()), "tensors": len(source.tensors)}
+    return replace(longest, source=source, nbytes=source.total_bytes, **fields)
 
 
 def _inspect_generic(source: Source) -> Inspection:

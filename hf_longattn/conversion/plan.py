@@ -13,8 +13,8 @@ import torch
 from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
 from ..inputs.common.base import SETTINGS, SIZE, SIZED, TEXT, TOWERS_APART, LengthCost, PositionWarning, StackLength, kind_of
-from ..inputs.series import plain_lengths
-from ..inputs.text import PlainLengths, TextKind, load_tokenizer, text_sizes
+from ..inputs.series import PlainLengths
+from ..inputs.text import TextKind, load_tokenizer, text_sizes
 from ..inputs.towers import tower_inputs
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
@@ -405,7 +405,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
     chosen = _generic_attention(architecture.source_config, request)
     full = LongAttentionConfig("full")
     reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(text_tower(architecture.source_config, chosen), full)
-    length = plain_lengths(architecture.model_class, architecture.source_config, request.max_length)
+    length = PlainLengths.of(architecture.model_class, architecture.source_config, request.max_length)
     config, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, length)
     if request.text_global:
         config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}

@@ -819,10 +819,45 @@ class CropChecks(FurtherChecks):
         return ""
 
     def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
-        self.crops = {} if self.why_not else _crops_of_source(base, inputs, self.sizes, self.size)
+        """The patches' features that the source without prefix tokens computes of every whole window, by its place."""
+        if self.why_not:
+            return
+        prefix = self.size.grid.prefix
+
+        def cells_only(module: Any, args: Any, output: Any) -> Any:
+            return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+
+        rule, (name, pixels_of_all), old = self.sizes.kind.rule, next(iter(inputs.items())), self.sizes.old
+        sides = [cells * step for cells, step in zip(old.grid.sizes, rule.step(base.config), strict=True)]
+        hooks = [base.embeddings.register_forward_hook(cells_only)] if prefix else []
+        try:
+            windows = [range(after // before) for after, before in zip(self.size.grid.sizes, old.grid.sizes, strict=True)]
+            for place in itertools.product(*windows):
+                corner = tuple(number * side for number, side in zip(place, sides, strict=True))
+                self.crops[place] = run_model(base, {name: rule.crop(pixels_of_all, corner, old.value)})[STATES]
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def at_new(self, states: Mapping[str, Tensor]) -> list[Check]:
-        return [_check_crops(self.crops, states, self.sizes, self.size, self.why_not)]
+        if self.why_not:
+            return [Check(CROPS, SKIPPED, f"does not apply: {self.why_not}")]
+        if STATES not in states:
+            raise CheckpointError(f"The result returns no last_hidden_state, but {', '.join(states)}; add --no-verify.")
+        new, old = self.size, self.sizes.old
+        cells = states[STATES][:, new.grid.prefix :].unflatten(1, new.grid.sizes)
+        measured = {}
+        for place in self.crops:
+            window = cells
+            for axis, (number, side) in enumerate(zip(place, old.grid.sizes, strict=True), 1):
+                window = window.narrow(axis, number * side, side)
+            measured[place] = window.flatten(1, -2)
+        difference = Difference.of(*({str(place): features for place, features in each.items()} for each in (self.crops, measured)))
+        detail = (
+            f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(self.crops)} crops of "
+            f"{old.words}: largest difference"
+        )
+        return [equality(CROPS, detail, difference, {"crops": len(self.crops), new.name: new.number})]
 
 
 def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
@@ -832,49 +867,3 @@ def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
     call = on_grid(layer, Grid((1,) * grid.rank, grid.prefix))
     q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
     return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())
-
-
-def _crops_of_source(base: Any, inputs: Mapping[str, Tensor], sizes: InputSizes, new: InputSize) -> dict[tuple[int, ...], Tensor]:
-    """The place of every whole window, such as row and column -> the patches' features that the source without prefix tokens computes of
-    it."""
-    prefix = new.grid.prefix
-
-    def cells_only(module: Any, args: Any, output: Any) -> Any:
-        return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
-
-    rule, (name, pixels_of_all) = sizes.kind.rule, next(iter(inputs.items()))
-    sides = [cells * step for cells, step in zip(sizes.old.grid.sizes, rule.step(base.config), strict=True)]
-    hooks = [base.embeddings.register_forward_hook(cells_only)] if prefix else []
-    try:
-        crops: dict[tuple[int, ...], Tensor] = {}
-        windows = [range(after // before) for after, before in zip(new.grid.sizes, sizes.old.grid.sizes, strict=True)]
-        for place in itertools.product(*windows):
-            corner = tuple(number * side for number, side in zip(place, sides, strict=True))
-            crop = rule.crop(pixels_of_all, corner, sizes.old.value)
-            crops[place] = run_model(base, {name: crop})[STATES]
-        return crops
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _check_crops(
-    crops: Mapping[tuple[int, ...], Tensor], states: Mapping[str, Tensor], sizes: InputSizes, new: InputSize, why_not: str
-) -> Check:
-    if why_not:
-        return Check(CROPS, SKIPPED, f"does not apply: {why_not}")
-    if STATES not in states:
-        raise CheckpointError(f"The result returns no last_hidden_state, but {', '.join(states)}; add --no-verify.")
-    cells = states[STATES][:, new.grid.prefix :].unflatten(1, new.grid.sizes)
-    measured = {}
-    for place in crops:
-        window = cells
-        for axis, (number, side) in enumerate(zip(place, sizes.old.grid.sizes, strict=True), 1):
-            window = window.narrow(axis, number * side, side)
-        measured[place] = window.flatten(1, -2)
-    difference = Difference.of(*({str(place): features for place, features in each.items()} for each in (crops, measured)))
-    detail = (
-        f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(crops)} crops of "
-        f"{sizes.old.words}: largest difference"
-    )
-    return equality(CROPS, detail, difference, {"crops": len(crops), sizes.kind.rule.size_name: list(new.value)})

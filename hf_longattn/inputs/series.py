@@ -9,7 +9,7 @@ from ..errors import LengthError
 from ..modeling.family.definition import PositionTable
 from ..positions import extend_table
 from .common.base import StackLength
-from .text import PlainLengths, text_length
+from .text import text_length
 
 SERIES_INPUT = "past_values"
 """The main input of transformers' models of time series."""
@@ -30,23 +30,28 @@ def patches_of(config: Any, steps: int) -> int:
 
 
 @dataclass(frozen=True)
-class SeriesPlan(PlainLengths):
-    """The longest series of source and result, in patches and in steps."""
+class PlainLengths(StackLength):
+    """The longest input of source and result in a plain class, in tokens; 0 if the config does not say.
 
-    steps: StackLength
-    table: PositionTable | None
+    steps: of time series, the same in steps.
+    table: the position table of a model of time series.
+    """
+
+    steps: StackLength | None = None
+    table: PositionTable | None = None
 
     @classmethod
-    def of(cls, model_class: Any, config: Any, steps: int | None) -> SeriesPlan | None:
-        """The lengths for a result that looks at ``steps`` steps, by default those of the source; ``None`` for models of other inputs.
+    def of(cls, model_class: Any, config: Any, asked: int | None) -> PlainLengths:
+        """The lengths for a result that reads as much as a user asks for, in tokens or steps; by default what the source reads.
 
         Raises:
             LengthError: fewer steps than the source's, or a part of a patch.
         """
         trained = getattr(config, "context_length", None)
         if model_class.main_input_name != SERIES_INPUT or not isinstance(trained, int):
-            return None
-        new = trained if steps is None else steps
+            old = text_length(config)
+            return cls(old, old if asked is None else int(asked))
+        new = trained if asked is None else asked
         if new < trained:
             raise LengthError(
                 f"The source looks at {trained:,} steps and conversion only extends it: a maximum length of {new:,} is too small, give at "
@@ -58,16 +63,23 @@ class SeriesPlan(PlainLengths):
         return cls(patches_of(config, trained), patches_of(config, new), StackLength(trained, new), series_table(config))
 
     @property
-    def lengthened(self) -> bool:  # type: ignore[override]
-        return self.steps.grows and self.table is not None
+    def lengthened(self) -> bool:
+        """Whether the class reads inputs of one length alone, and the result longer ones."""
+        return self.table is not None and self.steps is not None and self.steps.grows
 
     def write(self, config: Any) -> None:
-        config.context_length = self.steps.new
+        """Set the fields of the result's config that say the length, except those of positions."""
+        if self.steps is not None:
+            config.context_length = self.steps.new
 
     def tables(self, source: Any, skeleton: Any) -> dict[str, tuple[int, int]]:
-        """As the base's; raises :class:`LengthError` where another tensor is made for the source's number of patches."""
+        """Name of a position table that is extended -> (special rows, rows of the result).
+
+        Raises:
+            LengthError: another tensor is made for the source's number of patches.
+        """
         table = self.table
-        if table is None:
+        if table is None or self.steps is None:
             return {}
         shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
         for name, header in source.tensors.items():
@@ -80,8 +92,10 @@ class SeriesPlan(PlainLengths):
         return {name: (table.leading(skeleton.config), shape[0]) for name, shape in shapes.items() if table.matches(name)}
 
     def at_new_length(self, source: Any, positions: str) -> Any:
-        """A position table that the class computes is its own; a learned one is extended as planned."""
+        """The source's class for series of the result's length, with its weights. A position table that the class computes is its own; a
+        learned one is extended as planned."""
         assert self.table is not None
+        assert self.steps is not None
         config = type(source.config).from_dict({**source.config.to_dict(), "context_length": self.steps.new})
         model, table = type(source)(config).to(next(source.parameters()).dtype).eval(), self.table
         rows = {name: len(values) for name, values in model.state_dict().items() if table.matches(name)}
@@ -94,15 +108,6 @@ class SeriesPlan(PlainLengths):
         return model
 
     @property
-    def report(self) -> dict[str, int]:  # type: ignore[override]
-        return {"old_context_length": self.steps.old, "new_context_length": self.steps.new}
-
-
-def plain_lengths(model_class: Any, config: Any, max_length: int | None) -> PlainLengths:
-    """The lengths of source and result in a plain class.
-
-    Args:
-        max_length: what a user asks for: tokens, or steps of a time series.
-    """
-    old = text_length(config)
-    return SeriesPlan.of(model_class, config, max_length) or PlainLengths(old, old if max_length is None else int(max_length))
+    def report(self) -> dict[str, int]:
+        """The lengths that tokens do not say, JSON-serialisable."""
+        return {} if self.steps is None else {"old_context_length": self.steps.old, "new_context_length": self.steps.new}

@@ -43,7 +43,7 @@ from .common.processors import load_processor, required_processor, values_with
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
-from .text import PARAGRAPHS, load_tokenizer
+from .text import PARAGRAPHS, VerificationText, check_tokenizer, load_tokenizer
 
 COUNTED_SECONDS = 10.0
 """The sound on which the operations of convolutions are counted, without storage."""
@@ -57,6 +57,8 @@ WINDOW_SECONDS = 0.05
 """How much shorter than its sound a spectrogram may be: windows of 25 ms end before the sound does."""
 COMPARED_SECONDS = 60.0
 """The duration of the sounds by which candidates are judged, at most, if the checkpoint was not trained with longer ones."""
+MAX_IDS = 2**31
+"""Token ids of any tokenizer, whose texts a model of sound does not read."""
 PADDED = 0.9
 """The part of a sound that is left when it is compared with itself and padding after it."""
 
@@ -276,7 +278,8 @@ class SoundKind(SizedKind):
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
         """The written feature extractor and tokenizer do what the source's do."""
-        return [_check_extractor(plan, result, inputs), _check_tokenizer(plan, result)]
+        transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
+        return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
 
     def base(self, model: Any) -> Any:
         return sound_model(self.family, model)
@@ -549,19 +552,6 @@ def _check_extractor(plan: Any, result: Path, inputs: VerificationSound) -> Chec
     if not (good := abs(duration_out - duration_in) <= WINDOW_SECONDS):
         detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
     return Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out})
-
-
-def _check_tokenizer(plan: Any, result: Path) -> Check:
-    name, source = "tokenizer", load_tokenizer(plan.source.folder)
-    if source is None:
-        return Check(name, SKIPPED, "the source has no tokenizer")
-    try:
-        written = load_tokenizer(result)
-    except CheckpointError as error:
-        return Check(name, FAILED, str(error).rstrip("."))
-    ids = [None if tokenizer is None else tokenizer(PARAGRAPHS)["input_ids"] for tokenizer in (source, written)]
-    same = ids[0] == ids[1]
-    return Check(name, PASSED if same else FAILED, f"token ids of a transcript {'' if same else 'not '}equal to the source's")
 
 
 class PaddingChecks(FurtherChecks):

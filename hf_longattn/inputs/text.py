@@ -18,10 +18,10 @@ from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, OptionError, checkpoint_errors
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
-from ..modeling.family.definition import Family, PositionTable, family_in
+from ..modeling.family.definition import Family, family_in
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
-from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, StackLength, kind_of, register_kind
+from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
 from .common.examples import Example, Head
 from .common.text_example import text_example, text_head
 
@@ -58,27 +58,6 @@ def text_sizes(old: int, new: int) -> InputSizes:
     """The most tokens of source and result; 0 if nothing limits them."""
     of_any_family: Any = None
     return TextKind(of_any_family).sizes_between(None, old, new)
-
-
-class PlainLengths(StackLength):
-    """The most tokens of source and result in a plain class; 0 if the config does not say."""
-
-    table: PositionTable | None = None
-    lengthened = False
-    """Whether the class reads inputs of one length alone, and the result longer ones."""
-    report: Mapping[str, int] = {}
-    """The lengths that tokens do not say, JSON-serialisable."""
-
-    def write(self, config: Any) -> None:
-        """Set the fields of the result's config that say the length, except those of positions."""
-
-    def tables(self, source: Any, skeleton: Any) -> dict[str, tuple[int, int]]:
-        """Name of a position table that is extended -> (special rows, rows of the result)."""
-        return {}
-
-    def at_new_length(self, source: Any, positions: str) -> Any:
-        """The source's class for inputs of the result's length, with its weights."""
-        return source
 
 
 def kind_in(config: Mapping[str, Any]) -> InputKind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class SearchInputs:
         self.name, self.unit, self.too_few = self.user.name, self.user.unit, self.user.too_few
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 
-    def pieces(self, size: InputSize, count: int) -> list[dict[str, Tensor]]:
+    def pieces(self, size: Any, count: int) -> list[dict[str, Tensor]]:
         """Up to ``count`` inputs of this size, each as arguments of ``forward`` for one of them.
 
         Raises:
@@ -43,7 +44,7 @@ class SearchInputs:
             self._pieces[size] = [self.kind.arguments(self.config, values) for values in self.user.values(size.value)]
         return self._pieces[size][:count]
 
-    def predicted(self, size: InputSize, count: int, *, causal: bool) -> list[tuple[dict[str, Tensor], None]]:
+    def predicted(self, size: Any, count: int, *, causal: bool) -> list[tuple[dict[str, Tensor], None]]:
         """The inputs; everything that a head says of one is compared."""
         return [(piece, None) for piece in self.pieces(size, count)]
 
