@@ -186,7 +186,7 @@ class Family:
     @property
     def reads_text(self) -> bool:
         """Whether the input is a text's tokens, rather than pictures, sound, or inputs of several towers."""
-        return self.grid is None and self.audio is None and not hasattr(self.config_class, "tower_classes")
+        return getattr(self.config_class, "reads", "text") == "text"  # a plain class has no Long config
 
     @cached_property
     def base_model_name(self) -> str:
