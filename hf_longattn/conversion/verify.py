@@ -14,7 +14,6 @@ from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..inputs.common.base import SIZED, TEXT, TOWERS_APART
 from ..inputs.text import VerificationText
-from ..inputs.towers import VerificationTowers
 from ..positions import unchanged_rows
 from .model_loading import Running, choose_running
 from .plan import ConversionPlan
@@ -207,42 +206,30 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
     return torch.equal(torch.frombuffer(a, dtype=dtype), torch.frombuffer(b, dtype=dtype))
 
 
-def _text_steps(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Step]:
+def _text_checks(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Check]:
     lengths = choose_lengths(plan, from_files=scratch is not None)
-
-    def run() -> list[Check]:
-        pooling = sentence_pooling(result) if plan.decoder is None else None  # a sentence encoder is one stack
-        measurement: Measurement = (
-            LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
-            if pooling is None
-            else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
-        )
-        return check_outputs(plan, result, text, lengths, measurement, scratch)
-
-    return [run]
-
-
-def _sized_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Step]:
-    return [lambda: check_sizes(plan, result, inputs, scratch)]
-
-
-def _tower_steps(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None, given_text: bool) -> list[Step]:
-    steps: list[Step] = []
-    for name, part in plan.towers.items():
-        steps += [named_step(name, step) for step in _output_steps(part, result, inputs[name], scratch, given_text)]
-    return [*steps, lambda: check_together(plan, result, inputs, scratch)]
+    pooling = sentence_pooling(result) if plan.decoder is None else None  # a sentence encoder is one stack
+    measurement: Measurement = (
+        LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
+        if pooling is None
+        else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
+    )
+    return check_outputs(plan, result, text, lengths, measurement, scratch)
 
 
 def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Step]:
     """The steps that run source and result."""
-    return OUTPUTS[plan.kind.planned_as](plan, result, inputs, scratch, given_text)
-
-
-OUTPUTS: dict[str, Callable[[ConversionPlan, Path, Any, Path | None, bool], list[Step]]] = {
-    TEXT: _text_steps,
-    SIZED: _sized_steps,
-    TOWERS_APART: _tower_steps,
-}
+    steps: dict[str, Step] = {
+        TEXT: lambda: _text_checks(plan, result, inputs, scratch, given_text),
+        SIZED: lambda: check_sizes(plan, result, inputs, scratch),
+        TOWERS_APART: lambda: check_together(plan, result, inputs, scratch),
+    }
+    of_towers = [
+        named_step(name, step)
+        for name, part in plan.towers.items()
+        for step in _output_steps(part, result, inputs[name], scratch, given_text)
+    ]
+    return [*of_towers, steps[plan.kind.planned_as]]
 
 
 def named_step(name: str, step: Step) -> Step:

@@ -41,4 +41,5 @@ def cells_of(model: Any, values: Tensor) -> InputCells:
         BackendError: it reads neither pictures nor sound, or is a backbone.
         GridError: a picture whose size does not fit.
     """
-    return sized_kind_of(model).cells(stack_of_layers(model), values)
+    kind = sized_kind_of(model)
+    return kind.cells(kind.rule, stack_of_layers(model), values)

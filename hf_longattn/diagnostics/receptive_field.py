@@ -253,18 +253,18 @@ def measure_receptive_field(
         network, name, files = model, model_name(model), tuple[Path, ...]()
     else:
         kind = _checked_kind(model, revision, token, image_size, audio_seconds)
-        files = () if isinstance(pictures, Tensor) else tuple(kind.files(pictures, PICTURES))
+        files = () if isinstance(pictures, Tensor) else tuple(kind.user_inputs.files_of(pictures, PICTURES))
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
     kind, stack = sized_kind_of(network), stack_of_layers(network)
     if isinstance(pictures, Tensor):
         values = kind.values_of_input(pictures)
     else:
-        user = kind.user_inputs(network.config, loaded.source.folder, name, pictures, PICTURES)
+        user = kind.user_inputs(kind.rule, network.config, loaded.source.folder, name, pictures, PICTURES)
         size = user.size(image_size if audio_seconds is None else audio_seconds, any_size=has_mechanisms(network))
         values = torch.cat(user.values(size))
     values = values.to(stack.device, stack.dtype)
-    cells = kind.cells(stack, values)
+    cells = kind.cells(kind.rule, stack, values)
     grid = cells.grid
     replaced = [random_replacements(grid, samples, f"{seed} {number}") for number in range(len(values))]
     measured = feature_changes(network, values, replaced, progress)

@@ -110,7 +110,7 @@ def diagnose_sound(
         loaded = SoundModel(model, model_name(model), type(model).__name__)
         extractor = required_processor(extractor, loaded.name, "sound")
         kind = _checked_kind(kind_of_model(model.config), loaded.name, str(getattr(model.config, "model_type", "")))
-        sounds: Any = kind.user_inputs(model.config, Path(), loaded.name, recordings, STRETCHES, extractor)
+        sounds: Any = kind.user_inputs(kind.rule, model.config, Path(), loaded.name, recordings, STRETCHES, extractor)
         durations = _usual_durations(sounds) if durations is None else durations
     else:
         loaded, sounds, durations = _load(open_source(model, revision=revision, token=token), recordings, durations, device)
@@ -148,12 +148,12 @@ def _load(
     if "long_attention" in source.config:
         network: Any = load_for_diagnosis(source.folder, None, device=device).model
         loaded = SoundModel(network, source.name, type(network).__name__, converted_from=converted_from(source.folder))
-        sounds: Any = kind.user_inputs(network.config, source.folder, source.name, recordings, STRETCHES)
+        sounds: Any = kind.user_inputs(kind.rule, network.config, source.folder, source.name, recordings, STRETCHES)
         return loaded, sounds, _usual_durations(sounds) if durations is None else durations
     target = chosen_device(device)
     attention = LongAttentionConfig("full") if kind.family.own_attention is None else None  # by default, a conversion keeps the base's own
     plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
-    sounds = kind.user_inputs(plan.architecture.source_config, source.folder, source.name, recordings, STRETCHES)
+    sounds = kind.user_inputs(kind.rule, plan.architecture.source_config, source.folder, source.name, recordings, STRETCHES)
     durations = _usual_durations(sounds) if durations is None else durations
     if durations[-1] > plan.inputs.new.value:
         plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1], needs_training=True))

@@ -108,7 +108,9 @@ def snippet(
         values = {"kind": kind, "name": _quoted(name), "trust": _trust(trusts_code), "ours": ours, "import_line": IMPORT_LINE}
         return _block("sentence", values).strip()
     architecture = named_class(config, "AutoModel")
-    example = kind_in(config).example(folder, config, architecture, length, metadata)
+    reads = kind_in(config)
+    head = reads.head(folder, architecture)
+    example = None if head is None else reads.example(folder, config, head, length, metadata)
     return None if example is None else _code(example, class_to_load(folder, architecture), name, ours=ours, trusts_code=trusts_code)
 
 

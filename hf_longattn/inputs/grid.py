@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +25,6 @@ from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..choice_text import write_choice, write_numbers
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES
-from ..data.files import evenly_spread
 from ..data.photographs import NAMES, photographs
 from ..data.pictures import PICTURE_FILES, read_picture_file
 from ..data.videos import frame_processor, frames_as_pixels, read_video, video_places
@@ -116,7 +115,7 @@ class GridKind(SizedKind):
         self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
         self.settings, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
-        self.heads = HEADS_ON_GRIDS[self.noun]
+        self.heads, self.user_inputs, self.cells = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun], PictureCells
 
     @classmethod
     def reads(cls, family: Family) -> bool:
@@ -192,11 +191,7 @@ class GridKind(SizedKind):
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         return self.rule.arguments_of_head(model, arguments)
 
-    def example(
-        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
-    ) -> Example | None:
-        if (head := self.head(folder, architecture)) is None:
-            return None
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
         rule, values = self.rule, self.values_of(config)
         size = rule.sizes(values)[1]
         grid = rule.of_size(values, size)
@@ -251,20 +246,11 @@ class GridKind(SizedKind):
         mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
         return (VerificationPictures if self.rule.reads_pictures else VerificationVideos)(self.rule, config, mean, std)
 
-    def files(self, place: Path, count: int) -> list[Path]:
-        return evenly_spread(FILES[self.noun](place), count)
-
-    def user_inputs(self, *settings: Any) -> UserInputs:
-        return USER_INPUTS[self.noun](self, *settings)
-
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         return self.rule.arguments(config, values)
 
     def values_of_input(self, values: Tensor) -> Tensor:
         return self.rule.pixels_of_input(values)
-
-    def cells(self, stack: Any, values: Tensor) -> PictureCells:
-        return PictureCells(self.rule, stack, values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationPictures) -> list[Check]:
         """The written image processor or feature extractor makes inputs of the new size, from any picture or sound."""
@@ -625,11 +611,12 @@ class UserPictures(UserInputs):
     """Pictures; scikit-learn's photographs where none are given."""
 
     unit = "picture"
+    files_in = staticmethod(PICTURE_FILES.files)
     wanted = "pictures; give a picture or a folder of pictures as a Path instead of a text."
 
-    def read(self, kind: SizedKind, given: object) -> tuple[str, Sequence[Path]]:
+    def read(self, given: object) -> tuple[str, Sequence[Path]]:
         if given is not None:
-            name, files = super().read(kind, given)
+            name, files = super().read(given)
             self.pictures: list[Any] = [read_picture_file(file) for file in files]
             return name, files
         self.pictures = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[: self.count]]
@@ -679,13 +666,14 @@ class UserVideos(UserPictures):
     """Videos: folders of frames, or arrays."""
 
     unit = "video"
+    files_in = staticmethod(video_places)
     wanted = (
         "videos, by which mechanisms are chosen; give a folder of frames or an array (.npy), or a folder of these, to `longattn search` in "
         "place of the text, to --mechanism auto as --search-images, in Python as a Path."
     )
 
-    def read(self, kind: SizedKind, given: object) -> tuple[str, Sequence[Path]]:
-        return UserInputs.read(self, kind, given)
+    def read(self, given: object) -> tuple[str, Sequence[Path]]:
+        return UserInputs.read(self, given)
 
     def load_processor(self) -> Any:
         return required_processor(processor_of(self.rule, self.folder), self.model, "videos")
@@ -700,6 +688,7 @@ class UserSpectrograms(UserInputs):
     """Spectrograms of recordings, cut and padded by the model's feature extractor."""
 
     unit = "recording"
+    files_in = staticmethod(RECORDING_FILES.files)
     wanted = WANTED_RECORDINGS
 
     def load_processor(self) -> Any:
@@ -752,11 +741,8 @@ class PictureCells(InputCells):
         return self.rule.leaving_nothing_out(self.stack)
 
 
-USER_INPUTS = {"picture": UserPictures, "video": UserVideos, "spectrogram": UserSpectrograms}
-FILES: dict[str, Callable[[Path], Sequence[Path]]] = {
-    "picture": PICTURE_FILES.files, "video": video_places, "spectrogram": RECORDING_FILES.files,
-}  # fmt: skip
-"""Noun of an input -> the files of a folder."""
+USER_INPUTS: dict[str, Any] = {"picture": UserPictures, "video": UserVideos, "spectrogram": UserSpectrograms}
+"""Noun of an input -> files of a user as such inputs."""
 
 
 PROCESSED_PIXELS = 2**25

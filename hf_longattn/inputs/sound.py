@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..checks import FAILED, MEASURED, PASSED, SKIPPED, Check, Difference, equality
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES, Samples, read_audio
-from ..data.files import evenly_spread
 from ..engines.common.grid import Grid
 from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
 from ..mechanisms import Mechanism, list_mechanisms
@@ -127,6 +126,7 @@ class SoundKind(SizedKind):
         super().__init__(family)
         assert family.audio is not None
         self.rule: AudioRule = family.audio
+        self.user_inputs, self.cells = UserSounds, SoundCells
 
     @classmethod
     def reads(cls, family: Family) -> bool:
@@ -174,11 +174,7 @@ class SoundKind(SizedKind):
             )
         return self.size(config, seconds if self.rule.base_reads(config, seconds) else old)
 
-    def example(
-        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
-    ) -> Example | None:
-        if (head := self.head(folder, architecture)) is None:
-            return None
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
         processed = ProcessorFile.find(folder, FEATURE_EXTRACTOR) is not None
         writes = head.task != RECOGNITION or any(path for pattern in ("vocab*", "tokenizer*") for path in folder.glob(pattern))
         piped = processed and bool(head.auto_class) and head.task in (RECOGNITION, CLASSIFICATION) and writes
@@ -200,7 +196,11 @@ class SoundKind(SizedKind):
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
         """As the base's; also raises :class:`LengthError` for a duration at which the result is of no use until it is trained."""
-        positions, sound = audio_positions(architecture, request.positions), audio_durations(architecture, request)
+        if request.positions != AUTO:
+            raise PositionError(
+                f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out."
+            )
+        sound = audio_durations(architecture, request)
         warnings = audio_warnings(architecture, sound)
         if warnings and not request.needs_training:
             old = f"{sound.old.value:g}"
@@ -212,7 +212,7 @@ class SoundKind(SizedKind):
         return InputPlan(
             sizes=sound,
             attention=self.attention(architecture, request),
-            positions=positions,
+            positions=str(self.rule.positions),
             fields={"long_audio_seconds": sound.new.value} if sound.grows else {},
             warnings=warnings,
             files=extractor_files(source, sound),
@@ -264,17 +264,8 @@ class SoundKind(SizedKind):
     def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationSound:
         return VerificationSound(self.rule, config, load_processor(folder, FEATURE_EXTRACTOR), recording)
 
-    def files(self, place: Path, count: int) -> list[Path]:
-        return evenly_spread(RECORDING_FILES.files(place), count)
-
-    def user_inputs(self, *settings: Any) -> UserInputs:
-        return UserSounds(self, *settings)
-
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         return self.rule.arguments(values)
-
-    def cells(self, stack: Any, values: Tensor) -> SoundCells:
-        return SoundCells(self.rule, stack, values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
         """The written feature extractor and tokenizer do what the source's do."""
@@ -317,18 +308,6 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
             f"{new:g} is too long; give at most --audio-seconds {math.floor(most):g}."
         )
     return architecture.kind.sizes_between(config, old, new)
-
-
-def audio_positions(architecture: Any, positions: str) -> str:
-    """How positions are encoded, which a conversion does not change.
-
-    Raises:
-        PositionError: the request's ``positions`` are another rule.
-    """
-    if positions != AUTO:
-        raise PositionError(f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out.")
-    rule: Any = architecture.family.audio
-    return str(rule.positions)
 
 
 def audio_warnings(architecture: Any, sound: InputSizes) -> tuple[PositionWarning, ...]:
@@ -407,6 +386,7 @@ class UserSounds(UserInputs):
     """Stretches of recordings, whose features are computed from the whole recording."""
 
     unit = "stretch"
+    files_in = staticmethod(RECORDING_FILES.files)
     wanted = WANTED_RECORDINGS
 
     def load_processor(self) -> Any:

@@ -109,10 +109,8 @@ class TextKind(InputKind):
     def head(self, folder: Path, architecture: str) -> Head | None:
         return text_head(folder, architecture)
 
-    def example(
-        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
-    ) -> Example | None:
-        return text_example(folder, config, architecture, length, metadata)
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
+        return text_example(folder, config, head, length, metadata)
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
         """The rows of its position table, less those that are not positions."""

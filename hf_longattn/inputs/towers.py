@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import Check
-from ..mechanisms import Mechanism
 from ..modeling.family.definition import Family, tower_field
 from ..processor_files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
-from .common.base import TOWERS_APART, InputKind, InputSize, InputSizes, kind_of, register_kind
-from .common.examples import Example, auto_head
+from .common.base import TOWERS_APART, InputKind, InputSizes, kind_of, register_kind
+from .common.examples import Example, Head, auto_head
 from .grid import PILLOW
 
 
@@ -54,20 +53,8 @@ class TowersKind(InputKind):
         sizes = [kind.sizes(getattr(config, tower_field(name))) for name, kind in self.towers.items() if kind.family.reads_text]
         return max(sizes, key=lambda of_tower: int(of_tower.new.tokens))
 
-    def size(self, config: Any, value: Any) -> InputSize:
-        raise NotImplementedError("each tower has sizes of its own")
-
-    def mechanisms(self, causal: bool) -> list[str]:
-        return []
-
-    def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
-        raise NotImplementedError("each tower has mechanisms of its own")
-
-    def example(
-        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
-    ) -> Example | None:
-        head = self.head(folder, architecture)
-        if head is None or not (folder / TOKENIZER_CONFIG).is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
+        if not (folder / TOKENIZER_CONFIG).is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
             return None
         return Example(head, head.blocks, {"length": length}, ("processor", "AutoProcessor"), ((), (PILLOW,)))
 
@@ -75,9 +62,6 @@ class TowersKind(InputKind):
         """Those of the longest texts."""
         texts = {name: kind for name, kind in self.towers.items() if kind.family.reads_text}
         return max(kind.tokens_of(config.get(tower_field(name)) or {}) for name, kind in texts.items())
-
-    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
-        raise NotImplementedError("each tower has limits of its own")
 
     @property
     def any_size(self) -> bool:

@@ -29,7 +29,7 @@ class SearchInputs:
     def __init__(self, given: object, plan: ConversionPlan, count: int) -> None:
         kind, self.config = plan.kind, plan.architecture.source_config
         assert isinstance(kind, SizedKind)
-        self.kind, self.user = kind, kind.user_inputs(self.config, plan.source.folder, plan.source.name, given, count)
+        self.kind, self.user = kind, kind.user_inputs(kind.rule, self.config, plan.source.folder, plan.source.name, given, count)
         self.name, self.unit, self.too_few = self.user.name, self.user.unit, self.user.too_few
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 

@@ -274,13 +274,13 @@ class InputKind(ABC):
     def sizes(self, config: Any) -> InputSizes:
         """The sizes for which a model was trained, and for which it was converted."""
 
-    @abstractmethod
     def size(self, config: Any, value: Any) -> InputSize:
         """The size with this value, for a model with this config.
 
         Raises:
             GridError: an axis of a picture is not a multiple of the patch.
         """
+        raise NotImplementedError
 
     def sizes_between(self, config: Any, old: Any, new: Any) -> InputSizes:
         """The sizes with these values."""
@@ -314,13 +314,13 @@ class InputKind(ABC):
         """The smallest size at which mechanisms are compared."""
         return sizes.old.value
 
-    @abstractmethod
     def mechanisms(self, causal: bool) -> list[str]:
         """Names of mechanisms that such inputs take, by which costs are compared."""
+        return []
 
-    @abstractmethod
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
         """Raise :class:`LongAttentionError` for a mechanism that single layers cannot run on such inputs."""
+        raise NotImplementedError
 
     def own_windows(self, sizes: InputSizes) -> list[str]:
         """Mechanisms whose windows have the source's size, as text."""
@@ -402,14 +402,12 @@ class InputKind(ABC):
         return head_of(architecture, self.heads)
 
     @abstractmethod
-    def example(
-        self, folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]
-    ) -> Example | None:
-        """The code in a card that runs a saved model once; ``None`` for a head without an example.
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
+        """The code in a card that runs a saved model once; ``None`` where files are missing that it needs.
 
         Args:
-            folder, config, architecture: of the model: its files, the values of its config file, and its class.
-            length: tokens that it takes.
+            folder, config: of the model: its files, and the values of its config file.
+            head, length: of the model, and the tokens that it takes.
             metadata: of its card, whose language and tags say what texts it reads.
         """
 
@@ -421,9 +419,9 @@ class InputKind(ABC):
         """Maximum length of a model with these values in its config file."""
         return self.family.longest(self.values_of(config))
 
-    @abstractmethod
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         """What a model of ``length`` tokens reads at most, and what becomes of longer inputs, a sentence or two for its card."""
+        raise NotImplementedError
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
         """The limits of a model for its card, a sentence or two each."""

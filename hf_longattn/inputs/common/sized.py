@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,6 +44,8 @@ class SizedKind(InputKind):
     """Inputs that are not texts and have a size, of a model that has one stack.
 
     size_noun, smaller: words for the size, and for less of it.
+    user_inputs: files of a user as inputs of a model.
+    cells: how inputs are cut into cells: ``cells(rule, stack, values)`` for a model ``stack`` without a head.
     classified: ending of a class -> the words of ``longattn train`` that train it.
     """
 
@@ -53,6 +55,8 @@ class SizedKind(InputKind):
     size_noun: ClassVar[str]
     smaller: ClassVar[str]
     rule: Any
+    user_inputs: type[UserInputs]
+    cells: Callable[[Any, Any, Tensor], InputCells]
 
     @abstractmethod
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
@@ -89,24 +93,12 @@ class SizedKind(InputKind):
         return self.inputs(plan.config, plan.source.folder, None if recording is None else Path(recording))
 
     @abstractmethod
-    def files(self, place: Path, count: int) -> list[Path]:
-        """Up to ``count`` files of a folder, evenly spread; raises :class:`DataError` where there is none."""
-
-    @abstractmethod
-    def user_inputs(self, *settings: Any) -> UserInputs:
-        """Files of a user as inputs; ``settings`` are those of :class:`UserInputs` after the kind."""
-
-    @abstractmethod
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         """The arguments of ``forward`` for ``values`` of :class:`UserInputs`."""
 
     def values_of_input(self, values: Tensor) -> Tensor:
         """The values of :class:`UserInputs` from the input of ``forward``."""
         return values
-
-    @abstractmethod
-    def cells(self, stack: Any, values: Tensor) -> InputCells:
-        """How ``values`` are cut into cells by the model ``stack`` without a head."""
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The hidden states among the outputs of a base model."""

@@ -104,14 +104,12 @@ def text_head(folder: Path, architecture: str) -> Head | None:
     return lilt or head_of(architecture, HEADS)
 
 
-def text_example(folder: Path, config: Mapping[str, Any], architecture: str, length: int, metadata: Mapping[str, Any]) -> Example | None:
-    """The example of a model of texts or of pages; ``None`` for a head without one."""
-    if (head := text_head(folder, architecture)) is None:
-        return None
+def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example:
+    """The example of a model of texts or of pages."""
     chosen, marks_question = config.get("long_attention"), config.get("question_separator_id") is not None
     attention = None if chosen is None else LongAttentionConfig.from_dict(chosen)
     takes_globals = attention is not None and prototype(attention.mechanism, attention.options).traits.takes_globals
-    candidates = config.get("id2label") == CANDIDATE_LABEL and class_to_load(folder, architecture).endswith("ForTokenClassification")
+    candidates = config.get("id2label") == CANDIDATE_LABEL and head.task == "token-classification"
     domain, adapted, words_with = domain_of(config, metadata), (folder / ADAPTER).is_file(), tokenizer_words(folder)
     texts, words = f"{domain.document} * 50", ""
     if words_with is not None:

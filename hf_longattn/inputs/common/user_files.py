@@ -5,25 +5,24 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ...data.files import evenly_spread
 from ...errors import OptionError
-
-if TYPE_CHECKING:
-    from .sized import SizedKind
 
 
 class UserInputs(ABC):
     """Pictures, videos or recordings that a user names, for a model with this config.
 
     unit: what one input is called, with an s for several.
+    files_in: the files of a folder; raises :class:`DataError` where there is none.
     wanted: what to give, in an error message.
     name, files: the file or folder, and the files that are read.
 
     Args:
-        kind, config: of the model.
+        rule, config: of the model.
         folder, model: of its processor, and the model's name in messages.
         given: a path.
         count: most files to read; of a larger folder, as many that lie evenly between its first and its last.
@@ -36,21 +35,24 @@ class UserInputs(ABC):
     """
 
     unit: ClassVar[str]
+    files_in: ClassVar[Any]
     wanted: ClassVar[str]
 
-    def __init__(
-        self, kind: SizedKind, config: Any, folder: Path, model: str, given: object, count: int, processor: Any | None = None
-    ) -> None:
-        self.rule: Any = kind.rule
-        self.config, self.folder, self.model, self.count = config, folder, model, count
-        self.name, self.files = self.read(kind, given)
+    def __init__(self, rule: Any, config: Any, folder: Path, model: str, given: object, count: int, processor: Any | None = None) -> None:
+        self.rule, self.config, self.folder, self.model, self.count = rule, config, folder, model, count
+        self.name, self.files = self.read(given)
         self.processor = processor or self.load_processor()
 
-    def read(self, kind: SizedKind, given: object) -> tuple[str, Sequence[Path]]:
+    @classmethod
+    def files_of(cls, place: Path, count: int) -> list[Path]:
+        """Up to ``count`` files of a folder, evenly spread."""
+        return evenly_spread(cls.files_in(place), count)
+
+    def read(self, given: object) -> tuple[str, Sequence[Path]]:
         """The name of what is given, and its files."""
         if not isinstance(given, Path):
             raise OptionError(f"{self.model!r} reads {self.wanted}")
-        return given.name, kind.files(given, self.count)
+        return given.name, self.files_of(given, self.count)
 
     @abstractmethod
     def load_processor(self) -> Any:
