@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ from .flops import (
     model_shape,
 )
 from .model_loading import quiet_libraries
-from .plain_parts import PlainPart, names_by_tower, parts_with_mechanisms, text_length, text_tower
+from .plain_parts import PlainPart, parts_with_mechanisms, text_length, text_tower
 from .sources.base import Source, TowerSource, open_source
-from .tensor_files import TensorHeader
 
 
 @dataclass(frozen=True)
@@ -157,13 +155,9 @@ def _inspect_generic(source: Source) -> Inspection:
     attention = attention_of_towers(config)
     if not attention:
         chosen = LongAttentionConfig.from_dict(config.long_attention)
-        dtypes = [header.dtype for header in source.tensors.values()]
-        return _inspect_part(source, PlainPart.of(skeleton, chosen, dtypes, lengths if longest else None), source.tensors)
-    names = names_by_tower([*source.tensors], skeleton, [*attention])
-    tensors = {tower: {name: source.tensors[name] for name in of_tower} for tower, of_tower in names.items()}
-    of_dtype = {tower: [header.dtype for header in of_tower.values()] for tower, of_tower in tensors.items()}
-    parts = parts_with_mechanisms(skeleton, attention, of_dtype, lengths)
-    towers = {name: _inspect_part(source, part, tensors[name]) for name, part in parts.items()}
+        return _inspect_part(source, PlainPart.of(skeleton, chosen, source.tensors, lengths if longest else None))
+    parts = parts_with_mechanisms(skeleton, attention, source.tensors, lengths)
+    towers = {name: _inspect_part(source, part) for name, part in parts.items()}
     return _of_whole(
         source,
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
@@ -175,8 +169,8 @@ def _inspect_generic(source: Source) -> Inspection:
     )
 
 
-def _inspect_part(source: Source, part: PlainPart, tensors: Mapping[str, TensorHeader]) -> Inspection:
-    """A plain model with mechanisms, or a tower of one with these tensors."""
+def _inspect_part(source: Source, part: PlainPart) -> Inspection:
+    """A plain model with mechanisms, or a tower of one."""
     state = DecodeState(part.new_length * part.shape.token_bytes, part.shape.token_bytes)  # its cache keeps every token
     return Inspection(
         source=source,
@@ -186,9 +180,9 @@ def _inspect_part(source: Source, part: PlainPart, tensors: Mapping[str, TensorH
         max_length=part.new_length,
         mechanisms=tuple(layer_mechanisms(part.attention, part.shape, part.new_length or None)),
         causal=part.shape.causal,
-        parameters=sum(header.numel for header in tensors.values()),
-        nbytes=sum(header.nbytes for header in tensors.values()),
-        tensors=len(tensors),
+        parameters=sum(header.numel for header in part.tensors.values()),
+        nbytes=sum(header.nbytes for header in part.tensors.values()),
+        tensors=len(part.tensors),
         states=(state,) * part.shape.layers if part.shape.causal and part.new_length else (),
         costs=part.costs(),
         inputs=part.inputs,

@@ -366,20 +366,13 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
 
 
-def _compared_sizes(plan: TwinPlan) -> list[InputSize]:
-    """The sizes of inputs that are compared, with the one of the conversion where that takes some seconds."""
-    kind: Any = plan.kind
-    sizes, config = plan.inputs, plan.model.config
-    compared: list[InputSize] = kind.twin_sizes(sizes, config)
-    if sizes.grows and cost_of(sizes.new, config.long_attention, plan.shape).total_flops <= FLOPS:
-        compared.append(sizes.new)
-    return compared
-
-
 def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Outputs at every size, of the base model at others than the old one, and gradients."""
+    """Outputs at every size, of the base model at others than the old one, and gradients; at the new size where that takes some seconds."""
     kind: Any = plan.kind
-    sizes, why_not = _compared_sizes(plan), _why_no_gradients(plan, scratch)
+    config, why_not = plan.model.config, _why_no_gradients(plan, scratch)
+    sizes: list[InputSize] = kind.twin_sizes(plan.inputs, config)
+    if plan.inputs.grows and cost_of(plan.inputs.new, config.long_attention, plan.shape).total_flops <= FLOPS:
+        sizes.append(plan.inputs.new)
 
     def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         base = kind.base(model)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
@@ -31,20 +29,23 @@ class PlainPart:
 
     module: on the meta device, with its mechanisms.
     shape: of its layers.
+    tensors: of its file, by name.
     old_length, new_length: the most tokens of source and result; 0 where no config says it.
     """
 
     module: Any
     attention: LongAttentionConfig
     shape: ModelShape
+    tensors: Mapping[str, Any]
     old_length: int
     new_length: int
 
     @classmethod
-    def of(cls, module: Any, attention: LongAttentionConfig, dtypes: Iterable[torch.dtype], lengths: tuple[int, int] | None) -> PlainPart:
+    def of(cls, module: Any, attention: LongAttentionConfig, tensors: Mapping[str, Any], lengths: tuple[int, int] | None) -> PlainPart:
         """`lengths` of source and result are those that the config of `module` says where they are `None`."""
         said = text_length(module.config)
-        part = cls(module, attention, generic_shape(module, dtypes), *((said, said) if lengths is None else lengths))
+        shape = generic_shape(module, [tensor.dtype for tensor in tensors.values()])
+        part = cls(module, attention, shape, tensors, *((said, said) if lengths is None else lengths))
         if lengths is None and (sizes := part.sizes) is not None:
             return replace(part, old_length=sizes.old.tokens, new_length=sizes.new.tokens)
         return part
@@ -118,22 +119,20 @@ def text_tower(config: Any, names: Iterable[str]) -> str:
     return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
-def names_by_tower(names: Collection[str], skeleton: Any, towers: Collection[str]) -> dict[str, list[str]]:
-    """The names in a file of the tensors of each of these `towers`; files may have older names than the model (LLaVA's)."""
-    modules = towers_of(skeleton)
-    prefixes = {id(module): f"{prefix}." for prefix, module in skeleton.named_modules()}
-    in_model = names_in_model(names, skeleton)
-    return {tower: [name for name in names if in_model[name].name.startswith(prefixes[id(modules[tower])])] for tower in towers}
-
-
 def parts_with_mechanisms(
-    skeleton: Any, attention: Mapping[str, LongAttentionConfig], dtypes: Mapping[str, list[torch.dtype]], lengths: tuple[int, int]
+    skeleton: Any, attention: Mapping[str, LongAttentionConfig], tensors: Mapping[str, Any], lengths: tuple[int, int]
 ) -> dict[str, PlainPart]:
-    """Each tower of `attention` by its name; that which reads texts has the `lengths` of source and result."""
-    towers = towers_of(skeleton)
-    return {
-        name: PlainPart.of(
-            towers[name], of_tower, dtypes[name], lengths if name == text_tower(skeleton.config, [name]) and any(lengths) else None
-        )
-        for name, of_tower in attention.items()
-    }
+    """Each tower of `attention` by its name; that which reads texts has the `lengths` of source and result.
+
+    Args:
+        tensors: of the file, by names that may be older than the model's (LLaVA's).
+    """
+    towers, in_model = towers_of(skeleton), names_in_model([*tensors], skeleton)
+    prefixes = {id(module): f"{prefix}." for prefix, module in skeleton.named_modules()}
+    parts = {}
+    for tower, chosen in attention.items():
+        prefix = prefixes[id(towers[tower])]
+        of_tower = {name: tensor for name, tensor in tensors.items() if in_model[name].name.startswith(prefix)}
+        said = lengths if tower == text_tower(skeleton.config, [tower]) and any(lengths) else None
+        parts[tower] = PlainPart.of(towers[tower], chosen, of_tower, said)
+    return parts

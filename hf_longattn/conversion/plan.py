@@ -32,9 +32,9 @@ from .architectures import Architecture, GenericArchitecture, config_of_towers, 
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape
 from .model_loading import quiet_libraries
-from .plain_parts import PlainPart, names_by_tower, parts_with_mechanisms, text_tower
+from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import plan_positions, position_warnings, series_strategy, stack_lengths
-from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, text_plan
+from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, text_plan
 from .short_texts import ShortTexts, with_short_texts
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
@@ -461,32 +461,25 @@ def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionC
 
 def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttentionConfig], skeleton: Any) -> dict[str, ConversionPlan]:
     """What of the plan of a plain class is about each tower of ``attention``."""
-    by_name = {tensor.name: tensor for tensor in plan.tensors}
-    names = names_by_tower([*by_name], skeleton, [*attention])
-    tensors = {tower: [by_name[name] for name in of_tower] for tower, of_tower in names.items()}
-    dtypes = {name: [tensor.dtype for tensor in of_tower] for name, of_tower in tensors.items()}
-    parts = parts_with_mechanisms(skeleton, attention, dtypes, (plan.old_length, plan.new_length))
-    return {name: _plan_of_tower(plan, name, part, tensors[name]) for name, part in parts.items()}
-
-
-def _plan_of_tower(plan: ConversionPlan, name: str, part: PlainPart, tensors: list[TensorPlan]) -> ConversionPlan:
-    """What of the plan of a plain class is about one tower."""
-    reads_text = name == text_tower(plan.config, [name])
-    length = StackLength(part.old_length, part.new_length)
-    layers = layer_mechanisms(part.attention, part.shape, length.new or None)
-    warnings = position_warnings(plan.positions, part.attention, layers, length, causal=part.shape.causal) if reads_text else ()
-    return replace(
-        plan,
-        config=part.module.config,
-        attention=part.attention,
-        shape=part.shape,
-        inputs=part.inputs,
-        positions=plan.positions if reads_text else UNCHANGED,
-        position_change=plan.position_change if reads_text else "",
-        tensors=tuple(tensors),
-        costs=part.costs(),
-        warnings=tuple(warnings),
-    )
+    lengths, plans = (plan.old_length, plan.new_length), {}
+    for name, part in parts_with_mechanisms(skeleton, attention, {tensor.name: tensor for tensor in plan.tensors}, lengths).items():
+        reads_text = name == text_tower(plan.config, [name])
+        length = StackLength(part.old_length, part.new_length)
+        layers = layer_mechanisms(part.attention, part.shape, length.new or None)
+        warnings = position_warnings(plan.positions, part.attention, layers, length, causal=part.shape.causal) if reads_text else ()
+        plans[name] = replace(
+            plan,
+            config=part.module.config,
+            attention=part.attention,
+            shape=part.shape,
+            inputs=part.inputs,
+            positions=plan.positions if reads_text else UNCHANGED,
+            position_change=plan.position_change if reads_text else "",
+            tensors=tuple(part.tensors.values()),
+            costs=part.costs(),
+            warnings=tuple(warnings),
+        )
+    return plans
 
 
 PLANNERS = {TEXT: _plan_text, SIZED: _plan_sized, TOWERS_APART: _plan_towers}

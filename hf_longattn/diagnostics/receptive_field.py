@@ -25,21 +25,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..configuration import LongAttentionConfig
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.sources.base import open_source
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
-from ..inputs.common.base import kind_of
+from ..inputs.common.base import kind_of, kind_of_model
 from ..inputs.common.sized import SizedKind
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
-from ..modeling.family.definition import family_in, model_name
+from ..modeling.family.definition import family_in, model_name, without_head
 from ..modeling.family.grid_rule import IMAGE_SIZE
+from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
-from .cells import cells_of, sized_kind_of, stack_of_layers
 from .loading import load_for_diagnosis
 from .watching import has_mechanisms
 
@@ -256,7 +257,7 @@ def measure_receptive_field(
         files = () if isinstance(pictures, Tensor) else tuple(kind.user_inputs.files_of(pictures, PICTURES))
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
-    kind, stack = sized_kind_of(network), stack_of_layers(network)
+    kind, stack = stack_of_layers(network)
     if isinstance(pictures, Tensor):
         values = kind.values_of_input(pictures)
     else:
@@ -281,6 +282,20 @@ def measure_receptive_field(
         measured=measured, full=full, base_attention=FULL_ATTENTION if own is None else OWN_ATTENTION,
         cell_seconds=cells.seconds, noun=kind.noun, size_name=getattr(kind.rule, "size_name", ""), units=kind.units,
     )  # fmt: skip
+
+
+def stack_of_layers(model: Any) -> tuple[SizedKind, Any]:
+    """What a model in memory reads, and the model below its head.
+
+    Raises:
+        BackendError: it is not a model of transformers, or reads neither pictures nor sound.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
+    kind: Any = kind_of_model(model.config)
+    if not isinstance(kind, SizedKind):
+        kind = kind_of(family_of(without_head(model), of_pixels=False))
+    return kind, kind.base(model)
 
 
 def random_replacements(grid: Grid, samples: int, seed: int | str) -> list[Replacement]:
@@ -313,7 +328,8 @@ def feature_changes(
         BackendError: it reads neither pictures on one grid of patches nor sound.
         GridError: a picture whose size does not fit.
     """
-    inputs = cells_of(model, values)
+    kind, stack = stack_of_layers(model)
+    inputs = kind.cells(kind.rule, stack, values)
     grid = inputs.grid
     cells = torch.stack(torch.meshgrid(*map(torch.arange, grid.sizes), indexing="ij"), -1).flatten(0, -2)
     sums, furthest = torch.zeros(max(grid.sizes), dtype=torch.float64), 0
@@ -329,7 +345,7 @@ def feature_changes(
             target[axis], shown[axis] = (slice(start, start + extent) for start in starts)
         row[tuple(target)] = row[tuple(shown)].clone()
 
-    with evaluating(stack_of_layers(model)), inputs.measuring():
+    with evaluating(stack), inputs.measuring():
         for picture, replacements in zip(values, replaced, strict=True):
             before: dict[int, Tensor] = {}
             for start in range(0, len(replacements), at_once):

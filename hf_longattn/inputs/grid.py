@@ -52,12 +52,10 @@ from .common.base import (
 from .common.cells import InputCells
 from .common.examples import Example, Head, auto_head
 from .common.processors import (
-    load_processor,
     picture_size,
     pixels,
     place_on_grid,
     processor_of,
-    required_processor,
     values_of_size,
     values_with,
 )
@@ -261,8 +259,11 @@ class GridKind(SizedKind):
         try:
             processor = processor_of(rule, result)
             fixed: Any = picture_size(processor) if rule.reads_photographs else size
+            if math.prod(size) > PROCESSED_PIXELS and fixed not in (None, size[-2:]):
+                return [Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")]
             if math.prod(size) > PROCESSED_PIXELS:
-                return [_check_settings(name, rule, fixed, size)]
+                detail = f"it was not run, since inputs of {rule.describe(size)} are large; its settings are for this size"
+                return [Check(name, SKIPPED, detail)]
             sizes = _processed_sizes(processor, rule, size, resizes=fixed is not None)
         except (CheckpointError, ValueError, TypeError, KeyError, RuntimeError) as error:
             return [Check(name, FAILED, f"the {name} of the result does not run: {in_a_line(error).rstrip('.')}")]
@@ -612,7 +613,7 @@ class UserPictures(UserInputs):
 
     unit = "picture"
     files_in = staticmethod(PICTURE_FILES.files)
-    wanted = "pictures; give a picture or a folder of pictures as a Path instead of a text."
+    reads, wanted = "pictures", "give a picture or a folder of pictures as a Path instead of a text."
 
     def read(self, given: object) -> tuple[str, Sequence[Path]]:
         if given is not None:
@@ -623,9 +624,6 @@ class UserPictures(UserInputs):
         if not self.pictures:
             raise OptionError("There are no pictures to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
         return "scikit-learn's photographs", ()
-
-    def load_processor(self) -> Any:
-        return required_processor(load_processor(self.folder, IMAGE_PROCESSOR), self.model)
 
     def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
         size: tuple[int, ...] = self.rule.enlarged(self.rule.sizes(self.config)[1], None if asked is None else read_size(asked), None)
@@ -667,16 +665,14 @@ class UserVideos(UserPictures):
 
     unit = "video"
     files_in = staticmethod(video_places)
+    reads = "videos"
     wanted = (
-        "videos, by which mechanisms are chosen; give a folder of frames or an array (.npy), or a folder of these, to `longattn search` in "
+        "by which mechanisms are chosen; give a folder of frames or an array (.npy), or a folder of these, to `longattn search` in "
         "place of the text, to --mechanism auto as --search-images, in Python as a Path."
     )
 
     def read(self, given: object) -> tuple[str, Sequence[Path]]:
         return UserInputs.read(self, given)
-
-    def load_processor(self) -> Any:
-        return required_processor(processor_of(self.rule, self.folder), self.model, "videos")
 
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         sized = self.sized_processor(size)
@@ -689,10 +685,7 @@ class UserSpectrograms(UserInputs):
 
     unit = "recording"
     files_in = staticmethod(RECORDING_FILES.files)
-    wanted = WANTED_RECORDINGS
-
-    def load_processor(self) -> Any:
-        return required_processor(load_processor(self.folder, FEATURE_EXTRACTOR), self.model, "sound")
+    reads, wanted = "sound", WANTED_RECORDINGS
 
     def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
         rule, config = self.rule, self.config
@@ -749,13 +742,6 @@ PROCESSED_PIXELS = 2**25
 """Maximum pixels of an input that the processor is run on; for larger ones its settings are compared."""
 PHOTO_SIZE = (427, 640)
 """Height and width of a picture that the image processor has to resize."""
-
-
-def _check_settings(name: str, rule: GridRule, fixed: tuple[int, ...] | None, size: tuple[int, ...]) -> Check:
-    """What a processor is set to, for inputs that are too large to make."""
-    if fixed in (None, size[-2:]):
-        return Check(name, SKIPPED, f"it was not run, since inputs of {rule.describe(size)} are large; its settings are for this size")
-    return Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")
 
 
 def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:

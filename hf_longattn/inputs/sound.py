@@ -38,7 +38,7 @@ from .common.base import (
 )
 from .common.cells import InputCells
 from .common.examples import Example, Head, auto_head
-from .common.processors import load_processor, required_processor, values_with
+from .common.processors import load_processor, values_with
 from .common.running import run_model
 from .common.sized import FurtherChecks, SizedKind
 from .common.user_files import UserInputs
@@ -201,11 +201,12 @@ class SoundKind(SizedKind):
                 f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out."
             )
         sound = audio_durations(architecture, request)
-        warnings = audio_warnings(architecture, sound)
-        if warnings and not request.needs_training:
+        problem = self.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
+        advice = "train the result with transformers' Trainer on sounds of the new duration"
+        if problem and not request.needs_training:
             old = f"{sound.old.value:g}"
             raise LengthError(
-                f"A {architecture.source_class} of {sound.new.words} is of no use untrained: {warnings[0].problem}; leave --audio-seconds "
+                f"A {architecture.source_class} of {sound.new.words} is of no use untrained: {problem}; leave --audio-seconds "
                 "out, and transcribe longer recordings with transformers' pipeline('automatic-speech-recognition', …, "
                 f"chunk_length_s={old}), or convert it with --needs-training and train it yourself."
             )
@@ -214,7 +215,7 @@ class SoundKind(SizedKind):
             attention=self.attention(architecture, request),
             positions=str(self.rule.positions),
             fields={"long_audio_seconds": sound.new.value} if sound.grows else {},
-            warnings=warnings,
+            warnings=(PositionWarning(problem, advice, "transcripts are of no use"),) if problem else (),
             files=extractor_files(source, sound),
         )
 
@@ -310,59 +311,12 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
     return architecture.kind.sizes_between(config, old, new)
 
 
-def audio_warnings(architecture: Any, sound: InputSizes) -> tuple[PositionWarning, ...]:
-    """Why a result does not read longer sounds as its source reads short ones, without training."""
-    problem = sound.kind.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
-    advice = "train the result with transformers' Trainer on sounds of the new duration"
-    return (PositionWarning(problem, advice, "transcripts are of no use"),) if problem else ()
-
-
 def extractor_files(source: Any, plan: InputSizes) -> dict[str, dict[str, Any]]:
     """The file of the feature extractor where it cuts or pads sounds to the duration; none where the source has none."""
     changed, place = plan.kind.rule.extractor_fields(plan.new.value), ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
     if place is None or not (changed and plan.grows):
         return {}
     return place.with_values(values_with(place, load_processor(source.folder, FEATURE_EXTRACTOR), changed))
-
-
-class SoundInputs:
-    """How a model with this rule reads sounds.
-
-    Args:
-        rule, config: of the model.
-        extractor: its feature extractor; without one, samples are normalised.
-
-    Raises:
-        AudioError: the feature extractor takes another sampling rate than the model.
-    """
-
-    def __init__(self, rule: AudioRule, config: Any, extractor: Any | None = None) -> None:
-        self.rule, self.config, self.extractor = rule, config, extractor
-        rate = rule.sampling_rate if extractor is None else int(getattr(extractor, "sampling_rate", rule.sampling_rate))
-        if rate != rule.sampling_rate and rule.features is None:
-            raise AudioError(
-                f"The feature extractor takes {rate:,} samples a second, but the model reads {rule.sampling_rate:,}; correct sampling_rate "
-                f"in its {FILE}."
-            )
-        self.sampling_rate = rate
-
-    def extracted(self, samples: Samples) -> Tensor:
-        """The model's input for one sound ``(N,)``, ``(1, N, …)``: computed once, from the whole sound.
-
-        Raises:
-            CheckpointError: the feature extractor is damaged, or another model's.
-        """
-        if self.extractor is None:
-            normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
-            return torch.from_numpy(normalised)[None]
-        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
-            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # Whisper's cuts and pads otherwise
-            values = self.extractor(samples, sampling_rate=self.sampling_rate, **how)
-        if self.rule.input not in values:
-            raise CheckpointError(
-                f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."
-            )
-        return values[self.rule.input].float()
 
 
 def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
@@ -375,7 +329,7 @@ def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
 
 
 WANTED_RECORDINGS = (
-    "sound, by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
+    "by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
     "--mechanism auto as --search-audio, in Python as a Path."
 )
 PROBED_SECONDS = 30.0
@@ -387,15 +341,15 @@ class UserSounds(UserInputs):
 
     unit = "stretch"
     files_in = staticmethod(RECORDING_FILES.files)
-    wanted = WANTED_RECORDINGS
+    reads, wanted = "sound", WANTED_RECORDINGS
 
-    def load_processor(self) -> Any:
-        return required_processor(load_processor(self.folder, FEATURE_EXTRACTOR), self.model, "sound")
+    def find_processor(self) -> Any:
+        return load_processor(self.folder, FEATURE_EXTRACTOR)
 
     @cached_property
     def rows(self) -> list[Tensor]:
         """The features of every recording, ``(1, N, …)`` each."""
-        reader = SoundInputs(self.rule, self.config, self.processor)
+        reader = VerificationSound(self.rule, self.config, self.processor)
         return [self.rule.as_input(reader.extracted(samples)) for samples in read_recordings(self.files, reader.sampling_rate)]
 
     @property
@@ -442,7 +396,7 @@ class SoundCells(InputCells):
         return states
 
 
-class VerificationSound(SoundInputs):
+class VerificationSound:
     """Inputs of any duration for a model with this rule.
 
     Args:
@@ -455,8 +409,32 @@ class VerificationSound(SoundInputs):
     """
 
     def __init__(self, rule: AudioRule, config: Any, extractor: Any | None = None, recording: Path | None = None) -> None:
-        super().__init__(rule, config, extractor)
-        self.recording = recording
+        self.rule, self.config, self.extractor, self.recording = rule, config, extractor, recording
+        rate = rule.sampling_rate if extractor is None else int(getattr(extractor, "sampling_rate", rule.sampling_rate))
+        if rate != rule.sampling_rate and rule.features is None:
+            raise AudioError(
+                f"The feature extractor takes {rate:,} samples a second, but the model reads {rule.sampling_rate:,}; correct sampling_rate "
+                f"in its {FILE}."
+            )
+        self.sampling_rate = rate
+
+    def extracted(self, samples: Samples) -> Tensor:
+        """The model's input for one sound ``(N,)``, ``(1, N, …)``: computed once, from the whole sound.
+
+        Raises:
+            CheckpointError: the feature extractor is damaged, or another model's.
+        """
+        if self.extractor is None:
+            normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+            return torch.from_numpy(normalised)[None]
+        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
+            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # Whisper's cuts and pads otherwise
+            values = self.extractor(samples, sampling_rate=self.sampling_rate, **how)
+        if self.rule.input not in values:
+            raise CheckpointError(
+                f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."
+            )
+        return values[self.rule.input].float()
 
     @cached_property
     def _recorded(self) -> Samples | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...data.files import evenly_spread
 from ...errors import OptionError
+from .processors import processor_of, required_processor
 
 
 class UserInputs(ABC):
@@ -18,7 +19,7 @@ class UserInputs(ABC):
 
     unit: what one input is called, with an s for several.
     files_in: the files of a folder; raises :class:`DataError` where there is none.
-    wanted: what to give, in an error message.
+    reads, wanted: what the model reads, and what to give, in error messages.
     name, files: the file or folder, and the files that are read.
 
     Args:
@@ -36,12 +37,13 @@ class UserInputs(ABC):
 
     unit: ClassVar[str]
     files_in: ClassVar[Any]
+    reads: ClassVar[str]
     wanted: ClassVar[str]
 
     def __init__(self, rule: Any, config: Any, folder: Path, model: str, given: object, count: int, processor: Any | None = None) -> None:
         self.rule, self.config, self.folder, self.model, self.count = rule, config, folder, model, count
         self.name, self.files = self.read(given)
-        self.processor = processor or self.load_processor()
+        self.processor = required_processor(processor or self.find_processor(), model, self.reads)
 
     @classmethod
     def files_of(cls, place: Path, count: int) -> list[Path]:
@@ -51,12 +53,12 @@ class UserInputs(ABC):
     def read(self, given: object) -> tuple[str, Sequence[Path]]:
         """The name of what is given, and its files."""
         if not isinstance(given, Path):
-            raise OptionError(f"{self.model!r} reads {self.wanted}")
+            raise OptionError(f"{self.model!r} reads {self.reads}{', ' if self.wanted.startswith('by') else '; '}{self.wanted}")
         return given.name, self.files_of(given, self.count)
 
-    @abstractmethod
-    def load_processor(self) -> Any:
-        """The model's processor."""
+    def find_processor(self) -> Any:
+        """The processor in the model's folder."""
+        return processor_of(self.rule, self.folder)
 
     @abstractmethod
     def values(self, size: Any) -> list[Tensor]:
