@@ -17,7 +17,7 @@ from jinja2 import Environment, Template
 
 from ..errors import CONTROL, in_one_line
 from ..inputs.common.examples import Example
-from ..inputs.common.text_example import DOMAINS, HEADS, TOKENIZER, class_to_load
+from ..inputs.common.text_example import DOMAINS, HEADS, TOKENIZER
 from ..inputs.grid import PICTURE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
@@ -111,7 +111,7 @@ def snippet(
     reads = kind_in(config)
     head = reads.head(folder, architecture)
     example = None if head is None else reads.example(folder, config, head, length, metadata)
-    return None if example is None else _code(example, class_to_load(folder, architecture), name, ours=ours, trusts_code=trusts_code)
+    return None if example is None else _code(example, architecture, name, ours=ours, trusts_code=trusts_code)
 
 
 def _code(example: Example, architecture: str, name: str, *, ours: bool, trusts_code: bool) -> str | None:

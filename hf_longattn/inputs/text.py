@@ -121,7 +121,7 @@ class TextKind(InputKind):
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         if self.family and self.family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
             return f"Inputs of more than {length:,} tokens are refused; truncate them."
-        return f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."
+        return super().longest_read(config, length)
 
     def introduce(self, plan: Any) -> str:
         return f"inputs of up to {plan.new_length:,} tokens" if plan.new_length else "inputs of any length"

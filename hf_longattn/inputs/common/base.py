@@ -421,7 +421,7 @@ class InputKind(ABC):
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
         """What a model of ``length`` tokens reads at most, and what becomes of longer inputs, a sentence or two for its card."""
-        raise NotImplementedError
+        return f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
         """The limits of a model for its card, a sentence or two each."""

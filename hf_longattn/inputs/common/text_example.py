@@ -121,7 +121,7 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
         **{"length": length, "texts": texts, "words": words, "document": domain.document, "masked": domain.masked, "adapted": adapted},
         "evidence": bool(config.get("has_evidence_heads")),
         "takes_globals": takes_globals and not marks_question,  # the model makes a marked question global by itself
-        "page_words": '[f" {word}" for word in words]' if head in LILT_HEADS.values() else "words",
+        "page_words": '[f" {word}" for word in words]' if any(head is lilt for lilt in LILT_HEADS.values()) else "words",
         "pair": 'choice, document, truncation="only_second"' if marks_question else 'document, choice, truncation="only_first"',
     }
     blocks = "candidates" if candidates else head.blocks
