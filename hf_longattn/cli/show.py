@@ -97,7 +97,7 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one; of several towers, each."""
     from ..conversion.flops import matrix_speed
 
-    compared = {} if plan.generic and plan.towers else {name: _compared(part) for name, part in (plan.towers or {"": plan}).items()}
+    compared = {} if plan.generic and plan.towers else {name: _compared(part) for name, part in plan.parts.items()}
     if as_json:
         values = {name: {**sizes, "mechanisms": [asdict(row) for row in rows]} for name, (rows, sizes, _, _) in compared.items()}
         terminal.print_json({**plan.to_dict(), "comparison": values if plan.towers else values[""]})

@@ -322,6 +322,11 @@ class ResultPlan:
     towers: Mapping[str, ResultPlan] = field(default_factory=dict, kw_only=True)  # in a model of several, the plan of each
 
     @property
+    def parts(self) -> Mapping[str, Any]:
+        """The plan of every tower by its name, or of a model of one stack under an empty name."""
+        return self.towers or {"": self}
+
+    @property
     def kind(self) -> InputKind:
         """What source and result read."""
         return self.architecture.kind

@@ -21,7 +21,6 @@ from ..inputs.common.base import SIZED, TEXT, TOWERS_APART, InputKind, InputSize
 from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
 from ..inputs.text import text_sizes, verification_text
-from ..inputs.towers import VerificationTowers
 from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
@@ -508,21 +507,18 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
     attention."""
     if isinstance(plan.architecture, GenericArchitecture):
         return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
-    parts = plan.towers or {"": plan}
     running = choose_running(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Step] = [
             lambda: check_tensors(plan, open_source(result)),
-            *(partial(_check_positions, part, part.open_result(result)) for part in parts.values()),
+            *(partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()),
             lambda: plan.kind.check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not:
             steps += [
-                named_step(name, partial(_check_outputs, part, result, inputs[name], scratch))
-                if isinstance(inputs, VerificationTowers)
-                else partial(_check_outputs, part, result, inputs, scratch)
-                for name, part in parts.items()
+                named_step(name, partial(_check_outputs, part, result, inputs[name] if name else inputs, scratch))
+                for name, part in plan.parts.items()
             ]
         return run_steps(steps)
 

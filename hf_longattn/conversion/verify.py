@@ -233,5 +233,5 @@ def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path
 
 
 def named_step(name: str, step: Step) -> Step:
-    """The step with the name of a tower before those of its checks."""
-    return lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]
+    """The step with the name of a tower, if it has one, before those of its checks."""
+    return (lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]) if name else step

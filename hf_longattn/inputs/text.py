@@ -15,7 +15,7 @@ from torch import Tensor
 from ..checks import FAILED, PASSED, SKIPPED, Check
 from ..data.page_words import text_encoding
 from ..data.tokenization import between, special_ids
-from ..errors import CheckpointError, OptionError, checkpoint_errors
+from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.family.definition import Family, family_in
@@ -95,6 +95,16 @@ class TextKind(InputKind):
 
     def longest_words(self, size: InputSize) -> str:
         return f"up to {size.value:,} tokens" if size.value else size.words
+
+    def compared_at(self, sizes: InputSizes, config: Any, at: int | None) -> int:
+        """Tokens that the source was trained to read."""
+        trained = min(sizes.old.tokens, sizes.new.tokens)
+        if at is not None and not 16 <= at <= trained:
+            raise LengthError(
+                f"Candidates are compared at 16 to {trained:,} tokens, which the checkpoint was trained to read, not at {at:,}; change "
+                "--compare-at, or leave it out."
+            )
+        return trained if at is None else at
 
     def first_compared(self, sizes: InputSizes) -> int:
         return 1024

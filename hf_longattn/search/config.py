@@ -14,8 +14,9 @@ from torch import Tensor
 from ..conversion.config import ConversionConfig
 from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
-from ..errors import LengthError, OptionError
-from ..inputs.common.base import TEXT, InputSize
+from ..errors import OptionError
+from ..inputs.common.base import InputSize
+from ..inputs.common.sized import SizedKind
 from ..inputs.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
@@ -90,21 +91,13 @@ class SearchConfig:
             LengthError: ``compare_at`` is more than that.
             GridError: it is not a multiple of the patch.
         """
-        kind: Any = model.original.kind
-        if kind.planned_as != TEXT:
-            compared: InputSize = kind.compared_at(model.original.inputs, model.original.architecture.source_config, self.compare_at)
-            return compared
-        trained = min(model.trained_length, model.length)
-        if self.compare_at is not None and not 16 <= self.compare_at <= trained:
-            raise LengthError(
-                f"Candidates are compared at 16 to {trained:,} tokens, which {self.model!r} was trained to read, not at "
-                f"{self.compare_at:,}; change --compare-at, or leave it out."
-            )
-        return trained if self.compare_at is None else self.compare_at
+        original = model.original
+        compared: int | InputSize = original.kind.compared_at(original.inputs, original.architecture.source_config, self.compare_at)
+        return compared
 
     def inputs(self, model: SearchedModel) -> SearchText | SearchInputs:
         """The text, tokenised as far as it is needed, or pictures or recordings."""
-        if model.original.kind.planned_as != TEXT:
+        if isinstance(model.original.kind, SizedKind):
             return SearchInputs(self.text, model.original, self.pieces)
         text, name = verification_text(None) if self.text is None else (self.text, None)
         vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)

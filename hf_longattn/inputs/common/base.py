@@ -322,6 +322,14 @@ class InputKind(ABC):
         """Raise :class:`LongAttentionError` for a mechanism that single layers cannot run on such inputs."""
         raise NotImplementedError
 
+    def compared_at(self, sizes: InputSizes, config: Any, at: Any) -> Any:
+        """The size at which a search compares mechanisms, of texts in tokens; ``at`` is what a user gives, or ``None``.
+
+        Raises:
+            LengthError, GridError: the source or the result does not read this size.
+        """
+        raise NotImplementedError
+
     def own_windows(self, sizes: InputSizes) -> list[str]:
         """Mechanisms whose windows have the source's size, as text."""
         return []

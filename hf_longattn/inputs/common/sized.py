@@ -112,14 +112,6 @@ class SizedKind(InputKind):
         """The base of transformers below its head reads larger inputs of this size, with these arguments."""
         return nullcontext({})
 
-    @abstractmethod
-    def compared_at(self, sizes: InputSizes, config: Any, at: Any) -> InputSize:
-        """The size at which a search compares mechanisms; ``at`` is what a user gives, or ``None``.
-
-        Raises:
-            LengthError, GridError: the result does not read this size.
-        """
-
     def base_reads(self, config: Any, size: Any) -> bool:
         """Whether the base reads inputs of this size, larger than those with which it was trained."""
         return True
