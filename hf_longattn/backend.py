@@ -48,7 +48,7 @@ PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function
 CACHE_LAYER = "long_cache_layer"
 """The keyword for the module's cache layer, if it is an :class:`AttentionCacheLayer`. A pre-hook passes it."""
 STATIC_LAYER = "long_static_layer"
-"""The keyword for a static cache layer that does not attend itself, ours or transformers'. The pre-hook passes it."""
+"""The keyword for a static cache layer, ours or transformers', that only stores keys and values. The pre-hook passes it."""
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"

@@ -34,6 +34,7 @@ def build_site(repository: Path, tmp_path: Path, *options: str, timeout: float =
     return site / "docs"
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(repository: Path, tmp_path: Path) -> None:
     pages = build_site(repository, tmp_path)
     text = (pages / "api" / "attention.html").read_text(encoding="utf-8")

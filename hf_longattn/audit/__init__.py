@@ -1,4 +1,4 @@
-"""Whether a model, an ONNX file or a server computes the attention that a config says, seen from outside."""
+"""Black-box tests of whether a model, an ONNX file or a server computes the attention of its config."""
 
 from .run import audit_reach
 from .verdict import ReachAudit, StageReach

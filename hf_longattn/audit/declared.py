@@ -1,4 +1,4 @@
-"""What a config says of the reach of tokens: for every layer, which outputs may depend on which inputs."""
+"""The declared reach: which outputs of each layer may depend on which of its input tokens, by the config."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from ..sharding import only_locality
 from .inputs import AuditInputs, AuditPictures, AuditSounds, Mixing
 
 PAIRS_IN_MEMORY = 1 << 22
-"""Most pairs of an output and a token, over all heads, that are in memory at a time."""
+"""Maximum (output, token) pairs in memory at a time, over all heads."""
 UNKNOWN = "not determined by the config"
 
 
@@ -45,10 +45,10 @@ class Reach(ABC):
     """Which outputs of a text of ``length`` tokens may depend on which of its tokens.
 
     name: the mechanism with its options.
-    certain: whether an output depends on all tokens that it may depend on; it does not where keys are chosen by their content.
-    causal: whether it depends on none after it.
-    back, ahead: how far an output looks, hubs apart.
-    hubs: ``(length,)`` bool, the global tokens, which are seen from everywhere or see everything.
+    certain: whether an output depends on every token on which it may depend. False if keys are selected by content.
+    causal: whether an output depends on no later token.
+    back, ahead: maximum distance in tokens from an output to an earlier or later token on which it may depend, except hubs.
+    hubs: ``(length,)`` bool, the global tokens: tokens that attend to all tokens, or to which all tokens attend.
     """
 
     name: str
@@ -61,13 +61,11 @@ class Reach(ABC):
 
     @abstractmethod
     def influence(self, tokens: Tensor) -> Tensor:
-        """How strongly each output depends on ``tokens (length,)``, if attention weighs all allowed tokens alike: ``(length,)`` float64,
-        0 where it may not depend on them at all.
-        """
+        """Influence of ``tokens (length,)`` bool on each output if all allowed weights are equal: ``(length,)`` float64."""
 
     @property
     def apart(self) -> int | None:
-        """How many pairs of an output and a token are kept apart; ``None`` where that is not known."""
+        """Number of independent (output, token) pairs, in which the output may not depend on the token; ``None`` if unknown."""
         return None
 
 
@@ -75,7 +73,7 @@ class Reach(ABC):
 class LayerReach(Reach):
     """The reach of one layer.
 
-    mask: which pairs within ``back`` and ``ahead`` there are, for each of ``heads`` heads; ``None`` for all.
+    mask: allowed pairs within ``back`` and ``ahead``, for each of ``heads`` heads; ``None`` if all are allowed.
     """
 
     mask: MaskMod | None = None
@@ -83,7 +81,7 @@ class LayerReach(Reach):
 
     @classmethod
     def unknown(cls, length: int) -> LayerReach:
-        """Any output may depend on any token."""
+        """A reach in which any output may depend on any token."""
         return cls(UNKNOWN, length, False, False, length, length, torch.zeros(length, dtype=torch.bool))
 
     def pairs(self, rows: Tensor, columns: Tensor) -> Tensor:
@@ -98,7 +96,7 @@ class LayerReach(Reach):
         return seen & (distance >= 0) if self.causal else seen
 
     def blocks(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, columns and :meth:`pairs` of all outputs, with those of ``tokens (length,)`` bool that they may depend on."""
+        """Rows, columns and :meth:`pairs` for blocks of outputs and those of ``tokens (length,)`` bool within their reach."""
         members, start = tokens.nonzero()[:, 0], 0
         rows_per_block = max(1, min(PAIRS_IN_MEMORY // max(1, self.heads * len(members)), self.back + self.ahead + 1))
         while start < self.length:
@@ -112,7 +110,7 @@ class LayerReach(Reach):
 
     @functools.cached_property
     def counts(self) -> Tensor:
-        """How many tokens each output may depend on, ``(length,)``."""
+        """Number of tokens on which each output may depend, ``(length,)``."""
         if self._everything:
             return torch.arange(1, self.length + 1) if self.causal else torch.full((self.length,), self.length)
         return torch.cat([pairs.sum(-1) for _, _, pairs in self.blocks(torch.ones(self.length, dtype=torch.bool))])
@@ -137,7 +135,7 @@ class LayerReach(Reach):
 class StackReach(Reach):
     """The reach of all layers together.
 
-    inputs: ``(length,)`` bool, the tokens that are made from the input; ``None`` for all.
+    inputs: ``(length,)`` bool, the tokens that depend on the input, unlike class tokens; ``None`` for all.
     """
 
     def __init__(self, layers: Sequence[LayerReach], inputs: Tensor | None = None) -> None:
@@ -160,20 +158,20 @@ class StackReach(Reach):
 
 
 def convolution_width(config: Any) -> int:
-    """The tokens of DeBERTa-v2's convolution next to its first layer, 0 without one. Nyströmformer's field of this name is of the mechanism
-    ``nystrom``."""
-    return 0 if hasattr(config, "num_landmarks") else int(getattr(config, "conv_kernel_size", 0))
+    """Width in tokens of DeBERTa-v2's convolution next to its first layer; 0 without one."""
+    is_nystromformer = hasattr(config, "num_landmarks")  # its field of the same name belongs to the mechanism
+    return 0 if is_nystromformer else int(getattr(config, "conv_kernel_size", 0))
 
 
 class DeclaredReach:
-    """What a config says of every layer of the text's stack: an encoder's, or a decoder's if there is no encoder.
+    """The declared reach of every layer of a model's encoder, or of its decoder if it has no encoder.
 
     Args:
-        config: of a model of transformers, long or not.
-        stack: its :func:`text_stack`.
-        ids: ``(N,)``, the tokens.
-        leading, trailing: how many special tokens come before and after them; they are counted, but not distinguished.
-        inputs: what the ids are the patches or frames of, where the model reads pictures or sound.
+        config: config of a transformers model, long or not.
+        stack: the model's :func:`text_stack`.
+        ids: ``(N,)``, token ids.
+        leading, trailing: number of special tokens before and after ``ids``. Their ids do not matter.
+        inputs: for images or sound, the inputs whose patches or frames the ids stand for.
     Raises:
         CheckpointError: no model can be built from the config, or its windows are not numbers of tokens.
     """
@@ -190,11 +188,11 @@ class DeclaredReach:
         sites = [site for site in attention_sites(stack) if not site.cross]
         self.names = [site.name for site in sites]
         self.outside: list[LayerReach] = []
-        """The reach of what mixes tokens outside the modules of ``names``."""
+        """Reaches of operations between tokens outside of the modules ``names``."""
         self.before = [] if pictures is None or not any(pictures.overlap) else [self._overlap(pictures)]
-        """The reach of what mixes tokens before the first layer."""
+        """Reaches of operations between tokens before the first layer."""
         self.inside: list[LayerReach] = []
-        """The reach of what mixes tokens in every layer, after its attention."""
+        """Reaches of operations between tokens in every layer, after its attention."""
         if self.sounds is not None:
             self.before = [self._of_mixing(mixing) for mixing in self.sounds.before or ()]
             self.inside = [self._of_mixing(mixing) for mixing in self.sounds.inside or ()]
@@ -213,7 +211,7 @@ class DeclaredReach:
 
     @property
     def reaches_output(self) -> bool:
-        """Whether anything is known of the reach of all layers together."""
+        """Whether the reach of all layers together is known."""
         return self.sounds is None or self.sounds.before is not None
 
     def of_stack(self) -> StackReach:
@@ -222,7 +220,7 @@ class DeclaredReach:
         return StackReach([*self.before, *layers, *self.outside], None if self.pictures is None else ~self.pictures.prefix)
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
-        """The reach of modules of the stack, in the order of their calls, by what attention they contain."""
+        """The reaches of modules of the stack, in the order of their calls, from the attention in each."""
         if not self.names and len(self.layers) == len(names):  # known by their numbers only
             return self.layers
         reaches = []
@@ -233,7 +231,7 @@ class DeclaredReach:
         return reaches
 
     def _long(self, config: Any, sites: Sequence[AttentionSite], row: Tensor) -> list[LayerReach]:
-        """The reach of mechanisms, where ``row (1, N)`` holds the tokens."""
+        """The reaches of the mechanisms at ``sites``, for token ids ``row (1, N)``."""
         mechanisms = [site.mechanism for site in sites]
         holder: Any = nn.ModuleList(mechanism for mechanism in mechanisms if isinstance(mechanism, Mechanism))
         holder.config = config
@@ -261,7 +259,7 @@ class DeclaredReach:
         return LayerReach(mixing.name, self.length, True, False, mixing.back, mixing.ahead, self._nowhere)
 
     def _overlap(self, pictures: AuditPictures) -> LayerReach:
-        """The pairs of a patch and those after it whose first pixels it reads."""
+        """The reach of overlapping patches: a patch includes the first pixels of the next ones."""
         grid = pictures.grid
 
         def reads(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
@@ -275,7 +273,7 @@ class DeclaredReach:
 
     @torch.no_grad()
     def _on_grid(self, mechanism: Mechanism, grid: Grid) -> LayerReach:
-        """The pairs of a mechanism on a grid, or of one that reads its cells in some order, if its mask is its whole definition."""
+        """The reach of a mechanism on a grid or with a token order. Unknown unless its mask defines the mechanism."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
         bound, order = on_grid(mechanism, grid), mechanism.options.order
         if not isinstance(bound, MaskedMechanism) or not bound.mask_is_reach or bound.traits.takes_globals:
@@ -338,12 +336,12 @@ class DeclaredReach:
 
 
 def _in_order(mask: MaskMod, place: Tensor) -> MaskMod:
-    """``mask`` of tokens that are read in another order: token n is at ``place[n]``."""
+    """``mask`` for reordered tokens: token n is at ``place[n]``."""
     return lambda b, h, q_idx, kv_idx: mask(b, h, place[q_idx], place[kv_idx])
 
 
 def named_windows(config: Any) -> list[int] | None:
-    """The widths of the windows of an encoder whose attention is its own (Longformer, LED, LongT5); ``None`` for others."""
+    """Window widths per layer of encoders with built-in windows (Longformer, LED, LongT5); ``None`` for others."""
     layers = getattr(config, "num_hidden_layers", 0)
     widths = (
         2 * config.local_radius if getattr(config, "encoder_attention_type", None) == "local" else getattr(config, "attention_window", None)
@@ -352,9 +350,9 @@ def named_windows(config: Any) -> list[int] | None:
 
 
 def text_stack(config: Any, model: nn.Module | None = None) -> Any:
-    """A model as a config describes it, without storage; its encoder where there are two stacks, or where this reads the sound.
+    """The model of a config without storage, or its encoder if it has one.
 
-    model: a model in memory with this config, which is taken as it is unless the config names mechanisms.
+    model: a model in memory with this config. It is used as is, unless the config names mechanisms.
     Raises:
         CheckpointError: no model can be built from the config.
     """
@@ -372,14 +370,14 @@ def text_stack(config: Any, model: nn.Module | None = None) -> Any:
 
 
 def base_of(model: nn.Module) -> Any:
-    """The model without a head. Some base models (DINOv3) have a part under the name of the base, which does not read their input."""
+    """The model without its head. The ``base_model`` of DINOv3 is a submodule that does not take the input; it is not returned."""
     base = getattr(model, "base_model", model)
     reads_input = getattr(model, "main_input_name", None) in inspect.signature(base.forward).parameters
     return base if reads_input or not hasattr(model, "main_input_name") else model
 
 
 def encoder_of(base: Any) -> Any:
-    """The part of a model that reads its input: the encoder where there is more."""
+    """The submodule that takes a model's input: the encoder, if there is one."""
     family = audio_family(base.config)
     if family is not None:
         return sound_model(family, base)

@@ -1,5 +1,7 @@
-"""Pictures, spectrograms and sounds as the audit replaces them: every patch or frame has a number, which stands for its pixels or samples,
-as a token's id stands for a word; for its first ones, where patches or frames overlap."""
+"""Pictures, spectrograms and sounds for the audit. The content of every patch or frame has a number, like the token id of a word.
+
+Where patches or frames overlap, the number determines only the pixels or samples before the next one.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,18 @@ from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.stream_rule import Convolution, Section
 
 SHORTEST, LONGEST = 8, 131_072
-"""Tokens of an audit."""
+"""Minimum and maximum number of tokens in an audit."""
 DIFFERENT_PATCHES = 64
-"""Number of patches from which pictures are made, and of stretches from which sounds are."""
+"""Number of different random patches in pictures, and of random segments in sounds."""
 
 
 class AuditInputs(Protocol):
-    """Inputs of a model that are made of as many pieces as there are tokens.
+    """Inputs of a model with one patch or frame per token.
 
-    argument: of ``forward``, which takes them.
+    argument: name of the argument of ``forward`` for these inputs.
     length: number of tokens.
-    numbers: of different pieces.
-    masks: other arguments, which a graph may ask for.
+    numbers: numbers of all different patches or frames.
+    masks: names of other inputs that a graph may have.
     """
 
     argument: str
@@ -38,11 +40,11 @@ class AuditInputs(Protocol):
     numbers: Tensor
 
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The arguments of ``forward`` for the pieces with ``numbers (N,)``."""
+        """The arguments of ``forward`` for the patches or frames with ``numbers (N,)``."""
 
 
 class AuditPictures:
-    """Pictures of the size for which a model was made, from the numbers of their patches."""
+    """Pictures of the model's default size, from the numbers of their patches."""
 
     def __init__(self, rule: GridRule, config: Any) -> None:
         self.rule, self.config, self.argument, self.masks = rule, config, rule.input, list[str]()
@@ -51,7 +53,7 @@ class AuditPictures:
         self.length = self.grid.length
         self.step, self.channels = rule.step(config), rule.channels(config)
         self.overlap = tuple(-(-side // step) - 1 for side, step in zip(rule.patch(config), self.step, strict=True))
-        """How many patches before it read the pixels of a patch, along each axis."""
+        """Number of previous patches that include pixels of a patch, for each axis."""
         generator = torch.Generator().manual_seed(0)
         self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.step, generator=generator)
         self.numbers = torch.arange(DIFFERENT_PATCHES)
@@ -61,7 +63,7 @@ class AuditPictures:
         """The pictures of a model of pictures with mechanisms; ``None`` for any other model.
 
         Raises:
-            LengthError, OptionError: a length, or a server, which are for texts.
+            LengthError, OptionError: another length or a server, which are supported for texts only.
         """
         has_mechanisms = getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)
         rule = getattr(known_family(config), "grid", None) if has_mechanisms else None
@@ -89,23 +91,23 @@ class AuditPictures:
 
     @property
     def prefix(self) -> Tensor:
-        """The tokens that are not made from pixels, ``(N,)`` bool."""
+        """``(N,)`` bool, True for tokens without pixels, such as class tokens."""
         return torch.arange(self.length) < self.grid.prefix
 
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The model's input for the patches with ``numbers (N,)``; those of the prefix are ignored."""
+        """The model's input for the patches with ``numbers (N,)``. Numbers of the prefix are ignored."""
         rank = self.grid.rank
         patches = self.values[numbers[self.grid.prefix :]].view(*self.grid.sizes, self.channels, *self.step)
         axes = [side for axis in range(rank) for side in (axis, rank + 1 + axis)]
         sides = [cells * step for cells, step in zip(self.grid.sizes, self.step, strict=True)]
         pixels = patches.permute(rank, *axes).reshape(1, self.channels, *sides)
-        rest = [after - before for before, after in zip(sides, self.size, strict=True)]  # of the last patches
+        rest = [after - before for before, after in zip(sides, self.size, strict=True)]  # pixels that only the last patches include
         padding = [side for after in reversed(rest) for side in (0, after)]
         return {self.rule.input: self.rule.arguments(self.config, nn.functional.pad(pixels, padding))[self.rule.input]}
 
 
 class Mixing(NamedTuple):
-    """What mixes frames besides attention, and how many frames back and ahead an output of it looks."""
+    """An operation between frames besides attention. An output depends on ``back`` earlier and ``ahead`` later frames."""
 
     name: str
     back: int
@@ -113,15 +115,15 @@ class Mixing(NamedTuple):
 
     @property
     def mixes(self) -> bool:
-        """Whether an output looks at anything but its frame."""
+        """Whether an output depends on other frames than its own."""
         return self.back + self.ahead > 0
 
 
 class AuditSounds:
-    """Sounds of ``frames`` frames, from the numbers of stretches of as many samples, or rows of features, as lie between two frames.
+    """Sounds of ``frames`` frames, from the numbers of segments. A segment has as many samples, or rows of features, as a frame step.
 
-    before, inside: what mixes frames before the first layer, and after the attention of every layer; ``None`` where the family does not
-        say.
+    before, inside: operations between frames before the first layer, and after the attention of every layer; ``None`` if the family does
+        not declare them.
     """
 
     def __init__(self, family: Family, config: Any, frames: int, *, masked: bool = False) -> None:
@@ -147,11 +149,11 @@ class AuditSounds:
                 self.before, self.inside = (tuple(part for part in parts if part and part.mixes) for parts in (before, [inside]))
 
     def with_mask(self) -> AuditSounds:
-        """The same sounds, given with a mask of ones."""
+        """The same sounds with a mask of ones."""
         return AuditSounds(self.family, self.config, self.length, masked=True)
 
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The model's input for the stretches with ``numbers (N,)``; what a last frame reads beyond them is silence."""
+        """The model's input for the segments with ``numbers (N,)``, padded with silence for the last frame."""
         sound = self.values[numbers].flatten(0, 1)[: self.samples]
         sound = torch.cat([sound, sound.new_zeros(self.samples - len(sound), *sound.shape[1:])])[None]
         arguments = self.rule.arguments(self.rule.as_input(sound), [self.samples] if self.masked else None)
@@ -161,10 +163,7 @@ class AuditSounds:
 
 
 def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
-    """How far the outputs of convolutions, one after the other, look along the frames that the last one makes.
-
-    None of sections that are no convolutions; a :class:`Mixing` without reach for no sections.
-    """
+    """The receptive field of consecutive convolutions, in frames of the last one. ``None`` if a section is no convolution."""
     left, kernel, stride = 0, 1, 1
     for section in sections:
         if not isinstance(section, Convolution):
@@ -175,11 +174,11 @@ def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
 
 
 def sounds_of(config: Any, *, length: int | None, default: int, url: str | None) -> AuditSounds | None:
-    """The sounds for a model, long or not; ``None`` where it reads something else.
+    """The sounds for an audio model, long or not; ``None`` for other models.
 
     Raises:
-        LengthError: the model does not read this many frames, or reads another number only.
-        OptionError: a server, which is for texts.
+        LengthError: the model does not support this number of frames.
+        OptionError: a server, which is supported for texts only.
     """
     family = audio_family(config)
     if family is None:

@@ -1,13 +1,13 @@
-"""Which tokens are replaced, so that few runs test many pairs of an output and a token, and what the runs show.
+"""Choose tokens to replace, so that few runs test many (output, token) pairs, and evaluate the runs.
 
-Outputs that stay the same bit for bit, whatever a set of tokens is replaced by, depend on none of the set. So a set tests all its tokens
-at once, for the outputs that may depend on none of them. Two kinds of sets are made of the declared reach:
+If replacing a set of tokens changes no bit of an output, the output depends on none of them. A set therefore tests all its tokens at once,
+for outputs that may depend on none of them. The declared reach gives two kinds of sets:
 
-- **alone**: tokens so far apart that no output may depend on two of them. Every output that may depend on one has to change; this finds a
-  window that is one key too narrow, or too wide, anywhere in the text.
-- **runs** of tokens, repeated with gaps in which outputs are out of reach. Runs of s tokens find every pair that is s tokens or more out of
-  reach; with those of 2s, 4s … the gaps can be so narrow that an output's whole reach just fits in. For a reach of b tokens, that is
-  b/s + 3 sets for each length of run, and one run to a set where this is fewer. Runs of one token find every pair.
+- **isolated** tokens, so far apart that no output may depend on two of them. Every output that may depend on one must change. This
+  detects a window that is one key too narrow, or too wide, anywhere in the text.
+- **runs** of s consecutive tokens, repeated with gaps that are wider than the reach. They detect dependence on tokens that are s or more
+  tokens out of reach. Runs of 2s, 4s … tokens follow, until a set has one run. For a reach of b tokens there are b/s + 3 sets per run
+  length, or fewer. Runs of one token test every pair.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ from .declared import Reach
 from .targets import Changes
 
 MAX_RUN_SETS = 16
-"""Most sets of runs, unless the audit is exhaustive."""
+"""Maximum number of sets of runs, unless the audit is exhaustive."""
 HUBS_TRIED = 2
-"""Global tokens that are replaced, unless the audit is exhaustive."""
+"""Maximum number of global tokens to replace, unless the audit is exhaustive."""
 LEAST_INFLUENCE = 1e-4
-"""The influence of a token on an output through all layers from which on a change must be seen."""
+"""Minimum influence of a token on an output, through all layers, for which a change is required."""
 ROWS_CHECKED = 8
-"""Outputs whose dependence on each token is looked up by gradients where a change was not seen."""
+"""Maximum number of outputs per stage to check by gradients, after a required change was missing."""
 PROBED_TOKENS = 16
-"""Tokens all over a text whose influence on an embedding is tried, unless the audit is exhaustive."""
+"""Number of tokens, spread over the text, to replace for an embedding, unless the audit is exhaustive."""
 CONFIRMATIONS = 2
-"""Runs with other replacements in which an output out of reach must change, too, where bits are not compared."""
-PANELS_KEPT = 3
-"""Sets whose changes are kept for pictures."""
+"""Number of further runs in which a change out of reach must recur, if bits are not compared."""
+MAX_PANELS = 3
+"""Number of sets whose changes are stored for plots."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is measured.
+    """Settings of a measurement.
 
     tolerance: largest change that counts as none, relative to the largest change of the stage.
-    exhaustive: test every pair. runs: otherwise, the most sets of runs.
-    layers: whether stages are single layers, or the output after all of them.
+    exhaustive: whether to test every pair.
+    runs: maximum number of sets of runs, unless exhaustive.
+    layers: whether each stage is a single layer, instead of the output after all layers.
     """
 
     tolerance: float = 0.0
@@ -54,38 +55,38 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """A set of tokens that are replaced in one run.
+    """A set of tokens to replace in one run of the target.
 
     tokens: ``(N,)`` bool, the set.
-    allowed, required: ``(N,)`` bool, the outputs that may change, and those that must.
-    alone: whether no output, hubs apart, may depend on two of the set.
+    allowed, required: ``(N,)`` bool, the outputs that may change, and the outputs that must change.
+    isolated: whether no output, except at hubs, may depend on two tokens of the set.
     """
 
     tokens: Tensor
     allowed: Tensor
     required: Tensor
-    alone: bool
+    isolated: bool
 
 
 def replacements(reach: Reach, settings: Settings) -> Iterator[Replacement]:
-    """The sets for one stage."""
+    """The sets of tokens to replace for one stage, without duplicates."""
     least = 0 if settings.layers else LEAST_INFLUENCE
     drawn: set[bytes] = set()
-    for number, (tokens, alone) in enumerate(_sets(reach, settings)):
+    for number, (tokens, isolated) in enumerate(_sets(reach, settings)):
         key = tokens.numpy().tobytes()
         if key in drawn or not tokens.any():
             continue
         drawn.add(key)
         influence = reach.influence(tokens)
         allowed = influence > 0
-        exact = alone and reach.certain and not settings.tolerance  # far changes are smaller than a tolerance
+        exact = isolated and reach.certain and not settings.tolerance  # far changes are smaller than a tolerance
         required = allowed & (influence >= least) & exact
-        if number < PANELS_KEPT or required.any() or not allowed.all():
-            yield Replacement(tokens, allowed, required, alone)
+        if number < MAX_PANELS or required.any() or not allowed.all():
+            yield Replacement(tokens, allowed, required, isolated)
 
 
 def _sets(reach: Reach, settings: Settings) -> Iterator[tuple[Tensor, bool]]:
-    """``(N,)`` bool, and whether each of these tokens is alone."""
+    """Sets ``(N,)`` bool, each with whether its tokens are isolated."""
     length, hubs, band = reach.length, reach.hubs, _band(reach, settings.exhaustive)
     positions, size = torch.arange(length), 1
     if not settings.exhaustive:
@@ -102,14 +103,14 @@ def _sets(reach: Reach, settings: Settings) -> Iterator[tuple[Tensor, bool]]:
 
 
 def _band(reach: Reach, exhaustive: bool) -> int:
-    """How many tokens two replaced tokens must be apart, so that no output may depend on both."""
-    if exhaustive and reach.causal and reach.hubs.any():  # which see all tokens before them, but none after
+    """Minimum distance of two replaced tokens, so that no output may depend on both."""
+    if exhaustive and reach.causal and reach.hubs.any():  # a hub sees all tokens before it
         return reach.length
     return min(reach.length, reach.back + reach.ahead)
 
 
 def _levels(length: int, band: int, size: int) -> Iterator[tuple[int, int]]:
-    """Tokens in a run, and how many sets there are of such runs, from ``size`` on until there is one run to a set."""
+    """(run length, number of sets) for run lengths ``size``, 2·``size``, …, until each set has a single run."""
     run = size
     while True:
         most = -(-length // run)
@@ -121,16 +122,17 @@ def _levels(length: int, band: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 class Stage:
-    """What the runs show of a layer or of the output.
+    """Results for one layer, or for the output.
 
-    declared, measured: the furthest distances back and ahead.
+    declared, measured: maximum distances (back, ahead) at which an output may depend on a token, and did.
     noise: largest difference between two equal runs.
     tolerance: largest change that counts as none, relative to the largest change.
-    leaks: how many outputs changed that must not, over all runs. Of the furthest, ``leak`` is the output, and ``sources (N,)`` bool holds
-        the token that changed it, or all of a set of which none does so alone.
-    missing: pairs of an output and a token without a change where one was required.
-    tested: the share of the pairs kept apart by the config that were tested; ``None`` where that is not known.
-    panels: the outputs ``(N,)`` bool that changed, and those that may, in the first runs.
+    leaks: number of outputs, over all runs, that changed although they must not.
+    leak: the output of the leak over the largest distance.
+    sources: ``(N,)`` bool, the token that changed ``leak``; several if no single token does.
+    missing: (output, token) pairs without the required change.
+    tested: fraction tested of the pairs that must be independent; ``None`` if unknown.
+    panels: for the first runs, the outputs ``(N,)`` bool that changed, and the outputs that may change.
     """
 
     def __init__(self, name: str, reach: Reach, noise: float, tolerance: float) -> None:
@@ -152,20 +154,20 @@ class Stage:
 
     @property
     def exact(self) -> bool:
-        """Whether bits are compared."""
+        """Whether outputs are compared bit by bit."""
         return not self.noise and not self.tolerance
 
     def changed(self, difference: Tensor) -> Tensor:
-        """Which outputs changed, ``(N,)`` bool, by more than noise and tolerance."""
+        """``(N,)`` bool, True for outputs that changed by more than noise and tolerance."""
         self._largest = max(self._largest, float(difference.max()))
         return difference > max(4 * self.noise, self.tolerance * self._largest)
 
     def record(self, replacement: Replacement, changed: Tensor) -> None:
-        """Note which outputs ``(N,)`` bool a run changed."""
+        """Record the outputs ``changed (N,)`` bool of a run."""
         members, rows = replacement.tokens.nonzero()[:, 0], torch.arange(len(changed))
-        if len(self.panels) < PANELS_KEPT:
+        if len(self.panels) < MAX_PANELS:
             self.panels.append((changed, replacement.allowed))
-        if replacement.alone:
+        if replacement.isolated:
             source = self._within_reach(members)
             distance = rows - source
             of_source = torch.ones_like(changed) if len(members) == 1 else replacement.allowed & ~self.reach.hubs
@@ -182,7 +184,7 @@ class Stage:
                 self._furthest_leak, self.leak, self.sources = int(furthest.max()), int(furthest.argmax()), replacement.tokens
 
     def _within_reach(self, members: Tensor) -> Tensor:
-        """The token of ``members`` for each output, ``(N,)``: the last that is not after it, or the next where that is out of reach."""
+        """For each output, the last token of ``members`` up to it or, if that is out of reach, the next one: ``(N,)``."""
         rows = torch.arange(self.reach.length)
         after = torch.searchsorted(members, rows, right=True)
         before = members[(after - 1).clamp(min=0)]
@@ -190,19 +192,19 @@ class Stage:
         return torch.where(outside, members[after.clamp(max=len(members) - 1)], before)
 
     def suspicious_rows(self) -> list[int]:
-        """Outputs of missing pairs at as many distances as possible, those first at which no output changed."""
+        """Outputs of missing pairs, one per distance. Distances at which no output ever changed come first."""
         rows: dict[int, int] = {}
         for row, token in sorted(self.missing, key=lambda pair: (not self.never_seen(*pair), -abs(pair[0] - pair[1]))):
             rows.setdefault(row - token, row)
         return list(dict.fromkeys(rows.values()))[:ROWS_CHECKED]
 
     def never_seen(self, row: int, token: int) -> bool:
-        """Whether no output changed with the token at the distance of this one."""
+        """Whether no output ever changed with a token at this distance."""
         return not self._seen[row - token + self.reach.length - 1]
 
 
 def _furthest(known: tuple[int, int], distances: Tensor) -> tuple[int, int]:
-    """The furthest back and ahead; outputs after a token look back."""
+    """Update the maximum distances (back, ahead) by ``distances`` (output - token)."""
     if not distances.numel():
         return known
     return max(known[0], int(distances.max())), max(known[1], -int(distances.min()))
@@ -210,9 +212,10 @@ def _furthest(known: tuple[int, int], distances: Tensor) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What the runs showed of several stages.
+    """Results for several stages.
 
-    runs: how many there were, with that of the original text, which is run twice; exhaustive_runs: how many would test every pair.
+    runs: number of runs, including two runs of the original text.
+    exhaustive_runs: number of runs that a test of every pair would take.
     """
 
     stages: list[Stage]
@@ -221,7 +224,7 @@ class Measurement:
 
 
 def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> Measurement:
-    """Replace sets of tokens one after another."""
+    """Replace sets of tokens, one set per run, and collect the changes of every stage."""
     tolerances = [max(settings.tolerance, rounding) for rounding in changes.rounding]
     stages = [Stage(*parts) for parts in zip(changes.stages, reaches, changes.noise, tolerances, strict=True)]
     plans = {reach: replacements(reach, settings) for reach in reaches}
@@ -243,8 +246,9 @@ def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> M
 
 
 def _run(changes: Changes, stages: Sequence[Stage], sets: Sequence[Replacement | None]) -> int:
-    """Replace a set in every stage that has one, note what changed, and return the number of runs: 1, or more to confirm what is out of
-    reach. Where bits are not compared, a change says little by itself: every scale of an int8 graph depends on all tokens.
+    """Replace a set of tokens in every stage that has one, and record the changes. Returns the number of runs.
+
+    If bits are not compared, further runs must confirm changes out of reach: a scale of an int8 graph, for example, depends on all tokens.
     """
 
     def changed(replacements: Sequence[Replacement | None]) -> list[Tensor]:
@@ -271,11 +275,11 @@ def _run(changes: Changes, stages: Sequence[Stage], sets: Sequence[Replacement |
 
 
 def _tested(reach: Reach, sets: Sequence[Replacement], exhaustive: bool) -> float | None:
-    """The share of the pairs kept apart that some set tested: its tokens with the outputs that may not depend on any of them."""
+    """Fraction tested of the pairs that must be independent. A set tests its tokens with outputs that may depend on none of them."""
     apart = reach.apart
     if apart is None or exhaustive or not apart:
         return None if apart is None else 1.0
-    bits = 2 ** torch.arange(len(sets))[:, None]  # the sets of a token, and those that an output may not depend on, as one number each
+    bits = 2 ** torch.arange(len(sets))[:, None]  # sets as bits of one number: those of a token, and those independent of an output
     tokens, token_counts = (torch.stack([replacement.tokens for replacement in sets]) * bits).sum(0).unique(return_counts=True)
     outputs, output_counts = (torch.stack([~replacement.allowed for replacement in sets]) * bits).sum(0).unique(return_counts=True)
     tested = 0
@@ -285,8 +289,9 @@ def _tested(reach: Reach, sets: Sequence[Replacement], exhaustive: bool) -> floa
 
 
 def _find_sources(changes: Changes, stages: Sequence[Stage]) -> int:
-    """Leave of the sets that changed a stage's furthest output the furthest token that does so alone, by halves, or all if none does;
-    return the number of runs.
+    """Find the single token that causes a stage's furthest leak, by bisection. Returns the number of runs.
+
+    If no token of the set causes the leak by itself, the whole set remains.
     """
     runs, sets = 0, [stage.sources for stage in stages]
     while any(stage.sources.sum() > 1 for stage in stages):
@@ -297,10 +302,10 @@ def _find_sources(changes: Changes, stages: Sequence[Stage]) -> int:
             if half.any():
                 stage.sources = half if stage.changed(difference)[stage.leak] else stage.sources & ~half
     positions = torch.arange(stages[0].reach.length)
-    for place in (None, 0, len(positions) - 1):  # how far the source reaches, and both ends
-        alone = [stage.sources if place is None else positions == place for stage in stages]
-        differences = changes.of([tokens if stage.leaks else None for stage, tokens in zip(stages, alone, strict=True)])
-        for stage, tokens, difference, together in zip(stages, alone, differences, sets, strict=True):
+    for place in (None, 0, len(positions) - 1):  # the reach of the source, and of both ends
+        replaced = [stage.sources if place is None else positions == place for stage in stages]
+        differences = changes.of([tokens if stage.leaks else None for stage, tokens in zip(stages, replaced, strict=True)])
+        for stage, tokens, difference, together in zip(stages, replaced, differences, sets, strict=True):
             if stage.leaks:
                 changed = stage.changed(difference)
                 stage.measured = _furthest(stage.measured, (positions - tokens.nonzero()[0])[changed])
@@ -310,15 +315,16 @@ def _find_sources(changes: Changes, stages: Sequence[Stage]) -> int:
 
 
 def _far_half(tokens: Tensor, row: int) -> Tensor:
-    """The half of ``tokens (N,)`` bool that is further from ``row``; none of a single token."""
+    """The half of ``tokens (N,)`` bool that is further from ``row``; empty for a single token."""
     members = tokens.nonzero()[:, 0]
     far = members[(members - row).abs().argsort(descending=True)[: len(members) // 2]]
     return torch.zeros_like(tokens).index_fill(0, far, True)
 
 
 def _look_up(changes: Changes, stages: Sequence[Stage]) -> int:
-    """Leave of the pairs without a change those of which gradients, too, say that there is no dependence; it may be too weak to be seen.
-    Without gradients, those at distances at which no output changed; none where weak changes are lost in noise. Returns the number of runs.
+    """Remove missing pairs whose dependence may be too weak to be measured. Returns the number of runs.
+
+    A pair remains if its gradient is 0. Without a gradient, it remains if bits are compared and no output changed at its distance.
     """
     rows = {number: stage.suspicious_rows() for number, stage in enumerate(stages) if stage.missing}
     dependence = changes.dependence(rows) if rows else {}
@@ -336,10 +342,10 @@ def _look_up(changes: Changes, stages: Sequence[Stage]) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """What the runs showed of an embedding of the text.
+    """Results for an embedding of the text.
 
-    probes: the positions whose tokens were replaced, one in a run. changed, allowed: ``(probes,)`` bool, whether the embedding changed,
-    and may.
+    probes: positions whose tokens were replaced, one per run.
+    changed, allowed: ``(probes,)`` bool, whether the embedding changed, and whether it may change.
     """
 
     probes: tuple[int, ...]
@@ -354,11 +360,11 @@ class Embedding:
 def measure_embedding(
     changes: Changes, reach: Reach, rows: Sequence[int] | None, leading: int, length: int, settings: Settings
 ) -> Embedding:
-    """Replace tokens one after another: all over the text, and then by halves around the last one that counts.
+    """Replace one token per run: first all over the text, then by bisection for the last one that changes the embedding.
 
     Args:
-        rows: those of the last layer from which the embedding is pooled; ``None`` for all.
-        leading: tokens before the text of ``length`` tokens, which are not replaced.
+        rows: rows of the last layer from which the embedding is pooled; ``None`` for all.
+        leading: number of special tokens before the text of ``length`` tokens.
     """
 
     def difference(position: int) -> float:
@@ -380,7 +386,7 @@ def measure_embedding(
 
 
 def _next_end(counting: Sequence[int], tried: Container[int], length: int) -> int | None:
-    """The next position to try: the last one, then by halves between the last token that counts and the first after it that does not."""
+    """The next position to try: the text's end, then a bisection for the last token that changes the embedding."""
     if length - 1 not in tried:
         return length - 1
     last = max(counting, default=-1)

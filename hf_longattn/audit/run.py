@@ -1,8 +1,8 @@
-"""Audit how far the tokens of a running model reach: tokens are replaced by others, and what changes is compared with the config.
+"""Audit the reach of tokens in a running model: replace tokens, and compare which outputs change with the config.
 
-A window that an engine, an export or a server dropped leaves no trace in shapes or speed of short inputs. It does here: an output that
-no layer of the config lets a token reach must not change when that token does, bit for bit. The same holds the other way round for tokens
-that a server has cut off: nothing changes where something should.
+If an engine, an export or a server drops a window, neither shapes nor the speed on short inputs show it. An audit does: if the config lets
+no layer connect a token to an output, replacing that token must not change a bit of the output. Conversely, if a server cuts its input
+off, outputs do not change although they should.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ WITH_MASK = (
     "With an attention_mask of ones every layer agrees with the config: the model leaves its windows out where none is given, so give one, "
     "or convert the checkpoint, whose layers keep them either way."
 )
-"""The note on a model of sound that needs a mask."""
+"""Note for an audio model that agrees with its config only if it gets a mask."""
 OUTPUT_RUNS = 4
-"""Most sets of runs for the output of a model whose layers were measured."""
+"""Maximum sets of runs for the output of a model whose layers were measured."""
 
 
 @quiet_libraries()
@@ -76,31 +76,31 @@ def audit_reach(
     """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
 
     Sets of tokens (patches of a picture, frames of a sound) are replaced. Outputs must change if the config lets them depend on a token of
-    the set, and must not change otherwise. In a PyTorch model every layer is measured by itself, by replacing the states before it, and
-    then the model's output. Of a graph the output is measured, and of a server the embedding; these two need no weights. In a model of
-    sound, which is called without a mask, the attention of every layer is measured, and the output where the family says how far
-    convolutions look.
+    the set, and must not change otherwise. What is measured:
 
-    By default some 25 runs find a window that is one key too narrow or too wide, and every token that is seen from far out of reach.
-    ``audit.tested`` is the share that they test of the pairs that must not influence each other.
+    - PyTorch model: every layer separately, by replacing its input states; then the model's output;
+    - graph: the output; server: the embedding. Both need no weights;
+    - audio model: the attention of every layer, and the output if the family declares its convolutions. It is called without a mask.
+
+    By default, some 25 runs detect a window that is one key too narrow or too wide, and all dependence on tokens far out of reach.
+    ``audit.tested`` is the fraction tested of the pairs that must be independent.
 
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory.
         onnx: a graph that should compute the same as ``model``.
         url: an embedding server that should compute the same: a route like text-embeddings-inference's (``…/embed``) or OpenAI's
             (``…/v1/embeddings``). ``model`` must have a tokenizer.
-        length: tokens, or frames of a sound; the smaller of 2,048 and the model's maximum if not given, and the model's maximum for a
-            server.
-        exhaustive: test every pair of an output and a token: some 2·b runs for windows of b tokens, or one for every token.
+        length: number of tokens, or frames of a sound. By default the model's maximum, but at most 2,048 except for a server.
+        exhaustive: test every pair of an output and a token. This takes some 2·b runs for windows of b tokens, or one per token.
         tolerance: largest change that counts as none, relative to the largest change; 0 compares bits. The int8 graphs of
-            :func:`export_checkpoint` need some 0.05, since a scale depends on all tokens; then only a reach that is too wide is found.
-        attn_implementation: of transformers, instead of the checkpoint's.
+            :func:`export_checkpoint` need some 0.05, since a scale depends on all tokens. Only a reach that is too wide is then detected.
+        attn_implementation: transformers' attention implementation, instead of the checkpoint's.
         timeout: seconds to wait for each answer of the server.
-        revision, token: of the Hub repository.
+        revision, token: revision of the Hub repository, and access token.
     Returns:
-        The audit, or those of the towers that have mechanisms apart; ``audit.agrees`` is the verdict.
+        The audit, or one audit per tower if towers have their own mechanisms. ``audit.agrees`` is the verdict.
     Raises:
-        LengthError: the length is longer than the model's, or not positive.
+        LengthError: the length exceeds the model's maximum, or is too small.
         OptionError: contradicting arguments, or a model, graph or server that cannot be run.
         CheckpointError: the model or its tokenizer cannot be loaded, or lacks weights.
     """
@@ -162,7 +162,7 @@ def audit_reach(
 
 
 def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], settings: Mapping[str, Any]) -> TowersAudit:
-    """The audit of every tower with mechanisms, as a model of its own.
+    """Audit every tower with mechanisms as a separate model.
 
     Raises:
         OptionError: no tower can be audited.
@@ -187,10 +187,10 @@ def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], set
 
 
 def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInputs | None:
-    """What a model reads that is not a text; ``None`` for a text.
+    """The picture or sound inputs of a model; ``None`` for text.
 
     Raises:
-        LengthError, OptionError: the model does not read so much, or cannot be audited.
+        LengthError, OptionError: the length does not fit the model, or the model cannot be audited.
     """
     sounds = sounds_of(config, length=length, default=DEFAULT_LENGTH, url=url)
     return AuditPictures.of(config, length=length, url=url) if sounds is None else sounds
@@ -201,7 +201,7 @@ def _measured(
     target: AuditTarget, declared: DeclaredReach, ids: Tensor, words: Tensor, rows: list[int] | None, generator: torch.Generator,
     settings: Settings,
 ) -> list[Measurement | Embedding]:  # fmt: skip
-    """What runs show of every layer of a PyTorch model, and then of the output."""
+    """Measure every layer of a PyTorch model, and then the output."""
     parts: list[Measurement | Embedding] = []
     if isinstance(target, ModelTarget):
         layers = LayerChanges(target, ids, generator)
@@ -220,7 +220,7 @@ def _measured(
 
 
 def _length(name: str, length: int | None, longest: int | None, longest_by_default: bool) -> int:
-    """How many tokens are audited: ``length``, or else the model's maximum, if that is the default, or :data:`DEFAULT_LENGTH`."""
+    """Number of tokens to audit: ``length``, or by default the model's maximum or :data:`DEFAULT_LENGTH`."""
     most = min(longest or LONGEST, LONGEST)
     tokens = length if length is not None else most if longest_by_default else min(most, DEFAULT_LENGTH)
     if not SHORTEST <= tokens <= most:
@@ -229,7 +229,7 @@ def _length(name: str, length: int | None, longest: int | None, longest_by_defau
 
 
 def _folder(name: str, weights: bool, revision: str | None, token: str | bool | None) -> Path:
-    """The folder of a checkpoint; a repository of the Hub is downloaded into its cache, with or without its weights."""
+    """The folder of a checkpoint. A Hub repository is downloaded, with or without its weights."""
     check_name(name)
     check_revision(name, revision)
     folder = Path(name).expanduser()
@@ -272,7 +272,7 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
 
 
 def _quantised_class(values: Mapping[str, Any]) -> Any | None:
-    """The class that a model with quantised weights was saved with; transformers cannot read the base out of a model with a head."""
+    """The class of a checkpoint with quantised weights. transformers cannot load the base of a quantised model with a head."""
     import transformers
 
     import hf_longattn
@@ -285,7 +285,7 @@ def _quantised_class(values: Mapping[str, Any]) -> Any | None:
 
 
 def _pooled_rows(folder: Path | None) -> list[int] | None:
-    """The rows that an embedding is pooled from, by sentence-transformers' modules next to the model; ``None`` for all, or without them."""
+    """The output rows from which sentence-transformers pools an embedding; ``None`` for all or if unknown."""
     pooling = None if folder is None else sentence_pooling(folder)
     rows = {"cls": 0, "lasttoken": -1}
     return [rows[mode] for mode in pooling.modes] if pooling is not None and set(pooling.modes) <= set(rows) else None

@@ -1,4 +1,4 @@
-"""What is audited: a PyTorch model, an ONNX file or an embedding server; and what changes in each when tokens are replaced."""
+"""Targets of an audit (PyTorch model, ONNX file, embedding server), and how their outputs change when tokens are replaced."""
 
 from __future__ import annotations
 
@@ -28,24 +28,23 @@ from .declared import base_of, encoder_of
 from .inputs import AuditInputs, AuditSounds
 
 MAX_WORDS = 2000
-"""Words of one token that a server is sent."""
+"""Maximum number of different single-token words in texts for a server."""
 MAX_ANSWER_BYTES = 64 * 2**20
-"""An embedding has some kilobytes."""
+"""Maximum size of a server's answer. An embedding has some kilobytes."""
 REPLACEMENT_SCALE = 3.0
-"""By how much another token's state is scaled before it replaces one, so that weak dependence shows, too."""
+"""Factor on the state that replaces a token's state. A large one makes weak dependence visible."""
 ROUNDING = 1e-5
-"""Largest change that counts as none, relative to the largest, where tokens are sent to experts: how an expert rounds a token's numbers
-depends on how many others it computes."""
+"""Tolerance for models with experts, relative to the largest change. How an expert rounds one token depends on its number of tokens."""
 SPECIAL = ("pad", "bos", "eos", "sep", "cls", "mask", "unk", "decoder_start")
 OUTPUT, EMBEDDING = "output", "embedding"
 
 
 class AuditTarget(Protocol):
-    """What is audited, as a function of token ids.
+    """A target of an audit, as a function of token ids.
 
-    name: for messages.
-    rounding: the largest change that may be rounding, relative to the largest change.
-    leading, trailing: special tokens that it adds by itself.
+    name: name in messages.
+    rounding: largest change that rounding may cause, relative to the largest change.
+    leading, trailing: number of special tokens that the target adds before and after the ids.
     """
 
     name: str
@@ -58,10 +57,10 @@ class AuditTarget(Protocol):
 
 
 class Changes(Protocol):
-    """A target with one text: what changes in its stages (layers, or the output) when some of the tokens are replaced.
+    """Changes in the stages of a target (its layers, or its output) when tokens of one text are replaced.
 
-    noise: of every stage, the largest difference between two equal runs.
-    rounding: of every stage, the largest change that may be rounding, relative to the largest change; 0 where bits are compared.
+    noise: for every stage, the largest difference between two equal runs.
+    rounding: for every stage, the largest change that rounding may cause, relative to the largest change; 0 to compare bits.
     """
 
     stages: list[str]
@@ -69,20 +68,20 @@ class Changes(Protocol):
     rounding: list[float]
 
     def of(self, sets: Sequence[Tensor | None]) -> list[Tensor]:
-        """The largest change of each output ``(N,)`` or ``(1,)`` of every stage, when its tokens ``(N,)`` bool are replaced."""
+        """For every stage, the largest change of each output, ``(N,)`` or ``(1,)``, after replacing its tokens ``(N,)`` bool."""
 
     def dependence(self, rows: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
-        """Whether outputs depend on each token, however weakly.
+        """Whether outputs depend on each token, even weakly.
 
         Args:
-            rows: number of a stage -> its outputs.
+            rows: number of a stage -> outputs to check.
         Returns:
-            Number of a stage -> ``(rows, N)`` bool; without stages for which it cannot be determined.
+            Number of a stage -> ``(rows, N)`` bool. Stages without gradients are left out.
         """
 
 
 class TokenChanges:
-    """Replaces tokens of the input by ``words`` and looks at the output."""
+    """Changes of the output when input tokens are replaced by ``words``."""
 
     def __init__(self, target: AuditTarget, ids: Tensor, words: Tensor, generator: torch.Generator) -> None:
         self.target, self.ids, self.words, self.generator = target, ids, words, generator
@@ -113,8 +112,10 @@ class TokenChanges:
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    """One call of a layer: its module, its number among all calls, its arguments, and how many of their tensors are states: one, but two in
-    LiLT, of text and of boxes."""
+    """One call of a layer: its number among all calls, its module and its arguments.
+
+    flows: number of arguments that are states. LiLT has two, for text and boxes; other models have one.
+    """
 
     number: int
     name: str
@@ -125,17 +126,17 @@ class LayerCall:
 
     @property
     def numbers(self) -> list[Tensor]:
-        """The tensors of numbers that it is given, of which the first are states."""
+        """The floating-point arguments. The first of them are states."""
         values = (*self.args, self.kwargs.get("hidden_states"))
         return [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
 
     @property
     def states(self) -> Tensor | None:
-        """The states that it is given, ``(B, N, width)``, side by side."""
+        """The input states, concatenated to ``(B, N, width)``."""
         return _side_by_side(self.numbers[: self.flows])
 
     def with_states(self, states: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other states."""
+        """The arguments, with ``states`` instead of the input states."""
         before = self.numbers[: self.flows]
         pairs = list(zip(before, self.split(states), strict=True))
 
@@ -145,22 +146,22 @@ class LayerCall:
         return tuple(map(changed, self.args)), {name: changed(value) for name, value in self.kwargs.items()}
 
     def split(self, states: Tensor) -> Sequence[Tensor]:
-        """States, or outputs, that are side by side, apart."""
+        """Split concatenated states, or outputs, into their tensors."""
         return [states] if self.flows == 1 else states.split([flow.shape[-1] for flow in self.numbers[: self.flows]], -1)
 
     def flows_of(self, output: Any) -> int:
-        """How many of the tensors that it is given are states of the tokens: as many as have the shape of what it returns at the same
-        place, and as many rows as the first."""
+        """Number of arguments that are states: they have the token axis of the first argument and the shape of an output tensor."""
         given = list(itertools.takewhile(lambda flow: flow.ndim == 3 and flow.shape[:2] == self.numbers[0].shape[:2], self.numbers))
         pairs = zip(given, _tensors(output), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].shape == pair[1].shape, pairs))
 
 
 class LayerChanges:
-    """Replaces states before every layer of a PyTorch model by others and looks at the states after it. The next layer is given the
-    original ones, so that one pass shows every layer by itself.
+    """Changes of every layer's output in a PyTorch model when its input states are replaced.
 
-    names: of the modules that are the layers, in the order of their calls.
+    The next layer gets the original states. One forward pass therefore tests every layer separately.
+
+    names: names of the layers' modules, in the order of their calls.
     """
 
     def __init__(self, target: ModelTarget, ids: Tensor, generator: torch.Generator) -> None:
@@ -180,7 +181,7 @@ class LayerChanges:
         self.noise = [float(change.max()) for change in self.of([None] * len(self.names))] if self.names else []
 
     def _keep(self, unfit: list[nn.Module], call: LayerCall, output: Any) -> None:
-        """Keep what a layer returns, or its module among those that are not layers."""
+        """Store the output states of a layer. A module without them is added to ``unfit``."""
         flows = call.flows_of(output)
         states = _states(output, flows)
         if states is None:
@@ -192,7 +193,7 @@ class LayerChanges:
             self.rounding.append(ROUNDING if has_experts(call.module) else 0.0)
 
     def _pass(self, change: Callable[[LayerCall], Tensor | None], see: Callable[[LayerCall, Any], Tensor | None]) -> None:
-        """Run the model, with other states before its layers if ``change`` returns them, and after them if ``see`` does."""
+        """Run the model. States returned by ``change`` replace a layer's input, and those returned by ``see`` its output."""
         running: list[LayerCall] = []
         finished: list[LayerCall] = []
 
@@ -260,7 +261,7 @@ class LayerChanges:
         return dependent
 
     def _gradients(self, call: LayerCall, rows: Sequence[int]) -> Tensor:
-        """Whether the gradients of outputs by each of the states are not 0, ``(rows, N)`` bool."""
+        """Whether the gradient of each output by each input state is nonzero, ``(rows, N)`` bool."""
         assert call.states is not None
         states = call.states.requires_grad_(True)
         gradients = []
@@ -287,18 +288,18 @@ def _layers(stack: nn.Module) -> dict[nn.Module, str]:
 
 
 def _attending(stack: nn.Module) -> dict[nn.Module, str]:
-    """The attention modules of a model of sound, whose layers have convolutions next to them."""
+    """The attention modules of an audio model. Its layers also contain convolutions."""
     return {site.module: site.name for site in attention_sites(stack) if not site.cross}
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors with which what a layer returns begins."""
-    values = output if type(output) is tuple else (output,)  # not of a class of its own, as reversible layers return
+    """The leading tensors of a layer's return value."""
+    values = output if type(output) is tuple else (output,)  # a plain tuple, unlike the outputs of reversible layers
     return list(itertools.takewhile(lambda value: isinstance(value, Tensor), values))
 
 
 def _states(output: Any, flows: int = 1) -> Tensor | None:
-    """The first values that a layer returns, side by side; ``None`` if they are no tensors."""
+    """The first ``flows`` tensors of a layer's return value, concatenated; ``None`` if it has no tensors."""
     return _side_by_side(_tensors(output)[:flows])
 
 
@@ -307,15 +308,15 @@ def _side_by_side(flows: Sequence[Tensor]) -> Tensor | None:
 
 
 def check_finite(name: str, stage: str, states: Tensor) -> None:
-    """Refuse outputs in which no change could be seen."""
+    """Raise :class:`OptionError` for NaN or infinite outputs, in which changes cannot be measured."""
     if not states.isfinite().all():
         raise OptionError(f"{name} returns NaN or infinite values ({stage}), in which no change can be seen; fix the model first.")
 
 
 class ModelTarget:
-    """A PyTorch model: its encoder where it has an encoder and a decoder.
+    """A PyTorch model, or its encoder if it has one.
 
-    inputs: what ``ids`` are the patches or frames of, where the model reads pictures or sound.
+    inputs: for images or sound, the inputs whose patches or frames the ids stand for.
     """
 
     leading = trailing = 0
@@ -358,9 +359,9 @@ class ModelTarget:
 
 
 class GraphTarget:
-    """An ONNX file: its first output with a row for each token, else its first pooled one.
+    """An ONNX file: its first output with a row for each token, or else its first pooled output.
 
-    inputs: what ``ids`` are the patches or frames of, where the graph reads pictures or sound.
+    inputs: for images or sound, the inputs whose patches or frames the ids stand for.
     """
 
     rounding = 0.0
@@ -425,7 +426,7 @@ class GraphTarget:
 
 
 class ServerTarget:
-    """An embedding server; texts are words of one token each."""
+    """An embedding server. Its texts consist of words of one token each."""
 
     rounding = 0.0
 
@@ -476,10 +477,10 @@ class ServerTarget:
         return EMBEDDING, embedded
 
     def _answer(self, request: urllib.request.Request) -> bytes:
-        """All that the server sends, before the time is over.
+        """The body of the server's answer.
 
         Raises:
-            TimeoutError: it is not.
+            TimeoutError: the answer takes longer than the timeout.
             OSError, ValueError, HTTPException: no connection, not HTTP, or an endless answer.
         """
         until, parts, size = time.monotonic() + self.timeout, [], 0
@@ -500,7 +501,7 @@ class ServerTarget:
 
 
 def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
-    """Every token id but special ones, and those that the config makes global.
+    """All token ids except special ones and those that are global by the config.
 
     Raises:
         OptionError: the model takes no token ids.
@@ -520,7 +521,7 @@ def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
 
 
 def single_words(tokenizer: Any | None, name: str) -> Tensor:
-    """Ids of tokens that come back when they are written as words between spaces."""
+    """Ids of tokens that the tokenizer reproduces from their words between spaces."""
     if tokenizer is None:
         raise OptionError(f"{name!r} has no tokenizer, which auditing a server needs; give the model that the server runs.")
     special, ids = set(tokenizer.all_special_ids), []

@@ -1,4 +1,4 @@
-"""The verdict of an audit on every layer and the output, in one sentence each."""
+"""The verdict of an audit: for every layer and the output, whether measured and declared reach agree."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .targets import EMBEDDING, OUTPUT
 
 @dataclass(frozen=True)
 class StageReach:
-    """One layer, or the output, against the config.
+    """The comparison of one layer, or of the output, with the config.
 
     stage: "layer 1", "output" or "embedding".
-    mechanism: what the config says; empty for what follows several layers.
-    declared, measured: how many tokens back and ahead an output can depend on, of those tried, and did.
-    beyond: how many outputs changed that must not, over all runs.
-    unreached: distances (from, to), negative ahead, at which outputs should have changed and did not.
-    tested: the share of the pairs of an output and a token that the config keeps apart which were tested; ``None`` if not known.
-    problem: one sentence; empty where model and config agree.
+    mechanism: mechanism of the config; empty for the output of several layers.
+    declared, measured: maximum distances (back, ahead), among those tested, at which an output may depend on a token, and did.
+    beyond: number of outputs, over all runs, that changed although the config does not allow it.
+    unreached: ranges of distances (from, to), negative for later tokens, at which outputs should have changed and did not.
+    tested: fraction tested of the (output, token) pairs that must be independent; ``None`` if unknown.
+    problem: one sentence; empty if model and config agree.
     """
 
     stage: str
@@ -43,14 +43,14 @@ class ReachAudit:
     """A finished audit.
 
     Attributes:
-        runs: how often the model, graph or server ran.
-        seconds: what these runs took.
-        exhaustive_runs: how often it would run for all pairs.
-        probes: of an embedding, the positions whose tokens were replaced.
-        noise: largest difference between two equal runs.
-        note: what these runs cannot show, or "".
+        runs: number of runs of the model, graph or server.
+        seconds: duration of these runs.
+        exhaustive_runs: number of runs that a test of all pairs would take.
+        probes: for an embedding, the positions whose tokens were replaced.
+        noise: largest difference between the outputs of two equal runs.
+        note: what these runs cannot detect, or "".
         changed: ``(panels, stages, N)`` bool, the outputs that changed in the first runs; for an embedding ``(probes, 1, 1)``.
-        expected: the same for the outputs that may change.
+        expected: the outputs that may change, in the shape of ``changed``.
     """
 
     model: str
@@ -74,7 +74,7 @@ class ReachAudit:
 
     @property
     def tested(self) -> float:
-        """The smallest share of the pairs kept apart that was tested in a stage where it is known."""
+        """Minimum of :attr:`StageReach.tested` over the stages where it is known."""
         return min((stage.tested for stage in self.stages if stage.tested is not None), default=1.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,9 +86,9 @@ class ReachAudit:
 
 @dataclass(frozen=True)
 class TowersAudit:
-    """The audits of the towers of a model by their names.
+    """Audits of the towers of a model, by tower name.
 
-    notes: which towers were not audited, and why.
+    notes: towers that were not audited, and why.
     """
 
     towers: Mapping[str, ReachAudit]
@@ -108,10 +108,10 @@ class TowersAudit:
 def audited(
     model: str, subject: str, declared: DeclaredReach, parts: Sequence[Measurement | Embedding], seconds: float, settings: Settings
 ) -> ReachAudit:
-    """The audit of what was measured, the output last.
+    """Combine measurements, the output last, into an audit.
 
     Raises:
-        OptionError: nothing ever changed.
+        OptionError: no output changed in any run.
     """
     stages = [stage for part in parts if isinstance(part, Measurement) for stage in part.stages]
     embedding = next((part for part in parts if isinstance(part, Embedding)), None)
@@ -173,7 +173,7 @@ def of_embedding(embedding: Embedding) -> StageReach:
 
 
 def _note(stages: Sequence[Stage], embedding: Embedding | None, declared: DeclaredReach, settings: Settings) -> str:
-    """What these runs cannot show."""
+    """A sentence about what these runs cannot detect, or an empty string."""
     layered = len(stages) > 1 or (bool(stages) and stages[0].name != OUTPUT)
     if embedding is not None and bool(embedding.allowed.all()):
         return (
@@ -196,7 +196,7 @@ def _note(stages: Sequence[Stage], embedding: Embedding | None, declared: Declar
 
 
 def _ranges(distances: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Distances as ranges (from, to) without gaps."""
+    """The distances as ranges (from, to) of consecutive numbers."""
     known = set(distances)
     starts = sorted(distance for distance in known if distance - 1 not in known)
     stops = sorted(distance for distance in known if distance + 1 not in known)

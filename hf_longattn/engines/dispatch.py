@@ -33,7 +33,7 @@ DRAWN_IN_TILES = "dropout is drawn in tiles of few queries"
 
 
 def _always_runs(context: DispatchContext) -> None:
-    """No reason against the last path of a kind. It supports every call."""
+    """The check for the last path of each kind. That path supports every call, so the result is always ``None``."""
 
 
 def _not_covered(context: DispatchContext) -> str | None:

@@ -129,7 +129,7 @@ def _in_place(
     tensors: Sequence[Tensor], axes: Sequence[Sequence[Stretch]], prefix: Sequence[Tensor] | None, call: AttentionCall,
     of_prefix: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """The output ``(B, H, N, D)``, computed a few windows at a time. Their copies stay in the cache and reuse each other's memory.
+    """The output ``(B, H, N, D)``, computed a few windows at a time, so that the copies fit the CPU's cache and share memory.
     ``tensors`` are q, k and v, ``(B, H, *cells, D)``, and the key mask ``(B, 1, *cells, 1)``, if any."""
     q, front = tensors[0], 0 if of_prefix is None else of_prefix.shape[2]
     sizes = q.shape[2:-1]

@@ -190,7 +190,13 @@ def _prefiltered(q: Tensor, k: Tensor, key_mask: Tensor | None, margins: Tensor,
     offset, places = kv_len - length, torch.arange(kv_len, device=q.device)
 
     def scored(queries: Tensor, keys: Tensor, positions: Tensor, seen: int) -> Tensor:
-        """Scores ``(B, H, n, m)`` of ``queries (B, H, n, D)`` at ``positions (B or 1, H or 1, n)``, which see the first ``seen`` keys."""
+        """Scores ``(B, H, n, m)``, -inf where hidden.
+
+        Args:
+            queries: ``(B, H, n, D)``.
+            positions: ``(B or 1, H or 1, n)``, their positions.
+            seen: number of first keys that no causal query hides.
+        """
         scores = (queries.unflatten(1, (kv_heads, -1)).flatten(2, 3) @ keys.mT).view(batch, heads, queries.shape[2], -1)
         if queries.dtype == torch.float64:
             scores.mul_(scale)
@@ -251,7 +257,7 @@ def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int |
     """The ``count`` best columns per row of ``q (B, H, N, D) @ kᵀ (B, H, M, D)``. Columns after ``row + diagonal`` are skipped."""
     (batch, heads, length, _), dtype = q.shape, exact_dtype(q.device)
     cells = accelerator.numbers_at_a_time(q, SCORE_CELLS, 8)
-    shared = heads if accelerator.accelerated(q) else 1  # a step on an accelerator takes all heads: no cache limits it
+    shared = heads if accelerator.accelerated(q) else 1  # an accelerator takes all heads in a step, which need not fit a CPU cache
     rows = min(length, max(1, cells // (k.shape[2] * shared)))
     together = max(1, min(heads, cells // (k.shape[2] * rows)))
     parts = []
@@ -419,7 +425,7 @@ def _heads(a: Tensor, b: Tensor, index: Tensor, out: Tensor, length: int) -> Ite
 
 
 def _slices(places: Tensor, x: Tensor) -> Iterator[slice]:
-    """Slices of the rows of ``places (N, K)``. Gathered from ``x (·, D)``, a slice has up to :data:`MAX_GATHERED_NUMBERS` numbers."""
+    """Slices of the rows of ``places (N, K)``. Each gathers at most :data:`MAX_GATHERED_NUMBERS` numbers from ``x (·, D)`` on a CPU."""
     step = max(1, accelerator.numbers_at_a_time(x, MAX_GATHERED_NUMBERS) // (places.shape[1] * x.shape[1]))
     for row in range(0, places.shape[0], step):
         yield slice(row, row + step)

@@ -120,7 +120,7 @@ class BigBird(MaskedMechanism):
 
     @property
     def full_blocks(self) -> int:
-        """Maximum number of blocks of a bidirectional sequence with full attention."""
+        """Maximum number of blocks at which every query still sees every key, in the bidirectional form."""
         o = self.options
         return 2 * o.num_global_blocks + o.num_window_blocks + 2 * o.num_random_blocks
 

@@ -162,7 +162,7 @@ class Hybrid(Mechanism):
                 features = masked(features, shard.mask[:, shard.start : shard.stop])
 
             def beyond(parts: list[slice]) -> State:
-                """Sums over the tokens of all processes that this one needs. ``parts[r]`` selects this process's tokens for process r."""
+                """The sums that this process needs, over all processes. ``parts[r]`` selects the local tokens that process r needs."""
                 sums_by_process = [absorb(empty_state(features, summed), features[:, :, part], summed[:, :, part]) for part in parts]
                 return {name: shard.total(torch.stack([sums[name] for sums in sums_by_process]))[shard.rank] for name in ("kv", "z")}
 

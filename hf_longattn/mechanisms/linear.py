@@ -54,7 +54,7 @@ class Linear(LinearMechanism):
         return packed_linear_attention(self.scaled(q, call), self.scaled(k, call), v, self.feature, sequences, causal=call.causal)
 
     def advance(self, q: Tensor, k: Tensor, v: Tensor, state: State | None, call: AttentionCall) -> tuple[Tensor, State]:
-        """See :meth:`LinearMechanism.advance`. A single token takes a third of the operations, whose number limits decoding on a GPU."""
+        """See :meth:`LinearMechanism.advance`. One token takes a third of the operations. Their number limits decoding on a GPU."""
         if state is None or q.shape[2] > 1 or call.dropout or differentiated(q, k, v):
             return super().advance(q, k, v, state, call)
         with torch.autocast(q.device.type, enabled=False):

@@ -508,14 +508,15 @@ class KeyRows(NamedTuple):
 
 
 def sparse_definition(options: LsgOptions, cells: Cells, k: Tensor, real: Tensor, start: int, seed: int) -> tuple[Tensor | None, Tensor]:
-    """The definition of sparse keys: the chosen tokens, and the shares of tokens in means.
+    """Definition of the sparse keys: either a mask of chosen tokens, or the weight of every token in every mean.
 
     Args:
         k: ``(B, H, N, D)``.
         real: ``(B, N)`` bool, tokens that may be chosen.
         start: position where the first block starts, 0 or less.
     Returns:
-        ``(B or 1, H, 1, N)`` bool, or None for means; and ``(B, H, M, N)`` with row sums of 1 (0 if empty), M = 0 for chosen tokens.
+        The mask, ``(B or 1, H, 1, N)`` bool; ``None`` for means.
+        The weights, ``(B, H, M, N)`` for M means; M = 0 for chosen tokens. Rows sum to 1, or to 0 for an empty mean.
     """
     selection, (batch, heads, length, _) = options.selection, k.shape
     place = (torch.arange(length, device=k.device) - start).view(1, 1, 1, -1)

@@ -105,7 +105,7 @@ def polynomial(x: Tensor) -> Tensor:
 
 def _chosen_factors(d: int, like: Tensor) -> Tensor:
     """One-hot columns ``(2, 1 + 2d, 1 + d + d(d+1)/2)`` that select each feature's two factors from 1, x and √½ x."""
-    first, second = torch.triu_indices(d + 1, d + 1, device=like.device)  # 1 with everything first, then the coordinates in pairs
+    first, second = torch.triu_indices(d + 1, d + 1, device=like.device)  # pairs with the factor 1 first, then pairs of coordinates
     second = second + torch.where((first == second) & (first > 0), d, 0)
     unit = torch.eye(2 * d + 1, dtype=like.dtype, device=like.device)
     return torch.stack((unit[:, first], unit[:, second]))

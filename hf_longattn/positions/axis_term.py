@@ -80,7 +80,10 @@ class AxisTerm(ScoreTerm):
 
 
 def axis_products(cells: Tensor, tables: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-    """q_i · R_a[x_a(i) - x] of every axis, ``(B, H, cells, size of the axis)``, for ``cells (B, H, cells, D)`` in raster order."""
+    """q_i · R_a[x_a(i) - x] of every axis, ``(B, H, cells, size of the axis)``.
+
+    cells: queries q, ``(B, H, cells, D)``, in raster order.
+    """
     on_grid, products = cells.unflatten(2, tuple(sizes)), []
     for axis, (table, size) in enumerate(zip(tables, sizes, strict=True), 2):
         places = torch.arange(size, device=table.device)

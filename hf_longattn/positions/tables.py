@@ -198,7 +198,7 @@ def extends_learned(strategy: str) -> bool:
 
 
 def moves_rows(strategy: str) -> bool:
-    """Whether old rows lie elsewhere in the extended table. :func:`shorten_table` then solves for them."""
+    """Whether old rows move to other places in the extended table. :func:`shorten_table` then restores them by least squares."""
     return strategy == INTERPOLATE or stretched_from(strategy) is not None
 
 

@@ -31,7 +31,10 @@ def only_locality(mechanism: Any, causal: bool) -> Locality | None:
 
 
 def global_rows_of(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, index: Tensor, shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries ``(B, H, g, D)`` of the global tokens ``index (B, g)``, and the keys and values ``(B, H, n, D)`` that they see here."""
+    """The queries of global tokens, and this process's keys and values.
+
+    Returns ``(B, H, g, D)`` for the tokens ``index (B, g)``, and ``(B, H, n, D)`` twice.
+    """
     return shard.tokens(q, index), repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
 
 

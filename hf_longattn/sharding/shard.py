@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from ..engines.common.batch import Batch
 from ..engines.common.call import AttentionCall, AttentionFunction, State
@@ -27,6 +26,8 @@ from ..positions.distances import Locality
 
 Bounds = Sequence[tuple[int, int]]
 """``(start, stop)`` for each process: a range of its tokens, or of its heads."""
+Expected = tuple[int, Sequence[int], torch.dtype]
+"""The sender, shape and dtype of a tensor that an exchange receives."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,21 +101,21 @@ class Shard:
         sent = [
             (peer, x.narrow(dim, first - self.start, last - first)) for peer, (first, last) in _overlaps(ranges, self.bounds[self.rank])
         ]
-        received = [(peer, _resized(x, dim, last - first)) for peer, (first, last) in _overlaps(self.bounds, ranges[self.rank])]
+        received = [_expected(peer, x, dim, last - first) for peer, (first, last) in _overlaps(self.bounds, ranges[self.rank])]
         return torch.cat(self._exchanged(sent, received), dim)
 
-    def _exchanged(self, sent: Sequence[tuple[int, Tensor]], received: Sequence[tuple[int, Sequence[int]]]) -> tuple[Tensor, ...]:
+    def _exchanged(self, sent: Sequence[tuple[int, Tensor]], received: Sequence[Expected]) -> tuple[Tensor, ...]:
         """Exchange tensors with other processes, in one step forward and one step back.
 
         Args:
-            sent: tensors and their receivers.
-            received: senders and the shapes that they send. This process's own parts are in both lists.
+            sent: tensors, each with its receiver.
+            received: the tensors to receive. Parts that this process keeps are in both lists.
         """
         return _Exchange.apply(self, [peer for peer, _ in sent], received, *(x for _, x in sent))
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over all processes. Its shape must be the same on each. Its gradient is the sum of all gradients."""
-        return all_reduce(x, group=self.group)
+        return _Total.apply(x, self.group)
 
     def stacked(self, x: Tensor) -> Tensor:
         """``x`` of every process, stacked to ``(processes, …)``. Its shape must be the same on each."""
@@ -143,15 +144,15 @@ class Shard:
             q: ``(B, H, n, D)``; k, v: ``(B, H_kv, n, D)``; each becomes ``(B, own heads, N, D)``.
         """
         parts = [list(enumerate(x.split(_sizes(each), 1))) for x, each in ((q, heads), (k, groups), (v, groups))]
-        shapes = [(peer, _resized(x[self.rank][1], 2, size)) for x in parts for peer, size in enumerate(_sizes(self.bounds))]
-        received, processes = self._exchanged(list(itertools.chain(*parts)), shapes), len(self.bounds)
+        expected = [_expected(peer, x[self.rank][1], 2, size) for x in parts for peer, size in enumerate(_sizes(self.bounds))]
+        received, processes = self._exchanged(list(itertools.chain(*parts)), expected), len(self.bounds)
         return tuple(torch.cat(received[at : at + processes], 2) for at in range(0, len(received), processes))
 
     def heads_to_tokens(self, heads: Bounds, x: Tensor) -> Tensor:
-        """Exchange whole sequences of own heads ``x (B, own heads, N, D)`` for own tokens of all heads ``(B, H, n, D)``."""
+        """The inverse of :meth:`tokens_to_heads`: ``x (B, own heads, N, D)`` becomes ``(B, H, n, D)``."""
         parts = x.split(_sizes(self.bounds), 2)
-        shapes = [(peer, _resized(parts[self.rank], 1, size)) for peer, size in enumerate(_sizes(heads))]
-        return torch.cat(self._exchanged(list(enumerate(parts)), shapes), 1)
+        expected = [_expected(peer, parts[self.rank], 1, size) for peer, size in enumerate(_sizes(heads))]
+        return torch.cat(self._exchanged(list(enumerate(parts)), expected), 1)
 
     def call(self, call: AttentionCall, low: int, high: int) -> AttentionCall:
         """The call for the tokens ``low … high - 1``, as a separate sequence."""
@@ -175,9 +176,10 @@ class Shard:
         local: Locality,
         tokens: GlobalTokens | None = None,
     ) -> Tensor:
-        """This process's rows ``(B, H, n, D)`` of a local mechanism ``run(q, k, v, call)``, from own and surrounding tokens.
+        """This process's rows ``(B, H, n, D)`` of a local mechanism, from own and surrounding tokens.
 
         Args:
+            run: the mechanism, ``run(q, k, v, call)``.
             tokens: global tokens of the whole sequence. A global key outside of the surrounding tokens is added before or after them, so
                 that each key is there once.
         """
@@ -237,9 +239,24 @@ def _overlaps(bounds: Bounds, own: tuple[int, int]) -> Iterator[tuple[int, tuple
             yield peer, (first, last)
 
 
-def _resized(x: Tensor, dim: int, size: int) -> tuple[int, ...]:
-    """The shape of ``x`` with ``size`` on axis ``dim``."""
-    return *x.shape[:dim], size, *x.shape[dim + 1 :]
+def _expected(peer: int, x: Tensor, dim: int, size: int) -> Expected:
+    """What ``peer`` sends: a tensor like ``x`` with ``size`` on axis ``dim``."""
+    return peer, (*x.shape[:dim], size, *x.shape[dim + 1 :]), x.dtype
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes. Each process receives the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        x = x.contiguous().clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Total.apply(grads[0], ctx.group), None
 
 
 class _Exchange(torch.autograd.Function):
@@ -249,9 +266,9 @@ class _Exchange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, shard: Shard, peers: Sequence[int], received: Sequence[tuple[int, Sequence[int]]], *sent: Tensor) -> Any:
-        ctx.shard, ctx.senders = shard, [peer for peer, _ in received]
-        ctx.sent = [(peer, x.shape) for peer, x in zip(peers, sent, strict=True)]
+    def forward(ctx: Any, shard: Shard, peers: Sequence[int], received: Sequence[Expected], *sent: Tensor) -> Any:
+        ctx.shard, ctx.senders = shard, [peer for peer, *_ in received]
+        ctx.sent = [(peer, x.shape, x.dtype) for peer, x in zip(peers, sent, strict=True)]
         return tuple(_send_and_receive(shard, peers, sent, received))
 
     @staticmethod
@@ -260,16 +277,16 @@ class _Exchange(torch.autograd.Function):
 
 
 def _send_and_receive(
-    shard: Shard, peers: Sequence[int], sent: Sequence[Tensor], received: Sequence[tuple[int, Sequence[int]]]
+    shard: Shard, peers: Sequence[int], sent: Sequence[Tensor], received: Sequence[Expected]
 ) -> list[Tensor]:  # fmt: skip
-    """Send each tensor to its peer and receive tensors of these shapes. This process's own tensors are returned in their order."""
+    """Send each tensor to its peer and receive those of others. Parts that this process keeps are returned in their order."""
     rank, group = shard.rank, dist.group.WORLD if shard.group is None else shard.group
     own = iter([x for peer, x in zip(peers, sent, strict=True) if peer == rank])
     copies = [(peer, x.contiguous()) for peer, x in zip(peers, sent, strict=True) if peer != rank]  # alive until everything is sent
-    results = [next(own) if peer == rank else sent[0].new_empty(tuple(shape)) for peer, shape in received]
+    results = [next(own) if peer == rank else sent[0].new_empty(tuple(shape), dtype=dtype) for peer, shape, dtype in received]
     operations = [dist.P2POp(dist.isend, x, group=group, group_peer=peer) for peer, x in copies]
     operations += [
-        dist.P2POp(dist.irecv, x, group=group, group_peer=peer) for (peer, _), x in zip(received, results, strict=True) if peer != rank
+        dist.P2POp(dist.irecv, x, group=group, group_peer=peer) for (peer, *_), x in zip(received, results, strict=True) if peer != rank
     ]
     for request in dist.batch_isend_irecv(operations) if operations else []:
         request.wait()
@@ -277,7 +294,9 @@ def _send_and_receive(
 
 
 def softmax_rows(q: Tensor, k: Tensor, v: Tensor, index: Tensor, scale: float, call: AttentionCall, shard: Shard) -> Tensor:
-    """Attention of a few queries to the keys of all processes, ``(B, H, g, D)`` on every process. Each process's keys are one part.
+    """Attention of a few queries to the keys of all processes, ``(B, H, g, D)`` on every process.
+
+    Each process attends to its own keys. The results are merged by their log-sum-exps.
 
     Args:
         q: ``(B, H, g, D)``, the same on every process, of the tokens ``index (B, g)``.

@@ -27,7 +27,7 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
     """How many tokens back and ahead a token of a stream attends to.
 
     Raises:
-        StreamError: there is no such limit, or the mechanism is not available as causal or as bidirectional.
+        StreamError: there is no such limit, or the mechanism does not support ``causal`` (True or False).
     """
     if problem := form_problem(mechanism, causal, "this stream"):
         raise StreamError(str(problem))

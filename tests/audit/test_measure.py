@@ -93,7 +93,7 @@ def test_exhaustive_sets_test_every_pair(name: str) -> None:
     for replacement in replacements(declared, Settings(exhaustive=True)):
         runs += 1
         kept_apart &= ~((~replacement.allowed)[:, None] & replacement.tokens)
-        if replacement.alone and not (replacement.tokens.sum() > 1 and declared.hubs.any()):
+        if replacement.isolated and not (replacement.tokens.sum() > 1 and declared.hubs.any()):
             assert int((matrix(declared) & replacement.tokens).sum(-1).max()) <= 1
         required &= ~(replacement.required[:, None] & replacement.tokens)
     assert not kept_apart.any()

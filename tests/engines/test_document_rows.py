@@ -194,8 +194,8 @@ def test_centroids_move_once_for_all_documents() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "why"), [
-    ({"blocks_over": "input"}, "padding counts"),
-    ({"queries": 100}, "the queries are not those of the keys"),
+    ({"blocks_over": "input"}, "padding changes the output"),
+    ({"queries": 100}, "there are fewer queries than keys"),
 ])  # fmt: skip
 def test_a_call_for_each_where_padding_counts_or_queries_are_few(arguments: dict[str, Any], why: str) -> None:
     (q, k, v), count = tensors(), arguments.pop("queries", LENGTH)

@@ -152,7 +152,7 @@ def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool, m
 
 
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_it_is_part_of_a_whole_graph(dropout: float) -> None:
     """Forward and backward; of other lengths, too."""
     torch._dynamo.reset()

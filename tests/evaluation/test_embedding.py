@@ -245,6 +245,7 @@ def test_the_command_says_what_it_wrote(folder: str, data: str, tmp_path: Path, 
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["embedding.json", "vectors-00000.parquet"]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_files_without_a_gpu(folder: str, tmp_path: Path) -> None:
     """The command of retrieve.md as typed: each file is embedded by one process."""
     rows = [{"text": SENTENCES[number % len(SENTENCES)]} for number in range(embedding.FILE + 20)]

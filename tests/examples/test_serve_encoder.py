@@ -161,6 +161,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any
     return folder / "onnx", model, tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression", None])
 def test_a_classifier_scores_labels_as_the_pipeline_does(classifier: Any, tmp_path: Path, problem: str | None) -> None:
     from examples.serve_encoder import application

@@ -105,6 +105,7 @@ def test_a_graph_attends_short_texts_in_full_whatever_the_length(tmp_path: Path)
             assert difference < 1e-4, (length, mask)
 
 
+@pytest.mark.slow
 def test_the_least_length_is_where_short_inputs_have_a_path_of_their_own_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_graph, "MIN_LENGTHS", (2,))  # the lengths between take seconds each and fail as this one does
     source = saved(tmp_path / "long", "nystrom", num_landmarks=384)

@@ -86,6 +86,7 @@ def test_both_position_tables_grow_and_come_back(tmp_path: Path) -> None:
     assert revert_checkpoint(tmp_path / "long", tmp_path / "again").passed
 
 
+@pytest.mark.slow
 def test_a_graph_takes_boxes(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     plain_model(BASE, "LiltForTokenClassification", max_position_embeddings=66, num_hidden_layers=1).save_pretrained(tmp_path / "short")

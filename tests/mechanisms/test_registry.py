@@ -60,7 +60,7 @@ WRONG = {
     ),
     "a trait outside of the traits": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    takes_globals = True\n',
-        r"Mechanism 'misplaced' of .*theirs\.py:9 has an attribute 'takes_globals', which is read from its traits; write traits = ",
+        r"Mechanism 'misplaced' of .*theirs\.py:9 sets 'takes_globals' as an attribute, but it belongs in traits; write traits = ",
     ),
     "handling outside of it": (
         '@register_mechanism("misplaced")\nclass Mine(Window):\n    ignores_padding = False\n',

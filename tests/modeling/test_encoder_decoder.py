@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,9 +61,6 @@ class TestEveryBase(EncoderDecoderContract):
 
     def unchanged(self, a: Tensor, b: Tensor) -> None:
         assert torch.equal(a, b)
-
-    def test_a_family_is_one_short_file(self, base: str) -> None:
-        assert len(Path(families.__path__[0], f"{base}.py").read_text().splitlines()) <= 30
 
     def test_where_the_mechanisms_are(self, base: str) -> None:
         model = long_like(plain_model(base), base, {**WINDOW, "layers": {1: {"window": 4}}})

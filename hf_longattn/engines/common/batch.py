@@ -26,7 +26,7 @@ Places = Sequence[Place]
 
 
 class graph_property(functools.cached_property[Derived]):
-    """A cached_property that graphs compute each time. Dynamo cannot enter the lock that it has before Python 3.12."""
+    """A ``cached_property`` without the cache while compiling. Before Python 3.12 it takes a lock, which Dynamo cannot trace."""
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self.func(instance) if instance is not None and torch.compiler.is_compiling() else super().__get__(instance, owner)

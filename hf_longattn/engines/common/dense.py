@@ -142,7 +142,7 @@ def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
     if visible is None:
         return scores.softmax(-1)
     lowest = torch.finfo(scores.dtype).min
-    if torch.compiler.is_exporting():  # runtimes add one mask to all heads faster than they select
+    if torch.compiler.is_exporting():  # in other runtimes, adding a mask is faster than selecting
         scores = scores + torch.zeros((), dtype=scores.dtype, device=scores.device).masked_fill(~visible, lowest)
     else:
         scores = scores.masked_fill(~visible, lowest)

@@ -25,7 +25,7 @@ FUSED_NODE = "ScaledDotProduct"
 
 
 def transform_readers() -> tuple[Callable[[], int], Callable[[], Any]]:
-    """Two functions that return the forward-mode AD level (-1 if none) and torch.func's transform stack (``None`` if none)."""
+    """Functions for the forward-mode AD level (-1 if none) and torch.func's transform stack (``None`` if none)."""
     read_level = functools.partial(getattr, torch.autograd.forward_ad, "_current_level")
     try:
         read_level()
@@ -60,7 +60,7 @@ def no_fused_kernels() -> str | None:
         return None
     if func_transforms():
         return "torch.func and forward-mode AD need derivatives that fused kernels do not have"
-    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():  # despite their module, these apply to every device
+    if flash_sdp_enabled() or mem_efficient_sdp_enabled() or cudnn_sdp_enabled():  # named for CUDA, they apply to every device
         return None
     return "torch.nn.attention.sdpa_kernel leaves fused kernels out"
 
@@ -73,14 +73,14 @@ def differentiated(*tensors: Tensor) -> bool:
 
 
 def first_derivatives_only(gradients: Sequence[Any]) -> tuple[Any, ...]:
-    """The gradients of a fused kernel, marked so that differentiating them raises :class:`DerivativeError`."""
+    """Make derivatives of a fused kernel's gradients raise :class:`DerivativeError`. Returns the gradients as a tuple."""
     if torch.is_grad_enabled():
         _refuse_gradients_of(gradients)
     return tuple(gradients)
 
 
 def refuse_second_derivatives(out: Tensor) -> Tensor:
-    """The output of scaled_dot_product_attention, marked so that second derivatives raise :class:`DerivativeError` for fused kernels."""
+    """Make second derivatives of ``out`` raise :class:`DerivativeError` if a fused kernel computed it. Returns ``out``."""
     if out.requires_grad and not torch.compiler.is_compiling() and type(out.grad_fn).__name__.startswith(FUSED_NODE):
         assert out.grad_fn is not None
         out.grad_fn.register_hook(_after_backward)
@@ -134,7 +134,7 @@ def refusal_to_map(mechanism: str, error: RuntimeError) -> DerivativeError | Non
 
 
 def map_one_by_one(operator: Any) -> None:
-    """Register a vmap rule that runs a custom operator, which returns one tensor, on one entry at a time."""
+    """Register a vmap rule for ``operator`` that calls it on one entry at a time. It must return one tensor."""
 
     def each(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         entries = ([x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)] for i in range(info.batch_size))

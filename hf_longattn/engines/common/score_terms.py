@@ -36,7 +36,7 @@ ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 Move = Callable[[Tensor, int], Tensor]
 """``move(x, dim)`` moves the tokens on axis ``dim`` of ``x (B, …)``."""
 Index = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``index(b, position) -> (b, position)``: maps row and position after a move of tokens to those before it."""
+"""``index(b, position) -> (b, position)``: where the token that is now at this row and position was before tokens moved."""
 NO_GRID_BIAS = "a score term other than a bias by distance on the grid is added to listed pairs"
 """Why an engine of the grid does not run, as a clause."""
 PREFIX_PAIRS = 3
@@ -46,7 +46,7 @@ PREFIX_PAIRS = 3
 class ScoreTerm(ABC):
     """A ``score_mod`` that can move with its tokens. Some engines add it without calling it for every pair.
 
-    The defaults suit any function of absolute positions.
+    The default methods suit any function of absolute positions.
     """
 
     engines: tuple[Path, ...] = ()
@@ -86,14 +86,14 @@ class ScoreTerm(ABC):
         return self.indexed(lambda b, position: (b + row, position + first))
 
     def of_sequence(self, row: int, start: int, stop: int) -> ScoreMod:
-        """The term of the keys ``start … stop - 1`` of one row, and of the queries among them."""
+        """The term of one row's keys ``start … stop - 1`` and of the queries among them."""
         return self.shifted(start, row)
 
     def moved(self, move: Move, index: Index) -> ScoreMod:
         """The term after tokens moved. There are as many queries as keys.
 
         Args:
-            move: moves what the term holds for each token.
+            move: moves tensors that the term holds per token.
             index: finds where a token was. Padding may be at any token's position.
         """
         return self if self.by_distance_alone else self.indexed(index)
@@ -132,7 +132,7 @@ class ScoreTerm(ABC):
         return self
 
     def on_larger(self, grid: Grid, queries: Tensor) -> ScoreMod | None:
-        """The term for a larger grid and its ``queries (B, H, N, D)``; ``None`` without values there."""
+        """The term for a larger grid and its ``queries (B, H, N, D)``. ``None`` if it has no values for the added cells."""
         return None
 
     def beyond_grid(self, places: Sequence[Tensor]) -> Tensor | None:

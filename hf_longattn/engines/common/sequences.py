@@ -65,7 +65,7 @@ def why_not_packed(context: DispatchContext) -> str | None:
     if in_graph():
         return UNKNOWN_STARTS
     if context.separate_calls or context.q_len < context.kv_len:
-        return "every document is to be run alone, or the queries are not those of the keys"
+        return "documents need separate calls, or there are fewer queries than keys"
     if context.device != "cpu":
         return None
     if context.call.batch is not None and any(sequence.holes for sequence in context.call.batch.sequences):
@@ -76,9 +76,9 @@ def why_not_packed(context: DispatchContext) -> str | None:
 def why_not_stacked(context: DispatchContext) -> str | None:
     """Why packed documents are not gathered into the rows of a batch."""
     if context.device == "cpu" and not context.single_call:
-        return "on the CPU a document alone costs what its tokens cost"
+        return "on the CPU, a call per document costs no more than its tokens"
     if context.stacking is None or context.q_len < context.kv_len:
-        return "padding counts, every document is to be run alone, or the queries are not those of the keys"
+        return "padding changes the output, documents need separate calls, or there are fewer queries than keys"
     if in_graph():
         return UNKNOWN_STARTS
     if (why := no_fused_kernels()) is not None:

@@ -351,7 +351,7 @@ class BandSource(Source):
 
     @abstractmethod
     def splits_batch(self, item: Item) -> bool:
-        """Whether an item of all batch rows must be split into one item per row. Views of several blocks need this."""
+        """Whether batch rows must run as separate items: a view of several blocks uses the batch axis for the blocks."""
 
     def in_one_part(self, item: Item) -> bool:
         """Whether the item runs as a single part with all queries and keys."""
@@ -368,7 +368,7 @@ class BandSource(Source):
             lse.zero_()
 
     def scopes(self, backward: bool) -> Iterator[Item]:
-        """Items of the batch without outer padding. Rows of padding only are skipped; their outputs are zeros."""
+        """One item for the batch, or one per row, from its first to its last real token. Rows without a real query are skipped."""
         self.is_backward = backward
         everything, kv_len, earlier = slice(None), self.k.shape[2], self.k.shape[2] - self.q.shape[2]
         if self.key_mask is None and self.global_mask is None:

@@ -30,7 +30,7 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 class _Item(Scope):
-    """The own blocks of one batch item, for all heads."""
+    """Each query's own block, for one batch item and all heads."""
 
     def __init__(self, item: int, parts: Iterable[Part]) -> None:
         super().__init__(parts)
@@ -63,7 +63,7 @@ class _Head(Scope):
         return (x if name in ("k", "v") else x.contiguous().index_select(0, self.queries))[None, None]
 
     def into(self, name: str, x: Tensor) -> Tensor:
-        """A row for every selection; the keys' gradients themselves."""
+        """Where results are written: for ``dk`` and ``dv`` a view of the gradient, otherwise new rows, one per selection."""
         x = x[self.at]
         if name in ("dk", "dv"):
             return x[None, None]

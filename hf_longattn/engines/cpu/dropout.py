@@ -34,7 +34,7 @@ class Dropout(NamedTuple):
 
     @classmethod
     def of(cls, probability: float, seed: int) -> Dropout | None:
-        """The dropout; ``None`` for probability 0."""
+        """Dropout with this probability and seed; ``None`` for probability 0."""
         return cls(probability, seed) if probability else None
 
     @property

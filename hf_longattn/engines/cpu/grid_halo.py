@@ -39,7 +39,7 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 def _leading(tiles: Sequence[Sequence[TileGroup]]) -> Iterator[tuple[TileGroup, ...]]:
-    """The single tiles of every axis but the last."""
+    """Every combination of one tile per axis, without the last axis."""
     return itertools.product(*([group.part(number, 1) for group in axis for number in range(group.tiles)] for axis in tiles[:-1]))
 
 

@@ -165,7 +165,7 @@ class Part(NamedTuple):
     of_scores: Callable[[Tensor], Any] | None = None
     """Callback that sums the gradients of a score term. It gets the gradient of the scores ``(n, H, queries, keys)``, read-only."""
     memory: Tensor | None = None
-    """Buffer for the gradient of the scores, read by the source before its next part. With a buffer, the mask may be overwritten."""
+    """Buffer to which the gradient of the scores is written, for the source to read. If it is given, the mask may be overwritten."""
 
 
 class Scope:

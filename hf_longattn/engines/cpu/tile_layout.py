@@ -209,7 +209,8 @@ def _cut(
     spec: TileSpec, first: int, count: int, queries: _Row | None, keys: _Row | None, heads: int, per_head: bool,
     limits: Limits, need: int,
 ) -> Iterator[Chunk]:  # fmt: skip
-    """Cut ``count`` equal rows into calls within ``limits``. Slots of a row come first, then rows if heads differ, otherwise heads."""
+    """Cut ``count`` equal rows into calls within ``limits``. A call takes slots of one row first.
+    If there is room, it adds more rows (heads differ) or more heads (heads are alike)."""
     size = spec.queries.shape[-1] if queries is None else queries.size
     width = spec.keys.shape[-1] if keys is None else keys.size
     aligned = queries is not None and keys is not None and queries.step == keys.step

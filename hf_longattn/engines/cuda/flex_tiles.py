@@ -189,7 +189,7 @@ def _rules(tile: GatherTile) -> tuple[Hashable, ...]:
 def layouts(
     tiles: Sequence[GatherTile], lengths: tuple[int, int], sizes: Sequence[int], padded: bool = False
 ) -> list[tuple[GatherTile, Layout]]:
-    """Layouts, each with a tile that has its rules and its bias. Fixed tiles that are alike and have no bias are joined.
+    """Pairs of a layout and the tile that gives its rules and bias. Fixed tiles without bias are joined if rules and block size agree.
 
     Args:
         sizes: the block sizes that the kernel takes, largest first.
@@ -306,7 +306,7 @@ def rows_per_block(tile: GatherTile, size: int) -> int:
 
 
 def in_blocks(index: Tensor, together: int, size: int) -> Tensor:
-    """Concatenate rows ``(b, h, R, T)`` in groups of ``together`` rows, each padded to blocks of ``size`` slots: ``(b, h, slots)``."""
+    """Join every ``together`` rows of ``(b, h, R, T)``. Each group is padded to whole blocks of ``size`` slots: ``(b, h, slots)``."""
     index = F.pad(index, (0, 0, 0, -index.shape[2] % together), value=-1).unflatten(2, (-1, together)).flatten(3)
     return F.pad(index, (0, -index.shape[3] % size), value=-1).flatten(2)
 
@@ -343,8 +343,8 @@ def axis_blocks(places: Tensor, length: int, size: int, in_order: bool = False) 
 
 
 def axis_of(places: Tensor, length: int) -> Axis:
-    """The axis of int64 ``places``, -1 for an empty slot. Empty slots read different tokens of the ``length``, since the backward pass adds
-    gradients of the same token one after the other."""
+    """The axis of int64 ``places``, where -1 is an empty slot. Empty slots read tokens all over the sequence of ``length`` tokens: if they
+    read the same one, the backward pass would add their gradients one after the other."""
     spread = torch.arange(places.shape[2], device=places.device) % length
     return Axis(places.to(torch.int32), torch.where(places >= 0, places, spread))
 

@@ -1,1 +1,1 @@
-"""Shared parts of mechanisms: base class, options, registry, notation for members, building blocks."""
+"""Shared parts of mechanisms: base class, options, registry, building blocks, and parsing of mechanisms nested in others."""

@@ -208,7 +208,7 @@ class Mechanism(nn.Module, ABC):
         return None
 
     def kept_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
-        """The keys that each query attends to, or the weights of all keys; ``None`` without a single softmax.
+        """The keys that each query attends to, or the weights of all keys. ``None`` if the output is not one softmax over keys.
 
         :mod:`hf_longattn.diagnostics` uses it to measure how much of full attention's weight falls on these keys. The function that is
         returned computes some queries at a time, in memory linear in N.

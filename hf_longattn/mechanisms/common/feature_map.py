@@ -108,7 +108,7 @@ class LinearMechanism(Mechanism):
         return self.head_dim
 
     def pairs(self, length: int, causal: bool = False) -> int:
-        """F pairs per token, the cost of writing and reading a state of F·D numbers. Causal chunks add the pairs inside them."""
+        """Updating and reading a state of F·D numbers counts as F pairs per token. The causal form adds the pairs within each chunk."""
         chunk = min(length, CHUNK) if causal else 0
         return min(full_pairs(length, causal), length * self.features_per_head() + length * (chunk + 1) // 2)
 

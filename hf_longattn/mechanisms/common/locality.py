@@ -34,7 +34,7 @@ def span_of(mechanism: Any, q_len: int, kv_len: int, causal: bool) -> Span:
     return min(local.back, kv_len - 1), min(local.ahead, q_len - 1)
 
 
-def extent_of(mechanism: Any, causal: bool) -> Locality | None:
+def eval_locality(mechanism: Any, causal: bool) -> Locality | None:
     """The locality in eval mode, global tokens and sinks left aside; ``None`` if unbounded or dependent on content."""
     local = mechanism.locality(causal)
     return None if local is None or local.in_eval != "same" else local
@@ -42,7 +42,7 @@ def extent_of(mechanism: Any, causal: bool) -> Locality | None:
 
 def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
     """``(back, ahead)`` of a sliding window or of full attention; ``None`` for other mechanisms.
-    The mechanism must be exactly that in eval mode, at any length."""
+    In eval mode, the mechanism must see exactly these keys at every length."""
     if mechanism.relative is not None:
         return None
     local = mechanism.locality(causal)
@@ -54,7 +54,7 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it does not. See
     :func:`~hf_longattn.positions.untrained_distances`."""
-    return untrained_distances(rule, trained, length, extent_of(mechanism, causal), reach_of(mechanism))
+    return untrained_distances(rule, trained, length, eval_locality(mechanism, causal), reach_of(mechanism))
 
 
 def joined(localities: Iterable[Locality | None], *, one_softmax: bool) -> Locality | None:

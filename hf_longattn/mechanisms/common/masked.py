@@ -241,7 +241,7 @@ class SparseMechanism(MaskedMechanism):
         return attend_sharded(self, q, k, v, call, shard, self.pattern(call.causal), self.global_rows)
 
     global_rows = staticmethod(global_rows_of)
-    """See :func:`~.sharding.global_rows_of`."""
+    """See :func:`~hf_longattn.sharding.global_rows_of`."""
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.pattern(causal).covers(length, length)

@@ -105,7 +105,7 @@ def _check_class(name: str, cls: type[Mechanism]) -> None:
         if misplaced := sorted(attributes.intersection(fields)):
             change = "but" if holder == "traits" else "_replace"
             raise RegistrationError(
-                f"Mechanism {name!r} of {defined_at(cls)} has an attribute {misplaced[0]!r}, which is read from its {holder}; write "
+                f"Mechanism {name!r} of {defined_at(cls)} sets {misplaced[0]!r} as an attribute, but it belongs in {holder}; write "
                 f"{holder} = Mechanism.{holder}.{change}({misplaced[0]}=...)."
             )
     options = cls.options_type

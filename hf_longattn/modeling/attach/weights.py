@@ -70,12 +70,12 @@ def drop_tables(model: PreTrainedModel, family: Family) -> None:
 
 def freeze_tables(model: PreTrainedModel, family: Family) -> None:
     """Freeze position tables that are computed or unused."""
-    dropped = bool(family.position_tables) and model.config.position_extension in DROPPED  # a config of towers has no such field
-    if not dropped and all(table.learned for table in family.position_tables):
+    tables = family.position_tables
+    if not tables or (all(table.learned for table in tables) and model.config.position_extension not in DROPPED):
         return
     for name, parameter in model.named_parameters():
         table = family.table(name)
-        if table is not None and (dropped or not table.learned):
+        if table is not None and (not table.learned or model.config.position_extension in DROPPED):
             parameter.requires_grad_(False)
 
 

@@ -369,6 +369,7 @@ def public_class_names() -> list[str]:
     return [name for base in FAMILIES for name in declared_exports(base)]
 
 
+@cache
 def _all_stored() -> bool:
     """Whether the stored names are those of every family."""
     return {*module_names("families")} <= {module_name(base) for base in _stored_exports()}

@@ -16,7 +16,7 @@ MOST = 1.2
 PLAIN = ("full", "window", "longformer", "linear")
 
 
-@pytest.mark.parametrize("name", [BASE, *PLAIN])
+@pytest.mark.parametrize("name", [BASE, *(pytest.param(name, marks=pytest.mark.slow) if name == "window" else name for name in PLAIN)])
 def test_operations_are_those_of_the_table(name: str) -> None:
     """Of one cell each; fewer is an occasion to store the table again."""
     logging.getLogger("hf_longattn").setLevel(logging.ERROR)
