@@ -273,7 +273,7 @@ class DeclaredReach:
 
     @torch.no_grad()
     def _on_grid(self, mechanism: Mechanism, grid: Grid) -> LayerReach:
-        """The reach of a mechanism on a grid or with a token order. Unknown unless its mask defines the mechanism."""
+        """The reach on a grid or with a token order. Unknown unless a mask defines the mechanism."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
         bound, order = on_grid(mechanism, grid), mechanism.options.order
         if not isinstance(bound, MaskedMechanism) or not bound.mask_is_reach or bound.traits.takes_globals:
@@ -370,7 +370,7 @@ def text_stack(config: Any, model: nn.Module | None = None) -> Any:
 
 
 def base_of(model: nn.Module) -> Any:
-    """The model without its head. The ``base_model`` of DINOv3 is a submodule that does not take the input; it is not returned."""
+    """The model without its head. For DINOv3, not its ``base_model``, a submodule that takes no input."""
     base = getattr(model, "base_model", model)
     reads_input = getattr(model, "main_input_name", None) in inspect.signature(base.forward).parameters
     return base if reads_input or not hasattr(model, "main_input_name") else model

@@ -1,6 +1,7 @@
-"""Pictures, spectrograms and sounds for the audit. The content of every patch or frame has a number, like the token id of a word.
+"""Pictures, spectrograms and sounds for the audit.
 
-Where patches or frames overlap, the number determines only the pixels or samples before the next one.
+The content of every patch or frame has a number, like the token id of a word. Where patches or frames overlap, the number
+determines only the pixels or samples before the next one.
 """
 
 from __future__ import annotations
@@ -120,7 +121,9 @@ class Mixing(NamedTuple):
 
 
 class AuditSounds:
-    """Sounds of ``frames`` frames, from the numbers of segments. A segment has as many samples, or rows of features, as a frame step.
+    """Sounds of ``frames`` frames, from the numbers of segments.
+
+    A segment has as many samples, or rows of features, as a frame step.
 
     before, inside: operations between frames before the first layer, and after the attention of every layer; ``None`` if the family does
         not declare them.

@@ -184,7 +184,7 @@ class Stage:
                 self._furthest_leak, self.leak, self.sources = int(furthest.max()), int(furthest.argmax()), replacement.tokens
 
     def _within_reach(self, members: Tensor) -> Tensor:
-        """For each output, the last token of ``members`` up to it or, if that is out of reach, the next one: ``(N,)``."""
+        """For each output, the last member up to its place, or the next one if that is out of reach, ``(N,)``."""
         rows = torch.arange(self.reach.length)
         after = torch.searchsorted(members, rows, right=True)
         before = members[(after - 1).clamp(min=0)]
@@ -275,7 +275,7 @@ def _run(changes: Changes, stages: Sequence[Stage], sets: Sequence[Replacement |
 
 
 def _tested(reach: Reach, sets: Sequence[Replacement], exhaustive: bool) -> float | None:
-    """Fraction tested of the pairs that must be independent. A set tests its tokens with outputs that may depend on none of them."""
+    """Fraction of the independent pairs that are tested. A set tests its tokens with outputs that depend on none of them."""
     apart = reach.apart
     if apart is None or exhaustive or not apart:
         return None if apart is None else 1.0
@@ -360,7 +360,7 @@ class Embedding:
 def measure_embedding(
     changes: Changes, reach: Reach, rows: Sequence[int] | None, leading: int, length: int, settings: Settings
 ) -> Embedding:
-    """Replace one token per run: first all over the text, then by bisection for the last one that changes the embedding.
+    """Replace one token per run, and bisect for the last one that changes the embedding.
 
     Args:
         rows: rows of the last layer from which the embedding is pooled; ``None`` for all.

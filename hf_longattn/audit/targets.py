@@ -501,7 +501,7 @@ class ServerTarget:
 
 
 def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
-    """All token ids except special ones and those that are global by the config.
+    """All token ids except special ids and ids that the config makes global.
 
     Raises:
         OptionError: the model takes no token ids.

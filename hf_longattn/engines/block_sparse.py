@@ -13,7 +13,7 @@ from .common.dense import dense_attention, dtype_in_attention, repeat_heads, sam
 from .common.document_rows import Stacking
 from .common.plain import blockwise_attention
 from .common.sequences import attend_per_sequence
-from .cpu.dropout import dropout_of, drops_in_tiles
+from .cpu.dropout import drops_in_tiles
 from .cpu.flash import cached_mask, masked_attention
 from .cpu.softmax import attend_parts
 from .cuda.flash_band import flash_band
@@ -64,17 +64,8 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     table, ahead, *places = (None, 0, None, None) if call.score_mod is None else call.term.for_band()
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     learned = () if table is None else (table,)
-    return attend_parts(
-        "band",
-        q,
-        k,
-        v,
-        call.scale_for(q.shape[-1]),
-        learned,
-        (call.key_mask, global_mask, *places),
-        numbers,
-        dropout_of(call) if call.dropout else (0.0, 0),
-    )
+    fixed = call.key_mask, global_mask, *places
+    return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:

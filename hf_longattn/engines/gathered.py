@@ -15,7 +15,6 @@ from .common.batch import nothing_seen
 from .common.call import AttentionCall, DispatchContext, GatherTile
 from .common.dense import repeat_heads, same_dtype
 from .common.plain import plain_gathered
-from .cpu.dropout import dropout_of
 from .cpu.gathered import flat_rules
 from .cpu.softmax import attend_parts
 from .cuda.flex_tiles import flex_gathered
@@ -46,6 +45,6 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     if path == "cpu-gathered":
         lists = [getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles]
         return attend_parts(
-            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, *lists], flat_rules(tiles), dropout_of(call)
+            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, *lists], flat_rules(tiles), call.dropout
         )  # fmt: skip
     return plain_gathered(q, k, v, tiles, call.written_out())

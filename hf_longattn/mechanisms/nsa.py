@@ -361,11 +361,8 @@ class NSA(SummarisedMechanism):
         o, (_, heads, q_len, width), (kv_heads, compressed) = self.options, q.shape, keys.shape[1:3]
         overlap, strides = self._strides
         group, total, device, scale = heads // kv_heads, filled_blocks.shape[1], q.device, call.scale_for(width)
-        count, blocks, places = (
-            min(o.num_blocks, total) - 1,
-            torch.arange(total, device=device),
-            torch.arange(total * strides, device=device),
-        )
+        count = min(o.num_blocks, total) - 1
+        blocks, places = torch.arange(total, device=device), torch.arange(total * strides, device=device)
         first = kv_len - q_len
         narrow = F.pad(keys.float(), (0, 0, 0, len(places) - compressed))
         hidden = None

@@ -171,7 +171,7 @@ class LongAttentionMixin(_Base):
         """Resolve the name before transformers looks for kernels, which it would download."""
         chosen = self.config.resolve_implementation(attn_implementation)
         found = super()._check_and_adjust_attn_implementation(chosen, *args, **kwargs)
-        return self.config.resolve_implementation(found)  # a kernel from the Hub is told windows once it is loaded
+        return self.config.resolve_implementation(found)  # a kernel from the Hub gets the windows when it is loaded
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The base's method, for an implementation that computes the mechanisms (``LongConfig.resolve_implementation``)."""
@@ -268,17 +268,22 @@ class LongAttentionMixin(_Base):
         """
         return optimize_for_inference(self, precision, pack=pack)
 
-    def call_with_memory(
-        self, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
-    ) -> Any:
-        """The outputs of ``forward``, called again with what ``memory`` holds of earlier calls.
+    def call_wrapped(
+        self, forward: Callable[..., Any], base_forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None,
+        reset: Tensor | None,
+    ) -> Any:  # fmt: skip
+        """The outputs of ``base_forward``. With a memory, those of its wrapper ``forward``, called again with what the memory holds.
 
         Raises:
             MemoryMismatchError: ``reset`` was given without a memory.
         """
-        if memory is None:
+        if not self.hands_globals_down:
+            leave_out_documents(self, arguments)
+        if memory is not None:
+            return run_in_modes((Memory(memory, reset),), self, forward, arguments, (Memory.key, *self.modes_of(arguments)))
+        if reset is not None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
-        return run_in_modes((Memory(memory, reset),), self, forward, arguments, (Memory.key, *self.modes_of(arguments)))
+        return self.call_base(base_forward, arguments)
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
@@ -548,13 +553,9 @@ def with_memory(base_forward: Any) -> Any:
 
     @functools.wraps(base_forward)
     def forward(self: Any, *args: Any, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, **kwargs: Any) -> Any:
-        given = {name: value for name, value in kwargs.items() if value is not None or name not in LONG_ARGUMENTS}
-        arguments = {**dict(zip(names, args, strict=False)), **given}
-        if not self.hands_globals_down:
-            leave_out_documents(self, arguments)
-        if memory is not None or memory_reset is not None:
-            return self.call_with_memory(forward, arguments, memory, memory_reset)
-        return self.call_base(base_forward, arguments)
+        keywords = {name: value for name, value in kwargs.items() if value is not None or name not in LONG_ARGUMENTS}
+        arguments = {**dict(zip(names, args, strict=False)), **keywords}
+        return self.call_wrapped(forward, base_forward, arguments, memory, memory_reset)
 
     return with_keywords(forward, base_forward, LONG_ARGUMENTS)
 
@@ -578,11 +579,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         for name, value in along_the_text.items():
             if value is not None:  # multiple-choice heads flatten (B, choices, N)
                 arguments[name] = value.flatten(0, 1) if value.dim() == 3 else value
-        if not self.hands_globals_down:
-            leave_out_documents(self, arguments)
-        if memory is not None or memory_reset is not None:
-            return self.call_with_memory(forward, arguments, memory, memory_reset)
-        return self.call_base(base_forward, arguments)
+        return self.call_wrapped(forward, base_forward, arguments, memory, memory_reset)
 
     return with_keywords(forward, base_forward, LONG_ARGUMENTS)
 
@@ -593,8 +590,7 @@ LONG_ARGUMENTS: dict[str, str] = {
     "memory": "SegmentMemory | None",
     "memory_reset": "Tensor | None",
 }
-"""Keyword arguments that Long models of texts have besides the base's, with their types. They stand in signatures, since Trainer drops
-columns that it does not find there."""
+"""Keyword arguments that Long text models have besides the base's, with their types. Trainer drops columns that no signature names."""
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
 """Arguments of Long text models. Other bases would accept them among others and ignore them."""
 

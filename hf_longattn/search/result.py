@@ -164,10 +164,7 @@ class SearchResult:
         limit = f"{self.layers_kept} layers with the checkpoint's own attention" if self.budget is None else f"a budget of {self.budget}"
         read, compared = f"with the text {self.text}", f"{self.compared_at:,} tokens"
         if self.sizes is not None:
-            read, compared = (
-                f"by {self.material} ({self.text})",
-                self.sizes[1].describe(),
-            )
+            read, compared = f"by {self.material} ({self.text})", self.sizes[1].describe()
         lines = [
             f"# A design for {self.model} at {self.target}",
             "",

@@ -119,7 +119,7 @@ class Shard:
 
     def stacked(self, x: Tensor) -> Tensor:
         """``x`` of every process, stacked to ``(processes, …)``. Its shape must be the same on each."""
-        return self.total(torch.stack([x if process == self.rank else torch.zeros_like(x) for process in range(len(self.bounds))]))
+        return _Stacked.apply(x, self)
 
     def before(self, x: Tensor) -> Tensor:
         """``x (processes, …)`` with zeros from this process on. A branch would leave the first process without a backward pass."""
@@ -257,6 +257,21 @@ class _Total(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _Total.apply(grads[0], ctx.group), None
+
+
+class _Stacked(torch.autograd.Function):
+    """The tensors of all processes, stacked. Each receives the sum of its gradients on all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shard: Shard) -> Tensor:
+        ctx.shard, x = shard, x.contiguous()
+        parts = [torch.empty_like(x) for _ in shard.bounds]
+        dist.all_gather(parts, x, group=shard.group)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return ctx.shard.total(grads[0])[ctx.shard.rank], None
 
 
 class _Exchange(torch.autograd.Function):

@@ -18,7 +18,7 @@ class Tail:
 
     @property
     def stop(self) -> int:
-        """Number of tokens of the sequence so far, with those that were dropped."""
+        """Number of tokens of the sequence so far, including dropped ones."""
         return self.start + (0 if self.tensor is None else self.tensor.shape[self.dim])
 
     def append(self, piece: Tensor) -> None:

@@ -112,11 +112,8 @@ def groups_are_fused(k: Tensor, v: Tensor, attn_mask: Tensor | None) -> bool:
 
 def index_grid(batch: int, heads: int, q_len: int, kv_len: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Broadcastable ``b, h, q_idx, kv_idx`` for mask and score functions. The queries are the last ``q_len`` positions."""
-    b, h, q_idx = (
-        torch.arange(batch, device=device),
-        torch.arange(heads, device=device),
-        torch.arange(kv_len - q_len, kv_len, device=device),
-    )
+    b, h = torch.arange(batch, device=device), torch.arange(heads, device=device)
+    q_idx = torch.arange(kv_len - q_len, kv_len, device=device)
     return b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), q_idx.view(1, 1, -1, 1), torch.arange(kv_len, device=device).view(1, 1, 1, -1)
 
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.call import AttentionCall, DispatchContext
+from ..common.call import DispatchContext
 from .flash import Gradients, mask_dtype
 
 BITS = 16
@@ -107,11 +107,6 @@ def drops_in_tiles(context: DispatchContext) -> bool:
     if not drops_some(call.dropout):
         return False
     return not context.few_pairs and context.plain_only is None
-
-
-def dropout_of(call: AttentionCall) -> tuple[float, int]:
-    """``(dropout probability, seed)`` of a call. PyTorch's generator draws the seed; without dropout it is 0."""
-    return call.dropout, int(torch.randint(1 << 62, ())) if call.dropout else 0
 
 
 def random_bits(count: int, seed: int, place: tuple[int, ...]) -> Tensor:

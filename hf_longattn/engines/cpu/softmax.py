@@ -461,11 +461,15 @@ cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 
 def attend_parts(
     kind: str, q: Tensor, k: Tensor, v: Tensor, scale: float, learned: Sequence[Tensor], fixed: Sequence[Tensor | None],
-    numbers: Sequence[int], dropout: tuple[float, int] = (0.0, 0),
+    numbers: Sequence[int], dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """The output of :func:`softmax_forward`. Autograd and graphs call it as an operator, which costs 0.1 ms more."""
+    """The output of :func:`softmax_forward`. Autograd and graphs call it as an operator, which costs 0.1 ms more.
+
+    dropout: its probability. PyTorch's generator draws the seed.
+    """
     if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:  # kernels assume this without a check
         q, k, v = (unit_stride(x) for x in (q, k, v))
     recorded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or any(x.requires_grad for x in learned))
     run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
-    return run(kind, q, k, v, [*learned], [*fixed], [*numbers], scale, *dropout)[0]
+    seed = int(torch.randint(1 << 62, ())) if dropout else 0
+    return run(kind, q, k, v, [*learned], [*fixed], [*numbers], scale, dropout, seed)[0]

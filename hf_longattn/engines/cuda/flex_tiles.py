@@ -203,15 +203,13 @@ def layouts(
     for same in alike.values():
         first, size = same[0], block_size(same[0], lengths, sizes) or BLOCK
         if first.fixed:  # cached, since reading values waits for the GPU
-            tensors, key = (
-                [x for tile in same for x in (tile.queries, tile.keys)],
-                (*lengths, size, padded, first.bias is None, *_rules(first)),
-            )
+            tensors = [x for tile in same for x in (tile.queries, tile.keys)]
+            key = (*lengths, size, padded, first.bias is None, *_rules(first))
             make = functools.partial(fixed_layouts, same, size, lengths, padded)
-            made = BYTE_CACHE.of(tensors, ("layouts", *key), make, lambda found: tensor_bytes(found) or 0)
+            layouts = BYTE_CACHE.of(tensors, ("layouts", *key), make, lambda found: tensor_bytes(found) or 0)
         else:
-            made = [row_layout(first, lengths)]
-        laid_out += [(first, layout) for layout in made]
+            layouts = [row_layout(first, lengths)]
+        laid_out += [(first, layout) for layout in layouts]
     return laid_out
 
 

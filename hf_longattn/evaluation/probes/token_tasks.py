@@ -156,10 +156,8 @@ class Forgetting:
         updated = torch.rand(size, pairs, generator=generator).argsort(-1)[:, : self.updates]
         moved = torch.randint(1, self.vocab - half, (size, self.updates), generator=generator)
         latest = values.scatter_add(1, updated, moved) % (self.vocab - half)  # another value, each equally likely
-        old, new = (
-            torch.stack([keys, half + values], -1),
-            torch.stack([keys.gather(1, updated), half + latest.gather(1, updated)], -1),
-        )
+        old = torch.stack([keys, half + values], -1)
+        new = torch.stack([keys.gather(1, updated), half + latest.gather(1, updated)], -1)
         tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
         tokens[:, :context] = torch.cat([old, new], 1).flatten(1)
         places = questions(size, pairs, context, 2, self.length, self.power, generator)

@@ -21,7 +21,7 @@ class BandOptions(Options):
 
     def pattern(self, causal: bool, *, has_globals: bool = False, global_rows: bool = True) -> Pattern:
         """The band of visible keys; ``has_globals`` and ``global_rows`` as in :class:`Pattern`."""
-        back, ahead = (self.window - 1, 0) if causal else (self.window // 2, self.window // 2)
-        left = back if self.left is None else self.left
-        right = ahead if self.right is None or causal else self.right
-        return Pattern(left, right, causal, has_globals, global_rows)
+        pattern = Pattern.window(self.window, causal, has_globals, global_rows)
+        left = pattern.left if self.left is None else self.left
+        right = pattern.right if self.right is None or causal else self.right
+        return dataclasses.replace(pattern, left=left, right=right)

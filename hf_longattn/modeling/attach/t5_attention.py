@@ -118,7 +118,7 @@ class BucketedAttention(nn.Module):
 
     @property
     def ahead(self) -> int:
-        """The furthest distance ahead that has a bucket of its own."""
+        """The largest distance ahead with a separate bucket."""
         return 0 if self.is_decoder else int(self.relative_attention_max_distance)  # type: ignore[arg-type]
 
     def biases(self) -> Tensor:

@@ -23,7 +23,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | None) -> None:
-    """Make all tokens global in the language model of ``model``, except those that stand for pictures.
+    """Make all tokens but picture placeholders global in the language model of ``model``.
 
     Raises:
         OptionError: the model has no token for pictures, or no mechanism of the language model takes global tokens.

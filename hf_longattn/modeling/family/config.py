@@ -149,7 +149,7 @@ class LongConfig(_Base):
         """The attention implementation that runs if ``requested`` is chosen.
 
         Only ``longattn`` knows mechanisms. Any implementation may be chosen if the mechanisms compute the same as the base's attention.
-        FlashAttention may also be chosen for plain windows and full attention, since it is told each layer's window. Otherwise ``sdpa``
+        FlashAttention may also be chosen for plain windows and full attention, because it gets each layer's window. Otherwise ``sdpa``
         and ``eager``, transformers' defaults, select ``longattn`` too. All others are refused, because they would compute a different
         attention; ``model.use_base_attention()`` selects that explicitly.
 
@@ -194,7 +194,7 @@ class LongConfig(_Base):
         return bool(self.__dict__.get(BASE_ATTENTION))
 
     def _takes_windows(self, implementation: str) -> bool:
-        """Whether an implementation of transformers computes these mechanisms, plain windows, once it is told the windows."""
+        """Whether an implementation of transformers can compute these mechanisms, given their windows."""
         from .flash_windows import takes_windows, tell_windows
 
         if not takes_windows(self, implementation):

@@ -203,7 +203,7 @@ class Family:
 
     @property
     def holds_encoder(self) -> bool:
-        """Whether the layers with attention belong to an encoder with a config of its own, ``encoder_config`` (Parakeet's heads)."""
+        """Whether the attention layers are in an encoder with a separate config, ``encoder_config`` (Parakeet's heads)."""
         return hasattr(self.config_class, "encoder_class")
 
     @property
@@ -362,11 +362,12 @@ def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ..
     return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
 
 
-def public_class_names() -> list[str]:
+@cache
+def public_class_names() -> frozenset[str]:
     """The public names of all families. This imports no family, and transformers only if a family's file is new."""
     if _all_stored():
-        return [name for names in _stored_exports().values() for name in names]
-    return [name for base in FAMILIES for name in declared_exports(base)]
+        return frozenset(name for names in _stored_exports().values() for name in names)
+    return frozenset(name for base in FAMILIES for name in declared_exports(base))
 
 
 @cache
@@ -498,7 +499,7 @@ def why_no_class(name: str) -> str:
 
 
 def _incomplete_families() -> tuple[str, ...]:
-    """How the names of those families start that list the base's classes, as transformers has more: ``LongWhisper``."""
+    """The first parts of class names of families that list only some of the base's classes: ``LongWhisper``."""
     bases = {*declared()["families"], *(base for base, facts in declared()["derived"].items() if "classes" in facts)}
     names = (name for base in bases for name in _stored_exports()[base])
     return tuple(name.removesuffix("Config") for name in names if name.endswith("Config"))

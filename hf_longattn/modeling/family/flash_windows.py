@@ -1,4 +1,4 @@
-"""Plain windows by transformers' FlashAttention, whose function is told each layer's window.
+"""Plain windows by transformers' FlashAttention, whose function takes each layer's window.
 
 transformers passes ``sliding_window`` on as a window of ``sliding_window - 1`` keys on either side; a causal call hides the later ones
 (``modeling_flash_attention_utils.py``). A causal window of w keys is therefore w, and a window of w/2 keys on each side is w/2 + 1.
@@ -28,7 +28,7 @@ def sliding_window(mechanism: Mechanism, causal: bool) -> int | None:
 
 
 def takes_windows(config: Any, requested: str) -> bool:
-    """Whether FlashAttention of transformers (``requested``) computes the mechanisms of a Long config, if told each layer's window.
+    """Whether FlashAttention of transformers (``requested``) can compute the mechanisms, given each layer's window.
 
     It does for text models with plain windows and full attention, if the base supports FlashAttention."""
     from .definition import known_family

@@ -243,7 +243,7 @@ class GridRule:
         return arguments
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """``arguments`` of ``forward``, with those that the model's head needs in addition."""
+        """The ``arguments`` of ``forward`` and further arguments that the model's head needs."""
         return dict(arguments)
 
     @contextmanager

@@ -111,7 +111,7 @@ class Chain:
 class Positions:
     """How the layers of a base get the positions of their frames.
 
-    module: the base's module that makes them from hidden states, of which it uses only the number.
+    module: the base's module that computes them. Of the hidden states, it uses only the number.
     keyword: the argument of a layer that takes them.
     counted: whether positions count from the stream's start, so that the module also needs the first frame's number. If not, they are
         those of the distances between frames and stored keys.

@@ -189,7 +189,7 @@ def first_memory(model: Any, text: Text, remembered: TokenMemory | None) -> Tens
 
 
 def _run_segment(model: Any, forward: Forward, segment: Text, memory: Tensor, *, write: bool) -> Any:
-    """The base's outputs for a segment, with the memory tokens that it reads and those that it writes."""
+    """The base's outputs for a segment, which include the memory tokens read and written."""
     around = (memory.shape[1], memory.shape[1] if write else 0)
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)

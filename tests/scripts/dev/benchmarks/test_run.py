@@ -97,7 +97,7 @@ def test_names_are_given_once(wrong_implementation: str) -> None:
 
 
 @pytest.mark.parametrize(("base", "against"), [("bert", ("sdpa", "hf-longformer")), ("layoutlm", ("sdpa",))])
-@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("backward", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_models_equal_the_plain_one_under_the_dense_mask(backward: bool, base: str, against: tuple[str, ...]) -> None:
     case = SMALL.at(backward=backward, head_dim=16, base=base)
     result = run_model(case, [48, 64], against, repeats=1, processor_time=base == "layoutlm")
