@@ -6,12 +6,14 @@ determines only the pixels or samples before the next one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
 from ..inputs.sound import audio_family
@@ -26,38 +28,67 @@ DIFFERENT_PATCHES = 64
 """Number of different random patches in pictures, and of random segments in sounds."""
 
 
-class AuditInputs(Protocol):
+class Mixing(NamedTuple):
+    """An operation between tokens besides attention. An output depends on ``back`` earlier and ``ahead`` later tokens."""
+
+    name: str
+    back: int
+    ahead: int
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an output depends on other tokens than its own."""
+        return self.back + self.ahead > 0
+
+
+class AuditInputs(ABC):
     """Inputs of a model with one patch or frame per token.
 
     argument: name of the argument of ``forward`` for these inputs.
     length: number of tokens.
     numbers: numbers of all different patches or frames.
     masks: names of other inputs that a graph may have.
+    overlap: number of previous patches that include pixels of a patch, for each axis.
+    prefix: ``(N,)`` bool, True for tokens without pixels, such as class tokens; ``None`` without any.
+    before, inside: operations between tokens before the first layer, and after the attention of every layer; ``None`` if they are unknown.
+    mixes: whether layers have such operations, so that attention modules are measured in place of layers.
     """
 
     argument: str
-    masks: list[str]
+    masks: Sequence[str] = ()
     length: int
     numbers: Tensor
+    grid: Grid | None = None
+    overlap: Sequence[int] = ()
+    prefix: Tensor | None = None
+    before: Sequence[Mixing] | None = ()
+    inside: Sequence[Mixing] | None = ()
+    mixes: bool = False
+    own_attention: Callable[[Any], LongAttentionConfig] | None = None
 
+    @abstractmethod
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
         """The arguments of ``forward`` for the patches or frames with ``numbers (N,)``."""
 
+    def with_mask(self) -> AuditInputs:
+        """The same inputs with a mask of ones, if models take one."""
+        return self
 
-class AuditPictures:
+
+class AuditPictures(AuditInputs):
     """Pictures of the model's default size, from the numbers of their patches."""
 
     def __init__(self, rule: GridRule, config: Any) -> None:
-        self.rule, self.config, self.argument, self.masks = rule, config, rule.input, list[str]()
+        self.rule, self.config, self.argument = rule, config, rule.input
         self.size = rule.sizes(config)[1]
         self.grid: Grid = rule.of_size(config, self.size)
         self.length = self.grid.length
         self.step, self.channels = rule.step(config), rule.channels(config)
         self.overlap = tuple(-(-side // step) - 1 for side, step in zip(rule.patch(config), self.step, strict=True))
-        """Number of previous patches that include pixels of a patch, for each axis."""
         generator = torch.Generator().manual_seed(0)
         self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.step, generator=generator)
         self.numbers = torch.arange(DIFFERENT_PATCHES)
+        self.prefix = torch.arange(self.length) < self.grid.prefix
 
     @classmethod
     def of(cls, config: Any, *, length: int | None, url: str | None) -> AuditPictures | None:
@@ -90,11 +121,6 @@ class AuditPictures:
             )
         return pictures
 
-    @property
-    def prefix(self) -> Tensor:
-        """``(N,)`` bool, True for tokens without pixels, such as class tokens."""
-        return torch.arange(self.length) < self.grid.prefix
-
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
         """The model's input for the patches with ``numbers (N,)``. Numbers of the prefix are ignored."""
         rank = self.grid.rank
@@ -107,33 +133,19 @@ class AuditPictures:
         return {self.rule.input: self.rule.arguments(self.config, nn.functional.pad(pixels, padding))[self.rule.input]}
 
 
-class Mixing(NamedTuple):
-    """An operation between frames besides attention. An output depends on ``back`` earlier and ``ahead`` later frames."""
-
-    name: str
-    back: int
-    ahead: int
-
-    @property
-    def mixes(self) -> bool:
-        """Whether an output depends on other frames than its own."""
-        return self.back + self.ahead > 0
-
-
-class AuditSounds:
+class AuditSounds(AuditInputs):
     """Sounds of ``frames`` frames, from the numbers of segments.
 
     A segment has as many samples, or rows of features, as a frame step.
-
-    before, inside: operations between frames before the first layer, and after the attention of every layer; ``None`` if the family does
-        not declare them.
     """
+
+    masks = (MASK,)
+    mixes = True
 
     def __init__(self, family: Family, config: Any, frames: int, *, masked: bool = False) -> None:
         rule: Any = family.audio
         self.rule: AudioRule = rule
         self.family, self.config, self.length, self.argument, self.masked = family, config, frames, rule.input, masked
-        self.masks = [MASK]
         self.own_attention = family.own_attention
         step = rule.length_of(config, frames + 2) - rule.length_of(config, frames + 1)
         samples = frames * step
@@ -141,8 +153,7 @@ class AuditSounds:
         shape = (step,) if rule.features is None else (step, rule.features(config))
         self.values = torch.randn(DIFFERENT_PATCHES, *shape, generator=torch.Generator().manual_seed(0))
         self.numbers = torch.arange(DIFFERENT_PATCHES)
-        self.before: tuple[Mixing, ...] | None = None
-        self.inside: tuple[Mixing, ...] | None = None
+        self.before = self.inside = None  # unless the family declares them
         stream = rule.stream
         if stream is not None and not stream.refusal(config) and rule.output_rows(config, self.samples) == frames:
             positions = () if stream.encoder is None else stream.encoder[1](config)

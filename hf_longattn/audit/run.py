@@ -26,6 +26,8 @@ from ..conversion.tensor_names import check_complete
 from ..errors import CheckpointError, LengthError, OptionError, check_extra
 from ..export.onnx import LONG_CONFIG
 from ..hub_errors import check_revision
+from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
+from ..inputs.common.sized import SizedKind
 from ..inputs.text import load_tokenizer
 from ..loading import load_part, load_weights, loading_errors
 from ..modeling.attach.patch_places import packs_pictures
@@ -34,7 +36,7 @@ from ..modeling.family.validation import known_length
 from ..modeling.generic import attention_of_towers, load_generic, mark_generic, towers_of
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
-from .inputs import LONGEST, SHORTEST, AuditInputs, AuditPictures, AuditSounds, sounds_of
+from .inputs import LONGEST, SHORTEST, AuditInputs, AuditPictures, sounds_of
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
 from .targets import (
     EMBEDDING,
@@ -155,7 +157,7 @@ def audit_reach(
         return audited(name, target.name, declared, parts, time.monotonic() - started, settings)
 
     result = audit(target)
-    if result.agrees or not isinstance(inputs, AuditSounds) or onnx is not None:
+    if result.agrees or inputs is None or not inputs.masks or onnx is not None:
         return result
     agrees = audit(ModelTarget(loaded, inputs.with_mask())).agrees
     return replace(result, note=WITH_MASK) if agrees else result
@@ -192,8 +194,11 @@ def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInput
     Raises:
         LengthError, OptionError: the length does not fit the model, or the model cannot be audited.
     """
-    sounds = sounds_of(config, length=length, default=DEFAULT_LENGTH, url=url)
-    return AuditPictures.of(config, length=length, url=url) if sounds is None else sounds
+    inputs: AuditInputs | None = sounds_of(config, length=length, default=DEFAULT_LENGTH, url=url)
+    inputs = AuditPictures.of(config, length=length, url=url) if inputs is None else inputs
+    if inputs is None and isinstance(kind := kind_of_model(config), SizedKind):
+        raise OptionError(f"A {config.model_type!r} model reads {kind.nouns}, which are not audited; {NOT_DIAGNOSED}")
+    return inputs
 
 
 @torch.no_grad()

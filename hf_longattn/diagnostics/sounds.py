@@ -166,18 +166,10 @@ def _checked_kind(kind: InputKind | None, name: str, model_type: str) -> SizedKi
     if isinstance(kind, SizedKind) and kind.noun == "sound":
         return kind
     if isinstance(kind, SizedKind):
-        raise BackendError(f"{name!r} is of type {model_type!r}, which reads {kind.nouns}; give {DIAGNOSED_WITH[kind.noun]}.")
+        raise BackendError(f"{name!r} is of type {model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
     raise BackendError(
         f"{name!r} is of type {model_type!r}, which is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2."
     )
-
-
-DIAGNOSED_WITH = {
-    "picture": "a photo: longattn diagnose MODEL photo.jpg",
-    "video": "its frames: longattn diagnose MODEL frames/",
-    "spectrogram": "diagnose_picture one recording",
-}
-"""What a model on a grid reads -> what to give to diagnose it."""
 
 
 def _usual_durations(sounds: UserSounds) -> list[float]:

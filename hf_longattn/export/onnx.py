@@ -30,6 +30,7 @@ from ..conversion.tensor_files import write_json
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.common.base import kind_of
+from ..inputs.common.sized import ANY_LENGTH, SizedKind
 from ..inputs.text import VerificationText, load_tokenizer, verification_text
 from ..loading import load_weights
 from ..modeling.family.definition import family_of, family_with
@@ -159,7 +160,7 @@ def export_checkpoint(
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
-    make = _text_graph if inspection.inputs.noun == "text" else _sized_graph
+    make = _sized_graph if isinstance(inspection.inputs.kind, SizedKind) else _text_graph
     words, graph = make(loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
     tokenizer = getattr(words, "source_tokenizer", None)
@@ -215,15 +216,17 @@ def _text_graph(model: Any, source: Source, inputs: Any, task: str | None, globa
 
 
 def _sized_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
-    """The same of a model of pictures, videos, spectrograms or sound."""
+    """The same of a model of inputs with a size."""
     kind: Any = kind_of(family_of(model.config))
-    hears = inputs.noun == "sound"
-    if hears and (global_attention_mask or task is not None):
-        raise ExportError("The graph of a model of sound is written with its head and without global tokens; leave both options out.")
+    if not kind.graph:
+        raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {type(model).__name__} in PyTorch.")
+    of_any_length, name = kind.graph == ANY_LENGTH, f"The graph of a model of {kind.nouns}"
+    if of_any_length and (global_attention_mask or task is not None):
+        raise ExportError(f"{name} is written with its head and without global tokens; leave both options out.")
     if global_attention_mask:
-        raise ExportError("The graph of a model of pictures is written without global_attention_mask; leave global_attention_mask out.")
+        raise ExportError(f"{name} is written without global_attention_mask; leave global_attention_mask out.")
     words = kind.inputs(model.config, source.folder)
-    return words, SoundGraph(model, words) if hears else PictureGraph(model, words, inputs.new.value)
+    return words, SoundGraph(model, words) if of_any_length else PictureGraph(model, words, inputs.new.value)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:

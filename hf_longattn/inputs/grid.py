@@ -60,7 +60,7 @@ from .common.processors import (
     values_with,
 )
 from .common.running import run_model
-from .common.sized import FurtherChecks, SizedKind
+from .common.sized import ONE_SIZE, FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 from .sound import CLASSIFICATION, SAMPLING_RATE, WANTED_RECORDINGS, read_recordings
 
@@ -99,7 +99,7 @@ class GridKind(SizedKind):
     """Pictures, videos or spectrograms, whose patches lie on a grid."""
 
     size_noun, smaller = "size", "smaller"
-    material, compared = "pictures", 4
+    material, compared, drawn, graph = "pictures", 4, True, ONE_SIZE
     classified = {
         "ForImageClassification": ("classify", "--images", "--data", "YOUR_PICTURES"),
         "ForVideoClassification": ("classify", "--videos", "--data", "YOUR_VIDEOS"),
@@ -111,7 +111,7 @@ class GridKind(SizedKind):
         assert family.grid is not None
         self.rule: GridRule = family.grid
         self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
-        self.settings, *instead = SETTINGS_OF[self.noun]
+        self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
         self.heads, self.user_inputs, self.cells = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun], PictureCells
 
@@ -332,19 +332,26 @@ HEADS_ON_GRIDS = {"picture": PICTURE_HEADS, "video": VIDEO_HEADS, "spectrogram":
 """What a model on a grid reads -> how its models are run."""
 PILLOW = "from PIL import Image"
 SETTINGS_OF = {
-    "picture": (("image_size", "search_images"), "give the size as --image-size 1024", "give pictures as --search-images FOLDER"),
+    "picture": (
+        ("image_size", "search_images"),
+        "a picture: longattn diagnose MODEL photo.jpg",
+        "give the size as --image-size 1024",
+        "give pictures as --search-images FOLDER",
+    ),
     "video": (
         ("image_size", "frames", "search_images"),
+        "its frames: longattn diagnose MODEL frames/",
         "give the size as --image-size 448 --frames 32",
         "give videos as --search-images FOLDER",
     ),
     "spectrogram": (
         ("audio_seconds", "search_audio"),
+        "a recording: longattn diagnose MODEL talk.wav, or diagnose_picture(model, recording)",
         "give the length as --audio-seconds 30",
         "give recordings as --search-audio FILE",
     ),
 }
-"""Noun of an input -> the settings that it takes, and what to type for its size and for a search."""
+"""Noun of an input -> the settings that it takes, and what to type for a diagnosis, for its size, and for a search."""
 
 
 STATES = "last_hidden_state"
@@ -649,6 +656,17 @@ class UserPictures(UserInputs):
             )
         return values
 
+    @staticmethod
+    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+        """The input that the processor makes of one file, at the size that is its own."""
+        return torch.as_tensor(processor(images=read_picture_file(file), return_tensors="pt")[rule.input])
+
+    @staticmethod
+    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
+        """One input as a picture ``(height, width, 3)`` from 0 to 1, with its colours before they were normalised."""
+        mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+        return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
+
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
             sized = self.sized_processor(size)
@@ -674,6 +692,15 @@ class UserVideos(UserPictures):
     def read(self, given: object) -> tuple[str, Sequence[Path]]:
         return UserInputs.read(self, given)
 
+    @staticmethod
+    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+        return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
+
+    @staticmethod
+    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
+        """The first frame of every tubelet, side by side."""
+        return UserPictures.as_seen(torch.cat(list(values[:: -(-len(values) // tubelets)]), -1), processor, 1)
+
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         sized = self.sized_processor(size)
         videos = [frames_as_pixels(sized, read_video(file, size[0])) for file in self.files]
@@ -697,6 +724,20 @@ class UserSpectrograms(UserInputs):
                 f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
             )
         return size
+
+    @staticmethod
+    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+        if file.is_dir():
+            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is drawn; give one recording.")
+        (sound,) = read_recordings([file], processor.sampling_rate)
+        return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
+
+    @staticmethod
+    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
+        """``(frames, mel bins)`` from the lowest to the highest value, ``(mel bins, frames, 3)``."""
+        seen = values.float().cpu().mT
+        low, high = seen.min(), seen.max()
+        return ((seen - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
 
     @cached_property
     def sounds(self) -> list[Samples]:

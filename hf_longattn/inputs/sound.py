@@ -40,7 +40,7 @@ from .common.cells import InputCells
 from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, values_with
 from .common.running import run_model
-from .common.sized import FurtherChecks, SizedKind
+from .common.sized import ANY_LENGTH, FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 from .text import PARAGRAPHS, VerificationText, check_tokenizer, load_tokenizer
 
@@ -116,6 +116,8 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
+    graph = ANY_LENGTH
+    diagnosed_with = "a recording or a folder: longattn diagnose MODEL talk.wav"
     heads = SOUND_HEADS
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
@@ -135,9 +137,8 @@ class SoundKind(SizedKind):
     def introduce(self, plan: Any) -> str:
         return "sounds of any duration"
 
-    def tokenizer_length(self, plan: Any) -> int:
-        """Tokenizers write texts, whose length is not that of sounds."""
-        return 0
+    def longest_words(self, size: InputSize) -> str:
+        return f"sounds of {size.describe()}"
 
     def sizes(self, config: Any) -> InputSizes:
         return self.sizes_between(config, *self.rule.durations(config))
@@ -255,9 +256,6 @@ class SoundKind(SizedKind):
 
     def base_windows(self, config: Any, layers: int) -> list[int | None]:
         return [None] * layers
-
-    def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
-        return ""
 
     def trained_on(self, sizes: InputSizes) -> str:
         return f"sounds of up to {sizes.new.words}"

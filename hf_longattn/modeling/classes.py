@@ -66,7 +66,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         "sound": (LongAudioMixin, LongAudioModelMixin),
         "towers": (LongTowersMixin, LongTowersMixin),
     }
-    usual, base_mixin = of_kind[family.config_class.reads]
+    usual, base_mixin = of_kind.get(family.config_class.reads, of_kind["text"])
     mixins: dict[str, type] = {base_model: usual if parts or family.holds_encoder else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.bodies), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)

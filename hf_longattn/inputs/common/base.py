@@ -233,6 +233,8 @@ SETTINGS = {
 """Setting that models of some kinds of input alone have a use for -> what it is, and what it gives."""
 
 
+NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
+"""What to do for a diagnosis of other models."""
 TEXT, SIZED, TOWERS_APART = "text", "sized", "towers apart"
 """How a conversion plans and verifies a model: by the lengths of its stacks, by a size that changes no tensor, or tower by tower."""
 
@@ -247,6 +249,8 @@ class InputKind(ABC):
     compared: number of sizes at which mechanisms are compared.
     settings: names in :data:`SETTINGS` that apply to it.
     instead: what a setting gives -> what to type for it.
+    diagnosed_with: what ``longattn diagnose`` takes for it, and the command; empty where it has nothing for it.
+    drawn: whether a diagnosis draws the attention on one input.
     trained_by: words of ``longattn train`` without which it does not read all of the input.
     heads: ending of a class -> how its models are run.
     """
@@ -257,6 +261,8 @@ class InputKind(ABC):
     units: str = ""
     material: ClassVar[str] = "text"
     compared: ClassVar[int] = 7
+    diagnosed_with: str = ""
+    drawn: ClassVar[bool] = False
     trained_by: Collection[str] = ()
     heads: Mapping[str, Head] = {}
     settings: Collection[str]
@@ -296,7 +302,7 @@ class InputKind(ABC):
 
     def longest_words(self, size: InputSize) -> str:
         """What is read up to this size, with a noun."""
-        return f"{self.noun}s of {size.describe()}"
+        return f"{self.nouns} of {size.describe()}"
 
     def doubled(self, value: Any) -> Any:
         """Twice the size along everything that can grow."""
@@ -327,8 +333,9 @@ class InputKind(ABC):
 
         Raises:
             LengthError, GridError: the source or the result does not read this size.
+            OptionError: mechanisms are not compared on such inputs.
         """
-        raise NotImplementedError
+        raise OptionError(f"Mechanisms are not compared on {self.nouns}; name one, for example --mechanism window.")
 
     def own_windows(self, sizes: InputSizes) -> list[str]:
         """Mechanisms whose windows have the source's size, as text."""
@@ -367,6 +374,11 @@ class InputKind(ABC):
     def seeded(self, config: Any, ids: Any) -> dict[str, Any]:
         """What a model reads next to ``ids (B, N)``, the same at every call."""
         return {}
+
+    @property
+    def how_to_diagnose(self) -> str:
+        """What to do for a diagnosis of its models, a clause."""
+        return f"give it {self.diagnosed_with}." if self.diagnosed_with else NOT_DIAGNOSED
 
     def compared_part(self, model: Any, headless: bool) -> Any:
         """The part whose outputs are compared; ``headless`` if the source has no weights for its head."""
@@ -409,7 +421,6 @@ class InputKind(ABC):
         """How a saved model of this class is loaded and run; ``None`` for one without an example."""
         return head_of(architecture, self.heads)
 
-    @abstractmethod
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
         """The code in a card that runs a saved model once; ``None`` where files are missing that it needs.
 
@@ -418,6 +429,7 @@ class InputKind(ABC):
             head, length: of the model, and the tokens that it takes.
             metadata: of its card, whose language and tags say what texts it reads.
         """
+        return None
 
     def values_of(self, config: Mapping[str, Any]) -> SimpleNamespace:
         """The values of a config file, with the defaults of the family's base for those that it leaves out."""

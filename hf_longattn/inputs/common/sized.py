@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +13,9 @@ from torch import Tensor
 from ...checks import Check
 from ...mechanisms import Mechanism
 from .base import SIZED, InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
-from .cells import InputCells
-from .user_files import UserInputs
+
+ONE_SIZE, ANY_LENGTH = "one size", "any length"
+"""What an exported graph reads."""
 
 
 class FurtherChecks:
@@ -44,8 +45,10 @@ class SizedKind(InputKind):
     """Inputs that are not texts and have a size, of a model that has one stack.
 
     size_noun, smaller: words for the size, and for less of it.
-    user_inputs: files of a user as inputs of a model.
-    cells: how inputs are cut into cells: ``cells(rule, stack, values)`` for a model ``stack`` without a head.
+    rule: of the family, if the kind has one.
+    user_inputs: the class of :class:`.user_files.UserInputs` that reads files of a user; ``None`` where nothing is searched or probed.
+    cells: the class of :class:`.cells.InputCells` that cuts inputs into cells; ``None`` where nothing is probed.
+    graph: what its exported graphs read, :data:`ONE_SIZE` or :data:`ANY_LENGTH`; empty where models are not exported.
     classified: ending of a class -> the words of ``longattn train`` that train it.
     """
 
@@ -54,9 +57,10 @@ class SizedKind(InputKind):
 
     size_noun: ClassVar[str]
     smaller: ClassVar[str]
-    rule: Any
-    user_inputs: type[UserInputs]
-    cells: Callable[[Any, Any, Tensor], InputCells]
+    graph: ClassVar[str] = ""
+    rule: Any = None
+    user_inputs: Any = None
+    cells: Any = None
 
     @abstractmethod
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
@@ -92,12 +96,26 @@ class SizedKind(InputKind):
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> Any:
         return self.inputs(plan.config, plan.source.folder, None if recording is None else Path(recording))
 
-    @abstractmethod
+    def check_reader(self, plan: Any, result: Path, inputs: Any) -> list[Check]:
+        return []
+
+    def tokenizer_length(self, plan: Any) -> int:
+        """Tokenizers write texts, whose length is not that of the inputs."""
+        return 0
+
+    def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
+        return ""
+
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        longest = self.sizes(self.values_of(config)).new.words
+        return f"It was made for {self.nouns} of up to {longest}. Longer ones may run, but were not verified."
+
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
-        """The arguments of ``forward`` for ``values`` of :class:`UserInputs`."""
+        """The arguments of ``forward`` for ``values`` of :class:`.user_files.UserInputs`."""
+        return {self.rule.input: values}
 
     def values_of_input(self, values: Tensor) -> Tensor:
-        """The values of :class:`UserInputs` from the input of ``forward``."""
+        """The values of :class:`.user_files.UserInputs` from the input of ``forward``."""
         return values
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

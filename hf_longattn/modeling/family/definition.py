@@ -152,7 +152,7 @@ class Family:
         if config.__dict__.get("model_type") != f"long_{base}":
             return f"{name} needs model_type = 'long_{base}'."
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        if not (self.rope or self.relative or self.position_tables or self.audio) and "max_position_embeddings" in fields:
+        if self.reads_text and not (self.rope or self.relative or self.position_tables) and "max_position_embeddings" in fields:
             return (
                 f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
                 r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
