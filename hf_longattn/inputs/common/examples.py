@@ -46,6 +46,11 @@ class Example:
     pipeline: bool = False
 
 
+def written_example(head: Head, code: str) -> Example:
+    """An example whose lines after the model was loaded are ``code``, which makes ``model``'s input and runs it."""
+    return Example(head, "written", {"code": code}, None)
+
+
 def head_of(architecture: str, heads: Mapping[str, Head]) -> Head | None:
     """The head of a model class, of these; ``None`` for one without a snippet."""
     return next((head for ending, head in heads.items() if architecture.endswith(ending)), None)
