@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
-from ..inputs.sound import audio_family
 from ..modeling.family.audio_rule import MASK, AudioRule
-from ..modeling.family.definition import Family, known_family
+from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.stream_rule import Convolution, Section
 
@@ -91,15 +90,15 @@ class AuditPictures(AuditInputs):
         self.prefix = torch.arange(self.length) < self.grid.prefix
 
     @classmethod
-    def of(cls, config: Any, *, length: int | None, url: str | None) -> AuditPictures | None:
-        """The pictures of a model of pictures with mechanisms; ``None`` for any other model.
+    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditPictures | None:
+        """The pictures of a model with mechanisms; ``None`` for any other model.
 
         Raises:
-            LengthError, OptionError: another length or a server, which are supported for texts only.
+            LengthError: another length, which is supported for texts only.
+            OptionError: patches that a processor cuts, or layers on different grids.
         """
-        has_mechanisms = getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)
-        rule = getattr(known_family(config), "grid", None) if has_mechanisms else None
-        if rule is None:
+        rule: Any = family.grid
+        if not (getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)):
             return None
         if rule.shapes is not None:
             raise OptionError(
@@ -112,13 +111,9 @@ class AuditPictures(AuditInputs):
                 f"The layers of a {config.model_type!r} model are on different grids, which are not audited; look at "
                 "hf_longattn.explain(model, inputs) instead."
             )
-        if length is not None and length != pictures.grid.length:
+        if length not in (None, pictures.length):
             size = rule.describe(pictures.size)
             raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")
-        if url is not None:
-            raise OptionError(
-                f"Servers of embeddings take texts, not {rule.noun}s; leave --url out, or give the model's graph: --onnx FILE."
-            )
         return pictures
 
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
@@ -162,6 +157,26 @@ class AuditSounds(AuditInputs):
             if None not in (*before, inside):
                 self.before, self.inside = (tuple(part for part in parts if part and part.mixes) for parts in (before, [inside]))
 
+    @classmethod
+    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditSounds:
+        """The sounds of a model, long or not.
+
+        Raises:
+            LengthError: the model does not support this number of frames.
+        """
+        rule: Any = family.audio
+        longest = rule.longest(config)
+        most = LONGEST if longest is None else min(LONGEST, longest)
+        frames = min(most, default) if length is None else length
+        if not SHORTEST <= frames <= most:
+            raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {min(most, default)}.")
+        is_long = bool(getattr(config, "base_model_type", None))
+        if not (is_long or rule.base_reads(config, rule.seconds(rule.length_of(config, frames)))):
+            frames = rule.frames(config, rule.length(rule.durations(config)[0]))
+            if length not in (None, frames):
+                raise LengthError(f"A {config.model_type!r} reads sounds of {frames:,} frames, not of {length:,}; leave --length out.")
+        return cls(family, config, frames)
+
     def with_mask(self) -> AuditSounds:
         """The same sounds with a mask of ones."""
         return AuditSounds(self.family, self.config, self.length, masked=True)
@@ -187,27 +202,5 @@ def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
     return Mixing(name, -(-left // stride), (kernel - 1 - left) // stride)
 
 
-def sounds_of(config: Any, *, length: int | None, default: int, url: str | None) -> AuditSounds | None:
-    """The sounds for an audio model, long or not; ``None`` for other models.
-
-    Raises:
-        LengthError: the model does not support this number of frames.
-        OptionError: a server, which is supported for texts only.
-    """
-    family = audio_family(config)
-    if family is None:
-        return None
-    if url is not None:
-        raise OptionError("Servers of embeddings take texts, not sounds; leave --url out, or give the model's graph: --onnx FILE.")
-    rule: Any = family.audio
-    longest = rule.longest(config)
-    most = LONGEST if longest is None else min(LONGEST, longest)
-    frames = min(most, default) if length is None else length
-    if not SHORTEST <= frames <= most:
-        raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {min(most, default)}.")
-    is_long = bool(getattr(config, "base_model_type", None))
-    if not (is_long or rule.base_reads(config, rule.seconds(rule.length_of(config, frames)))):
-        frames = rule.frames(config, rule.length(rule.durations(config)[0]))
-        if length not in (None, frames):
-            raise LengthError(f"A {config.model_type!r} model reads sounds of {frames:,} frames, not of {length:,}; leave --length out.")
-    return AuditSounds(family, config, frames)
+AUDITED = {"grid": AuditPictures, "sound": AuditSounds}
+"""What a model reads -> the inputs of its audit."""

@@ -36,7 +36,7 @@ from ..modeling.family.validation import known_length
 from ..modeling.generic import attention_of_towers, load_generic, mark_generic, towers_of
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
-from .inputs import LONGEST, SHORTEST, AuditInputs, AuditPictures, sounds_of
+from .inputs import AUDITED, LONGEST, SHORTEST, AuditInputs
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
 from .targets import (
     EMBEDDING,
@@ -194,9 +194,14 @@ def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInput
     Raises:
         LengthError, OptionError: the length does not fit the model, or the model cannot be audited.
     """
-    inputs: AuditInputs | None = sounds_of(config, length=length, default=DEFAULT_LENGTH, url=url)
-    inputs = AuditPictures.of(config, length=length, url=url) if inputs is None else inputs
-    if inputs is None and isinstance(kind := kind_of_model(config), SizedKind):
+    kind = kind_of_model(config)
+    if not isinstance(kind, SizedKind):
+        return None
+    if url is not None:
+        raise OptionError(f"Servers of embeddings take texts, not {kind.nouns}; leave --url out, or give the model's graph: --onnx FILE.")
+    makes: Any = AUDITED.get(kind.family.config_class.reads)
+    inputs = None if makes is None else makes.of(kind.family, config, length, DEFAULT_LENGTH)
+    if inputs is None:
         raise OptionError(f"A {config.model_type!r} model reads {kind.nouns}, which are not audited; {NOT_DIAGNOSED}")
     return inputs
 

@@ -61,12 +61,11 @@ def show_plan(plan: ConversionPlan) -> None:
     console.print()
     if plan.choice is not None:
         console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
-    for name, tower in plan.towers.items():
-        console.print(f"tower {name}: {tower.new_input}, {_counts(tower.counts())} tensors", style="bold", highlight=False)
-        _show_attention(tower)
+    for name, part in plan.parts.items():
+        if name:
+            console.print(f"tower {name}: {part.new_input}, {_counts(part.counts())} tensors", style="bold", highlight=False)
+        _show_attention(part)
     _show_of_plain_class(console, plan)
-    if not plan.towers:
-        _show_attention(plan)
 
 
 def _show_of_plain_class(console: terminal.Console, model: ConversionPlan | Inspection) -> None:
@@ -97,10 +96,10 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one; of several towers, each."""
     from ..conversion.flops import matrix_speed
 
-    compared = {} if plan.generic and plan.towers else {name: _compared(part) for name, part in plan.parts.items()}
+    compared = {name: _compared(part) for name, part in plan.parts.items() if not (plan.generic and name)}
     if as_json:
         values = {name: {**sizes, "mechanisms": [asdict(row) for row in rows]} for name, (rows, sizes, _, _) in compared.items()}
-        terminal.print_json({**plan.to_dict(), "comparison": values if plan.towers else values[""]})
+        terminal.print_json({**plan.to_dict(), "comparison": values.get("", values)})
         return
     show_plan(plan)
     for name, (rows, _, headings, unit) in compared.items():

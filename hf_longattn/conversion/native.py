@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
 from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
 from ..hub import origin_of
-from ..inputs.common.base import TEXT, InputSize, kind_of
+from ..inputs.common.base import SIZED, TEXT, InputSize, kind_of
 from ..inputs.common.running import run_model
 from ..inputs.text import VerificationText, verification_text
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
@@ -276,8 +276,7 @@ def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgre
             lambda: [running.check()],
         ]
         if not running.why_not:
-            check: Callable[..., list[Check]] = _check_outputs if plan.kind.planned_as == TEXT else _check_sizes
-            steps.append(lambda: check(plan, opened, inputs, scratch))
+            steps.append(lambda: CHECKS[plan.kind.planned_as](plan, opened, inputs, scratch))
         return run_steps(steps, progress)
 
 
@@ -390,6 +389,10 @@ def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | No
         detail = f"outputs and all hidden states at {size.describe()}: largest difference"
         checks.append(equality(f"equal to the long model at {size.words}", detail, Difference.of(wanted, measured), size.values))
     return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
+
+
+CHECKS: dict[str, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {TEXT: _check_outputs, SIZED: _check_sizes}
+"""How the outputs of a twin are compared, by how a conversion plans its inputs."""
 
 
 def _as_configured(model: Any) -> None:

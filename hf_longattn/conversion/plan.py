@@ -88,7 +88,7 @@ def _plan_chosen(
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     architecture = find_architecture(opened)
-    architecture.kind.check_settings(architecture.source_class, request)
+    architecture.kind.check_settings(f"a {architecture.source_class}", request)
     refuse_one_attention(architecture, request)
     attention, choice = choose(opened, request)
     plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
@@ -103,7 +103,7 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
 
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
-    architecture.kind.check_settings(architecture.source_class, request)
+    architecture.kind.check_settings(f"a {architecture.source_class}", request)
     architecture.kind.check_has_size(architecture)
     way = architecture.kind.planned_as
     if request.towers is not None and way != TOWERS_APART:
@@ -466,15 +466,18 @@ def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttention
         reads_text = name == text_tower(plan.config, [name])
         length = StackLength(part.old_length, part.new_length)
         layers = layer_mechanisms(part.attention, part.shape, length.new or None)
-        warnings = position_warnings(plan.positions, part.attention, layers, length, causal=part.shape.causal) if reads_text else ()
+        positions, change, warnings = UNCHANGED, "", list[PositionWarning]()
+        if reads_text:
+            positions, change = plan.positions, plan.position_change
+            warnings = position_warnings(positions, part.attention, layers, length, causal=part.shape.causal)
         plans[name] = replace(
             plan,
             config=part.module.config,
             attention=part.attention,
             shape=part.shape,
             inputs=part.inputs,
-            positions=plan.positions if reads_text else UNCHANGED,
-            position_change=plan.position_change if reads_text else "",
+            positions=positions,
+            position_change=change,
             tensors=tuple(part.tensors.values()),
             costs=part.costs(),
             warnings=tuple(warnings),

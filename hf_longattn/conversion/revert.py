@@ -185,7 +185,8 @@ def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) 
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     plans: dict[str, RevertPlan] = {}
     for name, tower in family.towers.items():
-        of_tower = settings if kind_of(tower).planned_as == TEXT else replace(settings, max_length=None, verify_text=None, positions=AUTO)
+        unused: dict[str, Any] = dict.fromkeys({"max_length", "verify_text"}.difference(kind_of(tower).settings))
+        of_tower = replace(settings, **unused, positions=AUTO) if unused else settings
         plans[name] = plan_reversion(TowerSource.of(source, name, tower.heads[tower.base_model_name]), of_tower)
     configs = {name: plan.config for name, plan in plans.items()}
     config = config_of_towers(long_config, configs, family.base_config_class, base_class, f"The config.json of {source.name!r}")

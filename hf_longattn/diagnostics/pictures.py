@@ -16,13 +16,14 @@ from ..engines.common.grid import Grid
 from ..inputs.common.base import kind_of
 from ..inputs.common.processors import processor_of, required_processor
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.on_grid import on_grid
 from ..modeling.family.definition import family_in, model_name
 from ..modeling.family.grid_config import refuse_line
 from ..modeling.grids import family_of, grid_rule
-from .candidates import Candidate, all_readings, read_candidates
-from .layer_attention import LayerAttention, RowSums, sampled_rows
+from .candidates import Candidate, read_candidates
+from .diagnosis import costs
+from .layer_attention import LayerAttention, sampled_rows
 from .loading import load_for_diagnosis
+from .measure import MeasuredLayers
 from .watching import of_tower, run_stack, tower_that_reads, watched_layers, watched_on_grid, watching
 
 USUAL = (
@@ -154,31 +155,23 @@ def diagnose_picture(
     values = user.processed(rule, stack.config, processor, picture).to(stack.device, stack.dtype)
     _, arguments, grid = watched_on_grid(network, {rule.input: values})
     reasons: dict[str, str] = {}
-    layers: dict[int, PictureLayer] = {}
-    pairs = [0] * len(choices)
     rows = sampled_rows(grid.length, queries)
+    measured, maps = MeasuredLayers(choices, reasons, rows, grid), dict[int, Tensor]()
 
     def see(number: int, layer: LayerAttention) -> None:
-        layer = replace(layer, call=layer.call.replace(grid=grid))
-        readings = all_readings(choices, layer, number)
-        for index, (candidate, reading) in enumerate(zip(choices, readings, strict=True)):
-            if isinstance(reading, str):
-                reasons.setdefault(str(candidate), reading)
-            else:
-                pairs[index] = on_grid(candidate.build(layer, number), grid).pairs(grid.length, False)
-        sums = RowSums(layer.length, layer.heads, len(choices))
-        sums.add(layer, rows, [None if isinstance(reading, str) else reading for reading in readings])
-        mass = sums.mean()["captured"].mean(0)
-        shares = tuple(float("nan") if isinstance(reading, str) else float(share) for reading, share in zip(readings, mass, strict=True))
-        layers[number] = PictureLayer(layer.name, layer.mechanism, shares, _attention(layer, grid, rows))
+        measured.see(number, layer)
+        maps[number] = _attention(layer, grid, rows)
 
     with watching(stack, see):
         run_stack(stack, arguments)
+    pairs = tuple(costs(choices, reasons, grid.length, False, *measured.shape, grid))
+    masses = [tuple(mean["captured"].mean(0).tolist()) for mean in measured.means()]
+    layers = [PictureLayer(*measured.names[number], mass, maps[number]) for number, mass in zip(sorted(maps), masses, strict=True)]
     seen = user.as_seen(values[0], processor, grid.sizes[0])
     return PictureDiagnosis(
         model=name, model_class=of_tower(type(whole).__name__, tower), picture=str(picture), pixels=seen, grid=grid,
-        queries=len(rows), candidates=tuple(choices), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
-        reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)), noun=rule.noun,
+        queries=len(rows), candidates=tuple(choices), pairs=pairs, full_pairs=full_pairs(grid.length, False),
+        reasons=reasons, layers=tuple(layers), noun=rule.noun,
         size=rule.describe(rule.size_of(values)),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -403,10 +404,5 @@ def _checked_kind(
             f"{str(model)!r} is of type {str(values.get('model_type'))!r}, which is not a family of pictures or sound; leave the photo and "
             "--images out to probe it with texts, or give a model such as a ViT or a Wav2Vec2."
         )
-    if image_size is not None and "image_size" not in kind.settings:
-        raise OptionError(
-            f"{str(model)!r} reads {kind.nouns}, to which --image-size does not apply; give --audio-seconds 30, or leave it out."
-        )
-    if audio_seconds is not None and "audio_seconds" not in kind.settings:
-        raise OptionError(f"{str(model)!r} reads {kind.nouns}, to which --audio-seconds does not apply; leave it out.")
+    kind.check_settings(repr(str(model)), SimpleNamespace(image_size=image_size, audio_seconds=audio_seconds))
     return kind

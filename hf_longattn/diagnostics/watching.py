@@ -77,9 +77,10 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[nn.Module, str]:
         BackendError: the only towers of pictures read them in all sizes.
     """
     several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # which has one backbone for all inputs
-    towers = towers_of(model) if several else {}
-    reading = text_tower(model.config, towers) if towers else ""
-    if text or not towers:
+    if not several or not (towers := towers_of(model)):
+        return model, ""
+    reading = text_tower(model.config, towers)
+    if text:
         return (towers[reading], reading) if reading in towers else (model, "")
     others = {name: tower for name, tower in towers.items() if name != reading}
     kinds = {name: kind_of_model(tower.config) for name, tower in others.items()}

@@ -317,20 +317,17 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     """The attention of each tower of a model by its name, or that of a model of one stack under an empty name; none of a short model."""
-    if towers := _long_towers(config):
-        return {name: LongAttentionConfig.from_dict(part["long_attention"]) for name, part in towers.items()}
-    chosen = config.get("long_attention")
-    if chosen is not None and TOWERS not in chosen:
+    chosen = config.get("long_attention") or {}
+    if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
-    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in (chosen or {}).get(TOWERS, {}).items()}
+    parts = {name: part["long_attention"] for name, part in _long_towers(config).items()} or chosen.get(TOWERS, {})
+    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in parts.items()}
 
 
 def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[str, Any]) -> str:
     """The mechanism of every layer, of a tower if it has a ``name``."""
     if not name:
         return attention.table(_layers(config))
-    if (part := _long_towers(config).get(name)) is not None:
-        return f"tower {name}\n{attention.table(_layers(part))}"
     of_model = AutoConfig.for_model(**plain_names(config))
     tower = getattr(of_model, tower_field(name), of_model)  # a tower without a config of its own has the model's
     return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
@@ -422,11 +419,7 @@ def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int, needs_training: bool) -> list[str]:
-    if towers := _long_towers(config):
-        parts = [_limits(part, _attentions(part), tokens_of(part), False) for part in towers.values()]
-        limits = [*dict.fromkeys(limit for of_tower in parts for limit in of_tower)]
-    else:
-        limits = kind_in(config).limits(config, attentions, length)
+    limits = kind_in(config).limits(config, attentions, length)
     return [*limits, UNTRAINED] if needs_training else limits
 
 

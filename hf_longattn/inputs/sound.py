@@ -191,10 +191,6 @@ class SoundKind(SizedKind):
         blocks = f"sound {head.blocks} {'sound_pipeline' if piped else ''}"
         return Example(head, blocks, facts, reader, (("import numpy as np",) if processed else (), ()), piped)
 
-    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
-        seconds = self.rule.durations(self.values_of(config))[1]
-        return f"It was made for sounds of up to {seconds:,g} seconds. Longer ones may run, but were not verified."
-
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
         """As the base's; also raises :class:`LengthError` for a duration at which the result is of no use until it is trained."""
         if request.positions != AUTO:

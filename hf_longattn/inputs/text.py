@@ -79,7 +79,6 @@ class TextKind(InputKind):
     settings = ("max_length", "max_decoder_length", "decoder_long_attention", "search_text", "verify_text", "init_from_text")
     instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
     noun = nouns = "text"
-    diagnosed_with = "a text: longattn diagnose MODEL book.txt"
 
     @classmethod
     def reads(cls, family: Family) -> bool:

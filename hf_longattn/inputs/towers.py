@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import Check
+from ..configuration import LongAttentionConfig
 from ..modeling.family.definition import Family, tower_field
 from ..processor_files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
 from .common.base import TOWERS_APART, InputKind, InputSizes, kind_of, register_kind
@@ -62,6 +63,11 @@ class TowersKind(InputKind):
         """Those of the longest texts."""
         texts = {name: kind for name, kind in self.towers.items() if kind.family.reads_text}
         return max(kind.tokens_of(config.get(tower_field(name)) or {}) for name, kind in texts.items())
+
+    def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
+        parts = [(kind, config.get(tower_field(name)) or {}, attentions.get(name)) for name, kind in self.towers.items()]
+        limits = [kind.limits(part, {"": of_tower}, kind.tokens_of(part)) for kind, part, of_tower in parts if of_tower is not None]
+        return [*dict.fromkeys(limit for of_tower in limits for limit in of_tower)]
 
     @property
     def any_size(self) -> bool:

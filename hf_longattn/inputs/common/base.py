@@ -451,11 +451,11 @@ class InputKind(ABC):
             limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
         return limits
 
-    def check_settings(self, source_class: str, request: Any) -> None:
+    def check_settings(self, source: str, request: Any) -> None:
         """Raise :class:`OptionError` for a setting of other kinds of input."""
         for name, (reason, gives) in SETTINGS.items():
-            if getattr(request, name) is not None and name not in self.settings:
-                raise OptionError(f"{reason}, but a {source_class} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
+            if getattr(request, name, None) is not None and name not in self.settings:
+                raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
 
 
 def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:

@@ -107,8 +107,8 @@ class SizedKind(InputKind):
         return ""
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
-        longest = self.sizes(self.values_of(config)).new.words
-        return f"It was made for {self.nouns} of up to {longest}. Longer ones may run, but were not verified."
+        longest = self.trained_on(self.sizes(self.values_of(config)))
+        return f"It was made for {longest}. Longer ones may run, but were not verified."
 
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         """The arguments of ``forward`` for ``values`` of :class:`.user_files.UserInputs`."""
