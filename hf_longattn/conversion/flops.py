@@ -171,7 +171,8 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
         backbone: Any = skeleton.base_model
         encoder = {id(p) for p in backbone.get_encoder().parameters()}
         elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
-    times = {id(p): count for layer, count in _shared_layers(sites).items() for p in skeleton.get_submodule(layer).parameters()}
+    shared = Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
+    times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
     matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
     shape = ModelShape.of(
@@ -187,11 +188,6 @@ def _layer_matrices(skeleton: nn.Module, sites: Iterable[AttentionSite]) -> tupl
     starts = [NUMBER_OF_LAYER.match(site.name) for site in sites]
     layers = [skeleton.get_submodule(start[0]) for start in starts if start is not None]
     return tuple(sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in layers)
-
-
-def _shared_layers(sites: Iterable[AttentionSite]) -> Counter[str]:
-    """Name of every module that several layers share -> how many do."""
-    return Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
 
 
 def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:

@@ -354,7 +354,8 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
         for _, probe in probes:
             _as_configured(model)
             outputs.append(probe_outputs(model, probe.inputs))
-            if _generates(plan, model):
+            can_generate = getattr(model, "can_generate", lambda: False)()
+            if can_generate and not (plan.twin.only_length and plan.note):
                 _as_configured(model)
                 tokens.append(generated(model, probe))
         return outputs, step_gradients, tokens
@@ -449,10 +450,6 @@ def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dic
     detail = f"gradients of {compared} parameters after one step: largest difference {worst:.1e} ({where}), largest gradient {scale:.1e}"
     good = scale > 0 and worst <= TOLERANCE * scale
     return Check("equal gradients", PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
-
-
-def _generates(plan: TwinPlan, model: Any) -> bool:
-    return bool(getattr(model, "can_generate", lambda: False)()) and not (plan.twin.only_length and plan.note)
 
 
 def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:

@@ -123,7 +123,7 @@ def _plan_text(opened: Source, architecture: Architecture, request: ConversionCo
     attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
     marks_question = pairs and original is None
-    unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
+    unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
     tokenizer = load_tokenizer(opened.folder) if marks_question or unseparated else None
     separator = None if tokenizer is None else question_separator(tokenizer)
     if unseparated and separator is not None:
@@ -571,11 +571,6 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
     if choices:
         raise PositionError(f"positions='alibi' contradicts relative={choices[0]!r}; give positions='none' to keep the latter alone.")
     return attention.with_option(RELATIVE, ALIBI)
-
-
-def needs_separator(attention: LongAttentionConfig) -> bool:
-    """Whether some layer has a global segment but no separator token."""
-    return with_separator(attention, 0).to_dict() != attention.to_dict()
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
