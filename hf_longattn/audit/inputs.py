@@ -50,6 +50,7 @@ class AuditInputs(ABC):
     overlap: number of previous patches that include pixels of a patch, for each axis.
     prefix: ``(N,)`` bool, True for tokens without pixels, such as class tokens; ``None`` without any.
     before, inside: operations between tokens before the first layer, and after the attention of every layer; ``None`` if they are unknown.
+    grid, own_attention: of the tokens, and of a model without mechanisms.
     mixes: whether layers have such operations, so that attention modules are measured in place of layers.
     """
 
@@ -90,16 +91,16 @@ class AuditPictures(AuditInputs):
         self.prefix = torch.arange(self.length) < self.grid.prefix
 
     @classmethod
-    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditPictures | None:
-        """The pictures of a model with mechanisms; ``None`` for any other model.
+    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditPictures:
+        """The pictures of a model with mechanisms.
 
         Raises:
             LengthError: another length, which is supported for texts only.
-            OptionError: patches that a processor cuts, or layers on different grids.
+            OptionError: a model without mechanisms, patches that a processor cuts, or layers on different grids.
         """
         rule: Any = family.grid
         if not (getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)):
-            return None
+            raise OptionError(f"A {config.model_type!r} model has no mechanisms to audit; convert it first (longattn convert).")
         if rule.shapes is not None:
             raise OptionError(
                 f"A {config.model_type!r} model takes patches that its processor cuts, which are not audited; look at "

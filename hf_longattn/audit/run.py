@@ -199,11 +199,10 @@ def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInput
         return None
     if url is not None:
         raise OptionError(f"Servers of embeddings take texts, not {kind.nouns}; leave --url out, or give the model's graph: --onnx FILE.")
-    makes: Any = AUDITED.get(kind.family.config_class.reads)
-    inputs = None if makes is None else makes.of(kind.family, config, length, DEFAULT_LENGTH)
-    if inputs is None:
+    of_kind: Any = AUDITED.get(kind.family.config_class.reads)
+    if of_kind is None:
         raise OptionError(f"A {config.model_type!r} model reads {kind.nouns}, which are not audited; {NOT_DIAGNOSED}")
-    return inputs
+    return of_kind.of(kind.family, config, length, DEFAULT_LENGTH)
 
 
 @torch.no_grad()
