@@ -26,6 +26,9 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""My attention': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
         '"""Squared ReLU': SHOWN_ELSEWHERE + "tests/mechanisms/test_contributing.py",
         '"""LongErnie': SHOWN_ELSEWHERE + "tests/families/test_new_family.py",
+        '"""LongDecisionTransformer': SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
+        '"""Trajectories': SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
+        "import hf_longattn\nfrom transformers import DecisionTransformerConfig": SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
     },
     "docs/extending.md": {
         '"""OLMo 2': SHOWN_ELSEWHERE + "tests/conversion/test_new_twin.py",

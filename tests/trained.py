@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.conversion.text import PARAGRAPHS
+from hf_longattn.inputs.text import PARAGRAPHS
 from scripts.dev.tools.family_checkpoints import trained_tokenizer
 
 REAL_TEXT = PARAGRAPHS + (Path(__file__).resolve().parents[1] / "LICENSE").read_text(encoding="utf-8")

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
-from ..conversion.audio_seconds import audio_family, sound_model
 from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
 from ..errors import checkpoint_errors
+from ..inputs.sound import audio_family, sound_model
 from ..loading import new_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
@@ -33,7 +33,7 @@ from ..modeling.family.config import LongConfig
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
 from ..modeling.generic import enable_long_attention
 from ..sharding import only_locality
-from .inputs import AuditInputs, AuditPictures, AuditSounds, Mixing
+from .inputs import AuditInputs, Mixing
 
 PAIRS_IN_MEMORY = 1 << 22
 """Maximum (output, token) pairs in memory at a time, over all heads."""
@@ -179,8 +179,7 @@ class DeclaredReach:
     def __init__(
         self, config: Any, stack: Any, ids: Tensor, leading: int = 0, trailing: int = 0, inputs: AuditInputs | None = None
     ) -> None:
-        self.pictures = pictures = inputs if isinstance(inputs, AuditPictures) else None
-        self.sounds = inputs if isinstance(inputs, AuditSounds) else None
+        self.inputs = inputs
         row = torch.cat([ids.new_full((leading,), -1), ids, ids.new_full((trailing,), -1)])[None]
         self.length = row.shape[1]
         self._nowhere = torch.zeros(self.length, dtype=torch.bool)
@@ -189,13 +188,14 @@ class DeclaredReach:
         self.names = [site.name for site in sites]
         self.outside: list[LayerReach] = []
         """Reaches of operations between tokens outside of the modules ``names``."""
-        self.before = [] if pictures is None or not any(pictures.overlap) else [self._overlap(pictures)]
+        self.before: list[LayerReach] = []
         """Reaches of operations between tokens before the first layer."""
         self.inside: list[LayerReach] = []
         """Reaches of operations between tokens in every layer, after its attention."""
-        if self.sounds is not None:
-            self.before = [self._of_mixing(mixing) for mixing in self.sounds.before or ()]
-            self.inside = [self._of_mixing(mixing) for mixing in self.sounds.inside or ()]
+        if inputs is not None:
+            overlap = [self._overlap(inputs.grid, inputs.overlap)] if inputs.grid is not None and any(inputs.overlap) else []
+            self.before = [*overlap, *(self._of_mixing(mixing) for mixing in inputs.before or ())]
+            self.inside = [self._of_mixing(mixing) for mixing in inputs.inside or ()]
         text = getattr(stack, "config", config).get_text_config()
         windows = named_windows(text)
         if getattr(config, "long_attention", None) is not None:
@@ -204,7 +204,7 @@ class DeclaredReach:
             self.layers = [self._window(width, causal=False) for width in windows]
         else:
             self.layers = self._stock(text, sites)
-        if self.sounds is not None and self.sounds.before is None:
+        if not self.reaches_output:
             self.outside.append(LayerReach.unknown(self.length))
         if len(self.layers) != getattr(text, "num_hidden_layers", 0):  # other layers mix tokens in other ways
             self.outside.append(LayerReach.unknown(self.length))
@@ -212,12 +212,13 @@ class DeclaredReach:
     @property
     def reaches_output(self) -> bool:
         """Whether the reach of all layers together is known."""
-        return self.sounds is None or self.sounds.before is not None
+        return self.inputs is None or self.inputs.before is not None
 
     def of_stack(self) -> StackReach:
         """The reach of all layers together."""
         layers = [reach for layer in self.layers for reach in (layer, *self.inside)]
-        return StackReach([*self.before, *layers, *self.outside], None if self.pictures is None else ~self.pictures.prefix)
+        prefix = None if self.inputs is None else self.inputs.prefix
+        return StackReach([*self.before, *layers, *self.outside], None if prefix is None else ~prefix)
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
         """The reaches of modules of the stack, in the order of their calls, from the attention in each."""
@@ -237,7 +238,7 @@ class DeclaredReach:
         holder.config = config
         rule = token_rule(holder) if len(holder) else None
         chosen = None if rule is None else rule.mask(row, torch.ones_like(row, dtype=torch.bool))
-        if self.sounds is None and (width := convolution_width(config)):
+        if self.inputs is None and (width := convolution_width(config)):
             convolution = LayerReach(f"convolution over {width} tokens", self.length, True, False, width // 2, width // 2, self._nowhere)
             self.outside.append(convolution)
         return [self._of_site(mechanism, site.decoding, chosen) for mechanism, site in zip(mechanisms, sites, strict=True)]
@@ -249,8 +250,9 @@ class DeclaredReach:
         differs = seeded or mechanism.traits.needs_grid  # layers draw differently, or shift windows
         key = type(mechanism), mechanism.options, mechanism.layer if differs else 0, causal
         if key not in self._built:
-            if self.pictures is not None and (mechanism.traits.needs_grid or mechanism.options.order is not None):
-                self._built[key] = self._on_grid(with_storage(mechanism), self.pictures.grid)
+            grid = None if self.inputs is None else self.inputs.grid
+            if grid is not None and (mechanism.traits.needs_grid or mechanism.options.order is not None):
+                self._built[key] = self._on_grid(with_storage(mechanism), grid)
             else:
                 self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
         return self._built[key]
@@ -258,17 +260,16 @@ class DeclaredReach:
     def _of_mixing(self, mixing: Mixing) -> LayerReach:
         return LayerReach(mixing.name, self.length, True, False, mixing.back, mixing.ahead, self._nowhere)
 
-    def _overlap(self, pictures: AuditPictures) -> LayerReach:
+    def _overlap(self, grid: Grid, overlap: Sequence[int]) -> LayerReach:
         """The reach of overlapping patches: a patch includes the first pixels of the next ones."""
-        grid = pictures.grid
 
         def reads(b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
             visible: Any = (row >= grid.prefix) & (column >= grid.prefix)
-            for of_row, of_column, patches in zip(grid.places(row), grid.places(column), pictures.overlap, strict=True):
+            for of_row, of_column, patches in zip(grid.places(row), grid.places(column), overlap, strict=True):
                 visible = visible & (of_column - of_row >= 0) & (of_column - of_row <= patches)
             return visible | (row == column)
 
-        ahead = sum(patches * math.prod(grid.sizes[axis + 1 :]) for axis, patches in enumerate(pictures.overlap))
+        ahead = sum(patches * math.prod(grid.sizes[axis + 1 :]) for axis, patches in enumerate(overlap))
         return LayerReach("patches that overlap", self.length, True, False, 0, ahead, self._nowhere, reads)
 
     @torch.no_grad()
@@ -313,8 +314,8 @@ class DeclaredReach:
 
     def _stock(self, config: Any, sites: Sequence[AttentionSite]) -> list[LayerReach]:
         """The reach of attention on transformers' interface, by what a config that is not ours says of windows."""
-        if self.sounds is not None:
-            attention_of = self.sounds.own_attention
+        if self.inputs is not None:
+            attention_of = self.inputs.own_attention
             attention = LongAttentionConfig("full") if attention_of is None else attention_of(config)
             return [self._of_site(self._mechanism(*attention.for_layer(site.layer)), False, None) for site in sites]
         kinds = config.__dict__.get("layer_types") or [FULL] * getattr(config, "num_hidden_layers", 0)

@@ -6,17 +6,18 @@ determines only the pixels or samples before the next one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..conversion.audio_seconds import audio_family
+from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
 from ..modeling.family.audio_rule import MASK, AudioRule
-from ..modeling.family.definition import Family, known_family
+from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.stream_rule import Convolution, Section
 
@@ -26,50 +27,80 @@ DIFFERENT_PATCHES = 64
 """Number of different random patches in pictures, and of random segments in sounds."""
 
 
-class AuditInputs(Protocol):
+class Mixing(NamedTuple):
+    """An operation between tokens besides attention. An output depends on ``back`` earlier and ``ahead`` later tokens."""
+
+    name: str
+    back: int
+    ahead: int
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an output depends on other tokens than its own."""
+        return self.back + self.ahead > 0
+
+
+class AuditInputs(ABC):
     """Inputs of a model with one patch or frame per token.
 
     argument: name of the argument of ``forward`` for these inputs.
     length: number of tokens.
     numbers: numbers of all different patches or frames.
     masks: names of other inputs that a graph may have.
+    overlap: number of previous patches that include pixels of a patch, for each axis.
+    prefix: ``(N,)`` bool, True for tokens without pixels, such as class tokens; ``None`` without any.
+    before, inside: operations between tokens before the first layer, and after the attention of every layer; ``None`` if they are unknown.
+    grid, own_attention: of the tokens, and of a model without mechanisms.
+    mixes: whether layers have such operations, so that attention modules are measured in place of layers.
     """
 
     argument: str
-    masks: list[str]
+    masks: Sequence[str] = ()
     length: int
     numbers: Tensor
+    grid: Grid | None = None
+    overlap: Sequence[int] = ()
+    prefix: Tensor | None = None
+    before: Sequence[Mixing] | None = ()
+    inside: Sequence[Mixing] | None = ()
+    mixes: bool = False
+    own_attention: Callable[[Any], LongAttentionConfig] | None = None
 
+    @abstractmethod
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
         """The arguments of ``forward`` for the patches or frames with ``numbers (N,)``."""
 
+    def with_mask(self) -> AuditInputs:
+        """The same inputs with a mask of ones, if models take one."""
+        return self
 
-class AuditPictures:
+
+class AuditPictures(AuditInputs):
     """Pictures of the model's default size, from the numbers of their patches."""
 
     def __init__(self, rule: GridRule, config: Any) -> None:
-        self.rule, self.config, self.argument, self.masks = rule, config, rule.input, list[str]()
+        self.rule, self.config, self.argument = rule, config, rule.input
         self.size = rule.sizes(config)[1]
         self.grid: Grid = rule.of_size(config, self.size)
         self.length = self.grid.length
         self.step, self.channels = rule.step(config), rule.channels(config)
         self.overlap = tuple(-(-side // step) - 1 for side, step in zip(rule.patch(config), self.step, strict=True))
-        """Number of previous patches that include pixels of a patch, for each axis."""
         generator = torch.Generator().manual_seed(0)
         self.values = torch.randn(DIFFERENT_PATCHES, self.channels, *self.step, generator=generator)
         self.numbers = torch.arange(DIFFERENT_PATCHES)
+        self.prefix = torch.arange(self.length) < self.grid.prefix
 
     @classmethod
-    def of(cls, config: Any, *, length: int | None, url: str | None) -> AuditPictures | None:
-        """The pictures of a model of pictures with mechanisms; ``None`` for any other model.
+    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditPictures:
+        """The pictures of a model with mechanisms.
 
         Raises:
-            LengthError, OptionError: another length or a server, which are supported for texts only.
+            LengthError: another length, which is supported for texts only.
+            OptionError: a model without mechanisms, patches that a processor cuts, or layers on different grids.
         """
-        has_mechanisms = getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)
-        rule = getattr(known_family(config), "grid", None) if has_mechanisms else None
-        if rule is None:
-            return None
+        rule: Any = family.grid
+        if not (getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)):
+            raise OptionError(f"A {config.model_type!r} model has no mechanisms to audit; convert it first (longattn convert).")
         if rule.shapes is not None:
             raise OptionError(
                 f"A {config.model_type!r} model takes patches that its processor cuts, which are not audited; look at "
@@ -81,19 +112,10 @@ class AuditPictures:
                 f"The layers of a {config.model_type!r} model are on different grids, which are not audited; look at "
                 "hf_longattn.explain(model, inputs) instead."
             )
-        if length is not None and length != pictures.grid.length:
+        if length not in (None, pictures.length):
             size = rule.describe(pictures.size)
             raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")
-        if url is not None:
-            raise OptionError(
-                f"Servers of embeddings take texts, not {rule.noun}s; leave --url out, or give the model's graph: --onnx FILE."
-            )
         return pictures
-
-    @property
-    def prefix(self) -> Tensor:
-        """``(N,)`` bool, True for tokens without pixels, such as class tokens."""
-        return torch.arange(self.length) < self.grid.prefix
 
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
         """The model's input for the patches with ``numbers (N,)``. Numbers of the prefix are ignored."""
@@ -107,33 +129,19 @@ class AuditPictures:
         return {self.rule.input: self.rule.arguments(self.config, nn.functional.pad(pixels, padding))[self.rule.input]}
 
 
-class Mixing(NamedTuple):
-    """An operation between frames besides attention. An output depends on ``back`` earlier and ``ahead`` later frames."""
-
-    name: str
-    back: int
-    ahead: int
-
-    @property
-    def mixes(self) -> bool:
-        """Whether an output depends on other frames than its own."""
-        return self.back + self.ahead > 0
-
-
-class AuditSounds:
+class AuditSounds(AuditInputs):
     """Sounds of ``frames`` frames, from the numbers of segments.
 
     A segment has as many samples, or rows of features, as a frame step.
-
-    before, inside: operations between frames before the first layer, and after the attention of every layer; ``None`` if the family does
-        not declare them.
     """
+
+    masks = (MASK,)
+    mixes = True
 
     def __init__(self, family: Family, config: Any, frames: int, *, masked: bool = False) -> None:
         rule: Any = family.audio
         self.rule: AudioRule = rule
         self.family, self.config, self.length, self.argument, self.masked = family, config, frames, rule.input, masked
-        self.masks = [MASK]
         self.own_attention = family.own_attention
         step = rule.length_of(config, frames + 2) - rule.length_of(config, frames + 1)
         samples = frames * step
@@ -141,8 +149,7 @@ class AuditSounds:
         shape = (step,) if rule.features is None else (step, rule.features(config))
         self.values = torch.randn(DIFFERENT_PATCHES, *shape, generator=torch.Generator().manual_seed(0))
         self.numbers = torch.arange(DIFFERENT_PATCHES)
-        self.before: tuple[Mixing, ...] | None = None
-        self.inside: tuple[Mixing, ...] | None = None
+        self.before = self.inside = None  # unless the family declares them
         stream = rule.stream
         if stream is not None and not stream.refusal(config) and rule.output_rows(config, self.samples) == frames:
             positions = () if stream.encoder is None else stream.encoder[1](config)
@@ -150,6 +157,26 @@ class AuditSounds:
             inside = _mixing("convolution", stream.inside(config))
             if None not in (*before, inside):
                 self.before, self.inside = (tuple(part for part in parts if part and part.mixes) for parts in (before, [inside]))
+
+    @classmethod
+    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditSounds:
+        """The sounds of a model, long or not.
+
+        Raises:
+            LengthError: the model does not support this number of frames.
+        """
+        rule: Any = family.audio
+        longest = rule.longest(config)
+        most = LONGEST if longest is None else min(LONGEST, longest)
+        frames = min(most, default) if length is None else length
+        if not SHORTEST <= frames <= most:
+            raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {min(most, default)}.")
+        is_long = bool(getattr(config, "base_model_type", None))
+        if not (is_long or rule.base_reads(config, rule.seconds(rule.length_of(config, frames)))):
+            frames = rule.frames(config, rule.length(rule.durations(config)[0]))
+            if length not in (None, frames):
+                raise LengthError(f"A {config.model_type!r} reads sounds of {frames:,} frames, not of {length:,}; leave --length out.")
+        return cls(family, config, frames)
 
     def with_mask(self) -> AuditSounds:
         """The same sounds with a mask of ones."""
@@ -176,27 +203,5 @@ def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
     return Mixing(name, -(-left // stride), (kernel - 1 - left) // stride)
 
 
-def sounds_of(config: Any, *, length: int | None, default: int, url: str | None) -> AuditSounds | None:
-    """The sounds for an audio model, long or not; ``None`` for other models.
-
-    Raises:
-        LengthError: the model does not support this number of frames.
-        OptionError: a server, which is supported for texts only.
-    """
-    family = audio_family(config)
-    if family is None:
-        return None
-    if url is not None:
-        raise OptionError("Servers of embeddings take texts, not sounds; leave --url out, or give the model's graph: --onnx FILE.")
-    rule: Any = family.audio
-    longest = rule.longest(config)
-    most = LONGEST if longest is None else min(LONGEST, longest)
-    frames = min(most, default) if length is None else length
-    if not SHORTEST <= frames <= most:
-        raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {min(most, default)}.")
-    is_long = bool(getattr(config, "base_model_type", None))
-    if not (is_long or rule.base_reads(config, rule.seconds(rule.length_of(config, frames)))):
-        frames = rule.frames(config, rule.length(rule.durations(config)[0]))
-        if length not in (None, frames):
-            raise LengthError(f"A {config.model_type!r} model reads sounds of {frames:,} frames, not of {length:,}; leave --length out.")
-    return AuditSounds(family, config, frames)
+AUDITED = {"grid": AuditPictures, "sound": AuditSounds}
+"""What a model reads -> the inputs of its audit."""

@@ -23,10 +23,12 @@ from ..conversion.pooling import sentence_pooling
 from ..conversion.sources.folder import read_config
 from ..conversion.sources.hub import fetch_model
 from ..conversion.tensor_names import check_complete
-from ..conversion.text import load_tokenizer
 from ..errors import CheckpointError, LengthError, OptionError, check_extra
 from ..export.onnx import LONG_CONFIG
 from ..hub_errors import check_revision
+from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
+from ..inputs.common.sized import SizedKind
+from ..inputs.text import load_tokenizer
 from ..loading import load_part, load_weights, loading_errors
 from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, model_name
@@ -34,7 +36,7 @@ from ..modeling.family.validation import known_length
 from ..modeling.generic import attention_of_towers, load_generic, mark_generic, towers_of
 from ..reading import check_name, is_generic, named_class, plain_names
 from .declared import DeclaredReach, text_stack
-from .inputs import LONGEST, SHORTEST, AuditInputs, AuditPictures, AuditSounds, sounds_of
+from .inputs import AUDITED, LONGEST, SHORTEST, AuditInputs
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
 from .targets import (
     EMBEDDING,
@@ -155,7 +157,7 @@ def audit_reach(
         return audited(name, target.name, declared, parts, time.monotonic() - started, settings)
 
     result = audit(target)
-    if result.agrees or not isinstance(inputs, AuditSounds) or onnx is not None:
+    if result.agrees or inputs is None or not inputs.masks or onnx is not None:
         return result
     agrees = audit(ModelTarget(loaded, inputs.with_mask())).agrees
     return replace(result, note=WITH_MASK) if agrees else result
@@ -192,8 +194,15 @@ def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInput
     Raises:
         LengthError, OptionError: the length does not fit the model, or the model cannot be audited.
     """
-    sounds = sounds_of(config, length=length, default=DEFAULT_LENGTH, url=url)
-    return AuditPictures.of(config, length=length, url=url) if sounds is None else sounds
+    kind = kind_of_model(config)
+    if not isinstance(kind, SizedKind):
+        return None
+    if url is not None:
+        raise OptionError(f"Servers of embeddings take texts, not {kind.nouns}; leave --url out, or give the model's graph: --onnx FILE.")
+    of_kind: Any = AUDITED.get(kind.family.config_class.reads)
+    if of_kind is None:
+        raise OptionError(f"A {config.model_type!r} model reads {kind.nouns}, which are not audited; {NOT_DIAGNOSED}")
+    return of_kind.of(kind.family, config, length, DEFAULT_LENGTH)
 
 
 @torch.no_grad()

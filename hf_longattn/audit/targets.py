@@ -25,7 +25,7 @@ from ..export.onnx import has_experts
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.inference.optimize import evaluating
 from .declared import base_of, encoder_of
-from .inputs import AuditInputs, AuditSounds
+from .inputs import AuditInputs
 
 MAX_WORDS = 2000
 """Maximum number of different single-token words in texts for a server."""
@@ -166,7 +166,7 @@ class LayerChanges:
 
     def __init__(self, target: ModelTarget, ids: Tensor, generator: torch.Generator) -> None:
         self.target, self.ids, self.generator = target, ids, generator
-        self._layers = _attending(target.stack) if isinstance(target.inputs, AuditSounds) else _layers(target.stack)
+        self._layers = _attending(target.stack) if target.inputs is not None and target.inputs.mixes else _layers(target.stack)
         unfit: list[nn.Module] = [target.stack]
         while unfit:
             self.names: list[str] = []
@@ -368,7 +368,7 @@ class GraphTarget:
     leading = trailing = 0
 
     def __init__(self, file: Path, inputs: AuditInputs | None = None) -> None:
-        self.read = inputs.with_mask() if isinstance(inputs, AuditSounds) else inputs
+        self.read = None if inputs is None else inputs.with_mask()
         with needs_extra("onnx"):
             import onnxruntime
         file = file / "model.onnx" if file.is_dir() else file
@@ -384,7 +384,7 @@ class GraphTarget:
         self.inputs = {value.name: value for value in self.session.get_inputs()}
         first, more = "input_ids", ["attention_mask", "token_type_ids", "position_ids"]
         if inputs is not None:
-            first, more = inputs.argument, inputs.masks
+            first, more = inputs.argument, [*inputs.masks]
         unknown = sorted(set(self.inputs) - {first, *more})
         if unknown or first not in self.inputs:
             if_asked = f", and {' or '.join(filter(None, [', '.join(more[:-1]), *more[-1:]]))} where asked for" if more else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,11 +66,17 @@ class ReachAudit:
     note: str
     changed: Tensor
     expected: Tensor
+    notes: ClassVar[Sequence[str]] = ()
 
     @property
     def agrees(self) -> bool:
         """Whether nothing contradicts the config."""
         return not any(stage.problem for stage in self.stages)
+
+    @property
+    def towers(self) -> Mapping[str, ReachAudit]:
+        """This audit, as that of a model with one stack."""
+        return {"": self}
 
     @property
     def tested(self) -> float:

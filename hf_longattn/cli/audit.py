@@ -52,7 +52,6 @@ def audit(
     if url is None:
         flags.refuse_typed(context, ("--timeout",), "requires --url.")
     from ..audit import audit_reach
-    from ..audit.verdict import TowersAudit
     from .show import show_audit
     from .terminal import print_json, say
 
@@ -72,27 +71,20 @@ def audit(
         revision=revision,
         token=token,
     )
-    if isinstance(result, TowersAudit):
-        if plot is not None:
-            raise typer.BadParameter("draws one stack, and this model has towers with mechanisms apart; leave it out.", param_hint="--plot")
-        if as_json:
-            print_json(result.to_dict())
-        else:
-            for audit_of_tower in result.towers.values():
-                show_audit(audit_of_tower)
-            for note in result.notes:
-                say(note)
-        if not result.agrees:
-            raise typer.Exit(1)
-        return
+    audits = [*result.towers.values()]
     if plot is not None:
         from .plot import draw_audit
 
-        draw_audit(result, plot)
+        if len(audits) > 1:
+            raise typer.BadParameter("draws one stack, and this model has towers with mechanisms apart; leave it out.", param_hint="--plot")
+        draw_audit(audits[0], plot)
     if as_json:
         print_json({**result.to_dict(), **({"plot": str(plot)} if plot else {})})
     else:
-        show_audit(result)
+        for audit in audits:
+            show_audit(audit)
+        for note in result.notes:
+            say(note)
         if plot is not None:
             say(f"drawn: {plot}")
     if not result.agrees:

@@ -126,9 +126,9 @@ def diagnose(
         return
     if _holds_sound(text):
         refuse(for_texts, f"is for texts, but {str(text)!r} is sound; leave it out, or give durations as --audio-seconds.")
-        from ..diagnostics.pictures import reads_spectrograms
+        from ..diagnostics.pictures import is_drawn
 
-        if reads_spectrograms(model, revision=revision, token=token):
+        if is_drawn(model, revision=revision, token=token):
             refuse(
                 (*for_sound, "--within-mechanism"),
                 "is not for a model of spectrograms, whose feature extractor cuts recordings; leave it out.",

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from ..audit import ReachAudit
     from ..catalogue import Listed
     from ..conversion import ConversionPlan, ConversionReport, Inspection
-    from ..conversion.flops import LengthCost, MechanismCost
+    from ..conversion.flops import MechanismCost
     from ..diagnostics import ReceptiveField
     from ..evaluation.probes import ProbeCell, ProbeReport
     from ..export import CompressionReport, ExportReport
+    from ..inputs.common.base import InputSizes, LengthCost
     from ..mechanisms import MechanismInfo
-    from ..modeling.family.grid_rule import GridRule
     from ..recipes import Recipe
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
@@ -61,12 +61,11 @@ def show_plan(plan: ConversionPlan) -> None:
     console.print()
     if plan.choice is not None:
         console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
-    for name, tower in plan.towers.items():
-        console.print(f"tower {name}: {tower.new_input}, {_counts(tower.counts())} tensors", style="bold", highlight=False)
-        _show_attention(tower)
+    for name, part in plan.parts.items():
+        if name:
+            console.print(f"tower {name}: {part.new_input}, {_counts(part.counts())} tensors", style="bold", highlight=False)
+        _show_attention(part)
     _show_of_plain_class(console, plan)
-    if not plan.towers:
-        _show_attention(plan)
 
 
 def _show_of_plain_class(console: terminal.Console, model: ConversionPlan | Inspection) -> None:
@@ -86,7 +85,7 @@ def _show_attention(plan: ConversionPlan) -> None:
         console.print(plan.config.decoder_attention.table(plan.config.decoder_layers), highlight=False)
     if plan.costs:
         console.print()
-        show_costs(plan.costs, None if plan.grid is None else plan.grid.rule)
+        show_costs(plan.costs, plan.inputs)
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -97,10 +96,10 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
     """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one; of several towers, each."""
     from ..conversion.flops import matrix_speed
 
-    compared = {} if plan.generic and plan.towers else {name: _compared(part) for name, part in (plan.towers or {"": plan}).items()}
+    compared = {name: _compared(part) for name, part in plan.parts.items() if not (plan.generic and name)}
     if as_json:
         values = {name: {**sizes, "mechanisms": [asdict(row) for row in rows]} for name, (rows, sizes, _, _) in compared.items()}
-        terminal.print_json({**plan.to_dict(), "comparison": values if plan.towers else values[""]})
+        terminal.print_json({**plan.to_dict(), "comparison": values.get("", values)})
         return
     show_plan(plan)
     for name, (rows, _, headings, unit) in compared.items():
@@ -111,24 +110,16 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
 
 def _compared(plan: ConversionPlan) -> tuple[Sequence[MechanismCost], dict[str, Any], list[str], str]:
     """The costs of all mechanisms, the sizes at which they are compared, these in words, and what one input is called."""
-    from ..conversion.flops import LENGTHS, compare_mechanisms, compare_on_grids, compare_on_sounds
+    from ..conversion.flops import compare_at_sizes
 
-    values: dict[str, Any]
-    unit = "sequence"
-    if plan.sound is not None:
-        durations, unit = plan.sound.doublings(plan.architecture.source_config), "sound"
-        rows = compare_on_sounds(plan.attention, plan.shape, [each.frames for each in durations])
-        values = {"lengths": [each.frames for each in durations], "audio_seconds": [each.seconds for each in durations]}
-        headings = [f"{each.seconds:,g} s" for each in durations]
-    elif plan.grid is None:
-        rows, values = compare_mechanisms(plan.attention, plan.shape), {"lengths": list(LENGTHS)}
-        headings = [f"{length // 1024}K" for length in LENGTHS]
-    else:
-        sizes, unit = plan.grid.doublings(plan.architecture.source_config), plan.grid.rule.noun
-        rows = compare_on_grids(plan.attention, plan.shape, sizes)
-        values = {"lengths": [size.grid.length for size in sizes], f"{plan.grid.rule.size_name}s": [list(size.size) for size in sizes]}
-        headings = ["×".join(map(str, size.size)) for size in sizes]
-    return rows, values, headings, unit
+    sizes = plan.inputs.doublings(plan.architecture.source_config)
+    rows = compare_at_sizes(plan.attention, plan.shape, sizes, plan.inputs.kind.mechanisms(plan.shape.causal))
+    return rows, plan.inputs.compared_values(sizes), [size.heading for size in sizes], _one(plan.inputs)
+
+
+def _one(inputs: InputSizes) -> str:
+    """What one input is called in a table of costs."""
+    return inputs.noun if inputs.units else "sequence"
 
 
 def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, unit: str = "sequence") -> None:
@@ -196,14 +187,12 @@ def _grown(plan: Mapping[str, Any]) -> str:
     return f"{old} → {length}" if old else length
 
 
-def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> None:
-    """Cost at each length for one sequence, at each size for an input on a grid, or at each duration of a sound."""
+def show_costs(costs: Sequence[LengthCost], inputs: InputSizes) -> None:
+    """Cost at each length or size of one input."""
     decodes = any(cost.cache_bytes is not None for cost in costs)
-    sizes, seconds = ([getattr(cost, name, None) for cost in costs] for name in ("size", "seconds"))
     headings = [
-        *([] if sizes[0] is None else ["pixels" if rule is None else rule.units]),
-        *(["seconds"] if any(seconds) else []),
-        "frames" if any(seconds) else "tokens",
+        *([inputs.units] if inputs.units else []),
+        inputs.token_unit,
         "attention",
         "full attention",
         "ratio",
@@ -211,12 +200,10 @@ def show_costs(costs: Sequence[LengthCost], rule: GridRule | None = None) -> Non
         "activations",
         *(["decode cache"] if decodes else []),
     ]
-    unit = "sound" if any(seconds) else rule.noun if rule is not None else "sequence" if sizes[0] is None else "picture"
-    table = _table(headings, f"operations and memory for one {unit}, computed from the model's shape", justify="right")
-    for cost, sides, duration in zip(costs, sizes, seconds, strict=True):
+    table = _table(headings, f"operations and memory for one {_one(inputs)}, computed from the model's shape", justify="right")
+    for cost in costs:
         row = [
-            *([] if sides is None else ["×".join(map(str, sides))]),
-            *([] if duration is None else [f"{duration:,g}"]),
+            *([cost.shown_size] if inputs.units else []),
             f"{cost.length:,}",
             flops(cost.attention_flops),
             flops(cost.full_attention_flops),
@@ -269,7 +256,8 @@ def show_report(report: ConversionReport) -> None:
 
 def _short_texts(report: ConversionReport) -> str:
     """What a conversion says first of short texts: what was planned or, where that was verified, the largest difference."""
-    from ..conversion.report import PASSED, SHORT_TEXTS
+    from ..checks import PASSED
+    from ..conversion.report import SHORT_TEXTS
 
     for check in report.checks:
         if check.name == SHORT_TEXTS and check.status == PASSED:
@@ -371,12 +359,11 @@ def show_probe(report: ProbeReport) -> None:
 def show_receptive_field(field: ReceptiveField) -> None:
     """How much features change by distance from a patch that was replaced, and how far that reaches."""
     console = terminal.console()
-    sound = field.cell_seconds is not None
-    noun = "sound" if sound else field.noun
-    files = f"{len(field.pictures)} {'recording' if sound else noun}s" if len(field.pictures) > 1 else "".join(field.pictures)
+    timed = field.cell_seconds is not None
+    files = f"{len(field.pictures)} {'recording' if timed else field.noun}s" if len(field.pictures) > 1 else "".join(field.pictures)
     duration = f"{field.image_size[0] / field.patch[0] * (field.cell_seconds or 0):,.3g} s"
-    read = duration if sound else f"{_sides(field.image_size)} {field.units}"
-    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if sound else f"patches of {_sides(field.patch)} {field.units}"
+    read = duration if timed else f"{_sides(field.image_size)} {field.units}"
+    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if timed else f"patches of {_sides(field.patch)} {field.units}"
     console.print(
         _facts(
             ("model", f"{field.model}  ({field.model_class})"),
@@ -384,7 +371,7 @@ def show_receptive_field(field: ReceptiveField) -> None:
             ("read", f"{files}: {read}, {field.grid}"),
             (
                 "replaced",
-                f"{field.samples} {what} in each {noun}, one at a time, by {field.cells} of the same {noun}",
+                f"{field.samples} {what} in each {field.noun}, one at a time, by {field.cells} of the same {field.noun}",
             ),
         )
     )
@@ -392,7 +379,7 @@ def show_receptive_field(field: ReceptiveField) -> None:
     table = _table(
         [
             f"{field.cells} away",
-            *(["seconds away"] if sound else []),
+            *(["seconds away"] if timed else []),
             "pairs",
             "change",
             *([field.base_attention] if field.full is not None else []),
@@ -402,7 +389,7 @@ def show_receptive_field(field: ReceptiveField) -> None:
     )
     table.columns[0].justify = "left"
     for rows in zip(*(changes.bins() for changes in runs), strict=True):
-        away = [f"{rows[0].last * (field.cell_seconds or 0):.3g}"] if sound else []
+        away = [f"{rows[0].last * (field.cell_seconds or 0):.3g}"] if timed else []
         table.add_row(str(rows[0]), *away, f"{rows[0].pairs:,}", *(f"{row.change:.3g}" for row in rows))
     if field.grid.prefix:
         table.add_row(field.prefix_name, f"{field.measured.prefix_pairs:,}", *(f"{changes.prefix_change:.3g}" for changes in runs))
@@ -510,7 +497,7 @@ def show_inspection(model: Inspection) -> None:
     if model.states:
         console.print(_state_table(model), highlight=False)
     if model.costs:
-        show_costs(model.costs, model.rule)
+        show_costs(model.costs, model.inputs)
 
 
 def _state_table(model: Inspection) -> Table:

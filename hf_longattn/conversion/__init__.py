@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from ..lazy import public_names
 
 if TYPE_CHECKING:
+    from ..checks import Check as Check
+    from ..inputs.text import verification_text as verification_text
     from .config import ConversionConfig as ConversionConfig
     from .config import RevertConfig as RevertConfig
     from .convert import convert_checkpoint as convert_checkpoint
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
     from .plan import ConversionPlan as ConversionPlan
     from .plan import plan_conversion as plan_conversion
     from .plan_tensors import TensorPlan as TensorPlan
-    from .report import Check as Check
     from .report import ConversionReport as ConversionReport
     from .revert import revert_checkpoint as revert_checkpoint
     from .sources.hub import folder_without_weights as folder_without_weights
-    from .text import verification_text as verification_text
 
 __getattr__, __all__ = public_names(
     __name__,
@@ -35,9 +35,10 @@ __getattr__, __all__ = public_names(
         "inspection": ("Inspection", "inspect_checkpoint"),
         "plan": ("ConversionPlan", "plan_conversion"),
         "plan_tensors": ("TensorPlan",),
-        "report": ("Check", "ConversionReport"),
+        ".checks": ("Check",),
+        "report": ("ConversionReport",),
         "revert": ("revert_checkpoint",),
         "sources.hub": ("folder_without_weights",),
-        "text": ("verification_text",),
+        ".inputs.text": ("verification_text",),
     },
 )

@@ -18,6 +18,7 @@ from ..config_format import FIELD
 from ..configuration import LongAttentionConfig
 from ..declarations import declared
 from ..errors import BackendError, CheckpointError, checkpoint_errors, nearest
+from ..inputs.common.base import InputKind, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, tower_field
@@ -63,6 +64,11 @@ class Architecture:
     converter: CheckpointConverter | None = None  # for a source of another architecture
     original_config: Any = None  # its config then
     tower: str | None = None  # its name, for a tower of a model whose folder has others
+
+    @property
+    def kind(self) -> InputKind:
+        """What the source reads."""
+        return kind_of(self.family)
 
     def original_attention(self) -> LongAttentionConfig | None:
         """The attention equal to that of a source of another architecture; ``None`` for a plain model."""

@@ -11,22 +11,22 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..checks import NEEDS_TRAINING, Check
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
+from ..inputs.common.base import train_command
+from ..inputs.text import verification_text
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..sentence_files import EMBEDDINGS, sentence_kind
 from ..staging import check_destination, destination_path, ending_cleanly
-from .audio_seconds import duration
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
 from .folders import write_planned
 from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
-from .report import NEEDS_TRAINING, REPORT, Check, ConversionReport, StageProgress
+from .report import REPORT, ConversionReport, StageProgress
 from .sources.base import LONGEST, ResultInfo
-from .text import verification_text
-from .verify import verification_inputs
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
 
@@ -97,7 +97,7 @@ def _converted(
     """
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
-    inputs = verification_inputs(plan, *text, chosen.verify_audio) if chosen.verify else None
+    inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
     added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
 
     def verify(stage: Path) -> list[Check]:
@@ -130,14 +130,6 @@ def _converted(
     )
 
 
-CLASSIFIED = {
-    "ForImageClassification": ("--images", "YOUR_PICTURES"),
-    "ForVideoClassification": ("--videos", "YOUR_VIDEOS"),
-    "ForAudioClassification": ("--audio", "YOUR_RECORDINGS"),
-}
-"""Ending of a class that reads a grid -> the switch of ``longattn train classify`` and its data."""
-
-
 def next_step(plan: ConversionPlan) -> dict[str, Any]:
     """How the result is trained, as a report keeps it: {"command": words} or {"advice": text}, with "{model}" for the model's name.
 
@@ -147,43 +139,27 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     """
     if plan.generic:
         return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
-    if plan.towers:
-        pairs = f"pairs of a text and a picture ({plan.new_input})"
-        return {"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"}
+    if (step := plan.kind.training_step(plan)) is not None:
+        return step
     length = f"texts of up to {plan.new_length} tokens"
-    if plan.grid is not None:
-        for ending, (flag, data) in CLASSIFIED.items():
-            if plan.architecture.source_class.endswith(ending):
-                return _command("classify", flag, "--data", data, output="trained")
-        return {"advice": f"fine-tune {{model}} with transformers' Trainer on {plan.grid.rule.noun}s of {plan.grid.new.words}"}
-    head = plan.architecture.source_class
-    if plan.sound is not None:
-        for ending, task in (("ForCTC", "ctc"), ("ForSequenceClassification", "classify")):
-            if head.endswith(ending):
-                return _command(task, *(["--audio"] if task == "classify" else []), "--data", "YOUR_RECORDINGS", output="trained")
-        return {"advice": f"fine-tune {{model}} with transformers' Trainer on sounds of up to {duration(plan.sound.new.seconds)}"}
+    head, layout = plan.architecture.source_class, plan.kind.trained_by
     learns = any(mechanism.traits.trains for mechanism in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
     texts = ("--text", "YOUR_TEXTS", "--max-length", str(plan.new_length))
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
     if learns and embeds and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return _command("linearise", "--stage", "1", *texts, output="trained")
+        return train_command("linearise", "--stage", "1", *texts, output="trained")
     if hint := plan.source.training_hint(plan.new_length):
-        return {"advice": hint} if isinstance(hint, str) else _command(*hint, output="trained")
-    layout = ["--layout"] if plan.architecture.family.page.names else []  # without it, no box or path is read
+        return {"advice": hint} if isinstance(hint, str) else train_command(*hint, output="trained")
     skeleton: Any = plan.architecture.skeleton(plan.config)
     if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
         task = "linearise" if learns else "clm" if plan.shape.causal else "mlm"
-        return _command(task, *texts, output="trained")
+        return train_command(task, *texts, output="trained")
     if head.endswith("ForConditionalGeneration"):
-        return _command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
+        return train_command("seq2seq", "--data", "YOUR_DATA.jsonl", "--max-length", str(plan.new_length), output="trained")
     for ending, task in (("ForSequenceClassification", "classify"), ("ForTokenClassification", "tokens"), ("ForMultipleChoice", "choice")):
         if head.endswith(ending) and (task == "tokens" or not layout):
-            return _command(task, *layout, "--data", "YOUR_TEXTS", output="trained")
+            return train_command(task, *layout, "--data", "YOUR_TEXTS", output="trained")
     if not plan.shape.causal and (head.endswith("ForQuestionAnswering") or "For" not in head):
         questions = "YOUR_QUESTIONS.jsonl" if layout else "YOUR_QUESTIONS.json"
-        return _command("qa", *layout, "--data", questions, "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
+        return train_command("qa", *layout, "--data", questions, "--epochs", "2", "--max-length", str(plan.new_length), output="qa")
     return {"advice": f"fine-tune {{model}} with transformers' Trainer on {length}"}
-
-
-def _command(task: str, *arguments: str, output: str) -> dict[str, Any]:
-    return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}

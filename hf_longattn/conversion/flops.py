@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -17,16 +17,14 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
-from ..mechanisms import Mechanism, list_mechanisms
+from ..inputs.common.base import InputSize, LengthCost
+from ..mechanisms import Mechanism
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.masked import kept_of
-from ..mechanisms.common.on_grid import on_grid
-from ..mechanisms.common.registry import mechanism_from, prototype
+from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.short_texts import for_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
-from .grid_sizes import GridSize
-from .input_sizes import InputSize
 
 Result = TypeVar("Result")
 
@@ -173,7 +171,8 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
         backbone: Any = skeleton.base_model
         encoder = {id(p) for p in backbone.get_encoder().parameters()}
         elsewhere |= {id(p) for p in skeleton.parameters()} - met - encoder
-    times = {id(p): count for layer, count in _shared_layers(sites).items() for p in skeleton.get_submodule(layer).parameters()}
+    shared = Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
+    times = {id(p): count for layer, count in shared.items() for p in skeleton.get_submodule(layer).parameters()}
     matrices = sum(p.numel() * times.get(id(p), 1) for p in skeleton.parameters() if p.ndim == 2 and id(p) not in elsewhere)
     floating = [dtype.itemsize for dtype in dtypes if dtype.is_floating_point]
     shape = ModelShape.of(
@@ -189,11 +188,6 @@ def _layer_matrices(skeleton: nn.Module, sites: Iterable[AttentionSite]) -> tupl
     starts = [NUMBER_OF_LAYER.match(site.name) for site in sites]
     layers = [skeleton.get_submodule(start[0]) for start in starts if start is not None]
     return tuple(sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in layers)
-
-
-def _shared_layers(sites: Iterable[AttentionSite]) -> Counter[str]:
-    """Name of every module that several layers share -> how many do."""
-    return Counter(site.name.rpartition(".")[0] for site in sites if site.shared)
 
 
 def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
@@ -215,36 +209,6 @@ def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelSh
         matrix_parameters=sum(p.numel() for p in skeleton.parameters() if p.ndim == 2 and id(p) not in embeddings),
         element_bytes=max((dtype.itemsize for dtype in dtypes if dtype.is_floating_point), default=4),
     )
-
-
-@dataclass(frozen=True)
-class LengthCost:
-    """One row of a plan's cost table, for one sequence."""
-
-    length: int
-    attention_flops: int
-    full_attention_flops: int
-    other_flops: int
-    activation_bytes: int  # the widest layer during inference: its input, q, k, v, output and the intermediate activation
-    cache_bytes: int | None  # keys and values kept for decoding; None when the model does not decode
-
-    @property
-    def total_flops(self) -> int:
-        return self.attention_flops + self.other_flops
-
-
-@dataclass(frozen=True)
-class SizeCost(LengthCost):
-    """A row for an input on a grid, of ``size`` pixels along each axis."""
-
-    size: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class SoundCost(LengthCost):
-    """A row for a sound of this many seconds."""
-
-    seconds: float
 
 
 def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int | None) -> list[Mechanism]:
@@ -285,60 +249,37 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     )
 
 
-def mechanisms_on(size: GridSize, attention: LongAttentionConfig, shape: ModelShape) -> list[Mechanism]:
-    """The mechanism of every layer, each for its grid and with the number of its layer."""
-    layers = []
-    for number, (mechanism, grid) in enumerate(zip(layer_mechanisms(attention, shape, size.grid.length), size.layers, strict=True)):
-        bound = on_grid(mechanism, grid)
-        if bound is not mechanism:
-            bound.layer = number
-        layers.append(bound)
-    return layers
-
-
-def cost_on(size: GridSize, attention: LongAttentionConfig, shape: ModelShape) -> SizeCost:
-    """:func:`cost_at` for one input of a size in pixels."""
-    layers = mechanisms_on(size, attention, shape)
-    if not shape.layer_widths:
-        return SizeCost(**vars(cost_at(size.grid.length, shape, layers)), size=size.size)
-    costs = [
-        cost_at(grid.length, _of_width(shape, width, matrices), [layer])
-        for layer, grid, width, matrices in zip(layers, size.layers, shape.layer_widths, shape.layer_matrices, strict=True)
-    ]
-    return SizeCost(
-        length=size.grid.length,
-        attention_flops=sum(cost.attention_flops for cost in costs),
-        full_attention_flops=sum(cost.full_attention_flops for cost in costs),
-        other_flops=sum(cost.other_flops for cost in costs),
-        activation_bytes=max(cost.activation_bytes for cost in costs),
-        cache_bytes=None,
-        size=size.size,
-    )
+def mechanisms_on(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) -> list[Mechanism]:
+    """The mechanism of every layer for inputs of this size."""
+    return size.bound(layer_mechanisms(attention, shape, size.tokens))
 
 
 def cost_of(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) -> LengthCost:
     """:func:`cost_at` for one input that is not a text."""
-    if isinstance(size, GridSize):
-        return cost_on(size, attention, shape)
-    return SoundCost(**vars(cost_at(size.frames, shape, layer_mechanisms(attention, shape, None))), seconds=size.seconds)
+    return cost_with(size, layer_mechanisms(attention, shape, size.tokens), shape)
+
+
+def cost_with(size: InputSize, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
+    """:func:`cost_at` for one input of this size, with these mechanisms of the layers."""
+    layers, named = size.bound(mechanisms), {"size": size.value, "size_name": size.cost_name} if size.cost_name else {}
+    if not shape.layer_widths:
+        return replace(cost_at(size.tokens, shape, layers), **named)
+    widths = zip(layers, size.layer_tokens(shape.layers), shape.layer_widths, shape.layer_matrices, strict=True)
+    costs = [cost_at(tokens, _of_width(shape, width, matrices), [layer]) for layer, tokens, width, matrices in widths]
+    summed = ("attention_flops", "full_attention_flops", "other_flops")
+    return LengthCost(
+        length=size.tokens,
+        activation_bytes=max(cost.activation_bytes for cost in costs),
+        cache_bytes=None,
+        **{name: sum(getattr(cost, name) for cost in costs) for name in summed},
+        **named,
+    )
 
 
 def _of_width(shape: ModelShape, width: int, matrices: int) -> ModelShape:
     """The shape of one layer of another width."""
     heads, inner = width // shape.head_dim, width * shape.intermediate // shape.hidden
     return replace(shape, heads=heads, kv_heads=heads, hidden=width, intermediate=inner, matrix_parameters=matrices)
-
-
-def lengths_up_to(old_length: int, new_length: int) -> list[int]:
-    """The lengths a plan lists: the old one, its doublings, and the new one."""
-    lengths = [old_length]
-    while lengths[-1] * 2 < new_length:
-        lengths.append(lengths[-1] * 2)
-    return lengths + [new_length] * (new_length > old_length)
-
-
-LENGTHS = tuple(1024 * 2**power for power in range(7))
-"""1K to 64K tokens."""
 
 
 @dataclass(frozen=True)
@@ -357,29 +298,14 @@ class MechanismCost:
     refused: str = ""
 
 
-def compare_mechanisms(attention: LongAttentionConfig, shape: ModelShape, lengths: tuple[int, ...] = LENGTHS) -> list[MechanismCost]:
-    """The planned attention, then every mechanism that the model can take with its default options; counted from shapes."""
-    names = list_mechanisms(causal=shape.causal, grid=False)
-    return _costs(attention, names, lambda chosen: [cost_at(length, shape, _without_values(chosen, shape, length)) for length in lengths])
-
-
-def compare_on_grids(attention: LongAttentionConfig, shape: ModelShape, sizes: Iterable[GridSize]) -> list[MechanismCost]:
-    """The planned attention, full attention, and every mechanism on a grid with its default options; counted from shapes."""
-    names = ["full", *list_mechanisms(grid=True)]
-    return _costs(attention, names, lambda chosen: [cost_on(size, chosen, shape) for size in sizes])
-
-
-def compare_on_sounds(attention: LongAttentionConfig, shape: ModelShape, frames: Iterable[int]) -> list[MechanismCost]:
-    """:func:`compare_mechanisms` for sounds of this many frames, with the mechanisms that sound can take."""
-    prototypes = [prototype(name, {}) for name in list_mechanisms(causal=False, grid=False)]
-    names = [mechanism.name for mechanism in prototypes if not mechanism.traits.remembers and mechanism.traits.recursion is None]
-    return _costs(attention, names, lambda chosen: [cost_at(length, shape, _without_values(chosen, shape, length)) for length in frames])
-
-
-def _costs(
-    attention: LongAttentionConfig, names: Iterable[str], count: Callable[[LongAttentionConfig], list[LengthCost]]
+def compare_at_sizes(
+    attention: LongAttentionConfig, shape: ModelShape, sizes: Sequence[InputSize], names: Sequence[str]
 ) -> list[MechanismCost]:
-    """The costs of the planned attention and of each mechanism, as ``count`` gives them."""
+    """The planned attention, then each mechanism of these ``names`` with its default options; counted from shapes."""
+
+    def count(chosen: LongAttentionConfig) -> list[LengthCost]:
+        return [cost_with(size, _without_values(chosen, shape, size.tokens), shape) for size in sizes]
+
     default = _cost("as planned", lambda: attention, count)
     return [default, *(_cost(name, partial(LongAttentionConfig, name), count) for name in names)]
 

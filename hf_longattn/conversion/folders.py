@@ -18,17 +18,18 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from ..checks import Check
 from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
+from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
 from ..naming import PREDICTIONS
 from ..processor_files import TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
 from ..sentence_files import MODULES, SETTINGS_FILE
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
-from .plan_positions import StackLength
 from .plan_tensors import ResultPlan
-from .report import Check, ConversionReport, StageProgress, require_passed, seconds, versions
+from .report import ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import folder_without_weights
 from .sources.sentence_transformers import SETTINGS, write_modules

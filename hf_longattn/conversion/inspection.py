@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
+from ..inputs.common.base import LengthCost, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.family.definition import Family
-from ..modeling.family.grid_rule import GridRule
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..reading import is_generic, is_long
 from .architectures import find_architecture, read_generic, read_long
-from .audio_seconds import AudioDuration, AudioPlan
 from .flops import (
     DecodeState,
-    LengthCost,
-    ModelShape,
-    cost_at,
-    cost_of,
+    cost_with,
     decode_states,
     layer_mechanisms,
-    lengths_up_to,
     model_shape,
 )
-from .grid_sizes import GridPlan, GridSize
-from .input_sizes import InputSizes, input_sizes
 from .model_loading import quiet_libraries
-from .plain_parts import PlainPart, names_by_tower, parts_with_mechanisms, text_length, text_tower
-from .plan_audio import with_convolutions
+from .plain_parts import PlainPart, parts_with_mechanisms, text_length, text_tower
 from .sources.base import Source, TowerSource, open_source
-from .tensor_files import TensorHeader
 
 
 @dataclass(frozen=True)
@@ -57,13 +47,8 @@ class Inspection:
     """What each layer keeps while decoding ``max_length`` tokens; empty for a model that does not decode."""
     kept_heads: dict[str, int] = field(default_factory=dict)
     """Number of heads of the layers whose heads were pruned (of keys and values, where queries share them)."""
-    grid: GridSize | None = None
-    """The size of the pictures or spectrograms that a model of such inputs was made for."""
-    rule: GridRule | None = None
-    """How inputs of such a model lie on a grid."""
-
-    sound: AudioDuration | None = None
-    """The duration of the sound that a model of sound was made for."""
+    inputs: Any = None
+    """What it reads, ``Inputs``."""
     towers: dict[str, Inspection] = field(default_factory=dict)
     """Each tower by its name, in a model of several, of which the other fields describe the text's; in a plain class with mechanisms, those
     that have them."""
@@ -73,19 +58,11 @@ class Inspection:
     """Whether all tokens but those of pictures are global in the language model of a plain class."""
     generic: bool = False
     """Whether it is a plain class with mechanisms."""
-    input_words: str = ""
-    """What is read, where neither a length nor a size says it."""
 
     @property
     def longest_input(self) -> str:
         """The longest input, in words."""
-        if self.input_words:
-            return self.input_words
-        if self.sound is not None:
-            return f"sounds of {self.sound.describe()}"
-        if self.grid is not None and self.rule is not None:
-            return f"{self.rule.noun}s of {self.grid.describe()}"
-        return f"up to {self.max_length:,} tokens" if self.max_length else "any number of tokens"
+        return str(self.inputs.longest)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -94,22 +71,16 @@ class Inspection:
             "class": self.class_name,
             "model_type": self.model_type,
             **({"generic": True} if self.generic else {}),
-            **({"input": self.input_words} if self.input_words else {}),
             "long_attention": self.attention.to_dict(),
             "layers": [{"mechanism": mechanism.name, **mechanism.options.to_dict()} for mechanism in self.mechanisms],
             "decode_states": [asdict(state) for state in self.states],
             "kept_heads": self.kept_heads,
             "causal": self.causal,
             "max_length": self.max_length,
-            **(
-                {}
-                if self.grid is None or self.rule is None
-                else {self.rule.size_name: list(self.grid.size), "grid": list(self.grid.grid.sizes)}
-            ),
-            **({} if self.sound is None else {"audio_seconds": self.sound.seconds}),
+            **self.inputs.of_model,
             "parameters": self.parameters,
             "bytes": self.nbytes,
-            "costs": [asdict(cost) for cost in self.costs],
+            "costs": [cost.to_dict() for cost in self.costs],
             **({"text_global": True} if self.text_global else {}),
             **({"towers": {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}),
         }
@@ -136,7 +107,9 @@ def _inspect(source: Source) -> Inspection:
         return _inspect_towers(source, family, class_name, long=True)
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
-    shape, sizes = with_convolutions(shape, skeleton, family, config), input_sizes(family, config)
+    kind = kind_of(family)
+    sizes, further = kind.sizes(config), kind.further_operations(skeleton, config)
+    shape = replace(shape, matrix_parameters=shape.matrix_parameters + further)
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
     return Inspection(
         source=source,
@@ -150,10 +123,8 @@ def _inspect(source: Source) -> Inspection:
         nbytes=source.total_bytes,
         tensors=len(source.tensors),
         states=tuple(decode_states(mechanisms, shape, max_length)) if shape.causal else (),
-        costs=_costs(config, sizes, shape, mechanisms, max_length),
-        grid=sizes.new if isinstance(sizes, GridPlan) else None,
-        rule=family.grid,
-        sound=sizes.new if isinstance(sizes, AudioPlan) else None,
+        costs=tuple(cost_with(size, mechanisms, shape) for size in sizes.steps(config)),
+        inputs=sizes,
         kept_heads=dict(getattr(config, KEPT_HEADS, None) or {}),
     )
 
@@ -165,16 +136,13 @@ def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bo
         base = tower.base_model_name
         towers[name] = _inspect(TowerSource.of(source, name, tower.heads[base] if long else base))
     longest = max((towers[name] for name, tower in family.towers.items() if tower.reads_text), key=lambda tower: tower.max_length)
-    return replace(
-        longest,
-        source=source,
-        class_name=class_name,
-        model_type=source.config["model_type"],
-        parameters=sum(header.numel for header in source.tensors.values()),
-        nbytes=source.total_bytes,
-        tensors=len(source.tensors),
-        towers=towers,
-    )
+    return _of_whole(source, longest, class_name=class_name, model_type=source.config["model_type"], towers=towers)
+
+
+def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
+    """The model whose ``longest`` tower says what it reads, with the tensors of its source."""
+    fields |= {"parameters": sum(header.numel for header in source.tensors.values()), "tensors": len(source.tensors)}
+    return replace(longest, source=source, nbytes=source.total_bytes, **fields)
 
 
 def _inspect_generic(source: Source) -> Inspection:
@@ -187,29 +155,22 @@ def _inspect_generic(source: Source) -> Inspection:
     attention = attention_of_towers(config)
     if not attention:
         chosen = LongAttentionConfig.from_dict(config.long_attention)
-        dtypes = [header.dtype for header in source.tensors.values()]
-        return _inspect_part(source, PlainPart.of(skeleton, chosen, dtypes, lengths if longest else None), source.tensors)
-    names = names_by_tower([*source.tensors], skeleton, [*attention])
-    tensors = {tower: {name: source.tensors[name] for name in of_tower} for tower, of_tower in names.items()}
-    of_dtype = {tower: [header.dtype for header in of_tower.values()] for tower, of_tower in tensors.items()}
-    parts = parts_with_mechanisms(skeleton, attention, of_dtype, lengths)
-    towers = {name: _inspect_part(source, part, tensors[name]) for name, part in parts.items()}
-    return replace(
+        return _inspect_part(source, PlainPart.of(skeleton, chosen, source.tensors, lengths if longest else None))
+    parts = parts_with_mechanisms(skeleton, attention, source.tensors, lengths)
+    towers = {name: _inspect_part(source, part) for name, part in parts.items()}
+    return _of_whole(
+        source,
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
         class_name=architecture.source_class,
         model_type=config.model_type,
-        parameters=sum(header.numel for header in source.tensors.values()),
-        nbytes=source.total_bytes,
-        tensors=len(source.tensors),
         towers=towers,
         text_global=bool(config.long_attention.get(TEXT_GLOBAL)),
         other_towers=tuple(name for name in towers_of(skeleton) if name not in attention),
     )
 
 
-def _inspect_part(source: Source, part: PlainPart, tensors: Mapping[str, TensorHeader]) -> Inspection:
-    """A plain model with mechanisms, or a tower of one with these tensors."""
-    sizes = part.sizes
+def _inspect_part(source: Source, part: PlainPart) -> Inspection:
+    """A plain model with mechanisms, or a tower of one."""
     state = DecodeState(part.new_length * part.shape.token_bytes, part.shape.token_bytes)  # its cache keeps every token
     return Inspection(
         source=source,
@@ -219,25 +180,14 @@ def _inspect_part(source: Source, part: PlainPart, tensors: Mapping[str, TensorH
         max_length=part.new_length,
         mechanisms=tuple(layer_mechanisms(part.attention, part.shape, part.new_length or None)),
         causal=part.shape.causal,
-        parameters=sum(header.numel for header in tensors.values()),
-        nbytes=sum(header.nbytes for header in tensors.values()),
-        tensors=len(tensors),
+        parameters=sum(header.numel for header in part.tensors.values()),
+        nbytes=sum(header.nbytes for header in part.tensors.values()),
+        tensors=len(part.tensors),
         states=(state,) * part.shape.layers if part.shape.causal and part.new_length else (),
         costs=part.costs(),
-        grid=None if sizes is None else sizes.new,
-        rule=None if sizes is None else sizes.rule,
-        input_words=part.input_words,
+        inputs=part.inputs,
         generic=True,
     )
-
-
-def _costs(
-    config: Any, sizes: InputSizes | None, shape: ModelShape, mechanisms: tuple[Mechanism, ...], longest: int
-) -> tuple[LengthCost, ...]:
-    """At 512 tokens, or the size of the position table, and its doublings."""
-    if sizes is None:
-        return tuple(cost_at(length, shape, mechanisms) for length in lengths_up_to(min(512, longest), longest))
-    return tuple(cost_of(size, config.long_attention, shape) for size in sizes.steps(config))
 
 
 def _short(source: Source) -> tuple[Any, str, Family, Any]:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import MEASURED, SKIPPED, Check
 from ..errors import CheckpointError, OptionError, in_a_line
+from ..inputs.common.running import seeded_pages
 from ..loading import load_weights, loading_errors, tied_weights
-from ..modeling.family.definition import known_family
 from ..modeling.family.registration import auto_classes
 from ..private_apis import missing
 from .architectures import Architecture
 from .long_models.base import decoder_start
-from .report import MEASURED, SKIPPED, Check
 from .sources.base import Source, open_source
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
 from .tensor_names import check_complete, names_in_model
@@ -214,12 +214,6 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
     with torch.no_grad():
         returned = model(input_ids=ids, return_dict=True, **arguments)
     return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
-
-
-def seeded_pages(config: Any, ids: Tensor) -> dict[str, Tensor]:
-    """What a model of pages reads next to ``ids (B, N)``, the same at every call: boxes of LayoutLM; nothing for other models."""
-    family = known_family(config)
-    return {} if family is None else family.page.seeded(config, ids.shape[0], ids.shape[1])
 
 
 @contextlib.contextmanager

@@ -13,31 +13,29 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
 from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
 from ..hub import origin_of
+from ..inputs.common.base import SIZED, TEXT, InputSize, kind_of
+from ..inputs.common.running import run_model
+from ..inputs.text import VerificationText, verification_text
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_long
 from .architectures import Architecture, current_name, read_long
-from .audio_seconds import sound_model
-from .differences import TOLERANCE, Difference
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_planned
-from .grid_sizes import GridPlan, GridSize
-from .input_sizes import InputSize, input_sizes
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import FAILED, PASSED, SKIPPED, Check, ConversionReport, StageProgress, equality
+from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source, open_source
 from .sources.peft import refuse_adapter, with_kept_adapter
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import ModelName, names_in_model
-from .text import VerificationText, verification_text
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
-from .verify import VerificationInputs, check_reader, check_tensors, run_steps, verification_inputs
+from .verify import check_tensors, run_steps
 from .verify_outputs import GRADIENT_LENGTH, gradients, gradients_of_outputs, length_from_files, probe_outputs
-from .verify_sizes import run_model
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
@@ -58,6 +56,11 @@ class TwinPlan(ResultPlan):
     twin: NativeTwin
     note: str
     renamings: Mapping[str, tuple[WeightRenaming, ...]]  # name of the long model's tensor -> its names in the twin
+
+    @property
+    def old_length(self) -> int:
+        """The twin takes what the long model does."""
+        return self.new_length
 
     @property
     def tokenizer_length(self) -> int:
@@ -125,12 +128,10 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         source=source,
         architecture=architecture,
         config=twin_config,
-        old_length=model.length,
-        new_length=model.length,
+        inputs=kind_of(family).sizes(config),
         positions="kept",
         tensors=tuple(tensors),
         max_shard_size=None,
-        other_inputs=input_sizes(model.family, model.config),
         model=model,
         twin=twin,
         note=choice.note,
@@ -240,9 +241,8 @@ def export_native(
             refuse_adapter(opened)  # it has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
-        inputs = verification_inputs(plan, *verification_text(None))
+        inputs = plan.kind.verification_inputs(plan, verification_text(None))
         twin_class = plan.architecture.source_class
-        longest = f"{plan.new_length:,} tokens" if plan.other_inputs is None else plan.new_input
         return write_planned(
             plan,
             ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination)),
@@ -254,7 +254,7 @@ def export_native(
             settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
             report_file=NATIVE_REPORT,
             clock=clock,
-            introduction=f"A `{twin_class}` for inputs of up to {longest}, which computes what the long model does, made by "
+            introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
             f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
             made_from=made_from,
             overwrite=overwrite,
@@ -265,19 +265,18 @@ def export_native(
 # The comparison of a twin with its long model.
 
 
-def verify_twin(plan: TwinPlan, result: Path, inputs: VerificationInputs, progress: StageProgress | None = None) -> list[Check]:
+def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgress | None = None) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
     opened = open_source(result)
     running = choose_running(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Callable[[], list[Check]]] = [
             lambda: check_tensors(plan, opened),
-            lambda: check_reader(plan, result, inputs),
+            lambda: plan.kind.check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not:
-            check: Callable[..., list[Check]] = _check_outputs if plan.other_inputs is None else _check_sizes
-            steps.append(lambda: check(plan, opened, inputs, scratch))
+            steps.append(lambda: CHECKS[plan.kind.planned_as](plan, opened, inputs, scratch))
         return run_steps(steps, progress)
 
 
@@ -355,7 +354,8 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
         for _, probe in probes:
             _as_configured(model)
             outputs.append(probe_outputs(model, probe.inputs))
-            if _generates(plan, model):
+            can_generate = getattr(model, "can_generate", lambda: False)()
+            if can_generate and not (plan.twin.only_length and plan.note):
                 _as_configured(model)
                 tokens.append(generated(model, probe))
         return outputs, step_gradients, tokens
@@ -366,38 +366,21 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
 
 
-def _compared_sizes(plan: TwinPlan) -> list[InputSize]:
-    """The sizes of inputs that are compared: the old one, for pictures one that windows of their position table need not divide, of larger
-    videos a few frames of the new size in place of both, and, where that takes some seconds, the one of the conversion."""
-    sizes, config = plan.other_inputs, plan.model.config
-    assert sizes is not None
-    compared: list[InputSize] = [sizes.old]
-    if isinstance(sizes, GridPlan):
-        patch = sizes.rule.patch(config)
-        if sizes.rule.resizes == "none":
-            if not sizes.grows:
-                return compared
-            compared = [GridSize.of(sizes.rule, config, (2 * patch[0], *sizes.new.size[1:]))]  # the stock model reads this size alone
-        else:
-            uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.size, patch, strict=True)))
-            compared.append(GridSize.of(sizes.rule, config, uneven))
-    if sizes.grows and cost_of(sizes.new, config.long_attention, plan.shape).total_flops <= FLOPS:
-        compared.append(sizes.new)
-    return compared
-
-
 def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Outputs at every size, of the base model at others than the old one, and gradients."""
-    planned: Any = plan.other_inputs
-    sizes, why_not = _compared_sizes(plan), _why_no_gradients(plan, scratch)
+    """Outputs at every size, of the base model at others than the old one, and gradients; at the new size where that takes some seconds."""
+    kind: Any = plan.kind
+    config, why_not = plan.model.config, _why_no_gradients(plan, scratch)
+    sizes: list[InputSize] = kind.twin_sizes(plan.inputs, config)
+    if plan.inputs.grows and cost_of(plan.inputs.new, config.long_attention, plan.shape).total_flops <= FLOPS:
+        sizes.append(plan.inputs.new)
 
     def run(model: Any, headless: bool) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        base = sound_model(plan.model.family, model)
+        base = kind.base(model)
         part, at_old = base if headless else model, inputs.at(sizes[0])
         step_gradients = {} if why_not else gradients_of_outputs(part, run_model(part, at_old, gradients=True))
         outputs = [run_model(part, {**at_old, HIDDEN_STATES: True})]
         for size in sizes[1:]:
-            with planned.resized(base, size) as resized:
+            with kind.resized(base, size) as resized:
                 outputs.append(run_model(base, {**inputs.at(size), **resized, HIDDEN_STATES: True}))
         return outputs, step_gradients
 
@@ -407,6 +390,10 @@ def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | No
         detail = f"outputs and all hidden states at {size.describe()}: largest difference"
         checks.append(equality(f"equal to the long model at {size.words}", detail, Difference.of(wanted, measured), size.values))
     return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
+
+
+CHECKS: dict[str, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {TEXT: _check_outputs, SIZED: _check_sizes}
+"""How the outputs of a twin are compared, by how a conversion plans its inputs."""
 
 
 def _as_configured(model: Any) -> None:
@@ -463,10 +450,6 @@ def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dic
     detail = f"gradients of {compared} parameters after one step: largest difference {worst:.1e} ({where}), largest gradient {scale:.1e}"
     good = scale > 0 and worst <= TOLERANCE * scale
     return Check("equal gradients", PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
-
-
-def _generates(plan: TwinPlan, model: Any) -> bool:
-    return bool(getattr(model, "can_generate", lambda: False)()) and not (plan.twin.only_length and plan.note)
 
 
 def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
+from ..inputs.common.base import SIZED, InputSizes, LengthCost, kind_of_model
+from ..inputs.text import text_length, text_sizes
 from ..mechanisms.common.on_grid import on_grid
 from ..modeling.attach.patch_places import packs_pictures
-from ..modeling.family.definition import TOWER_CONFIG, known_family, tower_field
+from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.generic import towers_of
-from .flops import LengthCost, ModelShape, SizeCost, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to
-from .grid_sizes import GridPlan
+from .flops import ModelShape, cost_at, cost_with, generic_shape, layer_mechanisms
 from .tensor_names import names_in_model
 
 ANY_SIZE = "pictures of any size"
@@ -30,20 +29,23 @@ class PlainPart:
 
     module: on the meta device, with its mechanisms.
     shape: of its layers.
+    tensors: of its file, by name.
     old_length, new_length: the most tokens of source and result; 0 where no config says it.
     """
 
     module: Any
     attention: LongAttentionConfig
     shape: ModelShape
+    tensors: Mapping[str, Any]
     old_length: int
     new_length: int
 
     @classmethod
-    def of(cls, module: Any, attention: LongAttentionConfig, dtypes: Iterable[torch.dtype], lengths: tuple[int, int] | None) -> PlainPart:
+    def of(cls, module: Any, attention: LongAttentionConfig, tensors: Mapping[str, Any], lengths: tuple[int, int] | None) -> PlainPart:
         """`lengths` of source and result are those that the config of `module` says where they are `None`."""
         said = text_length(module.config)
-        part = cls(module, attention, generic_shape(module, dtypes), *((said, said) if lengths is None else lengths))
+        shape = generic_shape(module, [tensor.dtype for tensor in tensors.values()])
+        part = cls(module, attention, shape, tensors, *((said, said) if lengths is None else lengths))
         if lengths is None and (sizes := part.sizes) is not None:
             return replace(part, old_length=sizes.old.tokens, new_length=sizes.new.tokens)
         return part
@@ -54,31 +56,29 @@ class PlainPart:
         return packs_pictures(self.module)
 
     @property
-    def sizes(self) -> GridPlan | None:
-        """The size of pictures that all have one."""
-        family = known_family(self.module.config)
-        rule = None if family is None else family.grid
-        return None if self.packs or rule is None or rule.shapes is not None else GridPlan.of(rule, self.module.config)
+    def sizes(self) -> InputSizes | None:
+        """The sizes of inputs that are not texts and all have one size."""
+        kind = None if self.packs else kind_of_model(self.module.config)
+        return None if kind is None or kind.any_size or kind.planned_as != SIZED else kind.sizes(self.module.config)
 
     @property
-    def input_words(self) -> str:
-        """What is read, where neither a length nor a size says it."""
-        family = known_family(self.module.config)
-        lists_patches = family is not None and family.grid is not None and family.grid.shapes is not None
-        return ANY_SIZE if self.packs or lists_patches else ""
+    def inputs(self) -> InputSizes:
+        """What is read, in words."""
+        kind, sizes = kind_of_model(self.module.config), self.sizes or text_sizes(self.old_length, self.new_length)
+        if not (self.packs or (kind is not None and kind.any_size)):
+            return sizes
+        words: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE, "noun": "picture", "units": "pixels"}
+        return replace(sizes, **words, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
 
     def costs(self) -> tuple[LengthCost, ...]:
         """Of an input of each size that source and result read; of packed pictures, of some sizes; empty where nothing says a size."""
         if self.packs:
             return tuple(self._cost_of_picture(side) for side in self._sides())
-        if (sizes := self.sizes) is not None:
-            return tuple(cost_of(size, self.attention, self.shape) for size in sizes.steps(self.module.config))
-        if not self.old_length:
+        sizes = self.sizes or text_sizes(self.old_length, self.new_length)
+        if not sizes.old.tokens:
             return ()
-        layers = layer_mechanisms(self.attention, self.shape, self.new_length)
-        return tuple(
-            self._with_whole_cache(cost_at(length, self.shape, layers)) for length in lengths_up_to(self.old_length, self.new_length)
-        )
+        layers = layer_mechanisms(self.attention, self.shape, sizes.new.tokens)
+        return tuple(self._with_whole_cache(cost_with(size, layers, self.shape)) for size in sizes.steps(self.module.config))
 
     def _with_whole_cache(self, cost: LengthCost) -> LengthCost:
         """The cache of a plain class keeps every token, whatever the mechanism is."""
@@ -94,7 +94,7 @@ class PlainPart:
         sides = [side for side in EXAMPLES if side <= most] or [most]
         return sorted({max(1, side // multiple) * multiple for side in sides})
 
-    def _cost_of_picture(self, side: int) -> SizeCost:
+    def _cost_of_picture(self, side: int) -> LengthCost:
         """Of a square picture, each layer of which attends to all patches, or to those of a window of the base alone."""
         config = self.module.config
         cells = side // config.patch_size
@@ -108,13 +108,7 @@ class PlainPart:
             costs.append((windows * cost.attention_flops, windows * cost.full_attention_flops))
         of_row = vars(cost_at(cells**2, self.shape, []))
         of_row["attention_flops"], of_row["full_attention_flops"] = (sum(column) for column in zip(*costs, strict=True))
-        return SizeCost(**{**of_row, "cache_bytes": None}, size=(side, side))
-
-
-def text_length(config: Any) -> int:
-    """The tokens of the longest text, 0 if the config does not say."""
-    said = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return said if isinstance(said, int) else 0
+        return LengthCost(**{**of_row, "cache_bytes": None, "size": (side, side), "size_name": "size"})
 
 
 def text_tower(config: Any, names: Iterable[str]) -> str:
@@ -125,22 +119,20 @@ def text_tower(config: Any, names: Iterable[str]) -> str:
     return next((field.removesuffix(TOWER_CONFIG) for field in config.sub_configs if getattr(config, field, None) is text), "")
 
 
-def names_by_tower(names: Collection[str], skeleton: Any, towers: Collection[str]) -> dict[str, list[str]]:
-    """The names in a file of the tensors of each of these `towers`; files may have older names than the model (LLaVA's)."""
-    modules = towers_of(skeleton)
-    prefixes = {id(module): f"{prefix}." for prefix, module in skeleton.named_modules()}
-    in_model = names_in_model(names, skeleton)
-    return {tower: [name for name in names if in_model[name].name.startswith(prefixes[id(modules[tower])])] for tower in towers}
-
-
 def parts_with_mechanisms(
-    skeleton: Any, attention: Mapping[str, LongAttentionConfig], dtypes: Mapping[str, list[torch.dtype]], lengths: tuple[int, int]
+    skeleton: Any, attention: Mapping[str, LongAttentionConfig], tensors: Mapping[str, Any], lengths: tuple[int, int]
 ) -> dict[str, PlainPart]:
-    """Each tower of `attention` by its name; that which reads texts has the `lengths` of source and result."""
-    towers = towers_of(skeleton)
-    return {
-        name: PlainPart.of(
-            towers[name], of_tower, dtypes[name], lengths if name == text_tower(skeleton.config, [name]) and any(lengths) else None
-        )
-        for name, of_tower in attention.items()
-    }
+    """Each tower of `attention` by its name; that which reads texts has the `lengths` of source and result.
+
+    Args:
+        tensors: of the file, by names that may be older than the model's (LLaVA's).
+    """
+    towers, in_model = towers_of(skeleton), names_in_model([*tensors], skeleton)
+    prefixes = {id(module): f"{prefix}." for prefix, module in skeleton.named_modules()}
+    parts = {}
+    for tower, chosen in attention.items():
+        prefix = prefixes[id(towers[tower])]
+        of_tower = {name: tensor for name, tensor in tensors.items() if in_model[name].name.startswith(prefix)}
+        said = lengths if tower == text_tower(skeleton.config, [tower]) and any(lengths) else None
+        parts[tower] = PlainPart.of(towers[tower], chosen, of_tower, said)
+    return parts

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..configuration import LongAttentionConfig
-from ..errors import GridError, LengthError, OptionError, PositionError
+from ..errors import LengthError, OptionError, PositionError
+from ..inputs.common.base import SETTINGS, SIZE, SIZED, TEXT, TOWERS_APART, LengthCost, PositionWarning, StackLength, kind_of
+from ..inputs.series import PlainLengths
+from ..inputs.text import TextKind, load_tokenizer, text_sizes
+from ..inputs.towers import tower_inputs
+from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
-from ..modeling.family.definition import PositionTable, tower_field
+from ..modeling.family.definition import tower_field
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
@@ -26,26 +30,14 @@ from ..positions.relative import relative_kind
 from ..staging import check_destination
 from .architectures import Architecture, GenericArchitecture, config_of_towers, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
-from .flops import LengthCost, ModelShape, cost_at, cost_of, generic_shape, layer_mechanisms, lengths_up_to, model_shape
+from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape
 from .model_loading import quiet_libraries
-from .plain_parts import PlainPart, names_by_tower, parts_with_mechanisms, text_length, text_tower
-from .plan_audio import plan_sound, with_convolutions
-from .plan_grid import plan_grid
-from .plan_inputs import SETTINGS, InputPlan, input_kinds, refuse_other_settings
-from .plan_positions import (
-    PositionWarning,
-    StackLength,
-    plan_positions,
-    position_warnings,
-    series_strategy,
-    stack_lengths,
-)
-from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, plan_tensors, renamed_tensors, tensors_with_towers
-from .series_lengths import SeriesPlan, series_table
+from .plain_parts import parts_with_mechanisms, text_tower
+from .plan_positions import plan_positions, position_warnings, series_strategy, stack_lengths
+from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, text_plan
 from .short_texts import ShortTexts, with_short_texts
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
-from .text import load_tokenizer
 from .twins.base import LongModel, TwinChoice, choose_twin
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
@@ -96,7 +88,7 @@ def _plan_chosen(
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     architecture = find_architecture(opened)
-    refuse_other_settings(architecture, request)
+    architecture.kind.check_settings(f"a {architecture.source_class}", request)
     refuse_one_attention(architecture, request)
     attention, choice = choose(opened, request)
     plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
@@ -111,14 +103,16 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
 
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     architecture = find_architecture(opened)
-    refuse_other_settings(architecture, request)
-    if architecture.family.towers:
-        return _plan_towers(opened, architecture, request, cast)
-    if request.towers is not None:
+    architecture.kind.check_settings(f"a {architecture.source_class}", request)
+    architecture.kind.check_has_size(architecture)
+    way = architecture.kind.planned_as
+    if request.towers is not None and way != TOWERS_APART:
         raise OptionError(f"--towers is for models of several towers, and a {architecture.source_class} has one stack; give --mechanism.")
-    if not architecture.family.reads_text:
-        decide = plan_sound if architecture.family.grid is None else plan_grid
-        return _plan_other_inputs(opened, architecture, request, cast, decide(opened, architecture, request))
+    return PLANNERS[way](opened, architecture, request, cast)
+
+
+def _plan_text(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+    """The plan of a model of texts."""
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -129,7 +123,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     attention.check_layers(architecture.family.decoder_layers(base) if architecture.decoder_alone else base.num_hidden_layers)
     pairs = architecture.source_class.endswith("ForQuestionAnswering") or scores_pairs(opened.card_folder, base)
     marks_question = pairs and original is None
-    unseparated = needs_separator(attention) and getattr(base, "sep_token_id", None) is None
+    unseparated = getattr(base, "sep_token_id", None) is None and with_separator(attention, 0).to_dict() != attention.to_dict()
     tokenizer = load_tokenizer(opened.folder) if marks_question or unseparated else None
     separator = None if tokenizer is None else question_separator(tokenizer)
     if unseparated and separator is not None:
@@ -180,13 +174,13 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4), decoder.new)
         warnings += position_warnings(planned.rule, decoder_attention, layers, decoder, causal=True, decoder=True)
-    costs = tuple(cost_at(tokens, shape, mechanisms) for tokens in lengths_up_to(length.old, length.new))
+    inputs = text_sizes(length.old, length.new)
+    costs = tuple(cost_with(size, mechanisms, shape) for size in inputs.steps(config))
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
-        old_length=length.old,
-        new_length=length.new,
+        inputs=inputs,
         positions=planned.rule,
         tensors=tuple(tensors),
         max_shard_size=request.max_shard_size,
@@ -201,10 +195,15 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     )
 
 
-def _plan_other_inputs(
-    opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None, inputs: InputPlan
-) -> ConversionPlan:
-    """The plan of a model whose inputs are not texts, no tensor of which changes."""
+def _plan_sized(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+    """The plan of a model whose inputs are not texts. No tensor changes."""
+    kind: Any = architecture.kind
+
+    def layers_of(attention: LongAttentionConfig, length: int) -> list[Mechanism]:
+        base = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
+        return layer_mechanisms(attention, base, length)
+
+    inputs = kind.decide(opened, architecture, request, layers_of)
     sizes, attention = inputs.sizes, inputs.attention
     config = architecture.long_config(attention, inputs.fields, None, inputs.extension)
     if cast is not None:
@@ -212,13 +211,12 @@ def _plan_other_inputs(
     skeleton = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: False)
     tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.tokens, cast)
-    shape = with_convolutions(model_shape(config, skeleton, [tensor.dtype for tensor in tensors]), skeleton, architecture.family, config)
+    shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
+    shape = replace(shape, matrix_parameters=shape.matrix_parameters + kind.further_operations(skeleton, config))
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
-        old_length=sizes.old.tokens,
-        new_length=sizes.new.tokens,
         positions=inputs.positions,
         tensors=tuple(tensors),
         max_shard_size=request.max_shard_size,
@@ -227,7 +225,7 @@ def _plan_other_inputs(
         shape=shape,
         costs=tuple(cost_of(size, attention, shape) for size in sizes.steps(config)),
         warnings=inputs.warnings,
-        other_inputs=sizes,
+        inputs=sizes,
         files=inputs.files,
     )
 
@@ -235,11 +233,6 @@ def _plan_other_inputs(
 def _plan_towers(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
     """The plan of a model of several towers: that of each tower, and what is around them, which does not change."""
     refuse_one_attention(architecture, request)
-    if any(tower.grid is not None and tower.grid.shapes is not None for tower in architecture.family.towers.values()):
-        raise GridError(
-            f"A {architecture.source_class} reads pictures of any size as lists of patches, so that there is no size to convert; load it "
-            f"with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
-        )
     requests = tower_requests(architecture, request)
     base_classes = {name: family.base_model_name for name, family in architecture.family.towers.items()}
     plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part, cast) for name, part in requests.items()}
@@ -250,16 +243,11 @@ def _plan_towers(opened: Source, architecture: Architecture, request: Conversion
         config.dtype = cast
     skeleton: Any = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: any(plan.architecture.family.table(name) is not None for plan in plans.values()))
-    texts = [plan for plan in plans.values() if plan.architecture.family.reads_text]
-    longest = max(texts, key=lambda plan: plan.new_length)
+    texts, longest = [plan for plan in plans.values() if plan.kind.planned_as == TEXT], text_plan(plans)
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
-        old_length=longest.old_length,
-        new_length=longest.new_length,
-        positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
-        tensors=tuple(tensors_with_towers(opened, architecture, skeleton, plans, cast)),
         max_shard_size=request.max_shard_size,
         attention=longest.attention,
         position_change=" and ".join(plan.position_change for plan in texts if plan.position_change),
@@ -268,8 +256,7 @@ def _plan_towers(opened: Source, architecture: Architecture, request: Conversion
         shape=longest.shape,
         costs=(),
         warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
-        files={name: values for plan in plans.values() for name, values in plan.files.items()},
-        towers=plans,
+        **fields_of_towers(opened, architecture, skeleton, plans, cast),
     )
 
 
@@ -298,8 +285,7 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
     rules = {} if request.positions == AUTO else _position_rules(request.positions, [*towers], kind)
     requests = {}
     for name, family in towers.items():
-        kinds = set(input_kinds(family))
-        unused: dict[str, Any] = {setting: None for setting, about in SETTINGS.items() if not kinds & set(about.kinds)}
+        unused: dict[str, Any] = dict.fromkeys(set(SETTINGS) - set(kind_of(family).settings))
         attention = chosen.get(name) or {}
         attention = attention.to_dict() if isinstance(attention, LongAttentionConfig) else attention
         options = {option: value for option, value in attention.items() if option != "mechanism"}
@@ -338,7 +324,7 @@ class ConversionPlan(ResultPlan):
     unchanged_tokens: int = 0  # where positions change outputs, the longest text whose outputs they do not change
     decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
     generic: bool = False  # the result has the source's class, with mechanisms in it
-    series: SeriesPlan | None = None  # the steps of a plain class that reads time series
+    plain: PlainLengths = field(default_factory=lambda: PlainLengths(0, 0))  # of a plain class
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
     other_towers: tuple[str, ...] = field(default=(), kw_only=True)  # those of a plain class that keep its attention
@@ -374,20 +360,19 @@ class ConversionPlan(ResultPlan):
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
             **({"generic": True} if self.generic else {}),
-            **({"input": self.input_words} if self.input_words else {}),
             "long_attention": self._attention(),
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
-            **self.input_values(),
-            **({} if self.series is None else self.series.to_dict()),
+            **self.inputs.report,
+            **self.plain.report,
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
             **({"short_texts": said} if (said := str(self.short_texts)) else {}),
             **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
             **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
             **self.sizes(),
-            "costs": [asdict(cost) for cost in self.costs],
+            "costs": [cost.to_dict() for cost in self.costs],
             **({"towers": {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}),
         }
 
@@ -413,29 +398,23 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
             "leave them out."
         )
     architecture = generic_architecture(source)
-    for flag, size in {"--image-size": request.image_size, "--frames": request.frames, "--audio-seconds": request.audio_seconds}.items():
-        if size is not None:
+    for name, (_, gives) in SETTINGS.items():
+        if gives == SIZE and name not in TextKind.settings and getattr(request, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
             raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
     chosen = _generic_attention(architecture.source_config, request)
     full = LongAttentionConfig("full")
     reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(text_tower(architecture.source_config, chosen), full)
-    series = SeriesPlan.of(architecture.model_class, architecture.source_config, request.max_length)
-    if series is None:
-        length = _text_length(architecture.source_config, request.max_length)
-    else:
-        length = StackLength(series.old.tokens, series.new.tokens)
-    table = None if series is None else series_table(architecture.source_config)
-    config, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, length, table)
+    length = PlainLengths.of(architecture.model_class, architecture.source_config, request.max_length)
+    config, rule, position_change = _generic_config(architecture, chosen, reading, request.positions, length)
     if request.text_global:
         config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
-    if series is not None:
-        config.context_length = series.new.steps
+    length.write(config)
     if cast is not None:
         config.dtype = cast
     skeleton: Any = architecture.skeleton(config)
     renamed = renamed_tensors(source, architecture)
-    tables = {} if table is None or series is None else _series_tables(table, series, source, skeleton)
-    tensors = plan_tensors(source, architecture, renamed, skeleton, tables, length.old, cast)
+    tensors = plan_tensors(source, architecture, renamed, skeleton, length.tables(source, skeleton), length.old, cast)
     attention = chosen if isinstance(chosen, LongAttentionConfig) else next(iter(chosen.values()))
     shape = generic_shape(skeleton, [tensor.dtype for tensor in tensors])
     warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new or None), length, causal=shape.causal)
@@ -443,8 +422,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
         source=source,
         architecture=architecture,
         config=config,
-        old_length=length.old,
-        new_length=length.new,
+        inputs=text_sizes(length.old, length.new),
         positions=rule,
         tensors=tuple(tensors),
         max_shard_size=request.max_shard_size,
@@ -454,32 +432,19 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
         costs=(),
         warnings=tuple(warnings),
         generic=True,
-        series=series,
+        plain=length,
     )
     if isinstance(chosen, LongAttentionConfig):
         return plan
     plans = _plans_of_towers(plan, chosen, skeleton)
     others = tuple(name for name in towers_of(skeleton) if name not in chosen)
     return replace(
-        plan, towers=plans, other_towers=others, warnings=tuple(warning for tower in plans.values() for warning in tower.warnings)
+        plan,
+        towers=plans,
+        inputs=tower_inputs([tower.inputs for tower in plans.values()], plan.inputs),
+        other_towers=others,
+        warnings=tuple(warning for tower in plans.values() for warning in tower.warnings),
     )
-
-
-def _series_tables(table: PositionTable, series: SeriesPlan, source: Source, skeleton: nn.Module) -> dict[str, tuple[int, int]]:
-    """Name of the position table of a model of time series -> (special rows, rows of the result).
-
-    Raises:
-        LengthError: another tensor is made for the source's number of patches.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
-    for name, header in source.tensors.items():
-        if series.new.tokens != series.old.tokens and not table.matches(name) and shapes.get(name, header.shape) != header.shape:
-            raise LengthError(
-                f"The tensor {name!r} is made for the {series.old.tokens} patches of {series.old.steps} steps: a {type(skeleton).__name__} "
-                "without pooling_type in its config reads all of them at once. Leave --max-length out, or train one with "
-                "pooling_type='mean'."
-            )
-    return {name: (table.leading(skeleton.config), shape[0]) for name, shape in shapes.items() if table.matches(name)}
 
 
 def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
@@ -496,45 +461,34 @@ def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionC
 
 def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttentionConfig], skeleton: Any) -> dict[str, ConversionPlan]:
     """What of the plan of a plain class is about each tower of ``attention``."""
-    by_name = {tensor.name: tensor for tensor in plan.tensors}
-    names = names_by_tower([*by_name], skeleton, [*attention])
-    tensors = {tower: [by_name[name] for name in of_tower] for tower, of_tower in names.items()}
-    dtypes = {name: [tensor.dtype for tensor in of_tower] for name, of_tower in tensors.items()}
-    parts = parts_with_mechanisms(skeleton, attention, dtypes, (plan.old_length, plan.new_length))
-    return {name: _plan_of_tower(plan, name, part, tensors[name]) for name, part in parts.items()}
+    lengths, plans = (plan.old_length, plan.new_length), {}
+    for name, part in parts_with_mechanisms(skeleton, attention, {tensor.name: tensor for tensor in plan.tensors}, lengths).items():
+        reads_text = name == text_tower(plan.config, [name])
+        length = StackLength(part.old_length, part.new_length)
+        layers = layer_mechanisms(part.attention, part.shape, length.new or None)
+        positions, change, warnings = UNCHANGED, "", list[PositionWarning]()
+        if reads_text:
+            positions, change = plan.positions, plan.position_change
+            warnings = position_warnings(positions, part.attention, layers, length, causal=part.shape.causal)
+        plans[name] = replace(
+            plan,
+            config=part.module.config,
+            attention=part.attention,
+            shape=part.shape,
+            inputs=part.inputs,
+            positions=positions,
+            position_change=change,
+            tensors=tuple(part.tensors.values()),
+            costs=part.costs(),
+            warnings=tuple(warnings),
+        )
+    return plans
 
 
-def _plan_of_tower(plan: ConversionPlan, name: str, part: PlainPart, tensors: list[TensorPlan]) -> ConversionPlan:
-    """What of the plan of a plain class is about one tower."""
-    reads_text = name == text_tower(plan.config, [name])
-    length = StackLength(part.old_length, part.new_length)
-    layers = layer_mechanisms(part.attention, part.shape, length.new or None)
-    warnings = position_warnings(plan.positions, part.attention, layers, length, causal=part.shape.causal) if reads_text else ()
-    return replace(
-        plan,
-        config=part.module.config,
-        attention=part.attention,
-        shape=part.shape,
-        old_length=length.old,
-        new_length=length.new,
-        other_inputs=part.sizes,
-        input_words=part.input_words,
-        positions=plan.positions if reads_text else UNCHANGED,
-        position_change=plan.position_change if reads_text else "",
-        tensors=tuple(tensors),
-        costs=part.costs(),
-        warnings=tuple(warnings),
-    )
-
-
+PLANNERS = {TEXT: _plan_text, SIZED: _plan_sized, TOWERS_APART: _plan_towers}
+"""How a model is planned by its kind of input."""
 UNCHANGED = "as they were"
 """The rule for positions that a plain class keeps."""
-
-
-def _text_length(config: Any, max_length: int | None) -> StackLength:
-    """The tokens that source and result take, 0 if the source's config does not say."""
-    old = text_length(config)
-    return StackLength(old, old if max_length is None else int(max_length))
 
 
 def _generic_config(
@@ -542,14 +496,12 @@ def _generic_config(
     attention: LongAttentionConfig | Mapping[str, LongAttentionConfig],
     reading: LongAttentionConfig,
     positions: str,
-    length: StackLength,
-    table: PositionTable | None,
+    length: PlainLengths,
 ) -> tuple[Any, str, str]:
     """The config of the result, the rule for positions, and why they change the outputs.
 
     Args:
         reading: the attention of the stack that reads texts.
-        table: the position table of a model of time series that can be longer.
 
     Raises:
         PositionError, LengthError: more positions than the source has, unless they are rotary, or such a table's.
@@ -568,8 +520,8 @@ def _generic_config(
         rope.write(text)
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
         return config, f"rope:{rope.kind}", position_change
-    if table is not None and length.new != length.old:
-        rule = series_strategy(positions, table)
+    if length.table is not None and length.new != length.old:
+        rule = series_strategy(positions, length.table)
         return config, rule, "" if keeps_old_rows(rule) else f"{rule} changes the old positions too"
     if length.new != length.old or positions != "auto":
         raise PositionError(
@@ -619,11 +571,6 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
     if choices:
         raise PositionError(f"positions='alibi' contradicts relative={choices[0]!r}; give positions='none' to keep the latter alone.")
     return attention.with_option(RELATIVE, ALIBI)
-
-
-def needs_separator(attention: LongAttentionConfig) -> bool:
-    """Whether some layer has a global segment but no separator token."""
-    return with_separator(attention, 0).to_dict() != attention.to_dict()
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:

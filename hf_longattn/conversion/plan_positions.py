@@ -11,6 +11,7 @@ import transformers
 from ..choice_text import write_choice, write_numbers
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, PositionError, checkpoint_errors, nearest
+from ..inputs.common.base import PositionWarning, StackLength
 from ..mechanisms import Mechanism
 from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.definition import PositionTable
@@ -37,14 +38,6 @@ from .config import ConversionConfig
 from .plan_tensors import RenamedTensor
 from .sources.base import Source
 from .tensor_names import names_in_model
-
-
-@dataclass(frozen=True)
-class StackLength:
-    """Maximum length of a stack in the source and in the result."""
-
-    old: int
-    new: int
 
 
 def stack_lengths(
@@ -226,18 +219,6 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
 
 MOVED = (INTERPOLATE, "rope:linear", "rope:base")
 """Rules that move every position, by a factor that no training has met."""
-
-
-@dataclass(frozen=True)
-class PositionWarning:
-    """What speaks against using the result without training: the problem, what to do about it, and the harm, all clauses."""
-
-    problem: str
-    advice: str
-    harm: str = "results can become worse"
-
-    def __str__(self) -> str:
-        return f"{self.problem}, so {self.harm}; {self.advice}."
 
 
 def position_warnings(

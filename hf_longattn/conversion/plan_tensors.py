@@ -6,22 +6,23 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
+from ..inputs.common.base import TEXT, InputKind, InputSizes
+from ..inputs.towers import tower_inputs
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .audio_seconds import AudioPlan
-from .grid_sizes import GridPlan
-from .input_sizes import InputSizes
 from .long_models.base import WeightRenaming
 from .sources.base import Source, TowerSource, open_source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
+
+Plan = TypeVar("Plan", bound="ResultPlan")
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,24 @@ def tensors_with_towers(
     return planned
 
 
+def fields_of_towers(
+    source: Source, architecture: Architecture, skeleton: Any, plans: Mapping[str, ResultPlan], cast: torch.dtype | None
+) -> dict[str, Any]:
+    """What the plan of a model of several towers has from the plan of each; lengths are those of the longest texts."""
+    return {
+        "inputs": tower_inputs([plan.inputs for plan in plans.values()], text_plan(plans).inputs),
+        "positions": ", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
+        "tensors": tuple(tensors_with_towers(source, architecture, skeleton, plans, cast)),
+        "files": {name: values for plan in plans.values() for name, values in plan.files.items()},
+        "towers": plans,
+    }
+
+
+def text_plan(plans: Mapping[str, Plan]) -> Plan:
+    """The plan of the tower that reads the longest texts."""
+    return max((plan for plan in plans.values() if plan.kind.planned_as == TEXT), key=lambda plan: plan.new_length)
+
+
 def _computed(
     source: Source, renamed: list[RenamedTensor], names: Mapping[str, ModelName], skeleton: Any, expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
@@ -295,54 +314,47 @@ class ResultPlan:
     source: Source
     architecture: Architecture
     config: Any  # the config of the result
-    old_length: int  # tokens the source takes
-    new_length: int  # tokens the result takes
+    inputs: InputSizes  # what source and result read
     positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None
-    other_inputs: InputSizes | None = field(default=None, kw_only=True)  # of source and result, where they are not texts
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
     towers: Mapping[str, ResultPlan] = field(default_factory=dict, kw_only=True)  # in a model of several, the plan of each
-    input_words: str = field(default="", kw_only=True)  # what source and result read, where neither a length nor a size says it
 
     @property
-    def grid(self) -> GridPlan | None:
-        """The sizes of a model whose inputs lie on a grid, such as pictures."""
-        return self.other_inputs if isinstance(self.other_inputs, GridPlan) else None
+    def parts(self) -> Mapping[str, Any]:
+        """The plan of every tower by its name, or of a model of one stack under an empty name."""
+        return self.towers or {"": self}
 
     @property
-    def sound(self) -> AudioPlan | None:
-        """The durations of a model that reads sound."""
-        return self.other_inputs if isinstance(self.other_inputs, AudioPlan) else None
+    def kind(self) -> InputKind:
+        """What source and result read."""
+        return self.architecture.kind
+
+    @property
+    def old_length(self) -> int:
+        """Tokens that the source takes."""
+        return self.inputs.old.tokens
+
+    @property
+    def new_length(self) -> int:
+        """Tokens that the result takes."""
+        return self.inputs.new.tokens
 
     @property
     def old_input(self) -> str:
         """The longest input of the source, in words."""
-        if self.towers:
-            return " and ".join(tower.old_input for tower in self.towers.values())
-        if self.input_words:
-            return self.input_words
-        return _tokens(self.old_length) if self.other_inputs is None else self.other_inputs.old.describe()
+        return self.inputs.old_words
 
     @property
     def new_input(self) -> str:
         """The longest input of the result, in words."""
-        if self.towers:
-            return " and ".join(tower.new_input for tower in self.towers.values())
-        if self.input_words:
-            return self.input_words
-        return _tokens(self.new_length) if self.other_inputs is None else self.other_inputs.new.describe()
+        return self.inputs.new_words
 
     @property
     def tokenizer_length(self) -> int:
-        """The limit of the result's tokenizer; 0 keeps the source's, as for models of sound, whose tokenizers write texts."""
-        return self.new_length if self.sound is None else 0
-
-    def input_values(self) -> dict[str, Any]:
-        """The sizes of inputs that are not texts, JSON-serialisable; empty for a model of text."""
-        if self.towers:
-            return {name: value for tower in self.towers.values() for name, value in tower.input_values().items()}
-        return {} if self.other_inputs is None else self.other_inputs.to_dict()
+        """The limit of the result's tokenizer; 0 keeps the source's."""
+        return self.kind.tokenizer_length(self)
 
     def position_rule(self, name: str) -> str:
         """The rule for positions of the tensor ``name``: that of its tower in a model of several."""
@@ -390,7 +402,7 @@ class ResultPlan:
             "model_type": self.config.model_type,
             "old_length": self.old_length,
             "new_length": self.new_length,
-            **self.input_values(),
+            **self.inputs.report,
             "positions": self.positions,
         }
 
@@ -404,11 +416,6 @@ class ResultPlan:
             "kept_tensors": [tensor.name for tensor in self.tensors if tensor.action == "kept"],
             "changed_tensors": [tensor.to_dict() for tensor in self.tensors if tensor.action != "kept"],
         }
-
-
-def _tokens(length: int) -> str:
-    """A maximum length; 0 if the config does not limit it."""
-    return f"{length} tokens" if length else "any number of tokens"
 
 
 DTYPES = {

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ..checks import FAILED, MEASURED, NEEDS_TRAINING, TOLERANCE, Check
 from ..errors import CheckpointError
 from ..hub import next_step
 from ..naming import CONVERSION_REPORT
-from .differences import TOLERANCE, Difference
 
 REPORT = CONVERSION_REPORT
-PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat what a plan warns of."""
@@ -27,38 +25,6 @@ VERDICT, READY, TRAIN = "verdict", "ready to use", "train before use"
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check of the result."""
-
-    name: str
-    status: str  # "passed", "failed", "needs training", "measured" or "skipped"
-    detail: str  # one sentence with the numbers
-    values: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
-
-
-def equality(name: str, comparison: str, difference: Difference, values: dict[str, Any], why: str = "") -> Check:
-    """A check of outputs that should be equal.
-
-    Args:
-        name, comparison: of the check, and what was compared with the largest difference.
-        difference: of the outputs.
-        values: for the report.
-        why: they may differ, so that the result needs training unless a :func:`decision` says otherwise; empty if they must be equal.
-    """
-    values, detail = {**values, **difference.values}, f"{comparison} {difference}"
-    if difference.output and not difference.scale and not difference.largest:
-        return Check(name, SKIPPED, f"{comparison} is that of zeros, since the source's outputs are all zero", values)
-    if why and math.isfinite(difference.largest):
-        return Check(name, MEASURED if difference.equal else NEEDS_TRAINING, f"{detail}: not exact, since {why}", values)
-    if difference.equal:
-        return Check(name, PASSED, f"{detail}, equal", values)
-    return Check(name, FAILED, f"{detail}, but they must be {'finite' if why else 'equal'}", values)
 
 
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:

@@ -14,9 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..hub import origin_of
-from ..modeling.family.definition import Family, family_of, length_before_conversion
+from ..inputs.common.base import SIZED, TEXT, TOWERS_APART, InputKind, InputSizes, kind_of
+from ..inputs.common.processors import files_before
+from ..inputs.common.running import run_model
+from ..inputs.text import text_sizes, verification_text
+from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
@@ -24,37 +29,20 @@ from ..positions.relative import relative_kind
 from ..processor_files import TOKENIZER_LIMIT, limits_before
 from ..reading import is_generic, is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
-from .audio_seconds import sound_model
 from .config import RevertConfig
-from .differences import Difference
 from .folders import open_for_writing, write_planned
-from .input_sizes import input_sizes
 from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
-from .plan_tensors import ResultPlan, TensorPlan, parse_dtype, tensors_with_towers
-from .processors import files_before
-from .report import (
-    MEASURED,
-    NEEDS_TRAINING,
-    PASSED,
-    REPORT,
-    SKIPPED,
-    Check,
-    ConversionReport,
-    StageProgress,
-    equality,
-)
+from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype, text_plan
+from .report import REPORT, ConversionReport, StageProgress
 from .revert_generic import check_plain_outputs, plain_parts
 from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource, open_source
 from .sources.peft import ADAPTER_FOLDER
 from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
-from .text import VerificationText, verification_text
-from .verify import Step, VerificationInputs, check_reader, check_tensors, named_step, run_steps, verification_inputs
-from .verify_outputs import length_from_files, part_to_compare
-from .verify_sizes import run_model
-from .verify_towers import VerificationTowers
+from .verify import Step, check_tensors, named_step, run_steps
+from .verify_outputs import length_from_files
 
 AUTO = "auto"
 """The positions before the conversion, if the long model still has them."""
@@ -122,33 +110,32 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         )
     refuse_quantised(source)
     if is_generic(source.config):
-        return _plan_generic(source, settings)
-    cast, positions = parse_dtype(settings.dtype), settings.positions
+        fields = plain_parts(source, settings)
+        return RevertPlan(source, positions=UNCHANGED, max_shard_size=settings.max_shard_size, changed="", length_before=None, **fields)
+    positions = settings.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
         raise PositionError(
             f"{positions!r} is not a way to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
         )
-    long_config, long_class, family, long_skeleton = read_long(source)
-    if family.towers:
-        return _plan_towers(source, settings, family, long_config, long_class)
+    long_model = read_long(source)
+    return REVERSALS[kind_of(long_model[2]).planned_as](source, settings, long_model)
+
+
+LongParts = tuple[Any, str, Family, Any]
+"""The config of a long checkpoint, its class, its family, and its model without storage."""
+
+
+def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
+    """The plan of a model that reads one kind of input."""
+    long_config, long_class, family, long_skeleton = long_model
+    cast = parse_dtype(settings.dtype)
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
-    if not family.reads_text:
-        _refuse_text_settings(settings, family)
-    if settings.verify_audio is not None and family.audio is None:
-        raise OptionError(f"--verify-audio is a recording, but a {long_class} reads none; leave it out.")
-    sizes: Any = input_sizes(family, long_config)
-    if sizes is not None:  # a position table is as it was before the conversion
-        sizes = replace(sizes, old=sizes.new, new=sizes.old)
-    old_length = family.longest(long_config)
-    before = _length_before(source, long_config) if sizes is None else sizes.new.tokens
-    new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
-    if not family.reads_text:
-        positions = UNCHANGED
-    elif positions == AUTO:
-        stretched = any(table.learned for table in tables.values()) and moves_rows(long_config.position_extension)
-        positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
+    kind = kind_of(family)
+    _refuse_settings(settings, kind, long_class)
+    inputs, before, positions = LENGTHS[kind.planned_as](source, settings, family, long_config, tables)
+    new_length = inputs.new.tokens
     for name, table in tables.items():
         own_length = source.tensors[name].shape[0] - table.leading(long_config)
         if own_length < new_length:
@@ -177,8 +164,7 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         source=source,
         architecture=architecture,
         config=config,
-        old_length=old_length,
-        new_length=new_length,
+        inputs=inputs,
         positions=positions,
         tensors=tuple(tensors),
         max_shard_size=settings.max_shard_size,
@@ -189,17 +175,18 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
         ),
         changed=changed,
         length_before=before,
-        other_inputs=sizes,
-        files={} if family.reads_text else files_before(source.folder),
+        files=files_before(source.folder),
     )
 
 
-def _plan_towers(source: Source, settings: RevertConfig, family: Family, long_config: Any, long_class: str) -> RevertPlan:
+def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
     """The plan of a model of several towers: that of each tower, and what is around them, which does not change."""
+    long_config, long_class, family, _ = long_model
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     plans: dict[str, RevertPlan] = {}
     for name, tower in family.towers.items():
-        of_tower = settings if tower.reads_text else replace(settings, max_length=None, verify_text=None, positions=AUTO)
+        unused: dict[str, Any] = dict.fromkeys({"max_length", "verify_text"}.difference(kind_of(tower).settings))
+        of_tower = replace(settings, **unused, positions=AUTO) if unused else settings
         plans[name] = plan_reversion(TowerSource.of(source, name, tower.heads[tower.base_model_name]), of_tower)
     configs = {name: plan.config for name, plan in plans.items()}
     config = config_of_towers(long_config, configs, family.base_config_class, base_class, f"The config.json of {source.name!r}")
@@ -209,53 +196,58 @@ def _plan_towers(source: Source, settings: RevertConfig, family: Family, long_co
     architecture = Architecture(family, config, base_class, long_class)
     with checkpoint_errors(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
         skeleton: Any = family.base_class(base_class)(config)
-    longest = max((plan for name, plan in plans.items() if family.towers[name].reads_text), key=lambda plan: plan.new_length)
     return RevertPlan(
         source=source,
         architecture=architecture,
         config=config,
-        old_length=longest.old_length,
-        new_length=longest.new_length,
-        positions=", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
-        tensors=tuple(tensors_with_towers(source, architecture, skeleton, plans, cast)),
         max_shard_size=settings.max_shard_size,
         long_config=long_config,
         warnings=tuple(dict.fromkeys(warning for plan in plans.values() for warning in plan.warnings)),
         changed=" and ".join(plan.changed for plan in plans.values() if plan.changed),
-        length_before=longest.length_before,
-        files={name: values for plan in plans.values() for name, values in plan.files.items()},
-        towers=plans,
+        length_before=text_plan(plans).length_before,
+        **fields_of_towers(source, architecture, skeleton, plans, cast),
     )
 
 
-def _plan_generic(source: Source, settings: RevertConfig) -> RevertPlan:
-    """For a plain class with mechanisms."""
-    architecture, config, tensors, length, warnings = plain_parts(source, settings)
-    return RevertPlan(
-        source=source,
-        architecture=architecture,
-        config=config,
-        old_length=length,
-        new_length=length,
-        positions=UNCHANGED,
-        tensors=tuple(tensors),
-        max_shard_size=settings.max_shard_size,
-        long_config=config,
-        warnings=tuple(warnings),
-        changed="",
-        length_before=None,
-    )
+REVERSALS = {TEXT: _plan_stack, SIZED: _plan_stack, TOWERS_APART: _plan_towers}
+"""How a reversal is planned by the kind of input."""
 
 
-def _refuse_text_settings(settings: RevertConfig, family: Family) -> None:
-    """Raise :class:`OptionError` for a setting that does not apply to a model of pictures or of sound."""
-    text_settings = {"--max-length": settings.max_length, "--verify-text": settings.verify_text}
-    flags = [flag for flag, value in text_settings.items() if value is not None] + ["--positions"] * (settings.positions != AUTO)
-    if flags:
+def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
+    """Raise :class:`OptionError` for a setting of other kinds of input."""
+    of_texts = {name for name in ("max_length", "verify_text") if getattr(settings, name) is not None and name not in kind.settings}
+    moved = ["--positions"] * (settings.positions != AUTO and "max_length" not in kind.settings)
+    if flags := [f"--{name.replace('_', '-')}" for name in ("max_length", "verify_text") if name in of_texts] + moved:
         raise OptionError(
-            f"{flags[0]} is for texts, and the positions of a model of {'pictures' if family.audio is None else 'sound'} are as they were "
-            "before the conversion; leave it out."
+            f"{flags[0]} is for texts, and the positions of a model of {kind.nouns} are as they were before the conversion; leave it out."
         )
+    if settings.verify_audio is not None and "verify_audio" not in kind.settings:
+        raise OptionError(f"--verify-audio is a recording, but a {long_class} reads none; leave it out.")
+
+
+def _text_lengths(
+    source: Source, settings: RevertConfig, family: Family, long_config: Any, tables: Mapping[str, PositionTable]
+) -> tuple[InputSizes, int | None, str]:
+    """The lengths of source and result, the length before the conversion, and what happens to positions."""
+    old_length, positions = family.longest(long_config), settings.positions
+    before = _length_before(source, long_config)
+    new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
+    if positions == AUTO:
+        stretched = any(table.learned for table in tables.values()) and moves_rows(long_config.position_extension)
+        positions = RESTORED if stretched and before is not None and new_length <= before < old_length else "truncate"
+    return text_sizes(old_length, new_length), before, positions
+
+
+def _sizes_before(
+    source: Source, settings: RevertConfig, family: Family, long_config: Any, tables: Mapping[str, PositionTable]
+) -> tuple[InputSizes, int | None, str]:
+    """The same for inputs with a size; a position table is as it was before the conversion."""
+    kind = kind_of(family)
+    sizes = kind.sizes(long_config)
+    return kind.sizes_between(long_config, sizes.new.value, sizes.old.value), sizes.old.tokens, UNCHANGED
+
+
+LENGTHS = {TEXT: _text_lengths, SIZED: _sizes_before}
 
 
 def _length_before(source: Source, config: Any) -> int | None:
@@ -286,7 +278,7 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
     dropped = {*NAMES, *OWN_FIELDS, *long_only}
     values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in dropped}
     before = getattr(long_config, "extended_from", None) or {}
-    if family.relative or not family.reads_text:
+    if family.relative or kind_of(family).planned_as != TEXT:
         plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in long_only}})
         if cast is not None:
             plain.dtype = cast
@@ -487,14 +479,11 @@ def revert_checkpoint(
 
 def _reverted(source: str | Path, destination: str | Path, settings: RevertConfig, progress: StageProgress | None) -> ConversionReport:
     clock = {"start": time.perf_counter()}
-    text, origin = verification_text(settings.verify_text)
+    text = verification_text(settings.verify_text)
     opened, target = open_for_writing(source, destination, overwrite=settings.overwrite, revision=settings.revision, token=settings.token)
     plan = plan_reversion(opened, settings)
-    inputs = verification_inputs(plan, text, origin, settings.verify_audio) if settings.verify else None
+    inputs = plan.kind.verification_inputs(plan, text, settings.verify_audio) if settings.verify else None
     base_class = plan.architecture.source_class
-    length = f"for inputs of up to {plan.new_length:,} tokens" if plan.new_length else "for inputs of any length"
-    length = length if plan.grid is None and not plan.towers else f"for {'' if plan.towers else 'pictures of '}{plan.new_input}"
-    length = length if plan.sound is None else "for sounds of any duration"
     return write_planned(
         plan,
         ResultInfo(target, base_class, "transformers", plan.new_length, BEFORE if plan.reads_as_before else LONGEST, str(destination)),
@@ -503,7 +492,8 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
         settings=settings.to_dict(),
         report_file=REVERT_REPORT,
         clock=clock,
-        introduction=f"A plain `{base_class}` {length}, made by `longattn revert` from {origin_of(opened.name, opened.folder)}.",
+        introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
+        f"{origin_of(opened.name, opened.folder)}.",
         overwrite=settings.overwrite,
         progress=progress,
     )
@@ -513,26 +503,23 @@ MAX_COMPARED_TOKENS = 1024
 """Maximum tokens to compare, since both models have full attention."""
 
 
-def verify_reversion(plan: RevertPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
+def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
     if isinstance(plan.architecture, GenericArchitecture):
         return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
-    parts = plan.towers or {"": plan}
     running = choose_running(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Step] = [
             lambda: check_tensors(plan, open_source(result)),
-            *(partial(_check_positions, part, part.open_result(result)) for part in parts.values()),
-            lambda: check_reader(plan, result, inputs),
+            *(partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()),
+            lambda: plan.kind.check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not:
             steps += [
-                named_step(name, partial(_check_outputs, part, result, inputs.towers[name], scratch))
-                if isinstance(inputs, VerificationTowers)
-                else partial(_check_outputs, part, result, inputs, scratch)
-                for name, part in parts.items()
+                named_step(name, partial(_check_outputs, part, result, inputs[name] if name else inputs, scratch))
+                for name, part in plan.parts.items()
             ]
         return run_steps(steps)
 
@@ -563,7 +550,7 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
     return [Check(name, MEASURED, f"{detail}: {why}", {"max_abs_difference": largest})]
 
 
-def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, scratch: Path | None) -> list[Check]:
+def _check_outputs(plan: RevertPlan, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
     long_base = f"the long model with {plan.architecture.family.base_attention_name}"
     name = f"equal to {long_base}"
     run, size = _runner(plan, inputs, scratch)
@@ -571,7 +558,7 @@ def _check_outputs(plan: RevertPlan, result: Path, inputs: VerificationInputs, s
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
     plain, _ = load_source(plan.open_result(result), plan.architecture, None, scratch)
-    of_plain = run(_compared_part(plan, plain, headless))
+    of_plain = run(plan.kind.compared_part(plain, headless))
     checks = [_compared(name, long_base, expected, of_plain, size, plan.changed)]
     if source is not None:
         reference = "the long model with full attention and the rotary positions that it was converted from"
@@ -583,14 +570,13 @@ Runner = Callable[[Any], dict[str, Tensor]]
 """All tensors that a model returns for the inputs of the comparison."""
 
 
-def _runner(plan: RevertPlan, inputs: VerificationInputs, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
+def _runner(plan: RevertPlan, inputs: Any, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
     """What runs a model on the inputs, and how long they are, with its unit."""
-    if not isinstance(inputs, VerificationText | VerificationTowers):
-        size: Any = None if plan.other_inputs is None else plan.other_inputs.new
+    if plan.kind.planned_as != TEXT:
+        size = plan.inputs.new
         arguments = inputs.at(size)
         return lambda model: run_model(model, arguments), (size.tokens, size.unit)
     length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
-    assert isinstance(inputs, VerificationText)
     ids = inputs.tokens(length)
     return lambda model: outputs(model, ids, decoder_tokens=length), (length, "tokens")
 
@@ -604,13 +590,7 @@ def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | 
     model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch, config_instead=config)
     model.use_base_attention()
     headless = newly_initialised(missing, model)
-    return run(_compared_part(plan, model, headless)), headless
-
-
-def _compared_part(plan: RevertPlan, model: Any, headless: bool) -> Any:
-    """The part whose outputs are compared: what reads a sound, or the base model, if there are no weights for the head."""
-    family = plan.architecture.family
-    return part_to_compare(model, headless) if family.audio is None or not headless else sound_model(family, model)
+    return run(plan.kind.compared_part(model, headless)), headless
 
 
 def _as_before(plan: RevertPlan) -> Any:

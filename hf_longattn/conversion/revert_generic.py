@@ -8,23 +8,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import Check, Difference, equality
 from ..errors import OptionError
+from ..inputs.series import series_table
+from ..inputs.text import text_sizes
 from ..modeling.family.config import attention_implementation
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, stacks_of
 from ..reading import read_json_object
-from .architectures import GenericArchitecture, read_generic
+from .architectures import read_generic
 from .config import RevertConfig
-from .differences import Difference
 from .model_loading import load_plain
 from .plan_tensors import TensorPlan, parse_dtype
-from .report import REPORT, Check, equality
+from .report import REPORT
 from .seeded_inputs import run_inputs, seeded_inputs
-from .series_lengths import series_table
 from .sources.base import Source, open_source
 
 
-def plain_parts(source: Source, settings: RevertConfig) -> tuple[GenericArchitecture, Any, list[TensorPlan], int, list[str]]:
-    """Architecture, config and tensors of the plain model, the tokens that both take, and what is not restored.
+def plain_parts(source: Source, settings: RevertConfig) -> dict[str, Any]:
+    """Fields of the plan: what the plain model is, the tokens that both take, and what is not restored.
 
     Raises:
         OptionError: settings for position tables, which a plain class keeps.
@@ -51,7 +52,8 @@ def plain_parts(source: Source, settings: RevertConfig) -> tuple[GenericArchitec
     old, new = (int(plan.get(name) or 0) for name in ("old_length", "new_length"))
     kind = "rotary positions" if series_table(config) is None else "positions"
     warnings = [f"The {kind} stay those of the conversion, for {new:,} tokens instead of {old:,}."] if old != new else []
-    return architecture, config, tensors, new, warnings
+    fields = {"architecture": architecture, "config": config, "long_config": config, "tensors": tuple(tensors), "warnings": tuple(warnings)}
+    return {**fields, "inputs": text_sizes(new, new)}
 
 
 def check_plain_outputs(plan: Any, result: Path) -> list[Check]:

@@ -13,9 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import CheckpointError
+from ..inputs.common.running import seeded_pages
+from ..inputs.series import SERIES_INPUT
 from ..modeling.generic import towers_of
-from .model_loading import seeded_pages
-from .series_lengths import SERIES_INPUT
 
 TOKENS, DECODER_TOKENS = 48, 8
 FIRST_POSITION = 2

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ..configuration import LongAttentionConfig
 from ..errors import OptionError
+from ..inputs.common.base import StackLength
 from ..mechanisms import Mechanism
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.short_texts import why_not_in_full
 from ..modeling.family.sliding_window import keeps_window
 from ..options import EXACT_LENGTH
-from .plan_positions import StackLength
 
 
 @dataclass(frozen=True)

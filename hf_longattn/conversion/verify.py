@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
+from ..inputs.common.base import SIZED, TEXT, TOWERS_APART
+from ..inputs.text import VerificationText
 from ..positions import unchanged_rows
-from ..processor_files import FEATURE_EXTRACTOR
 from .model_loading import Running, choose_running
-from .pictures import VerificationPictures, VerificationSpectrograms, VerificationVideos, inputs_on_grid
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .pooling import sentence_pooling
-from .processors import load_processor
-from .report import FAILED, MEASURED, NEEDS_TRAINING, PASSED, POSITIONS, READY, SKIPPED, VERDICT, Check
-from .sound import VerificationSound
+from .report import POSITIONS, READY, VERDICT
 from .sources.base import Source, open_source
 from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
-from .text import VerificationText, excerpt, load_tokenizer, token_ids, truncated_lengths
-from .verify_audio import check_feature_extractor, check_sound
 from .verify_embeddings import EmbeddingCheck
 from .verify_generic import check_generic
-from .verify_grid import check_on_grid, check_processor
 from .verify_loss import LossCheck
 from .verify_outputs import Measurement, check_outputs, choose_lengths, why_no_gradients
-from .verify_towers import VerificationTowers, check_together
+from .verify_sizes import check_sizes
+from .verify_towers import check_together
 from .writing import source_values
 
-MAX_TRUNCATED = 2**20
-"""Maximum length at which the written tokenizer truncates a text, which takes seconds."""
 Step = Callable[[], list[Check]]
-VerificationInputs = VerificationText | VerificationPictures | VerificationSound | VerificationTowers
-"""What a result is run on: a class for each kind of input that families have."""
 
 
 def verify(
     plan: ConversionPlan,
     result: Path,
-    inputs: VerificationInputs,
+    inputs: Any,
     *,
     given_text: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -57,34 +50,14 @@ def verify(
     with running.scratch(result) as scratch:
         steps: list[Step] = [
             lambda: check_tensors(plan, open_source(result)),
-            lambda: check_reader(plan, result, inputs),
+            lambda: plan.kind.check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
         if not running.why_not and plan.generic:
             steps.append(lambda: check_generic(plan, result, scratch))
         elif not running.why_not:
-            steps += CHECKS[type(inputs)].outputs(plan, result, inputs, scratch, given_text)
+            steps += _output_steps(plan, result, inputs, scratch, given_text)
         return labelled(plan, run_steps(steps, progress))
-
-
-def verification_inputs(plan: ResultPlan, text: str, origin: str, recording: str | Path | None = None) -> VerificationInputs:
-    """The inputs for the family of a plan; `text` and its origin, or a recording, where it reads one."""
-    folder, config = plan.source.folder, plan.config
-    if plan.architecture.family.towers:  # a plain class of several towers has one tokenizer, and runs on seeded inputs
-        parts: dict[str, Any] = {name: verification_inputs(part, text, origin, recording) for name, part in plan.towers.items()}
-        return VerificationTowers(parts)
-    if plan.sound is not None:
-        extractor, recorded = load_processor(folder, FEATURE_EXTRACTOR), None if recording is None else Path(recording)
-        return VerificationSound(plan.sound.rule, config, extractor, recorded)
-    if plan.grid is None:
-        vocabulary = getattr(config.get_text_config(), "vocab_size", 2)  # a model of images has none
-        return VerificationText(excerpt(text, plan.new_length), origin, load_tokenizer(folder), vocabulary)
-    return inputs_on_grid(plan.grid.rule, config, folder)
-
-
-def check_reader(plan: ResultPlan, result: Path, inputs: VerificationInputs) -> list[Check]:
-    """The tokenizer or processor is in the written folder, and makes inputs for the result."""
-    return CHECKS[type(inputs)].reader(plan, result, inputs)
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -131,38 +104,6 @@ def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] |
     if progress is not None:
         progress("verify", len(steps), len(steps))
     return checks
-
-
-def check_tokenizer(plan: ResultPlan, result: Path, text: VerificationText) -> list[Check]:
-    """The written tokenizer gives the source's ids, and cuts a longer text to the result's length."""
-    if text.source_tokenizer is None:
-        return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
-    try:
-        written = load_tokenizer(result)
-    except CheckpointError as error:
-        return [Check("tokenizer", FAILED, str(error).rstrip("."))]
-    start = text.text[:20_000]
-    same = written is not None and token_ids(written, start) == token_ids(text.source_tokenizer, start)
-    limit = getattr(written, "model_max_length", None)
-    if not same:
-        classes = " and ".join(type(tokenizer).__name__ for tokenizer in (text.source_tokenizer, written))
-        advice = (
-            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
-            f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
-        )
-        return [Check("tokenizer", FAILED, advice)]
-    detail = f"token ids equal to the source's, model_max_length {limit}"
-    if not (length := plan.tokenizer_length):
-        return [Check("tokenizer", PASSED, detail)]
-    if limit != length:
-        return [Check("tokenizer", FAILED, f"{detail} instead of {length}")]
-    if length > MAX_TRUNCATED:
-        return [Check("tokenizer", PASSED, f"{detail}; no text of that length was tokenised")]
-    counts = truncated_lengths(written, start)
-    if set(counts.values()) == {length}:
-        return [Check("tokenizer", PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
-    cut = " and ".join(f"{count:,} {name}" for name, count in counts.items())
-    return [Check("tokenizer", FAILED, f"{detail}; with truncation a longer text has {cut}")]
 
 
 def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
@@ -265,63 +206,32 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
     return torch.equal(torch.frombuffer(a, dtype=dtype), torch.frombuffer(b, dtype=dtype))
 
 
-def _text_steps(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Step]:
+def _text_checks(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Check]:
     lengths = choose_lengths(plan, from_files=scratch is not None)
-
-    def run() -> list[Check]:
-        pooling = sentence_pooling(result) if plan.decoder is None else None  # a sentence encoder is one stack
-        measurement: Measurement = (
-            LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
-            if pooling is None
-            else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
-        )
-        return check_outputs(plan, result, text, lengths, measurement, scratch)
-
-    return [run]
+    pooling = sentence_pooling(result) if plan.decoder is None else None  # a sentence encoder is one stack
+    measurement: Measurement = (
+        LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
+        if pooling is None
+        else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
+    )
+    return check_outputs(plan, result, text, lengths, measurement, scratch)
 
 
-def _grid_steps(plan: ConversionPlan, result: Path, inputs: VerificationPictures, scratch: Path | None, given_text: bool) -> list[Step]:
-    return [lambda: check_on_grid(plan, result, inputs, scratch)]
-
-
-def _sound_steps(plan: ConversionPlan, result: Path, inputs: VerificationSound, scratch: Path | None, given_text: bool) -> list[Step]:
-    return [lambda: check_sound(plan, result, inputs, scratch)]
-
-
-def _tower_readers(plan: ResultPlan, result: Path, inputs: VerificationTowers) -> list[Check]:
-    return [check for name, part in plan.towers.items() for check in check_reader(part, result, inputs.towers[name])]
-
-
-def _tower_steps(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None, given_text: bool) -> list[Step]:
-    steps: list[Step] = []
-    for name, part in plan.towers.items():
-        of_tower = inputs.towers[name]
-        steps += [named_step(name, step) for step in CHECKS[type(of_tower)].outputs(part, result, of_tower, scratch, given_text)]
-    return [*steps, lambda: check_together(plan, result, inputs, scratch)]
+def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Step]:
+    """The steps that run source and result."""
+    steps: dict[str, Step] = {
+        TEXT: lambda: _text_checks(plan, result, inputs, scratch, given_text),
+        SIZED: lambda: check_sizes(plan, result, inputs, scratch),
+        TOWERS_APART: lambda: check_together(plan, result, inputs, scratch),
+    }
+    of_towers = [
+        named_step(name, step)
+        for name, part in plan.towers.items()
+        for step in _output_steps(part, result, inputs[name], scratch, given_text)
+    ]
+    return [*of_towers, steps[plan.kind.planned_as]]
 
 
 def named_step(name: str, step: Step) -> Step:
-    """The step with the name of a tower before those of its checks."""
-    return lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]
-
-
-@dataclass(frozen=True)
-class InputChecks:
-    """The checks of a result that depend on what it reads.
-
-    reader: of the tokenizer or the processor, which turns data into inputs.
-    outputs: the steps that run source and result.
-    """
-
-    reader: Callable[[ResultPlan, Path, Any], list[Check]]
-    outputs: Callable[[ConversionPlan, Path, Any, Path | None, bool], list[Step]]
-
-
-CHECKS: dict[type, InputChecks] = {
-    VerificationText: InputChecks(check_tokenizer, _text_steps),
-    VerificationPictures: InputChecks(check_processor, _grid_steps),
-    VerificationVideos: InputChecks(check_processor, _grid_steps),
-    VerificationSpectrograms: InputChecks(check_processor, _grid_steps),
-    VerificationSound: InputChecks(check_feature_extractor, _sound_steps),
-    VerificationTowers: InputChecks(_tower_readers, _tower_steps),
-}
+    """The step with the name of a tower, if it has one, before those of its checks."""
+    return (lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]) if name else step

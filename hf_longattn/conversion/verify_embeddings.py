@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..checks import SKIPPED, Check
+from ..inputs.text import VerificationText
 from .flops import cost_at, layer_mechanisms
 from .model_loading import outputs
 from .plan import ConversionPlan
 from .pooling import SentencePooling
-from .report import SKIPPED, Check, decision
-from .text import VerificationText
+from .report import decision
 
 EMBEDDINGS = "embeddings"
 LENGTHS = (16, 64, 256, 512)

@@ -10,19 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND
+from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..engines.common.call import AttentionCall
 from ..loading import load_weights
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with, set_implementation, towers_of
-from ..positions import extend_table
 from .architectures import attached_mechanisms
-from .differences import Difference
 from .model_loading import load_plain, weights_in_files
 from .plan import ConversionPlan
-from .report import FAILED, PASSED, Check, equality
 from .seeded_inputs import TOKENS, run_inputs, seeded_inputs
-from .series_lengths import series_table
 from .sources.base import open_source
 from .verify_outputs import all_finite
 
@@ -41,9 +38,8 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         CheckpointError: the class takes inputs of an unknown kind.
     """
     source: Any = load_plain(plan.source, plan.architecture, plan.cast, scratch)
-    lengthened = plan.series is not None and plan.series.new != plan.series.old and series_table(source.config) is not None
-    if lengthened:
-        source = _at_new_length(source, plan)
+    if lengthened := plan.plain.lengthened:
+        source = plan.plain.at_new_length(source, plan.positions)
     position_change = "" if lengthened else plan.position_change
     reference = "the class at that length, with the source's weights" if lengthened else "the source"
     inputs = seeded_inputs(source)
@@ -91,23 +87,6 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
 def _mechanisms(plan: ConversionPlan) -> str:
     """The names of the mechanisms of a tower's layers."""
     return " and ".join(dict.fromkeys(plan.attention.for_layer(layer)[0] for layer in range(plan.shape.layers)))
-
-
-def _at_new_length(source: Any, plan: ConversionPlan) -> Any:
-    """The source's class for series of the result's length, with its weights: a position table that it computes is its own, a learned one
-    is extended as planned."""
-    assert plan.series is not None
-    config = type(source.config).from_dict({**source.config.to_dict(), "context_length": plan.series.new.steps})
-    model, table = type(source)(config).to(next(source.parameters()).dtype).eval(), series_table(config)
-    assert table is not None
-    rows = {name: len(values) for name, values in model.state_dict().items() if table.matches(name)}
-    weights = {name: values for name, values in source.state_dict().items() if table.learned or name not in rows}
-    offset = table.leading(config)
-    weights |= {
-        name: extend_table(values, rows[name], offset=offset, strategy=plan.positions) for name, values in weights.items() if name in rows
-    }
-    model.load_state_dict(weights, strict=table.learned)
-    return model
 
 
 def _shapes(inputs: Mapping[str, Any]) -> str:

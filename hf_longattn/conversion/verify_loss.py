@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks import MEASURED, SKIPPED, Check
 from ..data.masking import MASKED, masked_tokens
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
+from ..inputs.text import VerificationText
 from .flops import cost_at, layer_mechanisms
 from .model_loading import auto_class_name
 from .plan import ConversionPlan
-from .report import MEASURED, SKIPPED, Check, decision
-from .text import VerificationText
+from .report import decision
 
 LOSS = "language-model loss by position"
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")

@@ -12,24 +12,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
+from ..inputs.common.running import seeded_pages
+from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from .differences import TOLERANCE, Difference
 from .flops import cost_at, layer_mechanisms
 from .long_models.base import CheckpointConverter, Probe
-from .model_loading import (
-    available_memory,
-    load_result,
-    load_source,
-    newly_initialised,
-    outputs,
-    seeded_pages,
-)
+from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
-from .report import FAILED, PASSED, SHORT_TEXTS, SKIPPED, Check, equality
-from .text import VerificationText
+from .report import SHORT_TEXTS
 
 FLOPS_AT_NEW_LENGTH = 4e12
 """Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""

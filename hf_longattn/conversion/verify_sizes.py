@@ -1,46 +1,89 @@
-"""The checks that models of pictures and of sound share: outputs of source and result at the old and the new size of their inputs."""
+"""Run source and result on the same input at an old and a new size, for kinds of input that have a size, and compare what they return."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..inputs.common.base import InputSize
+from ..inputs.common.running import run_model
+from ..inputs.common.sized import FurtherChecks, SizedKind
 from ..mechanisms import Mechanism
-from ..modeling.family.definition import known_family
-from .differences import Difference
-from .input_sizes import InputSize, InputSizes
+from ..modeling.family.config import attention_implementation
+from .flops import cost_of, mechanisms_on
+from .model_loading import load_result, load_source, newly_initialised
 from .plan import ConversionPlan
-from .report import FAILED, PASSED, Check, equality
-from .verify_outputs import all_finite
-
-DECODER_INPUT = "decoder_input_ids"
-"""The argument of ``forward`` with the tokens of a decoder, which is given one."""
+from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite
 
 
-def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``forward`` with a token for the decoder, where the model has one."""
-    if DECODER_INPUT not in inspect.signature(type(model).forward).parameters:
-        return dict(inputs)
-    start = getattr(model.config, "decoder_start_token_id", None) or 0
-    return {**inputs, DECODER_INPUT: torch.full((1, 1), min(start, model.config.vocab_size - 1))}
+def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[Mechanism], FurtherChecks]:
+    """The new size, or a smaller one between it and the old one, if a large model would take too long; the mechanism of every layer for it,
+    and what else is checked there."""
+    kind: Any = plan.kind
+    sizes, config = plan.inputs, plan.architecture.source_config
+    value = sizes.new.value
+    while True:
+        size = kind.size(config, value)
+        layers = mechanisms_on(size, plan.attention, plan.shape)
+        further = kind.further_checks(plan, inputs, size, layers)
+        cost = cost_of(size, plan.attention, plan.shape)
+        flops = 2 * (cost.full_attention_flops + cost.other_flops) + further.runs * cost.total_flops
+        smaller = kind.halved(config, value, sizes.old.value)
+        if flops <= FLOPS_AT_NEW_LENGTH or smaller == value:
+            return size, layers, further
+        value = smaller
 
 
-def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name, those in tuples as well (the maps of a backbone)."""
-    arguments = with_decoder_input(model, inputs)
-    if (family := known_family(model.config)) is not None and family.grid is not None:
-        arguments = family.grid.arguments_of_head(model, arguments)
-    with torch.set_grad_enabled(gradients):
-        returned = dict(model(**arguments, return_dict=True))
-    for name, entries in list(returned.items()):
-        if isinstance(entries, tuple):
-            returned |= {f"{name}[{index}]": entry for index, entry in enumerate(entries)}
-    return {name: value for name, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()}
+def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None = None) -> list[Check]:
+    """All checks of outputs; the two models are never in memory together.
+
+    `scratch`: if given, the weights stay in their files, see `load_source`.
+    """
+    kind: Any = plan.kind
+    assert isinstance(kind, SizedKind)
+    old, (new, layers, further) = plan.inputs.old, affordable_size(plan, inputs)
+    grows, at_old, at_new = new != old, inputs.at(old), inputs.at(new)
+    source: Any
+    source, missing = load_source(plan.source, plan.architecture, plan.cast, scratch)
+    checks = SizeChecks(plan, newly_initialised(missing, source))
+    expected = run_model(kind.compared_part(source, checks.headless), at_old)
+    expected_new: dict[str, Tensor] = {}
+    if compares_new := grows and kind.base_reads(plan.architecture.source_config, new):
+        with kind.resized(kind.base(source), new) as resized:
+            expected_new = kind.states(run_model(kind.base(source), {**at_new, **resized}))
+    further.run_source(kind.base(source), at_new)
+    del source
+
+    model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
+    outputs = run_model(kind.compared_part(model, checks.headless), at_old)
+    states = kind.states(run_model(kind.base(model), at_new))
+    further.run_result(kind.base(model))
+    model.use_base_attention()
+    covered = checks.computes_source(mechanisms_on(old, plan.attention, plan.shape), old)
+    full = {} if covered else run_model(kind.compared_part(model, checks.headless), at_old)
+    as_source = kind.config_as_source(plan)
+    full_new = kind.states(run_model(kind.base(model), at_new)) if compares_new and as_source is None else {}
+    model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
+    del model
+    if compares_new and as_source is not None:
+        model = load_result(result, plan.architecture, plan.config, scratch=scratch, config_instead=as_source)[0]
+        model.use_base_attention()
+        full_new = kind.states(run_model(kind.base(model), at_new))
+
+    at_new_size: list[Check] = []
+    if compares_new:
+        exact = checks.computes_source(layers, new) and as_source is None
+        whys = [checks.why_not_exact] * (not exact) + [f"positions are {plan.positions}d"] * (as_source is not None)
+        at_new_size = checks.at_new(new, expected_new, states, full_new, " and ".join(whys)) + further.at_new(states)
+    elif grows:
+        detail = f"does not apply: the source does not read {new.words}"
+        at_new_size = [Check(f"equal at the new {kind.size_noun} with {checks.base_attention}", SKIPPED, detail)]
+    return [*checks.at_old(expected, outputs, full), *at_new_size, checks.finite(new, states), *further.last()]
 
 
 @dataclass(frozen=True)
@@ -51,7 +94,6 @@ class SizeChecks:
     """
 
     plan: ConversionPlan
-    sizes: InputSizes
     headless: bool
 
     @property
@@ -64,14 +106,14 @@ class SizeChecks:
         """Why the result's mechanisms give other outputs than the source."""
         if self.plan.architecture.family.own_attention is not None:
             return "the mechanism is another one"
-        return f"the mechanism does not cover the {self.sizes.noun}"
+        return f"the mechanism does not cover the {self.plan.inputs.noun}"
 
-    def computes_source(self, layers: Sequence[Mechanism], lengths: Sequence[int]) -> bool:
-        """Whether the mechanism of every layer computes the source's attention of this many tokens."""
+    def computes_source(self, layers: Sequence[Mechanism], size: InputSize) -> bool:
+        """Whether the mechanism of every layer computes the source's attention for inputs of this size."""
         architecture = self.plan.architecture
         if architecture.family.own_attention is not None:
             return self.plan.attention.same_layers(architecture.family.own_attention(architecture.source_config), len(layers))
-        return all(layer.covers(length) for layer, length in zip(layers, lengths, strict=True))
+        return all(layer.covers(length) for layer, length in zip(layers, size.layer_tokens(len(layers)), strict=True))
 
     def compare(
         self, name: str, size: InputSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = ""
@@ -85,7 +127,7 @@ class SizeChecks:
 
     def at_old(self, expected: dict[str, Tensor], outputs: dict[str, Tensor], with_base_attention: dict[str, Tensor]) -> list[Check]:
         """``outputs`` at the old size, and those of the result with the source's attention; empty where the mechanisms compute it."""
-        old, noun = self.sizes.old, self.sizes.size_noun
+        old, noun = self.plan.inputs.old, self.plan.inputs.kind.size_noun
         what = f"{'hidden states (the source has no weights for its head)' if self.headless else 'outputs'} at {old.describe()}"
         if not with_base_attention:
             return [self.compare("equal where the mechanism covers the input", old, f"{what}, long attention", expected, outputs)]
@@ -102,25 +144,26 @@ class SizeChecks:
 
         why: the former may differ; empty if they must be equal.
         """
-        sizes = self.sizes
-        shortened = "" if new == sizes.new else f" (of {sizes.new.words}: a large model, a {sizes.smaller} {sizes.noun})"
+        sizes = self.plan.inputs
+        shortened = "" if new == sizes.new else f" (of {sizes.new.words}: a large model, a {sizes.kind.smaller} {sizes.noun})"
         where = f"hidden states at {new.describe()}{shortened}"
-        positions = f" and interpolated positions, the source with {sizes.resizing}" if sizes.resizing else ""
-        resizing = f" and {sizes.resizing}" if sizes.resizing else ""
+        how = sizes.kind.resizing()
+        positions = f" and interpolated positions, the source with {how}" if how else ""
+        resizing = f" and {how}" if how else ""
         how = f"{where}, long attention, the source with {self.base_attention}{resizing}"
         return [
             self.compare(
-                f"equal at the new {sizes.size_noun} with {self.base_attention}",
+                f"equal at the new {sizes.kind.size_noun} with {self.base_attention}",
                 new,
                 f"{where}, {self.base_attention}{positions}",
                 expected,
                 with_base_attention,
             ),
-            self.compare(f"at the new {sizes.size_noun}", new, how, expected, states, why),
+            self.compare(f"at the new {sizes.kind.size_noun}", new, how, expected, states, why),
         ]
 
     def finite(self, new: InputSize, states: dict[str, Tensor]) -> Check:
         """Hidden states at the new size hold no NaN and nothing infinite."""
         finite = all_finite(states)
         detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
-        return Check(f"finite at the new {self.sizes.size_noun}", PASSED if finite else FAILED, detail, new.values)
+        return Check(f"finite at the new {self.plan.inputs.kind.size_noun}", PASSED if finite else FAILED, detail, new.values)

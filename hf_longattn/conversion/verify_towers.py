@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import FAILED, PASSED, Check, Difference, equality
+from ..inputs.common.base import TEXT
+from ..inputs.common.running import run_model
+from ..inputs.towers import VerificationTowers
 from ..mechanisms.common.short_texts import for_length
-from .differences import Difference
 from .flops import layer_mechanisms, mechanisms_on
 from .model_loading import load_result, load_source
-from .pictures import VerificationPictures
 from .plan import ConversionPlan
-from .report import FAILED, PASSED, Check, equality
-from .text import VerificationText
-from .verify_grid import affordable_size
 from .verify_outputs import all_finite, choose_lengths
-from .verify_sizes import run_model
+from .verify_sizes import affordable_size
 
 LONGEST_CAPTION = 512
 """Most tokens of the text whose similarity with a picture is compared."""
-
-
-@dataclass(frozen=True)
-class VerificationTowers:
-    """What each tower of a model is run on, by its name."""
-
-    towers: Mapping[str, VerificationText | VerificationPictures]
-
-    def describe(self) -> str:
-        """What the inputs are, for a report."""
-        return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.towers.items())
 
 
 def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None = None) -> list[Check]:
@@ -53,7 +39,7 @@ def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTower
         model.use_base_attention()
     how = "with long attention" if covered else "with full attention"
     measured = run_model(model, old)
-    pictures = " and ".join(part.old_input for part in plan.towers.values() if part.other_inputs is not None)
+    pictures = " and ".join(part.old_input for part in plan.towers.values() if part.kind.planned_as != TEXT)
     detail = f"similarity of a text of {length} tokens and a picture of {pictures}, {how}: largest difference from the source"
     checks = [equality("similarities of text and picture equal", detail, Difference.of(expected, measured), {"length": length}, why)]
     model.set_attn_implementation("longattn")
@@ -76,23 +62,22 @@ def _arguments(plan: ConversionPlan, inputs: VerificationTowers, length: int | N
     """The arguments of ``forward``: a text of ``length`` tokens with its end, and inputs of the old size; ``None`` is the new sizes."""
     arguments: dict[str, Tensor] = {}
     for name, part in plan.towers.items():
-        of_tower = inputs.towers[name]
-        if isinstance(of_tower, VerificationText):
+        of_tower = inputs[name]
+        if part.kind.planned_as == TEXT:
             ids = of_tower.tokens(choose_lengths(part).new if length is None else length).clone()
             if isinstance(end := getattr(part.config, "eos_token_id", None), int) and end < part.config.vocab_size:
                 ids[:, -1] = end
             arguments["input_ids"] = ids
         else:
-            size: Any = affordable_size(part).size if length is None else part.grid and part.grid.old
-            arguments |= of_tower.at(size)
+            arguments |= of_tower.at(affordable_size(part, of_tower)[0] if length is None else part.inputs.old)
     return arguments
 
 
 def _covers(plan: ConversionPlan, length: int) -> bool:
     """Whether every layer of a tower is full attention on a text of ``length`` tokens, or on an input of the old size."""
-    if plan.grid is not None:
-        layers = mechanisms_on(plan.grid.old, plan.attention, plan.shape)
-        return all(layer.covers(grid.length) for layer, grid in zip(layers, plan.grid.old.layers, strict=True))
+    if plan.kind.planned_as != TEXT:
+        layers = mechanisms_on(plan.inputs.old, plan.attention, plan.shape)
+        return all(layer.covers(tokens) for layer, tokens in zip(layers, plan.inputs.old.layer_tokens(len(layers)), strict=True))
     causal = plan.shape.causal
     return all(
         for_length(layer, length, causal).covers(length, causal) for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length)

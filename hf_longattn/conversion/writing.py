@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from ..checks import MEASURED, Check
 from ..data.tokenization import special_ids
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
+from ..inputs.text import VerificationText, excerpt, load_tokenizer, verification_text
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.traits import FitsActivations
@@ -27,9 +29,8 @@ from .architectures import attached_mechanisms, attached_memory
 from .model_loading import load_source
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import MEASURED, Check, StageProgress
+from .report import StageProgress
 from .tensor_files import WEIGHTS, OutputTensor, read_tensor, split_by_size, write_json, write_weights
-from .text import VerificationText, excerpt, load_tokenizer, verification_text
 
 SEED = 0
 """Seed of the initial values of added parameters."""

@@ -390,14 +390,9 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
             if isinstance(error, RowError)
             else f"it does not match the schema of {schema.name} ({type(error).__name__}: {error})"
         )
-        question = _in_message(next((row[key] for key in IDS if row.get(key) is not None), None), number)
-        return [{**empty, "id": str(number), "problem": f"{question}: {why}"}]
+        named = next((f"question {row[key]}" for key in IDS if row.get(key) is not None), f"row {number + 1}")
+        return [{**empty, "id": str(number), "problem": f"{named}: {why}"}]
     return records
-
-
-def _in_message(name: Any, number: int) -> str:
-    """A question in a message: its id, or the number of its row, counted from 1."""
-    return f"row {number + 1}" if name is None else f"question {name}"
 
 
 def _convert_columns(schema: Schema, columns: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:

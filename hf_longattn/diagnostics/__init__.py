@@ -10,7 +10,6 @@ diagnosis   the result: numbers, conclusion, recommendation, JSON
 pictures    the same for a model of pictures: its attention on one picture, and what mechanisms on the grid would keep
 sounds      the same for a model of sound, by time
 receptive_field  how far a model of pictures or sound looks: features that change when patches or stretches are replaced
-cells       inputs that are cut into such patches or stretches
 page        the result as one HTML page, by a template; charts draws its pictures
 """
 

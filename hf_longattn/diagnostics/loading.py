@@ -17,9 +17,9 @@ from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
-from ..conversion.text import load_tokenizer
 from ..errors import LengthError, OptionError
 from ..hub_errors import HUB_ID
+from ..inputs.text import load_tokenizer
 from ..loading import loading_errors
 from ..modeling.family.definition import FAMILIES
 from ..modeling.generic import load_generic

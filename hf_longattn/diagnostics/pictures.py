@@ -11,22 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import processor_of, required_processor
-from ..conversion.sound import read_recordings
 from ..conversion.sources.base import open_source
-from ..data.pictures import read_picture_file
-from ..data.videos import frames_as_pixels, read_video
 from ..engines.common.grid import Grid
-from ..errors import OptionError
+from ..inputs.common.base import kind_of
+from ..inputs.common.processors import processor_of, required_processor
 from ..mechanisms.common.layout import full_pairs
-from ..mechanisms.common.on_grid import on_grid
 from ..modeling.family.definition import family_in, model_name
 from ..modeling.family.grid_config import refuse_line
-from ..modeling.family.grid_rule import GridRule
-from ..modeling.grids import grid_rule
-from .candidates import Candidate, all_readings, read_candidates
-from .layer_attention import LayerAttention, RowSums, sampled_rows
+from ..modeling.grids import family_of, grid_rule
+from .candidates import Candidate, read_candidates
+from .diagnosis import costs
+from .layer_attention import LayerAttention, sampled_rows
 from .loading import load_for_diagnosis
+from .measure import MeasuredLayers
 from .watching import of_tower, run_stack, tower_that_reads, watched_layers, watched_on_grid, watching
 
 USUAL = (
@@ -152,35 +149,29 @@ def diagnose_picture(
     rule = grid_rule(stack, of_pixels=False)
     if processor is None and folder is not None:
         processor = processor_of(rule, folder)
-    processor = required_processor(processor, name, f"{rule.noun}s" if rule.reads_photographs else "sound")
-    values = _processed(rule, stack.config, processor, picture).to(stack.device, stack.dtype)
+    kind: Any = kind_of(family_of(stack, of_pixels=False))
+    user = kind.user_inputs
+    processor = required_processor(processor, name, user.reads)
+    values = user.processed(rule, stack.config, processor, picture).to(stack.device, stack.dtype)
     _, arguments, grid = watched_on_grid(network, {rule.input: values})
     reasons: dict[str, str] = {}
-    layers: dict[int, PictureLayer] = {}
-    pairs = [0] * len(choices)
     rows = sampled_rows(grid.length, queries)
+    measured, maps = MeasuredLayers(choices, reasons, rows, grid), dict[int, Tensor]()
 
     def see(number: int, layer: LayerAttention) -> None:
-        layer = replace(layer, call=layer.call.replace(grid=grid))
-        readings = all_readings(choices, layer, number)
-        for index, (candidate, reading) in enumerate(zip(choices, readings, strict=True)):
-            if isinstance(reading, str):
-                reasons.setdefault(str(candidate), reading)
-            else:
-                pairs[index] = on_grid(candidate.build(layer, number), grid).pairs(grid.length, False)
-        sums = RowSums(layer.length, layer.heads, len(choices))
-        sums.add(layer, rows, [None if isinstance(reading, str) else reading for reading in readings])
-        mass = sums.mean()["captured"].mean(0)
-        shares = tuple(float("nan") if isinstance(reading, str) else float(share) for reading, share in zip(readings, mass, strict=True))
-        layers[number] = PictureLayer(layer.name, layer.mechanism, shares, _attention(layer, grid, rows))
+        measured.see(number, layer)
+        maps[number] = _attention(layer, grid, rows)
 
     with watching(stack, see):
         run_stack(stack, arguments)
-    seen = _as_seen(rule, values[0], processor, grid.sizes[0])
+    pairs = tuple(costs(choices, reasons, grid.length, False, *measured.shape, grid))
+    masses = [tuple(mean["captured"].mean(0).tolist()) for mean in measured.means()]
+    layers = [PictureLayer(*measured.names[number], mass, maps[number]) for number, mass in zip(sorted(maps), masses, strict=True)]
+    seen = user.as_seen(values[0], processor, grid.sizes[0])
     return PictureDiagnosis(
         model=name, model_class=of_tower(type(whole).__name__, tower), picture=str(picture), pixels=seen, grid=grid,
-        queries=len(rows), candidates=tuple(choices), pairs=tuple(pairs), full_pairs=full_pairs(grid.length, False),
-        reasons=reasons, layers=tuple(layers[number] for number in sorted(layers)), noun=rule.noun,
+        queries=len(rows), candidates=tuple(choices), pairs=pairs, full_pairs=full_pairs(grid.length, False),
+        reasons=reasons, layers=tuple(layers), noun=rule.noun,
         size=rule.describe(rule.size_of(values)),
     )  # fmt: skip
 
@@ -194,36 +185,10 @@ def _attention(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
     return (total / total.sum()).view(grid.sizes)
 
 
-def reads_spectrograms(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> bool:
-    """Whether a checkpoint is one of a family whose pictures are spectrograms of recordings."""
+def is_drawn(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> bool:
+    """Whether the attention of a checkpoint is drawn on one input."""
     family = family_in(open_source(name, revision=revision, token=token).config)
-    return family is not None and family.grid is not None and not family.grid.reads_photographs
-
-
-def _processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
-    """The model's input for a picture, for a video, or for the spectrogram of a recording."""
-    if rule.noun == "video":
-        return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
-    if rule.reads_pictures:
-        return torch.as_tensor(processor(images=read_picture_file(file), return_tensors="pt")[rule.input])
-    if file.is_dir():
-        raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is drawn; give one recording.")
-    (sound,) = read_recordings([file], processor.sampling_rate)
-    return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
-
-
-def _as_seen(rule: GridRule, pixels: Tensor, processor: Any, tubelets: int) -> Tensor:
-    """Pixels ``(channels, height, width)`` before their colours were normalised, ``(height, width, 3)`` from 0 to 1; of a video the first
-    frame of every tubelet, side by side; of a spectrogram ``(frames, mel bins)`` from its
-    lowest to its highest value, ``(mel bins, frames, 3)``."""
-    if not rule.reads_photographs:
-        values = pixels.float().cpu().mT
-        low, high = values.min(), values.max()
-        return ((values - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
-    mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
-    if pixels.dim() == 4:
-        pixels = torch.cat(list(pixels[:: -(-len(pixels) // tubelets)]), -1)
-    return (pixels.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
+    return family is not None and kind_of(family).drawn
 
 
 def picture_page(diagnosis: PictureDiagnosis) -> str:

@@ -21,48 +21,32 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..configuration import LongAttentionConfig
-from ..conversion.audio_seconds import audio_family
-from ..conversion.grid_sizes import read_size
 from ..conversion.model_loading import quiet_libraries
-from ..conversion.processors import (
-    load_processor,
-    processor_of,
-    required_processor,
-    sized_frames,
-    sized_pixels,
-    spectrograms,
-)
-from ..conversion.sound import RecordedSounds, read_recordings
 from ..conversion.sources.base import open_source
-from ..data.audio import RECORDING_FILES
-from ..data.files import evenly_spread
-from ..data.pictures import PICTURE_FILES, read_picture_file
-from ..data.videos import read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import BackendError, GridError, OptionError
+from ..inputs.common.base import kind_of, kind_of_model
+from ..inputs.common.sized import SizedKind
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
-from ..modeling.family.audio_config import audio_seconds as checked_seconds
-from ..modeling.family.definition import Family, family_in, model_name
+from ..modeling.family.definition import family_in, model_name, without_head
 from ..modeling.family.grid_rule import IMAGE_SIZE
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
-from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR
-from .cells import cells_of, stack_of_layers
 from .loading import load_for_diagnosis
 from .watching import has_mechanisms
 
 PICTURES = 8
 """Pictures or recordings of a folder that are read at most."""
-SECONDS = 30.0
-"""The duration of each sound, unless the longest recording is shorter."""
 SAMPLES = 20
 SHARE = 0.1
 """Of the change at 1–2 patches; what changes less counts as out of reach."""
@@ -244,7 +228,7 @@ def measure_receptive_field(
             are read, evenly spread; or pixels as the image processor makes them, ``(B, channels, height, width)``, which a model in memory
             needs, also where it reads them as lists of patches; or an input of sound without padding as the feature extractor makes it.
         image_size: of files, in pixels: 1024, or "768x1024"; by default the size for which the model was made.
-        audio_seconds: of recordings, each of which is cut to this duration; by default :data:`SECONDS`, or the longest recording. For a
+        audio_seconds: of recordings, each of which is cut to this duration; by default 30 seconds, or the longest recording. For a
             model of spectrograms, to which its feature extractor pads shorter ones, by default that for which it was made.
         samples: patches that are replaced in each picture, one at a time.
         baseline: measure a Long model with the attention of its base as well, which is full attention in most families and costs what
@@ -270,43 +254,49 @@ def measure_receptive_field(
             )
         network, name, files = model, model_name(model), tuple[Path, ...]()
     else:
-        family = _checked_family(model, revision, token, image_size, audio_seconds)
-        files = () if isinstance(pictures, Tensor) else tuple(_files(family, pictures))
-        images = [read_picture_file(file) for file in files] if family.grid is not None and family.grid.reads_pictures else []
+        kind = _checked_kind(model, revision, token, image_size, audio_seconds)
+        files = () if isinstance(pictures, Tensor) else tuple(kind.user_inputs.files_of(pictures, PICTURES))
         loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
         network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
-        if isinstance(pictures, Path) and family.audio is not None:
-            pictures = _sounds(network, loaded.source.folder, name, pictures, audio_seconds)
-        elif files and not _reads_recordings(family) and not images:
-            pictures = _videos(network, loaded.source.folder, name, files, image_size)
-        elif files and not images:
-            pictures = _spectrograms(network, loaded.source.folder, name, files, audio_seconds)
-        elif files:
-            pictures = _pixels(network, loaded.source.folder, name, images, image_size)
-    assert isinstance(pictures, Tensor)
-    stack = stack_of_layers(network)
-    audio = audio_family(network.config)
-    rule: Any = family_of(stack, of_pixels=False).grid if audio is None else audio.audio
-    values = pictures.to(stack.device, stack.dtype)
-    values = rule.pixels_of_input(values) if audio is None else values
-    cells = cells_of(network, values)
+    kind, stack = stack_of_layers(network)
+    if isinstance(pictures, Tensor):
+        values = kind.values_of_input(pictures)
+    else:
+        user = kind.user_inputs(kind.rule, network.config, loaded.source.folder, name, pictures, PICTURES)
+        size = user.size(image_size if audio_seconds is None else audio_seconds, any_size=has_mechanisms(network))
+        values = torch.cat(user.values(size))
+    values = values.to(stack.device, stack.dtype)
+    cells = kind.cells(kind.rule, stack, values)
     grid = cells.grid
     replaced = [random_replacements(grid, samples, f"{seed} {number}") for number in range(len(values))]
     measured = feature_changes(network, values, replaced, progress)
     mechanisms = [site.mechanism for site in attention_sites(stack)] if has_mechanisms(stack) else []
     names = tuple(dict.fromkeys(str(mechanism.name) for mechanism in mechanisms if isinstance(mechanism, Mechanism)))
-    own, full = (family_of(stack, of_pixels=False) if audio is None else audio).own_attention, None
+    own, full = kind.family.own_attention, None
     of_base = LongAttentionConfig(FULL) if own is None else own(stack.config)
-    if baseline and mechanisms and not stack.config.long_attention.same_layers(of_base, rule.layers(stack.config)):
+    if baseline and mechanisms and not stack.config.long_attention.same_layers(of_base, kind.rule.layers(stack.config)):
         with attention_of(stack, of_base):
             full = feature_changes(network, values, replaced, progress)
     return ReceptiveField(
         model=name, model_class=type(network).__name__, pictures=tuple(map(str, files)), grid=grid, patch=cells.sides, mechanisms=names,
         image_size=tuple(values.shape[1 + axis] for axis in cells.axes), samples=len(replaced[0]), seed=seed, share=SHARE,
         measured=measured, full=full, base_attention=FULL_ATTENTION if own is None else OWN_ATTENTION,
-        **({name: getattr(rule, name) for name in ("noun", "size_name", "units")} if audio is None
-           else {"cell_seconds": rule.seconds(cells.sides[0])}),
+        cell_seconds=cells.seconds, noun=kind.noun, size_name=getattr(kind.rule, "size_name", ""), units=kind.units,
     )  # fmt: skip
+
+
+def stack_of_layers(model: Any) -> tuple[SizedKind, Any]:
+    """What a model in memory reads, and the model below its head.
+
+    Raises:
+        BackendError: it is not a model of transformers, or reads neither pictures nor sound.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
+    kind: Any = kind_of_model(model.config)
+    if not isinstance(kind, SizedKind) or kind.cells is None:
+        kind = kind_of(family_of(without_head(model), of_pixels=False))
+    return kind, kind.base(model)
 
 
 def random_replacements(grid: Grid, samples: int, seed: int | str) -> list[Replacement]:
@@ -339,7 +329,8 @@ def feature_changes(
         BackendError: it reads neither pictures on one grid of patches nor sound.
         GridError: a picture whose size does not fit.
     """
-    inputs = cells_of(model, values)
+    kind, stack = stack_of_layers(model)
+    inputs = kind.cells(kind.rule, stack, values)
     grid = inputs.grid
     cells = torch.stack(torch.meshgrid(*map(torch.arange, grid.sizes), indexing="ij"), -1).flatten(0, -2)
     sums, furthest = torch.zeros(max(grid.sizes), dtype=torch.float64), 0
@@ -355,7 +346,7 @@ def feature_changes(
             target[axis], shown[axis] = (slice(start, start + extent) for start in starts)
         row[tuple(target)] = row[tuple(shown)].clone()
 
-    with evaluating(stack_of_layers(model)), inputs.measuring():
+    with evaluating(stack), inputs.measuring():
         for picture, replacements in zip(values, replaced, strict=True):
             before: dict[int, Tensor] = {}
             for start in range(0, len(replacements), at_once):
@@ -396,111 +387,22 @@ def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[N
         yield
 
 
-def _checked_family(
+def _checked_kind(
     model: str | Path, revision: str | None, token: str | bool | None, image_size: Any | None, audio_seconds: float | None
-) -> Family:
-    """The family of a checkpoint, before its weights are loaded.
+) -> SizedKind:
+    """What a checkpoint reads, before its weights are loaded.
 
     Raises:
         BackendError: it reads neither pictures nor sound.
         OptionError: a size of pictures for a model of sound, or the reverse.
     """
     values = open_source(model, revision=revision, token=token).config
-    model_type, family = str(values.get("model_type")), family_in(values)
-    if family is None or family.reads_text:
+    family = family_in(values)
+    kind = None if family is None else kind_of(family)
+    if not isinstance(kind, SizedKind) or kind.cells is None:
         raise BackendError(
-            f"{str(model)!r} is of type {model_type!r}, which is not a family of pictures or sound; leave the photo and --images out to "
-            "probe it with texts, or give a model such as a ViT or a Wav2Vec2."
+            f"{str(model)!r} is of type {str(values.get('model_type'))!r}, which is not a family of pictures or sound; leave the photo and "
+            "--images out to probe it with texts, or give a model such as a ViT or a Wav2Vec2."
         )
-    noun = "sound" if family.grid is None else f"{family.grid.noun}s"
-    if _reads_recordings(family) and image_size is not None:
-        raise OptionError(f"{str(model)!r} reads {noun}, to which --image-size does not apply; give --audio-seconds 30, or leave it out.")
-    if not _reads_recordings(family) and audio_seconds is not None:
-        raise OptionError(f"{str(model)!r} reads {noun}, to which --audio-seconds does not apply; leave it out.")
-    return family
-
-
-def _reads_recordings(family: Family) -> bool:
-    """Whether inputs are made of recordings: sound, or spectrograms."""
-    return family.grid is None or not family.grid.reads_photographs
-
-
-def _files(family: Family, inputs: Path) -> list[Path]:
-    """The files that are read of a folder, or the one that is given."""
-    if _reads_recordings(family):
-        return evenly_spread(RECORDING_FILES.files(inputs), PICTURES)
-    assert family.grid is not None
-    return evenly_spread(PICTURE_FILES.files(inputs) if family.grid.reads_pictures else video_places(inputs), PICTURES)
-
-
-def _sounds(network: Any, folder: Path, name: str, recordings: Path, seconds: float | None) -> Tensor:
-    """Recordings as the model reads them, cut to one duration, ``(B, N, …)``.
-
-    Raises:
-        LengthError: a recording is shorter than that.
-        CheckpointError: there is no feature extractor.
-    """
-    family = audio_family(network.config)
-    assert family is not None
-    rule, config = family.audio, network.config
-    assert rule is not None
-    extractor = required_processor(load_processor(folder, FEATURE_EXTRACTOR), name, "sound")
-    sounds = RecordedSounds(rule, config, extractor, recordings, PICTURES)
-    duration = (
-        min(SECONDS, rule.longest_seconds(config), sounds.longest) if seconds is None else checked_seconds(seconds, "--audio-seconds")
-    )
-    if not (has_mechanisms(network) or rule.base_reads(config, duration)):
-        duration = rule.durations(config)[0]
-    return torch.cat(sounds.stretches(duration, PICTURES))
-
-
-def _spectrograms(network: Any, folder: Path, name: str, files: Sequence[Path], seconds: float | None) -> Tensor:
-    """Spectrograms of recordings as the model reads them, cut or padded to one duration, ``(B, frames, mel bins)``.
-
-    Raises:
-        GridError: the position table of a model of transformers is for another duration.
-        CheckpointError: there is no feature extractor.
-    """
-    stack = stack_of_layers(network)
-    rule, config = family_of(stack, of_pixels=False).grid, stack.config
-    assert rule is not None
-    size = rule.sizes(config)[1] if seconds is None else rule.of_seconds(config, checked_seconds(seconds, "--audio-seconds"))
-    if rule.of_size(config, size) != rule.of_size(config, rule.sizes(config)[0]) and not has_mechanisms(stack):
-        raise GridError(
-            f"{name!r} has positions for spectrograms of {rule.typed(rule.sizes(config)[0])} s; leave --audio-seconds out, or probe what "
-            f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
-        )
-    extractor = required_processor(load_processor(folder, FEATURE_EXTRACTOR), name, "sound")
-    return spectrograms(extractor, read_recordings(files, extractor.sampling_rate), rule, size)
-
-
-def _videos(network: Any, folder: Path, name: str, places: Sequence[Path], image_size: Any | None) -> Tensor:
-    """Videos as the model reads them, with as many frames as it was made for, ``(B, frames, channels, height, width)``.
-
-    Raises:
-        DataError: a video cannot be read, or has too few frames.
-        CheckpointError: there is no processor.
-    """
-    stack = stack_of_layers(network)
-    rule, config = family_of(stack, of_pixels=False).grid, stack.config
-    assert rule is not None
-    size = rule.enlarged(rule.sizes(config)[1], None if image_size is None else read_size(image_size), None)
-    rule.of_size(config, size)
-    processor = required_processor(processor_of(rule, folder), name, "videos")
-    videos = [read_video(place, size[0]) for place in places]
-    return sized_frames(rule, processor, folder, videos, size, name).transpose(1, 2)
-
-
-def _pixels(network: Any, folder: Path, name: str, images: Sequence[Any], image_size: Any | None) -> Tensor:
-    """Pictures as the model reads them at this size, ``(B, channels, height, width)``."""
-    stack = stack_of_layers(network)
-    rule, config = family_of(stack).grid, stack.config
-    assert rule is not None
-    size = rule.sizes(config)[1] if image_size is None else read_size(image_size, len(rule.axes))
-    rule.of_size(config, size)
-    processor = required_processor(load_processor(folder, IMAGE_PROCESSOR), name)
-    if rule.shapes is not None:
-        settings = {"do_resize": False, "max_num_patches": rule.of_size(config, size).cells, "return_tensors": "pt"}
-        patches = [processor(images=image.resize(size[::-1], processor.resample), **settings)[rule.input] for image in images]
-        return rule.pixels_of(config, torch.cat(patches), size)
-    return sized_pixels(processor, folder, images, size, rule.input)
+    kind.check_settings(repr(str(model)), SimpleNamespace(image_size=image_size, audio_seconds=audio_seconds))
+    return kind

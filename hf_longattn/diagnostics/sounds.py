@@ -16,19 +16,19 @@ from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
-from ..conversion.audio_seconds import audio_family, duration
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
 from ..conversion.plan import ConversionPlan
-from ..conversion.processors import load_processor, required_processor
-from ..conversion.sound import RecordedSounds
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..errors import BackendError, OptionError
+from ..inputs.common.base import InputKind, kind_of, kind_of_model
+from ..inputs.common.processors import required_processor
+from ..inputs.common.sized import SizedKind
+from ..inputs.sound import UserSounds, duration
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import refuse_reading
-from ..modeling.family.definition import FAMILIES, Family, family_in, model_name
-from ..processor_files import FEATURE_EXTRACTOR
+from ..modeling.family.definition import family_in, model_name
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
 from .diagnosis import Diagnosis, LengthDiagnosis, Target
@@ -48,7 +48,6 @@ class SoundModel:
     """A model of sound for a diagnosis.
 
     network: with mechanisms. name, class_name: of the checkpoint, and of its class.
-    extractor: its feature extractor.
     plan: of the conversion by which a model of transformers is read; ``None`` for a Long model.
     converted_from: the checkpoint to convert, as it is typed; ``None`` if that is not known.
     """
@@ -56,7 +55,6 @@ class SoundModel:
     network: Any
     name: str
     class_name: str
-    extractor: Any
     plan: ConversionPlan | None = None
     converted_from: str | None = None
 
@@ -109,8 +107,10 @@ def diagnose_sound(
         refuse_reading(candidate.mechanism, candidate.options)
     durations = None if audio_seconds is None else sorted({checked_seconds(seconds, "--audio-seconds") for seconds in audio_seconds})
     if isinstance(model, nn.Module):
-        loaded = SoundModel(model, model_name(model), type(model).__name__, required_processor(extractor, model_name(model), "sound"))
-        sounds = _recorded(_family(model.config, loaded.name), model.config, loaded.extractor, recordings)
+        loaded = SoundModel(model, model_name(model), type(model).__name__)
+        extractor = required_processor(extractor, loaded.name, "sound")
+        kind = _checked_kind(kind_of_model(model.config), loaded.name, str(getattr(model.config, "model_type", "")))
+        sounds: Any = kind.user_inputs(kind.rule, model.config, Path(), loaded.name, recordings, STRETCHES, extractor)
         durations = _usual_durations(sounds) if durations is None else durations
     else:
         loaded, sounds, durations = _load(open_source(model, revision=revision, token=token), recordings, durations, device)
@@ -118,7 +118,7 @@ def diagnose_sound(
     reasons: dict[str, str] = {}
     measured = []
     for seconds in durations:
-        start, stretches = time.perf_counter(), sounds.stretches(seconds, STRETCHES)
+        start, stretches = time.perf_counter(), sounds.values(seconds)
         share = -(-queries // len(stretches))
         layers = MeasuredLayers(chosen, reasons, sampled_rows(1, 1))
         for number, stretch in enumerate(stretches):
@@ -140,62 +140,48 @@ def diagnose_sound(
 
 def _load(
     source: Source, recordings: Path, durations: list[float] | None, device: str | None
-) -> tuple[SoundModel, RecordedSounds, list[float]]:  # fmt: skip
+) -> tuple[SoundModel, UserSounds, list[float]]:  # fmt: skip
     """A checkpoint with mechanisms, recordings as it reads them, and the durations that are measured."""
     family = family_in(source.config)
-    if family is None or family.audio is None:
-        raise _reads_no_sound(source.name, str(source.config.get("model_type")), family)
+    kind = _checked_kind(None if family is None else kind_of(family), source.name, str(source.config.get("model_type")))
     refuse_quantised(source)
-    extractor = required_processor(load_processor(source.folder, FEATURE_EXTRACTOR), source.name, "sound")
     if "long_attention" in source.config:
         network: Any = load_for_diagnosis(source.folder, None, device=device).model
-        loaded = SoundModel(network, source.name, type(network).__name__, extractor, converted_from=converted_from(source.folder))
-        sounds = _recorded(family, network.config, extractor, recordings)
+        loaded = SoundModel(network, source.name, type(network).__name__, converted_from=converted_from(source.folder))
+        sounds: Any = kind.user_inputs(kind.rule, network.config, source.folder, source.name, recordings, STRETCHES)
         return loaded, sounds, _usual_durations(sounds) if durations is None else durations
     target = chosen_device(device)
-    attention = LongAttentionConfig("full") if family.own_attention is None else None  # by default, a conversion keeps the base's own
+    attention = LongAttentionConfig("full") if kind.family.own_attention is None else None  # by default, a conversion keeps the base's own
     plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
-    sounds = _recorded(family, plan.architecture.source_config, extractor, recordings)
+    sounds = kind.user_inputs(kind.rule, plan.architecture.source_config, source.folder, source.name, recordings, STRETCHES)
     durations = _usual_durations(sounds) if durations is None else durations
-    assert plan.sound is not None
-    if durations[-1] > plan.sound.new.seconds:
+    if durations[-1] > plan.inputs.new.value:
         plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1], needs_training=True))
     network = load_as_result(source, plan.architecture, plan.config).eval().to(target)
-    return SoundModel(network, source.name, plan.architecture.source_class, extractor, plan, source.name), sounds, durations
+    return SoundModel(network, source.name, plan.architecture.source_class, plan, source.name), sounds, durations
 
 
-def _family(config: Any, name: str) -> Family:
-    """The family of a model in memory; raises :class:`BackendError` where it does not read sound."""
-    family = audio_family(config)
-    if family is None:
-        raise _reads_no_sound(name, str(getattr(config, "model_type", "")), FAMILIES.get(str(getattr(config, "base_model_type", ""))))
-    return family
+def _checked_kind(kind: InputKind | None, name: str, model_type: str) -> SizedKind:
+    """The kind of input of a model of sound; raises :class:`BackendError` for any other ``kind``."""
+    if isinstance(kind, SizedKind) and kind.noun == "sound":
+        return kind
+    if isinstance(kind, SizedKind):
+        raise BackendError(f"{name!r} is of type {model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
+    raise BackendError(
+        f"{name!r} is of type {model_type!r}, which is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2."
+    )
 
 
-def _reads_no_sound(name: str, model_type: str, family: Family | None) -> BackendError:
-    kind = f"{name!r} is of type {model_type!r}, which"
-    if family is None or family.grid is None:
-        return BackendError(f"{kind} is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2.")
-    inputs = {"picture": "a photo: longattn diagnose MODEL photo.jpg", "video": "its frames: longattn diagnose MODEL frames/"}
-    takes = inputs.get(family.grid.noun, "diagnose_picture one recording")
-    return BackendError(f"{kind} reads {family.grid.noun}s; give {takes}.")
-
-
-def _recorded(family: Family, config: Any, extractor: Any, recordings: Path) -> RecordedSounds:
-    assert family.audio is not None
-    return RecordedSounds(family.audio, config, extractor, recordings, STRETCHES)
-
-
-def _usual_durations(sounds: RecordedSounds) -> list[float]:
+def _usual_durations(sounds: UserSounds) -> list[float]:
     """:data:`SECONDS` as far as model and recordings reach; what they reach where that is less."""
     longest = min(sounds.longest, sounds.rule.longest_seconds(sounds.config))
     return [seconds for seconds in SECONDS if seconds <= longest] or [longest]
 
 
-def _target(loaded: SoundModel, sounds: RecordedSounds, seconds: float, last: LengthDiagnosis) -> Target:
+def _target(loaded: SoundModel, sounds: UserSounds, seconds: float, last: LengthDiagnosis) -> Target:
     """The conversion that a diagnosis recommends: for the longest sounds measured, or those that the model reads already."""
     rule, config = sounds.rule, sounds.config
-    longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None or loaded.plan.sound is None else loaded.plan.sound.new.seconds
+    longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None else loaded.plan.inputs.new.value
     name = Path(loaded.converted_from or loaded.class_name).name
     compare_at = max(1, int(seconds)) if seconds < longest else None
     return Target(
@@ -205,19 +191,19 @@ def _target(loaded: SoundModel, sounds: RecordedSounds, seconds: float, last: Le
 
 def _trained_frames(plan: ConversionPlan | None, seconds: float) -> int | None:
     """The frames of the longest sound that a model of transformers reads, where longer ones are measured."""
-    if plan is None or plan.sound is None or plan.sound.rule.base_reads(plan.architecture.source_config, seconds):
+    if plan is None or plan.inputs.kind.rule.base_reads(plan.architecture.source_config, seconds):
         return None
-    return plan.sound.old.frames if seconds > plan.sound.old.seconds else None
+    return plan.inputs.old.tokens if seconds > plan.inputs.old.value else None
 
 
-def _notes(plan: ConversionPlan | None, sounds: RecordedSounds, seconds: float, chosen_here: bool) -> list[str]:
+def _notes(plan: ConversionPlan | None, sounds: UserSounds, seconds: float, chosen_here: bool) -> list[str]:
     """What was left out, and what positions do, for readers of the report."""
     notes = []
     if chosen_here and seconds < SECONDS[-1] and sounds.longest < SECONDS[-1]:
         notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")
-    if plan is not None and plan.sound is not None and _trained_frames(plan, seconds) is not None:
+    if plan is not None and _trained_frames(plan, seconds) is not None:
         notes.append(
-            f"Positions were extended from {plan.sound.old.words} to {duration(seconds)} without training: what full attention does in "
-            f"longer sounds was never learned, so mechanisms are judged by what they keep at {plan.sound.old.words} or less."
+            f"Positions were extended from {plan.inputs.old.words} to {duration(seconds)} without training: what full attention does in "
+            f"longer sounds was never learned, so mechanisms are judged by what they keep at {plan.inputs.old.words} or less."
         )
     return notes

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.text import excerpt, text_of, token_ids
 from ..data.tokenization import special_ids
 from ..errors import CheckpointError, LengthError, OptionError
+from ..inputs.text import excerpt, text_of, token_ids
 
 NEEDLE = " The secret number of Lisbon is 7481. "
 QUESTION = " What is the secret number of Lisbon? The secret number of Lisbon is"

@@ -15,19 +15,15 @@ from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import load_as_result
 from ..conversion.plan import ConversionPlan, open_requested
-from ..conversion.plan_grid import fits_tiles
 from ..conversion.sources.base import Source
-from ..conversion.text import load_tokenizer
 from ..data.tokenization import special_ids
 from ..errors import OptionError
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
+from ..inputs.text import load_tokenizer
 from ..mechanisms import Mechanism
-from ..mechanisms.common.locality import needs_training_by
-from ..mechanisms.common.on_grid import on_grid
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
-from ..modeling.family.grid_config import TILE
-from ..modeling.family.sliding_window import base_attention, own_windows
+from ..modeling.family.sliding_window import base_attention
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -82,9 +78,9 @@ class TrialModel:
 
     @property
     def _windows(self) -> list[int | None]:
-        if self.original.architecture.family.own_attention is not None or self.original.sound is not None:
+        if self.original.architecture.family.own_attention is not None:
             return [None] * self.layers
-        return own_windows(self.original.architecture.source_config)
+        return self.original.kind.base_windows(self.original.architecture.source_config, self.layers)
 
     @property
     def named(self) -> frozenset[int]:
@@ -100,14 +96,7 @@ class TrialModel:
     def untrained_distances(self, mechanism: Mechanism) -> str:
         """Why the result's positions do not hold for a mechanism without training, a clause; empty if they do, or if a conversion chooses
         positions by the mechanism."""
-        if self.original.sound is not None:
-            return ""
-        if (sizes := self.original.grid) is not None:
-            tiled = self.conversion.positions == TILE and not fits_tiles(on_grid(mechanism, sizes.new.grid), sizes)
-            return "sees cells of several repetitions of the tiled positions" if tiled else ""
-        rule, old, new = self.original.positions, self.original.old_length, self.original.new_length
-        chosen_there = rule.startswith("rope:") and self.conversion.positions == "auto"
-        return "" if chosen_there else needs_training_by(mechanism, rule, old, new, self.original.shape.causal)
+        return self.original.kind.untrained_distances(self.original, mechanism, self.conversion.positions)
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention; full attention for ``None``.

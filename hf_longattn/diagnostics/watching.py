@@ -21,11 +21,12 @@ from transformers import PreTrainedModel
 
 from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
-from ..conversion.audio_seconds import audio_family, sound_model
 from ..conversion.plain_parts import text_tower
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError, OptionError
+from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
+from ..inputs.sound import audio_family, sound_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
@@ -34,7 +35,7 @@ from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import known_family, without_head
+from ..modeling.family.definition import without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
@@ -54,16 +55,19 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
     Raises:
         BackendError: it is not a model of transformers, or its attention cannot be watched.
     """
-    if audio_family(getattr(model, "config", None)) is not None:
-        raise BackendError(
-            f"{type(model).__name__} reads sound and no text; give it a recording or a folder: longattn diagnose MODEL talk.wav."
-        )
+    _check_text(model, model)
     stack = watched_layers(model)
-    if stack.main_input_name != "input_ids":
-        raise BackendError(
-            f"{type(model).__name__} reads {stack.main_input_name} and no text; give it a picture: longattn diagnose MODEL photo.jpg."
-        )
+    _check_text(model, stack)
     return stack
+
+
+def _check_text(model: nn.Module, stack: nn.Module) -> None:
+    """Raise :class:`BackendError` if the ``stack`` of ``model`` reads something else than texts."""
+    read: Any = getattr(stack, "main_input_name", "input_ids")
+    if read != "input_ids":
+        kind = kind_of_model(stack.config)
+        nouns, instead = (read, NOT_DIAGNOSED) if kind is None else (kind.nouns, kind.how_to_diagnose)
+        raise BackendError(f"{type(model).__name__} reads {nouns} and no text; {instead}")
 
 
 def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[nn.Module, str]:
@@ -73,14 +77,15 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[nn.Module, str]:
         BackendError: the only towers of pictures read them in all sizes.
     """
     several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # which has one backbone for all inputs
-    towers = towers_of(model) if several else {}
-    reading = text_tower(model.config, towers) if towers else ""
-    if text or not towers:
+    if not several or not (towers := towers_of(model)):
+        return model, ""
+    reading = text_tower(model.config, towers)
+    if text:
         return (towers[reading], reading) if reading in towers else (model, "")
     others = {name: tower for name, tower in towers.items() if name != reading}
-    on_grid = [name for name, tower in others.items() if (family := known_family(tower.config)) is not None and family.grid is not None]
-    if on_grid:
-        return others[on_grid[0]], on_grid[0]
+    kinds = {name: kind_of_model(tower.config) for name, tower in others.items()}
+    if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.drawn), None):
+        return others[drawn], drawn
     if packing := next((name for name, tower in others.items() if packs_pictures(tower)), None):
         raise BackendError(
             f"The tower {packing} of a {type(model).__name__} packs pictures of different sizes, which are not watched; give a text for "

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ..conversion.model_loading import outputs, quiet_libraries, without_random_pooler
 from ..conversion.sources.base import Source
-from ..conversion.text import load_tokenizer, token_ids, verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError
 from ..evaluation.summaries import mean_and_error
+from ..inputs.text import load_tokenizer, token_ids, verification_text
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..reading import check_config, is_generic, named_class

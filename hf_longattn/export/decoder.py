@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 
-from ..conversion.differences import TOLERANCE, Difference
-from ..conversion.report import FAILED, PASSED, Check, equality
-from ..conversion.text import VerificationText
+from ..checks import FAILED, PASSED, TOLERANCE, Check, Difference, equality
 from ..errors import ExportError
+from ..inputs.text import VerificationText
 from ..memory.graph_cache import POSITION, StateTensor, graph_layer, graph_state
 from ..modeling.attach.attention_sites import attention_sites
 from .graphs import PAST, ExportedGraph, Runner, Traced

@@ -9,6 +9,7 @@ llama.cpp requires.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import FAILED, PASSED, Check
 from ..conversion.folders import open_for_writing, short_name, write_folder
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.native import TwinPlan, plan_twin, tensor_values
-from ..conversion.report import FAILED, PASSED, Check, require_passed, versions
+from ..conversion.report import require_passed, versions
 from ..conversion.sources.base import ResultInfo
 from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
-from ..conversion.text import load_tokenizer
 from ..errors import ExportError, needs_extra
 from ..hub import origin_of
+from ..inputs.text import load_tokenizer
 from ..modeling.family.sliding_window import FULL, SLIDING
 from .onnx import ExportReport
 
@@ -184,7 +186,8 @@ def export_gguf(
         written = [tensor for tensor in plan.tensors if tensor.new_shape is not None]
         for tensor in written:
             empty, kind = _packed(torch.empty(tensor.new_shape or (), dtype=tensor.dtype, device="meta"))
-            writer.add_tensor_info(names[tensor.name], empty.shape, _numpy_dtype(empty.dtype), empty.nbytes, raw_dtype=kind)
+            dtype: Any = np.dtype(str(empty.dtype).removeprefix("torch."))
+            writer.add_tensor_info(names[tensor.name], empty.shape, dtype, empty.nbytes, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -293,10 +296,6 @@ def _packed(values: Tensor) -> tuple[Tensor, Any]:
     return values.contiguous(), Kind.F16 if values.dtype == torch.float16 else Kind.F32
 
 
-def _numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    return np.dtype(str(dtype).removeprefix("torch."))
-
-
 def _check_tensors(plan: TwinPlan, file: Path, names: Mapping[str, str]) -> Check:
     """Read every tensor back, and compare it with the twin's."""
     from gguf import GGUFReader
@@ -376,7 +375,7 @@ def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
             return UNUSED
         if number in special:
             return UNKNOWN if pieces[number] == model.get("unk_token") else CONTROL if special[number] else USER_DEFINED
-        return BYTE if fallback and _is_byte(pieces[number]) else NORMAL
+        return BYTE if fallback and re.fullmatch("<0x..>", pieces[number]) else NORMAL
 
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     fields: dict[str, tuple[Any, ...]] = {"add_token_list": (tokens,), "add_token_types": ([*map(kind, range(len(tokens)))],)}
@@ -401,10 +400,6 @@ def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
         fields["add_unk_token_id"] = (loaded.unk_token_id,)
     template = getattr(loaded, "chat_template", None)
     return {**fields, **({"add_chat_template": (template,)} if isinstance(template, str) else {})}
-
-
-def _is_byte(piece: str) -> bool:
-    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
 
 
 def _parts(described: Mapping[str, Any], part: str) -> list[dict[str, Any]]:

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..conversion.differences import Difference
-from ..conversion.report import FAILED, Check, equality
+from ..checks import FAILED, Check, Difference, equality
 from ..private_apis import look_up
 
 PAST = "past_key_values"

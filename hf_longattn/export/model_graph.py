@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..conversion.architectures import attached_mechanisms
-from ..conversion.model_loading import seeded_pages
 from ..conversion.pooling import SentencePooling
-from ..conversion.text import VerificationText
+from ..inputs.common.running import seeded_pages
+from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.short_texts import for_length
 from ..modeling.family.definition import known_family

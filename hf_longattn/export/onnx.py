@@ -16,28 +16,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checks import FAILED, Check
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import short_name, write_folder
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
-from ..conversion.pictures import VerificationPictures, inputs_on_grid
 from ..conversion.pooling import sentence_pooling, write_for_servers
-from ..conversion.processors import load_processor
-from ..conversion.report import FAILED, Check, versions
-from ..conversion.sound import VerificationSound
+from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo, Source, open_source
 from ..conversion.sources.peft import refuse_adapter
 from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.tensor_files import write_json
-from ..conversion.text import VerificationText, load_tokenizer, verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
+from ..inputs.common.base import kind_of
+from ..inputs.common.sized import ANY_LENGTH, SizedKind
+from ..inputs.text import VerificationText, load_tokenizer, verification_text
 from ..loading import load_weights
 from ..modeling.family.definition import family_of, family_with
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
-from ..processor_files import FEATURE_EXTRACTOR
 from ..reading import is_long
 from ..staging import check_destination, destination_path
 from .decoder import TASK as WITH_PAST
@@ -161,32 +160,10 @@ def export_checkpoint(
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
-    image_size = None if inspection.grid is None else inspection.grid.size
-    graph: ExportedGraph
-    words: VerificationText | VerificationPictures | VerificationSound
-    if inspection.sound is not None:
-        if global_attention_mask or task is not None:
-            raise ExportError("The graph of a model of sound is written with its head and without global tokens; leave both options out.")
-        audio = family_of(loaded.config).audio
-        assert audio is not None
-        words = VerificationSound(audio, loaded.config, load_processor(source.folder, FEATURE_EXTRACTOR))
-        graph = SoundGraph(loaded, words)
-    elif image_size is not None:
-        if global_attention_mask:
-            raise ExportError("The graph of a model of pictures is written without global_attention_mask; leave global_attention_mask out.")
-        rule = family_of(loaded.config).grid
-        assert rule is not None
-        words = inputs_on_grid(rule, loaded.config, source.folder)
-        graph = PictureGraph(loaded, words, image_size)
-    else:
-        words = VerificationText(*verification_text(None), load_tokenizer(source.folder), loaded.config.vocab_size)
-        if task == WITH_PAST:
-            graph = DecoderGraph(loaded, words)
-        else:
-            names = input_names(loaded, words.source_tokenizer, global_attention_mask)
-            graph = ModelGraph(loaded, words, names, sentence_pooling(source.card_folder))
+    make = _sized_graph if isinstance(inspection.inputs.kind, SizedKind) else _text_graph
+    words, graph = make(loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
-    tokenizer = words.source_tokenizer if isinstance(words, VerificationText) else None
+    tokenizer = getattr(words, "source_tokenizer", None)
     written: dict[str, Any] = {}
 
     def write(stage: Path) -> list[str]:
@@ -211,23 +188,45 @@ def export_checkpoint(
         size = sum(path.stat().st_size for path in stage.iterdir())
         return ExportReport(
             target, format, type(loaded).__name__, graph.inputs, max_length=max_length, files=files, bytes_written=size,
-            text=words.describe(), image_size=image_size,
+            text=words.describe(), image_size=getattr(graph, "size", None),
             versions=versions(*(EXTRAS["onnx"] if format == "onnx" else ())), decoding=graph.describe(), **written,
         )  # fmt: skip
 
     kind = "ONNX" if format == "onnx" else "torch.export"
-    reads = f"inputs of up to {max_length:,} tokens" if isinstance(words, VerificationText) else inspection.longest_input
     return write_folder(
         source,
         ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination)),
         weights=write,
         report=described,
         report_file=REPORT,
-        introduction=f"The long model (`{type(loaded).__name__}`) as one {kind} graph for {reads}, made by `longattn export` from "
-        f"{origin_of(source.name, source.folder)}.",
+        introduction=f"The long model (`{type(loaded).__name__}`) as one {kind} graph for {inspection.longest_input}, made by "
+        f"`longattn export` from {origin_of(source.name, source.folder)}.",
         needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
         overwrite=overwrite,
     )
+
+
+def _text_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
+    """What a model of texts is traced and compared on, and its graph."""
+    words = VerificationText(*verification_text(None), load_tokenizer(source.folder), model.config.vocab_size)
+    if task == WITH_PAST:
+        return words, DecoderGraph(model, words)
+    names = input_names(model, words.source_tokenizer, global_attention_mask)
+    return words, ModelGraph(model, words, names, sentence_pooling(source.card_folder))
+
+
+def _sized_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
+    """The same of a model of inputs with a size."""
+    kind: Any = kind_of(family_of(model.config))
+    if not kind.graph:
+        raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {type(model).__name__} in PyTorch.")
+    of_any_length, name = kind.graph == ANY_LENGTH, f"The graph of a model of {kind.nouns}"
+    if of_any_length and (global_attention_mask or task is not None):
+        raise ExportError(f"{name} is written with its head and without global tokens; leave both options out.")
+    if global_attention_mask:
+        raise ExportError(f"{name} is written without global_attention_mask; leave global_attention_mask out.")
+    words = kind.inputs(model.config, source.folder)
+    return words, SoundGraph(model, words) if of_any_length else PictureGraph(model, words, inputs.new.value)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion.pictures import VerificationPictures
+from ..inputs.grid import VerificationPictures
 from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 
 COMPARED_BATCHES = (3, 1)

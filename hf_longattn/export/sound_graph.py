@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion.sound import VerificationSound
 from ..engines.common.global_rows import assume_in_graph
 from ..errors import ExportError
+from ..inputs.sound import VerificationSound
 from ..modeling.family.audio_rule import MASK
 from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 from .model_graph import least_lengths

@@ -16,32 +16,21 @@ from transformers import AutoConfig
 from .. import __version__
 from ..config_format import in_current_format
 from ..configuration import LongAttentionConfig
-from ..engines.common.grid import Grid
 from ..errors import CheckpointError, LongAttentionError, in_one_line
+from ..inputs.grid import PICTURE_HEADS
+from ..inputs.sound import SOUND_HEADS
+from ..inputs.text import kind_in
 from ..local_names import public_name
-from ..mechanisms import mechanism_info
-from ..mechanisms.common.on_grid import GLOBAL, on_grid
-from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import family_in, tower_field
-from ..modeling.family.grid_rule import GridRule
 from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
-from ..options import EXACT_LENGTH
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
 from ..sentence_files import RERANKER, sentence_kind
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
 from .usage import (
     GRAPHS,
-    HEADS,
-    HEADS_ON_GRIDS,
-    PICTURE_HEADS,
-    SOUND_HEADS,
-    TOWER_HEADS,
     backbone_of,
-    class_to_load,
-    config_with_defaults,
-    head_of,
     next_step,
     tokens_of,
     usage_section,
@@ -198,10 +187,7 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
     kind = sentence_kind(folder)
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
-    heads, family = HEADS, family_in(config)
-    if family is not None and (family.audio or family.towers or family.grid):
-        heads = HEADS_ON_GRIDS[family.grid.noun] if family.grid else SOUND_HEADS if family.audio else TOWER_HEADS
-    head = head_of(class_to_load(folder, named_class(config, "AutoModel")), heads)
+    head = kind_in(config).head(folder, named_class(config, "AutoModel"))
     return None if head is None else head.task
 
 
@@ -331,20 +317,17 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
     """The attention of each tower of a model by its name, or that of a model of one stack under an empty name; none of a short model."""
-    if towers := _long_towers(config):
-        return {name: LongAttentionConfig.from_dict(part["long_attention"]) for name, part in towers.items()}
-    chosen = config.get("long_attention")
-    if chosen is not None and TOWERS not in chosen:
+    chosen = config.get("long_attention") or {}
+    if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
-    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in (chosen or {}).get(TOWERS, {}).items()}
+    parts = {name: part["long_attention"] for name, part in _long_towers(config).items()} or chosen.get(TOWERS, {})
+    return {name: LongAttentionConfig.from_dict(of_tower) for name, of_tower in parts.items()}
 
 
 def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[str, Any]) -> str:
     """The mechanism of every layer, of a tower if it has a ``name``."""
     if not name:
         return attention.table(_layers(config))
-    if (part := _long_towers(config).get(name)) is not None:
-        return f"tower {name}\n{attention.table(_layers(part))}"
     of_model = AutoConfig.for_model(**plain_names(config))
     tower = getattr(of_model, tower_field(name), of_model)  # a tower without a config of its own has the model's
     return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
@@ -436,60 +419,8 @@ def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int, needs_training: bool) -> list[str]:
-    attention = attentions.get("")
-    if towers := _long_towers(config):
-        parts = [_limits(part, _attentions(part), tokens_of(part), False) for part in towers.values()]
-        limits = [*dict.fromkeys(limit for of_tower in parts for limit in of_tower)]
-        return [*limits, UNTRAINED] if needs_training else limits
-    family = family_in(config)
-    if family is not None and family.grid is not None:
-        values = config_with_defaults(family, config)
-        rule = family.grid
-        others = "Other multiples of the patch" if rule.reads_photographs else "Other lengths"
-        limits = [f"It was made for {rule.noun}s of {rule.describe(rule.sizes(values)[1])}. {others} run as well, but were not verified."]
-        if attention is not None and family.own_attention is None and rule.reads_pictures:
-            limits.append(_full_attention_on_pictures(family.grid, values, attention))
-    elif family is not None and family.audio is not None:
-        seconds = family.audio.durations(config_with_defaults(family, config))[1]
-        limits = [f"It was made for sounds of up to {seconds:,g} seconds. Longer ones may run, but were not verified."]
-    elif family is not None and family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
-        limits = [f"Inputs of more than {length:,} tokens are refused; truncate them."]
-    else:
-        limits = [f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."]
-    if family is None or family.grid is None:
-        for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
-            texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
-            limits.append(f"When `{name}` equals full attention: {texts}{mechanism_info(name).exact_when}.")
-    if needs_training:
-        limits.append(UNTRAINED)
-    return limits
-
-
-def _full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
-    """The square pictures, up to the model's size, on which every layer equals full attention, or which layer never does."""
-    made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
-    squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
-    sides_by_layer = [
-        {side for side, grid in squares.items() if _equals_full(attention, number, grid)} for number in range(config.num_hidden_layers)
-    ]
-    sides = set.intersection(*sides_by_layer)
-    if sides:
-        size = " × ".join(str(max(sides) * pixels) for pixels in patch)
-        return f"Every layer equals full attention on pictures of {'up to ' if min(sides) == 2 else ''}{size} pixels."
-    number = next((number for number, sides in enumerate(sides_by_layer) if not sides), 0)
-    name, options = attention.for_layer(number)
-    hides_prefix = made_for.prefix and options.get("prefix_tokens", GLOBAL) != GLOBAL
-    why = "whose patches do not see the tokens before them" if hides_prefix else "which leaves patches out on every picture"
-    return f"On no picture does every layer equal full attention: layer {number} has `{name}`, {why}."
-
-
-def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
-    """Whether the layer of this number equals full attention on a grid."""
-    mechanism = prototype(*attention.for_layer(number))
-    placed = on_grid(mechanism, grid)
-    if placed is not mechanism:
-        placed.layer = number
-    return placed.covers(grid.length)
+    limits = kind_in(config).limits(config, attentions, length)
+    return [*limits, UNTRAINED] if needs_training else limits
 
 
 def _table(rows: Sequence[MeasuredResult]) -> str:

@@ -18,13 +18,14 @@ from huggingface_hub import HfApi, ModelInfo, get_token
 
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
+from ..inputs.common.text_example import ADAPTER
 from ..local_names import without_folders
 from ..naming import PREDICTIONS
 from ..reading import check_link, homes_of, read_json_object, read_text
 from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card
 from .remote_code import bundle_remote_code
-from .usage import ADAPTER, next_step, remote_usage
+from .usage import next_step, remote_usage
 
 LEFT_OUT = (
     ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt",

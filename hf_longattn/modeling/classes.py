@@ -32,6 +32,7 @@ DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
 numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
 the attention of {base} instead.
 """
+DOCSTRINGS = {"sound": DOCSTRING_OF_SOUND, "towers": DOCSTRING_OF_TOWERS}
 
 
 def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
@@ -59,14 +60,13 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     package = importlib.import_module(family.base_package)
     base_model = family.base_model_name
     parts = family.stacks or family.inner  # classes that run in place of the base model
-    usual: type = LongAttentionMixin
-    base_mixin: type = LongBaseModelMixin
-    if family.grid is not None:
-        usual, base_mixin = LongGridMixin, LongGridModelMixin
-    elif family.audio is not None:
-        usual, base_mixin = LongAudioMixin, LongAudioModelMixin
-    elif family.towers:
-        usual = base_mixin = LongTowersMixin
+    of_kind: dict[str, tuple[type, type]] = {
+        "text": (LongAttentionMixin, LongBaseModelMixin),
+        "grid": (LongGridMixin, LongGridModelMixin),
+        "sound": (LongAudioMixin, LongAudioModelMixin),
+        "towers": (LongTowersMixin, LongTowersMixin),
+    }
+    usual, base_mixin = of_kind.get(family.config_class.reads, of_kind["text"])
     mixins: dict[str, type] = {base_model: usual if parts or family.holds_encoder else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.bodies), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
@@ -102,7 +102,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": (DOCSTRING_OF_TOWERS if family.towers else DOCSTRING if family.audio is None else DOCSTRING_OF_SOUND).format(
+        "__doc__": DOCSTRINGS.get(family.config_class.reads, DOCSTRING).format(
             base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""
         ),
         "config_class": family.config_class,

@@ -202,10 +202,6 @@ def _causal(config: Any, body: nn.Module) -> bool:
     return any(site.causal for site in sites)
 
 
-def _has_rotary_module(body: nn.Module) -> bool:
-    return any("rotary" in type(module).__name__.lower() for module in body.modules())
-
-
 def _position_tables(body: nn.Module, longer: Mapping[str, nn.Parameter], two_stacks: bool) -> Iterator[dict[str, Any]]:
     """The arguments of each ``PositionTable`` that differ from its defaults."""
     modules = dict(body.named_modules())

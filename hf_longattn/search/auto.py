@@ -8,7 +8,6 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..conversion.config import ConversionConfig
-from ..conversion.grid_sizes import GridSize
 from ..conversion.model_loading import chosen_device
 from ..conversion.sources.base import Source
 from .budget import Budget
@@ -46,7 +45,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         "reason": result.reason,
         "loss_change": None if result.loss_change is None else result.loss_change.to_dict(),
         "budget": str(result.budget),
-        "text" if result.sizes is None else "pictures" if isinstance(result.sizes[0], GridSize) else "recordings": result.text,
+        result.material: result.text,
         "compared_at": result.compared_at,
         **{name: value for name, value in result.compared_sizes().items() if name.startswith("compared_")},
         "chosen": result.chosen.to_dict(seconds),

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from ..conversion.audio_seconds import AudioPlan
-from ..conversion.grid_sizes import GridPlan
-from ..conversion.input_sizes import InputSizes
 from ..diagnostics import Candidate
 from ..diagnostics.candidates import USUAL_CHUNKS, unique_candidates
 from ..diagnostics.candidates import read_candidates as candidates_from
 from ..errors import LongAttentionError, OptionError
-from ..mechanisms import list_mechanisms
-from ..mechanisms.common.on_grid import on_grid
+from ..inputs.common.base import InputSizes
+from ..inputs.text import text_sizes
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.audio_config import refuse_reading
-from ..modeling.family.grid_config import refuse_line
 
 USUAL = (
     "window:window=32", "window:window=64", "window:window=96", "window:window=128", "window:window=192", "window:window=256",
@@ -33,24 +28,22 @@ USUAL_ON_GRIDS = (
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )  # fmt: skip
 """Tried by default for pictures, besides windows of the source's size, every other mechanism on a grid, and full attention."""
+USUAL_OF: Mapping[str, tuple[str, ...]] = {"text": USUAL, "sound": (*USUAL, *USUAL_CHUNKS)}
+"""What a model reads -> the candidates tried by default; those of the other inputs are on a grid."""
 FULL = Candidate("full")
 
 
 def usual_candidates(sizes: InputSizes | None = None) -> list[Candidate]:
     """:data:`USUAL` and full attention; of a model that reads pictures of these ``sizes``, :data:`USUAL_ON_GRIDS` and more; of one of sound
     :data:`USUAL` and :data:`USUAL_CHUNKS`."""
-    on_grid = isinstance(sizes, GridPlan)
-    texts = (*_windows_of(sizes), *USUAL_ON_GRIDS) if isinstance(sizes, GridPlan) else USUAL if sizes is None else (*USUAL, *USUAL_CHUNKS)
+    texts: tuple[str, ...] = USUAL
+    listed: list[str] = []
+    if sizes is not None:
+        texts = USUAL_OF.get(sizes.noun, (*sizes.kind.own_windows(sizes), *USUAL_ON_GRIDS))
+        listed = [] if sizes.noun in USUAL_OF else sizes.kind.mechanisms(causal=False)
     named = [Candidate.read(text) for text in texts]
-    listed = list_mechanisms(grid=True) if on_grid else []
     others = [Candidate(name) for name in listed if name not in {candidate.mechanism for candidate in named}]
     return unique_candidates([*(Candidate(candidate.mechanism, candidate.options) for candidate in named), *others, FULL])
-
-
-def _windows_of(sizes: GridPlan) -> list[str]:
-    """Windows of the source's pictures, alone and with means of the others."""
-    side = min(sizes.old.grid.sizes)
-    return [f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}"]
 
 
 def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
@@ -80,15 +73,8 @@ def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = No
         return f"{candidate} has no {'causal' if causal else 'bidirectional'} form, which the model's layers need."
     if built.traits.recursion is not None:
         return f"{candidate} reads a text segment by segment, which all layers do together."
-    if sizes is None:
-        return f"{candidate} reads a grid, and the model reads a text." if built.reads_grid else ""
     try:
-        if isinstance(sizes, AudioPlan):
-            refuse_reading(candidate.mechanism, candidate.options)
-            return ""
-        refuse_line(candidate.mechanism, candidate.options)
-        on_grid(built, sizes.new.grid, check=True)
-        on_grid(built, sizes.old.grid).pairs(sizes.old.grid.length)  # refuses what cannot run there: the result reads the old size, too
+        (text_sizes(0, 0) if sizes is None else sizes).kind.check_candidate(built, sizes)
     except LongAttentionError as error:
         return str(error)
     return ""

@@ -11,17 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.audio_seconds import AudioDuration, AudioPlan
 from ..conversion.config import ConversionConfig
-from ..conversion.grid_sizes import GridPlan, GridSize, read_size
-from ..conversion.input_sizes import InputSize
 from ..conversion.sources.base import Source
-from ..conversion.text import verification_text
 from ..diagnostics import Candidate
-from ..errors import LengthError, OptionError
+from ..errors import OptionError
+from ..inputs.common.base import InputSize
+from ..inputs.common.sized import SizedKind
+from ..inputs.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
-from .inputs import SearchInputs, digest, search_inputs
+from .inputs import SearchInputs, digest
 from .model import SearchedModel
 from .objectives import Divergence, HeldOutLoss, Progress, Transferred
 from .texts import SearchText
@@ -30,8 +29,6 @@ from .transfer import transfer_attention
 MODES, SCORE_NAMES, OBJECTIVES = ("mechanisms", "full-layers"), ("mass", "kl"), ("loss", "kl")
 PIECES = 4
 """Pieces of the text that are read."""
-COMPARED_SECONDS = 60.0
-"""The duration of the sounds by which candidates are judged, at most, if the checkpoint was not trained with longer ones."""
 
 
 @dataclass(frozen=True)
@@ -87,50 +84,21 @@ class SearchConfig:
 
     def length_compared(self, model: SearchedModel) -> int | InputSize:
         """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read. The size of pictures is that of the
-        result, since positions of pictures are interpolated between those that were trained; the duration of sounds is the result's up to
-        :data:`COMPARED_SECONDS`, where the checkpoint reads it.
+        result, since positions of pictures are interpolated between those that were trained; the duration of sounds is the result's up to a
+        minute, where the checkpoint reads it.
 
         Raises:
             LengthError: ``compare_at`` is more than that.
             GridError: it is not a multiple of the patch.
         """
-        if model.original.sound is not None:
-            return self._duration_compared(model.original.sound, model.original.architecture.source_config)
-        if model.original.grid is not None:
-            return self._size_compared(model.original.grid, model)
-        trained = min(model.trained_length, model.length)
-        if self.compare_at is not None and not 16 <= self.compare_at <= trained:
-            raise LengthError(
-                f"Candidates are compared at 16 to {trained:,} tokens, which {self.model!r} was trained to read, not at "
-                f"{self.compare_at:,}; change --compare-at, or leave it out."
-            )
-        return trained if self.compare_at is None else self.compare_at
-
-    def _duration_compared(self, sound: AudioPlan, config: Any) -> AudioDuration:
-        seconds = min(sound.new.seconds, max(sound.old.seconds, COMPARED_SECONDS)) if self.compare_at is None else self.compare_at
-        if seconds > sound.new.seconds:
-            raise LengthError(
-                f"Candidates are compared on sounds of up to {sound.new.words}, which the result reads, not of {seconds:,.5g}; change "
-                "--compare-at, or leave it out."
-            )
-        return AudioDuration.of(sound.rule, config, seconds if sound.rule.base_reads(config, seconds) else sound.old.seconds)
-
-    def _size_compared(self, sizes: GridPlan, model: SearchedModel) -> GridSize:
-        if self.compare_at is None:
-            return sizes.new
-        size = sizes.rule.enlarged(sizes.new.size, read_size(self.compare_at), None)
-        if any(side > largest for side, largest in zip(size, sizes.new.size, strict=True)):
-            raise LengthError(
-                f"Candidates are compared on {sizes.noun}s of up to {sizes.rule.describe(sizes.new.size)}, which the result reads, not of "
-                f"{sizes.rule.describe(size)}; "
-                "change --compare-at, or leave it out."
-            )
-        return GridSize.of(sizes.rule, model.original.architecture.source_config, size)
+        original = model.original
+        compared: int | InputSize = original.kind.compared_at(original.inputs, original.architecture.source_config, self.compare_at)
+        return compared
 
     def inputs(self, model: SearchedModel) -> SearchText | SearchInputs:
         """The text, tokenised as far as it is needed, or pictures or recordings."""
-        if model.original.other_inputs is not None:
-            return search_inputs(self.text, model.original, self.pieces)
+        if isinstance(model.original.kind, SizedKind):
+            return SearchInputs(self.text, model.original, self.pieces)
         text, name = verification_text(None) if self.text is None else (self.text, None)
         vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
         searched = SearchText(text, model.tokenizer, self.pieces * model.length, vocabulary)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..conversion.verify_sizes import with_decoder_input
 from ..diagnostics import Candidate
 from ..diagnostics.measure import Progress
 from ..diagnostics.trial_model import Weights, check_predicts_tokens
 from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
+from ..inputs.common.running import with_decoder_input
 from .design import Design
 from .inputs import SearchInputs
 from .model import SearchedModel

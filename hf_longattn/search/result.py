@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..conversion.audio_seconds import AudioDuration
-from ..conversion.input_sizes import InputSize
 from ..evaluation.token_loss import LossChange
+from ..inputs.common.base import InputSize
 from ..staging import unused_name
 from .budget import Budget, readable_bytes, readable_seconds
 from .design import CostedDesign, pareto
@@ -84,6 +83,7 @@ class SearchResult:
     loss_change: LossChange | None = None
     no_loss: str = ""
     sizes: tuple[InputSize, InputSize] | None = None
+    material: str = "text"
 
     @property
     def pareto(self) -> list[CostedDesign]:
@@ -164,8 +164,7 @@ class SearchResult:
         limit = f"{self.layers_kept} layers with the checkpoint's own attention" if self.budget is None else f"a budget of {self.budget}"
         read, compared = f"with the text {self.text}", f"{self.compared_at:,} tokens"
         if self.sizes is not None:
-            read = f"by {'sounds' if isinstance(self.sizes[0], AudioDuration) else 'pictures'} ({self.text})"
-            compared = self.sizes[1].describe()
+            read, compared = f"by {self.material} ({self.text})", self.sizes[1].describe()
         lines = [
             f"# A design for {self.model} at {self.target}",
             "",

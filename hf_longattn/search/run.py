@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..conversion.config import ConversionConfig
-from ..conversion.grid_sizes import GridPlan, size_text
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
@@ -25,6 +24,8 @@ from ..diagnostics.trial_model import LossAgainstChunks, check_predicts_tokens
 from ..errors import OptionError, check_extra, in_a_line
 from ..evaluation.layer_choice import layers_keep
 from ..evaluation.token_loss import LossChange
+from ..inputs.common.base import TEXT
+from ..inputs.grid import size_text
 from ..positions import widest_span
 from .budget import Budget
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
@@ -221,7 +222,7 @@ class Search:
         Raises:
             OptionError: one that the user named cannot run, or none is left.
         """
-        suitable, shape, sizes = [], self.model.original.shape, self.model.original.other_inputs
+        suitable, shape, sizes = [], self.model.original.shape, self.model.original.inputs
         measured = self.config.full_layers is not None or (self.config.trials > 0 and self.config.objective == "loss")
         for candidate in usual_candidates(sizes) if self.config.candidates is None else self.config.candidates:
             why = unsuitable(candidate, shape.causal, sizes)
@@ -240,18 +241,18 @@ class Search:
         if not suitable:
             name, why = next(iter(self.reasons.items()))
             span = widest_span(self.model.trained_length, causal=shape.causal)
-            example = f"window2d:window={min(sizes.old.grid.sizes)}" if isinstance(sizes, GridPlan) else f"window:window={span}"
+            example = next(iter(sizes.kind.own_windows(sizes)), f"window:window={span}")
             raise OptionError(
                 f"No candidate is left: {name} {why.rstrip('.')}; give one that sees less, for example --candidate {example}."
             )
         return unique_candidates(suitable)
 
     def _measure_costs(self) -> CostTable:
-        model, sizes = self.model, self.model.original.grid
+        model = self.model
         base = list(model.base_design.layers) if self.config.full_layers is not None else []
         costs = LayerCosts(
             model.original.shape, model.length, model.device, None if self.folder is None else self.folder.file(COSTS),
-            None if sizes is None else sizes.new.grid,
+            model.original.inputs.new.grid,
         )  # fmt: skip
         memory = self.config.budget is not None and self.config.budget.of_memory
         measured = costs.measure(unique_candidates([*self.candidates, FULL, *base]), self.progress, memory)
@@ -354,13 +355,11 @@ class Search:
         self, chosen: CostedDesign, reason: str, costs: CostTable, table: ScoreTable, front: Sequence[CostedDesign],
         uniform: Sequence[CostedDesign], transferred: Transferred, tried: tuple[CostedDesign, ...] = (), **more: Any,
     ) -> SearchResult:  # fmt: skip
-        config, model, sizes = self.config, self.model, self.model.original.other_inputs
+        config, model, sizes = self.config, self.model, self.model.original.inputs
         compared = self.length if isinstance(self.length, int) else self.length.tokens
         settings = {
             "max_length": config.conversion.max_length,
-            "image_size": None
-            if config.conversion.image_size is None or not isinstance(sizes, GridPlan)
-            else size_text(sizes.new.size[-2:]),
+            "image_size": None if config.conversion.image_size is None else size_text(sizes.new.value[-2:]),
             "frames": config.conversion.frames,
             "audio_seconds": config.conversion.audio_seconds,
             "positions": None if config.conversion.positions == "auto" else config.conversion.positions,
@@ -374,13 +373,13 @@ class Search:
             rows=rows, costs={name: (cost.seconds, cost.bytes) for name, cost in costs.costs.items()}, reasons=self.reasons,
             machine=_machine(model.device), recipe=chosen.design.recipe(**settings), tried=tried, layers_kept=config.full_layers,
             notes=tuple(self.notes), loss_change=change, no_loss=no_loss, folder=None if self.folder is None else str(self.folder.path),
-            sizes=None if sizes is None or isinstance(self.length, int) else (sizes.new, self.length),
+            sizes=None if isinstance(self.length, int) else (sizes.new, self.length), material=sizes.kind.material,
             **{"objective": config.objective if tried else None, **more},
         )  # fmt: skip
 
     def _loss_change(self, design: Design, transferred: Transferred) -> tuple[LossChange | None, str]:
         """How the loss at the target length changes with a design, and why that was not measured."""
-        if self.model.original.other_inputs is not None:
+        if self.model.original.kind.planned_as != TEXT:
             return None, ""
         try:
             check_predicts_tokens(self.model)

@@ -120,7 +120,7 @@ def choose(
     amounts: Numbers = np.array([[costs.layer_cost(name, budget) for name in names]] * len(values))
     seconds: Numbers = np.array([[costs.costs[name].seconds for name in names]] * len(values))
     limit = budget.limit(costs.full_seconds)
-    cheapest = cheapest_design(judged, costs, budget)
+    cheapest = costs.uniform(min(judged, key=lambda candidate: costs.layer_cost(str(candidate), budget)))
     lowest = cost_of_uniform(cheapest, costs, budget)
     if lowest > limit:
         raise budget_error(budget, cheapest, lowest, costs)
@@ -139,11 +139,6 @@ def choose(
         solutions = front(values, amounts)
     chosen = [design(solution.candidates) for solution in thinned(solutions, points)]
     return design(best.candidates), list({costed.design.names: costed for costed in chosen}.values())
-
-
-def cheapest_design(candidates: Sequence[Candidate], costs: CostTable, budget: Budget) -> Design:
-    """The candidate with the lowest cost in every layer."""
-    return costs.uniform(min(candidates, key=lambda candidate: costs.layer_cost(str(candidate), budget)))
 
 
 def cost_of_uniform(design: Design, costs: CostTable, budget: Budget) -> float:

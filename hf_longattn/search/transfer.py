@@ -43,7 +43,8 @@ def transfer_attention(
     for candidate in candidates:
         if not prototype(candidate.mechanism, candidate.options).traits.trains:
             continue
-        file = folder / f"{_file_name(candidate)}.safetensors"
+        name = "".join(letter if letter.isalnum() or letter in "-_=" else "-" for letter in str(candidate))
+        file = folder / f"{name}.safetensors"
         if not file.is_file():
             progress(f"attention transfer of {candidate}")
             if not isinstance(text, Path):
@@ -76,7 +77,3 @@ def _train(model: str, text: Path, candidate: Candidate, steps: int, length: int
     with staged_file(file) as stage:
         save_file(values, stage)
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _file_name(candidate: Candidate) -> str:
-    return "".join(letter if letter.isalnum() or letter in "-_=" else "-" for letter in str(candidate))

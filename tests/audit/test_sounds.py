@@ -76,7 +76,7 @@ def test_what_is_not_audited_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(LengthError, match=r"reads sounds of 1,500 frames, not of 64; leave --length out"):
         audit_reach(small_model("whisper", "WhisperModel"), length=64)
     saved("wav2vec2", "Wav2Vec2Model", tmp_path)
-    with pytest.raises(OptionError, match=r"take texts, not sounds; leave --url out"):
+    with pytest.raises(OptionError, match=r"take texts, not sound; leave --url out"):
         audit_reach(tmp_path, url="http://localhost:1/embed")
     with pytest.raises(SystemExit) as ended:
         main(["audit", str(tmp_path), "--length", "3"])

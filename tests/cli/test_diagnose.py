@@ -12,7 +12,7 @@ import transformers
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
-from hf_longattn.conversion.text import PARAGRAPHS
+from hf_longattn.inputs.text import PARAGRAPHS
 from tests.trained import tokenizer_of
 from tests.unsupported import ENCODER
 

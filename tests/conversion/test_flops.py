@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.conversion.flops import LENGTHS, DecodeState, ModelShape, compare_mechanisms, decode_states, matrix_speed
+from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_sizes, decode_states, matrix_speed
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.kept_cache import SLACK
 from tests.memory.test_kept_cache import HEAD
@@ -56,8 +56,11 @@ def test_what_grows_and_what_does_not() -> None:
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
 def test_every_mechanism_is_compared_at_1k_to_64k(name: str, built: Callable[[str], Path]) -> None:
     plan = plan_conversion(built(name), mechanism="window", window=16, max_length=128)
-    rows = {row.mechanism: row for row in compare_mechanisms(plan.attention, plan.shape)}
-    assert LENGTHS == (1024, 2048, 4096, 8192, 16384, 32768, 65536)
+    lengths = plan.inputs.doublings(plan.architecture.source_config)
+    rows = {
+        row.mechanism: row for row in compare_at_sizes(plan.attention, plan.shape, lengths, plan.inputs.kind.mechanisms(plan.shape.causal))
+    }
+    assert tuple(length.tokens for length in lengths) == (1024, 2048, 4096, 8192, 16384, 32768, 65536)
     assert next(iter(rows)) == "as planned"
     assert not [row.refused for row in rows.values() if row.refused]
     assert rows["as planned"].flops < rows["window"].flops < rows["full"].flops
@@ -65,7 +68,7 @@ def test_every_mechanism_is_compared_at_1k_to_64k(name: str, built: Callable[[st
     assert growth["full"] == pytest.approx(4, rel=0.05)
     for linear in ("window", "linear", "performer"):
         assert growth[linear] == pytest.approx(2, rel=0.05)
-    assert all(len(row.bytes) == len(LENGTHS) for row in rows.values())
+    assert all(len(row.bytes) == len(lengths) for row in rows.values())
 
 
 def test_the_speed_of_this_machine_is_a_number_of_operations_a_second() -> None:

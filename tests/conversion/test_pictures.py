@@ -19,12 +19,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 import hf_longattn
 from hf_longattn.cli import app
 from hf_longattn.cli.show import print_plan
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
-from hf_longattn.conversion.processors import files_before, load_processor, picture_size, values_of_size
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.data import photographs
 from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError, PositionError
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
+from hf_longattn.inputs import grid
+from hf_longattn.inputs.common.processors import files_before, load_processor, picture_size, values_of_size
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.processor_files import FILE, IMAGE_PROCESSOR, ProcessorFile
 from hf_longattn.recipes import read_recipe
@@ -83,7 +84,7 @@ def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp
     )
     checks = statuses(report)
     assert report.passed
-    assert {"tensors", "image processor", "equal at the new size with full attention", verify_grid.CROPS, "finite at the new size"} <= {
+    assert {"tensors", "image processor", "equal at the new size with full attention", grid.CROPS, "finite at the new size"} <= {
         check for check, status in checks.items() if status == "passed"
     }
     assert report.plan["tensor_counts"]["kept"] == sum(report.plan["tensor_counts"].values())
@@ -159,7 +160,7 @@ def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path:
     checks = statuses(report)
     assert checks["equal where the mechanism covers the input"] == checks["at the new size"] == "passed"
     assert not report.needs_training
-    assert checks[verify_grid.CROPS] == "skipped"
+    assert checks[grid.CROPS] == "skipped"
     assert report.plan["positions"] == "interpolate"
     source = transformers.ViTForImageClassification.from_pretrained(tmp_path / VIT).eval()
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "long").eval()
@@ -443,9 +444,9 @@ def test_a_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path:
 
 
 def test_a_processor_that_scales_down_fails_the_verification(saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hf_longattn.conversion import plan_grid
+    from hf_longattn.inputs import grid
 
-    monkeypatch.setattr(plan_grid, "values_of_size", lambda place, processor, size: place.values)
+    monkeypatch.setattr(grid, "values_of_size", lambda place, processor, size: place.values)
     with pytest.raises(CheckpointError, match="makes inputs of 32 × 32 pixels instead of 64 × 64"):
         convert_checkpoint(saved(), tmp_path / "long", image_size=64)
     assert not (tmp_path / "long").exists()

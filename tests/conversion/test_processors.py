@@ -20,9 +20,10 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_longattn.conversion import convert_checkpoint, plan_audio, plan_grid, revert_checkpoint, verify
-from hf_longattn.conversion.report import Check
+from hf_longattn.checks import Check
+from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.errors import CheckpointError
+from hf_longattn.inputs import grid, sound, text
 from hf_longattn.processor_files import FILE, KINDS, PROCESSOR_FILE, ProcessorFile
 from tests.families import test_audio_spectrogram_transformer as ast
 from tests.families import test_whisper as whisper
@@ -91,7 +92,7 @@ def test_a_nested_processor_makes_inputs_of_the_new_size_and_comes_back(name: st
 def test_a_processor_that_stays_as_it_was_fails_the_verification(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, settings, _, made, size = CASES[name]
     save(tmp_path / "short")
-    for module, function in ((plan_audio, "extractor_files"), (plan_grid, "processor_files")):
+    for module, function in ((sound, "extractor_files"), (grid, "processor_files")):
         monkeypatch.setattr(module, function, lambda *_: {})
     with pytest.raises(CheckpointError, match=r"becomes? an? inputs? of 3 seconds|makes inputs of .* instead of"):
         convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
@@ -132,7 +133,7 @@ class TestText:
         assert "truncation cuts a longer text to 120 (input_ids, attention_mask, bbox)" in checks["tokenizer"].detail
 
     def test_a_tokenizer_that_cuts_otherwise_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(verify, "truncated_lengths", lambda *_: {"input_ids": 64})
+        monkeypatch.setattr(text, "truncated_lengths", lambda *_: {"input_ids": 64})
         with pytest.raises(CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"):
             self.checks(self.page(tmp_path), tmp_path / "long")
         assert not (tmp_path / "long").exists()

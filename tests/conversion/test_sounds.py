@@ -20,10 +20,10 @@ import hf_longattn
 from hf_longattn.cli import app
 from hf_longattn.cli.show import print_plan
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
-from hf_longattn.conversion.sound import seeded_sound
 from hf_longattn.errors import AudioError, CheckpointError, ExportError, LengthError, LongAttentionError, OptionError, PositionError
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
+from hf_longattn.inputs.sound import seeded_sound
 
 from ..modeling import audio_models
 
@@ -151,7 +151,7 @@ def test_the_result_recognises_and_classifies(saved: Checkpoint, tmp_path: Path)
 def test_inspection_plan_and_comparison_say_seconds(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved()
     plan = plan_conversion(source, audio_seconds=120)
-    assert [cost.seconds for cost in plan.costs] == [15, 30, 60, 120]
+    assert [cost.size for cost in plan.costs] == [15, 30, 60, 120]
     print_plan(plan, as_json=False)
     shown = capsys.readouterr().out
     assert "120 seconds, 5,999 frames" in shown

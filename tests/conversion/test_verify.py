@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from hf_longattn.checks import Check
 from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_outputs, writing
-from hf_longattn.conversion.report import POSITIONS, Check, decision
+from hf_longattn.conversion.report import POSITIONS, decision
 from hf_longattn.conversion.verify import labelled
 from hf_longattn.conversion.verify_loss import LOSS
 from hf_longattn.conversion.verify_outputs import choose_lengths
 from hf_longattn.errors import CheckpointError
+from hf_longattn.inputs.text import text_sizes
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
 
@@ -197,7 +199,7 @@ def test_lengths_are_what_the_mechanism_covers_and_what_can_be_afforded(built: B
 def test_lengths_are_shorter_where_logits_are_large_beside_weights_in_files(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_conversion(built("BertForMaskedLM"), mechanism="full", max_length=4096)
     monkeypatch.setattr(verify_outputs, "FLOPS_AT_OLD_LENGTH", 1e15)
-    plan = dataclasses.replace(plan, old_length=1024)
+    plan = dataclasses.replace(plan, inputs=text_sizes(1024, 4096))
     assert choose_lengths(plan).old == 1024
     assert choose_lengths(plan, from_files=True).old == int(verify_outputs.LOGITS_FROM_FILES / 4 / plan.config.vocab_size)
 

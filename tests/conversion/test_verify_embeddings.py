@@ -13,9 +13,9 @@ import transformers
 
 from hf_longattn.conversion import ConversionReport, convert_checkpoint
 from hf_longattn.conversion.pooling import sentence_pooling
-from hf_longattn.conversion.text import VerificationText, load_tokenizer, verification_text
 from hf_longattn.conversion.verify_embeddings import EMBEDDINGS, PASSAGES, EmbeddingCheck
 from hf_longattn.hub import card
+from hf_longattn.inputs.text import VerificationText, load_tokenizer, verification_text
 
 from .conftest import LENGTH
 

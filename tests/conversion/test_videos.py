@@ -10,11 +10,12 @@ import pytest
 import torch
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
-from hf_longattn.conversion import ConversionReport, convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
-from hf_longattn.conversion.processors import picture_size, processor_of
+from hf_longattn.conversion import ConversionReport, convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
+from hf_longattn.inputs import grid
+from hf_longattn.inputs.common.processors import picture_size, processor_of
 from hf_longattn.processor_files import FILE, VIDEO_FILE
 
 from ..modeling import grid_models
@@ -50,7 +51,7 @@ def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: P
     if head.endswith("ForVideoClassification"):
         assert report.next_step is not None
         assert "train classify --model {model} --videos --data YOUR_VIDEOS" in " ".join(report.next_step["command"])
-    assert {"tensors", "image processor", "equal at the new size with full attention", verify_grid.CROPS, "finite at the new size"} <= {
+    assert {"tensors", "image processor", "equal at the new size with full attention", grid.CROPS, "finite at the new size"} <= {
         check for check, status in statuses(report).items() if status == "passed"
     }
     assert (report.plan["old_video_size"], report.plan["new_video_size"]) == ([4, 32, 32], [8, 64, 64])

@@ -11,11 +11,12 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.conversion.text import token_ids
 from hf_longattn.data.page_words import page_encoding, plain_boxes, text_encoding, word_argument
 from hf_longattn.data.tokenization import special_ids
 from hf_longattn.errors import PageError
-from hf_longattn.hub.usage import tokenizer_words, usage
+from hf_longattn.hub.usage import snippet
+from hf_longattn.inputs.common.text_example import tokenizer_words
+from hf_longattn.inputs.text import token_ids
 from tests.byte_tokenizer import train_tokenizer
 
 WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
@@ -139,7 +140,7 @@ def test_the_example_of_a_card_calls_the_tokenizer_as_it_wants_to_be_called(tmp_
     tokenizer = tokenizer_of(name)
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer_words(tmp_path) == word_argument(tokenizer)
-    code = usage(head, "name", 64, is_long=False, takes_globals=False, words_with=tokenizer_words(tmp_path))
+    code = snippet(tmp_path, {"architectures": [head]}, "name", 64, {})
     assert code is not None
     lines = [line for line in code.splitlines() if line.startswith(("question =", "document =", "inputs ="))]
     names: dict[str, Any] = {"tokenizer": tokenizer}
@@ -148,8 +149,8 @@ def test_the_example_of_a_card_calls_the_tokenizer_as_it_wants_to_be_called(tmp_
 
 
 @pytest.mark.parametrize("head", ["LiltForQuestionAnswering", "LiltForTokenClassification", "LiltForSequenceClassification"])
-def test_the_example_of_a_card_of_lilt_reads_words_with_their_boxes(head: str) -> None:
-    code = usage(head, "name", 64, is_long=True, takes_globals=False)
+def test_the_example_of_a_card_of_lilt_reads_words_with_their_boxes(head: str, tmp_path: Path) -> None:
+    code = snippet(tmp_path, {"architectures": [head], "long_attention": {"mechanism": "full"}}, "name", 64, {})
     assert code is not None
     names: dict[str, Any] = {"tokenizer": BYTE_PIECES, "torch": torch}
     exec(code.partition(".eval()\n")[2].partition("with torch")[0], names)  # the lines of the card that read a page

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.conversion.text import PARAGRAPHS
 from hf_longattn.diagnostics import Diagnosis, Needle, diagnose
+from hf_longattn.inputs.text import PARAGRAPHS
 from tests.trained import tokenizer_of
 
 LENGTH = 256

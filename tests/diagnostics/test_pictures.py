@@ -134,7 +134,7 @@ def test_refusals(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(OptionError, match="sees neighbours along a text"):
         diagnose_picture(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
-    with pytest.raises(BackendError, match=r"reads pixel_values and no text; give it a picture: longattn diagnose MODEL photo\.jpg"):
+    with pytest.raises(BackendError, match=r"reads pictures and no text; give it a picture: longattn diagnose MODEL photo\.jpg"):
         diagnose(model, tmp_path / "text.txt")
 
 

@@ -65,7 +65,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     report = json.loads((tmp_path / "field.json").read_text())
     assert (report["recordings"], report["frame_seconds"], report["patch"]) == ([str(file)], 0.02, [320])
     assert _run([*typed[:-2], "--image-size", "64"]) == 1
-    assert "reads sound, to which --image-size does not apply" in capsys.readouterr().err
+    assert "reads sound; give its duration as --audio-seconds" in capsys.readouterr().err
     assert _run([*typed[:-2], "--audio-seconds", "9"]) == 1
     assert "The longest recording has 1.5 seconds, but 9 are needed" in capsys.readouterr().err
 
@@ -255,7 +255,7 @@ def test_how_far_patches_of_a_spectrogram_look(talk: Path, tmp_path: Path, capsy
     assert "32 × 96 mel bins × frames" in " ".join(capsys.readouterr().out.split())
     record = json.loads(saved.read_text(encoding="utf-8"))
     assert (record["spectrograms"], record["spectrogram_size"]) == ([str(talk)], [32, 96])
-    with pytest.raises(OptionError, match="reads spectrograms, to which --image-size does not apply; give --audio-seconds"):
+    with pytest.raises(OptionError, match="reads spectrograms; give the length as --audio-seconds"):
         measure_receptive_field(folder, talk, image_size=64)
 
 

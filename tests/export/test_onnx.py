@@ -17,9 +17,8 @@ import torch
 import transformers
 
 import hf_longattn.families as families
-from hf_longattn import export_checkpoint, list_mechanisms
+from hf_longattn import checks, export_checkpoint, list_mechanisms
 from hf_longattn.cli import main
-from hf_longattn.conversion import differences
 from hf_longattn.errors import DestinationExistsError, ExportError, MissingExtraError
 from hf_longattn.export import model_graph
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -129,7 +128,7 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(small: Path,
         export_checkpoint(saved(tmp_path / "plain", "full"), target, global_attention_mask=True)
     with pytest.raises(ExportError, match="data-dependent control flow and cannot be exported"):
         export_checkpoint(saved(tmp_path / "hierarchical", "hierarchical"), target)
-    monkeypatch.setattr(differences, "TOLERANCE", -1.0)
+    monkeypatch.setattr(checks, "TOLERANCE", -1.0)
     with pytest.raises(ExportError, match="differs from the model"):
         export_checkpoint(tmp_path / "plain", target, format="torch")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

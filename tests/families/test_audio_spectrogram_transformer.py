@@ -15,11 +15,12 @@ from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassificati
 
 import hf_longattn
 from hf_longattn.audit.run import audit_reach
-from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint, verify_grid
+from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.errors import BackendError, ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.evaluation.regions import dense_features
 from hf_longattn.export import export_checkpoint, export_native
 from hf_longattn.families import LongASTConfig, LongASTForAudioClassification, LongASTModel
+from hf_longattn.inputs import grid
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_length": 104, "num_mel_bins": 64,
@@ -104,7 +105,7 @@ class TestConversion:
         assert report.passed
         for name in ("feature extractor", "equal at the old size with full attention", "equal at the new size with full attention"):
             assert checks[name].status == "passed"
-        assert (checks[verify_grid.CROPS].status, checks[verify_grid.CROPS].values["crops"]) == ("passed", 3)
+        assert (checks[grid.CROPS].status, checks[grid.CROPS].values["crops"]) == ("passed", 3)
         assert report.plan["tensor_counts"]["kept"] == sum(report.plan["tensor_counts"].values())
         assert (report.plan["old_spectrogram_size"], report.plan["new_spectrogram_size"]) == ([64, 104], [64, 300])
         config = json.loads((tmp_path / "long" / "config.json").read_text())

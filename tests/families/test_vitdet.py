@@ -133,8 +133,7 @@ def test_a_detector_keeps_its_size(tmp_path: Path) -> None:
     """Of a checkpoint trained further on larger pictures, the position table is smaller than the grid."""
     saved(tmp_path / "source", image_size=64)
     plan = plan_conversion(tmp_path / "source")
-    assert plan.grid is not None
-    assert (plan.grid.old.size, plan.grid.new.size, plan.positions) == ((32, 32), (64, 64), "interpolate")
+    assert (plan.inputs.old.value, plan.inputs.new.value, plan.positions) == ((32, 32), (64, 64), "interpolate")
     assert not plan.warnings
     assert plan_conversion(tmp_path / "source", image_size=96).warnings
 

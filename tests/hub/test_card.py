@@ -16,7 +16,8 @@ from hf_longattn.data.qa_markers import CANDIDATES, EVIDENCE, SENTENCE, TITLE, a
 from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.families import FAMILIES, LongBertConfig, LongGPT2Config
 from hf_longattn.hub import MeasuredResult, origin_of, write_model_card
-from hf_longattn.hub.usage import HEADS_ON_GRIDS, INSTALL, SOUND_HEADS, head_of, usage
+from hf_longattn.hub.usage import INSTALL, snippet
+from hf_longattn.inputs.common.base import kind_of
 
 PAGES = tuple(base for base, family in FAMILIES.items() if family.page.arguments)
 SIZES = {"vocab_size": 16, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -163,21 +164,17 @@ def test_the_blocks_that_a_query_sees_are_not_parts_of_the_model(tmp_path: Path)
     assert "block_top_k" in write_model_card(tmp_path).read_text()
 
 
-def test_every_head_has_a_usage() -> None:
+def test_every_head_has_a_usage(tmp_path: Path) -> None:
     texts = [long for family in FAMILIES.values() if family.reads_text for long in family.heads.values()]
-    without = [long for long in texts if not shown(long)]
+    without = [long for long in texts if not shown(long, tmp_path)]
     for family in FAMILIES.values():
-        if family.grid is not None:
-            heads = HEADS_ON_GRIDS[family.grid.noun]
-            without += [long for long in family.heads.values() if head_of(long, heads) is None]
-        if family.audio is not None:
-            without += [long for long in family.heads.values() if head_of(long, SOUND_HEADS) is None]
+        without += [long for long in family.heads.values() if kind_of(family).head(tmp_path, long) is None]
     assert not without
-    assert "AutoModelForSeq2SeqLM" in (shown("LongMarianMTModel") or "")
+    assert "AutoModelForSeq2SeqLM" in (shown("LongMarianMTModel", tmp_path) or "")
 
 
-def shown(architecture: str) -> str | None:
-    return usage(architecture, 'a "name"', 64, is_long=True, takes_globals=False)
+def shown(architecture: str, folder: Path) -> str | None:
+    return snippet(folder, {"architectures": [architecture], "long_attention": {"mechanism": "full"}}, 'a "name"', 64, {})
 
 
 def test_metadata_and_text_say_what_was_given(tmp_path: Path) -> None:

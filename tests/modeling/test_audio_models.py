@@ -120,7 +120,7 @@ def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) 
     changed = sound.clone()
     changed[:, rule.length(2)] += 100
     moved = (model(sound).last_hidden_state != model(changed).last_hidden_state).any(-1)[0].nonzero().flatten()
-    places, rows = moved / rule.output_rows(model.config, sound.shape[1]) * 4, 1 / rule.frames_per_second(model.config)
+    places, rows = moved / rule.output_rows(model.config, sound.shape[1]) * 4, rule.frame_seconds(model.config)
     assert 2 - places.min() <= (2 * 2 + 12) * rows
     assert places.max() - 2 <= (2 * 6 + 12) * rows
     assert places.max() - 2 > 2 - places.min()
@@ -242,7 +242,7 @@ def test_the_base_s_attention_again(base: str, tmp_path: Path) -> None:
 def test_frames_are_counted_as_the_base_counts_them(base: str) -> None:
     rule: Any = FAMILIES[base].audio
     config = FAMILIES[base].config_class()
-    assert rule.frames_per_second(config) == pytest.approx(50 if base == "wav2vec2" else 25, rel=1e-4)
+    assert rule.frame_seconds(config) == pytest.approx(1 / (50 if base == "wav2vec2" else 25), rel=1e-3)
     for frames in (1, 2, 50, 15_000):
         length = rule.length_of(config, frames)
         assert rule.frames(config, length) == frames
@@ -255,7 +255,7 @@ def test_the_default_is_a_window_of_ten_seconds_on_each_side() -> None:
         assert name == "window"
         assert options["left"] == options["right"]
         rule: Any = FAMILIES[base].audio
-        assert options["left"] / rule.frames_per_second(FAMILIES[base].config_class()) == pytest.approx(10.24, rel=1e-3)
+        assert options["left"] * rule.frame_seconds(FAMILIES[base].config_class()) == pytest.approx(10.24, rel=1e-3)
 
 
 class TestRefusals:

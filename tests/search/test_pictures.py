@@ -22,7 +22,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
-from hf_longattn.search.inputs import SearchPictures
+from hf_longattn.search.inputs import SearchInputs
 
 from ..modeling import grid_models
 
@@ -116,7 +116,7 @@ def test_whole_designs_are_tried_by_their_divergence(vit: Path, pictures: Path, 
         vit, pictures, tmp_path / "search", image_size=64, candidates=CANDIDATES, trials=4, objective="kl", compare_at=48, pieces=2
     )
     assert result.sizes is not None
-    assert [size.size for size in result.sizes] == [(64, 64), (48, 48)]
+    assert [size.value for size in result.sizes] == [(64, 64), (48, 48)]
     assert result.tried
     assert all(costed.loss is not None and costed.loss >= 0 for costed in result.tried)
     kept = search_design(vit, pictures, image_size=64, candidates=CANDIDATES[1:2], mode="full-layers", budget=1, pieces=1)
@@ -134,7 +134,7 @@ def test_families(base: str, pictures: Path, tmp_path: Path) -> None:
 
 
 def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
-    sizes = plan_conversion(vit, image_size=64).grid
+    sizes = plan_conversion(vit, image_size=64).inputs
     usual = usual_candidates(sizes)
     assert set(hf_longattn.list_mechanisms(grid=True)) | {"full"} <= {candidate.mechanism for candidate in usual}
     assert usual[0] == Candidate("window2d", {"window": (8,)}) or str(usual[0]) == "window2d:window=8"
@@ -148,8 +148,7 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
 
 def test_pictures_are_those_of_the_image_processor(vit: Path, pictures: Path) -> None:
     plan = plan_conversion(vit, image_size="48x64")
-    assert plan.grid is not None
-    pieces = SearchPictures(pictures, plan, 3).pieces(plan.grid.new, 3)
+    pieces = SearchInputs(pictures, plan, 3).pieces(plan.inputs.new, 3)
     sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
     files = sorted(pictures.rglob("*.png"))
     for piece, file in zip(pieces, (files[0], files[2], files[5]), strict=True):

@@ -54,7 +54,7 @@ def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budge
 def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
     result = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1, queries=62)
     model = AutoModelForMaskedLM.from_pretrained(encoder)
-    tokenizer = hf_longattn.conversion.text.load_tokenizer(encoder)
+    tokenizer = hf_longattn.inputs.text.load_tokenizer(encoder)
     ids = torch.tensor(tokenizer(text.read_text(encoding="utf-8"))["input_ids"])
     piece = torch.cat([ids[:63], ids[-1:]])
     mass = captured_mass(model, piece, CANDIDATES, queries=62, seed=0).mass.mean(1)

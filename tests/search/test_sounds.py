@@ -97,7 +97,7 @@ def test_the_commands(wav2vec2: Path, talks: Path, tmp_path: Path, capsys: pytes
     assert _run(typed) == 0
     assert "length 20 seconds, 999 frames" in " ".join(capsys.readouterr().out.split())
     assert yaml.safe_load((output / "design.yaml").read_text())["audio_seconds"] == 20
-    assert "by sounds (" in (output / "report.md").read_text()
+    assert "by recordings (" in (output / "report.md").read_text()
     report = json.loads((output / "report.json").read_text())
     assert (report["audio_seconds"], report["compared_audio_seconds"], report["length"]) == (20, 3, 999)
     assert _run([*typed, "--resume"]) == 0
@@ -117,7 +117,7 @@ def test_whole_designs_are_tried_by_their_divergence(wav2vec2: Path, talks: Path
 
 
 def test_what_is_a_candidate(wav2vec2: Path) -> None:
-    sizes = plan_conversion(wav2vec2).sound
+    sizes = plan_conversion(wav2vec2).inputs
     usual = usual_candidates(sizes)
     assert {"window", "chunked", "full", "longformer"} <= {candidate.mechanism for candidate in usual}
     assert all(unsuitable(candidate, False, sizes) == "" for candidate in usual)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ...configuration import LongAttentionConfig
 from ...errors import check_registration
+from ...inputs.text import VerificationText
 from ...naming import load_module, module_names
 from ..sources.base import Source
-from ..text import VerificationText
 
 DECODED = 24
 """Decoder tokens of an encoder-decoder in a comparison."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
-from ..text import VerificationText
+from ...inputs.text import VerificationText
 from .base import CheckpointConverter, Probe, register_checkpoint_converter, with_decoder
 
 

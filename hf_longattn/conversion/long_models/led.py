@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
-from ..text import VerificationText
+from ...inputs.text import VerificationText
 from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter, with_decoder
 
 NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
+from ...inputs.text import VerificationText
 from ..sources.base import Source
-from ..text import VerificationText
 from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter
 
 NOT_ROBERTAS = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")

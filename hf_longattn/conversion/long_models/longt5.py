@@ -9,7 +9,7 @@ from typing import Any
 
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
-from ..text import VerificationText
+from ...inputs.text import VerificationText
 from .base import CheckpointConverter, Probe, WeightRenaming, register_checkpoint_converter, with_decoder
 
 NOT_T5S = ("local_radius", "global_block_size", "encoder_attention_type")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...configuration import LongAttentionConfig
-from ..text import VerificationText
+from ...inputs.text import VerificationText
 from .base import CheckpointConverter, Probe, WeightRenaming, register_checkpoint_converter
 
 CONVOLUTION = re.compile(r"\.attention\.self\.conv\.weight$")

@@ -147,11 +147,7 @@ class BigBirdPegasusTwin(NativeTwin):
             return {}
         inner = "" if model.head.endswith("Model") else "model."
         stacks = ("encoder", "decoder") if model.two_stacks else ("decoder",)
-        return {f"{inner}{stack}.embed_positions.weight": _sinusoids for stack in stacks}
+        return {f"{inner}{stack}.embed_positions.weight": lambda shape: sinusoids(*shape) for stack in stacks}
 
     def note(self, model: LongModel) -> str:
         return fallback_note(model) if model.two_stacks else ""
-
-
-def _sinusoids(shape: tuple[int, ...]) -> Tensor:
-    return sinusoids(*shape)

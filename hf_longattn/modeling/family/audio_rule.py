@@ -155,11 +155,6 @@ class AudioRule:
             low, high = (low, middle) if self.frames(config, middle) >= frames else (middle, high)
         return high
 
-    def frames_per_second(self, config: Any) -> float:
-        """Frames per second, measured on a long sound."""
-        hour = self.length(3600)
-        return self.frames(config, hour) / self.seconds(hour)
-
     def multiple(self, config: Any) -> int:
         """The number that an input's length must be a multiple of."""
         return 1

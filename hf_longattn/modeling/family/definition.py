@@ -152,7 +152,7 @@ class Family:
         if config.__dict__.get("model_type") != f"long_{base}":
             return f"{name} needs model_type = 'long_{base}'."
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        if not (self.rope or self.relative or self.position_tables or self.audio) and "max_position_embeddings" in fields:
+        if self.reads_text and not (self.rope or self.relative or self.position_tables) and "max_position_embeddings" in fields:
             return (
                 f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
                 r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
@@ -186,7 +186,7 @@ class Family:
     @property
     def reads_text(self) -> bool:
         """Whether the input is a text's tokens, rather than pictures, sound, or inputs of several towers."""
-        return self.grid is None and self.audio is None and not hasattr(self.config_class, "tower_classes")
+        return getattr(self.config_class, "reads", "text") == "text"  # a plain class has no Long config
 
     @cached_property
     def base_model_name(self) -> str:

@@ -25,6 +25,7 @@ class LongGridConfig(LongEncoderConfig):
         Attention is Bugged). Neither changes the stored table.
     """
 
+    reads = "grid"
     default_mechanism = "window2d"
 
     if TYPE_CHECKING:

@@ -37,6 +37,7 @@ class LongTowersConfig(_Base):
     base_model_type: ClassVar[str]
     tower_classes: ClassVar[Mapping[str, type[LongConfig]]]
     """Name of each tower -> its Long config class."""
+    reads: ClassVar[str] = "towers"
     score_cap: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

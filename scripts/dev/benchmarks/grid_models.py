@@ -31,10 +31,10 @@ from transformers import (
 
 from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.conversion.flops import SizeCost, cost_on, matrix_speed, model_shape
-from hf_longattn.conversion.grid_sizes import GridSize
+from hf_longattn.conversion.flops import cost_of, matrix_speed, model_shape
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.families import FAMILIES
+from hf_longattn.inputs.common.base import LengthCost, kind_of
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
 from hf_longattn.modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 
@@ -318,16 +318,16 @@ def _defined(candidate: Any, inputs: ImageInputs) -> Tensor:
     return defined.states(inputs.pixels.double())
 
 
-def costs(case: Case) -> dict[str, SizeCost]:
+def costs(case: Case) -> dict[str, LengthCost]:
     """The operations of full attention in every layer and of every layout, for one input of the case's size."""
     base = BASES[case.base]
     config = base.config(**base.fields(case))
     pixels = tuple(side * cells for side, cells in zip(base.patch(), case.grid, strict=True))
-    size = GridSize.of(rule_of(case.base), config, pixels)
+    size = kind_of(FAMILIES[case.base]).size(config, pixels)
     attention = {name: attention_of(case, name) for name in (EVERY_LAYER_FULL, *base.layouts)}
     with torch.device("meta"):
         shape = model_shape(config, long_model(case, attention[EVERY_LAYER_FULL]), [case.torch_dtype])
-    return {name: cost_on(size, chosen, shape) for name, chosen in attention.items()}
+    return {name: cost_of(size, chosen, shape) for name, chosen in attention.items()}
 
 
 def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_longattn.conversion.sound import seeded_sound
 from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.inputs.sound import seeded_sound
 from hf_longattn.mechanisms.common.registry import mechanism_from
 
 FILE = "seen_by_a_frame.svg"

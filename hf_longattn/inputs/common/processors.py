@@ -6,22 +6,15 @@ kept in it for the way back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..data.videos import frame_processor, frames_as_pixels
-from ..errors import CheckpointError, GridError
-from ..loading import load_part, loading_errors
-from ..modeling.family.grid_rule import GridRule
-from ..processor_files import FEATURE_EXTRACTOR, FIELD_BEFORE, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile, ProcessorKind
-from .grid_sizes import pixels
-
-if TYPE_CHECKING:
-    from ..data.audio import Samples
+from ...data.videos import frame_processor
+from ...errors import CheckpointError
+from ...loading import load_part, loading_errors
+from ...modeling.family.grid_rule import GridRule
+from ...processor_files import FEATURE_EXTRACTOR, FIELD_BEFORE, FILE, IMAGE_PROCESSOR, KINDS, VIDEO_PROCESSOR, ProcessorFile, ProcessorKind
 
 TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processor_type")
 
@@ -65,54 +58,6 @@ def required_processor(processor: Any | None, name: str, inputs: str = "pictures
     if processor is None:
         raise CheckpointError(f"{name!r} has no {FILE}, which says how it reads {inputs}; copy that of its original there.")
     return processor
-
-
-def sized_pixels(processor: Any, folder: Path, pictures: Sequence[Any], size: tuple[int, ...], name: str) -> Tensor:
-    """Pictures of ``size``, height and width, as a checkpoint's processor makes them: its values of this ``name``, ``(B, channels, …)``.
-
-    Raises:
-        CheckpointError: the processor resizes pictures in a way that has no such size.
-        GridError: the processor makes pictures of another size.
-    """
-    place = ProcessorFile.find(folder, IMAGE_PROCESSOR)
-    assert place is not None
-    sized = type(processor).from_dict(values_of_size(place, processor, size))
-    values = [torch.as_tensor(sized(images=picture, return_tensors="pt")[name]) for picture in pictures]
-    sizes = [tuple(picture.shape[2:]) for picture in values]
-    if wrong := [picture_size for picture_size in sizes if picture_size != size]:
-        raise GridError(
-            f"The image processor in {str(folder)!r} makes pictures of {pixels(wrong[0])} where {pixels(size)} are needed; "
-            f"set do_resize and size in its {place.file}."
-        )
-    return torch.cat(values)
-
-
-def spectrograms(extractor: Any, sounds: Sequence[Samples], rule: GridRule, size: tuple[int, ...]) -> Tensor:
-    """Spectrograms ``(B, frames, mel bins)`` of this ``size``, mel bins and frames, to which the feature extractor cuts or pads sounds."""
-    sized = type(extractor).from_dict({**extractor.to_dict(), **rule.extractor_fields(size)})
-    settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
-    return torch.cat([sized(sound, **settings)[rule.input] for sound in sounds])
-
-
-def sized_frames(rule: GridRule, processor: Any, folder: Path, videos: Sequence[Sequence[Any]], size: tuple[int, ...], name: str) -> Tensor:
-    """Videos, each a list of as many frames, at ``size``, as a checkpoint's processor makes them, ``(B, channels, frames, height, width)``.
-
-    Raises:
-        CheckpointError: the processor resizes frames in a way that has no such size.
-        GridError: the processor makes frames of another size.
-    """
-    place = place_on_grid(rule, folder)
-    assert place is not None
-    values = values_of_size(place, processor, size[-2:])
-    sized = frame_processor(values) if place.kind is VIDEO_PROCESSOR else type(processor).from_dict(values)
-    pixels_of_videos = [frames_as_pixels(sized, frames) for frames in videos]
-    sizes = {tuple(video.shape[-2:]) for video in pixels_of_videos}
-    if wrong := sizes - {size[-2:]}:
-        raise GridError(
-            f"The processor in {str(folder)!r} makes frames of {pixels(wrong.pop())} where {pixels(size[-2:])} are needed by {name!r}; set "
-            f"do_resize and size in its {place.file}."
-        )
-    return torch.cat(pixels_of_videos).transpose(1, 2)
 
 
 def picture_size(processor: Any) -> tuple[int, int] | None:
@@ -184,3 +129,8 @@ def _as_sides(processor: Any, name: str) -> dict[str, int]:
     if isinstance(size, int):
         return {"height": size, "width": size}
     return {} if size is None else {side: number for side, number in dict(size).items() if number is not None}
+
+
+def pixels(size: tuple[int, ...]) -> str:
+    """For example "768 × 1024 pixels"."""
+    return f"{' × '.join(map(str, size))} pixels"

@@ -1,27 +1,38 @@
-"""Text to verify a conversion with, and its token ids."""
+"""Texts: lengths in tokens, and the text to verify a conversion with."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import FAILED, PASSED, SKIPPED, Check
 from ..data.page_words import text_encoding
 from ..data.tokenization import between, special_ids
-from ..errors import CheckpointError, checkpoint_errors
+from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
 from ..loading import load_part
+from ..mechanisms import Mechanism, list_mechanisms
+from ..modeling.family.definition import Family, family_in
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
+from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
+from .common.examples import Example, Head
+from .common.text_example import text_example, text_head
 
+USUAL_LENGTH = 512
 LARGEST_TEXT = 2**30
 """Maximum bytes of the user's text, which is read whole."""
 LARGEST_TOKENIZER = 256 * 2**20
 """Maximum bytes of a tokenizer file, which the libraries read whole; the largest in use have some tens of MB."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
+MAX_TRUNCATED = 2**20
+"""Maximum length at which the written tokenizer truncates a text, which takes seconds."""
 CHARACTERS_PER_TOKEN = 10
 """Characters per requested token: enough for any tokenizer, so that a long file is not tokenised whole."""
 
@@ -41,6 +52,96 @@ the line is lowered again. A single reading says little, since waves lift the bo
 when many of them are put side by side does the shape of the ground appear. The keeper compared it to her notebooks:
 no page is interesting, she said, but the shelf is.
 """
+
+
+def text_sizes(old: int, new: int) -> InputSizes:
+    """The most tokens of source and result; 0 if nothing limits them."""
+    of_any_family: Any = None
+    return TextKind(of_any_family).sizes_between(None, old, new)
+
+
+def kind_in(config: Mapping[str, Any]) -> InputKind:
+    """What a model with these values in its config file reads: texts, where it has no family."""
+    family, of_any_family = family_in(config), None
+    return TextKind(of_any_family) if family is None else kind_of(family)  # type: ignore[arg-type]
+
+
+def text_length(config: Any) -> int:
+    """The tokens of the longest text, 0 if the config does not say."""
+    said = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return said if isinstance(said, int) else 0
+
+
+@register_kind
+class TextKind(InputKind):
+    """Texts, as token ids."""
+
+    settings = ("max_length", "max_decoder_length", "decoder_long_attention", "search_text", "verify_text", "init_from_text")
+    instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
+    noun = nouns = "text"
+
+    @classmethod
+    def reads(cls, family: Family) -> bool:
+        return family.reads_text and not family.page.arguments
+
+    def sizes(self, config: Any) -> InputSizes:
+        """From the usual length of a short model on."""
+        longest = self.family.longest(config)
+        return self.sizes_between(config, min(USUAL_LENGTH, longest), longest)
+
+    def size(self, config: Any, value: int) -> InputSize:
+        words = f"{value} tokens" if value else "any number of tokens"
+        return InputSize(value=value, tokens=value, words=words, typed=str(value), heading=f"{value // 1024}K")
+
+    def longest_words(self, size: InputSize) -> str:
+        return f"up to {size.value:,} tokens" if size.value else size.words
+
+    def compared_at(self, sizes: InputSizes, config: Any, at: int | None) -> int:
+        """Tokens that the source was trained to read."""
+        trained = min(sizes.old.tokens, sizes.new.tokens)
+        if at is not None and not 16 <= at <= trained:
+            raise LengthError(
+                f"Candidates are compared at 16 to {trained:,} tokens, which the checkpoint was trained to read, not at {at:,}; change "
+                "--compare-at, or leave it out."
+            )
+        return trained if at is None else at
+
+    def first_compared(self, sizes: InputSizes) -> int:
+        return 1024
+
+    def mechanisms(self, causal: bool) -> list[str]:
+        return list_mechanisms(causal=causal, grid=False)
+
+    def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
+        if mechanism.reads_grid:
+            raise OptionError(f"{mechanism.name} reads a grid, and the model reads a text.")
+
+    def head(self, folder: Path, architecture: str) -> Head | None:
+        return text_head(folder, architecture)
+
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
+        return text_example(folder, config, head, length, metadata)
+
+    def tokens_of(self, config: Mapping[str, Any]) -> int:
+        """The rows of its position table, less those that are not positions."""
+        known, tables = SimpleNamespace(**{"pad_token_id": None, **config}), self.family.position_tables if self.family else ()
+        leading = max((table.config_value(0, known) for table in tables), default=0)
+        return int(config.get("max_position_embeddings") or config.get("n_positions") or USUAL_LENGTH) - leading
+
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        if self.family and self.family.position_tables and config.get("position_embedding_type", "absolute") == "absolute":
+            return f"Inputs of more than {length:,} tokens are refused; truncate them."
+        return super().longest_read(config, length)
+
+    def introduce(self, plan: Any) -> str:
+        return f"inputs of up to {plan.new_length:,} tokens" if plan.new_length else "inputs of any length"
+
+    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationText:
+        vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
+        return VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary)
+
+    def check_reader(self, plan: Any, result: Path, inputs: VerificationText) -> list[Check]:
+        return check_tokenizer(plan, result, inputs)
 
 
 class VerificationText:
@@ -184,3 +285,35 @@ def _python_manual() -> str:
     except ImportError:
         return ""
     return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:
+    """The written tokenizer gives the source's ids, and cuts a longer text to the result's length."""
+    if text.source_tokenizer is None:
+        return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
+    try:
+        written = load_tokenizer(result)
+    except CheckpointError as error:
+        return [Check("tokenizer", FAILED, str(error).rstrip("."))]
+    start = text.text[:20_000]
+    same = written is not None and token_ids(written, start) == token_ids(text.source_tokenizer, start)
+    limit = getattr(written, "model_max_length", None)
+    if not same:
+        classes = " and ".join(type(tokenizer).__name__ for tokenizer in (text.source_tokenizer, written))
+        advice = (
+            f"token ids differ from the source's: its tokenizer loads as {classes}; load it with AutoTokenizer.from_pretrained("
+            f"{plan.source.name!r}), save it with save_pretrained over the source's files, and convert again"
+        )
+        return [Check("tokenizer", FAILED, advice)]
+    detail = f"token ids equal to the source's, model_max_length {limit}"
+    if not (length := plan.tokenizer_length):
+        return [Check("tokenizer", PASSED, detail)]
+    if limit != length:
+        return [Check("tokenizer", FAILED, f"{detail} instead of {length}")]
+    if length > MAX_TRUNCATED:
+        return [Check("tokenizer", PASSED, f"{detail}; no text of that length was tokenised")]
+    counts = truncated_lengths(written, start)
+    if set(counts.values()) == {length}:
+        return [Check("tokenizer", PASSED, f"{detail}; truncation cuts a longer text to {length:,} ({', '.join(counts)})")]
+    cut = " and ".join(f"{count:,} {name}" for name, count in counts.items())
+    return [Check("tokenizer", FAILED, f"{detail}; with truncation a longer text has {cut}")]

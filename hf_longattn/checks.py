@@ -1,10 +1,10 @@
-"""Differences of a result's outputs from its source's, relative to the scale of each output."""
+"""When outputs of two models are equal, relative to the scale of each output, and the checks of a result."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -78,3 +78,38 @@ def _compared(expected: Tensor, measured: Tensor, scale: float) -> tuple[float, 
     relative = difference / magnitude.where(magnitude >= MASKED, scale)
     largest = [float(values.nan_to_num(math.inf, math.inf).max()) if values.numel() else 0.0 for values in (difference, relative)]
     return largest[0], largest[1]
+
+
+PASSED, FAILED, NEEDS_TRAINING, MEASURED, SKIPPED = "passed", "failed", "needs training", "measured", "skipped"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of the result."""
+
+    name: str
+    status: str  # "passed", "failed", "needs training", "measured" or "skipped"
+    detail: str  # one sentence with the numbers
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "status": self.status, "detail": self.detail, **({"values": self.values} if self.values else {})}
+
+
+def equality(name: str, comparison: str, difference: Difference, values: dict[str, Any], why: str = "") -> Check:
+    """A check of outputs that should be equal.
+
+    Args:
+        name, comparison: of the check, and what was compared with the largest difference.
+        difference: of the outputs.
+        values: for the report.
+        why: they may differ, so that the result needs training unless another check decides otherwise; empty if they must be equal.
+    """
+    values, detail = {**values, **difference.values}, f"{comparison} {difference}"
+    if difference.output and not difference.scale and not difference.largest:
+        return Check(name, SKIPPED, f"{comparison} is that of zeros, since the source's outputs are all zero", values)
+    if why and math.isfinite(difference.largest):
+        return Check(name, MEASURED if difference.equal else NEEDS_TRAINING, f"{detail}: not exact, since {why}", values)
+    if difference.equal:
+        return Check(name, PASSED, f"{detail}, equal", values)
+    return Check(name, FAILED, f"{detail}, but they must be {'finite' if why else 'equal'}", values)

@@ -1,0 +1,882 @@
+"""Inputs that lie on a grid: pictures, videos and spectrograms.
+
+A conversion changes no tensor. A position table is interpolated or tiled by the model when it runs, so that it stays as it was trained, and
+the result computes at the old size what the source does.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
+from ..choice_text import write_choice, write_numbers
+from ..configuration import LongAttentionConfig
+from ..data.audio import RECORDING_FILES
+from ..data.photographs import NAMES, photographs
+from ..data.pictures import PICTURE_FILES, read_picture_file
+from ..data.videos import frame_processor, frames_as_pixels, read_video, video_places
+from ..engines.common.grid import Grid
+from ..errors import BackendError, CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
+from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms.common.on_grid import GLOBAL, grid_blocks, on_grid
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.audio_config import audio_seconds
+from ..modeling.family.definition import Family
+from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
+from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
+from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, VIDEO_PROCESSOR, ProcessorFile
+from .common.base import (
+    AUTO,
+    SEARCH,
+    SIZE,
+    InputPlan,
+    InputSize,
+    InputSizes,
+    Layers,
+    PositionWarning,
+    register_kind,
+)
+from .common.cells import InputCells
+from .common.examples import Example, Head, auto_head
+from .common.processors import (
+    picture_size,
+    pixels,
+    place_on_grid,
+    processor_of,
+    values_of_size,
+    values_with,
+)
+from .common.running import run_model
+from .common.sized import ONE_SIZE, FurtherChecks, SizedKind
+from .common.user_files import UserInputs
+from .sound import CLASSIFICATION, SAMPLING_RATE, WANTED_RECORDINGS, read_recordings
+
+if TYPE_CHECKING:
+    from ..data.audio import Samples
+
+TYPED_SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
+"""A size on the command line: 1024, or 768x1024."""
+
+
+def size_text(size: tuple[int, ...]) -> str:
+    """A size as it is typed: "1024", or "768x1024"."""
+    return "x".join(map(str, size if len(set(size)) > 1 else size[:1]))
+
+
+def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
+    """A size in pixels from a number, text such as "768x1024", or numbers.
+
+    Raises:
+        GridError: none of these, or another number of axes.
+    """
+    if isinstance(size, str):
+        text = size.strip().lower()
+        if not TYPED_SIZE.fullmatch(text):
+            raise GridError(f"An image size is {size!r:.40}, but must be pixels, or height and width: 1024, or 768x1024.")
+        numbers = [int(number) for number in re.split("[x×]", text)]
+        size = numbers if len(numbers) > 1 else numbers[0]
+    sizes = image_size(size)
+    if len(sizes) != axes:
+        raise GridError(f"An image size is {' × '.join(map(str, sizes))}, but must have {axes} numbers at most: 1024, or 768x1024.")
+    return sizes
+
+
+@register_kind
+class GridKind(SizedKind):
+    """Pictures, videos or spectrograms, whose patches lie on a grid."""
+
+    size_noun, smaller = "size", "smaller"
+    material, compared, drawn, graph = "pictures", 4, True, ONE_SIZE
+    classified = {
+        "ForImageClassification": ("classify", "--images", "--data", "YOUR_PICTURES"),
+        "ForVideoClassification": ("classify", "--videos", "--data", "YOUR_VIDEOS"),
+        "ForAudioClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
+    }
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        assert family.grid is not None
+        self.rule: GridRule = family.grid
+        self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
+        self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
+        self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
+        self.heads, self.user_inputs, self.cells = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun], PictureCells
+
+    @classmethod
+    def reads(cls, family: Family) -> bool:
+        return family.grid is not None
+
+    @property
+    def any_size(self) -> bool:
+        return self.rule.shapes is not None
+
+    def sizes(self, config: Any) -> InputSizes:
+        return self.sizes_between(config, *self.rule.sizes(config))
+
+    def size(self, config: Any, value: tuple[int, ...]) -> InputSize:
+        grid = self.rule.of_size(config, value)
+        return InputSize(
+            value=value,
+            tokens=grid.length,
+            words=self.rule.describe(value),
+            typed=size_text(value),
+            heading="×".join(map(str, value)),
+            name=self.rule.size_name,
+            cost_name="size",
+            grid=grid,
+            layers=tuple(self.rule.layer_grids(config, grid)),
+        )
+
+    def doubled(self, value: tuple[int, ...]) -> tuple[int, ...]:
+        return self.rule.doubled(value)
+
+    def limited(self, value: tuple[int, ...], largest: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(map(min, value, largest))
+
+    def halved(self, config: Any, value: tuple[int, ...], least: tuple[int, ...]) -> tuple[int, ...]:
+        sides = zip(value, least, self.rule.patch(config), strict=True)
+        return tuple(max(old, side // 2 // patch * patch) for side, old, patch in sides)
+
+    def mechanisms(self, causal: bool) -> list[str]:
+        return ["full", *list_mechanisms(grid=True)]
+
+    def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
+        refuse_line(mechanism.name, mechanism.options.to_dict())
+        assert sizes is not None
+        on_grid(mechanism, sizes.new.grid, check=True)
+        on_grid(mechanism, sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
+
+    def own_windows(self, sizes: InputSizes) -> list[str]:
+        side = min(sizes.old.grid.sizes)
+        return [f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}"]
+
+    def compared_at(self, sizes: InputSizes, config: Any, at: Any) -> InputSize:
+        """The result's size, since positions are interpolated between those that were trained."""
+        if at is None:
+            return sizes.new
+        size = self.rule.enlarged(sizes.new.value, read_size(at), None)
+        if any(side > largest for side, largest in zip(size, sizes.new.value, strict=True)):
+            raise LengthError(
+                f"Candidates are compared on {self.nouns} of up to {sizes.new.words}, which the result reads, not of "
+                f"{self.rule.describe(size)}; change --compare-at, or leave it out."
+            )
+        return self.size(config, size)
+
+    def resizing(self) -> str:
+        """How the base reads larger inputs than its position table's; empty for one without positions."""
+        if not self.rule.has_positions:
+            return ""
+        if self.rule.counts_places:
+            return "places counted on its grid"
+        return f"{INTERPOLATE_ARGUMENT}=True" if self.rule.interpolates else "its resized position table"
+
+    def resized(self, base: Any, size: InputSize) -> AbstractContextManager[dict[str, Any]]:
+        return self.rule.resized(base, size.value)
+
+    def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return self.rule.arguments_of_head(model, arguments)
+
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
+        rule, values = self.rule, self.values_of(config)
+        size = rule.sizes(values)[1]
+        grid = rule.of_size(values, size)
+        processed = ProcessorFile.find(folder, IMAGE_PROCESSOR if rule.reads_photographs else FEATURE_EXTRACTOR)
+        facts = {"processed": processed is not None, "input": rule.input, "cells": grid.cells}
+        if not rule.reads_photographs:
+            rate = int(processed.values.get("sampling_rate", SAMPLING_RATE)) if processed else SAMPLING_RATE
+            layout = f"prefix tokens: {grid.prefix}; then {grid.sizes[0]} × {grid.sizes[1]} patches of frequency and time"
+            facts |= {"rate": rate, "samples": f"{rate} * {size[1]} // {FRAMES_PER_SECOND}", "shape": f"1, {size[1]}, {size[0]}"}
+            reader = ("extractor", "AutoFeatureExtractor") if processed else None
+            return Example(head, f"spectrogram {head.blocks}", {**facts, "layout": layout}, reader)
+        patches = f"{' × '.join(map(str, grid.sizes))} patches"
+        layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
+        facts |= {"height": size[-2], "width": size[-1], "frames": size[0], "layout": layout}
+        piped = processed is not None and head.auto_class == "AutoModelForImageClassification"
+        kind = "picture" if rule.reads_pictures else "video"
+        blocks = f"{kind} {head.blocks} {'picture_pipeline' if piped else ''}"
+        reader = ("processor", "AutoImageProcessor") if processed else None
+        return Example(head, blocks, facts, reader, ((), (PILLOW,) if processed else ()), piped)
+
+    def longest_read(self, config: Mapping[str, Any], length: int) -> str:
+        longest = self.rule.describe(self.rule.sizes(self.values_of(config))[1])
+        others = "Other multiples of the patch" if self.rule.reads_photographs else "Other lengths"
+        return f"It was made for {self.nouns} of {longest}. {others} run as well, but were not verified."
+
+    def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
+        limits, attention = [self.longest_read(config, length)], attentions.get("")
+        if attention is not None and self.family.own_attention is None and self.rule.reads_pictures:
+            limits.append(full_attention_on_pictures(self.rule, self.values_of(config), attention))
+        return limits
+
+    def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
+        sizes = grid_sizes(architecture, request)
+        attention = grid_attention(architecture, request, sizes)
+        layers = sizes.new.bound(layers_of(attention, sizes.new.tokens))
+        positions = grid_positions(request.positions, sizes, layers)
+        unchanged = computes_source(architecture, positions, attention, sizes)
+        return InputPlan(
+            sizes=sizes,
+            attention=attention,
+            positions=positions,
+            extension=positions,
+            fields=self.rule.fields_of_size(sizes.new.value) if sizes.grows else {},
+            warnings=() if unchanged else tuple(grid_warnings(positions, attention, layers, sizes)),
+            files=processor_files(source, architecture, sizes),
+        )
+
+    def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationPictures:
+        if not self.rule.reads_photographs:
+            return VerificationSpectrograms(self.rule, config)
+        processor = processor_of(self.rule, folder)
+        mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+        return (VerificationPictures if self.rule.reads_pictures else VerificationVideos)(self.rule, config, mean, std)
+
+    def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
+        return self.rule.arguments(config, values)
+
+    def values_of_input(self, values: Tensor) -> Tensor:
+        return self.rule.pixels_of_input(values)
+
+    def check_reader(self, plan: Any, result: Path, inputs: VerificationPictures) -> list[Check]:
+        """The written image processor or feature extractor makes inputs of the new size, from any picture or sound."""
+        rule, size, place = self.rule, plan.inputs.new.value, place_on_grid(self.rule, result)
+        name = "image processor" if rule.reads_photographs else "feature extractor"
+        if place is None:
+            return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {rule.describe(size)} as it was trained")]
+        try:
+            processor = processor_of(rule, result)
+            fixed: Any = picture_size(processor) if rule.reads_photographs else size
+            if math.prod(size) > PROCESSED_PIXELS and fixed not in (None, size[-2:]):
+                return [Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")]
+            if math.prod(size) > PROCESSED_PIXELS:
+                detail = f"it was not run, since inputs of {rule.describe(size)} are large; its settings are for this size"
+                return [Check(name, SKIPPED, detail)]
+            sizes = _processed_sizes(processor, rule, size, resizes=fixed is not None)
+        except (CheckpointError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            return [Check(name, FAILED, f"the {name} of the result does not run: {in_a_line(error).rstrip('.')}")]
+        wrong = next((after for after in sizes.values() if after != size and (rule.checks_processor or plan.inputs.grows)), None)
+        if wrong is not None:
+            made, needed = rule.describe(wrong), rule.describe(size)
+            return [Check(name, FAILED, f"the {name} makes inputs of {made} instead of {needed}; correct the size in {place.file}")]
+        processed = next(iter(sizes.values()))
+        values = {rule.size_name: None if fixed is None else list(processed)}
+        return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {rule.describe(processed)}", values)]
+
+    def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The states of the tokens; every base model returns them, and some a pooled one that follows from them."""
+        states = {name: value for name, value in outputs.items() if name == STATES}
+        return states or dict(outputs)
+
+    def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
+        tiled = positions == TILE and not fits_tiles(on_grid(mechanism, plan.inputs.new.grid), plan.inputs)
+        return "sees cells of several repetitions of the tiled positions" if tiled else ""
+
+    def config_as_source(self, plan: Any) -> Any:
+        """With interpolated positions where they are tiled."""
+        if plan.positions != TILE:
+            return None
+        config = copy.deepcopy(plan.config)
+        config.position_extension = INTERPOLATE
+        return config
+
+    def further_checks(self, plan: Any, inputs: VerificationPictures, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
+        return CropChecks(plan, size, layers)
+
+    def twin_sizes(self, sizes: InputSizes, config: Any) -> list[InputSize]:
+        """Besides the old size one that windows of the position table need not divide; of larger videos, a few frames of the new size
+        instead of both."""
+        patch = self.rule.patch(config)
+        if self.rule.resizes == "none":  # the stock model of videos reads the new size alone
+            few_frames = (2 * patch[0], *sizes.new.value[1:])
+            return [self.size(config, few_frames) if sizes.grows else sizes.old]
+        uneven = tuple(side + (axis + 1) * pixels for axis, (side, pixels) in enumerate(zip(sizes.old.value, patch, strict=True)))
+        return [sizes.old, self.size(config, uneven)]
+
+
+PICTURE_HEADS = {
+    "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
+    "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
+    "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
+    "ForSemanticSegmentation": auto_head("ForSemanticSegmentation", "image-segmentation", "outputs"),
+    "Backbone": Head("", "image-feature-extraction", "maps"),  # AutoBackbone takes repositories only
+    "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
+    "Model": auto_head("", "image-feature-extraction", "patches"),
+}
+"""The same for models of pictures."""
+VIDEO_HEADS = {
+    "ForVideoClassification": auto_head("ForVideoClassification", "video-classification", "label"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "rebuilt"),
+    "Model": auto_head("", "feature-extraction", "patches"),
+}
+"""The same for models of videos."""
+SPECTROGRAM_HEADS = {
+    "ForAudioClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
+    "Model": auto_head("", "feature-extraction", "patches"),
+}
+"""The same for models of spectrograms."""
+HEADS_ON_GRIDS = {"picture": PICTURE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
+"""What a model on a grid reads -> how its models are run."""
+PILLOW = "from PIL import Image"
+SETTINGS_OF = {
+    "picture": (
+        ("image_size", "search_images"),
+        "a picture: longattn diagnose MODEL photo.jpg",
+        "give the size as --image-size 1024",
+        "give pictures as --search-images FOLDER",
+    ),
+    "video": (
+        ("image_size", "frames", "search_images"),
+        "its frames: longattn diagnose MODEL frames/",
+        "give the size as --image-size 448 --frames 32",
+        "give videos as --search-images FOLDER",
+    ),
+    "spectrogram": (
+        ("audio_seconds", "search_audio"),
+        "a recording: longattn diagnose MODEL talk.wav, or diagnose_picture(model, recording)",
+        "give the length as --audio-seconds 30",
+        "give recordings as --search-audio FILE",
+    ),
+}
+"""Noun of an input -> the settings that it takes, and what to type for a diagnosis, for its size, and for a search."""
+
+
+STATES = "last_hidden_state"
+
+
+def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
+    """The square pictures, up to the model's size, on which every layer equals full attention, or which layer never does."""
+    made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
+    squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
+    sides_by_layer = [
+        {side for side, grid in squares.items() if _equals_full(attention, number, grid)} for number in range(config.num_hidden_layers)
+    ]
+    sides = set.intersection(*sides_by_layer)
+    if sides:
+        size = " × ".join(str(max(sides) * pixels) for pixels in patch)
+        return f"Every layer equals full attention on pictures of {'up to ' if min(sides) == 2 else ''}{size} pixels."
+    number = next((number for number, sides in enumerate(sides_by_layer) if not sides), 0)
+    name, options = attention.for_layer(number)
+    hides_prefix = made_for.prefix and options.get("prefix_tokens", GLOBAL) != GLOBAL
+    why = "whose patches do not see the tokens before them" if hides_prefix else "which leaves patches out on every picture"
+    return f"On no picture does every layer equal full attention: layer {number} has `{name}`, {why}."
+
+
+def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
+    """Whether the layer of this number equals full attention on a grid."""
+    mechanism = prototype(*attention.for_layer(number))
+    placed = on_grid(mechanism, grid)
+    if placed is not mechanism:
+        placed.layer = number
+    return placed.covers(grid.length)
+
+
+def grid_sizes(architecture: Any, request: Any) -> InputSizes:
+    """The sizes of source and result.
+
+    Raises:
+        GridError: a size that is not a multiple of the patch, or is smaller than the source's.
+        PositionError: the source's table has another shape than a square, and the result another size.
+    """
+    rule, config = architecture.family.grid, architecture.source_config
+    assert rule is not None
+    old, read = rule.sizes(config)
+    new = rule.enlarged(read, None if request.image_size is None else read_size(request.image_size), request.frames)
+    if request.audio_seconds is not None:
+        new = rule.of_seconds(config, request.audio_seconds)
+    sizes = architecture.kind.sizes_between(config, old, new)
+    if any(after < before for after, before in zip(new, old, strict=True)):
+        raise GridError(
+            f"The source reads {rule.noun}s of {rule.describe(old)} and conversion only enlarges them: {rule.describe(new)} are too few, "
+            f"give at least {rule.size_flag} {rule.typed(old)}."
+        )
+    if sizes.grows and rule.has_positions and rule.resizes == "square" and len(set(sizes.old.grid.sizes)) > 1:
+        raise PositionError(
+            f"The position table of {architecture.source_class} has {' × '.join(map(str, sizes.old.grid.sizes))} positions, and "
+            "transformers resizes square ones only; leave --image-size out."
+        )
+    return sizes
+
+
+def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
+    """The attention that was asked for; without any, that of the source where it is not full attention, or windows of the source's size,
+    which the family's mechanism has wherever no window is given.
+
+    Raises:
+        OptionError, GridError: a layer's mechanism is for texts, or its options make no sense on the grid.
+    """
+    kind: Any = architecture.family.config_class
+    name, sides = kind.default_mechanism, sizes.old.grid.sizes
+    default = {"window": list(sides) if len(set(sides)) > 1 else sides[0]}
+    named, base_attention = request.mechanism is not None or bool(request.layers), architecture.family.own_attention
+    if request.long_attention is not None:
+        attention = request.attention()
+    elif base_attention is not None and not named:
+        attention = request.attention(base_attention(architecture.source_config))
+    else:
+        values = (request if named else replace(request, mechanism=name)).attention().to_dict()
+        attention = LongAttentionConfig.from_dict(_with_defaults(values, name, default))
+    attention.check_layers(len(sizes.new.layers))
+    for layer, grid in enumerate(sizes.new.layers):
+        name, options = attention.for_layer(layer)
+        _check_layer(architecture, name, options, grid, layer)
+    return attention
+
+
+def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
+    """A configuration in which every choice of the mechanism ``name`` has these options, unless it says another value."""
+    if isinstance(value, Mapping):
+        inside = {key: _with_defaults(inner, name, default) for key, inner in value.items()}
+        return (
+            {**inside, **{key: option for key, option in default.items() if key not in inside}}
+            if inside.get("mechanism") == name
+            else inside
+        )
+    return [_with_defaults(inner, name, default) for inner in value] if isinstance(value, list) else value
+
+
+def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
+    refuse_line(name, dict(options))
+    mechanism = prototype(name, options)
+    if not grid.prefix and options.get("prefix_tokens") is not None:
+        raise OptionError(
+            f"prefix_tokens={options['prefix_tokens']} is about tokens before the patches, and a {architecture.source_class} has none; "
+            "leave it out."
+        )
+    on_grid(mechanism, grid, check=True)
+
+
+def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism]) -> str:
+    """The rule for positions: as asked for, or tiled where every layer has windows that one repetition of the table holds.
+
+    Args:
+        positions: of the request.
+        sizes: of source and result.
+        layers: the mechanism of each layer, for the result's grid.
+
+    Raises:
+        PositionError: an unknown rule, or one of texts.
+    """
+    known = (AUTO, TILE, INTERPOLATE)
+    if positions not in known:
+        raise PositionError(
+            f"{positions!r} does not apply to the positions of {sizes.kind.rule.noun}s; expected one of {', '.join(known)}."
+            f"{nearest(positions, known)}"
+        )
+    if not sizes.kind.rule.has_positions:
+        if positions != AUTO:
+            raise PositionError(
+                f"--positions {positions} says what positions larger {sizes.kind.rule.noun}s have, but this model has none; leave it out."
+            )
+        return INTERPOLATE
+    if positions != AUTO:
+        return positions
+    return TILE if sizes.grows and all(fits_tiles(layer, sizes) for layer in layers) else INTERPOLATE
+
+
+def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
+    """Whether no cell sees a cell of another repetition of the tiled table."""
+    blocks = grid_blocks(layer, sizes.new.grid)
+    return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
+
+
+def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes) -> list[PositionWarning]:
+    """One warning for each mechanism for which the positions of larger pictures do not hold without training."""
+    if not sizes.grows or not sizes.kind.rule.has_positions:
+        return []
+    old = " × ".join(map(str, sizes.old.grid.sizes))
+    numbers: dict[tuple[str, bool], list[int]] = {}
+    for number, layer in enumerate(layers):
+        name, options = attention.for_layer(number)
+        windowed = grid_blocks(layer, sizes.new.grid) is not None or sizes.kind.rule.counts_places
+        if windowed if rule == INTERPOLATE else not fits_tiles(layer, sizes):
+            numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
+    warnings = []
+    for (name, _), at in numbers.items():
+        where = "every layer" if len(at) == len(layers) else f"layer{'s' if len(at) > 1 else ''} {write_numbers(at)}"
+        if rule == TILE:
+            problem = f"{name} in {where} sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
+            advice = "use --positions interpolate, or train the result"
+        elif sizes.kind.rule.counts_places:
+            problem = f"{name} in {where} sees positions that the source did not meet, beyond its {old} cells"
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
+        else:
+            problem = (
+                f"{name} in {where} has windows, in which interpolated positions lie closer than those that it was trained with (Bolya et "
+                "al. 2023, Window Attention is Bugged)"
+            )
+            advice = f"use windows of {old} cells in every layer, whose positions are tiled, or train the result"
+        warnings.append(PositionWarning(problem, advice))
+    return warnings
+
+
+def computes_source(architecture: Any, positions: str, attention: LongAttentionConfig, sizes: InputSizes) -> bool:
+    """Whether the result has the source's own attention and positions at the size of the pictures that the source reads."""
+    base_attention, config = architecture.family.own_attention, architecture.source_config
+    if base_attention is None or positions != INTERPOLATE or sizes.new.value != sizes.kind.rule.sizes(config)[1]:
+        return False
+    return attention.same_layers(base_attention(config), len(sizes.new.layers))
+
+
+def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
+    """The file of the image processor or the feature extractor for inputs of the new size; none where the source has none.
+
+    Raises:
+        CheckpointError: it makes inputs that the source cannot read, or of no certain size.
+    """
+    rule, place = sizes.kind.rule, place_on_grid(sizes.kind.rule, source.folder)
+    if place is None:
+        return {}
+    processor = processor_of(rule, source.folder)
+    for name, value in rule.extractor_fields(sizes.old.value).items():
+        if getattr(processor, name, value) != value:
+            raise CheckpointError(
+                f"The feature extractor of {source.name!r} says {name}={getattr(processor, name)}, but its config.json says {value}; "
+                f"correct {name} in {place.file}, or in config.json."
+            )
+    processed, (old, new) = picture_size(processor), (size.value[-2:] for size in (sizes.old, sizes.new))
+    if processed is not None and processed != old and rule.checks_processor:
+        raise CheckpointError(
+            f"The image processor of {source.name!r} makes pictures of {pixels(processed)}, but its config.json says "
+            f"{rule.side}={getattr(architecture.source_config, rule.side)}; correct the size in {place.file}, or {rule.side}."
+        )
+    if new == old:
+        return {}
+    changed = rule.extractor_fields(sizes.new.value)
+    return place.with_values(values_with(place, processor, changed) if changed else values_of_size(place, processor, new))
+
+
+COLOURS = 3
+
+
+class VerificationPictures:
+    """Inputs of any size for a model with this rule.
+
+    Args:
+        rule, config: of the model's grid, and of the model.
+        mean, std: by which the source's image processor normalises each colour; ``None`` is 0.5.
+    """
+
+    def __init__(self, rule: GridRule, config: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+        self.rule, self.config = rule, config
+        self.mean, self.std = mean or [0.5] * COLOURS, std or [0.5] * COLOURS
+        reads_colours = rule.reads_photographs and rule.channels(config) == COLOURS == len(self.mean) == len(self.std)
+        self.photographs = photographs() if reads_colours else ()
+        self.why_seeded = "scikit-learn is not installed" if reads_colours else f"the model does not read {rule.noun}s of three colours"
+
+    def at(self, size: InputSize) -> dict[str, Any]:
+        """The arguments of a model for one input of this size."""
+        return self.rule.arguments(self.config, self.pixels(size.value))
+
+    def pixels(self, size: tuple[int, ...]) -> Tensor:
+        """One input ``(1, channels, …)`` of this many pixels along each axis."""
+        if not self.photographs:
+            return self.rule.seeded(self.config, size)
+        resized = interpolate(self.photographs[0][None].float() / 255, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean, std = (torch.tensor(values).view(1, COLOURS, 1, 1) for values in (self.mean, self.std))
+        return (resized - mean) / std
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        moved = "" if self.rule.reads_pictures else ", moved from frame to frame"
+        seeded = f"seeded {self.rule.noun}s, since {self.why_seeded}"
+        return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded
+
+
+class VerificationVideos(VerificationPictures):
+    """Inputs of any size for a model that reads videos: a photograph that moves by a pixel from frame to frame."""
+
+    def pixels(self, size: tuple[int, ...]) -> Tensor:
+        """One input ``(1, channels, frames, height, width)``."""
+        if not self.photographs:
+            return self.rule.seeded(self.config, size)
+        frames, height, width = size
+        photograph = super().pixels((height + frames - 1, width + frames - 1))
+        return torch.stack([photograph[..., at : at + height, at : at + width] for at in range(frames)], 2)
+
+
+class VerificationSpectrograms(VerificationPictures):
+    """Seeded inputs of any length for a model that reads spectrograms."""
+
+    def describe(self) -> str:
+        return "seeded spectrograms"
+
+
+class UserPictures(UserInputs):
+    """Pictures; scikit-learn's photographs where none are given."""
+
+    unit = "picture"
+    files_in = staticmethod(PICTURE_FILES.files)
+    reads, wanted = "pictures", "give a picture or a folder of pictures as a Path instead of a text."
+
+    def read(self, given: object) -> tuple[str, Sequence[Path]]:
+        if given is not None:
+            name, files = super().read(given)
+            self.pictures: list[Any] = [read_picture_file(file) for file in files]
+            return name, files
+        self.pictures = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[: self.count]]
+        if not self.pictures:
+            raise OptionError("There are no pictures to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
+        return "scikit-learn's photographs", ()
+
+    def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
+        size: tuple[int, ...] = self.rule.enlarged(self.rule.sizes(self.config)[1], None if asked is None else read_size(asked), None)
+        self.rule.of_size(self.config, size)
+        return size
+
+    @cached_property
+    def place(self) -> Any:
+        """The processor's file."""
+        return place_on_grid(self.rule, self.folder)
+
+    def sized_processor(self, size: tuple[int, ...]) -> Any:
+        """The processor for inputs of this size."""
+        values = values_of_size(self.place, self.processor, size[-2:])
+        return frame_processor(values) if self.place.kind is VIDEO_PROCESSOR else type(self.processor).from_dict(values)
+
+    def checked(self, values: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
+        """What the processor made, if that has this height and width."""
+        if wrong := [value.shape[-2:] for value in values if tuple(value.shape[-2:]) != size[-2:]]:
+            raise GridError(
+                f"The image processor in {str(self.folder)!r} makes {self.unit}s of {pixels(wrong[0])} where {pixels(size[-2:])} are "
+                f"needed; set do_resize and size in its {self.place.file}."
+            )
+        return values
+
+    @staticmethod
+    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+        """The input that the processor makes of one file, at the size that is its own."""
+        return torch.as_tensor(processor(images=read_picture_file(file), return_tensors="pt")[rule.input])
+
+    @staticmethod
+    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
+        """One input as a picture ``(height, width, 3)`` from 0 to 1, with its colours before they were normalised."""
+        mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+        return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
+
+    def values(self, size: tuple[int, ...]) -> list[Tensor]:
+        if self.rule.shapes is None:
+            sized = self.sized_processor(size)
+            values = [torch.as_tensor(sized(images=picture, return_tensors="pt")[self.rule.input]) for picture in self.pictures]
+            return self.checked(values, size)
+        settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
+        resized = [picture.resize(size[::-1], self.processor.resample) for picture in self.pictures]
+        patches = [self.processor(images=picture, **settings)[self.rule.input] for picture in resized]
+        return [self.rule.pixels_of(self.config, of_picture, size) for of_picture in patches]
+
+
+class UserVideos(UserPictures):
+    """Videos: folders of frames, or arrays."""
+
+    unit = "video"
+    files_in = staticmethod(video_places)
+    reads = "videos"
+    wanted = (
+        "by which mechanisms are chosen; give a folder of frames or an array (.npy), or a folder of these, to `longattn search` in "
+        "place of the text, to --mechanism auto as --search-images, in Python as a Path."
+    )
+
+    def read(self, given: object) -> tuple[str, Sequence[Path]]:
+        return UserInputs.read(self, given)
+
+    @staticmethod
+    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+        return frames_as_pixels(processor, read_video(file, rule.sizes(config)[1][0]))
+
+    @staticmethod
+    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
+        """The first frame of every tubelet, side by side."""
+        return UserPictures.as_seen(torch.cat(list(values[:: -(-len(values) // tubelets)]), -1), processor, 1)
+
+    def values(self, size: tuple[int, ...]) -> list[Tensor]:
+        sized = self.sized_processor(size)
+        videos = [frames_as_pixels(sized, read_video(file, size[0])) for file in self.files]
+        return [video.transpose(1, 2) for video in self.checked(videos, size)]
+
+
+class UserSpectrograms(UserInputs):
+    """Spectrograms of recordings, cut and padded by the model's feature extractor."""
+
+    unit = "recording"
+    files_in = staticmethod(RECORDING_FILES.files)
+    reads, wanted = "sound", WANTED_RECORDINGS
+
+    def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
+        rule, config = self.rule, self.config
+        size: tuple[int, ...] = rule.sizes(config)[1] if asked is None else rule.of_seconds(config, audio_seconds(asked, "--audio-seconds"))
+        trained = rule.sizes(config)[0]
+        if rule.of_size(config, size) != rule.of_size(config, trained) and not any_size:
+            raise GridError(
+                f"{self.model!r} has positions for spectrograms of {rule.typed(trained)} s; leave --audio-seconds out, or probe what "
+                f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
+            )
+        return size
+
+    @staticmethod
+    def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
+        if file.is_dir():
+            raise OptionError(f"{str(file)!r} is a folder, but one {rule.noun} is drawn; give one recording.")
+        (sound,) = read_recordings([file], processor.sampling_rate)
+        return torch.as_tensor(processor(sound, sampling_rate=processor.sampling_rate, return_tensors="pt")[rule.input])
+
+    @staticmethod
+    def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
+        """``(frames, mel bins)`` from the lowest to the highest value, ``(mel bins, frames, 3)``."""
+        seen = values.float().cpu().mT
+        low, high = seen.min(), seen.max()
+        return ((seen - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
+
+    @cached_property
+    def sounds(self) -> list[Samples]:
+        """The samples of the recordings."""
+        return read_recordings(self.files, self.processor.sampling_rate)
+
+    def values(self, size: tuple[int, ...]) -> list[Tensor]:
+        sized = type(self.processor).from_dict({**self.processor.to_dict(), **self.rule.extractor_fields(size)})
+        settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
+        return [self.rule.pixels_of_input(sized(sound, **settings)[self.rule.input]) for sound in self.sounds]
+
+
+class PictureCells(InputCells):
+    """Patches of pictures ``(B, channels, height, width)``; of spectrograms ``(B, 1, mel bins, frames)``, a patch is what lies before the
+    next one.
+
+    Raises:
+        BackendError: the model is a backbone.
+        GridError: a picture whose size does not fit.
+    """
+
+    def __init__(self, rule: GridRule, stack: Any, values: Tensor) -> None:
+        if hasattr(stack, "out_features"):
+            kind = type(stack).__name__
+            raise BackendError(f"A {kind} returns feature maps of several layers; probe {kind.replace('Backbone', 'Model')} instead.")
+        self.rule, self.stack = rule, stack
+        grid = rule.of_size(stack.config, tuple(values.shape[2:]))
+        self.tokens, self.grid = grid.length, rule.output_grid(stack.config, grid)
+        self.axes, self.sides = tuple(range(1, values.dim() - 1)), rule.output_cell(stack.config)
+
+    def features(self, values: Tensor) -> Tensor:
+        return self.rule.rows(self.stack(**self.rule.arguments_for_all(self.stack.config, values)).last_hidden_state, self.grid)
+
+    def measuring(self) -> AbstractContextManager[None]:
+        return self.rule.leaving_nothing_out(self.stack)
+
+
+USER_INPUTS: dict[str, Any] = {"picture": UserPictures, "video": UserVideos, "spectrogram": UserSpectrograms}
+"""Noun of an input -> files of a user as such inputs."""
+
+
+PROCESSED_PIXELS = 2**25
+"""Maximum pixels of an input that the processor is run on; for larger ones its settings are compared."""
+PHOTO_SIZE = (427, 640)
+"""Height and width of a picture that the image processor has to resize."""
+
+
+def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
+    """Data in words -> the size of the processor's output: for the new size and, if it resizes, for another."""
+    sizes: dict[str, tuple[int, ...]] = {}
+    if not rule.reads_photographs:
+        rate = processor.sampling_rate
+        for seconds in (1, 2 + size[-1] // FRAMES_PER_SECOND):
+            values = processor(torch.zeros(rate * seconds).numpy(), sampling_rate=rate, return_tensors="pt")
+            sizes[f"sounds of {seconds} s"] = rule.size_of(torch.as_tensor(values[rule.input]))
+    for sides in [PHOTO_SIZE] * resizes + [size[-2:]] if rule.reads_photographs else ():
+        picture = torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy()
+        if rule.reads_pictures:
+            values = torch.as_tensor(processor(picture, return_tensors="pt")[PIXELS])
+        else:
+            values = frames_as_pixels(processor, [picture] * size[0])
+        sizes[f"{rule.noun}s of {pixels(sides)}"] = rule.size_of(values)
+    return sizes
+
+
+CROPS = "patch features equal to the source's on each crop of the old size"
+
+
+class CropChecks(FurtherChecks):
+    """Windows of the old size with tiled positions, and no token that sees several: each is what the source computes of it alone."""
+
+    def __init__(self, plan: Any, size: InputSize, layers: Sequence[Mechanism]) -> None:
+        self.sizes, self.size, self.positions = plan.inputs, size, plan.positions
+        self.why_not = self._why_not(layers)
+        self.runs = 1 if self.why_not else 2
+        self.crops: dict[tuple[int, ...], Tensor] = {}
+
+    def _why_not(self, layers: Sequence[Mechanism]) -> str:
+        """Why the definition of these layers does not make patch features equal to the source's on crops; empty if it does."""
+        rule: GridRule = self.sizes.kind.rule
+        if rule.why_no_crops:
+            return rule.why_no_crops
+        if not rule.adds_positions:
+            return "positions are more than a table that is added to the patches"
+        if self.positions != TILE:
+            return f"positions are not tiled ({self.positions})"
+        window = self.sizes.old.grid.sizes
+        if any(grid_blocks(layer, self.size.grid) != window for layer in layers):
+            return f"some layers have other windows than {' × '.join(map(str, window))} cells"
+        if any(_reads_prefix(layer, self.size.grid) for layer in layers):
+            return "patches see the class token or registers, which see the whole picture (with --option prefix_tokens=none they do not)"
+        return ""
+
+    def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
+        """The patches' features that the source without prefix tokens computes of every whole window, by its place."""
+        if self.why_not:
+            return
+        prefix = self.size.grid.prefix
+
+        def cells_only(module: Any, args: Any, output: Any) -> Any:
+            return output[:, prefix:] if isinstance(output, Tensor) else (output[0][:, prefix:], *output[1:])
+
+        rule, (name, pixels_of_all), old = self.sizes.kind.rule, next(iter(inputs.items())), self.sizes.old
+        sides = [cells * step for cells, step in zip(old.grid.sizes, rule.step(base.config), strict=True)]
+        hooks = [base.embeddings.register_forward_hook(cells_only)] if prefix else []
+        try:
+            windows = [range(after // before) for after, before in zip(self.size.grid.sizes, old.grid.sizes, strict=True)]
+            for place in itertools.product(*windows):
+                corner = tuple(number * side for number, side in zip(place, sides, strict=True))
+                self.crops[place] = run_model(base, {name: rule.crop(pixels_of_all, corner, old.value)})[STATES]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def at_new(self, states: Mapping[str, Tensor]) -> list[Check]:
+        if self.why_not:
+            return [Check(CROPS, SKIPPED, f"does not apply: {self.why_not}")]
+        if STATES not in states:
+            raise CheckpointError(f"The result returns no last_hidden_state, but {', '.join(states)}; add --no-verify.")
+        new, old = self.size, self.sizes.old
+        cells = states[STATES][:, new.grid.prefix :].unflatten(1, new.grid.sizes)
+        measured = {}
+        for place in self.crops:
+            window = cells
+            for axis, (number, side) in enumerate(zip(place, old.grid.sizes, strict=True), 1):
+                window = window.narrow(axis, number * side, side)
+            measured[place] = window.flatten(1, -2)
+        difference = Difference.of(*({str(place): features for place, features in each.items()} for each in (self.crops, measured)))
+        detail = (
+            f"patch features at {new.describe()} and the source's, without tokens before its patches, on {len(self.crops)} crops of "
+            f"{old.words}: largest difference"
+        )
+        return [equality(CROPS, detail, difference, {"crops": len(self.crops), new.name: new.number})]
+
+
+def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
+    """Whether cells see tokens before the grid."""
+    if not grid.prefix:
+        return False
+    call = on_grid(layer, Grid((1,) * grid.rank, grid.prefix))
+    q = torch.zeros(1, layer.num_heads, grid.prefix + 1, layer.head_dim)
+    return bool(call.weights(q, q)[0, 0, -1, : grid.prefix].any())

@@ -1,0 +1,25 @@
+"""Pages: texts with further numbers for every token, such as its box on the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..modeling.family.definition import Family
+from .common.base import register_kind
+from .text import TextKind
+
+
+@register_kind
+class PageKind(TextKind):
+    """Token ids, and the arguments of the family's page."""
+
+    trained_by = ("--layout",)
+
+    @classmethod
+    def reads(cls, family: Family) -> bool:
+        return family.reads_text and bool(family.page.arguments)
+
+    def seeded(self, config: Any, ids: Tensor) -> dict[str, Tensor]:
+        return self.family.page.seeded(config, ids.shape[0], ids.shape[1])

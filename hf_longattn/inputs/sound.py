@@ -1,0 +1,548 @@
+"""Sound: recordings, whose features are computed once, from the whole recording. A conversion changes the duration."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checks import FAILED, MEASURED, PASSED, SKIPPED, Check, Difference, equality
+from ..configuration import LongAttentionConfig
+from ..data.audio import RECORDING_FILES, Samples, read_audio
+from ..engines.common.grid import Grid
+from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
+from ..mechanisms import Mechanism, list_mechanisms
+from ..mechanisms.common.registry import prototype
+from ..modeling.family.audio_config import audio_seconds, refuse_reading
+from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.definition import FAMILIES, Family, known_family, without_head
+from ..processor_files import FEATURE_EXTRACTOR, FILE, ProcessorFile
+from .common.base import (
+    AUTO,
+    SEARCH,
+    SIZE,
+    VERIFICATION,
+    InputPlan,
+    InputSize,
+    InputSizes,
+    Layers,
+    PositionWarning,
+    register_kind,
+)
+from .common.cells import InputCells
+from .common.examples import Example, Head, auto_head
+from .common.processors import load_processor, values_with
+from .common.running import run_model
+from .common.sized import ANY_LENGTH, FurtherChecks, SizedKind
+from .common.user_files import UserInputs
+from .text import PARAGRAPHS, VerificationText, check_tokenizer, load_tokenizer
+
+COUNTED_SECONDS = 10.0
+"""The sound on which the operations of convolutions are counted, without storage."""
+REPEATED_SECONDS = 30.0
+"""Duration of the sound that longer inputs repeat, if only their length matters."""
+EXTRACTED_SECONDS = 2.0
+"""Duration at which the written feature extractor is compared with the source's."""
+PROCESSED_SECONDS = 600.0
+"""Maximum duration of the sound that the written feature extractor must not cut. Spectrograms of it take seconds."""
+WINDOW_SECONDS = 0.05
+"""How much shorter than its sound a spectrogram may be: windows of 25 ms end before the sound does."""
+COMPARED_SECONDS = 60.0
+"""The duration of the sounds by which candidates are judged, at most, if the checkpoint was not trained with longer ones."""
+MAX_IDS = 2**31
+"""Token ids of any tokenizer, whose texts a model of sound does not read."""
+PADDED = 0.9
+"""The part of a sound that is left when it is compared with itself and padding after it."""
+
+
+def audio_family(config: Any) -> Family | None:
+    """The family of a model of sound, long or not; ``None`` for other models."""
+    model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
+    family = known_family(config) or FAMILIES.get(model_type.removesuffix("_encoder"))  # Moonshine's encoder has a config of its own
+    return family if family is not None and family.audio is not None else None
+
+
+def sound_model(family: Family, model: Any) -> Any:
+    """The part of a model that reads the sound and has the layers with attention: the encoder where there is more, or the base model."""
+    if not (family.two_stacks or family.holds_encoder):
+        return without_head(model)
+    return (model if hasattr(model, "encoder") else model.base_model).encoder
+
+
+def duration(seconds: float) -> str:
+    """For example "15 seconds"."""
+    return f"{seconds:,.5g} seconds"
+
+
+SAMPLING_RATE = 16_000
+"""Samples a second where a feature extractor does not say."""
+SHOWN_SECONDS = 30
+"""The longest sound of an example, which its reader runs at once."""
+RECOGNITION, CLASSIFICATION = "automatic-speech-recognition", "audio-classification"
+"""Tasks of sound for which transformers has a pipeline."""
+SOUND_HEADS = {
+    "ForCTC": auto_head("ForCTC", RECOGNITION, "transcript"),
+    "ForSequenceClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
+    "ForAudioFrameClassification": auto_head("ForAudioFrameClassification", None, "frame_labels"),
+    "ForXVector": auto_head("ForAudioXVector", None, "speaker"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "outputs"),
+    "ForRNNT": Head("", RECOGNITION, "generated"),
+    "ForTDT": Head("", RECOGNITION, "generated"),
+    "ForConditionalGeneration": auto_head("ForSpeechSeq2Seq", RECOGNITION, "generated"),
+    "ForAudioClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
+    "Encoder": auto_head("", "feature-extraction", "states"),
+    "WhisperModel": auto_head("", "feature-extraction", "encoded"),
+    "Model": auto_head("", "feature-extraction", "states"),
+}
+"""The same for models of sound."""
+
+
+@register_kind
+class SoundKind(SizedKind):
+    """Recordings, as samples or rows of features."""
+
+    settings = ("audio_seconds", "search_audio", "verify_audio")
+    instead = {
+        SIZE: "give its duration as --audio-seconds 600",
+        SEARCH: "give recordings as --search-audio FILE",
+        VERIFICATION: "give a recording as --verify-audio FILE",
+    }
+    noun = nouns = "sound"
+    units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
+    graph = ANY_LENGTH
+    diagnosed_with = "a recording or a folder: longattn diagnose MODEL talk.wav"
+    heads = SOUND_HEADS
+    classified = {
+        "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
+        "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
+    }
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        assert family.audio is not None
+        self.rule: AudioRule = family.audio
+        self.user_inputs, self.cells = UserSounds, SoundCells
+
+    @classmethod
+    def reads(cls, family: Family) -> bool:
+        return family.audio is not None
+
+    def introduce(self, plan: Any) -> str:
+        return "sounds of any duration"
+
+    def longest_words(self, size: InputSize) -> str:
+        return f"sounds of {size.describe()}"
+
+    def sizes(self, config: Any) -> InputSizes:
+        return self.sizes_between(config, *self.rule.durations(config))
+
+    def size(self, config: Any, value: float) -> InputSize:
+        """A sound of at least one frame."""
+        length = max(self.rule.length(value), self.rule.length_of(config, 1))
+        return InputSize(
+            value=value,
+            tokens=self.rule.frames(config, length),
+            words=duration(value),
+            typed=f"{value:g}s",
+            heading=f"{value:,g} s",
+            name="audio_seconds",
+            cost_name="seconds",
+            unit="frames",
+        )
+
+    def mechanisms(self, causal: bool) -> list[str]:
+        prototypes = [prototype(name, {}) for name in list_mechanisms(causal=False, grid=False)]
+        return [mechanism.name for mechanism in prototypes if not mechanism.traits.remembers and mechanism.traits.recursion is None]
+
+    def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
+        refuse_reading(mechanism.name, mechanism.options.to_dict())
+
+    def compared_at(self, sizes: InputSizes, config: Any, at: float | None) -> InputSize:
+        """The result's duration up to :data:`COMPARED_SECONDS`, where the checkpoint reads it."""
+        old, new = sizes.old.value, sizes.new.value
+        seconds = min(new, max(old, COMPARED_SECONDS)) if at is None else at
+        if seconds > new:
+            raise LengthError(
+                f"Candidates are compared on sounds of up to {sizes.new.words}, which the result reads, not of {seconds:,.5g}; change "
+                "--compare-at, or leave it out."
+            )
+        return self.size(config, seconds if self.rule.base_reads(config, seconds) else old)
+
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
+        processed = ProcessorFile.find(folder, FEATURE_EXTRACTOR) is not None
+        writes = head.task != RECOGNITION or any(path for pattern in ("vocab*", "tokenizer*") for path in folder.glob(pattern))
+        piped = processed and bool(head.auto_class) and head.task in (RECOGNITION, CLASSIFICATION) and writes
+        values, rule = self.values_of(config), self.rule
+        seconds = min(rule.durations(values)[1], SHOWN_SECONDS)
+        samples = rule.length(seconds)
+        facts = {
+            **{"processed": processed, "samples": round(seconds * rule.sampling_rate), "seconds": seconds, "rate": rule.sampling_rate},
+            **{"input": rule.input, "frames": rule.output_rows(values, samples)},
+            "shape": ", ".join(map(str, (1, samples, *([] if rule.features is None else [rule.features(values)])))),
+        }
+        reader = ("processor", "AutoFeatureExtractor") if processed else None
+        blocks = f"sound {head.blocks} {'sound_pipeline' if piped else ''}"
+        return Example(head, blocks, facts, reader, (("import numpy as np",) if processed else (), ()), piped)
+
+    def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
+        """As the base's; also raises :class:`LengthError` for a duration at which the result is of no use until it is trained."""
+        if request.positions != AUTO:
+            raise PositionError(
+                f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out."
+            )
+        sound = audio_durations(architecture, request)
+        problem = self.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
+        advice = "train the result with transformers' Trainer on sounds of the new duration"
+        if problem and not request.needs_training:
+            old = f"{sound.old.value:g}"
+            raise LengthError(
+                f"A {architecture.source_class} of {sound.new.words} is of no use untrained: {problem}; leave --audio-seconds "
+                "out, and transcribe longer recordings with transformers' pipeline('automatic-speech-recognition', …, "
+                f"chunk_length_s={old}), or convert it with --needs-training and train it yourself."
+            )
+        return InputPlan(
+            sizes=sound,
+            attention=self.attention(architecture, request),
+            positions=str(self.rule.positions),
+            fields={"long_audio_seconds": sound.new.value} if sound.grows else {},
+            warnings=(PositionWarning(problem, advice, "transcripts are of no use"),) if problem else (),
+            files=extractor_files(source, sound),
+        )
+
+    def attention(self, architecture: Any, request: Any) -> LongAttentionConfig:
+        """The attention that was asked for, or the default.
+
+        Raises:
+            OptionError: a mechanism for something else than sound.
+        """
+        kind: Any = self.family.config_class
+        of_base = self.family.own_attention
+        default = kind.default_attention() if of_base is None else of_base(architecture.source_config)
+        attention: LongAttentionConfig = request.attention() if request.names_attention else default
+        layers = self.rule.layers(architecture.source_config)
+        attention.check_layers(layers)
+        for layer in range(layers):
+            refuse_reading(*attention.for_layer(layer))
+        return attention
+
+    def further_operations(self, skeleton: Any, config: Any) -> int:
+        """Those of the convolutions of a frame."""
+        counted, operations = self.size(config, COUNTED_SECONDS), 0
+
+        def count(module: Any, args: Any, output: Any) -> None:
+            nonlocal operations
+            frames: Tensor = output[0] if isinstance(output, tuple) else output
+            operations += 2 * module.weight[0].numel() * frames.numel()
+
+        model: Any = copy.deepcopy(skeleton).eval()  # whose config is its own
+        model.use_base_attention()
+        for module in model.modules():
+            if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+                module.register_forward_hook(count)
+        with torch.no_grad():
+            self.base(model)(**self.rule.arguments(self.rule.seeded(config, COUNTED_SECONDS).to("meta")))
+        return operations // (2 * counted.tokens)
+
+    def base_windows(self, config: Any, layers: int) -> list[int | None]:
+        return [None] * layers
+
+    def trained_on(self, sizes: InputSizes) -> str:
+        return f"sounds of up to {sizes.new.words}"
+
+    def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationSound:
+        return VerificationSound(self.rule, config, load_processor(folder, FEATURE_EXTRACTOR), recording)
+
+    def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
+        return self.rule.arguments(values)
+
+    def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
+        """The written feature extractor and tokenizer do what the source's do."""
+        transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
+        return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
+
+    def base(self, model: Any) -> Any:
+        return sound_model(self.family, model)
+
+    def compared_part(self, model: Any, headless: bool) -> Any:
+        return self.base(model) if headless else model
+
+    def base_reads(self, config: Any, size: InputSize) -> bool:
+        return self.rule.base_reads(config, size.value)
+
+    def further_checks(self, plan: Any, inputs: VerificationSound, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
+        return PaddingChecks(plan, inputs, size)
+
+
+def audio_durations(architecture: Any, request: Any) -> InputSizes:
+    """The durations of source and result.
+
+    Raises:
+        OptionError: not a duration.
+        LengthError: shorter than the source's, or longer than a table of positions that is not extended.
+    """
+    rule, config = architecture.family.audio, architecture.source_config
+    assert rule is not None
+    old, read = rule.durations(config)
+    new = read if request.audio_seconds is None else rule.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
+    if new < old:
+        raise LengthError(
+            f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, give "
+            f"at least --audio-seconds {old:g}."
+        )
+    most = rule.longest_seconds(config)
+    if new > max(old, most):
+        raise LengthError(
+            f"A {architecture.source_class} has positions for {duration(most)} of sound, which are not extended, so --audio-seconds "
+            f"{new:g} is too long; give at most --audio-seconds {math.floor(most):g}."
+        )
+    return architecture.kind.sizes_between(config, old, new)
+
+
+def extractor_files(source: Any, plan: InputSizes) -> dict[str, dict[str, Any]]:
+    """The file of the feature extractor where it cuts or pads sounds to the duration; none where the source has none."""
+    changed, place = plan.kind.rule.extractor_fields(plan.new.value), ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
+    if place is None or not (changed and plan.grows):
+        return {}
+    return place.with_values(values_with(place, load_processor(source.folder, FEATURE_EXTRACTOR), changed))
+
+
+def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
+    """The samples of files of the user's, with their channels mixed, at the rate that a model reads.
+
+    Raises:
+        AudioError: one cannot be read: see :func:`read_audio`.
+    """
+    return [read_audio(file, sampling_rate, resample=True, mono=True, otherwise="give another file") for file in files]
+
+
+WANTED_RECORDINGS = (
+    "by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
+    "--mechanism auto as --search-audio, in Python as a Path."
+)
+PROBED_SECONDS = 30.0
+"""The duration of each sound of a probe, unless the longest recording is shorter."""
+
+
+class UserSounds(UserInputs):
+    """Stretches of recordings, whose features are computed from the whole recording."""
+
+    unit = "stretch"
+    files_in = staticmethod(RECORDING_FILES.files)
+    reads, wanted = "sound", WANTED_RECORDINGS
+
+    def find_processor(self) -> Any:
+        return load_processor(self.folder, FEATURE_EXTRACTOR)
+
+    @cached_property
+    def rows(self) -> list[Tensor]:
+        """The features of every recording, ``(1, N, …)`` each."""
+        reader = VerificationSound(self.rule, self.config, self.processor)
+        return [self.rule.as_input(reader.extracted(samples)) for samples in read_recordings(self.files, reader.sampling_rate)]
+
+    @property
+    def longest(self) -> float:
+        """Seconds of the longest recording."""
+        return max(self.rule.seconds(row.shape[1]) for row in self.rows)
+
+    def size(self, asked: Any, *, any_size: bool) -> float:
+        rule, config = self.rule, self.config
+        longest: float = min(PROBED_SECONDS, rule.longest_seconds(config), self.longest)
+        duration = longest if asked is None else audio_seconds(asked, "--audio-seconds")
+        return duration if any_size or rule.base_reads(config, duration) else float(rule.durations(config)[0])
+
+    def values(self, size: float) -> list[Tensor]:
+        """Stretches of this duration: from every recording in turn the first, then the next."""
+        length = self.rule.length(size)
+        length -= length % self.rule.step(self.config)
+        starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
+        cut = [row[:, start : start + length] for start in starts for row in self.rows if start + length <= row.shape[1]]
+        if not cut:
+            raise LengthError(
+                f"The longest recording has {self.longest:,.1f} seconds, but {size:,.5g} are needed; give a longer one, or a shorter "
+                "duration."
+            )
+        return [self.rule.as_input(row) for row in cut[: self.count]]
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
+
+
+class SoundCells(InputCells):
+    """Stretches of sounds, each as long as from a row of the last hidden state to the next. The sounds have no padding."""
+
+    def __init__(self, rule: AudioRule, stack: Any, values: Tensor) -> None:
+        self.rule, self.stack = rule, stack
+        length = values.shape[rule.time_axis]
+        self.tokens = rule.frames(stack.config, length)
+        self.grid = Grid((rule.output_rows(stack.config, length),))
+        self.axes, self.sides = (rule.time_axis - 1,), (rule.step(stack.config),)
+        self.seconds = rule.seconds(self.sides[0])
+
+    def features(self, values: Tensor) -> Tensor:
+        states: Tensor = self.stack(**self.rule.arguments(values)).last_hidden_state
+        return states
+
+
+class VerificationSound:
+    """Inputs of any duration for a model with this rule.
+
+    Args:
+        rule, config: of the model.
+        extractor: the source's feature extractor; without one, samples are normalised, and features are seeded.
+        recording: a file of the user's, which is repeated where a longer sound is needed.
+
+    Raises:
+        AudioError: the recording cannot be read, or the feature extractor takes another sampling rate than the model.
+    """
+
+    def __init__(self, rule: AudioRule, config: Any, extractor: Any | None = None, recording: Path | None = None) -> None:
+        self.rule, self.config, self.extractor, self.recording = rule, config, extractor, recording
+        rate = rule.sampling_rate if extractor is None else int(getattr(extractor, "sampling_rate", rule.sampling_rate))
+        if rate != rule.sampling_rate and rule.features is None:
+            raise AudioError(
+                f"The feature extractor takes {rate:,} samples a second, but the model reads {rule.sampling_rate:,}; correct sampling_rate "
+                f"in its {FILE}."
+            )
+        self.sampling_rate = rate
+
+    def extracted(self, samples: Samples) -> Tensor:
+        """The model's input for one sound ``(N,)``, ``(1, N, …)``: computed once, from the whole sound.
+
+        Raises:
+            CheckpointError: the feature extractor is damaged, or another model's.
+        """
+        if self.extractor is None:
+            normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+            return torch.from_numpy(normalised)[None]
+        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
+            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # Whisper's cuts and pads otherwise
+            values = self.extractor(samples, sampling_rate=self.sampling_rate, **how)
+        if self.rule.input not in values:
+            raise CheckpointError(
+                f"The feature extractor gives {', '.join(values)}, but the model reads {self.rule.input}; it belongs to another model."
+            )
+        return values[self.rule.input].float()
+
+    @cached_property
+    def _recorded(self) -> Samples | None:
+        return None if self.recording is None else read_audio(self.recording, self.sampling_rate, resample=True, mono=True)
+
+    def samples(self, seconds: float) -> Samples:
+        """The sound before the feature extractor, ``(N,)``."""
+        count = round(seconds * self.sampling_rate)
+        recorded = self._recorded
+        return seeded_sound(count, self.sampling_rate) if recorded is None else np.resize(recorded, count)
+
+    def features(self, seconds: float) -> Tensor:
+        """The model's input for one sound of this duration, ``(1, N, …)``: computed once, from the whole sound."""
+        length = max(self.rule.length(seconds), self.rule.length_of(self.config, 1))
+        if self.extractor is None and self.rule.features is not None:
+            return self.rule.seeded(self.config, seconds)
+        return self.extracted(self.samples(length / self.rule.rate))
+
+    def processed(self, seconds: float) -> Tensor:
+        """The feature extractor's output for a sound of this duration, with its default settings, as users call it."""
+        count = round(seconds * self.sampling_rate)
+        samples = np.resize(self.samples(min(seconds, REPEATED_SECONDS)), count)
+        extractor: Any = self.extractor
+        with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
+            return extractor(samples, sampling_rate=self.sampling_rate, return_tensors="pt")[self.rule.input]
+
+    def at(self, size: InputSize) -> dict[str, Any]:
+        """The arguments of a model for one sound of this duration."""
+        return self.rule.arguments(self.features(size.value))
+
+    def why_chunks_differ(self) -> str:
+        """What depends on the whole sound before any attention: of the model's input, and of the model; empty if nothing does."""
+        reasons = []
+        if getattr(self.extractor, "do_normalize", self.rule.features is None):
+            reasons.append(f"{'samples are' if self.rule.features is None else 'features are'} normalised over it")
+        return ", and ".join(filter(None, [*reasons, self.rule.why_chunks_differ(self.config)]))
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        if self.extractor is None and self.rule.features is not None:
+            return "seeded features, since the source has no feature extractor"
+        return "a seeded sound" if self.recording is None else f"the recording {self.recording.name}"
+
+
+def seeded_sound(count: int, rate: int) -> Samples:
+    """``count`` samples of a voice without words, the same at every call: harmonics of a gliding tone in syllables, and noise."""
+    generator = np.random.default_rng(0)
+    seconds = np.arange(count) / rate
+    pitch = 130 + 30 * np.sin(2 * np.pi * 0.4 * seconds)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    voice = sum(np.sin(number * phase + number) / number for number in range(1, 12))
+    syllables = np.clip(np.sin(2 * np.pi * 2.5 * seconds), 0, None)
+    return np.asarray(0.2 * voice * syllables + 0.003 * generator.standard_normal(count), np.float32)
+
+
+def _check_extractor(plan: Any, result: Path, inputs: VerificationSound) -> Check:
+    name, rule, sound = "feature extractor", inputs.rule, plan.inputs
+    if inputs.extractor is None:
+        return Check(name, SKIPPED, f"the source has no feature extractor, so make inputs of {sound.new.words} as it was trained")
+    try:
+        written = VerificationSound(rule, plan.config, load_processor(result, FEATURE_EXTRACTOR), inputs.recording)
+        same = torch.equal(written.features(EXTRACTED_SECONDS), inputs.features(EXTRACTED_SECONDS))
+        duration_in = min(sound.new.value, PROCESSED_SECONDS)
+        duration_out = rule.seconds(rule.as_input(written.processed(duration_in)).shape[1])
+    except CheckpointError as error:
+        return Check(name, FAILED, str(error).rstrip("."))
+    kind = type(inputs.extractor).__name__
+    detail = (
+        f"the {kind} of the result gives {'the same input as' if same else 'another input than'} the source's, at "
+        f"{inputs.sampling_rate:,} samples a second; a sound of {duration(duration_in)} becomes an input of "
+        f"{duration(round(duration_out, 1))}"
+    )
+    if not (good := abs(duration_out - duration_in) <= WINDOW_SECONDS):
+        detail += "; correct the fields of the feature extractor's file that cut or pad sounds"
+    return Check(name, PASSED if same and good else FAILED, detail, {"audio_seconds": duration_out})
+
+
+class PaddingChecks(FurtherChecks):
+    """Whether padding changes anything, and what sees the whole sound besides attention."""
+
+    runs = 3
+
+    def __init__(self, plan: Any, inputs: VerificationSound, size: InputSize) -> None:
+        self.plan, self.sounds, self.size = plan, inputs, size
+        self.checks: list[Check] = []
+
+    def run_result(self, base: Any) -> None:
+        self.checks = [_check_padding(self.plan.config, base, self.sounds, self.size), _report_whole_clip_effects(self.sounds)]
+
+    def last(self) -> list[Check]:
+        return self.checks
+
+
+def _check_padding(config: Any, base: Any, inputs: VerificationSound, at: InputSize) -> Check:
+    """The frames of a sound with padding after it are those of the sound alone."""
+    name, rule = "padding changes nothing", inputs.rule
+    if why := rule.why_padding_changes(config):
+        return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")
+    sound = inputs.features(at.value)
+    length = round(PADDED * sound.shape[1])
+    if rule.output_rows(config, length) < 1:
+        return Check(name, SKIPPED, f"{at.words} are too short for padding")
+    padded = sound.clone()
+    padded[:, length:] = 0
+    alone = run_model(base, rule.arguments(sound[:, :length], [length]))["last_hidden_state"]
+    together = run_model(base, rule.arguments(padded, [length]))["last_hidden_state"][:, : alone.shape[1]]
+    detail = f"a sound of {duration(rule.seconds(length))} alone, and padded to {at.words}: largest difference"
+    return equality(name, detail, Difference.of({"frames": alone}, {"frames": together}), {})
+
+
+def _report_whole_clip_effects(inputs: VerificationSound) -> Check:
+    """What sees the whole sound besides attention, so that chunks of it are other inputs than the whole."""
+    reasons = inputs.why_chunks_differ()
+    effect = f": {reasons}, so that a chunk alone differs from the same frames in the whole sound before any attention"
+    if not reasons:
+        effect = "; before attention, each frame depends on the sound near it alone, as it does in chunks"
+    return Check("what sees the whole sound", MEASURED, f"features were computed once, from the whole sound{effect}")

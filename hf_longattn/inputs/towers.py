@@ -1,0 +1,87 @@
+"""Inputs of several towers, each of which is a model with a kind of input of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..checks import Check
+from ..configuration import LongAttentionConfig
+from ..modeling.family.definition import Family, tower_field
+from ..processor_files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
+from .common.base import TOWERS_APART, InputKind, InputSizes, kind_of, register_kind
+from .common.examples import Example, Head, auto_head
+from .grid import PILLOW
+
+
+def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
+    """What each tower of source and result reads; ``texts`` are the longest."""
+    old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
+    report = {name: value for tower in towers for name, value in tower.report.items()}
+    return InputSizes(texts.kind, texts.old, texts.new, old, new, longest, "input", report=report)
+
+
+class VerificationTowers(dict[str, Any]):
+    """What each tower of a model is run on, by its name."""
+
+    def describe(self) -> str:
+        """What the inputs are, for a report."""
+        return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.items())
+
+
+@register_kind
+class TowersKind(InputKind):
+    """One input for each tower."""
+
+    planned_as = TOWERS_APART
+    heads = {"Model": auto_head("", "zero-shot-image-classification", "similarity")}
+
+    def __init__(self, family: Family) -> None:
+        super().__init__(family)
+        self.towers = {name: kind_of(tower) for name, tower in family.towers.items()}
+        kinds = [*self.towers.values()]
+        self.noun, self.nouns = "input", " and ".join(kind.nouns for kind in kinds)
+        self.settings = tuple(name for kind in kinds for name in kind.settings)
+        self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # the first tower's word counts
+
+    @classmethod
+    def reads(cls, family: Family) -> bool:
+        return bool(family.towers)
+
+    def sizes(self, config: Any) -> InputSizes:
+        """Those of the tower with the longest texts."""
+        sizes = [kind.sizes(getattr(config, tower_field(name))) for name, kind in self.towers.items() if kind.family.reads_text]
+        return max(sizes, key=lambda of_tower: int(of_tower.new.tokens))
+
+    def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
+        if not (folder / TOKENIZER_CONFIG).is_file() or not ProcessorFile.find(folder, IMAGE_PROCESSOR):
+            return None
+        return Example(head, head.blocks, {"length": length}, ("processor", "AutoProcessor"), ((), (PILLOW,)))
+
+    def tokens_of(self, config: Mapping[str, Any]) -> int:
+        """Those of the longest texts."""
+        texts = {name: kind for name, kind in self.towers.items() if kind.family.reads_text}
+        return max(kind.tokens_of(config.get(tower_field(name)) or {}) for name, kind in texts.items())
+
+    def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
+        parts = [(kind, config.get(tower_field(name)) or {}, attentions.get(name)) for name, kind in self.towers.items()]
+        limits = [kind.limits(part, {"": of_tower}, kind.tokens_of(part)) for kind, part, of_tower in parts if of_tower is not None]
+        return [*dict.fromkeys(limit for of_tower in limits for limit in of_tower)]
+
+    @property
+    def any_size(self) -> bool:
+        return any(kind.any_size for kind in self.towers.values())
+
+    def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationTowers:
+        return VerificationTowers({name: part.kind.verification_inputs(part, text, recording) for name, part in plan.towers.items()})
+
+    def check_reader(self, plan: Any, result: Path, inputs: VerificationTowers) -> list[Check]:
+        return [check for name, part in plan.towers.items() for check in part.kind.check_reader(part, result, inputs[name])]
+
+    def training_step(self, plan: Any) -> dict[str, Any]:
+        pairs = f"pairs of a text and a picture ({plan.new_input})"
+        return {"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"}
+
+    def introduce(self, plan: Any) -> str:
+        return str(plan.new_input)
