@@ -12,7 +12,7 @@ from transformers.models.audio_spectrogram_transformer.configuration_audio_spect
 from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogram_transformer import ASTEmbeddings
 
 from ..errors import OptionError
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
@@ -67,12 +67,6 @@ class LongASTEmbeddings(ASTEmbeddings):
         return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
 
 
-class ASTOfAnyLength(ReplacedModules):
-    """Replaces the base's embeddings by the class above."""
-
-    replaced = {ASTEmbeddings: LongASTEmbeddings}
-
-
-FAMILY = Family(LongASTConfig, mixin=ASTOfAnyLength, grid=SpectrogramGrid(prefix=2))
+FAMILY = Family(LongASTConfig, mixin=replacing(__name__, {ASTEmbeddings: LongASTEmbeddings}), grid=SpectrogramGrid(prefix=2))
 
 __getattr__ = lazy_classes(FAMILY, globals())

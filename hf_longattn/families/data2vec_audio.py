@@ -3,7 +3,7 @@
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
@@ -18,15 +18,9 @@ class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
     model_type = "long_data2vec-audio"
 
 
-class Data2VecAudioInStretches(ReplacedModules):
-    """Replaces modules of the base."""
-
-    replaced = {Data2VecAudioFeatureEncoder: FeatureEncoderInStretches, Data2VecAudioFeedForward: FramesInStretches}
-
-
 FAMILY = Family(
     LongData2VecAudioConfig,
-    mixin=Data2VecAudioInStretches,
+    mixin=replacing(__name__, {Data2VecAudioFeatureEncoder: FeatureEncoderInStretches, Data2VecAudioFeedForward: FramesInStretches}),
     classes=(
         "Data2VecAudioForAudioFrameClassification",
         "Data2VecAudioForCTC",

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTConfig
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig, image_size
@@ -32,13 +32,12 @@ class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
         return tiled_cells(cos, *new).flatten(0, 2), tiled_cells(sin, *new).flatten(0, 2)
 
 
-class DINOv3ViTInTiles(ReplacedModules):
-    """Replaces the positions of the base by the class above."""
-
-    replaced = {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}
-
-
 RULE = GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False, adds_positions=False)
-FAMILY = Family(LongDINOv3ViTConfig, bodies=("DINOv3ViTBackbone",), mixin=DINOv3ViTInTiles, grid=RULE)
+FAMILY = Family(
+    LongDINOv3ViTConfig,
+    bodies=("DINOv3ViTBackbone",),
+    mixin=replacing(__name__, {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}),
+    grid=RULE,
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

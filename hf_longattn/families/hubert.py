@@ -3,7 +3,7 @@
 from transformers.models.hubert.configuration_hubert import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertFeedForward
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
@@ -18,15 +18,9 @@ class LongHubertConfig(LongAudioConfig, HubertConfig):
     model_type = "long_hubert"
 
 
-class HubertInStretches(ReplacedModules):
-    """Replaces modules of the base."""
-
-    replaced = {HubertFeatureEncoder: FeatureEncoderInStretches, HubertFeedForward: FramesInStretches}
-
-
 FAMILY = Family(
     LongHubertConfig,
-    mixin=HubertInStretches,
+    mixin=replacing(__name__, {HubertFeatureEncoder: FeatureEncoderInStretches, HubertFeedForward: FramesInStretches}),
     audio=AudioRule(
         why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM
     ),

@@ -3,7 +3,7 @@
 from transformers.models.layoutlm.configuration_layoutlm import LayoutLMConfig
 from transformers.models.layoutlm.modeling_layoutlm import LayoutLMEncoder
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.one_row_mask import ReadsPadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
@@ -17,17 +17,11 @@ class LongLayoutLMConfig(LongEncoderConfig, LayoutLMConfig):
     model_type = "long_layoutlm"
 
 
-class LayoutLMReadsPadding(ReplacedModules):
-    """Replaces the encoder of the base."""
-
-    replaced = {LayoutLMEncoder: ReadsPadding}
-
-
 FAMILY = Family(
     LongLayoutLMConfig,
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$"),),
     page=BOXES,
-    mixin=LayoutLMReadsPadding,
+    mixin=replacing(__name__, {LayoutLMEncoder: ReadsPadding}),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,7 +3,7 @@
 from transformers.models.markuplm.configuration_markuplm import MarkupLMConfig
 from transformers.models.markuplm.modeling_markuplm import MarkupLMEncoder
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.one_row_mask import ReadsPadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
@@ -17,17 +17,11 @@ class LongMarkupLMConfig(LongEncoderConfig, MarkupLMConfig):
     model_type = "long_markuplm"
 
 
-class MarkupLMReadsPadding(ReplacedModules):
-    """Replaces the encoder of the base."""
-
-    replaced = {MarkupLMEncoder: ReadsPadding}
-
-
 FAMILY = Family(
     LongMarkupLMConfig,
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
     page=MARKUP_PATHS,
-    mixin=MarkupLMReadsPadding,
+    mixin=replacing(__name__, {MarkupLMEncoder: ReadsPadding}),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,7 +3,7 @@
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipAttention
 
-from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
+from ..modeling.attach.custom_attention import HandsKeywordsDown, replacing
 from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import LongGridConfig
@@ -16,12 +16,8 @@ class LongSiglipVisionConfig(LongGridConfig, SiglipVisionConfig):
     model_type = "long_siglip_vision_model"
 
 
-class SiglipWithKeywords(ReplacedModules):
-    """Replaces the attention modules of the base by the class above."""
-
-    replaced = {SiglipAttention: HandsKeywordsDown}
-
-
-FAMILY = Family(LongSiglipVisionConfig, grid=GridRule(), classes=("SiglipVisionModel",), mixin=SiglipWithKeywords)
+FAMILY = Family(
+    LongSiglipVisionConfig, grid=GridRule(), classes=("SiglipVisionModel",), mixin=replacing(__name__, {SiglipAttention: HandsKeywordsDown})
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

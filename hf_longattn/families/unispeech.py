@@ -3,7 +3,7 @@
 from transformers.models.unispeech.configuration_unispeech import UniSpeechConfig
 from transformers.models.unispeech.modeling_unispeech import UniSpeechFeatureEncoder, UniSpeechFeedForward
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
@@ -18,15 +18,9 @@ class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
     model_type = "long_unispeech"
 
 
-class UniSpeechInStretches(ReplacedModules):
-    """Replaces modules of the base."""
-
-    replaced = {UniSpeechFeatureEncoder: FeatureEncoderInStretches, UniSpeechFeedForward: FramesInStretches}
-
-
 FAMILY = Family(
     LongUniSpeechConfig,
-    mixin=UniSpeechInStretches,
+    mixin=replacing(__name__, {UniSpeechFeatureEncoder: FeatureEncoderInStretches, UniSpeechFeedForward: FramesInStretches}),
     audio=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),

@@ -3,7 +3,7 @@
 from transformers.models.unispeech_sat.configuration_unispeech_sat import UniSpeechSatConfig
 from transformers.models.unispeech_sat.modeling_unispeech_sat import UniSpeechSatFeatureEncoder, UniSpeechSatFeedForward
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
@@ -18,15 +18,9 @@ class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
     model_type = "long_unispeech-sat"
 
 
-class UniSpeechSatInStretches(ReplacedModules):
-    """Replaces modules of the base."""
-
-    replaced = {UniSpeechSatFeatureEncoder: FeatureEncoderInStretches, UniSpeechSatFeedForward: FramesInStretches}
-
-
 FAMILY = Family(
     LongUniSpeechSatConfig,
-    mixin=UniSpeechSatInStretches,
+    mixin=replacing(__name__, {UniSpeechSatFeatureEncoder: FeatureEncoderInStretches, UniSpeechSatFeedForward: FramesInStretches}),
     audio=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),

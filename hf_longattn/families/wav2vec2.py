@@ -3,7 +3,7 @@
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward
 
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
@@ -18,15 +18,9 @@ class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config):
     model_type = "long_wav2vec2"
 
 
-class Wav2Vec2InStretches(ReplacedModules):
-    """Replaces modules of the base."""
-
-    replaced = {Wav2Vec2FeatureEncoder: FeatureEncoderInStretches, Wav2Vec2FeedForward: FramesInStretches}
-
-
 FAMILY = Family(
     LongWav2Vec2Config,
-    mixin=Wav2Vec2InStretches,
+    mixin=replacing(__name__, {Wav2Vec2FeatureEncoder: FeatureEncoderInStretches, Wav2Vec2FeedForward: FramesInStretches}),
     audio=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),

@@ -117,6 +117,11 @@ class ReplacedModules(_Base):
         super().post_init()
 
 
+def replacing(module: str, replaced: Mapping[type[nn.Module], type[Any]]) -> type[ReplacedModules]:
+    """The mixin of the family in ``module`` whose modules are ``replaced``, and that changes nothing else."""
+    return type("Replacing", (ReplacedModules,), {"__module__": module, "replaced": replaced})
+
+
 def _joined(first: type[Any], base: type[nn.Module], module: str) -> type[nn.Module]:
     """The class ``Long…`` that derives from these two. pickle finds it in the family's ``module``."""
     joined = type(f"Long{base.__name__}", (first, base), {"__module__": module, "__doc__": first.__doc__})
