@@ -7,14 +7,16 @@ import functools
 import inspect
 import itertools
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 FAILURES = (Exception, pytest.fail.Exception)
 """What ends one cell; the second is no ``Exception``."""
+MOST_TOLD = 20
+"""Failed cells whose errors are printed; all are named."""
 
 
 class Cells:
@@ -48,8 +50,9 @@ class Cells:
         if kind is not None:
             return
         if self.failed:
-            heading = f"{len(self.failed)} of {self.count} cells failed: {', '.join(self.failed)}"
-            raise AssertionError("\n\n".join([heading, *map(told, self.failed, self.failed.values())])) from next(iter(self.failed.values()))
+            names, errors = [*self.failed], [*self.failed.values()]
+            words = [f"{len(names)} of {self.count} cells failed: {', '.join(names)}", *map(told, names[:MOST_TOLD], errors)]
+            raise AssertionError("\n\n".join(words)) from errors[0]
         if not self.count and self.skipped:
             pytest.skip(self.skipped)
         assert self.count, "no cell ran"
@@ -57,7 +60,7 @@ class Cells:
 
 def told(name: str, error: BaseException) -> str:
     """A failed cell, its error, and the lines of the tests that led there."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/tests/" in frame.filename][1:]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/tests/" in frame.filename and frame.filename != __file__]
     places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
     return f"[{name}] at {', '.join(places)}\n{type(error).__name__}: {error}"
 
@@ -70,9 +73,17 @@ def refuses_bf16(error: BaseException) -> bool:
     return isinstance(error, BackendError) and not cpu_computes_bf16() and "computes no bf16" in str(error)
 
 
+Cell = tuple[tuple[str, ...], dict[str, Any], bool]
+"""The words of a cell's name, its arguments, and whether it is slow."""
+
+
 def every_cell(
-    names: str | Sequence[str], values: Iterable[Any], *, by: str | Sequence[str] = (), ids: Callable[[Any], str] = str
-) -> Callable[[Callable[..., None]], Any]:
+    names: str | Sequence[str],
+    values: Iterable[Any],
+    *,
+    by: str | Sequence[str] = (),
+    ids: Callable[[Any], str] | Sequence[str] = str,
+) -> Callable[[Any], Any]:
     """As ``pytest.mark.parametrize``, with all cells in one test, or in a test for each value of the axes ``by``.
 
     Cells marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are. The fixture
@@ -80,60 +91,75 @@ def every_cell(
     """
     axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
     split = [by] if isinstance(by, str) else [*by]
-    table = [_cell(axes, value, ids) for value in values]
+    named = ids if callable(ids) else str
+    table = [_cell(axes, value, named) for value in values]
+    if not callable(ids):
+        table = [((name,), arguments, slow) for name, (_, arguments, slow) in zip(ids, table, strict=True)]
 
-    def decorate(function: Callable[..., None]) -> Any:
-        inner, below, already = getattr(function, "every_cell", (function, [((), {}, False)], []))
+    def decorate(function: Any) -> Any:
+        if inspect.isclass(function):
+            for name in [name for name in vars(function) if name.startswith("test")]:
+                setattr(function, name, decorate(vars(function)[name]))
+            return function
+        below = getattr(function, "every_cell", None)
+        if below is None or below.test is not function:
+            below = _Table(function, function, [((), {}, False)], [])
         product = [
             ((*there, *here), {**more, **arguments}, slow or also)
-            for (there, more, slow), (here, arguments, also) in itertools.product(below, table)
+            for (there, more, slow), (here, arguments, also) in itertools.product(below.cells, table)
         ]
-        return _test(inner, product, [*already, *split], ids)
+        test = _test(below.function, product, [*below.split, *split], named)
+        marks = [mark for mark in getattr(function, "pytestmark", []) if mark.args[:1] != ("_group",)]
+        test.pytestmark = [*marks, *getattr(test, "pytestmark", [])]
+        test.every_cell = _Table(test, below.function, product, [*below.split, *split])
+        return test
 
     return decorate
 
 
-Cell = tuple[tuple[str, ...], dict[str, Any], bool]
-"""The words of its name, its arguments, and whether it is slow."""
+class _Table(NamedTuple):
+    """What a decorated test runs, for a further decorator on it."""
+
+    test: Any
+    function: Callable[..., None]
+    cells: list[Cell]
+    split: list[str]
 
 
-def _cell(axes: Sequence[str], value: Any, ids: Callable[[Any], str]) -> Cell:
-    marks: Sequence[Any] = ()
+def _cell(axes: Sequence[str], value: Any, named: Callable[[Any], str]) -> Cell:
+    marks: Collection[Any] = ()
     name = None
     if isinstance(value, type(pytest.param())):
         value, marks, name = value.values, value.marks, value.id
         value = value if len(axes) > 1 else value[0]
     assert all(mark.name == "slow" for mark in marks), "of the marks, a cell may only be slow"
-    numbers = value if len(axes) > 1 else (value,)
-    return (name,) if name else tuple(map(ids, numbers)), dict(zip(axes, numbers, strict=True)), bool(marks)
+    parts = value if len(axes) > 1 else (value,)
+    return (str(name),) if name else tuple(map(named, parts)), dict(zip(axes, parts, strict=True)), bool(marks)
 
 
-def _test(function: Callable[..., None], table: Sequence[Cell], split: Sequence[str], ids: Callable[[Any], str]) -> Any:
+def _test(function: Callable[..., None], table: Sequence[Cell], split: Sequence[str], named: Callable[[Any], str]) -> Any:
     groups: dict[str, list[Cell]] = {}
-    slow_ones: set[str] = set()
     for cell in table:
         _, arguments, slow = cell
-        name = "-".join([*(ids(arguments[axis]) for axis in split), *(["slow"] if slow else [])])
-        groups.setdefault(name or "quick", []).append(cell)
-        if slow:
-            slow_ones.add(name)
+        words = [named(arguments[axis]) for axis in split] + (["slow"] if slow else [])
+        groups.setdefault("-".join(words) or "quick", []).append(cell)
     signature = inspect.signature(function)
-    assert {*table[0][1]} <= {*signature.parameters}, "an axis that the test does not take"
-    left = [parameter for name, parameter in signature.parameters.items() if name not in table[0][1]]
+    axes = {*table[0][1]}
+    assert axes <= {*signature.parameters}, f"axes that the test does not take: {axes - {*signature.parameters}}"
 
     @functools.wraps(function, updated=())
     def test(*args: Any, _group: str = "quick", **fixtures: Any) -> None:
         with Cells() as cells:
             for words, arguments, _ in groups[_group]:
                 with cells("-".join(words)), pytest.MonkeyPatch.context() as patch:
-                    function(*args, **({**fixtures, "monkeypatch": patch} if "monkeypatch" in fixtures else fixtures), **arguments)
+                    given = {**fixtures, "monkeypatch": patch} if "monkeypatch" in fixtures else fixtures
+                    function(*args, **given, **arguments)
 
-    test.every_cell = (function, table, split)  # type: ignore[attr-defined]
-    test.pytestmark = [*getattr(function, "pytestmark", [])]  # type: ignore[attr-defined]
+    left = [parameter for name, parameter in signature.parameters.items() if name not in axes]
     if [*groups] == ["quick"]:
         test.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
         return test
     group = inspect.Parameter("_group", inspect.Parameter.KEYWORD_ONLY)
     test.__signature__ = signature.replace(parameters=[*left, group])  # type: ignore[attr-defined]
-    marked = [pytest.param(name, marks=pytest.mark.slow if name in slow_ones else ()) for name in groups]
+    marked = [pytest.param(name, marks=pytest.mark.slow if cells[0][2] else ()) for name, cells in groups.items()]
     return pytest.mark.parametrize("_group", marked)(test)
