@@ -87,7 +87,8 @@ def every_cell(
     """As ``pytest.mark.parametrize``, with all cells in one test, or in a test for each value of the axes ``by``.
 
     Cells marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are. The fixture
-    ``monkeypatch`` is undone after each cell; other fixtures serve all cells of a test.
+    ``monkeypatch`` is undone after each cell, ``tmp_path`` is a new folder for each, and what was captured before is gone; other fixtures
+    serve all cells of a test.
     """
     axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
     split = [by] if isinstance(by, str) else [*by]
@@ -115,6 +116,21 @@ def every_cell(
         return test
 
     return decorate
+
+
+@contextlib.contextmanager
+def _own(fixtures: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    """The test's fixtures for its cell of this number."""
+    own = dict(fixtures)
+    if "tmp_path" in own:
+        own["tmp_path"] = own["tmp_path"] / f"cell{number}"
+        own["tmp_path"].mkdir()
+    for captured in {"capsys", "capfd"} & {*own}:
+        own[captured].readouterr()
+    if "caplog" in own:
+        own["caplog"].clear()
+    with pytest.MonkeyPatch.context() as patch:
+        yield {**own, "monkeypatch": patch} if "monkeypatch" in own else own
 
 
 class _Table(NamedTuple):
@@ -150,10 +166,9 @@ def _test(function: Callable[..., None], table: Sequence[Cell], split: Sequence[
     @functools.wraps(function, updated=())
     def test(*args: Any, _group: str = "quick", **fixtures: Any) -> None:
         with Cells() as cells:
-            for words, arguments, _ in groups[_group]:
-                with cells("-".join(words)), pytest.MonkeyPatch.context() as patch:
-                    given = {**fixtures, "monkeypatch": patch} if "monkeypatch" in fixtures else fixtures
-                    function(*args, **given, **arguments)
+            for number, (words, arguments, _) in enumerate(groups[_group]):
+                with cells("-".join(words)), _own(fixtures, number) as own:
+                    function(*args, **own, **arguments)
 
     left = [parameter for name, parameter in signature.parameters.items() if name not in axes]
     if [*groups] == ["quick"]:

@@ -18,6 +18,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.cli import app
 from hf_longattn.conversion import ConversionConfig
 from hf_longattn.tasks import load_task, task_names
+from tests.cells import every_cell
 
 from .hostile import KINDS, Room, Runs, answer, bert, check_commands, own_model_type, own_tokenizer, write_code
 
@@ -71,8 +72,8 @@ def test_every_command_is_tried(program: Any) -> None:
     check_commands(program)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "others"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@every_cell("training", [True, False], ids=["train", "others"])
+@every_cell("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_its_code_is_never_run(
     kind: Callable[[Path], object], training: bool, program: Any, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from hf_longattn.cli import app, main
 from scripts.dev.benchmarks.app import app as bench
+from tests.cells import every_cell
 
 from ..damage import CONVERT, convert, make_checkpoint
 
@@ -170,7 +171,7 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)])
+@every_cell(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)])
 def test_a_flag_out_of_its_range(path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any) -> None:
     """Each flag with one of the values, in turn; :func:`test_every_value_of_a_flag` has the others."""
     turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))
