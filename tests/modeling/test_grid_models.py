@@ -173,7 +173,7 @@ def test_twenty_threads_with_pictures_of_different_sizes(tmp_path: Path) -> None
         torch.testing.assert_close(results[number], logits)
 
 
-@pytest.mark.parametrize("base", quickly(COMPILED, ["beit", "dinov3_vit"]))
+@pytest.mark.parametrize("base", quickly(COMPILED, ["beit"]))
 @torch.no_grad()
 def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
     """A bias by distance and rotary positions; tables are in the graphs of the test below, too, and compiled in slow tests."""
@@ -231,7 +231,7 @@ def automatic_heads(base: str) -> set[str]:
     return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
 
 
-@every_cell(("base", "head"), HEADS)
+@every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1))
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")

@@ -34,6 +34,7 @@ from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cells import every_cell
+from tests.grids import every_other
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -100,7 +101,7 @@ def test_positions_where_padding_takes_none(pad: int, filled: int, left: bool) -
     assert packs(fast, input_ids=ids, attention_mask=mask)
 
 
-@every_cell("base", TEXT_FAMILIES)
+@every_cell("base", every_other(TEXT_FAMILIES))
 def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
     long_model(base, None, WINDOW).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -129,7 +130,7 @@ def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any,
     assert all(torch.equal(loaded[name], values) for name, values in expected.items())
 
 
-@every_cell("base", TEXT_FAMILIES)
+@every_cell("base", every_other(TEXT_FAMILIES, 1))
 def test_int8_is_close_to_bf16(base: str) -> None:
     small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
     model = long_model(base, None, WINDOW, **small)

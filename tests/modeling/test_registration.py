@@ -13,7 +13,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 import hf_longattn.families as families
 from tests.cells import every_cell
-from tests.grids import grid
+from tests.grids import grid, quickly
 from tests.reference.small_models import BASES, long_config, long_model, plain_config, plain_model
 from tests.trained import tokenizer_of
 from tests.warm import run_fresh
@@ -102,7 +102,7 @@ def test_a_config_imports_its_own_family_and_no_compiler() -> None:
     assert in_a_new_process(code) == "[True, False, False]"
 
 
-@pytest.mark.parametrize("order", ["import hf_longattn, peft", "import peft, hf_longattn"])
+@pytest.mark.parametrize("order", quickly(["import hf_longattn, peft", "import peft, hf_longattn"], ["import peft, hf_longattn"]))
 def test_every_recipe_of_peft_knows_the_long_types(order: str) -> None:
     code = f"""{order}
 from peft.utils import constants
