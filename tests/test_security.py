@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -72,8 +72,16 @@ def test_every_command_is_tried(program: Any) -> None:
     check_commands(program)
 
 
-@every_cell("training", [True, False], ids=["train", "others"])
-@every_cell("kind", KINDS, ids=lambda kind: kind.__name__)
+def lines_of(kinds: Sequence[Callable[[Path], object]]) -> list[Any]:
+    """Each kind with all commands but train, and every other one with train, whose tasks load models by the same code."""
+    return [
+        pytest.param(kind, training, marks=pytest.mark.slow if training and number % 2 else (), id=f"{kind.__name__}-{name}")
+        for number, kind in enumerate(kinds)
+        for training, name in ((True, "train"), (False, "others"))
+    ]
+
+
+@every_cell(("kind", "training"), lines_of(KINDS))
 def test_its_code_is_never_run(
     kind: Callable[[Path], object], training: bool, program: Any, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

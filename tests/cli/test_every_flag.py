@@ -71,9 +71,14 @@ FLAGS: list[Any] = [
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
     """Whether it takes less than seconds: exports and compressions do not, nor do memory, score terms of distances and models of sound,
-    which are measured in separate processes, and models of pictures, whose layouts are all checked first."""
+    which are measured in separate processes, and models of pictures, whose layouts are all checked first. `bench train` has the flags and
+    the code of `bench model`."""
     exports = path in (("export",), ("compress",)) or (path[0] == "bench" and parameter.name == "onnx")
-    return not exports and not {"memory", "distances", "grid-models", "sound-models"}.intersection((*path, parameter.name))
+    return (
+        not exports
+        and not {"memory", "distances", "grid-models", "sound-models"}.intersection((*path, parameter.name))
+        and path != ("bench", "train")
+    )
 
 
 @pytest.fixture(scope="module")
