@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
-from hf_longattn.hub import push_model, write_model_card
+from hf_longattn.hub import check_login, push_model, write_model_card
 from hf_longattn.hub_errors import translated_errors
 from tests.cells import every_cell
 
@@ -210,6 +210,9 @@ def test_no_connection_is_a_sentence(hub: Callable[[str], None], model: Path) ->
 
 def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, model: Path) -> None:
     server.add(REPO)
+    for name in (REPO, REPO.partition("/")[2]):  # without its user, it is the one who is logged in
+        with pytest.raises(HubError, match="is public, but it was to be private"):
+            check_login(name, WRITER, private=True)
     with pytest.raises(HubError, match="is public, but it was to be private"):
         push_model(model, REPO, private=True, token=WRITER)
     assert not server.repos[REPO].messages

@@ -142,3 +142,9 @@ def test_a_checkpoint_that_is_named_must_be_there(checkpoints: Path) -> None:
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_latest_checkpoint_is_that_of_the_highest_number(tmp_path: Path) -> None:
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints_module.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
