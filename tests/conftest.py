@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from tests import grids
+from tests.cells import refuses_bf16
 
 if TYPE_CHECKING:
     from tests.hub_state import Hub
@@ -63,13 +64,12 @@ def repository() -> Path:
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call() -> Generator[None, object, object]:
     """Skip a test that meets the refusal of bf16 on a processor that has none, with that reason."""
-    from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
     from hf_longattn.errors import BackendError
 
     try:
         return (yield)
     except BackendError as refusal:
-        if cpu_computes_bf16() or "computes no bf16" not in str(refusal):
+        if not refuses_bf16(refusal):
             raise
         pytest.skip(str(refusal))
 

@@ -74,6 +74,11 @@ def quickly(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     return [pytest.param(value, marks=() if value in quick else pytest.mark.slow) for value in values]
 
 
+def every_other(values: Iterable[Any], first: int = 0) -> list[Any]:
+    """The parameters of one axis, of which every other is quick: for families that another quick test runs, or that share their code."""
+    return [pytest.param(value, marks=() if number % 2 == first else pytest.mark.slow) for number, value in enumerate(values)]
+
+
 def drawn(count: int, **more: Any) -> settings:
     """hypothesis' settings for ``count`` examples, always the same; of them the quick tests try the first half."""
     return settings(max_examples=(count + 1) // 2 if ONLY_QUICK else count, deadline=None, derandomize=True, **more)

@@ -23,6 +23,7 @@ from hf_longattn.cli import main
 from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.recipes import ready_recipes
 from hf_longattn.search.costs import LayerCost, LayerCosts
+from tests.grids import quickly
 from tests.test_commands_in_messages import DOCUMENTS, problem, words_of
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -97,7 +98,7 @@ BY_CONTENT = ("top_k:num_keys=4", "block_top_k:num_blocks=1,block_size=8", "lsh:
 CONTENT = [word for name in BY_CONTENT for word in ("--candidate", name)]
 
 
-@pytest.mark.parametrize("extend", ["tile", "interpolate"])
+@pytest.mark.parametrize("extend", quickly(["tile", "interpolate"], ["tile"]))
 def test_every_page_of_a_diagnosis_recommends_what_plan_and_convert_agree_with(
     extend: str, short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.bad_checkpoints import CONFIGS, COUNTS, INDICES, NUMBERS, TOKENIZERS
 from tests.bad_weights import WEIGHTS
+from tests.cells import every_cell
 from tests.damage import CONVERT, MODELS, SHARDED, Cases, check_sentence, contents, convert, edit_json, make_checkpoint, refused
 from tests.grids import pairwise
 from tests.permissions import bound_by_permissions
@@ -37,13 +38,15 @@ def wholes() -> Iterator[dict[str, Path]]:
 
 @pytest.fixture
 def place(wholes: dict[str, Path]) -> Iterator[Place]:
-    """place("bert") -> a folder with a copy of that checkpoint, called "source"."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
+    """place("bert") -> a new folder with a copy of that checkpoint, called "source"."""
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o777)
 
         def make(name: str) -> Path:
-            shutil.copytree(wholes[name], Path(folder) / "source")
-            return Path(folder)
+            folder = Path(tempfile.mkdtemp(dir=root))
+            folder.chmod(0o777)
+            shutil.copytree(wholes[name], folder / "source")
+            return folder
 
         yield make
 
@@ -65,27 +68,27 @@ def check(place: Path, damage: Callable[[Path], object], sentence: str) -> None:
     assert re.search(sentence, found), found
 
 
-@pytest.mark.parametrize(("name", "damage", "sentence"), listed(WEIGHTS, ("bert", "gpt2")))
+@every_cell(("name", "damage", "sentence"), listed(WEIGHTS, ("bert", "gpt2")))
 def test_bad_weights(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
-@pytest.mark.parametrize(("name", "damage", "sentence"), listed(INDICES, SHARDED))
+@every_cell(("name", "damage", "sentence"), listed(INDICES, SHARDED))
 def test_bad_index(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
-@pytest.mark.parametrize(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
+@every_cell(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
 def test_bad_config(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
-@pytest.mark.parametrize(("name", "damage", "sentence"), listed(TOKENIZERS, ("gpt2",)))
+@every_cell(("name", "damage", "sentence"), listed(TOKENIZERS, ("gpt2",)))
 def test_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
 
 
-@pytest.mark.parametrize(("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr)
+@every_cell(("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr)
 def test_bad_counts(name: str, field: str, value: object, place: Place) -> None:
     check(place(name), edit_json("config.json", **{field: value}), "")
 

@@ -8,6 +8,7 @@ from hf_longattn.choice_text import TOWERS, read_towers
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
+from tests.cells import every_cell
 
 
 def test_a_piece_with_the_name_of_a_tower_starts_a_tower() -> None:
@@ -29,7 +30,7 @@ def test_no_option_has_the_name_of_a_tower() -> None:
     assert not {option.name for name in list_mechanisms() for option in mechanism_info(name).options} & set(TOWERS)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("text", "sentence"),
     [
         ("visoin=window", "'visoin' is not a tower; expected text, .* Did you mean 'vision'?"),

@@ -4,6 +4,7 @@ import pytest
 
 from hf_longattn import LongAttentionConfig
 from hf_longattn.errors import OptionError, UnknownMechanismError
+from tests.cells import every_cell
 
 
 def test_layers_override_the_default() -> None:
@@ -36,7 +37,7 @@ def test_prints_a_readable_table() -> None:
     assert "layer 11: mechanism=full" in str(config)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("arguments", "error", "says"),
     [
         ({"mechanism": "longfromer"}, UnknownMechanismError, "Did you mean 'longformer'?"),
@@ -110,7 +111,7 @@ def test_a_pattern_in_turn_needs_no_default_and_prints() -> None:
     assert as_list == LongAttentionConfig(layers="2*window:window=8,full")
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("layers", "says"),
     [
         ("0-5=windw", "Did you mean 'window'"),

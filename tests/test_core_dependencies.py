@@ -12,6 +12,7 @@ from hf_longattn.cli import main
 from hf_longattn.errors import EXTRAS, LongAttentionError, MissingExtraError, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.tasks import load_task, task_names
+from tests.cells import every_cell
 from tests.warm import run_fresh
 
 PACKAGES = (
@@ -120,7 +121,7 @@ COMMANDS = [
 """Commands that would read a checkpoint that is not there, and a package that each needs."""
 
 
-@pytest.mark.parametrize(("line", "package"), COMMANDS)
+@every_cell(("line", "package"), COMMANDS)
 def test_what_is_missing_is_told_before_anything_is_read(
     line: str, package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from hf_longattn.tasks import NO_SUMMARY, declared_arguments, evaluated_tasks, l
 from hf_longattn.training import tasks as tasks_folder
 from hf_longattn.training.evaluation import evaluation_arguments
 from hf_longattn.training.parsing import USUAL, answer_early, parse_arguments
+from tests.cells import every_cell
 from tests.warm import run_fresh
 
 
@@ -32,7 +33,7 @@ def test_help_imports_no_torch(early: dict[str, Any]) -> None:
     assert not early["torch"]
 
 
-@pytest.mark.parametrize("task", task_names())
+@every_cell("task", task_names())
 def test_the_short_help_of_a_task_is_that_of_its_arguments(
     task: str, early: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ from hf_longattn.attend import reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.mechanisms.common import registry
+from tests.cells import every_cell
 from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,14 +36,14 @@ def test_made_parts_are_up_to_date(repository: Path) -> None:
     assert done.returncode == 0, f"type: make docs\n{done.stdout}{done.stderr}"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert not missing
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+@every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_in_documents_compiles(path: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), flags=re.DOTALL):
         ast.parse(code)
@@ -52,7 +53,7 @@ def test_python_in_documents_compiles(path: Path) -> None:
 PRESENT = [path for path in DOCUMENTS if path.stem != "CHANGELOG" and path.parent.name != "results"]
 
 
-@pytest.mark.parametrize("path", PRESENT, ids=lambda path: str(path.relative_to(ROOT)))
+@every_cell("path", PRESENT, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_and_targets_that_are_named_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))

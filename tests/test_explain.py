@@ -21,6 +21,7 @@ from hf_longattn.engines.dispatch import PATHS, first_path, try_path
 from hf_longattn.errors import BackendError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cells import every_cell
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 from tests.warm import run_fresh
 
@@ -57,7 +58,7 @@ CASES: dict[str, tuple[str, dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@every_cell("case", CASES)
 def test_the_path_of(case: str) -> None:
     name, arguments, expected = CASES[case]
     x = torch.randn(1, 2, 200 if case == "short" else 300, 16)

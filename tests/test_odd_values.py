@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_longattn.cli import main
+from tests.cells import every_cell
 from tests.damage import CONVERT, convert, make_checkpoint
 from tests.hub_server import serve
 from tests.hub_state import WRITER, Hub
@@ -146,8 +147,8 @@ def examples(count: int) -> Callable[[Any], Any]:
     return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("checkpoint", "file"), FILES)
+@every_cell("count", [4, pytest.param(60, marks=pytest.mark.slow)])
+@every_cell(("checkpoint", "file"), FILES)
 def test_an_odd_value_in_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
     examples(count)(given(data=st.data())(check_an_odd_value))(checkpoint, file, wholes)
 
@@ -218,7 +219,7 @@ def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tm
         assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
+@every_cell("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
 def test_an_option_named_as_an_argument_is_no_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
     for command in (["plan", wholes["bert"]], ["convert", wholes["bert"], tmp_path / "out"]):
         code, err = run(*command, "--mechanism", "window", "--option", f"{name}=1")

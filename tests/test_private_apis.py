@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.private_apis import PRIVATE_APIS, TESTED
+from tests.cells import every_cell
 
 from .removed_apis import resolve
 from .warm import run_fresh
@@ -48,7 +49,7 @@ MARKS = ("_is_hf_initialized", "_dynamo_marked_constant")
 NAMED_ONLY = LISTED | {*MARKS, "TENSOR_PROCESSORS"}
 
 
-@pytest.mark.parametrize("name", PRIVATE_APIS)
+@every_cell("name", PRIVATE_APIS)
 def test_each_is_in_the_installed_versions(name: str) -> None:
     for where in PRIVATE_APIS[name]:
         if (library := re.split("[.:]", where)[0]) in ("peft", "sentence_transformers"):
@@ -56,7 +57,7 @@ def test_each_is_in_the_installed_versions(name: str) -> None:
         resolve(where)
 
 
-@pytest.mark.parametrize("where", OVERRIDDEN)
+@every_cell("where", OVERRIDDEN)
 def test_each_overridden_method_is_in_the_installed_version_and_in_a_class_of_ours(where: str, repository: Path) -> None:
     assert callable(resolve(where))
     overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "training/trainer.py"))

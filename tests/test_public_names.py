@@ -11,9 +11,10 @@ from packaging.version import Version
 
 import hf_longattn
 from hf_longattn import lazy
+from tests.cells import every_cell
 
 
-@pytest.mark.parametrize("name", hf_longattn.__all__)
+@every_cell("name", hf_longattn.__all__)
 def test_public_names(name: str) -> None:
     assert getattr(hf_longattn, name).__module__.startswith("hf_longattn.")
     assert name in dir(hf_longattn)

@@ -5,6 +5,7 @@ Texts are Python's own language reference.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel, TorchAoConfig
 
 import hf_longattn
 from scripts.dev.real import WEIGHTS
+from tests.grids import grid
 
 REFERENCE = " ".join(topics[name] for name in sorted(topics))
 
@@ -51,8 +53,9 @@ def test_every_check_of_the_conversion_passes(real_long: Path) -> None:
     assert statuses["embeddings"] == "measured"
 
 
-@pytest.mark.parametrize("tokens", [5, 512])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("tokens", "side"), grid(itertools.product([5, 512], ["left", "right"]), lambda tokens, side: (tokens == 5) == (side == "left"))
+)
 def test_short_texts_have_the_states_of_the_original(tokens: int, side: str, models: tuple[Any, Any], real_long: Path) -> None:
     """Alone, padded beside a long text, and packed behind it, whose states stay the same, too."""
     short, long = models

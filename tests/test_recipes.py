@@ -20,6 +20,7 @@ import yaml
 from hf_longattn.cli import main
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.recipes import CONFIGS, Recipe, read_recipe, ready_recipes
+from tests.cells import every_cell
 
 READY = ready_recipes()
 TRAININGS = {name: recipe for name, recipe in READY.items() if recipe.command.startswith("train")}
@@ -36,7 +37,7 @@ def test_every_file_has_a_name_of_its_own() -> None:
     assert len(READY) == len(list(CONFIGS.rglob("*.yaml")))
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@every_cell("name", TRAININGS)
 def test_a_training_says_what_was_published(name: str) -> None:
     recipe = TRAININGS[name]
     about = recipe.entries
@@ -47,7 +48,7 @@ def test_a_training_says_what_was_published(name: str) -> None:
     assert all(about.values())
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@every_cell("name", TRAININGS)
 def test_its_commands_lead_from_one_to_the_next(name: str) -> None:
     values = read_recipe(name)
     *before, last = TRAININGS[name].entries["commands"].splitlines()
@@ -64,7 +65,7 @@ def test_its_commands_lead_from_one_to_the_next(name: str) -> None:
         assert READY[launched[1]].command == "accelerate launch"
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in READY.items() if recipe.command == "convert"])
+@every_cell("name", [name for name, recipe in READY.items() if recipe.command == "convert"])
 def test_a_conversion_says_what_to_type(name: str) -> None:
     assert f"--config {name}" in READY[name].entries["commands"]
     assert READY[name].entries["title"]

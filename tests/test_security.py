@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -18,6 +18,7 @@ from hf_longattn import convert_checkpoint
 from hf_longattn.cli import app
 from hf_longattn.conversion import ConversionConfig
 from hf_longattn.tasks import load_task, task_names
+from tests.cells import every_cell
 
 from .hostile import KINDS, Room, Runs, answer, bert, check_commands, own_model_type, own_tokenizer, write_code
 
@@ -71,8 +72,16 @@ def test_every_command_is_tried(program: Any) -> None:
     check_commands(program)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "others"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def lines_of(kinds: Sequence[Callable[[Path], object]]) -> list[Any]:
+    """Each kind with all commands but train, and every other one with train, whose tasks load models by the same code."""
+    return [
+        pytest.param(kind, training, marks=pytest.mark.slow if training and number % 2 else (), id=f"{kind.__name__}-{name}")
+        for number, kind in enumerate(kinds)
+        for training, name in ((True, "train"), (False, "others"))
+    ]
+
+
+@every_cell(("kind", "training"), lines_of(KINDS))
 def test_its_code_is_never_run(
     kind: Callable[[Path], object], training: bool, program: Any, room: Room, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from hf_longattn.audit import audit_reach
 from hf_longattn.audit.declared import LayerReach, Reach, StackReach
 from hf_longattn.audit.measure import CONFIRMATIONS, MAX_RUN_SETS, Settings, Stage, measure, measure_embedding, replacements
 from hf_longattn.audit.verdict import of_stage
+from tests.cells import every_cell
 from tests.reference.small_models import long_config
 
 LENGTH = 160
@@ -69,8 +70,8 @@ REACHES: dict[str, LayerReach] = {
 }
 
 
-@pytest.mark.parametrize("name", REACHES)
-@pytest.mark.parametrize("exhaustive", [False, True])
+@every_cell("name", REACHES)
+@every_cell("exhaustive", [False, True])
 def test_a_layer_as_declared_agrees(name: str, exhaustive: bool) -> None:
     declared = REACHES[name]
     measured = measure(Layer(matrix(declared)), [declared], Settings(exhaustive=exhaustive))
@@ -83,7 +84,7 @@ def test_a_layer_as_declared_agrees(name: str, exhaustive: bool) -> None:
     assert measured.runs <= (measured.exhaustive_runs if exhaustive else 2 + MAX_RUN_SETS + 5)
 
 
-@pytest.mark.parametrize("name", REACHES)
+@every_cell("name", REACHES)
 def test_exhaustive_sets_test_every_pair(name: str) -> None:
     """Every pair kept apart is in a set none of whose tokens may reach the output, and every other pair is required alone."""
     declared = REACHES[name]
@@ -101,7 +102,7 @@ def test_exhaustive_sets_test_every_pair(name: str) -> None:
     assert runs <= measure(Layer(matrix(declared)), [declared], Settings()).exhaustive_runs
 
 
-@pytest.mark.parametrize("name", REACHES)
+@every_cell("name", REACHES)
 def test_the_share_that_was_tested_is_counted_right(name: str) -> None:
     declared = REACHES[name]
     tested = torch.zeros_like(matrix(declared))
@@ -113,7 +114,7 @@ def test_the_share_that_was_tested_is_counted_right(name: str) -> None:
     assert declared.apart == int(apart.sum())
 
 
-@pytest.mark.parametrize("keys", [1, 16, 24, 28, 30, 31, 33, 40, 64])
+@every_cell("keys", [1, 16, 24, 28, 30, 31, 33, 40, 64])
 def test_a_window_of_another_width_is_found(keys: int) -> None:
     """Also if it is one key too narrow or too wide."""
     declared, runs = reach(31, 0, causal=True), reach(keys - 1, 0, causal=True)
@@ -123,8 +124,8 @@ def test_a_window_of_another_width_is_found(keys: int) -> None:
     assert {row - token for row, token in stage.missing} == set(range(keys, 32))
 
 
-@pytest.mark.parametrize("exhaustive", [False, True])
-@pytest.mark.parametrize(("row", "token"), [(159, 0), (97, 5), (0, 159), (3, 80), (150, 40)])
+@every_cell("exhaustive", [False, True])
+@every_cell(("row", "token"), [(159, 0), (97, 5), (0, 159), (3, 80), (150, 40)])
 def test_a_leak_of_one_token_into_one_output_is_found(row: int, token: int, exhaustive: bool) -> None:
     leaking = matrix(reach(31, 0, causal=True))
     leaking[row, token] = True
@@ -292,8 +293,8 @@ def leaking(attend: Attention, rows: Sequence[int], tokens: Sequence[int]) -> At
     return attention
 
 
-@pytest.mark.parametrize("exhaustive", [False, True])
-@pytest.mark.parametrize(("rows", "tokens"), [([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))])
+@every_cell("exhaustive", [False, True])
+@every_cell(("rows", "tokens"), [([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))])
 def test_a_leak_at_a_single_position_is_found(
     rows: Sequence[int], tokens: Sequence[int], exhaustive: bool, decoder: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from hf_longattn import export_checkpoint
 from hf_longattn.audit.run import audit_reach
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.families import LongViTConfig, LongViTModel
+from tests.cells import every_cell
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 4}
 CASES: list[dict[str, Any]] = [
@@ -36,7 +37,7 @@ def model_with(attention: dict[str, Any], layers: int = 2) -> LongViTModel:
     return LongViTModel(config).eval()
 
 
-@pytest.mark.parametrize("attention", CASES, ids=str)
+@every_cell("attention", CASES, ids=str)
 def test_every_patch_reaches_what_the_mechanism_says(attention: dict[str, Any]) -> None:
     audit = audit_reach(model_with(attention))
     assert audit.agrees, audit.to_dict()

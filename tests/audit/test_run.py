@@ -29,6 +29,7 @@ from hf_longattn.errors import BackendError, CheckpointError, LengthError, Optio
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.generic import towers_of
 from tests.audit.fakes import WORDS, graph, serving, window
+from tests.cells import every_cell
 from tests.grids import grid
 from tests.modeling.test_generic_towers import build
 from tests.reference.small_models import long_config
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("families_hidden")
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("mechanism", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or (FORMS.index((name, False)) + causal) % 2 == 0),
 )
@@ -222,7 +223,7 @@ NO_EMBEDDINGS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", NO_EMBEDDINGS)
+@every_cell("name", NO_EMBEDDINGS)
 def test_what_a_server_may_answer_instead(
     name: str, served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,13 +14,15 @@ from hf_longattn.audit.inputs import AuditSounds
 from hf_longattn.cli import main
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
+from tests.grids import every_other
 from tests.modeling.audio_models import EVERY_FAMILY, THREE_CONVOLUTIONS, long_model, saved, small_model, smallest_head
 
 WINDOW = {"mechanism": "window", "left": 5, "right": 3}
 FRAMES = 48
 
 
-@pytest.mark.parametrize("base", EVERY_FAMILY)
+@every_cell("base", every_other(EVERY_FAMILY))
 def test_every_frame_reaches_what_the_mechanism_says(base: str, tmp_path: Path) -> None:
     saved(base, smallest_head(base), tmp_path / "short")
     long_model(base, smallest_head(base), tmp_path / "short", long_attention=WINDOW).save_pretrained(tmp_path / "long")
@@ -48,6 +50,7 @@ def test_the_base_s_attention_is_what_its_config_says(base: str) -> None:
     assert audit.note.startswith("With an attention_mask of ones every layer agrees with the config")
 
 
+@pytest.mark.slow  # the graph of pictures is audited by the same code
 def test_a_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", num_hidden_layers=1, num_conv_pos_embeddings=4, **THREE_CONVOLUTIONS)
@@ -59,8 +62,8 @@ def test_a_graph(tmp_path: Path) -> None:
     assert not audit_reach(tmp_path / "long", onnx=tmp_path / "graph", length=FRAMES).agrees
 
 
-@pytest.mark.parametrize("base", EVERY_FAMILY)
-@pytest.mark.parametrize("frames", [9, 40])
+@every_cell("base", EVERY_FAMILY)
+@every_cell("frames", [9, 40])
 def test_a_stretch_is_what_lies_between_two_frames(base: str, frames: int) -> None:
     config = small_model(base, smallest_head(base)).config
     sounds = AuditSounds(FAMILIES[base], config, frames)

@@ -13,6 +13,7 @@ import transformers
 
 from hf_longattn.cli import env, main
 from hf_longattn.errors import UNFIT_TORCHVISION
+from tests.cells import every_cell
 
 CONVERT = ["--mechanism", "window", "--option", "window=16", "--max-length", "128"]
 
@@ -81,16 +82,16 @@ def test_the_way_to_type_the_options_of_a_mechanism_is_named(words: str, sentenc
     assert f"Error: {sentence}" in err
 
 
-@pytest.mark.parametrize("case", REQUESTS)
+@every_cell("case", REQUESTS)
 def test_a_bad_request_is_refused(case: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, sentence = REQUESTS[case]
-    before = contents(tmp_path)
+    before = contents(source.parent)
     code, out, err = run(capsys, "convert", source, tmp_path / "deep" / "long", *arguments)
     assert code == 1
     assert sentence in err
     assert err.count("\n") == 1
     assert out == ""
-    assert contents(tmp_path) == before
+    assert contents(source.parent) == before
     assert not (tmp_path / "deep").exists()
 
 
@@ -138,7 +139,7 @@ def test_an_existing_destination_is_refused(source: Path, tmp_path: Path, capsys
     assert list((tmp_path / "long").iterdir()) == []
 
 
-@pytest.mark.parametrize(
+@every_cell(
     "arguments",
     [
         ["convert"],

@@ -14,6 +14,8 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.mechanisms import list_mechanisms, mechanism_info
 from hf_longattn.tasks import evaluated_tasks, task_names
+from tests.cells import every_cell
+from tests.grids import every_other
 
 from ..warm import run_fresh
 
@@ -118,7 +120,7 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str])
     assert "Beltagy" in words
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", every_other(list_mechanisms(), 1))
 def test_names_of_mechanisms_and_options_are_whole_on_a_narrow_terminal(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +137,7 @@ def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(r
         assert done.stdout == f"longattn {hf_longattn.__version__}\n"
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", every_other(list_mechanisms()))
 def test_every_mechanism_draws_itself(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     output(capsys, "inspect", "--mechanism", name, "--length", 24, "--plot", tmp_path / "pattern.png")
@@ -166,9 +168,7 @@ def test_the_script_is_the_command(source: Path, tmp_path: Path, repository: Pat
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("command", "task"), [*(("train", task) for task in task_names()), *(("evaluate", task) for task in evaluated_tasks())]
-)
+@every_cell(("command", "task"), [*(("train", task) for task in task_names()), *(("evaluate", task) for task in evaluated_tasks())])
 def test_every_task_has_a_short_help_and_one_with_all_options(
     command: str, task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

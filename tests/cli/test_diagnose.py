@@ -13,6 +13,7 @@ import transformers
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.inputs.text import PARAGRAPHS
+from tests.cells import every_cell
 from tests.trained import tokenizer_of
 from tests.unsupported import ENCODER
 
@@ -92,7 +93,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@every_cell("case", REFUSED)
 def test_what_is_refused_leaves_no_files(case: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments, sentence = REFUSED[case]
     taken = tmp_path / "taken"

@@ -14,6 +14,7 @@ import typer
 
 from hf_longattn.cli import app, main
 from scripts.dev.benchmarks.app import app as bench
+from tests.cells import every_cell
 
 from ..damage import CONVERT, convert, make_checkpoint
 
@@ -70,9 +71,14 @@ FLAGS: list[Any] = [
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
     """Whether it takes less than seconds: exports and compressions do not, nor do memory, score terms of distances and models of sound,
-    which are measured in separate processes, and models of pictures, whose layouts are all checked first."""
+    which are measured in separate processes, and models of pictures, whose layouts are all checked first. `bench train` has the flags and
+    the code of `bench model`."""
     exports = path in (("export",), ("compress",)) or (path[0] == "bench" and parameter.name == "onnx")
-    return not exports and not {"memory", "distances", "grid-models", "sound-models"}.intersection((*path, parameter.name))
+    return (
+        not exports
+        and not {"memory", "distances", "grid-models", "sound-models"}.intersection((*path, parameter.name))
+        and path != ("bench", "train")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +176,7 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)])
+@every_cell(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)])
 def test_a_flag_out_of_its_range(path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any) -> None:
     """Each flag with one of the values, in turn; :func:`test_every_value_of_a_flag` has the others."""
     turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))

@@ -12,6 +12,7 @@ import pytest
 from typer.models import OptionInfo
 
 from hf_longattn.cli import app, main
+from tests.cells import every_cell
 
 READ = {"--images", "--init-from-text", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
@@ -58,7 +59,7 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
     assert (tmp_path / "mine.png").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("line", "option"),
     [
         ("inspect {here} --causal", "--causal"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.cli import main
+from tests.cells import every_cell
 from tests.evaluation.probes.small import byte_tokenizer, small_decoder
 
 QUICK = ["--task", "passkey", "--task", "induction", "--lengths", "512,1K", "--samples", "1", "--mode", "likelihood"]
@@ -60,7 +61,7 @@ def test_one_json_object(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("arguments", "said"),
     [
         (["--task", "passkeys"], "Did you mean 'passkey'?"),

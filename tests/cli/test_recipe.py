@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 
 from hf_longattn.cli import main
 from hf_longattn.recipes import ready_recipes
+from tests.cells import every_cell
 
 RECIPES = [name for name, recipe in ready_recipes().items() if recipe.command == "convert"]
 SIZES = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
@@ -32,7 +33,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@every_cell("recipe", RECIPES)
 def test_every_ready_recipe_gives_a_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
     values = yaml.safe_load(ready_recipes()[recipe].path.read_text())
     source = sources["rope" in values.get("positions", "")]
@@ -54,7 +55,7 @@ def test_what_is_typed_wins(sources: dict[bool, Path], capsys: pytest.CaptureFix
     assert plan["long_attention"]["window"] == 32
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("text", "sentence"),
     [
         ("mechanism: [", "cannot be read"),

@@ -17,6 +17,7 @@ from hf_longattn.cli import app, main
 from hf_longattn.cli.env import PURPOSES, describe_environment, installed_version
 from hf_longattn.cli.help import RARE_OPTIONS
 from hf_longattn.errors import EXTRAS, UNFIT_TORCHVISION
+from tests.cells import every_cell
 
 from ..warm import run_fresh
 from .imports import list_slow_imports
@@ -24,7 +25,7 @@ from .imports import list_slow_imports
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("line", "code"),
     [
         ("--help", 0),
@@ -64,7 +65,7 @@ def test_nothing_slow_is_imported_before_it_is_needed(line: str, code: int, repo
     assert done.stderr.splitlines()[-1] == f"imported: {parser}"
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
+@every_cell("name", sorted(set(COMMANDS) - {"train", "evaluate"}))
 def test_help_fits_on_a_page_and_help_all_has_every_option(name: str) -> None:
     runner = CliRunner(env={"COLUMNS": "80"})
     brief = runner.invoke(app, [name, "--help"]).output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -139,6 +140,8 @@ def checkpoint(built: Callable[[str], Path], tmp_path: Path) -> Callable[..., Pa
 
     def copy(name: str, *, tokenizer: str | None = None) -> Path:
         folder = tmp_path / "source"
+        if folder.exists():  # of another cell of the test
+            folder = Path(tempfile.mkdtemp(dir=tmp_path)) / "source"
         shutil.copytree(built(name), folder)
         if tokenizer is not None:
             tokenizer_of(tokenizer, LENGTH).save_pretrained(folder)

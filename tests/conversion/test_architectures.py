@@ -23,6 +23,7 @@ from hf_longattn.errors import BackendError, CheckpointError, LengthError, LongA
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.positions import extend_table
 from hf_longattn.reading import generic_names
+from tests.cells import every_cell
 from tests.trained import tokenizer_of
 from tests.unsupported import (
     CHANNELS,
@@ -112,7 +113,7 @@ def run(model: Any) -> torch.Tensor:
         return next(value for value in model.eval()(**seeded_inputs(model)).values() if isinstance(value, torch.Tensor))
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_cell("name", CASES)
 def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -> None:
     source = saved(name, tmp_path / "plain")
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")
@@ -150,7 +151,7 @@ def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -
     assert (run(plain) - run(model)).abs().max() > 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@every_cell("name", CASES)
 def test_full_attention_is_the_source(name: str, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(name, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full")
     assert not report.needs_training
@@ -259,7 +260,7 @@ def test_a_head_that_reads_all_patches_at_once_keeps_the_length_of_a_series(tmp_
         plan_conversion(source, generic=True, mechanism="full", max_length=256)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "arguments", "error", "sentence"),
     [
         (f"{SERIES}ModelForPrediction", {"max_length": 64}, LongAttentionError, "looks at 128 steps and conversion only extends it"),
@@ -401,7 +402,7 @@ def unnamed(folder: Path, **values: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
+@every_cell(
     "name",
     [
         "BertForMaskedLM",

@@ -17,11 +17,12 @@ from hf_longattn import LongAttentionConfig
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import ConversionConfig, RevertConfig, convert_checkpoint, plan_conversion
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 
 FIELDS = {one.name: one for one in dataclasses.fields(ConversionConfig)}
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@every_cell("name", FIELDS)
 def test_every_setting_has_its_help_in_the_docstring_and_on_the_command_line(name: str) -> None:
     about = FIELDS[name].metadata
     assert about["help"].endswith(".")

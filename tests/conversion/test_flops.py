@@ -14,6 +14,7 @@ from hf_longattn.conversion import plan_conversion
 from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_sizes, decode_states, matrix_speed
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.kept_cache import SLACK
+from tests.cells import every_cell
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import long_like, plain_model, tokens
 
@@ -29,7 +30,7 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", list_mechanisms(causal=True, grid=False))
+@every_cell("name", list_mechanisms(causal=True, grid=False))
 def test_the_state_is_what_the_cache_holds(name: str) -> None:
     sample = mechanism_class(name).sample
     longer = long_like(plain_model("llama", HEAD["llama"]), "llama", {"mechanism": name, **sample})

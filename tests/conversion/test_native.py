@@ -25,6 +25,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev.tools.native_cases import long_attention, long_values, save_long
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
+from tests.cells import every_cell
 
 WINDOW = {"mechanism": "window", "window": 6}
 LAST = {"layers": "0=full;1=window:window=6"}
@@ -102,7 +103,7 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
 CASES = {**QUICK, **SLOW}
 
 
-@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
+@every_cell("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
 def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> None:
     base, attention, head, changes, expected = CASES[case]
     save_long(tmp_path / "long", base, attention, head, **changes)
@@ -189,7 +190,7 @@ REFUSED: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@every_cell("case", REFUSED)
 def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
     base, attention, head, changes, says = REFUSED[case]
     family = FAMILIES[base]
@@ -202,7 +203,7 @@ def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
     assert ". " not in choice.reason, "one sentence"
 
 
-@pytest.mark.parametrize("base", list(TEXT_FAMILIES))
+@every_cell("base", list(TEXT_FAMILIES))
 def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
     family = FAMILIES[base]
     for mechanism in list_mechanisms(grid=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.cells import every_cell
+from tests.grids import grid
 
 from .conftest import LENGTH
 from .every_family import NOT_AS_IT_IS, Short, head_of
@@ -54,13 +57,16 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
     assert all(len(converted[one]) > LENGTH for one in grown if "decoder" not in one)
 
 
-@pytest.mark.parametrize("base", [base for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS])
+OF_ALL = [(base,) for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS]
+
+
+@every_cell(("base",), grid(OF_ALL, lambda base: [*TEXT_FAMILIES].index(base) % 2 == 0))  # test_revert has the others
 def test_every_family(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long")
 
 
-@pytest.mark.parametrize("positions", ["interpolate", "random", "none", "alibi"])
-@pytest.mark.parametrize("base", ["bert", "roberta", "gpt2", "bart"])
+@every_cell("positions", ["interpolate", "random", "none", "alibi"])
+@every_cell("base", ["bert", "roberta", "gpt2", "bart"])
 def test_other_positions(base: str, positions: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long", positions=positions)
 
@@ -106,8 +112,14 @@ def test_a_longer_config_with_rotary_positions_that_are_chosen_or_scaled_already
     assert "Rotary positions stay scaled as in the base, for 150 tokens" in caplog.text
 
 
-@pytest.mark.parametrize("base", [base for base, family in TEXT_FAMILIES.items() if family.two_stacks])
-@pytest.mark.parametrize("head", ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"])
+TWO_STACKS = [base for base, family in TEXT_FAMILIES.items() if family.two_stacks]
+HEADS = ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"]
+
+
+@every_cell(
+    ("base", "head"),
+    grid(itertools.product(TWO_STACKS, HEADS), lambda base, head: (TWO_STACKS.index(base) + HEADS.index(head)) % 2 == 0),
+)
 def test_heads_of_encoder_decoders(base: str, head: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base, head)), tmp_path / "long")
 
@@ -122,8 +134,8 @@ def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -
     check(short(base, head_of(base)), tmp_path / "long", mechanism="longformer", separate_global=True)
 
 
-@pytest.mark.parametrize("mechanism", ["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"])
-@pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
+@every_cell("mechanism", ["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"])
+@every_cell("base", ["bert", "gpt2", "llama"])
 def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and layers have different random features."""
     options = {"heads": "adaptive_span,performer"} if mechanism == "per_head" else mechanism_class(mechanism).sample

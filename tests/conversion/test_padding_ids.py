@@ -20,6 +20,7 @@ from hf_longattn.hub.usage import tokens_of
 from hf_longattn.modeling.family.definition import FAMILIES, longest_input
 from scripts.dev.tools.native_cases import long_attention
 from scripts.dev.tools.small_models import IN_FULL
+from tests.cells import every_cell
 
 OLD, NEW = 64, 200
 PADS = (0, 1, 3)
@@ -82,7 +83,7 @@ def test_every_base_that_counts_so_is_meant() -> None:
     assert set(BASES) == {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "esm", *OF_PAGES}
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("base", "pad", "positions"),
     [
         *(("roberta", pad, "auto") for pad in PADS),

@@ -16,13 +16,14 @@ from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, tensor_files
 from hf_longattn.errors import DestinationExistsError, OptionError, PositionError
 from hf_longattn.modeling.family.definition import family_of
+from tests.cells import every_cell
 
 from .conftest import CLASSES, LENGTH
 
 Built = Callable[[str], Path]
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@every_cell("name", CLASSES)
 def test_a_plan_reads_no_tensor(name: str, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(header: object) -> None:
         raise AssertionError(f"{header} was read")
@@ -107,8 +108,8 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if family.table(name) is not None}
 
 
-@pytest.mark.parametrize("positions", ["alibi", "none"])
-@pytest.mark.parametrize("name", WITH_TABLES)
+@every_cell("positions", ["alibi", "none"])
+@every_cell("name", WITH_TABLES)
 def test_a_dropped_table_is_zeros_and_not_trained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions)
     assert report.passed
@@ -199,7 +200,7 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
 # Positions that do not hold without training for what a mechanism sees.
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "settings", "told"),
     [
         ("BertForMaskedLM", {"mechanism": "window", "window": LENGTH}, ""),

@@ -17,6 +17,7 @@ from hf_longattn.conversion.tensor_names import names_in_model
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import IN_FULL, NAMES
+from tests.cells import every_cell
 
 from .every_family import config_of, source_config
 
@@ -54,7 +55,7 @@ def refusal(folder: Path) -> str:
     return str(planned.value)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("base", "head"),
     [pytest.param(base, head, marks=() if FIRST_HEADS[base] == head else pytest.mark.slow) for base, head in HEADS],
 )
@@ -97,7 +98,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize(("base", "head", "field"), LAYERS)
+@every_cell(("base", "head", "field"), LAYERS)
 def test_a_file_with_more_or_fewer_layers_than_the_config_is_refused(base: str, head: str, field: str, tmp_path: Path) -> None:
     folder, config = tmp_path / "short", source_config(base)
     count = max(2, getattr(config, field))

@@ -11,12 +11,13 @@ import torch
 
 from hf_longattn.conversion.pooling import POOLINGS, SentencePooling, sentence_pooling, write_for_servers
 from hf_longattn.errors import CheckpointError
+from tests.cells import every_cell
 
 st = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
 
-@pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("mode", [*POOLINGS, ("cls", "mean")], ids=str)
+@every_cell("left", [False, True])
+@every_cell("mode", [*POOLINGS, ("cls", "mean")], ids=str)
 def test_it_is_that_of_sentence_transformers(mode: str | tuple[str, ...], left: bool, tmp_path: Path) -> None:
     theirs = st.Pooling(8, mode)
     for name, module in (("1_Pooling", theirs), ("2_Normalize", st.Normalize())):

@@ -9,11 +9,12 @@ import pytest
 from transformers import AutoModel, AutoTokenizer
 
 from hf_longattn.conversion import convert_checkpoint
+from tests.grids import quickly
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
 
 
-@pytest.mark.parametrize("name", ["bert-python-512", "bert-python-512-qa"])
+@pytest.mark.parametrize("name", quickly(["bert-python-512", "bert-python-512-qa"], ["bert-python-512-qa"]))
 def test_a_trained_checkpoint_becomes_long(name: str, tmp_path: Path) -> None:
     if not (CHECKPOINTS / name / "config.json").is_file():
         pytest.skip(f"model_cards/{name} has not been trained here yet")

@@ -24,6 +24,7 @@ from hf_longattn.conversion.tensor_files import (
     write_weights,
 )
 from hf_longattn.errors import CheckpointError, OptionError
+from tests.cells import every_cell
 
 Checkpoint = Callable[..., Path]
 
@@ -128,7 +129,7 @@ def test_a_tensor_that_changed_meanwhile_is_refused(tmp_path: Path) -> None:
         write_weights(tmp_path, {"model.safetensors": [changed]})
 
 
-@pytest.mark.parametrize("size", ["much", "5XB", "-3", "ééé", "", "0", "0GB", "nanMB", "infGB", "1e3MB", "٣", 0])
+@every_cell("size", ["much", "5XB", "-3", "ééé", "", "0", "0GB", "nanMB", "infGB", "1e3MB", "٣", 0])
 def test_a_shard_size_that_is_none_is_refused(size: str | int) -> None:
     for settings in (ConversionConfig, RevertConfig):
         with pytest.raises(OptionError, match="not a shard size"):

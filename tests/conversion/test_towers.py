@@ -19,6 +19,7 @@ from hf_longattn.cli import main
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.errors import ExportError, LongAttentionError
 from scripts.dev.tools.small_models import small_towers_config
+from tests.cells import every_cell
 from tests.towers import SHAPE, save_clip
 from tests.warm import run_fresh
 
@@ -98,7 +99,7 @@ def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
     assert plan.positions_exact
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("settings", "sentence"),
     [
         ({"mechanism": "window"}, r"text and vision, have mechanisms apart, to which --mechanism, --option and --layers do not apply"),

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Generat
 from hf_longattn.cli.app import main
 from hf_longattn.conversion import convert_checkpoint, folders
 from hf_longattn.errors import CheckpointError, OptionError
+from tests.cells import every_cell
 
 from .conftest import LENGTH
 
@@ -32,7 +33,7 @@ TOKENIZER_OF = {
 }
 
 
-@pytest.mark.parametrize(("name", "tokenizer"), TOKENIZER_OF.items())
+@every_cell(("name", "tokenizer"), TOKENIZER_OF.items())
 def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint(name, tokenizer=tokenizer)
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=16, max_length=200)

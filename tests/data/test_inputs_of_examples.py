@@ -29,6 +29,7 @@ from hf_longattn.data.tokenization import to_documents as to_whole_documents
 from hf_longattn.data.words import to_windows
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import EMBED, embedding_trainer
+from tests.cells import every_cell
 from tests.data.kinds import KINDS, RUN_NER_PREFIXES, folder_of, load, word_ids
 from tests.trained import REAL_TEXT
 
@@ -93,7 +94,7 @@ def test_a_document_that_is_cut_is_run_ner_s(kind: str, tokenizer: PreTrainedTok
     assert (first["input_ids"], first["labels"]) == (expected["input_ids"], labels)
 
 
-@pytest.mark.parametrize("stride", [0, 1, 7])
+@every_cell("stride", [0, 1, 7])
 def test_windows_label_what_the_whole_document_labels(stride: int, kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
     """Every token of the document is in some window, and no piece but a word's first has a label, also where a window begins with it."""
     tokenizer = for_words(tokenizer, folder_of(kind, folders))
@@ -133,7 +134,7 @@ def example_stream(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list
     return [token for ids in framed for token in (ids if ends else [*ids, end])]
 
 
-@pytest.mark.parametrize("pack", [False, True])
+@every_cell("pack", [False, True])
 def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     stream = example_stream(TEXTS, tokenizer)
     rows = to_inputs(Dataset.from_dict({"text": TEXTS}), tokenizer, LENGTH, pack)
@@ -178,7 +179,7 @@ def test_masked_tokens_are_run_mlm_s(tokenizer: PreTrainedTokenizerBase) -> None
     assert shares == pytest.approx({"chosen": 0.15, "masked": 0.8, "kept": 0.1}, abs=0.05)
 
 
-@pytest.mark.parametrize("pad_with_end", [False, True])
+@every_cell("pad_with_end", [False, True])
 def test_next_tokens_are_run_clm_s(pad_with_end: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Labels are the ids, the end token's, too, where it pads as well; padding has none. Packed, no text predicts another."""
     if pad_with_end:
@@ -196,7 +197,7 @@ def test_next_tokens_are_run_clm_s(pad_with_end: bool, tokenizer: PreTrainedToke
     assert (packed["labels"] == IGNORED).nonzero()[:, 1].tolist() == starts
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 5])
+@every_cell("length", [1, 2, 3, 5])
 def test_a_short_batch_has_something_to_predict(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """The mean over no label is not a number."""
     ids = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"][:length]
@@ -254,7 +255,7 @@ def run_qa(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int,
     return features
 
 
-@pytest.mark.parametrize(("length", "stride"), [(1000, 16), (40, 8)])
+@every_cell(("length", "stride"), [(1000, 16), (40, 8)])
 def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = questions()
     records = [
@@ -270,7 +271,7 @@ def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedT
 # ---- run_swag, run_classification, run_summarization
 
 
-@pytest.mark.parametrize("length", [1000, 60])
+@every_cell("length", [1000, 60])
 def test_choices_are_run_swag_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [
         {"context": text, "question": "The next one", "choices": [f"is {number}.", "is not."], "label": number % 2}
@@ -292,7 +293,7 @@ def test_a_global_question_comes_first(tokenizer: PreTrainedTokenizerBase) -> No
     assert found["input_ids"] == expected["input_ids"]
 
 
-@pytest.mark.parametrize("length", [1000, LENGTH])
+@every_cell("length", [1000, LENGTH])
 def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Dataset.from_dict({"text": TEXTS, "label": ["b", "a", "b", "a"]})
     found = to_documents(data, tokenizer, length, ["a", "b"])
@@ -300,7 +301,7 @@ def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTo
     assert found["labels"][:] == [1, 0, 1, 0]
 
 
-@pytest.mark.parametrize("length", [1000, LENGTH])
+@every_cell("length", [1000, LENGTH])
 def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
     data = Dataset.from_dict({"text": TEXTS, "question": questions, "label": ["b", "a", "b", "a"]})
@@ -312,7 +313,7 @@ def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTra
     assert (found["document"][:], found["length"][:]) == (whole, [min(count, length) for count in whole])
 
 
-@pytest.mark.parametrize("prefix", ["", "summarize: "])
+@every_cell("prefix", ["", "summarize: "])
 def test_summaries_are_run_summarization_s(prefix: str, tokenizer: PreTrainedTokenizerBase) -> None:
     summaries = [text[:50] for text in TEXTS]
     found = to_summaries(Dataset.from_dict({"document": TEXTS, "summary": summaries}), tokenizer, prefix, LENGTH, 12)
@@ -334,7 +335,7 @@ def embedder(kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> P
     return tmp_path
 
 
-@pytest.mark.parametrize("prompts", [{}, {"query": "query: ", "document": "passage: "}])
+@every_cell("prompts", [{}, {"query": "query: ", "document": "passage: "}])
 def test_pairs_are_read_as_sentence_transformers_reads_them_in_inference(
     prompts: dict[str, str], tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from hf_longattn.hub.usage import snippet
 from hf_longattn.inputs.common.text_example import tokenizer_words
 from hf_longattn.inputs.text import token_ids
 from tests.byte_tokenizer import train_tokenizer
+from tests.cells import every_cell
 
 WORDS = ["Payment", "of", "the", "invoice", "12345", "is", "due", "by", "the", "end", "of", "June"]
 BOXES = [[10 * word, 20, 10 * word + 9, 40] for word in range(len(WORDS))]
@@ -107,8 +108,8 @@ def test_plain_boxes_start_anew_with_each_page() -> None:
     assert len(set(map(tuple, boxes[:500].tolist()))) == 500
 
 
-@pytest.mark.parametrize("name", ["LayoutLMv3Tokenizer", None])
-@pytest.mark.parametrize(
+@every_cell("name", ["LayoutLMv3Tokenizer", None])
+@every_cell(
     ("words", "boxes", "sentence"),
     [
         ([], [], "The page has no words; read it with OCR"),
@@ -134,8 +135,8 @@ def test_boxes_for_a_model_of_paths_are_refused() -> None:
         page_encoding(tokenizer_of("MarkupLMTokenizer"), ["a"], [[0, 0, 1, 1]])
 
 
-@pytest.mark.parametrize("name", OF_PAGES)
-@pytest.mark.parametrize("head", ["LiltForQuestionAnswering", "MarkupLMForTokenClassification", "LiltModel"])
+@every_cell("name", OF_PAGES)
+@every_cell("head", ["LiltForQuestionAnswering", "MarkupLMForTokenClassification", "LiltModel"])
 def test_the_example_of_a_card_calls_the_tokenizer_as_it_wants_to_be_called(tmp_path: Path, name: str, head: str) -> None:
     tokenizer = tokenizer_of(name)
     tokenizer.save_pretrained(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data import qa_features
-from hf_longattn.data.qa_features import QAFormat, cut_question, encode_qa, token_at
+from hf_longattn.data.qa_features import QAFeature, QAFormat, cut_question, encode_qa, token_at
 from hf_longattn.errors import LengthError
 from scripts.dev.studies.variable_tracking import DocumentShape, Filler, make_document
 
@@ -74,3 +74,9 @@ def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monk
     assert not said
     assert len(tokenizer(cut_question("what is it " * 20, tokenizer, 8), add_special_tokens=False)["input_ids"]) == 8
     assert "more than 8 tokens" in said[0]
+
+
+def test_an_answer_without_text_is_the_token_where_it_starts() -> None:
+    feature = QAFeature({}, [None, (0, 3), (3, 4), (4, 7)])
+    for start, token in ((0, 1), (3, 2), (4, 3)):
+        assert feature.locate({"answers": {"text": [""], "answer_start": [start]}}) == [(token, token)]

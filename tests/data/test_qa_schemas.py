@@ -15,6 +15,7 @@ from hf_longattn.data.answers import occurrences
 from hf_longattn.data.qa_schemas import load_qa, save_qa
 from hf_longattn.data.sources import DataError
 from scripts import prepare_natural_questions, prepare_triviaqa
+from tests.cells import every_cell
 
 RECORD = {"id": "1", "context": "The fox is red.", "question": "What is red?", "answers": {"text": ["fox"], "answer_start": [4]}}
 QAS = [{"id": "1", "question": RECORD["question"], "answers": [{"text": "fox", "answer_start": 4}]}]
@@ -32,7 +33,7 @@ HOTPOT = {
 }
 
 
-@pytest.mark.parametrize("form", ["squad.json", "records.json", "data.jsonl", "data.csv", "spans.csv", "data.parquet", "dataset", "splits"])
+@every_cell("form", ["squad.json", "records.json", "data.jsonl", "data.csv", "spans.csv", "data.parquet", "dataset", "splits"])
 def test_every_form(form: str, tmp_path: Path) -> None:
     path = tmp_path / form
     data = Dataset.from_list([RECORD])
@@ -287,7 +288,7 @@ def test_hotpot_qa(tmp_path: Path) -> None:
     assert (no["kind"], no["gold"], no["answers"]["text"]) == ("no", ["no"], [])
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("record", "message"),
     [
         ({k: v for k, v in RECORD.items() if k != "answers"}, "lacks the column .* it has context, id, question"),

@@ -17,6 +17,7 @@ from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import LabelledDataArguments
 from hf_longattn.training.lm import TextDataArguments, read_documents
+from tests.cells import every_cell
 
 CARD = """---
 configs:
@@ -84,8 +85,8 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("read", [read_source, load_qa])
-@pytest.mark.parametrize(
+@every_cell("read", [read_source, load_qa])
+@every_cell(
     ("name", "damage"),
     [
         ("train/data-00000-of-00001.arrow", Path.unlink),
@@ -186,7 +187,7 @@ READERS = [
 ]
 
 
-@pytest.mark.parametrize(("ending", "read"), READERS)
+@every_cell(("ending", "read"), READERS)
 def test_names_and_encodings_of_files(ending: str, read: Callable[[str], Any], tmp_path: Path) -> None:
     """Names are no patterns, endings may be capitals, a mark of UTF-8 is no text, and other encodings are one sentence."""
     for name in ("a [1] *b ü?", "PLAIN"):

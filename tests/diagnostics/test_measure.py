@@ -20,6 +20,7 @@ from hf_longattn.diagnostics.candidates import Candidate, usual_candidates
 from hf_longattn.diagnostics.loading import converted_from
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
 from hf_longattn.mechanisms import list_mechanisms
+from tests.cells import every_cell
 
 Make = Callable[[str], Path]
 
@@ -190,7 +191,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@every_cell("case", REFUSED)
 def test_what_is_refused_is_told_in_one_sentence(case: str, checkpoint: Make, text: Path) -> None:
     settings, kind, sentence = REFUSED[case]
     arguments = {"text": text, "lengths": [64], **settings}

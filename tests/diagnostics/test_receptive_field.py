@@ -21,6 +21,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, GridError, LongAttentionError, OptionError
 from hf_longattn.evaluation.probes import probe_model
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
 
 from ..evaluation.probes.small import byte_tokenizer, small_decoder
 from ..modeling import grid_models
@@ -142,7 +143,7 @@ def test_full_attention_is_measured_next_to_it_and_the_layers_run_their_mechanis
 PICTURES = [base for base in grid_models.BASES if FAMILIES[base].grid.reads_pictures and base != "siglip2_vision_model"]
 
 
-@pytest.mark.parametrize("base", PICTURES)
+@every_cell("base", PICTURES)
 def test_families_short_and_of_larger_pictures(base: str, photos: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
@@ -225,7 +226,7 @@ def test_the_command(
     assert [Path(name).name for name in record["pictures"]] == [f"{number}.png" for number in (0, 1, 2, 3, 5, 6, 7, 9)]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("arguments", "said", "code"),
     [
         (["no.png"], "does not exist", 1),

@@ -15,13 +15,14 @@ from hf_longattn.data.audio import read_audio
 from hf_longattn.diagnostics import diagnose_picture, diagnose_sound, measure_receptive_field
 from hf_longattn.errors import BackendError, CheckpointError, GridError, LengthError, OptionError
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
 from tests.modeling import grid_models
 from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recording, small_model, smallest_head, with_extractor
 
 WINDOW = {"mechanism": "window", "left": 3, "right": 3}
 
 
-@pytest.mark.parametrize("base", EVERY_FAMILY)
+@every_cell("base", EVERY_FAMILY)
 def test_how_far_every_family_looks(base: str, tmp_path: Path) -> None:
     with_extractor(base, smallest_head(base), tmp_path / "short", **({"max_source_positions": 100} if base == "whisper" else {}))
     model = long_model(base, smallest_head(base), tmp_path / "short", long_attention=WINDOW)
@@ -88,7 +89,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recording(tmp_path_factory.mktemp("talks") / "talk.wav", 4.5)
 
 
-@pytest.mark.parametrize("base", EVERY_FAMILY)
+@every_cell("base", EVERY_FAMILY)
 def test_every_family_is_diagnosed_as_transformers_has_it(base: str, talk: Path, tmp_path: Path) -> None:
     """What the model attends to is kept by full attention; by a window less, unless the base itself sees no more."""
     with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))

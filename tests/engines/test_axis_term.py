@@ -14,6 +14,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import build_mechanism
 from hf_longattn.positions.axis_term import AxisTerm
+from tests.cells import every_cell
 
 MECHANISMS: list[dict[str, Any]] = [
     {"mechanism": "full"},
@@ -56,8 +57,8 @@ def pairs(q: Tensor, tables: tuple[Tensor, ...], grid: Grid) -> Tensor:
     return term
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("chosen", MECHANISMS, ids=lambda chosen: "-".join(map(str, chosen.values())))
+@every_cell("grid", GRIDS, ids=str)
+@every_cell("chosen", MECHANISMS, ids=lambda chosen: "-".join(map(str, chosen.values())))
 def test_equal_to_the_term_pair_by_pair(chosen: dict[str, Any], grid: Grid) -> None:
     options = dict(chosen)
     mechanism = build_mechanism(options.pop("mechanism"), num_heads=2, head_dim=8, **options).double().eval()

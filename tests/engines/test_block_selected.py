@@ -13,12 +13,13 @@ from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms import nsa
+from tests.cells import every_cell
 
 from .eager_flex import by_the_lists
 
 
-@pytest.mark.parametrize(("length", "size", "ranks", "rows"), [(50, 8, 3, 4), (50, 8, 1, 16), (7, 10, 1, 2), (64, 4, 6, 8)])
-@pytest.mark.parametrize("missing", [0.0, 0.5, 1.0])
+@every_cell(("length", "size", "ranks", "rows"), [(50, 8, 3, 4), (50, 8, 1, 16), (7, 10, 1, 2), (64, 4, 6, 8)])
+@every_cell("missing", [0.0, 0.5, 1.0])
 def test_every_choice_once(length: int, size: int, ranks: int, rows: int, missing: float) -> None:
     torch.manual_seed(0)
     blocks = -(-length // size)
@@ -45,10 +46,10 @@ def test_few_rows_stay_unfilled() -> None:
     assert slots < 1.5 * chosen.numel()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "size", "ranks"), [(50, 8, 3), (50, 8, 0), (7, 10, 1), (64, 16, 2)])
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("path", ["fused", "parts"])
+@every_cell("causal", [False, True])
+@every_cell(("length", "size", "ranks"), [(50, 8, 3), (50, 8, 0), (7, 10, 1), (64, 16, 2)])
+@every_cell("padded", [False, True])
+@every_cell("path", ["fused", "parts"])
 def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: int, padded: bool, path: str, causal: bool) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -71,9 +72,9 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize(("name", "options", "path"), [
+@every_cell("causal", [False, True])
+@every_cell("padded", [False, True])
+@every_cell(("name", "options", "path"), [
     ("nsa", {"block_size": 64, "num_blocks": 5}, "flex-blocks"),
     ("nsa", {"block_size": 128, "num_blocks": 4}, "flex-blocks"),
     ("nsa", {"block_size": 48, "num_blocks": 5}, "flex-gathered"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -10,6 +9,7 @@ from hf_longattn.engines.bucketed import ChunkRounds, RecentRounds, Rounds, Sort
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.common.plain import allowed
 from hf_longattn.mechanisms.common.bucketed import recent_in_bucket
+from tests.cells import every_cell
 
 BUCKETS, ROUNDS = 5, 3
 
@@ -48,10 +48,10 @@ def test_sorted_by_bucket_then_position_with_padding_last() -> None:
     assert torch.equal(ordered.places.gather(-1, ordered.order), torch.arange(50).expand(ordered.order.shape))
 
 
-@pytest.mark.parametrize("size", [1, 8, 30, 200])
-@pytest.mark.parametrize("q_len", [90, 3])
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("kind", [ChunkRounds, RecentRounds])
+@every_cell("size", [1, 8, 30, 200])
+@every_cell("q_len", [90, 3])
+@every_cell("shared", [True, False])
+@every_cell("kind", [ChunkRounds, RecentRounds])
 def test_every_query_stands_in_one_row_of_each_round_and_no_pair_is_listed_twice(
     kind: type[Rounds], shared: bool, q_len: int, size: int
 ) -> None:
@@ -92,7 +92,7 @@ def test_queries_that_are_not_the_keys_meet_the_chunks_in_which_they_would_stand
     assert found == {i: {2, 3} if i == 7 else {6, 7} for i in range(8)}
 
 
-@pytest.mark.parametrize("size", [1, 4, 40])
+@every_cell("size", [1, 4, 40])
 def test_the_last_of_a_bucket_are_those_of_all_pairs(size: int) -> None:
     torch.manual_seed(0)
     keys, queries = torch.randint(4, (2, 3, 2, 40)), torch.randint(5, (2, 3, 2, 6))

@@ -18,6 +18,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_B
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.cpu import band
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cells import every_cell
 
 
 def test_the_longest_unused_goes_first() -> None:
@@ -148,8 +149,9 @@ def test_calls_of_changing_lengths_on_twenty_threads(calls: int, small: ByteCach
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # in KiB; loosely
 
 
-@pytest.mark.parametrize("name", list_mechanisms(grid=False))
+@every_cell("name", list_mechanisms(grid=False))
 def test_no_mechanism_keeps_more_than_the_budget_or_other_results(name: str, small: ByteCache) -> None:
+    small.clear()
     cls = mechanism_class(name)
     causal = cls.causal is not False
     torch.manual_seed(0)
@@ -182,8 +184,8 @@ def test_masks_of_a_wide_window_are_made_once(window: int, monkeypatch: pytest.M
     assert BYTE_CACHE.nbytes < 40 << 20
 
 
-@pytest.mark.parametrize(("left", "right", "shift"), [(40, 0, 0), (40, 25, 13), (300, 300, 0), (0, 0, 7), (500, 2, 100), (200, 190, 0)])
-@pytest.mark.parametrize("block", [32, 64, 192, 333])
+@every_cell(("left", "right", "shift"), [(40, 0, 0), (40, 25, 13), (300, 300, 0), (0, 0, 7), (500, 2, 100), (200, 190, 0)])
+@every_cell("block", [32, 64, 192, 333])
 def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: int, block: int) -> None:
     BYTE_CACHE.clear()
     q_len, kv_len, rows = 333, 333 + shift, []

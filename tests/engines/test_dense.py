@@ -14,6 +14,7 @@ from hf_longattn import build_mechanism
 from hf_longattn.engines.common import dense
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall
+from tests.cells import every_cell
 
 
 class KernelCalls(TorchFunctionMode):
@@ -33,10 +34,10 @@ def grouped_inputs(q_len: int, head_dim: int, device: str) -> tuple[Tensor, Tens
     return tuple(torch.randn(2, heads, length, head_dim, device=device) for heads, length in ((4, q_len), (2, 40), (2, 40)))
 
 
-@pytest.mark.parametrize("q_len", [1, 40])
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 512])
-@pytest.mark.parametrize("device", ["cpu", "meta"])
+@every_cell("q_len", [1, 40])
+@every_cell("padded", [False, True])
+@every_cell("head_dim", [64, 512])
+@every_cell("device", ["cpu", "meta"])
 def test_no_grouped_heads_where_only_the_unfused_kernel_takes_them(device: str, head_dim: int, padded: bool, q_len: int) -> None:
     """On CUDA it takes N×N memory for all heads; on the CPU, the fused kernel takes groups with and without a mask. Tensors on meta stand
     for those on every other device than the CPU."""
@@ -50,8 +51,8 @@ def test_no_grouped_heads_where_only_the_unfused_kernel_takes_them(device: str, 
     assert fused or call["key_heads"] == (2 if q_len == 1 else 4)
 
 
-@pytest.mark.parametrize("q_len", [1, 7, 40])
-@pytest.mark.parametrize("mask_heads", [None, 1, 4])
+@every_cell("q_len", [1, 7, 40])
+@every_cell("mask_heads", [None, 1, 4])
 def test_grouped_heads_without_a_kernel_for_them(mask_heads: int | None, q_len: int, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = grouped_inputs(q_len, 16, "cpu")
     mask = None if mask_heads is None else torch.randn(2, mask_heads, q_len, 40)
@@ -70,9 +71,9 @@ def test_cached_keys_of_grouped_heads(q_len: int, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(module.attend_kept(*arguments), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("heads", [4, 2])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@every_cell("heads", [4, 2])
+@every_cell("masked", [False, True])
+@every_cell("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_one_query_is_computed_as_two_where_the_kernel_is_slow_for_one(dtype: torch.dtype, masked: bool, heads: int) -> None:
     q, k, v = (torch.randn(2, count, length, 64) for count, length in ((4, 1), (heads, 300), (heads, 300)))
     mask = torch.rand(2, 1, 1, 300) > 0.3 if masked else None

@@ -16,6 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.engines.cpu.softmax import softmax_forward
+from tests.cells import every_cell
 
 HEADS, WIDTH = 4, 16
 Leaves = tuple[Tensor, ...]
@@ -69,8 +70,8 @@ BANDS = [(20, 7), (0, 30), (63, 0), (64, 64), (150, 149), (5, 400)]
 PADDING = ["none", "right", "inside"]
 
 
-@pytest.mark.parametrize(("band", "padding"), list(itertools.product(BANDS, PADDING)))
-@pytest.mark.parametrize("q_len", [520, 133])
+@every_cell(("band", "padding"), list(itertools.product(BANDS, PADDING)))
+@every_cell("q_len", [520, 133])
 def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
     left, right = band
     leaves = leaves_of(q_len, 520, features=3, table_heads=1 if left % 2 else HEADS, rows=left + right + 1 - left // 3)
@@ -81,8 +82,8 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int]
     same_gradients(out, expected, leaves[:6])
 
 
-@pytest.mark.parametrize("global_rows", [True, False])
-@pytest.mark.parametrize(("band", "padding"), list(itertools.product([(20, 7), (64, 0), (150, 149)], PADDING)))
+@every_cell("global_rows", [True, False])
+@every_cell(("band", "padding"), list(itertools.product([(20, 7), (64, 0), (150, 149)], PADDING)))
 def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
@@ -94,8 +95,8 @@ def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], 
     same_gradients(out, expected, leaves[:6])
 
 
-@pytest.mark.parametrize("with_tokens", [False, True])
-@pytest.mark.parametrize(("band", "padding"), list(itertools.product([(20, 7), (64, 64), (150, 0), (5, 400)], PADDING)))
+@every_cell("with_tokens", [False, True])
+@every_cell(("band", "padding"), list(itertools.product([(20, 7), (64, 64), (150, 0), (5, 400)], PADDING)))
 def test_terms_of_keys_and_buckets_are_those_of_the_plain_form(band: tuple[int, int], padding: str, with_tokens: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=0 if left == 64 else 3, table_heads=1 if left == 20 else HEADS, rows=24)
@@ -165,9 +166,9 @@ CHUNKS: list[tuple[str, dict[str, int]]] = [
 ]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
-@pytest.mark.parametrize(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one", "segments"])
+@every_cell("causal", [False, True])
+@every_cell("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
+@every_cell(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one", "segments"])
 def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[str, int], relative: str, causal: bool) -> None:
     torch.manual_seed(0)
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=WIDTH, hidden_size=64, relative=relative, **options).double()
@@ -188,8 +189,8 @@ def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[s
     same_gradients(out * real, expected * real, leaves)
 
 
-@pytest.mark.parametrize("relative", ["transformer_xl", "shaw:clip=9"])
-@pytest.mark.parametrize(
+@every_cell("relative", ["transformer_xl", "shaw:clip=9"])
+@every_cell(
     ("name", "options", "causal"),
     [
         ("per_head", {"heads": "0-1=window:window=32;chunked:chunk_size=30"}, False),

@@ -19,6 +19,7 @@ from hf_longattn.engines.common.score_terms import DistanceBias, PlaceTerm
 from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.routing import Routing
+from tests.cells import every_cell
 from tests.reference.small_models import long_model, tokens
 
 from .eager_flex import by_the_lists
@@ -80,7 +81,7 @@ def of_forms() -> list[Any]:
     return [pytest.param(name, causal, marks=pytest.mark.slow if name in both and causal == QUICK[name] else ()) for name, causal in FORMS]
 
 
-@pytest.mark.parametrize(("name", "causal"), of_forms())
+@every_cell(("name", "causal"), of_forms())
 def test_documents_are_one_call_and_equal_the_definition(name: str, causal: bool) -> None:
     """Two rows with padding in a document and after the last, grouped heads, global tokens, hidden states and a score term; gradients."""
     module = mechanism_from(name, mechanism_class(name).sample, num_heads=4, head_dim=16, max_length=LENGTH).double().eval()
@@ -108,7 +109,7 @@ def test_documents_are_one_call_and_equal_the_definition(name: str, causal: bool
         torch.testing.assert_close(one, other, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("name", list_mechanisms(grid=True))
+@every_cell("name", list_mechanisms(grid=True))
 def test_documents_on_one_grid_share_a_call(name: str) -> None:
     grids = [Grid((5, 6)), Grid((7, 9), 1), Grid((5, 6)), Grid((7, 9), 1)]
     labels = documents((tuple(grid.length for grid in grids),))
@@ -132,7 +133,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """Options besides the mechanisms' samples."""
 
 
-@pytest.mark.parametrize(("name", "calls"), [(name, 1 + 2 * (number % 2)) for number, name in enumerate(VARIANTS)])
+@every_cell(("name", "calls"), [(name, 1 + 2 * (number % 2)) for number, name in enumerate(VARIANTS)])
 def test_other_options_too_in_one_call_or_several(name: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_rows, "TOKENS_PER_CALL", 1 if calls > 1 else LENGTH * 6)
     options = {**VARIANTS[name]}
@@ -154,7 +155,7 @@ def test_documents_that_a_pattern_covers_are_full_attention_in_one_call(emulated
     assert len(emulated_flash) <= 2, "the last may be the trial of the operator"
 
 
-@pytest.mark.parametrize("term", ["distance", "place", "distance and query"])
+@every_cell("term", ["distance", "place", "distance and query"])
 def test_score_terms_of_a_batch_move_with_its_documents(term: str) -> None:
     places = torch.randint(-20, 20, (2, LENGTH, 2))
     terms: dict[str, Any] = {
@@ -223,7 +224,7 @@ def test_layers_of_a_model_share_the_rows(monkeypatch: pytest.MonkeyPatch) -> No
     assert made == [1]
 
 
-@pytest.mark.parametrize(("lengths", "widths"), [
+@every_cell(("lengths", "widths"), [
     ([512] * 8, (512,)),
     ([448, 128, 1056, 320, 640, 224, 768, 512], (1056,)),
     ([100] * 500 + [9000], (100, 9000)),

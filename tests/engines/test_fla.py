@@ -26,6 +26,7 @@ from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.mechanisms import nsa
 from hf_longattn.sharding import Shard, even_bounds
+from tests.cells import every_cell
 
 LENGTH = 300
 LENGTHS = [[70, 1, 229], [200, 100]]
@@ -105,9 +106,7 @@ def parallel_nsa(
     return (masked_softmax(queries @ keys.mT * scale, seen) @ values).transpose(1, 2).to(q.dtype)
 
 
-@pytest.mark.parametrize(
-    ("capability", "triton", "falls_back"), [((9, 0), "3.6.0", True), ((9, 0), "3.7.1", False), ((8, 0), "3.6.0", False)]
-)
+@every_cell(("capability", "triton", "falls_back"), [((9, 0), "3.6.0", True), ((9, 0), "3.7.1", False), ((8, 0), "3.6.0", False)])
 def test_no_delta_rule_where_its_gradients_are_wrong(
     capability: tuple[int, int], triton: str, falls_back: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,8 +132,8 @@ def fla(monkeypatch: pytest.MonkeyPatch, cuda_paths: None) -> None:
 
 
 @pytest.mark.usefixtures("fla")
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize(
+@every_cell("packed", [False, True])
+@every_cell(
     ("name", "dtype", "error"),
     [
         ("linear", torch.float32, 2e-3), ("linear", torch.bfloat16, 2e-2), ("performer", torch.float32, 2e-3),
@@ -207,7 +206,7 @@ def test_the_delta_rule_over_two_shards(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.usefixtures("fla")
-@pytest.mark.parametrize(("num_blocks", "causal", "group", "path"), [
+@every_cell(("num_blocks", "causal", "group", "path"), [
     (4, True, 16, "fla-blocks"), (6, True, 16, "fla-blocks"), (6, True, 4, "flex-blocks"), (6, False, 16, "flex-blocks"),
 ])  # fmt: skip
 def test_selected_blocks_by_its_kernel(num_blocks: int, causal: bool, group: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:

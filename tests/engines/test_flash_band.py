@@ -22,6 +22,7 @@ from hf_longattn.engines.common.call import AttentionCall, DispatchContext, Patt
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.plain import blockwise_attention
 from hf_longattn.engines.cuda import flash_band, flex_kernel
+from tests.cells import every_cell
 from tests.grids import grid
 
 from . import flash_operator
@@ -133,8 +134,8 @@ def test_dropout_drops_the_same_weights_in_both_passes(
 
 
 @pytest.mark.usefixtures("emulated_flash")
-@pytest.mark.parametrize("tokens", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@every_cell("tokens", [False, True])
+@every_cell("dropout", [0.0, 0.4])
 def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The global columns are computed in three parts, which draw the same weights again for the backward pass."""
     monkeypatch.setattr(global_rows, "MAX_COLUMN_PAIRS", 4 * 4 * 2 * 2)
@@ -272,7 +273,7 @@ def test_a_cpu_has_none_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize(
+@every_cell(
     ("changes", "reason"),
     [
         ({}, None),

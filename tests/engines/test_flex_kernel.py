@@ -25,6 +25,7 @@ from hf_longattn.engines.cuda import flex, flex_kernel, flex_tiles
 from hf_longattn.engines.cuda.flex_kernel import NoKernel
 from hf_longattn.positions.disentangled import disentangled
 from hf_longattn.positions.relative import RELATIVE, build_relative
+from tests.cells import every_cell
 
 from .eager_flex import by_the_lists
 
@@ -282,8 +283,8 @@ def test_without_a_kernel_full_attention_is_dense(monkeypatch: pytest.MonkeyPatc
     assert [answer.path for answer in answers] == ["dense"]
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
-@pytest.mark.parametrize("wrapped", [False, True])
+@every_cell("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("a wrong shape"), MemoryError()])
+@every_cell("wrapped", [False, True])
 def test_errors_that_say_nothing_about_the_kernel_are_raised(error: Exception, wrapped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         if wrapped and not isinstance(error, RuntimeError | MemoryError):
@@ -411,8 +412,8 @@ def score_terms(device: str) -> Iterator[tuple[str, ScoreMod]]:
     yield "deberta", disentangled(q, q, *tables, 0.25, torch.zeros(15, dtype=torch.long, device=device))
 
 
-@pytest.mark.parametrize("of_heads", [False, True])
-@pytest.mark.parametrize(("name", "term"), list(score_terms("meta")), ids=lambda value: value if isinstance(value, str) else "")
+@every_cell("of_heads", [False, True])
+@every_cell(("name", "term"), list(score_terms("meta")), ids=lambda value: value if isinstance(value, str) else "")
 def test_score_terms_hold_tensors_of_the_queries_device_alone(name: str, term: ScoreMod, of_heads: bool) -> None:
     """In a graph of the user's own there is no other way: a number from a closure would be a tensor on the CPU."""
     mod = as_term(term).of_heads([1, 3], torch.device("meta")) if of_heads else term

@@ -19,6 +19,7 @@ from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
+from tests.cells import every_cell
 from tests.grids import quickly
 
 from .eager_flex import by_the_lists
@@ -87,7 +88,7 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "kept", "padded"), [*itertools.product(TILES, [False, True], [False, True])])
+@every_cell(("name", "kept", "padded"), [*itertools.product(TILES, [False, True], [False, True])])
 def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradients in float64, with grouped heads and a score term that reads positions."""
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
@@ -217,8 +218,8 @@ ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows", "grid_halo"
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize("setting", ["plain", "padded", "gradients"])
-@pytest.mark.parametrize("name", [name for engine in ENGINES for name in list_mechanisms(engine=engine)])
+@every_cell("setting", ["plain", "padded", "gradients"])
+@every_cell("name", [name for engine in ENGINES for name in list_mechanisms(engine=engine)])
 def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its default options, and not one of its tiles by plain operations."""
 

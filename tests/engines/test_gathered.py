@@ -18,6 +18,7 @@ from hf_longattn.engines.common.score_terms import DistanceTerm
 from hf_longattn.engines.cpu.gathered import flat_rules
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.gathered import gathered_attention
+from tests.cells import every_cell
 from tests.grids import drawn
 
 BATCH, HEADS, WIDTH = 2, 3, 8
@@ -150,7 +151,7 @@ def test_gradcheck(path) -> None:
     assert torch.autograd.gradcheck(lambda *x: path(*x, local_parts(21), AttentionCall(scale=0.4)), x, fast_mode=True)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
+@every_cell(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-2)])
 def test_every_precision_stays_near_the_definition(dtype: torch.dtype, tolerance: float) -> None:
     x = inputs(70, 70, dtype)
     out, expected = gathered_attention(*x, local_parts(70), AttentionCall.of(scaling=0.4)), counted(*x, local_parts(70), None, 0.4)

@@ -17,6 +17,7 @@ from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.errors import GridError
 from hf_longattn.mechanisms.common.on_grid import on_grid
+from tests.cells import every_cell
 
 HEADS, DIM = 2, 4
 Cell = tuple[int, ...]
@@ -65,8 +66,8 @@ CASES: list[tuple[str, dict[str, Any], Grid, Cell, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "options", "grid", "sizes", "dilation"), CASES)
-@pytest.mark.parametrize("way", ["fused", "without fused kernels", "with holes", "listed pairs", "bound grid"])
+@every_cell(("name", "options", "grid", "sizes", "dilation"), CASES)
+@every_cell("way", ["fused", "without fused kernels", "with holes", "listed pairs", "bound grid"])
 def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], grid: Grid, sizes: Cell, dilation: int) -> None:
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=DIM, **options).eval()
     mechanism.layer = 1

@@ -14,13 +14,14 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.positions.axis_term import AxisTerm
+from tests.cells import every_cell
 
 FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
 
 
-@pytest.mark.parametrize(("sizes", "options"), FORMS)
-@pytest.mark.parametrize("prefix", [0, 2])
-@pytest.mark.parametrize("call_bytes", [1, 4096, 1 << 22])
+@every_cell(("sizes", "options"), FORMS)
+@every_cell("prefix", [0, 2])
+@every_cell("call_bytes", [1, 4096, 1 << 22])
 def test_a_few_windows_at_a_time_are_equal_to_all_at_once(
     sizes: tuple[int, ...], options: dict[str, object], prefix: int, call_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,9 +60,9 @@ def test_a_bias_alone_can_be_trained() -> None:
     assert bool(table.grad.any())
 
 
-@pytest.mark.parametrize(("sizes", "options"), FORMS)
-@pytest.mark.parametrize("prefix_tokens", ["global", "reads", "none"])
-@pytest.mark.parametrize("term", [None, "bias", "axes"])
+@every_cell(("sizes", "options"), FORMS)
+@every_cell("prefix_tokens", ["global", "reads", "none"])
+@every_cell("term", [None, "bias", "axes"])
 def test_a_key_mask_is_cut_into_windows(
     sizes: tuple[int, ...], options: dict[str, Any], prefix_tokens: str, term: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

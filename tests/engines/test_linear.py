@@ -14,6 +14,7 @@ from hf_longattn.engines.cuda import fla
 from hf_longattn.engines.dispatch import first_path
 from hf_longattn.engines.linear import Feature, absorb, empty_state, linear_attention, masked, packed_linear_attention, read
 from hf_longattn.mechanisms.linear import ELU_PLUS_ONE, RELU
+from tests.cells import every_cell
 
 
 def features(q_len: int, kv_len: int, heads: int = 4, kv_heads: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -35,8 +36,8 @@ def quadratic(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
     return out / torch.where(total == 0, 1.0, total) if normalise else out
 
 
-@pytest.mark.parametrize(("causal", "normalise", "kv_heads"), list(itertools.product((False, True), (False, True), (1, 2, 4))))
-@pytest.mark.parametrize(("q_len", "kv_len", "chunk"), [(1, 1, 4), (7, 7, 4), (16, 16, 4), (3, 11, 4), (9, 9, 64)])
+@every_cell(("causal", "normalise", "kv_heads"), list(itertools.product((False, True), (False, True), (1, 2, 4))))
+@every_cell(("q_len", "kv_len", "chunk"), [(1, 1, 4), (7, 7, 4), (16, 16, 4), (3, 11, 4), (9, 9, 64)])
 def test_values_and_gradients_are_those_of_the_quadratic_form(
     causal: bool, normalise: bool, kv_heads: int, q_len: int, kv_len: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,8 +85,8 @@ def test_pieces_with_a_state_equal_the_whole(monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(state[name], tensor)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("phi", [ELU_PLUS_ONE, RELU], ids=["elu", "relu"])
+@every_cell("causal", [False, True])
+@every_cell("phi", [ELU_PLUS_ONE, RELU], ids=["elu", "relu"])
 def test_gradients_of_packed_sequences_and_second_derivatives(phi: Feature, causal: bool) -> None:
     q, k, v = (torch.randn(2, heads, 6, 1, dtype=torch.float64, requires_grad=True) for heads in (2, 1, 1))
     sequences = [[(0, 0, 2), (0, 2, 3), (0, 3, 4)], [(0, 5, 6)], [(1, 0, 6)]]  # a token of padding, and one that is a sequence

@@ -15,6 +15,7 @@ from hf_longattn import build_mechanism
 from hf_longattn.attend import prepare, run_batch
 from hf_longattn.engines.cuda import flex
 from hf_longattn.engines.topk import prefiltered_topk_keys
+from tests.cells import every_cell
 
 NO_KERNEL = {"detach", "empty", "empty_like", "new_empty", "empty_strided", "_unsafe_view", "promote_types", "item", "_local_scalar_dense"}
 WAITS = {"_local_scalar_dense", "item", "nonzero", "masked_select", "bincount", "equal", "unique_dim", "_unique2"}
@@ -77,7 +78,7 @@ MOST: list[tuple[str, int, bool, int, int, int]] = [
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize(("name", "length", "causal", "documents", "most", "most_backward"), MOST)
+@every_cell(("name", "length", "causal", "documents", "most", "most_backward"), MOST)
 def test_the_linear_family(name: str, length: int, causal: bool, documents: int, most: int, most_backward: int) -> None:
     forward, backward = asked(name, length, causal, documents, gradients=True)
     assert backward is not None

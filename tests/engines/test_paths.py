@@ -20,6 +20,7 @@ from hf_longattn.engines.cpu import flash as cpu_flash
 from hf_longattn.engines.cpu.band import BF16, BF16_AMX, band_plan
 from hf_longattn.engines.cpu.softmax import cpu_softmax
 from hf_longattn.engines.cuda.flex import flex_band
+from tests.cells import every_cell
 
 MECHANISMS = {
     "band": ("window", {}),
@@ -45,8 +46,8 @@ def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attent
 
 @pytest.mark.usefixtures("unfused_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("path", [run_cpu_band, blockwise_attention, flex_band])
-@pytest.mark.parametrize(("visited", "causal", "length", "side", "few_queries"), CASES)
+@every_cell("path", [run_cpu_band, blockwise_attention, flex_band])
+@every_cell(("visited", "causal", "length", "side", "few_queries"), CASES)
 def test_path_equals_the_definition(path, visited: str, causal: bool, length: int, side: str, few_queries: bool) -> None:
     torch.manual_seed(0)
     dtype = torch.float32 if path is flex_band else torch.float64
@@ -74,11 +75,11 @@ BLOCKS = [32, 64, 192, 1000]
 """Sizes of blocks; with the last one, all queries are in one."""
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize(
+@every_cell("block", BLOCKS)
+@every_cell(
     ("causal", "side", "few_queries"), [(False, "none", False), (True, "none", True), (False, "inside", True), (True, "left", False)]
 )
-@pytest.mark.parametrize("visited", MECHANISMS)
+@every_cell("visited", MECHANISMS)
 def test_blocks_of_every_size_have_the_outputs_and_gradients_of_the_definition(
     visited: str, causal: bool, side: str, few_queries: bool, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,9 +108,9 @@ def test_blocks_of_every_size_have_the_outputs_and_gradients_of_the_definition(
         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("few_queries", [False, True])
-@pytest.mark.parametrize("visited", MECHANISMS)
+@every_cell("causal", [False, True])
+@every_cell("few_queries", [False, True])
+@every_cell("visited", MECHANISMS)
 def test_short_inputs_are_one_call_with_a_mask_that_is_kept(
     visited: str, few_queries: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,8 +138,8 @@ def test_short_inputs_are_one_call_with_a_mask_that_is_kept(
     assert masks_used[0] is masks_used[1]
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-@pytest.mark.parametrize("side", ["none", "inside"])
+@every_cell("block", BLOCKS)
+@every_cell("side", ["none", "inside"])
 def test_a_bias_by_distance_in_blocks_of_every_size(side: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(band, "band_plan", functools.partial(band_plan, block=block))
     torch.manual_seed(0)
@@ -166,8 +167,8 @@ def test_the_choice_of_blocks() -> None:
     assert BF16_AMX.sizes[1] > max(BF16.sizes)
 
 
-@pytest.mark.parametrize(("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)])
-@pytest.mark.parametrize("visited", MECHANISMS)
+@every_cell(("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)])
+@every_cell("visited", MECHANISMS)
 def test_wide_bands_in_bf16(visited: str, causal: bool, side: str, few_queries: bool) -> None:
     torch.manual_seed(0)
     length = 1100

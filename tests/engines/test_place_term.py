@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall, Pattern
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.engines.common.score_terms import PlaceTerm
+from tests.cells import every_cell
 
 BATCH, HEADS, LENGTH, WIDTH, LIMITS = 2, 3, 90, 8, (5, 20, 20)
 MECHANISMS: dict[str, dict[str, Any]] = {
@@ -52,8 +52,8 @@ def global_tokens() -> Tensor:
     return (torch.arange(LENGTH) % 40 == 0).expand(BATCH, -1)
 
 
-@pytest.mark.parametrize("padding", ["none", "right", "left", "documents"])
-@pytest.mark.parametrize("mechanism", MECHANISMS)
+@every_cell("padding", ["none", "right", "left", "documents"])
+@every_cell("mechanism", MECHANISMS)
 def test_every_mechanism_adds_it_to_its_pairs_forward_and_backward(mechanism: str, padding: str) -> None:
     """The term as an object, which is cut and rolled with the sequences, and as a look-up in the matrix of all pairs."""
     term, (q, k, v) = term_of(), inputs()
@@ -79,8 +79,8 @@ def test_every_mechanism_adds_it_to_its_pairs_forward_and_backward(mechanism: st
 PATTERNS = Pattern(40, 40, False), Pattern(40, 40, False, True), Pattern(40, 40, False, True, False), Pattern(60, 0, True)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-@pytest.mark.parametrize("padding", ["none", "right", "holes"])
+@every_cell("pattern", PATTERNS)
+@every_cell("padding", ["none", "right", "holes"])
 def test_the_band_kernel_adds_it_to_its_blocks(pattern: Pattern, padding: str) -> None:
     """Of 700 tokens, for which the band has several blocks and edges; global columns and rows, too. The plain path looks it up."""
     generator, length = torch.Generator().manual_seed(8), 700

@@ -18,6 +18,7 @@ from hf_longattn.engines.segments import Layout, segmented_linear_attention
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common.log_features import LogLinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cells import every_cell
 
 LENGTHS = [[70, 1, 130, 99], [200, 100], [1, 1, 1, 297]]
 LENGTH = 300
@@ -36,9 +37,9 @@ def quadratic(q: Tensor, k: Tensor, v: Tensor, labels: tuple[Tensor, Tensor], ca
     return out / torch.where(total == 0, 1.0, total) if normalise else out
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize(("causal", "late"), [(False, 0), (True, 0), (True, 40)])
-@pytest.mark.parametrize(("chunk", "group"), [(4, 64), (4, 3), (64, 64)])
+@every_cell("normalise", [False, True])
+@every_cell(("causal", "late"), [(False, 0), (True, 0), (True, 40)])
+@every_cell(("chunk", "group"), [(4, 64), (4, 3), (64, 64)])
 def test_sums_and_gradients_are_those_of_a_mask(
     chunk: int, group: int, causal: bool, late: int, normalise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,8 +96,8 @@ def module_of(name: str, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@pytest.mark.parametrize("kv_heads", [1, 4])
-@pytest.mark.parametrize(("name", "options", "causal"), FORMS, ids=str)
+@every_cell("kv_heads", [1, 4])
+@every_cell(("name", "options", "causal"), FORMS, ids=str)
 def test_documents_in_one_call_are_what_each_is_alone(name: str, options: dict[str, Any], causal: bool, kv_heads: int) -> None:
     if causal and options == {"max_length": None}:
         options = {}  # whose causal form is told the longest text
@@ -138,7 +139,7 @@ def test_numbers_that_descend_are_refused() -> None:
         attend(x, x, x, module_of("linear", {}), documents=numbers([100, 200])[None].flip(1))
 
 
-@pytest.mark.parametrize("length", [1, 64, 65, 700, 3000])
+@every_cell("length", [1, 64, 65, 700, 3000])
 def test_states_of_all_chunks_side_by_side_are_those_of_the_loop(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.nn.functional.normalize(torch.randn(1, 2, length, size, dtype=torch.float64), dim=-1) for size in (6, 6, 5))

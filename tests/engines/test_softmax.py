@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 import hf_longattn.engines.dispatch  # noqa: F401  enters the sources
@@ -13,13 +12,14 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
 from hf_longattn.engines.cpu.grid_halo import halo_numbers
 from hf_longattn.engines.cpu.softmax import SOURCES, Runs, cpu_softmax
+from tests.cells import every_cell
 
 
-@pytest.mark.parametrize("runs", [
+@every_cell("runs", [
     Runs(3, 5), Runs(1, 4, 1, 0, 3), Runs(2, 4, 3, 4), Runs(2, 7, 4, 3), Runs(0, 5, 3, 1, 4), Runs(1, 4, 3, 6, 2), Runs(0, 4, 3, 3, 2),
     Runs(4, 3, 5, 0),
 ])  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@every_cell("dtype", [torch.float64, torch.bfloat16])
 def test_rows_of_tokens_may_overlap(runs: Runs, dtype: torch.dtype) -> None:
     x = torch.randn(1, 2, 20, 3, dtype=torch.float64)
     index = torch.tensor([[runs.start + row * runs.step + i * runs.stride for i in range(runs.size)] for row in range(runs.rows)])
@@ -54,7 +54,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, 0
 
 
-@pytest.mark.parametrize("name", ["band", "blocks", "distances", "halo", "tiles"])
+@every_cell("name", ["band", "blocks", "distances", "halo", "tiles"])
 def test_operator_is_well_formed(name: str) -> None:
     assert set(SOURCES) == {"band", "blocks", "distances", "halo", "tiles"}
     arguments = arguments_of(name)

@@ -21,10 +21,11 @@ from hf_longattn.engines.topk import (
     topk,
     topk_keys,
 )
+from tests.cells import every_cell
 
 
-@pytest.mark.parametrize("k", [1, 3, 10, 40, 64])
-@pytest.mark.parametrize("levels", [2, 5, 10**6], ids=["mostly ties", "some ties", "hardly any"])
+@every_cell("k", [1, 3, 10, 40, 64])
+@every_cell("levels", [2, 5, 10**6], ids=["mostly ties", "some ties", "hardly any"])
 def test_it_is_the_head_of_a_stable_sort(k: int, levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     scores = torch.randint(levels, (5, 7, 40)).double()
@@ -58,8 +59,8 @@ def test_steps_of_any_size_find_the_same_keys(causal: bool, monkeypatch: pytest.
         assert torch.equal(search_keys(q, k, mask, 6, causal, 0.5, None).sort(-1).values, whole)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
+@every_cell("causal", [False, True])
+@every_cell("keys", ["random", "equal pairs", "nearly equal", "one long", "all equal"])
 def test_float32_finds_what_float64_finds(keys: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """On rows that are long enough for the comparison of blocks, whatever stands in the way of a clear choice."""
     torch.manual_seed(0)
@@ -85,7 +86,7 @@ def test_float32_finds_what_float64_finds(keys: str, causal: bool, monkeypatch: 
         assert torch.equal(topk_keys(q, k, mask, 6, causal, 0.5), expected), "all heads together, in steps of any size"
 
 
-@pytest.mark.parametrize("length", [5, 1024, 3001, 20000])
+@every_cell("length", [5, 1024, 3001, 20000])
 def test_rows_narrowed_by_blocks(length: int) -> None:
     torch.manual_seed(0)
     scores = torch.randn(7, length)
@@ -110,9 +111,9 @@ def tensors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return q.to(dtype), k.to(dtype), torch.rand(2, 3, 7, 5).to(dtype), index
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("slice_", [1, 1 << 20])
-@pytest.mark.parametrize("accelerated", [False, True])
+@every_cell("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@every_cell("slice_", [1, 1 << 20])
+@every_cell("accelerated", [False, True])
 def test_operations_are_what_they_say(dtype: torch.dtype, accelerated: bool, slice_: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "MAX_GATHERED_NUMBERS", slice_)
     monkeypatch.setattr(accelerator, "accelerated", lambda x: accelerated)
@@ -155,8 +156,8 @@ def caches() -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("layout", caches())
-@pytest.mark.parametrize("heads", [3, 6])
+@every_cell("layout", caches())
+@every_cell("heads", [3, 6])
 def test_rows_of_any_layout(layout: str, heads: int) -> None:
     x = caches()[layout]
     index = torch.randint(20, (2, heads, 4, 7))

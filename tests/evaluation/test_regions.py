@@ -13,6 +13,7 @@ from hf_longattn import LongBertConfig, LongBertModel, LongWav2Vec2Config, LongW
 from hf_longattn.errors import BackendError, GridError, LongAttentionError
 from hf_longattn.evaluation.regions import dense_features, region_features, tile_boxes
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
 
 from ..modeling import grid_models
 
@@ -78,7 +79,7 @@ def test_a_region_knows_the_rest_of_the_picture(model: Any) -> None:
     assert model.training is False
 
 
-@pytest.mark.parametrize(
+@every_cell(
     "base",
     [
         base

@@ -23,6 +23,7 @@ from transformers import (
 from hf_longattn.data.audio import Hearing
 from hf_longattn.errors import AudioError, CheckpointError, OptionError
 from hf_longattn.evaluation.transcription import Transcript, ctc_words, samples_per_frame, transcribe
+from tests.cells import every_cell
 from tests.families.test_whisper import SIZES as SMALL_WHISPER
 from tests.training.speech import RATE, SAMPLES_PER_FRAME, long_speech_checkpoint, speech, speech_checkpoint
 
@@ -50,7 +51,7 @@ def words_of(transcript: Transcript) -> list[tuple[str, float, float]]:
     return [(word.text, pytest.approx(word.start), pytest.approx(word.end)) for word in transcript.words]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     "settings",
     [
         {},

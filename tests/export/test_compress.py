@@ -40,6 +40,7 @@ from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize
 from hf_longattn.modeling.inference.pruning import heads_of
+from tests.grids import quickly
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, TEXT_FAMILIES, long_model, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -99,13 +100,11 @@ def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
     assert outputs(target).isfinite().all()
 
 
-QUICK_MECHANISMS = ("adaptive_span", "delta", "linformer", "longformer", "per_head", "recurrent_memory", "synthesizer", "window")
+QUICK_MECHANISMS = ("adaptive_span", "linformer", "longformer", "per_head", "recurrent_memory", "window")
 """Without parameters, with parameters that are laid out by heads and those that are not, with members, and with memory tokens."""
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK_MECHANISMS else pytest.param(name, marks=pytest.mark.slow) for name in list_mechanisms(grid=False)]
-)
+@pytest.mark.parametrize("name", quickly(list_mechanisms(grid=False), QUICK_MECHANISMS))
 def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"
     source = saved(base, {"mechanism": name, **mechanism_class(name).sample})

@@ -188,6 +188,7 @@ def test_every_decoder_family(base: str, attention: dict[str, Any], tmp_path: Pa
     check(saved(tmp_path / "long", base, attention), tmp_path / "graph")
 
 
+@pytest.mark.slow
 def test_experts_are_the_reason_where_they_are(tmp_path: Path) -> None:
     folder = saved(tmp_path / "long", "mixtral", WINDOW, num_hidden_layers=1)
     with pytest.raises(ExportError, match=r"as one onnx graph for all lengths .*: transformers loops over the experts .*--format native"):

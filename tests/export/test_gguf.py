@@ -17,6 +17,7 @@ from hf_longattn import convert_checkpoint, export_gguf
 from hf_longattn.errors import CheckpointError, ExportError, MissingExtraError
 from hf_longattn.export.gguf import gguf_refusal
 from scripts.dev.tools.native_cases import save_long
+from tests.cells import every_cell
 
 gguf = pytest.importorskip("gguf", reason="the extra hf-longattn[gguf] is not installed")
 
@@ -39,7 +40,7 @@ NOT_READ = ("gemma", "smollm3")
 """Architectures of llama.cpp that transformers does not read."""
 
 
-@pytest.mark.parametrize("case", WRITTEN)
+@every_cell("case", WRITTEN)
 def test_a_file_holds_the_twin(case: str, tmp_path: Path) -> None:
     base, changes = WRITTEN[case]
     save_long(tmp_path / "long", base, FULL, **changes)
@@ -121,7 +122,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@every_cell("case", REFUSED)
 def test_what_llama_cpp_would_compute_differently_is_refused(case: str, tmp_path: Path) -> None:
     base, attention, changes, says = REFUSED[case]
     save_long(tmp_path / "long", base, attention, **changes)

@@ -74,14 +74,15 @@ def test_a_program_of_torch(tmp_path: Path) -> None:
         torch.testing.assert_close(program(pixel_values=pixels)["logits"], model(pixels).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "head", "inputs"),
     [
         ("siglip2_vision_model", "Siglip2VisionModel", {"pixel_values": [16 * 24, 3 * 16]}),  # patches, as its processor cuts them
-        pytest.param("vit_mae", "ViTMAEForPreTraining", {"pixel_values": [3, *SIZE], "noise": [16 * 24]}, marks=pytest.mark.slow),
-        pytest.param("dinov2", "Dinov2Backbone", {"pixel_values": [3, *SIZE]}, marks=pytest.mark.slow),
+        ("vit_mae", "ViTMAEForPreTraining", {"pixel_values": [3, *SIZE], "noise": [16 * 24]}),
+        ("dinov2", "Dinov2Backbone", {"pixel_values": [3, *SIZE]}),
         # a bias for every head, tile and key of a tile, which is linear in the patches, and more than their pairs in a smaller picture
-        pytest.param("beit", "BeitModel", {"pixel_values": [3, 96, 128]}, marks=pytest.mark.slow),
+        ("beit", "BeitModel", {"pixel_values": [3, 96, 128]}),
     ],
 )
 def test_graphs_of_other_inputs_and_outputs(base: str, head: str, inputs: dict[str, list[int]], tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ class TestConversion:
                 assert "extended from spectrograms of 104 to 200 frames" in card
                 exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
 
+    @pytest.mark.slow  # the graphs of pictures and of other models of sound are made by the same code
     def test_a_graph_and_an_inspection(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
         save(tmp_path / "short", layers=1)

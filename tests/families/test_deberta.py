@@ -16,6 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.dense import dense_attention
 from hf_longattn.engines.common.paths import PathChoice, observe
 from hf_longattn.errors import MaskError, OptionError
+from tests.cells import every_cell
 from tests.reference.small_models import padding, tokens
 from tests.reference.test_hf_score_terms import values_of
 
@@ -59,8 +60,8 @@ def paths_of(run: Callable[[], Any]) -> tuple[set[str], Any]:
     return {choice.path for choice in choices} - {"masked", "split"}, result
 
 
-@pytest.mark.parametrize("attention", [WINDOW, LONGFORMER], ids=["window", "longformer"])
-@pytest.mark.parametrize("changes", FORMS, ids=["both", "own projections", "c2p", "p2c", "without buckets"])
+@every_cell("attention", [WINDOW, LONGFORMER], ids=["window", "longformer"])
+@every_cell("changes", FORMS, ids=["both", "own projections", "c2p", "p2c", "without buckets"])
 def test_a_band_is_fused_and_equal_to_the_definition_with_gradients(changes: dict[str, Any], attention: dict[str, Any]) -> None:
     model = model_of(attention, **changes)
     definition, ids, mask = definition_of(model), tokens(2, LENGTH), padding(2, LENGTH)

@@ -27,6 +27,7 @@ from hf_longattn.diagnostics import diagnose_picture
 from hf_longattn.errors import BackendError, OptionError, PositionError
 from hf_longattn.modeling.attach import dinat_base
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
+from tests.cells import every_cell
 
 SIZES: dict[str, Any] = {
     "embed_dim": 12, "depths": [2, 1, 2], "num_heads": [2, 4, 4], "kernel_size": 3, "dilations": [[1, 3], [2], [1, 2]],
@@ -130,8 +131,8 @@ def test_every_implementation_is_transformers_with_natten(size: tuple[int, int],
 
 
 @pytest.mark.usefixtures("with_natten")
-@pytest.mark.parametrize(("kernel", "dilation"), [(3, 1), (3, 2), (5, 1), (5, 3), (7, 2)])
-@pytest.mark.parametrize("sizes", [(15, 15), (17, 19), (16, 29)], ids=str)
+@every_cell(("kernel", "dilation"), [(3, 1), (3, 2), (5, 1), (5, 3), (7, 2)])
+@every_cell("sizes", [(15, 15), (17, 19), (16, 29)], ids=str)
 @torch.no_grad()
 def test_one_layer(kernel: int, dilation: int, sizes: tuple[int, int]) -> None:
     """A whole layer at borders of every kind: sizes that the dilation divides and others."""

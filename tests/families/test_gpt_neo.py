@@ -15,6 +15,7 @@ from hf_longattn import convert_checkpoint, plan_conversion
 from hf_longattn.errors import MaskError, OptionError, PositionError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import language_model
+from tests.cells import every_cell
 from tests.reference.small_models import checkpoint_activations, head_inputs, long_model, padding, pair, plain_model, tokens
 
 FULL = {"mechanism": "full"}
@@ -30,7 +31,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=5e-5 * max(1.0, float(a.abs().max())), rtol=0)
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> None:
     plain, longer = pair(base, head, FULL)
     made = type(longer)
@@ -48,7 +49,7 @@ def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> Non
         assert torch.equal(a[real], c[real])
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 class TestEitherBase:
     def test_the_pattern_is_that_of_a_mask(self, base: str) -> None:
         """Against transformers' own model with the window as a mask (B, 1, N, N), on the left-padded text as well."""
@@ -64,8 +65,8 @@ class TestEitherBase:
             found = longer(tokens(3, 60), attention_mask=mask, position_ids=places).last_hidden_state
         close(expected[mask.bool()], found[mask.bool()])
 
-    @pytest.mark.parametrize("how", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
-    @pytest.mark.parametrize("attention", [WINDOW, FULL], ids=lambda one: one["mechanism"])
+    @every_cell("how", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
+    @every_cell("attention", [WINDOW, FULL], ids=lambda one: one["mechanism"])
     def test_generate(self, base: str, attention: dict[str, Any], how: dict[str, Any]) -> None:
         model = long_model(base, language_model(base), attention)
         ids, mask = tokens(2, 50), padding(2, 50, left=True)

@@ -13,6 +13,7 @@ from hf_longattn.audit import audit_reach
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.errors import OptionError, PageError
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
 from tests.modes.cells import Cell
 from tests.modes.ways import WAYS
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
@@ -25,7 +26,7 @@ OTHER_WAYS = {**dict.fromkeys(NAMED_DOCUMENTS, "refused"), **dict.fromkeys(("cac
 either."""
 
 
-@pytest.mark.parametrize("way", [name for name, way in WAYS.items() if not way.slow])
+@every_cell("way", [name for name, way in WAYS.items() if not way.slow])
 def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
     outcome = Cell(BASE, way).outcome()
     assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES, LongParakeetCTCConfig, LongParakeetEncoderConfig
 from hf_longattn.families import parakeet_encoder as family
+from tests.cells import every_cell
 from tests.modeling.audio_models import inputs_of, long_model, saved, small_model
 from tests.modeling.test_audio_models import Largest
 
@@ -26,8 +27,8 @@ def test_the_default_is_nemo_s_context() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("rows", [25, 31, 32, 33, 47, 48, 49])
-@pytest.mark.parametrize("masked", [False, True])
+@every_cell("rows", [25, 31, 32, 33, 47, 48, 49])
+@every_cell("masked", [False, True])
 def test_convolutions_in_stretches_are_those_of_the_whole(rows: int, masked: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     saved("parakeet_encoder", "ParakeetEncoder", tmp_path)
     model = long_model("parakeet_encoder", "ParakeetEncoder", tmp_path)
@@ -57,7 +58,7 @@ def test_generates_what_the_base_generates(base: str, tmp_path: Path) -> None:
     model = long_model(base, HEADS[base], tmp_path, long_attention={"mechanism": "full"})
     inputs = {name: value for name, value in inputs_of(base, (1.2, 1.2)).items() if name != "decoder_input_ids"}
     start = {} if base == "parakeet_ctc" else {"decoder_start_token_id": 98}
-    expected, sequences = (each.generate(**inputs, **start) for each in (plain, model))
+    expected, sequences = (either.generate(**inputs, **start) for either in (plain, model))
     assert torch.equal(*(x if isinstance(x, torch.Tensor) else x.sequences for x in (expected, sequences)))
 
 
@@ -68,8 +69,8 @@ def test_losses_and_gradients_are_those_of_the_base(base: str, tmp_path: Path) -
     inputs = inputs_of(base, dtype=torch.float64)
     labels = torch.tensor([[5, 6, 7, 8], [5, 6, 98, 98]])
     losses = []
-    for each in (plain, model):
-        losses.append(each(**inputs, labels=labels).loss)
+    for either in (plain, model):
+        losses.append(either(**inputs, labels=labels).loss)
         losses[-1].backward()
     torch.testing.assert_close(losses[1], losses[0])
     for name, parameter in plain.named_parameters():

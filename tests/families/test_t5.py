@@ -19,6 +19,7 @@ from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, re
 from hf_longattn.errors import OptionError, PositionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import Shape, language_model, small_values
+from tests.cells import every_cell
 from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
 from tests.reference.small_models import checkpoint_activations, tokens
@@ -66,7 +67,7 @@ def equal(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-4 * max(1.0, float(a.abs().max())), rtol=0)
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> None:
     plain = plain_model(base, head)
     longer = long_like(plain, base, {"mechanism": "full"})
@@ -94,7 +95,7 @@ def test_transformers_own_long_t5_is_another() -> None:
     assert type(transformers.AutoConfig.for_model("long_t5")).__name__ == "LongAttentionT5Config"
 
 
-@pytest.mark.parametrize("base", ["t5", "umt5"])
+@every_cell("base", ["t5", "umt5"])
 class TestEitherAttention(EncoderDecoderContract):
     """mT5's is T5's."""
 
@@ -181,7 +182,7 @@ CROSSED = {
 }
 
 
-@pytest.mark.parametrize("mechanism", CROSSED)
+@every_cell("mechanism", CROSSED)
 def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str) -> None:
     """A layer's output is that of the mechanism's definition, in float64, with the bias of T5's own code."""
     try:

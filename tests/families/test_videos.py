@@ -17,6 +17,7 @@ from hf_longattn.errors import GridError, MaskError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.generic import enable_long_attention
 from hf_longattn.modeling.grids import interpolated_frames
+from tests.cells import every_cell
 from tests.modeling.grid_models import VIDEOS, base_model, defined, inputs_of, long_model, saved, seeing, tensors
 
 FULL = {"mechanism": "full"}
@@ -111,8 +112,8 @@ MECHANISMS = (
 )
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
-@pytest.mark.parametrize("base", VIDEOS)
+@every_cell("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
+@every_cell("base", VIDEOS)
 def test_a_mechanism_is_full_attention_with_its_definition_as_a_mask_with_gradients(
     base: str, mechanism: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from hf_longattn.export import export_native
 from hf_longattn.families.vitdet import interpolated_rows
 from hf_longattn.mechanisms.common.on_grid import on_grid
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
+from tests.cells import every_cell
 
 SIZES: dict[str, Any] = {
     "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 4, "image_size": 32, "pretrain_image_size": 32,
@@ -46,9 +47,9 @@ def maps(outputs: Any) -> list[torch.Tensor]:
     return [*getattr(outputs, "feature_maps", [outputs[0]]), *outputs.hidden_states]
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("size", PICTURES, ids=str)
-@pytest.mark.parametrize("values", [{}, {"qkv_bias": False}, RELATIVE], ids=["biases", "no biases", "relative positions"])
+@every_cell("head", HEADS)
+@every_cell("size", PICTURES, ids=str)
+@every_cell("values", [{}, {"qkv_bias": False}, RELATIVE], ids=["biases", "no biases", "relative positions"])
 def test_states_and_gradients_are_transformers(head: str, size: tuple[int, int], values: dict[str, Any], tmp_path: Path) -> None:
     """With the mechanisms and with the attention of the base, those of biases included, which padding shares with its layer."""
     theirs = saved(tmp_path, head, **values).double()

@@ -14,6 +14,7 @@ from hf_longattn.cli import main
 from hf_longattn.hub import push_model
 from hf_longattn.local_names import public_name, without_folders
 from scripts.dev.tools.native_cases import save_long
+from tests.cells import every_cell
 
 from ..hub_state import WRITER, Hub
 from ..trained import tokenizer_of
@@ -78,7 +79,7 @@ def test_what_is_pushed_names_no_folder_of_this_machine(
         assert "from a local folder." in card
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("typed", "shown"),
     [
         ("squad", "squad"),

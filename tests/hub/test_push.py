@@ -16,8 +16,9 @@ from transformers import AutoModelForMaskedLM
 
 from hf_longattn.cli import main
 from hf_longattn.errors import CheckpointError, HubError
-from hf_longattn.hub import push_model, write_model_card
+from hf_longattn.hub import check_login, push_model, write_model_card
 from hf_longattn.hub_errors import translated_errors
+from tests.cells import every_cell
 
 from ..hub_server import serve
 from ..hub_state import READER, STRANGER, WRITER, Fault, Hub
@@ -174,7 +175,7 @@ def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp
     assert not any(line.startswith("PUT") for line in server.requests[puts:])
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("repo", "token", "sentence"),
     [
         (REPO, None, "needs a token"),
@@ -190,6 +191,7 @@ def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp
 def test_no_access_is_a_sentence(
     repo: str, token: str | None, sentence: str, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    server.requests.clear()
     server.add("writer/closed", private=True)
     server.add(REPO)
     assert run("push", model, repo, *(["--token", token] if token else [])) == 1
@@ -208,6 +210,9 @@ def test_no_connection_is_a_sentence(hub: Callable[[str], None], model: Path) ->
 
 def test_a_public_repository_does_not_get_what_was_to_be_private(server: Hub, model: Path) -> None:
     server.add(REPO)
+    for name in (REPO, REPO.partition("/")[2]):  # without its user, it is the one who is logged in
+        with pytest.raises(HubError, match="is public, but it was to be private"):
+            check_login(name, WRITER, private=True)
     with pytest.raises(HubError, match="is public, but it was to be private"):
         push_model(model, REPO, private=True, token=WRITER)
     assert not server.repos[REPO].messages
@@ -227,10 +232,11 @@ def test_a_card_that_the_hub_does_not_take_and_a_damaged_log_are_refused_first(s
     assert REPO not in server.repos
 
 
-@pytest.mark.parametrize("held", [WRITER, "hf_" + "a1B2" * 9])
-@pytest.mark.parametrize("file", ["notes.txt", "train.sh", "run.log", "nb.ipynb", "LICENSE", "state.pkl", "log of PowerShell"])
-def test_a_file_with_a_token_is_not_sent(server: Hub, model: Path, held: str, file: str) -> None:
+@every_cell("held", [WRITER, "hf_" + "a1B2" * 9])
+@every_cell("file", ["notes.txt", "train.sh", "run.log", "nb.ipynb", "LICENSE", "state.pkl", "log of PowerShell"])
+def test_a_file_with_a_token_is_not_sent(server: Hub, model: Path, held: str, file: str, tmp_path: Path) -> None:
     encoding = "utf-16" if "PowerShell" in file else "utf-8"
+    model = shutil.copytree(model, tmp_path / "copy")
     (model / "empty.log").touch()
     (model / file).write_bytes(b"\0\xff" * file.endswith(".pkl") + f"token: {held}\n".encode(encoding))
     with pytest.raises(HubError, match=rf"{re.escape(file)}.*token") as refused:
@@ -286,16 +292,18 @@ def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, 
     assert "is gated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'])
-@pytest.mark.parametrize(
+@every_cell("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'])
+@every_cell(
     "where",
     ["/api/repos/create", f"/api/models/{REPO}", "/preupload/main", "/info/lfs/objects/batch", "/commit/main"],
 )
 def test_an_answer_of_another_shape_is_a_sentence(
-    where: str, answer: str, server: Hub, model: Path, capsys: pytest.CaptureFixture[str]
+    where: str, answer: str, hub: Callable[[str], None], model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.odd = {where: answer}
-    code = run("push", model, REPO, "--token", WRITER)
+    with serve(Hub()) as server:
+        hub(server.endpoint)
+        server.odd = {where: answer}
+        code = run("push", model, REPO, "--token", WRITER)
     err = capsys.readouterr().err
     assert "Traceback" not in err
     assert code == 0 or err.rstrip()[-1] in ".?!)"

@@ -103,6 +103,7 @@ def test_models_load_without_the_package(converted: Callable[[str], Path], tmp_p
         check_against_the_package(name, repo, results[name])
 
 
+@pytest.mark.slow
 def test_a_stranger_follows_the_card_of_a_pushed_model(
     converted: Callable[[str], Path], hub: Callable[[str], None], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.cells import every_cell
 from tests.grids import drawn, grid
 
 SHAPES = (
@@ -32,7 +33,9 @@ GRID_NAMES = list_mechanisms(grid=True)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
 LINE_FORMS = [(name, causal) for name, causal in FORMS if name not in GRID_NAMES]
 
-every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
+every_form = every_cell(("name", "causal"), FORMS)
+every_form_by_name = every_cell(("name", "causal"), FORMS, by="name")
+"""A test for each mechanism, where one for all takes long."""
 SIMPLE = ("block_top_k", "linear", "strided", "window")
 """Mechanisms that add little to their engine."""
 ENGINES = {(mechanism_info(name).engine, causal): name for name, causal in sorted(FORMS, key=lambda form: form[0] in SIMPLE)}
@@ -89,7 +92,7 @@ def globals_for(name: str, length: int) -> Tensor | None:
     return torch.rand(2, length) < 0.05 if mechanism_info(name).takes_globals else None
 
 
-@every_form
+@every_form_by_name
 def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool) -> None:
     module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
     for length, side in SHAPES:
@@ -115,7 +118,7 @@ def assert_near(found: Tensor, expected: Tensor, atol: float, shape: str) -> Non
 
 
 @every_form
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@every_cell("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
     q, k, v = inputs(300, dtype)
     arguments = {"causal": causal, "global_mask": globals_for(name, 300), **place(name, 300), **small_options(name)}
@@ -125,7 +128,7 @@ def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype:
 
 
 @every_form
-@pytest.mark.parametrize("length", [5, 300])
+@every_cell("length", [5, 300])
 def test_gradcheck(name: str, causal: bool, length: int) -> None:
     q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(length, torch.float64, kv_heads=4))
     options = {**place(name, length), **small_options(name)}
@@ -203,7 +206,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
 
 
 @every_form
-@pytest.mark.parametrize("q_len", [1, 5, 290])
+@every_cell("q_len", [1, 5, 290])
 def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
     q, k, v = inputs(600)
     if not mechanism_class(name).traits.takes_fewer_queries:
@@ -215,7 +218,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
     torch.testing.assert_close(out, whole[:, :, -q_len:], atol=1e-5, rtol=0)
 
 
-@every_form
+@every_form_by_name
 def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
     arguments = {"causal": causal, "scaling": 0.7, **place(name, 300), **small_options(name)}
@@ -247,7 +250,7 @@ def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), out, atol=1e-5, rtol=0)
 
 
-@every_form
+@every_form_by_name
 def test_autocast_and_checkpointing(name: str, causal: bool) -> None:
     q, k, v = inputs(300, grad=True)
     options = {**place(name, 300), **small_options(name)}
@@ -325,7 +328,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
     return kv_len, q_len, draw(st.integers(1, 2)), draw(st.sampled_from([1, 2])), (left, right, hole)
 
 
-@pytest.mark.parametrize(("name", "causal"), LINE_FORMS, ids=str)
+@every_cell(("name", "causal"), LINE_FORMS, by="name")
 @drawn(20)
 @given(shapes(), st.integers(0, 1000))
 def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:
@@ -357,7 +360,7 @@ def grids(draw: st.DrawFn) -> list[Grid]:
     return [Grid(tuple(draw(sizes)), draw(st.integers(0, 5))) for _ in range(2)]
 
 
-@pytest.mark.parametrize("name", GRID_NAMES)
+@every_cell("name", GRID_NAMES)
 @drawn(20)
 @given(grids(), st.sampled_from([0, 1, 7]), st.sampled_from([1, 2]), st.integers(0, 1000))
 def test_any_grid_equals_the_reference(name: str, pair: list[Grid], spare: int, group: int, seed: int) -> None:

@@ -35,6 +35,7 @@ from hf_longattn.families import (
 )
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, LANGUAGE_MODELS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.cells import every_cell
 from tests.modeling import audio_models, grid_models
 from tests.reference.small_models import long_model
 
@@ -72,7 +73,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("model_class", "config_class", "sizes", "labels"), CASES, ids=[case[0].__name__ for case in CASES])
+@every_cell(("model_class", "config_class", "sizes", "labels"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_accumulated_batches_are_one_batch(model_class: Any, config_class: Any, sizes: dict[str, Any], labels: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     data = []
@@ -111,7 +112,7 @@ def heads_with_labels() -> Iterator[tuple[str, str]]:
                 yield base, head
 
 
-@pytest.mark.parametrize(("base", "head"), list(heads_with_labels()))
+@every_cell(("base", "head"), list(heads_with_labels()))
 def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str) -> None:
     """Of a step with ten times as many labels it is a tenth; Trainer, which adds the batches up, is told so."""
     torch.manual_seed(0)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
 import hf_longattn.families as families
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites, own_projections
+from tests.cells import every_cell
 from tests.reference.small_models import BASES, OFF_THE_INTERFACE, plain_model, tokens
 
 ROTATED = [base for base in BASES if families.FAMILIES[base].rope]
 
 
-@pytest.mark.parametrize("base", [base for base in BASES if base not in OFF_THE_INTERFACE])
+@every_cell("base", [base for base in BASES if base not in OFF_THE_INTERFACE])
 def test_they_make_what_attention_is_given(base: str) -> None:
     model = families.enable_long_attention(plain_model(base), {"mechanism": "full"})
     site = attention_sites(model)[0]
@@ -35,7 +35,7 @@ def test_they_make_what_attention_is_given(base: str) -> None:
         assert (scale * made - seen[kind]).abs().max() < 1e-5, kind
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 def test_their_modules_are_named(base: str) -> None:
     model = plain_model(base)
     for site in attention_sites(model):

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hf_longattn.errors import AudioError, MaskError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import TEXT_ARGUMENTS
+from tests.cells import every_cell
 from tests.grids import alternately, grid
 from tests.modeling.audio_models import (
     BASES,
@@ -51,7 +52,7 @@ def real(base: str, model: Any, output: Tensor, rows: tuple[float, ...] = SECOND
     return [row[:count] for row, count in zip(output, counts, strict=True)]
 
 
-@pytest.mark.parametrize(("base", "head"), QUICK_HEADS)
+@every_cell(("base", "head"), QUICK_HEADS)
 @torch.no_grad()
 def test_full_attention_is_the_base(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
@@ -59,16 +60,16 @@ def test_full_attention_is_the_base(base: str, head: str, tmp_path: Path) -> Non
     seconds = SECONDS[:1] if base in PADDING_IS_HEARD else SECONDS
     inputs = inputs_of(base, seconds)
     outputs = []
-    for each in (plain, model):
+    for either in (plain, model):
         torch.manual_seed(0)
-        outputs.append(tensors(each(**inputs)))
+        outputs.append(tensors(either(**inputs)))
     for of_base, of_long in zip(*outputs, strict=True):
         for row, expected in zip(real(base, model, of_long, seconds), real(base, model, of_base, seconds), strict=True):
             torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
-@pytest.mark.parametrize("base", BASES)
+@every_cell("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
+@every_cell("base", BASES)
 def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
     """Outputs and gradients of every parameter, in float64, with a padded batch."""
     head = base_model(base)
@@ -90,7 +91,7 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
     assert (full[0] - expected[0]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("base", [base for base in BASES if base not in ("data2vec-audio", *PADDING_IS_HEARD)])
+@every_cell("base", [base for base in BASES if base not in ("data2vec-audio", *PADDING_IS_HEARD)])
 @torch.no_grad()
 def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
@@ -102,7 +103,7 @@ def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> No
         torch.testing.assert_close(states[: len(alone)], alone, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 @torch.no_grad()
 def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) -> None:
     """Frames farther from a changed sample than all layers and convolutions reach are unchanged, bit for bit."""
@@ -126,7 +127,7 @@ def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) 
     assert places.max() - 2 > 2 - places.min()
 
 
-@pytest.mark.parametrize(("base", "reentrant"), alternately(BASES))
+@every_cell(("base", "reentrant"), alternately(BASES))
 def test_gradient_checkpointing_changes_nothing(base: str, reentrant: bool, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     grads = []
@@ -153,7 +154,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
-@pytest.mark.parametrize(("base", "masked"), alternately(BASES))
+@every_cell(("base", "masked"), alternately(BASES))
 def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
     """Forward and backward; twice the sound makes no tensor more than twice as large."""
     saved(base, base_model(base), tmp_path, conv_dim=[4] * len(getattr(FAMILIES[base].config_class(), "conv_dim", ())))
@@ -167,7 +168,7 @@ def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path)
     assert largest[1] < 2 * frames_of(base, 40) ** 2  # of four heads
 
 
-@pytest.mark.parametrize(("base", "head"), QUICK_HEADS)
+@every_cell(("base", "head"), QUICK_HEADS)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
@@ -206,7 +207,7 @@ COMPILED = {"wav2vec2": "Wav2Vec2ForCTC", "wav2vec2-bert": "Wav2Vec2BertForCTC",
 """One of each kind of positions: none in the layers, by distance and query, by distance and gate, and by distance, query and content."""
 
 
-@pytest.mark.parametrize(("base", "head"), COMPILED.items())
+@pytest.mark.parametrize(("base", "head"), grid(COMPILED.items(), lambda base, head: base in ("wav2vec2", "parakeet_ctc")))
 @torch.no_grad()
 def test_a_compiled_model_is_one_graph(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path, num_hidden_layers=1, **THREE_CONVOLUTIONS)
@@ -215,7 +216,7 @@ def test_a_compiled_model_is_one_graph(base: str, head: str, tmp_path: Path) -> 
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 @torch.no_grad()
 def test_attentions_and_states_are_returned(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
@@ -229,7 +230,7 @@ def test_attentions_and_states_are_returned(base: str, tmp_path: Path) -> None:
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 @torch.no_grad()
 def test_the_base_s_attention_again(base: str, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path)

@@ -20,12 +20,13 @@ from hf_longattn.errors import CheckpointError, OptionError, UnknownMechanismErr
 from hf_longattn.modeling.family.config import LongConfig
 from hf_longattn.modeling.family.sliding_window import own_windows, with_own_windows
 from hf_longattn.naming import LOGGER
+from tests.cells import every_cell
 from tests.reference.small_models import BASES, long_config, plain_config
 
 CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "layers": {"1": {"mechanism": "window", "window": 16}}}
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 class TestEveryFamily:
     def test_round_trip(self, base: str, tmp_path: Path) -> None:
         config = long_config(base, CHOSEN, position_extension="interpolate")

@@ -21,6 +21,7 @@ from hf_longattn.modeling.derived import FACTS, REFUSED, derive, text_model_type
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, PositionTable
 from scripts.dev.tools import check_derived
+from tests.cells import every_cell
 
 AFTER_PADDING = {"offset": "padding", "skips_padding": True}
 AFTER_TWO = {"offset": 2, "counted": False}
@@ -56,7 +57,7 @@ WRITTEN = {base: (kind, [], True) for kind, bases in ROTARY.items() for base in 
 }
 
 
-@pytest.mark.parametrize("base", sorted(WRITTEN))
+@every_cell("base", sorted(WRITTEN))
 def test_what_is_derived_is_what_was_written_by_hand(base: str) -> None:
     kind, tables, rope = WRITTEN[base]
     facts = derive(base)
@@ -85,7 +86,7 @@ def test_a_base_without_a_family_is_refused_with_the_reason(base: str, reason: s
         derive(base)
 
 
-@pytest.mark.parametrize("base", sorted({*REFUSED} & {*CONFIG_MAPPING_NAMES}))
+@every_cell("base", sorted({*REFUSED} & {*CONFIG_MAPPING_NAMES}))
 def test_a_refusal_by_name_is_stored_with_its_reason(base: str) -> None:
     assert base not in FAMILIES
     with pytest.raises(CheckpointError) as caught:
@@ -104,12 +105,12 @@ SAMPLE = ("biogpt", "blenderbot", "cohere2", "deepseek_v3", "ernie", "lfm2", "ol
 """Tables with rows that are no positions, two stacks, windows, latent attention, an encoder, convolutions, experts, adapters."""
 
 
-@pytest.mark.parametrize("base", SAMPLE)
+@every_cell("base", SAMPLE)
 def test_the_stored_facts_are_those_of_a_probe(base: str) -> None:
     assert declared()["derived"][base] == derive(base)
 
 
-@pytest.mark.parametrize("base", SAMPLE)
+@every_cell("base", SAMPLE)
 def test_a_derived_family_converts_and_decodes(base: str) -> None:
     assert check_derived.check(base) == check_derived.stored()["families"][base]
 

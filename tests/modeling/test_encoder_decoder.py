@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import Shape, small_values
+from tests.cells import every_cell
 from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
 from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
@@ -20,7 +21,7 @@ from tests.reference.small_models import TOKENS, checkpoint_activations, tokens
 HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_every_head_with_full_attention_gives_the_same_bits(base: str, head: str) -> None:
     plain = plain_model(base, head)
     longer = long_like(plain, base, {"mechanism": "full"})
@@ -34,7 +35,7 @@ def test_every_head_with_full_attention_gives_the_same_bits(base: str, head: str
     assert compared
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     made = getattr(families, f"Long{head}")
     assert issubclass(made, getattr(transformers, head))
@@ -42,7 +43,7 @@ def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     assert pickle.loads(pickle.dumps(made)) is made
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 class TestEveryBase(EncoderDecoderContract):
     answer, end = "last_hidden_state", TOKENS["eos_token_id"]
     decoder_layers, decoder_heads = 2, 2
@@ -80,7 +81,7 @@ class TestEveryBase(EncoderDecoderContract):
         logits[..., TOKENS["eos_token_id"]] = -torch.inf
         assert torch.equal(logits.argmax(-1)[:, 29:], written[:, 30:])
 
-    @pytest.mark.parametrize("reentrant", [True, False])
+    @every_cell("reentrant", [True, False])
     def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
         gradients = []
         for checkpointing in (False, True):

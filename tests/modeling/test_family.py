@@ -19,6 +19,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, declared_exports, family_of, long_prefix, longest_input
 from hf_longattn.naming import load_module, module_names
+from tests.cells import every_cell
 from tests.reference.small_models import BASES, HEADS
 from tests.warm import run_fresh
 
@@ -96,7 +97,7 @@ def test_every_head_of_the_base_is_there() -> None:
     assert FAMILIES["gpt2"].heads["GPT2DoubleHeadsModel"] == "LongGPT2DoubleHeadsModel"
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     plain = getattr(transformers, head)
     made = getattr(families, f"{long_prefix(base)}{head}")

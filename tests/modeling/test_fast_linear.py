@@ -14,6 +14,7 @@ from hf_longattn.engines.cpu import onednn
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.inference.fast_linear import ROWS_PER_PRODUCT, VALUES_PER_ROUNDING, Int8Linear, PackedLinear, quantise
+from tests.cells import every_cell
 
 pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 SHAPES = ((1, 64, 96), (3, 100, 7), (517, 96, 64))
@@ -45,9 +46,9 @@ def int8_by_hand(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return rounded(x) @ rounded(weight).T + (0 if bias is None else bias.double())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("rows", "features", "outputs"), SHAPES)
+@every_cell("dtype", [torch.bfloat16, torch.float32])
+@every_cell("bias", [True, False])
+@every_cell(("rows", "features", "outputs"), SHAPES)
 def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bool, dtype: torch.dtype) -> None:
     plain = layer(features, outputs, bias=bias, dtype=dtype)
     x = torch.randn(rows, features, dtype=dtype)

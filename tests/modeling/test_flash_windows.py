@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.errors import BackendError
+from tests.cells import every_cell
 
 from .test_other_implementations import IDS, built, config_of, hidden
 
@@ -100,7 +101,7 @@ def test_generation_keeps_what_the_widest_layer_sees(base: str) -> None:
     assert 20 in WINDOWS
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("base", "attention"),
     [
         ("bert", {"mechanism": "longformer", "window": 6}),

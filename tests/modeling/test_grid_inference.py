@@ -10,6 +10,8 @@ import torch
 
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
+from tests.grids import every_other
 
 from . import grid_models
 
@@ -22,7 +24,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         return [value for value in grid_models.tensors(model(**inputs)) if value.is_floating_point()]
 
 
-@pytest.mark.parametrize("base", grid_models.BASES)
+@every_cell("base", every_other(grid_models.BASES, 1))
 def test_linear_layers_of_every_family(base: str, tmp_path: Path) -> None:
     head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}
     grid_models.saved(base, head, tmp_path)

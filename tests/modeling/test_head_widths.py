@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
@@ -13,6 +12,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import Shape, small_values
+from tests.cells import every_cell
 
 SHAPE = Shape(width=32, heads=4, tokens=128)
 HEADS = {"qwen3": "LongQwen3ForCausalLM", "gemma": "LongGemmaForCausalLM", "gemma3_text": "LongGemma3ForCausalLM"}
@@ -24,8 +24,8 @@ MECHANISMS = [
 ]
 
 
-@pytest.mark.parametrize("base", HEADS)
-@pytest.mark.parametrize(("name", "options"), MECHANISMS, ids=lambda value: str(value))
+@every_cell("base", HEADS)
+@every_cell(("name", "options"), MECHANISMS, ids=lambda value: str(value))
 def test_forward_backward_and_generation(base: str, name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     values = small_values(base, SHAPE, pad_token_id=1, initializer_range=0.2)

@@ -20,6 +20,7 @@ from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import predicts_tokens
+from tests.cells import every_cell
 from tests.grids import grid
 from tests.reference import small_models
 from tests.reference.small_models import (
@@ -43,7 +44,7 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
     return small_models.long_model(base, head, long_attention or LONGFORMER, **changes)
 
 
-@pytest.mark.parametrize(("base", "head"), grid(HEADS, is_quick_head), ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), grid(HEADS, is_quick_head), ids=[head for _, head in HEADS])
 class TestEveryHead:
     def test_the_signature_shows_what_was_added(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
@@ -66,7 +67,7 @@ class TestEveryHead:
         assert sum(isinstance(m, Mechanism) for m in model.modules()) == 3
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 class TestEveryBase:
     def test_attentions(self, base: str) -> None:
         model = long_model(base, long_attention={"mechanism": "window", "window": 8})
@@ -99,7 +100,7 @@ class TestEveryBase:
             with torch.no_grad():
                 assert torch.equal(twin(tokens()).last_hidden_state, model(tokens()).last_hidden_state)
 
-    @pytest.mark.parametrize("reentrant", [True, False])
+    @every_cell("reentrant", [True, False])
     def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
         if not base_class(base).supports_gradient_checkpointing:
             with pytest.raises(ValueError, match="does not support"):
@@ -156,7 +157,7 @@ def trained_mechanism() -> Iterator[str]:
     del registry._REGISTRY["gated_for_a_test"]
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: Path) -> None:
     plain = plain_model(base)
     plain.save_pretrained(tmp_path / "plain")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -11,9 +12,14 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 import hf_longattn.families as families
+from tests.cells import every_cell
+from tests.grids import grid, quickly
 from tests.reference.small_models import BASES, long_config, long_model, plain_config, plain_model
 from tests.trained import tokenizer_of
 from tests.warm import run_fresh
+
+REGISTERED = (("BertConfig", "before"), ("AutoModel", "after"))
+"""What is imported first, and when: of the quick tests."""
 
 
 def in_a_new_process(code: str, level: str = "interpreter") -> str:
@@ -23,7 +29,7 @@ def in_a_new_process(code: str, level: str = "interpreter") -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
     plain, config, known = plain_config(base), long_config(base, None), 0
     for auto in vars(modeling_auto).values():
@@ -40,7 +46,7 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
     assert known >= min(3, len(families.FAMILIES[base].heads))
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 def test_tokenizers(base: str) -> None:
     assert TOKENIZER_MAPPING.get(families.FAMILIES[base].config_class, None) is TOKENIZER_MAPPING.get(type(plain_config(base)), None)
 
@@ -63,8 +69,10 @@ def test_registering_twice_changes_nothing() -> None:
     assert AutoConfig.for_model("long_bert").model_type == "long_bert"
 
 
-@pytest.mark.parametrize("first", ["BertConfig", "AutoModel"])
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    ("first", "order"),
+    grid(itertools.product(("BertConfig", "AutoModel"), ("before", "after")), lambda first, order: (first, order) in REGISTERED),
+)
 def test_registered_whatever_of_transformers_was_imported_before_or_after(first: str, order: str) -> None:
     ours = "import hf_longattn"
     theirs = f"from transformers import {first}"
@@ -94,7 +102,7 @@ def test_a_config_imports_its_own_family_and_no_compiler() -> None:
     assert in_a_new_process(code) == "[True, False, False]"
 
 
-@pytest.mark.parametrize("order", ["import hf_longattn, peft", "import peft, hf_longattn"])
+@pytest.mark.parametrize("order", quickly(["import hf_longattn, peft", "import peft, hf_longattn"], ["import peft, hf_longattn"]))
 def test_every_recipe_of_peft_knows_the_long_types(order: str) -> None:
     code = f"""{order}
 from peft.utils import constants
@@ -113,8 +121,8 @@ EXPERTS = ("mixtral", "qwen3_moe")
 """Bases for which peft fails without target modules: it looks for their experts, which are no modules in transformers 5."""
 
 
-@pytest.mark.parametrize("recipe", ["LoraConfig", "IA3Config"])
-@pytest.mark.parametrize("base", [base for base in BASES if base not in EXPERTS])
+@every_cell("recipe", ["LoraConfig", "IA3Config"])
+@every_cell("base", [base for base in BASES if base not in EXPERTS])
 def test_a_recipe_without_target_modules_adapts_what_it_adapts_in_the_base(base: str, recipe: str) -> None:
     peft = pytest.importorskip("peft")
     chosen = []

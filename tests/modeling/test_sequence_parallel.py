@@ -14,6 +14,7 @@ from torch import Tensor
 import hf_longattn
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import BackendError, LongAttentionError
+from tests.cells import every_cell
 from tests.ranks import Ranks
 from tests.reference.small_models import in_float64
 
@@ -256,7 +257,7 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
         yield processes
 
 
-@pytest.mark.parametrize(("name", "settings", "attention", "kind"), CASES, ids=[f"{case[0]}-{case[2]['mechanism']}" for case in CASES])
+@every_cell(("name", "settings", "attention", "kind"), CASES, ids=[f"{case[0]}-{case[2]['mechanism']}" for case in CASES])
 def test_a_sharded_head_equals_one_process(name: str, settings: dict[str, Any], attention: dict[str, Any], kind: str, ranks: Ranks) -> None:
     for errors in ranks.run(errors_of_a_head, name, settings, attention, kind):
         assert max(errors.values()) < TOLERANCE, errors

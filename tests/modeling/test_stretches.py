@@ -14,6 +14,7 @@ from torch import nn
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach import stretches
 from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from tests.cells import every_cell
 from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
 from tests.modeling.test_audio_models import Largest
 
@@ -47,7 +48,7 @@ def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("base", "norm"), ENCODERS)
+@every_cell(("base", "norm"), ENCODERS)
 def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
     """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
     plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
@@ -86,7 +87,7 @@ def test_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("base", OF_SAMPLES)
+@every_cell("base", OF_SAMPLES)
 def test_a_long_sound_takes_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
     """The first convolution of the whole sound would have 64 rows for each frame."""
     for norm in norms_of(base):
@@ -107,14 +108,14 @@ def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_p
         plain = saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path, **values)
         model = long_model("wav2vec2", "Wav2Vec2ForCTC", tmp_path, long_attention={"mechanism": "full"})
         grads = []
-        for each in (plain, model):
+        for either in (plain, model):
             if frozen:
-                each.freeze_feature_encoder()
-            for module in each.modules():
+                either.freeze_feature_encoder()
+            for module in either.modules():
                 if isinstance(module, nn.Dropout):
                     module.p = 0.0
-            each.train()(**inputs, labels=torch.tensor([[1, 2, 3]])).loss.backward()
-            grads.append({name: parameter.grad for name, parameter in each.named_parameters()})
+            either.train()(**inputs, labels=torch.tensor([[1, 2, 3]])).loss.backward()
+            grads.append({name: parameter.grad for name, parameter in either.named_parameters()})
         for name, expected in grads[0].items():
             assert (expected is None) == (grads[1][name] is None) == (frozen and "feature_extractor" in name), name
             if expected is not None:
@@ -122,7 +123,7 @@ def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_p
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path).double()
     model = long_model(base, base_model(base), tmp_path).double()

@@ -16,6 +16,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms, with_members
 from hf_longattn.modeling.attach.token_globals import carry_question, question_separator, token_rule
 from hf_longattn.naming import LOGGER
+from tests.cells import every_cell
 from tests.reference.small_models import HEADS, IMPLEMENTATIONS, long_config, long_model, plain_model, tokens
 
 SEPARATOR, PADDING = 2, 1
@@ -38,9 +39,9 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
     return {"input_ids": ids.masked_fill(mask == 0, PADDING), "attention_mask": mask}, before
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("separators", [1, 2])
-@pytest.mark.parametrize("mechanism", TAKING)
+@every_cell("side", ["right", "left"])
+@every_cell("separators", [1, 2])
+@every_cell("mechanism", TAKING)
 def test_a_plain_call_is_the_call_with_the_mask(mechanism: str, separators: int, side: str) -> None:
     attention = {"mechanism": mechanism, **mechanism_class(mechanism).sample}
     model = long_model("bert", "BertForQuestionAnswering", attention)
@@ -57,7 +58,7 @@ def test_a_plain_call_is_the_call_with_the_mask(mechanism: str, separators: int,
     assert torch.equal(chosen[0].start_logits, chosen[1].start_logits)  # a mask that is given has the last word
 
 
-@pytest.mark.parametrize(("base", "head"), ANSWERING, ids=[head for _, head in ANSWERING])
+@every_cell(("base", "head"), ANSWERING, ids=[head for _, head in ANSWERING])
 def test_every_head_reads_it_from_its_config(base: str, head: str, tmp_path: Any) -> None:
     model = long_model(base, head, LONGFORMER)
     inputs, before = question_and_document(2, "right")

@@ -7,6 +7,7 @@ import torch
 
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
 from tests.reference.small_models import long_model, padding, tokens
 
 BASES = [base for base, family in FAMILIES.items() if not getattr(family.mixin, "hands_globals_down", True)]
@@ -26,8 +27,8 @@ def test_there_are_such_families() -> None:
     assert {"gptj", "gpt_neo", "deberta-v2", "mpnet"} <= set(BASES)
 
 
-@pytest.mark.parametrize("name", WITHOUT)
-@pytest.mark.parametrize("base", BASES)
+@every_cell("name", WITHOUT)
+@every_cell("base", BASES)
 def test_composites_without_global_tokens_run(base: str, name: str) -> None:
     ids, mask = tokens(3, 60), padding(3, 60)
     window, composite = (long_model(base, None, attention) for attention in ({"mechanism": "window", "window": 16}, WITHOUT[name]))
@@ -37,8 +38,8 @@ def test_composites_without_global_tokens_run(base: str, name: str) -> None:
     torch.testing.assert_close(out, expected, atol=1e-5 * max(1.0, float(expected.abs().max())), rtol=0)
 
 
-@pytest.mark.parametrize("name", WITH)
-@pytest.mark.parametrize("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "marks_globals", False)])
+@every_cell("name", WITH)
+@every_cell("base", [base for base in BASES if not getattr(FAMILIES[base].mixin, "marks_globals", False)])
 def test_global_tokens_are_refused(base: str, name: str) -> None:
     with pytest.raises(OptionError, match=f"cannot pass global tokens to its attention, which mechanism '{name}' needs"):
         long_model(base, None, WITH[name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from hf_longattn.errors import MaskError
@@ -12,6 +11,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import LongBaseModelMixin
 from hf_longattn.modeling.run.outputs import FIELDS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.cells import every_cell
 from tests.reference.small_models import long_model
 
 WINDOW = {"mechanism": "window", "window": 16}
@@ -53,20 +53,21 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     return runs
 
 
-@pytest.fixture(scope="module", params=HEADS, ids="-".join)
-def head_model(request: pytest.FixtureRequest) -> tuple[str, Any]:
-    """A head's name and its model, which no test changes."""
-    base, head = request.param
-    torch.manual_seed(0)
-    return head, small(base, head)
+@every_cell(("base", "head"), HEADS, by="base")
+def test_every_base_runs_and_gets_documents_and_positions(base: str, head: str) -> None:
+    """A head that calls a module inside its base instead, or drops an argument, would leave the base's modes out without a word.
 
-
-def test_every_base_runs_and_gets_documents(head_model: tuple[str, Any]) -> None:
-    """A head that calls a module inside its base instead, or drops an argument, would leave the base's modes out without a word."""
-    head, model = head_model
+    A base that takes no positions would read on after those that restart, with the documents kept apart at best.
+    """
+    model = small(base, head)
     inputs = inputs_of(model, head)
     bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
     assert len(runs_of(model, inputs)) == len(bases)
+    check_documents(model, inputs)
+    check_positions(model, inputs, bases)
+
+
+def check_documents(model: Any, inputs: dict[str, Any]) -> None:
     documents = torch.zeros_like(inputs["input_ids"])
     documents[..., FIRST:] = 1
     for name, value in {"documents": documents, "seq_idx": documents}.items():
@@ -78,11 +79,7 @@ def test_every_base_runs_and_gets_documents(head_model: tuple[str, Any]) -> None
         assert all(seen), f"{name} did not reach the base"
 
 
-def test_positions_that_restart_reach_every_base_or_are_refused(head_model: tuple[str, Any]) -> None:
-    """A base that takes none would read on, with the documents kept apart at best."""
-    head, model = head_model
-    inputs = inputs_of(model, head)
-    bases = [module for module in model.modules() if isinstance(module, LongBaseModelMixin)]
+def check_positions(model: Any, inputs: dict[str, Any], bases: list[LongBaseModelMixin]) -> None:
     positions = torch.cat([torch.arange(FIRST), torch.arange(LENGTH - FIRST)])[None]
     first = bases[0].first_position_id
     try:
@@ -97,7 +94,7 @@ def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False) else {}
 
 
-@pytest.mark.parametrize("base", TEXT_FAMILIES)
+@every_cell("base", TEXT_FAMILIES)
 def test_every_field_of_a_base_is_known(base: str) -> None:
     """Modes give back the fields that :data:`FIELDS` knows, and refuse others."""
     family = FAMILIES[base]

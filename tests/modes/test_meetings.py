@@ -15,6 +15,7 @@ from hf_longattn.modeling.run.modes import MEETINGS, REFUSALS, Meeting, Mode, en
 from hf_longattn.modeling.run.packing import Packing, packing_refusal
 from hf_longattn.modeling.run.segments import Segments
 from hf_longattn.modeling.run.sharding import Sharding
+from tests.cells import every_cell
 from tests.reference.small_models import long_model, padding, tokens
 
 WINDOW = {"mechanism": "window", "window": 16}
@@ -45,7 +46,7 @@ def test_the_table_has_every_pair() -> None:
     assert {frozenset(pair) for pair in MEETINGS} == {frozenset(pair) for pair in itertools.combinations(MODES, 2)}
 
 
-@pytest.mark.parametrize("pair", MEETINGS)
+@every_cell("pair", MEETINGS)
 def test_a_mode_enters_as_the_table_says(pair: tuple[str, str]) -> None:
     first, second = pair
     if MEETINGS[pair] is Meeting.REFUSED:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.cells import every_cell
 from tests.modes.cells import ROWS, Cell
 from tests.modes.ways import EXACT_LENGTH, WAYS, decodes
 
@@ -38,12 +39,12 @@ def check(row: str, first: str, second: str) -> None:
     assert stored == str(outcome), "the table says something else; after a change that is meant, run python -m tests.modes"
 
 
-@pytest.mark.parametrize(("row", "first", "second"), ALONE + ROTATED)
+@every_cell(("row", "first", "second"), ALONE + ROTATED, by="row")
 def test_two_ways_together(row: str, first: str, second: str) -> None:
     check(row, first, second)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if not decodes(row)])
+@every_cell("row", [row for row in ROWS if not decodes(row)])
 def test_a_short_text_is_attended_in_full(row: str) -> None:
     """As by a model of full attention with the same weights, and a longer one beside it is not."""
     batch, in_full = Cell(row, "right padded", "exact length"), Cell(row, "right padded")

@@ -20,6 +20,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
 from hf_longattn.modeling.run.modes import MEETINGS
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config
+from tests.cells import every_cell
 from tests.modeling import audio_models, grid_models
 from tests.modeling.grid_models import base_model
 from tests.modes.cells import fields_of
@@ -107,13 +108,13 @@ def check(base: str, *names: str) -> None:
             assert off <= max(tolerance, 1e-4), f"{name} of row {row} is off by {off:.1e}"
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 def test_each_way_alone(base: str) -> None:
     for name in NAMES:
         check(base, name)
 
 
-@pytest.mark.parametrize(("base", "first", "second"), ROTATED)
+@every_cell(("base", "first", "second"), ROTATED, by="base")
 def test_two_ways_together(base: str, first: str, second: str) -> None:
     check(base, first, second)
 
@@ -128,8 +129,8 @@ def test_all_families(base: str, first: str, second: str) -> None:
     check(base, first, second)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
-@pytest.mark.parametrize("base", PICTURES)
+@every_cell("precision", ["bf16", "int8"])
+@every_cell("base", PICTURES)
 def test_optimised_models_are_near_the_model(base: str, precision: str) -> None:
     if not cpu_computes_bf16():
         pytest.skip("this processor computes no bf16")
@@ -146,7 +147,7 @@ def test_all_modes_are_here() -> None:
 
 
 @pytest.mark.usefixtures("one_process")
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 class TestModesThatArePartsOfTexts:
     def test_sharding(self, base: str) -> None:
         rule = FAMILIES[base].grid or FAMILIES[base].audio
@@ -166,7 +167,7 @@ class TestModesThatArePartsOfTexts:
             built(base).new_memory()
 
 
-@pytest.mark.parametrize("base", PICTURES)
+@every_cell("base", PICTURES)
 class TestPictures:
     def test_segments(self, base: str) -> None:
         attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
@@ -181,7 +182,7 @@ class TestPictures:
             model(**inputs, **{name: None})
 
 
-@pytest.mark.parametrize("base", SOUNDS)
+@every_cell("base", SOUNDS)
 def test_explain_names_the_path_of_every_layer(base: str) -> None:
     model = built(base)
     paths = hf_longattn.explain(model, audio_models.inputs_of(base, (1.2,)))

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cells import every_cell
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -23,7 +25,7 @@ def modules() -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("module", modules())
+@every_cell("module", modules())
 def test_a_program_says_what_it_takes(module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as end:

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.cli.train import train
 from hf_longattn.tasks import task_names, task_summary
 from tests.byte_tokenizer import train_tokenizer
+from tests.cells import every_cell
 from tests.training.conftest import SOURCES, checkpoint
 
 
@@ -40,7 +41,7 @@ def test_the_script_is_the_command(repository: Path) -> None:
     assert all(f" {task} " in shown for task in task_names())
 
 
-@pytest.mark.parametrize("task", task_names())
+@every_cell("task", task_names())
 def test_every_task_has_its_row_in_the_documents(task: str, repository: Path) -> None:
     table = (repository / "docs" / "how-to" / "train.md").read_text(encoding="utf-8")
     assert any(f"`{task}`" in line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))

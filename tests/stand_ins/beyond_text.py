@@ -32,6 +32,7 @@ page(
             "probe videomae-448": "probe --samples 4 videomae-448",
             **ONE_EPOCH,
         },
+        slow=True,
     ),
 )
 page(
@@ -62,7 +63,7 @@ page(
 )
 page("docs/how-to/pages.md", Setting(copies=20, instead=ONE_EPOCH))
 page("docs/how-to/train_speech.md", Setting(instead=ONE_EPOCH))
-page("docs/how-to/speech.md", Setting(instead={"probe": "probe --samples 4"}))
+page("docs/how-to/speech.md", Setting(instead={"probe": "probe --samples 4"}, slow=True))
 
 
 def save(name: str, config: Any, folder: Path, *parts: Any) -> None:

@@ -21,6 +21,7 @@ from hf_longattn.training.tasks.multitask import MULTITASK
 from hf_longattn.training.tasks.qa import QA, QATrainingArguments
 from hf_longattn.training.training_args import ENDLESS, TaskArguments
 from hf_longattn.training.training_loop import prepare_run
+from tests.cells import every_cell
 
 TASKS = (QA, CLASSIFICATION, LM, LINEARISE)
 GIVEN: dict[str, Any] = {"model": "m", "output_dir": "o", "data": ["d.json"]}
@@ -86,7 +87,7 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
     assert "Turn --bf16 off" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("changes", "message"),
     [
         ({"model": ""}, "no model given"),
@@ -141,7 +142,7 @@ def test_a_recipe_takes_every_name_of_the_command_line(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("line", "message"),
     [
         ("learning_rate: fast", "'learning_rate' to 'fast'; it must be a number"),

@@ -16,6 +16,7 @@ from hf_longattn.training import checkpoints as checkpoints_module
 from hf_longattn.training.checkpoints import check_checkpoint, check_same_model, checkpoint_to_resume, damage, newest_checkpoint
 from hf_longattn.training.trainer import Processes
 from hf_longattn.training.training_loop import RunSettings
+from tests.cells import every_cell
 
 SHAPE = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -50,7 +51,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@every_cell("how", DAMAGES)
 def test_the_latest_complete_checkpoint_is_taken(how: str, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(checkpoints_module.logger, "warning", said.append)
@@ -141,3 +142,9 @@ def test_a_checkpoint_that_is_named_must_be_there(checkpoints: Path) -> None:
 
 def test_no_checkpoint_is_no_error(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_latest_checkpoint_is_that_of_the_highest_number(tmp_path: Path) -> None:
+    for name in ("checkpoint-10", "checkpoint-9", "checkpoint-100", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in checkpoints_module.checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]

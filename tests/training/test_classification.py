@@ -21,6 +21,7 @@ from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import classify as classification
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.training_loop import LOG_NAME
+from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 
 WORDS = {"loops": "for while break continue range next", "files": "open read write close path folder"}
@@ -44,7 +45,7 @@ def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> st
     return str(folder / "long")
 
 
-@pytest.mark.parametrize("kind", ["mlm", "clm", "llama"])
+@pytest.mark.parametrize("kind", quickly(["mlm", "clm", "llama"], ["mlm", "clm"]))
 def test_a_converted_model_learns_two_classes(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = table(tmp_path, rows())
     run = {**FAST, "gradient_accumulation_steps": 2, "max_steps": 60, "learning_rate": 3e-3}

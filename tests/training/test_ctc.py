@@ -52,6 +52,7 @@ from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.ctc import CTC, finetune_ctc
+from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 from tests.training.speech import RATE, SECONDS, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
 
@@ -81,7 +82,7 @@ def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
     return build_arguments(CTC, **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
 
 
-@pytest.mark.parametrize("name", ["wav2vec2-bert", "parakeet", "long_parakeet"])
+@pytest.mark.parametrize("name", quickly(["wav2vec2-bert", "parakeet", "long_parakeet"], ["wav2vec2-bert", "long_parakeet"]))
 def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Path) -> None:
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     tokenizer = character_tokenizer(["ab"])

@@ -38,6 +38,7 @@ from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import multitask
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.tasks.multitask import MULTITASK, MultiTaskTrainer, finetune_multitask
+from tests.cells import every_cell
 from tests.training.conftest import FAST, SCORED, checkpoint
 from tests.training.test_classification import rows, table
 from tests.training.test_pictures import COLOURS, picture_of
@@ -209,7 +210,7 @@ def test_two_processes_take_the_steps_of_one(backbone: str, tasks: dict[str, str
         assert torch.allclose(tensor, together[name], atol=1e-5), name
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("content", "words"),
     [
         ("photo: {kind: pictures, data: a}", "the kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'pictures'"),

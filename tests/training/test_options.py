@@ -33,6 +33,7 @@ from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.trainer import TimedTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
+from tests.grids import every_other, grid
 from tests.training.conftest import checkpoint
 from tests.training.speech import SAMPLES_PER_FRAME, sentences, speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart
@@ -434,8 +435,14 @@ def test_an_option_works_or_is_refused(task: str, option: str, runner: Runner, p
     OPTIONS[option].seen(trained_with([option], task, runner, request) if OPTIONS[option].line else plain, plain)
 
 
-@pytest.mark.parametrize("options", TOGETHER, ids=lambda options: options[0])
-@pytest.mark.parametrize("task", task_names())
+def lines_with_tasks() -> Iterator[Any]:
+    """Every task with every other line, in turn."""
+    for number, task in enumerate(task_names()):
+        for place, options in enumerate(TOGETHER):
+            yield pytest.param(task, options, id=f"{task}-{options[0]}", marks=pytest.mark.slow if (number + place) % 2 else ())
+
+
+@pytest.mark.parametrize(("task", "options"), [*lines_with_tasks()])
 def test_options_work_together(
     task: str, options: Sequence[str], runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest
 ) -> None:
@@ -453,7 +460,7 @@ def test_options_work_together(
             raise AssertionError(f"{name} has not its effect") from error
 
 
-@pytest.mark.parametrize("task", task_names())
+@pytest.mark.parametrize("task", every_other(task_names()))
 def test_a_run_is_resumed_unless_it_is_of_another_model(
     task: str, runner: Runner, models: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -486,7 +493,7 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
     is_one_sentence(run.said, r"no checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
 
 
-@pytest.mark.parametrize("task", evaluated_tasks())
+@pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 2 == 1))
 def test_an_evaluation_gives_the_scores_of_the_end_of_the_training(
     task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

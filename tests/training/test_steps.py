@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from hf_longattn.errors import OptionError
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.trainer import TimedTrainer
+from tests.cells import every_cell
 from tests.training import test_options
 from tests.training.test_candidates import wikihop
 from tests.training.test_options import DATA, Runner, is_one_sentence
@@ -110,7 +111,7 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
         yield f"the logged loss, {name}", abs(losses - loss) / abs(loss)
 
 
-@pytest.mark.parametrize("task", task_names())
+@every_cell("task", task_names())
 def test_accumulated_batches_are_one_large_batch(
     task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +189,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
     assert max(found.values()) < 2e-6, found
 
 
-@pytest.mark.parametrize("task", task_names())
+@every_cell("task", task_names())
 def test_a_training_that_diverges_ends_in_a_sentence_and_writes_no_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")

@@ -54,6 +54,7 @@ from hf_longattn.training.trainer import (
     without_idle_step,
 )
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
+from tests.cells import every_cell
 from tests.ranks import Ranks, announce
 from tests.training.conftest import checkpoint
 
@@ -167,8 +168,8 @@ WARMING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", WARMING)
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 1), (6, 1), (40, 8), (40, 0)])
+@every_cell("kind", WARMING)
+@every_cell(("steps", "warmup"), [(1, 1), (6, 1), (40, 8), (40, 0)])
 def test_the_first_step_learns_and_the_warm_up_ends_at_the_full_rate(kind: str, steps: int, warmup: int) -> None:
     """transformers' own schedules begin with 0: a run of one step learnt nothing."""
     lowest = {"min_lr": 0.01}

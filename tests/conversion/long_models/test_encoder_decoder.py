@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
 
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
+from tests.cells import every_cell
 
 SIZES: dict[str, Any] = {
     "vocab_size": 211, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
@@ -37,7 +37,7 @@ def saved(folder: Path, name: str, values: dict[str, Any], head: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "ours", "values", "head"), HEADS, ids=[f"{case[0]}{case[3]}" for case in HEADS])
+@every_cell(("name", "ours", "values", "head"), HEADS, ids=[f"{case[0]}{case[3]}" for case in HEADS])
 def test_every_head(name: str, ours: str, values: dict[str, Any], head: str, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(tmp_path / "theirs", name, values, head), tmp_path / "long")
     assert report.passed

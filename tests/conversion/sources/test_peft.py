@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, ExportError
 from hf_longattn.export import export_checkpoint, export_gguf, export_native
+from tests.cells import every_cell
 
 from ...trained import tokenizer_of
 from ..conftest import LENGTH
@@ -191,7 +192,7 @@ def test_what_cannot_be_opened_is_a_sentence(adapter: Callable[..., Path], tmp_p
     assert not (tmp_path / "long").exists()
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("fields", "sentence"),
     [
         ({"r": "8"}, "r='8', which must be a whole number"),

@@ -11,9 +11,10 @@ import pytest
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError
+from tests.cells import every_cell
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("settings", "sentence"),
     [
         (

@@ -9,6 +9,7 @@ import pytest
 
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics.anls import similarity
+from tests.cells import every_cell
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -40,7 +41,7 @@ def test_random_texts_have_the_score_of_the_definition() -> None:
     assert some > 50
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("prediction", "answers", "score"),
     [
         ("12  Euros ", ["12 euros"], 1.0),  # case and spaces do not count

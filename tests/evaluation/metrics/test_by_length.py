@@ -13,6 +13,7 @@ import pytest
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.metrics import long_classification, long_qa
+from tests.cells import every_cell
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -51,7 +52,7 @@ def test_scores_by_length(source: str) -> None:
     assert not any(name.endswith("_se") for part in (result, *result["buckets"].values()) for name in part)  # fewer than ten
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("prediction", "answers", "exact", "f1"),
     [  # worked by hand from SQuAD's official evaluation script
         ("The  Red, fox.", ["red fox"], 1.0, 1.0),

@@ -15,6 +15,7 @@ import pytest
 import hf_longattn.evaluation.metrics as metrics
 from hf_longattn.errors import RegistrationError
 from hf_longattn.evaluation import list_metrics, load_metric
+from tests.cells import every_cell
 
 ROOT = Path(__file__).resolve().parents[3]
 SECTION = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a metric\n")[2].partition("\n## ")[0]
@@ -34,8 +35,8 @@ def example_of(name: str) -> tuple[Any, Any, str]:
     return example
 
 
-@pytest.mark.parametrize("source", ["name", "path"])
-@pytest.mark.parametrize("name", list_metrics())
+@every_cell("source", ["name", "path"])
+@every_cell("name", list_metrics())
 def test_a_metric_loads_by_name_and_by_path(name: str, source: str, no_network: None) -> None:
     check_metric(load_metric(name) if source == "name" else evaluate.load(str(Path(metrics.__path__[0]) / f"{name}.py")), name)
 

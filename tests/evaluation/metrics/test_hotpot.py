@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hf_longattn.evaluation.metrics.hotpot import answer_score, hotpot_scores, support_score
+from tests.cells import every_cell
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("prediction", "gold", "expected"),
     [
         ("the Red Fox", "red fox", (1.0, 1.0, 1.0, 1.0)),

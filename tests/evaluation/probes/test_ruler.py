@@ -15,6 +15,7 @@ from hf_longattn.errors import LengthError
 from hf_longattn.evaluation.probes import ProbeSample, TextTask, list_probes, probe_task
 from hf_longattn.evaluation.probes.ruler import NOISE
 from hf_longattn.evaluation.probes.words import WORDS, invented_words
+from tests.cells import every_cell
 
 RULER = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "cwe", "fwe")
 NEEDLE = re.compile(r"One of the special magic (\w+) for ([\w-]+) is: ([\w-]+)\.")
@@ -31,8 +32,8 @@ def sample(name: str, length: int, seed: int = 0, depth: float | None = None) ->
     return task.sample(length, random.Random(seed), words, depth)
 
 
-@pytest.mark.parametrize("name", [name for name in list_probes() if isinstance(probe_task(name), TextTask)])
-@pytest.mark.parametrize("length", [1500, 5000])
+@every_cell("name", [name for name in list_probes() if isinstance(probe_task(name), TextTask)])
+@every_cell("length", [1500, 5000])
 def test_texts_fill_their_budget_and_repeat(name: str, length: int) -> None:
     made = sample(name, length)
     assert made == sample(name, length)
@@ -68,8 +69,8 @@ def test_one_needle_in_noise() -> None:
     assert made.new_tokens == 128
 
 
-@pytest.mark.parametrize("depth", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("name", ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "passkey"])
+@every_cell("depth", [0.0, 0.25, 1.0])
+@every_cell("name", ["niah_single_1", "niah_multikey_2", "niah_multikey_3", "passkey"])
 def test_a_needle_lies_at_its_depth(name: str, depth: float) -> None:
     made = sample(name, 3000, depth=depth)
     assert made.depth == pytest.approx(depth, abs=0.05)
@@ -137,8 +138,8 @@ def test_common_words_and_their_counts() -> None:
     assert made.continuations(12)[0][0] == f" 1. {made.answers[0]}"
 
 
-@pytest.mark.parametrize("length", [800, 1500, 5000])
-@pytest.mark.parametrize("name", [name for name in RULER if name != "niah_multikey_3"])
+@every_cell("length", [800, 1500, 5000])
+@every_cell("name", [name for name in RULER if name != "niah_multikey_3"])
 def test_guessing_is_right_half_of_the_time_at_most(name: str, length: int) -> None:
     made = sample(name, length)
     for most in (2, 8, 40):

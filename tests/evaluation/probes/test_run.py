@@ -12,6 +12,7 @@ import transformers
 
 import hf_longattn
 from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, OptionError
+from tests.cells import every_cell
 
 from .small import byte_tokenizer, small_decoder, small_encoder
 
@@ -89,7 +90,7 @@ def test_an_encoder_decoder_is_asked(tokenizer: Any) -> None:
         hf_longattn.probe_model(model, tokenizer=tokenizer, tasks=["copy"], lengths=[400], samples=1)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "arguments", "error", "said"),
     [
         ("decoder", {"tasks": ["nih_single_1"]}, LongAttentionError, r"no probe 'nih_single_1'.*Did you mean 'niah_single_1'"),

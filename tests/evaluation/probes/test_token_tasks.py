@@ -9,6 +9,7 @@ import torch
 
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.evaluation.probes import IGNORED, Compositional, Copy, Forgetting, Induction, Mqar, TokenTask, probe_task
+from tests.cells import every_cell
 
 SEED = 3
 
@@ -84,7 +85,7 @@ def test_a_copy_repeats_its_text() -> None:
         assert all(row[place + 1] == value for place, value in labels.items())
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("make", "said"),
     [
         (lambda: Mqar(pairs=9, length=32), "do not fit into 32 tokens"),

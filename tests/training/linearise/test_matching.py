@@ -16,6 +16,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism, build_mechanism, list_mechanisms, mechanism_class, mechanism_info
 from hf_longattn.training.linearise.layers import number_to_restore, restore_softmax, with_softmax
 from hf_longattn.training.linearise.matching import Factors, Matching, MatchingModel, matching
+from tests.cells import every_cell
 from tests.modeling.test_sliding_window import CASES
 from tests.reference.small_models import LANGUAGE_MODELS, long_like, plain_model, tokens
 from tests.training.conftest import checkpoint
@@ -146,7 +147,7 @@ def test_a_mechanism_that_is_softmax_attention_has_no_error() -> None:
     assert float(layer.errors.max()) < 1e-10
 
 
-@pytest.mark.parametrize("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains])
+@every_cell("name", [name for name in list_mechanisms(grid=False) if mechanism_info(name).trains])
 def test_every_mechanism_that_trains_can_be_matched(name: str) -> None:
     cls = mechanism_class(name)
     student = build_mechanism(name, **{"num_heads": 4, "head_dim": 16, "max_length": 640, **cls.sample})

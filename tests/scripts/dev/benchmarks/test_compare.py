@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scripts.dev.benchmarks.app import app
+from tests.cells import every_cell
 
 CASE = {"mechanism": "window"}
 
@@ -31,7 +32,7 @@ def compared(tmp_path: Path) -> Callable[[Any, Any], Any]:
 NOISY = [10.0, 10.4, 9.8, 10.1, 10.2]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("before", "after", "code"),
     [
         (record(NOISY), record(NOISY), 0),

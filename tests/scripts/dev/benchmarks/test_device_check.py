@@ -13,6 +13,7 @@ from hf_longattn.engines import dispatch
 from scripts.dev.benchmarks import device_check
 from scripts.dev.benchmarks.device_cases import WINDOW, DeviceCase, first_checks, forms, kernel_checks, stages
 from scripts.dev.benchmarks.device_check import missed_path, run_case
+from tests.cells import every_cell
 
 SHORT = {
     str(case): case.at(length=min(case.length, 300 if case.grid else 290), queries=min(case.queries, 200), path="")
@@ -31,14 +32,14 @@ def test_every_mechanism_form_and_dtype_is_a_case() -> None:
         assert len({str(case) for case in cases}) == len(cases)
 
 
-@pytest.mark.parametrize("name", list_mechanisms(grid=False))
+@every_cell("name", list_mechanisms(grid=False))
 def test_every_mechanism_passes_here(name: str) -> None:
     for causal in forms(name):
         result = run_case(DeviceCase(name, length=33, causal=causal), "cpu")
         assert result["passed"], result
 
 
-@pytest.mark.parametrize("name", SHORT)
+@every_cell("name", SHORT)
 def test_the_first_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +104,7 @@ def test_a_right_result_of_another_path_fails_where_one_is_to_be_checked() -> No
     assert failure == "the values are right, but they are of split, tiles instead of flex-blocks: its values differ"
 
 
-@pytest.mark.parametrize("case", [case for case in kernel_checks() if case.path], ids=str)
+@every_cell("case", [case for case in kernel_checks() if case.path], ids=str)
 def test_the_kernels_to_be_checked_are_chosen_at_their_lengths(case: DeviceCase, cuda_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the table of paths."""
     asked: list[str] = []

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
 from scripts.dev.benchmarks.attention.flex import block_mask
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.definition import mask_of
+from tests.cells import every_cell
 
 
-@pytest.mark.parametrize("length", [128, 300, 640])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mechanism", ["window", "longformer", "full"])
+@every_cell("length", [128, 300, 640])
+@every_cell("causal", [False, True])
+@every_cell("mechanism", ["window", "longformer", "full"])
 def test_the_block_mask_is_torchs_own(length: int, causal: bool, mechanism: str) -> None:
     options = {} if mechanism == "full" else {"window": 200}
     mask = mask_of(AttentionInputs(Case(mechanism, options, length=length, heads=1, head_dim=4, causal=causal)))

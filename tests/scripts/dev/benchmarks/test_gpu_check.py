@@ -135,6 +135,7 @@ def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, tmp_path:
         worker.close()
 
 
+@pytest.mark.slow
 def test_an_illegal_access_is_told_and_the_next_case_gets_a_new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """After it nothing runs on the device in the process that made it."""
     broken = (

@@ -16,6 +16,7 @@ from scripts.dev.benchmarks.attention.ours import Ours
 from scripts.dev.benchmarks.case import Case
 
 
+@pytest.mark.slow  # test_grid_models has a command of the same kind
 @pytest.mark.usefixtures("warm_memory")
 def test_the_command_stores_times_and_memory(tmp_path: Path) -> None:
     lines = ["window2d:window=4,shift=alternate", "local2d:radius=2", "segmented:block_size=16,integration=pooled,order=tiles:4x4"]

@@ -17,13 +17,13 @@ from scripts.dev.benchmarks import implementations as registry
 from scripts.dev.benchmarks.app import app, parse_lengths, parse_options
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.implementations import Implementation
+from tests.cells import every_cell
+from tests.grids import pairwise
 
 SMALL = Case("longformer", {"window": 16}, heads=2, head_dim=8, layers=1)
 
 
-@pytest.mark.parametrize("mechanism", ["window", "longformer"])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@every_cell(("mechanism", "causal", "dtype"), pairwise(["window", "longformer"], [False, True], ["fp32", "bf16"]))
 def test_every_implementation_equals_the_definition(mechanism: str, causal: bool, dtype: str) -> None:
     case = SMALL.at(mechanism=mechanism, causal=causal, dtype=dtype, num_globals=3 * (mechanism == "longformer"))
     result = run_attention(case, [64, 96], ["sdpa", "sdpa-mask", "window", "hf-longformer"], repeats=1)

@@ -39,6 +39,7 @@ def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monk
     assert check_families.main(["llama", "--output", str(tmp_path)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("warm_commands")
 def test_a_family_of_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("compile", "export"):

@@ -12,6 +12,7 @@ import pytest
 
 from hf_longattn import list_mechanisms, mechanism_info
 from scripts.dev.tools.device_counts import LAYERS, RESULTS, SETTINGS, page
+from tests.cells import every_cell
 
 STORED = json.loads((RESULTS / "device_counts.json").read_text(encoding="utf-8"))
 COUNTED: dict[str, dict[str, Any]] = {**STORED["before"], **STORED["now"]}
@@ -34,7 +35,7 @@ def misses(name: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", list_mechanisms())
 def test_every_mechanism_is_counted(name: str) -> None:
     form = mechanism_info(name).causal
     assert set(COUNTED[name]) == ({"both ways", "causal"} if form == "both" else {"causal" if form else "both ways"})
@@ -42,13 +43,13 @@ def test_every_mechanism_is_counted(name: str) -> None:
         assert all(set(row[setting]) in ({*LAYERS}, {"failure"}) for setting in SETTINGS)
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", list_mechanisms())
 def test_later_layers_do_not_wait_for_the_device(name: str) -> None:
     """The first layer of a padded batch asks where its rows begin; what is left over is named, and no more than that."""
     assert misses(name) == WAITING.get(name, set())
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", list_mechanisms())
 def test_packed_documents_are_one_call(name: str) -> None:
     """Rows of one, or one that keeps them apart; on grids, one for each grid."""
     for row in COUNTED[name].values():

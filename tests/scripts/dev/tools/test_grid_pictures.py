@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.dev.tools.grid_pictures import FILE, GRID, MEANS, NOTHING, PANELS, SEEN, Panel, draw, seen
+from tests.cells import every_cell
 
 BY_TITLE = {panel.title: panel for panel in PANELS}
 ROWS, COLUMNS = GRID.sizes
@@ -31,7 +32,7 @@ RULES: dict[str, Callable[[int, int], bool]] = {
 }
 
 
-@pytest.mark.parametrize("title", RULES)
+@every_cell("title", RULES)
 def test_a_panel_shows_what_the_definition_says(title: str) -> None:
     kinds = seen(BY_TITLE[title])
     for row in range(ROWS):

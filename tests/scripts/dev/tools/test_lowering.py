@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from hf_longattn import list_mechanisms, mechanism_info
 from scripts.dev.tools.lowering import RESULTS, WITHOUT_KERNEL, failures_of, markdown
+from tests.cells import every_cell
 from tests.engines.lowered_mechanisms import CONDITIONS
 from tests.engines.lowering import CASES, REFUSED
 
@@ -29,7 +28,7 @@ FULL_IN_EVAL_MODE = {"shifted_groups"}
 """Mechanisms that run full attention when they are not training."""
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", list_mechanisms())
 def test_every_mechanism_is_lowered_in_every_condition(name: str) -> None:
     """In fp32, too, where PyTorch's flash-attention operator takes the calls in half precision; a new mechanism is to be stored."""
     assert name in STORED["mechanisms"], AGAIN

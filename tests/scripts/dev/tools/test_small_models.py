@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import transformers
 
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, language_model, small_config, small_values
+from tests.cells import every_cell
 
 
-@pytest.mark.parametrize("base", list(TEXT_FAMILIES))
+@every_cell("base", list(TEXT_FAMILIES))
 def test_a_small_config_of_every_base(base: str) -> None:
     shape = Shape(width=24, layers=3, heads=2, inner=40, tokens=50, vocabulary=70)
     config, tables = small_config(base, shape, pad_token_id=1, max_2d_position_embeddings=100), FAMILIES[base].position_tables

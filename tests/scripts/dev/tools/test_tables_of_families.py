@@ -12,6 +12,7 @@ from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev import RESULTS
 from scripts.dev.tools import check_families, family_reach, native_twins
 from scripts.dev.tools.small_models import IN_FULL, TEXT_FAMILIES
+from tests.cells import every_cell
 
 
 def stored(name: str) -> Any:
@@ -53,8 +54,8 @@ TABLES: dict[str, tuple[Callable[[str], set[str]], str]] = {
 """Table -> what it lacks of a family, and the command that completes it; for a family that does not read text, `--only none`."""
 
 
-@pytest.mark.parametrize("base", sorted(IN_FULL))
-@pytest.mark.parametrize("table", sorted(TABLES))
+@every_cell("base", sorted(IN_FULL))
+@every_cell("table", sorted(TABLES))
 def test_every_family_has_all_cells(table: str, base: str) -> None:
     lacking, command = TABLES[table]
     missing = lacking(base)

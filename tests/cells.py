@@ -1,0 +1,180 @@
+"""Many cells of a table in one test: each is seeded and patched for itself, and those that fail are listed together."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+FAILURES = (Exception, pytest.fail.Exception)
+"""What ends one cell; the second is no ``Exception``."""
+MOST_TOLD = 20
+"""Failed cells whose errors are printed; all are named."""
+
+
+class Cells:
+    """``with Cells() as cells: for x in ...: with cells(x): ...`` runs every cell, and then fails with all that failed."""
+
+    def __init__(self) -> None:
+        self.count, self.skipped = 0, ""
+        self.failed: dict[str, BaseException] = {}
+
+    def __enter__(self) -> Cells:
+        return self
+
+    @contextlib.contextmanager
+    def __call__(self, name: object) -> Iterator[None]:
+        """One cell, with the seed that a test begins with."""
+        torch.manual_seed(0)
+        self.count += 1
+        try:
+            yield
+        except pytest.skip.Exception as skip:
+            self.skipped = str(skip)
+            self.count -= 1
+        except FAILURES as error:
+            if refuses_bf16(error):
+                self.skipped = str(error)
+                self.count -= 1
+            else:
+                self.failed[str(name)] = error
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            return
+        if self.failed:
+            names, errors = [*self.failed], [*self.failed.values()]
+            words = [f"{len(names)} of {self.count} cells failed: {', '.join(names)}", *map(told, names[:MOST_TOLD], errors)]
+            raise AssertionError("\n\n".join(words)) from errors[0]
+        if not self.count and self.skipped:
+            pytest.skip(self.skipped)
+        assert self.count, "no cell ran"
+
+
+def told(name: str, error: BaseException) -> str:
+    """A failed cell, its error, and the lines of the tests that led there."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/tests/" in frame.filename and frame.filename != __file__]
+    places = [f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames]
+    return f"[{name}] at {', '.join(places)}\n{type(error).__name__}: {error}"
+
+
+def refuses_bf16(error: BaseException) -> bool:
+    """Whether this processor computes no bf16, and the error says so."""
+    from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
+    from hf_longattn.errors import BackendError
+
+    return isinstance(error, BackendError) and not cpu_computes_bf16() and "computes no bf16" in str(error)
+
+
+Cell = tuple[tuple[str, ...], dict[str, Any], bool]
+"""The words of a cell's name, its arguments, and whether it is slow."""
+
+
+def every_cell(
+    names: str | Sequence[str],
+    values: Iterable[Any],
+    *,
+    by: str | Sequence[str] = (),
+    ids: Callable[[Any], str] | Sequence[str] = str,
+) -> Callable[[Any], Any]:
+    """As ``pytest.mark.parametrize``, with all cells in one test, or in a test for each value of the axes ``by``.
+
+    Cells marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are. The fixture
+    ``monkeypatch`` is undone after each cell, ``tmp_path`` is a new folder for each, and what was captured before is gone; other fixtures
+    serve all cells of a test.
+    """
+    axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
+    split = [by] if isinstance(by, str) else [*by]
+    named = ids if callable(ids) else str
+    table = [_cell(axes, value, named) for value in values]
+    if not callable(ids):
+        table = [((name,), arguments, slow) for name, (_, arguments, slow) in zip(ids, table, strict=True)]
+
+    def decorate(function: Any) -> Any:
+        if inspect.isclass(function):
+            for name in [name for name in vars(function) if name.startswith("test")]:
+                setattr(function, name, decorate(vars(function)[name]))
+            return function
+        below = getattr(function, "every_cell", None)
+        if below is None or below.test is not function:
+            below = _Table(function, function, [((), {}, False)], [])
+        product = [
+            ((*there, *here), {**more, **arguments}, slow or also)
+            for (there, more, slow), (here, arguments, also) in itertools.product(below.cells, table)
+        ]
+        test = _test(below.function, product, [*below.split, *split], named)
+        marks = [mark for mark in getattr(function, "pytestmark", []) if mark.args[:1] != ("_group",)]
+        test.pytestmark = [*marks, *getattr(test, "pytestmark", [])]
+        test.every_cell = _Table(test, below.function, product, [*below.split, *split])
+        return test
+
+    return decorate
+
+
+@contextlib.contextmanager
+def _own(fixtures: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
+    """The test's fixtures for its cell of this number."""
+    own = dict(fixtures)
+    if "tmp_path" in own:
+        own["tmp_path"] = own["tmp_path"] / f"cell{number}"
+        own["tmp_path"].mkdir()
+    for captured in {"capsys", "capfd"} & {*own}:
+        own[captured].readouterr()
+    if "caplog" in own:
+        own["caplog"].clear()
+    with pytest.MonkeyPatch.context() as patch:
+        yield {**own, "monkeypatch": patch} if "monkeypatch" in own else own
+
+
+class _Table(NamedTuple):
+    """What a decorated test runs, for a further decorator on it."""
+
+    test: Any
+    function: Callable[..., None]
+    cells: list[Cell]
+    split: list[str]
+
+
+def _cell(axes: Sequence[str], value: Any, named: Callable[[Any], str]) -> Cell:
+    marks: Collection[Any] = ()
+    name = None
+    if isinstance(value, type(pytest.param())):
+        value, marks, name = value.values, value.marks, value.id
+        value = value if len(axes) > 1 else value[0]
+    assert all(mark.name == "slow" for mark in marks), "of the marks, a cell may only be slow"
+    parts = value if len(axes) > 1 else (value,)
+    return (str(name),) if name else tuple(map(named, parts)), dict(zip(axes, parts, strict=True)), bool(marks)
+
+
+def _test(function: Callable[..., None], table: Sequence[Cell], split: Sequence[str], named: Callable[[Any], str]) -> Any:
+    groups: dict[str, list[Cell]] = {}
+    for cell in table:
+        _, arguments, slow = cell
+        words = [named(arguments[axis]) for axis in split] + (["slow"] if slow else [])
+        groups.setdefault("-".join(words) or "quick", []).append(cell)
+    signature = inspect.signature(function)
+    axes = {*table[0][1]}
+    assert axes <= {*signature.parameters}, f"axes that the test does not take: {axes - {*signature.parameters}}"
+
+    @functools.wraps(function, updated=())
+    def test(*args: Any, _group: str = "quick", **fixtures: Any) -> None:
+        with Cells() as cells:
+            for number, (words, arguments, _) in enumerate(groups[_group]):
+                with cells("-".join(words)), _own(fixtures, number) as own:
+                    function(*args, **own, **arguments)
+
+    left = [parameter for name, parameter in signature.parameters.items() if name not in axes]
+    if [*groups] == ["quick"]:
+        test.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
+        return test
+    group = inspect.Parameter("_group", inspect.Parameter.KEYWORD_ONLY)
+    test.__signature__ = signature.replace(parameters=[*left, group])  # type: ignore[attr-defined]
+    marked = [pytest.param(name, marks=pytest.mark.slow if cells[0][2] else ()) for name, cells in groups.items()]
+    return pytest.mark.parametrize("_group", marked)(test)
