@@ -99,7 +99,7 @@ def every_cell(
     values: Iterable[Any],
     *,
     by: str | Sequence[str] = (),
-    ids: Callable[[Any], str] | Sequence[str] = str,
+    ids: Callable[[Any], str | None] | Sequence[str] = str,
     pairs: bool = False,
 ) -> Callable[[Any], Any]:
     """As ``pytest.mark.parametrize``, with all cells in one test, or in a test for each value of the axes ``by``.
@@ -112,7 +112,12 @@ def every_cell(
     """
     axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
     split = [by] if isinstance(by, str) else [*by]
-    named = ids if callable(ids) else str
+    of_value = ids if callable(ids) else str
+
+    def named(value: Any) -> str:
+        name = of_value(value)
+        return str(value) if name is None else name
+
     table = [_cell(axes, value, named) for value in values]
     if not callable(ids):
         table = [((name,), arguments, slow) for name, (_, arguments, slow) in zip(ids, table, strict=True)]
