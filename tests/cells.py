@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from tests.grids import all_pairs
+
 FAILURES = (Exception, pytest.fail.Exception)
 """What ends one cell; the second is no ``Exception``."""
 MOST_TOLD = 20
 """Failed cells whose errors are printed; all are named."""
+ONLY: list[str] = []
+"""``--cell``: only cells with one of these words in their names run, and are printed; :func:`tests.conftest.pytest_configure` says it."""
 
 
 class Cells:
@@ -34,6 +38,8 @@ class Cells:
         """One cell, with the seed that a test begins with."""
         torch.manual_seed(0)
         self.count += 1
+        if ONLY:
+            print(name)
         try:
             yield
         except pytest.skip.Exception as skip:
@@ -77,22 +83,42 @@ Cell = tuple[tuple[str, ...], dict[str, Any], bool]
 """The words of a cell's name, its arguments, and whether it is slow."""
 
 
+def wanted(name: str) -> bool:
+    """Whether a cell, or a test without cells, is one of those that ``--cell`` names."""
+    return not ONLY or any(word in name for word in ONLY)
+
+
+def asked_for(item: pytest.Item) -> bool:
+    """Whether ``--cell`` leaves something of a test."""
+    table = getattr(getattr(item, "function", None), "every_cell", None)
+    return wanted(item.nodeid) if table is None else any(wanted("-".join(words)) for words, _, _ in table.cells)
+
+
 def every_cell(
     names: str | Sequence[str],
     values: Iterable[Any],
     *,
     by: str | Sequence[str] = (),
-    ids: Callable[[Any], str] | Sequence[str] = str,
+    ids: Callable[[Any], str | None] | Sequence[str] = str,
+    pairs: bool = False,
 ) -> Callable[[Any], Any]:
     """As ``pytest.mark.parametrize``, with all cells in one test, or in a test for each value of the axes ``by``.
 
     Cells marked slow are in a slow test of their own. Decorators on one function are multiplied, as parametrize's are. The fixture
     ``monkeypatch`` is undone after each cell, ``tmp_path`` is a new folder for each, and what was captured before is gone; other fixtures
     serve all cells of a test.
+
+    Args:
+        pairs: of the product of this decorator and those below it, the quick test has every two values once; the slow one has the rest.
     """
     axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
     split = [by] if isinstance(by, str) else [*by]
-    named = ids if callable(ids) else str
+    of_value = ids if callable(ids) else str
+
+    def named(value: Any) -> str:
+        name = of_value(value)
+        return str(value) if name is None else name
+
     table = [_cell(axes, value, named) for value in values]
     if not callable(ids):
         table = [((name,), arguments, slow) for name, (_, arguments, slow) in zip(ids, table, strict=True)]
@@ -104,15 +130,21 @@ def every_cell(
             return function
         below = getattr(function, "every_cell", None)
         if below is None or below.test is not function:
-            below = _Table(function, function, [((), {}, False)], [])
+            below = _Table(function, function, [((), {}, False)], [], [])
         product = [
             ((*there, *here), {**more, **arguments}, slow or also)
             for (there, more, slow), (here, arguments, also) in itertools.product(below.cells, table)
         ]
+        sizes = [*below.sizes, len(table)]
+        if pairs:
+            assert not any(slow for _, _, slow in product), "pairs are chosen from cells of which none is slow yet"
+            quick = {*all_pairs(*sizes)}
+            indices = itertools.product(*map(range, sizes))
+            product = [(words, values, at not in quick) for at, (words, values, _) in zip(indices, product, strict=True)]
         test = _test(below.function, product, [*below.split, *split], named)
         marks = [mark for mark in getattr(function, "pytestmark", []) if mark.args[:1] != ("_group",)]
         test.pytestmark = [*marks, *getattr(test, "pytestmark", [])]
-        test.every_cell = _Table(test, below.function, product, [*below.split, *split])
+        test.every_cell = _Table(test, below.function, product, sizes, [*below.split, *split])
         return test
 
     return decorate
@@ -139,6 +171,8 @@ class _Table(NamedTuple):
     test: Any
     function: Callable[..., None]
     cells: list[Cell]
+    sizes: list[int]
+    """How many values each decorator has."""
     split: list[str]
 
 
@@ -167,6 +201,9 @@ def _test(function: Callable[..., None], table: Sequence[Cell], split: Sequence[
     def test(*args: Any, _group: str = "quick", **fixtures: Any) -> None:
         with Cells() as cells:
             for number, (words, arguments, _) in enumerate(groups[_group]):
+                if not wanted("-".join(words)):
+                    cells.skipped = "no cell of this name"
+                    continue
                 with cells("-".join(words)), _own(fixtures, number) as own:
                     function(*args, **own, **arguments)
 

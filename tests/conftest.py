@@ -20,7 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-from tests import grids
+from tests import cells, grids
 from tests.cells import refuses_bf16
 
 if TYPE_CHECKING:
@@ -31,9 +31,19 @@ pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cell", default="", help="only the cells of tables and the tests with one of these words, a,b,c, in their names")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     grids.ONLY_QUICK = config.option.markexpr == "not slow"
+    cells.ONLY[:] = [word for word in config.option.cell.split(",") if word]
     gc.set_threshold(20_000, 20, 20)  # by default a model alone makes tens of collections
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if cells.ONLY:
+        items[:] = filter(cells.asked_for, items)
 
 
 def pytest_collection_finish() -> None:

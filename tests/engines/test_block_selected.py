@@ -46,7 +46,7 @@ def test_few_rows_stay_unfilled() -> None:
     assert slots < 1.5 * chosen.numel()
 
 
-@every_cell("causal", [False, True])
+@every_cell("causal", [False, True], pairs=True)
 @every_cell(("length", "size", "ranks"), [(50, 8, 3), (50, 8, 0), (7, 10, 1), (64, 16, 2)])
 @every_cell("padded", [False, True])
 @every_cell("path", ["fused", "parts"])
@@ -72,7 +72,7 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell("causal", [False, True])
+@every_cell("causal", [False, True], pairs=True)
 @every_cell("padded", [False, True])
 @every_cell(("name", "options", "path"), [
     ("nsa", {"block_size": 64, "num_blocks": 5}, "flex-blocks"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import pytest
@@ -70,7 +69,8 @@ BANDS = [(20, 7), (0, 30), (63, 0), (64, 64), (150, 149), (5, 400)]
 PADDING = ["none", "right", "inside"]
 
 
-@every_cell(("band", "padding"), list(itertools.product(BANDS, PADDING)))
+@every_cell("band", BANDS, pairs=True)
+@every_cell("padding", PADDING)
 @every_cell("q_len", [520, 133])
 def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int], padding: str, q_len: int) -> None:
     left, right = band
@@ -82,8 +82,9 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int]
     same_gradients(out, expected, leaves[:6])
 
 
-@every_cell("global_rows", [True, False])
-@every_cell(("band", "padding"), list(itertools.product([(20, 7), (64, 0), (150, 149)], PADDING)))
+@every_cell("global_rows", [True, False], pairs=True)
+@every_cell("band", [(20, 7), (64, 0), (150, 149)])
+@every_cell("padding", PADDING)
 def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], padding: str, global_rows: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=3, table_heads=1 if left == 20 else HEADS, rows=700 if right else 420)
@@ -95,8 +96,9 @@ def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], 
     same_gradients(out, expected, leaves[:6])
 
 
-@every_cell("with_tokens", [False, True])
-@every_cell(("band", "padding"), list(itertools.product([(20, 7), (64, 64), (150, 0), (5, 400)], PADDING)))
+@every_cell("with_tokens", [False, True], pairs=True)
+@every_cell("band", [(20, 7), (64, 64), (150, 0), (5, 400)])
+@every_cell("padding", PADDING)
 def test_terms_of_keys_and_buckets_are_those_of_the_plain_form(band: tuple[int, int], padding: str, with_tokens: bool) -> None:
     left, right = band
     leaves = leaves_of(450, 520, features=0 if left == 64 else 3, table_heads=1 if left == 20 else HEADS, rows=24)
@@ -166,7 +168,7 @@ CHUNKS: list[tuple[str, dict[str, int]]] = [
 ]
 
 
-@every_cell("causal", [False, True])
+@every_cell("causal", [False, True], pairs=True)
 @every_cell("relative", ["transformer_xl", "shaw:clip=9", "alibi", "t5_buckets"])
 @every_cell(("name", "options"), CHUNKS, ids=["small", "two blocks", "large", "one", "segments"])
 def test_chunks_are_fused_and_equal_to_the_definition(name: str, options: dict[str, int], relative: str, causal: bool) -> None:

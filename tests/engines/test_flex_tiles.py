@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +19,7 @@ from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.common.plain import plain_gathered
 from hf_longattn.engines.cuda import flex, flex_tiles
 from tests.cells import every_cell
-from tests.grids import quickly
+from tests.grids import pairwise, quickly
 
 from .eager_flex import by_the_lists
 from .launches import Counting
@@ -88,7 +87,7 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
 }
 
 
-@every_cell(("name", "kept", "padded"), [*itertools.product(TILES, [False, True], [False, True])])
+@every_cell(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]))
 def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradients in float64, with grouped heads and a score term that reads positions."""
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)

@@ -19,7 +19,7 @@ from tests.cells import every_cell
 FORMS = [((23, 31), {"window": 4}), ((9, 20), {"window": (3, 8), "shift": "alternate"}), ((3, 7, 8), {"window": 2}), ((40,), {"window": 7})]
 
 
-@every_cell(("sizes", "options"), FORMS)
+@every_cell(("sizes", "options"), FORMS, pairs=True)
 @every_cell("prefix", [0, 2])
 @every_cell("call_bytes", [1, 4096, 1 << 22])
 def test_a_few_windows_at_a_time_are_equal_to_all_at_once(
@@ -60,7 +60,7 @@ def test_a_bias_alone_can_be_trained() -> None:
     assert bool(table.grad.any())
 
 
-@every_cell(("sizes", "options"), FORMS)
+@every_cell(("sizes", "options"), FORMS, pairs=True)
 @every_cell("prefix_tokens", ["global", "reads", "none"])
 @every_cell("term", [None, "bias", "axes"])
 def test_a_key_mask_is_cut_into_windows(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import itertools
 
 import pytest
 import torch
@@ -36,7 +35,9 @@ def quadratic(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None
     return out / torch.where(total == 0, 1.0, total) if normalise else out
 
 
-@every_cell(("causal", "normalise", "kv_heads"), list(itertools.product((False, True), (False, True), (1, 2, 4))))
+@every_cell("causal", (False, True), pairs=True)
+@every_cell("normalise", (False, True))
+@every_cell("kv_heads", (1, 2, 4))
 @every_cell(("q_len", "kv_len", "chunk"), [(1, 1, 4), (7, 7, 4), (16, 16, 4), (3, 11, 4), (9, 9, 64)])
 def test_values_and_gradients_are_those_of_the_quadratic_form(
     causal: bool, normalise: bool, kv_heads: int, q_len: int, kv_len: int, chunk: int, monkeypatch: pytest.MonkeyPatch

@@ -75,7 +75,7 @@ BLOCKS = [32, 64, 192, 1000]
 """Sizes of blocks; with the last one, all queries are in one."""
 
 
-@every_cell("block", BLOCKS)
+@every_cell("block", BLOCKS, pairs=True)
 @every_cell(
     ("causal", "side", "few_queries"), [(False, "none", False), (True, "none", True), (False, "inside", True), (True, "left", False)]
 )

@@ -13,6 +13,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.adaptive_span import AdaptiveSpan
 from hf_longattn.mechanisms.common.locality import keys_per_query
+from tests.cells import every_cell
 
 FRACTIONS = (0.0, 0.137, 0.771, 0.5)
 
@@ -39,9 +40,9 @@ def test_the_weights_by_hand(causal: bool) -> None:
     torch.testing.assert_close(module.weights(q, k, causal=causal), raw / raw.sum(-1, keepdim=True), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "q_len"), [(50, 50), (517, 517), (517, 290)])
-@pytest.mark.parametrize("moved", [False, True])
+@every_cell("causal", [False, True])
+@every_cell(("length", "q_len"), [(50, 50), (517, 517), (517, 290)])
+@every_cell("moved", [False, True])
 def test_output_and_all_gradients_equal_the_definition(length: int, q_len: int, causal: bool, moved: bool) -> None:
     module = spanned()
     q, k, v = inputs(length, q_len)
@@ -114,7 +115,7 @@ def test_initial_spans() -> None:
     assert build_mechanism("adaptive_span", num_heads=3, head_dim=4, max_span=64, init_span=0).spans.tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "says"),
     [
         ({"max_span": 0}, "at least 1"),
@@ -131,7 +132,7 @@ def test_impossible_options_are_refused(options: dict[str, Any], says: str) -> N
         LongAttentionConfig("adaptive_span", **options)
 
 
-@pytest.mark.parametrize("how", ["data", "data_copy", "foreach", "swap", "load"])
+@every_cell("how", ["data", "data_copy", "foreach", "swap", "load"])
 def test_however_the_spans_grow_the_band_follows(how: str) -> None:
     module = spanned(200, 10, (0.1, 0.1, 0.2, 0.1)).eval()
     q, k, v = (x.detach() for x in inputs(400))

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from hf_longattn import build_mechanism
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cells import every_cell
 from tests.grids import drawn
 from tests.reference.definitions import defined_mechanisms, definition_of
 
@@ -59,8 +59,8 @@ def of_selected_blocks(module: Mechanism) -> None:
         module.gate_bias.fill_(-1e4)[:, 1] = 1e4
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("name", ALWAYS)
+@every_cell("causal", [False, True])
+@every_cell("name", ALWAYS)
 @drawn(60)
 @given(data=st.data())
 def test_what_the_help_says_is_visible_is(name: str, causal: bool, data: st.DataObject) -> None:

@@ -14,6 +14,7 @@ from hf_longattn.errors import GridError
 from hf_longattn.mechanisms.common.ordered import keys_or_weights
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.common.scores import scaled_scores, softmax_over, visible_to_all
+from tests.cells import every_cell
 
 LENGTH, HEADS, WIDTH = 150, 4, 16
 MORE = [
@@ -69,9 +70,9 @@ def built(name: str, options: dict[str, Any]) -> Mechanism:
     return mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=None if "max_length" in options else LENGTH)
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
-@pytest.mark.parametrize(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
+@every_cell("padded", [False, True], ids=["whole", "padded"])
+@every_cell("causal", [False, True], ids=["both", "causal"])
+@every_cell(("name", "options"), [(name, None) for name in list_mechanisms(grid=False)] + MORE, ids=str)
 def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, causal: bool, padded: bool) -> None:
     mechanism = built(name, mechanism_class(name).sample if options is None else options)
     if mechanism.causal not in ("both", causal):
@@ -103,15 +104,15 @@ def test_what_is_kept_has_the_weight(name: str, options: dict[str, Any] | None, 
     assert torch.equal(one, kept[:, :, 3:4]), "no row depends on the others"
 
 
-@pytest.mark.parametrize(("name", "options"), NOT_A_SELECTION, ids=str)
+@every_cell(("name", "options"), NOT_A_SELECTION, ids=str)
 def test_what_is_no_softmax_over_some_keys_says_so(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
     q = torch.randn(1, HEADS, LENGTH, WIDTH)
     assert mechanism.attended_keys(q, q, AttentionCall()) is None
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
-@pytest.mark.parametrize("integration", ["pooled", "attention"])
+@every_cell("causal", [False, True], ids=["both", "causal"])
+@every_cell("integration", ["pooled", "attention"])
 def test_the_weights_of_means_are_those_of_the_definition(integration: str, causal: bool) -> None:
     mechanism = built("segmented", {"block_size": 24, "integration": integration})
     q, k = torch.randn(2, HEADS, LENGTH, WIDTH).double(), torch.randn(2, HEADS // 2, LENGTH, WIDTH).double()
@@ -125,7 +126,7 @@ def test_the_weights_of_means_are_those_of_the_definition(integration: str, caus
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]).double())
 
 
-@pytest.mark.parametrize(("name", "options"), ORDERED, ids=str)
+@every_cell(("name", "options"), ORDERED, ids=str)
 def test_readings_are_in_the_order_of_the_tokens(name: str, options: dict[str, Any]) -> None:
     mechanism = mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=GRID.length)
     q, k = torch.randn(2, 1, HEADS, GRID.length, WIDTH).double()

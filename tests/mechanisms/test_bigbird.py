@@ -13,6 +13,7 @@ from transformers import BertConfig, BertModel
 from hf_longattn import attend, build_mechanism, enable_long_attention, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.bigbird import BigBird
+from tests.cells import every_cell
 from tests.mechanisms.listed import visible
 
 SMALL = {"block_size": 4, "num_random_blocks": 2}
@@ -32,8 +33,8 @@ def table(mechanism: BigBird, blocks: int, causal: bool = False, seed: int = 0) 
     return mechanism.blocks(torch.tensor([blocks]), blocks, causal, torch.device("cpu"), seed).random[0]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("edge", "window", "random"), [(1, 3, 2), (2, 5, 1), (0, 1, 3), (1, 1, 0)])
+@every_cell("causal", [False, True])
+@every_cell(("edge", "window", "random"), [(1, 3, 2), (2, 5, 1), (0, 1, 3), (1, 1, 0)])
 def test_what_a_token_sees(edge: int, window: int, random: int, causal: bool) -> None:
     mechanism = bigbird(num_global_blocks=edge, num_window_blocks=window, num_random_blocks=random)
     length, size = 58, 4
@@ -120,9 +121,9 @@ def test_a_short_sequence_is_attended_to_fully_in_any_batch() -> None:
     torch.testing.assert_close(out[1:, :, :36], alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("blocks_over", ["text", "input"])
-@pytest.mark.parametrize("pattern", ["seeded", "hf_eval"])
-@pytest.mark.parametrize("with_globals", [False, True])
+@every_cell("blocks_over", ["text", "input"])
+@every_cell("pattern", ["seeded", "hf_eval"])
+@every_cell("with_globals", [False, True])
 def test_engine_and_definition_agree(pattern: str, blocks_over: str, with_globals: bool) -> None:
     mechanism = bigbird(block_size=16, random_pattern=pattern, blocks_over=blocks_over)
     q, k, v = torch.randn(3, 3, 2, 400, 8)
@@ -142,7 +143,7 @@ def test_counting_a_key_again_adds_the_logarithm_of_the_count() -> None:
     torch.testing.assert_close(again, once / once.sum(-1, keepdim=True), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@every_cell("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_counting_again_in_every_dtype(dtype: torch.dtype) -> None:
     mechanism = bigbird(block_size=16, random_pattern="hf_eval").eval()
     q, k, v = torch.randn(3, 2, 2, 400, 8, dtype=torch.float64).to(dtype)
@@ -159,14 +160,14 @@ def test_the_call_may_give_a_seed() -> None:
     assert not torch.allclose(by_call, attend(q, k, v, "bigbird", **options), atol=1e-3)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [1, 35, 37, 58, 81])
+@every_cell("causal", [False, True])
+@every_cell("length", [1, 35, 37, 58, 81])
 def test_pairs_counts_what_is_visible(length: int, causal: bool) -> None:
     mechanism = bigbird(heads=1)
     assert mechanism.pairs(length, causal) == seen(mechanism, length, causal).sum()
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "says"),
     [
         ({"block_size": 0}, "'block_size' of mechanism 'bigbird' is 0, but must be at least 1"),

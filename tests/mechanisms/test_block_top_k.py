@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
+from tests.cells import every_cell
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +92,8 @@ def test_token_by_token_equals_the_whole(left: int) -> None:
         torch.testing.assert_close(step, whole[:, :, n : n + 1], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("padding", ["none", "left", "inside"])
-@pytest.mark.parametrize("length", [1, 40, 300])
+@every_cell("padding", ["none", "left", "inside"])
+@every_cell("length", [1, 40, 300])
 def test_blocks_of_queries_that_choose_together(length: int, padding: str) -> None:
     q, k, v = (x.requires_grad_() for x in random(length))
     mask = torch.ones(2, length, dtype=torch.bool)
@@ -124,7 +125,7 @@ def test_what_one_call_cannot_do_is_refused() -> None:
         attend(q[:, :, -5:], k, v, "block_top_k", **together)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"block_size": 0}, "'block_size' of mechanism 'block_top_k' is 0, but must be at least 1"),
@@ -137,7 +138,7 @@ def test_impossible_options_are_refused(options: dict, sentence: str) -> None:
         build_mechanism("block_top_k", num_heads=2, head_dim=4, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"per": "query_block"}], ids=str)
+@every_cell("options", [{}, {"causal": True}, {"per": "query_block"}], ids=str)
 def test_pairs_are_what_is_seen_and_what_is_scored(options: dict) -> None:
     causal = "causal" in options
     module = build_mechanism("block_top_k", num_heads=2, head_dim=8, block_size=16, num_blocks=3, per=options.get("per", "query"))

@@ -15,14 +15,15 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
+from tests.cells import every_cell
 from tests.grids import grid, pairwise
 
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).traits.takes_score_mod]
 STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
-every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
-every_scored_form = pytest.mark.parametrize(("name", "causal"), SCORED, ids=str)
+every_form = every_cell(("name", "causal"), FORMS)
+every_scored_form = every_cell(("name", "causal"), SCORED)
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
 KINDS = sorted(RELATIVE)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
@@ -74,7 +75,7 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float(((found - expected).square().mean() / expected.square().mean()).sqrt())
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("form", "kind", "length"),
     grid(
         itertools.product(SCORED, KINDS, LENGTHS),
@@ -104,7 +105,7 @@ def test_relative_terms_are_those_of_the_definition(form: tuple[str, bool], kind
 
 
 @every_scored_form
-@pytest.mark.parametrize(("length", "q_len"), [(37, None), (260, None), (260, 1)])
+@every_cell(("length", "q_len"), [(37, None), (260, None), (260, 1)])
 def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
     """A table that is looked up by position, as a bias of a model is, needs no entry more than the text has tokens."""
     q_len = min(q_len or length, length)
@@ -125,8 +126,8 @@ def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, cau
         same(attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments), mask)
 
 
-@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_globals], ids=str)
-@pytest.mark.parametrize("length", LENGTHS)
+@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_globals], ids=str)
+@every_cell("length", LENGTHS)
 def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> None:
     q, k, v = qkv(length, grad=True)
     for mask in (None, left_padding(length)):
@@ -142,9 +143,7 @@ def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> Non
             assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
-@pytest.mark.parametrize(
-    ("form", "length"), grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)), ids=str
-)
+@every_cell(("form", "length"), grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)), ids=str)
 def test_large_scores_are_finite_and_right(form: tuple[str, bool], length: int) -> None:
     """Scores of ±80 and more: the definition in float64, and near it in float32."""
     name, causal = form
@@ -165,7 +164,7 @@ def test_large_scores_are_finite_and_right(form: tuple[str, bool], length: int) 
     same(out, expected, mask, atol=2e-3)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("form", "dtype", "term", "length"),
     pairwise(FORMS, DTYPES, (False, True), LENGTHS, fully=lambda form, *rest: form[0] == "window"),
     ids=str,
@@ -206,7 +205,7 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
-@pytest.mark.parametrize(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], ids=str)
+@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], ids=str)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).sample else {}
@@ -219,7 +218,7 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
     ids=str,
@@ -281,7 +280,7 @@ def test_attention_weights_keep_their_precision(name: str, causal: bool) -> None
     same(weights @ v.repeat_interleave(2, 1), reference_attend(q, k, v, module, causal=causal), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@every_cell("name", STATEFUL)
 def test_a_state_goes_from_training_with_dropout_to_evaluation_and_back(name: str) -> None:
     """Grouped heads; a dropout that drops no key, so that the outputs are those without."""
     module, (q, k, v), hidden = built(name).double(), qkv(120), torch.randn(2, 120, 64, dtype=torch.float64)

@@ -6,11 +6,12 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 
-@pytest.mark.parametrize("options", [{}, {"gate": False}, {"expand": 2}, {"normalise": False, "gate": False}])
-@pytest.mark.parametrize("gate_input", ["key", "hidden_states"])
+@every_cell("options", [{}, {"gate": False}, {"expand": 2}, {"normalise": False, "gate": False}])
+@every_cell("gate_input", ["key", "hidden_states"])
 def test_every_option_equals_its_definition_in_pieces_too(options: dict[str, object], gate_input: str) -> None:
     torch.manual_seed(0)
     module = build_mechanism("delta", num_heads=4, head_dim=16, hidden_size=24, gate_input=gate_input, **options).double()

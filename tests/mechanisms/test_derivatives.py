@@ -17,6 +17,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.errors import DerivativeError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.cells import every_cell
 from tests.grids import grid, quickly
 
 STOPPED = "transformer_xl without gradients into its memory"
@@ -32,9 +33,9 @@ Inputs = tuple[Tensor, ...]
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop", r"ignore:torch\.searchsorted\(\)")
 
 
-def forms(turn: int) -> pytest.MarkDecorator:
+def forms(turn: int) -> Any:
     """Every form; of a mechanism with two, the quick tests take one, the other with another ``turn``."""
-    return pytest.mark.parametrize(
+    return every_cell(
         ("name", "causal"),
         grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or ([*OPTIONS].index(name) + causal) % 2 == turn),
         ids=str,
@@ -94,7 +95,7 @@ def assert_equal(outs: Inputs, expected: Inputs) -> None:
 
 
 @forms(0)
-@pytest.mark.parametrize("padded", quickly(LENGTHS, LENGTHS[1:]), ids="{} left-padded".format)
+@every_cell("padded", quickly(LENGTHS, LENGTHS[1:]), ids="{} left-padded".format)
 def test_forward_mode(name: str, causal: bool, padded: int) -> None:
     """With padding on the left at one length, and whole sequences at the other."""
     for length in LENGTHS:

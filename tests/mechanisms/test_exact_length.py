@@ -19,6 +19,7 @@ from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from, prototype
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.cells import every_cell
 from tests.reference.small_models import long_model
 
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 100}
@@ -57,7 +58,7 @@ def layouts() -> dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]]
     return found
 
 
-@pytest.mark.parametrize("layout", layouts())
+@every_cell("layout", layouts())
 def test_short_sequences_are_full_attention_and_long_ones_the_mechanism(layout: str) -> None:
     arguments, places = layouts()[layout]
     rows, length = next(iter(arguments.values())).shape
@@ -129,7 +130,7 @@ def test_weights_of_a_graph_of_any_length_are_those_of_its_length() -> None:
         torch.testing.assert_close(program(q, k), weights(q, k))
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("build", "words"),
     [
         (lambda: build_mechanism("window2d", num_heads=2, head_dim=8, exact_length=8), "reads a grid"),
@@ -186,7 +187,7 @@ def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_p
             torch.testing.assert_close(long(packed, documents=documents).logits[:, 200:], expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("settings", "words"),
     [
         ({"exact_length": 65}, "beyond the 64 tokens that the source reads"),
@@ -205,7 +206,7 @@ def test_a_plan_says_which_texts_are_read_as_by_the_source(settings: dict[str, A
 READ = {"exact_length": 64}
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("settings", "attention", "reason"),
     [
         ({"mechanism": "longformer", "window": 8}, {"mechanism": "longformer", "window": 8, **READ}, ""),
@@ -265,7 +266,7 @@ def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_
     assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {"mechanism": "window"}
 
 
-@pytest.mark.parametrize("base", TEXT_FAMILIES)
+@every_cell("base", TEXT_FAMILIES)
 def test_a_config_says_whether_its_layers_look_back_only(base: str) -> None:
     """The default is decided by the config, before there is a model."""
     model = long_model(base, None, {"mechanism": "window"})

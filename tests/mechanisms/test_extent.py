@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from hf_longattn import list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.locality import eval_locality
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.cells import every_cell
 
 LENGTH, HEADS, WIDTH = 240, 4, 16
 BOUNDED: list[tuple[str, dict[str, Any]]] = [
@@ -47,8 +47,8 @@ def built(name: str, options: dict[str, Any]) -> Any:
     return mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=LENGTH)
 
 
-@pytest.mark.parametrize("causal", [False, True], ids=["both", "causal"])
-@pytest.mark.parametrize(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
+@every_cell("causal", [False, True], ids=["both", "causal"])
+@every_cell(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
 def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[str, Any] | None, causal: bool) -> None:
     mechanism = built(name, mechanism_class(name).sample if options is None else options)
     extent = eval_locality(mechanism, causal)
@@ -71,7 +71,7 @@ def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[
         assert extent.width - width <= (23 if name == "union" else 1), "the bound is tight"
 
 
-@pytest.mark.parametrize(("name", "options"), UNBOUNDED, ids=str)
+@every_cell(("name", "options"), UNBOUNDED, ids=str)
 def test_keys_at_any_distance_and_keys_chosen_by_content_have_no_bound(name: str, options: dict[str, Any]) -> None:
     mechanism = built(name, options)
     assert eval_locality(mechanism, False) is None

@@ -10,6 +10,7 @@ from hf_longattn.engines.common.sequences import advanced
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cells import every_cell
 
 LINEAR = [name for name in list_mechanisms(grid=False) if issubclass(mechanism_class(name), LinearMechanism)]
 FORMS = [
@@ -21,7 +22,7 @@ FORMS = [
     ("taylor", {"feature_dim": 24}),
 ]
 FORM_IDS = ["-".join([name, *map(str, options.values())]) for name, options in FORMS]
-of_forms = pytest.mark.parametrize(("name", "options"), FORMS, ids=FORM_IDS)
+of_forms = every_cell(("name", "options"), FORMS, ids=FORM_IDS)
 
 
 def qkv(length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -60,7 +61,7 @@ def test_steps_equal_the_whole_with_left_padding(name: str, options: dict[str, o
 
 
 @of_forms
-@pytest.mark.parametrize("causal", [False, True])
+@every_cell("causal", [False, True])
 def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.requires_grad_() for x in qkv(400, torch.float64))
     module = built(name, **options)
@@ -73,8 +74,8 @@ def test_many_pieces_equal_one(name: str, options: dict[str, object], causal: bo
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("name", "options"), [form for form in FORMS if mechanism_class(form[0]).traits.trains])
+@every_cell("causal", [False, True])
+@every_cell(("name", "options"), [form for form in FORMS if mechanism_class(form[0]).traits.trains])
 def test_learned_features_get_gradients_as_the_definition_says(name: str, options: dict[str, object], causal: bool) -> None:
     q, k, v = qkv(90, torch.float64)
     module = built(name, **options).double()
@@ -118,8 +119,8 @@ def features_as_printed(form: str, x: Tensor, weight: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("form", ["halves", "joint", "none"])
+@every_cell("causal", [False, True])
+@every_cell("form", ["halves", "joint", "none"])
 def test_hedgehog_features_are_those_of_the_sources(form: str, causal: bool) -> None:
     q, k, v = (3 * x[:1, :1] for x in qkv(12, torch.float64))
     module = build_mechanism("hedgehog", num_heads=1, head_dim=16, feature_softmax=form).double()
@@ -165,7 +166,7 @@ def test_taylor_is_the_kernel_of_based(causal: bool) -> None:
     torch.testing.assert_close(attend(q, k, v, module, causal=causal)[0, 0], weights / weights.sum(-1, keepdim=True) @ v[0, 0])
 
 
-@pytest.mark.parametrize("feature_dim", [8, 16, 24])
+@every_cell("feature_dim", [8, 16, 24])
 def test_both_scales_of_taylor_estimate_the_same_scores_at_first(feature_dim: int) -> None:
     q, k, v = qkv(30, torch.float64)
     modules = [built("taylor", feature_dim=feature_dim, scale=scale).double() for scale in ("feature_dim", "head_dim")]
@@ -181,8 +182,8 @@ def test_taylor_without_projection_is_the_polynomial_of_the_scores() -> None:
     torch.testing.assert_close(found, weights / weights.sum(-1, keepdim=True))
 
 
-@pytest.mark.parametrize("name", ["hedgehog", "taylor"])
-@pytest.mark.parametrize("value", [7, 0, -2])
+@every_cell("name", ["hedgehog", "taylor"])
+@every_cell("value", [7, 0, -2])
 def test_odd_feature_dims_are_refused(name: str, value: int) -> None:
     with pytest.raises(OptionError, match=rf"'feature_dim' of mechanism '{name}' is {value}, but must be even"):
         build_mechanism(name, num_heads=4, head_dim=16, feature_dim=value)
@@ -194,9 +195,9 @@ def test_states_are_small_beside_keys_and_values() -> None:
     assert {name: tuple(x.shape) for name, x in state.items()} == {"kv": (3, 2, 16, 16), "z": (3, 2, 16)}
 
 
-@pytest.mark.parametrize("opposite", [False, True], ids=["independent", "opposite"])
-@pytest.mark.parametrize("std", [4.0, 7.0, 20.0])
-@pytest.mark.parametrize("name", LINEAR)
+@every_cell("opposite", [False, True], ids=["independent", "opposite"], pairs=True)
+@every_cell("std", [4.0, 7.0, 20.0])
+@every_cell("name", LINEAR)
 def test_large_queries_and_keys_change_nothing(name: str, std: float, opposite: bool) -> None:
     """Whole, in pieces, step by step and defined are one, and no row knows a later key, whatever the size of the scores."""
     torch.manual_seed(0)

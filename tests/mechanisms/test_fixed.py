@@ -7,6 +7,7 @@ import torch
 
 from hf_longattn import build_mechanism
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 from tests.mechanisms.listed import picture, visible
 
 
@@ -49,7 +50,7 @@ def test_blocks_begin_at_the_first_real_token() -> None:
     assert drawn(5, False, padding, block_size=2, num_summary=1)[1:] == [".##.#", ".##.#", "..###", "..###"]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"block_size": 0}, "'block_size' of mechanism 'fixed' is 0"),

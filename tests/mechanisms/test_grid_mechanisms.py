@@ -24,6 +24,7 @@ from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.on_grid import GridMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.naming import OPERATORS
+from tests.cells import every_cell
 from tests.grids import alternately, pairwise
 
 Cell = tuple[int, ...]
@@ -83,24 +84,26 @@ def stretches(name: str, sizes: Cell, options: dict[str, Any]) -> list[list[set[
     return along
 
 
-def on_one_line(query: Cell, key: Cell, axes: Sequence[int]) -> bool:
-    """Whether two cells differ along one of some axes at most."""
-    return any(all(q == k for axis, (q, k) in enumerate(zip(query, key, strict=True)) if axis != line) for line in axes)
+def of_all_axes(along: Sequence[Tensor]) -> Tensor:
+    """Which pairs of cells of a grid ``(N, N)`` see each other along every axis, of pairs of places on each axis."""
+    return functools.reduce(torch.kron, [seen.int() for seen in along]).bool()
 
 
 @functools.cache
 def definition(name: str, sizes: Cell, prefix: int, mode: str, options: tuple[tuple[str, Any], ...]) -> Tensor:
     """The keys that every token sees, ``(N, N)`` bool."""
-    values, cells = dict(options), list(itertools.product(*map(range, sizes)))
+    values = dict(options)
     if name == "axial":
         axes = {"rows": [len(sizes) - 1], "columns": [len(sizes) - 2], "both": range(len(sizes))}.get(values["axes"])
         lines = [int(axis) for axis in values["axes"].split("+")] if axes is None else axes
-        rows = [[on_one_line(query, key, lines) for key in cells] for query in cells]
+        seen = torch.zeros(math.prod(sizes), math.prod(sizes), dtype=torch.bool)
+        for line in lines:  # two cells that differ along no other axis
+            seen |= of_all_axes([torch.ones(size, size) if axis == line else torch.eye(size) for axis, size in enumerate(sizes)])
     else:
         along = stretches(name, sizes, values)
-        rows = [[all(k in seen[q] for seen, q, k in zip(along, query, key, strict=True)) for key in cells] for query in cells]
-    full = torch.ones(prefix + len(cells), prefix + len(cells), dtype=torch.bool)
-    full[prefix:, prefix:] = torch.tensor(rows)
+        seen = of_all_axes([torch.tensor([[key in keys for key in range(len(rows))] for keys in rows]) for rows in along])
+    full = torch.ones(prefix + len(seen), prefix + len(seen), dtype=torch.bool)
+    full[prefix:, prefix:] = seen
     full[prefix:, :prefix] = mode == "global"
     full[:prefix, prefix:] = mode != "none"
     return full
@@ -180,7 +183,7 @@ def same_with_gradients(ours: Tensor, theirs: Tensor, inputs: Sequence[Tensor], 
         torch.testing.assert_close(got, wanted)
 
 
-@pytest.mark.parametrize(("name", "options", "sizes", "prefix", "mode"), cells_of_table())
+@every_cell(("name", "options", "sizes", "prefix", "mode"), cells_of_table(), by="name")
 def test_definition(name: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
     """The mask, the listed pairs, their number and the output with its gradients."""
     grid, mechanism = Grid(sizes, prefix), built(name, options, mode)
@@ -204,8 +207,8 @@ def test_definition(name: str, options: dict[str, Any], sizes: Cell, prefix: int
 PATH_CASES = [case for case in cells_of_table() if case[2] in [(17, 19), (6, 7, 8)]][::2]
 
 
-@pytest.mark.parametrize(("name", "options", "sizes", "prefix", "mode"), PATH_CASES)
-@pytest.mark.parametrize("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
+@every_cell(("name", "options", "sizes", "prefix", "mode"), PATH_CASES)
+@every_cell("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
 def test_every_path(path: str, name: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
     """Gathered tiles, listed pairs, and padding between the cells."""
     grid, mechanism = Grid(sizes, prefix), built(name, options, mode)
@@ -229,9 +232,7 @@ def test_windows_of_a_neighborhood_slide_inwards() -> None:
     assert windows == [[0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4], [4, 5, 6], [4, 5, 6], [4, 5, 6]]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "tile", "tiles"), [((6, 12, 9), (2, 4, 3), 3), ((9, 5, 10), (3, 1, 2), 3), ((8, 12), (2, 3), 3), ((30,), (3,), 5)]
-)
+@every_cell(("sizes", "tile", "tiles"), [((6, 12, 9), (2, 4, 3), 3), ((9, 5, 10), (3, 1, 2), 3), ((8, 12), (2, 3), 3), ((30,), (3,), 5)])
 def test_sliding_tiles_are_a_neighborhood_with_a_stride_of_a_tile(sizes: Cell, tile: Cell, tiles: int) -> None:
     """Sliding Tile Attention (Zhang et al. 2025): all queries of a tile see whole tiles, as many along each axis, that slide inwards."""
     grid = Grid(sizes)
@@ -267,8 +268,8 @@ OF_A_VIDEO: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("sizes", "name", "options", "path"), [((37, 41), *case) for case in LARGE] + [((7, 17, 13), *case) for case in OF_A_VIDEO]
+@every_cell(
+    ("sizes", "name", "options", "path"), [((37, 41), *case) for case in LARGE] + [((7, 17, 13), *case) for case in OF_A_VIDEO], by="path"
 )
 def test_float32_and_bfloat16_on_a_larger_grid(sizes: Cell, name: str, options: dict[str, Any], path: str) -> None:
     grid, mechanism, paths = Grid(sizes, 1), built(name, options), []
@@ -286,7 +287,7 @@ def test_float32_and_bfloat16_on_a_larger_grid(sizes: Cell, name: str, options: 
     assert (half.double() - wanted).abs().max() < 4e-2
 
 
-@pytest.mark.parametrize(("name", "options"), [(name, options) for name, options, _ in LARGE])
+@every_cell(("name", "options"), [(name, options) for name, options, _ in LARGE])
 def test_gradcheck(name: str, options: dict[str, Any]) -> None:
     mechanism, grid = built(name, options), Grid((15, 18), 1)
     q, k, v = (torch.randn(1, HEADS, grid.length, DIM, dtype=torch.double) for _ in range(3))
@@ -313,8 +314,8 @@ def test_every_mechanism_on_a_grid_is_tested_here() -> None:
     assert {name for name, _ in CASES} == set(SMALL) == set(GRID_NAMES)
 
 
-@pytest.mark.parametrize("grid", [Grid((5, 5), 1), Grid((1, 7)), Grid((2, 3, 4), 2)], ids=str)
-@pytest.mark.parametrize("name", GRID_NAMES)
+@every_cell("grid", [Grid((5, 5), 1), Grid((1, 7)), Grid((2, 3, 4), 2)], ids=str)
+@every_cell("name", GRID_NAMES)
 def test_covering_options_equal_full_softmax_attention(name: str, grid: Grid) -> None:
     options = mechanism_class(name).covering_grid(grid)
     if options is None:
@@ -326,7 +327,7 @@ def test_covering_options_equal_full_softmax_attention(name: str, grid: Grid) ->
     torch.testing.assert_close(attend(q, k, v, mechanism, grid=grid), reference_attend(q, k, v, "full"))
 
 
-@pytest.mark.parametrize("name", GRID_NAMES)
+@every_cell("name", GRID_NAMES)
 def test_every_sequence_of_a_batch_has_its_grid(name: str) -> None:
     grids = [Grid((5, 60), 1), Grid((17, 16), 2), Grid((7, 7, 6), 0)]
     longest = max(grid.length for grid in grids)
@@ -341,14 +342,14 @@ def test_every_sequence_of_a_batch_has_its_grid(name: str) -> None:
         torch.testing.assert_close(out[row : row + 1, :, mask[row]], attend(*alone, name, grid=grid, **SMALL[name]))
 
 
-@pytest.mark.parametrize("name", GRID_NAMES)
+@every_cell("name", GRID_NAMES)
 def test_two_grids_of_one_length_in_turn(name: str) -> None:
     mechanism, inputs = built(name, SMALL[name]), qkv(Grid((12, 24)))
     for sizes in [(12, 24), (24, 12), (12, 24), (8, 6, 6), (288,)]:
         same_with_gradients(attend(*inputs, mechanism, grid=sizes), reference_attend(*inputs, mechanism, grid=sizes), inputs)
 
 
-@pytest.mark.parametrize("name", GRID_NAMES)
+@every_cell("name", GRID_NAMES)
 def test_twenty_threads(name: str) -> None:
     grids = [Grid((12 + number % 3, 30 - number), number % 2) for number in range(20)]
 
@@ -417,7 +418,7 @@ def test_compiled_in_one_graph(case: tuple[str, dict[str, Any]], padded: bool) -
     same_with_gradients(compiled(*inputs, *mask), model(*inputs, *mask), inputs, mask[0][:, None, :, None] if padded else None)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "options", "sizes", "words"),
     [
         ("neighborhood", {"kernel_size": 9}, (20, 8), "9 · 1 is more than the 8"),
@@ -438,7 +439,7 @@ def test_grids_that_are_refused(name: str, options: dict[str, Any], sizes: Cell 
     assert words in str(refused.value)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "options", "words"),
     [
         ("neighborhood", {"kernel_size": 3, "stride": 4}, "stride of at most kernel_size"),
@@ -474,7 +475,7 @@ FILLED: list[tuple[dict[str, Any], Cell]] = [
 ]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("filled", "prefixes", "path"),
     pairwise(FILLED, PREFIXES[:4], ("fused", "without fused kernels", "with a score term", "with a bias", "with holes")),
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.hierarchical import Pyramid
+from tests.cells import every_cell
 
 
 def inputs(length: int, batch: int = 2) -> list[Tensor]:
@@ -43,9 +44,9 @@ def test_by_hand() -> None:
     torch.testing.assert_close(out[0, 0, 0], expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("block", "limit"), [(8, None), (8, 2), (8, 3), (70, None), (130, None)])
-@pytest.mark.parametrize("length", [301, 512])
+@every_cell("causal", [False, True])
+@every_cell(("block", "limit"), [(8, None), (8, 2), (8, 3), (70, None), (130, None)])
+@every_cell("length", [301, 512])
 def test_the_parts_list_every_pair_once(length: int, block: int, limit: int | None, causal: bool) -> None:
     pyramid = Pyramid.over(length, block, limit)
     counts = torch.zeros(length, length, dtype=torch.long)
@@ -68,8 +69,8 @@ def test_the_parts_list_every_pair_once(length: int, block: int, limit: int | No
     assert pyramid.pairs(causal) == listed
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("options", [{"levels": 2}, {"levels": 3}, {"pooling": "max"}], ids=str)
+@every_cell("causal", [False, True])
+@every_cell("options", [{"levels": 2}, {"levels": 3}, {"pooling": "max"}], ids=str)
 def test_options_and_padding_against_the_definition(options: dict[str, Any], causal: bool) -> None:
     q, k, v = inputs(517)
     mask = torch.ones(2, 517, dtype=torch.bool)
@@ -114,7 +115,7 @@ def test_pairs_grow_as_n_log_n() -> None:
     assert all(90 < step < 100 for step in steps), "one and a half blocks more for each doubling"
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "says"),
     [
         ({"block_size": 0}, "even and at least 2"),

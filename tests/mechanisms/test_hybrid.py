@@ -7,6 +7,7 @@ import torch
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 
 
 def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
@@ -14,8 +15,8 @@ def inputs(length: int = 90, grad: bool = False) -> list[torch.Tensor]:
     return [torch.randn(2, 4, length, 16, requires_grad=grad) for _ in range(3)]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
+@every_cell("causal", [False, True])
+@every_cell(
     "features",
     [
         "linear",
@@ -70,7 +71,7 @@ def test_the_features_stand_in_a_configuration() -> None:
     assert LongAttentionConfig.from_dict(written) == config
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"window": 0}, "window"),

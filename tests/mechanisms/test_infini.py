@@ -12,6 +12,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.sequences import advanced
 from hf_longattn.errors import LongAttentionError, OptionError
 from hf_longattn.mechanisms.infini import Infini
+from tests.cells import every_cell
 
 SIZE = 16
 
@@ -65,9 +66,9 @@ def test_the_definition_is_the_paper_s_equations(delta_rule: bool) -> None:
             torch.testing.assert_close(found[item, head], expected, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("length", [15, 16, 17, 100, 300])
-@pytest.mark.parametrize("delta_rule", [False, True])
+@every_cell("padded", [False, True])
+@every_cell("length", [15, 16, 17, 100, 300])
+@every_cell("delta_rule", [False, True])
 def test_outputs_and_gradients_equal_the_definition(delta_rule: bool, length: int, padded: bool) -> None:
     mechanism, (q, k, v) = built(delta_rule), inputs(length)
     leaves = [x.requires_grad_() for x in (q, k, v)]
@@ -81,8 +82,8 @@ def test_outputs_and_gradients_equal_the_definition(delta_rule: bool, length: in
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("delta_rule", [False, True])
-@pytest.mark.parametrize("cuts", [[1] * 70, [40, 1, 1, 30], [3, 67, 1, 1], [16, 16, 16, 24]], ids=str)
+@every_cell("delta_rule", [False, True])
+@every_cell("cuts", [[1] * 70, [40, 1, 1, 30], [3, 67, 1, 1], [16, 16, 16, 24]], ids=str)
 def test_pieces_equal_the_whole(delta_rule: bool, cuts: list[int]) -> None:
     length = sum(cuts)
     mechanism, (q, k, v), mask = built(delta_rule), inputs(length), padding(length)

@@ -13,10 +13,11 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.cells import every_cell
 
 ON_GRIDS = list_mechanisms(grid=True)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
-every_form = pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
+every_form = every_cell(("name", "causal"), FORMS)
 GRIDS = {60: Grid((7, 8), 4), 300: Grid((12, 24), 12)}
 """Where so many tokens lie; the larger one has more prefix tokens than plain operations attend to."""
 
@@ -135,9 +136,9 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
     return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
 
 
-@pytest.mark.parametrize("length", [60, 300])
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("causal", [False, True])
+@every_cell("length", [60, 300], pairs=True)
+@every_cell("side", SIDES)
+@every_cell("causal", [False, True], by="causal")
 def test_no_value_of_padding_reaches_a_real_token(causal: bool, side: str, length: int) -> None:
     forms = [name for name, form in FORMS if form == causal]
     failed = [case for name in forms for case in differences(built(name), causal, length, side, NAN)]
@@ -158,8 +159,8 @@ def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries:
     assert not failed
 
 
-@pytest.mark.parametrize("length", [60, 300])
-@pytest.mark.parametrize("side", SIDES)
+@every_cell("length", [60, 300])
+@every_cell("side", SIDES)
 def test_no_value_of_padding_reaches_a_real_token_with_other_options_and_arguments(side: str, length: int) -> None:
     failed: list[str] = []
     for name, options in VARIANTS:
@@ -207,20 +208,20 @@ def weights_of_padding(module: Mechanism, side: str, q_len: int = 60, run: Any =
     return weights.masked_select(~pairs[:, None])
 
 
-@pytest.mark.parametrize("side", SIDES)
+@every_cell("side", SIDES)
 def test_weights_of_padding_are_zeros(side: str) -> None:
     found = {f"{name}, causal={causal}": weights_of_padding(built(name), side, **arguments_for(name, causal, 60)) for name, causal in FORMS}
     assert not [label for label, weights in found.items() if weights.any()]
     assert not weights_of_padding(built("window"), side, q_len=50).any()
 
 
-@pytest.mark.parametrize("side", SIDES)
+@every_cell("side", SIDES)
 def test_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
     module = built("window")
     assert not weights_of_padding(module, side, run=torch.compile(module.weights, backend="eager", fullgraph=True)).any()
 
 
-@pytest.mark.parametrize("queries", [20, 60, 90])
+@every_cell("queries", [20, 60, 90])
 def test_weights_of_cross_attention_leave_out_only_the_padding_of_keys(queries: int) -> None:
     module, call = built("full"), AttentionCall.of(padding_mask=real_tokens(60, "right"))
     module.is_cross_attention = True

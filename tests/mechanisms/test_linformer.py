@@ -20,6 +20,7 @@ from hf_longattn.mechanisms.linformer import (
     segment_matrix,
     spanning_places,
 )
+from tests.cells import every_cell
 from tests.mechanisms.definition import assert_equals_its_definition
 
 LENGTH = 130
@@ -53,8 +54,8 @@ def padding(side: str) -> Tensor | None:
     return mask
 
 
-@pytest.mark.parametrize("side", ["none", "left", "right", "inside"])
-@pytest.mark.parametrize("options", FORMS, ids=str)
+@every_cell("side", ["none", "left", "right", "inside"])
+@every_cell("options", FORMS, ids=str)
 def test_every_form_equals_its_definition(options: dict[str, Any], side: str) -> None:
     module, mask = built(options), padding(side)
     q = torch.randn(3, 4, LENGTH, 8, requires_grad=True)
@@ -71,7 +72,7 @@ def test_equation_7_written_out() -> None:
     torch.testing.assert_close(attend(q, k, v, module), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("options", FORMS, ids=str)
+@every_cell("options", FORMS, ids=str)
 def test_how_many_parameters_a_layer_has(options: dict[str, Any]) -> None:
     own = 4 if options.get("sharing") == "none" else 1
     pair = 1 if options.get("sharing") in ("key-value", "layerwise") else 2
@@ -98,7 +99,7 @@ def test_a_text_longer_than_its_projection_is_refused() -> None:
         attend(*torch.randn(3, 1, 4, 65, 8), "linformer", rank=8, max_length=64)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"rank": 0}, "'rank'.*is 0, but must be at least 1"),
@@ -178,7 +179,7 @@ def test_fitted_values_are_the_least_squares_solution(measured: Measured) -> Non
     assert distance(f) < 0.9 * distance(e)
 
 
-@pytest.mark.parametrize("sharing", ["none", "headwise", "key-value", "layerwise"])
+@every_cell("sharing", ["none", "headwise", "key-value", "layerwise"])
 def test_a_mechanism_begins_near_full_attention(measured: Measured, sharing: str) -> None:
     module = build_mechanism("linformer", num_heads=2, head_dim=16, rank=8, max_length=MEASURED_LENGTH, sharing=sharing)
     full = torch.nn.functional.scaled_dot_product_attention(*measured)
@@ -196,7 +197,7 @@ def test_longer_texts_are_projected_in_pieces(measured: Measured) -> None:
     assert not second[:, :8].any()
 
 
-@pytest.mark.parametrize("name", ["linformer", "nystrom", "window"])
+@every_cell("name", ["linformer", "nystrom", "window"])
 def test_others_have_nothing_to_begin(measured: Measured, name: str) -> None:
     options = {"projection": "pooling"} if name == "linformer" else {}
     built = build_mechanism(name, num_heads=2, head_dim=16, max_length=MEASURED_LENGTH, **options)

@@ -18,6 +18,7 @@ from hf_longattn.engines.common.global_rows import index_of_globals
 from hf_longattn.errors import LengthError, MaskError, OptionError
 from hf_longattn.mechanisms.common import masked
 from hf_longattn.mechanisms.common.token_rules import TokenRule, at_positions
+from tests.cells import every_cell
 from tests.grids import quickly
 from tests.mechanisms.definition import Attention
 
@@ -53,9 +54,9 @@ def qkv(length: int) -> list[Tensor]:
     return [torch.randn(2, HEADS, length, HEAD_DIM) for _ in range(3)]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("count", [1, 30])
-@pytest.mark.parametrize("length", [50, 301])
+@every_cell("causal", [False, True])
+@every_cell("count", [1, 30])
+@every_cell("length", [50, 301])
 def test_the_rows_are_those_of_the_definition(length: int, count: int, causal: bool) -> None:
     """One global token: projections folded into the query; thirty: keys and values projected."""
     mechanism, given, inputs = separate(), arguments(length, count, causal), qkv(length)
@@ -133,7 +134,7 @@ IDS = torch.tensor([[1, 7, 8, 2, 2, 9, 7, 2, 0, 0], [0, 0, 1, 7, 2, 9, 9, 9, 9, 
 REAL = IDS != 0
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("rule", "expected"),
     [
         (TokenRule(positions=(0, 3)), ["1..1......", "..1..1....", "1..1......"]),
@@ -149,7 +150,7 @@ def test_rules(rule: TokenRule, expected: list[str]) -> None:
     assert found == expected
 
 
-@pytest.mark.parametrize("positions", [(), (0,), (2, 0, 1), (9, 0, 4, 5, 5), (3, 50)])
+@every_cell("positions", [(), (0,), (2, 0, 1), (9, 0, 4, 5, 5), (3, 50)])
 def test_global_positions_count_from_each_row_s_first_token(positions: tuple[int, ...]) -> None:
     real = torch.arange(12) >= torch.tensor([[0], [4], [11]])
     expected = [[int(start <= place and place - start in positions) for place in range(12)] for start in (0, 4, 11)]
@@ -237,7 +238,7 @@ def test_projections_begin_as_copies(kind: str, layer: str, own: str, tmp_path: 
         assert (flown(ids)[0] - plain(ids)[0]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("setting", ["positions", "padded positions", "mask", "padded mask"])
+@every_cell("setting", ["positions", "padded positions", "mask", "padded mask"])
 @torch.no_grad()
 def test_global_tokens_are_found_once_for_all_layers(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which waits for a GPU; and again for the next pass, though its mask is the same tensor with other values."""

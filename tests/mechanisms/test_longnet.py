@@ -10,6 +10,7 @@ import torch
 from hf_longattn import attend, build_mechanism
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.longnet import LongNet
+from tests.cells import every_cell
 from tests.mechanisms.listed import listed
 
 OPTIONS: list[dict[str, Any]] = [
@@ -43,8 +44,8 @@ def test_branches_overlap_where_a_head_takes_the_token() -> None:
     assert lines(second) == ["11....", "12.1..", "..11..", ".112..", "....11", "....12"]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@every_cell("causal", [False, True])
+@every_cell("options", OPTIONS, ids=str)
 def test_parts_list_a_pair_once_for_each_of_its_branches(options: dict[str, Any], causal: bool) -> None:
     mechanism = built(**options)
     for length in (1, 2, 7, 31, 64, 300):
@@ -76,7 +77,7 @@ def test_short_text_with_undilated_branches_is_full_attention(causal: bool) -> N
     assert not built(segments=(40, 64)).covers(40, causal)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"segments": 0}, "'segments' of mechanism 'longnet' is 0"),

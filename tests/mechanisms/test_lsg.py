@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.lsg import SELECTIONS, Cells, chosen_keys, clusters, directions, means_of_cells
+from tests.cells import every_cell
 from tests.grids import grid, pairwise
 from tests.mechanisms.definition import Attention
 
@@ -45,7 +46,7 @@ def padding(length: int, side: str) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize(("selection", "side", "causal", "length"), CALLS)
+@every_cell(("selection", "side", "causal", "length"), CALLS)
 def test_output_and_gradients_equal_the_reference(selection: str, side: str, causal: bool, length: int) -> None:
     q, k, v = (x.requires_grad_() for x in random(length))
     mask = padding(length, side)
@@ -64,8 +65,8 @@ def test_output_and_gradients_equal_the_reference(selection: str, side: str, cau
             torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("selection", SELECTIONS)
+@every_cell("causal", [False, True])
+@every_cell("selection", SELECTIONS)
 def test_fewer_queries_and_left_padding(selection: str, causal: bool) -> None:
     q, k, v = random(300)
     options = {"selection": selection, "causal": causal, **SMALL}
@@ -79,7 +80,7 @@ def test_fewer_queries_and_left_padding(selection: str, causal: bool) -> None:
         torch.testing.assert_close(few, whole[:, :, -n:], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
+@every_cell("selection", SELECTIONS)
 def test_later_tokens_never_change_earlier_rows_of_the_causal_form(selection: str) -> None:
     q, k, v = random(300)
     whole = attend(q, k, v, "lsg", causal=True, selection=selection, **SMALL)
@@ -88,7 +89,7 @@ def test_later_tokens_never_change_earlier_rows_of_the_causal_form(selection: st
         torch.testing.assert_close(cut, whole[:, :, :n], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("selection", "graph"),
     grid(itertools.product(SELECTIONS, GRAPHS), lambda selection, graph: graph == GRAPHS[SELECTIONS.index(selection) % 2]),
 )
@@ -194,7 +195,7 @@ def rounds_of_the_authors(k: Tensor, real: list[bool], rotations: list[Tensor]) 
     raise AssertionError
 
 
-@pytest.mark.parametrize("pre_rounds", [0, 1, 2])
+@every_cell("pre_rounds", [0, 1, 2])
 def test_pre_rounds_merge_near_keys_as_in_the_authors_converter(pre_rounds: int) -> None:
     k, real = torch.randn(1, 2, 32, 6, dtype=torch.float64), torch.rand(1, 32) < 0.8
     rotations = directions(5, 2, 6, [16] * pre_rounds + [4], k.device)
@@ -214,7 +215,7 @@ def test_cells_are_the_smaller_of_block_and_sparse_block_where_tokens_are_compar
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
+@every_cell("selection", SELECTIONS)
 def test_global_tokens_are_no_sparse_keys(selection: str) -> None:
     """As the authors mask them there: what a global token holds changes no other sparse key."""
     q, k, _ = random(128)
@@ -242,7 +243,7 @@ def test_blocks_begin_after_tokens_in_front() -> None:
     assert (found[..., 0] > 0).all()
 
 
-@pytest.mark.parametrize(("selection", "side", "causal", "length"), CALLS)
+@every_cell(("selection", "side", "causal", "length"), CALLS)
 def test_an_offset_equals_the_reference(selection: str, side: str, causal: bool, length: int) -> None:
     q, k, v = (x.requires_grad_() for x in random(length))
     mask = padding(length, side)
@@ -292,7 +293,7 @@ def test_without_sparse_keys_it_is_local_and_global_only() -> None:
     assert torch.equal(found, ((block[:, None] - block).abs() <= 1).expand_as(found))
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"block_size": 0}, "'block_size' of mechanism 'lsg' is 0, but must be at least 1"),
@@ -315,9 +316,9 @@ def test_impossible_options_are_refused(options: dict, sentence: str) -> None:
         build_mechanism("lsg", num_heads=2, head_dim=4, **options)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("offset", [0, 5])
-@pytest.mark.parametrize("length", [20, 100, 250])
+@every_cell("causal", [False, True])
+@every_cell("offset", [0, 5])
+@every_cell("length", [20, 100, 250])
 def test_pairs_count_what_is_seen(length: int, offset: int, causal: bool) -> None:
     options = {"selection": "strided", "global_tokens": (), "block_offset": offset, **SMALL}
     found = int((weights(length, causal, **options)[0, 0] > 0).sum())

@@ -11,6 +11,7 @@ from torch import Tensor
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 from tests.reference.small_models import pair, tokens
 
 OPTIONS = {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8}
@@ -32,8 +33,8 @@ def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = F
     return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("options", FORMS, ids=str)
+@every_cell("causal", [False, True])
+@every_cell("options", FORMS, ids=str)
 def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
     options = {**OPTIONS, **options}
     q, k, v = inputs(320, grad=True)
@@ -173,7 +174,7 @@ def test_memory_and_time_do_not_depend_on_how_tokens_fall_into_buckets() -> None
         assert pairs <= 3 * 500 * OPTIONS["num_hashes"] * 2 * OPTIONS["bucket_size"]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "words"),
     [
         ({"num_buckets": 7}, "even number"),
@@ -190,9 +191,9 @@ def test_bad_options_are_refused_when_the_config_is_made(options: dict, words: s
         LongAttentionConfig("lsh", **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("options", FORMS[:2] + FORMS[-3:-1], ids=str)
-@pytest.mark.parametrize("causal", [False, True])
+@every_cell("dtype", [torch.bfloat16, torch.float16], ids=str)
+@every_cell("options", FORMS[:2] + FORMS[-3:-1], ids=str)
+@every_cell("causal", [False, True])
 def test_half_precision_hashes_what_was_given_on_every_path(causal: bool, options: dict, dtype: torch.dtype) -> None:
     """Few pairs are compared densely and many are not: a text alone has the buckets that it has in a padded batch."""
     q, k, v = (x.to(dtype) for x in inputs(150))

@@ -13,6 +13,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.nsa import NSA
 from hf_longattn.memory import SUMMARY_LAYER
+from tests.cells import every_cell
 from tests.mechanisms.definition import Attention
 from tests.reference.small_models import long_like, plain_model, tokens
 
@@ -55,7 +56,7 @@ def compressed_weights(module: NSA, q: Tensor, k: Tensor, at: int, head: int) ->
     return (torch.stack(blocks) @ q[0, head, at] / 4).softmax(0)
 
 
-@pytest.mark.parametrize("at", [7, 30, 149, 299])
+@every_cell("at", [7, 30, 149, 299])
 def test_each_branch_is_its_equation(at: int) -> None:
     q, k, v = inputs(300)
     module, o = built(), built().options
@@ -106,8 +107,8 @@ def test_query_heads_of_a_key_head_select_the_same_blocks() -> None:
     assert blocks[:, 0, :, 0].all()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [5, 37, 130, 330])
+@every_cell("causal", [False, True])
+@every_cell("length", [5, 37, 130, 330])
 def test_gradients_of_every_parameter_are_those_of_the_definition(length: int, causal: bool) -> None:
     q, k, v = inputs(length, batch=2, grad=True)
     mask = torch.ones(2, length, dtype=torch.bool)
@@ -173,7 +174,7 @@ def test_a_cache_keeps_compressed_keys_and_gives_the_same_tokens() -> None:
     assert tables["keys"].shape[2] == tables["values"].shape[2] == -(-150 // SMALL["compress_stride"])
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         (
@@ -210,9 +211,9 @@ def test_pairs_are_what_is_seen() -> None:
     assert module.pairs(320, True) == near + ended + selected
 
 
-@pytest.mark.parametrize("options", [{}, {"compress_size": 16, "block_size": 8}, {"compress_size": 4}], ids=str)
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("heads", [2, 4])
+@every_cell("options", [{}, {"compress_size": 16, "block_size": 8}, {"compress_size": 4}], ids=str)
+@every_cell("causal", [False, True])
+@every_cell("heads", [2, 4])
 def test_an_accelerator_chooses_in_float32_what_float64_chooses(
     options: dict[str, int], causal: bool, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

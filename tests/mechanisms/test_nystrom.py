@@ -12,6 +12,7 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.linformer import segment_matrix, segment_means
 from hf_longattn.mechanisms.nystrom import pseudo_inverse
+from tests.cells import every_cell
 from tests.mechanisms.definition import assert_equals_its_definition
 
 
@@ -30,10 +31,10 @@ def padding(length: int) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("start", ["exact", "original"])
-@pytest.mark.parametrize("over", ["text", "input"])
-@pytest.mark.parametrize("conv_kernel", [None, 1, 9])
-@pytest.mark.parametrize("length", [12, 150])
+@every_cell("start", ["exact", "original"])
+@every_cell("over", ["text", "input"])
+@every_cell("conv_kernel", [None, 1, 9])
+@every_cell("length", [12, 150])
 def test_every_option_equals_the_definition(length: int, conv_kernel: int | None, over: str, start: str) -> None:
     torch.manual_seed(0)
     module = built(num_landmarks=16, conv_kernel=conv_kernel, landmarks_over=over, inv_coeff_init_option=start)
@@ -90,7 +91,7 @@ def test_the_iterations_reach_the_pseudo_inverse() -> None:
     assert not torch.allclose(pseudo_inverse(a, 2, True), pseudo_inverse(a, 2, False))
 
 
-@pytest.mark.parametrize("length", [1, 7, 8, 9, 16, 61, 64])
+@every_cell("length", [1, 7, 8, 9, 16, 61, 64])
 def test_segments_are_nearly_equal_runs(length: int) -> None:
     matrix = segment_matrix(torch.ones(1, length, dtype=torch.bool), 8, torch.float64)[0]
     sizes = (matrix > 0).sum(-1)
@@ -102,7 +103,7 @@ def test_segments_are_nearly_equal_runs(length: int) -> None:
     torch.testing.assert_close(segment_means(x, 8)[0, 0], (matrix @ x[0, 0])[sizes > 0])
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"num_landmarks": 0}, "'num_landmarks'.*is 0, but must be at least 1"),

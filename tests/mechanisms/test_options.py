@@ -28,6 +28,7 @@ from hf_longattn import (
 )
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.cells import every_cell
 from tests.grids import drawn, grid
 
 HEADS, HEAD_DIM = 2, 4
@@ -86,18 +87,24 @@ def assert_right(module: Mechanism) -> None:
             torch.testing.assert_close(out, reference_attend(q, k, v, module, causal=causal, **more), atol=1e-8, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "option", "turn"), grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]), ids=str
+FOUND_RIGHT: set[tuple[str, str]] = set()
+"""Mechanisms, by their options after all were read: many values mean the same."""
+
+
+@every_cell(
+    ("name", "option", "turn"), grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]), by="name"
 )
 def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
     """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
     for number, value in enumerate(ODD):
         for others in (({}, mechanism_class(name).sample)[(number + turn) % 2],):
-            if (module := built(name, {**others, option: value})) is not None:
+            module = built(name, {**others, option: value})
+            if module is not None and (name, str(module.options)) not in FOUND_RIGHT:
                 assert_right(module)
+                FOUND_RIGHT.add((name, str(module.options)))
 
 
-@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda value: str(value))
+@every_cell(("name", "option"), OPTIONS, ids=lambda value: str(value))
 def test_a_config_refuses_what_the_mechanism_refuses(name: str, option: str) -> None:
     """In a config, and as it comes back from JSON."""
     for value in ODD:
@@ -113,7 +120,7 @@ def test_a_config_refuses_what_the_mechanism_refuses(name: str, option: str) -> 
 VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3), st.floats())
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", list_mechanisms(), by="name")
 @drawn(40)
 @given(st.data())
 def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> None:
@@ -139,7 +146,7 @@ def build(name: str, **options: Any) -> None:
     build_mechanism(name, num_heads=12, head_dim=16, **{"max_length": 512, **options})
 
 
-@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=str)
+@every_cell(("name", "option"), OPTIONS, ids=str)
 def test_a_refusal_recommends_what_works(name: str, option: str) -> None:
     for value in WRONG:
         try:
@@ -165,8 +172,8 @@ LEAST = [
 ]
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize(("name", "option", "least"), LEAST)
+@every_cell("training", [False, True], ids=["eval", "train"])
+@every_cell(("name", "option", "least"), LEAST, by="name")
 def test_the_least_value_of_an_option_computes_the_definition_with_its_gradients(
     name: str, option: str, least: int, training: bool
 ) -> None:  # fmt: skip

@@ -15,6 +15,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.token_order import token_order
+from tests.cells import every_cell
 
 CPU = torch.device("cpu")
 
@@ -29,9 +30,7 @@ def tiles_by_hand(height: int, width: int, prefix: int, tile: tuple[int, int]) -
     return order
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "prefix", "tile"), [(4, 6, 0, (2, 3)), (5, 7, 1, (2, 3)), (1, 9, 5, (2, 2)), (3, 3, 1, (5, 5))]
-)
+@every_cell(("height", "width", "prefix", "tile"), [(4, 6, 0, (2, 3)), (5, 7, 1, (2, 3)), (1, 9, 5, (2, 2)), (3, 3, 1, (5, 5))])
 def test_tiles(height: int, width: int, prefix: int, tile: tuple[int, int]) -> None:
     order = token_order(Grid((height, width), prefix), f"tiles:{tile[0]}x{tile[1]}", CPU)
     assert order.tolist() == tiles_by_hand(height, width, prefix, tile)
@@ -53,7 +52,7 @@ def test_columns_and_raster() -> None:
     assert token_order(Grid((2, 3), 1), "raster", CPU).tolist() == list(range(7))
 
 
-@pytest.mark.parametrize("sizes", [(8, 8), (16, 16), (4, 4, 4)])
+@every_cell("sizes", [(8, 8), (16, 16), (4, 4, 4)])
 def test_neighbours_on_a_hilbert_curve_are_neighbours_on_the_grid(sizes: tuple[int, ...]) -> None:
     grid = Grid(sizes)
     order = token_order(grid, "hilbert", CPU)
@@ -67,8 +66,8 @@ def qkv(length: int, heads: int = 4, **options: Any) -> tuple[Tensor, Tensor, Te
     return tuple(torch.randn(2, heads, length, 8, dtype=torch.double, **options) for _ in range(3))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", [name for name in list_mechanisms(causal=False, grid=False) if name != "recurrent_memory"])
-@pytest.mark.parametrize("order", ["columns", "tiles:4x8"])
+@every_cell("name", [name for name in list_mechanisms(causal=False, grid=False) if name != "recurrent_memory"])
+@every_cell("order", ["columns", "tiles:4x8"])
 def test_every_mechanism_is_itself_on_the_reordered_tokens(name: str, order: str) -> None:
     kind = mechanism_class(name)
     length = 1 + 12 * 20

@@ -18,6 +18,7 @@ from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.traits import needs_whole_batch
 from hf_longattn.positions.relative import RELATIVE
+from tests.cells import every_cell
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
 SIZES = [60, 45, 1, 190]
@@ -71,7 +72,7 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
     return found
 
 
-@pytest.mark.parametrize(("name", "causal"), FORMS, ids=str)
+@every_cell(("name", "causal"), FORMS, ids=str)
 def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
     sizes = [SIZES, [100, LENGTH - 100]]
@@ -88,9 +89,9 @@ def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) 
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kv_heads", [1, 4])
+@every_cell("causal", [False, True])
+@every_cell("dtype", [torch.float32, torch.bfloat16])
+@every_cell("kv_heads", [1, 4])
 def test_linear_attention_too_in_pieces_and_beside_padding(
     kv_heads: int, dtype: torch.dtype, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,8 +114,8 @@ def test_linear_attention_too_in_pieces_and_beside_padding(
         assert torch.equal(got, wanted)
 
 
-@pytest.mark.parametrize("relative", RELATIVE)
-@pytest.mark.parametrize("name", ["window", "longformer", "segmented", "top_k"])
+@every_cell("relative", RELATIVE)
+@every_cell("name", ["window", "longformer", "segmented", "top_k"])
 def test_relative_terms_too(name: str, relative: str) -> None:
     sample = {**mechanism_class(name).sample, "relative": relative}
     module = build_mechanism(name, num_heads=4, head_dim=16, max_length=LENGTH, **sample).eval()
@@ -127,7 +128,7 @@ def test_relative_terms_too(name: str, relative: str) -> None:
     assert torch.equal(out, one_by_one(module, [SIZES], [x.requires_grad_() for x in tensors], weight, causal=True)[0])
 
 
-@pytest.mark.parametrize("name", ["window", "bigbird", "linear", "lsh"])
+@every_cell("name", ["window", "bigbird", "linear", "lsh"])
 def test_documents_with_padding_and_with_few_queries(name: str) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **mechanism_class(name).sample).eval()
     q, k, v = (token_major(2, heads, LENGTH) for heads in (4, 2, 2))
@@ -161,7 +162,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@every_cell("case", BAD)
 def test_documents_that_do_not_fit_are_refused_in_one_sentence(case: str) -> None:
     arguments, message = BAD[case]
     x = torch.randn(arguments.pop("rows", 1) if "rows" in arguments else 1, 2, 6, 8)
@@ -216,21 +217,21 @@ def forms(causal: bool) -> dict[str, dict[str, Any]]:
     return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
 
 
-@pytest.mark.parametrize("form", forms(True))
+@every_cell("form", forms(True))
 def test_a_decoder_keeps_documents_apart(form: str) -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form]).double().eval()
     for way in WAYS if form in ("window", "bigbird", "linear") else ("position_ids", "bool mask"):
         assert_packed_equals_alone(model, packed(way, True) | ({"use_cache": False} if "mask" in way else {}))
 
 
-@pytest.mark.parametrize("form", forms(False))
+@every_cell("form", forms(False))
 def test_an_encoder_keeps_documents_apart(form: str) -> None:
     model = long_model("bert", None, forms(False)[form]).double().eval()
     for way in WAYS if form in ("window", "longformer", "nystrom") else ("position_ids", "documents"):
         assert_packed_equals_alone(model, packed(way, False))
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("base", "head"),
     [("roberta", None), ("modernbert", None), ("gpt2", None), ("gpt_neox", None), ("opt", None), ("opt", "OPTForCausalLM")],
 )
@@ -244,8 +245,8 @@ def test_positions_start_anew_with_each_document(base: str, head: str | None) ->
         assert_packed_equals_alone(model, arguments)
 
 
-@pytest.mark.parametrize("way", ["documents", "cu_seq_lens_q", "seq_idx"])
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@every_cell("way", ["documents", "cu_seq_lens_q", "seq_idx"])
+@every_cell("mode", [torch.no_grad, torch.inference_mode])
 def test_borders_in_a_buffer_that_is_used_again_are_those_of_the_call(mode: Any, way: str) -> None:
     """As in a server that keeps its buffers: in inference mode a tensor does not say that it was written to."""
     model = long_model("bert", None, {"mechanism": "window", "window": 32}).double().eval()
@@ -350,7 +351,7 @@ def masks() -> dict[str, tuple[Tensor, bool]]:
     }
 
 
-@pytest.mark.parametrize("name", masks())
+@every_cell("name", masks())
 def test_what_separates_documents(name: str) -> None:
     mask, apart = masks()[name]
     some = torch.stack([torch.ones(12, 12, dtype=torch.bool), mask])[:, None]

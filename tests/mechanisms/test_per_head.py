@@ -12,6 +12,7 @@ from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_
 from hf_longattn.engines.common.dense import repeat_heads
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.locality import keys_per_query
+from tests.cells import every_cell
 
 N = 300
 
@@ -20,8 +21,8 @@ def inputs(heads: int = 8, kv_heads: int = 2) -> list[Tensor]:
     return [torch.randn(2, h, N, 8) for h in (heads, kv_heads, kv_heads)]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
+@every_cell("causal", [False, True])
+@every_cell(
     ("heads", "expected"),
     [
         ("0-3=window:window=16;4-7=full", {"window": [0, 1, 2, 3], "full": [4, 5, 6, 7]}),  # whole groups of key heads
@@ -80,7 +81,7 @@ def test_it_is_a_configuration() -> None:
     assert LongAttentionConfig.from_dict(nested.to_dict()) == nested
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("heads", "says"),
     [
         ([], "needs the mechanisms of its heads"),
@@ -98,7 +99,7 @@ def test_bad_heads_get_a_sentence_when_the_config_is_made(heads: Any, says: str)
         LongAttentionConfig("per_head", heads=heads)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("heads", "says"),
     [
         ("0-9=window", "use 0 to 7"),

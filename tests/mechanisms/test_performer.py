@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.performer import Performer, orthogonal_gaussian
+from tests.cells import every_cell
 
 
 def built(**options: object) -> Performer:
@@ -113,7 +114,7 @@ def test_the_relu_kernel_equals_its_definition() -> None:
         )
 
 
-@pytest.mark.parametrize("options", [{"num_features": 0}, {"kernel": "cosine"}, {"redraw_interval": -1}])
+@every_cell("options", [{"num_features": 0}, {"kernel": "cosine"}, {"redraw_interval": -1}])
 def test_impossible_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(OptionError, match=next(iter(options))):
         built(**options)

@@ -20,6 +20,7 @@ from hf_longattn.diagnostics.candidates import Candidate
 from hf_longattn.errors import OptionError, RegistrationError
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.mechanisms.common import registry
+from tests.cells import every_cell
 
 HEAD = """\
 import dataclasses
@@ -85,7 +86,7 @@ def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: st
     assert set(registry.list_mechanisms()) == known
 
 
-@pytest.mark.parametrize("name", list_mechanisms())
+@every_cell("name", list_mechanisms())
 def test_what_a_mechanism_is_said_to_read_it_reads(name: str) -> None:
     """The words of its page and of ``longattn mechanisms NAME``, and what a model of pictures takes."""
 

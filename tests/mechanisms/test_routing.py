@@ -13,6 +13,7 @@ from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
+from tests.cells import every_cell
 from tests.ranks import Ranks
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
@@ -38,8 +39,8 @@ def routing(**options: object) -> Routing:
     return build_mechanism("routing", num_heads=4, head_dim=16, **{**OPTIONS, **options})
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("options", FORMS, ids=str)
+@every_cell("causal", [False, True])
+@every_cell("options", FORMS, ids=str)
 def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
     module = routing(**options)
     q, k, v = inputs(320, grad=True)
@@ -84,7 +85,7 @@ def test_normalised_scores_are_those_of_algorithm_1() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"normalise": True}, {"normalise": True, "router": "learned", "window": 5}], ids=str)
+@every_cell("options", [{}, {"normalise": True}, {"normalise": True, "router": "learned", "window": 5}], ids=str)
 def test_steps_of_a_model_are_its_one_call(options: dict) -> None:
     choice = {"mechanism": "routing", "num_clusters": 3, "window_per_cluster": 12, **options}
     model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", choice).double(), tokens(2, 60)
@@ -106,7 +107,7 @@ def test_a_causal_query_sees_the_last_keys_of_its_cluster() -> None:
         assert weights[i].nonzero().flatten().tolist() == (candidates or [i])
 
 
-@pytest.mark.parametrize("way", ["plain", "reentrant", "not reentrant"])
+@every_cell("way", ["plain", "reentrant", "not reentrant"])
 def test_centroids_follow_the_tokens_once_for_each_backward_pass(way: str) -> None:
     module, (q, k, v) = routing(decay=0.9), inputs(300, grad=True)
     before = module.centroids.clone()
@@ -285,7 +286,7 @@ def test_a_plain_checkpoint_takes_it_and_a_trained_one_comes_back(tmp_path, rout
     assert all(torch.isfinite(value).all() for value in kept)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "words"),
     [
         ({"num_clusters": 0}, "at least 1"),

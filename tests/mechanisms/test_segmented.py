@@ -7,6 +7,7 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 from tests.mechanisms.listed import picture, visible
 
 
@@ -48,8 +49,8 @@ def test_blocks_and_their_neighbours() -> None:
     ]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("integration", ["pooled", "attention"])
+@every_cell("causal", [False, True])
+@every_cell("integration", ["pooled", "attention"])
 def test_summaries_are_averages_under_one_softmax(integration: str, causal: bool) -> None:
     """The third block of three, written out with plain loops."""
     size, length = 4, 11
@@ -70,9 +71,9 @@ def test_summaries_are_averages_under_one_softmax(integration: str, causal: bool
         torch.testing.assert_close(out[0, 0, i], expected)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("side", ["left", "right", "inside"])
-@pytest.mark.parametrize("integration", ["none", "previous", "attention"])
+@every_cell("causal", [False, True])
+@every_cell("side", ["left", "right", "inside"])
+@every_cell("integration", ["none", "previous", "attention"])
 def test_the_other_integrations_equal_the_definition(integration: str, side: str, causal: bool) -> None:
     length = 300
     q, k, v = (torch.randn(2, heads, length, 16, requires_grad=True) for heads in (4, 2, 2))

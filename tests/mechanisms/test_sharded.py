@@ -19,6 +19,7 @@ from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.mechanisms.common.feature_map import LinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.sharding import Shard, even_bounds, only_locality
+from tests.cells import every_cell
 from tests.grids import grid
 from tests.ranks import Ranks
 
@@ -275,7 +276,7 @@ def refuses(name: str, options: dict[str, Any], causal: bool, processes: int) ->
     return module.per_head_tensors is None or module.relative is not None or (divides_key_heads and processes > HEADS_PER_LAYER // 2)
 
 
-@pytest.mark.parametrize(("name", "options", "causal", "given"), CASES, ids=str)
+@every_cell(("name", "options", "causal", "given"), CASES, ids=str, by="name")
 def test_a_sharded_sequence_equals_one_process(
     name: str, options: dict[str, Any], causal: bool, given: dict[str, Any], ranks: Ranks
 ) -> None:

@@ -11,6 +11,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.memory import decode_layer_types
+from tests.cells import every_cell
 from tests.mechanisms.listed import picture, visible
 from tests.reference.small_models import long_like, plain_model, tokens
 
@@ -59,8 +60,8 @@ def test_a_step_in_eval_mode_sees_what_training_hid() -> None:
         torch.testing.assert_close(found, reference_attend(q, k, v, module, causal=True)[:, :, -3:], atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("size", [4, 20, 60, 120])
+@every_cell("causal", [False, True])
+@every_cell("size", [4, 20, 60, 120])
 def test_wrapping_is_the_authors_roll(size: int, causal: bool) -> None:
     q, k, v = inputs(480, grad=True)
     module = built(4, group_size=size, wrap=True).double()
@@ -86,9 +87,9 @@ def test_without_wrapping_no_head_looks_ahead() -> None:
         assert not changed[2:, 30:-1].any()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("wrap", [False, True])
-@pytest.mark.parametrize("length", [1, 7, 130, 300])
+@every_cell("causal", [False, True])
+@every_cell("wrap", [False, True])
+@every_cell("length", [1, 7, 130, 300])
 def test_padding_and_documents_change_nothing(length: int, wrap: bool, causal: bool) -> None:
     q, k, v = inputs(length, batch=1)
     module = built(4, group_size=50, wrap=wrap).double()
@@ -161,9 +162,9 @@ def test_the_cache_keeps_everything_or_the_last_groups() -> None:
         assert not (seen & ~kept[0]).any()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("options", [{}, {"wrap": True}], ids=str)
-@pytest.mark.parametrize(("length", "heads"), [(1, 2), (9, 1), (40, 3), (77, 4)])
+@every_cell("causal", [False, True])
+@every_cell("options", [{}, {"wrap": True}], ids=str)
+@every_cell(("length", "heads"), [(1, 2), (9, 1), (40, 3), (77, 4)])
 def test_pairs_are_what_is_seen(length: int, heads: int, options: dict, causal: bool) -> None:
     module = built(heads, group_size=16, **options)
     x = torch.zeros(1, heads, length, 8)

@@ -9,6 +9,7 @@ import torch
 
 from hf_longattn import build_mechanism
 from hf_longattn.mechanisms.common.masked import GatheredMechanism
+from tests.cells import every_cell
 from tests.mechanisms.listed import listed, visible
 
 CPU = torch.device("cpu")
@@ -36,8 +37,8 @@ def mask_of(mechanism: Any, length: int, causal: bool) -> torch.Tensor:
     return seen.expand(1, mechanism.num_heads, length, length)[0]
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("name", "options"), PATTERNS, ids=str)
+@every_cell("causal", [False, True])
+@every_cell(("name", "options"), PATTERNS, ids=str)
 def test_parts_list_the_pairs_of_the_mask_once(name: str, options: dict[str, Any], causal: bool) -> None:
     mechanism = build_mechanism(name, num_heads=1, head_dim=4, **options)
     assert isinstance(mechanism, GatheredMechanism)
@@ -51,9 +52,9 @@ def test_parts_list_the_pairs_of_the_mask_once(name: str, options: dict[str, Any
         assert mechanism.pairs(length, causal) == seen.sum(), length
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("integration", ["pooled", "attention"])
-@pytest.mark.parametrize("size", [1, 8, 140])
+@every_cell("causal", [False, True])
+@every_cell("integration", ["pooled", "attention"])
+@every_cell("size", [1, 8, 140])
 def test_summaries_are_listed_once_by_every_other_block(size: int, integration: str, causal: bool) -> None:
     mechanism = build_mechanism("segmented", num_heads=1, head_dim=4, block_size=size, integration=integration)
     for length in LENGTHS:
@@ -68,9 +69,9 @@ def test_summaries_are_listed_once_by_every_other_block(size: int, integration: 
         assert mechanism.pairs(length, causal) == expected.sum()
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("sinks", [0, 3, 20])
-@pytest.mark.parametrize("dilation", [2, 3, 16])
+@every_cell("causal", [False, True])
+@every_cell("sinks", [0, 3, 20])
+@every_cell("dilation", [2, 3, 16])
 def test_dilated_heads_list_the_pairs_of_the_mask_once(dilation: int, sinks: int, causal: bool) -> None:
     window = build_mechanism("window", num_heads=2, head_dim=4, window=6, num_sinks=sinks, dilation=(dilation, 1))
     for length in LENGTHS:
@@ -80,9 +81,9 @@ def test_dilated_heads_list_the_pairs_of_the_mask_once(dilation: int, sinks: int
         assert window.pairs(length, causal) == seen.sum() // 2, length
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [1, 2, 7, 20])
-@pytest.mark.parametrize("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)
+@every_cell("causal", [False, True])
+@every_cell("length", [1, 2, 7, 20])
+@every_cell("options", [{}, {"window": 1}, {"window": 5}, {"window": 100}], ids=str)
 def test_pairs_counts_what_is_visible(options: dict, length: int, causal: bool) -> None:
     mechanism = build_mechanism("window" if options else "full", num_heads=1, head_dim=4, **options)
     seen = visible(mechanism, length, causal)

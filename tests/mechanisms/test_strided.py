@@ -7,6 +7,7 @@ import torch
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 from tests.mechanisms.listed import picture, visible
 
 
@@ -61,7 +62,7 @@ def test_absolute_columns_are_counted_from_the_first_real_token() -> None:
     assert seen[0, 0, 7].nonzero()[:, 0].tolist() == [3, 6, 7]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"window": 0}, "'window' of mechanism 'strided' is 0"),
@@ -75,8 +76,8 @@ def test_impossible_values_are_refused(options: dict, sentence: str) -> None:
         build_mechanism("strided", num_heads=1, head_dim=4, **options)
 
 
-@pytest.mark.parametrize("length", [300, 400, 511, 512, 700])
-@pytest.mark.parametrize("causal", [False, True])
+@every_cell("length", [300, 400, 511, 512, 700])
+@every_cell("causal", [False, True])
 def test_a_stride_beyond_the_text_leaves_the_window(length: int, causal: bool) -> None:
     q, k, v = (torch.randn(1, 2, length, 8, dtype=torch.float64) for _ in range(3))
     options = {"window": 16, "stride": 512, "columns": "absolute", "causal": causal}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_attend
 from hf_longattn.errors import LengthError, OptionError
+from tests.cells import every_cell
 from tests.reference.small_models import in_one_pass, in_pieces, long_config, long_like, padding, plain_model, singly, tokens
 
 LENGTH = 12
@@ -43,8 +44,8 @@ def score(kind: str, part: Any, h: int, i: int, j: int, q: Tensor, k: Tensor) ->
     return q[h, i] @ k[h // 2, j] / 8**0.5
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("variant", FORMS)
+@every_cell("causal", [False, True])
+@every_cell("variant", FORMS)
 def test_every_kind_and_mixture_equals_a_plain_loop(variant: str, causal: bool) -> None:
     module, kinds = built(variant), variant.split("+")
     q, k, v = (torch.randn(1, heads, LENGTH, 8, dtype=torch.float64) for heads in (4, 2, 2))
@@ -59,8 +60,8 @@ def test_every_kind_and_mixture_equals_a_plain_loop(variant: str, causal: bool) 
     torch.testing.assert_close(attend(q, k, v, module, causal=causal)[0], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("variant", FORMS)
+@every_cell("causal", [False, True])
+@every_cell("variant", FORMS)
 def test_padding_and_gradients_of_every_parameter(variant: str, causal: bool) -> None:
     module = built(variant, max_length=128)
     leaves = [torch.randn(2, heads, 100, 8, requires_grad=True) for heads in (4, 2, 2)]
@@ -126,7 +127,7 @@ def test_relative_positions_join_the_synthetic_scores() -> None:
     assert not torch.allclose(out, attend(q, k, v, module, causal=True), atol=1e-3)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"variant": "dens"}, "Did you mean 'dense'"),

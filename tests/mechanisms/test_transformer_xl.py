@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
+from tests.cells import every_cell
 from tests.mechanisms.listed import picture, visible
 
 
@@ -26,9 +27,9 @@ def test_a_segment_and_the_memory_before_it() -> None:
     assert drawn(8, False, segment_length=3, memory_length=2) == ["###....."] * 3 + [".#####.."] * 3 + ["....####"] * 2
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [70, 400])
-@pytest.mark.parametrize("side", ["none", "left", "right"])
+@every_cell("causal", [False, True])
+@every_cell("length", [70, 400])
+@every_cell("side", ["none", "left", "right"])
 def test_gradients_stop_at_the_border(length: int, causal: bool, side: str) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 2, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))

@@ -17,6 +17,7 @@ from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.locality import keys_per_query
 from hf_longattn.mechanisms.common.masked import GatheredMechanism, SparseMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.cells import every_cell
 from tests.mechanisms.listed import visible
 
 LENGTH = 300
@@ -80,8 +81,8 @@ def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask
     torch.testing.assert_close(out * real, (reference_attend(q, k, v, "union", of=of, **arguments) * real).float(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), ids="+".join)
+@every_cell("causal", [False, True])
+@every_cell("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), ids="+".join)
 def test_any_two_masks_join(names: tuple[str, str], causal: bool) -> None:
     if any(mechanism_class(name).causal not in ("both", causal) for name in names):
         pytest.skip("one of them has no such form")
@@ -123,11 +124,9 @@ def test_the_parts_list_every_visible_pair_exactly_once(causal: bool) -> None:
     assert torch.equal(counts, expected.expand(4, 100, 100).long())
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("other", ["longformer:window=20,global_tokens=0+7", "strided:window=12,stride=9", "window:window=16"])
-@pytest.mark.parametrize(
-    "window", ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"]
-)
+@every_cell("causal", [False, True], pairs=True)
+@every_cell("other", ["longformer:window=20,global_tokens=0+7", "strided:window=12,stride=9", "window:window=16"])
+@every_cell("window", ["window:window=8,num_sinks=3", "window:window=8,dilation=1+2+3+2,num_sinks=3", "window:dilation=4,window=6"])
 def test_sinks_and_dilation_join(window: str, other: str, causal: bool) -> None:
     padding = torch.ones(2, LENGTH, dtype=torch.bool)
     padding[0, :37] = False
@@ -180,7 +179,7 @@ def test_the_three_ways_to_write_it_are_one() -> None:
     assert LongAttentionConfig.from_dict(configs[0].to_dict()) == configs[0]
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("of", "says"),
     [
         ([], "needs the mechanisms that it joins"),

@@ -8,6 +8,7 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.locality import keys_per_query
+from tests.cells import every_cell
 from tests.mechanisms.listed import picture, visible
 
 CPU = torch.device("cpu")
@@ -74,9 +75,9 @@ def test_every_head_has_its_dilation() -> None:
     assert picture(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("side", ["none", "left", "right", "inside"])
-@pytest.mark.parametrize(
+@every_cell("causal", [False, True], pairs=True)
+@every_cell("side", ["none", "left", "right", "inside"])
+@every_cell(
     "options",
     [
         {"num_sinks": 5},
@@ -113,8 +114,8 @@ def test_a_score_term_meets_the_right_head() -> None:
     torch.testing.assert_close(attend(q, k, v, **arguments), reference_attend(q, k, v, **arguments).float(), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(
+@every_cell("causal", [False, True])
+@every_cell(
     "options",
     [
         {"window": 3, "num_sinks": 4},
@@ -138,7 +139,7 @@ def test_covers_and_reach_are_those_of_the_mask(options: dict, causal: bool) -> 
         assert seen(40, True, **options)[0, 0, -1].nonzero()[0] == 40 - reach
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"window": 0}, "'window' of mechanism 'window' is 0"),

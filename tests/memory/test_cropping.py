@@ -18,6 +18,7 @@ from hf_longattn.errors import LengthError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import FULL, STATE_LAYER, SUMMARY_LAYER, AttentionCacheLayer, decode_layer_types
 from hf_longattn.memory.kept_cache import SLACK
+from tests.cells import every_cell
 from tests.reference.small_models import long_config, long_model, tokens
 
 HEADS, KEY_HEADS, WIDTH, ROWS, LONGEST = 2, 1, 4, 3, 400
@@ -85,8 +86,8 @@ def test_there_is_every_kind_of_cache() -> None:
     assert any(name.startswith("longattn_shifted_groups_") for name in types)
 
 
-@pytest.mark.parametrize("recording", [False, True], ids=["as-it-is", "recording"])
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell("recording", [False, True], ids=["as-it-is", "recording"])
+@every_cell("kind", KINDS)
 def test_what_follows_is_right_or_taking_back_is_refused(kind: str, recording: bool) -> None:
     for seed in range(3):
         decoder, chance, since = Decoder(KINDS[kind], seed), random.Random(seed), 0
@@ -105,7 +106,7 @@ def test_what_follows_is_right_or_taking_back_is_refused(kind: str, recording: b
         decoder.append(3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell("kind", KINDS)
 def test_several_steps_back_one_after_the_other(kind: str) -> None:
     """Each is as far as the cache may go back; together they are further."""
     decoder = Decoder(KINDS[kind], 0)
@@ -122,7 +123,7 @@ def test_several_steps_back_one_after_the_other(kind: str) -> None:
         other.append(2)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell("kind", KINDS)
 def test_a_positive_number_is_refused(kind: str) -> None:
     decoder = Decoder(KINDS[kind], 0)
     decoder.append(20)
@@ -131,7 +132,7 @@ def test_a_positive_number_is_refused(kind: str) -> None:
     decoder.append(2)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if layer_type(KINDS[kind]) != FULL])
+@every_cell("kind", [kind for kind in KINDS if layer_type(KINDS[kind]) != FULL])
 def test_a_static_cache_does_not_go_back(kind: str) -> None:
     config = long_config("llama", KINDS[kind], num_hidden_layers=1)
     cache = StaticCache(config=config, max_cache_len=40)
@@ -141,8 +142,8 @@ def test_a_static_cache_does_not_go_back(kind: str) -> None:
         cache.crop(-3)
 
 
-@pytest.mark.parametrize("how", [{"prompt_lookup_num_tokens": 4}, {"assistant_model": None}], ids=["prompt-lookup", "assistant"])
-@pytest.mark.parametrize("kind", ["full", "window", "sinks", "linear", "top_k"])
+@every_cell("how", [{"prompt_lookup_num_tokens": 4}, {"assistant_model": None}], ids=["prompt-lookup", "assistant"])
+@every_cell("kind", ["full", "window", "sinks", "linear", "top_k"])
 def test_assisted_decoding_gives_what_greedy_decoding_gives(kind: str, how: dict[str, Any]) -> None:
     longer, assistant = (long_model("llama", "LlamaForCausalLM", KINDS[name], num_hidden_layers=1) for name in (kind, "window of one"))
     how = {"assistant_model": assistant} if "assistant_model" in how else how

@@ -15,6 +15,7 @@ from hf_longattn.errors import LengthError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import STATE_LAYER
+from tests.cells import every_cell
 from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
@@ -41,7 +42,7 @@ PRECISIONS = grid(
 """Mechanisms of one kind of cache on the bases in turn; slow tests have every mechanism on each, in both precisions."""
 
 
-@pytest.mark.parametrize(("base", "name", "dtype"), PRECISIONS, ids=str)
+@every_cell(("base", "name", "dtype"), PRECISIONS, ids=str)
 def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: str, dtype: torch.dtype) -> None:
     """A layer that keeps scattered keys drops those that nobody sees any more after 134 tokens."""
     length, longer = 150, model(base, name)
@@ -55,7 +56,7 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
     assert cache.get_seq_length() == length
 
 
-@pytest.mark.parametrize("name", list_mechanisms(causal=True, grid=False))
+@every_cell("name", list_mechanisms(causal=True, grid=False))
 def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}
@@ -65,7 +66,7 @@ def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
         assert torch.equal(*found), how
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@every_cell("name", STATEFUL)
 def test_a_state_does_not_grow(name: str) -> None:
     longer = model("gpt2", name)
     cache, sizes = DynamicCache(config=longer.config), []
@@ -77,7 +78,7 @@ def test_a_state_does_not_grow(name: str) -> None:
     assert len(set(sizes[1:])) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in STATEFUL if name != "recurrent_memory"])
+@every_cell("name", [name for name in STATEFUL if name != "recurrent_memory"])
 def test_a_state_goes_back_where_it_was_told_to_remember(name: str) -> None:
     """Assisted decoding and prompt lookup run ahead and take back what was wrong."""
     longer, ids = model("gpt2", name), tokens(1, 60)

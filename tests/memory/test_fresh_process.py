@@ -15,6 +15,7 @@ from hf_longattn import build_mechanism, list_mechanisms
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import cache_layer, window_layer_type
+from tests.cells import every_cell
 from tests.memory.test_kept_patterns import PATTERNS
 from tests.reference.small_models import long_like, plain_model, tokens
 from tests.warm import run_fresh
@@ -90,17 +91,17 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@every_cell("form", FORMS)
 def test_a_model_and_its_cache_decode_on(differences: dict[str, Any], form: str) -> None:
     assert differences[f"cache {form}"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("form", ["window", "sinks", "linear", "block_top_k", "full"])
+@every_cell("form", ["window", "sinks", "linear", "block_top_k", "full"])
 def test_so_does_a_static_cache(differences: dict[str, Any], form: str) -> None:
     assert differences[f"static {form}"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", list_mechanisms(grid=False))
+@every_cell("name", list_mechanisms(grid=False))
 def test_a_mechanism_computes_the_same(differences: dict[str, Any], name: str) -> None:
     assert differences[f"mechanism {name}"] == pytest.approx(0, abs=1e-5)
 

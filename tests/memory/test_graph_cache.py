@@ -13,6 +13,7 @@ from hf_longattn.errors import ExportError
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.memory import graph_cache
 from hf_longattn.memory.graph_cache import StateTensor, graph_layer, graph_state
+from tests.cells import every_cell
 from tests.reference.small_models import long_model, tokens
 
 PIECES = (5, 1, 30, 1, 1, 20, 1)
@@ -52,7 +53,7 @@ def loop(step: Any, state: list[Tensor], inputs: list[Tensor]) -> tuple[list[Ten
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("attention", CHOSEN.values(), ids=CHOSEN)
+@every_cell("attention", CHOSEN.values(), ids=CHOSEN)
 def test_rows_that_start_at_different_times_decode_as_with_the_eager_cache(
     attention: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.masked import GatheredMechanism
 from hf_longattn.memory.kept_cache import SLACK
 from hf_longattn.options import Options, option
+from tests.cells import every_cell
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -59,8 +60,8 @@ def model(base: str) -> Any:
     return long_like(plain_model(base, HEAD[base], num_hidden_layers=2), base, attention, num_hidden_layers=2)
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
-@pytest.mark.parametrize("base", DECODERS)
+@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
+@every_cell("base", DECODERS)
 def test_step_by_step_equals_the_full_forward_pass(base: str, left: bool) -> None:
     length = 190
     longer, ids = model(base), tokens(3, length)
@@ -83,12 +84,12 @@ def test_memory_follows_what_is_reachable() -> None:
     assert cache.layers[0].get_mask_sizes(1) == (501, 0)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     "how",
     [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"prompt_lookup_num_tokens": 4}],
     ids=["greedy", "beam", "sample", "lookup"],
 )
-@pytest.mark.parametrize("base", DECODERS)
+@every_cell("base", DECODERS)
 def test_generate_with_and_without_the_cache(base: str, how: dict[str, Any]) -> None:
     longer, ids = model(base), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 80)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 100, **how}

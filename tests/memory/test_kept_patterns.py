@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from transformers import DynamicCache
 
 from hf_longattn.memory.kept_cache import SLACK
+from tests.cells import every_cell
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 PATTERNS: dict[str, tuple[dict[str, Any], int]] = {
@@ -25,8 +25,8 @@ ALL_KEPT: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
-@pytest.mark.parametrize("pattern", [*PATTERNS, *ALL_KEPT])
+@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
+@every_cell("pattern", [*PATTERNS, *ALL_KEPT])
 def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) -> None:
     length = 170
     attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]
@@ -38,7 +38,7 @@ def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) ->
     assert getattr(cache.layers[0], "pruned", False) == (pattern in PATTERNS)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@every_cell("pattern", PATTERNS)
 def test_memory_follows_the_pattern(pattern: str) -> None:
     attention, reachable = PATTERNS[pattern]
     cache = DynamicCache(config=long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention).config)

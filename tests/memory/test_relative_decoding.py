@@ -17,6 +17,7 @@ from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.decoding import Columns
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class
 from hf_longattn.positions.relative import RELATIVE
+from tests.cells import every_cell
 from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
@@ -61,7 +62,7 @@ def quick(form: str, kind: str, base: str) -> bool:
 CASES = grid(itertools.product(FORMS, KINDS, DECODERS), quick)
 
 
-@pytest.mark.parametrize(("form", "kind", "base"), CASES)
+@every_cell(("form", "kind", "base"), CASES)
 def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, base: str) -> None:
     """Left padding, a prompt, several tokens at once, single ones, tokens taken back, and sequences that change places."""
     longer = model(base, form, kind)

@@ -19,6 +19,7 @@ from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.scores import visible_to_all
 from hf_longattn.options import Options
+from tests.cells import every_cell
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
@@ -71,8 +72,8 @@ def test_step_by_step_equals_the_full_forward_pass(base: str) -> None:
     assert cache.layers[0].state_bytes() == 3 * (4 * 16 + 1) * 4
 
 
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}], ids=["greedy", "beam", "sample"])
-@pytest.mark.parametrize("base", DECODERS)
+@every_cell("how", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}], ids=["greedy", "beam", "sample"])
+@every_cell("base", DECODERS)
 def test_generate_with_and_without_the_cache(base: str, how: dict[str, Any]) -> None:
     longer, ids = model(base), tokens(2, 40)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 20, **how}

@@ -6,7 +6,6 @@ import copy
 import pickle
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -15,6 +14,7 @@ from hf_longattn import build_mechanism
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.summaries import SummarisedMechanism
 from hf_longattn.memory import SUMMARY_LAYER, SummaryLayer, decode_layer_types
+from tests.cells import every_cell
 from tests.grids import pairwise
 from tests.reference.small_models import (
     DECODERS,
@@ -58,7 +58,7 @@ def inputs(length: int, left: bool) -> tuple[Tensor, Tensor]:
     return tokens(3, length), mask
 
 
-@pytest.mark.parametrize(("name", "base", "left"), pairwise([*SUMMARISED], DECODERS, [False, True]))
+@every_cell(("name", "base", "left"), pairwise([*SUMMARISED], DECODERS, [False, True]))
 def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: bool) -> None:
     length, longer = 90, model(base, SUMMARISED[name])
     given = inputs(length, left)
@@ -69,8 +69,8 @@ def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: 
     assert all(isinstance(layer, SummaryLayer) and layer.summarised == length for layer in cache.layers)
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
-@pytest.mark.parametrize("name", SUMMARISED)
+@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
+@every_cell("name", SUMMARISED)
 def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     length, longer = 85, model("gpt2", SUMMARISED[name])
     ids, mask = inputs(length, left)
@@ -83,7 +83,7 @@ def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     assert (steps - in_one_pass(longer, ids, mask)[:, 60:]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", SUMMARISED)
+@every_cell("name", SUMMARISED)
 def test_sequences_change_places_and_multiply(name: str) -> None:
     length, longer = 90, model("llama", SUMMARISED[name])
     given = inputs(length, True)
@@ -101,12 +101,12 @@ def test_sequences_change_places_and_multiply(name: str) -> None:
     assert (steps - in_one_pass(longer, *moved)[:, 70:]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(
+@every_cell(
     "how",
     [{"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"prompt_lookup_num_tokens": 4}, {"cache_implementation": "static"}],
     ids=["beam", "sample", "lookup", "static"],
 )
-@pytest.mark.parametrize("name", ["blocks", "hashes", "clusters and window", "means"])
+@every_cell("name", ["blocks", "hashes", "clusters and window", "means"])
 def test_generate_with_and_without_the_cache(name: str, how: dict[str, Any]) -> None:
     longer, ids = model("gpt2", SUMMARISED[name]), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 25, **how}
@@ -125,7 +125,7 @@ def test_assisted_decoding() -> None:
     assert torch.equal(longer.generate(ids, assistant_model=assistant, **arguments), longer.generate(ids, use_cache=False, **arguments))
 
 
-@pytest.mark.parametrize("name", SUMMARISED)
+@every_cell("name", SUMMARISED)
 def test_tables_are_those_of_all_keys_at_once(name: str) -> None:
     """Made unit by unit, with another start for every sequence, they hold what one call over each whole sequence makes."""
     torch.manual_seed(0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 
-import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.memory import decode_layer_types, decode_reach, window_layer_type
 from hf_longattn.memory.static_cache import in_text_order, slot_columns
+from tests.cells import every_cell
 from tests.reference.small_models import long_config
 
 
@@ -35,7 +35,7 @@ def test_update_returns_what_the_window_sees() -> None:
     assert cache.get_seq_length() == 40
 
 
-@pytest.mark.parametrize("pieces", [[1] * 40, [9, *[1] * 31], [3, 2, 1, 1, 4, 20, 1, 8], [40]], ids=str)
+@every_cell("pieces", [[1] * 40, [9, *[1] * 31], [3, 2, 1, 1, 4, 20, 1, 8], [40]], ids=str)
 def test_a_static_window_is_a_ring_that_says_where_its_tokens_are(pieces: list[int]) -> None:
     cache = StaticCache(config=long_config("gpt2", {"mechanism": "window", "window": 6}), max_cache_len=100)
     keys, at = torch.randn(2, 4, 40, 16), 0

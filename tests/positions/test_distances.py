@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
-
 from hf_longattn import build_mechanism
 from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.positions import Locality, untrained_distances
+from tests.cells import every_cell
 
 P = 512
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "options", "causal", "holds"),
     [
         ("window", {"window": 512}, False, True),

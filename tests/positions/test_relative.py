@@ -21,6 +21,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.positions.relative import RELATIVE, build_relative, read_relative
+from tests.cells import every_cell
 from tests.grids import grid
 
 KINDS = ["alibi", "t5_buckets:num_buckets=16,max_distance=40", "shaw:clip=5", "transformer_xl"]
@@ -58,8 +59,8 @@ def looped(kind: str, module: Any, q: Tensor, k: Tensor, h: int, i: int, j: int,
     raise AssertionError(kind)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("kind", KINDS[2:])
+@every_cell("causal", [False, True])
+@every_cell("kind", KINDS[2:])
 def test_terms_that_depend_on_the_query_equal_a_plain_loop(kind: str, causal: bool) -> None:
     full = mechanism("full", kind)
     q, k, v = (torch.randn(1, heads, 12, 16, dtype=torch.float64) for heads in (4, 2, 2))
@@ -72,7 +73,7 @@ def test_terms_that_depend_on_the_query_equal_a_plain_loop(kind: str, causal: bo
     torch.testing.assert_close(attend(q, k, v, full.double(), causal=causal)[0], expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "causal", "kind"),
     grid(
         [(*form, kind) for form in FORMS for kind in KINDS],
@@ -96,8 +97,8 @@ def test_every_mechanism_applies_them_as_its_definition_does(name: str, causal: 
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("causal", [False, True])
+@every_cell("kind", KINDS)
+@every_cell("causal", [False, True])
 def test_fewer_queries_than_keys_and_padding_change_nothing(kind: str, causal: bool) -> None:
     for name in ("full", "window", "longformer"):
         built = mechanism(name, kind)
@@ -109,8 +110,8 @@ def test_fewer_queries_than_keys_and_padding_change_nothing(kind: str, causal: b
         torch.testing.assert_close(attend(*padded, built, causal=causal, padding_mask=mask)[:, :, 30:330], whole, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("name", ["window", "longformer"])
+@every_cell("causal", [False, True])
+@every_cell("name", ["window", "longformer"])
 def test_the_fused_path_of_a_distance_bias_equals_the_plain_one(name: str, causal: bool) -> None:
     built = build_mechanism(name, num_heads=4, head_dim=16, window=64, **({"global_tokens": (0, 7)} if name == "longformer" else {}))
     leaves = [torch.randn(2, 4, 500, 16, requires_grad=True) for _ in range(3)]
@@ -204,7 +205,7 @@ def test_the_configuration_holds_them_per_layer() -> None:
     assert "relative" not in str(LongAttentionConfig("window").table(2))
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("options", "sentence"),
     [
         ({"relative": "alibbi"}, "Did you mean 'alibi'"),

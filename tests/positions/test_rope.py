@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hf_longattn.errors import PositionError
 from hf_longattn.positions import rope_parameters
+from tests.cells import every_cell
 
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 
@@ -25,14 +26,14 @@ def cosines(module: LlamaRotaryEmbedding, positions: torch.Tensor) -> torch.Tens
     return module(torch.zeros(1), positions[None].float())[0]
 
 
-@pytest.mark.parametrize("kind", ["none", "linear", "dynamic", "yarn"])
+@every_cell("kind", ["none", "linear", "dynamic", "yarn"])
 def test_transformers_accepts_every_kind(kind: str) -> None:
     plan = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=256)
     module = rotary(plan.parameters, plan.max_position_embeddings)
     assert cosines(module, torch.arange(256)).isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["none", "linear", "dynamic", "yarn"])
+@every_cell("kind", ["none", "linear", "dynamic", "yarn"])
 def test_exact_says_whether_the_old_length_is_unchanged(kind: str) -> None:
     plan = rope_parameters(f"rope:{kind}", PLAIN, old_length=64, new_length=256)
     new = cosines(rotary(plan.parameters, plan.max_position_embeddings), torch.arange(64))
@@ -60,7 +61,7 @@ def test_a_base_replaces_the_old_one() -> None:
     assert rope_parameters("rope:base:10000", PLAIN, old_length=64, new_length=256).exact
 
 
-@pytest.mark.parametrize("value", ["", ":", ":-1", ":0", ":many", ":inf", ":nan"])
+@every_cell("value", ["", ":", ":-1", ":0", ":many", ":inf", ":nan"])
 def test_a_base_is_a_positive_number(value: str) -> None:
     with pytest.raises(PositionError, match="rope:base:8000000"):
         rope_parameters(f"rope:base{value}", PLAIN, old_length=64, new_length=256)
@@ -88,7 +89,7 @@ def test_longrope_reads_its_factors_from_a_file(tmp_path: Path) -> None:
     assert cosines(rotary(plan.parameters, 256), torch.arange(256)).isfinite().all()
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("positions", "old", "sentence"),
     [
         ("rope:longrope", PLAIN, "short_factor and long_factor are missing"),

@@ -7,6 +7,7 @@ import torch
 
 from hf_longattn.errors import PositionError
 from hf_longattn.positions import SHORTER, STRATEGIES, extend_table, keeps_old_rows, shorten_table, unchanged_rows
+from tests.cells import every_cell
 
 
 def table(rows: int = 10, width: int = 4) -> torch.Tensor:
@@ -49,8 +50,8 @@ def test_stretching_77_rows_to_248_is_long_clips_table() -> None:
     assert torch.allclose(extend_table(old, 248, offset=0, strategy="stretch"), torch.stack(expected), rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize(("strategy", "kept"), [("stretch", 20), ("stretch:1", 1), ("stretch:62", 62)])
-@pytest.mark.parametrize("new_rows", [65, 100, 512])
+@every_cell(("strategy", "kept"), [("stretch", 20), ("stretch:1", 1), ("stretch:62", 62)])
+@every_cell("new_rows", [65, 100, 512])
 def test_stretching_keeps_the_first_rows_for_any_length(strategy: str, kept: int, new_rows: int) -> None:
     old = torch.randn(66, 8)
     new = extend_table(old, new_rows + 2, offset=2, strategy=strategy)
@@ -59,9 +60,9 @@ def test_stretching_keeps_the_first_rows_for_any_length(strategy: str, kept: int
     assert not torch.equal(new[kept + 3], old[kept + 3])
 
 
-@pytest.mark.parametrize("offset", [0, 2])
-@pytest.mark.parametrize(("rows", "more", "kept"), [(22, 1, 20), (77, 171, 20), (77, 100, 20), (64, 1, 1), (512, 3584, 20)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_cell("offset", [0, 2])
+@every_cell(("rows", "more", "kept"), [(22, 1, 20), (77, 171, 20), (77, 100, 20), (64, 1, 1), (512, 3584, 20)])
+@every_cell("dtype", [torch.float32, torch.bfloat16])
 def test_a_stretched_table_is_solved_back(rows: int, more: int, kept: int, offset: int, dtype: torch.dtype) -> None:
     old = torch.randn(rows + offset, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     long = extend_table(old, rows + more + offset, offset=offset, strategy=f"stretch:{kept}")
@@ -78,8 +79,8 @@ def test_random_rows_follow_the_tables_spread() -> None:
     assert torch.equal(new, extend_table(old, 2048, offset=0, strategy="random"))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@every_cell("strategy", STRATEGIES)
+@every_cell("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_strategy_keeps_dtype_old_length_and_source(strategy: str, dtype: torch.dtype) -> None:
     old = torch.randn(6, 4).to(dtype)
     before = old.clone()
@@ -91,9 +92,9 @@ def test_every_strategy_keeps_dtype_old_length_and_source(strategy: str, dtype: 
     assert torch.equal(new[:6], old) == keeps_old_rows(strategy)
 
 
-@pytest.mark.parametrize("offset", [0, 2])
-@pytest.mark.parametrize(("rows", "more"), [(1, 7), (2, 2), (3, 1), (10, 1), (64, 1), (64, 64), (512, 1), (512, 3584)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_cell("offset", [0, 2])
+@every_cell(("rows", "more"), [(1, 7), (2, 2), (3, 1), (10, 1), (64, 1), (64, 64), (512, 1), (512, 3584)])
+@every_cell("dtype", [torch.float32, torch.bfloat16])
 def test_an_interpolated_table_is_solved_back(rows: int, more: int, offset: int, dtype: torch.dtype) -> None:
     old = torch.randn(rows + offset, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     long = extend_table(old, rows + more + offset, offset=offset, strategy="interpolate")
@@ -102,15 +103,15 @@ def test_an_interpolated_table_is_solved_back(rows: int, more: int, offset: int,
     assert float((back - old).abs().max()) <= 20 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("strategy", SHORTER)
-@pytest.mark.parametrize("rows", [1, 2, 9])
+@every_cell("strategy", SHORTER)
+@every_cell("rows", [1, 2, 9])
 def test_a_table_without_storage_is_shortened_to_the_same_shape(strategy: str, rows: int) -> None:
     long = torch.empty(102, 8, dtype=torch.bfloat16, device="meta")
     short = shorten_table(long, rows + 2, offset=2, strategy=strategy)
     assert (short.shape, short.dtype, short.is_meta) == ((rows + 2, 8), torch.bfloat16, True)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("arguments", "sentence"),
     [
         ({"new_rows": 9, "offset": 2}, "a maximum length of at least 8"),

@@ -24,6 +24,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
+from tests.cells import every_cell
 from tests.grids import grid
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
 from tests.reference.definitions._relative import with_relative
@@ -55,7 +56,7 @@ def test_every_mechanism_has_a_definition() -> None:
     assert set(defined_mechanisms()) <= set(list_mechanisms(grid=False))
 
 
-@pytest.mark.parametrize(("name", "causal", "case"), DRAWN, ids=form)
+@every_cell(("name", "causal", "case"), DRAWN, ids=form, by="name")
 def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if case % 2:  # short inputs go the way of long ones
         monkeypatch.setattr("hf_longattn.engines.common.call.DENSE_CELLS", 0)
@@ -64,7 +65,7 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
     assert_is_definition(module, definition_of(name).define, q, k, v, arguments)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "causal", "relative"),
     grid(
         [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
@@ -86,8 +87,8 @@ def test_relative_positions_are_their_definitions(name: str, causal: bool, relat
     assert_is_definition(module, define, q, k, v, arguments)
 
 
-@pytest.mark.parametrize("case", range(4))
-@pytest.mark.parametrize("name", STATEFUL)
+@every_cell("case", range(4))
+@every_cell("name", STATEFUL)
 def test_decoding_is_the_definition(name: str, case: int) -> None:
     """A mechanism with a state gives, token by token and piece by piece, what its definition gives for the whole text."""
     module, q, k, v, arguments = draw_case(name, True, f"decoding {case}", fewer_queries=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hf_longattn.diagnostics import diagnose
 from hf_longattn.diagnostics.layer_attention import MEANS
+from tests.cells import every_cell
 from tests.reference.small_models import BASES, EAGER, SHAPE, in_float64, long_like, plain_model, tokens
 
 LENGTH = 41
@@ -88,7 +89,7 @@ def attentions_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
     return getattr(found, "encoder_attentions", None) or found.attentions
 
 
-@pytest.mark.parametrize("base", [base for base in BASES if base not in NOT_WATCHED])
+@every_cell("base", [base for base in BASES if base not in NOT_WATCHED])
 def test_plain_models(base: str) -> None:
     model, ids = in_float64(plain_model(base)), tokens(1, LENGTH)[0]
     attentions = attentions_of(model, ids)
@@ -101,7 +102,7 @@ def test_plain_models(base: str) -> None:
     assert not any("long_attention" in name for name, _ in model.named_modules())
 
 
-@pytest.mark.parametrize(("base", "changes"), SLIDING, ids=[base for base, _ in SLIDING])
+@every_cell(("base", "changes"), SLIDING, ids=[base for base, _ in SLIDING])
 def test_the_sliding_windows_of_plain_models(base: str, changes: dict[str, Any]) -> None:
     model, ids = plain_model(base, **changes).double(), tokens(1, LENGTH)[0]
     check(model, ids, attentions_of(model, ids), causal=True)
@@ -119,7 +120,7 @@ def test_the_encoder_of_encoder_decoder_models(name: str) -> None:
     check(model, ids, attentions, causal=False)
 
 
-@pytest.mark.parametrize(("base", "mechanism"), [("bert", "linear"), ("bert", "full"), ("llama", "full"), ("big_bird", "window")])
+@every_cell(("base", "mechanism"), [("bert", "linear"), ("bert", "full"), ("llama", "full"), ("big_bird", "window")])
 def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: str) -> None:
     """The first layer's queries and keys are those of the plain model, whatever runs; with full attention, those of all layers are."""
     plain = plain_model(base)
@@ -131,8 +132,8 @@ def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: 
         torch.testing.assert_close(layer.numbers["entropy"], entropy, atol=ROUNDING, rtol=0)
 
 
-@pytest.mark.parametrize("relative", ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])
-@pytest.mark.parametrize("base", ["bert", "llama"])
+@every_cell("relative", ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])
+@every_cell("base", ["bert", "llama"])
 def test_relative_positions_are_in_the_scores(base: str, relative: str) -> None:
     plain = plain_model(base)
     longer, ids = long_like(plain, base, {"mechanism": "window", "window": 200, "relative": relative}), tokens(1, LENGTH)[0]

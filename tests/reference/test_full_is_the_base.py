@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.cells import every_cell
 from tests.reference.small_models import BASES, HEADS, IMPLEMENTATIONS, head_inputs, pair, plain_config, same
 
 FULL = {"mechanism": "full"}
@@ -14,7 +15,7 @@ PADDING_IS_POOLED = ("siglip_text_model", "siglip2_text_model")
 texts have no padding, the Long model pools the last token."""
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS], by="base")
 def test_every_head_gives_the_same_bits(base: str, head: str) -> None:
     extra = {"is_decoder": True} if head in ("BertLMHeadModel", "RobertaForCausalLM", "BigBirdForCausalLM") else {}
     plain, longer = pair(base, head, FULL, **extra)
@@ -47,7 +48,7 @@ def test_padding_without_a_mask_is_pooled_as_the_base_does(base: str) -> None:
         assert same(base, plain(ids).pooler_output, longer(ids).pooler_output)
 
 
-@pytest.mark.parametrize("base", BASES)
+@every_cell("base", BASES)
 def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: str) -> None:
     plain, longer = pair(base, None, FULL)
     inputs = {"input_ids": head_inputs("")["input_ids"]}
@@ -61,7 +62,7 @@ def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: s
         assert gradient is None or same(base, gradient, found[name]), name
 
 
-@pytest.mark.parametrize(("base", "implementation"), [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible])
+@every_cell(("base", "implementation"), [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible])
 def test_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})
     plain.set_attn_implementation(implementation)

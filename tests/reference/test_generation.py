@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from tests.cells import every_cell
 from tests.grids import grid, pairwise
 from tests.reference.small_models import (
     CAUSAL,
@@ -43,7 +44,7 @@ def model(base: str, mechanism: str) -> Any:
     return long_like(plain_model(base, LANGUAGE_MODELS[base]), base, MECHANISMS[mechanism])
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("base", "mechanism", "left"),
     grid([(*step, left) for step in STEPS for left in (False, True)], lambda base, mechanism, left: left or base in DECODERS),
 )
@@ -54,8 +55,8 @@ def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, le
     assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["no-padding", "left-padded"])
-@pytest.mark.parametrize("pad", [1, 0, 4])
+@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
+@every_cell("pad", [1, 0, 4])
 def test_a_generating_roberta_counts_from_its_padding_token(pad: int, left: bool) -> None:
     """transformers' ``generate`` counts from 0, also where the model itself does not."""
     decoder = {"is_decoder": True, "pad_token_id": pad}
@@ -95,7 +96,7 @@ def test_the_model_makes_that_cache_itself(base: str) -> None:
 WAYS: dict[str, dict[str, Any]] = {"greedy": {}, "beam": {"num_beams": 3}, "sampling": {"do_sample": True, "top_k": 20}}
 
 
-@pytest.mark.parametrize(("base", "mechanism", "way"), pairwise(DECODERS, ["window", "windows by layer", "longformer"], [*WAYS]))
+@every_cell(("base", "mechanism", "way"), pairwise(DECODERS, ["window", "windows by layer", "longformer"], [*WAYS]))
 def test_generate_with_and_without_a_cache(base: str, mechanism: str, way: str) -> None:
     longer, ids, mask = model(base, mechanism), tokens(3, 40), padding(3, 40, left=True)
     texts = []
@@ -153,8 +154,8 @@ def test_global_tokens_are_seen_in_decoding(base: str) -> None:
     assert torch.equal(texts[2], texts[3])
 
 
-@pytest.mark.parametrize("mechanism", ["full", "window", "windows by layer", "window and full", "longformer"])
-@pytest.mark.parametrize("base", DECODERS)
+@every_cell("mechanism", ["full", "window", "windows by layer", "window and full", "longformer"])
+@every_cell("base", DECODERS)
 def test_static_cache(base: str, mechanism: str) -> None:
     longer, ids, mask = model(base, mechanism), tokens(3, 40), padding(3, 40, left=True)
     dynamic = longer.generate(ids, attention_mask=mask, **GREEDY)

@@ -16,6 +16,7 @@ from transformers.models.big_bird.modeling_big_bird import BigBirdAttention, Big
 import hf_longattn.families as families
 from hf_longattn import attend, build_mechanism
 from hf_longattn.families import FAMILIES
+from tests.cells import every_cell
 
 HEADS, DIM, BLOCK, RANDOM = 2, 8, 16, 2
 
@@ -46,7 +47,7 @@ def ours(module: Any, mask: Tensor, hidden: Tensor, **options: Any) -> Tensor:
     return attend(q, k, v, mechanism, padding_mask=mask).transpose(1, 2).flatten(2)
 
 
-@pytest.mark.parametrize("length", [160, 320, 1024])
+@every_cell("length", [160, 320, 1024])
 def test_self_attention_and_its_gradients_in_evaluation(length: int) -> None:
     mask = torch.ones(3, length, dtype=torch.bool)
     mask[1, length - 50 :] = False

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from hf_longattn.conversion import convert_checkpoint
+from tests.cells import every_cell
 from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
 
 LENGTH, DECODED = 512, 48
@@ -54,7 +55,7 @@ def test_states_logits_and_gradients(both: tuple[Any, Any]) -> None:
         assert (theirs[name] - parameter.grad).abs().max() < 1e-4, name
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@every_cell("beams", [1, 3])
 def test_generated_text(both: tuple[Any, Any], beams: int) -> None:
     inputs = {name: value for name, value in real_texts(LENGTH - 51, DECODED, 0).items() if name != "labels"}
     arguments = {"max_new_tokens": 16, "min_new_tokens": 16, "num_beams": beams, "do_sample": False}
@@ -69,7 +70,7 @@ def test_short_texts_are_attended_to_fully(both: tuple[Any, Any]) -> None:
         assert (theirs(**inputs).logits - both[1](**inputs).logits).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@every_cell("implementation", ["sdpa", "eager"])
 def test_base_attention_is_full_attention(both: tuple[Any, Any], implementation: str) -> None:
     inputs = real_texts(200, DECODED, 0)
     theirs = transformers.BigBirdPegasusForConditionalGeneration(both[0].config)

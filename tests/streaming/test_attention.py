@@ -19,6 +19,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.sharding import only_locality
 from hf_longattn.streaming import AttentionStream
 from hf_longattn.streaming.attention import locality_of
+from tests.cells import every_cell
 from tests.mechanisms.listed import visible
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 16
@@ -81,15 +82,15 @@ def test_local_mechanisms_stream() -> None:
     ).keys()
 
 
-@pytest.mark.parametrize(("name", "causal"), local_mechanisms())
+@every_cell(("name", "causal"), local_mechanisms())
 def test_every_mechanism_that_streams_gives_what_one_pass_gives(name: str, causal: bool) -> None:
     mechanism, qkv = built(name).double(), inputs(203, torch.float64)
     out = streamed(AttentionStream(mechanism, causal=causal, block=5), qkv, pieces(203, UNEVEN))
     torch.testing.assert_close(out, attend(*qkv, mechanism, causal=causal), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("options", BANDS, ids=str)
-@pytest.mark.parametrize("block", [1, 7, 32, 500])
+@every_cell("options", BANDS, ids=str)
+@every_cell("block", [1, 7, 32, 500])
 def test_the_bits_do_not_depend_on_the_pieces(options: dict[str, Any], block: int) -> None:
     qkv = inputs(131)
     outs = [
@@ -100,8 +101,8 @@ def test_the_bits_do_not_depend_on_the_pieces(options: dict[str, Any], block: in
     torch.testing.assert_close(outs[0], attend(*qkv, "window", **options), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("left", "right"), [(60, 20), (64, 0), (100, 100)])
+@every_cell("dtype", [torch.float32, torch.float64])
+@every_cell(("left", "right"), [(60, 20), (64, 0), (100, 100)])
 def test_blocks_of_the_band_engine_have_the_bits_of_one_pass(left: int, right: int, dtype: torch.dtype) -> None:
     qkv = inputs(700, dtype)
     plan = band_plan(700, 700, 0, left, right, dtype, torch.get_num_threads())
@@ -110,7 +111,7 @@ def test_blocks_of_the_band_engine_have_the_bits_of_one_pass(left: int, right: i
     assert torch.equal(streamed(stream, qkv, pieces(700, (1, 90, 37))), attend(*qkv, "window", left=left, right=right))
 
 
-@pytest.mark.parametrize(("name", "causal"), [case for case in local_mechanisms() if isinstance(built(case[0]), MaskedMechanism)])
+@every_cell(("name", "causal"), [case for case in local_mechanisms() if isinstance(built(case[0]), MaskedMechanism)])
 def test_final_outputs_and_kept_keys_are_those_of_the_mask(name: str, causal: bool) -> None:
     mechanism = built(name)
     local = only_locality(mechanism, causal)
@@ -197,7 +198,7 @@ def test_relative_positions_stream() -> None:
         torch.testing.assert_close(streamed(stream, qkv, pieces(90, UNEVEN)), attend(*qkv, "window", **options), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
+@every_cell(
     ("name", "options"),
     [
         ("full", {}),

@@ -21,6 +21,7 @@ from hf_longattn.positions.distances import Locality
 from hf_longattn.streaming import Stream
 from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config
+from tests.cells import every_cell
 from tests.families import test_moonshine_streaming as moonshine
 from tests.modeling.test_audio_models import Largest
 from tests.warm import run_fresh
@@ -77,8 +78,8 @@ def streamed(stream: Stream, x: Tensor, size: int, first: int = 0) -> Tensor:
     return torch.cat([*pieces, stream.finish()], 1)
 
 
-@pytest.mark.parametrize("attention", [WINDOW, CHUNKED], ids=["window", "chunked"])
-@pytest.mark.parametrize(("base", "head"), STREAMED)
+@every_cell("attention", [WINDOW, CHUNKED], ids=["window", "chunked"])
+@every_cell(("base", "head"), STREAMED)
 def test_a_stream_gives_what_one_pass_gives(base: str, head: str, attention: dict[str, Any]) -> None:
     model = model_of(base, head, attention).double()
     seconds = 4.321 if model.family.audio.features is None else 15.27
@@ -93,24 +94,22 @@ def test_a_stream_gives_what_one_pass_gives(base: str, head: str, attention: dic
 KINDS = {"wav2vec2-bert": ("rotary", "relative", "relative_key", None), "wav2vec2-conformer": ("rotary", "relative", None)}
 
 
-@pytest.mark.parametrize(("base", "position"), [(base, kind) for base, kinds in KINDS.items() for kind in kinds])
+@every_cell(("base", "position"), [(base, kind) for base, kinds in KINDS.items() for kind in kinds])
 def test_positions_of_every_kind_stream(base: str, position: str | None) -> None:
     model = model_of(base, position_embeddings_type=position).double()
     x = heard(model, 2.5)
     torch.testing.assert_close(streamed(Stream(model), x, x.shape[1] // 9), whole(model, x), atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize("head", ["Model", "ForCTC", "ForAudioFrameClassification"])
-@pytest.mark.parametrize(
-    "values", [{"do_stable_layer_norm": True}, {"num_conv_pos_embeddings": 15}, {"do_stable_layer_norm": False}], ids=str
-)
+@every_cell("head", ["Model", "ForCTC", "ForAudioFrameClassification"])
+@every_cell("values", [{"do_stable_layer_norm": True}, {"num_conv_pos_embeddings": 15}, {"do_stable_layer_norm": False}], ids=str)
 def test_other_shapes_and_heads_stream(values: dict[str, Any], head: str) -> None:
     model, x = model_of(head=head, **values).double(), sound(20_000, dtype=torch.float64)
     torch.testing.assert_close(streamed(Stream(model), x, 997), whole(model, x), atol=1e-11, rtol=0)
 
 
-@pytest.mark.parametrize("attention", [WINDOW, CHUNKED, {"mechanism": "window", "window": 4, "layers": {"0": CHUNKED}}], ids=str)
-@pytest.mark.parametrize("chunk", [FRAME, 7 * FRAME, 50 * FRAME, 200 * FRAME])
+@every_cell("attention", [WINDOW, CHUNKED, {"mechanism": "window", "window": 4, "layers": {"0": CHUNKED}}], ids=str)
+@every_cell("chunk", [FRAME, 7 * FRAME, 50 * FRAME, 200 * FRAME])
 def test_the_bits_do_not_depend_on_the_pieces(chunk: int, attention: dict[str, Any]) -> None:
     model, x = model_of(attention=attention), sound(SAMPLES // 2 if chunk == FRAME else SAMPLES)
     stream, outs = Stream(model, chunk=chunk), []
@@ -151,7 +150,7 @@ def test_samples_one_at_a_time() -> None:
     assert torch.equal(out, streamed(Stream(model, chunk=FRAME), x, 2_000))
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.3, 1.0])
+@every_cell("seconds", [0.05, 0.3, 1.0])
 def test_sounds_shorter_than_what_is_looked_ahead(seconds: float) -> None:
     model, x = model_of(), sound(round(16_000 * seconds))
     stream = Stream(model, chunk=100 * FRAME)
@@ -295,8 +294,8 @@ class Subsampled(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("size", [1, 3, 4, 8, 50])
+@every_cell("causal", [False, True])
+@every_cell("size", [1, 3, 4, 8, 50])
 def test_padded_strides_and_convolutions_in_layers(size: int, causal: bool) -> None:
     torch.manual_seed(0)
     model, x = Subsampled((9, 5), causal).double(), torch.randn(2, 103, 4, dtype=torch.float64)
@@ -334,7 +333,7 @@ def test_sections_count_as_convolutions_do() -> None:
     assert chain.first(14) == 6
 
 
-@pytest.mark.parametrize("chunk", [100, 321, 0, -320, True, 320.0, "320"])
+@every_cell("chunk", [100, 321, 0, -320, True, 320.0, "320"])
 def test_a_chunk_that_frames_do_not_divide_is_refused(chunk: Any) -> None:
     with pytest.raises(
         StreamError, match=r"^A chunk of .* samples is not a whole number of frames of 320 samples; for example chunk=\d+\.$"

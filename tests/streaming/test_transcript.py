@@ -15,6 +15,7 @@ from transformers import Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec
 
 from hf_longattn.errors import StreamError
 from hf_longattn.streaming import LiveTranscript, Stream
+from tests.cells import every_cell
 from tests.streaming.test_model import model_of, sound, whole
 
 LETTERS = "etaoinshrd"
@@ -44,7 +45,7 @@ def text_of(tokenizer: Any, model: Any, x: Tensor) -> str:
     return str(tokenizer.decode(whole(model, x)[0].argmax(-1)))
 
 
-@pytest.mark.parametrize("size", [320, 1_999, 40_000, 160_000])
+@every_cell("size", [320, 1_999, 40_000, 160_000])
 def test_the_text_of_a_stream_is_that_of_the_whole(tokenizer: Any, size: int) -> None:
     model, x = talking(tokenizer), sound(160_000, rows=1)
     live = LiveTranscript(model, tokenizer, chunk=16 * 320)
