@@ -1,6 +1,5 @@
 """The gated delta rule against transformers' own (Qwen3-Next), which the field's models are trained with."""
 
-import pytest
 import torch
 from transformers.models.qwen3_next import modeling_qwen3_next as theirs
 
@@ -8,6 +7,7 @@ from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.linear import gated_delta_rule
 from hf_longattn.mechanisms.delta import Delta
+from tests.cells import every_cell
 
 
 def inputs(length: int) -> list[torch.Tensor]:
@@ -17,8 +17,8 @@ def inputs(length: int) -> list[torch.Tensor]:
     return [q, k / k.norm(dim=-1, keepdim=True), v, g, beta]
 
 
-@pytest.mark.parametrize("function", ["torch_recurrent_gated_delta_rule", "torch_chunk_gated_delta_rule"])
-@pytest.mark.parametrize("length", [1, 63, 64, 65, 300])
+@every_cell("function", ["torch_recurrent_gated_delta_rule", "torch_chunk_gated_delta_rule"])
+@every_cell("length", [1, 63, 64, 65, 300])
 def test_outputs_states_and_gradients_are_those_of_qwen3_next(function: str, length: int) -> None:
     q, k, v, g, beta = (x.requires_grad_() for x in inputs(length))
     state = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(9)).requires_grad_()

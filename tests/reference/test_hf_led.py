@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor
 
 from hf_longattn.conversion import convert_checkpoint
+from tests.cells import every_cell
 from tests.reference.summaries import real_texts, train_briefly, with_tokenizer
 
 LENGTH, DECODED = 512, 48
@@ -80,8 +81,8 @@ def test_states_logits_and_gradients(both: tuple[Any, Any], marked: bool) -> Non
     assert compared > 70
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("marked", [False, True], ids=["no global tokens", "global tokens"])
+@every_cell("beams", [1, 3])
+@every_cell("marked", [False, True], ids=["no global tokens", "global tokens"])
 def test_generated_text(both: tuple[Any, Any], beams: int, marked: bool) -> None:
     led, ours = both
     inputs = {name: value for name, value in inputs_of(led, marked=marked).items() if name != "labels"}

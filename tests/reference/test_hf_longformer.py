@@ -14,6 +14,7 @@ from transformers.models.longformer.modeling_longformer import LongformerSelfAtt
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.conversion import convert_checkpoint
+from tests.cells import every_cell
 from tests.trained import REAL_TEXT, tokenizer_of
 
 LENGTH, WINDOWS, STEPS = 320, [16, 32, 64], 24
@@ -22,8 +23,8 @@ HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswer
 TOLERANCE = 1e-4
 
 
-@pytest.mark.parametrize("length", [40, 384])
-@pytest.mark.parametrize("count", [1, 5, 30])
+@every_cell("length", [40, 384])
+@every_cell("count", [1, 5, 30])
 def test_self_attention(length: int, count: int) -> None:
     """The module of one layer with the mechanism in its place: same weights, same hidden states, padding and scattered global tokens."""
     config = transformers.LongformerConfig(hidden_size=48, num_attention_heads=4, attention_window=[8], num_hidden_layers=1)

@@ -13,6 +13,7 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.conversion import convert_checkpoint
+from tests.cells import every_cell
 
 LENGTH = 256
 HEADS = ("Model", "ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering", "ForTokenClassification", "ForMultipleChoice")
@@ -36,9 +37,9 @@ def config(**changes: Any) -> transformers.NystromformerConfig:
     return transformers.NystromformerConfig(**{**values, **changes})
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("start", ["original", "exact"])
-@pytest.mark.parametrize("landmarks", [16, 64, LENGTH])
+@every_cell("padded", [False, True])
+@every_cell("start", ["original", "exact"])
+@every_cell("landmarks", [16, 64, LENGTH])
 def test_self_attention(landmarks: int, start: str, padded: bool) -> None:
     """Padding is masked where transformers masks it, for the keys, and counted where it counts it: in segments and convolution."""
     torch.manual_seed(0)

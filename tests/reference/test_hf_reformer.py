@@ -17,6 +17,7 @@ from hf_longattn.engines.bucketed import Sorted
 from hf_longattn.engines.common.call import AttentionCall, GatherTile
 from hf_longattn.engines.gathered import gathered_attention
 from hf_longattn.mechanisms.lsh import LSH
+from tests.cells import every_cell
 
 LENGTH, CHUNK, HEADS, WIDTH, SEED = 320, 32, 3, 16, 11
 
@@ -42,7 +43,7 @@ def ours(num_hashes: int, num_buckets: int, after: int = 0) -> LSH:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("num_buckets", "theirs"), [(16, 16), (64, [8, 8]), (128, [8, 16])])
+@every_cell(("num_buckets", "theirs"), [(16, 16), (64, [8, 8]), (128, [8, 16])])
 def test_hashes(num_buckets: int, theirs: int | list[int]) -> None:
     module = reformer(3, theirs)
     x = torch.randn(2, HEADS, LENGTH, WIDTH)
@@ -50,8 +51,8 @@ def test_hashes(num_buckets: int, theirs: int | list[int]) -> None:
     assert torch.equal(found.flatten(2), module._hash_vectors(x, 3, None))
 
 
-@pytest.mark.parametrize("after", [0, 1])
-@pytest.mark.parametrize("num_buckets", [2, 16])
+@every_cell("after", [0, 1])
+@every_cell("num_buckets", [2, 16])
 def test_one_round(num_buckets: int, after: int) -> None:
     module = reformer(1, num_buckets, after=after)
     hidden = torch.randn(2, LENGTH, HEADS * WIDTH)

@@ -13,6 +13,7 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5Model
 
 from hf_longattn import attend, build_mechanism
 from hf_longattn.positions.relative import Alibi, T5Buckets, buckets, build_relative
+from tests.cells import every_cell
 from tests.grids import pairwise
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
@@ -64,7 +65,7 @@ def test_a_t5_stack_with_full_attention_and_our_bias_equals_its_own() -> None:
         torch.testing.assert_close(full.weights(q, k, scaling=1.0), weights, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 16, 20, 25, 32, 71])
+@every_cell("heads", [1, 2, 3, 6, 8, 12, 16, 20, 25, 32, 71])
 def test_slopes_and_attention_equal_blooms(heads: int) -> None:
     mask = torch.ones(1, 60, dtype=torch.long)
     theirs = build_alibi_tensor(mask, heads, torch.float32).view(1, heads, 1, 60)
@@ -79,7 +80,7 @@ def test_slopes_and_attention_equal_blooms(heads: int) -> None:
     torch.testing.assert_close(attend(q, k, v, "full", causal=True, relative="alibi"), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("heads", [1, 2, 4, 8, 12, 20, 32])
+@every_cell("heads", [1, 2, 4, 8, 12, 20, 32])
 def test_the_penalty_equals_mpts(heads: int) -> None:
     theirs = build_mpt_alibi_tensor(heads, 50)  # (heads, 1, 50): of the last query
     alibi = build_relative("alibi", heads, 8, 8 * heads)
@@ -98,9 +99,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(
-    ("base", "kind", "pattern"), pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS])
-)
+@every_cell(("base", "kind", "pattern"), pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS]))
 def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str) -> None:
     length = 130
     plain = plain_model(base, CACHED[base], num_hidden_layers=2)

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_longattn import LongLlamaForCausalLM
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import PositionError
+from tests.cells import every_cell
 from tests.reference.small_models import tokens
 
 OLD, NEW = 64, 256
@@ -46,7 +47,7 @@ def both(source: Path, kind: str) -> tuple[Any, Any]:
     return longer, plain
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell("kind", KINDS)
 def test_logits_equal_at_every_length(source: Path, kind: str) -> None:
     longer, plain = both(source, kind)
     for length in (20, OLD, OLD + 1, 150, NEW, 30):  # and short again: dynamic kinds go back
@@ -55,7 +56,7 @@ def test_logits_equal_at_every_length(source: Path, kind: str) -> None:
             torch.testing.assert_close(longer(ids).logits, plain(ids).logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_cell("kind", KINDS)
 def test_greedy_text_equals_across_the_old_length(source: Path, kind: str) -> None:
     longer, plain = both(source, kind)
     ids = tokens(2, OLD - 10)
@@ -63,7 +64,7 @@ def test_greedy_text_equals_across_the_old_length(source: Path, kind: str) -> No
     assert torch.equal(longer.generate(ids, **arguments), plain.generate(ids, **arguments))
 
 
-@pytest.mark.parametrize("kind", ["linear", "yarn", "longrope"])
+@every_cell("kind", ["linear", "yarn", "longrope"])
 def test_scaling_differs_from_none_beyond_the_old_length(source: Path, kind: str) -> None:
     longer, _ = both(source, kind)
     plain = LlamaForCausalLM.from_pretrained(source).eval()
@@ -72,7 +73,7 @@ def test_scaling_differs_from_none_beyond_the_old_length(source: Path, kind: str
         assert not torch.allclose(longer(ids).logits, plain(ids).logits, atol=1e-3)
 
 
-@pytest.mark.parametrize("wrong", [[1.0] * 5, ["a"] * 8, [0.0] * 8])
+@every_cell("wrong", [[1.0] * 5, ["a"] * 8, [0.0] * 8])
 def test_factors_that_do_not_fit_are_refused(source: Path, wrong: list[Any]) -> None:
     file = source.parent / "wrong.json"
     file.write_text(json.dumps({"short_factor": [1.0] * 8, "long_factor": wrong}))

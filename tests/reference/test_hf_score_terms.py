@@ -12,6 +12,7 @@ import transformers
 import hf_longattn.families as families
 from hf_longattn.errors import OptionError
 from scripts.dev.tools.small_models import small_values
+from tests.cells import every_cell
 from tests.reference.small_models import SHAPE, head_inputs, tokens
 
 V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
@@ -52,7 +53,7 @@ def difference(plain: Any, longer: Any, inputs: dict[str, torch.Tensor]) -> floa
     return found
 
 
-@pytest.mark.parametrize(("base", "head"), HEADS, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
 def test_every_head_gives_the_same(base: str, head: str) -> None:
     plain, longer = pair(base, head, COVERING)
     inputs = head_inputs(head, length=150, pad_token=plain.config.pad_token_id)
@@ -61,7 +62,7 @@ def test_every_head_gives_the_same(base: str, head: str) -> None:
     assert difference(plain, longer, inputs) < 3e-5
 
 
-@pytest.mark.parametrize(
+@every_cell(
     "changes",
     [
         {"share_att_key": False},
@@ -78,7 +79,7 @@ def test_every_form_of_disentangled_attention(changes: dict[str, Any]) -> None:
     assert difference(plain, longer, head_inputs("", length=150, pad_token=0)) < 3e-5
 
 
-@pytest.mark.parametrize(("base", "head"), BASE_MODELS)
+@every_cell(("base", "head"), BASE_MODELS)
 def test_attentions(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "full"})
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_attentions(base: str, head: str) -> None:
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(expected, found, strict=True))
 
 
-@pytest.mark.parametrize(("base", "head"), BASE_MODELS)
+@every_cell(("base", "head"), BASE_MODELS)
 def test_gradients(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "window", "window": 700})
     for model in (plain, longer):
@@ -101,7 +102,7 @@ def test_the_default_is_a_window(base: str) -> None:
     assert families.FAMILIES[base].config_class().long_attention.mechanism == "window"
 
 
-@pytest.mark.parametrize(("base", "head"), [row for row in BASE_MODELS if row[0] != "lilt"])
+@every_cell(("base", "head"), [row for row in BASE_MODELS if row[0] != "lilt"])
 def test_a_mechanism_without_scores_is_refused(base: str, head: str) -> None:
     with pytest.raises(OptionError, match="has no scores"):
         pair(base, head, {"mechanism": "performer"})

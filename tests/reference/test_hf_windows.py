@@ -18,6 +18,7 @@ from transformers.models.vitdet.modeling_vitdet import VitDetLayer
 from hf_longattn import attend, build_mechanism
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.score_terms import GridBias
+from tests.cells import every_cell
 
 HEADS, DIM, WINDOW = 2, 8, 4
 WIDTH = HEADS * DIM
@@ -64,8 +65,8 @@ def padding_of(projection: nn.Linear, sizes: tuple[int, int]) -> tuple[Tensor, T
 PADDED = [(5, 8), (9, 11), (8, 13), (23, 19)]
 
 
-@pytest.mark.parametrize("sizes", [(8, 8), (12, 20), (16, 8), (24, 28), *PADDED])
-@pytest.mark.parametrize("shifted", [False, True])
+@every_cell("sizes", [(8, 8), (12, 20), (16, 8), (24, 28), *PADDED])
+@every_cell("shifted", [False, True])
 def test_swin(sizes: tuple[int, int], shifted: bool) -> None:
     """A whole layer, its bias table and the shift included; its mask has -100 where ours has no pair, which rounds to the same."""
     config = SwinConfig(embed_dim=WIDTH, window_size=WINDOW, num_heads=[HEADS], depths=[2], attn_implementation="eager", drop_path_rate=0.0)
@@ -84,7 +85,7 @@ def test_swin(sizes: tuple[int, int], shifted: bool) -> None:
     same_with_gradients(ours, theirs, inputs, torch.float)
 
 
-@pytest.mark.parametrize("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
+@every_cell("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
 def test_vitdet(sizes: tuple[int, int]) -> None:
     config = VitDetConfig(hidden_size=WIDTH, num_attention_heads=HEADS, image_size=(sizes[0] * 16, sizes[1] * 16), drop_path_rate=0.0)
     layer = VitDetLayer(config, window_size=WINDOW).double().eval()
@@ -100,7 +101,7 @@ def test_vitdet(sizes: tuple[int, int]) -> None:
     same_with_gradients(ours.transpose(1, 2).unflatten(2, sizes), theirs, [picture, qkv.bias])
 
 
-@pytest.mark.parametrize("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
+@every_cell("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])
 def test_sam(sizes: tuple[int, int]) -> None:
     """Without SAM's decomposed relative positions, which depend on the queries."""
     config = SamVisionConfig(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
+from tests.cells import every_cell
 from tests.reference.small_models import ENCODERS, padding, pair, plain_config, tokens
 
 LENGTH, WINDOW = 400, 64
@@ -19,9 +19,9 @@ def dense_mask(window: int, mask: Tensor, is_global: Tensor) -> Tensor:
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-@pytest.mark.parametrize("left", [False, True], ids=["right-padded", "left-padded"])
-@pytest.mark.parametrize("globals_", ["some", "none"])
-@pytest.mark.parametrize("base", ENCODERS)
+@every_cell("left", [False, True], ids=["right-padded", "left-padded"])
+@every_cell("globals_", ["some", "none"])
+@every_cell("base", ENCODERS)
 def test_logits_and_gradients(base: str, globals_: str, left: bool) -> None:
     head = {"bert": "BertForTokenClassification", "roberta": "RobertaForTokenClassification"}[base]
     plain, longer = pair(base, head, {"mechanism": "longformer", "window": WINDOW, "global_tokens": ()}, num_labels=7)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hf_longattn import attend
+from tests.cells import every_cell
 
 
 def tensors(length: int) -> tuple[Tensor, ...]:
@@ -22,8 +23,8 @@ def same(out: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
         torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "num_keys"), [(400, 1), (400, 30), (400, 399), (400, 400), (31, 1000)])
+@every_cell("causal", [False, True])
+@every_cell(("length", "num_keys"), [(400, 1), (400, 30), (400, 399), (400, 400), (31, 1000)])
 def test_top_k(length: int, num_keys: int, causal: bool) -> None:
     q, k, v = tensors(length)
     scores = (q @ k.transpose(-1, -2)).detach()
@@ -34,8 +35,8 @@ def test_top_k(length: int, num_keys: int, causal: bool) -> None:
     same(attend(q, k, v, "top_k", num_keys=num_keys, causal=causal), expected, (q, k, v))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize(("length", "block_size", "num_blocks"), [(512, 32, 1), (512, 32, 4), (512, 64, 3), (512, 16, 32), (100, 128, 1)])
+@every_cell("causal", [False, True])
+@every_cell(("length", "block_size", "num_blocks"), [(512, 32, 1), (512, 32, 4), (512, 64, 3), (512, 16, 32), (100, 128, 1)])
 def test_block_top_k(length: int, block_size: int, num_blocks: int, causal: bool) -> None:
     """As MoBA states it: the own block has the gate +inf, blocks of the future have -inf, and the best num_blocks gates are open."""
     q, k, v = tensors(length)
@@ -55,8 +56,8 @@ def test_block_top_k(length: int, block_size: int, num_blocks: int, causal: bool
     same(attend(q, k, v, "block_top_k", block_size=block_size, num_blocks=num_blocks, causal=causal), expected, (q, k, v))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("selection", ["strided", "block_strided", "max_norm"])
+@every_cell("causal", [False, True])
+@every_cell("selection", ["strided", "block_strided", "max_norm"])
 def test_lsg(selection: str, causal: bool) -> None:
     length, size, factor, beyond = 512, 32, 4, 2
     q, k, v = tensors(length)

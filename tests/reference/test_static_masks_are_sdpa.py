@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hf_longattn import attend
+from tests.cells import every_cell
 
 LENGTH, HEADS = 700, 3
 Mask = Callable[[Tensor, Tensor, bool], Tensor]
@@ -49,8 +49,8 @@ PATTERNS: dict[str, tuple[str, dict[str, Any], Mask]] = {
 }
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("pattern", PATTERNS)
+@every_cell("causal", [False, True])
+@every_cell("pattern", PATTERNS)
 def test_outputs_and_gradients(pattern: str, causal: bool) -> None:
     name, options, mask = PATTERNS[pattern]
     q, k, v = (torch.randn(2, HEADS, LENGTH, 32, requires_grad=True) for _ in range(3))
