@@ -156,6 +156,10 @@ class LongAttentionMixin(_Base):
         drop_tables(self, self.family)
         initialise(self, added)
 
+    def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
+        """As in transformers, where models initialise tensors of their layers. Of custom code, modules without tensors are skipped."""
+        super()._initialize_weights(module)
+
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         """Every Long class is on the AttentionInterface. transformers would search the base's source, which may not be (BigBird)."""
