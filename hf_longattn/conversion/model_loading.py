@@ -383,7 +383,7 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Running:
+class MemoryMode:
     """How source and result are run, one after the other, in fp32.
 
     bytes: of each in fp32.
@@ -416,7 +416,7 @@ class Running:
             yield Path(weights_folder)
 
 
-def choose_running(parameters: int, largest: int, *, in_memory: bool = False) -> Running:
+def choose_memory_mode(parameters: int, largest: int, *, in_memory: bool = False) -> MemoryMode:
     """From their files, unless a model takes at most `IN_MEMORY` bytes and half of the free memory; not at all if the largest tensor
     does not fit into memory twice, with activations and outputs.
 
@@ -428,10 +428,10 @@ def choose_running(parameters: int, largest: int, *, in_memory: bool = False) ->
     loaded = size * LOADING
     if in_memory or (size <= IN_MEMORY and loaded <= SHARE * available):
         why = f"a model takes {_size(loaded)} in fp32 and {_size(available)} are free" if loaded > available else ""
-        return Running(size, tensor, False, why)
+        return MemoryMode(size, tensor, False, why)
     needed = 2 * tensor + WORK
     why = f"the largest tensor of {_size(tensor)} in fp32 and what is computed take {_size(needed)} and {_size(available)} are free"
-    return Running(size, tensor, True, why if needed > available else "")
+    return MemoryMode(size, tensor, True, why if needed > available else "")
 
 
 def available_memory() -> int:

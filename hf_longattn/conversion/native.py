@@ -25,7 +25,7 @@ from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_planned
 from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
-from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
+from .model_loading import available_memory, choose_memory_mode, load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source, open_source
@@ -268,7 +268,7 @@ def export_native(
 def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgress | None = None) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
     opened = open_source(result)
-    running = choose_running(plan.parameters, plan.largest_tensor)
+    running = choose_memory_mode(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Callable[[], list[Check]]] = [
             lambda: check_tensors(plan, opened),

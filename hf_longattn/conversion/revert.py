@@ -31,7 +31,7 @@ from ..reading import is_generic, is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
 from .config import RevertConfig
 from .folders import open_for_writing, write_planned
-from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
+from .model_loading import choose_memory_mode, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype, text_plan
 from .report import REPORT, ConversionReport, StageProgress
@@ -508,7 +508,7 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
     attention."""
     if isinstance(plan.architecture, GenericArchitecture):
         return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
-    running = choose_running(plan.parameters, plan.largest_tensor)
+    running = choose_memory_mode(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Step] = [
             lambda: check_tensors(plan, open_source(result)),

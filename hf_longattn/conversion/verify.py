@@ -15,7 +15,7 @@ from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..inputs.common.base import SIZED, TEXT, TOWERS_APART
 from ..inputs.text import VerificationText
 from ..positions import unchanged_rows
-from .model_loading import Running, choose_running
+from .model_loading import MemoryMode, choose_memory_mode
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .pooling import sentence_pooling
@@ -43,8 +43,8 @@ def verify(
 ) -> list[Check]:
     """Check the written folder `result` against the source of `plan`, up to the first step that fails.
 
-    Source and result run one after the other, whole in memory or with their weights in their files, see `choose_running`. `given_text` says
-    that `inputs` are the user's text, so that more time is spent on the losses; `progress` is called as progress("verify", done, total).
+    Source and result run one after the other, whole in memory or with weights read from their files (`choose_memory_mode`).
+    given_text: `inputs` are the user's text, so more time is spent on the losses. progress: called as progress("verify", done, total).
     """
     running = _running(plan)
     with running.scratch(result) as scratch:
@@ -74,10 +74,10 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
     return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
 
 
-def _running(plan: ConversionPlan) -> Running:
+def _running(plan: ConversionPlan) -> MemoryMode:
     """How the models are run; gradients need them whole in memory."""
     gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None
-    return choose_running(plan.parameters, plan.largest_tensor, in_memory=gradients)
+    return choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=gradients)
 
 
 def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
