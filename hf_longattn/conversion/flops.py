@@ -28,7 +28,7 @@ from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite
 
 Result = TypeVar("Result")
 
-FAR = 45 << 16
+PROBE_LENGTH = 45 << 16
 """A length that is a multiple of most block and segment sizes."""
 NUMBER_OF_LAYER = re.compile(r".*\.\d+(?=\.)")
 """The start of a module's name up to the last number, which is the layer's in its stage."""
@@ -136,8 +136,8 @@ def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
     """Bytes that a further token adds on average, after any window or segment is full."""
     if mechanism.traits.stateful or keys_per_query(mechanism) is not None:
         return 0
-    near, far = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
-    return (far - near) // FAR if far - near > FAR * shape.token_bytes // 1000 else 0
+    near, far = (_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
+    return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
 
 
 def with_storage(mechanism: Mechanism) -> Mechanism:
