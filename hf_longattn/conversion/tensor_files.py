@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .config import shard_bytes
 
-NUMBERS_PER_BLOCK = 2**20
+BLOCK_BYTES = 2**20
 """Bytes that are copied, cast or compared at once; much larger blocks are written several times slower."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
@@ -116,7 +116,7 @@ def read_tensor(header: TensorHeader) -> Tensor:
     return read_span(header, _start(header), header.nbytes).view(header.dtype).reshape(header.shape)
 
 
-def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = NUMBERS_PER_BLOCK) -> Iterator[memoryview]:
+def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK_BYTES) -> Iterator[memoryview]:
     """The bytes of a tensor that is contiguous in its file, cast to `dtype` if given; a block is valid until the next one is read.
 
     `size`: bytes read at once, a multiple of 8.
@@ -300,7 +300,7 @@ def _write_bytes(file: BinaryIO, values: Tensor, advance: Callable[[int], None])
     if values.numel() == 0:
         return
     raw = values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    for start in range(0, len(raw), NUMBERS_PER_BLOCK):
-        block = raw[start : start + NUMBERS_PER_BLOCK]
+    for start in range(0, len(raw), BLOCK_BYTES):
+        block = raw[start : start + BLOCK_BYTES]
         file.write(block)
         advance(len(block))

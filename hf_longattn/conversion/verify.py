@@ -21,7 +21,7 @@ from .plan_tensors import ResultPlan, TensorPlan
 from .pooling import sentence_pooling
 from .report import POSITIONS, READY, VERDICT
 from .sources.base import Source, open_source
-from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
+from .tensor_files import BLOCK_BYTES, TensorHeader, read_blocks, read_tensor
 from .verify_embeddings import EmbeddingCheck
 from .verify_generic import check_generic
 from .verify_loss import LossCheck
@@ -176,7 +176,7 @@ def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tup
         return _compare(tensor, written, plan), _all_finite(written)
     # block by block, so that the largest tensor need not be in memory
     same = finite = True
-    size = NUMBERS_PER_BLOCK * tensor.dtype.itemsize // source.dtype.itemsize
+    size = BLOCK_BYTES * tensor.dtype.itemsize // source.dtype.itemsize
     for a, b in zip(read_blocks(source, tensor.dtype), read_blocks(header, size=size), strict=True):
         same = same and _same_block(a, b)
         finite = finite and _all_finite(torch.frombuffer(b, dtype=header.dtype))
