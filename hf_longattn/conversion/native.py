@@ -24,7 +24,7 @@ from ..reading import is_long
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_planned
-from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
+from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters, with_decoder
 from .model_loading import available_memory, choose_memory_mode, load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
@@ -55,7 +55,7 @@ class TwinPlan(ResultPlan):
     model: LongModel
     twin: NativeTwin
     note: str
-    renamings: Mapping[str, tuple[WeightRenaming, ...]]  # name of the long model's tensor -> its names in the twin
+    renamings: Mapping[str, tuple[TensorRename, ...]]  # name of the long model's tensor -> its names in the twin
 
     @property
     def old_length(self) -> int:
@@ -158,7 +158,7 @@ def _computed(name: str, skeleton: nn.Module, model: LongModel) -> bool:
     return (table is not None and not table.learned) or "pooler" in name or name in dict(skeleton.named_buffers())
 
 
-def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> WeightRenaming:
+def _with_all_heads(renaming: TensorRename, shape: tuple[int, ...] | None) -> TensorRename:
     """With zeros for heads that were pruned, since stock architectures have as many in every layer; ``shape`` is that with all heads."""
     if shape is None:
         return renaming
@@ -171,7 +171,7 @@ def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> 
 
 
 def _planned(
-    source: Source, name: str, renaming: WeightRenaming, expected: Mapping[str, tuple[int, ...]], names: Mapping[str, ModelName]
+    source: Source, name: str, renaming: TensorRename, expected: Mapping[str, tuple[int, ...]], names: Mapping[str, ModelName]
 ) -> TensorPlan:
     """What happens to one tensor; ``names``: of all tensors of the twin's files."""
     header = source.tensors[name]

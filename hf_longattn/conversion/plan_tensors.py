@@ -17,7 +17,7 @@ from ..inputs.towers import tower_inputs
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .long_models.base import WeightRenaming
+from .long_models.base import TensorRename
 from .sources.base import Source, TowerSource, open_source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
@@ -46,7 +46,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
     targets: dict[str, str] = {}
     for name, header in source.tensors.items():
         converter = architecture.converter
-        renaming = WeightRenaming(name) if converter is None else converter.rename(name, architecture.original_config)
+        renaming = TensorRename(name) if converter is None else converter.rename(name, architecture.original_config)
         shape = header.shape
         if renaming.change is not None:
             shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)

@@ -22,7 +22,7 @@ DECODED = 24
 
 
 @dataclass(frozen=True)
-class WeightRenaming:
+class TensorRename:
     """The new name of one tensor of the source.
 
     target: its name in the result; ``None`` drops it.
@@ -120,10 +120,10 @@ class CheckpointConverter(Probing, ABC):
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         """The mechanism and options equal to the source's attention."""
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
+    def rename(self, name: str, config: Any) -> TensorRename:
         """The new name of a tensor, by default the same. One that the result does not have is dropped if it belongs to a mechanism other
         than the chosen one, and otherwise kept."""
-        return WeightRenaming(name)
+        return TensorRename(name)
 
     def max_length(self, config: Any) -> int | None:
         """Maximum length of the source, if its position table does not say it (no table, or several of different lengths)."""

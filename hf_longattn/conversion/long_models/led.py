@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
 from ...inputs.text import VerificationText
-from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter, with_decoder
+from .base import CheckpointConverter, Probe, TensorRename, layer_options, register_checkpoint_converter, with_decoder
 
 NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")
 OFFSET = 2
@@ -42,11 +42,11 @@ class LEDConverter(CheckpointConverter):
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         return layer_options("longformer", "window", config.attention_window, global_tokens=(), separate_global=True)
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
+    def rename(self, name: str, config: Any) -> TensorRename:
         target = name
         for pattern, replacement in PARTS.items():
             target = re.sub(pattern, replacement, target)
-        return WeightRenaming(target, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
+        return TensorRename(target, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         return with_decoder(super().probes(config, source_class, text, length), config)

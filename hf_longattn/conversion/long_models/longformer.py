@@ -16,7 +16,7 @@ from torch import Tensor
 from ...configuration import LongAttentionConfig
 from ...inputs.text import VerificationText
 from ..sources.base import Source
-from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter
+from .base import CheckpointConverter, Probe, TensorRename, layer_options, register_checkpoint_converter
 
 NOT_ROBERTAS = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")
 """Settings of the source's attention; some were never used by transformers."""
@@ -51,9 +51,9 @@ class LongformerConverter(CheckpointConverter):
             options |= {"global_second_segment": True, "separator_token_id": config.sep_token_id}
         return layer_options("longformer", "window", config.attention_window, **options)
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
+    def rename(self, name: str, config: Any) -> TensorRename:
         name = re.sub(r"^longformer\.", "roberta.", name)
-        return WeightRenaming(GLOBAL_PROJECTION.sub(r".attention.self.long_attention.separate.\1.", name))
+        return TensorRename(GLOBAL_PROJECTION.sub(r".attention.self.long_attention.separate.\1.", name))
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """A question and a text as the tokenizer formats them: exactly three separators, two of them between the segments."""

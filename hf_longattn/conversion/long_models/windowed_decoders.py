@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
 from ...modeling.family.sliding_window import SLIDING
-from .base import CheckpointConverter, WeightRenaming, register_checkpoint_converter
+from .base import CheckpointConverter, TensorRename, register_checkpoint_converter
 
 WINDOWS = ("sliding_window", "layer_types")
 
@@ -67,5 +67,5 @@ class VaultGemmaConverter(WindowedDecoder):
             "hidden_act": config.hidden_activation,
         }
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
-        return WeightRenaming(name.replace(".pre_feedforward_layernorm.", ".post_attention_layernorm."))
+    def rename(self, name: str, config: Any) -> TensorRename:
+        return TensorRename(name.replace(".pre_feedforward_layernorm.", ".post_attention_layernorm."))

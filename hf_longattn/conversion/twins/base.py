@@ -28,7 +28,7 @@ from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows
 from ...naming import load_module, module_names
 from ..architectures import NAMES, OWN_FIELDS
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 
 T = TypeVar("T", bound="type[NativeTwin]")
 
@@ -127,9 +127,9 @@ class NativeTwin(ABC):
         stems = (stem_of(model.base), stem_of(self.twin_model_type(model)))
         return model.head.replace(*stems, 1)
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         """What becomes of a tensor, by default the same; several renamings without a change are copies of it."""
-        return (WeightRenaming(name),)
+        return (TensorRename(name),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         """Tensors that the long model lacks: name -> their values for a shape."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...mechanisms.bigbird import BigBird
 from ...positions.tables import sinusoids
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, decoder_refusal, described, is_full, register_twin
 from .encoders import (
     ENCODERS,
@@ -93,12 +93,12 @@ class BigBirdTwin(NativeTwin):
         fixed = {"use_bias": True, "rescale_embeddings": False}
         return {**encoder_values(model, 0, counted=False), **fixed, **block_values(model)}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         if model.base == "big_bird":
-            return (WeightRenaming(name),)
+            return (TensorRename(name),)
         target = renamed(common_name(name, model), "bert", head_of(model), NAMES).replace("pooler.dense.", "pooler.")
         table = target.endswith("position_embeddings.weight")
-        return (WeightRenaming(target, with_leading(leading_rows(model), 0) if table else None),)
+        return (TensorRename(target, with_leading(leading_rows(model), 0) if table else None),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         return {renamed(name, "bert", head_of(model), NAMES): value for name, value in token_types(model).items()}
@@ -134,13 +134,13 @@ class BigBirdPegasusTwin(NativeTwin):
         blocks = block_values(model) if model.two_stacks else {"attention_type": "original_full"}
         return {**model.values(), **biases, **blocks}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         if model.base == "bigbird_pegasus":
-            return (WeightRenaming(name),)
+            return (TensorRename(name),)
         if name.endswith("embed_positions.weight"):
-            return (WeightRenaming(None, reason="computed for the table"),)
+            return (TensorRename(None, reason="computed for the table"),)
         target = ENCODER.sub(lambda match: match[1] + INNER_NAMES[match[2]], name)
-        return (WeightRenaming(re.sub(r"(encoder|decoder)\.layer_norm\.", r"\1.layernorm_embedding.", target)),)
+        return (TensorRename(re.sub(r"(encoder|decoder)\.layer_norm\.", r"\1.layernorm_embedding.", target)),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         if model.base == "bigbird_pegasus":

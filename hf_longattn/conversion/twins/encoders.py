@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
@@ -154,6 +154,6 @@ def renamed(common: str, prefix: str, head: str, names: Mapping[str, str]) -> st
     return common
 
 
-def plain(target: str, change: Callable[[Tensor], Tensor] | None = None) -> tuple[WeightRenaming, ...]:
+def plain(target: str, change: Callable[[Tensor], Tensor] | None = None) -> tuple[TensorRename, ...]:
     """One renaming."""
-    return (WeightRenaming(target, change),)
+    return (TensorRename(target, change),)

@@ -17,7 +17,7 @@ from ...mechanisms import Mechanism
 from ...mechanisms.longformer import Longformer, LongformerOptions
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import band_around
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, described, register_twin
 from .encoders import (
     ENCODERS,
@@ -170,19 +170,19 @@ class LongformerTwin(NativeTwin):
     def _leading(self, model: LongModel) -> int:
         return self._padding(model) + 1
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         target = renamed(common_name(name, model), "longformer", head_of(model), NAMES)
         change: Callable[[Tensor], Tensor] | None = None
         if target.endswith("position_embeddings.weight"):
             change = None if model.base in ROBERTAS else with_leading(leading_rows(model), self._leading(model))
         if SEPARATE.search(target):
-            return (WeightRenaming(SEPARATE.sub(r".\1_global.", target)),)
+            return (TensorRename(SEPARATE.sub(r".\1_global.", target)),)
         if not PROJECTION.search(target):
-            return (WeightRenaming(target, change),)
+            return (TensorRename(target, change),)
         layer = model.layers[int(re.search(r"\.layer\.(\d+)\.", target)[1])]  # type: ignore[index]
         if getattr(layer.options, "separate_global", False):
-            return (WeightRenaming(target),)
-        return WeightRenaming(target), WeightRenaming(PROJECTION.sub(r".attention.self.\1_global.", target))
+            return (TensorRename(target),)
+        return TensorRename(target), TensorRename(PROJECTION.sub(r".attention.self.\1_global.", target))
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         return {renamed(name, "longformer", head_of(model), NAMES): value for name, value in token_types(model).items()}

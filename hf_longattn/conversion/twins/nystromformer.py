@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...mechanisms.nystrom import Nystrom
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, described, is_full, register_twin
 from .big_bird import NAMES
 from .encoders import (
@@ -101,17 +101,17 @@ class NystromformerTwin(NativeTwin):
         values = model.values() if model.base == "nystromformer" else encoder_values(model, LEADING, counted=False)
         return {**values, **fields}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         if model.base == "nystromformer":
             target = name
         else:
             target = renamed(common_name(name, model), "nystromformer", head_of(model), NAMES)
         if CONVOLUTION.search(target):
-            return (WeightRenaming(CONVOLUTION.sub(".conv.weight", target), lambda kernel: kernel[:, None, :, None]),)
+            return (TensorRename(CONVOLUTION.sub(".conv.weight", target), lambda kernel: kernel[:, None, :, None]),)
         if "pooler." in target:
-            return (WeightRenaming(None, reason="Nyströmformer has no pooler"),)
+            return (TensorRename(None, reason="Nyströmformer has no pooler"),)
         change = with_leading(leading_rows(model), LEADING) if target.endswith("position_embeddings.weight") else None
-        return (WeightRenaming(target, change),)
+        return (TensorRename(target, change),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         tensors = {renamed(name, "nystromformer", head_of(model), NAMES): value for name, value in token_types(model).items()}

@@ -11,7 +11,7 @@ from typing import Any
 from ...mechanisms.shifted_groups import ShiftedGroups
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin, tiled_refusal
 
 NOT_FULL = frozenset(("nystromformer",))
@@ -48,11 +48,11 @@ class OwnTwin(NativeTwin):
     def config_values(self, model: LongModel) -> dict[str, Any]:
         return {**model.values(), **_of_size(model), **_windows(model, band_refusal(model)[1])[1]}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         table = model.family.table(name)
         if table is not None and not table.learned and model.two_stacks:
-            return (WeightRenaming(None, reason="current models compute it"),)
-        return (WeightRenaming(name),)
+            return (TensorRename(None, reason="current models compute it"),)
+        return (TensorRename(name),)
 
 
 def _of_size(model: LongModel) -> dict[str, Any]:

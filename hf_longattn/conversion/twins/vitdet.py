@@ -7,7 +7,7 @@ from typing import Any
 
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.window2d import ZEROS, Window2d
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, described, is_full, register_twin, tiled_refusal
 
 RELATIVE_TABLE = re.compile(r"\.layer\.(\d+)\.attention\.rel_pos_[hw]$")
@@ -34,11 +34,11 @@ class VitDetTwin(NativeTwin):
             read = None
         return {**model.values(), **fields, **({} if read is None else {"image_size": read})}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         """Tables of relative positions have rows for the distances within a window alone."""
         table, (_, windows) = RELATIVE_TABLE.search(name), _windows(model)
         surplus = 0 if table is None else model.config.window_size - windows.get(int(table[1]), model.config.window_size)
-        return (WeightRenaming(name, (lambda rows: rows[surplus:-surplus]) if surplus else None),)
+        return (TensorRename(name, (lambda rows: rows[surplus:-surplus]) if surplus else None),)
 
 
 def _relative_positions(model: LongModel, windows: dict[int, int]) -> str | None:
