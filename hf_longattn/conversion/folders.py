@@ -304,7 +304,7 @@ def _files_around(place: Path, patterns: Sequence[str]) -> dict[str, Path]:
 
 
 def remove_sidecars(folder: Path, source: str | None) -> None:
-    """Remove the files of an earlier model that one saved in its place may lack: a chat template, for example, would become that one's.
+    """Remove an earlier model's files before another is saved in its folder, which could inherit a chat template, for example.
 
     Args:
         folder: of the earlier model.

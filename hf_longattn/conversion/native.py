@@ -281,7 +281,7 @@ def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgre
 
 
 def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
-    """A short and a long input, in tokens."""
+    """Lengths of a short and a long input in tokens, or the only length that the twin takes."""
     longest = plan.new_length
     if plan.twin.only_length and plan.note:
         return (longest,)

@@ -1,4 +1,4 @@
-"""Verify the written files of a result: all checks in order of their cost, of which every tensor is compared here."""
+"""Verify the written files of a result, cheap checks first. The comparison of all tensors is in this module."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def verify(
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks and the plan's warnings, labelled by the check that decides.
+    """The checks, and the plan's warnings as checks, with the status of the check that decides on training.
 
-    Without one, outputs that differ from the source's and positions that were not trained need training.
+    Without a deciding check, the status of differing outputs and of untrained positions is "needs training".
     """
     deciding = next((check for check in checks if VERDICT in check.values), None)
     label = NEEDS_TRAINING if deciding is None else deciding.status
@@ -75,13 +75,13 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
 
 
 def _running(plan: ConversionPlan) -> MemoryMode:
-    """How the models are run; gradients need them whole in memory."""
+    """How the models are run: whole in memory if gradients are compared."""
     gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None
     return choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=gradients)
 
 
 def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
-    """The checks of all steps, up to the first that fails.
+    """Run steps up to the first that fails, and return their checks.
 
     Raises:
         CheckpointError: a model does not run.
@@ -142,7 +142,7 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
 
 
 def _say_infinite(source_is_finite: dict[str, bool], plan: ResultPlan) -> str:
-    """`source_is_finite`: names of tensors with NaN or infinity -> whether the source's are finite."""
+    """`source_is_finite`: name of a tensor with NaN or infinity -> whether the source's tensor is finite."""
     names = sorted(source_is_finite)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     if all(source_is_finite.values()):
@@ -190,7 +190,7 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
         return [f"{tensor.name} must be zero"]
     if tensor.action != "extended" or tensor.header is None:
         return []
-    # The old rows are checked without the rule that made the new ones.
+    # The old rows are compared directly, without the rule that computed the new rows.
     old = read_tensor(tensor.header)
     old = (old if tensor.change is None else tensor.change(old)).to(tensor.dtype)
     rows = tensor.offset + unchanged_rows(plan.position_rule(tensor.name), len(old) - tensor.offset)
@@ -233,5 +233,5 @@ def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path
 
 
 def named_step(name: str, step: Step) -> Step:
-    """The step with the name of a tower, if it has one, before those of its checks."""
+    """``step`` with the tower's ``name`` in front of the names of its checks; ``step`` itself if ``name`` is empty."""
     return (lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]) if name else step

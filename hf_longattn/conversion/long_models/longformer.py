@@ -1,8 +1,8 @@
 """transformers' Longformer (Beltagy et al. 2020) becomes LongRoberta: RoBERTa's layers and positions, a window, separate projections for
 global tokens.
 
-The heads that mark global tokens themselves when no ``global_attention_mask`` is given keep doing so, through the mechanism's options:
-classification the first token, question answering the question, multiple choice the answer.
+Some heads choose global tokens if no ``global_attention_mask`` is given; the mechanism's options keep this: the first token for
+classification, the question for question answering, the answer for multiple choice.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class LongformerConverter(CheckpointConverter):
 
 
 WINDOW = 512
-"""If the config has none: the window of Longformer's checkpoints."""
+"""Window of Longformer's checkpoints, used if the config has none."""
 
 
 @register_checkpoint_converter("longformer_roberta")

@@ -14,7 +14,7 @@ from .base import CheckpointConverter, Probe, TensorRename, register_checkpoint_
 
 NOT_T5S = ("local_radius", "global_block_size", "encoder_attention_type")
 TRAINED_LENGTH = 4096
-"""Tokens with which LongT5 was pre-trained, where the config does not say it."""
+"""Length in tokens with which LongT5 was pre-trained, used if the config does not say."""
 
 
 @register_checkpoint_converter("longt5")

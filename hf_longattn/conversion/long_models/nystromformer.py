@@ -27,7 +27,7 @@ class NystromformerConverter(CheckpointConverter):
     takes_globals = False
 
     def config_values(self, config: Any) -> dict[str, Any]:
-        return {**config.to_dict(), "attention_probs_dropout_prob": 0.0}  # its weights are never dropped
+        return {**config.to_dict(), "attention_probs_dropout_prob": 0.0}  # NystromformerModel applies no dropout to attention weights
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         from ...families.nystromformer import nystrom_of

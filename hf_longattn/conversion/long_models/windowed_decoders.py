@@ -1,4 +1,4 @@
-"""Stock decoders with windows in some layers become the family whose layers they have: Ministral LongLlama, VaultGemma LongGemma.
+"""Stock decoders with windows in some layers become the family with the same layers: Ministral LongLlama, VaultGemma LongGemma.
 
 A VaultGemma with caps on its scores or logits, as Google's has them, is not a Gemma and is refused.
 """
@@ -16,7 +16,7 @@ WINDOWS = ("sliding_window", "layer_types")
 
 
 class WindowedDecoder(CheckpointConverter):
-    """A decoder whose classes are those of the family's base under another stem."""
+    """A decoder with the classes of the family's base, whose names have another stem."""
 
     takes_globals = False
     stem: ClassVar[str]

@@ -1,7 +1,7 @@
-"""Encoders with the mechanism `bigbird` as transformers' code has it become transformers' BigBird and BigBird-Pegasus.
+"""Encoders with transformers' variant of `bigbird` become transformers' BigBird or BigBird-Pegasus.
 
-That is ``random_pattern="hf_eval"`` and ``blocks_over="input"``. BigBird counts positions from the first row of its table; in
-BigBird-Pegasus those that Pegasus computes are a table.
+This variant has ``random_pattern="hf_eval"`` and ``blocks_over="input"``. BigBird counts positions from the first row of its table.
+BigBird-Pegasus stores a table of the sinusoids that Pegasus computes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STICKS = "transformers' BigBird computes full attention for good after its first
 
 
 def blocks_refusal(model: LongModel) -> str | None:
-    """Why the layers are not transformers' block-sparse attention, the same in all layers."""
+    """Reason why the layers are not transformers' block-sparse attention with equal options; ``None`` if they are."""
     first = model.layers[0]
     for index, mechanism in enumerate(model.layers):
         if not isinstance(mechanism, BigBird) or mechanism.relative is not None:
@@ -63,14 +63,14 @@ def block_values(model: LongModel) -> dict[str, Any]:
 
 
 def fallback_note(model: LongModel) -> str:
-    """What transformers' BigBird does after a short input."""
+    """A note on what transformers' BigBird does after a short input."""
     o: Any = model.layers[0].options
     return STICKS.format(count=5 + 2 * o.num_random_blocks, size=o.block_size)
 
 
 @register_twin("big_bird")
 class BigBirdTwin(NativeTwin):
-    """BigBird, and BERT and RoBERTa and what has their layers."""
+    """BigBird, for long models of BigBird, BERT, RoBERTa and other encoders with the same layers."""
 
     model_type = "big_bird"
     families = ENCODERS | {"big_bird"}
@@ -113,7 +113,7 @@ INNER_NAMES = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": 
 
 @register_twin("bigbird_pegasus")
 class BigBirdPegasusTwin(NativeTwin):
-    """BigBird-Pegasus, and Pegasus, with biases in its projections and a table of its sinusoids."""
+    """BigBird-Pegasus, for long models of it, and of Pegasus, which has biases and computes its sinusoids."""
 
     model_type = "bigbird_pegasus"
     families = frozenset(("bigbird_pegasus", "pegasus"))

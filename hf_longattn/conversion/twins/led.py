@@ -19,7 +19,7 @@ PROJECTION = {"q": "query", "k": "key", "v": "value"}
 
 @register_twin("led")
 class LED(NativeTwin):
-    """BART."""
+    """LED, for long models of BART."""
 
     model_type = "led"
     families = frozenset(("bart",))

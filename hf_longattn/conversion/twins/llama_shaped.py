@@ -1,7 +1,7 @@
-"""Llama and Mistral with windows: Mistral with one window for all layers, Ministral and SmolLM3 with windows in some.
+"""Llama and Mistral with windows become Mistral (a window in all layers), or Ministral or SmolLM3 (windows in some layers).
 
-All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have them, and leaves rotary positions out of
-layers that ``no_rope_layers`` marks with 0: here none.
+All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have biases. ``no_rope_layers`` of SmolLM3 is 1
+for every layer, which means that every layer has rotary positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BIASES = ("attention_bias", "mlp_bias")
 
 
 class LlamaShaped(NativeTwin):
-    """A decoder with the layers of a Llama."""
+    """A twin with the layers of a Llama."""
 
     families = frozenset(("llama", "mistral"))
     computes = (Window,)
@@ -28,7 +28,7 @@ class LlamaShaped(NativeTwin):
 
     @abstractmethod
     def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
-        """Why it cannot hold this model, whose windows have one width."""
+        """Reason why the twin cannot hold this model, whose windows have one width; ``None`` if it can."""
 
     def lookbacks(self, model: LongModel) -> list[int | None]:
         """How far back each layer sees."""
@@ -40,7 +40,7 @@ class LlamaShaped(NativeTwin):
 
 
 def biased(model: LongModel) -> str | None:
-    """Why an architecture without biases cannot hold this model."""
+    """Reason why an architecture without biases cannot hold this model; ``None`` if the model has no biases."""
     name_of_bias = next((name for name in BIASES if getattr(model.config, name, False)), None)
     return None if name_of_bias is None else f"Layer 0 has biases ({name_of_bias}=True)"
 

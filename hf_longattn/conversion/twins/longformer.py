@@ -1,8 +1,8 @@
 """Encoders with windows and global tokens become transformers' Longformer: RoBERTa's layers, separate projections for global tokens.
 
-Without ``separate_global``, the projections of the global tokens are copies of the layer's. Positions start after the padding token's id,
-as in RoBERTa; a table that starts with position 0 gets that many rows in front. Heads that mark global tokens
-themselves must mark those of the config.
+Without ``separate_global``, the projections of the global tokens are copies of the layer's projections. Positions start after the padding
+token's id, as in RoBERTa; a table that starts with position 0 gets rows in front up to this id. If a head of Longformer chooses global
+tokens, these must be the config's global tokens.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)\.")
 
 
 def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
-    """Why a layer is not a window as Longformer has it."""
+    """The reason why Longformer cannot compute one of these layers; ``None`` if it can compute all."""
     for index, mechanism in enumerate(layers):
         width = band_around(mechanism)
         if width is None:
@@ -72,7 +72,7 @@ NO_GLOBALS = ((), (), False, False, None)
 
 
 def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: tuple[Any, ...], twin_class: str) -> str | None:
-    """Why the twin, whose head marks the tokens ``own`` as global, marks others than the model."""
+    """Reason why a layer has other global tokens than the twin's ``twin_rule``, or takes no mask in a masked model; else ``None``."""
     if model.masked:
         odd = next((index for index, mechanism in enumerate(layers) if not isinstance(mechanism, Longformer)), None)
         if odd is None:
@@ -93,7 +93,7 @@ def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: 
 
 
 def describe_rule(rule: tuple[Any, ...]) -> str:
-    """A rule in words."""
+    """A rule as text."""
     positions, ids, first, second, _ = rule
     parts = [f"position{'s' * (len(positions) > 1)} {', '.join(map(str, positions))}"] if positions else []
     parts += [f"token id{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"] if ids else []
@@ -111,7 +111,7 @@ def _options(rule: tuple[Any, ...]) -> str:
 
 @register_twin("longformer")
 class LongformerTwin(NativeTwin):
-    """RoBERTa and BERT, and what has their layers."""
+    """Longformer, for long models of RoBERTa, BERT and other encoders with the same layers."""
 
     model_type = "longformer"
     families = ENCODERS
@@ -147,7 +147,7 @@ class LongformerTwin(NativeTwin):
         return ((), (), False, True, self._separator(model, separator)) if head == "MultipleChoice" else NO_GLOBALS
 
     def _separator(self, model: LongModel, default: int | None) -> int | None:
-        """The separator that its config will name."""
+        """The separator token of the twin's config."""
         options: Any = model.layers[0].options
         chosen = getattr(options, "separator_token_id", None)
         return default if chosen is None else chosen

@@ -14,7 +14,7 @@ ENCODER = re.compile(r"^(encoder\..*)\.SelfAttention\.")
 
 @register_twin("longt5")
 class LongT5(NativeTwin):
-    """T5 and mT5, which shares its tensors' names."""
+    """LongT5, for long models of T5 and mT5, which have the same tensor names."""
 
     model_type = "longt5"
     families = frozenset(("t5", "mt5"))

@@ -1,7 +1,7 @@
-"""Encoders with the mechanism `nystrom` as transformers' code has it become transformers' Nyströmformer.
+"""Encoders with transformers' variant of `nystrom` become transformers' Nyströmformer.
 
-That is six iterations from ``inv_coeff_init_option="original"``. With landmarks it takes texts of its maximum length alone, without
-padding; with full attention, any text. Its position table starts with two rows that are not positions.
+This variant has six iterations from ``inv_coeff_init_option="original"``. With landmarks the twin takes only texts of its maximum length,
+without padding; with full attention, any text. Its position table starts with two rows that are not positions.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ITERATIONS = 6
 
 @register_twin("nystromformer")
 class NystromformerTwin(NativeTwin):
-    """Nyströmformer, and BERT and RoBERTa and what has their layers."""
+    """Nyströmformer, for long models of Nyströmformer, BERT, RoBERTa and other encoders with the same layers."""
 
     model_type = "nystromformer"
     families = ENCODERS | {"nystromformer"}

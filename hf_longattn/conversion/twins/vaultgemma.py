@@ -12,7 +12,7 @@ from .llama_shaped import layer_types
 
 @register_twin("vaultgemma")
 class VaultGemma(NativeTwin):
-    """A window in any layers of a Gemma."""
+    """VaultGemma, for a Gemma with windows in any layers."""
 
     model_type = "vaultgemma"
     families = frozenset(("gemma",))
