@@ -1,4 +1,4 @@
-"""What a model costs at each length, computed from its shape: operations, activations, and the state of each layer while decoding."""
+"""Costs of a model at each length, computed from its shape: operations, activations, and the decode cache of each layer."""
 
 from __future__ import annotations
 

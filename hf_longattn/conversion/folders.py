@@ -274,7 +274,7 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
     """
     try:
         place = folder_without_weights(source)
-    except CheckpointError:  # no connection, and what was loaded is in memory
+    except CheckpointError:  # no connection: the model is saved without these files
         return []
     files = _files_around(place, (*LICENCES, *PROCESSORS))
     written = [name for name in sorted(files) if not (folder / name).exists()]

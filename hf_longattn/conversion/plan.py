@@ -498,7 +498,7 @@ def _generic_config(
     positions: str,
     length: PlainLengths,
 ) -> tuple[Any, str, str]:
-    """The config of the result, the rule for positions, and why they change the outputs.
+    """The config of the result, the rule for positions, and the reason why these change outputs (empty if they do not).
 
     Args:
         reading: the attention of the stack that reads texts.

@@ -77,8 +77,8 @@ def plan_tensors(
     """Plan every tensor.
 
     Args:
-        source, architecture, renamed: the source, its class, and its tensors from ``renamed_tensors``.
-        skeleton: the result without storage.
+        source, architecture: the source and its classes. renamed: its tensors from ``renamed_tensors``.
+        skeleton: the result on the meta device.
         tables: name of a position table in the result -> (special rows, total rows).
         old_length: tokens the source takes.
         cast: the dtype of floating-point tensors; ``None`` keeps each one's.
@@ -274,7 +274,7 @@ ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "zeroed", "cop
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What happens to one tensor."""
+    """The plan of one tensor."""
 
     name: str
     action: str  # one of ACTIONS
@@ -314,7 +314,7 @@ class ResultPlan:
     source: Source
     architecture: Architecture
     config: Any  # the config of the result
-    inputs: InputSizes  # what source and result read
+    inputs: InputSizes  # sizes of the inputs of source and result
     positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None

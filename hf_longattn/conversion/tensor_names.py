@@ -22,7 +22,7 @@ from ..modeling.family.definition import Family
 
 @dataclass(frozen=True)
 class ModelName:
-    """What a tensor in a file becomes in a model.
+    """The name in a model of a tensor in a file.
 
     name: in the model, with the base model's prefix if the model has one. For a tensor that is split, the name of the first part.
     exists: whether the model has a parameter or buffer of this name.
@@ -164,7 +164,7 @@ def check_layers(names: Iterable[ModelName], model: Any, file: str) -> None:
 
 
 def _layers_field(config: Any, path: str, count: int) -> str:
-    """The field of the config that says how many layers there are at ``path``."""
+    """Name of the config field with the number of layers at ``path``."""
     fields = {
         "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
         "encoder": ("encoder_layers",),

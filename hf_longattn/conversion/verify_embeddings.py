@@ -106,7 +106,7 @@ class EmbeddingCheck:
         return tokens if tokens >= 2 * chunk else 0
 
     def _why_not(self, old: int) -> str:
-        """Why no passage is embedded."""
+        """Reason why no passage is embedded."""
         if self.text.tokenizer is None:
             return f"{self.text.why_seeded}, and embeddings need real text"
         return f"two passages of {min(LENGTHS[0], old)} tokens are needed, and the text has {self.text.real_tokens()}"

@@ -1,4 +1,4 @@
-"""Compare outputs of source and result of a ``--generic`` conversion, with all mechanisms and with those of one tower at a time."""
+"""Compare source and result of a ``--generic`` conversion: with the class's attention, all mechanisms, and one tower's at a time."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _note_covers(name: str, seen: dict[str, bool]) -> Any:
 
 
 def _own_windows(config: Mapping[str, Any]) -> bool:
-    """Whether the source's config has fields for windows."""
+    """Whether the source's config sets fields for windows."""
     return config.get("sliding_window") is not None or config.get("layer_types") is not None
 
 

@@ -88,7 +88,7 @@ def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path |
 
 @dataclass(frozen=True)
 class SizeChecks:
-    """Checks of what source and result return for inputs of two sizes.
+    """Checks of the outputs of source and result for inputs of two sizes.
 
     headless: whether the source has no weights for its head, so that hidden states are compared.
     """

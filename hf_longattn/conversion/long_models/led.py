@@ -36,7 +36,7 @@ class LEDConverter(CheckpointConverter):
 
     def config_values(self, config: Any) -> dict[str, Any]:
         values = {name: value for name, value in config.to_dict().items() if name not in NOT_BARTS}
-        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # where BART has another default, or none
+        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART has other defaults, or none
         return {**defaults, **values, "max_position_embeddings": config.max_encoder_position_embeddings}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:

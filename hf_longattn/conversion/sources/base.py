@@ -42,9 +42,9 @@ class ResultInfo:
 
     destination: where the result will be.
     class_name, module: name and module of its model class.
-    max_length: tokens that it takes; 0 where nothing limits them.
+    max_length: maximum tokens that it takes; 0 if unlimited.
     reads: how much of a text it reads: up to max_length (``LONGEST``), as much as before a conversion (``BEFORE``), or as the source.
-    name: what a reader types to load it; the destination if it is not given.
+    name: what users type to load it; the destination by default.
     """
 
     destination: Path

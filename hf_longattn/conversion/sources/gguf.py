@@ -221,7 +221,7 @@ def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
 
 
 def _check_rotary(reader: Any, file: str, config: dict[str, Any]) -> None:
-    """Refuse scaled rotary positions that are not in the config: transformers' reader can take the base alone."""
+    """Refuse scaled rotary positions that are not in the config, since transformers' reader may read only the base."""
     said = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
     kind = said.get("rope.scaling.type", "linear")
     factor = said.get("rope.scaling.factor", said.get("rope.scale_linear", 1.0))

@@ -180,7 +180,7 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
     """Refuse a config that would make peft fail, now or when somebody loads the result.
 
     Raises:
-        CheckpointError: naming the field, and what it must be.
+        CheckpointError: a field is invalid. The message says what it must be.
     """
     check_fields(config, FIELDS, repr(str(file)))
     infinite = next((key for key, value in config.items() if _not_finite(value)), None)
