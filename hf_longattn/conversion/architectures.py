@@ -55,7 +55,7 @@ OWN_FIELDS = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """The family of a source and the class of its weights, before and after."""
+    """The family of a source, and its model class before and after the conversion."""
 
     family: Family
     source_config: Any  # the family's base config with the source's values
@@ -272,7 +272,7 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     """
     model_type = source.config.get("model_type")
     family = FAMILIES.get(str(model_type))
-    if family is not None and not family.towers:  # plain classes of several towers take mechanisms as well
+    if family is not None and not family.towers:  # towers of plain classes can take mechanisms, too
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")

@@ -43,7 +43,7 @@ LEFT_OUT = (
 """Files of a source that are not copied: the result has its own, or they are about the source's training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 PROCESSORS = ("*processor_config.json", "chat_template*", "*.jinja")
-"""Files of processors and templates, which a model and a tokenizer do not save."""
+"""Files of processors and templates, which are not written when a model and its tokenizer are saved."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 OF_TOKENIZERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 """Further files of some tokenizers."""

@@ -55,7 +55,7 @@ class Inspection:
     other_towers: tuple[str, ...] = ()
     """Names of the towers of a plain class that keep its attention."""
     text_global: bool = False
-    """Whether all tokens but those of pictures are global in the language model of a plain class."""
+    """Whether all tokens except image tokens are global in the language model of a plain class."""
     generic: bool = False
     """Whether the model is a plain class with mechanisms."""
 

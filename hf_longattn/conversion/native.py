@@ -85,7 +85,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     """Plan the native twin of a long checkpoint; `masked` as for :class:`LongModel`.
 
     Raises:
-        ExportError: a short checkpoint, or one without a twin, with the layer and the reason.
+        ExportError: the checkpoint is short, or has no twin. The message names the layer and the reason.
     """
     if not is_long(source.config):
         raise ExportError(
@@ -153,7 +153,7 @@ def _dtype(source: Source) -> torch.dtype:
 
 
 def _computed(name: str, skeleton: nn.Module, model: LongModel) -> bool:
-    """Whether a stock model computes or can do without a tensor that no file has."""
+    """Whether a stock model computes a tensor that no file has, or works without it."""
     table = model.family.table(name)
     return (table is not None and not table.learned) or "pooler" in name or name in dict(skeleton.named_buffers())
 
@@ -238,7 +238,7 @@ def export_native(
         opened = with_kept_adapter(opened)
         plan = plan_twin(opened, masked=global_attention_mask)
         if any(tensor.name not in opened.tensors for tensor in plan.tensors):
-            refuse_adapter(opened)  # it has the long model's names
+            refuse_adapter(opened)  # an adapter has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
         inputs = plan.kind.verification_inputs(plan, verification_text(None))

@@ -1,4 +1,4 @@
-"""The plan of a conversion, from its settings, the source's config and the headers of its tensors; no values are read."""
+"""The plan of a conversion, from its settings, the source's config and the headers of its tensors; values are read only by a search."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ class ConversionPlan(ResultPlan):
 
     @property
     def text_global(self) -> bool:
-        """Whether all tokens but those of pictures are global in the language model of a plain class."""
+        """Whether all tokens except image tokens are global in the language model of a plain class."""
         return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
 
     @property

@@ -75,7 +75,7 @@ def stack_lengths(
 def _source_length(
     source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], *, decoder: bool
 ) -> int:
-    """Maximum length of a stack of the source: its position table without the special rows, or what the config says."""
+    """Maximum length of a stack of the source, from its config. The rows of a position table must agree."""
     config, converter = architecture.source_config, architecture.converter
     if converter is not None and not decoder:
         length = converter.max_length(architecture.original_config)

@@ -278,7 +278,7 @@ class TensorPlan:
 
     name: str
     action: str  # one of ACTIONS
-    dtype: torch.dtype  # as written
+    dtype: torch.dtype  # in the result
     old_shape: tuple[int, ...] | None
     new_shape: tuple[int, ...] | None
     header: TensorHeader | None = None  # the source's tensor that supplies the values
@@ -288,7 +288,7 @@ class TensorPlan:
 
     @property
     def streamed(self) -> TensorHeader | None:
-        """The source's tensor if its bytes can be copied as they are."""
+        """The source's tensor if it can be copied, or cast, block by block; else ``None``."""
         return self.header if self.action in ("kept", "renamed") and self.header is not None and self.header.start is not None else None
 
     @property
@@ -429,7 +429,7 @@ DTYPES = {
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """ "bf16", "float32" … or a torch dtype; None keeps each tensor's.
+    """Parse "bf16", "float32" … or a torch dtype. ``None`` keeps each tensor's dtype.
 
     Raises:
         CheckpointError: not one of ``DTYPES``.

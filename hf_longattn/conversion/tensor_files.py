@@ -172,7 +172,7 @@ def _data_start(file: Path) -> int:
         start = opened.read(8)
         length = int.from_bytes(start, "little")
         if length <= LARGEST_HEADER:
-            with contextlib.suppress(ValueError, RecursionError):  # safetensors refuses what is not JSON
+            with contextlib.suppress(ValueError, RecursionError):  # safetensors itself refuses invalid JSON
                 json.loads(opened.read(length), object_pairs_hook=noted)
     if start == LFS_POINTER[:8]:
         raise CheckpointError(f"{str(file)!r} is only a pointer of Git LFS; fetch the file itself with `git lfs pull`.")

@@ -208,7 +208,7 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
 
 def _text_checks(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Check]:
     lengths = choose_lengths(plan, from_files=scratch is not None)
-    pooling = sentence_pooling(result) if plan.decoder is None else None  # a sentence encoder is one stack
+    pooling = sentence_pooling(result) if plan.decoder is None else None  # sentence encoders have no decoder
     measurement: Measurement = (
         LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
         if pooling is None

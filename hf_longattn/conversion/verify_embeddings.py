@@ -24,13 +24,13 @@ from .report import decision
 
 EMBEDDINGS = "embeddings"
 LENGTHS = (16, 64, 256, 512)
-"""Lengths of passages in tokens, up to the source's maximum; queries are as short as the first."""
+"""Lengths of passages in tokens, used up to the source's maximum. The shortest is the length of a query."""
 PASSAGES = 3
 """Maximum number of passages of each length."""
 SAME = 0.98
 """Maximum cosine that is required of a result, however similar different passages are. Untuned."""
 SHARE = 0.5
-"""Maximum distance from the source's embedding, as a share of the distance between different passages. Untuned: of all-MiniLM-L6-v2 at
+"""Maximum distance from the source's embedding, as a share of the distance between different passages. Untuned: with all-MiniLM-L6-v2 at
 8,192 tokens, Nyström attention (0.4) loses 4 points of MRR in retrieval, and interpolated positions (2.1) lose 48."""
 FLOPS = 1e12
 """Maximum FLOPs for one document. Untuned."""

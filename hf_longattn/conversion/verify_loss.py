@@ -21,7 +21,7 @@ LOSS = "language-model loss by position"
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
 FLOPS_UNASKED, FLOPS_WITH_TEXT = 5e11, 8e12
 LOGITS_BYTES, LOGITS_FROM_FILES = 2e9, 2e8
-"""Maximum bytes of the logits; fewer if the weights stay in their files."""
+"""Maximum bytes of the logits, for models in memory and for models whose weights stay in their files."""
 
 
 class LossCheck:
@@ -108,7 +108,7 @@ class LossCheck:
         if plan.decoder is not None:
             return [Check(LOSS, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
         if plan.architecture.converter is not None and plan.new_length < 2 * plan.old_length:
-            return []  # the outputs are compared, and no longer length is new
+            return []  # outputs are compared anyway, and the length grows too little
         return None
 
     def _affordable(self, count: int) -> int:

@@ -151,7 +151,7 @@ def _unchanged(plan: ConversionPlan, lengths: Lengths) -> int:
 
 
 def _decoder_limit(plan: ConversionPlan) -> int | None:
-    """Maximum length of the source's decoder in an encoder-decoder; `None` for heads that read the whole text in it."""
+    """Maximum length of the source's decoder; `None` without a decoder, and if the head feeds the whole text to it."""
     return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
 
 

@@ -40,7 +40,7 @@ def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[
 
 
 def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None = None) -> list[Check]:
-    """All checks of outputs; the two models are never in memory together.
+    """Run all checks of outputs; the two models are never in memory together.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """

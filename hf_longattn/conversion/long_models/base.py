@@ -126,7 +126,7 @@ class CheckpointConverter(Probing, ABC):
         return TensorRename(name)
 
     def max_length(self, config: Any) -> int | None:
-        """Maximum length of the source, if its position table does not say it (no table, or several of different lengths)."""
+        """Maximum length of a source without a position table, or with tables of different lengths; else ``None``."""
         return None
 
     def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
@@ -137,7 +137,7 @@ class CheckpointConverter(Probing, ABC):
 
 
 def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) -> tuple[Tensor, Tensor]:
-    """Two texts as ``(2, length)`` ids and a bool mask of real tokens; the second has two thirds of them and padding on the right."""
+    """``(2, length)`` ids of two texts, and a bool mask of real tokens. The second text fills two thirds and is padded on the right."""
     short = max(1, 2 * length // 3)
     ids = text.tokens(length + short)[0]
     batch = torch.full((2, length), pad_token_id if pad_token_id is not None and pad_token_id >= 0 else 0)
@@ -154,7 +154,7 @@ def decoder_start(config: Any) -> int:
 
 
 def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
-    """The probes with a short text for the decoder: the start of the text, shifted right by one."""
+    """The probes with a short text for the decoder: the start of the encoder's text, shifted right by one."""
     decoder_probes = []
     for probe in probes:
         ids = probe.inputs["input_ids"]

@@ -61,7 +61,7 @@ class Source:
 
     name: what the user typed.
     folder: with its config, its tokenizer and everything else but the weights.
-    config, tensors: its config.json, and the headers of its tensors by name.
+    config: its config.json. tensors: the headers of its tensors, by name.
     loading: arguments of ``load_weights(class, folder, ...)`` for transformers' own reader of the weights, so that a mistake in `tensors`
         shows in the comparison. ``None`` if transformers cannot read them; then the model gets the values of `tensors`.
     paths: files and folders besides `folder` that belong to it and must not be written to.
@@ -237,7 +237,7 @@ class SourceFormat(ABC):
 
     name: ClassVar[str]
     priority: ClassVar[int] = 100
-    """Higher is asked first; those of this package are below the default, and ``folder``, which takes any folder, has 0."""
+    """Higher priorities are asked first. This package's formats are below the default; ``folder``, which takes any folder, has 0."""
     files: ClassVar[tuple[str, ...]] = ()
     """Patterns of the weight files in a folder. Files that are links to a place outside the folder are refused before `open` is called."""
 
@@ -250,7 +250,7 @@ class SourceFormat(ABC):
         """Read the config and the headers of the tensors; their values are read later, one at a time.
 
         Raises:
-            CheckpointError: in one sentence, what is wrong and what to do.
+            CheckpointError: the message says in one sentence what is wrong and what to do.
         """
 
 
@@ -293,7 +293,7 @@ def open_source(
 
     Args:
         source: a file, a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
-        revision, token: of the Hub repository, which is downloaded into its cache first.
+        revision, token: of the Hub repository, which is first downloaded into the Hub cache.
         headers_only: of a Hub repository, fetch the headers of the weight files instead of the files.
         allow_pickle: read torch's .bin files where there is no safetensors file, with ``weights_only=True``.
         merge_adapter: add a PEFT adapter to the weights of its base instead of keeping it beside them.

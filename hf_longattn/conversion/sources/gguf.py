@@ -46,7 +46,7 @@ class GgufSource(Source):
 
 @register_source("gguf")
 class Gguf(SourceFormat):
-    """A .gguf file, or a folder with one and no safetensors files."""
+    """A .gguf file, or a folder with one .gguf file and no safetensors files."""
 
     priority = 60
 
@@ -248,7 +248,7 @@ def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
 
 
 def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Module) -> dict[str, TensorHeader]:
-    """Every tensor of the file with its name and shape in transformers."""
+    """The headers of the file's tensors, with their names and shapes in transformers."""
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
     processors, default_processor, names_in = (look_up("gguf_readers", which) for which in range(3))
     processor: Any = processors.get(architecture, default_processor)(config=config)

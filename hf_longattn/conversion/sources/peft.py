@@ -30,7 +30,7 @@ PEFT_PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class AdapterSource(WrappedSource):
-    """A base with an adapter that is copied beside the result; it needs a family, since peft finds the base by its class."""
+    """A base with an adapter that is copied beside the result. It needs a Long class, since peft finds the base by its class."""
 
     adapter: Path = field(kw_only=True)
 

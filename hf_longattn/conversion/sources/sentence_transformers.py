@@ -17,7 +17,7 @@ from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceReque
 from .folder import read_config
 
 SETTINGS = "sentence_*_config.json"
-"""Config files of the transformer; in old versions the name in the middle was the architecture's."""
+"""Config files of the transformer; old versions put the architecture's name in the middle."""
 KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi_vector",)}
 """Kinds of models that `longattn train embed` trains, and the options for it."""
 CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")

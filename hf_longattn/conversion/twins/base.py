@@ -53,7 +53,7 @@ class LongModel:
 
     @cached_property
     def head(self) -> str:
-        """The class of the base, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
+        """Name of the base class, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
         return next(name for name, long_class in self.family.heads.items() if long_class == self.class_name)
 
     @property
@@ -111,7 +111,7 @@ class NativeTwin(ABC):
         return model.base in self.families
 
     def twin_model_type(self, model: LongModel) -> str:
-        """transformers' model type of the model's twin."""
+        """transformers' model type of the twin for this model."""
         return self.model_type
 
     @abstractmethod
@@ -210,7 +210,7 @@ def _discover() -> None:
 
 
 def native_twins() -> tuple[NativeTwin, ...]:
-    """Every twin, in the order in which they are asked."""
+    """Every twin, in the order in which :func:`choose_twin` asks them."""
     _discover()
     return tuple(TWINS[name] for name in sorted(TWINS, key=lambda name: (TWINS[name].rank, name)))
 

@@ -50,7 +50,7 @@ def head_of(model: LongModel) -> str:
 
 
 def common_name(name: str, model: LongModel) -> str:
-    """The name of a tensor of the long model in the common names."""
+    """The common name of a tensor of the long model."""
     head = head_of(model)
     inner = PREFIX.sub("", name)
     if head == "Model" or inner != name:

@@ -31,7 +31,7 @@ class LlamaShaped(NativeTwin):
         """Reason why the twin cannot hold this model, whose windows have one width; ``None`` if it can."""
 
     def lookbacks(self, model: LongModel) -> list[int | None]:
-        """How far back each layer sees."""
+        """How many tokens back each layer sees; ``None`` for all."""
         return band_refusal(model)[1]
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def biased(model: LongModel) -> str | None:
 
 @register_twin("mistral")
 class Mistral(LlamaShaped):
-    """One window for all layers."""
+    """Mistral, with one window for all layers."""
 
     model_type = "mistral"
     rank = 20
@@ -66,7 +66,7 @@ def layer_types(lookbacks: list[int | None]) -> list[str]:
 
 @register_twin("ministral")
 class Ministral(LlamaShaped):
-    """A window in some layers."""
+    """Ministral, with a window in some layers."""
 
     model_type = "ministral"
     rank = 30
@@ -81,7 +81,7 @@ class Ministral(LlamaShaped):
 
 @register_twin("smollm3")
 class SmolLM3(LlamaShaped):
-    """A window in any layers, and biases."""
+    """SmolLM3, with a window in any layers, and biases."""
 
     model_type = "smollm3"
     rank = 40

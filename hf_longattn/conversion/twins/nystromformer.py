@@ -115,7 +115,7 @@ class NystromformerTwin(NativeTwin):
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         tensors = {renamed(name, "nystromformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
-        if self._kernel(model) is None:  # its config needs a convolution; this one adds nothing
+        if self._kernel(model) is None:  # Nyströmformer always has a convolution; zeros add nothing
             inner = "" if head_of(model) == "Model" else "nystromformer."
             tensors |= {f"{inner}encoder.layer.{layer}.attention.self.conv.weight": torch.zeros for layer in range(len(model.layers))}
         return tensors
