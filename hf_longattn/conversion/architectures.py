@@ -267,7 +267,7 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     """The architecture of a source without a family.
 
     Raises:
-        CheckpointError: the source names no class of transformers, has Long classes, or is a long checkpoint.
+        CheckpointError: the source names no class of transformers, is a long checkpoint, or has Long classes and no towers.
         BackendError: the class does not use transformers' AttentionInterface.
     """
     model_type = source.config.get("model_type")

@@ -83,8 +83,8 @@ def write_folder(
         source: the checkpoint that the result is made from.
         result: facts about the result, for the source and the card.
         weights: writes the weights and ``config.json`` into an empty folder, and returns their names.
-        report: called with the folder, complete but for report and card, and the names of all files; returns the report. If it raises, no
-            folder is left.
+        report: called with the folder, complete but for report and card, and the names of all files; returns the report. If it raises,
+            nothing is written.
         report_file: the name of the report's file.
         introduction: the first sentence of the card.
         card: more arguments of :func:`~hf_longattn.hub.model_card`, from the report.
@@ -181,7 +181,7 @@ def write_planned(
         progress: called as progress(stage, done, total).
 
     Raises:
-        CheckpointError: a check failed, and no folder was left; or as :func:`write_folder`.
+        CheckpointError: a check failed, and nothing was written; or as :func:`write_folder`.
     """
 
     def write(stage: Path) -> list[str]:

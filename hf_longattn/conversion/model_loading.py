@@ -307,7 +307,7 @@ class WeightsInFiles:
         return with_loader(model_class, load)
 
     def give_to(self, model: nn.Module, in_memory: str | None = None) -> None:
-        """Make a loaded model read each parameter without values from its file on access.
+        """Make a loaded model read its parameters on the meta device from their files, on each access.
 
         Args:
             model: from `from_pretrained` of the class that `loading` returned.

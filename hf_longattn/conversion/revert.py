@@ -315,7 +315,7 @@ def _base_skeleton(source: Source, family: Family, base_class: str, config: Any,
 
 
 def _with_all_heads(source: Source, name: str, shape: tuple[int, ...], cast: torch.dtype | None) -> TensorPlan:
-    """Plan a tensor of a layer with pruned heads. Zeros replace them, since plain layers have equally many heads."""
+    """Plan a tensor of a layer with pruned heads. Zeros replace the heads, since plain layers have equally many."""
     header = source.tensors[name]
     return TensorPlan(name, "changed", cast or header.dtype, header.shape, shape, header, change=partial(with_silent_heads, shape=shape))
 

@@ -113,7 +113,7 @@ INNER_NAMES = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": 
 
 @register_twin("bigbird_pegasus")
 class BigBirdPegasusTwin(NativeTwin):
-    """BigBird-Pegasus, for long models of it, and of Pegasus, which has biases and computes its sinusoids."""
+    """BigBird-Pegasus, for long models of BigBird-Pegasus, and of Pegasus (with biases, and a table of its sinusoids)."""
 
     model_type = "bigbird_pegasus"
     families = frozenset(("bigbird_pegasus", "pegasus"))
