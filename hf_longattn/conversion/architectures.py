@@ -1,4 +1,4 @@
-"""The class of a source and the Long class that takes its weights, with their configs and models without storage."""
+"""The model class of a source and the Long class for its weights, with their configs, and models on the meta device."""
 
 from __future__ import annotations
 
@@ -55,38 +55,38 @@ OWN_FIELDS = (
 
 @dataclass(frozen=True)
 class Architecture:
-    """The family of a source and the class of its weights, before and after."""
+    """The family of a source, and its model class before and after the conversion."""
 
     family: Family
     source_config: Any  # the family's base config with the source's values
     source_class: str  # "BertForQuestionAnswering"
     long_class: str  # "LongBertForQuestionAnswering"
-    converter: CheckpointConverter | None = None  # for a source of another architecture
-    original_config: Any = None  # its config then
-    tower: str | None = None  # its name, for a tower of a model whose folder has others
+    converter: CheckpointConverter | None = None  # for a source of a long stock architecture, such as Longformer
+    original_config: Any = None  # the source's own config, if there is a converter
+    tower: str | None = None  # name of the tower, if the source is one of several towers in its folder
 
     @property
     def kind(self) -> InputKind:
-        """What the source reads."""
+        """The kind of input that the source reads."""
         return kind_of(self.family)
 
     def original_attention(self) -> LongAttentionConfig | None:
-        """The attention equal to that of a source of another architecture; ``None`` for a plain model."""
+        """The attention that computes the same as a source with a converter; ``None`` for other sources."""
         return None if self.converter is None else self.converter.attention(self.original_config, self.source_class)
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether the source has an encoder and a decoder, not only the decoder of such a base."""
+        """Whether the source has both an encoder and a decoder."""
         return self.family.has_encoder(self.long_class) and self.family.has_decoder(self.long_class)
 
     @property
     def decoder_alone(self) -> bool:
-        """Whether the source is the decoder of such a base."""
+        """Whether the source is only the decoder of an encoder-decoder architecture."""
         return self.family.two_stacks and not self.family.has_encoder(self.long_class)
 
     @property
     def decoder_reads_text(self) -> bool:
-        """Whether the head reads the decoder's output for every token of the text, so that the decoder is as long as the encoder."""
+        """Whether the head feeds the whole text to the decoder, which must then be as long as the encoder."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
 
     def long_config(
@@ -100,7 +100,7 @@ class Architecture:
         """The config of the result: the source's values, the attention, and the new positions.
 
         Args:
-            attention, decoder_attention: of the model, and of the decoder of an encoder-decoder.
+            attention: of the encoder, or of the only stack. decoder_attention: of the decoder of an encoder-decoder.
             lengths: field of the config -> its new value.
             rope: rotary positions; ``None`` for position tables.
             rule: how position tables are extended.
@@ -132,7 +132,7 @@ class Architecture:
         return self.family.model_class(self.long_class)
 
     def skeleton(self, config: Any) -> nn.Module:
-        """The long model without storage, for its names and shapes.
+        """The long model on the meta device, for tensor names and shapes.
 
         Raises:
             CheckpointError: the config contradicts itself.
@@ -212,15 +212,15 @@ def _supported(family: Family, converter: CheckpointConverter | None, model_type
 
 
 def _without_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Config values without those that identify the source."""
+    """Config values without ``model_type`` and ``architectures``."""
     return {name: value for name, value in values.items() if name not in ("model_type", "architectures")}
 
 
 def config_of_towers(config: Any, towers: Mapping[str, Any], config_class: type[Any], class_name: str, origin: str) -> Any:
-    """The config of a whole model for ``class_name``, of class ``config_class``: ``config`` with the configs of its ``towers``.
+    """A ``config_class`` for ``class_name``: the values of ``config``, with the configs of ``towers`` in their fields.
 
     Raises:
-        CheckpointError: they make no valid one; ``origin`` says where they come from.
+        CheckpointError: the config is invalid. ``origin`` says in the message where its values come from.
     """
     values = {name: value for name, value in config.to_dict().items() if name not in NAMES}
     for name, tower in towers.items():
@@ -234,7 +234,7 @@ def config_of_towers(config: Any, towers: Mapping[str, Any], config_class: type[
 
 @dataclass(frozen=True)
 class PlainFamily(Family):
-    """An architecture without Long classes, which is not registered."""
+    """The family of an architecture without Long classes. It is not registered."""
 
     def __post_init__(self) -> None:
         pass
@@ -245,11 +245,11 @@ class PlainFamily(Family):
 
 @dataclass(frozen=True)
 class GenericArchitecture(Architecture):
-    """A class of transformers that keeps its name, its config and its weights."""
+    """An architecture for ``--generic``: the result keeps the source's class, config and weights."""
 
     @property
     def encoder_decoder(self) -> bool:
-        """Both stacks have the same attention."""
+        """Always false: encoder and decoder have the same attention."""
         return False
 
     @property
@@ -257,7 +257,7 @@ class GenericArchitecture(Architecture):
         return getattr(transformers, self.source_class)
 
     def skeleton(self, config: Any) -> nn.Module:
-        """The plain model without storage, with its mechanisms."""
+        """The plain model on the meta device, with mechanisms attached."""
         plain: Any = super().skeleton(config)
         with torch.device("meta"):
             return enable_long_attention(plain, config.long_attention)
@@ -267,12 +267,12 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     """The architecture of a source without a family.
 
     Raises:
-        CheckpointError: no class of transformers, or one that has a family.
-        BackendError: it is not on transformers' AttentionInterface.
+        CheckpointError: the source names no class of transformers, is a long checkpoint, or has Long classes and no towers.
+        BackendError: the class does not use transformers' AttentionInterface.
     """
     model_type = source.config.get("model_type")
     family = FAMILIES.get(str(model_type))
-    if family is not None and not family.towers:  # plain classes of several towers take mechanisms as well
+    if family is not None and not family.towers:  # towers of plain classes can take mechanisms, too
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")
@@ -303,7 +303,7 @@ def read_generic(source: Source) -> GenericArchitecture:
 
 
 def generic_hint(source: Source) -> str:
-    """What can be done with a source without a family, as a relative clause."""
+    """A relative clause that says what can be done with a source without Long classes."""
     base, why = _class_of(source), declared()["refused"].get(str(source.config.get("model_type")))
     if base is None:
         return f"which is not supported: transformers {transformers.__version__} has no class of this type"
@@ -360,13 +360,13 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
 
 
 OLD_NAMES = {"gamma": "weight", "beta": "bias"}
-"""LayerNorm parameters in the first checkpoints."""
+"""Names of LayerNorm parameters in the first checkpoints, mapped to the current names."""
 FIRST = ("ForMaskedLM", "ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-"""Preferred classes after the base model, in this order, if several fit equally well."""
+"""Endings of class names preferred on ties: after the base model, the first ending, then the others by class name."""
 
 
 def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHeader]) -> str:
-    """The class of the base that matches the most tensors of a checkpoint and lacks the fewest.
+    """The base class that matches the most tensors of a checkpoint and misses the fewest.
 
     Raises:
         CheckpointError: the config is invalid.
@@ -391,6 +391,6 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
 
 
 def current_name(name: str) -> str:
-    """A tensor's name in current models; transformers still writes some architectures' LayerNorms under the first checkpoints' names."""
+    """A tensor's name in current models. For some architectures transformers still writes LayerNorm's ``gamma`` and ``beta``."""
     stem, dot, last = name.rpartition(".")
     return f"{stem}{dot}{OLD_NAMES.get(last, last) if stem.endswith('LayerNorm') else last}"

@@ -1,4 +1,4 @@
-"""The settings of a conversion and of its reversal, listed once: command line, plan, conversion and report are made from them.
+"""Settings of a conversion and of a reversal: the single source for command line, plan, conversion and report.
 
 Nothing heavy is imported here, since the command line reads the help texts when it starts.
 """
@@ -26,7 +26,7 @@ S = TypeVar("S", bound="Settings")
 UNITS = ("", "KB", "MB", "GB", "TB")
 SHARD_SIZE = re.compile(r"(?P<number>[0-9]{1,15}(\.[0-9]{1,9})?) ?(?P<unit>[KMGT]B)?")
 AUTO = "auto"
-"""In place of a mechanism: one is chosen for every layer, as :func:`hf_longattn.search_design` does."""
+"""The value of ``mechanism`` for which a search chooses one for every layer, as :func:`hf_longattn.search_design` does."""
 
 
 def setting(
@@ -43,19 +43,19 @@ def setting(
     planned: bool = False,
     secret: bool = False,
 ) -> Any:
-    """A field with what a user wants to know about it.
+    """A dataclass field with the metadata of its help text and its flag.
 
     Args:
         default: its value if nothing is given.
         help: its meaning, in a sentence.
         unset: what the default ``None`` or ``"auto"`` means.
-        unit: of its number.
-        flag: of the command line; "" makes it from the field's name, "-" is none.
-        flag_help: of a flag with the opposite meaning.
+        unit: of a number.
+        flag: on the command line; "" derives it from the field's name, "-" means no flag.
+        flag_help: help of a flag with the opposite meaning, such as --no-verify.
         type: of one value on the command line; ``list`` for a flag that can be repeated.
         metavar: the form of a value, in the help.
-        minimum: the least number.
-        planned: a plan depends on it, so that `longattn plan` has the flag too.
+        minimum: the smallest valid number.
+        planned: the plan depends on it, so `longattn plan` has the flag too.
         secret: never written into a report.
     """
     about: dict[str, Any] = {"help": help, "unset": unset, "unit": unit, "flag": flag, "flag_help": flag_help or help, "metavar": metavar}
@@ -65,10 +65,10 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the settings of a conversion and of its reversal share."""
+    """Base class of the settings of a conversion and of a reversal."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that differ from their defaults, JSON-serialisable, for the report: files by name, and no secrets."""
+        """Settings that differ from their defaults, JSON-serialisable, for the report: paths as file names, without secrets."""
         values = {}
         for setting in fields(self):
             value = getattr(self, setting.name)
@@ -79,7 +79,7 @@ class Settings:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it."""
+    """A JSON-serialisable form of a value."""
     if isinstance(value, Mapping):
         return {str(name): _plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -287,7 +287,7 @@ class ConversionConfig(Settings):
 
     @classmethod
     def from_keywords(cls, config: ConversionConfig | None, values: Mapping[str, Any]) -> ConversionConfig:
-        """A config as it is, or one from keywords: those that are not fields are options of the mechanism (``window=512``).
+        """``config`` itself, or a config made from keywords. Keywords that are not fields are mechanism options (``window=512``).
 
         Raises:
             OptionError: both are given, or an option is given twice.
@@ -303,7 +303,7 @@ class ConversionConfig(Settings):
         return cls(**{**chosen, "options": {**listed_options, **options} or None})
 
     def without_search(self) -> ConversionConfig:
-        """The settings without a mechanism that has to be searched."""
+        """The settings without ``mechanism="auto"`` and the settings of its search."""
         return replace(self, mechanism=None, budget=None, search_text=None, search_images=None, search_audio=None)
 
     def check_early(self) -> None:
@@ -322,18 +322,18 @@ class ConversionConfig(Settings):
 
     @property
     def names_attention(self) -> bool:
-        """Whether an attention was asked for at all."""
+        """Whether a mechanism, options, layers or a whole configuration were given."""
         return any(value for value in (self.mechanism, self.long_attention, self.options, self.layers))
 
     def attention(self, original: LongAttentionConfig | None = None) -> LongAttentionConfig:
         """The mechanism with options and layers, or the whole configuration.
 
         Args:
-            original: the attention of a source that is long already, in which the given options replace its own, unless another
-                mechanism is named.
+            original: the attention of a source that is already long. Given options replace its options; another mechanism replaces
+                all of it.
 
         Raises:
-            OptionError: both were given.
+            OptionError: a whole configuration was given together with a mechanism, options or layers.
             UnknownMechanismError, OptionError: from the configuration itself, with the nearest valid name.
         """
         from ..configuration import LongAttentionConfig
@@ -366,7 +366,7 @@ def shard_bytes(size: str | int) -> int:
 
 
 def _of_conversion(name: str) -> Any:
-    """A setting that a conversion has, too."""
+    """A copy of a field of :class:`ConversionConfig`."""
     entry = next(entry for entry in fields(ConversionConfig) if entry.name == name)
     return field(default=entry.default, repr=entry.repr, metadata=entry.metadata)
 
@@ -395,7 +395,7 @@ class RevertConfig(Settings):
 
     @classmethod
     def from_keywords(cls, config: RevertConfig | None, values: Mapping[str, Any]) -> RevertConfig:
-        """A config as it is, or one from keywords.
+        """``config`` itself, or a config made from keywords.
 
         Raises:
             OptionError: both are given, or a keyword is not a setting.
@@ -407,7 +407,7 @@ class RevertConfig(Settings):
 
 
 def _alone(config: S, values: Mapping[str, Any]) -> S:
-    """The config, refused if there are keywords as well."""
+    """Return the config; raise ``OptionError`` if keywords were given as well."""
     if values:
         raise OptionError(f"{next(iter(values))!r} was given together with a config; put it into the config (dataclasses.replace).")
     return config

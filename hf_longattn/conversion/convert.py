@@ -89,11 +89,11 @@ def _converted(
     clock: dict[str, float],
     progress: StageProgress | None,
 ) -> ConversionReport:
-    """Write and verify what is planned.
+    """Write and verify a planned conversion.
 
     Args:
-        text: to verify with, and where it is from.
-        clock: times of the beginning and of the plan.
+        text: the text for verification, and where it is from.
+        clock: the times "start" and "planned".
     """
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
@@ -131,11 +131,11 @@ def _converted(
 
 
 def next_step(plan: ConversionPlan) -> dict[str, Any]:
-    """How the result is trained, as a report keeps it: {"command": words} or {"advice": text}, with "{model}" for the model's name.
+    """How to train the result, for the report: {"command": words} or {"advice": text}, with "{model}" for the model's name.
 
-    A language model is trained on long text (mlm or clm, as its head predicts), or by attention distillation if its mechanisms have
-    parameters to learn, as a sentence encoder is then, too; a classifier on labelled documents or pictures; a question-answering model, or
-    an encoder without a head, on questions.
+    Language models train on long text (mlm or clm, by their head), or by attention distillation if a mechanism has parameters to learn;
+    sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or pictures; question-answering
+    models, and encoders without a head, on questions.
     """
     if plan.generic:
         return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}

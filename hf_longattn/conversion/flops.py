@@ -1,4 +1,4 @@
-"""What a model costs at each length, computed from its shape: operations, activations, and the state of each layer while decoding."""
+"""Costs of a model at each length, computed from its shape: operations, activations, and the decode cache of each layer."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite
 
 Result = TypeVar("Result")
 
-FAR = 45 << 16
-"""A length that is a multiple of most block and segment sizes."""
+PROBE_LENGTH = 45 << 16
+"""Length in tokens at which growth of the decode cache is measured: beyond windows, a multiple of most block and segment sizes."""
 NUMBER_OF_LAYER = re.compile(r".*\.\d+(?=\.)")
-"""The start of a module's name up to the last number, which is the layer's in its stage."""
+"""Matches a module's name up to its last number, the number of the layer within its stage."""
 DTYPES = {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}
 
 
@@ -48,9 +48,9 @@ class ModelShape:
     causal: bool
     matrix_parameters: int  # weights that multiply every token: all matrices except the embeddings
     element_bytes: int
-    cross_layers: int = 0  # layers of a decoder that keep keys and values of the whole text
-    layer_widths: tuple[int, ...] = ()  # of every layer, and its matrix parameters, where layers differ
-    layer_matrices: tuple[int, ...] = ()
+    cross_layers: int = 0  # number of cross-attention layers, which cache keys and values of all encoder tokens
+    layer_widths: tuple[int, ...] = ()  # hidden size of every layer, if layers differ; else empty
+    layer_matrices: tuple[int, ...] = ()  # matrix parameters of every layer, if widths differ; else empty
 
     @property
     def token_bytes(self) -> int:
@@ -59,11 +59,11 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
-        """From a transformers config; for an encoder-decoder, the decoder if `causal`, else the encoder."""
+        """The shape from a transformers config; of an encoder-decoder, the decoder's if `causal`, else the encoder's."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
         hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
-        if not isinstance(heads, int):  # of every stage, the narrowest first
+        if not isinstance(heads, int):  # one number per stage, the narrowest stage first
             heads, hidden, layers = heads[0], config.embed_dim, sum(config.depths)
         return cls(
             layers=layers,
@@ -84,24 +84,24 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DecodeState:
-    """One layer after ``length`` tokens: its bytes, and the bytes that each further token adds (0: constant size)."""
+    """The decode cache of one layer: its bytes, and the bytes that each further token adds (0 if its size is constant)."""
 
     bytes: int
     per_token: int
 
 
 def decode_states(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> list[DecodeState]:
-    """The state of every layer after ``length`` tokens."""
+    """The decode cache of every layer after ``length`` tokens."""
     return _of_each(mechanisms, lambda mechanism: DecodeState(_bytes(mechanism, shape, length), _growth(mechanism, shape)))
 
 
 def state_bytes(mechanisms: Iterable[Mechanism], shape: ModelShape, length: int) -> int:
-    """Bytes that all layers keep of ``length`` tokens, for one sequence."""
+    """Total bytes of all layers' decode caches after ``length`` tokens of one sequence."""
     return sum(_of_each(mechanisms, lambda mechanism: _bytes(mechanism, shape, length)))
 
 
 def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Result]) -> list[Result]:
-    """The result for every layer, computed once for layers with equal options."""
+    """``find(mechanism)`` for every layer, computed once for layers with equal options."""
     known: dict[object, Result] = {}
     results = []
     for mechanism in mechanisms:
@@ -113,7 +113,7 @@ def _of_each(mechanisms: Iterable[Mechanism], find: Callable[[Mechanism], Result
 
 
 def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
-    """Bytes that one layer keeps of ``length`` tokens, for one sequence."""
+    """Bytes of one layer's decode cache after ``length`` tokens of one sequence."""
     if mechanism.traits.recursion is not None:
         recursion = mechanism.traits.recursion
         return (recursion.length - recursion.memory) * shape.token_bytes
@@ -133,15 +133,15 @@ def _bytes(mechanism: Mechanism, shape: ModelShape, length: int) -> int:
 
 
 def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
-    """Bytes that a further token adds on average, after any window or segment is full."""
+    """Average bytes that a further token adds once windows and segments are full."""
     if mechanism.traits.stateful or keys_per_query(mechanism) is not None:
         return 0
-    near, far = (_bytes(mechanism, shape, tokens) for tokens in (FAR, 2 * FAR))
-    return (far - near) // FAR if far - near > FAR * shape.token_bytes // 1000 else 0
+    near, far = (_bytes(mechanism, shape, tokens) for tokens in (PROBE_LENGTH, 2 * PROBE_LENGTH))
+    return (far - near) // PROBE_LENGTH if far - near > PROBE_LENGTH * shape.token_bytes // 1000 else 0
 
 
 def with_storage(mechanism: Mechanism) -> Mechanism:
-    """A new mechanism of the same layer with the same options, since the given one may be on the meta device."""
+    """A newly initialised copy of a mechanism, since the given one may be on the meta device."""
     sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
     again = type(mechanism)(*sizes, mechanism.options)
     again.layer = mechanism.layer
@@ -149,7 +149,7 @@ def with_storage(mechanism: Mechanism) -> Mechanism:
 
 
 def _measured(mechanism: Mechanism, shape: ModelShape) -> int:
-    """The size of the state after one token; it is constant."""
+    """Bytes of the recurrent state, measured after one token; the size is constant."""
     dtype = DTYPES[shape.element_bytes]
     layer = with_storage(mechanism).to(dtype)
     q = torch.zeros(1, layer.num_heads, 1, layer.head_dim, dtype=dtype)
@@ -184,7 +184,7 @@ def model_shape(config: Any, skeleton: nn.Module, dtypes: Iterable[torch.dtype])
 
 
 def _layer_matrices(skeleton: nn.Module, sites: Iterable[AttentionSite]) -> tuple[int, ...]:
-    """The matrix parameters of the layer of every attention module."""
+    """Number of matrix parameters in each attention module's layer."""
     starts = [NUMBER_OF_LAYER.match(site.name) for site in sites]
     layers = [skeleton.get_submodule(start[0]) for start in starts if start is not None]
     return tuple(sum(p.numel() for p in layer.parameters() if p.ndim == 2) for layer in layers)
@@ -214,7 +214,7 @@ def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelSh
 def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int | None) -> list[Mechanism]:
     """The mechanism of every layer; layers with equal options share one, since cost does not depend on the layer.
 
-    max_length: the longest input in tokens, ``None`` for a model whose config does not say, such as one of images.
+    max_length: the longest input in tokens; ``None`` if the config does not say, for example for images.
     """
     sizes: dict[str, Any] = {"num_heads": shape.heads, "head_dim": shape.head_dim, "hidden_size": shape.hidden, "max_length": max_length}
     built: dict[str, Mechanism] = {}
@@ -260,7 +260,7 @@ def cost_of(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) 
 
 
 def cost_with(size: InputSize, mechanisms: Sequence[Mechanism], shape: ModelShape) -> LengthCost:
-    """:func:`cost_at` for one input of this size, with these mechanisms of the layers."""
+    """:func:`cost_at` for one input of this size, with one of ``mechanisms`` per layer."""
     layers, named = size.bound(mechanisms), {"size": size.value, "size_name": size.cost_name} if size.cost_name else {}
     if not shape.layer_widths:
         return replace(cost_at(size.tokens, shape, layers), **named)
@@ -277,7 +277,7 @@ def cost_with(size: InputSize, mechanisms: Sequence[Mechanism], shape: ModelShap
 
 
 def _of_width(shape: ModelShape, width: int, matrices: int) -> ModelShape:
-    """The shape of one layer of another width."""
+    """``shape`` for one layer with the hidden size ``width``."""
     heads, inner = width // shape.head_dim, width * shape.intermediate // shape.hidden
     return replace(shape, heads=heads, kv_heads=heads, hidden=width, intermediate=inner, matrix_parameters=matrices)
 
@@ -286,10 +286,10 @@ def _of_width(shape: ModelShape, width: int, matrices: int) -> ModelShape:
 class MechanismCost:
     """The cost of a model with one mechanism in every layer at several lengths, for one sequence.
 
-    mechanism: its name; the first row is the plan's own attention.
+    mechanism: its name, or "as planned" for the plan's attention.
     flops: of the whole model.
     bytes: of the widest layer's activations, plus the decode cache.
-    refused: why it needs further options; empty if it does not.
+    refused: the error message if the mechanism needs further options; else empty.
     """
 
     mechanism: str
@@ -301,7 +301,7 @@ class MechanismCost:
 def compare_at_sizes(
     attention: LongAttentionConfig, shape: ModelShape, sizes: Sequence[InputSize], names: Sequence[str]
 ) -> list[MechanismCost]:
-    """The planned attention, then each mechanism of these ``names`` with its default options; counted from shapes."""
+    """Costs of the planned attention, then of each mechanism in ``names`` with default options; counted from shapes."""
 
     def count(chosen: LongAttentionConfig) -> list[LengthCost]:
         return [cost_with(size, _without_values(chosen, shape, size.tokens), shape) for size in sizes]
@@ -322,14 +322,14 @@ def _cost(
 
 
 def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: int) -> list[Mechanism]:
-    """The mechanisms of a model for this length, on the meta device: their parameters can be larger than the model."""
+    """The mechanism of every layer for this length, on the meta device, since its parameters can be larger than the model."""
     with torch.device("meta"):
         return layer_mechanisms(attention, shape, length)
 
 
 @cache
 def matrix_speed(size: int = 1024, rounds: int = 5, dtype: torch.dtype = torch.float32) -> float:
-    """Operations per second of this machine's matrix product, the best of some rounds: an upper bound for any model."""
+    """FLOPs per second of a matrix product on this machine, the best of ``rounds``; an upper bound for any model."""
     a = torch.ones(size, size, dtype=dtype)
     a @ a
     best = float("inf")

@@ -1,7 +1,7 @@
-"""The folder of a result: weights and config are the command's, everything else that belongs to a model comes along from its source.
+"""The folder of a result: weights and config of the command, and the source's other files.
 
-Every command that writes a model writes it by :func:`write_folder`: tokenizer, templates, generation and processor configs, the modules and
-prompts of sentence-transformers, an adapter, licence, report and card. The folder is built next to its destination and renamed.
+Every command that writes a model calls :func:`write_folder`, which adds tokenizer, templates, generation and processor configs, modules
+and prompts of sentence-transformers, an adapter, licence, report and card. The folder is built next to its destination and renamed.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ LEFT_OUT = (
     "config.json", "README.txt", "*_report.json", "*.index.json", "trainer_state.json", "*_results.json", "training_log.json",
     *PREDICTIONS,
 )  # fmt: skip
-"""Files of a source that a result has anew (reports are of one command's result), or that are of its training and evaluation."""
+"""Files of a source that are not copied: the result has its own, or they are about the source's training and evaluation."""
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*")
 PROCESSORS = ("*processor_config.json", "chat_template*", "*.jinja")
-"""Files of processors and templates, which a model and a tokenizer do not save."""
+"""Files of processors and templates, which are not written when a model and its tokenizer are saved."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 OF_TOKENIZERS = ("merges.txt", "added_tokens.json", "special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 """Further files of some tokenizers."""
 ANY_TOKENIZER, ANY_FAST_TOKENIZER = "TokenizersBackend", "PreTrainedTokenizerFast"
-"""transformers' class for any tokenizer.json, and its name that transformers 4 knows as well."""
+"""Names of transformers' class for any tokenizer.json; transformers 4 knows only the second."""
 
 
 class Report(Protocol):
-    """What a command says of its result."""
+    """The report of a command about its result."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
@@ -80,26 +80,26 @@ def write_folder(
     """Write the folder of a result, whole or not at all.
 
     Args:
-        source: what it is made from.
-        result: what the source and the card need to know of it.
+        source: the checkpoint that the result is made from.
+        result: facts about the result, for the source and the card.
         weights: writes the weights and ``config.json`` into an empty folder, and returns their names.
-        report: examines the folder, which lacks only its report and its card, and returns the report; what it raises ends everything. It is
-            given the names of all files.
+        report: called with the folder, complete but for report and card, and the names of all files; returns the report. If it raises,
+            nothing is written.
         report_file: the name of the report's file.
         introduction: the first sentence of the card.
         card: more arguments of :func:`~hf_longattn.hub.model_card`, from the report.
         made_from: what the user calls the source, for the card; the source's name if it is not given.
         tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
-        generated: the lengths of generated text, if the limit of the generation config is to follow.
-        changed_files: values of JSON files that come along, in place of those in the source's.
-        needed_bytes: free space to ask for.
+        generated: old and new length of generated text; a generation config limited to the old length gets the new one.
+        changed_files: new contents of copied JSON files, by file name.
+        needed_bytes: required free disk space.
         overwrite: replace an existing folder.
 
     Returns:
         The report.
 
     Raises:
-        CheckpointError: a damaged file among those that come along; or as :func:`~hf_longattn.staging.staged_folder`.
+        CheckpointError: a copied file is damaged; or as :func:`~hf_longattn.staging.staged_folder`.
     """
     with staged_folder(result.destination, needed_bytes=needed_bytes, overwrite=overwrite) as stage:
         files = weights(stage)
@@ -125,12 +125,12 @@ def write_folder(
 def open_for_writing(
     model: str | Path, destination: str | Path, *, overwrite: bool, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Source, Path]:
-    """Open a checkpoint that a result is made from, and check where the result goes.
+    """Open the source of a result, and check the destination.
 
     Args:
         model: a folder, or a Hub repository id.
         destination: the folder of the result.
-        overwrite: it may exist.
+        overwrite: the destination may exist.
         revision, token: of a Hub repository.
 
     Returns:
@@ -167,21 +167,21 @@ def write_planned(
     """Write a planned checkpoint by :func:`write_folder`, and verify it.
 
     Args:
-        plan, result: what is written, and what the card needs to know of it.
+        plan: what is written. result: facts about the result, for the card.
         added: values of the tensors that the source does not have.
-        verify: examines the folder.
-        verified_on: the text that the result is run on; ``None`` if it is not verified.
-        earlier_checks: they come first in the report.
+        verify: checks the written folder.
+        verified_on: description of the inputs for verification; ``None`` without verification.
+        earlier_checks: checks that come first in the report.
         finish: completes the folder after it was verified.
-        next_step: how the result is trained, from all checks; for :attr:`ConversionReport.next_step`.
+        next_step: makes :attr:`ConversionReport.next_step` from all checks.
         settings: of the command, for the report.
         clock: the times "start" and "planned" of :func:`~.report.seconds`.
-        generated: the lengths of generated text; those of the plan if they are not given.
+        generated: old and new length of generated text; by default the plan's lengths.
         report_file, introduction, made_from, overwrite: as for :func:`write_folder`.
         progress: called as progress(stage, done, total).
 
     Raises:
-        CheckpointError: a check failed, so that nothing was kept; or as :func:`write_folder`.
+        CheckpointError: a check failed, and nothing was written; or as :func:`write_folder`.
     """
 
     def write(stage: Path) -> list[str]:
@@ -236,10 +236,10 @@ def copy_sidecars(
     generated: StackLength | None = None,
     changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[str]:
-    """Copy what belongs to a model besides weights, config, card and reports, and return the names.
+    """Copy a model's files other than weights, config, card and reports, and return their names.
 
     Args:
-        source, folder: from where, and where to.
+        source: copied from. folder: copied to.
         tokenizer_length, generated, changed_files: as for :func:`write_folder`.
     """
     base_type, written = str(source.config.get("model_type")), []
@@ -266,15 +266,15 @@ def copy_sidecars(
 
 
 def complete_folder(folder: Path, source: str | Path) -> list[str]:
-    """Copy what belongs to a model, and its library did not save, from the model that it was trained from, and return the names.
+    """Add files that a training library did not save, copied from the model that it trained, and return their names.
 
     Args:
-        folder: of a saved model, with its tokenizer.
-        source: the folder, or the repository on the Hub, that it was loaded from.
+        folder: the saved model, with its tokenizer.
+        source: the folder, or the repository on the Hub, that the model was loaded from.
     """
     try:
         place = folder_without_weights(source)
-    except CheckpointError:  # no connection, and what was loaded is in memory
+    except CheckpointError:  # no connection: the model is saved without these files
         return []
     files = _files_around(place, (*LICENCES, *PROCESSORS))
     written = [name for name in sorted(files) if not (folder / name).exists()]
@@ -297,18 +297,18 @@ def _class_of(folder: Path) -> Any:
 
 
 def _files_around(place: Path, patterns: Sequence[str]) -> dict[str, Path]:
-    """The files of a checkpoint's folder, and of the folder of a sentence encoder around it, by their names."""
+    """Files in a checkpoint's folder, and in the sentence encoder's folder that contains it, by name."""
     around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
     files = {path.name: path for home in reversed(around) for pattern in patterns for path in home.glob(pattern)}
     return {name: path for name, path in files.items() if path.is_file()}
 
 
 def remove_sidecars(folder: Path, source: str | None) -> None:
-    """Remove the files of an earlier model that one saved in its place may lack: a chat template, for example, would become that one's.
+    """Remove an earlier model's files before another is saved in its folder, which could inherit a chat template, for example.
 
     Args:
         folder: of the earlier model.
-        source: what that was made from, if it is known; of licences, those are removed that :func:`complete_folder` copied from it.
+        source: what the earlier model was made from, if known. Licences are removed only if they are copies from there.
     """
     for pattern in (*TOKENIZER_FILES, *OF_TOKENIZERS, SETTINGS_FILE, MODULES, SETTINGS, "*processor_config.json", "generation_config.json"):
         for path in folder.glob(pattern):
@@ -324,7 +324,7 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
 
 
 def sidecars(source: Source) -> list[Path]:
-    """The files beside a source's weights that a result needs as well; of a folder around it, the licence."""
+    """Files beside a source's weights that are copied to a result, with the licences in its card's folder."""
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
     left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
@@ -332,7 +332,7 @@ def sidecars(source: Source) -> list[Path]:
 
 
 def _keep_remote_code(source: Source, folder: Path) -> list[str]:
-    """Copy the bundled code that the result's config names, where the result is of the source's model type; otherwise name none."""
+    """Copy bundled code that the result's config names if the model type is the source's; otherwise remove ``auto_map``."""
     config = read_json_object(folder / "config.json")
     if "auto_map" not in config:
         return []
@@ -346,17 +346,17 @@ def _keep_remote_code(source: Source, folder: Path) -> list[str]:
 
 
 def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:
-    """`max_length` becomes the new length if it was the model's limit; a shorter one is the author's choice."""
+    """Replace a ``max_length`` equal to the model's limit by the new length; a shorter one is the author's choice."""
     if values.get("max_length") == length.old:
         return {**values, "max_length": length.new}
     return values
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:
-    """The settings of a tokenizer with a new limit (0: as it was), and the class that transformers loads for the source.
+    """Tokenizer settings with a new limit (0: unchanged) and the tokenizer class that transformers loads for the source.
 
-    Programs may not know the result's model type. The class is that in the file, or that of the model type where there is none, or where
-    transformers knows that files name a wrong one (Qwen2).
+    The class is written since programs may not know the result's model type. It is the file's class, or the model type's if the file
+    names none or transformers overrides it (Qwen2).
     """
     from transformers.models.auto import tokenization_auto
 

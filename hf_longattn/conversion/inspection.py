@@ -41,27 +41,27 @@ class Inspection:
     parameters: int
     nbytes: int
     tensors: int
-    """In the files."""
+    """Number of tensors in the files."""
     costs: tuple[LengthCost, ...]
     states: tuple[DecodeState, ...]
-    """What each layer keeps while decoding ``max_length`` tokens; empty for a model that does not decode."""
+    """Decode cache of each layer after ``max_length`` tokens; empty for a model that does not decode."""
     kept_heads: dict[str, int] = field(default_factory=dict)
-    """Number of heads of the layers whose heads were pruned (of keys and values, where queries share them)."""
+    """Number of remaining heads in each layer with pruned heads (key-value heads under grouped-query attention)."""
     inputs: Any = None
-    """What it reads, ``Inputs``."""
+    """Sizes of its inputs, ``InputSizes``."""
     towers: dict[str, Inspection] = field(default_factory=dict)
-    """Each tower by its name, in a model of several, of which the other fields describe the text's; in a plain class with mechanisms, those
-    that have them."""
+    """Each tower by name, if there are several; the other fields then describe the text tower. In a plain class with mechanisms, only the
+    towers that have one."""
     other_towers: tuple[str, ...] = ()
-    """Those that keep the attention of a plain class."""
+    """Names of the towers of a plain class that keep its attention."""
     text_global: bool = False
-    """Whether all tokens but those of pictures are global in the language model of a plain class."""
+    """Whether all tokens except image tokens are global in the language model of a plain class."""
     generic: bool = False
-    """Whether it is a plain class with mechanisms."""
+    """Whether the model is a plain class with mechanisms."""
 
     @property
     def longest_input(self) -> str:
-        """The longest input, in words."""
+        """The maximum input as text."""
         return str(self.inputs.longest)
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _inspect(source: Source) -> Inspection:
 
 
 def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bool) -> Inspection:
-    """A model of several towers."""
+    """Inspect a model of several towers."""
     towers = {}
     for name, tower in family.towers.items():
         base = tower.base_model_name
@@ -140,13 +140,13 @@ def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bo
 
 
 def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
-    """The model whose ``longest`` tower says what it reads, with the tensors of its source."""
+    """The whole model: the fields of its ``longest`` tower, with the tensors of its source."""
     fields |= {"parameters": sum(header.numel for header in source.tensors.values()), "tensors": len(source.tensors)}
     return replace(longest, source=source, nbytes=source.total_bytes, **fields)
 
 
 def _inspect_generic(source: Source) -> Inspection:
-    """A folder that ``--generic`` wrote: the whole model, or its towers where they have mechanisms apart."""
+    """Inspect a checkpoint converted with ``--generic``: the whole model, or each tower if towers have their own mechanisms."""
     architecture = read_generic(source)
     config: Any = architecture.source_config
     skeleton: Any = architecture.skeleton(config)
@@ -170,8 +170,8 @@ def _inspect_generic(source: Source) -> Inspection:
 
 
 def _inspect_part(source: Source, part: PlainPart) -> Inspection:
-    """A plain model with mechanisms, or a tower of one."""
-    state = DecodeState(part.new_length * part.shape.token_bytes, part.shape.token_bytes)  # its cache keeps every token
+    """Inspect a plain model with mechanisms, or one of its towers."""
+    state = DecodeState(part.new_length * part.shape.token_bytes, part.shape.token_bytes)  # a plain class caches every token
     return Inspection(
         source=source,
         class_name=type(part.module).__name__,

@@ -29,13 +29,13 @@ from .tensor_names import check_complete, names_in_model
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
-    """The Auto class that gives `class_name` for this config, for example "AutoModelForQuestionAnswering"."""
-    for name, mapping in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # it has other heads as well
+    """Name of the Auto class that maps this config to `class_name`, "AutoModelForQuestionAnswering"; `None` if there is none."""
+    for name, mapping in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # last: it maps other heads, too
         if type(config) not in mapping:
             continue
         try:
             classes = mapping[type(config)]
-        except ValueError:  # a head that the family leaves out (Whisper's decoder alone)
+        except ValueError:  # the family has no such head (Whisper's decoder without the encoder)
             continue
         if class_name in [entry.__name__ for entry in (classes if isinstance(classes, tuple | list) else [classes])]:
             return name
@@ -43,7 +43,7 @@ def auto_class_name(config: Any, class_name: str) -> str | None:
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
-    """What loads a result with this config: the Auto class of its head, or else its own class."""
+    """The class that loads a result with this config: the Auto class of its head, or else its own class."""
     import transformers
 
     name = auto_class_name(config, architecture.long_class)
@@ -51,7 +51,7 @@ def result_class(architecture: Architecture, config: Any) -> Any:
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device of this name, or, for ``None``, the accelerator of this machine, or its CPU.
+    """The device called ``name``; for ``None`` the accelerator, or the CPU if there is none.
 
     Raises:
         OptionError: there is no such device here.
@@ -68,16 +68,16 @@ def chosen_device(name: str | None) -> torch.device:
 def load_source(
     source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None
 ) -> tuple[nn.Module, set[str]]:
-    """The source as transformers loads it, in fp32 (with weights rounded to `dtype` before, if given).
+    """Load the source with transformers, in fp32; its weights are rounded to `dtype` first, if given.
 
-    `scratch`: a folder; if given, the weights stay in their files (see `WeightsInFiles`), read by this package's readers, and tensors that
-    are computed from several are written there.
+    `scratch`: if a folder is given, the weights stay in their files (see `WeightsInFiles`) and are read by this package's readers; tensors
+    that are computed from several tensors are written to this folder.
 
     Returns:
-        The model, and the names of its parameters that are missing in the source.
+        The model, and the names of parameters that the source lacks.
 
     Raises:
-        CheckpointError: it does not load, or weights below its head are missing.
+        CheckpointError: the source does not load, or weights other than the head's are missing.
     """
     import transformers
 
@@ -86,7 +86,7 @@ def load_source(
         model_class, model_arguments = architecture.converter.source_model(architecture.original_config, architecture.source_class)
     else:
         family, name = architecture.family, architecture.source_class
-        model_class = family.base_class(name) if name in family.heads else getattr(transformers, name)  # a twin's, of another base
+        model_class = family.base_class(name) if name in family.heads else getattr(transformers, name)  # a native twin of another base
     if architecture.family.config_class.score_cap is not None:
         model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, model_arguments)
@@ -125,12 +125,12 @@ def load_result(
     *,
     config_instead: Any = None,
 ) -> tuple[nn.Module, set[str]]:
-    """The result through the Auto class of its head, in fp32; `dtype` and `scratch` as in `load_source`.
+    """Load the result with the Auto class of its head, in fp32. Returns the model and the names of missing parameters.
 
-    config_instead: replaces its config.
+    dtype, scratch: as in `load_source`. config_instead: a config to use instead of the folder's.
     """
     if architecture.tower is not None and config_instead is None:
-        config_instead = config  # the folder's is that of the whole model
+        config_instead = config  # the folder's config is the whole model's
     arguments = {} if config_instead is None else {"config": config_instead}
     if scratch is not None:
         tensors = open_source(folder).tensors
@@ -139,10 +139,10 @@ def load_result(
 
 
 def load_as_result(source: Source, architecture: Architecture, config: Any) -> nn.Module:
-    """The source with the class and config of a result, in fp32: its position tables are extended while they are read.
+    """Load the source with the class and config of a result, in fp32; loading extends its position tables.
 
     Raises:
-        CheckpointError: it does not load.
+        CheckpointError: the source does not load.
     """
     with loading_errors(source.name):
         return source.finish(source.load(result_class(architecture, config), config=config, dtype=torch.float32)).eval()
@@ -161,7 +161,7 @@ def _load(load: Callable[..., Any], dtype: torch.dtype | None, **arguments: Any)
 
 
 def weights_in_files(tensors: Mapping[str, TensorHeader], scratch: Path) -> WeightsInFiles:
-    """The weights of one of several models, with a separate folder in `scratch`."""
+    """A `WeightsInFiles` with its own folder in `scratch`, which several models can share."""
     return WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))
 
 
@@ -186,7 +186,7 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
     """Remove a pooler that the checkpoint lacks and that would be initialised at random; the class works without it.
 
     Returns:
-        What is still missing; for a model with a head, everything that was.
+        The names that are still missing; for a model with a head, all of `missing`.
     """
     base = model.base_model
     pooler = "pooler." if base is model else f"{model.base_model_prefix}.pooler."
@@ -199,13 +199,13 @@ def without_random_pooler(model: Any, missing: set[str]) -> set[str]:
 def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arguments: Any) -> dict[str, Tensor]:
     """All tensors that one forward pass over ``ids (B, N)`` returns, by name, without the cache.
 
-    `decoder_tokens`: how many of the tokens, shifted right by one, the decoder of an encoder-decoder is given; ``None`` is all.
-        A classifier's always reads all.
+    `decoder_tokens`: number of decoder tokens for an encoder-decoder, which are ``ids`` shifted right by one; ``None`` means all.
+        Sequence classifiers always get all.
     """
     if "MultipleChoice" in type(model).__name__:
         ids = ids.unsqueeze(1)
     if model.config.is_encoder_decoder:
-        if type(model).__name__.endswith("ForSequenceClassification"):  # it reads the position of the end token
+        if type(model).__name__.endswith("ForSequenceClassification"):  # the head reads the end token's state
             ids = torch.cat([ids[:, :-1], torch.full_like(ids[:, :1], model.config.eos_token_id)], dim=1)
             decoder_tokens = None
         start = torch.full_like(ids[:, :1], decoder_start(model.config))
@@ -240,11 +240,11 @@ def quiet_libraries() -> Iterator[None]:
 # Models whose weights stay in their files: each tensor is read when it is used, and released afterwards.
 #
 # The disk offload of from_pretrained(device_map="disk") cannot be used instead. It needs accelerate, copies weights that are not in
-# safetensors files, and loads them in hooks on the forward pass of the module that owns them, which miss a parameter that another module
-# reads (DeBERTa's table of relative positions, the parameters of mechanisms).
+# safetensors files, and loads weights in forward hooks of the module that owns them. Such a hook does not run if another module reads the
+# parameter (DeBERTa's table of relative positions, the parameters of mechanisms).
 
 ANY_FILE = "model.safetensors"
-"""The file name that transformers is given for every tensor; it never opens it."""
+"""File name passed to transformers for every tensor. transformers never opens this file."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class StoredTensor:
     rounded: torch.dtype
 
     def read(self) -> Tensor:
-        """Its values in fp32 (integers unchanged), read block by block."""
+        """The tensor's values in fp32 (integers unchanged), read block by block."""
         header = self.header
         if not header.dtype.is_floating_point:
             return read_tensor(header)
@@ -307,11 +307,11 @@ class WeightsInFiles:
         return with_loader(model_class, load)
 
     def give_to(self, model: nn.Module, in_memory: str | None = None) -> None:
-        """Read every parameter of a loaded model that has no values from its file, when it is accessed.
+        """Make a loaded model read its parameters on the meta device from their files, on each access.
 
         Args:
             model: from `from_pretrained` of the class that `loading` returned.
-            in_memory: parameters with this in their names are read at once.
+            in_memory: parameters whose names contain this text are read now and stay in memory.
 
         Raises:
             CheckpointError: the file's tensor has another shape.
@@ -340,7 +340,7 @@ class WeightsInFiles:
 
 
 def _needed(model: Any, names: Collection[str], mapping: Sequence[Any]) -> set[str]:
-    """The tensors whose values are needed for loading: buffers, those that others are computed from, and unknown names."""
+    """Names of tensors whose values loading needs: buffers, tensors from which others are computed, and names that the model lacks."""
     buffers = {name for name, _ in model.named_buffers()}
     in_model = names_in_model(names, model, mapping)
     return {name for name, tensor in in_model.items() if tensor.pattern or tensor.key is None or tensor.key in buffers}
@@ -348,7 +348,7 @@ def _needed(model: Any, names: Collection[str], mapping: Sequence[Any]) -> set[s
 
 @dataclass
 class _WhileLoading:
-    """Replaces a tensor in a file while transformers loads a model; slicing reads it."""
+    """Stand-in for a tensor in a file while transformers loads a model; slicing reads the tensor."""
 
     stored: StoredTensor
     needed: bool = True
@@ -383,13 +383,13 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Running:
+class MemoryMode:
     """How source and result are run, one after the other, in fp32.
 
-    bytes: of each in fp32.
+    bytes: size of one model in fp32.
     largest: bytes of the largest tensor in fp32.
     from_files: the weights stay in their files.
-    why_not: why they cannot be run; empty if they can.
+    why_not: reason why the models cannot run; empty if they can.
     """
 
     bytes: int
@@ -398,7 +398,7 @@ class Running:
     why_not: str = ""
 
     def check(self) -> Check:
-        """The check of the report that says how."""
+        """The report's check that states this mode."""
         values = {"fp32_bytes": self.bytes, "largest_tensor_bytes": self.largest, "from_files": self.from_files}
         if self.why_not:
             return Check("outputs", SKIPPED, f"the models were not run: {self.why_not}", values)
@@ -416,26 +416,26 @@ class Running:
             yield Path(weights_folder)
 
 
-def choose_running(parameters: int, largest: int, *, in_memory: bool = False) -> Running:
-    """From their files, unless a model takes at most `IN_MEMORY` bytes and half of the free memory; not at all if the largest tensor
-    does not fit into memory twice, with activations and outputs.
+def choose_memory_mode(parameters: int, largest: int, *, in_memory: bool = False) -> MemoryMode:
+    """Decide how source and result run: loaded whole if `in_memory`, or if a model takes at most `IN_MEMORY` bytes and half of the free
+    memory; otherwise read from files. `why_not` is set if this does not fit: the model, or twice the largest tensor and activations.
 
     Args:
-        parameters, largest: of the larger of the two models, and elements of its largest tensor.
-        in_memory: they must be loaded whole, for gradients.
+        parameters: of one model. largest: number of elements in the largest tensor of both models.
+        in_memory: models must be loaded whole, for gradients.
     """
     size, tensor, available = 4 * parameters, 4 * largest, available_memory()
     loaded = size * LOADING
     if in_memory or (size <= IN_MEMORY and loaded <= SHARE * available):
         why = f"a model takes {_size(loaded)} in fp32 and {_size(available)} are free" if loaded > available else ""
-        return Running(size, tensor, False, why)
+        return MemoryMode(size, tensor, False, why)
     needed = 2 * tensor + WORK
     why = f"the largest tensor of {_size(tensor)} in fp32 and what is computed take {_size(needed)} and {_size(available)} are free"
-    return Running(size, tensor, True, why if needed > available else "")
+    return MemoryMode(size, tensor, True, why if needed > available else "")
 
 
 def available_memory() -> int:
-    """Bytes that this process can still allocate: the machine's free memory, or the limit of its control group (a container)."""
+    """Bytes that this process can still allocate: the machine's free memory, or less if its control group (container) has a limit."""
     free = _free()
     with contextlib.suppress(OSError, ValueError, KeyError, StopIteration):  # no control groups of version 2, or no limit ("max")
         path = next(line.partition("::")[2] for line in _text(Path("/proc/self/cgroup")).splitlines() if line.startswith("0::"))
@@ -475,7 +475,7 @@ def replace_parameters(module: nn.Module, parameters: Callable[[dict[str, Any]],
 
 
 def with_loader(model_class: Any, load: Callable[..., Any]) -> Any:
-    """A ``model_class`` that ``from_pretrained`` fills by ``load(original, model, state_dict, files, config, *more)``."""
+    """A subclass of ``model_class`` that loads weights by ``load(original, model, state_dict, files, config, *more)``."""
     original = getattr(model_class, "_load_pretrained_model", None)
     if original is None:
         raise missing("load_weights")

@@ -24,8 +24,8 @@ from ..reading import is_long
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_planned
-from .long_models.base import CONVERTERS, Probe, Probing, WeightRenaming, checkpoint_converters, with_decoder
-from .model_loading import available_memory, choose_running, load_result, load_source, newly_initialised, quiet_libraries
+from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters, with_decoder
+from .model_loading import available_memory, choose_memory_mode, load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source, open_source
@@ -39,11 +39,11 @@ from .verify_outputs import GRADIENT_LENGTH, gradients, gradients_of_outputs, le
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
-"""Tokens of the short input."""
+"""Length of the short input in tokens."""
 GENERATED = 12
 HIDDEN_STATES = "output_hidden_states"
 FLOPS = 5e11
-"""Arithmetic of one pass over the long input: some seconds on two cores."""
+"""Maximum FLOPs of one forward pass over the long input: some seconds on two cores."""
 
 T = TypeVar("T")
 
@@ -55,16 +55,16 @@ class TwinPlan(ResultPlan):
     model: LongModel
     twin: NativeTwin
     note: str
-    renamings: Mapping[str, tuple[WeightRenaming, ...]]  # name of the long model's tensor -> its names in the twin
+    renamings: Mapping[str, tuple[TensorRename, ...]]  # name of the long model's tensor -> its names in the twin
 
     @property
     def old_length(self) -> int:
-        """The twin takes what the long model does."""
+        """Equal to ``new_length``, since the twin takes the long model's inputs."""
         return self.new_length
 
     @property
     def tokenizer_length(self) -> int:
-        """The tokenizer's limit is that of the long model's."""
+        """0: the tokenizer keeps the long model's limit."""
         return 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     """Plan the native twin of a long checkpoint; `masked` as for :class:`LongModel`.
 
     Raises:
-        ExportError: a short checkpoint, or one without a twin, with the layer and the reason.
+        ExportError: the checkpoint is short, or has no twin. The message names the layer and the reason.
     """
     if not is_long(source.config):
         raise ExportError(
@@ -153,13 +153,13 @@ def _dtype(source: Source) -> torch.dtype:
 
 
 def _computed(name: str, skeleton: nn.Module, model: LongModel) -> bool:
-    """Whether a stock model computes or can do without a tensor that no file has."""
+    """Whether a stock model computes a tensor that no file has, or works without it."""
     table = model.family.table(name)
     return (table is not None and not table.learned) or "pooler" in name or name in dict(skeleton.named_buffers())
 
 
-def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> WeightRenaming:
-    """With zeros for heads that were pruned, since stock architectures have as many in every layer; ``shape`` is that with all heads."""
+def _with_all_heads(renaming: TensorRename, shape: tuple[int, ...] | None) -> TensorRename:
+    """``renaming`` with zeros for pruned heads, since stock layers have equally many. ``shape``: with all heads; ``None`` if not pruned."""
     if shape is None:
         return renaming
 
@@ -171,9 +171,9 @@ def _with_all_heads(renaming: WeightRenaming, shape: tuple[int, ...] | None) -> 
 
 
 def _planned(
-    source: Source, name: str, renaming: WeightRenaming, expected: Mapping[str, tuple[int, ...]], names: Mapping[str, ModelName]
+    source: Source, name: str, renaming: TensorRename, expected: Mapping[str, tuple[int, ...]], names: Mapping[str, ModelName]
 ) -> TensorPlan:
-    """What happens to one tensor; ``names``: of all tensors of the twin's files."""
+    """Plan one tensor. ``names``: names in the twin's files, mapped to names in its model."""
     header = source.tensors[name]
     if renaming.target is None:
         return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=renaming.reason)
@@ -209,21 +209,21 @@ def export_native(
     progress: StageProgress | None = None,
     converted: ConversionReport | None = None,
 ) -> ConversionReport:
-    """Write the native twin of a long checkpoint, and compare it: a stock architecture of transformers that computes the same.
+    """Write and check the native twin of a long checkpoint: a stock architecture of transformers that computes the same.
 
-    It is served by whatever knows that architecture, without this package. Outputs, gradients and generated tokens are compared at a
-    short and a long input, with padding.
+    Software that knows this architecture can serve the twin without this package. Outputs, gradients and generated tokens are compared for
+    a short and a long input, with padding.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
         destination: a folder that does not exist yet; it is complete or does not appear.
-        global_attention_mask: every call of the twin will give this mask, so that the config's global tokens need not be those that the
-            stock architecture marks by itself.
+        global_attention_mask: every call of the twin will pass this mask, so the config's global tokens may differ from the tokens that the
+            stock architecture makes global by default.
         verify: compare the written checkpoint with the model.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
         progress: called as progress(stage, done, total).
-        converted: the report of the conversion that `model` is a step of; its checks are part of the result's.
+        converted: the report of the conversion that wrote `model`; its checks come first in the returned report.
 
     Returns:
         The report, which is also in the destination's native_report.json.
@@ -238,7 +238,7 @@ def export_native(
         opened = with_kept_adapter(opened)
         plan = plan_twin(opened, masked=global_attention_mask)
         if any(tensor.name not in opened.tensors for tensor in plan.tensors):
-            refuse_adapter(opened)  # it has the long model's names
+            refuse_adapter(opened)  # an adapter has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
         inputs = plan.kind.verification_inputs(plan, verification_text(None))
@@ -268,7 +268,7 @@ def export_native(
 def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgress | None = None) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
     opened = open_source(result)
-    running = choose_running(plan.parameters, plan.largest_tensor)
+    running = choose_memory_mode(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Callable[[], list[Check]]] = [
             lambda: check_tensors(plan, opened),
@@ -281,7 +281,7 @@ def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgre
 
 
 def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
-    """A short and a long input, in tokens."""
+    """Lengths of a short and a long input in tokens, or the only length that the twin takes."""
     longest = plan.new_length
     if plan.twin.only_length and plan.note:
         return (longest,)
@@ -299,7 +299,7 @@ class StockProbing(Probing):
     takes_globals = False
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """Classification by an encoder-decoder reads the end token of every text: exactly one, the last token."""
+        """For an encoder-decoder classifier, which reads the end token's state: texts with one end token, as the last token."""
         if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
             return ids
         ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
@@ -312,7 +312,7 @@ class StockProbing(Probing):
 
 
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
-    """Texts of at most `length` tokens with padding, and with global tokens where both models take them."""
+    """Texts of at most `length` tokens with padding, and with global tokens if both models take them."""
     checkpoint_converters()
     converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
     probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
@@ -324,14 +324,14 @@ def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe
 
 
 def _without_mask(probe: Probe) -> Probe:
-    """The probe with padding read like other tokens, and compared like these."""
+    """The probe without a mask: padding is read and compared like other tokens."""
     inputs = {name: value for name, value in probe.inputs.items() if name != "attention_mask"}
     return dataclasses.replace(probe, name=f"{probe.name} and no mask", inputs=inputs, real=torch.ones_like(probe.real))
 
 
 def _run_both(plan: TwinPlan, opened: Source, scratch: Path | None, run: Callable[[Any, bool], T]) -> tuple[T, T]:
-    """What ``run(model, headless)`` returns of the long model and of its twin, which are never in memory together; ``headless`` says that
-    the long model has no weights for its head."""
+    """Return ``run(model, headless)`` for the long model and for the twin, which are never in memory together. ``headless``: the long
+    checkpoint has no weights for its head."""
     long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
     headless = newly_initialised(missing, long)
     of_long = run(long, headless)
@@ -367,7 +367,7 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
 
 
 def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Outputs at every size, of the base model at others than the old one, and gradients; at the new size where that takes some seconds."""
+    """Compare gradients and outputs at the first size, the base model's outputs at further sizes; the new size only up to ``FLOPS``."""
     kind: Any = plan.kind
     config, why_not = plan.model.config, _why_no_gradients(plan, scratch)
     sizes: list[InputSize] = kind.twin_sizes(plan.inputs, config)
@@ -393,11 +393,11 @@ def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | No
 
 
 CHECKS: dict[str, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {TEXT: _check_outputs, SIZED: _check_sizes}
-"""How the outputs of a twin are compared, by how a conversion plans its inputs."""
+"""Functions that compare a twin's outputs, by the kind's ``planned_as``."""
 
 
 def _as_configured(model: Any) -> None:
-    """Undo what a short input does to transformers' BigBird, which computes full attention for good after it."""
+    """Restore the configured attention: transformers' BigBird keeps computing full attention after a short input."""
     for module in model.modules():
         if hasattr(module, "set_attention_type") and getattr(module, "config", None) is not None:
             module.set_attention_type(module.config.attention_type)
@@ -416,7 +416,7 @@ def _compared(length: int, probe: Probe, expected: dict[str, Tensor], measured: 
 
 
 def _with_tied(model: Any, by_name: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients under all names of every parameter: which one comes first differs between architectures with tied weights."""
+    """Gradients under every name of tied parameters, since the first name differs between architectures."""
     of = {id(parameter): by_name[name] for name, parameter in model.named_parameters() if name in by_name}
     return {name: of[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in of}
 
@@ -429,8 +429,8 @@ def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
 
 
 def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor], why_not: str) -> Check:
-    """The long model's gradients, renamed like its tensors; copies share the gradient of what they are copies of. ``why_not``: why there
-    are none; empty if there are."""
+    """Compare gradients, renamed like tensors. A parameter that the twin has several times is compared with the sum over its copies.
+    ``why_not``: reason why there are no gradients; empty if there are."""
     if why_not:
         return Check("gradients", SKIPPED, why_not)
     scale = max((float(gradient.abs().max()) for gradient in of_long.values()), default=0.0)
@@ -453,7 +453,7 @@ def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dic
 
 
 def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:
-    """Tokens chosen greedily after a text of each row, and the logits of every step; texts of a decoder are padded on the left."""
+    """Greedily generated tokens after each text, and the logits of every step. Decoder-only models get left-padded texts."""
     ids, mask = probe.inputs["input_ids"], probe.inputs["attention_mask"]
     more: dict[str, Any] = {}
     if not model.config.is_encoder_decoder:
@@ -475,7 +475,7 @@ def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:
 
 
 def _compared_tokens(length: int, of_long: tuple[Tensor, list[Tensor]], of_twin: tuple[Tensor, list[Tensor]]) -> Check:
-    """The generated tokens; after a first difference only rows that agree so far are compared."""
+    """Compare generated tokens and logits, up to the first step at which tokens differ."""
     name = f"generates the same after {length} tokens"
     same = torch.ones(len(of_long[0]), dtype=torch.bool)
     steps = []

@@ -1,4 +1,4 @@
-"""What a plain class with mechanisms, or one of its towers, reads, and what that costs."""
+"""Input sizes and costs of a plain class with mechanisms, or of one of its towers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .flops import ModelShape, cost_at, cost_with, generic_shape, layer_mechanis
 from .tensor_names import names_in_model
 
 ANY_SIZE = "pictures of any size"
-"""What a tower reads that packs pictures into one row."""
+"""Description of the input of a tower that packs pictures of any size into one row."""
 EXAMPLES = (448, 896, 1792)
-"""Height and width in pixels of the pictures of which such a tower's cost is counted."""
+"""Sides in pixels of the square pictures for which the cost of such a tower is counted."""
 
 
 @dataclass(frozen=True)
 class PlainPart:
-    """A model, or a tower of it, with the attention that it is to have.
+    """A plain model, or one of its towers, with its planned attention.
 
     module: on the meta device, with its mechanisms.
     shape: of its layers.
-    tensors: of its file, by name.
-    old_length, new_length: the most tokens of source and result; 0 where no config says it.
+    tensors: the file's tensors of this part, by name.
+    old_length, new_length: maximum tokens of source and result; 0 if no config states them.
     """
 
     module: Any
@@ -42,7 +42,7 @@ class PlainPart:
 
     @classmethod
     def of(cls, module: Any, attention: LongAttentionConfig, tensors: Mapping[str, Any], lengths: tuple[int, int] | None) -> PlainPart:
-        """`lengths` of source and result are those that the config of `module` says where they are `None`."""
+        """`lengths`: of source and result; `None` takes them from the config of `module`."""
         said = text_length(module.config)
         shape = generic_shape(module, [tensor.dtype for tensor in tensors.values()])
         part = cls(module, attention, shape, tensors, *((said, said) if lengths is None else lengths))
@@ -57,13 +57,13 @@ class PlainPart:
 
     @property
     def sizes(self) -> InputSizes | None:
-        """The sizes of inputs that are not texts and all have one size."""
+        """The sizes of inputs that are not texts and have a fixed size; ``None`` for other inputs."""
         kind = None if self.packs else kind_of_model(self.module.config)
         return None if kind is None or kind.any_size or kind.planned_as != SIZED else kind.sizes(self.module.config)
 
     @property
     def inputs(self) -> InputSizes:
-        """What is read, in words."""
+        """The sizes of inputs, with their descriptions."""
         kind, sizes = kind_of_model(self.module.config), self.sizes or text_sizes(self.old_length, self.new_length)
         if not (self.packs or (kind is not None and kind.any_size)):
             return sizes
@@ -71,7 +71,7 @@ class PlainPart:
         return replace(sizes, **words, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
 
     def costs(self) -> tuple[LengthCost, ...]:
-        """Of an input of each size that source and result read; of packed pictures, of some sizes; empty where nothing says a size."""
+        """The cost at each size that source and result read, or at example sizes of packed pictures; empty if no size is known."""
         if self.packs:
             return tuple(self._cost_of_picture(side) for side in self._sides())
         sizes = self.sizes or text_sizes(self.old_length, self.new_length)
@@ -81,13 +81,13 @@ class PlainPart:
         return tuple(self._with_whole_cache(cost_with(size, layers, self.shape)) for size in sizes.steps(self.module.config))
 
     def _with_whole_cache(self, cost: LengthCost) -> LengthCost:
-        """The cache of a plain class keeps every token, whatever the mechanism is."""
+        """``cost`` with the cache of a plain class, which keeps every token under any mechanism."""
         if cost.cache_bytes is None:
             return cost
         return replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes)
 
     def _sides(self) -> list[int]:
-        """Height and width of square pictures in pixels, multiples of what is merged, or of the base's windows."""
+        """Sides of square pictures in pixels: multiples of the base's windows, or else of its merged patches."""
         config = self.module.config
         multiple = getattr(config, "window_size", None) or config.patch_size * getattr(config, "spatial_merge_size", 1)
         most = getattr(config, "image_size", None) or EXAMPLES[-1]
@@ -95,7 +95,7 @@ class PlainPart:
         return sorted({max(1, side // multiple) * multiple for side in sides})
 
     def _cost_of_picture(self, side: int) -> LengthCost:
-        """Of a square picture, each layer of which attends to all patches, or to those of a window of the base alone."""
+        """The cost of a square picture. Each layer attends to all patches, or only within a window of the base."""
         config = self.module.config
         cells = side // config.patch_size
         window = getattr(config, "window_size", None)
@@ -112,7 +112,7 @@ class PlainPart:
 
 
 def text_tower(config: Any, names: Iterable[str]) -> str:
-    """The name of the tower that reads texts, of those that are named where it has the model's own config; empty where there is none."""
+    """The tower that reads texts; "" if there is none. If texts use the model's own config, the first of ``names`` without a config."""
     text = config.get_text_config()
     if text is config:
         return next((name for name in names if tower_field(name) not in config.sub_configs), "")
@@ -122,10 +122,10 @@ def text_tower(config: Any, names: Iterable[str]) -> str:
 def parts_with_mechanisms(
     skeleton: Any, attention: Mapping[str, LongAttentionConfig], tensors: Mapping[str, Any], lengths: tuple[int, int]
 ) -> dict[str, PlainPart]:
-    """Each tower of `attention` by its name; that which reads texts has the `lengths` of source and result.
+    """The part of each tower in `attention`, by name. The tower that reads texts has the `lengths` of source and result.
 
     Args:
-        tensors: of the file, by names that may be older than the model's (LLaVA's).
+        tensors: the file's tensors by name; these names may be older than the model's (LLaVA).
     """
     towers, in_model = towers_of(skeleton), names_in_model([*tensors], skeleton)
     prefixes = {id(module): f"{prefix}." for prefix, module in skeleton.named_modules()}

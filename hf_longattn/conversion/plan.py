@@ -1,4 +1,4 @@
-"""The plan of a conversion, from its settings, the source's config and the headers of its tensors; no values are read."""
+"""The plan of a conversion, from its settings, the source's config and the headers of its tensors; values are read only by a search."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from .sources.sentence_transformers import scores_pairs
 from .twins.base import LongModel, TwinChoice, choose_twin
 
 Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mapping[str, Any]]]
-"""Chooses the attention of every layer for an opened source and the settings of its conversion, and says what was chosen and why."""
+"""Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""
 
 
 @quiet_libraries()
@@ -81,7 +81,7 @@ def plan_conversion(
 def _plan_chosen(
     source: str | Path | Source, destination: str | Path | None, request: ConversionConfig, choose: Chooser | None
 ) -> ConversionPlan:
-    """The plan with a mechanism for every layer that the source itself is measured for."""
+    """Plan with the mechanisms that ``choose`` selects for every layer, by measuring the source."""
     if choose is None:
         raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
     opened = source if isinstance(source, Source) else open_requested(source, request)
@@ -96,7 +96,7 @@ def _plan_chosen(
 
 
 def open_requested(source: str | Path, request: ConversionConfig, *, headers_only: bool = False) -> Source:
-    """Open a source as a config says."""
+    """Open a source with the settings of ``request``."""
     how = {name: getattr(request, name) for name in ("revision", "token", "allow_pickle", "merge_adapter")}
     return open_source(source, headers_only=headers_only, **how)
 
@@ -112,7 +112,7 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
 
 
 def _plan_text(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """The plan of a model of texts."""
+    """Plan a model whose inputs are texts."""
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -147,7 +147,7 @@ def _plan_text(opened: Source, architecture: Architecture, request: ConversionCo
     config = with_attention(attention, decoder_attention=decoder_attention)
     short_texts, (encoding, causal) = ShortTexts(), config.attending
     if original is None and not causal:
-        of_layers = windows if decoder is None else [None] * encoding  # encoders beside a decoder have none
+        of_layers = windows if decoder is None else [None] * encoding  # encoders with a decoder have no windows
         attention, short_texts = with_short_texts(attention, of_layers, length, position_change, unasked=not request.native)
         config = with_attention(attention, decoder_attention=decoder_attention)
     if cast is not None:
@@ -196,7 +196,7 @@ def _plan_text(opened: Source, architecture: Architecture, request: ConversionCo
 
 
 def _plan_sized(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """The plan of a model whose inputs are not texts. No tensor changes."""
+    """Plan a model whose inputs are not texts. Source tensors keep their shapes and, unless ``cast`` is given, their values."""
     kind: Any = architecture.kind
 
     def layers_of(attention: LongAttentionConfig, length: int) -> list[Mechanism]:
@@ -231,7 +231,7 @@ def _plan_sized(opened: Source, architecture: Architecture, request: ConversionC
 
 
 def _plan_towers(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """The plan of a model of several towers: that of each tower, and what is around them, which does not change."""
+    """Plan a model of several towers, each by its own plan. Tensors outside the towers are at most cast."""
     refuse_one_attention(architecture, request)
     requests = tower_requests(architecture, request)
     base_classes = {name: family.base_model_name for name, family in architecture.family.towers.items()}
@@ -261,7 +261,7 @@ def _plan_towers(opened: Source, architecture: Architecture, request: Conversion
 
 
 def refuse_one_attention(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` for an attention of the whole model, where it has several towers."""
+    """Raise :class:`OptionError` if a model of several towers is given one attention, or ``init_from_text``."""
     names = [*architecture.family.towers]
     if names and (request.names_attention or request.init_from_text is not None):
         flags = "--init-from-text does" if not request.names_attention else "--mechanism, --option and --layers do"
@@ -273,11 +273,11 @@ def refuse_one_attention(architecture: Architecture, request: ConversionConfig) 
 
 
 def tower_requests(architecture: Architecture, request: ConversionConfig) -> dict[str, ConversionConfig]:
-    """The settings of each tower by its name, of which those for its kind of input are left.
+    """The settings of each tower, by name; settings for other kinds of input are unset.
 
     Raises:
         OptionError: there is no such tower.
-        PositionError: one rule for the positions of all towers.
+        PositionError: ``positions`` is one rule instead of a rule per tower.
     """
     towers, kind = architecture.family.towers, architecture.source_class
     chosen = request.towers or {}
@@ -301,7 +301,7 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
 
 
 def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, str]:
-    """``text=stretch:20,vision=tile`` by the towers' names."""
+    """Parse ``text=stretch:20,vision=tile`` into a rule per tower."""
     rules = dict(piece.partition("=")[::2] for piece in positions.split(","))
     if "" in rules.values():
         raise PositionError(
@@ -313,21 +313,21 @@ def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, s
 
 @dataclass(frozen=True)
 class ConversionPlan(ResultPlan):
-    """Everything that is decided before a byte is written. Of towers, `attention`, `shape` and `costs` are in their plans."""
+    """Everything that is decided before a byte is written. Each tower's `attention`, `shape` and `costs` are in the tower's plan."""
 
     attention: LongAttentionConfig
-    position_change: str  # why positions below the old length change the outputs; empty if they do not
+    position_change: str  # reason why new positions change outputs below the old length; empty if they do not
     shape: ModelShape
     costs: tuple[LengthCost, ...]
-    warnings: tuple[PositionWarning, ...] = ()  # mechanisms for which the positions do not hold without training
+    warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
     short_texts: ShortTexts = field(default_factory=ShortTexts)
-    unchanged_tokens: int = 0  # where positions change outputs, the longest text whose outputs they do not change
-    decoder: StackLength | None = None  # of the decoder of an encoder-decoder; the lengths above are the encoder's
-    generic: bool = False  # the result has the source's class, with mechanisms in it
-    plain: PlainLengths = field(default_factory=lambda: PlainLengths(0, 0))  # of a plain class
+    unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
+    decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
+    generic: bool = False  # the result keeps the source's class and has mechanisms
+    plain: PlainLengths = field(default_factory=lambda: PlainLengths(0, 0))  # lengths of a plain class
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
-    other_towers: tuple[str, ...] = field(default=(), kw_only=True)  # those of a plain class that keep its attention
+    other_towers: tuple[str, ...] = field(default=(), kw_only=True)  # towers of a plain class that keep its attention
 
     @cached_property
     def native_twin(self) -> TwinChoice | None:
@@ -338,7 +338,7 @@ class ConversionPlan(ResultPlan):
 
     @property
     def text_global(self) -> bool:
-        """Whether all tokens but those of pictures are global in the language model of a plain class."""
+        """Whether all tokens except image tokens are global in the language model of a plain class."""
         return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
 
     @property
@@ -389,7 +389,7 @@ class ConversionPlan(ResultPlan):
 
 
 def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """For an architecture without a family: the source's config, with the attention added."""
+    """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
     settings = (request.decoder_long_attention, request.max_decoder_length, request.init_from_text)
     unusable = any(setting is not None for setting in settings)
     if unusable or source.needs_family:
@@ -448,7 +448,7 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
 
 
 def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
-    """The attention of a plain class, or of each tower that is named; layers whose windows are the base's keep them."""
+    """The attention of a plain class, or of each requested tower. Windows beside full layers stay unless the request names the layer."""
 
     def windows(stack: Any) -> list[int | None]:
         return own_windows(stack) if isinstance(getattr(stack, "num_hidden_layers", None), int) else []
@@ -460,7 +460,7 @@ def _generic_attention(config: Any, request: ConversionConfig) -> LongAttentionC
 
 
 def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttentionConfig], skeleton: Any) -> dict[str, ConversionPlan]:
-    """What of the plan of a plain class is about each tower of ``attention``."""
+    """The plan of a plain class narrowed to each tower in ``attention``, by name."""
     lengths, plans = (plan.old_length, plan.new_length), {}
     for name, part in parts_with_mechanisms(skeleton, attention, {tensor.name: tensor for tensor in plan.tensors}, lengths).items():
         reads_text = name == text_tower(plan.config, [name])
@@ -486,7 +486,7 @@ def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttention
 
 
 PLANNERS = {TEXT: _plan_text, SIZED: _plan_sized, TOWERS_APART: _plan_towers}
-"""How a model is planned by its kind of input."""
+"""Planning functions, by the kind's ``planned_as``."""
 UNCHANGED = "as they were"
 """The rule for positions that a plain class keeps."""
 
@@ -498,13 +498,13 @@ def _generic_config(
     positions: str,
     length: PlainLengths,
 ) -> tuple[Any, str, str]:
-    """The config of the result, the rule for positions, and why they change the outputs.
+    """The config of the result, the rule for positions, and the reason why these change outputs (empty if they do not).
 
     Args:
         reading: the attention of the stack that reads texts.
 
     Raises:
-        PositionError, LengthError: more positions than the source has, unless they are rotary, or such a table's.
+        PositionError, LengthError: the positions cannot change (neither rotary nor an extensible table), or the length is too small.
     """
     config = architecture.source_config.__class__.from_dict(architecture.source_config.to_dict())
     config.architectures = [architecture.source_class]
@@ -534,7 +534,7 @@ SEGMENTS = ("global_first_segment", "global_second_segment")
 """Options that make a whole segment global."""
 SEPARATOR = "separator_token_id"
 ALIBI = "alibi"
-"""The relative positions that replace a position table, and the rule for positions of that name."""
+"""The value of ``relative`` and of ``positions`` for ALiBi, which replaces a position table."""
 
 
 def decoder_choice(
@@ -555,7 +555,7 @@ def decoder_choice(
 
 
 def relative_choices(attention: LongAttentionConfig) -> list[str]:
-    """The relative positions of an attention, of all layers."""
+    """The values of the option ``relative`` in all layers."""
     choices = [attention.options, *attention.turns, *attention.layers.values()]
     return [values[RELATIVE] for values in choices if values.get(RELATIVE) is not None]
 
@@ -564,8 +564,8 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
     """``attention`` with ALiBi in every layer.
 
     Raises:
-        PositionError: it has other relative positions.
-        OptionError: a mechanism has no scores to add it to.
+        PositionError: ``attention`` has other relative positions.
+        OptionError: a mechanism has no scores to which ALiBi could be added.
     """
     choices = [choice for choice in relative_choices(attention) if choice != ALIBI]
     if choices:
@@ -574,7 +574,7 @@ def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:
-    """``attention`` with ``separator`` for every global segment that has none."""
+    """``attention`` with ``separator`` wherever a segment is global and no separator is given."""
     if attention.options.get(SEPARATOR) is not None:
         return attention
 

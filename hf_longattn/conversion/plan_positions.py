@@ -1,4 +1,4 @@
-"""The lengths of source and result, of the encoder and of its decoder, and the positions that go with them."""
+"""Plan the lengths of encoder and decoder, and the positions for these lengths."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from .tensor_names import names_in_model
 def stack_lengths(
     source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], request: ConversionConfig
 ) -> tuple[StackLength, StackLength | None]:
-    """The lengths of the text (of the encoder, or of the only stack) and of the decoder of an encoder-decoder.
+    """Lengths of the encoder or only stack, and of the decoder of an encoder-decoder (else ``None``).
 
-    The decoder's is unchanged unless requested, since a summary does not grow with its text, except for heads that read the whole text in
-    the decoder.
+    By default the decoder's length is unchanged, since a summary does not grow with its text. If the head feeds the whole text to the
+    decoder, the decoder becomes as long as the encoder.
 
     Raises:
         CheckpointError: a position table and the config contradict each other.
-        LengthError: a length is shorter than the source's, or is the decoder's of a model that is not an encoder-decoder.
+        LengthError: a length is shorter than the source's, or a decoder length was requested and the model is not an encoder-decoder.
     """
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
@@ -75,7 +75,7 @@ def stack_lengths(
 def _source_length(
     source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], *, decoder: bool
 ) -> int:
-    """Maximum length of a stack of the source: its position table without the special rows, or what the config says."""
+    """Maximum length of a stack of the source, from its config. The rows of a position table must agree."""
     config, converter = architecture.source_config, architecture.converter
     if converter is not None and not decoder:
         length = converter.max_length(architecture.original_config)
@@ -117,7 +117,7 @@ def _shape_in_base(architecture: Architecture, name: str) -> tuple[int, ...] | N
 
 
 def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:
-    """Refuse a padding token after which no position follows in a table of ``rows``."""
+    """Refuse a padding id that leaves no positions in a table of ``rows``; positions are counted from the row after it."""
     pad = architecture.source_config.pad_token_id
     if pad is None or not -1 <= pad < rows - 1:
         raise CheckpointError(
@@ -134,11 +134,11 @@ class PositionPlan:
     exact: bool  # whether outputs below the old length are unchanged
     rope: RopePlan | None  # rotary positions of the result; None for tables and fixed formulas
     lengths: dict[str, int]  # field of the result's config -> its value; empty for rotary positions
-    unchanged: int = 0  # where outputs change, the longest text, in tokens, whose outputs do not
+    unchanged: int = 0  # if not exact: maximum text length in tokens with unchanged outputs
 
     @property
     def position_change(self) -> str:
-        """Why positions below the old length change the outputs; empty if they do not."""
+        """Reason why the new positions change outputs below the old length; empty if they do not."""
         if self.exact:
             return ""
         return f"{self.rule} changes the old positions {f'after the first {self.unchanged}' if self.unchanged > 1 else 'too'}"
@@ -150,7 +150,7 @@ def plan_positions(
     """Plan the positions of the result: `positions` is "auto", a strategy for tables, or "rope:<kind>".
 
     Raises:
-        PositionError: unknown, or for positions that the source does not have.
+        PositionError: `positions` is unknown, or does not apply to the source's kind of positions.
     """
     family, base = architecture.family, architecture.source_config
     if family.rope and hasattr(base, "rope_parameters"):
@@ -184,10 +184,10 @@ def plan_positions(
 
 
 def series_strategy(positions: str, table: PositionTable) -> str:
-    """The strategy for the position table of a model of time series; "auto" tiles a learned one.
+    """The strategy for the position table of a time-series model; "auto" tiles a learned table.
 
     Raises:
-        PositionError: unknown, or for positions that the source does not have.
+        PositionError: `positions` is unknown, or does not apply to this table.
     """
     if positions in DROPPED:
         raise PositionError(f"{positions!r} does not apply to models of time series, which keep their positions; expected auto.")
@@ -196,8 +196,8 @@ def series_strategy(positions: str, table: PositionTable) -> str:
 
 
 def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
-    """The strategy for position tables; "auto" computes more sinusoids, and extends a learned one as its family does, ``unasked``: most
-    are tiled, which works without training."""
+    """The strategy for position tables. "auto" computes more sinusoids, and extends a learned table by the family's default ``unasked``,
+    mostly "tile", which works without training."""
     if positions in DROPPED:
         return positions
     if not learned:
@@ -218,20 +218,20 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
 
 
 MOVED = (INTERPOLATE, "rope:linear", "rope:base")
-"""Rules that move every position, by a factor that no training has met."""
+"""Rules that change every position, in a way that the model was not trained on."""
 
 
 def position_warnings(
     rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], length: StackLength, *, causal: bool, decoder: bool = False
 ) -> list[PositionWarning]:
-    """One warning for each mechanism for which the result's positions do not hold without training.
+    """Warnings about positions that need training: one about the rule, or one for each mechanism.
 
     Args:
         rule: how positions are extended.
-        attention, layers: of a stack, and the mechanism of each of its layers.
+        attention: of one stack. layers: the mechanism of each of its layers.
         length: of the stack.
-        causal: whether its tokens look back only.
-        decoder: whether it is the decoder of an encoder-decoder.
+        causal: whether the stack is causal.
+        decoder: whether the stack is the decoder of an encoder-decoder.
     """
     grows = length.new > length.old
     if (rule in MOVED and grows) or rule in DROPPED or (rule == RANDOM and grows):

@@ -17,7 +17,7 @@ from ..inputs.towers import tower_inputs
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
-from .long_models.base import WeightRenaming
+from .long_models.base import TensorRename
 from .sources.base import Source, TowerSource, open_source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
@@ -46,7 +46,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
     targets: dict[str, str] = {}
     for name, header in source.tensors.items():
         converter = architecture.converter
-        renaming = WeightRenaming(name) if converter is None else converter.rename(name, architecture.original_config)
+        renaming = TensorRename(name) if converter is None else converter.rename(name, architecture.original_config)
         shape = header.shape
         if renaming.change is not None:
             shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
@@ -77,8 +77,8 @@ def plan_tensors(
     """Plan every tensor.
 
     Args:
-        source, architecture, renamed: the source, its class, and its tensors from ``renamed_tensors``.
-        skeleton: the result without storage.
+        source, architecture: the source and its classes. renamed: its tensors from ``renamed_tensors``.
+        skeleton: the result on the meta device.
         tables: name of a position table in the result -> (special rows, total rows).
         old_length: tokens the source takes.
         cast: the dtype of floating-point tensors; ``None`` keeps each one's.
@@ -145,10 +145,10 @@ def plan_tensors(
 def tensors_with_towers(
     source: Source, architecture: Architecture, skeleton: Any, towers: Mapping[str, ResultPlan], cast: torch.dtype | None
 ) -> list[TensorPlan]:
-    """Every tensor of a model of several towers: as their plans say, and what is around them, which does not change.
+    """Plan every tensor of a model with several towers. A tower's tensors follow its plan; all others keep name and shape.
 
     Raises:
-        CheckpointError: a tensor around the towers has another shape, or is missing.
+        CheckpointError: a tensor outside the towers has the wrong shape or is missing.
     """
     planned = []
     for tower, plan in towers.items():
@@ -172,7 +172,7 @@ def tensors_with_towers(
 def fields_of_towers(
     source: Source, architecture: Architecture, skeleton: Any, plans: Mapping[str, ResultPlan], cast: torch.dtype | None
 ) -> dict[str, Any]:
-    """What the plan of a model of several towers has from the plan of each; lengths are those of the longest texts."""
+    """Fields of a plan with several towers, computed from the towers' plans; lengths are the text tower's."""
     return {
         "inputs": tower_inputs([plan.inputs for plan in plans.values()], text_plan(plans).inputs),
         "positions": ", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
@@ -190,10 +190,10 @@ def text_plan(plans: Mapping[str, Plan]) -> Plan:
 def _computed(
     source: Source, renamed: list[RenamedTensor], names: Mapping[str, ModelName], skeleton: Any, expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
-    """The tensors of the result that transformers merges or splits from several of the source.
+    """Names of the result's tensors that transformers makes by merging or splitting tensors of the source.
 
     Raises:
-        CheckpointError: one gets another shape than the config requires.
+        CheckpointError: a merged or split tensor has another shape than the config requires.
     """
     shapes = {tensor.target: torch.empty(tensor.shape, dtype=tensor.header.dtype, device="meta") for tensor in renamed if tensor.target}
     computed: set[str] = set()
@@ -210,7 +210,7 @@ def _computed(
 
 
 def _refuse_unmatched(family: Family, name: str, targets: list[str]) -> None:
-    """Refuse a family with a position table that is none of the source's tensors; ``name`` is the tensor that did not grow.
+    """Refuse a family whose position table matches no tensor of the source. ``name``: the tensor with an unexpected shape.
 
     Raises:
         CheckpointError: no tensor matches the table's pattern.
@@ -226,7 +226,7 @@ def _refuse_unmatched(family: Family, name: str, targets: list[str]) -> None:
 def _added(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, sources: dict[str, RenamedTensor], cast: torch.dtype | None
 ) -> TensorPlan:
-    """A parameter of a mechanism, copied from its layer if the mechanism declares that and the source has it; or memory tokens."""
+    """Plan a mechanism's parameter, copied from its layer if the mechanism says so and the source has it; or plan memory tokens."""
     added = TensorPlan(name, "added", dtype, None, shape)
     owner = next(((at, mechanism) for at, mechanism in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
     if owner is None:  # memory tokens
@@ -246,7 +246,7 @@ def _added(
 
 
 def _why_dropped(tensor: RenamedTensor, name: ModelName | None, lengths: set[int]) -> str:
-    """Why a tensor is dropped; empty if it is not."""
+    """Reason why a tensor is dropped; empty if it is not."""
     if tensor.target is None or name is None:
         return tensor.reason or "the result does not need it"
     if not name.exists and _is_length_buffer(tensor.shape, lengths):
@@ -257,38 +257,38 @@ def _why_dropped(tensor: RenamedTensor, name: ModelName | None, lengths: set[int
 
 
 def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
-    """Why a tensor that the file has under two names is dropped under this one; empty if it is not."""
+    """Reason to drop one name of a tensor that the file has under two names; empty to keep it."""
     tied = skeleton.all_tied_weights_keys.get(key)
     return f"tied to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
 
 
 def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
-    """Old checkpoints store position ids (1, P) and causal masks (1, 1, P, P), which current models compute."""
+    """Whether a shape is that of position ids (1, P) or a causal mask (1, 1, P, P), which old checkpoints store."""
     return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
 
 
 ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "zeroed", "copied", "added", "dropped")
-"""What happens to a tensor: "changed" is renamed with its values rearranged, "zeroed" a position table that the result does not use,
-"copied" a mechanism's parameter initialised from one of its layer, "added" a newly initialised one."""
+"""What happens to a tensor. "changed": renamed, with its values rearranged. "zeroed": a position table that the result does not use.
+"copied": a mechanism's parameter, initialised from its layer. "added": a newly initialised parameter."""
 
 
 @dataclass(frozen=True)
 class TensorPlan:
-    """What happens to one tensor."""
+    """The plan of one tensor."""
 
     name: str
     action: str  # one of ACTIONS
-    dtype: torch.dtype  # as written
+    dtype: torch.dtype  # in the result
     old_shape: tuple[int, ...] | None
     new_shape: tuple[int, ...] | None
-    header: TensorHeader | None = None  # of the source's tensor with its values
+    header: TensorHeader | None = None  # the source's tensor that supplies the values
     offset: int = 0
     change: Callable[[Tensor], Tensor] | None = None  # applied to the source's values
     reason: str = ""  # why it was dropped
 
     @property
     def streamed(self) -> TensorHeader | None:
-        """The source's tensor if its bytes can be copied as they are."""
+        """The source's tensor if it can be copied, or cast, block by block; else ``None``."""
         return self.header if self.action in ("kept", "renamed") and self.header is not None and self.header.start is not None else None
 
     @property
@@ -309,26 +309,26 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class ResultPlan:
-    """What is written, by a conversion or a reversal."""
+    """What a conversion or a reversal writes."""
 
     source: Source
     architecture: Architecture
     config: Any  # the config of the result
-    inputs: InputSizes  # what source and result read
+    inputs: InputSizes  # sizes of the inputs of source and result
     positions: str  # the rule for positions
     tensors: tuple[TensorPlan, ...]
     max_shard_size: str | int | None
-    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # JSON files that come along with other values
-    towers: Mapping[str, ResultPlan] = field(default_factory=dict, kw_only=True)  # in a model of several, the plan of each
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # new contents of copied JSON files
+    towers: Mapping[str, ResultPlan] = field(default_factory=dict, kw_only=True)  # the plan of each tower, if there are several
 
     @property
     def parts(self) -> Mapping[str, Any]:
-        """The plan of every tower by its name, or of a model of one stack under an empty name."""
+        """The plan of every tower by name; without towers, this plan under an empty name."""
         return self.towers or {"": self}
 
     @property
     def kind(self) -> InputKind:
-        """What source and result read."""
+        """The kind of input that source and result read."""
         return self.architecture.kind
 
     @property
@@ -343,12 +343,12 @@ class ResultPlan:
 
     @property
     def old_input(self) -> str:
-        """The longest input of the source, in words."""
+        """The source's maximum input as text, for example "15 seconds, 749 frames"."""
         return self.inputs.old_words
 
     @property
     def new_input(self) -> str:
-        """The longest input of the result, in words."""
+        """The result's maximum input as text."""
         return self.inputs.new_words
 
     @property
@@ -357,11 +357,11 @@ class ResultPlan:
         return self.kind.tokenizer_length(self)
 
     def position_rule(self, name: str) -> str:
-        """The rule for positions of the tensor ``name``: that of its tower in a model of several."""
+        """The position rule for the tensor ``name``: its tower's rule if there are several towers."""
         return next((plan.positions for tower, plan in self.towers.items() if name.startswith(tower_prefix(tower))), self.positions)
 
     def open_result(self, folder: Path) -> Source:
-        """The written folder, or the tower in it that this plan is of."""
+        """Open the written folder, or the tower in it that this plan describes."""
         opened = open_source(folder)
         return opened if self.architecture.tower is None else TowerSource.of(opened, self.architecture.tower, self.architecture.long_class)
 
@@ -407,7 +407,7 @@ class ResultPlan:
         }
 
     def sizes(self) -> dict[str, Any]:
-        """What is kept and changed, JSON-serialisable."""
+        """Sizes, and kept and changed tensors, JSON-serialisable."""
         return {
             "source_bytes": self.source.total_bytes,
             "result_bytes": self.total_bytes,
@@ -429,7 +429,7 @@ DTYPES = {
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """ "bf16", "float32" … or a torch dtype; None keeps each tensor's.
+    """Parse "bf16", "float32" … or a torch dtype. ``None`` keeps each tensor's dtype.
 
     Raises:
         CheckpointError: not one of ``DTYPES``.

@@ -1,4 +1,4 @@
-"""The embedding of a text from the states of its tokens, as sentence-transformers' modules beside a model compute it."""
+"""Sentence embeddings from token states, computed like the sentence-transformers modules beside a model."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class SentencePooling(nn.Module):
 
 
 def sentence_pooling(folder: Path) -> SentencePooling | None:
-    """What the modules after the transformer compute, if they are a pooling and possibly a normalisation; ``None`` otherwise.
+    """The pooling after the transformer, with normalisation if there is one; ``None`` if there are other modules.
 
     Raises:
         CheckpointError: the list of modules is damaged.
@@ -99,7 +99,7 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     old names of modules.
 
     Args:
-        folder: of an exported graph, with modules.json and what it names.
+        folder: of an exported graph, with modules.json and the modules' folders.
         max_length: tokens that the graph takes.
     """
     if not (folder / MODULES).is_file():
@@ -108,7 +108,7 @@ def write_for_servers(folder: Path, max_length: int) -> None:
     for settings in folder.glob(SETTINGS):
         limit = limits_of(tokenizer_values(folder)).get(TOKENIZER_LIMIT, max_length)
         values = {SENTENCE_LIMIT: min(max_length, limit), **read_json_object(settings)}
-        if pooling is not None:  # what version 6 adds to it is what the others do anyway
+        if pooling is not None:  # fields of version 6; older versions behave the same without them
             values = {
                 name: value for name, value in values.items() if name not in ("transformer_task", "modality_config", "module_output_name")
             }

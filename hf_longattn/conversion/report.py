@@ -17,11 +17,11 @@ from ..naming import CONVERSION_REPORT
 REPORT = CONVERSION_REPORT
 
 POSITIONS = "positions at the new length"
-"""Name of the checks that repeat what a plan warns of."""
+"""Name of the checks that repeat the plan's warnings about positions."""
 SHORT_TEXTS = "equal for short texts"
-"""Name of the check of texts that are attended in full by the option ``exact_length``."""
+"""Name of the check of texts that get full attention by the option ``exact_length``."""
 VERDICT, READY, TRAIN = "verdict", "ready to use", "train before use"
-"""The value of the check that decides whether the result needs training, and what it says."""
+"""The key in the values of the check that decides whether the result needs training, and its two values."""
 
 StageProgress = Callable[[str, int, int], None]
 """`progress(stage, done, total)`: "write" counts bytes, "verify" counts checks."""
@@ -30,7 +30,7 @@ StageProgress = Callable[[str, int, int], None]
 def decision(name: str, ready: bool, detail: str, values: dict[str, Any]) -> Check:
     """The check that decides whether the result needs training.
 
-    What the model is for is measured: the loss of a language model (:mod:`.verify_loss`), the embeddings of a sentence encoder
+    The model's purpose is measured: the loss of a language model (:mod:`.verify_loss`), the embeddings of a sentence encoder
     (:mod:`.verify_embeddings`). Other heads cannot be measured without labels: their results need training if outputs or positions differ.
     """
     verdict = READY if ready else TRAIN
@@ -46,11 +46,11 @@ class ConversionReport:
         config: settings that are not the default.
         plan: the plan, as :meth:`ConversionPlan.to_dict` gives it.
         checks: what was checked, each with a status and a sentence.
-        text: what the model was run on.
+        text: description of the inputs on which the models were run.
         files: names of the files that were written.
-        bytes_written: their size.
+        bytes_written: total size of the written tensors.
         seconds: the time of each stage.
-        versions: of the libraries.
+        versions: of this package, Python and the libraries.
         next_step: if a check says "needs training", how to train, with "{model}" for the model's name; else ``None``.
     """
 
@@ -72,7 +72,7 @@ class ConversionReport:
 
     @property
     def train_command(self) -> str | None:
-        """What to type, or to do, if the result needs training."""
+        """The command to type, or advice, if the result needs training; else ``None``."""
         return None if self.next_step is None else next_step(self.next_step, str(self.destination))
 
     @property
@@ -106,20 +106,20 @@ class ConversionReport:
 
 
 def require_passed(checks: Sequence[Check]) -> None:
-    """Raise :class:`CheckpointError` with what the failed checks say."""
+    """Raise :class:`CheckpointError` with the details of failed checks, if there are any."""
     failed = [check.detail for check in checks if check.status == FAILED]
     if failed:
         raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
 
 
 def seconds(clock: dict[str, float]) -> dict[str, float]:
-    """Seconds of planning, of planning and writing ("convert"), and of checking, from the times of their ends."""
+    """Durations in seconds: "plan", "convert" (planning and writing) and "verify", from the clock times of their ends."""
     spans = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 
 
 def versions(*further: str) -> dict[str, str]:
-    """Versions of what made and checked a result: this package, Python, and the installed libraries, with ``further`` added."""
+    """Versions of this package, Python, and the installed libraries, with ``further`` libraries added."""
     from .. import __version__
 
     libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *further)}

@@ -31,7 +31,7 @@ from ..reading import is_generic, is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
 from .config import RevertConfig
 from .folders import open_for_writing, write_planned
-from .model_loading import choose_running, load_result, load_source, newly_initialised, outputs, quiet_libraries
+from .model_loading import choose_memory_mode, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype, text_plan
 from .report import REPORT, ConversionReport, StageProgress
@@ -45,14 +45,14 @@ from .verify import Step, check_tensors, named_step, run_steps
 from .verify_outputs import length_from_files
 
 AUTO = "auto"
-"""The positions before the conversion, if the long model still has them."""
+"""The default of ``positions``: restore the positions before the conversion, if the long model still has them."""
 UNCHANGED = "unchanged"
-"""What the reversal of a model of pictures does with its position table."""
+"""The value of ``positions`` if a reversal changes no position table: inputs that are not texts, and --generic models."""
 RESTORED = "restored"
-"""What "auto" means for an interpolated table: it is solved for the rows that it was interpolated from."""
+"""The meaning of "auto" for an interpolated or stretched table: the table is solved for the original rows."""
 
 OWN_PARTS = (".long_attention.", "long_memory.")
-"""In the names of parameters that only a Long model has."""
+"""Substrings of the names of parameters that only Long models have."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class RevertPlan(ResultPlan):
 
 @dataclass(frozen=True)
 class Restored:
-    """The original position table, for which the long model's is solved."""
+    """The original position table, computed by solving the long model's table for it."""
 
     tokens: int
     extension: str  # how the conversion extended it
@@ -123,11 +123,11 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
 
 
 LongParts = tuple[Any, str, Family, Any]
-"""The config of a long checkpoint, its class, its family, and its model without storage."""
+"""Config, class name, family, and model on the meta device, of a long checkpoint."""
 
 
 def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
-    """The plan of a model that reads one kind of input."""
+    """Plan the reversal of a model without towers."""
     long_config, long_class, family, long_skeleton = long_model
     cast = parse_dtype(settings.dtype)
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
@@ -180,7 +180,7 @@ def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -
 
 
 def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
-    """The plan of a model of several towers: that of each tower, and what is around them, which does not change."""
+    """Plan the reversal of a model of several towers, each by its own plan. Tensors outside the towers are at most cast."""
     long_config, long_class, family, _ = long_model
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     plans: dict[str, RevertPlan] = {}
@@ -210,7 +210,7 @@ def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) 
 
 
 REVERSALS = {TEXT: _plan_stack, SIZED: _plan_stack, TOWERS_APART: _plan_towers}
-"""How a reversal is planned by the kind of input."""
+"""Planning functions, by the kind's ``planned_as``."""
 
 
 def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
@@ -228,7 +228,7 @@ def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -
 def _text_lengths(
     source: Source, settings: RevertConfig, family: Family, long_config: Any, tables: Mapping[str, PositionTable]
 ) -> tuple[InputSizes, int | None, str]:
-    """The lengths of source and result, the length before the conversion, and what happens to positions."""
+    """The lengths of source and result, the length before the conversion, and the rule for positions."""
     old_length, positions = family.longest(long_config), settings.positions
     before = _length_before(source, long_config)
     new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
@@ -241,7 +241,7 @@ def _text_lengths(
 def _sizes_before(
     source: Source, settings: RevertConfig, family: Family, long_config: Any, tables: Mapping[str, PositionTable]
 ) -> tuple[InputSizes, int | None, str]:
-    """The same for inputs with a size; a position table is as it was before the conversion."""
+    """The counterpart of :func:`_text_lengths` for inputs with a size, whose position tables never change."""
     kind = kind_of(family)
     sizes = kind.sizes(long_config)
     return kind.sizes_between(long_config, sizes.new.value, sizes.old.value), sizes.old.tokens, UNCHANGED
@@ -298,10 +298,10 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
 
 
 def _base_skeleton(source: Source, family: Family, base_class: str, config: Any, long_skeleton: nn.Module) -> nn.Module:
-    """The plain model without storage.
+    """The plain model on the meta device.
 
     Raises:
-        CheckpointError: it has parameters that the Long model lacks.
+        CheckpointError: the plain model has parameters that the Long model lacks.
     """
     with checkpoint_errors(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
         skeleton: nn.Module = family.base_class(base_class)(config)
@@ -315,7 +315,7 @@ def _base_skeleton(source: Source, family: Family, base_class: str, config: Any,
 
 
 def _with_all_heads(source: Source, name: str, shape: tuple[int, ...], cast: torch.dtype | None) -> TensorPlan:
-    """A tensor of a layer with fewer heads, in the plain model, whose layers all have as many."""
+    """Plan a tensor of a layer with pruned heads. Zeros replace the heads, since plain layers have equally many."""
     header = source.tensors[name]
     return TensorPlan(name, "changed", cast or header.dtype, header.shape, shape, header, change=partial(with_silent_heads, shape=shape))
 
@@ -331,11 +331,11 @@ def _planned(
     restored: Restored | None,
     cast: torch.dtype | None,
 ) -> TensorPlan:
-    """What happens to one tensor.
+    """Plan one tensor.
 
-    key: its name in the plain model, of which `expected` has the shapes.
-    leading: rows that are not positions, in a position table.
-    restored: the original table that an extended one is solved for, before it is cut to `length`.
+    key: its name in the plain model. expected: shapes of the plain model's tensors, by name.
+    leading: number of rows of a position table that are not positions; `None` for other tensors.
+    restored: the original table, if the extended one is solved for it before it is cut to `length`.
     """
     header = source.tensors[name]
     dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
@@ -359,7 +359,7 @@ def _planned(
 
 
 def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:
-    """Why outputs at the new length differ with full attention; empty if they must be equal."""
+    """Reason why outputs at the new length differ even with full attention; empty if they must be equal."""
     if positions != "truncate" and any(tensor.action == "shortened" for tensor in tensors):
         return "its positions are those before the conversion" if positions == RESTORED else "its positions are interpolated"
     if getattr(long_config, "rope_parameters", None) != getattr(config, "rope_parameters", None):
@@ -372,7 +372,7 @@ def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: i
 def _moved_positions(
     long_config: Any, config: Any, tensors: list[TensorPlan], length: int, before: int | None, positions: str
 ) -> list[str]:
-    """What happens to positions that the conversion changed, in a sentence each."""
+    """Warnings about positions that the conversion changed, one sentence each."""
     sentences = []
     lost = "what was learned with them since is lost"
     shortened = [tensor for tensor in tensors if tensor.action == "shortened"]
@@ -403,7 +403,7 @@ def _moved_positions(
 
 
 def _rope(parameters: Any) -> str:
-    """For example `yarn with factor 4`."""
+    """Rotary parameters as text, for example ``'yarn' with factor 4``."""
     if not isinstance(parameters, dict):
         return "none"
     kind = parameters.get("rope_type", "default")
@@ -411,7 +411,7 @@ def _rope(parameters: Any) -> str:
 
 
 def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[TensorPlan], skeleton: nn.Module) -> list[str]:
-    """What the plain model loses, in a sentence each."""
+    """Warnings about losses in the plain model, one sentence each."""
     sentences = []
     dropped = [tensor for tensor in tensors if tensor.action == "dropped"]
     if dropped:
@@ -500,7 +500,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
 
 
 MAX_COMPARED_TOKENS = 1024
-"""Maximum tokens to compare, since both models have full attention."""
+"""Maximum number of tokens on which the models are compared, since both have full attention."""
 
 
 def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]:
@@ -508,7 +508,7 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
     attention."""
     if isinstance(plan.architecture, GenericArchitecture):
         return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
-    running = choose_running(plan.parameters, plan.largest_tensor)
+    running = choose_memory_mode(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Step] = [
             lambda: check_tensors(plan, open_source(result)),
@@ -525,7 +525,7 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
 
 
 def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
-    """Whether the written tables, extended again as the conversion did, equal the long model's, so that they are the source's."""
+    """Check whether the written tables are the source's: extended by the conversion's rule, they then equal the long model's."""
     name, rule, before = "positions of the model that was converted", plan.long_config.position_extension, plan.length_before
     tables = [tensor for tensor in plan.tensors if tensor.action == "shortened" and tensor.header is not None]
     if before is None or not tables:
@@ -567,11 +567,11 @@ def _check_outputs(plan: RevertPlan, result: Path, inputs: Any, scratch: Path | 
 
 
 Runner = Callable[[Any], dict[str, Tensor]]
-"""All tensors that a model returns for the inputs of the comparison."""
+"""Function that runs a model on the compared inputs and returns its tensors by name."""
 
 
 def _runner(plan: RevertPlan, inputs: Any, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
-    """What runs a model on the inputs, and how long they are, with its unit."""
+    """The function that runs a model on the compared inputs, and their length with its unit."""
     if plan.kind.planned_as != TEXT:
         size = plan.inputs.new
         arguments = inputs.at(size)
@@ -584,7 +584,7 @@ def _runner(plan: RevertPlan, inputs: Any, scratch: Path | None) -> tuple[Runner
 def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | None) -> tuple[dict[str, Tensor], bool]:
     """Outputs of the long model with full attention (of its base if the head is missing), and whether the head is missing.
 
-    config: to load it with; `None` is its config.
+    config: the config to load the long model with; `None` means the model's own.
     """
     model: Any
     model, missing = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch, config_instead=config)
@@ -610,7 +610,7 @@ def _as_before(plan: RevertPlan) -> Any:
 def _compared(
     name: str, reference: str, expected: dict[str, Tensor], measured: dict[str, Tensor], size: tuple[int, str], changed: str
 ) -> Check:
-    """size: the length of the input and its unit. changed: why the outputs differ; empty if they must be equal."""
+    """Compare outputs. size: input length and unit. changed: reason why outputs differ; empty if they must be equal."""
     difference = Difference.of({output: expected[output] for output in expected if output in measured}, measured)
     length, unit = size
     detail, values = f"outputs at {length} {unit}: largest difference from {reference}", {"length": length, "tokens": length}

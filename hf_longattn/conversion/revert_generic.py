@@ -1,4 +1,4 @@
-"""From a plain class with mechanisms (``--generic``) back to the plain class: its config and weights without those of the mechanisms."""
+"""Revert a plain class with mechanisms (``--generic``) to the plain class, without the mechanisms' config and weights."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from .sources.base import Source, open_source
 
 
 def plain_parts(source: Source, settings: RevertConfig) -> dict[str, Any]:
-    """Fields of the plan: what the plain model is, the tokens that both take, and what is not restored.
+    """Fields of the plan that reverts a ``--generic`` checkpoint.
 
     Raises:
-        OptionError: settings for position tables, which a plain class keeps.
+        OptionError: ``max_length`` or ``positions`` is set; a plain class keeps its positions.
         CheckpointError: from :func:`read_generic`.
     """
     flags = ["--max-length"] * (settings.max_length is not None) + ["--positions"] * (settings.positions != RevertConfig.positions)
@@ -57,7 +57,7 @@ def plain_parts(source: Source, settings: RevertConfig) -> dict[str, Any]:
 
 
 def check_plain_outputs(plan: Any, result: Path) -> list[Check]:
-    """The outputs of the plain model equal those of the source with the class's attention."""
+    """Check that the plain model's outputs equal the source's with the class's attention."""
     long: Any = nn.Module.float(load_generic(plan.source.folder))
     inputs = seeded_inputs(long)
     plain: Any = load_plain(open_source(result), plan.architecture, torch.float32)

@@ -1,6 +1,6 @@
 """Random inputs for one forward pass of any class of transformers, the same at every call.
 
-What a class reads is told by the arguments of its ``forward``, and of what size by its config.
+The arguments of ``forward`` tell which inputs a class takes, and its config tells their sizes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SAMPLES = 4000
 GRIDS = ((1, 4, 6), (1, 2, 4))
 """Frames, height and width of pictures of different sizes, in patches of the language model."""
 IMAGE_TOKEN, VIDEO_TOKEN = "image_token_id", "video_token_id"
-"""The config's fields with the tokens in place of which a language model reads pictures."""
+"""Config fields with the ids of the tokens that stand for pictures and videos in a text."""
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
         inputs |= _seeded_pictures(model, random)
     if "input_features" in taken:
         inputs["input_features"] = torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions, generator=random)
-    if "input_values" in taken and "input_ids" not in taken:  # next to text they are a recording to go on from, which may be left out
+    if "input_values" in taken and "input_ids" not in taken:  # beside input_ids they are an optional audio prompt
         inputs["input_values"] = torch.randn(1, SAMPLES, generator=random)
     if "input_ids" in taken:
         positions = getattr(text, "max_position_embeddings", None)
@@ -56,11 +56,11 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
             inputs |= _with_image_tokens(model, inputs)
     if "decoder_input_ids" in taken and config.is_encoder_decoder:
         decoder = getattr(config, "decoder_config", None)
-        channels = getattr(decoder, "num_channels", None)  # of frames of sound, each of which has a code in every channel (Dia)
+        channels = getattr(decoder, "num_channels", None)  # audio decoders have one code per frame and channel (Dia)
         shape = (1, DECODER_TOKENS) if channels is None else (1, DECODER_TOKENS, channels)
         inputs["decoder_input_ids"] = _ids(text if channels is None else decoder, shape, random)
     if SERIES_INPUT in taken:
-        decodes = "future_time_features" in taken  # from the future itself, which other classes take for a loss
+        decodes = "future_time_features" in taken  # such a class needs future values; others take them only for the loss
         names = taken.keys() if decodes else taken.keys() - {"future_values"}
         inputs |= {name: values for name, values in _series(config, random).items() if name in names}
     if not inputs:
@@ -76,11 +76,11 @@ def _ids(text: Any, shape: tuple[int, ...], random: Generator) -> Tensor:
 
 
 def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
-    """Random pictures: one of the config's size, or two of different sizes where a tower takes them so."""
+    """Random pictures: one of the config's size, or two of different sizes if the class takes pictures of any size."""
     taken = inspect.signature(type(model).forward).parameters
     vision = getattr(model.config, "vision_config", model.config)
     channels = next(getattr(vision, name) for name in ("num_channels", "in_channels") if hasattr(vision, name))
-    if "image_grid_thw" in taken:  # rows of patches, those that become a token of the language model next to one another
+    if "image_grid_thw" in taken:  # one patch per row; patches that become one token are adjacent
         merge, patch = vision.spatial_merge_size, vision.patch_size
         grids = torch.tensor([(frames, height * merge, width * merge) for frames, height, width in GRIDS])
         patches = int(grids.prod(1).sum())
@@ -97,7 +97,7 @@ def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
 
 
 def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``input_ids`` after as many image tokens for each picture as it has features, and a token of text after each picture."""
+    """``input_ids`` with pictures in front: one image token per feature of a picture, and one text token after each picture."""
     image, taken = getattr(model.config, IMAGE_TOKEN), inspect.signature(type(model).forward).parameters
     with torch.no_grad():
         features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
@@ -110,7 +110,7 @@ def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _series(config: Any, random: Generator) -> dict[str, Any]:
-    """What models of time series read: the past, what is known of it and of the future, and the future itself, from which some decode."""
+    """Inputs of time-series models: past values, mask and features of the past, features of the future, and future values."""
     past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
     future = config.horizon_length if hasattr(config, "horizon_length") else config.prediction_length
     channels = getattr(config, "num_input_channels", None)
@@ -126,12 +126,12 @@ def _series(config: Any, random: Generator) -> dict[str, Any]:
         "future_time_features": torch.randn(1, future, features, generator=random),
         "future_values": torch.randn(1, future, *values[2:], generator=random),
         "freq": torch.zeros(1, 1, dtype=torch.long),
-        "forecast_context_len": past,  # a result that looks at more steps pads no others in front of them
+        "forecast_context_len": past,  # a result with a longer context does not pad in front of them
     }
 
 
 def run_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name; what the model draws at random is the same at every call."""
+    """All floating-point tensors that one forward pass returns, by name. The model's random numbers are the same at every call."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         returned = model(**inputs, return_dict=True)

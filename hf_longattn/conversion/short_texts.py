@@ -1,4 +1,4 @@
-"""The texts that a converted encoder attends in full, as its source does: the option ``exact_length`` and its default."""
+"""Short texts that a converted encoder reads with full attention, like its source: the option ``exact_length`` and its default."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..options import EXACT_LENGTH
 
 @dataclass(frozen=True)
 class ShortTexts:
-    """Which texts an encoder attends in full.
+    """The texts that an encoder reads with full attention.
 
-    length: tokens of the longest; 0 if there are none.
-    reason: why they are not read exactly as by the source; empty if they are, or where that is no question.
+    length: maximum length in tokens; 0 if there are none.
+    reason: why short texts are not read exactly as by the source; empty if they are, or if that does not apply.
     """
 
     length: int = 0
@@ -33,7 +33,7 @@ class ShortTexts:
 
 
 def why_off(mechanism: Mechanism) -> str:
-    """Why a layer does not attend short texts in full unless asked; empty if it does."""
+    """Reason why a layer gets no ``exact_length`` by default; empty if it can get one."""
     reason = why_not_in_full(mechanism)
     if mechanism.traits.trains:
         reason = "has parameters of its own, which need training"
@@ -45,15 +45,15 @@ def why_off(mechanism: Mechanism) -> str:
 def with_short_texts(
     attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str, unasked: bool = True
 ) -> tuple[LongAttentionConfig, ShortTexts]:
-    """``attention`` with ``exact_length`` of the source's length, and which texts an encoder then attends in full.
+    """Set ``exact_length`` to the source's length if possible, and return the texts that then get full attention.
 
-    It is set unasked for a result that reads more than its source, with positions that do not change, where every layer that neither keeps
-    a window of the source nor covers such texts anyway is full attention over fewer keys (:func:`why_off`).
+    It is possible if the result is longer than the source, its positions do not change outputs, and no layer objects (:func:`why_off`).
+    Layers that keep a window of the source, or are full attention for such texts anyway, are left out.
 
     Args:
-        windows: the width of each layer's window in the source; ``None`` where it has none.
+        windows: the window width of each layer in the source; ``None`` for a layer without a window.
         change: how positions change outputs of short texts; empty if they do not.
-        unasked: whether to set it where no layer has the option.
+        unasked: whether to set it if no layer has the option.
 
     Raises:
         OptionError: ``exact_length`` is more tokens than the source reads.

@@ -21,8 +21,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .config import shard_bytes
 
-NUMBERS_PER_BLOCK = 2**20
-"""Bytes that are copied, cast or compared at once; much larger blocks are written several times slower."""
+BLOCK_BYTES = 2**20
+"""Number of bytes copied, cast or compared at once; much larger blocks are written several times slower."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -44,7 +44,7 @@ SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1"
 LARGEST_HEADER = 100_000_000
-"""Bytes: the limit of safetensors itself."""
+"""Maximum header size in bytes, the limit of safetensors itself."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TensorHeader:
     """One tensor as the file's header describes it.
 
     start: offset of its bytes in the file, if they are contiguous; else `None`.
-    values: reads it otherwise.
+    values: reads the tensor if `start` is `None`.
     shared: the first tensor of the file with the same memory; empty if there is no other.
     """
 
@@ -88,7 +88,7 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
     headers = {}
     try:
         start = _data_start(file)
-        with safe_open(file, framework="numpy") as opened:  # it checks that the tensors fill the file in this order
+        with safe_open(file, framework="numpy") as opened:  # safe_open checks that the tensors fill the file in this order
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
                 if part.get_dtype() not in TORCH_DTYPES:
@@ -116,8 +116,8 @@ def read_tensor(header: TensorHeader) -> Tensor:
     return read_span(header, _start(header), header.nbytes).view(header.dtype).reshape(header.shape)
 
 
-def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = NUMBERS_PER_BLOCK) -> Iterator[memoryview]:
-    """The bytes of a tensor that is contiguous in its file, cast to `dtype` if given; a block is valid until the next one is read.
+def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK_BYTES) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor that is contiguous in its file, cast to `dtype` if given. A block is valid until the next one.
 
     `size`: bytes read at once, a multiple of 8.
     """
@@ -134,7 +134,7 @@ def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: in
 
 
 def read_span(header: TensorHeader, start: int, count: int) -> Tensor:
-    """(count,) uint8: bytes of the tensor's file."""
+    """``(count,)`` uint8: bytes of the tensor's file from offset ``start``."""
     raw = torch.empty(count, dtype=torch.uint8)
     with open(header.file, "rb", buffering=0) as file:
         file.seek(start)
@@ -157,7 +157,7 @@ def _start(header: TensorHeader) -> int:
 
 
 def _data_start(file: Path) -> int:
-    """Offset of the tensors; refuses what safetensors' reader accepts, and pointers of Git LFS.
+    """Offset of the first tensor. Refuses duplicate names, which safetensors' reader accepts, and pointers of Git LFS.
 
     Raises:
         CheckpointError: a tensor twice in the header, or a pointer of Git LFS.
@@ -172,7 +172,7 @@ def _data_start(file: Path) -> int:
         start = opened.read(8)
         length = int.from_bytes(start, "little")
         if length <= LARGEST_HEADER:
-            with contextlib.suppress(ValueError, RecursionError):  # safetensors refuses what is not JSON
+            with contextlib.suppress(ValueError, RecursionError):  # safetensors itself refuses invalid JSON
                 json.loads(opened.read(length), object_pairs_hook=noted)
     if start == LFS_POINTER[:8]:
         raise CheckpointError(f"{str(file)!r} is only a pointer of Git LFS; fetch the file itself with `git lfs pull`.")
@@ -227,7 +227,7 @@ def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) ->
 
 
 def write_weights(folder: Path, files: dict[str, list[OutputTensor]], progress: Progress | None = None) -> list[str]:
-    """Write each file of `files` (name -> its tensors), and an index when there are several, and return the names.
+    """Write each file of `files` (name -> its tensors), and an index if there are several, and return the file names.
 
     Everything is on disk (fsync) when this returns; `progress` is called after each block of bytes.
     """
@@ -300,7 +300,7 @@ def _write_bytes(file: BinaryIO, values: Tensor, advance: Callable[[int], None])
     if values.numel() == 0:
         return
     raw = values.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    for start in range(0, len(raw), NUMBERS_PER_BLOCK):
-        block = raw[start : start + NUMBERS_PER_BLOCK]
+    for start in range(0, len(raw), BLOCK_BYTES):
+        block = raw[start : start + BLOCK_BYTES]
         file.write(block)
         advance(len(block))

@@ -1,7 +1,7 @@
-"""The name in a model of a tensor in a file, and whether a file holds what the model needs.
+"""Names in a model for tensors in a file, and a check that the file has all tensors that the model needs.
 
 transformers saves the tensors of many architectures under the names of older versions (a ViT's layers, a mixture's experts one by one), and
-renames, merges and splits them while it loads them. Everything that compares a file with a model asks here.
+renames, merges and splits them while it loads them. Code that compares a file with a model uses this module.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..modeling.family.definition import Family
 
 @dataclass(frozen=True)
 class ModelName:
-    """What a tensor in a file becomes in a model.
+    """The name in a model of a tensor in a file.
 
-    name: in the model, with the base model's prefix where the model has it; of the first part of a tensor that is split.
+    name: in the model, with the base model's prefix if the model has one. For a tensor that is split, the name of the first part.
     exists: whether the model has a parameter or buffer of this name.
-    converter: what computes it, from this tensor alone or from several; ``None`` for a tensor that is taken as it is, and for a position
-        table, which keeps its name and grows.
-    pattern: which source of a converter the tensor is; of a position table, too.
+    converter: transformers' converter of this tensor, or of several tensors with it; ``None`` for a tensor that is taken unchanged, and
+        for a position table, which only grows.
+    pattern: the converter's source pattern that matches the tensor; set for position tables, too.
     """
 
     name: str
@@ -38,12 +38,12 @@ class ModelName:
 
     @property
     def key(self) -> str | None:
-        """The parameter or buffer whose values are those of the tensor; ``None`` if there is none."""
+        """The parameter or buffer that takes the tensor's values directly; ``None`` if there is none."""
         return self.name if self.exists and self.converter is None else None
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All parameters and buffers that it becomes, or becomes a part of."""
+        """All parameters and buffers computed from the tensor, alone or with other tensors."""
         if not self.exists or self.converter is None:
             return (self.name,) if self.exists else ()
         first, *_ = self.converter.target_patterns
@@ -55,8 +55,8 @@ def names_in_model(names: Collection[str], model: Any, mapping: Sequence[Any] | 
 
     Args:
         names: all tensors of the file, since some old names are recognised by the presence of others.
-        model: it needs no storage.
-        mapping: the renamings and converters, if they are not those of the model's class.
+        model: can be on the meta device.
+        mapping: the renamings and converters; by default those of the model's class.
     """
     entries = get_model_conversion_mapping(model) if mapping is None else mapping
     renamings = [entry for entry in entries if isinstance(entry, WeightRenaming)]
@@ -66,7 +66,7 @@ def names_in_model(names: Collection[str], model: Any, mapping: Sequence[Any] | 
     tensors: dict[str, ModelName] = {}
     for name in sorted(names):
         target, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if target not in state and name in state:  # it has the model's name already
+        if target not in state and name in state:  # the file already has the model's name
             target, pattern = name, None
         converter = None if pattern is None else by_pattern[pattern]
         if converter is not None and all(isinstance(operation, Unchanged) for operation in converter.operations):
@@ -78,7 +78,7 @@ def names_in_model(names: Collection[str], model: Any, mapping: Sequence[Any] | 
 def converted(
     tensors: Mapping[str, Tensor], names: Mapping[str, ModelName], model: Any, file: str
 ) -> Iterator[tuple[list[str], dict[str, Tensor]]]:
-    """What transformers computes from tensors of a file, by its names in the model, with the names of what it is computed from.
+    """Run transformers' converters on tensors of a file. Yields the names of source tensors, and the computed tensors by name.
 
     Args:
         tensors: by their names in the file; on the meta device, only shapes are computed.
@@ -102,14 +102,14 @@ def converted(
 
 
 def check_complete(missing: Collection[str], model: nn.Module, file: str, family: Family | None, class_name: str = "") -> None:
-    """Refuse missing weights, except those of a head, a pooler or computed tables; of a head, too, where the file has some of its layers.
+    """Refuse missing weights, except of a pooler, a computed table or a head. A head's list of layers must not be present only in part.
 
     Args:
         missing: the parameters of ``model`` that ``file`` lacks, by their names in the model.
         class_name: for the message; the model's by default.
 
     Raises:
-        CheckpointError: there are others.
+        CheckpointError: other weights are missing.
     """
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     in_base = [name for name in missing if name.startswith(prefix) or getattr(model, "base_model", model) is model]
@@ -125,7 +125,7 @@ def check_complete(missing: Collection[str], model: nn.Module, file: str, family
 
 
 def _of_begun_lists(missing: Collection[str], model: nn.Module) -> set[str]:
-    """The missing parameters of a model that belong to lists of layers of which others are there (the decoder of a ViT-MAE)."""
+    """Missing parameters in lists of layers that the file has in part (the decoder of a ViT-MAE)."""
     there = [name for name in model.state_dict() if name not in missing]
     begun = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and any(_within(path, there))]
     return {name for path in begun for name in _within(path, missing)}
@@ -137,13 +137,13 @@ def _within(path: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def check_layers(names: Iterable[ModelName], model: Any, file: str) -> None:
-    """Refuse tensors of layers that the model does not have. Other tensors that it lacks do no harm (a pooler, a head of pretraining).
+    """Refuse tensors of layers that the model does not have. Other surplus tensors do no harm (a pooler, a head of pretraining).
 
     Args:
         names: of tensors of ``file``.
 
     Raises:
-        CheckpointError: it names the field of the config.
+        CheckpointError: there are such tensors. The message names the config's field.
     """
     modules = dict(model.named_modules())
     surplus: dict[tuple[str, int], set[int]] = {}
@@ -164,7 +164,7 @@ def check_layers(names: Iterable[ModelName], model: Any, file: str) -> None:
 
 
 def _layers_field(config: Any, path: str, count: int) -> str:
-    """The field of the config that says how many layers there are at ``path``."""
+    """Name of the config field with the number of layers at ``path``."""
     fields = {
         "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
         "encoder": ("encoder_layers",),

@@ -1,4 +1,4 @@
-"""Verify the written files of a result: all checks in order of their cost, of which every tensor is compared here."""
+"""Verify the written files of a result, cheap checks first. The comparison of all tensors is in this module."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..inputs.common.base import SIZED, TEXT, TOWERS_APART
 from ..inputs.text import VerificationText
 from ..positions import unchanged_rows
-from .model_loading import Running, choose_running
+from .model_loading import MemoryMode, choose_memory_mode
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
 from .pooling import sentence_pooling
 from .report import POSITIONS, READY, VERDICT
 from .sources.base import Source, open_source
-from .tensor_files import NUMBERS_PER_BLOCK, TensorHeader, read_blocks, read_tensor
+from .tensor_files import BLOCK_BYTES, TensorHeader, read_blocks, read_tensor
 from .verify_embeddings import EmbeddingCheck
 from .verify_generic import check_generic
 from .verify_loss import LossCheck
@@ -43,8 +43,8 @@ def verify(
 ) -> list[Check]:
     """Check the written folder `result` against the source of `plan`, up to the first step that fails.
 
-    Source and result run one after the other, whole in memory or with their weights in their files, see `choose_running`. `given_text` says
-    that `inputs` are the user's text, so that more time is spent on the losses; `progress` is called as progress("verify", done, total).
+    Source and result run one after the other, whole in memory or with weights read from their files (`choose_memory_mode`).
+    given_text: `inputs` are the user's text, so more time is spent on the losses. progress: called as progress("verify", done, total).
     """
     running = _running(plan)
     with running.scratch(result) as scratch:
@@ -61,9 +61,9 @@ def verify(
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks and the plan's warnings, labelled by the check that decides.
+    """The checks, and the plan's warnings as checks, with the status of the check that decides on training.
 
-    Without one, outputs that differ from the source's and positions that were not trained need training.
+    Without a deciding check, the status of differing outputs and of untrained positions is "needs training".
     """
     deciding = next((check for check in checks if VERDICT in check.values), None)
     label = NEEDS_TRAINING if deciding is None else deciding.status
@@ -74,14 +74,14 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
     return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
 
 
-def _running(plan: ConversionPlan) -> Running:
-    """How the models are run; gradients need them whole in memory."""
+def _running(plan: ConversionPlan) -> MemoryMode:
+    """How the models are run: whole in memory if gradients are compared."""
     gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None
-    return choose_running(plan.parameters, plan.largest_tensor, in_memory=gradients)
+    return choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=gradients)
 
 
 def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
-    """The checks of all steps, up to the first that fails.
+    """Run steps up to the first that fails, and return their checks.
 
     Raises:
         CheckpointError: a model does not run.
@@ -142,7 +142,7 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
 
 
 def _say_infinite(source_is_finite: dict[str, bool], plan: ResultPlan) -> str:
-    """`source_is_finite`: names of tensors with NaN or infinity -> whether the source's are finite."""
+    """`source_is_finite`: name of a tensor with NaN or infinity -> whether the source's tensor is finite."""
     names = sorted(source_is_finite)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     if all(source_is_finite.values()):
@@ -176,7 +176,7 @@ def _examined(tensor: TensorPlan, header: TensorHeader, plan: ResultPlan) -> tup
         return _compare(tensor, written, plan), _all_finite(written)
     # block by block, so that the largest tensor need not be in memory
     same = finite = True
-    size = NUMBERS_PER_BLOCK * tensor.dtype.itemsize // source.dtype.itemsize
+    size = BLOCK_BYTES * tensor.dtype.itemsize // source.dtype.itemsize
     for a, b in zip(read_blocks(source, tensor.dtype), read_blocks(header, size=size), strict=True):
         same = same and _same_block(a, b)
         finite = finite and _all_finite(torch.frombuffer(b, dtype=header.dtype))
@@ -190,7 +190,7 @@ def _compare(tensor: TensorPlan, written: Tensor, plan: ResultPlan) -> list[str]
         return [f"{tensor.name} must be zero"]
     if tensor.action != "extended" or tensor.header is None:
         return []
-    # The old rows are checked without the rule that made the new ones.
+    # The old rows are compared directly, without the rule that computed the new rows.
     old = read_tensor(tensor.header)
     old = (old if tensor.change is None else tensor.change(old)).to(tensor.dtype)
     rows = tensor.offset + unchanged_rows(plan.position_rule(tensor.name), len(old) - tensor.offset)
@@ -208,7 +208,7 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
 
 def _text_checks(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Check]:
     lengths = choose_lengths(plan, from_files=scratch is not None)
-    pooling = sentence_pooling(result) if plan.decoder is None else None  # a sentence encoder is one stack
+    pooling = sentence_pooling(result) if plan.decoder is None else None  # sentence encoders have no decoder
     measurement: Measurement = (
         LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
         if pooling is None
@@ -233,5 +233,5 @@ def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path
 
 
 def named_step(name: str, step: Step) -> Step:
-    """The step with the name of a tower, if it has one, before those of its checks."""
+    """``step`` with the tower's ``name`` in front of the names of its checks; ``step`` itself if ``name`` is empty."""
     return (lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]) if name else step

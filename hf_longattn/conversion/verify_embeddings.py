@@ -1,7 +1,7 @@
-"""The embeddings of a sentence encoder, compared with the source's, for short passages and for a document longer than the source reads.
+"""Compare a result's sentence embeddings with the source's, for short passages and for a document longer than the source reads.
 
-Embeddings are pooled and normalised as sentence-transformers does. A document's are compared with the mean of the source's embeddings of
-its chunks, the usual way to embed a text that a model cannot read whole.
+Embeddings are pooled and normalised as sentence-transformers does. For the document, the reference is the mean over its chunks, each
+embedded by the source: the usual way to embed a text that is too long for a model.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from .report import decision
 
 EMBEDDINGS = "embeddings"
 LENGTHS = (16, 64, 256, 512)
-"""Lengths of passages in tokens, up to the source's maximum; queries are as short as the first."""
+"""Lengths of passages in tokens, used up to the source's maximum. The shortest is the length of a query."""
 PASSAGES = 3
-"""Passages of each length."""
+"""Maximum number of passages of each length."""
 SAME = 0.98
-"""Cosine from which a result is ready to use, however alike different passages are. Untuned."""
+"""Maximum cosine that is required of a result, however similar different passages are. Untuned."""
 SHARE = 0.5
-"""Maximum distance from the source's embedding, as a share of the distance between different passages. Untuned: of all-MiniLM-L6-v2 at
+"""Maximum distance from the source's embedding, as a share of the distance between different passages. Untuned: with all-MiniLM-L6-v2 at
 8,192 tokens, Nyström attention (0.4) loses 4 points of MRR in retrieval, and interpolated positions (2.1) lose 48."""
 FLOPS = 1e12
-"""Maximum arithmetic for one document. Untuned."""
+"""Maximum FLOPs for one document. Untuned."""
 
 
 class EmbeddingCheck:
@@ -73,7 +73,7 @@ class EmbeddingCheck:
         listed = ", ".join(f"{cosine:.3f} at {length:,}" for length, cosine in cosines.items())
         detail = f"cosine with the source's: {listed} tokens"
         values = {"cosines": {str(length): cosine for length, cosine in cosines.items()}, "different_passages": different, "least": least}
-        ready = all(cosine >= least for cosine in cosines.values())  # NaN is less
+        ready = all(cosine >= least for cosine in cosines.values())  # false for NaN
         if self.document:
             last = states["last_hidden_state"]
             document = self._pooled(last) if last.shape[1] == self.document else self._embedded(result, 1, self.document)
@@ -99,14 +99,14 @@ class EmbeddingCheck:
         return normalize(self.pooling(states.float(), torch.ones(states.shape[:2])), dim=-1)
 
     def _affordable(self, tokens: int, chunk: int) -> int:
-        """Tokens of a document within the limit, in whole chunks and at least two; 0 if there are fewer."""
+        """Tokens of a document within the limit, in whole chunks; 0 if these are fewer than two."""
         layers = layer_mechanisms(self.plan.attention, self.plan.shape, self.plan.new_length)
         while tokens >= 2 * chunk and 2 * cost_at(tokens, self.plan.shape, layers).total_flops > FLOPS:
             tokens = tokens // 2 // chunk * chunk
         return tokens if tokens >= 2 * chunk else 0
 
     def _why_not(self, old: int) -> str:
-        """Why no passage is embedded."""
+        """Reason why no passage is embedded."""
         if self.text.tokenizer is None:
             return f"{self.text.why_seeded}, and embeddings need real text"
         return f"two passages of {min(LENGTHS[0], old)} tokens are needed, and the text has {self.text.real_tokens()}"

@@ -1,4 +1,4 @@
-"""Run source and result of a conversion with ``--generic``, and compare what they return; of several towers, each alone."""
+"""Compare source and result of a ``--generic`` conversion: with the class's attention, all mechanisms, and one tower's at a time."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ NOT_COVERED = "the mechanism does not cover the input"
 
 
 def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = None) -> list[Check]:
-    """For an architecture without a family: outputs are equal with the class's attention, and finite with the mechanisms. A model of time
-    series with a position table reads series of one length alone: of a longer one, it is compared with the class at that length.
+    """Check a ``--generic`` result: outputs equal the source's with the class's attention, and are finite with the mechanisms. If the
+    position table of a time-series model was lengthened, the reference is the class at the new length, with the source's weights.
 
     `scratch`: if given, the weights stay in their files, see `load_source`, except those of the mechanisms.
 
@@ -113,7 +113,7 @@ def _note_covers(name: str, seen: dict[str, bool]) -> Any:
 
 
 def _own_windows(config: Mapping[str, Any]) -> bool:
-    """Whether the source's layers have windows."""
+    """Whether the source's config sets fields for windows."""
     return config.get("sliding_window") is not None or config.get("layer_types") is not None
 
 

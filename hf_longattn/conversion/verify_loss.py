@@ -1,4 +1,4 @@
-"""The loss of a language model at the new length, compared with that of the source on chunks of its maximum length."""
+"""Compare a language model's loss at the new length with the source's loss on chunks of the source's maximum length."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOSS = "language-model loss by position"
 HEADS = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModelForPreTraining")
 FLOPS_UNASKED, FLOPS_WITH_TEXT = 5e11, 8e12
 LOGITS_BYTES, LOGITS_FROM_FILES = 2e9, 2e8
-"""Maximum bytes of the logits; fewer if the weights stay in their files."""
+"""Maximum bytes of the logits, for models in memory and for models whose weights stay in their files."""
 
 
 class LossCheck:
@@ -37,7 +37,7 @@ class LossCheck:
         self.plan, self.text, self.from_files, self.given_text = plan, text, from_files, given_text
         self.causal = plan.shape.causal
         self.skipped = self._not_predicted()
-        """The checks in place of a measurement, which say why there is none; ``None`` if the losses are measured."""
+        """Checks that replace the measurement, none for other kinds of models; ``None`` if the losses are measured."""
         if self.skipped is not None:
             return
         self.chunk = old if plan.new_length >= 2 * old else plan.new_length // -(-plan.new_length // old)
@@ -51,7 +51,7 @@ class LossCheck:
         self.shown, self.target = (ids, ids) if self.causal else masked_tokens(ids, text.tokenizer)
 
     def measure_source(self, source: Any) -> None:
-        """Measure the losses of the source, whose weights must not be rounded."""
+        """Measure the losses of ``source``. The caller loads it without rounding its weights to the result's dtype."""
         if self.skipped is not None:
             return
         together = 1 if self.from_files else self.count // self.chunk  # weights in files are read for every pass
@@ -60,7 +60,7 @@ class LossCheck:
         )
 
     def check(self, result: Any, states: Mapping[str, Tensor]) -> list[Check]:
-        """Measure the losses of the result and compare them. Without a measurement the check says why; a model of another kind has none."""
+        """Measure the result's losses and compare them; return :attr:`skipped` if the losses are not measured."""
         if self.skipped is not None:
             return self.skipped
         old, new = self.of_source, token_losses(result, self.shown, self.target, causal=self.causal)
@@ -98,7 +98,7 @@ class LossCheck:
         return [decision(LOSS, not change.worse, detail, {**values, "change": change.to_dict()})]
 
     def _not_predicted(self) -> list[Check] | None:
-        """The checks of a model whose losses say nothing; ``None`` for one that predicts the tokens of the text."""
+        """Checks (often none) for a model whose losses are not worth measuring; ``None`` if it predicts the tokens of the text."""
         plan = self.plan
         if auto_class_name(plan.config, plan.architecture.long_class) not in HEADS:
             return []
@@ -108,11 +108,11 @@ class LossCheck:
         if plan.decoder is not None:
             return [Check(LOSS, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]
         if plan.architecture.converter is not None and plan.new_length < 2 * plan.old_length:
-            return []  # the outputs are compared, and no longer length is new
+            return []  # outputs are compared anyway, and the length grows too little
         return None
 
     def _affordable(self, count: int) -> int:
-        """The most tokens within the limits, in whole chunks and at least two if the result takes two; 0 if that is too many."""
+        """Maximum tokens within the limits: whole chunks, at least two if the result takes two; 0 if these exceed the limits."""
         plan, chunk = self.plan, self.chunk
         limit = FLOPS_WITH_TEXT if self.given_text else FLOPS_UNASKED
         logits = LOGITS_FROM_FILES if self.from_files else LOGITS_BYTES

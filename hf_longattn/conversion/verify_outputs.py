@@ -26,24 +26,24 @@ from .plan_tensors import ResultPlan
 from .report import SHORT_TEXTS
 
 FLOPS_AT_NEW_LENGTH = 4e12
-"""Arithmetic spent on the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
+"""Maximum FLOPs of the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
 FLOPS_AT_OLD_LENGTH = 1e12
 PADDING = 37
 """Tokens of padding in the padding check: not a multiple of any block size."""
 LOGITS_FROM_FILES = 6.4e7
-"""Bytes of the logits at the old length, of which four copies are in memory, for models that run from their files; more if a quarter of the
-largest tensor is more."""
+"""Maximum bytes of the logits at the old length, for models that run from their files; four copies are in memory. If a quarter of the
+largest tensor's bytes is more, that is the maximum."""
 HIDDEN_STATES = "last_hidden_state"
-"""Ending of the names of outputs with a row for every token."""
+"""Ending of the names of outputs with a vector for every token."""
 DECODED = 32
-"""Decoder tokens of an encoder-decoder in the checks at the new length."""
+"""Maximum number of decoder tokens of an encoder-decoder in the checks at the new length."""
 
 
 @dataclass(frozen=True)
 class Lengths:
     """The lengths in tokens at which a conversion is checked."""
 
-    covered: int  # the longest up to `old` at which every layer equals the source's; 0 if there is none
+    covered: int  # maximum up to `old` at which every layer computes the source's attention; 0 if there is none
     old: int
     new: int
 
@@ -52,13 +52,13 @@ class Measurement(Protocol):
     """Measures source and result, each while it is loaded for the comparison of outputs."""
 
     skipped: list[Check] | None
-    """The checks in place of a measurement, which say why there is none; ``None`` if it is measured."""
+    """Checks that replace the measurement and say why; ``None`` if there is a measurement."""
 
     def measure_source(self, source: Any) -> None:
-        """Measure the source, whose weights must not be rounded."""
+        """Measure ``source``. The caller loads it without rounding its weights to the result's dtype."""
 
     def check(self, result: Any, states: Mapping[str, Tensor]) -> list[Check]:
-        """Measure the result, and compare; :attr:`skipped` without a measurement.
+        """Measure the result and compare; return :attr:`skipped` if there is no measurement.
 
         states: the result's last hidden states ``(1, N, D)`` of the text at the new length, by the name of the output.
         """
@@ -108,7 +108,7 @@ def check_outputs(
 ) -> list[Check]:
     """All checks of outputs, run on `text` at the lengths from `choose_lengths`; the two models are never in memory together.
 
-    `measurement`: is taken on both while they are loaded, on the result only if its outputs pass. `scratch`: if given, the weights stay in
+    `measurement`: taken on each model while it is loaded, on the result only if its outputs pass. `scratch`: if given, the weights stay in
     their files, see `load_source`.
     """
     if plan.architecture.converter is not None:
@@ -121,7 +121,7 @@ def check_outputs(
 
 
 def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Path | None) -> tuple[nn.Module, set[str]]:
-    """The source for the comparison of outputs; `measurement` is taken first, while nothing else is in memory."""
+    """Take `measurement` on the source, then return the source as it is compared: rounded to the result's dtype."""
     cast = plan.cast if measurement.skipped is not None else None
     source, missing = load_source(plan.source, plan.architecture, cast, scratch)
     measurement.measure_source(source)
@@ -146,12 +146,12 @@ def _compare_with_source(
 
 
 def _unchanged(plan: ConversionPlan, lengths: Lengths) -> int:
-    """The length at which outputs must be equal although positions change longer texts; 0 if there is none of more than one token."""
+    """Length at which outputs must be equal although positions change longer texts; 0 if this holds for one token at most."""
     return min(plan.unchanged_tokens, lengths.old) if plan.unchanged_tokens > 1 else 0
 
 
 def _decoder_limit(plan: ConversionPlan) -> int | None:
-    """Maximum length of the source's decoder in an encoder-decoder; `None` for heads that read the whole text in it."""
+    """Maximum length of the source's decoder; `None` without a decoder, and if the head feeds the whole text to it."""
     return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
 
 
@@ -197,14 +197,14 @@ def _compare_old(
 
 
 def attend_by_mechanisms(model: nn.Module, short_texts: bool = True) -> None:
-    """Have the mechanisms attend short texts, too, or no longer, whatever ``exact_length`` says."""
+    """Make the mechanisms ignore ``exact_length`` and process short texts themselves, or undo this."""
     for module in model.modules():
         if isinstance(module, Mechanism):
             module.ignores_exact_length = short_texts
 
 
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> tuple[list[Check], dict[str, Tensor]]:
-    """Check the hidden states at the new length, which come with the checks: they are finite, and unchanged by padding."""
+    """Check that hidden states at the new length are finite and unchanged by padding. Returns the checks and these states."""
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
 
     def run(tokens: Tensor, **arguments: Tensor) -> dict[str, Tensor]:
@@ -274,7 +274,7 @@ def all_finite(tensors: dict[str, Tensor]) -> bool:
 
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
-    """Positions counted from the first real token; padding has the first position."""
+    """Positions counted over real tokens; padding repeats the last position, or the first one in front of the text."""
     offset = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
     return (mask.cumsum(-1) - 1).clamp(min=0) + offset
 
@@ -287,7 +287,7 @@ def compare_with_original(
 ) -> tuple[list[Check], Any]:
     """Compare source and result on the converter's probes, and gradients on the last probe.
 
-    `length` is at most what the source takes; `measurement` and `scratch` as for `check_outputs`, without gradients if it is given.
+    `length`: at most the source's maximum. `measurement`, `scratch`: as for `check_outputs`; with `scratch`, gradients are skipped.
 
     Returns:
         One check for each probe and one for the gradients, and the loaded result.
@@ -344,7 +344,7 @@ def _inputs_for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]
 def _check_probe(
     plan: ConversionPlan, probe: Probe, expected: dict[str, Tensor], measured: dict[str, Tensor], length: int, headless: bool
 ) -> Check:
-    """Compare every output that both have, over the rows of real tokens, each relative to the source's largest value of it."""
+    """Compare every common output at the real tokens, relative to the largest value of this output in the source."""
     name = f"equal to the source, {probe.name}"
     common = sorted(expected.keys() & measured.keys())
     if not common:
@@ -369,7 +369,7 @@ GRADIENTS = "one step's gradients equal to the source's"
 
 
 def why_no_gradients(plan: ConversionPlan) -> str | None:
-    """Why the gradients of the two models are not compared; ``None`` if they are."""
+    """Reason why gradients of the two models are not compared; ``None`` if they are."""
     if plan.attention != plan.architecture.original_attention() or not plan.positions_exact:
         return "the result is not meant to be equal to the source"
     needed, available = 4 * plan.parameters * 3.5, available_memory()
@@ -379,7 +379,7 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
 
 
 def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Collection[str] = ()) -> dict[str, Tensor]:
-    """Gradients of every parameter by name, of the mean sine of all outputs but ``without`` at real tokens, which needs no labels."""
+    """Gradients by parameter name. The loss is the sine of outputs at real tokens, except of outputs in ``without``; it needs no labels."""
     returned = model(**_inputs_for_part(model, inputs), return_dict=True)
     return gradients_of_outputs(
         model,
@@ -392,7 +392,7 @@ def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Coll
 
 
 def gradients_of_outputs(model: Any, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of every parameter by name, of the mean sine of all ``outputs``."""
+    """Gradients by parameter name. The loss is the sum, over all ``outputs``, of the mean of their sine."""
     terms = [value.float().sin().mean() for value in outputs.values() if value.requires_grad]
     model.zero_grad(set_to_none=True)
     torch.stack(terms).sum().backward()

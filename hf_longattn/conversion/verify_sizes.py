@@ -22,8 +22,8 @@ from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite
 
 
 def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[Mechanism], FurtherChecks]:
-    """The new size, or a smaller one between it and the old one, if a large model would take too long; the mechanism of every layer for it,
-    and what else is checked there."""
+    """The size for checks: the new size, halved towards the old one while its checks need too many FLOPs. Returns this size, the mechanism
+    of every layer for it, and the further checks."""
     kind: Any = plan.kind
     sizes, config = plan.inputs, plan.architecture.source_config
     value = sizes.new.value
@@ -40,7 +40,7 @@ def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[
 
 
 def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None = None) -> list[Check]:
-    """All checks of outputs; the two models are never in memory together.
+    """Run all checks of outputs; the two models are never in memory together.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
@@ -88,7 +88,7 @@ def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path |
 
 @dataclass(frozen=True)
 class SizeChecks:
-    """Checks of what source and result return for inputs of two sizes.
+    """Checks of the outputs of source and result for inputs of two sizes.
 
     headless: whether the source has no weights for its head, so that hidden states are compared.
     """
@@ -98,12 +98,12 @@ class SizeChecks:
 
     @property
     def base_attention(self) -> str:
-        """What the source's attention is called."""
+        """Name of the source's attention."""
         return self.plan.architecture.family.base_attention_name
 
     @property
     def why_not_exact(self) -> str:
-        """Why the result's mechanisms give other outputs than the source."""
+        """Reason why the result's mechanisms give other outputs than the source."""
         if self.plan.architecture.family.own_attention is not None:
             return "the mechanism is another one"
         return f"the mechanism does not cover the {self.plan.inputs.noun}"
@@ -118,7 +118,7 @@ class SizeChecks:
     def compare(
         self, name: str, size: InputSize, how: str, expected: dict[str, Tensor], measured: dict[str, Tensor], why: str = ""
     ) -> Check:
-        """The result's outputs against the source's; ``why`` they may differ, empty if they must be equal."""
+        """Compare the result's outputs with the source's. why: reason why they may differ; empty if they must be equal."""
         source = "the source"
         if self.plan.architecture.family.base_classes is not None:  # transformers' class cannot be built
             source = "the source, by the definition of its attention in plain operations,"
@@ -126,7 +126,7 @@ class SizeChecks:
         return equality(name, f"{how}: largest difference from {source}", Difference.of(expected, measured), values, why)
 
     def at_old(self, expected: dict[str, Tensor], outputs: dict[str, Tensor], with_base_attention: dict[str, Tensor]) -> list[Check]:
-        """``outputs`` at the old size, and those of the result with the source's attention; empty where the mechanisms compute it."""
+        """Check ``outputs`` at the old size, and the outputs with the source's attention (empty if the mechanisms compute it)."""
         old, noun = self.plan.inputs.old, self.plan.inputs.kind.size_noun
         what = f"{'hidden states (the source has no weights for its head)' if self.headless else 'outputs'} at {old.describe()}"
         if not with_base_attention:
@@ -140,9 +140,9 @@ class SizeChecks:
     def at_new(
         self, new: InputSize, expected: dict[str, Tensor], states: dict[str, Tensor], with_base_attention: dict[str, Tensor], why: str
     ) -> list[Check]:
-        """Hidden ``states`` at the new size, or a smaller one, and those of the result with the source's attention.
+        """Check hidden ``states`` at the new size, or a smaller one, and the hidden states with the source's attention.
 
-        why: the former may differ; empty if they must be equal.
+        why: reason why ``states`` may differ from the source's; empty if they must be equal.
         """
         sizes = self.plan.inputs
         shortened = "" if new == sizes.new else f" (of {sizes.new.words}: a large model, a {sizes.kind.smaller} {sizes.noun})"
@@ -163,7 +163,7 @@ class SizeChecks:
         ]
 
     def finite(self, new: InputSize, states: dict[str, Tensor]) -> Check:
-        """Hidden states at the new size hold no NaN and nothing infinite."""
+        """Check that hidden states at the new size are finite."""
         finite = all_finite(states)
         detail = f"hidden states at {new.describe()} are {'' if finite else 'not '}finite"
         return Check(f"finite at the new {self.plan.inputs.kind.size_noun}", PASSED if finite else FAILED, detail, new.values)

@@ -20,11 +20,11 @@ from .verify_outputs import all_finite, choose_lengths
 from .verify_sizes import affordable_size
 
 LONGEST_CAPTION = 512
-"""Most tokens of the text whose similarity with a picture is compared."""
+"""Maximum number of tokens of the text whose similarity with a picture is compared."""
 
 
 def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None = None) -> list[Check]:
-    """Similarities of the longest text whose positions did not change and a picture of the old size; the loss at the new sizes.
+    """Check the similarity of the longest text with unchanged positions and a picture of the old size; and the loss at the new sizes.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
@@ -52,14 +52,14 @@ def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTower
 
 
 def _caption_length(plan: ConversionPlan) -> tuple[int, str]:
-    """The longest text that is compared, and why its outputs may differ."""
+    """Length of the compared text in tokens, and the reason why its outputs may differ; empty if they must be equal."""
     if plan.position_change and plan.unchanged_tokens <= 1:
         return min(plan.old_length, LONGEST_CAPTION), plan.position_change
     return min(plan.unchanged_tokens if plan.position_change else plan.old_length, plan.old_length, LONGEST_CAPTION), ""
 
 
 def _arguments(plan: ConversionPlan, inputs: VerificationTowers, length: int | None = None) -> dict[str, Tensor]:
-    """The arguments of ``forward``: a text of ``length`` tokens with its end, and inputs of the old size; ``None`` is the new sizes."""
+    """Arguments of ``forward``: a text of ``length`` tokens with an end token, and inputs of the old size; new sizes for ``None``."""
     arguments: dict[str, Tensor] = {}
     for name, part in plan.towers.items():
         of_tower = inputs[name]

@@ -1,4 +1,4 @@
-"""The weights of a result, each tensor computed when it is written, and its config."""
+"""Write the weights and the config of a result. Each tensor is computed when it is written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_result(plan: ResultPlan, folder: Path, added: Mapping[str, Tensor], *,
     """Write the weights and the config of a result into an empty folder, and return the names of the files.
 
     Args:
-        plan, folder: what is written, and where.
+        plan: what is written. folder: the empty folder.
         added: values of the mechanisms' parameters.
         progress: called as progress("write", bytes so far, bytes in all).
     """
@@ -70,7 +70,7 @@ def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[Ou
 
 
 def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
-    """The values in the result of a tensor that comes from the source."""
+    """The result's values of a tensor that comes from the source."""
     assert tensor.header is not None
     values = read_tensor(tensor.header)
     if tensor.change is not None:
@@ -124,9 +124,9 @@ def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.
 
 MAX_CAPTURED_TOKENS = 1024
-"""Maximum tokens of a sequence: the attention matrix of every head is computed."""
+"""Maximum tokens per sequence, since the attention matrix of every head is computed."""
 SEQUENCES = 17
-"""Maximum number: sixteen to initialise from, and the last to measure on."""
+"""Maximum number of sequences: sixteen to initialise from, and the last to measure the error on."""
 
 
 def check_can_initialise(plan: ConversionPlan) -> None:
@@ -147,7 +147,7 @@ def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Te
     """The parameters of the mechanisms by their names in the result, initialised from the text in ``file``.
 
     The source runs on sequences of the text with full attention. Each mechanism is given the queries, keys and values of its layer for all
-    but the last sequence, on which its output is compared with full attention before and after.
+    but the last sequence. On the last one, its error relative to full attention is measured, with random and with initialised parameters.
 
     Raises:
         OptionError, CheckpointError: see :func:`check_can_initialise`; or the text is too short, or there is no tokenizer.

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_longattn.conversion import convert_checkpoint, model_loading, revert_checkpoint
-from hf_longattn.conversion.model_loading import WeightsInFiles, available_memory, choose_running, outputs
+from hf_longattn.conversion.model_loading import WeightsInFiles, available_memory, choose_memory_mode, outputs
 from hf_longattn.conversion.sources.base import open_source
 from hf_longattn.conversion.tensor_files import read_tensor
 from hf_longattn.errors import CheckpointError
@@ -190,7 +190,7 @@ def test_how_models_are_run(
     free: float, parameters: float, largest: float, whole: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_loading, "available_memory", lambda: int(free))
-    found = choose_running(int(parameters), int(largest), in_memory=whole)
+    found = choose_memory_mode(int(parameters), int(largest), in_memory=whole)
     assert ("not" if found.why_not else "files" if found.from_files else "memory") == expected
     assert found.check().status == ("skipped" if found.why_not else "measured")
 

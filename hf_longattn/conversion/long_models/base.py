@@ -1,4 +1,4 @@
-"""The contract of checkpoint converters: which family a source architecture becomes, its config, its tensors, and how both are compared."""
+"""The interface of checkpoint converters: the family, config and tensors of the result, and inputs to compare it with the source."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ...naming import load_module, module_names
 from ..sources.base import Source
 
 DECODED = 24
-"""Decoder tokens of an encoder-decoder in a comparison."""
+"""Number of decoder tokens in the compared inputs (probes) of an encoder-decoder. Untuned."""
 
 
 @dataclass(frozen=True)
-class WeightRenaming:
+class TensorRename:
     """The new name of one tensor of the source.
 
     target: its name in the result; ``None`` drops it.
@@ -41,8 +41,8 @@ class Probe:
 
     name: for the report, for example "with padding and global tokens".
     inputs: the arguments of both forward passes.
-    real: ``(B, N)`` bool, the tokens whose rows are compared; outputs without token rows are compared whole.
-    decoder_real: the same for the decoder's tokens, of an encoder-decoder.
+    real: ``(B, N)`` bool, the tokens whose outputs are compared; outputs without a token axis are compared whole.
+    decoder_real: such a mask for the decoder's tokens of an encoder-decoder.
     result_inputs: arguments of the result that differ from ``inputs``.
     """
 
@@ -53,7 +53,7 @@ class Probe:
     result_inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, name: str, output: Tensor) -> Tensor:
-        """The rows of real tokens of the output called ``name``; the whole of an output that has no row for each token."""
+        """The vectors of real tokens in the output called ``name``; the whole output if it has no token axis."""
         real = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
         return output[real] if output.shape[:2] == real.shape else output
 
@@ -106,9 +106,9 @@ class CheckpointConverter(Probing, ABC):
         return AutoConfig.for_model(self.model_type, **{name: value for name, value in values.items() if name != "model_type"})
 
     def base_class(self, source_class: str) -> str | None:
-        """The class of the family's base that has the same head, "RobertaForMaskedLM" for "LongformerForMaskedLM"; it need not exist.
+        """Name of the base class with the same head: "RobertaForMaskedLM" for "LongformerForMaskedLM". Such a class may not exist.
 
-        By default the class of the same name.
+        By default the name is unchanged. ``None`` means that the converter does not know ``source_class``.
         """
         return source_class
 
@@ -120,13 +120,13 @@ class CheckpointConverter(Probing, ABC):
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         """The mechanism and options equal to the source's attention."""
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
-        """The new name of a tensor, by default the same. One that the result does not have is dropped if it belongs to a mechanism other
-        than the chosen one, and otherwise kept."""
-        return WeightRenaming(name)
+    def rename(self, name: str, config: Any) -> TensorRename:
+        """The new name of a tensor, by default unchanged. A tensor that the result lacks is dropped if it belongs to a mechanism that was
+        not chosen, and otherwise kept."""
+        return TensorRename(name)
 
     def max_length(self, config: Any) -> int | None:
-        """Maximum length of the source, if its position table does not say it (no table, or several of different lengths)."""
+        """Maximum length of a source without a position table, or with tables of different lengths; else ``None``."""
         return None
 
     def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
@@ -137,7 +137,7 @@ class CheckpointConverter(Probing, ABC):
 
 
 def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) -> tuple[Tensor, Tensor]:
-    """Two texts as ``(2, length)`` ids and a bool mask of real tokens; the second has two thirds of them and padding on the right."""
+    """``(2, length)`` ids of two texts, and a bool mask of real tokens. The second text fills two thirds and is padded on the right."""
     short = max(1, 2 * length // 3)
     ids = text.tokens(length + short)[0]
     batch = torch.full((2, length), pad_token_id if pad_token_id is not None and pad_token_id >= 0 else 0)
@@ -148,13 +148,13 @@ def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) 
 
 
 def decoder_start(config: Any) -> int:
-    """The decoder's first token, or another special one: mBART's is a language, chosen by the caller, and T5's config may lack it."""
+    """The decoder's start token; if the config has none (mBART, some T5), the end token or the padding token."""
     named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
     return next((token for token in named if isinstance(token, int)), 0)
 
 
 def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
-    """The probes with a short text for the decoder: the start of the text, shifted right by one."""
+    """The probes with a short text for the decoder: the start of the encoder's text, shifted right by one."""
     decoder_probes = []
     for probe in probes:
         ids = probe.inputs["input_ids"]

@@ -1,7 +1,7 @@
-"""transformers' BigBird (Zaheer et al. 2020) becomes LongBigBird: the same layers, heads and tensors, with the attention on the interface.
+"""transformers' BigBird (Zaheer et al. 2020) becomes LongBigBird: the same layers, heads and tensors, with the attention as a mechanism.
 
-Its attention is ``random_pattern="hf_eval"`` and ``blocks_over="input"`` of the mechanism `bigbird`. The latter makes the outputs of a text
-depend on the padding of its batch, as in transformers; with ``blocks_over="text"`` they are those of the text alone in transformers.
+Its attention is the mechanism `bigbird` with ``random_pattern="hf_eval"`` and ``blocks_over="input"``. With the latter, outputs of a text
+depend on the padding of its batch, as in transformers; with ``blocks_over="text"``, outputs are transformers' for the text without padding.
 """
 
 from __future__ import annotations

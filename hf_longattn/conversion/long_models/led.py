@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
 from ...inputs.text import VerificationText
-from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter, with_decoder
+from .base import CheckpointConverter, Probe, TensorRename, layer_options, register_checkpoint_converter, with_decoder
 
 NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")
 OFFSET = 2
@@ -36,17 +36,17 @@ class LEDConverter(CheckpointConverter):
 
     def config_values(self, config: Any) -> dict[str, Any]:
         values = {name: value for name, value in config.to_dict().items() if name not in NOT_BARTS}
-        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # where BART has another default, or none
+        defaults = {"scale_embedding": False, "forced_eos_token_id": None}  # BART has other defaults, or none
         return {**defaults, **values, "max_position_embeddings": config.max_encoder_position_embeddings}
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         return layer_options("longformer", "window", config.attention_window, global_tokens=(), separate_global=True)
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
+    def rename(self, name: str, config: Any) -> TensorRename:
         target = name
         for pattern, replacement in PARTS.items():
             target = re.sub(pattern, replacement, target)
-        return WeightRenaming(target, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
+        return TensorRename(target, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         return with_decoder(super().probes(config, source_class, text, length), config)

@@ -1,8 +1,8 @@
 """transformers' Longformer (Beltagy et al. 2020) becomes LongRoberta: RoBERTa's layers and positions, a window, separate projections for
 global tokens.
 
-The heads that mark global tokens themselves when no ``global_attention_mask`` is given keep doing so, through the mechanism's options:
-classification the first token, question answering the question, multiple choice the answer.
+Some heads choose global tokens if no ``global_attention_mask`` is given; the mechanism's options keep this: the first token for
+classification, the question for question answering, the answer for multiple choice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from ...configuration import LongAttentionConfig
 from ...inputs.text import VerificationText
 from ..sources.base import Source
-from .base import CheckpointConverter, Probe, WeightRenaming, layer_options, register_checkpoint_converter
+from .base import CheckpointConverter, Probe, TensorRename, layer_options, register_checkpoint_converter
 
 NOT_ROBERTAS = ("attention_window", "attention_mode", "attention_dilation", "autoregressive", "ignore_attention_mask", "onnx_export")
 """Settings of the source's attention; some were never used by transformers."""
@@ -51,9 +51,9 @@ class LongformerConverter(CheckpointConverter):
             options |= {"global_second_segment": True, "separator_token_id": config.sep_token_id}
         return layer_options("longformer", "window", config.attention_window, **options)
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
+    def rename(self, name: str, config: Any) -> TensorRename:
         name = re.sub(r"^longformer\.", "roberta.", name)
-        return WeightRenaming(GLOBAL_PROJECTION.sub(r".attention.self.long_attention.separate.\1.", name))
+        return TensorRename(GLOBAL_PROJECTION.sub(r".attention.self.long_attention.separate.\1.", name))
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """A question and a text as the tokenizer formats them: exactly three separators, two of them between the segments."""
@@ -67,7 +67,7 @@ class LongformerConverter(CheckpointConverter):
 
 
 WINDOW = 512
-"""If the config has none: the window of Longformer's checkpoints."""
+"""Window of Longformer's checkpoints, used if the config has none."""
 
 
 @register_checkpoint_converter("longformer_roberta")

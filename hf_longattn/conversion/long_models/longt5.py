@@ -10,11 +10,11 @@ from typing import Any
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
 from ...inputs.text import VerificationText
-from .base import CheckpointConverter, Probe, WeightRenaming, register_checkpoint_converter, with_decoder
+from .base import CheckpointConverter, Probe, TensorRename, register_checkpoint_converter, with_decoder
 
 NOT_T5S = ("local_radius", "global_block_size", "encoder_attention_type")
 TRAINED_LENGTH = 4096
-"""Tokens with which LongT5 was pre-trained, where the config does not say it."""
+"""Length in tokens with which LongT5 was pre-trained, used if the config does not say."""
 
 
 @register_checkpoint_converter("longt5")
@@ -42,8 +42,8 @@ class LongT5Converter(CheckpointConverter):
             )
         return LongAttentionConfig("window", window=2 * config.local_radius)
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
-        return WeightRenaming(re.sub(r"\.LocalSelfAttention\.", ".SelfAttention.", name))
+    def rename(self, name: str, config: Any) -> TensorRename:
+        return TensorRename(re.sub(r"\.LocalSelfAttention\.", ".SelfAttention.", name))
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         probes = super().probes(config, source_class, text, length)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...configuration import LongAttentionConfig
 from ...inputs.text import VerificationText
-from .base import CheckpointConverter, Probe, WeightRenaming, register_checkpoint_converter
+from .base import CheckpointConverter, Probe, TensorRename, register_checkpoint_converter
 
 CONVOLUTION = re.compile(r"\.attention\.self\.conv\.weight$")
 
@@ -27,16 +27,16 @@ class NystromformerConverter(CheckpointConverter):
     takes_globals = False
 
     def config_values(self, config: Any) -> dict[str, Any]:
-        return {**config.to_dict(), "attention_probs_dropout_prob": 0.0}  # its weights are never dropped
+        return {**config.to_dict(), "attention_probs_dropout_prob": 0.0}  # NystromformerModel applies no dropout to attention weights
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         from ...families.nystromformer import nystrom_of
 
         return LongAttentionConfig.from_dict(nystrom_of(config))
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
+    def rename(self, name: str, config: Any) -> TensorRename:
         target = CONVOLUTION.sub(".attention.self.long_attention.conv", name)
-        return WeightRenaming(name) if target == name else WeightRenaming(target, _kernel)
+        return TensorRename(name) if target == name else TensorRename(target, _kernel)
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
         if config.num_landmarks == config.segment_means_seq_len:

@@ -1,4 +1,4 @@
-"""Stock decoders with windows in some layers become the family whose layers they have: Ministral LongLlama, VaultGemma LongGemma.
+"""Stock decoders with windows in some layers become the family with the same layers: Ministral LongLlama, VaultGemma LongGemma.
 
 A VaultGemma with caps on its scores or logits, as Google's has them, is not a Gemma and is refused.
 """
@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
 from ...modeling.family.sliding_window import SLIDING
-from .base import CheckpointConverter, WeightRenaming, register_checkpoint_converter
+from .base import CheckpointConverter, TensorRename, register_checkpoint_converter
 
 WINDOWS = ("sliding_window", "layer_types")
 
 
 class WindowedDecoder(CheckpointConverter):
-    """A decoder whose classes are those of the family's base under another stem."""
+    """A decoder with the classes of the family's base, whose names have another stem."""
 
     takes_globals = False
     stem: ClassVar[str]
@@ -67,5 +67,5 @@ class VaultGemmaConverter(WindowedDecoder):
             "hidden_act": config.hidden_activation,
         }
 
-    def rename(self, name: str, config: Any) -> WeightRenaming:
-        return WeightRenaming(name.replace(".pre_feedforward_layernorm.", ".post_attention_layernorm."))
+    def rename(self, name: str, config: Any) -> TensorRename:
+        return TensorRename(name.replace(".pre_feedforward_layernorm.", ".post_attention_layernorm."))

@@ -1,4 +1,4 @@
-"""The contract of sources: a format recognises a checkpoint and opens it as a `Source`, the one thing that everything after it reads.
+"""The interface of sources: a format recognises a checkpoint and opens it as a `Source`, from which all later steps read.
 
 A format is one file of this folder with a :class:`SourceFormat` in it, which ``@register_source`` makes known.
 """
@@ -38,13 +38,13 @@ LONGEST, BEFORE = "longest", "before"
 
 @dataclass(frozen=True)
 class ResultInfo:
-    """What a source needs to know about the result to write its files next to it.
+    """Facts about the result, for a source that writes its files beside it.
 
     destination: where the result will be.
-    class_name, module: of its model class.
-    max_length: tokens that it takes; 0 where nothing limits them.
+    class_name, module: name and module of its model class.
+    max_length: maximum tokens that it takes; 0 if unlimited.
     reads: how much of a text it reads: up to max_length (``LONGEST``), as much as before a conversion (``BEFORE``), or as the source.
-    name: what a reader types to load it; the destination if it is not given.
+    name: what users type to load it; the destination by default.
     """
 
     destination: Path
@@ -61,9 +61,9 @@ class Source:
 
     name: what the user typed.
     folder: with its config, its tokenizer and everything else but the weights.
-    config, tensors: its config.json, and the headers of its tensors by name.
-    loading: the arguments of ``load_weights(class, folder, ...)`` with which transformers itself reads the weights, so that a mistake in
-        `tensors` shows in the comparison; ``None`` where it cannot, and the model is given the values of `tensors`.
+    config: its config.json. tensors: the headers of its tensors, by name.
+    loading: arguments of ``load_weights(class, folder, ...)`` for transformers' own reader of the weights, so that a mistake in `tensors`
+        shows in the comparison. ``None`` if transformers cannot read them; then the model gets the values of `tensors`.
     paths: files and folders besides `folder` that belong to it and must not be written to.
     """
 
@@ -75,12 +75,12 @@ class Source:
     paths: tuple[Path, ...] = ()
 
     needs_family: ClassVar[bool] = False
-    """Whether it can be converted to Long classes only, not with --generic."""
+    """Whether the source can be converted only to Long classes, not with --generic."""
     merges_adapter: ClassVar[bool] = False
 
     @property
     def tower(self) -> str | None:
-        """The tower of a model that it is, where others are in the same folder."""
+        """Name of the tower that this source is; ``None`` for a whole model."""
         return None
 
     @property
@@ -98,7 +98,7 @@ class Source:
         return self.folder
 
     def load(self, model_class: Any, **arguments: Any) -> Any:
-        """What ``model_class.from_pretrained`` returns for the weights of this source, before `finish`."""
+        """Load the weights into ``model_class``, and return what ``from_pretrained`` returns, before `finish`."""
         if self.loading is not None:
             return load_weights(model_class, self.folder, local_files_only=True, **{**self.loading, **arguments})
         config = arguments.pop("config", None) or model_class.config_class.from_dict(self.config)
@@ -107,26 +107,26 @@ class Source:
             return load_weights(model_class, None, config=config, state_dict=values, **arguments)
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """The loaded model with whatever makes it this source (an adapter merged into it)."""
+        """Complete the loaded model, for example by merging an adapter into it; by default nothing is missing."""
         return model
 
     def result_files(self) -> dict[Path, str]:
-        """Every weight file of the source, and the name of the safetensors file that takes its tensors."""
+        """Weight file of the source -> name of the result's safetensors file for its tensors."""
         files = list(dict.fromkeys(header.file for header in self.tensors.values()))
         if len(files) == 1 and files[0].suffix != ".safetensors":
             return {files[0]: WEIGHTS}
         return {file: f"{file.stem}.safetensors" for file in files}
 
     def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        """Refuse what the result cannot carry, before anything is written.
+        """Raise CheckpointError if a part of this source, such as an adapter, does not fit the result. By default all parts fit.
 
         Args:
-            skeleton: the result without storage.
+            skeleton: the result on the meta device.
             is_position_table: whether a tensor's name is that of a position table.
         """
 
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
-        """Write what belongs to the source besides model, config and tokenizer into the result's folder, and return the names."""
+        """Write the source's files other than model, config and tokenizer into the result's folder, and return their names."""
         return []
 
     def tensors_beside(self) -> Mapping[str, TensorHeader]:
@@ -134,20 +134,20 @@ class Source:
         return {}
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
-        """How a result that needs training is trained: a task of ``longattn train`` with its arguments, or advice with ``{model}`` for the
-        result's name; ``None`` leaves that to the model's head."""
+        """How to train a result: a task of ``longattn train`` with its arguments, or advice with ``{model}`` for the result's name.
+        ``None`` means that the model's head determines the task."""
         return None
 
 
 @dataclass(frozen=True)
 class WrappedSource(Source):
-    """A source with something around it; whatever it does not override is that of its base."""
+    """A source that wraps another source, ``base``, and passes calls on to it unless overridden."""
 
     base: Source = field(kw_only=True)
 
     @classmethod
     def around(cls: type[W], base: Source, **values: Any) -> W:
-        """The base with other values of some fields."""
+        """Wrap ``base``, with other values for some fields."""
         return cls(**{**{entry.name: getattr(base, entry.name) for entry in fields(Source)}, **values}, base=base)
 
     def load(self, model_class: Any, **arguments: Any) -> Any:
@@ -177,13 +177,13 @@ class WrappedSource(Source):
 
 
 def tower_prefix(name: str) -> str:
-    """What comes before the names of a tower's tensors in the files of the whole model: "text_model."."""
+    """Prefix of the names of a tower's tensors in the files of the whole model, such as "text_model."."""
     return f"{name}_model."
 
 
 @dataclass(frozen=True)
 class TowerSource(WrappedSource):
-    """One tower of a model of several (CLIP's text model), as a checkpoint of its own.
+    """One tower of a larger model (CLIP's text model), as a separate checkpoint.
 
     named: the tower's name.
     """
@@ -192,7 +192,7 @@ class TowerSource(WrappedSource):
 
     @classmethod
     def of(cls, source: Source, name: str, class_name: str) -> TowerSource:
-        """The tower ``name`` of a source, which is a model of the class ``class_name``."""
+        """The tower ``name`` of a source, as a model of the class ``class_name``."""
         prefix, config = tower_prefix(name), source.config.get(tower_field(name)) or {}
         tensors = {key.removeprefix(prefix): header for key, header in source.tensors.items() if key.startswith(prefix)}
         return cls.around(source, config={**config, "architectures": [class_name]}, tensors=tensors, loading=None, named=name)
@@ -205,20 +205,20 @@ class TowerSource(WrappedSource):
         return Source.load(self, model_class, **arguments)
 
     def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        """The whole model's source is checked with the whole result."""
+        """Check nothing: the whole model's source is checked with the whole result."""
 
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What is to be opened.
+    """A request to open a checkpoint.
 
     name: what the user typed.
     path: the file or folder that it names, if there is one.
     revision, token: of a Hub repository.
     headers_only: the values of the tensors will not be read, so that the Hub need not send them.
     allow_pickle, merge_adapter: as in :class:`~hf_longattn.conversion.ConversionConfig`.
-    for_adapter: it is the base of an adapter.
-    remote_headers: of a repository whose weights were not downloaded, gives the headers of its safetensors files.
+    for_adapter: the checkpoint is the base of an adapter.
+    remote_headers: returns the headers of a repository's safetensors files, if the weights were not downloaded.
     """
 
     name: str
@@ -237,9 +237,9 @@ class SourceFormat(ABC):
 
     name: ClassVar[str]
     priority: ClassVar[int] = 100
-    """Higher is asked first; those of this package are below the default, and ``folder``, which takes any folder, has 0."""
+    """Higher priorities are asked first. This package's formats are below the default; ``folder``, which takes any folder, has 0."""
     files: ClassVar[tuple[str, ...]] = ()
-    """Patterns of the weight files in a folder; links among them that lead out of it are refused before `open` is called."""
+    """Patterns of the weight files in a folder. Files that are links to a place outside the folder are refused before `open` is called."""
 
     @abstractmethod
     def recognises(self, request: SourceRequest) -> bool:
@@ -250,7 +250,7 @@ class SourceFormat(ABC):
         """Read the config and the headers of the tensors; their values are read later, one at a time.
 
         Raises:
-            CheckpointError: in one sentence, what is wrong and what to do.
+            CheckpointError: the message says in one sentence what is wrong and what to do.
         """
 
 
@@ -293,7 +293,7 @@ def open_source(
 
     Args:
         source: a file, a folder, or a Hub repository id such as "google-bert/bert-base-uncased".
-        revision, token: of the Hub repository, which is downloaded into its cache first.
+        revision, token: of the Hub repository, which is first downloaded into the Hub cache.
         headers_only: of a Hub repository, fetch the headers of the weight files instead of the files.
         allow_pickle: read torch's .bin files where there is no safetensors file, with ``weights_only=True``.
         merge_adapter: add a PEFT adapter to the weights of its base instead of keeping it beside them.
@@ -319,7 +319,7 @@ def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
         below: ask only formats of a lower priority.
 
     Raises:
-        CheckpointError: no format recognises it, or that of the format that does.
+        CheckpointError: no format recognises the request, or the format that does cannot open it.
     """
     _discover()
     formats = [entry for entry in FORMATS.values() if below is None or entry.priority < below]

@@ -42,7 +42,7 @@ def has_safetensors(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a checkpoint folder, without ``auto_map`` in inner configs, whose code transformers would offer to run."""
+    """The config.json of a checkpoint folder. Inner configs lose ``auto_map``, since transformers would offer to run its code."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a checkpoint of transformers; give another folder.")
     values = in_current_format(read_json_object(folder / "config.json"))
@@ -60,7 +60,7 @@ def _forget_code(values: Any) -> None:
 
 
 def indexed_headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict[str, TensorHeader]]) -> dict[str, TensorHeader]:
-    """The headers of the one file of weights of a folder, or of all shards that an index lists."""
+    """The headers of a folder's single weight file, or of all shards that its index lists."""
     if (folder / weights).is_file():
         return read(folder / weights)
     ending = Path(weights).suffix

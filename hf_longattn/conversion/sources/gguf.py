@@ -1,7 +1,7 @@
 """A GGUF file: config, tokenizer and names are read by transformers, values one tensor at a time.
 
 ``from_pretrained(gguf_file=...)`` would need the whole model in fp32 (28 GB for 7 billion parameters). Instead transformers' processors of
-single tensors are used, which are not public; without them, a GGUF file is refused with a sentence.
+single tensors are used, which are private; if a version of transformers lacks them, GGUF files are refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat1
 """GGUF types with plain values; the others are quantised and unpacked to fp32."""
 
 NO_VOCABULARY = ("no_vocab", "none")
-"""Tokenizers of files that are given token ids."""
+"""Values of the tokenizer key in files without a vocabulary."""
 SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
@@ -46,7 +46,7 @@ class GgufSource(Source):
 
 @register_source("gguf")
 class Gguf(SourceFormat):
-    """A .gguf file, or a folder with one and no safetensors files."""
+    """A .gguf file, or a folder with one .gguf file and no safetensors files."""
 
     priority = 60
 
@@ -92,16 +92,16 @@ class Gguf(SourceFormat):
 
 
 MOST_KEYS, MOST_ITEMS, MOST_DIMENSIONS = 10_000, 5_000_000, 8
-"""Limits of a header: keys, items of a list (a vocabulary), dimensions of a tensor."""
+"""Maximum number of keys in a header, of items in a list (a vocabulary), and of dimensions of a tensor."""
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-"""Bytes of the scalar types by their number."""
+"""GGUF's number of a scalar type -> its size in bytes."""
 TEXT, LIST = 8, 9
 COUNTS = ("block_count", "expert_count")
 """Endings of the keys that count parts of a model."""
 
 
 def _check_header(file: Path) -> None:
-    """Refuse a header whose counts exceed the file, or ask for a model of any size: the gguf package trusts them.
+    """Refuse a header with counts that exceed the file or its number of tensors, since the gguf package trusts them.
 
     Raises:
         CheckpointError: not a GGUF file, damaged, without tensors, or with counts that exceed its tensors.
@@ -126,7 +126,7 @@ class _Header:
         self.opened, self.size, self.order = opened, size, "<"
 
     def read(self) -> dict[str, int]:
-        """The keys with the endings `COUNTS`, and "tensors"."""
+        """Read the header. Returns the values of the keys with the endings `COUNTS`, and the number of "tensors"."""
         if self.opened.read(4) != b"GGUF":
             raise ValueError("it does not start with GGUF")
         if self.number(4) & 0xFFFF == 0:
@@ -184,11 +184,11 @@ class _Header:
         return self.size - self.opened.tell()
 
     def number(self, size: int) -> int:
-        """An unsigned integer."""
+        """Read an unsigned integer of `size` bytes."""
         return int(struct.unpack(self.order + {4: "I", 8: "Q"}[size], self.take(size))[0])
 
     def count(self, each: int) -> int:
-        """A number of items of at least `each` bytes."""
+        """Read a count, and check that so many items of at least `each` bytes fit into the rest of the file."""
         number = self.number(8)
         if number * each > self.left():
             raise ValueError(f"{number} items do not fit into it")
@@ -207,7 +207,7 @@ class _Folder:
 
 
 def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
-    """The config as transformers reads it, and the language model of its architecture without storage."""
+    """The config as transformers reads it, and the language model of its architecture on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = load_part(AutoConfig, folder, gguf_file=file)
@@ -221,7 +221,7 @@ def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
 
 
 def _check_rotary(reader: Any, file: str, config: dict[str, Any]) -> None:
-    """Refuse scaled rotary positions, unless transformers has read them: its reader takes the base alone."""
+    """Refuse scaled rotary positions that are not in the config, since transformers' reader may read only the base."""
     said = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
     kind = said.get("rope.scaling.type", "linear")
     factor = said.get("rope.scaling.factor", said.get("rope.scale_linear", 1.0))
@@ -248,7 +248,7 @@ def _save_tokenizer(reader: Any, folder: Path, file: str) -> None:
 
 
 def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Module) -> dict[str, TensorHeader]:
-    """Every tensor of the file with its name and shape in transformers."""
+    """The headers of the file's tensors, with their names and shapes in transformers."""
     architecture = bytes(reader.fields["general.architecture"].parts[-1]).decode()
     processors, default_processor, names_in = (look_up("gguf_readers", which) for which in range(3))
     processor: Any = processors.get(architecture, default_processor)(config=config)

@@ -22,7 +22,7 @@ WEIGHTS = "*.safetensors"
 
 @register_source("hub")
 class Hub(SourceFormat):
-    """A name like "google-bert/bert-base-uncased", where there is no such folder; what was downloaded is opened as a folder."""
+    """A Hub name such as "google-bert/bert-base-uncased", if there is no such folder. The downloaded files are opened as a folder."""
 
     priority = 90
 
@@ -53,7 +53,7 @@ def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
 
 
 def fetch_model(name: str, revision: str | None, token: str | bool | None, *, weights: bool) -> Path:
-    """The folder of a repository in the Hub cache: config, tokenizer, what belongs to sentence-transformers and, if asked for, the weights.
+    """Download a repository into the Hub cache and return its folder: small files, and the weights if requested.
 
     Raises:
         CheckpointError: no such repository, no access, or no connection.
@@ -63,7 +63,7 @@ def fetch_model(name: str, revision: str | None, token: str | bool | None, *, we
 
 
 def folder_without_weights(name: str | Path) -> Path:
-    """The folder of a checkpoint, or that of a repository in the Hub cache, with all of its files but the weights.
+    """``name`` if it is a folder; else the folder in the Hub cache of the repository, downloaded without weights.
 
     Raises:
         CheckpointError: no such repository, no access, or no connection.

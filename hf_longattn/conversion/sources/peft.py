@@ -25,21 +25,21 @@ ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.b
 ADAPTER_FOLDER = "adapter"
 """The folder's name in the result, for an adapter that is kept next to its base."""
 PEFT_PREFIX = "base_model.model."
-"""Before the base's names in an adapter's tensors."""
+"""Prefix of the base's names in the names of an adapter's tensors."""
 
 
 @dataclass(frozen=True)
 class AdapterSource(WrappedSource):
-    """A base with an adapter that is copied beside the result; it needs a family, since peft finds the base by its class."""
+    """A base with an adapter that is copied beside the result. It needs a Long class, since peft finds the base by its class."""
 
     adapter: Path = field(kw_only=True)
 
     needs_family = True
 
     def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        """Refuse an adapter with a position table, which has the old length, or without a module of the result.
+        """Refuse an adapter that holds a position table of the old length, or has no module in common with the result.
 
-        On the Hub, its weights may not have been downloaded, and nothing is checked then.
+        Nothing is checked if the adapter's weights were not downloaded from the Hub.
         """
         super().check_result(skeleton, is_position_table)
         if not (self.adapter / ADAPTER_WEIGHTS).is_file():
@@ -99,7 +99,7 @@ def refuse_adapter(source: Source) -> None:
 
 @dataclass(frozen=True)
 class MergedSource(WrappedSource):
-    """A base with an adapter added to its weights when they are read, which loads the whole model with peft."""
+    """A base with an adapter that is added to its weights on reading. This loads the whole model with peft."""
 
     adapter: Path = field(kw_only=True)
 
@@ -171,16 +171,16 @@ FIELDS = {
 MODULES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern", "alpha_pattern")
 """Fields that name modules."""
 NO_MODULE = re.compile(r"[/\x00-\x1f]|\.\.|^\.|^\\\\|^~")
-"""What no name of a module has, and paths have."""
+"""Matches parts of paths that no name of a module contains."""
 LORA_A, LORA = re.compile(r"\.lora_A(\.\w+)?(\.weight)?$"), "LORA"
-"""The end of the names of tensors whose first axis is the rank, of this method."""
+"""The end of the names of tensors whose first axis is the rank, and the adapter method that has them."""
 
 
 def _check_config(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse what would make peft fail, now or when somebody loads the result.
+    """Refuse a config that would make peft fail, now or when somebody loads the result.
 
     Raises:
-        CheckpointError: naming the field, and what it must be.
+        CheckpointError: a field is invalid. The message says what it must be.
     """
     check_fields(config, FIELDS, repr(str(file)))
     infinite = next((key for key, value in config.items() if _not_finite(value)), None)
@@ -206,7 +206,7 @@ def _check_config(config: Mapping[str, Any], file: Path) -> None:
             raise CheckpointError(f"{str(file)!r} says that a rank is {rank!r:.80}, which must be a whole number of at least 1.")
     if not config.get("peft_type"):
         raise CheckpointError(f"{str(file)!r} names no peft_type, for example LORA; was it saved by peft?")
-    with contextlib.suppress(ImportError):  # without peft, an adapter is carried along as it is
+    with contextlib.suppress(ImportError):  # without peft, an adapter is copied without this check
         from peft import PeftType
 
         if config["peft_type"] not in PeftType.__members__:
@@ -223,7 +223,7 @@ def _not_finite(value: Any) -> bool:
 
 
 def _check_tensors(config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse weights that are not those of the config.
+    """Refuse weights that do not fit the config.
 
     Raises:
         CheckpointError: no tensors, names that no module has, or other ranks.
@@ -278,7 +278,7 @@ def _merged_values(base: Source, folder: Path) -> Mapping[str, Tensor]:
 
 
 def _merge(model: nn.Module, folder: Path) -> nn.Module:
-    """The model with the adapter added to its weights."""
+    """Add the adapter to the weights of the model."""
     foreign = _foreign(model, folder)
     if foreign:
         raise CheckpointError(
@@ -288,8 +288,8 @@ def _merge(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def _foreign(model: nn.Module, folder: Path) -> str | None:
-    """A module that the adapter replaces and the model does not have."""
-    saved = read_json_object(folder / ADAPTER_CONFIG).get("modules_to_save") or []  # the usual heads, there or not
+    """Name of a module that the adapter brings and the model does not have; ``None`` if there is none."""
+    saved = read_json_object(folder / ADAPTER_CONFIG).get("modules_to_save") or []  # usual heads, present or not
     present = {part for name, _ in model.named_modules() for part in name.split(".")}
     brought = {part for name in read_headers(folder / ADAPTER_WEIGHTS) for part in name.split(".")}
     return next((name for name in saved if name in brought - present), None)

@@ -129,7 +129,7 @@ def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHea
 
 
 def _offset(value: Tensor) -> int:
-    """Offset of a tensor's storage: in the file if it was loaded on the meta device (torch.load records it)."""
+    """Offset of a tensor's storage in the file if it was loaded on the meta device (torch.load records it); else its memory address."""
     return storage_offset(value) if value.is_meta else value.untyped_storage().data_ptr()
 
 

@@ -15,7 +15,7 @@ UNPACKING = {
     "fp8": UNPACK.format("FineGrainedFP8Config(dequantize=True)"),
     "mxfp4": UNPACK.format("Mxfp4Config(dequantize=True)"),
 }
-"""How transformers unpacks the weights of a method; for the other methods it cannot."""
+"""Method -> code with which transformers unpacks its weights. transformers cannot unpack other methods."""
 
 
 @register_source("quantised")
@@ -46,7 +46,7 @@ def refuse_quantised(source: Source) -> None:
     """Refuse to change a long checkpoint that was quantised.
 
     Raises:
-        CheckpointError: it is one.
+        CheckpointError: the checkpoint was quantised.
     """
     if (settings := _settings(source.config)) is not None:
         raise CheckpointError(

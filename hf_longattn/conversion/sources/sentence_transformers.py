@@ -17,7 +17,7 @@ from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceReque
 from .folder import read_config
 
 SETTINGS = "sentence_*_config.json"
-"""Config files of the transformer; in old versions the name in the middle was the architecture's."""
+"""Config files of the transformer; old versions put the architecture's name in the middle."""
 KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi_vector",)}
 """Kinds of models that `longattn train embed` trains, and the options for it."""
 CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
@@ -26,7 +26,7 @@ CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_fu
 
 @dataclass(frozen=True)
 class SentenceSource(WrappedSource):
-    """The transformer, with the folder that it is the first module of."""
+    """The transformer, which is the first module of the folder ``root``."""
 
     root: Path = field(kw_only=True)
 
@@ -62,15 +62,15 @@ class SentenceTransformers(SourceFormat):
                 "give another."
             )
         check_files(root, (), [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")])
-        read_config(root / first["path"])  # a sentence about the folder, where there is none
+        read_config(root / first["path"])  # raises if there is no config.json
         inner = open_request(replace(request, path=root / first["path"]), below=self.priority)
         return SentenceSource.around(inner, paths=(*inner.paths, root), root=root)
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = "") -> list[str]:
-    """Write the other modules of ``root``; the transformer is at the root of ``folder``, for AutoModel.
+    """Write all modules of ``root`` except the transformer, whose files are in ``folder`` itself, for AutoModel.
 
-    ``max_seq_length`` becomes the new length of a converted model, and what it was in a reverted one.
+    After a conversion ``max_seq_length`` is the new length; after a reversion it is the value from before the conversion.
 
     Args:
         max_length, reads: of the result; see :class:`ResultInfo`.
@@ -104,7 +104,7 @@ def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = ""
 
 
 def scores_pairs(folder: Path, config: Any) -> bool:
-    """Whether a folder with this config of its transformer is a cross-encoder's."""
+    """Whether ``folder`` holds a cross-encoder. config: of its transformer."""
     return sentence_kind(folder) == RERANKER or any(hasattr(config, name) for name in CROSS_ENCODER_FIELDS)
 
 
@@ -112,7 +112,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The modules that its modules.json lists, the transformer first.
 
     Raises:
-        CheckpointError: it is damaged, or names a folder elsewhere.
+        CheckpointError: the file is damaged, or names a folder outside of ``folder``.
     """
     file = folder / MODULES
     modules = read_json(file)

@@ -1,1 +1,1 @@
-"""Native twins: stock architectures of transformers that compute what a long model computes: one file each."""
+"""Native twins: stock architectures of transformers that compute the same as a long model. One file each."""

@@ -1,7 +1,7 @@
-"""The contract of native twins: which long models a stock architecture of transformers can hold, its config, and the name of every tensor.
+"""The interface of native twins: the long models that a stock architecture of transformers can hold, its config and tensor names.
 
-A checkpoint of a twin is served by anything that knows the stock architecture, without this package. Each twin is one file with a class
-under ``@register_twin``; the choice, writing, the account of every tensor and the comparison with the long model are done for it.
+Software that knows the stock architecture can serve a twin's checkpoint without this package. Each twin is one file with a class under
+``@register_twin``. Other modules choose a twin, write it, account for every tensor, and compare it with the long model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows
 from ...naming import load_module, module_names
 from ..architectures import NAMES, OWN_FIELDS
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 
 T = TypeVar("T", bound="type[NativeTwin]")
 
@@ -38,7 +38,7 @@ class LongModel:
     """A long model as its config describes it.
 
     class_name: its Long class.
-    masked: the caller gives every text's ``global_attention_mask``, so that the config's global tokens do not matter.
+    masked: the caller passes a ``global_attention_mask`` for every text, so the config's global tokens do not matter.
     """
 
     config: Any
@@ -48,17 +48,17 @@ class LongModel:
 
     @property
     def base(self) -> str:
-        """transformers' model type of its base."""
+        """transformers' model type of the base."""
         return self.family.base_model_type
 
     @cached_property
     def head(self) -> str:
-        """The class of the base, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
+        """Name of the base class, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
         return next(name for name, long_class in self.family.heads.items() if long_class == self.class_name)
 
     @property
     def two_stacks(self) -> bool:
-        """Whether it has an encoder and a decoder, not only the decoder of such a base."""
+        """Whether the model has both an encoder and a decoder."""
         return self.family.two_stacks and bool(self.config.is_encoder_decoder)
 
     @cached_property
@@ -81,7 +81,7 @@ class LongModel:
         return self.family.longest(self.config)
 
     def values(self) -> dict[str, Any]:
-        """The values of its config that are not ours."""
+        """Config values, without those that identify the model and without fields that only Long configs have."""
         ours = {*NAMES, *OWN_FIELDS}
         return {name: value for name, value in with_base_windows(self.config.to_dict()).items() if name not in ours}
 
@@ -96,58 +96,58 @@ class NativeTwin(ABC):
     model_type: ClassVar[str]
     """transformers' model type of the twin."""
     families: ClassVar[frozenset[str]] = frozenset()
-    """Base model types of the long models that it can hold."""
+    """Base model types of the long models that the twin can hold."""
     computes: ClassVar[tuple[type[Mechanism], ...]] = ()
-    """Mechanisms, besides full attention, that its layers can compute."""
+    """Mechanisms other than full attention that the twin's layers can compute."""
     rank: ClassVar[int] = 50
-    """If several twins fit, the lowest is chosen: the one that most serving engines know."""
+    """If several twins fit, the lowest rank is chosen: the architecture that most serving engines know."""
     takes_globals: ClassVar[bool] = False
-    """Whether its forward pass takes ``global_attention_mask``."""
+    """Whether the twin's forward pass takes ``global_attention_mask``."""
     only_length: ClassVar[bool] = False
-    """Whether it takes texts of its maximum length alone, without padding."""
+    """Whether the twin takes only texts of exactly its maximum length, without padding."""
 
     def takes(self, model: LongModel) -> bool:
-        """Whether it has the layers of the model's base."""
+        """Whether the twin has the same layers as the model's base."""
         return model.base in self.families
 
     def twin_model_type(self, model: LongModel) -> str:
-        """transformers' model type of the model's twin."""
+        """transformers' model type of the twin for this model."""
         return self.model_type
 
     @abstractmethod
     def refusal(self, model: LongModel) -> str | None:
-        """Why it does not compute what the model does, in a sentence that names the layer; ``None`` if it does."""
+        """Reason why the twin does not compute the same, as a sentence that names the layer; ``None`` if it does."""
 
     @abstractmethod
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        """The values of its config."""
+        """Values of the twin's config."""
 
     def class_name(self, model: LongModel) -> str:
-        """Its class with the model's head; it need not exist."""
+        """Name of the twin's class with the same head, for example "LongformerForMaskedLM". transformers may have no such class."""
         stems = (stem_of(model.base), stem_of(self.twin_model_type(model)))
         return model.head.replace(*stems, 1)
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
-        """What becomes of a tensor, by default the same; several renamings without a change are copies of it."""
-        return (WeightRenaming(name),)
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
+        """The new names of a tensor, by default its own name. Several renamings without a change make copies."""
+        return (TensorRename(name),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         """Tensors that the long model lacks: name -> their values for a shape."""
         return {}
 
     def note(self, model: LongModel) -> str:
-        """What its user has to know; empty by default."""
+        """A remark for users of the twin; empty by default."""
         return ""
 
     def config(self, model: LongModel) -> Any:
-        """Its config."""
+        """The twin's config."""
         config_class = config_class_of(self.twin_model_type(model))
         stray = set(model.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
         values = {name: value for name, value in self.config_values(model).items() if name not in stray}
         return config_class.from_dict({**values, "architectures": [self.class_name(model)]})
 
     def skeleton(self, model: LongModel) -> nn.Module:
-        """Its model without storage."""
+        """The twin's model on the meta device."""
         with torch.device("meta"):
             built: nn.Module = getattr(transformers, self.class_name(model))(self.config(model))
         return built
@@ -160,7 +160,7 @@ def config_class_of(model_type: str) -> type[Any]:
 
 
 def stem_of(model_type: str) -> str:
-    """The start of the names of its classes: ``"roberta"`` -> ``"Roberta"``."""
+    """The start of an architecture's class names: ``"roberta"`` -> ``"Roberta"``."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     family = FAMILIES.get(model_type)
@@ -210,14 +210,14 @@ def _discover() -> None:
 
 
 def native_twins() -> tuple[NativeTwin, ...]:
-    """Every twin, in the order in which they are asked."""
+    """Every twin, in the order in which :func:`choose_twin` asks them."""
     _discover()
     return tuple(TWINS[name] for name in sorted(TWINS, key=lambda name: (TWINS[name].rank, name)))
 
 
 @dataclass(frozen=True)
 class TwinChoice:
-    """The twin of a long model; ``None`` with the reason why there is none."""
+    """The twin of a long model, or ``None`` with a reason."""
 
     twin: NativeTwin | None
     class_name: str
@@ -226,7 +226,7 @@ class TwinChoice:
     note: str = ""
 
     def describe(self) -> str:
-        """For a table."""
+        """The choice as text, for a table."""
         if self.twin is None:
             return f"none: {self.reason}"
         return f"{self.class_name} of transformers" + (f" ({self.note})" if self.note else "")
@@ -239,7 +239,7 @@ class TwinChoice:
 
 
 def choose_twin(model: LongModel) -> TwinChoice:
-    """The first twin that holds the model, or the reason of the most special one that comes near."""
+    """The first twin that fits the model, or else the reason of a twin that comes near."""
     if model.family.towers:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
     if exact := next((exact_length_of(layer) for layer in model.layers if full_of(layer) is not None), 0):
@@ -258,7 +258,7 @@ def choose_twin(model: LongModel) -> TwinChoice:
 
 
 def missing_class(name: str) -> str | None:
-    """Why a class cannot be chosen; ``None`` if transformers has it."""
+    """Reason why a class cannot be chosen; ``None`` if transformers has the class."""
     return None if hasattr(transformers, name) else f"transformers has no {name} with the model's head."
 
 
@@ -282,7 +282,7 @@ def _no_twin(model: LongModel) -> str:
 
 
 def decoder_refusal(model: LongModel) -> str | None:
-    """Why the decoder beside an encoder is not the stock one, which has full attention."""
+    """Reason why the decoder of an encoder-decoder is not a stock decoder (full attention); ``None`` if it is."""
     for index, mechanism in enumerate(model.decoder_layers):
         if not is_full(mechanism, True):
             return f"Decoder layer {index} has {mechanism.name!r}, and stock decoders beside an encoder have full attention."
@@ -290,7 +290,7 @@ def decoder_refusal(model: LongModel) -> str | None:
 
 
 def tiled_refusal(model: LongModel) -> str | None:
-    """Why positions of larger inputs are not the stock ones: these are interpolated, or none."""
+    """Reason why the stock model has other positions for larger inputs, or none; ``None`` if it has the same."""
     rule = model.family.grid
     if rule is None or not rule.has_positions:
         return None
@@ -304,7 +304,7 @@ def tiled_refusal(model: LongModel) -> str | None:
 
 
 def band_refusal(model: LongModel) -> tuple[str | None, list[int | None]]:
-    """Why a layer is neither full attention nor a plain window, and otherwise how far back every layer sees (``None``: everything)."""
+    """How many tokens back each layer sees, ``None`` for all: ``(None, lookbacks)``. ``(reason, [])`` if a layer is no plain window."""
     lookbacks: list[int | None] = []
     for index, mechanism in enumerate(model.layers):
         band = band_of(mechanism, model.causal)
@@ -321,7 +321,7 @@ def described(mechanism: Mechanism) -> str:
 
 
 def one_width(widths: list[int | None]) -> tuple[str | None, int | None]:
-    """Why windows have no common width, and otherwise that width (``None`` without windows)."""
+    """The common width of all windows: ``(None, width)``, ``(None, None)`` without windows, ``(reason, None)`` if widths differ."""
     first: tuple[int, int] | None = None
     for index, width in enumerate(widths):
         if width is not None and first is not None and width != first[1]:

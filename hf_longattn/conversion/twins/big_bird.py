@@ -1,7 +1,7 @@
-"""Encoders with the mechanism `bigbird` as transformers' code has it become transformers' BigBird and BigBird-Pegasus.
+"""Encoders with transformers' variant of `bigbird` become transformers' BigBird or BigBird-Pegasus.
 
-That is ``random_pattern="hf_eval"`` and ``blocks_over="input"``. BigBird counts positions from the first row of its table; in
-BigBird-Pegasus those that Pegasus computes are a table.
+This variant has ``random_pattern="hf_eval"`` and ``blocks_over="input"``. BigBird counts positions from the first row of its table.
+BigBird-Pegasus stores a table of the sinusoids that Pegasus computes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...mechanisms.bigbird import BigBird
 from ...positions.tables import sinusoids
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, decoder_refusal, described, is_full, register_twin
 from .encoders import (
     ENCODERS,
@@ -40,7 +40,7 @@ STICKS = "transformers' BigBird computes full attention for good after its first
 
 
 def blocks_refusal(model: LongModel) -> str | None:
-    """Why the layers are not transformers' block-sparse attention, the same in all layers."""
+    """Reason why the layers are not transformers' block-sparse attention with equal options; ``None`` if they are."""
     first = model.layers[0]
     for index, mechanism in enumerate(model.layers):
         if not isinstance(mechanism, BigBird) or mechanism.relative is not None:
@@ -63,14 +63,14 @@ def block_values(model: LongModel) -> dict[str, Any]:
 
 
 def fallback_note(model: LongModel) -> str:
-    """What transformers' BigBird does after a short input."""
+    """A note on what transformers' BigBird does after a short input."""
     o: Any = model.layers[0].options
     return STICKS.format(count=5 + 2 * o.num_random_blocks, size=o.block_size)
 
 
 @register_twin("big_bird")
 class BigBirdTwin(NativeTwin):
-    """BigBird, and BERT and RoBERTa and what has their layers."""
+    """BigBird, for long models of BigBird, BERT, RoBERTa and other encoders with the same layers."""
 
     model_type = "big_bird"
     families = ENCODERS | {"big_bird"}
@@ -93,12 +93,12 @@ class BigBirdTwin(NativeTwin):
         fixed = {"use_bias": True, "rescale_embeddings": False}
         return {**encoder_values(model, 0, counted=False), **fixed, **block_values(model)}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         if model.base == "big_bird":
-            return (WeightRenaming(name),)
+            return (TensorRename(name),)
         target = renamed(common_name(name, model), "bert", head_of(model), NAMES).replace("pooler.dense.", "pooler.")
         table = target.endswith("position_embeddings.weight")
-        return (WeightRenaming(target, with_leading(leading_rows(model), 0) if table else None),)
+        return (TensorRename(target, with_leading(leading_rows(model), 0) if table else None),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         return {renamed(name, "bert", head_of(model), NAMES): value for name, value in token_types(model).items()}
@@ -113,7 +113,7 @@ INNER_NAMES = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": 
 
 @register_twin("bigbird_pegasus")
 class BigBirdPegasusTwin(NativeTwin):
-    """BigBird-Pegasus, and Pegasus, with biases in its projections and a table of its sinusoids."""
+    """BigBird-Pegasus, for long models of BigBird-Pegasus, and of Pegasus (with biases, and a table of its sinusoids)."""
 
     model_type = "bigbird_pegasus"
     families = frozenset(("bigbird_pegasus", "pegasus"))
@@ -134,13 +134,13 @@ class BigBirdPegasusTwin(NativeTwin):
         blocks = block_values(model) if model.two_stacks else {"attention_type": "original_full"}
         return {**model.values(), **biases, **blocks}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         if model.base == "bigbird_pegasus":
-            return (WeightRenaming(name),)
+            return (TensorRename(name),)
         if name.endswith("embed_positions.weight"):
-            return (WeightRenaming(None, reason="computed for the table"),)
+            return (TensorRename(None, reason="computed for the table"),)
         target = ENCODER.sub(lambda match: match[1] + INNER_NAMES[match[2]], name)
-        return (WeightRenaming(re.sub(r"(encoder|decoder)\.layer_norm\.", r"\1.layernorm_embedding.", target)),)
+        return (TensorRename(re.sub(r"(encoder|decoder)\.layer_norm\.", r"\1.layernorm_embedding.", target)),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         if model.base == "bigbird_pegasus":

@@ -1,6 +1,6 @@
-"""Encoders like BERT under one set of names, from which the twins that are such encoders take theirs.
+"""Common tensor names of encoders like BERT, from which twins derive the names of their own architecture.
 
-In these names a tensor of the encoder is ``body.`` and BERT's name, one of a head ``mlm.dense``, ``mlm.norm``, ``mlm.decoder``,
+A tensor of the encoder is called ``body.`` and BERT's name; names in heads start with ``mlm.dense``, ``mlm.norm``, ``mlm.decoder``,
 ``mlm.bias``, ``class.dense``, ``class.out``, ``classifier`` or ``qa_outputs``.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
@@ -50,7 +50,7 @@ def head_of(model: LongModel) -> str:
 
 
 def common_name(name: str, model: LongModel) -> str:
-    """The name of a tensor of the long model in the common names."""
+    """The common name of a tensor of the long model."""
     head = head_of(model)
     inner = PREFIX.sub("", name)
     if head == "Model" or inner != name:
@@ -79,7 +79,7 @@ def leading_rows(model: LongModel) -> int:
 
 
 def with_leading(before: int, after: int) -> Callable[[Tensor], Tensor] | None:
-    """``before`` leading rows of a table replaced by ``after``, of zeros; ``None`` if they are as many."""
+    """A function that replaces the first ``before`` rows of a table by ``after`` rows of zeros; ``None`` if the numbers are equal."""
     if before == after:
         return None
     return lambda table: torch.cat([table.new_zeros(after, table.shape[1]), table[before:]])
@@ -110,7 +110,7 @@ def encoder_values(model: LongModel, leading: int, *, counted: bool) -> dict[str
 
 
 def encoder_refusal(model: LongModel, name: str, heads: tuple[str, ...]) -> str | None:
-    """Why the architecture ``name``, which has these heads, has no such encoder; of causal ones, projected embeddings, other heads."""
+    """Reason why the architecture ``name`` cannot hold the encoder: causal, projected embeddings, or another head. Else ``None``."""
     config, head = model.config, head_of(model)
     if model.causal or getattr(config, "add_cross_attention", False):
         return f"Layer 0 is a decoder's (is_decoder=True), and {name} is an encoder."
@@ -132,7 +132,7 @@ def mlm_activation(model: LongModel) -> str:
 
 
 def mlm_refusal(model: LongModel, name: str) -> str | None:
-    """Why the architecture ``name``, whose head for masked tokens has the activation of its layers, has no such head."""
+    """Reason why the masked-LM head of ``name``, which has the activation of the layers, differs; ``None`` if it does not."""
     activation = layer_activation(model)
     if head_of(model) != "MaskedLM" or mlm_activation(model) == activation:
         return None
@@ -140,12 +140,12 @@ def mlm_refusal(model: LongModel, name: str) -> str | None:
 
 
 def token_types(model: LongModel) -> dict[str, Callable[[tuple[int, ...]], Tensor]]:
-    """The table of token types of a model without one: zeros."""
+    """A table of token types, with zeros, for a model without one; empty for other models."""
     return {"body.embeddings.token_type_embeddings.weight": torch.zeros} if model.base == "distilbert" else {}
 
 
 def renamed(common: str, prefix: str, head: str, names: Mapping[str, str]) -> str:
-    """A common name in an architecture whose encoder is called ``prefix`` beside a head, and whose heads have ``names``."""
+    """Translate a common name. prefix: of the encoder in models with a head. names: start of a head's common name -> new start."""
     if common.startswith("body."):
         return common.replace("body.", "" if head == "Model" else f"{prefix}.", 1)
     for start, target in names.items():
@@ -154,6 +154,6 @@ def renamed(common: str, prefix: str, head: str, names: Mapping[str, str]) -> st
     return common
 
 
-def plain(target: str, change: Callable[[Tensor], Tensor] | None = None) -> tuple[WeightRenaming, ...]:
+def plain(target: str, change: Callable[[Tensor], Tensor] | None = None) -> tuple[TensorRename, ...]:
     """One renaming."""
-    return (WeightRenaming(target, change),)
+    return (TensorRename(target, change),)

@@ -8,7 +8,7 @@ from typing import Any
 from ...mechanisms.longformer import Longformer
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import band_around
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, decoder_refusal, register_twin
 from .encoders import with_leading
 from .longformer import NO_GLOBALS, globals_refusal, window_refusal
@@ -19,7 +19,7 @@ PROJECTION = {"q": "query", "k": "key", "v": "value"}
 
 @register_twin("led")
 class LED(NativeTwin):
-    """BART."""
+    """LED, for long models of BART."""
 
     model_type = "led"
     families = frozenset(("bart",))
@@ -50,24 +50,24 @@ class LED(NativeTwin):
             "attention_window": [band_around(mechanism) for mechanism in model.layers],
         }
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         target = re.sub(r"^model\.", "led.", name)
         if target.endswith("embed_positions.weight"):
-            return (WeightRenaming(target, with_leading(2, 0)),)
+            return (TensorRename(target, with_leading(2, 0)),)
         match = ENCODER.search(target)
         if match is None:
-            return (WeightRenaming(target),)
+            return (TensorRename(target),)
         start, rest = target[: match.end()], target[match.end() :]
         if rest.startswith("out_proj."):
-            return (WeightRenaming(start + rest.replace("out_proj.", "output.", 1)),)
+            return (TensorRename(start + rest.replace("out_proj.", "output.", 1)),)
         inner = f"{start}longformer_self_attn."
         if rest.startswith("long_attention.separate."):
             kind, last = rest.removeprefix("long_attention.separate.").split(".", 1)
-            return (WeightRenaming(f"{inner}{kind}_global.{last}"),)
+            return (TensorRename(f"{inner}{kind}_global.{last}"),)
         kind, last = PROJECTION[rest[0]], rest.split(".", 1)[1]
-        local = WeightRenaming(f"{inner}{kind}.{last}")
+        local = TensorRename(f"{inner}{kind}.{last}")
         separate = getattr(model.layers[int(match[1])].options, "separate_global", False)
-        return (local,) if separate else (local, WeightRenaming(f"{inner}{kind}_global.{last}"))
+        return (local,) if separate else (local, TensorRename(f"{inner}{kind}_global.{last}"))
 
     def note(self, model: LongModel) -> str:
         return "every call must be given the global_attention_mask" if model.masked else ""

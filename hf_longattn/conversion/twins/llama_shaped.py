@@ -1,7 +1,7 @@
-"""Llama and Mistral with windows: Mistral with one window for all layers, Ministral and SmolLM3 with windows in some.
+"""Llama and Mistral with windows become Mistral (a window in all layers), or Ministral or SmolLM3 (windows in some layers).
 
-All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have them, and leaves rotary positions out of
-layers that ``no_rope_layers`` marks with 0: here none.
+All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have biases. ``no_rope_layers`` of SmolLM3 is 1
+for every layer, which means that every layer has rotary positions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BIASES = ("attention_bias", "mlp_bias")
 
 
 class LlamaShaped(NativeTwin):
-    """A decoder with the layers of a Llama."""
+    """A twin with the layers of a Llama."""
 
     families = frozenset(("llama", "mistral"))
     computes = (Window,)
@@ -28,10 +28,10 @@ class LlamaShaped(NativeTwin):
 
     @abstractmethod
     def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
-        """Why it cannot hold this model, whose windows have one width."""
+        """Reason why the twin cannot hold this model, whose windows have one width; ``None`` if it can."""
 
     def lookbacks(self, model: LongModel) -> list[int | None]:
-        """How far back each layer sees."""
+        """How many tokens back each layer sees; ``None`` for all."""
         return band_refusal(model)[1]
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
@@ -40,14 +40,14 @@ class LlamaShaped(NativeTwin):
 
 
 def biased(model: LongModel) -> str | None:
-    """Why an architecture without biases cannot hold this model."""
+    """Reason why an architecture without biases cannot hold this model; ``None`` if the model has no biases."""
     name_of_bias = next((name for name in BIASES if getattr(model.config, name, False)), None)
     return None if name_of_bias is None else f"Layer 0 has biases ({name_of_bias}=True)"
 
 
 @register_twin("mistral")
 class Mistral(LlamaShaped):
-    """One window for all layers."""
+    """Mistral, with one window for all layers."""
 
     model_type = "mistral"
     rank = 20
@@ -66,7 +66,7 @@ def layer_types(lookbacks: list[int | None]) -> list[str]:
 
 @register_twin("ministral")
 class Ministral(LlamaShaped):
-    """A window in some layers."""
+    """Ministral, with a window in some layers."""
 
     model_type = "ministral"
     rank = 30
@@ -81,7 +81,7 @@ class Ministral(LlamaShaped):
 
 @register_twin("smollm3")
 class SmolLM3(LlamaShaped):
-    """A window in any layers, and biases."""
+    """SmolLM3, with a window in any layers, and biases."""
 
     model_type = "smollm3"
     rank = 40

@@ -1,8 +1,8 @@
 """Encoders with windows and global tokens become transformers' Longformer: RoBERTa's layers, separate projections for global tokens.
 
-Without ``separate_global``, the projections of the global tokens are copies of the layer's. Positions start after the padding token's id,
-as in RoBERTa; a table that starts with position 0 gets that many rows in front. Heads that mark global tokens
-themselves must mark those of the config.
+Without ``separate_global``, the projections of the global tokens are copies of the layer's projections. Positions start after the padding
+token's id, as in RoBERTa; a table that starts with position 0 gets rows in front up to this id. If a head of Longformer chooses global
+tokens, these must be the config's global tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...mechanisms import Mechanism
 from ...mechanisms.longformer import Longformer, LongformerOptions
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import band_around
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, described, register_twin
 from .encoders import (
     ENCODERS,
@@ -47,7 +47,7 @@ PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)\.")
 
 
 def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
-    """Why a layer is not a window as Longformer has it."""
+    """The reason why Longformer cannot compute one of these layers; ``None`` if it can compute all."""
     for index, mechanism in enumerate(layers):
         width = band_around(mechanism)
         if width is None:
@@ -72,7 +72,7 @@ NO_GLOBALS = ((), (), False, False, None)
 
 
 def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: tuple[Any, ...], twin_class: str) -> str | None:
-    """Why the twin, whose head marks the tokens ``own`` as global, marks others than the model."""
+    """Reason why a layer has other global tokens than the twin's ``twin_rule``, or takes no mask in a masked model; else ``None``."""
     if model.masked:
         odd = next((index for index, mechanism in enumerate(layers) if not isinstance(mechanism, Longformer)), None)
         if odd is None:
@@ -93,7 +93,7 @@ def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: 
 
 
 def describe_rule(rule: tuple[Any, ...]) -> str:
-    """A rule in words."""
+    """A rule as text."""
     positions, ids, first, second, _ = rule
     parts = [f"position{'s' * (len(positions) > 1)} {', '.join(map(str, positions))}"] if positions else []
     parts += [f"token id{'s' * (len(ids) > 1)} {', '.join(map(str, ids))}"] if ids else []
@@ -111,7 +111,7 @@ def _options(rule: tuple[Any, ...]) -> str:
 
 @register_twin("longformer")
 class LongformerTwin(NativeTwin):
-    """RoBERTa and BERT, and what has their layers."""
+    """Longformer, for long models of RoBERTa, BERT and other encoders with the same layers."""
 
     model_type = "longformer"
     families = ENCODERS
@@ -147,7 +147,7 @@ class LongformerTwin(NativeTwin):
         return ((), (), False, True, self._separator(model, separator)) if head == "MultipleChoice" else NO_GLOBALS
 
     def _separator(self, model: LongModel, default: int | None) -> int | None:
-        """The separator that its config will name."""
+        """The separator token of the twin's config."""
         options: Any = model.layers[0].options
         chosen = getattr(options, "separator_token_id", None)
         return default if chosen is None else chosen
@@ -170,19 +170,19 @@ class LongformerTwin(NativeTwin):
     def _leading(self, model: LongModel) -> int:
         return self._padding(model) + 1
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         target = renamed(common_name(name, model), "longformer", head_of(model), NAMES)
         change: Callable[[Tensor], Tensor] | None = None
         if target.endswith("position_embeddings.weight"):
             change = None if model.base in ROBERTAS else with_leading(leading_rows(model), self._leading(model))
         if SEPARATE.search(target):
-            return (WeightRenaming(SEPARATE.sub(r".\1_global.", target)),)
+            return (TensorRename(SEPARATE.sub(r".\1_global.", target)),)
         if not PROJECTION.search(target):
-            return (WeightRenaming(target, change),)
+            return (TensorRename(target, change),)
         layer = model.layers[int(re.search(r"\.layer\.(\d+)\.", target)[1])]  # type: ignore[index]
         if getattr(layer.options, "separate_global", False):
-            return (WeightRenaming(target),)
-        return WeightRenaming(target), WeightRenaming(PROJECTION.sub(r".attention.self.\1_global.", target))
+            return (TensorRename(target),)
+        return TensorRename(target), TensorRename(PROJECTION.sub(r".attention.self.\1_global.", target))
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         return {renamed(name, "longformer", head_of(model), NAMES): value for name, value in token_types(model).items()}

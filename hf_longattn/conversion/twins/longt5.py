@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from ...mechanisms.window import Window
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin
 
 ENCODER = re.compile(r"^(encoder\..*)\.SelfAttention\.")
@@ -14,7 +14,7 @@ ENCODER = re.compile(r"^(encoder\..*)\.SelfAttention\.")
 
 @register_twin("longt5")
 class LongT5(NativeTwin):
-    """T5 and mT5, which shares its tensors' names."""
+    """LongT5, for long models of T5 and mT5, which have the same tensor names."""
 
     model_type = "longt5"
     families = frozenset(("t5", "mt5"))
@@ -34,5 +34,5 @@ class LongT5(NativeTwin):
         values = {**model.values(), "scale_decoder_outputs": scaled, "tie_word_embeddings": scaled}
         return {**values, "encoder_attention_type": "local", "local_radius": band_refusal(model)[1][0], "n_positions": model.length}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
-        return (WeightRenaming(ENCODER.sub(r"\1.LocalSelfAttention.", name)),)
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
+        return (TensorRename(ENCODER.sub(r"\1.LocalSelfAttention.", name)),)

@@ -1,7 +1,7 @@
-"""Encoders with the mechanism `nystrom` as transformers' code has it become transformers' Nyströmformer.
+"""Encoders with transformers' variant of `nystrom` become transformers' Nyströmformer.
 
-That is six iterations from ``inv_coeff_init_option="original"``. With landmarks it takes texts of its maximum length alone, without
-padding; with full attention, any text. Its position table starts with two rows that are not positions.
+This variant has six iterations from ``inv_coeff_init_option="original"``. With landmarks the twin takes only texts of its maximum length,
+without padding; with full attention, any text. Its position table starts with two rows that are not positions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...mechanisms.nystrom import Nystrom
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, described, is_full, register_twin
 from .big_bird import NAMES
 from .encoders import (
@@ -38,7 +38,7 @@ ITERATIONS = 6
 
 @register_twin("nystromformer")
 class NystromformerTwin(NativeTwin):
-    """Nyströmformer, and BERT and RoBERTa and what has their layers."""
+    """Nyströmformer, for long models of Nyströmformer, BERT, RoBERTa and other encoders with the same layers."""
 
     model_type = "nystromformer"
     families = ENCODERS | {"nystromformer"}
@@ -101,21 +101,21 @@ class NystromformerTwin(NativeTwin):
         values = model.values() if model.base == "nystromformer" else encoder_values(model, LEADING, counted=False)
         return {**values, **fields}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         if model.base == "nystromformer":
             target = name
         else:
             target = renamed(common_name(name, model), "nystromformer", head_of(model), NAMES)
         if CONVOLUTION.search(target):
-            return (WeightRenaming(CONVOLUTION.sub(".conv.weight", target), lambda kernel: kernel[:, None, :, None]),)
+            return (TensorRename(CONVOLUTION.sub(".conv.weight", target), lambda kernel: kernel[:, None, :, None]),)
         if "pooler." in target:
-            return (WeightRenaming(None, reason="Nyströmformer has no pooler"),)
+            return (TensorRename(None, reason="Nyströmformer has no pooler"),)
         change = with_leading(leading_rows(model), LEADING) if target.endswith("position_embeddings.weight") else None
-        return (WeightRenaming(target, change),)
+        return (TensorRename(target, change),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
         tensors = {renamed(name, "nystromformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
-        if self._kernel(model) is None:  # its config needs a convolution; this one adds nothing
+        if self._kernel(model) is None:  # Nyströmformer always has a convolution; zeros add nothing
             inner = "" if head_of(model) == "Model" else "nystromformer."
             tensors |= {f"{inner}encoder.layer.{layer}.attention.self.conv.weight": torch.zeros for layer in range(len(model.layers))}
         return tensors

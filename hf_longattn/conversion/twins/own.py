@@ -1,7 +1,7 @@
-"""The base itself: full attention in every layer, and windows where its config has a field for them (``sliding_window``, ``layer_types``,
+"""The base class as the twin: full attention, or windows if the config has a field for them (``sliding_window``, ``layer_types``,
 GPT-Neo's ``attention_types``).
 
-A config's ``sliding_window`` counts the query in a decoder; ModernBERT's and bidirectional Gemma's are distances to either side.
+In a decoder ``sliding_window`` includes the query; the windows of ModernBERT and of bidirectional Gemma are distances to either side.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 from ...mechanisms.shifted_groups import ShiftedGroups
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import FULL, SLIDING, own_windows
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, band_refusal, decoder_refusal, one_width, register_twin, tiled_refusal
 
 NOT_FULL = frozenset(("nystromformer",))
-"""Bases whose own attention is another one."""
+"""Base model types whose attention is not full attention."""
 
 
 @register_twin("own")
 class OwnTwin(NativeTwin):
-    """The base of the model."""
+    """The base class of the model."""
 
     model_type = ""
     computes = (Window,)
@@ -48,22 +48,22 @@ class OwnTwin(NativeTwin):
     def config_values(self, model: LongModel) -> dict[str, Any]:
         return {**model.values(), **_of_size(model), **_windows(model, band_refusal(model)[1])[1]}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         table = model.family.table(name)
         if table is not None and not table.learned and model.two_stacks:
-            return (WeightRenaming(None, reason="current models compute it"),)
-        return (WeightRenaming(name),)
+            return (TensorRename(None, reason="current models compute it"),)
+        return (TensorRename(name),)
 
 
 def _of_size(model: LongModel) -> dict[str, Any]:
-    """The fields of the base's config for larger inputs, where its positions are the places themselves."""
+    """Config fields with which the base takes larger inputs, if its grid rule has such fields; else empty."""
     rule = model.family.grid
     old, new = (None, None) if rule is None else rule.sizes(model.config)
     return {} if rule is None or new is None or old == new else rule.base_fields_of_size(new) or {}
 
 
 def _lengths_differ(model: LongModel) -> str | None:
-    """Why an encoder and a decoder of different lengths do not fit a config with one length."""
+    """Reason why the lengths of encoder and decoder do not fit a config with one length; ``None`` if they do."""
     learned = any(table.learned for table in model.family.position_tables)
     if not model.two_stacks or not learned or model.config.max_decoder_position_embeddings == model.config.max_position_embeddings:
         return None
@@ -74,7 +74,7 @@ def _lengths_differ(model: LongModel) -> str | None:
 
 
 def _windows(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None, dict[str, Any]]:
-    """Why the base's config cannot express these windows, or its fields that do."""
+    """Config fields for these windows: ``(None, fields)``, or ``(reason, {})`` if the base's config cannot express them."""
     config, values = model.config, model.values()
     before = own_windows(config)
     now = [None if back is None else back + 1 if model.causal else 2 * back for back in lookbacks]
@@ -115,7 +115,7 @@ def _windows(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None,
 
 
 def _uniform(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None, dict[str, Any]]:
-    """For a config with one window for all layers."""
+    """The result of :func:`_windows` for a config with one window for all layers."""
     if len(set(lookbacks)) == 1:
         used = {"use_sliding_window": lookbacks[0] is not None} if "use_sliding_window" in model.values() else {}
         return None, {"sliding_window": None if lookbacks[0] is None else lookbacks[0] + 1, **used}
@@ -124,7 +124,7 @@ def _uniform(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None,
 
 
 def _rotary_differs(values: dict[str, Any], types: list[str]) -> str | None:
-    """Why the type of a layer cannot change: where rotary positions belong to the type, too."""
+    """Reason why a layer's type cannot change, as rotary positions depend on the type; ``None`` if it can."""
     rope, before = values.get("rope_parameters"), values.get("layer_types") or types
     if not isinstance(rope, dict) or not {FULL, SLIDING} <= rope.keys() or rope[FULL] == rope[SLIDING]:
         return None

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ...mechanisms.window import Window
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, band_refusal, one_width, register_twin
 from .llama_shaped import layer_types
 
 
 @register_twin("vaultgemma")
 class VaultGemma(NativeTwin):
-    """A window in any layers of a Gemma."""
+    """VaultGemma, for a Gemma with windows in any layers."""
 
     model_type = "vaultgemma"
     families = frozenset(("gemma",))
@@ -37,5 +37,5 @@ class VaultGemma(NativeTwin):
             "final_logit_softcapping": None,
         }
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
-        return (WeightRenaming(name.replace(".post_attention_layernorm.", ".pre_feedforward_layernorm.")),)
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
+        return (TensorRename(name.replace(".post_attention_layernorm.", ".pre_feedforward_layernorm.")),)

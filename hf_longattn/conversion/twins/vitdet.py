@@ -7,7 +7,7 @@ from typing import Any
 
 from ...mechanisms.common.registry import prototype
 from ...mechanisms.window2d import ZEROS, Window2d
-from ..long_models.base import WeightRenaming
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, described, is_full, register_twin, tiled_refusal
 
 RELATIVE_TABLE = re.compile(r"\.layer\.(\d+)\.attention\.rel_pos_[hw]$")
@@ -30,20 +30,20 @@ class VitDetTwin(NativeTwin):
         windows = _windows(model)[1]
         fields: dict[str, Any] = {"window_size": next(iter(windows.values()), 0), "window_block_indices": list(windows)}
         read = getattr(model.config, "long_image_size", None)
-        if model.config.use_relative_position_embeddings:  # whose tables are for the image size of the config, and are interpolated from it
+        if model.config.use_relative_position_embeddings:  # their tables are interpolated from the config's image size
             read = None
         return {**model.values(), **fields, **({} if read is None else {"image_size": read})}
 
-    def rename(self, name: str, model: LongModel) -> tuple[WeightRenaming, ...]:
-        """Tables of relative positions have rows for the distances within a window alone."""
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
+        """Keep the name, and cut a table of relative positions to the distances within a smaller window."""
         table, (_, windows) = RELATIVE_TABLE.search(name), _windows(model)
         surplus = 0 if table is None else model.config.window_size - windows.get(int(table[1]), model.config.window_size)
-        return (WeightRenaming(name, (lambda rows: rows[surplus:-surplus]) if surplus else None),)
+        return (TensorRename(name, (lambda rows: rows[surplus:-surplus]) if surplus else None),)
 
 
 def _relative_positions(model: LongModel, windows: dict[int, int]) -> str | None:
-    """Why the tables of relative positions, which are for windows in some layers and for the picture in the others, do not fit a ViTDet
-    with these windows; ``None`` if they do, or there are none."""
+    """Reason why the tables of relative positions do not fit a ViTDet with these windows; ``None`` if they do, or there are none. A layer's
+    table is for its windows, or for the whole picture."""
     config = model.config
     if not config.use_relative_position_embeddings:
         return None
@@ -61,7 +61,7 @@ def _relative_positions(model: LongModel, windows: dict[int, int]) -> str | None
 
 
 def _windows(model: LongModel) -> tuple[str | None, dict[int, int]]:
-    """Why a layer is not one of ViTDet's, and otherwise layer -> cells along each side of its windows, for those with windows."""
+    """The windows as layer -> cells along each side: ``(None, windows)``, or ``(reason, {})`` if ViTDet cannot compute a layer."""
     windows: dict[int, int] = {}
     for index, mechanism in enumerate(model.layers):
         if is_full(mechanism, False):
