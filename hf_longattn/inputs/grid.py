@@ -35,7 +35,7 @@ from ..mechanisms.common.on_grid import GLOBAL, grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import Family
-from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
+from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, VIDEO_PROCESSOR, ProcessorFile
 from .common.base import (
@@ -154,7 +154,7 @@ class GridKind(SizedKind):
         return ["full", *list_mechanisms(grid=True)]
 
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
-        refuse_line(mechanism.name, mechanism.options.to_dict())
+        check_mechanism_for_grid(mechanism.name, mechanism.options.to_dict())
         assert sizes is not None
         on_grid(mechanism, sizes.new.grid, check=True)
         on_grid(mechanism, sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
@@ -449,7 +449,7 @@ def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
 
 
 def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
-    refuse_line(name, dict(options))
+    check_mechanism_for_grid(name, dict(options))
     mechanism = prototype(name, options)
     if not grid.prefix and options.get("prefix_tokens") is not None:
         raise OptionError(

@@ -20,7 +20,7 @@ from ..engines.common.grid import Grid
 from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.audio_config import audio_seconds, refuse_reading
+from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import FAMILIES, Family, known_family, without_head
 from ..processor_files import FEATURE_EXTRACTOR, FILE, ProcessorFile
@@ -162,7 +162,7 @@ class SoundKind(SizedKind):
         return [mechanism.name for mechanism in prototypes if not mechanism.traits.remembers and mechanism.traits.recursion is None]
 
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
-        refuse_reading(mechanism.name, mechanism.options.to_dict())
+        check_mechanism_for_audio(mechanism.name, mechanism.options.to_dict())
 
     def compared_at(self, sizes: InputSizes, config: Any, at: float | None) -> InputSize:
         """The result's duration up to :data:`COMPARED_SECONDS`, where the checkpoint reads it."""
@@ -229,7 +229,7 @@ class SoundKind(SizedKind):
         layers = self.rule.layers(architecture.source_config)
         attention.check_layers(layers)
         for layer in range(layers):
-            refuse_reading(*attention.for_layer(layer))
+            check_mechanism_for_audio(*attention.for_layer(layer))
         return attention
 
     def further_operations(self, skeleton: Any, config: Any) -> int:
