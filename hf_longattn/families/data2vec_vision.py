@@ -71,7 +71,7 @@ class LongData2VecVisionSelfAttention(Data2VecVisionSdpaSelfAttention):
 
 
 class Data2VecVisionOnTheBackend(ReplacedModules):
-    """Replaces modules of the base, which is built with "sdpa" since it has no class for ours. :meth:`post_init` sets the requested one."""
+    """Replaces modules. The base has no class for our attention, so it is built with "sdpa" and set to ours in :meth:`post_init`."""
 
     replaced = {
         Data2VecVisionRelativePositionBias: LongData2VecVisionRelativePositionBias,

@@ -91,8 +91,8 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
 
     @torch.no_grad()
     def table(self, layer: nn.Module, bins: int, furthest: int, like: Tensor) -> Tensor:
-        """Biases ``(H, 2·furthest + 1)`` of the distances from ``-furthest`` to ``furthest``; further distances have the same bucket as
-        these two. As in the base, biases are divided by the root of the head size and get no gradient."""
+        """Biases ``(H, 2·furthest + 1)`` of the distances from ``-furthest`` to ``furthest``; further distances have the outermost
+        buckets. As in the base, biases are divided by the root of the head size and get no gradient."""
         distances = torch.arange(-furthest, furthest + 1, device=like.device)
         buckets = self.relative_position_bucket(distances, num_buckets=bins, max_distance=furthest)
         biases = layer(F.one_hot(buckets, bins).to(like.dtype))  # layers optimised for inference do not expose their weight

@@ -1,4 +1,4 @@
-"""LongMoonshineStreaming: Moonshine for live speech. A window of frames, longer to the left than to the right, bounds each encoder layer.
+"""LongMoonshineStreaming: Moonshine for live speech. Each encoder layer sees a window of frames, longer to the left than to the right.
 transformers builds a mask of frames × frames for each layer, and drops the windows if no ``attention_mask`` is given. Here they are the
 mechanism ``window``, with or without a mask. The decoder is unchanged."""
 

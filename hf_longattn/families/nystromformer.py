@@ -19,7 +19,7 @@ from ..modeling.family.definition import Family, PositionTable
 
 
 class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
-    """NystromformerConfig with ``long_attention``; default mechanism: ``nystrom`` with options from the config (:func:`nystrom_of`)."""
+    """NystromformerConfig with ``long_attention``; by default ``nystrom`` with options from the config (:func:`nystrom_of`)."""
 
     model_type = "long_nystromformer"
 

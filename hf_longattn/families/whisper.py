@@ -85,7 +85,7 @@ class EncoderOfAnyLength(WhisperEncoder):
     @capture_outputs
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
         """States ``(B, frames, D)`` of ``input_features (B, mel bins, rows)``. As in the base, the mask is not read."""
-        states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT.contiguous()  # layers read rows
+        states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT.contiguous()  # rows contiguous in memory
         states = dropout(states + positions(self.embed_positions.weight, states.shape[1]), self.dropout, self.training)
         for layer in self.layers:
             if not (self.training and self.layerdrop and torch.rand([]) < self.layerdrop):
@@ -117,7 +117,7 @@ class WhisperOfAnyLength(_Base):
 
 
 def _in_longer_segments(generate: Any) -> Any:
-    """Wrap ``generate``, which cuts a sound into segments of ``max_source_positions`` frames, to cut into ``long_audio_seconds``."""
+    """Wrap ``generate`` so that its segments have ``long_audio_seconds`` instead of ``max_source_positions`` frames."""
 
     @functools.wraps(generate)
     def generate_in_longer_segments(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -358,7 +358,7 @@ STATES = "last_hidden_state"
 
 
 def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
-    """A sentence: on which square pictures up to the model's size every layer equals full attention, or a layer that never does."""
+    """A sentence: the square pictures, up to the model's size, on which every layer equals full attention, or a layer that never does."""
     made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
     squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
     sides_by_layer = [
@@ -590,7 +590,7 @@ class VerificationPictures:
         return (resized - mean) / std
 
     def describe(self) -> str:
-        """What the inputs are, for a report."""
+        """Description of the inputs for a report."""
         moved = "" if self.rule.reads_pictures else ", moved from frame to frame"
         seeded = f"seeded {self.rule.noun}s, since {self.why_seeded}"
         return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded

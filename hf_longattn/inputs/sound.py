@@ -53,7 +53,7 @@ EXTRACTED_SECONDS = 2.0
 PROCESSED_SECONDS = 600.0
 """Maximum duration for checking that the written feature extractor does not cut a sound. The spectrogram takes seconds to compute."""
 WINDOW_SECONDS = 0.05
-"""How much a spectrogram's duration may differ from its sound's: the last window of 25 ms ends before the sound does."""
+"""Maximum difference of the durations of a sound and its spectrogram, whose last window of 25 ms ends before the sound."""
 COMPARED_SECONDS = 60.0
 """Maximum duration of sounds for comparing candidates, unless the checkpoint was trained with longer ones."""
 MAX_IDS = 2**31
@@ -70,7 +70,7 @@ def audio_family(config: Any) -> Family | None:
 
 
 def sound_model(family: Family, model: Any) -> Any:
-    """The part of a model that reads the sound: its encoder if the family has a decoder or a head around one, else the base model."""
+    """The part of a model that reads the sound: the encoder if the model has a decoder or wraps an encoder, otherwise the base model."""
     if not (family.two_stacks or family.holds_encoder):
         return without_head(model)
     return (model if hasattr(model, "encoder") else model.base_model).encoder
@@ -306,7 +306,7 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
 
 
 def extractor_files(source: Any, plan: InputSizes) -> dict[str, dict[str, Any]]:
-    """The feature extractor's file for a longer duration; empty if the source has none, or none that cuts or pads sounds."""
+    """The feature extractor's file for the new duration; empty if nothing grows or no feature extractor cuts or pads sounds."""
     changed, place = plan.kind.rule.extractor_fields(plan.new.value), ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
     if place is None or not (changed and plan.grows):
         return {}
@@ -327,7 +327,7 @@ WANTED_RECORDINGS = (
     "--mechanism auto as --search-audio, in Python as a Path."
 )
 PROBED_SECONDS = 30.0
-"""Maximum duration of each sound of a probe, if the user gives none."""
+"""Default maximum duration of each sound of a probe."""
 
 
 class UserSounds(UserInputs):
@@ -467,7 +467,7 @@ class VerificationSound:
         return ", and ".join(filter(None, [*reasons, self.rule.why_chunks_differ(self.config)]))
 
     def describe(self) -> str:
-        """What the inputs are, for a report."""
+        """Description of the inputs for a report."""
         if self.extractor is None and self.rule.features is not None:
             return "seeded features, since the source has no feature extractor"
         return "a seeded sound" if self.recording is None else f"the recording {self.recording.name}"

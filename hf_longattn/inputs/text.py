@@ -97,7 +97,7 @@ class TextKind(InputKind):
         return f"up to {size.value:,} tokens" if size.value else size.words
 
     def compared_at(self, sizes: InputSizes, config: Any, at: int | None) -> int:
-        """``at``, by default the maximum length of the source, which it was trained to read."""
+        """``at``, by default the length that the source was trained to read."""
         trained = min(sizes.old.tokens, sizes.new.tokens)
         if at is not None and not 16 <= at <= trained:
             raise LengthError(
@@ -123,7 +123,7 @@ class TextKind(InputKind):
         return text_example(folder, config, head, length, metadata)
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
-        """Rows of the position table, or its length by the config, without rows that are not positions."""
+        """The config's number of positions, less the rows of the position table that are not positions."""
         known, tables = SimpleNamespace(**{"pad_token_id": None, **config}), self.family.position_tables if self.family else ()
         leading = max((table.config_value(0, known) for table in tables), default=0)
         return int(config.get("max_position_embeddings") or config.get("n_positions") or USUAL_LENGTH) - leading

@@ -26,7 +26,7 @@ class VerificationTowers(dict[str, Any]):
     """Name of each tower -> its verification inputs."""
 
     def describe(self) -> str:
-        """What the inputs are, for a report."""
+        """Description of the inputs for a report."""
         return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.items())
 
 

@@ -248,9 +248,9 @@ class InputKind(ABC):
     material: noun for the inputs of a search.
     compared: number of sizes for comparing mechanisms.
     settings: names in :data:`SETTINGS` that apply to this kind.
-    instead: purpose of a setting -> what to type in this kind.
+    instead: purpose of a setting -> advice to give this kind's own option.
     diagnosed_with: the input of ``longattn diagnose``, and the command; empty if this kind cannot be diagnosed.
-    drawn: whether a diagnosis draws the attention on one input.
+    drawn: whether a diagnosis draws a map of attention for one input.
     trained_by: arguments that ``longattn train`` needs to read all parts of the input.
     heads: ending of a class's name -> how its models are run.
     """

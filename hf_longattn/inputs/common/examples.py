@@ -12,7 +12,7 @@ class Head:
     """How models with one head are loaded and run.
 
     auto_class: transformers' Auto class for the head; empty if there is none.
-    task: the task's name on the Hub; ``None`` if it has none.
+    task: name of the head's task on the Hub; ``None`` if the Hub has no such task.
     blocks: names of template blocks that run the loaded model once. For models of texts, these blocks make the inputs, too.
     """
 

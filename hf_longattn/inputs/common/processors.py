@@ -36,7 +36,7 @@ def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
 
 
 def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
-    """The file of a grid model's processor. For videos, an image processor's file serves if there is no video processor."""
+    """The file of a grid model's processor; for videos, the image processor's if there is no video processor. ``None`` without a file."""
     if not rule.reads_photographs:
         return ProcessorFile.find(folder, FEATURE_EXTRACTOR)
     of_videos = ProcessorFile.find(folder, VIDEO_PROCESSOR) if rule.noun == "video" else None
@@ -106,7 +106,7 @@ def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any])
 
 
 def files_before(folder: Path) -> dict[str, dict[str, Any]]:
-    """Name -> contents before :func:`values_with`, for each processor file in a folder that this function changed."""
+    """Name of each processor file in ``folder`` that :func:`values_with` changed -> the file's contents before."""
     files: dict[str, dict[str, Any]] = {}
     for place in filter(None, (ProcessorFile.find(folder, kind) for kind in KINDS)):
         values = place.values
