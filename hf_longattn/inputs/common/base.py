@@ -131,8 +131,8 @@ class InputSize:
 class InputSizes:
     """Maximum inputs of source and result.
 
-    kind, old, new: the input kind, and the maximum input of source and result; with several towers, the text tower's.
-    old_words, new_words: ``old`` and ``new`` as text; with several towers, every tower's.
+    kind, old, new: the input kind, and the sizes of source and result; with several towers, the kind and sizes of the text tower.
+    old_words, new_words: ``old`` and ``new`` as text; with several towers, the sizes of all towers.
     longest: the result's maximum input with a noun, for example "sounds of 15 seconds, 749 frames".
     noun: singular noun of an input.
     units, token_unit: units of the size (empty for tokens), and units over which the layers attend.

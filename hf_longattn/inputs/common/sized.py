@@ -33,7 +33,7 @@ class FurtherChecks:
         """Run the result's base model, with its mechanisms, for these checks."""
 
     def at_new(self, states: Mapping[str, Tensor]) -> list[Check]:
-        """Checks of the result's hidden ``states`` at the new size. Called only if the base can read this size, too."""
+        """Checks of the result's hidden ``states`` at the new size. Called only if the size grows and the base can read it."""
         return []
 
     def last(self) -> list[Check]:
