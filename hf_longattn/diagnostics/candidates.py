@@ -14,7 +14,7 @@ from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
 from ..mechanisms.common.short_texts import check_form
-from ..modeling.family.audio_config import refuse_reading
+from ..modeling.family.audio_config import check_mechanism_for_audio
 from .layer_attention import LayerAttention
 
 USUAL = (
@@ -94,7 +94,7 @@ def usual_for_sound() -> list[Candidate]:
 
 def _reads_sound(candidate: Candidate) -> bool:
     try:
-        refuse_reading(candidate.mechanism, candidate.options)
+        check_mechanism_for_audio(candidate.mechanism, candidate.options)
     except OptionError:
         return False
     return True

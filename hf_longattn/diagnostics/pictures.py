@@ -17,7 +17,7 @@ from ..inputs.common.base import kind_of
 from ..inputs.common.processors import processor_of, required_processor
 from ..mechanisms.common.layout import full_pairs
 from ..modeling.family.definition import family_in, model_name
-from ..modeling.family.grid_config import refuse_line
+from ..modeling.family.grid_config import check_mechanism_for_grid
 from ..modeling.grids import family_of, grid_rule
 from .candidates import Candidate, read_candidates
 from .diagnosis import costs
@@ -135,7 +135,7 @@ def diagnose_picture(
     """
     choices = read_candidates(USUAL if candidates is None else candidates)
     for candidate in choices:
-        refuse_line(candidate.mechanism, candidate.options)
+        check_mechanism_for_grid(candidate.mechanism, candidate.options)
     if candidates is None:
         choices = [replace(candidate, by_user=False) for candidate in choices]
     folder: Path | None = None

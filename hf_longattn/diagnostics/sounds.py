@@ -27,7 +27,7 @@ from ..inputs.common.processors import required_processor
 from ..inputs.common.sized import SizedKind
 from ..inputs.sound import UserSounds, duration
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
-from ..modeling.family.audio_config import refuse_reading
+from ..modeling.family.audio_config import check_mechanism_for_audio
 from ..modeling.family.definition import family_in, model_name
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
@@ -104,7 +104,7 @@ def diagnose_sound(
         raise OptionError("There is no duration; give for example --audio-seconds 30, or leave it out.")
     chosen = usual_for_sound() if candidates is None else read_candidates(candidates)
     for candidate in chosen:
-        refuse_reading(candidate.mechanism, candidate.options)
+        check_mechanism_for_audio(candidate.mechanism, candidate.options)
     durations = None if audio_seconds is None else sorted({checked_seconds(seconds, "--audio-seconds") for seconds in audio_seconds})
     if isinstance(model, nn.Module):
         loaded = SoundModel(model, model_name(model), type(model).__name__)

@@ -2,7 +2,7 @@
 
 ``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … A family has a file only where it has
 code. The other modules are made from the facts in ``declarations.json`` (:mod:`hf_longattn.modeling.derived`). Importing this package
-imports neither torch nor a model: the names below and every ``Long…`` class arrive on first use.
+imports neither torch nor a model: the names below and every ``Long…`` class are imported on first use.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
         family = family_with(name)
         if family is not None:
             return family.model_class(name)
-        if why := why_no_class(name):  # transformers asks for it by an AutoModel, and takes an AttributeError for its own fault
+        if why := why_no_class(name):  # to an AutoModel of transformers, an AttributeError would mean a bug of its own
             raise CheckpointError(why)
     return _public_name(name)
 
@@ -62,7 +62,7 @@ class _DerivedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader)
         if module not in derived_facts():
             return None
         spec = importlib.machinery.ModuleSpec(name, self, origin=str(FILE))
-        spec.has_location = True  # transformers opens a class's file to see whether its attention can be set
+        spec.has_location = True  # transformers reads the class's source file to see whether its attention can be set
         return spec
 
     def get_source(self, name: str) -> str:

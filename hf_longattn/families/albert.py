@@ -1,5 +1,5 @@
-"""LongAlbert: ALBERT (Lan et al. 2020), one set of weights for all layers, each with its own mechanism; the position table is as
-wide as the embeddings, which are narrower than the layers (``embedding_size``).
+"""LongAlbert: ALBERT (Lan et al. 2020), layers that share weights, each with its own mechanism. The position table has
+``embedding_size`` columns, fewer than the layers' ``hidden_size``.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class LongAlbertConfig(LongEncoderConfig, AlbertConfig):
 
 
 class LongAlbertTransformer(AlbertTransformer):
-    """Runs the groups of AlbertTransformer in order, and tells attention which layer runs."""
+    """AlbertTransformer that passes the number of the running layer to attention."""
 
     def group_of(self, layer: int) -> int:
-        """The group whose weights a layer uses."""
+        """Number of the group whose weights a layer uses."""
         return int(layer / (self.config.num_hidden_layers / self.config.num_hidden_groups))
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
@@ -43,7 +43,7 @@ class LongAlbertTransformer(AlbertTransformer):
         """Tell every attention module which layers use it.
 
         Raises:
-            OptionError: no layer uses a group, since there are more groups than layers.
+            OptionError: a group is used by no layer, since there are more groups than layers.
         """
         for number, group in enumerate(self.albert_layer_groups):
             served = tuple(layer for layer in range(self.config.num_hidden_layers) if self.group_of(layer) == number)

@@ -1,5 +1,5 @@
-"""LongAST: Audio Spectrogram Transformer (Gong et al. 2021), patches of a spectrogram that overlap, after a class and a distillation token.
-A spectrogram is a grid of frequency and time; its position table, which transformers cannot resize, is extended along time."""
+"""LongAST: Audio Spectrogram Transformer (Gong et al. 2021), overlapping patches of a spectrogram after a class and a distillation token.
+A spectrogram is a grid of frequency and time. The position table is extended along time; transformers cannot resize it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ..modeling.grids import tiled_cells
 class LongASTConfig(LongGridConfig, ASTConfig):
     """ASTConfig with ``long_attention``.
 
-    max_length: the base's, unchanged: the frames of the spectrograms for which the position table was trained.
-    long_max_length: the frames of the spectrograms for which the model was converted. Others are read as well.
-    position_extension: what the positions of a longer spectrogram are: ``"interpolate"``, the table stretched along time, linearly as the
-        authors' code does (ast_models.py), or ``"tile"``, the table repeated along time.
+    max_length: the base's field, unchanged: number of frames of a spectrogram for which the position table was trained.
+    long_max_length: number of frames of a spectrogram for which the model was converted. Other lengths are read as well.
+    position_extension: the positions of longer spectrograms. ``"interpolate"`` stretches the table linearly along time, as the authors'
+        code does (ast_models.py). ``"tile"`` repeats it along time.
     """
 
     model_type = "long_audio-spectrogram-transformer"
@@ -44,7 +44,7 @@ class LongASTConfig(LongGridConfig, ASTConfig):
 
 
 class LongASTEmbeddings(ASTEmbeddings):
-    """ASTEmbeddings for spectrograms of any length. A shorter one has the first positions of the table."""
+    """ASTEmbeddings for spectrograms of any length. Spectrograms shorter than in training have the first positions of the table."""
 
     def forward(self, input_values: Tensor) -> Tensor:
         """``input_values (B, frames, mel bins)`` to ``(B, N, D)``."""
@@ -54,7 +54,7 @@ class LongASTEmbeddings(ASTEmbeddings):
         return self.dropout(torch.cat([*tokens, patches], 1) + self.positions(rows, columns, patches.shape[1] // rows))
 
     def positions(self, rows: int, columns: int, length: int) -> Tensor:
-        """The table ``(1, 2 + rows · columns, D)`` for ``rows`` × ``length`` patches."""
+        """Positions ``(1, 2 + rows · length, D)``, from the stored table for ``rows`` × ``columns`` patches."""
         table = self.position_embeddings
         if length == columns:
             return table

@@ -1,5 +1,5 @@
-"""LongBeit: BEiT (Bao et al. 2021), a ViT with a bias by distance in place of positions, which is not built as ``(H, N, N)`` here: it
-becomes a term of a mechanism's scores."""
+"""LongBeit: BEiT (Bao et al. 2021), a ViT with relative position biases in place of positions. Here the bias is not built as
+``(H, N, N)``: it is a term of a mechanism's scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class LongBeitConfig(LongGridConfig, BeitConfig):
 
 
 class LongBeitRelativePositionBias(BeitRelativePositionBias):
-    """BeitRelativePositionBias that is, for a mechanism, one number for each head and distance."""
+    """BeitRelativePositionBias that gives a mechanism one bias per head and distance."""
 
     config: Any
 
@@ -39,7 +39,7 @@ class LongBeitRelativePositionBias(BeitRelativePositionBias):
 
 
 class LongBeitAttention(BeitAttention):
-    """BeitAttention with a bias by distance as its mask."""
+    """BeitAttention that takes a :class:`MaskWithBias` as its mask."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if isinstance(attention_mask, MaskWithBias):

@@ -1,6 +1,6 @@
 """LongBigBird: BigBird (Zaheer et al. 2020), with its attention on transformers' AttentionInterface, so that it takes any mechanism.
 
-A checkpoint of transformers' BigBird is read as it is and computes what it does there: see :func:`equivalent_settings`.
+A checkpoint of transformers' BigBird loads without a conversion and computes the same: see :func:`equivalent_settings`.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
 
 
 def equivalent_settings(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
-    """The settings with which a LongBigBird computes what transformers' model with this ``config.json`` does.
+    """Config fields with which a LongBigBird computes what transformers' model with this ``config.json`` does in eval mode.
 
-    The block-sparse attention of transformers counts the first block again for each random block in evaluation (in training it draws
-    random blocks, which a LongBigBird does not), cuts blocks from the padded input, and has no dropout on its weights.
+    In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In training it draws random
+    blocks, which a LongBigBird does not. It cuts blocks from the padded input, and has no dropout on attention weights.
     """
     defaults = BigBirdConfig() if defaults is None else defaults
     if values.get("attention_type", defaults.attention_type) == "original_full":
@@ -63,8 +63,8 @@ def equivalent_settings(values: Mapping[str, Any], defaults: Any = None) -> dict
 class LongBigBirdSelfAttention(BigBirdSelfAttention):
     """The projections of BigBirdSelfAttention with the attention function that the config names.
 
-    Only cross-attention attends to an encoder, under its padding mask, as in BERT; transformers 5.23 passes the encoder's states to a
-    decoder's self-attention as well, which then sees none of its own tokens.
+    As in BERT, only cross-attention attends to the encoder, under the encoder's padding mask. In transformers 5.23, a decoder's
+    self-attention receives the encoder's states as well, and then sees none of the decoder's tokens.
     """
 
     config: Any
@@ -83,7 +83,7 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         source = encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
         inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
-        if past_key_values is not None and not self.is_cross_attention:  # the cache does not hold the encoder's keys
+        if past_key_values is not None and not self.is_cross_attention:  # cross-attention keys are not cached
             key, value = past_key_values.update(key, value, self.layer_idx)
         return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 

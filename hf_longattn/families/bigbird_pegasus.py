@@ -1,7 +1,7 @@
 """LongBigBirdPegasus: BigBird-Pegasus (Zaheer et al. 2020, section 4), with its encoder on transformers' AttentionInterface.
 
-Unlike in Pegasus, positions are learned and projections have no bias. A checkpoint of transformers is read as it is and computes what it
-does there.
+Unlike in Pegasus, positions are learned and projections have no bias. A checkpoint of transformers loads without a conversion and computes
+the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
     ``max_decoder_position_embeddings``.
 
     ``attention_type`` is always ``"original_full"``, the path of transformers' code that leaves the attention to its module.
-    ``sparse_attention_dropout`` is the dropout on the encoder's weights; transformers' block-sparse attention has none.
+    ``sparse_attention_dropout`` is the dropout on the encoder's attention weights. transformers' block-sparse attention has none.
     """
 
     model_type = "long_bigbird_pegasus"
@@ -48,11 +48,11 @@ class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
 
 
 def equivalent_encoder_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings with which a LongBigBirdPegasus computes what transformers' model with this ``config.json`` does."""
-    if not values.get("is_encoder_decoder", True):  # the decoder alone, whose attention is full
+    """Config fields with which a LongBigBirdPegasus computes what transformers' model with this ``config.json`` does in eval mode."""
+    if not values.get("is_encoder_decoder", True):  # a decoder-only model: full attention
         return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
     settings = equivalent_settings(values, BigBirdPegasusConfig())
-    dropout = settings.pop("attention_probs_dropout_prob", None)  # the decoder has dropout
+    dropout = settings.pop("attention_probs_dropout_prob", None)  # of the encoder only: the decoder keeps its dropout
     return settings if dropout is None else {**settings, "sparse_attention_dropout": dropout}
 
 
@@ -68,7 +68,7 @@ class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):
 
 
 class BigBirdPegasusOnTheInterface(OnTheInterface):
-    """Replaces the encoder's attention, and marks the decoder's self-attention as causal, which transformers leaves to the mask."""
+    """Replaces the encoder's attention, and marks the decoder's self-attention as causal. In transformers only its mask is causal."""
 
     replaced = {BigBirdPegasusSelfAttention: LongBigBirdPegasusSelfAttention}
 

@@ -1,7 +1,7 @@
-"""LongCLIPText: the text tower of CLIP (Radford et al. 2021), causal, positions in one learned table, read at the first end of text.
+"""LongCLIPText: the text tower of CLIP (Radford et al. 2021), causal, one learned position table, pooled at the first end-of-text token.
 
-77 positions become 248, or any other number, as in Long-CLIP (Zhang et al. 2024): the first 20 rows are kept and the others stretched.
-A folder of the whole CLIP is read as well.
+77 positions are extended to 248, or another number, as in Long-CLIP (Zhang et al. 2024): the first 20 rows are kept, the others stretched.
+The tower can be loaded from a folder of the whole CLIP.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LongCLIPTextConfig(LongConfig, CLIPTextConfig):
 
 
 class TakesPackedRows(_Module):
-    """Comes before a base's embeddings of texts: takes packed rows longer than the table, in which every text has the first positions."""
+    """Mixin before a base's text embeddings: packed rows may be longer than the table, since positions restart with every text."""
 
     def forward(self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
         if input_ids is None or position_ids is None:
@@ -43,19 +43,19 @@ class TakesPackedRows(_Module):
 
 
 class LongCLIPTextMixin(ReplacedModules):
-    """Reads the text at its end whatever ran in parts."""
+    """Pools every text at its end token, also if the base ran on packed rows or segments."""
 
     replaced = {CLIPTextEmbeddings: TakesPackedRows}
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """As the mixin's; rows that were packed, or read in segments, are pooled from the joined hidden states."""
+        """As in :class:`ReplacedModules`. Then ``pooler_output`` is set from the hidden states of the whole batch."""
         ids = arguments.get("input_ids")
         outputs = super().call_base(base_forward, arguments)
         if not isinstance(outputs, ModelOutput) or outputs.get("pooler_output") is None or ids is None:
             return outputs
         ids = ids.view(-1, ids.shape[-1]).int()
         end = self.config.eos_token_id
-        places = (ids if end == 2 else (ids == end).int()).argmax(-1)  # configs of 2023 say 2, and the end has the highest id
+        places = (ids if end == 2 else (ids == end).int()).argmax(-1)  # configs of 2023 say 2; then the end is the highest id
         states = outputs["last_hidden_state"]
         outputs["pooler_output"] = states[torch.arange(states.shape[0], device=states.device), places.to(states.device)]
         return outputs

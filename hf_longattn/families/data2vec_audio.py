@@ -1,4 +1,4 @@
-"""LongData2VecAudio: data2vec for speech (Baevski et al. 2022), sound as frames, positions by several convolutions."""
+"""LongData2VecAudio: data2vec for speech (Baevski et al. 2022), frames of 20 ms, positions from a stack of convolutions."""
 
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward

@@ -1,4 +1,4 @@
-"""LongData2VecVision: data2vec of pictures (Baevski et al. 2022), BEiT with attention modules that are not on transformers' interface."""
+"""LongData2VecVision: data2vec for pictures (Baevski et al. 2022), BEiT whose attention does not use transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LongData2VecVisionConfig(LongGridConfig, Data2VecVisionConfig):
 
 
 class LongData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
-    """Data2VecVisionRelativePositionBias that is, for a mechanism, one number for each head and distance."""
+    """Data2VecVisionRelativePositionBias that gives a mechanism one bias per head and distance."""
 
     config: Any
 
@@ -71,7 +71,7 @@ class LongData2VecVisionSelfAttention(Data2VecVisionSdpaSelfAttention):
 
 
 class Data2VecVisionOnTheBackend(ReplacedModules):
-    """Replaces modules of the base. The base builds them by the name of an implementation that it has."""
+    """Replaces modules. The base has no class for our attention, so it is built with "sdpa" and set to ours in :meth:`post_init`."""
 
     replaced = {
         Data2VecVisionRelativePositionBias: LongData2VecVisionRelativePositionBias,

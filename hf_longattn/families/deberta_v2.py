@@ -1,8 +1,8 @@
-"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021), whose disentangled attention becomes terms of a mechanism's scores: it takes any
-mechanism over scores.
+"""LongDebertaV2: DeBERTa-v2 and -v3 (He et al. 2021). Disentangled attention becomes terms of a mechanism's scores, so the mechanism must
+allow terms on its scores.
 
-Relative positions keep the buckets of the short model: distances beyond its length have the last one. With ``position_biased_input`` there
-is also a position table.
+Relative positions keep the buckets of the short model. Distances beyond the short model's length have the last bucket. With
+``position_biased_input`` there is also a position table.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ class LongDebertaV2Config(LongEncoderConfig, DebertaV2Config):
 
 
 class LongDebertaV2Encoder(DebertaV2Encoder):
-    """DebertaV2Encoder that builds nothing of size N×N for a mechanism."""
+    """DebertaV2Encoder that builds no N×N tensor for a mechanism."""
 
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The padding, ``None`` where all tokens are real, and global tokens where there are any; for another implementation, the pairs of
-        real tokens."""
+        """The padding mask (``None`` if all tokens are real) or, if global tokens are marked, :class:`MaskOfLayers`. With other
+        attention implementations, the mask of pairs of real tokens."""
         if attention_implementation(self.config) != BACKEND:
             return super().get_attention_mask(attention_mask)
         return MaskOfLayers.of(attention_mask, bidirectional_mask_function)
 
     def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
-        """``None``, since the attention modules look distances up."""
+        """``None`` for a mechanism, since the attention modules compute distances themselves."""
         if attention_implementation(self.config) != BACKEND:
             return super().get_rel_pos(hidden_states, query_states, relative_pos)
         return None
 
 
 class LongDebertaV2Embeddings(DebertaV2Embeddings):
-    """DebertaV2Embeddings that take a mask with global tokens."""
+    """DebertaV2Embeddings for a mask in which global tokens are marked."""
 
     def forward(
         self,
@@ -84,7 +84,7 @@ class LongDebertaV2Embeddings(DebertaV2Embeddings):
 
 
 class LongDebertaV2Convolution(ConvLayer):
-    """ConvLayer that takes a mask with global tokens."""
+    """ConvLayer for a mask in which global tokens are marked."""
 
     def forward(self, hidden_states: Tensor, residual_states: Tensor, input_mask: Tensor) -> Tensor:
         return super().forward(hidden_states, residual_states, unmarked(input_mask))
@@ -133,7 +133,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         return disentangled(query, key, by_query, by_key, scaling, self._buckets(query.device))
 
     def _buckets(self, device: torch.device) -> Tensor:
-        """The buckets of all distances that differ in them, those of further ones last."""
+        """Buckets of the distances -f, …, f, where f is ``max_relative_positions`` or, if greater, ``pos_ebd_size``."""
         furthest = max(self.max_relative_positions, self.pos_ebd_size)
         distance = torch.arange(-furthest, furthest + 1, device=device)
         if self.position_buckets > 0 and self.max_relative_positions > 0:

@@ -1,5 +1,5 @@
-"""LongDinat: Dilated Neighborhood Attention Transformer (Hassani and Shi 2022), stages of layers on grids that halve. transformers' classes
-refuse to be built without a NATTEN that is gone; here its attention is the mechanism ``neighborhood`` with a bias by distance."""
+"""LongDinat: Dilated Neighborhood Attention Transformer (Hassani and Shi 2022), stages of layers; each stage halves the grid. transformers'
+classes need functions that NATTEN has removed. Here the attention is the mechanism ``neighborhood`` with a relative position bias."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ else:
 
 
 class LongDinatConfig(LongGridConfig, DinatConfig):
-    """DinatConfig with ``long_attention``; every layer is ``neighborhood`` with the config's kernel and the layer's dilation unless
-    another mechanism is given."""
+    """DinatConfig with ``long_attention``. By default every layer has ``neighborhood`` with the config's kernel size and the layer's
+    dilation."""
 
     model_type = "long_dinat"
     attribute_map = {"num_attention_heads": "num_heads"}
 
     @property
     def num_hidden_layers(self) -> int:
-        """The layers of all stages."""
+        """Number of layers in all stages."""
         return sum(self.depths)
 
 
@@ -43,7 +43,7 @@ def own_attention(config: Any) -> LongAttentionConfig:
 
 
 def least_sides(config: Any) -> list[int]:
-    """Cells along each axis to which the grid of every layer is padded with zeros where it has fewer."""
+    """Minimum cells along each axis, for every layer. Smaller grids are padded with zeros."""
     return [config.kernel_size * dilation for dilation in layer_dilations(config)]
 
 
@@ -53,14 +53,14 @@ def layer_dilations(config: Any) -> list[int]:
 
 
 def base_classes() -> dict[str, type[Any]]:
-    """transformers' classes, which can be built without NATTEN."""
+    """The base classes by name, in a form that can be built without NATTEN."""
     from ..modeling.attach.dinat_base import DinatBackbone, DinatForImageClassification, DinatModel
 
     return {kind.__name__: kind for kind in (DinatModel, DinatForImageClassification, DinatBackbone)}
 
 
 class DinatWithBias(_Base):
-    """Refuses mechanisms that the bias cannot be added to."""
+    """Refuses mechanisms that cannot add the relative position bias to their scores."""
 
     def post_init(self) -> None:
         super().post_init()

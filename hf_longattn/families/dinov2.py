@@ -1,4 +1,4 @@
-"""LongDinov2: DINOv2 (Oquab et al. 2023), a ViT whose dense features are used; its own class resizes the position table."""
+"""LongDinov2: DINOv2 (Oquab et al. 2023), a ViT for dense features. The base always resizes the position table to the picture."""
 
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 

@@ -1,5 +1,5 @@
-"""LongDINOv3ViT: DINOv3 (Siméoni et al. 2025), whose positions are rotary by coordinates from -1 to 1 over the picture, so that pictures of
-any size are read as they are; with ``position_extension="tile"`` the coordinates start anew in every part of the old picture's size."""
+"""LongDINOv3ViT: DINOv3 (Siméoni et al. 2025), rotary positions by coordinates from -1 to 1 over the picture, so it reads pictures of any
+size. With ``position_extension="tile"`` the coordinates restart in every tile of the old picture's size."""
 
 import torch
 from torch import Tensor

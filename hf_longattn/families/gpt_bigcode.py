@@ -1,5 +1,5 @@
-"""LongGPTBigCode: StarCoder and SantaCoder (Li et al. 2023; Ben Allal et al. 2023), as GPT-2 with one key/value head for all queries
-(``multi_query``); causal, positions in one learned table.
+"""LongGPTBigCode: StarCoder and SantaCoder (Li et al. 2023; Ben Allal et al. 2023), GPT-2 with one key/value head for all query heads
+(``multi_query``); causal, one learned position table.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ class LongGPTBigCodeConfig(LongConfig, GPTBigCodeConfig):
 
 
 def _split(attention: Any, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All queries, then one key and one value; without ``multi_query``, queries, keys and values of a head side by side."""
+    """Split the fused parameter into query, key and value: consecutive with ``multi_query``, otherwise interleaved by head."""
     if attention.multi_query:
         query, key, value = parameter.split([attention.embed_dim, attention.kv_dim, attention.kv_dim])
     else:

@@ -1,8 +1,8 @@
-"""LongGPTNeo: GPT-Neo (Black et al. 2021), causal, positions in one learned table, scores that are not scaled.
+"""LongGPTNeo: GPT-Neo (Black et al. 2021), causal, one learned position table, unscaled scores.
 
-Every other layer is local: it sees the last ``window_size`` tokens, and stays so (:mod:`hf_longattn.modeling.family.sliding_window`).
-Without ``long_attention`` the others attend to everything, and all is as in GPT-Neo. Its layers pass no arguments down to attention,
-so that it takes mechanisms without global tokens.
+Every other layer is local: it keeps its window of the last ``window_size`` tokens (:mod:`hf_longattn.modeling.family.sliding_window`).
+Without ``long_attention`` the remaining layers have full attention, as in GPT-Neo. The layers pass no keyword arguments to attention, so
+mechanisms cannot have global tokens.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class LongGPTNeoConfig(LongConfig, GPTNeoConfig):
 
 
 class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
-    """The projections of GPTNeoSelfAttention with the mechanism. The base's mask of all pairs, ``bias``, grows when its attention runs."""
+    """The projections of GPTNeoSelfAttention with the mechanism. The base's N×N mask ``bias`` is built when its attention runs."""
 
     bias: Tensor
 
     def __init__(self, config: Any, attention_type: str, layer_id: int | None = None) -> None:
-        short = copy.copy(config)  # replaced by the model's once it is built: the base makes as many pairs as its config has positions
+        short = copy.copy(config)  # the base builds an N×N mask for this N; post_init sets the model's config
         short.max_position_embeddings = 1
         super().__init__(short, attention_type, layer_id)
 
@@ -69,11 +69,11 @@ class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
         return super()._attn(query, key, value, attention_mask)
 
 
-GPT_NEO_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTNeoSelfAttention)  # by which the base builds its layers
+GPT_NEO_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTNeoSelfAttention)  # from which the base builds its layers
 
 
 class GPTNeoOnTheBackend(ReplacedModules):
-    """Replaces the base's attention by the class above, also where it was built for the base's own implementation."""
+    """Replaces the base's attention by :class:`LongGPTNeoSelfAttention` for every attention implementation."""
 
     _supports_attention_backend = True
     hands_globals_down: ClassVar[bool] = False

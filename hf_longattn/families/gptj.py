@@ -1,6 +1,6 @@
-"""LongGPTJ: GPT-J (Wang and Komatsuzaki 2021), causal, rotary positions on a part of each head, which transformers cannot scale.
+"""LongGPTJ: GPT-J (Wang and Komatsuzaki 2021), causal, rotary positions on a part of each head. transformers cannot scale these positions.
 
-Its layers pass no arguments down to attention, so that it takes mechanisms without global tokens.
+The layers pass no keyword arguments to attention, so mechanisms cannot have global tokens.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ class LongGPTJAttention(GPTJAttention):
         return self.resid_dropout(self.out_proj(output.flatten(2))), weights
 
     def _rotated(self, states: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
-        """``(B, N, H, D)`` with its first ``rotary_dim`` components rotated."""
+        """``states (B, N, H, D)`` with the first ``rotary_dim`` components of each head rotated."""
         rotary, rest = states.split([sin.shape[-1] * 2, states.shape[-1] - sin.shape[-1] * 2], dim=-1)
         return torch.cat([apply_rotary_pos_emb(rotary, sin, cos), rest], dim=-1)
 
 
-GPTJ_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTJAttention)  # by which the base builds its layers
+GPTJ_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTJAttention)  # from which the base builds its layers
 
 
 class GPTJOnTheBackend(ReplacedModules):
-    """Replaces the base's attention by the class above, also where it was built for the base's own implementation."""
+    """Replaces the base's attention by :class:`LongGPTJAttention` for every attention implementation."""
 
     _supports_attention_backend = True
     hands_globals_down: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""LongHubert: HuBERT (Hsu et al. 2021), sound through convolutions to frames of 20 ms, positions by a convolution over them."""
+"""LongHubert: HuBERT (Hsu et al. 2021), frames of 20 ms by convolutions over samples, positions by one over frames."""
 
 from transformers.models.hubert.configuration_hubert import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertFeedForward

@@ -1,4 +1,4 @@
-"""LongLayoutLM: LayoutLM (Xu et al. 2020), BERT with the box of every token on its page; boxes start anew with each page."""
+"""LongLayoutLM: LayoutLM (Xu et al. 2020), BERT with the box of every token on its page. A document's boxes restart on each page."""
 
 from transformers.models.layoutlm.configuration_layoutlm import LayoutLMConfig
 from transformers.models.layoutlm.modeling_layoutlm import LayoutLMEncoder

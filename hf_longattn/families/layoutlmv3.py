@@ -1,7 +1,7 @@
-"""LongLayoutLMv3: LayoutLMv3 (Huang et al. 2022), RoBERTa with the box of every token and, where there is a picture, its patches.
+"""LongLayoutLMv3: LayoutLMv3 (Huang et al. 2022), RoBERTa with boxes of tokens and optionally patches of a picture.
 
-Scores have biases for buckets of distances along the text and along both sides of the page, which stay those of the short model; boxes
-start anew with each page. Patches follow the text and are global: every token sees all of them, and each sees all tokens.
+Scores have biases by buckets of distance in the text and along both axes of the page. The buckets are the short model's. A document's boxes
+restart on each page. Patches follow the text and are global tokens: every token sees all patches, and each patch sees all tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LongLayoutLMv3Config(LongEncoderConfig, LayoutLMv3Config):
 
 
 class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
-    """LayoutLMv3Encoder that makes its biases a term of the scores, and the patches global."""
+    """LayoutLMv3Encoder that passes its biases as a term of the scores, and makes patches global tokens."""
 
     def forward(
         self,
@@ -59,10 +59,10 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def with_patches(self, tokens: Tensor | None, hidden_states: Tensor, patches: int) -> Tensor:
-        """The global tokens ``(B, N)`` of texts, ``None`` for none, and those of ``patches`` after each.
+        """Global tokens ``(B, N)``, 1 = global: ``tokens (B, text)`` (``None``: no global ones), then 1 for each of the ``patches``.
 
         Raises:
-            PageError: a mechanism has no global tokens.
+            PageError: a mechanism neither takes global tokens nor covers all N tokens.
         """
         batch, length, _ = hidden_states.shape
         for layer in self.layer:
@@ -76,8 +76,8 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         return F.pad(text, (0, patches), value=1)
 
     def place_term(self, hidden_states: Tensor, bbox: Tensor | None, position_ids: Tensor | None) -> PlaceTerm | None:
-        """The biases of both kinds, in the dtype of ``hidden_states (B, N, C)``, for ``bbox (B, N, 4)`` and ``position_ids (B, N)`` of all
-        tokens; ``None`` in a model without."""
+        """The biases by text and page distance as a score term, in the dtype of ``hidden_states (B, N, C)``, for ``bbox (B, N, 4)`` and
+        ``position_ids (B, N)``; ``None`` for a model without biases."""
         kinds: list[tuple[Tensor, nn.Module, int, int]] = []
         if self.has_relative_attention_bias and position_ids is not None:
             kinds.append((position_ids, self.rel_pos_bias, self.rel_pos_bins, self.max_rel_pos))
@@ -91,16 +91,16 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
 
     @torch.no_grad()
     def table(self, layer: nn.Module, bins: int, furthest: int, like: Tensor) -> Tensor:
-        """``(H, 2·furthest + 1)``: the biases of the distances up to ``furthest``, from which on all have the last bucket. Divided as the
-        base divides them; like there, they take no gradient."""
+        """Biases ``(H, 2·furthest + 1)`` of the distances from ``-furthest`` to ``furthest``; further distances have the outermost
+        buckets. As in the base, biases are divided by the root of the head size and get no gradient."""
         distances = torch.arange(-furthest, furthest + 1, device=like.device)
         buckets = self.relative_position_bucket(distances, num_buckets=bins, max_distance=furthest)
-        biases = layer(F.one_hot(buckets, bins).to(like.dtype))  # the weight of a layer that is optimised for inference cannot be read
+        biases = layer(F.one_hot(buckets, bins).to(like.dtype))  # layers optimised for inference do not expose their weight
         return biases.t() / (self.config.hidden_size // self.config.num_attention_heads) ** 0.5
 
 
 class LongLayoutLMv3Layer(LayoutLMv3Layer):
-    """LayoutLMv3Layer that hands keyword arguments down to its attention."""
+    """LayoutLMv3Layer that passes keyword arguments to its attention."""
 
     def forward(
         self,
@@ -151,7 +151,7 @@ class LayoutLMv3OnTheBackend(OnTheBackend):
     }
 
     def check_inputs(self, arguments: dict[str, Any]) -> None:
-        """As of every base model; rows of several texts, or with padding, may be longer than the table, by which the base counts."""
+        """As in every base model. Also enlarge the embeddings' ``position_ids`` if a packed or padded batch is longer than the table."""
         super().check_inputs(arguments)
         tokens, embeddings = input_of(arguments), getattr(self, "embeddings", None)
         if tokens is not None and embeddings is not None and not in_graph() and tokens.shape[1] > embeddings.position_ids.shape[1]:

@@ -1,7 +1,7 @@
-"""LongLiLT: LiLT (Wang et al. 2022), RoBERTa with a narrow flow of boxes next to the flow of text.
+"""LongLiLT: LiLT (Wang et al. 2022), RoBERTa with a second, narrower stream for boxes.
 
-Both flows attend by the sum of their scores, q · k / sqrt(D) + r · s / sqrt(d) with D numbers of a head of text and d of one of boxes. So
-the mechanism runs once, on queries, keys and values of D + d numbers, side by side.
+Both streams use the sum of their scores, q · k / sqrt(D) + r · s / sqrt(d); D and d are the head sizes of text and boxes. So the mechanism
+runs once, on concatenated queries, keys and values of head size D + d.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LongLiltConfig(LongEncoderConfig, LiltConfig):
 
 
 class LongLiltEncoder(LiltEncoder):
-    """LiltEncoder that hands global tokens to its layers."""
+    """LiltEncoder that passes global tokens to its layers."""
 
     def forward(self, hidden_states: Tensor, layout_inputs: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         mask: Any = attention_mask
@@ -42,23 +42,23 @@ class LongLiltEncoder(LiltEncoder):
 
 
 class LongLiltSelfAttention(LiltSelfAttention):
-    """The projections of both flows with the mechanism."""
+    """The projections of both streams with the mechanism."""
 
     config: Any
     is_causal = False
 
     @property
     def layout_head_size(self) -> int:
-        """The numbers of a head of boxes."""
+        """Head size of the box stream."""
         return self.attention_head_size // self.channel_shrink_ratio
 
     @property
     def head_dim(self) -> int:
-        """The numbers of a head of both flows."""
+        """Head size of the concatenated streams."""
         return self.attention_head_size + self.layout_head_size
 
     def adapt_mechanism(self, mechanism: Mechanism) -> None:
-        """Refuse a mechanism with projections of its own, which would know the text alone."""
+        """Refuse a mechanism that projects hidden states itself, since it would get only the text's hidden states."""
         if mechanism.traits.takes_hidden_states:
             raise OptionError(
                 f"Mechanism {mechanism.name!r} projects hidden states of its own with these options, but LiLT attends by text and boxes "

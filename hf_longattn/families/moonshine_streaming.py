@@ -1,6 +1,6 @@
-"""LongMoonshineStreaming: Moonshine for live speech, whose encoder's layers see some frames to the left and a few to the right.
-transformers builds a mask of frames × frames for each layer, and leaves the windows out where no ``attention_mask`` is given; here they are
-the mechanism ``window``, with a mask or without. The decoder stays as it is."""
+"""LongMoonshineStreaming: Moonshine for live speech. Each encoder layer sees a window of frames, longer to the left than to the right.
+transformers builds a mask of frames × frames for each layer, and drops the windows if no ``attention_mask`` is given. Here they are the
+mechanism ``window``, with or without a mask. The decoder is unchanged."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from ..modeling.family.stream_rule import Convolution, StreamRule
 
 
 def own_attention(config: Any) -> LongAttentionConfig:
-    """The mechanisms equal to the windows of an encoder with this config: ``(16, 4)`` is a frame, 15 before it and 3 after it."""
+    """The mechanisms that equal an encoder's windows. In the window ``(16, 4)`` a frame sees itself, 15 before it and 3 after it."""
     config = encoder_config(config)
     windows = [{"left": left - 1, "right": max(0, right - 1)} for left, right in config.sliding_windows[: config.num_hidden_layers]]
     return LongAttentionConfig("window", layers={at: window for at, window in enumerate(windows) if window != windows[0]}, **windows[0])
 
 
 CONVOLVED = 5
-"""Rows that each of the two convolutions of transformers' embedder reads."""
+"""Kernel size, in rows, of the two convolutions in transformers' embedder."""
 
 
 class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEncoderConfig):
@@ -57,7 +57,7 @@ class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEnc
 
 
 class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConfig):
-    """MoonshineStreamingConfig with ``long_attention`` of its encoder; by default the windows of ``sliding_windows``."""
+    """MoonshineStreamingConfig with ``long_attention`` of the encoder; by default the windows of ``sliding_windows``."""
 
     model_type = "long_moonshine_streaming"
     encoder_class = LongMoonshineStreamingEncoderConfig
@@ -69,7 +69,7 @@ class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConf
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the decoder's self-attention."""
+        """The mechanisms of the decoder's self-attention: full attention."""
         return LongAttentionConfig("full")
 
     @property
@@ -78,12 +78,12 @@ class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConf
 
 
 class LongMoonshineStreamingEmbedder(MoonshineStreamingEncoderEmbedder):
-    """MoonshineStreamingEncoderEmbedder whose mask has four dimensions, of which transformers makes no mask of frames × frames."""
+    """MoonshineStreamingEncoderEmbedder that returns a 4-D mask. From such a mask transformers builds no mask of frames × frames."""
 
     config: Any
 
     def forward(self, input_values: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Samples ``(B, N)`` to frames ``(B, F, D)`` and their mask ``(B, 1, 1, F)``; ``(B, F)`` for other attention implementations."""
+        """Frames ``(B, F, D)`` of samples ``(B, N)``, and the mask ``(B, 1, 1, F)``; ``(B, F)`` for other attention implementations."""
         states, frames = super().forward(input_values, padding_mask)
         if frames is None or attention_implementation(self.config) != BACKEND:
             return states, frames
@@ -91,7 +91,7 @@ class LongMoonshineStreamingEmbedder(MoonshineStreamingEncoderEmbedder):
 
 
 class LongMoonshineStreamingAttention(MoonshineStreamingEncoderAttention):
-    """MoonshineStreamingEncoderAttention that reads the mask of the embedder above."""
+    """MoonshineStreamingEncoderAttention for the mask of :class:`LongMoonshineStreamingEmbedder`."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if attention_mask is not None and attention_implementation(self.config) == BACKEND:
@@ -111,7 +111,7 @@ class MoonshineWithWindows(ReplacedModules):
         if not isinstance(self, MoonshineStreamingEncoder):
             return super().call_base(base_forward, arguments)
         plain = vars(self.config).get(BASE_ATTENTION) or attention_implementation(self.config) == BACKEND
-        if not plain and arguments.get("attention_mask") is None:  # without one, the base leaves its windows out
+        if not plain and arguments.get("attention_mask") is None:  # without a mask, the base drops its windows
             arguments["attention_mask"] = torch.ones_like(arguments["input_values"], dtype=torch.long)
         outputs = super().call_base(base_forward, arguments)
         if isinstance(outputs, tuple):
@@ -122,24 +122,24 @@ class MoonshineWithWindows(ReplacedModules):
 
 
 def samples_per_row(config: Any) -> int:
-    """Samples of a row before the two convolutions that halve the rows."""
+    """Number of samples in a row of the embedder's input."""
     return round(encoder_config(config).sample_rate * encoder_config(config).frame_ms / 1000)
 
 
 def front(config: Any) -> list[Convolution]:
-    """Rows of samples, and the two convolutions that halve the rows."""
+    """The step from samples to rows, and two convolutions, each of which halves the number of rows."""
     row = samples_per_row(config)
     return [Convolution(row, row), *[Convolution.causal(CONVOLVED, 2)] * 2]
 
 
 def positions_of_decoder(config: Any) -> int:
-    """The frames for which the decoder has positions."""
+    """Number of frames for which the decoder has positions."""
     return int(getattr(config, "decoder_positions", None) or config.max_position_embeddings)
 
 
 @dataclass(frozen=True)
 class MoonshineRule(AudioRule):
-    """Samples in whole rows, as the processor pads them, with a mask, without which the base has no windows."""
+    """Samples, padded to whole rows as by the processor, with a mask. Without a mask, the base drops its windows."""
 
     def multiple(self, config: Any) -> int:
         return samples_per_row(config)

@@ -1,7 +1,7 @@
-"""LongMPNet: MPNet (Song et al. 2020), which takes any mechanism over scores that has no global tokens.
+"""LongMPNet: MPNet (Song et al. 2020). Its mechanism must allow terms on its scores and have no global tokens.
 
-Besides a position table, which starts with two rows that are not positions, all layers share one table of T5's relative positions. All
-large distances have its last bucket, so that it needs no extension.
+The position table starts with two rows that are not positions. All layers also share one table of T5's relative position biases. It needs
+no extension, since all large distances have the last bucket.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
 
 
 NUM_BUCKETS, FURTHEST = 32, 128
-"""Constants of transformers' MPNet, whatever its config says; all distances from the latter on have one bucket."""
+"""Number of buckets, and the distance from which on all have the last bucket: constants of transformers' MPNet, not config fields."""
 
 
 class LongMPNetEncoder(MPNetEncoder):
-    """MPNetEncoder whose position bias, for a mechanism, is one number for each head and distance."""
+    """MPNetEncoder whose position bias for a mechanism is one number per head and distance."""
 
     def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
         """:class:`DistanceBias`; for other attention implementations ``(B, H, N, N)``."""

@@ -9,7 +9,7 @@ from ..modeling.family.definition import Family
 
 
 class LongMT5Config(BucketedConfig, MT5Config):
-    """MT5Config with ``long_attention``, ``decoder_long_attention`` and lengths."""
+    """MT5Config with ``long_attention``, ``decoder_long_attention`` and the two lengths of :class:`BucketedConfig`."""
 
     model_type = "long_mt5"
     attribute_map = {**MT5Config.attribute_map, **NAMES}
@@ -17,7 +17,7 @@ class LongMT5Config(BucketedConfig, MT5Config):
 
 
 class MT5OnTheBackend(BucketedOnTheBackend):
-    """Replaces the base's attention by the class above."""
+    """Replaces the base's attention by :class:`SharedBucketedAttention`."""
 
     replaced = {MT5Attention: SharedBucketedAttention}
 

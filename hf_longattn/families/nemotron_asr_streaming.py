@@ -9,7 +9,7 @@ from .nemotron_asr_streaming_encoder import NEMOTRON, LongNemotronAsrStreamingEn
 
 
 class LongNemotronAsrStreamingConfig(LongHeldEncoderConfig, NemotronAsrStreamingConfig):
-    """NemotronAsrStreamingConfig with ``long_attention`` of its encoder; by default its chunks."""
+    """NemotronAsrStreamingConfig with ``long_attention`` of the encoder; by default the encoder config's chunks."""
 
     model_type = "long_nemotron_asr_streaming"
     encoder_class = LongNemotronAsrStreamingEncoderConfig

@@ -1,6 +1,6 @@
-"""LongNemotronAsrStreamingEncoder: NVIDIA's cache-aware FastConformer (Noroozi et al. 2024), whose frames see their chunk and some before
-it. transformers builds a mask and a bias of frames × frames; here they are the mechanism ``chunked`` with a term of the query and the
-distance, for sounds of any length. Its caches for streams are the base's: ``model.use_base_attention()``."""
+"""LongNemotronAsrStreamingEncoder: NVIDIA's cache-aware FastConformer (Noroozi et al. 2024), whose frames see their chunk and some
+chunks before it. transformers builds a mask and a bias of frames × frames. Here the mechanism is ``chunked`` with a score term by query and
+distance, for sounds of any length. Streaming caches work only in the base's attention: ``model.use_base_attention()``."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ LOOKAHEAD, CACHES = "num_lookahead_tokens", ("past_key_values", "padding_cache",
 
 
 def own_attention(config: Any) -> LongAttentionConfig:
-    """The mechanism equal to the attention of an encoder with this config, at the lookahead that it has by default."""
+    """The mechanism that equals the attention of an encoder with this config, at its default lookahead."""
     config = encoder_config(config)
     chunk = config.default_num_lookahead_tokens + 1
     return LongAttentionConfig("chunked", chunk_size=chunk, left_chunks=(config.sliding_window - 1) // chunk)
 
 
 class LongNemotronAsrStreamingEncoderConfig(LongAudioConfig, NemotronAsrStreamingEncoderConfig):
-    """NemotronAsrStreamingEncoderConfig with ``long_attention``; by default chunks of ``default_num_lookahead_tokens`` + 1 frames, and
-    those before them that ``sliding_window`` holds."""
+    """NemotronAsrStreamingEncoderConfig with ``long_attention``. By default a frame sees its chunk of ``default_num_lookahead_tokens`` + 1
+    frames and as many chunks before it as fit into ``sliding_window``."""
 
     model_type = "long_nemotron_asr_streaming_encoder"
 
 
 class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
-    """The projections of NemotronAsrStreamingEncoderAttention, which are Parakeet's, with the mechanism."""
+    """The projections of NemotronAsrStreamingEncoderAttention, the same as in Parakeet, with the mechanism."""
 
     def forward(
         self,
@@ -59,7 +59,7 @@ class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """``hidden_states (B, N, C)``, positions ``(1, 2 N - 1, C)`` and padding ``(B, 1, 1, N)`` to ``(B, N, C)`` and the weights."""
+        """``(B, N, C)`` and the weights, from ``hidden_states (B, N, C)``, positions ``(1, 2 N - 1, C)`` and padding ``(B, 1, 1, N)``."""
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         padding = FramePadding.of(attention_mask[:, 0, 0])
@@ -68,8 +68,8 @@ class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
 
 
 class LongNemotronBlock(NemotronAsrStreamingEncoderBlock):
-    """NemotronAsrStreamingEncoderBlock that reads a mask of numbers as well, which eager attention has: transformers' takes its zeros, the
-    pairs that are seen, for those that are not."""
+    """NemotronAsrStreamingEncoderBlock that also reads the additive mask of eager attention, 0 = visible. transformers' block takes every
+    mask for a boolean one, in which 0 is hidden."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, all_masked_rows: Tensor | None = None, **kwargs: Any
@@ -77,14 +77,14 @@ class LongNemotronBlock(NemotronAsrStreamingEncoderBlock):
         if attention_mask is not None and attention_mask.is_floating_point():
             seen = attention_mask == 0
             all_masked_rows = ~seen.any(-1)
-            attention_mask = seen | all_masked_rows[..., None]  # frames of padding, whose states mean nothing, but must be numbers
+            attention_mask = seen | all_masked_rows[..., None]  # rows of padding: all visible, so that their states are finite
         states: Tensor = super().forward(hidden_states, attention_mask, all_masked_rows, **kwargs)
         return states
 
 
 class NemotronOnTheBackend(OnTheBackend):
-    """Replaces modules of the base. Its encoder hands down a mask of four dimensions, which transformers takes as it
-    is, where it would make one of frames × frames."""
+    """Replaces modules of the base. The encoder passes its layers a 4-D mask ``(B, 1, 1, N)``. From such a mask transformers builds no
+    mask of frames × frames."""
 
     hands_globals_down = True
     replaced = {
@@ -96,7 +96,7 @@ class NemotronOnTheBackend(OnTheBackend):
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, NearPositions):
             module.attending = tuple(layer.self_attn for layer in self.layers)
-            module.max_position_embeddings = sys.maxsize  # sinusoids have no longest input
+            module.max_position_embeddings = sys.maxsize  # sinusoids limit no length
 
     @property
     def _hands_padding_down(self) -> bool:
@@ -134,19 +134,19 @@ class NemotronOnTheBackend(OnTheBackend):
 
 
 def subsampling(config: Any) -> list[Convolution]:
-    """The convolutions that make frames of rows of features, which look back only but for the zeros after the last row."""
+    """The convolutions from rows of features to frames. They only look back, except that zeros follow the last row."""
     config = encoder_config(config)
     kernel, stride = config.subsampling_conv_kernel_size, config.subsampling_conv_stride
     return [Convolution(kernel, stride, kernel - 1, stride - 1)] * int(math.log2(config.subsampling_factor))
 
 
 def convolution_module(config: Any) -> list[Convolution]:
-    """The convolution over frames in every layer."""
+    """The convolution over frames that every layer contains."""
     return [Convolution.causal(encoder_config(config).conv_kernel_size)]
 
 
 class NemotronRule(AudioRule):
-    """Sounds of any length, of which the base reads no more frames than its config says."""
+    """Sounds of any length. The base itself reads at most ``max_position_embeddings`` frames."""
 
     def base_reads(self, config: Any, seconds: float) -> bool:
         return self.frames(config, self.length(seconds)) <= encoder_config(config).max_position_embeddings
@@ -161,7 +161,7 @@ NEMOTRON = NemotronRule(
     why_chunks_differ=normalised_features,
     stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
 )
-"""Rows of log-mel features, 100 in a second, of which eight make a frame."""
+"""The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""
 FAMILY = Family(
     LongNemotronAsrStreamingEncoderConfig,
     classes=("NemotronAsrStreamingEncoder",),

@@ -1,5 +1,5 @@
 """LongNystromformer: Nyströmformer (Xiong et al. 2021), with its attention on transformers' AttentionInterface, so that it takes any
-mechanism without global tokens. Its position table starts with two rows that are not positions, not counted in ``max_position_embeddings``.
+mechanism without global tokens. The position table starts with two rows that are not positions. ``max_position_embeddings`` excludes them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..modeling.family.definition import Family, PositionTable
 
 
 class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
-    """NystromformerConfig with ``long_attention``; the mechanism is ``nystrom`` with the config's numbers unless another one is given."""
+    """NystromformerConfig with ``long_attention``; by default ``nystrom`` with options from the config (:func:`nystrom_of`)."""
 
     model_type = "long_nystromformer"
 
@@ -28,10 +28,10 @@ class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As every Long config's.
+        """As in every Long config.
 
         Raises:
-            CheckpointError: a checkpoint of transformers' Nyströmformer, whose convolutions have other names.
+            CheckpointError: it is a checkpoint of transformers' Nyströmformer, in which the convolutions have other names.
         """
         values, kwargs = super().get_config_dict(*args, **kwargs)
         if "long_attention" not in values:
@@ -43,13 +43,13 @@ class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
 
 
 def nystrom_of(config: Any) -> dict[str, Any]:
-    """The mechanism that computes what transformers' Nyströmformer with this config does.
+    """The mechanism that computes the same as transformers' Nyströmformer with this config.
 
-    With landmarks it takes texts of ``segment_means_seq_len`` tokens only, and no padding mask. Where that is ``num_landmarks`` it has
-    none, takes texts of any length, and its convolution goes over padding.
+    That model has landmarks unless ``num_landmarks`` equals ``segment_means_seq_len``. With landmarks, it takes only texts of
+    ``segment_means_seq_len`` tokens and no padding mask. Without, it takes texts of any length, and its convolution includes padding.
 
     Raises:
-        CheckpointError: transformers itself cannot run such a model.
+        CheckpointError: transformers cannot run a model with this config.
     """
     exact = config.num_landmarks == config.segment_means_seq_len
     if not exact and config.segment_means_seq_len % config.num_landmarks:
@@ -72,8 +72,8 @@ def nystrom_of(config: Any) -> dict[str, Any]:
 
 
 class LongNystromformerSelfAttention(NystromformerSelfAttention):
-    """The projections of NystromformerSelfAttention with the attention function that the config names; the convolution of the values is
-    the mechanism's.
+    """The projections of NystromformerSelfAttention with the attention function that the config names. The mechanism, not this module,
+    convolves the values.
     """
 
     config: Any

@@ -1,4 +1,4 @@
-"""LongParakeetForCTC: FastConformer (:mod:`.parakeet_encoder`) with a head that spells what it hears (Graves et al. 2006, CTC)."""
+"""LongParakeetForCTC: FastConformer (:mod:`.parakeet_encoder`) with a CTC head for transcripts (Graves et al. 2006)."""
 
 from transformers.models.parakeet.configuration_parakeet import ParakeetCTCConfig
 
@@ -9,7 +9,7 @@ from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
 
 
 class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig):
-    """ParakeetCTCConfig with ``long_attention`` of its encoder."""
+    """ParakeetCTCConfig with ``long_attention`` of the encoder."""
 
     model_type = "long_parakeet_ctc"
     encoder_class = LongParakeetEncoderConfig

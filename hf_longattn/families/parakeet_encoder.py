@@ -1,8 +1,8 @@
 """LongParakeetEncoder: NVIDIA's FastConformer (Rekesh et al. 2023), frames of 80 ms, with Transformer-XL's relative positions.
 
-The base hands a bias of all queries and keys to its attention, and a mask of frames × frames to its layers. Here the mechanism takes the
-bias as a term of the query and the distance, and layers get the padding alone. What a window sees is NeMo's ``att_context_size``:
-``[128, 128]`` is ``left=128, right=128``.
+The base passes a bias for all query-key pairs to attention, and a mask of frames × frames to the layers. Here the mechanism computes the
+bias as a score term by query and distance, and layers get only the padding. NeMo's ``att_context_size=[128, 128]`` is the window
+``left=128, right=128``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
 
 ROWS_PER_STRETCH = 4096
-"""Rows of features whose convolutions are computed at a time without gradients: those of an hour at once would take 15 GB."""
+"""Maximum feature rows per call of the subsampling convolutions without gradients. One call for an hour of sound would take 15 GB."""
 IN_STRETCHES = (3, 2)
-"""Kernel and stride of the convolutions that are computed in stretches, as in all checkpoints."""
+"""The only kernel and stride for which convolutions run in stretches: those of all published checkpoints."""
 
 
 class LongParakeetEncoderConfig(LongAudioConfig, ParakeetEncoderConfig):
@@ -48,7 +48,7 @@ class LongParakeetEncoderConfig(LongAudioConfig, ParakeetEncoderConfig):
 
 
 class LongParakeetConvolution(ParakeetEncoderConvolutionModule):
-    """ParakeetEncoderConvolutionModule that reads the padding alone."""
+    """ParakeetEncoderConvolutionModule that takes a padding mask instead of one of frames × frames."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Any = None) -> Tensor:
         if isinstance(attention_mask, FramePadding):
@@ -57,9 +57,9 @@ class LongParakeetConvolution(ParakeetEncoderConvolutionModule):
 
 
 class LongParakeetSubsampling(ParakeetEncoderSubsamplingConv2D):
-    """ParakeetEncoderSubsamplingConv2D that computes long inputs in stretches, where no gradients are wanted.
+    """ParakeetEncoderSubsamplingConv2D that computes long inputs in stretches if no gradients are needed.
 
-    A frame depends on 2 f - 1 rows with a factor of f, so a stretch begins with the f rows of the frame before it, which is left out.
+    A frame depends on 2 f - 1 rows if f rows make a frame. So each later stretch starts f rows early, and its first frame is dropped.
     """
 
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -84,8 +84,8 @@ class LongParakeetAttention(ParakeetEncoderAttention):
     def forward(
         self, hidden_states: Tensor, position_embeddings: Tensor | None, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """``hidden_states (B, N, C)``, positions ``(1, 2 K - 1, C)`` for K keys, which are N but in a stream, and :class:`FramePadding` to
-        ``(B, N, C)`` and the weights."""
+        """``(B, N, C)`` and the weights, from ``hidden_states (B, N, C)``, positions ``(1, 2 K - 1, C)`` and :class:`FramePadding`. K is
+        the number of keys: N, or more in a stream."""
         if attention_implementation(self.config) != BACKEND or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         query, key, value = (
@@ -95,7 +95,7 @@ class LongParakeetAttention(ParakeetEncoderAttention):
         key, value = with_streamed_keys(key, value)
         back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
         middle = position_embeddings.shape[1] // 2
-        near = position_embeddings[0, middle - back : middle + ahead + 1].flip(0)  # of the distances -ahead, …, back
+        near = position_embeddings[0, middle - back : middle + ahead + 1].flip(0)  # positions of the distances -ahead, …, back
         table = self.relative_k_proj(near).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
         term = DistanceTerm((query + self.bias_v[:, None]) * self.scaling, table, ahead, key)
         mask, how = None if attention_mask is None else attention_mask.mask, {"scaling": self.scaling, "dropout": self.attention_dropout}
@@ -125,14 +125,14 @@ class ParakeetOnTheBackend(OnTheBackend):
 
 
 def subsampling(config: Any) -> list[Convolution]:
-    """The convolutions that make frames of rows of features."""
+    """The convolutions from rows of features to frames."""
     kernel, stride = encoder_config(config).subsampling_conv_kernel_size, encoder_config(config).subsampling_conv_stride
     padding = (kernel - 1) // 2
     return [Convolution(kernel, stride, padding, padding)] * int(math.log2(encoder_config(config).subsampling_factor))
 
 
 def convolution_module(config: Any) -> list[Convolution]:
-    """The convolution over frames in every layer."""
+    """The convolution over frames that every layer contains."""
     return [Convolution.centred(encoder_config(config).conv_kernel_size)]
 
 
@@ -145,7 +145,7 @@ PARAKEET = AudioRule(
     why_chunks_differ=normalised_features,
     stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
 )
-"""Rows of log-mel features, 100 in a second, of which eight make a frame."""
+"""The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""
 FAMILY = Family(LongParakeetEncoderConfig, classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, audio=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -9,7 +9,7 @@ from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
 
 
 class LongParakeetRNNTConfig(LongHeldEncoderConfig, ParakeetRNNTConfig):
-    """ParakeetRNNTConfig with ``long_attention`` of its encoder."""
+    """ParakeetRNNTConfig with ``long_attention`` of the encoder."""
 
     model_type = "long_parakeet_rnnt"
     encoder_class = LongParakeetEncoderConfig

@@ -1,4 +1,4 @@
-"""LongParakeetForTDT: FastConformer (:mod:`.parakeet_encoder`) with a transducer that predicts durations, too (Xu et al. 2023, TDT)."""
+"""LongParakeetForTDT: FastConformer (:mod:`.parakeet_encoder`) with a transducer that also predicts durations (Xu et al. 2023, TDT)."""
 
 from transformers.models.parakeet.configuration_parakeet import ParakeetTDTConfig
 
@@ -9,7 +9,7 @@ from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
 
 
 class LongParakeetTDTConfig(LongHeldEncoderConfig, ParakeetTDTConfig):
-    """ParakeetTDTConfig with ``long_attention`` of its encoder."""
+    """ParakeetTDTConfig with ``long_attention`` of the encoder."""
 
     model_type = "long_parakeet_tdt"
     encoder_class = LongParakeetEncoderConfig

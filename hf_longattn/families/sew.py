@@ -1,4 +1,4 @@
-"""LongSEW: Squeezed and Efficient Wav2vec (Wu et al. 2021), attention on every second frame of 20 ms."""
+"""LongSEW: Squeezed and Efficient Wav2vec (Wu et al. 2021), attention on means of two frames of 20 ms."""
 
 from contextvars import ContextVar
 from typing import Any
@@ -27,19 +27,19 @@ class LongSEWConfig(LongAudioConfig, SEWConfig):
 
 
 def squeezed(config: Any) -> list[Convolution]:
-    """The feature encoder, and the means of ``config.squeeze_factor`` of its frames on which the layers run."""
+    """The feature encoder's convolutions, and the means of ``config.squeeze_factor`` frames, which the layers read."""
     return [*unpadded_convolutions(config), Convolution(config.squeeze_factor, config.squeeze_factor)]
 
 
 FRAMES: ContextVar[Any] = ContextVar("longattn_sew_frames")
-"""The frames that the encoder reads, in a graph, in which nothing may compare them with those of its means."""
+"""Number of frames that the encoder reads while a graph is exported. The graph may not compare it with the number of means."""
 
 
 class LongSEWPool(nn.AvgPool1d):
-    """AvgPool1d whose output has as many means as the base's positions, by the same arithmetic."""
+    """AvgPool1d that computes its output length, in an export, by the same arithmetic as the base's positions."""
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames ``(B, D, N)`` to means ``(B, D, N // size)``."""
+        """Means ``(B, D, N // size)`` of frames ``(B, D, N)``."""
         if not torch.compiler.is_exporting():
             return super().forward(frames)
         size = self.kernel_size if isinstance(self.kernel_size, int) else self.kernel_size[0]
@@ -48,10 +48,10 @@ class LongSEWPool(nn.AvgPool1d):
 
 
 class LongSEWUpsampling(SEWUpsampling):
-    """SEWUpsampling with as many frames as the encoder reads, in a graph."""
+    """SEWUpsampling that, in an export, returns as many frames as the encoder reads."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Means ``(B, n, D)`` to frames ``(B, n · squeeze_factor, D)``, in a graph with the zeros that the base adds after them."""
+        """Frames ``(B, n · squeeze_factor, D)`` of means ``(B, n, D)``; in an export, also the zero frames that the base appends."""
         if not torch.compiler.is_exporting():
             return super().forward(hidden_states)
         parts = self.activation(self.projection(hidden_states)).unflatten(-1, (self.squeeze_factor, -1))
@@ -60,7 +60,7 @@ class LongSEWUpsampling(SEWUpsampling):
 
 
 class LongSEWEncoder(SEWEncoder):
-    """SEWEncoder that says to the modules above how many frames it reads."""
+    """SEWEncoder that sets :data:`FRAMES` in an export."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_exporting():
@@ -73,7 +73,7 @@ class LongSEWEncoder(SEWEncoder):
 
 
 def why_padding_changes(config: Any) -> str:
-    """Why a sound in a batch differs from the sound alone."""
+    """Why a sound padded in a batch has other frames than alone, as a clause; empty if it does not."""
     means = f"the last of its means of {config.squeeze_factor} frames may have padding in it"
     return normalised_over_time(config) or (means if config.squeeze_factor > 1 else "")
 

@@ -1,4 +1,4 @@
-"""LongSiglip2Text: the text tower of SigLIP 2 (Tschannen et al. 2025), that of SigLIP with another vocabulary."""
+"""LongSiglip2Text: the text tower of SigLIP 2 (Tschannen et al. 2025), SigLIP's text tower with another vocabulary."""
 
 from transformers.models.siglip2.configuration_siglip2 import Siglip2TextConfig
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2TextEmbeddings

@@ -1,7 +1,7 @@
-"""LongSiglip2Vision: the picture tower of SigLIP 2 (Tschannen et al. 2025), which reads pictures of different sizes and shapes as patches
-with padding (NaFlex): every picture has its own grid.
+"""LongSiglip2Vision: the picture tower of SigLIP 2 (Tschannen et al. 2025), which reads pictures of different sizes and shapes as padded
+lists of patches (NaFlex). Every picture has its own grid.
 
-Pictures that all have one size may be given without padding, as ``spatial_shapes=(height, width)`` in patches: the form of a graph.
+Pictures of one size can be given without padding, with ``spatial_shapes=(height, width)`` in patches. Exported graphs take this form.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ class LongSiglip2VisionConfig(LongGridConfig, Siglip2VisionConfig):
 
     @property
     def image_size(self) -> int:
-        """The height and width of a square picture with as many patches as the position table, in pixels."""
+        """Side, in pixels, of a square picture with as many patches as the position table has rows."""
         return int(self.num_patches**0.5) * self.patch_size
 
 
@@ -43,8 +43,8 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
     def resize_positional_embeddings(
         self, positional_embeddings: Tensor, spatial_shapes: Tensor | tuple[int, int], max_length: int
     ) -> Tensor:
-        """Positions ``(B, max_length, D)`` of pictures with ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``; for
-        a height and a width of all pictures, ``(1, height · width, D)``."""
+        """Positions ``(B, max_length, D)`` for pictures of ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``. If
+        ``spatial_shapes`` is one tuple (height, width) for all pictures: ``(1, height · width, D)``."""
         if isinstance(spatial_shapes, tuple):
             return self._resized(positional_embeddings, *spatial_shapes)
         if self.config.position_extension != TILE:
@@ -53,7 +53,7 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
         return torch.stack([torch.cat([table, table[:1].expand(max_length - len(table), -1)]) for table in tables])
 
     def _resized(self, table: Tensor, height: int, width: int) -> Tensor:
-        """Resize the table as the base does, for one size that a graph knows."""
+        """Resize the table for one size, as the base does, or tile it. A graph can contain these operations."""
         if self.config.position_extension == TILE:
             return tiled_cells(table[None], height, width).flatten(1, 2)
         cells = table.permute(2, 0, 1)[None]
@@ -62,7 +62,7 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
 
 
 class LongSiglip2PoolingHead(Siglip2MultiheadAttentionPoolingHead):
-    """Siglip2MultiheadAttentionPoolingHead, whose mask has the heads' axis whatever implementation the layers have."""
+    """Siglip2MultiheadAttentionPoolingHead that always gets a mask ``(B, 1, 1, N)``, for every attention implementation of the layers."""
 
     def forward(self, hidden_state: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return super().forward(hidden_state, None if attention_mask is None else attention_mask.bool()[:, None, None])
@@ -78,7 +78,7 @@ class Siglip2OnItsGrids(ReplacedModules):
     }
 
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
-        if isinstance(arguments.get("spatial_shapes"), tuple):  # of pictures without padding
+        if isinstance(arguments.get("spatial_shapes"), tuple):  # one size, no padding
             arguments.setdefault("pixel_attention_mask", None)
         return super().call_base(base_forward, arguments)
 

@@ -1,7 +1,7 @@
-"""LongSiglipText: the text tower of SigLIP (Zhai et al. 2023), bidirectional, positions in one learned table, read at the last position.
+"""LongSiglipText: the text tower of SigLIP (Zhai et al. 2023), bidirectional, one learned position table, pooled at the last position.
 
 It was trained on texts padded to 64 tokens without a mask: call the tokenizer with ``padding="max_length"`` and leave ``attention_mask``
-out. With a mask, a text is read at its last token. A folder of the whole SigLIP is read as well.
+out. With a mask, a text is pooled at its last real token. The tower can be loaded from a folder of the whole SigLIP.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LongSiglipTextConfig(LongEncoderConfig, SiglipTextConfig):
 
 
 class ReadsLastToken(ReplacedModules):
-    """Reads a text at its last token whatever ran in parts: at the last position without a mask, as the base does."""
+    """Pools a text at its last real token, also if the base ran on packed rows or segments. Without a mask, at the last position."""
 
     replaced = {SiglipAttention: HandsKeywordsDown, SiglipTextEmbeddings: TakesPackedRows}
     head: nn.Module

@@ -1,5 +1,5 @@
-"""LongAttentionT5: T5, T5 v1.1 and FLAN-T5 (Raffel et al. 2020), an encoder and a decoder with relative positions on the scores, which take
-any mechanism over scores. transformers' LongT5 has its own classes, of other names.
+"""LongAttentionT5: T5, T5 v1.1 and FLAN-T5 (Raffel et al. 2020), an encoder-decoder with relative position biases on the scores, so the
+mechanism must allow terms on its scores. It is unrelated to transformers' LongT5 classes.
 """
 
 from transformers.models.t5.configuration_t5 import T5Config
@@ -11,14 +11,14 @@ from ..modeling.family.definition import Family
 
 
 class LongAttentionT5Config(BucketedConfig, T5Config):
-    """T5Config with ``long_attention``, ``decoder_long_attention`` and lengths."""
+    """T5Config with ``long_attention``, ``decoder_long_attention`` and the two lengths of :class:`BucketedConfig`."""
 
     model_type = "long_t5"
     attribute_map = {**T5Config.attribute_map, **NAMES}
 
 
 class T5OnTheBackend(BucketedOnTheBackend):
-    """Replaces the base's attention by the class above."""
+    """Replaces the base's attention by :class:`SharedBucketedAttention`."""
 
     replaced = {T5Attention: SharedBucketedAttention}
 

@@ -1,4 +1,4 @@
-"""LongUMT5: UMT5 (Chung et al. 2023), mT5 whose layers have relative positions each."""
+"""LongUMT5: UMT5 (Chung et al. 2023), mT5 in which every layer has its own relative position biases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..modeling.family.definition import Family
 
 
 class LongUMT5Config(BucketedConfig, UMT5Config):
-    """UMT5Config with ``long_attention``, ``decoder_long_attention`` and lengths."""
+    """UMT5Config with ``long_attention``, ``decoder_long_attention`` and the two lengths of :class:`BucketedConfig`."""
 
     model_type = "long_umt5"
     attribute_map = {**UMT5Config.attribute_map, **NAMES}
@@ -40,7 +40,7 @@ class LongUMT5Attention(BucketedAttention, UMT5Attention):
 
 
 class UMT5OnTheBackend(BucketedOnTheBackend):
-    """Replaces the base's attention by the class above."""
+    """Replaces the base's attention by :class:`LongUMT5Attention`."""
 
     replaced = {UMT5Attention: LongUMT5Attention}
 

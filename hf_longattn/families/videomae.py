@@ -1,7 +1,7 @@
-"""LongVideoMAE: masked autoencoder of videos (Tong et al. 2022), tubelets of patches without a class token; positions are a fixed table of
-sinusoids by the number of a token. A larger video has those of the places in the old one: interpolated, linearly along time and bicubically
-along height and width (as Unmasked Teacher and InternVideo2), or repeated along all axes. A mask leaves cells out: the encoder reads the
-others, the decoder those and then the ones left out, so mechanisms compare places, wherever tokens are in the sequence.
+"""LongVideoMAE: masked autoencoder of videos (Tong et al. 2022), tubelets of patches without a class token. Positions are a fixed table of
+sinusoids by token number. For larger videos, the table is interpolated, linearly along time and bicubically along height and width (as in
+Unmasked Teacher and InternVideo2), or repeated along all axes. The encoder reads only the cells that a mask keeps; the decoder reads these
+and then the masked ones. So mechanisms use the cells' places in the video, not their order in the sequence.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from ..modeling.family.video_rule import VideoGrid
 from ..modeling.grids import LongGridModelMixin, grid_of_input, handed, handing, interpolated_frames, tiled_cells
 
 KEYWORDS = (GRID, COLLECT_WEIGHTS, PLACES)
-"""What attention modules are told, and the base's models do not hand down."""
+"""Keyword arguments of attention modules that the base's models do not pass on."""
 
 
 class LongVideoMAEConfig(LongMaskedAutoencoderConfig, LongVideoConfig, VideoMAEConfig):
-    """VideoMAEConfig with ``long_attention``; ``decoder_long_attention`` is that of the decoder, ``None`` for full attention."""
+    """VideoMAEConfig with ``long_attention`` and, for the decoder, ``decoder_long_attention``; ``None`` for full attention."""
 
     model_type = "long_videomae"
 
 
 class LongVideoMAESelfAttention(VideoMAESelfAttention):
-    """VideoMAESelfAttention of cells in any order, some of which may be left out."""
+    """VideoMAESelfAttention for cells in any order, possibly without the masked ones."""
 
     def forward(self, hidden_states: Tensor, places: Places | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if attention_implementation(self.config) != BACKEND:
@@ -59,20 +59,20 @@ class LongVideoMAESelfAttention(VideoMAESelfAttention):
 
 
 class LongVideoMAEDecoderSelfAttention(LongVideoMAESelfAttention):
-    """That of the decoder."""
+    """The decoder's attention; ``in_decoder`` selects the decoder's mechanism."""
 
     in_decoder = True
 
 
 class LongVideoMAEPatchEmbeddings(VideoMAEPatchEmbeddings):
-    """VideoMAEPatchEmbeddings of videos of any size."""
+    """VideoMAEPatchEmbeddings for videos of any size."""
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.projection(pixel_values.transpose(1, 2)).flatten(2).transpose(1, 2)
 
 
 class LongVideoMAEEmbeddings(VideoMAEEmbeddings):
-    """VideoMAEEmbeddings of videos of any size."""
+    """VideoMAEEmbeddings for videos of any size."""
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tensor:
         table = positions(self.config, self.position_embeddings, RULE.size_of(pixel_values))
@@ -84,14 +84,14 @@ class LongVideoMAEEmbeddings(VideoMAEEmbeddings):
 
 
 class LongVideoMAEEncoder(VideoMAEEncoder):
-    """VideoMAEEncoder that tells its layers where tokens lie."""
+    """VideoMAEEncoder that passes the grid and the tokens' places to its layers."""
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
         return super().forward(hidden_states, **{**handed(self), **kwargs})
 
 
 class LongVideoMAEDecoder(VideoMAEDecoder):
-    """VideoMAEDecoder that tells its layers where tokens lie."""
+    """VideoMAEDecoder that passes the grid and the tokens' places to its layers."""
 
     def forward(self, hidden_states: Tensor, return_token_num: int) -> VideoMAEDecoderOutput:
         keywords = handed(self)
@@ -101,7 +101,7 @@ class LongVideoMAEDecoder(VideoMAEDecoder):
 
 
 class VideoMAEOnItsGrid(ReplacedModules):
-    """Replaces modules of the base, and tells them the grid and the places of a mask's cells."""
+    """Replaces modules of the base, and passes them the grid and, if there is a mask, the places of the cells."""
 
     replaced = {
         VideoMAESelfAttention: LongVideoMAESelfAttention,
@@ -114,7 +114,7 @@ class VideoMAEOnItsGrid(ReplacedModules):
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, LongVideoMAESelfAttention) and ".decoder_layers." in f".{name}":
             module.__class__ = LongVideoMAEDecoderSelfAttention
-            module.config = self.config  # the decoder's is a copy, which would keep its implementation
+            module.config = self.config  # the base gives the decoder a copy, which set_attn_implementation would miss
 
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         model: Any = self
@@ -131,7 +131,7 @@ class VideoMAEOnItsGrid(ReplacedModules):
                     return base_forward(base, **keywords)
             if order is None or not hasattr(base, "decoder"):
                 return base_forward(base, **keywords)
-            resized = copy.copy(base)  # with the same modules
+            resized = copy.copy(base)  # a shallow copy: the same modules, another position table
             resized.position_embeddings = positions(base.config, base.position_embeddings, RULE.size_of(arguments[RULE.input]))
             with handing(base.decoder, {GRID: grid, PLACES: places_of_cells(order, grid)} if model.runs_mechanisms else {}):
                 return base_forward(resized, **keywords)
@@ -140,17 +140,17 @@ class VideoMAEOnItsGrid(ReplacedModules):
 
 
 def positions(config: Any, table: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The table ``(1, cells, D)`` of a video of ``size`` from that of the videos that the base was trained with."""
+    """Positions ``(1, cells, D)`` of a video of ``size``, extended from ``table``, the positions of videos of the trained size."""
     old, new = (RULE.of_size(config, video).sizes for video in (RULE.sizes(config)[0], size))
     extended = tiled_cells if getattr(config, "position_extension", None) == TILE else interpolated_frames
     return extended(table.unflatten(1, old), *new).flatten(1, 3)
 
 
 def _order(mask: Tensor, cells: int) -> Tensor:
-    """The cells ``(B, N)`` in raster order, those that are left first.
+    """Numbers of the cells ``(B, N)``: first the kept ones, then the masked ones, each in raster order.
 
     Raises:
-        MaskError: the mask is of other cells, or does not leave equally many out of every video.
+        MaskError: the mask is not ``(B, cells)``, or does not mask equally many cells of every video.
     """
     if mask.shape[1:] != (cells,) or (not torch.compiler.is_compiling() and len(set(mask.sum(1).tolist())) > 1):
         raise MaskError(
@@ -162,7 +162,7 @@ def _order(mask: Tensor, cells: int) -> Tensor:
 
 @contextmanager
 def _resized(base: Any, size: tuple[int, ...]) -> Iterator[None]:
-    """The base of transformers reads videos of this size, whose positions are its table's, interpolated."""
+    """Context in which transformers' base reads videos of this size, with positions interpolated from its table."""
     embeddings, table = base.embeddings, base.embeddings.position_embeddings
     patches = embeddings.patch_embeddings
     before = patches.image_size

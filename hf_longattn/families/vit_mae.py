@@ -1,7 +1,7 @@
-"""LongViTMAE: masked autoencoder (He et al. 2021), a ViT that reads the patches which a random mask leaves, in random order.
+"""LongViTMAE: masked autoencoder (He et al. 2021), a ViT that reads only the patches that a random mask keeps, in random order.
 
-A mechanism on a grid compares the patches' places in the picture, wherever they are in the sequence: a patch sees those of the patches left
-that the mechanism shows it. The decoder of ``ViTMAEForPreTraining`` reads all places in their order and has its own mechanism.
+A mechanism on a grid uses the patches' places in the picture, not their order in the sequence. A patch sees the kept patches at the places
+that the mechanism makes visible. The decoder of ``ViTMAEForPreTraining`` reads all places in raster order and has its own mechanism.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..modeling.grids import InterpolationOnGrid, LongGridModelMixin, grid_of_in
 
 
 class LongViTMAEConfig(LongMaskedAutoencoderConfig, ViTMAEConfig):
-    """ViTMAEConfig with ``long_attention``; ``decoder_long_attention`` is that of the decoder, ``None`` for full attention."""
+    """ViTMAEConfig with ``long_attention`` and, for the decoder, ``decoder_long_attention``; ``None`` for full attention."""
 
     model_type = "long_vit_mae"
 
 
 class LongViTMAEAttention(ViTMAEAttention):
-    """ViTMAEAttention of tokens in any order, some of whose places are empty."""
+    """ViTMAEAttention for patches in any order, without the masked ones."""
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, places: Places | None = None, **kwargs: Any
@@ -48,13 +48,13 @@ class LongViTMAEAttention(ViTMAEAttention):
 
 
 class LongViTMAEDecoderAttention(ViTMAEAttention):
-    """ViTMAEAttention of the decoder."""
+    """The decoder's attention; ``in_decoder`` selects the decoder's mechanism."""
 
     in_decoder = True
 
 
 class LongViTMAEDecoder(ViTMAEDecoder):
-    """ViTMAEDecoder that hands the grid to its layers, and whose positions can be repeated along both axes."""
+    """ViTMAEDecoder that passes the grid to its layers and can tile its position table."""
 
     def forward(
         self, hidden_states: Tensor, ids_restore: Tensor, interpolate_pos_encoding: bool | InterpolationOnGrid = False
@@ -82,18 +82,18 @@ class LongViTMAEDecoder(ViTMAEDecoder):
 
 
 class ViTMAEOnItsGrid(ReplacedModules):
-    """Replaces modules of the base, and tells them the places of patches that the base is going to draw."""
+    """Replaces modules of the base, and passes them the places of the patches that the base will keep."""
 
     replaced = {ViTMAEAttention: LongViTMAEAttention, ViTMAEDecoder: LongViTMAEDecoder}
 
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, LongViTMAEAttention) and ".decoder_layers." in f".{name}":
             module.__class__ = LongViTMAEDecoderAttention
-            module.config = self.config  # the decoder's is a copy, which would keep its implementation
+            module.config = self.config  # the base gives the decoder a copy, which set_attn_implementation would miss
 
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         model: Any = self
-        if isinstance(arguments.get(INTERPOLATE_ARGUMENT), InterpolationOnGrid):  # which is for the decoder
+        if isinstance(arguments.get(INTERPOLATE_ARGUMENT), InterpolationOnGrid):  # the decoder needs the object, the encoder a bool
             arguments[INTERPOLATE_ARGUMENT] = bool(arguments[INTERPOLATE_ARGUMENT])
         grid = grid_of_input(self, arguments)
         if isinstance(grid, Grid):
@@ -105,7 +105,7 @@ class ViTMAEOnItsGrid(ReplacedModules):
         return super().call_base(base_forward, arguments)
 
     def _places(self, grid: Grid, arguments: dict[str, Any]) -> Places:
-        """The places of the tokens that the base keeps, by the noise that it would draw itself."""
+        """The places of the patches that the base will keep. Draws the base's random ``noise`` beforehand if it is not given."""
         pixels = arguments["pixel_values"]
         if arguments.get("noise") is None:
             arguments["noise"] = torch.rand(pixels.shape[0], grid.cells, device=pixels.device)

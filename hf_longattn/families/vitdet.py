@@ -1,5 +1,5 @@
 """LongVitDet: ViTDet (Li et al. 2022), a plain ViT as the backbone of a detector, with windows in most layers and full attention in a few.
-transformers' windows are the mechanism ``window2d`` with ``padding=zeros``; those of other mechanisms take their place."""
+transformers' windows are the mechanism ``window2d`` with ``padding=zeros``. Other mechanisms can replace them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ NOT_ADOPTED = {
         "transformers builds no ViTDet without its position table; use a checkpoint that has one."
     ),
 }
-"""Field of a config and value -> why it is refused."""
+"""(field of a config, value) -> why the value is refused."""
 
 
 class LongVitDetConfig(LongGridConfig, VitDetConfig):
-    """VitDetConfig with ``long_attention``; unless another mechanism is given, layers in ``window_block_indices`` have windows of
-    ``window_size`` and the others full attention.
+    """VitDetConfig with ``long_attention``. By default, layers in ``window_block_indices`` have windows of ``window_size``, and the
+    remaining layers have full attention.
 
-    pretrain_image_size: the base's, unchanged: the size of the pictures for which the position table was trained.
+    pretrain_image_size: the base's field, unchanged: the picture size for which the position table was trained.
     """
 
     model_type = "long_vitdet"
@@ -50,19 +50,19 @@ class LongVitDetConfig(LongGridConfig, VitDetConfig):
 
 
 def own_attention(config: Any) -> LongAttentionConfig:
-    """The mechanisms equal to the attention of a ViTDet with this config."""
+    """The mechanisms that equal the attention of a ViTDet with this config."""
     windowed = sorted(set(config.window_block_indices) & set(range(config.num_hidden_layers))) if config.window_size else []
     windows = {"mechanism": "window2d", "window": config.window_size, "padding": ZEROS}
     return LongAttentionConfig("full", layers={layer: dict(windows) for layer in windowed})
 
 
 class LongVitDetEmbeddings(VitDetEmbeddings):
-    """VitDetEmbeddings whose position table can be repeated along both axes instead of interpolated."""
+    """VitDetEmbeddings that can tile the position table instead of interpolating it."""
 
     config: Any
 
     def get_absolute_positions(self, abs_pos_embeddings: Tensor, has_cls_token: bool, height: int, width: int) -> Tensor:
-        """The table ``(1, 1 + n·n, C)`` for ``height`` × ``width`` cells: ``(1, height, width, C)``."""
+        """Positions ``(1, height, width, C)`` for ``height`` × ``width`` cells, from the table ``(1, 1 + n·n, C)``."""
         if self.config.position_extension != TILE:
             return super().get_absolute_positions(abs_pos_embeddings, has_cls_token, height, width)
         cells = abs_pos_embeddings[:, 1:] if has_cls_token else abs_pos_embeddings
@@ -71,14 +71,14 @@ class LongVitDetEmbeddings(VitDetEmbeddings):
 
 
 class LongVitDetAttention(VitDetAttention):
-    """VitDetAttention with a mechanism on the whole grid; for other attention implementations it makes the windows, not its layer."""
+    """VitDetAttention with a mechanism on the whole grid. With other implementations, it cuts the windows, as the base's layer does."""
 
     config: Any
     is_causal = False
     window_size: int
 
     def forward(self, hidden_state: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
-        """``hidden_state (B, height, width, C)`` to the same shape, and the weights if they are asked for."""
+        """Output in the shape of ``hidden_state (B, height, width, C)``, and the weights if ``output_attentions``."""
         if attention_implementation(self.config) != BACKEND:
             if not self.window_size:
                 return super().forward(hidden_state, output_attentions)
@@ -96,8 +96,8 @@ class LongVitDetAttention(VitDetAttention):
         return (output, weights) if output_attentions and weights is not None else (output,)
 
     def relative_tables(self, grid: Grid) -> tuple[Tensor, ...]:
-        """The rows ``(2·n - 1, D)`` for the distances along each axis: of a layer that has windows in the base as they are, otherwise
-        interpolated to the cells of the grid, as the base does.
+        """For each axis of n cells, the table ``(2·n - 1, D)`` of relative positions. A layer with windows in the base has its tables
+        as stored. Tables of the other layers are interpolated to the grid, as in the base.
         """
         tables = self.rel_pos_h, self.rel_pos_w
         if self.window_size:
@@ -105,7 +105,7 @@ class LongVitDetAttention(VitDetAttention):
         return tuple(interpolated_rows(table, 2 * size - 1) for table, size in zip(tables, grid.sizes, strict=True))
 
     def adapt_mechanism(self, mechanism: Mechanism) -> None:
-        """Windows take the padding's key and value from the projections, so that training changes them as in the base."""
+        """Make windows take the padding's key and value from the projection's biases, so that training changes them as in the base."""
         if isinstance(mechanism, Window2d) and mechanism.pads:
             mechanism.take_padding_from(self.padding)
 

@@ -1,8 +1,8 @@
 """LongVJEPA2: V-JEPA 2 (Assran et al. 2025), tubelets of patches without a class token, rotary positions by frame, row and column.
 
-The base takes the columns and rows of a video from ``config.crop_size`` and numbers the tokens of any other size by those. Here they are
-counted on the grid of the video itself; with ``position_extension="tile"`` they start anew in every part of the old video's size. The
-predictor, which reads context and targets in one sequence, and the pooler of the classifier keep full attention.
+The base computes rows and columns of tokens from ``config.crop_size``, also for videos of another size. Here they are counted on the
+video's own grid; with ``position_extension="tile"`` they restart in every tile of the old video's size. The predictor, which reads context
+and targets in one sequence, and the pooler of the classifier keep full attention.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from ..modeling.grids import LongGridModelMixin, grid_of_input
 
 
 class LongVJEPA2Config(LongVideoConfig, VJEPA2Config):
-    """VJEPA2Config with ``long_attention``, that of the encoder."""
+    """VJEPA2Config with ``long_attention`` of the encoder."""
 
     model_type = "long_vjepa2"
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the predictor and the pooler."""
+        """The mechanisms of the predictor and the pooler: full attention."""
         return LongAttentionConfig("full")
 
 
 class LongVJEPA2RopeAttention(VJEPA2RopeAttention):
-    """VJEPA2RopeAttention whose positions are places on the grid of the video."""
+    """VJEPA2RopeAttention with rotary positions from the video's own grid."""
 
     def forward(
         self, hidden_states: Tensor, position_mask: Tensor | None = None, grid: Grid | None = None, **kwargs: Any
@@ -61,7 +61,7 @@ class LongVJEPA2RopeAttention(VJEPA2RopeAttention):
         return self.proj(output), weights
 
     def _places(self, numbers: Tensor, grid: Grid | None) -> tuple[Tensor, ...]:
-        """Frame, row and column of the tokens with these numbers in raster order."""
+        """Frame, row and column of tokens, from their ``numbers`` in raster order."""
         old = RULE.of_size(self.config, RULE.sizes(self.config)[0])
         places = (old if grid is None else grid).places(numbers)
         if self.config.position_extension == TILE:
@@ -70,7 +70,7 @@ class LongVJEPA2RopeAttention(VJEPA2RopeAttention):
 
 
 class LongVJEPA2PredictorRopeAttention(LongVJEPA2RopeAttention):
-    """That of the predictor."""
+    """The predictor's attention, which is full."""
 
     in_decoder = True
 
@@ -82,7 +82,7 @@ class LongVJEPA2PoolerSelfAttention(VJEPA2PoolerSelfAttention):
 
 
 class LongVJEPA2Layer(VJEPA2Layer):
-    """VJEPA2Layer that hands the grid on."""
+    """VJEPA2Layer that passes the grid on to attention."""
 
     def forward(self, hidden_states: Tensor, position_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, ...]:
         attended, weights = self.attention(self.norm1(hidden_states), position_mask=position_mask, **kwargs)
@@ -91,7 +91,7 @@ class LongVJEPA2Layer(VJEPA2Layer):
 
 
 class VJEPA2OnItsGrid(ReplacedModules):
-    """Replaces modules of the base. Whatever runs their attention, they know the grid."""
+    """Replaces modules of the base, and passes them the grid with every attention implementation."""
 
     replaced = {
         VJEPA2RopeAttention: LongVJEPA2RopeAttention,
@@ -111,7 +111,7 @@ class VJEPA2OnItsGrid(ReplacedModules):
 
 @contextmanager
 def _resized(base: Any, size: tuple[int, ...]) -> Iterator[None]:
-    """The base of transformers numbers the tokens of videos of this size by their own rows and columns."""
+    """Context in which transformers' base computes positions from the rows and columns of videos of this size."""
     grid = RULE.of_size(base.config, size)
 
     def places(hidden_states: Tensor, masks: Tensor | None = None) -> tuple[Tensor, ...]:

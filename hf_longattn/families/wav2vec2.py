@@ -1,4 +1,4 @@
-"""LongWav2Vec2: wav2vec 2.0 (Baevski et al. 2020), sound through convolutions to frames of 20 ms, positions by a convolution over them."""
+"""LongWav2Vec2: wav2vec 2.0 (Baevski et al. 2020), frames of 20 ms by convolutions over samples, positions by one over frames."""
 
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward

@@ -1,5 +1,5 @@
-"""LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023), features of 20 ms through Conformer's layers with embeddings of clipped
-distances."""
+"""LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023), rows of features of 20 ms, Conformer layers with
+embeddings of clipped distances."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ class Wav2Vec2BertOnTheBackend(ConformerOnTheBackend):
 
 
 def adapted(config: Any, rows: int) -> int:
-    """The rows of the last hidden state, fewer after the adapter."""
+    """Number of rows of the last hidden state: ``rows``, or fewer after the adapter."""
     kernel, stride = config.adapter_kernel_size, config.adapter_stride
     for _ in range(config.num_adapter_layers if config.add_adapter else 0):
         rows = (rows + 2 * (kernel // 2) - kernel) // stride + 1

@@ -1,4 +1,4 @@
-"""LongWav2Vec2Conformer: wav2vec 2.0 with Conformer's layers (Gulati et al. 2020) and relative or rotary positions."""
+"""LongWav2Vec2Conformer: wav2vec 2.0 with Conformer layers (Gulati et al. 2020), relative or rotary positions."""
 
 from transformers.models.wav2vec2_conformer.configuration_wav2vec2_conformer import Wav2Vec2ConformerConfig
 from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (

@@ -1,7 +1,7 @@
-"""LongWavLM: WavLM (Chen et al. 2022), wav2vec 2.0's layers with a bias for buckets of distances, gated by every query.
+"""LongWavLM: WavLM (Chen et al. 2022), wav2vec 2.0 with biases by buckets of distance, which every query gates.
 
-Its attention calls PyTorch's multi-head attention with a bias of all queries and keys. Here the gate, a number for each query and head,
-and the bias, a number for each distance and head, are a term of the mechanism's scores.
+The base calls PyTorch's multi-head attention with a bias for all query-key pairs. Here the product of gate (a number per query and head)
+and bias (a number per distance and head) is a term of the mechanism's scores.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ..private_apis import missing
 
 
 def distance_buckets(module: Any, distances: Tensor) -> Tensor:
-    """The buckets of distances (key - query) of a module with WavLM's relative positions.
+    """Buckets of ``distances`` (key - query), from a module with WavLM's relative positions.
 
     Raises:
-        BackendError: the module has no method for it.
+        BackendError: the module lacks the private method for this.
     """
     buckets = getattr(module, "_relative_positions_bucket", None)
     if buckets is None:
@@ -55,11 +55,11 @@ class LongWavLMAttention(WavLMAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Any = None, index: int = 0, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Any]:
-        """``hidden_states (B, N, C)`` to the same shape, the weights, and how the next layer computes the bias that all share.
+        """The output ``(B, N, C)``, the weights, and :meth:`biases` of the first layer for the next layer.
 
         Args:
             attention_mask: ``(B, N)``, 1 = real.
-            position_bias: :meth:`biases` of the first layer: no tensor, whose gradients a layer that is computed again would lose.
+            position_bias: the method :meth:`biases` of the first layer. A tensor would lose its gradients in gradient checkpointing.
         """
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
@@ -78,12 +78,12 @@ class LongWavLMAttention(WavLMAttention):
         return self.out_proj(output), weights, biases
 
     def biases(self) -> Tensor:
-        """``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``, beyond which all have one bucket."""
+        """Biases ``(H, distances)`` for the distances query - key from ``-max_distance`` to ``max_distance``; constant beyond."""
         distances = torch.arange(-self.max_distance, self.max_distance + 1, device=self.rel_attn_embed.weight.device)
         return self.rel_attn_embed(distance_buckets(self, -distances)).t()
 
     def gates(self, hidden_states: Tensor) -> Tensor:
-        """What every query multiplies its bias with, ``(B, H, N, 1)``."""
+        """Factor of the bias for every query, ``(B, H, N, 1)``."""
         by_head = hidden_states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         both = self.gru_rel_pos_linear(by_head).unflatten(-1, (2, 4)).sum(-1)
         update, reset = torch.sigmoid(both).chunk(2, dim=-1)

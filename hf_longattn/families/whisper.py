@@ -1,5 +1,5 @@
-"""LongWhisper: Whisper (Radford et al. 2022), whose encoder reads spectrograms of exactly 30 seconds; here of any length, since its
-positions are sinusoids, which continue. The decoder, with full attention and a position table, stays as it is."""
+"""LongWhisper: Whisper (Radford et al. 2022). The base's encoder reads spectrograms of exactly 30 seconds, the encoder here of any length:
+its positions are sinusoids, which can be continued. The decoder, with full attention and a position table, is unchanged."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ else:
     _Base = object
 
 ROWS_PER_FRAME = 2
-"""Rows of a spectrogram that the second convolution makes one frame of."""
+"""Stride of the second convolution: rows of a spectrogram per frame."""
 ROWS_PER_SECOND = 100
 
 
 class LongWhisperConfig(LongAudioConfig, WhisperConfig):
-    """WhisperConfig with ``long_attention``, of the encoder; the decoder has full attention.
+    """WhisperConfig with ``long_attention`` of the encoder. The decoder has full attention.
 
-    max_source_positions: the base's, unchanged: the frames for which the encoder's position table was made.
+    max_source_positions: the base's field, unchanged: number of rows of the encoder's position table.
     """
 
     model_type = "long_whisper"
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the decoder's self-attention."""
+        """The mechanisms of the decoder's self-attention: full attention."""
         return LongAttentionConfig("full")
 
 
 @dataclass(frozen=True)
 class WhisperRule(AudioRule):
-    """Spectrograms ``(B, mel bins, rows)``, of as many rows as the table has positions for, or more."""
+    """Spectrograms ``(B, mel bins, rows)``. The base reads only the number of rows for which its table has positions."""
 
     def trained_seconds(self, config: Any) -> float:
         return float(config.max_source_positions * ROWS_PER_FRAME / ROWS_PER_SECOND)
@@ -62,11 +62,11 @@ class WhisperRule(AudioRule):
         return False
 
     def converted_seconds(self, seconds: float) -> float:
-        """Whole seconds, to which the feature extractor cuts and pads sounds."""
+        """``seconds`` rounded up, since the feature extractor cuts and pads to whole seconds."""
         return math.ceil(seconds)
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """Check what the base rule checks; a mask is not for the encoder, which reads padding as the silence that it is."""
+        """As in the base rule, but without a check of the mask: the encoder reads padding as silence, without a mask."""
         sound = arguments.get(self.input)
         if sound is None:
             return
@@ -79,13 +79,13 @@ class WhisperRule(AudioRule):
 
 
 class EncoderOfAnyLength(WhisperEncoder):
-    """WhisperEncoder without its check for 30 seconds."""
+    """WhisperEncoder without the check that the input has 30 seconds."""
 
     @merge_with_config_defaults
     @capture_outputs
     def forward(self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
-        """``input_features (B, mel bins, rows)`` to states ``(B, frames, D)``; the mask is not read, as in the base."""
-        states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT.contiguous()  # every layer reads rows
+        """States ``(B, frames, D)`` of ``input_features (B, mel bins, rows)``. As in the base, the mask is not read."""
+        states = gelu(self.conv2(gelu(self.conv1(input_features)))).mT.contiguous()  # rows contiguous in memory
         states = dropout(states + positions(self.embed_positions.weight, states.shape[1]), self.dropout, self.training)
         for layer in self.layers:
             if not (self.training and self.layerdrop and torch.rand([]) < self.layerdrop):
@@ -94,9 +94,9 @@ class EncoderOfAnyLength(WhisperEncoder):
 
 
 def positions(table: Tensor, frames: int) -> Tensor:
-    """The first positions ``(frames, D)``: those of ``table``, which is not trained, then sinusoids."""
+    """Positions ``(frames, D)``: the rows of ``table``, which is not trained, then further sinusoids."""
     table, (rows, width) = table.detach(), table.shape
-    if torch.compiler.is_exporting():  # a graph for all lengths asks nothing about the length
+    if torch.compiler.is_exporting():  # a graph for all lengths cannot branch on the length
         return torch.cat([table, sinusoids(rows + frames, width)[rows:].to(table)])[:frames]
     if frames <= rows:
         return table[:frames]
@@ -104,7 +104,7 @@ def positions(table: Tensor, frames: int) -> Tensor:
 
 
 class WhisperOfAnyLength(_Base):
-    """The encoder and what generates read as many seconds at a time as the model was converted for."""
+    """Makes the encoder read sounds of any length, and ``generate`` read segments of ``long_audio_seconds``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -117,14 +117,14 @@ class WhisperOfAnyLength(_Base):
 
 
 def _in_longer_segments(generate: Any) -> Any:
-    """``generate``, which splits a sound into segments of as many frames as the encoder's table has."""
+    """Wrap ``generate`` so that its segments have ``long_audio_seconds`` instead of ``max_source_positions`` frames."""
 
     @functools.wraps(generate)
     def generate_in_longer_segments(self: Any, *args: Any, **kwargs: Any) -> Any:
         seconds = self.config.long_audio_seconds
         if seconds is None:
             return generate(self, *args, **kwargs)
-        longer = copy.copy(self)  # with the same modules; the config is its own
+        longer = copy.copy(self)  # a shallow copy: the same modules, another config
         longer.config = copy.copy(self.config)
         longer.config.max_source_positions = RULE.frames(self.config, RULE.length(RULE.converted_seconds(seconds)))
         return generate(longer, *args, **kwargs)
@@ -133,13 +133,13 @@ def _in_longer_segments(generate: Any) -> Any:
 
 
 def extractor_fields(seconds: float) -> Mapping[str, Any]:
-    """The fields of WhisperFeatureExtractor that cut and pad sounds, to whole seconds."""
+    """Fields with which WhisperFeatureExtractor cuts and pads sounds to ``seconds``, rounded up."""
     chunk = int(RULE.converted_seconds(seconds))
     return {"chunk_length": chunk, "n_samples": chunk * RULE.sampling_rate, "nb_max_frames": chunk * ROWS_PER_SECOND}
 
 
 def why_train(config: Any, head: str) -> str:
-    """What a decoder has learned of a sound."""
+    """Why a model with a decoder needs training for longer sounds, as a clause; empty for other heads."""
     if not head.endswith("ForConditionalGeneration"):
         return ""
     return (

@@ -1,1 +1,1 @@
-"""Kinds of input: one file for each, which says all that the rest of the package needs to know of it (:mod:`.common.base`)."""
+"""Kinds of input, one file each. The contract that each file implements is in :mod:`.common.base`."""

@@ -1,7 +1,7 @@
 """Inputs that lie on a grid: pictures, videos and spectrograms.
 
-A conversion changes no tensor. A position table is interpolated or tiled by the model when it runs, so that it stays as it was trained, and
-the result computes at the old size what the source does.
+A conversion changes no tensor. The model interpolates or tiles its position table when it runs. So the stored table stays as trained,
+and at the old size the result has the source's positions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..mechanisms.common.on_grid import GLOBAL, grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import Family
-from ..modeling.family.grid_config import INTERPOLATE, TILE, refuse_line
+from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
 from ..processor_files import FEATURE_EXTRACTOR, IMAGE_PROCESSOR, VIDEO_PROCESSOR, ProcessorFile
 from .common.base import (
@@ -72,15 +72,15 @@ TYPED_SIZE = re.compile(r"\d{1,6}(?:[x×]\d{1,6})*")
 
 
 def size_text(size: tuple[int, ...]) -> str:
-    """A size as it is typed: "1024", or "768x1024"."""
+    """A size as typed on the command line: "1024", or "768x1024"."""
     return "x".join(map(str, size if len(set(size)) > 1 else size[:1]))
 
 
 def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
-    """A size in pixels from a number, text such as "768x1024", or numbers.
+    """A size in pixels, one number per axis, from a number, text such as "768x1024", or a sequence of numbers.
 
     Raises:
-        GridError: none of these, or another number of axes.
+        GridError: ``size`` is none of these, or does not have ``axes`` axes.
     """
     if isinstance(size, str):
         text = size.strip().lower()
@@ -154,7 +154,7 @@ class GridKind(SizedKind):
         return ["full", *list_mechanisms(grid=True)]
 
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
-        refuse_line(mechanism.name, mechanism.options.to_dict())
+        check_mechanism_for_grid(mechanism.name, mechanism.options.to_dict())
         assert sizes is not None
         on_grid(mechanism, sizes.new.grid, check=True)
         on_grid(mechanism, sizes.old.grid).pairs(sizes.old.tokens)  # the result reads the old size, too
@@ -164,7 +164,7 @@ class GridKind(SizedKind):
         return [f"window2d:window={side}", f"segmented:block_size={side * side},integration=pooled,order=tiles:{side}x{side}"]
 
     def compared_at(self, sizes: InputSizes, config: Any, at: Any) -> InputSize:
-        """The result's size, since positions are interpolated between those that were trained."""
+        """The result's size by default, since interpolated positions lie between trained ones."""
         if at is None:
             return sizes.new
         size = self.rule.enlarged(sizes.new.value, read_size(at), None)
@@ -176,7 +176,7 @@ class GridKind(SizedKind):
         return self.size(config, size)
 
     def resizing(self) -> str:
-        """How the base reads larger inputs than its position table's; empty for one without positions."""
+        """How the base finds positions for inputs larger than its position table; empty if it has no positions."""
         if not self.rule.has_positions:
             return ""
         if self.rule.counts_places:
@@ -251,7 +251,7 @@ class GridKind(SizedKind):
         return self.rule.pixels_of_input(values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationPictures) -> list[Check]:
-        """The written image processor or feature extractor makes inputs of the new size, from any picture or sound."""
+        """Check that the written image processor or feature extractor makes inputs of the new size."""
         rule, size, place = self.rule, plan.inputs.new.value, place_on_grid(self.rule, result)
         name = "image processor" if rule.reads_photographs else "feature extractor"
         if place is None:
@@ -276,7 +276,7 @@ class GridKind(SizedKind):
         return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {rule.describe(processed)}", values)]
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The states of the tokens; every base model returns them, and some a pooled one that follows from them."""
+        """The last hidden states if ``outputs`` has them, without a pooled state that is computed from them; otherwise all outputs."""
         states = {name: value for name, value in outputs.items() if name == STATES}
         return states or dict(outputs)
 
@@ -285,7 +285,7 @@ class GridKind(SizedKind):
         return "sees cells of several repetitions of the tiled positions" if tiled else ""
 
     def config_as_source(self, plan: Any) -> Any:
-        """With interpolated positions where they are tiled."""
+        """The result's config with interpolated positions; ``None`` unless the result's positions are tiled."""
         if plan.positions != TILE:
             return None
         config = copy.deepcopy(plan.config)
@@ -296,8 +296,8 @@ class GridKind(SizedKind):
         return CropChecks(plan, size, layers)
 
     def twin_sizes(self, sizes: InputSizes, config: Any) -> list[InputSize]:
-        """Besides the old size one that windows of the position table need not divide; of larger videos, a few frames of the new size
-        instead of both."""
+        """The old size, and one a few patches larger, whose grid the old grid need not divide. If the stock model reads only the new height
+        and width: a video of two tubelets, or the old size if nothing grows."""
         patch = self.rule.patch(config)
         if self.rule.resizes == "none":  # the stock model of videos reads the new size alone
             few_frames = (2 * patch[0], *sizes.new.value[1:])
@@ -316,20 +316,20 @@ PICTURE_HEADS = {
     "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
     "Model": auto_head("", "image-feature-extraction", "patches"),
 }
-"""The same for models of pictures."""
+"""Ending of a class's name -> how its models are run, for models of pictures."""
 VIDEO_HEADS = {
     "ForVideoClassification": auto_head("ForVideoClassification", "video-classification", "label"),
     "ForPreTraining": auto_head("ForPreTraining", None, "rebuilt"),
     "Model": auto_head("", "feature-extraction", "patches"),
 }
-"""The same for models of videos."""
+"""Ending of a class's name -> how its models are run, for models of videos."""
 SPECTROGRAM_HEADS = {
     "ForAudioClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
     "Model": auto_head("", "feature-extraction", "patches"),
 }
-"""The same for models of spectrograms."""
+"""Ending of a class's name -> how its models are run, for models of spectrograms."""
 HEADS_ON_GRIDS = {"picture": PICTURE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
-"""What a model on a grid reads -> how its models are run."""
+"""Noun of an input -> ending of a class's name -> how its models are run."""
 PILLOW = "from PIL import Image"
 SETTINGS_OF = {
     "picture": (
@@ -351,14 +351,14 @@ SETTINGS_OF = {
         "give recordings as --search-audio FILE",
     ),
 }
-"""Noun of an input -> the settings that it takes, and what to type for a diagnosis, for its size, and for a search."""
+"""Noun of an input -> (names of its settings, what to type for a diagnosis, for a size, and for a search)."""
 
 
 STATES = "last_hidden_state"
 
 
 def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
-    """The square pictures, up to the model's size, on which every layer equals full attention, or which layer never does."""
+    """A sentence: the square pictures, up to the model's size, on which every layer equals full attention, or a layer that never does."""
     made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
     squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
     sides_by_layer = [
@@ -376,7 +376,7 @@ def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAtten
 
 
 def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
-    """Whether the layer of this number equals full attention on a grid."""
+    """Whether layer ``number`` equals full attention on a grid."""
     mechanism = prototype(*attention.for_layer(number))
     placed = on_grid(mechanism, grid)
     if placed is not mechanism:
@@ -388,8 +388,8 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
     """The sizes of source and result.
 
     Raises:
-        GridError: a size that is not a multiple of the patch, or is smaller than the source's.
-        PositionError: the source's table has another shape than a square, and the result another size.
+        GridError: a size is not a multiple of the patch, or smaller than the source's.
+        PositionError: the size grows, but the source's position table is not square and transformers resizes only square ones.
     """
     rule, config = architecture.family.grid, architecture.source_config
     assert rule is not None
@@ -412,11 +412,11 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
 
 
 def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAttentionConfig:
-    """The attention that was asked for; without any, that of the source where it is not full attention, or windows of the source's size,
-    which the family's mechanism has wherever no window is given.
+    """The requested attention. By default, the source's own attention if the family has one that is not full, otherwise the family's
+    default mechanism. Windows of that mechanism are as large as the source's grid unless the request gives ``window``.
 
     Raises:
-        OptionError, GridError: a layer's mechanism is for texts, or its options make no sense on the grid.
+        OptionError, GridError: a layer's mechanism is for texts, or its options do not fit the grid.
     """
     kind: Any = architecture.family.config_class
     name, sides = kind.default_mechanism, sizes.old.grid.sizes
@@ -437,7 +437,7 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
 
 
 def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
-    """A configuration in which every choice of the mechanism ``name`` has these options, unless it says another value."""
+    """The configuration ``value`` with ``default`` options added wherever it chooses the mechanism ``name`` without giving them."""
     if isinstance(value, Mapping):
         inside = {key: _with_defaults(inner, name, default) for key, inner in value.items()}
         return (
@@ -449,7 +449,7 @@ def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
 
 
 def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid: Grid, layer: int) -> None:
-    refuse_line(name, dict(options))
+    check_mechanism_for_grid(name, dict(options))
     mechanism = prototype(name, options)
     if not grid.prefix and options.get("prefix_tokens") is not None:
         raise OptionError(
@@ -460,15 +460,15 @@ def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid:
 
 
 def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism]) -> str:
-    """The rule for positions: as asked for, or tiled where every layer has windows that one repetition of the table holds.
+    """The rule for positions; ``"auto"`` tiles if the size grows and every layer's windows lie within one repetition of the table.
 
     Args:
-        positions: of the request.
-        sizes: of source and result.
-        layers: the mechanism of each layer, for the result's grid.
+        positions: the requested rule.
+        sizes: the sizes of source and result.
+        layers: the mechanism of each layer, bound to the result's grid.
 
     Raises:
-        PositionError: an unknown rule, or one of texts.
+        PositionError: the rule is unknown, is for texts, or was given for a model without positions.
     """
     known = (AUTO, TILE, INTERPOLATE)
     if positions not in known:
@@ -488,13 +488,13 @@ def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism
 
 
 def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
-    """Whether no cell sees a cell of another repetition of the tiled table."""
+    """Whether every cell sees only cells in its own repetition of the tiled table."""
     blocks = grid_blocks(layer, sizes.new.grid)
     return blocks is not None and all(side % block == 0 for side, block in zip(sizes.old.grid.sizes, blocks, strict=True))
 
 
 def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes) -> list[PositionWarning]:
-    """One warning for each mechanism for which the positions of larger pictures do not hold without training."""
+    """One warning for each mechanism whose positions in larger pictures need training."""
     if not sizes.grows or not sizes.kind.rule.has_positions:
         return []
     old = " × ".join(map(str, sizes.old.grid.sizes))
@@ -524,7 +524,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
 
 
 def computes_source(architecture: Any, positions: str, attention: LongAttentionConfig, sizes: InputSizes) -> bool:
-    """Whether the result has the source's own attention and positions at the size of the pictures that the source reads."""
+    """Whether the result has the source's own attention and positions, and the input size that the source reads."""
     base_attention, config = architecture.family.own_attention, architecture.source_config
     if base_attention is None or positions != INTERPOLATE or sizes.new.value != sizes.kind.rule.sizes(config)[1]:
         return False
@@ -532,10 +532,10 @@ def computes_source(architecture: Any, positions: str, attention: LongAttentionC
 
 
 def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
-    """The file of the image processor or the feature extractor for inputs of the new size; none where the source has none.
+    """The image processor's or feature extractor's file for the new size; empty if the source has none or the file does not change.
 
     Raises:
-        CheckpointError: it makes inputs that the source cannot read, or of no certain size.
+        CheckpointError: the processor makes inputs that the source cannot read, or cannot be set to the new size.
     """
     rule, place = sizes.kind.rule, place_on_grid(sizes.kind.rule, source.folder)
     if place is None:
@@ -563,11 +563,11 @@ COLOURS = 3
 
 
 class VerificationPictures:
-    """Inputs of any size for a model with this rule.
+    """Verification inputs of any size.
 
     Args:
-        rule, config: of the model's grid, and of the model.
-        mean, std: by which the source's image processor normalises each colour; ``None`` is 0.5.
+        rule, config: the model's grid rule, and the model's config.
+        mean, std: mean and standard deviation of each colour in the source's image processor; ``None`` for 0.5.
     """
 
     def __init__(self, rule: GridRule, config: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
@@ -578,7 +578,7 @@ class VerificationPictures:
         self.why_seeded = "scikit-learn is not installed" if reads_colours else f"the model does not read {rule.noun}s of three colours"
 
     def at(self, size: InputSize) -> dict[str, Any]:
-        """The arguments of a model for one input of this size."""
+        """The arguments of ``forward`` for one input of this size."""
         return self.rule.arguments(self.config, self.pixels(size.value))
 
     def pixels(self, size: tuple[int, ...]) -> Tensor:
@@ -590,14 +590,14 @@ class VerificationPictures:
         return (resized - mean) / std
 
     def describe(self) -> str:
-        """What the inputs are, for a report."""
+        """Description of the inputs for a report."""
         moved = "" if self.rule.reads_pictures else ", moved from frame to frame"
         seeded = f"seeded {self.rule.noun}s, since {self.why_seeded}"
         return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded
 
 
 class VerificationVideos(VerificationPictures):
-    """Inputs of any size for a model that reads videos: a photograph that moves by a pixel from frame to frame."""
+    """Verification videos of any size: a photograph that moves by one pixel along both axes from frame to frame."""
 
     def pixels(self, size: tuple[int, ...]) -> Tensor:
         """One input ``(1, channels, frames, height, width)``."""
@@ -609,14 +609,14 @@ class VerificationVideos(VerificationPictures):
 
 
 class VerificationSpectrograms(VerificationPictures):
-    """Seeded inputs of any length for a model that reads spectrograms."""
+    """Seeded verification spectrograms of any length."""
 
     def describe(self) -> str:
         return "seeded spectrograms"
 
 
 class UserPictures(UserInputs):
-    """Pictures; scikit-learn's photographs where none are given."""
+    """The user's pictures, or scikit-learn's photographs if none are given."""
 
     unit = "picture"
     files_in = staticmethod(PICTURE_FILES.files)
@@ -648,7 +648,7 @@ class UserPictures(UserInputs):
         return frame_processor(values) if self.place.kind is VIDEO_PROCESSOR else type(self.processor).from_dict(values)
 
     def checked(self, values: list[Tensor], size: tuple[int, ...]) -> list[Tensor]:
-        """What the processor made, if that has this height and width."""
+        """``values``, the processor's outputs, if all have this height and width; otherwise raise :class:`GridError`."""
         if wrong := [value.shape[-2:] for value in values if tuple(value.shape[-2:]) != size[-2:]]:
             raise GridError(
                 f"The image processor in {str(self.folder)!r} makes {self.unit}s of {pixels(wrong[0])} where {pixels(size[-2:])} are "
@@ -658,12 +658,12 @@ class UserPictures(UserInputs):
 
     @staticmethod
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
-        """The input that the processor makes of one file, at the size that is its own."""
+        """The input that the processor makes of one file, at the processor's own size."""
         return torch.as_tensor(processor(images=read_picture_file(file), return_tensors="pt")[rule.input])
 
     @staticmethod
     def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """One input as a picture ``(height, width, 3)`` from 0 to 1, with its colours before they were normalised."""
+        """One input as a picture ``(height, width, 3)`` with values from 0 to 1, without the processor's normalisation."""
         mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
@@ -679,7 +679,7 @@ class UserPictures(UserInputs):
 
 
 class UserVideos(UserPictures):
-    """Videos: folders of frames, or arrays."""
+    """The user's videos: folders of frames, or arrays."""
 
     unit = "video"
     files_in = staticmethod(video_places)
@@ -734,7 +734,7 @@ class UserSpectrograms(UserInputs):
 
     @staticmethod
     def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """``(frames, mel bins)`` from the lowest to the highest value, ``(mel bins, frames, 3)``."""
+        """``values (frames, mel bins)`` as a grey picture ``(mel bins, frames, 3)``, scaled so that its range is 0 to 1."""
         seen = values.float().cpu().mT
         low, high = seen.min(), seen.max()
         return ((seen - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
@@ -751,12 +751,12 @@ class UserSpectrograms(UserInputs):
 
 
 class PictureCells(InputCells):
-    """Patches of pictures ``(B, channels, height, width)``; of spectrograms ``(B, 1, mel bins, frames)``, a patch is what lies before the
-    next one.
+    """Cells of pictures ``(B, channels, height, width)``, of videos, or of spectrograms ``(B, 1, mel bins, frames)``. If patches overlap,
+    a cell ends where the next patch begins.
 
     Raises:
         BackendError: the model is a backbone.
-        GridError: a picture whose size does not fit.
+        GridError: the size is not a multiple of the patch.
     """
 
     def __init__(self, rule: GridRule, stack: Any, values: Tensor) -> None:
@@ -776,17 +776,17 @@ class PictureCells(InputCells):
 
 
 USER_INPUTS: dict[str, Any] = {"picture": UserPictures, "video": UserVideos, "spectrogram": UserSpectrograms}
-"""Noun of an input -> files of a user as such inputs."""
+"""Noun of an input -> the class that reads a user's files as inputs."""
 
 
 PROCESSED_PIXELS = 2**25
-"""Maximum pixels of an input that the processor is run on; for larger ones its settings are compared."""
+"""Maximum pixels of an input for running the processor. For larger inputs only its settings are compared."""
 PHOTO_SIZE = (427, 640)
 """Height and width of a picture that the image processor has to resize."""
 
 
 def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
-    """Data in words -> the size of the processor's output: for the new size and, if it resizes, for another."""
+    """Description of each probe -> size of the processor's output. If ``resizes``, a picture of another size is a probe, too."""
     sizes: dict[str, tuple[int, ...]] = {}
     if not rule.reads_photographs:
         rate = processor.sampling_rate
@@ -807,7 +807,7 @@ CROPS = "patch features equal to the source's on each crop of the old size"
 
 
 class CropChecks(FurtherChecks):
-    """Windows of the old size with tiled positions, and no token that sees several: each is what the source computes of it alone."""
+    """Compares each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
 
     def __init__(self, plan: Any, size: InputSize, layers: Sequence[Mechanism]) -> None:
         self.sizes, self.size, self.positions = plan.inputs, size, plan.positions
@@ -816,7 +816,7 @@ class CropChecks(FurtherChecks):
         self.crops: dict[tuple[int, ...], Tensor] = {}
 
     def _why_not(self, layers: Sequence[Mechanism]) -> str:
-        """Why the definition of these layers does not make patch features equal to the source's on crops; empty if it does."""
+        """Why patch features need not equal the source's on crops, as a clause; empty if they must."""
         rule: GridRule = self.sizes.kind.rule
         if rule.why_no_crops:
             return rule.why_no_crops
@@ -832,7 +832,7 @@ class CropChecks(FurtherChecks):
         return ""
 
     def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
-        """The patches' features that the source without prefix tokens computes of every whole window, by its place."""
+        """Run the source without prefix tokens on every whole window, and store the patch features by the window's place."""
         if self.why_not:
             return
         prefix = self.size.grid.prefix
@@ -874,7 +874,7 @@ class CropChecks(FurtherChecks):
 
 
 def _reads_prefix(layer: Mechanism, grid: Grid) -> bool:
-    """Whether cells see tokens before the grid."""
+    """Whether cells see the prefix tokens before the grid."""
     if not grid.prefix:
         return False
     call = on_grid(layer, Grid((1,) * grid.rank, grid.prefix))

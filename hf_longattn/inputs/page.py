@@ -1,4 +1,4 @@
-"""Pages: texts with further numbers for every token, such as its box on the page."""
+"""Pages: texts with further inputs for every token, such as the token's box on the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .text import TextKind
 
 @register_kind
 class PageKind(TextKind):
-    """Token ids, and the arguments of the family's page."""
+    """Token ids and further arguments of ``forward``, such as boxes (``Family.page``)."""
 
     trained_by = ("--layout",)
 

@@ -1,4 +1,4 @@
-"""The lengths of source and result where a model reads time series."""
+"""The lengths of source and result in a ``--generic`` conversion, in tokens and, for time series, in steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SERIES_INPUT = "past_values"
 
 
 def series_table(config: Any) -> PositionTable | None:
-    """The position table of a model of time series with this config, of a row for each patch, which can be longer; ``None`` without one."""
+    """The extendable position table of a time-series model, one row per patch; ``None`` if the model type has none."""
     if config.model_type != "patchtst":
         return None
     learned = config.positional_encoding_type == "random"
@@ -24,17 +24,17 @@ def series_table(config: Any) -> PositionTable | None:
 
 
 def patches_of(config: Any, steps: int) -> int:
-    """The tokens of a series of so many steps; a model without patches has one for each step."""
+    """Number of tokens for a series of ``steps`` steps: one per patch, or one per step in a model without patches."""
     patch = getattr(config, "patch_length", 1)
     return int((steps - patch) // getattr(config, "patch_stride", patch) + 1)
 
 
 @dataclass(frozen=True)
 class PlainLengths(StackLength):
-    """The longest input of source and result in a plain class, in tokens; 0 if the config does not say.
+    """Maximum input of source and result of a ``--generic`` conversion, in tokens; 0 if the config does not say.
 
-    steps: of time series, the same in steps.
-    table: the position table of a model of time series.
+    steps: the maximum input in time steps, for time series.
+    table: the position table of a time-series model.
     """
 
     steps: StackLength | None = None
@@ -42,10 +42,10 @@ class PlainLengths(StackLength):
 
     @classmethod
     def of(cls, model_class: Any, config: Any, asked: int | None) -> PlainLengths:
-        """The lengths for a result that reads as much as a user asks for, in tokens or steps; by default what the source reads.
+        """The lengths for a result of length ``asked``, in steps for time series, otherwise in tokens. Default: the source's length.
 
         Raises:
-            LengthError: fewer steps than the source's, or a part of a patch.
+            LengthError: ``asked`` is below the source's number of steps, or does not add whole patches.
         """
         trained = getattr(config, "context_length", None)
         if model_class.main_input_name != SERIES_INPUT or not isinstance(trained, int):
@@ -64,19 +64,19 @@ class PlainLengths(StackLength):
 
     @property
     def lengthened(self) -> bool:
-        """Whether the class reads inputs of one length alone, and the result longer ones."""
+        """Whether the class reads only inputs of one length, and the result's length is greater than the source's."""
         return self.table is not None and self.steps is not None and self.steps.grows
 
     def write(self, config: Any) -> None:
-        """Set the fields of the result's config that say the length, except those of positions."""
+        """Set ``context_length`` of the result's config, for time series."""
         if self.steps is not None:
             config.context_length = self.steps.new
 
     def tables(self, source: Any, skeleton: Any) -> dict[str, tuple[int, int]]:
-        """Name of a position table that is extended -> (special rows, rows of the result).
+        """Name of each position table to extend -> (number of rows before the positions, total rows in the result).
 
         Raises:
-            LengthError: another tensor is made for the source's number of patches.
+            LengthError: the shape of another tensor depends on the number of patches.
         """
         table = self.table
         if table is None or self.steps is None:
@@ -92,8 +92,8 @@ class PlainLengths(StackLength):
         return {name: (table.leading(skeleton.config), shape[0]) for name, shape in shapes.items() if table.matches(name)}
 
     def at_new_length(self, source: Any, positions: str) -> Any:
-        """The source's class for series of the result's length, with its weights. A position table that the class computes is its own; a
-        learned one is extended as planned."""
+        """A model of the source's class and weights for series of the result's length. A learned position table is extended by the rule
+        ``positions``; otherwise the class computes the table."""
         assert self.table is not None
         assert self.steps is not None
         config = type(source.config).from_dict({**source.config.to_dict(), "context_length": self.steps.new})
@@ -109,5 +109,5 @@ class PlainLengths(StackLength):
 
     @property
     def report(self) -> dict[str, int]:
-        """The lengths that tokens do not say, JSON-serialisable."""
+        """Lengths in time steps for a report, JSON-serialisable; empty for other models."""
         return {} if self.steps is None else {"old_context_length": self.steps.old, "new_context_length": self.steps.new}

@@ -1,4 +1,4 @@
-"""Sound: recordings, whose features are computed once, from the whole recording. A conversion changes the duration."""
+"""Recordings. Features are computed once, from the whole recording; a conversion extends the maximum duration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..engines.common.grid import Grid
 from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.audio_config import audio_seconds, refuse_reading
+from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import FAMILIES, Family, known_family, without_head
 from ..processor_files import FEATURE_EXTRACTOR, FILE, ProcessorFile
@@ -45,48 +45,48 @@ from .common.user_files import UserInputs
 from .text import PARAGRAPHS, VerificationText, check_tokenizer, load_tokenizer
 
 COUNTED_SECONDS = 10.0
-"""The sound on which the operations of convolutions are counted, without storage."""
+"""Duration of the meta-device input on which the operations of convolutions are counted."""
 REPEATED_SECONDS = 30.0
 """Duration of the sound that longer inputs repeat, if only their length matters."""
 EXTRACTED_SECONDS = 2.0
 """Duration at which the written feature extractor is compared with the source's."""
 PROCESSED_SECONDS = 600.0
-"""Maximum duration of the sound that the written feature extractor must not cut. Spectrograms of it take seconds."""
+"""Maximum duration for checking that the written feature extractor does not cut a sound. The spectrogram takes seconds to compute."""
 WINDOW_SECONDS = 0.05
-"""How much shorter than its sound a spectrogram may be: windows of 25 ms end before the sound does."""
+"""Maximum difference of the durations of a sound and its spectrogram, whose last window of 25 ms ends before the sound."""
 COMPARED_SECONDS = 60.0
-"""The duration of the sounds by which candidates are judged, at most, if the checkpoint was not trained with longer ones."""
+"""Maximum duration of sounds for comparing candidates, unless the checkpoint was trained with longer ones."""
 MAX_IDS = 2**31
-"""Token ids of any tokenizer, whose texts a model of sound does not read."""
+"""Vocabulary size for :class:`VerificationText` that accepts every tokenizer. The model reads no token ids."""
 PADDED = 0.9
-"""The part of a sound that is left when it is compared with itself and padding after it."""
+"""Fraction of a sound that the padding check runs, alone and padded to the whole length."""
 
 
 def audio_family(config: Any) -> Family | None:
-    """The family of a model of sound, long or not; ``None`` for other models."""
+    """The family of an audio model, Long or stock, from its config; ``None`` for other models."""
     model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
     family = known_family(config) or FAMILIES.get(model_type.removesuffix("_encoder"))  # Moonshine's encoder has a config of its own
     return family if family is not None and family.audio is not None else None
 
 
 def sound_model(family: Family, model: Any) -> Any:
-    """The part of a model that reads the sound and has the layers with attention: the encoder where there is more, or the base model."""
+    """The part of a model that reads the sound: the encoder if the model has a decoder or wraps an encoder, otherwise the base model."""
     if not (family.two_stacks or family.holds_encoder):
         return without_head(model)
     return (model if hasattr(model, "encoder") else model.base_model).encoder
 
 
 def duration(seconds: float) -> str:
-    """For example "15 seconds"."""
+    """A duration as text, for example "15 seconds"."""
     return f"{seconds:,.5g} seconds"
 
 
 SAMPLING_RATE = 16_000
-"""Samples a second where a feature extractor does not say."""
+"""Samples per second if the feature extractor's file does not say."""
 SHOWN_SECONDS = 30
-"""The longest sound of an example, which its reader runs at once."""
+"""Maximum duration, in seconds, of the sound in a card's example, so that it runs quickly."""
 RECOGNITION, CLASSIFICATION = "automatic-speech-recognition", "audio-classification"
-"""Tasks of sound for which transformers has a pipeline."""
+"""Audio tasks for which transformers has a pipeline."""
 SOUND_HEADS = {
     "ForCTC": auto_head("ForCTC", RECOGNITION, "transcript"),
     "ForSequenceClassification": auto_head("ForAudioClassification", CLASSIFICATION, "label"),
@@ -101,12 +101,12 @@ SOUND_HEADS = {
     "WhisperModel": auto_head("", "feature-extraction", "encoded"),
     "Model": auto_head("", "feature-extraction", "states"),
 }
-"""The same for models of sound."""
+"""Ending of a class's name -> how its models are run, for audio models."""
 
 
 @register_kind
 class SoundKind(SizedKind):
-    """Recordings, as samples or rows of features."""
+    """Recordings, as samples or as rows of features."""
 
     settings = ("audio_seconds", "search_audio", "verify_audio")
     instead = {
@@ -144,7 +144,7 @@ class SoundKind(SizedKind):
         return self.sizes_between(config, *self.rule.durations(config))
 
     def size(self, config: Any, value: float) -> InputSize:
-        """A sound of at least one frame."""
+        """The size of a sound of ``value`` seconds. It has at least one frame."""
         length = max(self.rule.length(value), self.rule.length_of(config, 1))
         return InputSize(
             value=value,
@@ -162,10 +162,10 @@ class SoundKind(SizedKind):
         return [mechanism.name for mechanism in prototypes if not mechanism.traits.remembers and mechanism.traits.recursion is None]
 
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
-        refuse_reading(mechanism.name, mechanism.options.to_dict())
+        check_mechanism_for_audio(mechanism.name, mechanism.options.to_dict())
 
     def compared_at(self, sizes: InputSizes, config: Any, at: float | None) -> InputSize:
-        """The result's duration up to :data:`COMPARED_SECONDS`, where the checkpoint reads it."""
+        """``at``, by default the result's duration up to :data:`COMPARED_SECONDS`; the source's duration if the base cannot read that."""
         old, new = sizes.old.value, sizes.new.value
         seconds = min(new, max(old, COMPARED_SECONDS)) if at is None else at
         if seconds > new:
@@ -192,7 +192,7 @@ class SoundKind(SizedKind):
         return Example(head, blocks, facts, reader, (("import numpy as np",) if processed else (), ()), piped)
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
-        """As the base's; also raises :class:`LengthError` for a duration at which the result is of no use until it is trained."""
+        """As in :class:`SizedKind`; also raises :class:`LengthError` for a duration at which an untrained result is of no use."""
         if request.positions != AUTO:
             raise PositionError(
                 f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out."
@@ -217,10 +217,10 @@ class SoundKind(SizedKind):
         )
 
     def attention(self, architecture: Any, request: Any) -> LongAttentionConfig:
-        """The attention that was asked for, or the default.
+        """The requested attention; by default the source's own attention or, if that is full, the family's default.
 
         Raises:
-            OptionError: a mechanism for something else than sound.
+            OptionError: a mechanism cannot read sound.
         """
         kind: Any = self.family.config_class
         of_base = self.family.own_attention
@@ -229,11 +229,11 @@ class SoundKind(SizedKind):
         layers = self.rule.layers(architecture.source_config)
         attention.check_layers(layers)
         for layer in range(layers):
-            refuse_reading(*attention.for_layer(layer))
+            check_mechanism_for_audio(*attention.for_layer(layer))
         return attention
 
     def further_operations(self, skeleton: Any, config: Any) -> int:
-        """Those of the convolutions of a frame."""
+        """Multiply-accumulate operations of all convolutions per frame."""
         counted, operations = self.size(config, COUNTED_SECONDS), 0
 
         def count(module: Any, args: Any, output: Any) -> None:
@@ -241,7 +241,7 @@ class SoundKind(SizedKind):
             frames: Tensor = output[0] if isinstance(output, tuple) else output
             operations += 2 * module.weight[0].numel() * frames.numel()
 
-        model: Any = copy.deepcopy(skeleton).eval()  # whose config is its own
+        model: Any = copy.deepcopy(skeleton).eval()  # a copy, so that use_base_attention does not change the skeleton's config
         model.use_base_attention()
         for module in model.modules():
             if isinstance(module, (nn.Conv1d, nn.Conv2d)):
@@ -263,7 +263,7 @@ class SoundKind(SizedKind):
         return self.rule.arguments(values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
-        """The written feature extractor and tokenizer do what the source's do."""
+        """Check that the written feature extractor and tokenizer do what the source's do."""
         transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
         return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
 
@@ -284,8 +284,8 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
     """The durations of source and result.
 
     Raises:
-        OptionError: not a duration.
-        LengthError: shorter than the source's, or longer than a table of positions that is not extended.
+        OptionError: the requested value is not a duration.
+        LengthError: it is shorter than the source's, or longer than a position table that cannot be extended.
     """
     rule, config = architecture.family.audio, architecture.source_config
     assert rule is not None
@@ -306,7 +306,7 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
 
 
 def extractor_files(source: Any, plan: InputSizes) -> dict[str, dict[str, Any]]:
-    """The file of the feature extractor where it cuts or pads sounds to the duration; none where the source has none."""
+    """The feature extractor's file for the new duration; empty if nothing grows or no feature extractor cuts or pads sounds."""
     changed, place = plan.kind.rule.extractor_fields(plan.new.value), ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
     if place is None or not (changed and plan.grows):
         return {}
@@ -314,10 +314,10 @@ def extractor_files(source: Any, plan: InputSizes) -> dict[str, dict[str, Any]]:
 
 
 def read_recordings(files: Sequence[Path], sampling_rate: int) -> list[Samples]:
-    """The samples of files of the user's, with their channels mixed, at the rate that a model reads.
+    """Samples of a user's files, mixed to one channel and resampled to ``sampling_rate``.
 
     Raises:
-        AudioError: one cannot be read: see :func:`read_audio`.
+        AudioError: a file cannot be read; see :func:`read_audio`.
     """
     return [read_audio(file, sampling_rate, resample=True, mono=True, otherwise="give another file") for file in files]
 
@@ -327,11 +327,11 @@ WANTED_RECORDINGS = (
     "--mechanism auto as --search-audio, in Python as a Path."
 )
 PROBED_SECONDS = 30.0
-"""The duration of each sound of a probe, unless the longest recording is shorter."""
+"""Default maximum duration of each sound of a probe."""
 
 
 class UserSounds(UserInputs):
-    """Stretches of recordings, whose features are computed from the whole recording."""
+    """Excerpts of the user's recordings. They are cut from the features of the whole recording."""
 
     unit = "stretch"
     files_in = staticmethod(RECORDING_FILES.files)
@@ -342,7 +342,7 @@ class UserSounds(UserInputs):
 
     @cached_property
     def rows(self) -> list[Tensor]:
-        """The features of every recording, ``(1, N, …)`` each."""
+        """The model's input for each whole recording, ``(1, N, …)``."""
         reader = VerificationSound(self.rule, self.config, self.processor)
         return [self.rule.as_input(reader.extracted(samples)) for samples in read_recordings(self.files, reader.sampling_rate)]
 
@@ -358,7 +358,7 @@ class UserSounds(UserInputs):
         return duration if any_size or rule.base_reads(config, duration) else float(rule.durations(config)[0])
 
     def values(self, size: float) -> list[Tensor]:
-        """Stretches of this duration: from every recording in turn the first, then the next."""
+        """Excerpts of ``size`` seconds, at most ``count``: the first of every recording, then the second of every recording, and so on."""
         length = self.rule.length(size)
         length -= length % self.rule.step(self.config)
         starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
@@ -375,7 +375,7 @@ class UserSounds(UserInputs):
 
 
 class SoundCells(InputCells):
-    """Stretches of sounds, each as long as from a row of the last hidden state to the next. The sounds have no padding."""
+    """Cells of sounds without padding. A cell is the stretch of sound for one row of the last hidden state."""
 
     def __init__(self, rule: AudioRule, stack: Any, values: Tensor) -> None:
         self.rule, self.stack = rule, stack
@@ -391,15 +391,15 @@ class SoundCells(InputCells):
 
 
 class VerificationSound:
-    """Inputs of any duration for a model with this rule.
+    """Verification inputs of any duration.
 
     Args:
-        rule, config: of the model.
-        extractor: the source's feature extractor; without one, samples are normalised, and features are seeded.
-        recording: a file of the user's, which is repeated where a longer sound is needed.
+        rule, config: the model's audio rule and config.
+        extractor: the source's feature extractor; ``None``: the input is normalised samples or, if the model reads features, seeded ones.
+        recording: a user's file, repeated if a longer sound is needed; ``None`` for a seeded sound.
 
     Raises:
-        AudioError: the recording cannot be read, or the feature extractor takes another sampling rate than the model.
+        AudioError: the recording cannot be read, or the sampling rates of feature extractor and model differ.
     """
 
     def __init__(self, rule: AudioRule, config: Any, extractor: Any | None = None, recording: Path | None = None) -> None:
@@ -413,16 +413,16 @@ class VerificationSound:
         self.sampling_rate = rate
 
     def extracted(self, samples: Samples) -> Tensor:
-        """The model's input for one sound ``(N,)``, ``(1, N, …)``: computed once, from the whole sound.
+        """The model's input ``(1, N, …)`` for one sound ``(samples,)``, computed once, from the whole sound.
 
         Raises:
-            CheckpointError: the feature extractor is damaged, or another model's.
+            CheckpointError: the feature extractor is damaged, or belongs to another model.
         """
         if self.extractor is None:
             normalised = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
             return torch.from_numpy(normalised)[None]
         with checkpoint_errors("The feature extractor is damaged, or does not fit the sound"):
-            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # Whisper's cuts and pads otherwise
+            how = {"padding": "longest", "truncation": False, "return_tensors": "pt"}  # by default, Whisper's cuts and pads to 30 seconds
             values = self.extractor(samples, sampling_rate=self.sampling_rate, **how)
         if self.rule.input not in values:
             raise CheckpointError(
@@ -435,20 +435,20 @@ class VerificationSound:
         return None if self.recording is None else read_audio(self.recording, self.sampling_rate, resample=True, mono=True)
 
     def samples(self, seconds: float) -> Samples:
-        """The sound before the feature extractor, ``(N,)``."""
+        """Samples of a sound of this duration, ``(N,)``, as the feature extractor takes them."""
         count = round(seconds * self.sampling_rate)
         recorded = self._recorded
         return seeded_sound(count, self.sampling_rate) if recorded is None else np.resize(recorded, count)
 
     def features(self, seconds: float) -> Tensor:
-        """The model's input for one sound of this duration, ``(1, N, …)``: computed once, from the whole sound."""
+        """The model's input ``(1, N, …)`` for one sound of this duration, computed once, from the whole sound."""
         length = max(self.rule.length(seconds), self.rule.length_of(self.config, 1))
         if self.extractor is None and self.rule.features is not None:
             return self.rule.seeded(self.config, seconds)
         return self.extracted(self.samples(length / self.rule.rate))
 
     def processed(self, seconds: float) -> Tensor:
-        """The feature extractor's output for a sound of this duration, with its default settings, as users call it."""
+        """The output of the feature extractor, called with default settings, for a sound of this duration."""
         count = round(seconds * self.sampling_rate)
         samples = np.resize(self.samples(min(seconds, REPEATED_SECONDS)), count)
         extractor: Any = self.extractor
@@ -456,25 +456,25 @@ class VerificationSound:
             return extractor(samples, sampling_rate=self.sampling_rate, return_tensors="pt")[self.rule.input]
 
     def at(self, size: InputSize) -> dict[str, Any]:
-        """The arguments of a model for one sound of this duration."""
+        """The arguments of ``forward`` for one sound of this duration."""
         return self.rule.arguments(self.features(size.value))
 
     def why_chunks_differ(self) -> str:
-        """What depends on the whole sound before any attention: of the model's input, and of the model; empty if nothing does."""
+        """Why frames of a chunk differ from the same frames in the whole sound even before attention, as a clause; empty if they do not."""
         reasons = []
         if getattr(self.extractor, "do_normalize", self.rule.features is None):
             reasons.append(f"{'samples are' if self.rule.features is None else 'features are'} normalised over it")
         return ", and ".join(filter(None, [*reasons, self.rule.why_chunks_differ(self.config)]))
 
     def describe(self) -> str:
-        """What the inputs are, for a report."""
+        """Description of the inputs for a report."""
         if self.extractor is None and self.rule.features is not None:
             return "seeded features, since the source has no feature extractor"
         return "a seeded sound" if self.recording is None else f"the recording {self.recording.name}"
 
 
 def seeded_sound(count: int, rate: int) -> Samples:
-    """``count`` samples of a voice without words, the same at every call: harmonics of a gliding tone in syllables, and noise."""
+    """``count`` deterministic samples like a voice: harmonics of a gliding tone, modulated as syllables, with noise."""
     generator = np.random.default_rng(0)
     seconds = np.arange(count) / rate
     pitch = 130 + 30 * np.sin(2 * np.pi * 0.4 * seconds)
@@ -507,7 +507,7 @@ def _check_extractor(plan: Any, result: Path, inputs: VerificationSound) -> Chec
 
 
 class PaddingChecks(FurtherChecks):
-    """Whether padding changes anything, and what sees the whole sound besides attention."""
+    """Checks that padding changes no frame, and reports what depends on the whole sound besides attention."""
 
     runs = 3
 
@@ -523,7 +523,7 @@ class PaddingChecks(FurtherChecks):
 
 
 def _check_padding(config: Any, base: Any, inputs: VerificationSound, at: InputSize) -> Check:
-    """The frames of a sound with padding after it are those of the sound alone."""
+    """Check that the frames of a sound are the same with and without padding after it."""
     name, rule = "padding changes nothing", inputs.rule
     if why := rule.why_padding_changes(config):
         return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")
@@ -540,7 +540,7 @@ def _check_padding(config: Any, base: Any, inputs: VerificationSound, at: InputS
 
 
 def _report_whole_clip_effects(inputs: VerificationSound) -> Check:
-    """What sees the whole sound besides attention, so that chunks of it are other inputs than the whole."""
+    """Report why a chunk's frames differ from the whole sound's even before attention."""
     reasons = inputs.why_chunks_differ()
     effect = f": {reasons}, so that a chunk alone differs from the same frames in the whole sound before any attention"
     if not reasons:

@@ -1,4 +1,4 @@
-"""Texts: lengths in tokens, and the text to verify a conversion with."""
+"""Texts: lengths in tokens, and the text for verifying a conversion."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ USUAL_LENGTH = 512
 LARGEST_TEXT = 2**30
 """Maximum bytes of the user's text, which is read whole."""
 LARGEST_TOKENIZER = 256 * 2**20
-"""Maximum bytes of a tokenizer file, which the libraries read whole; the largest in use have some tens of MB."""
+"""Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
 MAX_TRUNCATED = 2**20
-"""Maximum length at which the written tokenizer truncates a text, which takes seconds."""
+"""Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
 CHARACTERS_PER_TOKEN = 10
-"""Characters per requested token: enough for any tokenizer, so that a long file is not tokenised whole."""
+"""Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
 
 PARAGRAPHS = """\
 The lighthouse stands where the river meets the sea. Every evening, before the boats come home, its keeper climbs the
@@ -55,19 +55,19 @@ no page is interesting, she said, but the shelf is.
 
 
 def text_sizes(old: int, new: int) -> InputSizes:
-    """The most tokens of source and result; 0 if nothing limits them."""
+    """The InputSizes of a source of ``old`` tokens and a result of ``new`` tokens; 0 for no limit."""
     of_any_family: Any = None
     return TextKind(of_any_family).sizes_between(None, old, new)
 
 
 def kind_in(config: Mapping[str, Any]) -> InputKind:
-    """What a model with these values in its config file reads: texts, where it has no family."""
+    """The input kind of a model with these values in its config file: texts if no family knows it."""
     family, of_any_family = family_in(config), None
     return TextKind(of_any_family) if family is None else kind_of(family)  # type: ignore[arg-type]
 
 
 def text_length(config: Any) -> int:
-    """The tokens of the longest text, 0 if the config does not say."""
+    """Maximum length of a text, in tokens; 0 if the config does not say."""
     said = getattr(config.get_text_config(), "max_position_embeddings", None)
     return said if isinstance(said, int) else 0
 
@@ -85,7 +85,7 @@ class TextKind(InputKind):
         return family.reads_text and not family.page.arguments
 
     def sizes(self, config: Any) -> InputSizes:
-        """From the usual length of a short model on."""
+        """Lengths from :data:`USUAL_LENGTH`, the length of most short models, to the maximum of this model."""
         longest = self.family.longest(config)
         return self.sizes_between(config, min(USUAL_LENGTH, longest), longest)
 
@@ -97,7 +97,7 @@ class TextKind(InputKind):
         return f"up to {size.value:,} tokens" if size.value else size.words
 
     def compared_at(self, sizes: InputSizes, config: Any, at: int | None) -> int:
-        """Tokens that the source was trained to read."""
+        """``at``, by default the length that the source was trained to read."""
         trained = min(sizes.old.tokens, sizes.new.tokens)
         if at is not None and not 16 <= at <= trained:
             raise LengthError(
@@ -123,7 +123,7 @@ class TextKind(InputKind):
         return text_example(folder, config, head, length, metadata)
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
-        """The rows of its position table, less those that are not positions."""
+        """The config's number of positions, less the rows of the position table that are not positions."""
         known, tables = SimpleNamespace(**{"pad_token_id": None, **config}), self.family.position_tables if self.family else ()
         leading = max((table.config_value(0, known) for table in tables), default=0)
         return int(config.get("max_position_embeddings") or config.get("n_positions") or USUAL_LENGTH) - leading
@@ -137,7 +137,7 @@ class TextKind(InputKind):
         return f"inputs of up to {plan.new_length:,} tokens" if plan.new_length else "inputs of any length"
 
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationText:
-        vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model of images has none
+        vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model without token ids has none
         return VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationText) -> list[Check]:
@@ -152,13 +152,13 @@ class VerificationText:
         self.source_tokenizer = tokenizer
         self._ids: Tensor | None = None
         self.why_seeded = "the source has no tokenizer"
-        if tokenizer is not None and self._mostly_unknown(tokenizer.unk_token_id):  # a vocabulary without words (ESM)
+        if tokenizer is not None and self._mostly_unknown(tokenizer.unk_token_id):  # for example ESM, whose vocabulary is amino acids
             self.tokenizer, self.why_seeded = None, f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
-        """(1, count) int64: the text with the tokenizer's special tokens, repeated if it is shorter.
+        """The text's token ids ``(1, count)``, int64, with special tokens; repeated if the text is shorter.
 
-        Without a tokenizer, or with one that does not know the text: seeded ids from the vocabulary.
+        If there is no tokenizer, or most of the text is unknown to it: seeded ids from the vocabulary.
         """
         if self.tokenizer is None:
             generator = torch.Generator().manual_seed(0)
@@ -170,20 +170,20 @@ class VerificationText:
 
     @cached_property
     def special(self) -> tuple[list[int], list[int]]:
-        """The tokens that the tokenizer puts before and after a text."""
+        """Ids that the tokenizer puts before a text, and those that it puts after it."""
         return ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
 
     def passages(self, count: int, length: int) -> Tensor:
-        """(count, length) int64: pieces of the text one after another, each between the tokenizer's special tokens."""
+        """Consecutive passages of the text ``(count, length)``, int64, each between the tokenizer's special tokens."""
         ids, (before, after) = self.tokens(count * length).view(count, length), self.special
         return between(ids, before, after) if length > len(before) + len(after) else ids
 
     def real_tokens(self) -> int:
-        """Tokens of the text before it repeats; 0 without a tokenizer."""
+        """Number of tokens of the text before it repeats; 0 for seeded ids."""
         return 0 if self.tokenizer is None else len(self._encoded())
 
     def describe(self) -> str:
-        """What the tokens are, for a report."""
+        """The origin of the tokens, for a report."""
         return self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}"
 
     def _mostly_unknown(self, unknown: int | None) -> bool:
@@ -203,7 +203,7 @@ class VerificationText:
 
 
 def verification_text(file: str | Path | None) -> tuple[str, str]:
-    """(text, its origin): the user's file, or built-in paragraphs and Python's manual.
+    """(text, name of its origin), from the user's file; if ``file`` is ``None``, built-in paragraphs and Python's manual.
 
     Raises:
         CheckpointError: the file cannot be read, is not UTF-8 text or is empty; give another file.
@@ -214,7 +214,7 @@ def verification_text(file: str | Path | None) -> tuple[str, str]:
 
 
 def text_of(file: Path) -> str:
-    """The text of a file that the user gave, without the mark that some editors write before it.
+    """The text of a user's file, without a byte order mark.
 
     Raises:
         CheckpointError: the file cannot be read, is a folder, is not UTF-8 text or is empty; give another file.
@@ -231,7 +231,7 @@ def text_of(file: Path) -> str:
 
 
 def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
-    """Ids of the whole text.
+    """Token ids of the text, without truncation.
 
     Raises:
         CheckpointError: the tokenizer fails.
@@ -241,10 +241,10 @@ def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list
 
 
 def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
-    """The lengths of a tokenizer's outputs for a text beyond its limit, by name, with ``truncation=True``.
+    """Length of each of a tokenizer's outputs, by name, for a text longer than its limit, with ``truncation=True``.
 
     Args:
-        text: repeated until it is longer than the limit.
+        text: the text, which is repeated until it is longer than the limit.
 
     Raises:
         CheckpointError: the tokenizer fails.
@@ -257,15 +257,15 @@ def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
 
 
 def excerpt(text: str, count: int) -> str:
-    """The start of a text, long enough for `count` tokens."""
+    """The start of a text, in usual text long enough for ``count`` tokens."""
     return text[: CHARACTERS_PER_TOKEN * max(count, 512)]
 
 
 def load_tokenizer(folder: Path) -> Any | None:
-    """The tokenizer of a checkpoint folder, or None when it has none.
+    """The tokenizer of a checkpoint folder; ``None`` if the folder has none.
 
     Raises:
-        CheckpointError: it has tokenizer files, but they cannot be loaded.
+        CheckpointError: the folder's tokenizer files are too large or cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -288,7 +288,7 @@ def _python_manual() -> str:
 
 
 def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:
-    """The written tokenizer gives the source's ids, and cuts a longer text to the result's length."""
+    """Check that the written tokenizer gives the source's ids, and truncates a longer text to the result's length."""
     if text.source_tokenizer is None:
         return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
     try:

@@ -1,4 +1,4 @@
-"""Inputs of several towers, each of which is a model with a kind of input of its own."""
+"""Inputs of models with several towers. Each tower has its own kind of input."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .grid import PILLOW
 
 
 def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
-    """What each tower of source and result reads; ``texts`` are the longest."""
+    """The InputSizes of a model with these ``towers``; ``old`` and ``new`` are those of ``texts``, the sizes of the text tower."""
     old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
     report = {name: value for tower in towers for name, value in tower.report.items()}
     return InputSizes(texts.kind, texts.old, texts.new, old, new, longest, "input", report=report)
 
 
 class VerificationTowers(dict[str, Any]):
-    """What each tower of a model is run on, by its name."""
+    """Name of each tower -> its verification inputs."""
 
     def describe(self) -> str:
-        """What the inputs are, for a report."""
+        """Description of the inputs for a report."""
         return ", ".join(f"{name}: {inputs.describe()}" for name, inputs in self.items())
 
 
@@ -43,14 +43,14 @@ class TowersKind(InputKind):
         kinds = [*self.towers.values()]
         self.noun, self.nouns = "input", " and ".join(kind.nouns for kind in kinds)
         self.settings = tuple(name for kind in kinds for name in kind.settings)
-        self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # the first tower's word counts
+        self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # first tower wins
 
     @classmethod
     def reads(cls, family: Family) -> bool:
         return bool(family.towers)
 
     def sizes(self, config: Any) -> InputSizes:
-        """Those of the tower with the longest texts."""
+        """Sizes of the tower that reads the longest texts."""
         sizes = [kind.sizes(getattr(config, tower_field(name))) for name, kind in self.towers.items() if kind.family.reads_text]
         return max(sizes, key=lambda of_tower: int(of_tower.new.tokens))
 
@@ -60,7 +60,7 @@ class TowersKind(InputKind):
         return Example(head, head.blocks, {"length": length}, ("processor", "AutoProcessor"), ((), (PILLOW,)))
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
-        """Those of the longest texts."""
+        """Maximum length, in tokens, of the towers that read texts."""
         texts = {name: kind for name, kind in self.towers.items() if kind.family.reads_text}
         return max(kind.tokens_of(config.get(tower_field(name)) or {}) for name, kind in texts.items())
 

@@ -1,1 +1,1 @@
-"""What the kinds of input share."""
+"""Code shared by the kinds of input."""

@@ -1,7 +1,7 @@
-"""The contract of a kind of input: sizes and their words, what a conversion plans, what verification feeds and checks.
+"""The contract of an input kind: its sizes and how they are written, the plan of a conversion, and the inputs and checks of verification.
 
-Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. Everything else asks the kind of a family by the
-methods of :class:`InputKind`.
+Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. The rest of the package calls the methods of
+:class:`InputKind`.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class StackLength:
 
 @dataclass(frozen=True)
 class LengthCost:
-    """One row of a table of costs, for one input.
+    """Cost of one input: a row in a table of costs.
 
-    size, size_name: pixels along each axis, or seconds, and what reports call them; empty for a text.
+    size, size_name: the size in pixels along each axis, or in seconds, and its name in reports; ``None`` and empty for a text.
     """
 
     length: int
@@ -55,7 +55,7 @@ class LengthCost:
     full_attention_flops: int
     other_flops: int
     activation_bytes: int  # the widest layer during inference: its input, q, k, v, output and the intermediate activation
-    cache_bytes: int | None  # keys and values kept for decoding; None when the model does not decode
+    cache_bytes: int | None  # KV cache for decoding; None if the model does not decode
     size: Any = None
     size_name: str = ""
 
@@ -65,7 +65,7 @@ class LengthCost:
 
     @property
     def shown_size(self) -> str:
-        """The size in a table."""
+        """The size as text in a table."""
         return "×".join(map(str, self.size)) if isinstance(self.size, tuple) else f"{self.size:,g}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,11 +78,11 @@ class LengthCost:
 class InputSize:
     """The size of one input.
 
-    value: as tokens, as seconds, or as pixels along each axis.
-    tokens: of the layers, and what these are called (``unit``).
-    words, typed, heading: the size in a sentence, as it is typed, and at the head of a column.
-    name, cost_name: what reports call it, and tables of costs; empty where tokens say it.
-    grid: of the tokens of an input that is not one line, and that of every layer (``layers``).
+    value: tokens, seconds, or pixels along each axis.
+    tokens, unit: number of tokens in the layers, and their plural noun.
+    words, typed, heading: the size in a sentence, as a command-line argument, and as a column heading.
+    name, cost_name: the size's name in reports and in tables of costs; empty if ``value`` counts tokens.
+    grid, layers: the grid of the tokens and the grid of every layer; ``None`` and empty for texts and sounds.
     """
 
     value: Any
@@ -97,7 +97,7 @@ class InputSize:
     layers: tuple[Grid, ...] = ()
 
     def describe(self) -> str:
-        """For example "15 seconds, 749 frames"."""
+        """The size as text, for example "15 seconds, 749 frames"."""
         return f"{self.words}, {self.tokens:,} {self.unit}" if self.name else self.words
 
     @property
@@ -111,7 +111,7 @@ class InputSize:
         return {**({self.name: self.number} if self.name else {}), "tokens": self.tokens}
 
     def bound(self, layers: Sequence[Mechanism]) -> list[Mechanism]:
-        """The mechanism of every layer for inputs of this size; on grids, each has the number of its layer."""
+        """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
         if not self.layers:
             return list(layers)
         of_grids = []
@@ -123,20 +123,20 @@ class InputSize:
         return of_grids
 
     def layer_tokens(self, layers: int) -> list[int]:
-        """The tokens of every layer."""
+        """Number of tokens in every layer."""
         return [grid.length for grid in self.layers] or [self.tokens] * layers
 
 
 @dataclass(frozen=True)
 class InputSizes:
-    """The largest inputs of source and result.
+    """Maximum inputs of source and result.
 
-    kind, old, new: of the input and its sizes; of several towers, those of the longest texts.
-    old_words, new_words: the same in words.
-    longest: that of the result, with a noun.
-    noun: what an input is called.
-    units, token_unit: what its size counts (empty where that is tokens), and what the layers attend over.
-    of_model, report: for reports of a model and of a plan, JSON-serialisable, where lengths in tokens do not say it.
+    kind, old, new: the input kind, and the sizes of source and result; with several towers, the kind and sizes of the text tower.
+    old_words, new_words: ``old`` and ``new`` as text; with several towers, the sizes of all towers.
+    longest: the result's maximum input with a noun, for example "sounds of 15 seconds, 749 frames".
+    noun: singular noun of an input.
+    units, token_unit: units of the size (empty for tokens), and units over which the layers attend.
+    of_model, report: further JSON fields for reports on a model and on a plan, if the size is not counted in tokens.
     """
 
     kind: Any  # InputKind
@@ -157,28 +157,28 @@ class InputSizes:
         return self.new != self.old
 
     def steps(self, config: Any) -> list[InputSize]:
-        """The sizes that a plan lists: the old one of a model with this config, its doublings, and the new one."""
+        """The sizes that a plan lists for a model with this config: the old size, its doublings, and the new size."""
         values = [self.old.value]
         while values[-1] != self.new.value:
             values.append(self.kind.limited(self.kind.doubled(values[-1]), self.new.value))
         return [self.kind.size(config, value) for value in values]
 
     def doublings(self, config: Any) -> list[InputSize]:
-        """Sizes at which mechanisms are compared: the first one and its doublings."""
+        """Sizes for comparing mechanisms: the kind's first size and its doublings."""
         values = [self.kind.first_compared(self)]
         while len(values) < self.kind.compared:
             values.append(self.kind.doubled(values[-1]))
         return [self.kind.size(config, value) for value in values]
 
     def compared_values(self, sizes: Sequence[InputSize]) -> dict[str, Any]:
-        """Sizes at which mechanisms are compared, JSON-serialisable."""
+        """Sizes for comparing mechanisms, JSON-serialisable."""
         named = {f"{self.new.name.removesuffix('s')}s": [size.number for size in sizes]} if self.new.name else {}
         return {"lengths": [size.tokens for size in sizes], **named}
 
 
 @dataclass(frozen=True)
 class PositionWarning:
-    """What speaks against using the result without training: the problem, what to do about it, and the harm, all clauses."""
+    """A warning against using the result without training. The problem, the advice and the harm are clauses."""
 
     problem: str
     advice: str
@@ -190,14 +190,14 @@ class PositionWarning:
 
 @dataclass(frozen=True)
 class InputPlan:
-    """What the settings of a conversion decide for inputs that are not texts.
+    """The plan of a conversion for inputs that are not texts.
 
-    sizes: of source and result.
-    attention: of every layer.
-    positions: the rule for positions, as a report says it, and ``extension``, as the result's config does.
-    fields: of the result's config, that say for what size it was converted.
-    warnings: mechanisms for which the positions do not hold without training.
-    files: JSON files with other values than the source's.
+    sizes: sizes of source and result.
+    attention: mechanisms of the layers.
+    positions, extension: the rule for positions in reports, and in the result's config.
+    fields: fields of the result's config with the size for which it was converted.
+    warnings: reasons against using the result without training.
+    files: name of each processor file to change -> its new contents.
     """
 
     sizes: InputSizes
@@ -210,12 +210,12 @@ class InputPlan:
 
 
 Layers = Callable[[LongAttentionConfig, int], list[Mechanism]]
-"""The mechanism of every layer of a model with an attention, for a number of tokens."""
+"""Function (attention config, number of tokens) -> mechanism of every layer."""
 
 AUTO = "auto"
-"""A setting that is chosen."""
+"""Value of a setting that the conversion chooses itself."""
 SIZE, SEARCH, VERIFICATION = "size", "search", "verification"
-"""What a setting gives, for which other kinds of input may have another setting."""
+"""Purposes of settings: keys of :attr:`InputKind.instead`."""
 SETTINGS = {
     "max_length": ("--max-length counts the tokens of a text", SIZE),
     "image_size": ("--image-size is the size of pictures", SIZE),
@@ -230,29 +230,29 @@ SETTINGS = {
     "verify_audio": ("--verify-audio is a recording", VERIFICATION),
     "init_from_text": ("--init-from-text runs the source on a text", ""),
 }
-"""Setting that models of some kinds of input alone have a use for -> what it is, and what it gives."""
+"""Setting that only some input kinds use -> (start of the error message for other kinds, key of :attr:`InputKind.instead` or "")."""
 
 
 NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
-"""What to do for a diagnosis of other models."""
+"""End of the error message for models that ``longattn diagnose`` cannot read."""
 TEXT, SIZED, TOWERS_APART = "text", "sized", "towers apart"
-"""How a conversion plans and verifies a model: by the lengths of its stacks, by a size that changes no tensor, or tower by tower."""
+"""Ways to plan and verify a conversion: by the lengths of stacks, by a size that changes no tensor, or tower by tower."""
 
 
 class InputKind(ABC):
-    """One kind of input, of the models of a family.
+    """The input kind of a family's models.
 
     planned_as: :data:`TEXT`, :data:`SIZED` or :data:`TOWERS_APART`.
-    noun, nouns: what one input is called, and all of them.
-    units: what a size counts; empty where that is tokens.
-    material: what a search reads.
-    compared: number of sizes at which mechanisms are compared.
-    settings: names in :data:`SETTINGS` that apply to it.
-    instead: what a setting gives -> what to type for it.
-    diagnosed_with: what ``longattn diagnose`` takes for it, and the command; empty where it has nothing for it.
-    drawn: whether a diagnosis draws the attention on one input.
-    trained_by: words of ``longattn train`` without which it does not read all of the input.
-    heads: ending of a class -> how its models are run.
+    noun, nouns: singular and plural noun of an input.
+    units: units of a size; empty for tokens.
+    material: noun for the inputs of a search.
+    compared: number of sizes for comparing mechanisms.
+    settings: names in :data:`SETTINGS` that apply to this kind.
+    instead: purpose of a setting -> advice to give this kind's own option.
+    diagnosed_with: the input of ``longattn diagnose``, and the command; empty if this kind cannot be diagnosed.
+    drawn: whether a diagnosis draws a map of attention for one input.
+    trained_by: arguments that ``longattn train`` needs to read all parts of the input.
+    heads: ending of a class's name -> how its models are run.
     """
 
     planned_as: ClassVar[str] = TEXT
@@ -278,18 +278,18 @@ class InputKind(ABC):
 
     @abstractmethod
     def sizes(self, config: Any) -> InputSizes:
-        """The sizes for which a model was trained, and for which it was converted."""
+        """The size for which a model was trained, and the size for which it was converted."""
 
     def size(self, config: Any, value: Any) -> InputSize:
-        """The size with this value, for a model with this config.
+        """The InputSize of ``value``, for a model with this config.
 
         Raises:
-            GridError: an axis of a picture is not a multiple of the patch.
+            GridError: an axis of a picture or video is not a multiple of the patch.
         """
         raise NotImplementedError
 
     def sizes_between(self, config: Any, old: Any, new: Any) -> InputSizes:
-        """The sizes with these values."""
+        """The InputSizes of a source of size ``old`` and a result of size ``new``, for a model with this config."""
         first, last = self.size(config, old), self.size(config, new)
         of_model, report = {}, {}
         if last.name:
@@ -301,44 +301,44 @@ class InputKind(ABC):
         return InputSizes(self, first, last, *words, of_model, report)
 
     def longest_words(self, size: InputSize) -> str:
-        """What is read up to this size, with a noun."""
+        """A maximum input of this size as text with a noun."""
         return f"{self.nouns} of {size.describe()}"
 
     def doubled(self, value: Any) -> Any:
-        """Twice the size along everything that can grow."""
+        """The size doubled along every axis that can grow."""
         return 2 * value
 
     def limited(self, value: Any, largest: Any) -> Any:
-        """A size of at most the largest one."""
+        """``value``, but at most ``largest`` along every axis."""
         return min(value, largest)
 
     def halved(self, config: Any, value: Any, least: Any) -> Any:
-        """About half the size, but at least the least one."""
+        """About half of ``value``, but at least ``least`` along every axis."""
         return max(least, value / 2)
 
     def first_compared(self, sizes: InputSizes) -> Any:
-        """The smallest size at which mechanisms are compared."""
+        """The smallest size for comparing mechanisms."""
         return sizes.old.value
 
     def mechanisms(self, causal: bool) -> list[str]:
-        """Names of mechanisms that such inputs take, by which costs are compared."""
+        """Names of mechanisms that can read this kind, for comparing costs."""
         return []
 
     def check_candidate(self, mechanism: Mechanism, sizes: InputSizes | None) -> None:
-        """Raise :class:`LongAttentionError` for a mechanism that single layers cannot run on such inputs."""
+        """Raise :class:`LongAttentionError` if layers cannot run the mechanism on inputs of these sizes."""
         raise NotImplementedError
 
     def compared_at(self, sizes: InputSizes, config: Any, at: Any) -> Any:
-        """The size at which a search compares mechanisms, of texts in tokens; ``at`` is what a user gives, or ``None``.
+        """The size at which a search compares mechanisms; for texts, a number of tokens. ``at``: the user's ``--compare-at``, or ``None``.
 
         Raises:
-            LengthError, GridError: the source or the result does not read this size.
-            OptionError: mechanisms are not compared on such inputs.
+            LengthError, GridError: the source or the result cannot read this size.
+            OptionError: mechanisms are not compared on this kind.
         """
         raise OptionError(f"Mechanisms are not compared on {self.nouns}; name one, for example --mechanism window.")
 
     def own_windows(self, sizes: InputSizes) -> list[str]:
-        """Mechanisms whose windows have the source's size, as text."""
+        """Option strings of mechanisms with windows as large as the source's grid, such as "window2d:window=14"; empty without a grid."""
         return []
 
     def base(self, model: Any) -> Any:
@@ -346,46 +346,46 @@ class InputKind(ABC):
         return without_head(model)
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments of ``forward`` of a model, with those that its head needs besides its input."""
+        """``arguments`` of ``forward``, with the further arguments that the model's head needs."""
         return dict(arguments)
 
     def base_windows(self, config: Any, layers: int) -> list[int | None]:
-        """The width of the sliding window of every layer of a base; ``None`` where it has none."""
+        """Width of the sliding window in every layer of the base; ``None`` for a layer without one."""
         return own_windows(config)
 
     def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
-        """Why the positions of a plan do not hold for a mechanism without training, a clause; empty if they do.
+        """Why the plan's positions need training with this mechanism, as a clause; empty if they do not.
 
         Args:
-            positions: the rule that was asked for.
+            positions: the requested rule, which may be :data:`AUTO`.
         """
-        if plan.positions.startswith("rope:") and positions == AUTO:  # a conversion chooses them by the mechanism
+        if plan.positions.startswith("rope:") and positions == AUTO:  # the conversion chooses rope scaling by the mechanism
             return ""
         return needs_training_by(mechanism, plan.positions, plan.old_length, plan.new_length, plan.shape.causal)
 
     def further_operations(self, skeleton: Any, config: Any) -> int:
-        """Operations for each token besides those of matrices, as a number of weights.
+        """Multiply-accumulate operations per token besides linear layers.
 
         Args:
-            skeleton: the long model without storage.
+            skeleton: the Long model on the meta device.
         """
         return 0
 
     def seeded(self, config: Any, ids: Any) -> dict[str, Any]:
-        """What a model reads next to ``ids (B, N)``, the same at every call."""
+        """Deterministic further inputs for ``ids (B, N)``; empty by default."""
         return {}
 
     @property
     def how_to_diagnose(self) -> str:
-        """What to do for a diagnosis of its models, a clause."""
+        """How to diagnose models of this kind, as the end of an error message."""
         return f"give it {self.diagnosed_with}." if self.diagnosed_with else NOT_DIAGNOSED
 
     def compared_part(self, model: Any, headless: bool) -> Any:
-        """The part whose outputs are compared; ``headless`` if the source has no weights for its head."""
+        """The part of a model whose outputs are compared: all, or the base model if the source has no head weights (``headless``)."""
         return model.base_model if headless else model
 
     def training_step(self, plan: Any) -> dict[str, Any] | None:
-        """How a result is trained, as :func:`train_command` gives it, or ``{"advice": text}``; ``None`` for a model of texts."""
+        """How to train a result: :func:`train_command` or ``{"advice": text}``; ``None`` for texts, for which ``convert`` decides."""
         return None
 
     def tokenizer_length(self, plan: Any) -> int:
@@ -393,20 +393,20 @@ class InputKind(ABC):
         return int(plan.new_length)
 
     def introduce(self, plan: Any) -> str:
-        """What the result of a plan reads, in words."""
+        """The inputs that a plan's result reads, as text."""
         return f"{self.nouns} of {plan.new_input}"
 
     @abstractmethod
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> Any:
-        """The inputs that a result is verified with: a text, with its origin, or a recording, where the source reads one."""
+        """The inputs for verifying a result. Depending on the kind, made from ``text`` (text, origin), from ``recording``, or built in."""
 
     @abstractmethod
     def check_reader(self, plan: Any, result: Path, inputs: Any) -> list[Check]:
-        """The tokenizer or processor is in the written folder, and makes inputs for the result."""
+        """Check that the tokenizer or processor in the folder ``result`` makes inputs for the result."""
 
     @property
     def any_size(self) -> bool:
-        """Whether inputs of any size are read as lists of patches, so that there is no size to convert."""
+        """Whether the model reads inputs of any size as lists of patches. Then there is no size to convert."""
         return False
 
     def check_has_size(self, architecture: Any) -> None:
@@ -418,33 +418,33 @@ class InputKind(ABC):
             )
 
     def head(self, folder: Path, architecture: str) -> Head | None:
-        """How a saved model of this class is loaded and run; ``None`` for one without an example."""
+        """How a saved model of the class ``architecture`` is loaded and run; ``None`` for a class without an example."""
         return head_of(architecture, self.heads)
 
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        """The code in a card that runs a saved model once; ``None`` where files are missing that it needs.
+        """The code in a card that runs a saved model once; ``None`` if files that it needs are missing.
 
         Args:
-            folder, config: of the model: its files, and the values of its config file.
-            head, length: of the model, and the tokens that it takes.
-            metadata: of its card, whose language and tags say what texts it reads.
+            folder, config: the model's folder, and the values in its config file.
+            head, length: the model's head, and its maximum length in tokens.
+            metadata: the card's metadata. Language and tags tell which texts the model reads.
         """
         return None
 
     def values_of(self, config: Mapping[str, Any]) -> SimpleNamespace:
-        """The values of a config file, with the defaults of the family's base for those that it leaves out."""
+        """The values in a config file, completed by the defaults of the base's config class."""
         return SimpleNamespace(**{**self.family.base_config_class().to_dict(), **config})
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
-        """Maximum length of a model with these values in its config file."""
+        """Maximum length, in tokens, of a model with these values in its config file."""
         return self.family.longest(self.values_of(config))
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
-        """What a model of ``length`` tokens reads at most, and what becomes of longer inputs, a sentence or two for its card."""
+        """Sentences for a card: the maximum input of a model of ``length`` tokens, and what happens to longer inputs."""
         return f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
-        """The limits of a model for its card, a sentence or two each."""
+        """The limits of a model for its card, each as one or two sentences."""
         limits = [self.longest_read(config, length)]
         for name, short in dict.fromkeys((of_stack.mechanism, of_stack.options.get(EXACT_LENGTH) or 0) for of_stack in attentions.values()):
             texts = f"on texts of up to {short:,} tokens by `{EXACT_LENGTH}`; besides, " if short else ""
@@ -452,19 +452,19 @@ class InputKind(ABC):
         return limits
 
     def check_settings(self, source: str, request: Any) -> None:
-        """Raise :class:`OptionError` for a setting of other kinds of input."""
+        """Raise :class:`OptionError` if the request has a setting that applies only to other kinds of input."""
         for name, (reason, gives) in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.settings:
                 raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
 
 
 def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:
-    """A step that trains a result, as a report keeps it, with "{model}" for the model's name."""
+    """The ``next_step`` of a report: the `longattn train` command for the result. "{model}" stands for the model's name."""
     return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
 
 
 def register_kind(kind: Kind) -> Kind:
-    """Enter a class into the table of kinds."""
+    """Class decorator that registers an input kind."""
     _KINDS[kind.__module__] = kind
     return kind
 
@@ -475,17 +475,17 @@ _KINDS: dict[str, type[InputKind]] = {}
 
 @cache
 def input_kinds() -> tuple[type[InputKind], ...]:
-    """All kinds: a file of :mod:`hf_longattn.inputs` each."""
+    """All input kinds. Imports every file of :mod:`hf_longattn.inputs`."""
     for name in module_names("inputs"):
         load_module("inputs", name)
     return tuple(_KINDS.values())
 
 
 def kind_of(family: Family) -> InputKind:
-    """What the models of a family read.
+    """The input kind of a family's models.
 
     Raises:
-        RegistrationError: no kind reads its inputs, or several do.
+        RegistrationError: no kind, or more than one, reads the family's inputs.
     """
     kinds = [kind for kind in input_kinds() if kind.reads(family)]
     if len(kinds) != 1:
@@ -497,7 +497,7 @@ def kind_of(family: Family) -> InputKind:
 
 
 def kind_of_model(config: Any) -> InputKind | None:
-    """What a model with this config reads, long or not; ``None`` for a model without a family."""
+    """The input kind of a Long or stock model with this config; ``None`` if it belongs to no family."""
     family = known_family(config)
     if family is None:  # Moonshine's encoder has a config of its own
         model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))

@@ -1,4 +1,4 @@
-"""How inputs are cut into cells, one for each place of the features."""
+"""How inputs are cut into cells. Each cell corresponds to one row of the last hidden state."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ...engines.common.grid import Grid
 class InputCells(ABC):
     """How the inputs ``(B, …)`` of a model are cut into cells.
 
-    grid: of the features, which are those of the cells after those of prefix tokens.
-    axes: of one input, along which cells lie. sides: of a cell, along these.
-    tokens: of one input, in the layers.
-    seconds: of a cell of sound; ``None`` for other inputs.
+    grid: grid of the features: prefix tokens first, then the cells.
+    axes: axes of one input, without the batch axis, along which it is cut. sides: length of a cell along each of these axes.
+    tokens: number of tokens of one input in the layers.
+    seconds: duration of a cell of sound; ``None`` for other inputs.
     """
 
     grid: Grid
@@ -27,8 +27,8 @@ class InputCells(ABC):
 
     @abstractmethod
     def features(self, values: Tensor) -> Tensor:
-        """The last hidden states ``(B, N, D)`` of inputs."""
+        """The last hidden states ``(B, N, D)`` of the inputs."""
 
     def measuring(self) -> AbstractContextManager[None]:
-        """Within the context, features depend on all of an input."""
+        """Within this context, the model drops no part of its input at random."""
         return nullcontext()

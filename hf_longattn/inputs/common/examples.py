@@ -1,4 +1,4 @@
-"""The code in a card that runs a model once: how models of a head are loaded, and what makes their inputs."""
+"""Code in a model card that runs the model once: how models with a head are loaded, and how their inputs are made."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Head:
-    """How models of one head are loaded and run.
+    """How models with one head are loaded and run.
 
-    auto_class: of transformers; empty where there is none.
-    task: its name on the Hub.
-    blocks: of the template, which run the loaded model once; in a model of texts they make its inputs, too.
+    auto_class: transformers' Auto class for the head; empty if there is none.
+    task: name of the head's task on the Hub; ``None`` if the Hub has no such task.
+    blocks: names of template blocks that run the loaded model once. For models of texts, these blocks make the inputs, too.
     """
 
     auto_class: str
@@ -22,20 +22,20 @@ class Head:
 
 
 def auto_head(head: str, task: str | None, blocks: str) -> Head:
-    """A head whose Auto class has the head's name."""
+    """A head whose Auto class is ``AutoModel`` followed by the name ``head``."""
     return Head(f"AutoModel{head}", task, blocks)
 
 
 @dataclass(frozen=True)
 class Example:
-    """The code that runs one model once, as far as the kind of its input decides it. The hub's ``usage.jinja`` has its blocks.
+    """The part of a card's code that depends on the input kind. The template is ``hub/usage.jinja``.
 
-    head: of the model.
-    blocks: of the template, which make the input and run the model.
-    values: of the template.
-    reader: the variable and the class of what makes inputs; ``None`` where the folder has no such file.
-    imports: lines before those of torch and of transformers, and between them.
-    pipeline: whether the code calls transformers' pipeline as well.
+    head: the model's head.
+    blocks: names of template blocks that make the input and run the model.
+    values: values of the template's variables.
+    reader: variable and class name of the tokenizer or processor; ``None`` if the folder has neither.
+    imports: (lines before the import of torch, lines between the imports of torch and of transformers).
+    pipeline: whether the code also calls transformers' pipeline.
     """
 
     head: Head
@@ -47,10 +47,10 @@ class Example:
 
 
 def written_example(head: Head, code: str) -> Example:
-    """An example whose lines after the model was loaded are ``code``, which makes ``model``'s input and runs it."""
+    """An example in which ``code`` follows the loading of the model: lines that make an input and run ``model``."""
     return Example(head, "written", {"code": code}, None)
 
 
 def head_of(architecture: str, heads: Mapping[str, Head]) -> Head | None:
-    """The head of a model class, of these; ``None`` for one without a snippet."""
+    """The entry of ``heads`` for a model class, by the ending of the class's name; ``None`` if no ending matches."""
     return next((head for ending, head in heads.items() if architecture.endswith(ending)), None)

@@ -1,7 +1,7 @@
-"""The image processor or the feature extractor of a checkpoint: the size of the inputs that it makes, and its file with another one.
+"""The image processor or feature extractor of a checkpoint: the size of its outputs, and its file for another size.
 
-Only the size is changed in the file, in the form that it has there (height and width, or the shortest edge and a crop), and what it was is
-kept in it for the way back.
+In the file only the size is changed, in its present form (height and width, or the shortest edge and a crop). The old size is kept in the
+file for a reversal.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ TYPE_FIELDS = ("image_processor_type", "feature_extractor_type", "video_processo
 
 
 def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
-    """The processor of a kind in a checkpoint folder; ``None`` if it has none. :func:`frame_processor` is used for videos.
+    """The processor of a kind in a checkpoint folder; ``None`` if there is none. A video processor is a :func:`frame_processor`.
 
     Raises:
-        CheckpointError: there is one, and transformers cannot load it.
+        CheckpointError: transformers cannot load it.
     """
     if (place := ProcessorFile.find(folder, kind)) is None:
         return None
@@ -36,7 +36,7 @@ def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
 
 
 def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
-    """The place of the processor of a model on a grid; of videos, the video processor's if any."""
+    """The file of a grid model's processor; for videos, the image processor's if there is no video processor. ``None`` without a file."""
     if not rule.reads_photographs:
         return ProcessorFile.find(folder, FEATURE_EXTRACTOR)
     of_videos = ProcessorFile.find(folder, VIDEO_PROCESSOR) if rule.noun == "video" else None
@@ -44,16 +44,16 @@ def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
 
 
 def processor_of(rule: GridRule, folder: Path) -> Any | None:
-    """The processor of a model on a grid, by :func:`load_processor`; ``None`` if its folder has none."""
+    """The processor of a model whose inputs lie on a grid; ``None`` if ``folder`` has none."""
     place = place_on_grid(rule, folder)
     return None if place is None else load_processor(folder, place.kind)
 
 
 def required_processor(processor: Any | None, name: str, inputs: str = "pictures") -> Any:
-    """The image processor or the feature extractor of the model called ``name``, which reads these ``inputs``.
+    """``processor``, if the model has one. ``name`` and ``inputs``, a noun, are for the error message.
 
     Raises:
-        CheckpointError: it has none.
+        CheckpointError: ``processor`` is ``None``.
     """
     if processor is None:
         raise CheckpointError(f"{name!r} has no {FILE}, which says how it reads {inputs}; copy that of its original there.")
@@ -61,17 +61,17 @@ def required_processor(processor: Any | None, name: str, inputs: str = "pictures
 
 
 def picture_size(processor: Any) -> tuple[int, int] | None:
-    """Height and width of the pictures that a processor makes; ``None`` where that depends on the picture."""
+    """(height, width) of a processor's outputs; ``None`` if they depend on the picture."""
     crop, size = _sizes(processor)
     fixed = crop or size
     return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
 
 
 def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) -> dict[str, Any]:
-    """The values of an image processor for pictures of ``size``, height and width.
+    """The values of an image processor's file for outputs of ``size``, (height, width).
 
     Raises:
-        CheckpointError: it resizes pictures in a way that has no such size.
+        CheckpointError: the processor resizes without a crop in a form other than height and width.
     """
     if size == picture_size(processor):
         return place.values
@@ -90,15 +90,15 @@ def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) 
     if resized.keys() == {"height", "width"}:
         sides = zip((resized["height"], resized["width"]), ratios, strict=True)
         changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
-    elif resized:  # the crop lies in the resized picture, whichever side is the shorter
+    elif resized:  # then the crop fits into the resized picture, whichever side is shorter
         changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
     return values_with(place, processor, changed)
 
 
 def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a processor with other ``fields``, and their former values in :data:`FIELD_BEFORE`."""
+    """The values of a processor's file with ``fields`` changed and the old values under :data:`FIELD_BEFORE`."""
     values, changed = place.values, dict(fields)
-    if not any(values.get(name) for name in TYPE_FIELDS):  # transformers looks it up by the model type, which is another one now
+    if not any(values.get(name) for name in TYPE_FIELDS):  # transformers finds the class by model_type, which changed
         field = TYPE_FIELDS["ImageProcessor" not in type(processor).__name__]
         changed[field] = type(processor).__name__.removesuffix("Pil").removesuffix("Fast")
     before = {name: values.get(name) for name in changed}
@@ -106,7 +106,7 @@ def values_with(place: ProcessorFile, processor: Any, fields: Mapping[str, Any])
 
 
 def files_before(folder: Path) -> dict[str, dict[str, Any]]:
-    """The contents of a folder's processor files before :func:`values_with`, by name; unchanged files are left out."""
+    """Name of each processor file in ``folder`` that :func:`values_with` changed -> the file's contents before."""
     files: dict[str, dict[str, Any]] = {}
     for place in filter(None, (ProcessorFile.find(folder, kind) for kind in KINDS)):
         values = place.values
@@ -118,13 +118,13 @@ def files_before(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """What a processor crops pictures to, and what it resizes them to; empty where it does not."""
+    """(crop size, size after resizing), each by its sides; empty if the processor does not crop or resize."""
     crop = _as_sides(processor, "crop_size") if getattr(processor, "do_center_crop", None) else {}
     return crop, _as_sides(processor, "size") if getattr(processor, "do_resize", None) else {}
 
 
 def _as_sides(processor: Any, name: str) -> dict[str, int]:
-    """The size under ``name``, by its sides."""
+    """The size in the processor's attribute ``name``, by its sides; empty if it is not set."""
     size = getattr(processor, name, None)
     if isinstance(size, int):
         return {"height": size, "width": size}
@@ -132,5 +132,5 @@ def _as_sides(processor: Any, name: str) -> dict[str, int]:
 
 
 def pixels(size: tuple[int, ...]) -> str:
-    """For example "768 × 1024 pixels"."""
+    """A size as text, for example "768 × 1024 pixels"."""
     return f"{' × '.join(map(str, size))} pixels"

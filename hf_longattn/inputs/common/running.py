@@ -1,4 +1,4 @@
-"""One forward pass of a model, whatever it reads."""
+"""One forward pass of a model of any input kind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from .base import kind_of_model
 
 DECODER_INPUT = "decoder_input_ids"
-"""The argument of ``forward`` with the tokens of a decoder, which is given one."""
+"""The argument of ``forward`` with the decoder's tokens."""
 
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``forward`` with a token for the decoder, where the model has one."""
+    """The arguments of ``forward``, with one start token for the decoder if the model has a decoder."""
     if DECODER_INPUT not in inspect.signature(type(model).forward).parameters:
         return dict(inputs)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
@@ -24,7 +24,7 @@ def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name, those in tuples as well (the maps of a backbone)."""
+    """All floating-point tensors that one forward pass returns, by name. Tensors in tuples (a backbone's maps) are ``name[index]``."""
     arguments, kind = with_decoder_input(model, inputs), kind_of_model(model.config)
     if kind is not None:
         arguments = kind.arguments_of_head(model, arguments)
@@ -37,6 +37,6 @@ def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False)
 
 
 def seeded_pages(config: Any, ids: Tensor) -> dict[str, Tensor]:
-    """What a model reads next to ``ids (B, N)``, the same at every call: boxes of LayoutLM; nothing for most models."""
+    """Deterministic further inputs for ``ids (B, N)``, such as LayoutLM's boxes; empty for most models."""
     kind = kind_of_model(config)
     return {} if kind is None else kind.seeded(config, ids)

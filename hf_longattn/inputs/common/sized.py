@@ -1,4 +1,4 @@
-"""What kinds of input with a size have in common: a conversion changes the size, and a verification compares an old and a new one."""
+"""Base of the input kinds with a size. A conversion changes the size; verification compares at the old and the new one."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from ...mechanisms import Mechanism
 from .base import SIZED, InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
 
 ONE_SIZE, ANY_LENGTH = "one size", "any length"
-"""What an exported graph reads."""
+"""Values of :attr:`SizedKind.graph`: inputs of an exported graph."""
 
 
 class FurtherChecks:
-    """Checks of one kind of input besides the comparison of outputs, in the order in which source and result are in memory.
+    """Checks of one input kind besides the comparison of outputs. Methods are called in this order, as source and result are loaded.
 
-    runs: forward passes of the result's mechanisms at the new size.
+    runs: number of forward passes with the result's mechanisms at the new size.
     """
 
     runs: int = 1
 
     def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
-        """Run the source's base model on what else is compared; ``inputs`` are those of the new size."""
+        """Run the source's base model for these checks; ``inputs`` are its arguments at the new size."""
 
     def run_result(self, base: Any) -> None:
-        """Run the result's base model, with its mechanisms."""
+        """Run the result's base model, with its mechanisms, for these checks."""
 
     def at_new(self, states: Mapping[str, Tensor]) -> list[Check]:
-        """Checks of the result's hidden ``states`` at the new size, where that is another."""
+        """Checks of the result's hidden ``states`` at the new size. Called only if the size grows and the base can read it."""
         return []
 
     def last(self) -> list[Check]:
-        """Checks that stand at the end of a report."""
+        """Checks for the end of a report."""
         return []
 
 
 class SizedKind(InputKind):
-    """Inputs that are not texts and have a size, of a model that has one stack.
+    """Inputs with a size, other than texts, of a model with one stack.
 
-    size_noun, smaller: words for the size, and for less of it.
-    rule: of the family, if the kind has one.
-    user_inputs: the class of :class:`.user_files.UserInputs` that reads files of a user; ``None`` where nothing is searched or probed.
-    cells: the class of :class:`.cells.InputCells` that cuts inputs into cells; ``None`` where nothing is probed.
-    graph: what its exported graphs read, :data:`ONE_SIZE` or :data:`ANY_LENGTH`; empty where models are not exported.
-    classified: ending of a class -> the words of ``longattn train`` that train it.
+    size_noun, smaller: noun for the size, and adjective for a lower one.
+    rule: the family's rule for grids or sound; ``None`` if the kind has none.
+    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if it is neither searched nor probed.
+    cells: the subclass of :class:`.cells.InputCells` for this kind; ``None`` if it is not probed.
+    graph: inputs of an exported graph, :data:`ONE_SIZE` or :data:`ANY_LENGTH`; empty if models are not exported.
+    classified: ending of a class's name -> arguments of ``longattn train`` for models of the class.
     """
 
     planned_as = SIZED
@@ -64,14 +64,14 @@ class SizedKind(InputKind):
 
     @abstractmethod
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
-        """What the settings of a conversion decide.
+        """The plan that follows from the settings of a conversion.
 
         Args:
-            source, architecture, request: the source, its class, and the settings, a ``ConversionConfig``.
+            source, architecture, request: the source, its architecture, and the settings (a ``ConversionConfig``).
             layers_of: makes the mechanism of every layer.
 
         Raises:
-            OptionError, LengthError, GridError, PositionError: a setting that is not possible.
+            OptionError, LengthError, GridError, PositionError: a setting does not fit the model.
             CheckpointError: the processor makes inputs that the source cannot read.
         """
 
@@ -82,15 +82,15 @@ class SizedKind(InputKind):
         return advice if words is None else train_command(*words)
 
     def trained_on(self, sizes: InputSizes) -> str:
-        """The inputs on which a result is trained, in words."""
+        """The inputs on which to train a result, as text."""
         return f"{self.nouns} of {sizes.new.words}"
 
     @abstractmethod
     def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> Any:
-        """The inputs of any size for verification and export; ``folder`` has the source's processor.
+        """Inputs of any size for verification and export.
 
         Args:
-            recording: a file of the user's.
+            folder, recording: the folder with the source's processor, and a user's file or ``None``.
         """
 
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> Any:
@@ -100,7 +100,7 @@ class SizedKind(InputKind):
         return []
 
     def tokenizer_length(self, plan: Any) -> int:
-        """Tokenizers write texts, whose length is not that of the inputs."""
+        """0: the tokenizer keeps its limit, since it is for the texts that the model writes."""
         return 0
 
     def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
@@ -111,37 +111,37 @@ class SizedKind(InputKind):
         return f"It was made for {longest}. Longer ones may run, but were not verified."
 
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
-        """The arguments of ``forward`` for ``values`` of :class:`.user_files.UserInputs`."""
+        """The arguments of ``forward`` for an input from ``UserInputs.values``."""
         return {self.rule.input: values}
 
     def values_of_input(self, values: Tensor) -> Tensor:
-        """The values of :class:`.user_files.UserInputs` from the input of ``forward``."""
+        """The input of ``forward`` in the form of ``UserInputs.values``, the inverse of :meth:`arguments`."""
         return values
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The hidden states among the outputs of a base model."""
+        """The hidden states among a base model's ``outputs``."""
         return dict(outputs)
 
     def resizing(self) -> str:
-        """How the base reads larger inputs than those it was trained with; empty where it needs nothing for it."""
+        """How the base reads larger inputs than in its training; empty if it needs no setting for them."""
         return ""
 
     def resized(self, base: Any, size: InputSize) -> AbstractContextManager[dict[str, Any]]:
-        """The base of transformers below its head reads larger inputs of this size, with these arguments."""
+        """Context in which transformers' base model reads inputs of this larger size, called with the yielded arguments."""
         return nullcontext({})
 
     def base_reads(self, config: Any, size: Any) -> bool:
-        """Whether the base reads inputs of this size, larger than those with which it was trained."""
+        """Whether the base can read inputs of this size, which is larger than in its training."""
         return True
 
     def config_as_source(self, plan: Any) -> Any:
-        """The result's config with the positions that the source gives larger inputs; ``None`` where the result has these."""
+        """The result's config, changed to the source's positions for larger inputs; ``None`` if the result has the same ones."""
         return None
 
     def further_checks(self, plan: Any, inputs: Any, size: Any, layers: Sequence[Mechanism]) -> FurtherChecks:
-        """Checks besides the comparison of outputs, at the new size or a smaller one."""
+        """Checks besides the comparison of outputs, at ``size``: the new size or a smaller one."""
         return FurtherChecks()
 
     def twin_sizes(self, sizes: Any, config: Any) -> list[Any]:
-        """The sizes at which a native twin is compared, besides the new one."""
+        """Sizes for comparing a native twin, besides the new size."""
         return [sizes.old]

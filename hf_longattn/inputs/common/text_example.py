@@ -1,4 +1,4 @@
-"""The code in a card that runs a model of texts or of pages once."""
+"""Code in a card that runs a model of texts or pages once."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ LILT_HEADS = {
     "LiltForTokenClassification": auto_head("ForTokenClassification", "token-classification", "page page_labels"),
     "LiltForSequenceClassification": auto_head("ForSequenceClassification", "text-classification", "page label"),
 }
-"""LiLT with the tokenizer of a RoBERTa, which takes no boxes, and for which a space belongs to the word."""
+"""Ending of a class's name -> how LiLT runs with RoBERTa's tokenizer, which takes no boxes and needs a space before each word."""
 _PLACES = {
-    BOXES: "[[10, 20, 60, 40]] * {count}",  # (left, top, right, bottom) of every word, from 0 to 1000 on its own page
+    BOXES: "[[10, 20, 60, 40]] * {count}",  # (left, top, right, bottom) of every word, from 0 to 1000 on its page
     PATHS: '["/html/body/p"] * {count}',
 }
-"""The places of words that a tokenizer takes, by its argument."""
+"""Argument of a tokenizer for the places of words -> Python code for its value."""
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What a model reads: Python literals of a repeated piece of text, and of a text with a mask."""
+    """Python literals of example texts: a passage to repeat, and a text with a mask token."""
 
     document: str
     masked: str
@@ -61,12 +61,12 @@ DOMAINS = {
     "protein": Domain('"MKTVRQERLKSIVRILERSKEPVSGAQ"', 'f"MKTVRQERLKSI{tokenizer.mask_token}RILERSKEPVSGAQ"'),
 }
 CODE = frozenset(("code", "python", "java", "javascript", "c++", "go", "rust"))
-"""Languages and tags of models that read programs."""
+"""Languages and tags in cards of models that read source code."""
 PROTEINS = ("esm",)
 
 
 def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
-    """What a model reads, from its model type and the language and tags of its card; text, in doubt."""
+    """The domain of a model by its model type and its card's language and tags; by default natural language."""
     if str(config.get("model_type")).removeprefix("long_") in PROTEINS:
         return DOMAINS["protein"]
     fields = (metadata.get(field) for field in ("language", "tags"))
@@ -75,9 +75,9 @@ def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
 
 
 CANDIDATE_LABEL = {"0": "candidate"}
-"""The labels of a model that scores candidates."""
+"""``id2label`` of a model that scores candidates."""
 ADAPTER = Path("adapter", "adapter_config.json")
-"""The config of an adapter that was converted with its base."""
+"""Path of the config of an adapter that was converted with its base."""
 ADAPTED = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
@@ -90,7 +90,7 @@ TOKENIZER = ("tokenizer", "AutoTokenizer")
 
 
 def class_to_load(folder: Path, architecture: str) -> str:
-    """The class to load a saved model with: that of its adapter's task, if it has one, or its own."""
+    """The name of the class for loading a saved model: the class for its adapter's task if it has one, else ``architecture``."""
     if not (folder / ADAPTER).is_file():
         return architecture
     task = read_json_object(folder / ADAPTER).get("task_type")
@@ -98,14 +98,14 @@ def class_to_load(folder: Path, architecture: str) -> str:
 
 
 def text_head(folder: Path, architecture: str) -> Head | None:
-    """The head of a model of texts, of its adapter's task if it has one; ``None`` for one without an example."""
+    """The head of a model of texts, or the head for its adapter's task; ``None`` for a class without an example."""
     architecture = class_to_load(folder, architecture)
     lilt = None if tokenizer_words(folder) is not None else head_of(architecture, LILT_HEADS)
     return lilt or head_of(architecture, HEADS)
 
 
 def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example:
-    """The example of a model of texts or of pages."""
+    """The example for the card of a model of texts or pages."""
     chosen, marks_question = config.get("long_attention"), config.get("question_separator_id") is not None
     attention = None if chosen is None else LongAttentionConfig.from_dict(chosen)
     takes_globals = attention is not None and prototype(attention.mechanism, attention.options).traits.takes_globals
@@ -120,7 +120,7 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
     values = {
         **{"length": length, "texts": texts, "words": words, "document": domain.document, "masked": domain.masked, "adapted": adapted},
         "evidence": bool(config.get("has_evidence_heads")),
-        "takes_globals": takes_globals and not marks_question,  # the model makes a marked question global by itself
+        "takes_globals": takes_globals and not marks_question,  # such a model makes the question global itself
         "page_words": '[f" {word}" for word in words]' if any(head is lilt for lilt in LILT_HEADS.values()) else "words",
         "pair": 'choice, document, truncation="only_second"' if marks_question else 'document, choice, truncation="only_first"',
     }
@@ -129,7 +129,7 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
 
 
 def tokenizer_words(folder: Path) -> str | None:
-    """The argument in which the tokenizer of a folder takes the places of words (LayoutLMv3, MarkupLM); ``None`` where it takes text."""
+    """The argument for places of words of the tokenizer in a folder (LayoutLMv3, MarkupLM); ``None`` if it takes text only."""
     import transformers
 
     named = tokenizer_values(folder).get("tokenizer_class")

@@ -1,4 +1,4 @@
-"""Files of a user as inputs of a model, as its processor makes them."""
+"""A user's files as inputs of a model, made by the model's processor."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .processors import processor_of, required_processor
 
 
 class UserInputs(ABC):
-    """Pictures, videos or recordings that a user names, for a model with this config.
+    """A user's pictures, videos or recordings as inputs of a model.
 
-    unit: what one input is called, with an s for several.
-    files_in: the files of a folder; raises :class:`DataError` where there is none.
-    reads, wanted: what the model reads, and what to give, in error messages.
-    name, files: the file or folder, and the files that are read.
+    unit: singular noun of an input; the plural has an s.
+    files_in: function from a path to the files in it; raises :class:`DataError` if there are none.
+    reads, wanted: in error messages, the model's inputs, and what the user must give.
+    name, files: name of the given file or folder, and the files that are read.
 
     Args:
-        rule, config: of the model.
-        folder, model: of its processor, and the model's name in messages.
-        given: a path.
-        count: most files to read; of a larger folder, as many that lie evenly between its first and its last.
-        processor: of the model; by default the one in its folder.
+        rule, config: the model's rule (grid or audio) and config.
+        folder, model: the folder with the model's processor, and the model's name in messages.
+        given: the user's path.
+        count: maximum number of files. From a larger folder, files are taken at even distances.
+        processor: the model's processor; by default loaded from ``folder``.
 
     Raises:
-        DataError, AudioError: there is no such file, or it cannot be read.
+        DataError, AudioError: a file is missing or cannot be read.
         CheckpointError: the model has no processor.
         OptionError: ``given`` is not a path.
     """
@@ -47,11 +47,11 @@ class UserInputs(ABC):
 
     @classmethod
     def files_of(cls, place: Path, count: int) -> list[Path]:
-        """Up to ``count`` files of a folder, evenly spread."""
+        """Up to ``count`` files of a folder, at even distances."""
         return evenly_spread(cls.files_in(place), count)
 
     def read(self, given: object) -> tuple[str, Sequence[Path]]:
-        """The name of what is given, and its files."""
+        """The name of the file or folder ``given``, and the files to read."""
         if not isinstance(given, Path):
             raise OptionError(f"{self.model!r} reads {self.reads}{', ' if self.wanted.startswith('by') else '; '}{self.wanted}")
         return given.name, self.files_of(given, self.count)
@@ -62,7 +62,7 @@ class UserInputs(ABC):
 
     @abstractmethod
     def values(self, size: Any) -> list[Tensor]:
-        """Inputs of this size, ``(1, …)`` each, of which the kind's ``arguments`` makes arguments of ``forward``.
+        """Inputs of this size, ``(1, …)`` each. ``arguments`` of the input kind turns one into arguments of ``forward``.
 
         Raises:
             DataError, LengthError: an input is too short.
@@ -74,10 +74,10 @@ class UserInputs(ABC):
         """The size at which a model is probed.
 
         Args:
-            asked: by the user; ``None`` for the size for which the model was made.
-            any_size: whether the model is a Long one, which reads every size.
+            asked: the size that the user asks for, or ``None``.
+            any_size: whether the model is a Long model, which reads inputs of every size.
         """
 
     def too_few(self, pieces: int, wanted: int) -> str:
-        """The note on a choice of mechanisms by few inputs."""
+        """A note that mechanisms were compared on fewer inputs than wanted."""
         return f"There are {pieces} of {wanted} {self.unit}s; more give a surer choice."

@@ -38,7 +38,7 @@ class LongAudioConfig(LongEncoderConfig):
         super().__setattr__(name, value)
         if name == "long_attention":
             for layer in range(self.num_hidden_layers):
-                refuse_reading(*self.long_attention.for_layer(layer))
+                check_mechanism_for_audio(*self.long_attention.for_layer(layer))
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig:
@@ -59,7 +59,7 @@ def audio_seconds(seconds: Any, name: str) -> float:
     return seconds
 
 
-def refuse_reading(mechanism: str, options: dict[str, Any]) -> None:
+def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that needs token ids, a grid, or segments with a memory, which sound does not have."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window', or 'chunked' for what is computed chunk by chunk."

@@ -49,7 +49,7 @@ class LongGridConfig(LongEncoderConfig):
         super().__setattr__(name, value)
         if name == "long_attention":
             for layer in range(self.num_hidden_layers):
-                refuse_line(*self.long_attention.for_layer(layer))
+                check_mechanism_for_grid(*self.long_attention.for_layer(layer))
 
 
 class LongVideoConfig(LongGridConfig):
@@ -94,7 +94,7 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
             value = LongAttentionConfig.from_dict(value)
             value.check_forms(self.decoder_num_hidden_layers, False)
             for layer in range(self.decoder_num_hidden_layers):
-                refuse_line(*value.for_layer(layer))
+                check_mechanism_for_grid(*value.for_layer(layer))
         super().__setattr__(name, value)
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
         return full and super()._computes_as_base
 
 
-def refuse_line(mechanism: str, options: dict[str, Any]) -> None:
+def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
     """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text or as segments of it."""
     if mechanism_class(mechanism).traits.pictures_need_order and options.get(ORDER) is None:
         raise OptionError(
