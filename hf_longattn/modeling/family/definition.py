@@ -94,7 +94,7 @@ class Family:
     stack: the base's class of both the encoder and the decoder, if there is a single one (``T5Stack``).
     attention: unusual names in the attention modules.
     sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
-    bodies: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
+    backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
     grid: how tokens lie on a grid, for pictures.
     audio: how sound becomes frames, for audio.
@@ -115,7 +115,7 @@ class Family:
     stack: str | None = None
     attention: AttentionNames = AttentionNames()
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
-    bodies: tuple[str, ...] = ()
+    backbone_classes: tuple[str, ...] = ()
     mixin: type | None = None
     grid: GridRule | None = None
     audio: AudioRule | None = None
