@@ -102,7 +102,7 @@ class Family:
     base_classes: imports the base's model classes by name, if transformers' cannot be built with installable packages. Each is a subclass
         of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
-    read_without_mask: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
+    padding_caveat: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
         compared without a mask.
     """
 
@@ -122,7 +122,7 @@ class Family:
     page: PageRule = PLAIN_TEXT
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
-    read_without_mask: str = ""
+    padding_caveat: str = ""
 
     def __post_init__(self) -> None:
         """Register the family.
