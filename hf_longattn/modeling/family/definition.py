@@ -202,14 +202,14 @@ class Family:
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
     @property
-    def holds_encoder(self) -> bool:
+    def wraps_encoder(self) -> bool:
         """Whether the attention layers are in an encoder with a separate config, ``encoder_config`` (Parakeet's heads)."""
         return hasattr(self.config_class, "encoder_class")
 
     @property
     def two_stacks(self) -> bool:
         """Whether the base has an encoder and a decoder, both with attention. A transducer's decoder has none."""
-        return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.holds_encoder
+        return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.wraps_encoder
 
     @cached_property
     def stacks(self) -> dict[str, str]:
