@@ -471,7 +471,7 @@ def length_before_conversion(config: Any) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def family_with(name: str) -> Family | None:
+def family_for_class(name: str) -> Family | None:
     """The family with a public class ``name``; no other is imported, and for an unknown name not even transformers."""
     if _all_stored() and name not in public_class_names():
         return None
