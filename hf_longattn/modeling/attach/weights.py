@@ -53,7 +53,7 @@ class ExtendPositions(Unchanged):
         if weight.shape[0] >= rows or weight.device == torch.device("meta"):
             return weight
         strategy = config.position_extension if self.table.learned else SINUSOIDAL
-        return extend_table(weight.cpu(), rows, offset=self.table.leading(config), strategy=strategy).to(weight.device)
+        return extend_table(weight.cpu(), rows, offset=self.table.offset_rows(config), strategy=strategy).to(weight.device)
 
     @property
     def reverse_op(self) -> ConversionOps:
