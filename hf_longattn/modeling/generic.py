@@ -319,10 +319,10 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
             hook_patch_places(stack)
-    deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
-    if deaf:
+    unpatched_sites = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
+    if unpatched_sites:
         raise BackendError(
-            f"{type(model).__name__} keeps its own attention in {deaf[0]}, so it cannot be replaced; "
+            f"{type(model).__name__} keeps its own attention in {unpatched_sites[0]}, so it cannot be replaced; "
             "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
         )
     model.register_forward_pre_hook(_check_globals, with_kwargs=True)
