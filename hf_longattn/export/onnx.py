@@ -33,7 +33,7 @@ from ..inputs.common.base import kind_of
 from ..inputs.common.sized import ANY_LENGTH, SizedKind
 from ..inputs.text import VerificationText, load_tokenizer, verification_text
 from ..loading import load_weights
-from ..modeling.family.definition import family_of, family_for_class
+from ..modeling.family.definition import family_for_class, family_of
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
