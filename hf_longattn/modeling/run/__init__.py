@@ -15,7 +15,7 @@ times; ``restore`` the outputs. For base models, only :func:`.outputs.joined` kn
 text. A field that a mode cannot restore is refused.
 
 If two modes apply to one call (``modes_of`` of the base model), both run, or only one does, or the call is refused. The table
-:data:`.modes.MEETINGS` decides, and :func:`.modes.enters` reads it:
+:data:`.modes.MODE_INTERACTIONS` decides, and :func:`.modes.should_run` reads it:
 
 ============ ================ ================ ================
 ..           packing          segments         memory

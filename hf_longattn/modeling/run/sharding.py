@@ -29,7 +29,7 @@ from ..family.definition import CAUSAL_LANGUAGE_MODELS
 from ..family.position_table import input_of
 from .losses import IGNORED_LABEL, auxiliary_loss, label_count, share_of_step
 from .memory import Memory
-from .modes import Forward, Mode, RunsInModes, enters
+from .modes import Forward, Mode, RunsInModes, should_run
 from .outputs import Kind, by_rows, joined
 
 HEADS_BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
@@ -77,7 +77,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
             f"Sequence parallelism needs a model with one base model of a Long class, but {type(unwrapped).__name__} has {len(bases)}."
         )
     base: Any = bases[0]
-    enters(Sharding.key, base.modes_of({}), unwrapped)
+    should_run(Sharding.key, base.modes_of({}), unwrapped)
     if base.sharding is not None:
         raise OptionError("This model's sequences are split already; leave the outer hf_longattn.sequence_parallel before the next one.")
     if base.main_input_name != "input_ids":
@@ -247,7 +247,7 @@ class Sharding(Mode[dict[str, Any]]):
         """Remove the labels from the call, because the loss needs the parts of all processes."""
         kwargs = arguments_by_name(type(model).forward, args, kwargs)
         if kwargs.get("memory") is not None:  # a head passes it on as a cache
-            enters(self.key, (Memory.key,), model)
+            should_run(self.key, (Memory.key,), model)
         _refuse_encoder(kwargs)
         self.labels = self.items = None
         if self.by_token:
