@@ -161,7 +161,7 @@ class Embedder(nn.Module):
     """
 
     trained_beside_updates = True
-    """Whether LoRA trains it completely, since it is new."""
+    """Whether LoRA trains the module completely, because it has no pretrained weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ class _OfInput(LongMultimodalHead):
     """A head with one class per input, from the mean of its tokens."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
-        """The scores of an input's classes, ``(B, classes)``, and with ``labels (B,)`` the loss; ``inputs`` as for the model."""
+        """The class scores of each input, ``(B, classes)``, and with ``labels (B,)`` the loss. ``inputs``: arguments of the model."""
         outputs = self.multimodal(**inputs)
         hidden, mask = outputs.last_hidden_state, outputs.token_mask
         if mask is None:
@@ -418,7 +418,7 @@ class LongMultimodalForTokenClassification(LongMultimodalHead):
     """Classifies the tokens of texts."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
-        """The scores of the tokens' classes, ``(B, N, classes)``, and with ``labels (B, N)`` (-100 = none) the loss."""
+        """The class scores of each token, ``(B, N, classes)``, and with ``labels (B, N)`` (-100 = none) the loss."""
         outputs = self.multimodal(**inputs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())

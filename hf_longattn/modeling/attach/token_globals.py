@@ -116,7 +116,7 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
 
     Returns:
-        Whether it is set. False for a model without global tokens, and if the tokenizer does not separate two texts.
+        Whether the model finds global tokens by id. False if it has none, or if the tokenizer does not separate two texts.
     """
     if not takes_globals(model):
         return False

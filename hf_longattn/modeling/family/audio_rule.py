@@ -53,17 +53,17 @@ class AudioRule:
     time_axis: the input's axis along time.
     front: the sections from the input to the tokens of the layers with attention, a function of the config.
     outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
-    positions: the kind of positions, in a word.
+    positions: the kind of positions, as one word.
     longest: maximum number of frames for which the model has positions, a function of the config; ``None`` if unlimited.
-    why_chunks_differ: why a chunk's frames have other features than in the whole sound, apart from convolutions at its ends; empty if
-        they do not.
+    why_chunks_differ: why frames of a chunk get other features than in the whole sound, even far from the chunk's ends; empty if they
+        get the same.
     why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
     why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if that is
         not known beforehand.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
     stream: how far the model's parts look along time; ``None`` if :class:`hf_longattn.streaming.Stream` cannot read a stream with it.
-    no_stream: why it cannot, and what to do instead.
+    no_stream: why a stream cannot be read, and what to do instead.
     """
 
     input: str = "input_values"
@@ -86,7 +86,7 @@ class AudioRule:
 
     @property
     def unit(self) -> str:
-        """The unit of the input's length, in words."""
+        """The unit of the input's length, as text."""
         return "samples" if self.features is None else "rows of features"
 
     def durations(self, config: Any) -> tuple[float, float]:
@@ -107,7 +107,7 @@ class AudioRule:
         return self.frames(config, self.length(self.durations(config)[1]))
 
     def longest_seconds(self, config: Any) -> float:
-        """Duration in seconds of the longest sound for which the model has positions."""
+        """Maximum duration, in seconds, for which the model has positions."""
         longest = self.longest(config)
         return math.inf if longest is None else self.seconds(self.length_of(config, longest + 1) - 1)
 
@@ -156,7 +156,7 @@ class AudioRule:
         return high
 
     def multiple(self, config: Any) -> int:
-        """The number that an input's length must be a multiple of."""
+        """The number of which an input's length must be a multiple."""
         return 1
 
     def seeded(self, config: Any, seconds: float) -> Tensor:

@@ -30,7 +30,7 @@ class PageArgument(ABC):
 
     @abstractmethod
     def width(self, config: Any) -> int:
-        """Count of numbers per token."""
+        """How many numbers each token has."""
 
     @abstractmethod
     def largest(self, config: Any) -> int:

@@ -76,7 +76,7 @@ class PositionTable:
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`LengthError` if this forward pass needs more positions, including tokens in the cache.
 
-        Padding that takes no position does not count: RoBERTa's, or according to ``position_ids``.
+        Padding that takes no position does not count: by padding id (RoBERTa), by mask (OPT), or by ``position_ids`` if they are given.
         """
         import torch
         from transformers import Cache
@@ -98,7 +98,7 @@ class PositionTable:
         self._refuse_beyond(needed, limit)
 
     def check_positions(self, config: Any, position_ids: Tensor) -> None:
-        """Raise :class:`LengthError` if ``position_ids`` exceed the table, for a cache that does not hold all past tokens."""
+        """Raise :class:`LengthError` if ``position_ids`` exceed the table. Needed for caches that do not hold all past tokens."""
         self._refuse_beyond(int(position_ids.max()) + 1 - self.first_id(config), self.tokens(config))
 
     def _refuse_beyond(self, needed: int, limit: int) -> None:

@@ -59,7 +59,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
 
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:
-    """The base's attention: full, with a window (:func:`own_windows`) in the layers that have one, each listed by number."""
+    """The base's attention: windows in the layers with one (:func:`own_windows`), listed by number, and full attention in all others."""
     return LongAttentionConfig("full", layers={layer: _kept(width) for layer, width in enumerate(windows) if width is not None})
 
 
@@ -108,10 +108,10 @@ def serving_window_fields(
 ) -> dict[str, Any]:
     """Values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines.
 
-    If no values can, those of ``base_fields``, the base's fields, that mean full attention.
+    If no values can, returns values for full attention, for those fields that are in ``base_fields``.
 
     Args:
-        nullable: whether the base's ``sliding_window`` may be null. If not, layer types mean that no layer has a window.
+        nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer has a window.
     """
     if not causal:
         bands = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]

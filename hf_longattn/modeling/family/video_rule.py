@@ -27,7 +27,7 @@ class VideoGrid(GridRule):
 
     Sizes are ``(frames, height, width)``.
 
-    frames: the config's field with the number of frames for which positions were trained; ``side`` is the field with their pixels.
+    frames: the config's field with the number of frames for which positions were trained; ``side`` is the field with their size in pixels.
     colours: the config's field with the number of channels.
     repeats_frames: whether the base repeats a video that is shorter than a tubelet until it fills one (V-JEPA 2).
     numbers_by_side: whether the base numbers the tokens of a frame of any size by ``side`` (V-JEPA 2).

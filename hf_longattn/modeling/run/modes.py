@@ -39,11 +39,11 @@ class Mode(ABC, Generic[Inputs]):
 
     @abstractmethod
     def restore(self, model: Any, inputs: Inputs, parts: Sequence[Any]) -> Any:
-        """The outputs of the whole call. Base models restore theirs by :func:`.outputs.joined`, which knows every field."""
+        """The outputs of the whole call. Modes of base models use :func:`.outputs.joined`, which knows every field."""
 
 
 class ModeInteraction(enum.Enum):
-    """The result if two modes apply to one call."""
+    """What happens if two modes apply to one call."""
 
     BOTH = "both run"
     FIRST = "the first runs, and the second leaves the call alone"
@@ -57,7 +57,7 @@ MODE_INTERACTIONS: Mapping[tuple[str, str], ModeInteraction] = {
     ("sharding", "memory"): ModeInteraction.REFUSED,
     ("packing", "segments"): ModeInteraction.SECOND,  # segments are counted from each row's first token
     ("packing", "memory"): ModeInteraction.SECOND,  # each row has its own memory
-    ("segments", "memory"): ModeInteraction.BOTH,  # the memory is that of the last segment
+    ("segments", "memory"): ModeInteraction.BOTH,  # the last segment's memory is returned
 }
 REFUSALS: Mapping[tuple[str, str], tuple[type[LongAttentionError], str]] = {
     ("sharding", "segments"): (OptionError, "{model} runs over its text in segments, which cannot be split across processes."),

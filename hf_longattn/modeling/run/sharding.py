@@ -35,7 +35,7 @@ from .outputs import Kind, by_rows, joined
 HEADS_BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
 """Suffixes of heads whose logits depend on a single token's hidden state. Their outputs stay split."""
 HEADS_BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
-"""Suffixes of heads that compare tokens or read one of them. They get the last hidden states of the whole sequence."""
+"""Suffixes of heads that compare tokens or read a single one. They get the last hidden states of the whole sequence."""
 TUPLE_REFUSAL = "Sequence parallelism needs outputs by name; leave return_dict=False out."
 
 
@@ -52,7 +52,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     sequence (question answering, classification) return all logits in every process. The loss is that of the whole batch in every process.
     The *mean* of the gradients over the group is the whole batch's gradient. DistributedDataParallel and FSDP compute this mean; without
     them, average the gradients. If ``num_items_in_batch`` is given, as by Trainer, each process's loss is its share, as Trainer expects.
-    Dropout differs from that in one process. The backward pass must run inside the context.
+    Dropout differs from a run in one process. The backward pass must run inside the context.
 
     Args:
         model: a Long model, also inside DistributedDataParallel.
@@ -140,7 +140,7 @@ def _by_token(model: nn.Module) -> bool:
 
 @dataclasses.dataclass(eq=False)
 class Sharding(Mode[dict[str, Any]]):
-    """Splits the calls of one context: the base model's inputs, and the labels of its head."""
+    """Splits the calls within one :func:`sequence_parallel` context: the base model's inputs, and the labels of its head."""
 
     name, key = "sequence parallelism", "sharding"
     base: Any
@@ -288,7 +288,7 @@ class Sharding(Mode[dict[str, Any]]):
 
 
 def _refuse_encoder(kwargs: dict[str, Any]) -> None:
-    """Raise :class:`MaskError` for an encoder's hidden states."""
+    """Raise :class:`MaskError` if a call passes an encoder's hidden states."""
     if kwargs.get("encoder_hidden_states") is not None:
         raise MaskError(
             "A sequence that is split across processes cannot be given encoder_hidden_states; leave that, or sequence parallelism, out."
