@@ -117,7 +117,7 @@ def family_of(model: Any, *, of_pixels: bool = True) -> Family:
 
 @dataclass(frozen=True)
 class InterpolationOnGrid:
-    """``interpolate_pos_encoding`` that also holds the picture's grid, for a base whose head passes nothing else to its decoder (ViT-MAE).
+    """Value of ``interpolate_pos_encoding`` that also holds the picture's grid: ViT-MAE's head passes nothing else to its decoder.
 
     keywords: keywords that the decoder passes on to its layers.
     """

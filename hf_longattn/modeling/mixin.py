@@ -272,7 +272,7 @@ class LongAttentionMixin(_Base):
         self, forward: Callable[..., Any], base_forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None,
         reset: Tensor | None,
     ) -> Any:  # fmt: skip
-        """The outputs of ``base_forward``. With a memory, those of its wrapper ``forward``, called again with what the memory holds.
+        """The outputs of ``base_forward``. With a memory, the outputs of the wrapper ``forward``, called with the memory's contents.
 
         Raises:
             MemoryMismatchError: ``reset`` was given without a memory.

@@ -1,4 +1,4 @@
-"""For families whose base has attention modules outside transformers' AttentionInterface."""
+"""Attention for families whose base has attention modules outside transformers' AttentionInterface."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 
 
 def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
-    """Positions of the patches of pictures with ``grids (pictures, 3)`` of frames, rows and columns. Frames are separate sequences.
+    """Positions of the patches of pictures. ``grids (pictures, 3)``: numbers of frames, rows and columns. Frames are separate sequences.
 
     Patches are in the order in which they are merged, or in the order of windows."""
     from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module

@@ -29,7 +29,7 @@ FRAMES_PER_PRODUCT = 4096
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` must compute ``states`` in one pass: if gradients are needed, or in a graph for any length."""
+    """Whether ``module`` must compute ``states`` in one pass: if gradients are needed, or in a graph, whose input may have any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():

@@ -27,7 +27,7 @@ LONGEST_QUESTION = 512
 
 
 def token_rule(model: nn.Module) -> TokenRule | None:
-    """The rule by which the layers of ``model`` choose global tokens by id, with the config's separators.
+    """The rule by which the layers of ``model`` choose global tokens by id, with the config's separators; ``None`` if none does.
 
     Raises:
         OptionError: layers have different rules, or a rule lacks its separator.

@@ -305,8 +305,8 @@ class LongConfig(_Base):
     def _decode_layer_types(self) -> list[str] | None:
         """The cache layer types; ``None`` if every cache layer holds all keys.
 
-        This is so in encoders, in decoders with cross-attention (the cache of the encoder's keys uses the same config), with another
-        attention implementation, and if no mechanism is bounded."""
+        This is the case in encoders; in decoders with cross-attention, because the cache of the encoder's keys uses the same config; with
+        another attention implementation; and if no mechanism is bounded."""
         from ...memory import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder

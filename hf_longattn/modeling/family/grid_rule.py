@@ -35,7 +35,7 @@ class GridRule:
     input: the argument of ``forward`` with the pixels, ``(…, height, width)``.
     shapes: the argument of ``forward`` with each input's number of patches along each axis, ``(B, axes)``, if pixels come as patches
         ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers means that every input has this shape, without padding.
-    axes: names of the axes, the slowest first.
+    axes: names of the axes, the slowest-varying first.
     has_positions: whether the model has positions that are resized or tiled for larger inputs.
     why_no_crops: why patches of a crop get other features than in the whole picture, with every mechanism; empty if they get the same.
     returns_maps: whether hidden states are maps ``(B, D, height, width)`` rather than rows ``(B, N, D)``.
@@ -87,7 +87,7 @@ class GridRule:
         """Size of a patch along each axis, in pixels.
 
         Raises:
-            GridError: the config's ``patch_size`` is not a number of pixels, or one for each axis.
+            GridError: the config's ``patch_size`` is neither one number of pixels nor one number for each axis.
         """
         size = config.patch_size
         sides = (size,) * len(self.axes) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()

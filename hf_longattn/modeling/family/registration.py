@@ -1,7 +1,7 @@
 """Registers Long models, and transformers' classes with mechanisms, with transformers, peft and sentence-transformers.
 
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
-and ``AutoModel.register`` take classes, which would import both. Names are therefore entered instead: transformers itself stores names
+and ``AutoModel.register`` take classes, which would import both. Names are therefore entered: transformers itself stores names
 (``"bert": "BertModel"``) and imports a class on first use, from the module that is noted for the model type. For ``"long_bert"``, this is
 :mod:`hf_longattn.families`. The tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the module that defines
 it is imported, by an entry in ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES` only. Tables of modules that are
@@ -219,7 +219,7 @@ def register_standalone_encoders() -> None:
 
 
 def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> None:
-    """Give every Long model type the entry of its base."""
+    """Give every Long model type the entry of its base, except for bases in ``but``."""
     known = {} if table is None else table
     for base in family_names(known):
         if base not in but:
@@ -301,8 +301,8 @@ def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
 
 
 def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
-    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. It is imported on first use. For a table of
-    tuples, ``name`` is a tuple of names."""
+    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. The class is imported on first use. For a
+    table of tuples, ``name`` is a tuple of names."""
     table._model_mapping[model_type] = name
     table._modules[module_name] = module
     table._reverse_config_mapping[config] = model_type

@@ -126,13 +126,13 @@ class Positions:
 class StreamRule:
     """The parts of an audio base that process frames, one after another.
 
-    encoder: the base's module that takes these frames as first argument, and the sections before the layers, a function of the config
-        (``"encoder"``, with a convolution over frames as positions); ``None`` if nothing before the layers looks along time.
-    layers: the name of the base's list of layers, whose first argument is frames.
-    inside: the sections of a layer after its attention, a function of the config.
-    positions: how layers get the positions of frames, a function of the config; ``None`` if they get none.
+    encoder: a pair: the base's module that takes frames as first argument (``"encoder"``), and ``config ->`` the sections before the
+        layers (a convolution over frames as positions). ``None`` if nothing before the layers looks along time.
+    layers: the name of the base's list of layers. Each layer takes frames as first argument.
+    inside: ``config ->`` the sections of a layer after its attention.
+    positions: ``config ->`` how layers get the positions of frames; ``None`` if they get none.
     multiple: ``config ->`` the number of which the count of inputs must be a multiple. A rest at the end of a stream is dropped.
-    refusal: why the base needs the whole sound, and what to use instead, a function of the config; empty if it does not.
+    refusal: ``config ->`` why the base needs the whole sound, and what to use instead; empty if it does not.
     """
 
     encoder: tuple[str, Callable[[Any], Sequence[Section]]] | None = None
@@ -161,7 +161,7 @@ def normalised_over_time(config: Any) -> str:
 
 
 def normalised_feature_encoder(config: Any) -> str:
-    """The refusal of streams by feature encoders that need the whole sound; empty for others."""
+    """The text that refuses streams if the feature encoder needs the whole sound; empty for others."""
     why, instead = normalised_over_time(config), "use a checkpoint with a norm over the channels of each frame (feat_extract_norm='layer')"
     return why and f"{why}; {instead}, such as those of wav2vec2-large-lv60 and XLS-R"
 

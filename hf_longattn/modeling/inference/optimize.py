@@ -128,7 +128,7 @@ def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """Replaces ``_apply`` of a model with packed layers, which ``to``, ``half`` … call: refuse to change their dtype or device."""
+    """Replaces ``_apply``, which ``to``, ``half`` … call: before any tensor changes, refuse another dtype or device for packed layers."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
             module.check_stays(fn)

@@ -24,7 +24,7 @@ from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, is_ca
 
 @dataclass
 class _Rows:
-    """The cache of some batch rows: keys and values of every layer ``(B, H_kv, C, D)``, real tokens in slots ``(B, C)``, number of
+    """The cache of some batch rows: keys and values of every layer ``(B, H_kv, C, D)``, slots with real tokens ``(B, C)``, number of
     filled slots ``(B,)``, and memory ``(B, M, d)``."""
 
     keys: list[Tensor]
