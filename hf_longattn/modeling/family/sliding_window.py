@@ -26,7 +26,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 SERVING_WINDOW_FIELDS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
 """Fields of a config by which serving engines choose each layer's attention."""
 BASE_WINDOWS = "base_windows"
-"""Field of a config's file with the base's original values of those fields, which then describe the mechanisms."""
+"""Field of a config's file with the base's original values of :data:`SERVING_WINDOW_FIELDS`, if these describe the mechanisms."""
 
 
 def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
@@ -64,7 +64,7 @@ def base_attention(windows: list[int | None]) -> LongAttentionConfig:
 
 
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
-    """``chosen``, or the default for ``None``, with the base's windows (:func:`own_windows`) in the layers that keep them."""
+    """``chosen`` (``None``: the default), with the base's windows (:func:`own_windows`) in the layers that keep them."""
     attention = LongAttentionConfig.from_dict(chosen)
     widths = [width for width in windows if width is not None]
     if chosen is None and widths and len(set(windows)) == 1:
@@ -108,7 +108,7 @@ def serving_window_fields(
 ) -> dict[str, Any]:
     """Values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines.
 
-    If no values can, returns values for full attention, for those fields that are in ``base_fields``.
+    If no values can, the fields of a causal model that are in ``base_fields`` describe full attention, and an encoder gets no fields.
 
     Args:
         nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer has a window.

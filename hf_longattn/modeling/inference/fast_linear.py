@@ -213,7 +213,7 @@ def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest_magnitudes(x: Tensor) -> Tensor:
-    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``. Bits are compared instead: they have the same order, and
+    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``. Bit patterns are compared: they have the same order, and
     comparing integers is faster."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     return x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()

@@ -47,7 +47,7 @@ class Heads:
         return self.queries * self.width
 
     def keep(self, heads: Sequence[int]) -> None:
-        """Remove all other heads, in place."""
+        """Remove all heads except ``heads``, in place."""
         index = torch.tensor(sorted(heads))
         for layer, width in zip(self.projections, (self.columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)

@@ -1,6 +1,6 @@
 """Sequence parallelism: several processes share one long input, and each computes the outputs of its own tokens.
 
-Windows fetch neighbouring tokens' keys and values from the next processes, global tokens go to all processes, and linear mechanisms send
+Windows fetch keys and values of nearby tokens from neighbouring processes, global tokens go to all processes, and linear mechanisms send
 their states. A process exchanges only what a mechanism sees (:mod:`hf_longattn.sharding`).
 """
 
