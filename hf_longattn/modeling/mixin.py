@@ -58,7 +58,7 @@ class LongAttentionMixin(_Base):
 
     family: ClassVar[Family]
     accepts_loss_kwargs: ClassVar[bool]
-    """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Read by Trainer."""
+    """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Trainer reads this."""
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments on to attention."""
     marks_globals: ClassVar[bool] = False
@@ -98,13 +98,13 @@ class LongAttentionMixin(_Base):
         self.add_model_tags(list(TAGS))
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Give a repository without a card ours instead of transformers' empty one. ``push_to_hub`` calls this with the folder."""
+        """Write our card into a repository without one, instead of transformers' empty card. ``push_to_hub`` calls this with the folder."""
         for prepare in BEFORE_UPLOAD.values():
             prepare(working_dir, repo_id, self.config.name_or_path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:
-        """Raise :class:`OptionError` for mechanisms with global tokens in models that cannot pass them to their layers."""
+        """Raise :class:`OptionError` for mechanisms with global tokens if the model cannot pass these to its layers."""
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))

@@ -1,8 +1,8 @@
 """A text backbone that also reads pictures and recordings, through embedders of patches and frames in front of its layers.
 
 A convolution embeds the patches of a picture, and learned rows and columns encode their positions. Convolutions along time shorten a
-spectrogram. Both enter the backbone as ``inputs_embeds``, after a first token of their kind, and the backbone adds its own positions. Its
-attention therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
+spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its attention
+therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class AudioInput:
             raise OptionError(f"the frames of a token must be a power of two, such as 8, not {self.subsampling}")
 
     def tokens(self, frames: int) -> int:
-        """Number of tokens of a recording, including the first token of its kind."""
+        """Number of tokens of a recording, including the learned first token."""
         return 1 + -(-frames // self.subsampling)
 
 
@@ -144,7 +144,7 @@ class LongMultimodalOutput(ModelOutput):
     """The outputs of :class:`LongMultimodalModel`.
 
     last_hidden_state: ``(B, N, D)``.
-    token_mask: ``(B, N)``, 1 for real tokens; ``None`` if all are.
+    token_mask: ``(B, N)``, 1 for real tokens; ``None`` if all are real.
     hidden_states, attentions: the backbone's, if they are requested.
     """
 
@@ -155,7 +155,7 @@ class LongMultimodalOutput(ModelOutput):
 
 
 class Embedder(nn.Module):
-    """Prepends a first token to the tokens of a kind of input, and adds the kind's embedding to all of them.
+    """Prepends a learned first token to pictures or to recordings, and adds a learned embedding to all their tokens.
 
     width: width of the backbone's embeddings.
     """

@@ -140,8 +140,8 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens; ``None`` if the window is not
-    equally wide on both sides."""
+    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens; ``None`` if it has no
+    window that is equally wide on both sides."""
     if isinstance(mechanism, Longformer):
         pattern = mechanism.pattern(False)
         band = None if mechanism.relative is not None else (pattern.left, pattern.right)
