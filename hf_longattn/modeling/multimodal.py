@@ -1,8 +1,8 @@
 """A text backbone that also reads pictures and recordings, through embedders of patches and frames in front of its layers.
 
 A convolution embeds the patches of a picture, and learned rows and columns encode their positions. Convolutions along time shorten a
-spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its attention
-therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
+spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its
+attention therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
 """
 
 from __future__ import annotations
