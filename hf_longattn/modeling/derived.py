@@ -70,7 +70,7 @@ REFUSED: dict[str, str] = {
     "recurrent_gemma": "its config has no length",
     "vaultgemma": "without caps on scores it equals a Gemma, and a conversion takes it for one",
 }
-"""Model types without a family -> the reason. From small models, :func:`derive` would see no reason or a wrong one."""
+"""Model types without a family -> the reason, if :func:`derive` sees none or a wrong one (``scripts.dev.tools.check_derived`` fails)."""
 
 
 def derive(model_type: str) -> dict[str, Any]:
