@@ -316,7 +316,7 @@ def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe
     checkpoint_converters()
     converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
     probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
-    if plan.model.family.read_without_mask:
+    if plan.model.family.padding_caveat:
         probes = [_without_mask(probe) for probe in probes]
     globals_fit = plan.twin.takes_globals and all(layer.traits.takes_globals for layer in plan.model.layers)
     shown = [probe for probe in probes if ("global_attention_mask" in probe.inputs) <= globals_fit]

@@ -162,7 +162,7 @@ def _plan_text(opened: Source, architecture: Architecture, request: ConversionCo
         architecture,
         renamed,
         skeleton,
-        {name: (table.leading(config), table.rows(config)) for name, table in tables.items()},
+        {name: (table.offset_rows(config), table.rows(config)) for name, table in tables.items()},
         length.old,
         cast,
         zeroed=planned.rule in DROPPED,

@@ -137,7 +137,7 @@ def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -
     inputs, before, positions = LENGTHS[kind.planned_as](source, settings, family, long_config, tables)
     new_length = inputs.new.tokens
     for name, table in tables.items():
-        own_length = source.tensors[name].shape[0] - table.leading(long_config)
+        own_length = source.tensors[name].shape[0] - table.offset_rows(long_config)
         if own_length < new_length:
             raise LengthError(
                 f"{name!r} of {source.name!r} has {own_length} positions, fewer than {new_length}, and a plain {base_class} has the same"
@@ -152,7 +152,7 @@ def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     full_shapes = whole_shapes(long_skeleton)
     keys = {name: tensor.key for name, tensor in names_in_model(source.tensors, skeleton).items()}
-    leading = {name: table.leading(long_config) for name, table in tables.items()}
+    leading = {name: table.offset_rows(long_config) for name, table in tables.items()}
     tensors = [
         _with_all_heads(source, name, full_shapes[name], cast)
         if name in full_shapes and key is not None and expected[key] == full_shapes[name]

@@ -33,7 +33,7 @@ from ..inputs.common.base import kind_of
 from ..inputs.common.sized import ANY_LENGTH, SizedKind
 from ..inputs.text import VerificationText, load_tokenizer, verification_text
 from ..loading import load_weights
-from ..modeling.family.definition import family_of, family_with
+from ..modeling.family.definition import family_for_class, family_of
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
@@ -249,7 +249,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     """The model with the head of the task, in float32."""
     import transformers
 
-    family = family_with(class_name)
+    family = family_for_class(class_name)
     assert family is not None
     model_class = family.model_class(class_name)
     if task is not None:

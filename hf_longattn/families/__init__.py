@@ -40,9 +40,9 @@ def __getattr__(name: str) -> Any:
         return class_for_auto(name)
     if name.startswith("Long"):
         from ..errors import CheckpointError
-        from ..modeling.family.definition import family_with, why_no_class
+        from ..modeling.family.definition import family_for_class, why_no_class
 
-        family = family_with(name)
+        family = family_for_class(name)
         if family is not None:
             return family.model_class(name)
         if why := why_no_class(name):  # to an AutoModel of transformers, an AttributeError would mean a bug of its own

@@ -69,7 +69,7 @@ class DinatWithBias(_Base):
 
 FAMILY = Family(
     LongDinatConfig,
-    bodies=("DinatBackbone",),
+    backbone_classes=("DinatBackbone",),
     mixin=DinatWithBias,
     grid=StagedGrid(
         interpolates=False,

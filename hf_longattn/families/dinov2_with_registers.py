@@ -16,7 +16,7 @@ class LongDinov2WithRegistersConfig(LongGridConfig, Dinov2WithRegistersConfig):
 
 FAMILY = Family(
     LongDinov2WithRegistersConfig,
-    bodies=("Dinov2WithRegistersBackbone",),
+    backbone_classes=("Dinov2WithRegistersBackbone",),
     grid=GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False),
 )
 

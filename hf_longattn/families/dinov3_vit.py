@@ -35,7 +35,7 @@ class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
 RULE = GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False, adds_positions=False)
 FAMILY = Family(
     LongDINOv3ViTConfig,
-    bodies=("DINOv3ViTBackbone",),
+    backbone_classes=("DINOv3ViTBackbone",),
     mixin=replacing(__name__, {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}),
     grid=RULE,
 )

@@ -28,7 +28,7 @@ FAMILY = Family(
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("Siglip2TextModel",),
     mixin=Siglip2ReadsLastToken,
-    read_without_mask=READ_WITHOUT_MASK,
+    padding_caveat=READ_WITHOUT_MASK,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -57,7 +57,7 @@ FAMILY = Family(
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("SiglipTextModel",),
     mixin=ReadsLastToken,
-    read_without_mask=READ_WITHOUT_MASK,
+    padding_caveat=READ_WITHOUT_MASK,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

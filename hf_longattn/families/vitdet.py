@@ -141,7 +141,7 @@ class VitDetOnTheBackend(ReplacedModules):
 
 FAMILY = Family(
     LongVitDetConfig,
-    bodies=("VitDetBackbone",),
+    backbone_classes=("VitDetBackbone",),
     mixin=VitDetOnTheBackend,
     attention=AttentionNames(fused="qkv", split=lambda attention, parameter: parameter.chunk(3), output="proj"),
     grid=GridRule(

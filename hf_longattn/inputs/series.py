@@ -89,7 +89,7 @@ class PlainLengths(StackLength):
                     "without pooling_type in its config reads all of them at once. Leave --max-length out, or train one with "
                     "pooling_type='mean'."
                 )
-        return {name: (table.leading(skeleton.config), shape[0]) for name, shape in shapes.items() if table.matches(name)}
+        return {name: (table.offset_rows(skeleton.config), shape[0]) for name, shape in shapes.items() if table.matches(name)}
 
     def at_new_length(self, source: Any, positions: str) -> Any:
         """A model of the source's class and weights for series of the result's length. A learned position table is extended by the rule
@@ -100,7 +100,7 @@ class PlainLengths(StackLength):
         model, table = type(source)(config).to(next(source.parameters()).dtype).eval(), self.table
         rows = {name: len(values) for name, values in model.state_dict().items() if table.matches(name)}
         weights = {name: values for name, values in source.state_dict().items() if table.learned or name not in rows}
-        offset = table.leading(config)
+        offset = table.offset_rows(config)
         weights |= {
             name: extend_table(values, rows[name], offset=offset, strategy=positions) for name, values in weights.items() if name in rows
         }

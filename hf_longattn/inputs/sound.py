@@ -71,7 +71,7 @@ def audio_family(config: Any) -> Family | None:
 
 def sound_model(family: Family, model: Any) -> Any:
     """The part of a model that reads the sound: the encoder if the model has a decoder or wraps an encoder, otherwise the base model."""
-    if not (family.two_stacks or family.holds_encoder):
+    if not (family.two_stacks or family.wraps_encoder):
         return without_head(model)
     return (model if hasattr(model, "encoder") else model.base_model).encoder
 

@@ -67,8 +67,8 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
         "towers": (LongTowersMixin, LongTowersMixin),
     }
     usual, base_mixin = of_kind.get(family.config_class.reads, of_kind["text"])
-    mixins: dict[str, type] = {base_model: usual if parts or family.holds_encoder else base_mixin}
-    mixins |= dict.fromkeys((*family.inner, *family.bodies), base_mixin)
+    mixins: dict[str, type] = {base_model: usual if parts or family.wraps_encoder else base_mixin}
+    mixins |= dict.fromkeys((*family.inner, *family.backbone_classes), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     classes = {}

@@ -1,8 +1,8 @@
-"""Families that follow from transformers alone: what the base's class shows when it is built small, without storage.
+"""Families derived from transformers' classes, without a source file of ours.
 
 :func:`derive` builds a base twice on the meta device, for two lengths, and reads positions, heads and direction from it. `make docs` stores
-the facts in ``declarations.json``, so that a look-up builds nothing. :func:`.family.module_text.module_text` makes a family's module of
-them, which :mod:`hf_longattn.families` imports like a file.
+these facts in ``declarations.json``, so that a look-up builds nothing. :func:`.family.module_text.module_text` generates a family's module
+from them, which :mod:`hf_longattn.families` imports like a file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .family.definition import MODEL_NAME, base_package, long_names
 from .family.module_text import usual_config_module
 
 LENGTHS = (77, 101)
-"""The lengths, in tokens, for which a base is built. Whatever grows from one to the other is a position table."""
+"""The two maximum lengths, in tokens, for which a base is built. Parameters that grow by the difference are position tables."""
 PADDING = 3
 """The padding token of the small models."""
 LAYERS = ("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "num_decoder_layers")
@@ -45,8 +45,8 @@ FACTS: dict[str, dict[str, Any]] = {
     "modernbert": {"attributes": {"default_mechanism": "full"}},
     "esm": {"classes": ["EsmModel", "EsmForMaskedLM", "EsmForSequenceClassification", "EsmForTokenClassification"]},
 }
-"""What a probe cannot see, over what it sees. ModernBERT's global layers stay full unless a mechanism is chosen. The folding model of ESM
-computes on all pairs of tokens."""
+"""Facts that replace those read from the small models. ModernBERT's global layers stay full unless a mechanism is chosen. The folding model
+of ESM is left out, because it computes on all pairs of tokens."""
 PROBED: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
 }
@@ -70,7 +70,7 @@ REFUSED: dict[str, str] = {
     "recurrent_gemma": "its config has no length",
     "vaultgemma": "without caps on scores it equals a Gemma, and a conversion takes it for one",
 }
-"""Model types without a family -> the reason, where a probe finds none or not the right one: ``scripts.dev.tools.check_derived`` fails."""
+"""Model types without a family -> the reason, if :func:`derive` sees none or a wrong one (``scripts.dev.tools.check_derived`` fails)."""
 
 
 def derive(model_type: str) -> dict[str, Any]:
@@ -78,9 +78,9 @@ def derive(model_type: str) -> dict[str, Any]:
 
     kind: the config class in :mod:`.family.config`.
     attributes: the class attributes of the Long config.
-    module: that of the base's config, where it has an unusual name.
-    head_dim: the attribute of an attention module with the width of a key, where that is unusual.
-    rope, position_tables, inner, classes: as in ``Family``, where they are not its defaults.
+    module: the module of the base's config class, if its name is unusual.
+    head_dim: the attribute of attention modules with the width of a key, if its name is unusual.
+    rope, position_tables, inner, classes: as in ``Family``, if they differ from the defaults.
 
     Raises:
         CheckpointError: the base can have no family; the message says why.
@@ -163,7 +163,7 @@ def _check_text(config_class: type[PreTrainedConfig], body_class: type[PreTraine
 
 
 def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel], length: int) -> tuple[Any, nn.Module]:
-    """A config of this length, and its model without storage: with one layer or, where that is refused, with the default number."""
+    """A config of this length, and its model on the meta device, with one layer or, if that fails, the default number."""
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     usual = {"max_position_embeddings": length, "pad_token_id": PADDING, **PROBED.get(config_class.model_type, {})}
     problem: Exception | None = None
@@ -195,7 +195,7 @@ def _default(config_class: type[PreTrainedConfig], name: str) -> Any:
 
 
 def _causal(config: Any, body: nn.Module) -> bool:
-    """Whether every layer of ``body`` looks back only; of an encoder-decoder, whether a layer does."""
+    """Whether any self-attention layer of ``body`` is causal. CheckpointError if there is no such layer on the AttentionInterface."""
     sites = [site for site in attention_sites(body) if not site.cross]
     if not sites:
         raise CheckpointError("it has no attention module on transformers' AttentionInterface")

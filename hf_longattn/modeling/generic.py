@@ -42,14 +42,14 @@ MECHANISM_NAME_PART = f".{MECHANISM_ATTRIBUTE}."
 
 
 class GenericConfig:
-    """Mixin before an architecture's config class, whose files are marked as those of a model with mechanisms.
+    """Mixin before an architecture's config class. It marks saved files as those of a model with mechanisms.
 
     In memory the model type is still the architecture's, because transformers looks up weight conversions and processors by it.
     """
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As the architecture's, of a ``config.json`` with the names of :func:`generic_names`."""
+        """The architecture's ``from_dict``, for a ``config.json`` with the names of :func:`generic_names`."""
         return super().from_dict(in_current_format(plain_names(config_dict)), **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -147,7 +147,7 @@ def load_generic_with(
         path: the folder.
         named: the name that the user typed.
         chosen_class: the class of the model, whose head may be new; by default the one that the folder names.
-        config: by default that of the folder.
+        config: by default the folder's config.
     """
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{named!r} is not a folder with a config.json; give one that `longattn convert --generic` wrote.")
@@ -283,14 +283,14 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
     switches back in memory.
 
     Unlike Long classes, such a model caches every token, and ``generate`` is transformers'. For RoBERTa's decoders, ``generate`` counts
-    positions from 0, but their forward pass starts after the padding id. ``LongRobertaForCausalLM`` uses the latter in both.
+    positions from 0, but their forward pass starts them after the padding id, as ``LongRobertaForCausalLM`` does in both.
 
     Args:
         model: any model of transformers.
         long_attention: the mechanism of each layer. Layers of encoder and decoder are counted separately. In a model with several towers
-            (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets those of single towers; all others keep
+            (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets the mechanism of a tower; all others keep
             the base's attention. Beside ``"towers"``, ``"text_global": True`` makes all tokens except pictures' global in the language
-            model of LLaVA, Qwen-VL and others, whose mechanism must take global tokens. Pictures packed into one row (Pixtral, Qwen-VL)
+            model of LLaVA, Qwen-VL and others. Its mechanism must then take global tokens. Pictures packed into one row (Pixtral, Qwen-VL)
             have their own grids. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
 
     Returns:
@@ -319,10 +319,10 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         set_implementation(part, BACKEND, is_tower=part is not model)
         for stack in stacks_of(part):  # an encoder and a decoder may have separate configs
             hook_patch_places(stack)
-    deaf = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
-    if deaf:
+    unpatched_sites = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
+    if unpatched_sites:
         raise BackendError(
-            f"{type(model).__name__} keeps its own attention in {deaf[0]}, so it cannot be replaced; "
+            f"{type(model).__name__} keeps its own attention in {unpatched_sites[0]}, so it cannot be replaced; "
             "set attn_implementation='longattn' on the config of that part yourself, or leave this model as it is."
         )
     model.register_forward_pre_hook(_check_globals, with_kwargs=True)

@@ -117,7 +117,7 @@ def family_of(model: Any, *, of_pixels: bool = True) -> Family:
 
 @dataclass(frozen=True)
 class InterpolationOnGrid:
-    """``interpolate_pos_encoding`` that also holds the picture's grid, for a base whose head passes nothing else to its decoder (ViT-MAE).
+    """Value of ``interpolate_pos_encoding`` that also holds the picture's grid: ViT-MAE's head passes nothing else to its decoder.
 
     keywords: keywords that the decoder passes on to its layers.
     """
@@ -153,7 +153,7 @@ def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
 
 
 def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
-    """The grid of the input of ``forward``. If its size is not the table's, also makes the base resize its positions."""
+    """The grid of the input of ``forward``. If the input's size is not the config's, also set the argument that resizes positions."""
     rule, config = model.family.grid, model.config
     grid: Grid | tuple[Grid, ...] | None = rule.of_input(config, arguments)
     resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
@@ -200,7 +200,7 @@ def handed(module: nn.Module) -> Mapping[str, Any]:
 
 
 def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
-    """``base_forward`` for a model whose config has this size of pictures."""
+    """``base_forward`` on a copy of the model whose config has this picture size."""
 
     def forward(model: Any, **arguments: Any) -> Any:
         if size == image_size(model.config.image_size):
@@ -214,7 +214,7 @@ def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callabl
 
 
 class CheckpointOnGrid:
-    """A checkpointing function of transformers, ``checkpoint(layer, *inputs)``. Recomputed layers run on the grid of the first run."""
+    """Wraps transformers' checkpointing function ``checkpoint(layer, *inputs)``. Recomputed layers run on the grid of the first run."""
 
     def __init__(self, checkpoint: Callable[..., Any]) -> None:
         self.checkpoint = checkpoint
@@ -231,7 +231,7 @@ class CheckpointOnGrid:
 
 @functools.cache
 def _tiled(embeddings: Any) -> Any:
-    """``embeddings`` with a position table that is repeated along both axes instead of interpolated."""
+    """A subclass of ``embeddings`` whose position table is repeated along both axes instead of interpolated."""
 
     def interpolate_pos_encoding(self: Any, patches: Tensor, height: int, width: int) -> Tensor:
         return tiled_positions(_table(self), self.patch_size, height, width)

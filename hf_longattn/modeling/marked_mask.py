@@ -26,8 +26,8 @@ MARKED = torch.int32
 
 
 class GlobalsInTheMask(_Base):
-    """Mixin before a family's mixin. Heads pass :data:`MARKED` masks to the base model, which separates them and passes such a mask to its
-    layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
+    """Mixin before a family's mixin. Heads pass :data:`MARKED` masks to the base model. It separates padding from global tokens, and passes
+    a marked mask to its layers. Other code of the base that reads the mask gets an :func:`unmarked` one."""
 
     marks_globals: ClassVar[bool] = True
     marks_four_dimensions: ClassVar[bool] = False

@@ -58,7 +58,7 @@ class LongAttentionMixin(_Base):
 
     family: ClassVar[Family]
     accepts_loss_kwargs: ClassVar[bool]
-    """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Read by Trainer."""
+    """Whether the loss is divided by ``num_items_in_batch``, the number of labels in a whole step. Trainer reads this."""
     hands_globals_down: ClassVar[bool] = True
     """Whether the base's heads and layers pass keyword arguments on to attention."""
     marks_globals: ClassVar[bool] = False
@@ -98,13 +98,13 @@ class LongAttentionMixin(_Base):
         self.add_model_tags(list(TAGS))
 
     def _upload_modified_files(self, working_dir: Any, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Give a repository without a card ours instead of transformers' empty one. ``push_to_hub`` calls this with the folder."""
+        """Write our card into a repository without one, instead of transformers' empty card. ``push_to_hub`` calls this with the folder."""
         for prepare in BEFORE_UPLOAD.values():
             prepare(working_dir, repo_id, self.config.name_or_path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:
-        """Raise :class:`OptionError` for mechanisms with global tokens in models that cannot pass them to their layers."""
+        """Raise :class:`OptionError` for mechanisms with global tokens if the model cannot pass these to its layers."""
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
@@ -115,7 +115,7 @@ class LongAttentionMixin(_Base):
             )
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base's tied weights, with parameters that mechanisms share, whatever the config says about word embeddings."""
+        """The base's tied weights, and parameters that mechanisms share, even if the config does not tie word embeddings."""
         return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
@@ -276,7 +276,7 @@ class LongAttentionMixin(_Base):
         self, forward: Callable[..., Any], base_forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None,
         reset: Tensor | None,
     ) -> Any:  # fmt: skip
-        """The outputs of ``base_forward``. With a memory, those of its wrapper ``forward``, called again with what the memory holds.
+        """The outputs of ``base_forward``. With a memory, the outputs of the wrapper ``forward``, called with the memory's contents.
 
         Raises:
             MemoryMismatchError: ``reset`` was given without a memory.
@@ -316,7 +316,7 @@ class LongAttentionMixin(_Base):
 
 @contextmanager
 def _counted_padding(model: nn.Module) -> Iterator[None]:
-    """Within the context, the config's padding token is the one from which position tables count."""
+    """Within the context, ``config.pad_token_id`` is the padding id after which positions start."""
     counted = None
     for module in model.modules():
         table = getattr(module, "position_table", None)
@@ -403,7 +403,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         return [key for key in applies if applies[key]]
 
     def after_attach(self) -> None:
-        """Add memory tokens if mechanisms need them. Refuses layers that contradict each other."""
+        """Set ``attention_modules`` and ``exact_length``, and add memory tokens if needed. Refuses layers that contradict each other."""
         self.attention_modules = [module for module in self.modules() if hasattr(module, MECHANISM_ATTRIBUTE)]
         token_rule(self)
         if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
@@ -423,8 +423,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         return self.run_whole(base_forward, arguments) if outputs is None else outputs
 
     def run_whole(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """The outputs for whole rows: checks lengths, and finds documents and tokens that are global by id. With memory tokens, runs in
-        segments."""
+        """The outputs for whole batch rows. Checks lengths, and finds documents and tokens that are global by id. With memory tokens, the
+        model runs in segments."""
         self.check_inputs(arguments)
         self._find_globals(arguments)
         arguments |= {name: for_one_pass(arguments[name]) for name in ("global_attention_mask",) if name in arguments}
@@ -437,7 +437,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
     @property
     def takes_globals(self) -> bool:
-        """Whether a layer takes global tokens, or has mechanisms for several layers."""
+        """Whether a layer takes global tokens, or an attention module serves several layers."""
         attending = (module.long_attention for module in self.attention_modules)
         return any(not isinstance(mechanism, Mechanism) or mechanism.traits.takes_globals for mechanism in attending)
 
@@ -552,7 +552,7 @@ class LongStackMixin(LongDecoderMixin):
 
 
 def with_memory(base_forward: Any) -> Any:
-    """``forward`` of a head: it reads a memory and completes the loss. The base model inside takes our other arguments."""
+    """``forward`` of a head, with ``memory`` and the loss terms of mechanisms. Our other arguments are passed on to the base model."""
     names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
     @functools.wraps(base_forward)
@@ -565,7 +565,7 @@ def with_memory(base_forward: Any) -> Any:
 
 
 def with_long_arguments(base_forward: Any) -> Any:
-    """``base_forward`` with our arguments in its signature, because Trainer drops columns that it does not find there."""
+    """``base_forward`` with our arguments in its signature, because Trainer drops columns that the signature does not name."""
     names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
     @functools.wraps(base_forward)
@@ -596,7 +596,7 @@ LONG_ARGUMENTS: dict[str, str] = {
 }
 """Keyword arguments that Long text models have besides the base's, with their types. Trainer drops columns that no signature names."""
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
-"""Arguments of Long text models. Other bases would accept them among others and ignore them."""
+"""Arguments of Long text models only. Other bases would accept them in ``**kwargs`` and ignore them."""
 
 
 def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str, ...] = TEXT_ARGUMENTS) -> None:
@@ -611,7 +611,7 @@ def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str
 
 
 def with_keywords(forward: Any, base_forward: Any, keywords: Mapping[str, str]) -> Any:
-    """``forward`` whose signature is that of ``base_forward`` with ``keywords``, of these types; each is ``None`` by default."""
+    """``forward`` with the signature of ``base_forward`` and further ``keywords`` (name -> type), each ``None`` by default."""
     parameters = list(inspect.signature(base_forward).parameters.values())
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in keywords.items()]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)

@@ -1,7 +1,7 @@
 """A text backbone that also reads pictures and recordings, through embedders of patches and frames in front of its layers.
 
 A convolution embeds the patches of a picture, and learned rows and columns encode their positions. Convolutions along time shorten a
-spectrogram. Both enter the backbone as ``inputs_embeds``, after a first token of their kind, and the backbone adds its own positions. Its
+spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its
 attention therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
 """
 
@@ -90,7 +90,7 @@ class AudioInput:
             raise OptionError(f"the frames of a token must be a power of two, such as 8, not {self.subsampling}")
 
     def tokens(self, frames: int) -> int:
-        """Number of tokens of a recording, including the first token of its kind."""
+        """Number of tokens of a recording, including the learned first token."""
         return 1 + -(-frames // self.subsampling)
 
 
@@ -144,7 +144,7 @@ class LongMultimodalOutput(ModelOutput):
     """The outputs of :class:`LongMultimodalModel`.
 
     last_hidden_state: ``(B, N, D)``.
-    token_mask: ``(B, N)``, 1 for real tokens; ``None`` if all are.
+    token_mask: ``(B, N)``, 1 for real tokens; ``None`` if all are real.
     hidden_states, attentions: the backbone's, if they are requested.
     """
 
@@ -155,13 +155,13 @@ class LongMultimodalOutput(ModelOutput):
 
 
 class Embedder(nn.Module):
-    """Prepends a first token to the tokens of a kind of input, and adds the kind's embedding to all of them.
+    """Prepends a learned first token to pictures or to recordings, and adds a learned embedding to all their tokens.
 
     width: width of the backbone's embeddings.
     """
 
     trained_beside_updates = True
-    """Whether LoRA trains it completely, since it is new."""
+    """Whether LoRA trains the module completely, because it has no pretrained weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -386,7 +386,7 @@ class _OfInput(LongMultimodalHead):
     """A head with one class per input, from the mean of its tokens."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> SequenceClassifierOutput:
-        """The scores of an input's classes, ``(B, classes)``, and with ``labels (B,)`` the loss; ``inputs`` as for the model."""
+        """The class scores of each input, ``(B, classes)``, and with ``labels (B,)`` the loss. ``inputs``: arguments of the model."""
         outputs = self.multimodal(**inputs)
         hidden, mask = outputs.last_hidden_state, outputs.token_mask
         if mask is None:
@@ -418,7 +418,7 @@ class LongMultimodalForTokenClassification(LongMultimodalHead):
     """Classifies the tokens of texts."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
-        """The scores of the tokens' classes, ``(B, N, classes)``, and with ``labels (B, N)`` (-100 = none) the loss."""
+        """The class scores of each token, ``(B, N, classes)``, and with ``labels (B, N)`` (-100 = none) the loss."""
         outputs = self.multimodal(**inputs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())

@@ -27,7 +27,7 @@ class LongTowersMixin(LongAttentionMixin):
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
-        """``base_forward``, which hands its keywords to every tower, without arguments of texts."""
+        """``base_forward``, but arguments for texts are refused, because it hands its keywords to every tower."""
         names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
         @functools.wraps(base_forward)

@@ -379,7 +379,7 @@ def _family(model: Any) -> Family | None:
 def _stages(model: Any, audio: AudioRule, rule: StreamRule) -> list[Stage]:
     """Split a model into stages, from its input to its last layer."""
     family, config = _family(model), model.config
-    base = model.encoder if family is not None and family.holds_encoder and hasattr(model, "encoder") else model.base_model
+    base = model.encoder if family is not None and family.wraps_encoder and hasattr(model, "encoder") else model.base_model
     of_layers = rule.positions(config)
     positions = None if of_layers is None else (of_layers, base.get_submodule(of_layers.module))
     stages = [Stage(None, audio.front(config))]

@@ -67,7 +67,7 @@ def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
     model.requires_grad_(False)
     hooks = []
     for weights, table in tables:
-        added = (torch.arange(len(weights), device=weights.device) >= table.leading(model.config) + length)[:, None]
+        added = (torch.arange(len(weights), device=weights.device) >= table.offset_rows(model.config) + length)[:, None]
         hooks.append(weights.requires_grad_(True).register_hook(added.mul))
     yield
     for hook in hooks:

@@ -36,7 +36,7 @@ __all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model",
 APART = ("moonshine_streaming", "nemotron_asr_streaming", "nemotron_asr_streaming_encoder", "whisper")
 """An encoder with a decoder, and what keeps the base's windows; they have tests of their own in tests/families."""
 FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].audio is not None and name not in APART]
-BASES = [name for name in FAMILIES_OF_SOUND if not FAMILIES[name].holds_encoder]
+BASES = [name for name in FAMILIES_OF_SOUND if not FAMILIES[name].wraps_encoder]
 """Families with a model below their heads."""
 HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].heads]
 SHAPE = Shape(layers=2, inner=64)

@@ -136,7 +136,7 @@ def test_a_class_and_a_long_checkpoint_are_looked_up_in_one_family(monkeypatch: 
     load = definition.load_module
     monkeypatch.setattr(definition, "load_module", lambda package, name: loaded.append(name) or load(package, name))
     for name, module in (("LongParakeetForCTC", "parakeet_ctc"), ("LongGemma3ForCausalLM", "gemma3_text"), ("LongT5Model", None)):
-        assert definition.family_with(name) is (module and FAMILIES[module])
+        assert definition.family_for_class(name) is (module and FAMILIES[module])
         assert {*loaded} <= {module}, name
         loaded.clear()
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 9}

@@ -99,7 +99,7 @@ def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path
     longer = converted(tmp_path, base, 1200, position_extension=strategy)
     name, table = table_of(base)
     short, long = plain.state_dict(), longer.state_dict()
-    expected = extend_table(short.pop(name), table.rows(longer.config), offset=table.leading(longer.config), strategy=strategy)
+    expected = extend_table(short.pop(name), table.rows(longer.config), offset=table.offset_rows(longer.config), strategy=strategy)
     assert torch.equal(long[name], expected)
     assert all(torch.equal(long[name], value) for name, value in short.items())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.modeling.run.modes import MEETINGS, REFUSALS, Meeting, Mode, enters
+from hf_longattn.modeling.run.modes import MODE_INTERACTIONS, REFUSALS, Mode, ModeInteraction, should_run
 from hf_longattn.modeling.run.packing import Packing, packing_refusal
 from hf_longattn.modeling.run.segments import Segments
 from hf_longattn.modeling.run.sharding import Sharding
@@ -43,27 +43,27 @@ def padded() -> dict[str, Tensor]:
 
 
 def test_the_table_has_every_pair() -> None:
-    assert {frozenset(pair) for pair in MEETINGS} == {frozenset(pair) for pair in itertools.combinations(MODES, 2)}
+    assert {frozenset(pair) for pair in MODE_INTERACTIONS} == {frozenset(pair) for pair in itertools.combinations(MODES, 2)}
 
 
-@every_cell("pair", MEETINGS)
+@every_cell("pair", MODE_INTERACTIONS)
 def test_a_mode_enters_as_the_table_says(pair: tuple[str, str]) -> None:
     first, second = pair
-    if MEETINGS[pair] is Meeting.REFUSED:
+    if MODE_INTERACTIONS[pair] is ModeInteraction.REFUSED:
         for mode, met in (pair, (second, first)):
             with pytest.raises(REFUSALS[pair][0]):
-                enters(mode, [mode, met], None)
+                should_run(mode, [mode, met], None)
         return
-    assert enters(first, pair, None) == (MEETINGS[pair] is not Meeting.SECOND)
-    assert enters(second, pair, None) == (MEETINGS[pair] is not Meeting.FIRST)
+    assert should_run(first, pair, None) == (MODE_INTERACTIONS[pair] is not ModeInteraction.SECOND)
+    assert should_run(second, pair, None) == (MODE_INTERACTIONS[pair] is not ModeInteraction.FIRST)
 
 
 def test_every_refused_pair_has_its_sentence() -> None:
-    assert set(REFUSALS) == {pair for pair, meeting in MEETINGS.items() if meeting is Meeting.REFUSED}
+    assert set(REFUSALS) == {pair for pair, meeting in MODE_INTERACTIONS.items() if meeting is ModeInteraction.REFUSED}
 
 
 def test_another_entry_is_another_call(ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MEETINGS, ("sharding", "packing"), Meeting.SECOND)  # type: ignore[arg-type]
+    monkeypatch.setitem(MODE_INTERACTIONS, ("sharding", "packing"), ModeInteraction.SECOND)  # type: ignore[arg-type]
     model = long_model("bert", None, WINDOW).optimize_for_inference("fp32")
     with sequence_parallel(model):
         model(**padded())
@@ -71,7 +71,7 @@ def test_another_entry_is_another_call(ran: list[str], monkeypatch: pytest.Monke
 
 
 def test_a_sharded_call_is_not_packed(ran: list[str]) -> None:
-    assert MEETINGS["sharding", "packing"] is Meeting.FIRST
+    assert MODE_INTERACTIONS["sharding", "packing"] is ModeInteraction.FIRST
     model = long_model("bert", None, WINDOW).optimize_for_inference("fp32")
     with sequence_parallel(model):
         model(**padded())
@@ -79,14 +79,14 @@ def test_a_sharded_call_is_not_packed(ran: list[str]) -> None:
 
 
 def test_a_model_in_segments_is_not_sharded() -> None:
-    assert MEETINGS["sharding", "segments"] is Meeting.REFUSED
+    assert MODE_INTERACTIONS["sharding", "segments"] is ModeInteraction.REFUSED
     model = long_model("bert", None, MEMORY_TOKENS)
     with pytest.raises(LongAttentionError, match="runs over its text in segments, which cannot be split"), sequence_parallel(model):
         pass
 
 
 def test_a_sharded_call_takes_no_memory() -> None:
-    assert MEETINGS["sharding", "memory"] is Meeting.REFUSED
+    assert MODE_INTERACTIONS["sharding", "memory"] is ModeInteraction.REFUSED
     model = long_model("llama", "LlamaForCausalLM", WINDOW)
     with sequence_parallel(model), pytest.raises(LongAttentionError, match="cannot be given memory"):
         model(tokens(2, 40), memory=model.new_memory())
@@ -99,7 +99,7 @@ def test_a_sharded_base_model_takes_no_memory() -> None:
 
 
 def test_a_model_in_segments_is_not_packed(ran: list[str]) -> None:
-    assert MEETINGS["packing", "segments"] is Meeting.SECOND
+    assert MODE_INTERACTIONS["packing", "segments"] is ModeInteraction.SECOND
     model = long_model("bert", None, MEMORY_TOKENS)
     assert "runs in segments with memory tokens" in str(packing_refusal(model))
     model.optimize_for_inference("fp32")(**padded())
@@ -107,7 +107,7 @@ def test_a_model_in_segments_is_not_packed(ran: list[str]) -> None:
 
 
 def test_a_call_with_a_memory_is_not_packed(ran: list[str]) -> None:
-    assert MEETINGS["packing", "memory"] is Meeting.SECOND
+    assert MODE_INTERACTIONS["packing", "memory"] is ModeInteraction.SECOND
     model = long_model("llama", None, WINDOW).optimize_for_inference("fp32")
     model(**padded(), use_cache=False)
     assert ran == ["packing"]
@@ -116,7 +116,7 @@ def test_a_call_with_a_memory_is_not_packed(ran: list[str]) -> None:
 
 
 def test_segments_carry_a_memory_on(ran: list[str]) -> None:
-    assert MEETINGS["segments", "memory"] is Meeting.BOTH
+    assert MODE_INTERACTIONS["segments", "memory"] is ModeInteraction.BOTH
     model = long_model("bert", None, MEMORY_TOKENS)
     with torch.no_grad():
         outputs = model(tokens(2, 40), memory=model.new_memory())

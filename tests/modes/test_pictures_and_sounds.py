@@ -18,7 +18,7 @@ from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import LongAttentionError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
-from hf_longattn.modeling.run.modes import MEETINGS
+from hf_longattn.modeling.run.modes import MODE_INTERACTIONS
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config
 from tests.cells import every_cell
 from tests.modeling import audio_models, grid_models
@@ -143,7 +143,7 @@ def test_optimised_models_are_near_the_model(base: str, precision: str) -> None:
 
 def test_all_modes_are_here() -> None:
     """A model of pictures or of sound enters none of them, so that no two meet."""
-    assert {mode for pair in MEETINGS for mode in pair} == {"sharding", "packing", "segments", "memory"}
+    assert {mode for pair in MODE_INTERACTIONS for mode in pair} == {"sharding", "packing", "segments", "memory"}
 
 
 @pytest.mark.usefixtures("one_process")

@@ -33,7 +33,7 @@ STREAMED = [
     for name in FAMILIES
     if (audio := FAMILIES[name].audio) is not None and audio.stream is not None
     for head in FAMILIES[name].heads
-    if head.endswith(("ForCTC",) if FAMILIES[name].holds_encoder else ("Model", "ForCTC", "Encoder"))
+    if head.endswith(("ForCTC",) if FAMILIES[name].wraps_encoder else ("Model", "ForCTC", "Encoder"))
 ]
 SHAPE = Shape(layers=2, inner=48)
 FRAME = 320

@@ -75,7 +75,7 @@ def _replaced(name: str, rules: Mapping[str, str]) -> str:
 
 def leading_rows(model: LongModel) -> int:
     """Rows of the position table that are not positions."""
-    return model.family.position_tables[0].leading(model.config)
+    return model.family.position_tables[0].offset_rows(model.config)
 
 
 def with_leading(before: int, after: int) -> Callable[[Tensor], Tensor] | None:

@@ -43,7 +43,7 @@ class OwnTwin(NativeTwin):
             size = rule.describe(rule.sizes(model.config)[1])
             return f"a plain {model.head} gives tokens of other sizes the positions of other tokens: give it {rule.noun}s of {size} only"
         grouped = any(isinstance(layer, ShiftedGroups) for layer in (*model.layers, *model.decoder_layers))
-        return "it attends to everything in training as well, without shifted groups" if grouped else model.family.read_without_mask
+        return "it attends to everything in training as well, without shifted groups" if grouped else model.family.padding_caveat
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
         return {**model.values(), **_of_size(model), **_windows(model, band_refusal(model)[1])[1]}

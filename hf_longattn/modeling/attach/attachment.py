@@ -48,11 +48,11 @@ def attach_mechanisms(
     Args:
         model: any model of transformers.
         long_attention: the mechanism of each layer.
-        decoder_attention: the same for the decoder, if it differs.
+        decoder_attention: the mechanism of each decoder layer; ``None`` for ``long_attention``.
 
     Raises:
         BackendError: no attention module was found.
-        OptionError: an override names a layer that does not exist, or a mechanism lacks the form (causal or bidirectional) that is needed.
+        OptionError: an override names a layer that does not exist, or a mechanism lacks the form (causal or bidirectional) of its layer.
     """
     sites = attention_sites(model)
     stacks = [(decoder_attention if decoder_attention is not None and site.in_decoder else long_attention, site) for site in sites]
@@ -122,7 +122,7 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass one of our cache layers, or a static one, to the attention function."""
+    """Forward pre-hook: pass the layer's cache to the attention function if it is one of ours or a static one."""
     cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
     index = getattr(module, "layer_idx", None)
@@ -134,7 +134,7 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook for mechanisms that need the module's input, or keys and values that pass no gradient to it.
+    """Forward pre-hook: pass the module's input, or keys and values computed from the detached input, to mechanisms that need them.
 
     Raises:
         BackendError: the module's input was not found.
@@ -192,7 +192,7 @@ def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Modu
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
-    """The first of these attributes that the module has, or else its config."""
+    """First integer among the attributes ``names`` of the module, or else of its config; ``None`` if there is none."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:
             if isinstance(value := getattr(owner, name, None), int):
@@ -201,7 +201,7 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
 
 
 def _placed_like(mechanism: Mechanism, module: nn.Module) -> Mechanism:
-    """``mechanism`` in the module's dtype and on its device, except for the meta device."""
+    """``mechanism`` moved to the module's dtype and device. If the module is on the meta device, only the dtype changes."""
     weight = next(module.parameters(), None)
     if weight is None:
         return mechanism

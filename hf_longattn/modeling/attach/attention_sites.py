@@ -32,7 +32,7 @@ SERVED_LAYERS_ATTRIBUTE = "layers_served"
 CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
 """Model types that are causal by an argument of each call (``is_causal=True``), not by an attribute of their attention modules."""
 IN_DECODER_ATTRIBUTE = "in_decoder"
-"""Attribute that marks an attention module of a decoder that is not causal."""
+"""Attribute that marks the attention modules of a bidirectional decoder (ViT-MAE)."""
 
 
 def is_causal(attention: nn.Module) -> bool:
@@ -134,7 +134,7 @@ def _on_the_interface(module: nn.Module) -> bool:
 
 
 def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
-    """Mechanisms of an attention module by their name below it; empty for other modules."""
+    """Mechanisms of an attention module, by module name relative to it; empty for other modules."""
     value = getattr(attention, MECHANISM_ATTRIBUTE, None)
     if isinstance(value, nn.ModuleDict):
         return {f"{MECHANISM_ATTRIBUTE}.{layer}": mechanism for layer, mechanism in value.items() if isinstance(mechanism, Mechanism)}
@@ -142,7 +142,7 @@ def mechanisms_on(attention: nn.Module) -> dict[str, Mechanism]:
 
 
 def layer_mechanisms(model: nn.Module) -> list[Mechanism]:
-    """The mechanism of every layer. For a Long base model, without a walk through all modules, which can take longer than attention."""
+    """The mechanism of every layer. A Long base model lists its attention modules, since a search can take longer than attention."""
     modules = model.__dict__.get("attention_modules")
     modules = [module for module in model.modules() if hasattr(module, MECHANISM_ATTRIBUTE)] if modules is None else modules
     return [mechanism for module in modules for mechanism in mechanisms_on(module).values()]
@@ -189,19 +189,19 @@ def _gpt2(attention: Any, parameter: Tensor) -> list[Tensor]:
 
 
 def _gpt_neox(attention: Any, parameter: Tensor) -> list[Tensor]:
-    """Split rows in which each head has its query, key and value side by side."""
+    """Split rows that hold query, key and value of the first head, then those of the next head, and so on."""
     return [part.flatten(0, 1) for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)]
 
 
 def _phi3(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
-    """Split rows with all queries first, then keys and values of fewer heads."""
+    """Split rows with all queries first, then all keys, then all values. Keys and values may have fewer heads."""
     config = attention.config
     heads = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
     return parameter.split([count * attention.head_dim for count in heads])
 
 
 def _modernbert(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
-    """Split rows with all queries first, then as many keys, then as many values."""
+    """Split rows with all queries first, then all keys, then all values. Each has the same number of rows."""
     return parameter.chunk(3)
 
 
@@ -211,11 +211,11 @@ FUSED_PROJECTIONS: dict[str, tuple[Split, Callable[[Any], bool]]] = {
     "qkv_proj": (_phi3, lambda module: True),
     "Wqkv": (_modernbert, lambda module: True),
 }
-"""Name of a fused projection -> its function to split it, and whether a module of this name has that layout."""
+"""Name of a fused projection -> the function that splits it, and a check whether a module has that layout."""
 
 
 def own_projections(attention: nn.Module) -> dict[str, OwnParameter]:
-    """ "query.weight", "query.bias", "key.weight" … -> the module's parameter; without entries for biases that do not exist."""
+    """ "query.weight", "query.bias", "key.weight" … -> the module's parameter. Biases that do not exist have no entry."""
     parameters: dict[str, OwnParameter] = {}
     unusual = attention_names(attention)
     for kind, usual in SEPARATE_PROJECTIONS.items():
@@ -255,7 +255,7 @@ def copied_parameters(attention: nn.Module, copies: Mapping[str, str]) -> dict[s
 
 @torch.no_grad()
 def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
-    """Initialise a mechanism's parameters with copies of its layer's, unless they were loaded."""
+    """Initialise a mechanism's parameters with copies of its layer's projections, unless they were loaded."""
     for name, parameter in copied_parameters(attention, mechanism.traits.copies).items():
         copy = mechanism.get_parameter(name)
         initialization.copy_(copy, parameter(attention.get_parameter(parameter.name)).view_as(copy))

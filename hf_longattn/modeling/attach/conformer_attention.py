@@ -1,7 +1,7 @@
-"""For Wav2Vec2-Conformer and Wav2Vec2-BERT: the base's projections, followed by the mechanism.
+"""Attention of Wav2Vec2-Conformer and Wav2Vec2-BERT, with the base's projections and our mechanisms.
 
-Relative positions are terms of the query and the distance: Transformer-XL's (``relative``), or Shaw's embeddings of clipped distances
-(``relative_key``). Rotary positions turn the hidden states before they are projected, as in the base.
+Relative positions are score terms that depend on query and distance: Transformer-XL's (``relative``), or Shaw's embeddings of clipped
+distances (``relative_key``). Rotary positions rotate the hidden states before they are projected, as in the base.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NearSinusoids(nn.Module):
 
 
 class ConformerAttention(nn.Module):
-    """Mixin before the base's ``…SelfAttention``."""
+    """Mixin before the base's ``…SelfAttention`` that runs the layer's mechanism."""
 
     config: Any
     long_attention: Any
@@ -66,7 +66,7 @@ class ConformerAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """``hidden_states (B, N, C)`` to the same shape, and the weights if they are requested."""
+        """The output, in the shape of ``hidden_states (B, N, C)``, and the weights if they are requested."""
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
         placed = hidden_states
@@ -98,19 +98,19 @@ def centred_convolution(config: Any) -> list[Convolution]:
 
 
 def causal_convolution(config: Any) -> list[Convolution]:
-    """The convolution over frames in each layer of Wav2Vec2-BERT, which is causal."""
+    """The causal convolution over frames in each layer of Wav2Vec2-BERT."""
     return [Convolution.causal(config.conv_depthwise_kernel_size)]
 
 
 def positions_in_stream(config: Any) -> Positions | None:
-    """Rotary positions must count from the stream's beginning, because they rotate frames before projection. Others need only distances."""
+    """How rotary positions count in a stream: from its start, since they rotate frames before projection. ``None`` if distances suffice."""
     if config.position_embeddings_type != "rotary":
         return None
     return Positions("encoder.embed_positions", "relative_position_embeddings", counted=True)
 
 
 class CountedRotary(nn.Module):
-    """Mixin before the base's ``…RotaryPositionalEmbedding``: positions that start at any frame."""
+    """Mixin before the base's ``…RotaryPositionalEmbedding``, for positions that start at any frame."""
 
     inv_freq: Tensor
 

@@ -1,4 +1,4 @@
-"""For families whose base has attention modules outside transformers' AttentionInterface."""
+"""Attention for families whose base has attention modules outside transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class NearPositions(_Module):
     attending: tuple[Any, ...]  # the attention modules of all layers
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(1, 2 n - 1, C)`` for the distances n - 1, …, 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
+        """``(1, 2 n - 1, C)`` for the visible distances n - 1, …, 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
         if attention_implementation(self.config) == BACKEND:
             length = hidden_states.shape[1]
             furthest = max(max(largest_distances(attention.long_attention, length, length, False)) for attention in self.attending)
@@ -91,11 +91,11 @@ class NearPositions(_Module):
 class ReplacedModules(_Base):
     """Replaces modules of the base by instances of subclasses before mechanisms are attached.
 
-    The base builds its modules itself. Each instance then gets the subclass as its ``__class__``, which adds no parameters and no state.
+    The base builds its modules itself. Each instance then gets the subclass as its ``__class__``. Subclasses add no parameters or state.
     """
 
     replaced: ClassVar[Mapping[type[nn.Module], type[Any]]]
-    """Class of the base -> its subclass, or the mixin for a subclass that is created here."""
+    """Class of the base -> its subclass, or a mixin from which a subclass is created."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -118,19 +118,19 @@ class ReplacedModules(_Base):
 
 
 def replacing(module: str, replaced: Mapping[type[nn.Module], type[Any]]) -> type[ReplacedModules]:
-    """The mixin of the family in ``module`` whose modules are ``replaced``, and that changes nothing else."""
+    """A mixin for the family in ``module`` that replaces modules by the mapping ``replaced``, and changes nothing else."""
     return type("Replacing", (ReplacedModules,), {"__module__": module, "replaced": replaced})
 
 
 def _joined(first: type[Any], base: type[nn.Module], module: str) -> type[nn.Module]:
-    """The class ``Long…`` that derives from these two. pickle finds it in the family's ``module``."""
+    """The class ``Long…`` that derives from ``first`` and ``base``. It is stored in the family's ``module``, where pickle finds it."""
     joined = type(f"Long{base.__name__}", (first, base), {"__module__": module, "__doc__": first.__doc__})
     setattr(sys.modules[module], joined.__name__, joined)
     return joined
 
 
 class OnTheInterface(ReplacedModules):
-    """For bases whose attention is not on the interface. The subclasses are, so that every implementation can be requested.
+    """Mixin for bases whose attention is not on the AttentionInterface. The replaced modules are, so any implementation may be requested.
 
     The base model inside a head is built before its modules are replaced, and refuses ``sdpa`` and the like. It is therefore built under
     this package's implementation. ``post_init`` sets the requested one after the modules have been replaced.
@@ -157,7 +157,7 @@ class OnTheInterface(ReplacedModules):
 
 
 class OnTheBackend(ReplacedModules):
-    """For bases that add relative positions to their scores. Mechanisms take them as score terms; other implementations are the base's."""
+    """Mixin for bases that add relative positions to scores. Mechanisms take these as score terms. Otherwise the base's own code runs."""
 
     _supports_attention_backend = True
     hands_globals_down: ClassVar[bool] = False

@@ -1,8 +1,8 @@
 """transformers' DiNAT (Hassani and Shi 2022) without NATTEN, the base of LongDinat.
 
 transformers' classes refuse to be built without an installed NATTEN before version 0.20, which removed the two functions that they call.
-The classes here derive from them and use their constructors. Only the attention module is another one, with the same parameters: it uses
-transformers' AttentionInterface, and its ``eager`` is NATTEN's definition in plain operations. Checkpoints are the same.
+The classes here derive from them and use their constructors. Only the attention module differs: it uses transformers'
+AttentionInterface, and its ``eager`` is NATTEN's definition in plain operations. Parameters and checkpoints are the same.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ except ImportError as error:
 class NeighborhoodAttention(stock.NeighborhoodAttention):
     """DiNAT's attention module on transformers' AttentionInterface. Every implementation adds the bias by distance.
 
-    Heads are as in the checkpoints and in transformers 4. transformers 5 itself confuses them with the columns of the grid.
+    Heads have the layout of the checkpoints and of transformers 4. transformers 5 itself confuses heads with the columns of the grid.
     """
 
     config: Any
     is_causal = False
 
     def forward(self, hidden_states: Tensor, output_attentions: bool | None = False) -> tuple[Tensor, ...]:
-        """``hidden_states (B, height, width, C)`` to the same shape, and the weights if they are requested."""
+        """The output, in the shape of ``hidden_states (B, height, width, C)``, and the weights if they are requested."""
         grid, tokens = Grid(tuple(hidden_states.shape[1:-1])), hidden_states.flatten(1, 2)
         query, key, value = (split_heads(self, projection(tokens)) for projection in (self.query, self.key, self.value))
         bias = GridBias.of_neighborhood(self.rpb, (self.dilation,))

@@ -12,9 +12,9 @@ from ...backend import longattn_mask
 
 @dataclass(frozen=True)
 class FramePadding:
-    """Takes the place of the base's mask ``(B, 1, frames, frames)``, which it makes from ``frames (B, N)`` by the operations below.
+    """Replaces the mask ``(B, 1, N, N)`` that the base would make from ``frames (B, N)`` by the operations below.
 
-    mask: ``frames`` as the attention function takes it; ``None`` if all are real.
+    mask: the padding mask that the attention function takes; ``None`` if all frames are real.
     """
 
     frames: Tensor

@@ -2,8 +2,8 @@
 
 A tower whose pictures have one size (CLIP, SigLIP) runs on one grid. Others pack pictures of different sizes into one row and pass the
 number of patches of each picture (Qwen-VL, Pixtral). Qwen-VL's attention modules run every picture separately, with patches in the order in
-which they are merged. Pixtral's take a mask of all pairs. Here, pictures become documents of one call, each in raster order on its own
-grid.
+which they are merged. Pixtral's attention modules take a mask of all pairs. Here, pictures become documents of one call, each in raster
+order on its own grid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .attention_sites import attention_sites, mechanisms_on
 PLACES = "patch_places"
 """Keyword for the :class:`PatchPlaces` of packed pictures, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
-"""Keywords for the start of each sequence in a row: in attention modules that run each separately, and in attention functions."""
+"""Keywords for the first token of each sequence: of attention modules that run sequences separately, and of attention functions."""
 PIXELS, GRIDS_ARGUMENT, SIZES_ARGUMENT = "pixel_values", "grid_thw", "image_sizes"
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a module."""
@@ -139,7 +139,7 @@ def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 
 
 def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
-    """Positions of the patches of pictures with ``grids (pictures, 3)`` of frames, rows and columns. Frames are separate sequences.
+    """Positions of the patches of pictures. ``grids (pictures, 3)``: numbers of frames, rows and columns. Frames are separate sequences.
 
     Patches are in the order in which they are merged, or in the order of windows."""
     from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module
@@ -169,7 +169,7 @@ def _offsets(lengths: Tensor) -> Tensor:
 
 
 def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of an attention module of packed pictures: one call in which each picture is a document in raster order.
+    """Forward pre-hook for packed pictures: make one attention call, with each picture as a document in raster order.
 
     A module that runs every picture separately still does so for mechanisms that read no grid.
     """
@@ -193,7 +193,7 @@ def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def restore_order(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Forward hook of an attention module of packed pictures: returns outputs in the order of the inputs."""
+    """Forward hook for packed pictures: return outputs in the order of the attention module's inputs."""
     if PLACES not in kwargs or PACKED_OFFSETS not in kwargs:
         return None
     order = kwargs[PLACES].layout(kwargs[PACKED_OFFSETS])[1]

@@ -13,7 +13,7 @@ from ...engines.common.grid import Grid
 from ..family.config import attention_implementation
 
 Places = tuple[Tensor, Tensor | None]
-"""Grid positions of the tokens ``(B, K)``, and a mask ``(B, N)`` of the positions that are taken; ``None`` if all are."""
+"""Grid positions of the tokens ``(B, K)``, and a mask ``(B, N)`` of occupied positions; ``None`` if all are occupied."""
 PLACES = "places"
 """The keyword for the :data:`Places` of an attention module's tokens."""
 

@@ -14,7 +14,7 @@ from ..family.grid_config import TILE
 
 @dataclass(frozen=True)
 class MaskWithBias:
-    """The mask that a base passes to its attention modules: a bias by distance, and the padding mask ``(B, N)`` below it."""
+    """The mask that a base passes to its attention modules: a bias by distance, and the padding mask ``(B, N)``."""
 
     bias: GridBias
     mask: Tensor | None = None
@@ -29,9 +29,9 @@ def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBia
     """The bias of a base's ``relative_position_bias_table (M + 3, H)`` for a grid of the given sizes.
 
     Args:
-        module: BeitRelativePositionBias, or one with its attributes.
-        config: its ``position_extension`` gives the bias of distances beyond the table: ``"interpolate"`` resizes the table as the base
-            does (MiDaS v3.1), ``"tile"`` uses the furthest distance's bias, since no window sees such distances.
+        module: a BeitRelativePositionBias, or a module with its ``relative_position_bias_table`` and ``window_size``.
+        config: with ``position_extension="tile"`` the table is unchanged, and distances beyond it get the furthest distance's bias (windows
+            of the old size see none). With ``"interpolate"``, the table is resized to the grid as the base does (MiDaS v3.1).
     """
     table, sizes = module.relative_position_bias_table, tuple(module.window_size)
     if config.position_extension == TILE or grid == sizes:

@@ -21,15 +21,15 @@ else:
     _Module = object
 
 FRAMES_PER_STRETCH = 512
-"""Frames of a feature encoder computed at a time: ten seconds of sound. No layer then takes more than 70 MB."""
+"""Maximum frames per call of a feature encoder: ten seconds of sound, at most 70 MB in any layer."""
 WINDOWS_OF_MOMENTS = 2**16
-"""Windows of a first convolution whose mean and covariance are computed at a time."""
+"""Maximum windows per step of computing the mean and covariance for the first convolution."""
 FRAMES_PER_PRODUCT = 4096
-"""Frames of a feed-forward module computed at a time."""
+"""Maximum frames per call of a feed-forward module."""
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` must compute ``states`` in one pass: if gradients are needed, or in a graph for any length."""
+    """Whether ``module`` must compute ``states`` in one pass: if gradients are needed, or in a graph, whose input may have any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():
@@ -40,8 +40,8 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 class FeatureEncoderInStretches(_Module):
     """Mixin before the feature encoder of wav2vec 2.0 or a successor: a chain of convolutions over samples, without padding.
 
-    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights. Its mean and
-    variance over the whole sound follow from those of the samples.
+    A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights
+    (:class:`NormalisedConvolution`).
     """
 
     conv_layers: Any
@@ -80,7 +80,7 @@ def convolution_of(layer: Any) -> Convolution:
 
 
 def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
-    """For every ``size`` outputs of unpadded convolutions, their slice, and the part ``(B, n)`` of ``inputs (B, N)`` that they need."""
+    """Slices of up to ``size`` outputs of unpadded convolutions, each with the part ``(B, n)`` of ``inputs (B, N)`` that it needs."""
     chain = Chain(tuple(convolutions))
     total = chain.total(inputs.shape[1])
     for first in range(0, total, size):

@@ -56,7 +56,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
         return int(values.get("max_position_embeddings") or values.get("n_positions") or cls.trained_length)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The base's text config. The decoder's, from which caches are built, has the decoder's number of layers."""
+        """The base's text config. The decoder's has the decoder's number of layers, because caches are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
         if decoder and not encoder and config is not self:
             config.num_layers = self.num_decoder_layers
@@ -64,7 +64,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
     @property
     def decoder_attention(self) -> LongAttentionConfig:
-        """The attention of the decoder's self-attention. No T5 model consists of a decoder only, which would run ``long_attention``."""
+        """The mechanisms of the decoder's self-attention; full attention by default. No T5 model consists of a decoder only."""
         return LongAttentionConfig("full") if self.decoder_long_attention is None else self.decoder_long_attention
 
     @property
@@ -73,7 +73,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
 
 
 class BucketedAttention(nn.Module):
-    """The projections of the base's attention, followed by the mechanism. Scores are not scaled.
+    """T5's attention, with the base's projections and our mechanisms. Scores are not scaled.
 
     A mixin before the base's class. The first layer (in UMT5, every layer) has a bias: one number per head and distance bucket.
     """
@@ -103,8 +103,8 @@ class BucketedAttention(nn.Module):
         Args:
             hidden_states: ``(B, Nq, d)``.
             encoder_states: ``(B, Nk, d)`` for cross-attention, which has no bias.
-            mask: in the form that the attention function takes.
-            bias: the bias of the previous layer if layers share it, as from :meth:`biases`. Gradient checkpointing passes on this tensor.
+            mask: as passed to the attention function.
+            bias: the result of :meth:`biases` from the previous layer, if layers share it. Gradient checkpointing passes it on.
             cache: past keys and values.
         """
         key, value = self._keys_values(hidden_states, encoder_states, cache)
@@ -118,7 +118,7 @@ class BucketedAttention(nn.Module):
 
     @property
     def ahead(self) -> int:
-        """The largest distance ahead with a separate bucket."""
+        """Number of distances ahead in the table of :meth:`biases`; further ones get its last bias. 0 in a decoder."""
         return 0 if self.is_decoder else int(self.relative_attention_max_distance)  # type: ignore[arg-type]
 
     def biases(self) -> Tensor:

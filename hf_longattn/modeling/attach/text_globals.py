@@ -15,9 +15,9 @@ from .token_globals import takes_globals
 TEXT_GLOBAL = "text_global"
 """The key of ``long_attention`` that makes text tokens global."""
 TEXT_TOKENS = "text_tokens"
-"""The keyword by which a model tells its language model which new tokens are text, ``(B, n)`` bool."""
+"""Keyword for the mask ``(B, n)`` bool of new text tokens, from a model to its language model."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
-"""Config fields with the token ids that stand for other inputs."""
+"""Config fields with the ids of placeholder tokens for pictures, videos and sounds."""
 GLOBAL_MASK, IDS, CACHE = "global_attention_mask", "input_ids", "past_key_values"
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 

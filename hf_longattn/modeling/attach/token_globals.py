@@ -27,7 +27,7 @@ LONGEST_QUESTION = 512
 
 
 def token_rule(model: nn.Module) -> TokenRule | None:
-    """The rule by which the layers of ``model`` choose global tokens by id, with the config's separators.
+    """The rule by which the layers of ``model`` choose global tokens by id, with the config's separators; ``None`` if none does.
 
     Raises:
         OptionError: layers have different rules, or a rule lacks its separator.
@@ -116,7 +116,7 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
     Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
 
     Returns:
-        Whether it is set. False for a model without global tokens, and if the tokenizer does not separate two texts.
+        Whether the model finds global tokens by id. False if it has none, or if the tokenizer does not separate two texts.
     """
     if not takes_globals(model):
         return False

@@ -1,8 +1,8 @@
 """Weights of a Long model that its checkpoint lacks, or has in another form.
 
 Position tables are extended while ``from_pretrained`` reads them. Missing parameters of mechanisms and memory tokens are initialised by
-``reset_parameters``, because transformers initialises module by module, with rules for the layers that it knows. It considers a module
-without direct tensors initialised. Parameters that mechanisms share across layers are tied, and saved once.
+``reset_parameters``, because transformers itself has rules only for layers that it knows, and regards modules without direct tensors as
+initialised. Parameters that mechanisms share across layers are tied, and saved once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Unchanged(ConversionOps):
 
 
 class ExtendPositions(Unchanged):
-    """Extends a position table ``(P, d)`` to the config's length; by ``config.position_extension`` if the table is learned."""
+    """Extends a position table ``(P, d)`` to the config's length. ``config.position_extension`` says how, if the table is learned."""
 
     def __init__(self, table: PositionTable, config_class: type[Any]) -> None:
         self.table, self.config_class = table, config_class
@@ -53,7 +53,7 @@ class ExtendPositions(Unchanged):
         if weight.shape[0] >= rows or weight.device == torch.device("meta"):
             return weight
         strategy = config.position_extension if self.table.learned else SINUSOIDAL
-        return extend_table(weight.cpu(), rows, offset=self.table.leading(config), strategy=strategy).to(weight.device)
+        return extend_table(weight.cpu(), rows, offset=self.table.offset_rows(config), strategy=strategy).to(weight.device)
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -106,7 +106,7 @@ ADDED_MODULES = (Mechanism, MemoryTokens)
 
 
 def uninitialised_modules(model: nn.Module) -> list[nn.Module]:
-    """The uninitialised mechanisms and memory tokens of ``model``, without those inside others."""
+    """The uninitialised mechanisms and memory tokens of ``model``; nested ones are left out."""
     modules: list[nn.Module] = []
     for child in model.children():
         if not isinstance(child, ADDED_MODULES):
@@ -154,7 +154,7 @@ def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Name of every parameter that layers share -> its name in the first layer with equal options. Towers share none."""
+    """Name of every parameter that layers share -> its name in the first layer with equal options. Different towers share nothing."""
     if towers := getattr(model, "towers", None):
         prefixes = {id(module): name for name, module in model.named_modules()}
         return {

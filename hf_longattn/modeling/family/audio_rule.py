@@ -49,21 +49,21 @@ class AudioRule:
 
     input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called the length.
     rate: samples, or rows of features, per second.
-    features: number of features per row, a function of the config; ``None`` for samples.
+    features: ``config ->`` number of features per row; ``None`` for samples.
     time_axis: the input's axis along time.
-    front: the sections from the input to the tokens of the layers with attention, a function of the config.
+    front: ``config ->`` the sections from the input to the tokens of the layers with attention.
     outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
-    positions: the kind of positions, in a word.
-    longest: maximum number of frames for which the model has positions, a function of the config; ``None`` if unlimited.
-    why_chunks_differ: why a chunk's frames have other features than in the whole sound, apart from convolutions at its ends; empty if
-        they do not.
+    positions: the kind of positions, as one word.
+    longest: ``config ->`` maximum number of frames for which the model has positions; ``None`` if unlimited.
+    why_chunks_differ: why frames of a chunk get other features than in the whole sound, even far from the chunk's ends; empty if they
+        get the same.
     why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
     why_train: ``(config, head) ->`` why the base's class ``head`` needs training for sounds longer than the source's; empty if that is
         not known beforehand.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
-    stream: how far the model's parts look along time; ``None`` if :class:`hf_longattn.streaming.Stream` cannot read a stream with it.
-    no_stream: why it cannot, and what to do instead.
+    stream: how far the model's parts look along time; ``None`` if the model cannot run in a :class:`hf_longattn.streaming.Stream`.
+    no_stream: why a stream cannot be read, and what to do instead.
     """
 
     input: str = "input_values"
@@ -86,11 +86,11 @@ class AudioRule:
 
     @property
     def unit(self) -> str:
-        """The unit of the input's length, in words."""
+        """The unit of the input's length, as text."""
         return "samples" if self.features is None else "rows of features"
 
     def durations(self, config: Any) -> tuple[float, float]:
-        """Maximum duration in seconds for which the base was trained, and for which the model was converted."""
+        """Two durations in seconds: the maximum in the base's training, and the one for which the model was converted."""
         trained, converted = self.trained_seconds(config), getattr(config, "long_audio_seconds", None)
         return trained, trained if converted is None else converted
 
@@ -103,11 +103,11 @@ class AudioRule:
         return True
 
     def most_frames(self, config: Any) -> int:
-        """Number of frames of the longest sound for which a model with this config was made."""
+        """Number of frames in a sound of the duration for which the model was converted."""
         return self.frames(config, self.length(self.durations(config)[1]))
 
     def longest_seconds(self, config: Any) -> float:
-        """Duration in seconds of the longest sound for which the model has positions."""
+        """Maximum duration, in seconds, for which the model has positions."""
         longest = self.longest(config)
         return math.inf if longest is None else self.seconds(self.length_of(config, longest + 1) - 1)
 
@@ -130,7 +130,7 @@ class AudioRule:
         return int(encoder_config(config).num_hidden_layers)
 
     def frames(self, config: Any, length: int) -> int:
-        """Number of tokens of the layers with attention for an input of this length. An upper bound, and at least 1 is computed."""
+        """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is too short."""
         return Chain(tuple(self.front(config))).total(length)
 
     def length(self, seconds: float) -> int:
@@ -156,7 +156,7 @@ class AudioRule:
         return high
 
     def multiple(self, config: Any) -> int:
-        """The number that an input's length must be a multiple of."""
+        """The number of which an input's length must be a multiple."""
         return 1
 
     def seeded(self, config: Any, seconds: float) -> Tensor:

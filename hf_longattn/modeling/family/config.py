@@ -31,11 +31,11 @@ IMPLEMENTATION_FIELD = "_attn_implementation_internal"
 BASE_ATTENTION = "_base_attention"
 """The attribute set by ``model.use_base_attention()``. It is not saved."""
 LENGTH_FIELDS = ("max_position_embeddings", "rope_parameters", "original_max_position_embeddings")
-"""Fields of the base that a longer length changes."""
+"""Fields of the base that change with the maximum length."""
 ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta")
 """Fields that set rotary positions."""
 DEFAULTS = ("sdpa", "eager")
-"""transformers' default implementations. Scripts name them without requesting a different attention."""
+"""transformers' default implementations. Scripts often pass them without meaning to replace the mechanisms."""
 
 
 class LongConfig(_Base):
@@ -106,7 +106,7 @@ class LongConfig(_Base):
             for name in base_windows.keys() & fields.keys():
                 setattr(self, name, base_windows[name])
             kwargs |= {name: value for name, value in base_windows.items() if name not in fields}
-        if FIELD in kwargs:  # part of another config's file, or values that `to_dict` wrote
+        if FIELD in kwargs:  # from the file of an outer config, or written by `to_dict`
             kwargs = in_current_format(kwargs)
             del kwargs[FIELD]
         if self.writes_head_dim and getattr(self, "head_dim", 0) is None:
@@ -194,7 +194,7 @@ class LongConfig(_Base):
         return bool(self.__dict__.get(BASE_ATTENTION))
 
     def _takes_windows(self, implementation: str) -> bool:
-        """Whether an implementation of transformers can compute these mechanisms, given their windows."""
+        """Whether an implementation of transformers can compute these mechanisms if it gets each layer's window."""
         from .flash_windows import takes_windows, tell_windows
 
         if not takes_windows(self, implementation):
@@ -240,7 +240,7 @@ class LongConfig(_Base):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The base's ``from_dict`` for a dictionary in this format or an earlier one (:mod:`hf_longattn.config_format`).
 
-        A ``long_attention`` among the keyword arguments replaces the dictionary's before it is checked."""
+        A ``long_attention`` among the keyword arguments replaces the dictionary's before the latter is checked."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
         result = super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
         if "long_attention" not in values and kwargs.keys().isdisjoint(ROPE_FIELDS):  # the values are the base's
@@ -275,8 +275,8 @@ class LongConfig(_Base):
     def layer_types(self) -> list[str]:
         """The cache layer types that ``DynamicCache(config)`` and ``StaticCache(config)`` build.
 
-        Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, these are the base's, because its
-        forward looks up masks by them. Caches then use :meth:`get_text_config`, also for a base with sliding windows.
+        Missing (``AttributeError``) if every cache layer holds all keys. If the base has layer types, this property returns the base's,
+        because its forward looks up masks by them. Caches then get theirs from :meth:`get_text_config`, also for sliding windows.
         """
         types = None if hasattr(self, "sliding_window") else self._decode_layer_types()
         if types is None:
@@ -284,7 +284,7 @@ class LongConfig(_Base):
         return types
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """The base's text config. The decoder's, from which caches are built, has the layer types of its caches."""
+        """The base's text config. The decoder's has cache layer types, because caches are built from it."""
         config = super().get_text_config(decoder=decoder, encoder=encoder)
         if not (decoder and not encoder and self._causal and hasattr(self, "sliding_window")):
             return config
@@ -305,8 +305,8 @@ class LongConfig(_Base):
     def _decode_layer_types(self) -> list[str] | None:
         """The cache layer types; ``None`` if every cache layer holds all keys.
 
-        This is so in encoders, in decoders with cross-attention (the cache of the encoder's keys uses the same config), with another
-        attention implementation, and if no mechanism is bounded."""
+        This is the case in encoders; in decoders with cross-attention, because the cache of the encoder's keys uses the same config; with
+        another attention implementation; and if no mechanism is bounded."""
         from ...memory import decode_layer_types
 
         crossing = getattr(self, "add_cross_attention", False) or self.is_encoder_decoder

@@ -94,7 +94,7 @@ class Family:
     stack: the base's class of both the encoder and the decoder, if there is a single one (``T5Stack``).
     attention: unusual names in the attention modules.
     sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
-    bodies: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
+    backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
     grid: how tokens lie on a grid, for pictures.
     audio: how sound becomes frames, for audio.
@@ -102,7 +102,7 @@ class Family:
     base_classes: imports the base's model classes by name, if transformers' cannot be built with installable packages. Each is a subclass
         of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
-    read_without_mask: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
+    padding_caveat: advice for texts with a mask, if the base was trained on padded texts without one (SigLIP). Native twins are then
         compared without a mask.
     """
 
@@ -115,14 +115,14 @@ class Family:
     stack: str | None = None
     attention: AttentionNames = AttentionNames()
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
-    bodies: tuple[str, ...] = ()
+    backbone_classes: tuple[str, ...] = ()
     mixin: type | None = None
     grid: GridRule | None = None
     audio: AudioRule | None = None
     page: PageRule = PLAIN_TEXT
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
-    read_without_mask: str = ""
+    padding_caveat: str = ""
 
     def __post_init__(self) -> None:
         """Register the family.
@@ -190,7 +190,7 @@ class Family:
 
     @cached_property
     def base_model_name(self) -> str:
-        """The base's model class without a head. Some that are parts of others have no ``AutoModel`` (SigLIP's text model)."""
+        """Name of the base's model class without a head, also if it has no ``AutoModel`` entry (SigLIP's text model)."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(name for name in self.classes if name.endswith("Model"))
@@ -202,14 +202,14 @@ class Family:
         return {name: FAMILIES[config_class.base_model_type] for name, config_class in configs.items()}
 
     @property
-    def holds_encoder(self) -> bool:
+    def wraps_encoder(self) -> bool:
         """Whether the attention layers are in an encoder with a separate config, ``encoder_config`` (Parakeet's heads)."""
         return hasattr(self.config_class, "encoder_class")
 
     @property
     def two_stacks(self) -> bool:
         """Whether the base has an encoder and a decoder, both with attention. A transducer's decoder has none."""
-        return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.holds_encoder
+        return bool(getattr(self.base_config_class, "is_encoder_decoder", False)) and not self.wraps_encoder
 
     @cached_property
     def stacks(self) -> dict[str, str]:
@@ -236,7 +236,7 @@ class Family:
         return int(config.decoder_layers if hasattr(config, "decoder_layers") else config.num_decoder_layers)
 
     def base_length(self, config: Any, table: PositionTable | None = None) -> int:
-        """The base's value of the length field of ``table``, special rows included; without a table, its maximum length."""
+        """The base's value of ``table.field``, special rows included; without a table, the base's maximum length."""
         if self.relative:
             of_long: Any = self.config_class
             return int(of_long.length_in(config.to_dict()))
@@ -308,7 +308,7 @@ def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
 
 @cache
 def long_prefix(base_model_type: str) -> str:
-    """The prefix of a base's Long classes: ``Long``, or ``LongAttention`` if transformers uses the former (its ``LongT5Model``)."""
+    """The prefix of a base's Long classes: ``Long``, or ``LongAttention`` if transformers itself has such a class (``LongT5Model``)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     taken = (name for model_type, name in CONFIG_MAPPING_NAMES.items() if not model_type.startswith("long_"))
@@ -341,9 +341,9 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
 
 @cache
 def declared_exports(base_model_type: str) -> tuple[str, ...]:
-    """The :attr:`Family.exports` of a base, which is not imported. A new file may have fewer.
+    """The :attr:`Family.exports` of a base, without importing it. The family's file may export fewer if it is new.
 
-    They are stored for one version of transformers. Otherwise they are read from the names in the base's package.
+    They are stored for one version of transformers. With other versions, they are read from the names in the base's package.
     """
     if base_model_type in _stored_exports():
         return tuple(_stored_exports()[base_model_type])
@@ -372,7 +372,7 @@ def public_class_names() -> frozenset[str]:
 
 @cache
 def _all_stored() -> bool:
-    """Whether the stored names are those of every family."""
+    """Whether the names of every family with a file are stored."""
     return {*module_names("families")} <= {module_name(base) for base in _stored_exports()}
 
 
@@ -398,8 +398,8 @@ def attention_names(module: Any) -> AttentionNames:
 
 
 class _Families(Mapping[str, Family]):
-    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families` with that name. The
-    module may have no file."""
+    """Base model type -> family. Families are imported on first use, from the module of :mod:`hf_longattn.families` with that name, which
+    may be generated."""
 
     @cached_property
     def _names(self) -> list[str]:
@@ -471,8 +471,8 @@ def length_before_conversion(config: Any) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def family_with(name: str) -> Family | None:
-    """The family with a public class ``name``; no other is imported, and for an unknown name not even transformers."""
+def family_for_class(name: str) -> Family | None:
+    """The family of the public class ``name``, or ``None``. Imports no other family, and for an unknown name not even transformers."""
     if _all_stored() and name not in public_class_names():
         return None
     declaring = (FAMILIES[base] for base in FAMILIES if name in declared_exports(base))
@@ -480,7 +480,7 @@ def family_with(name: str) -> Family | None:
 
 
 def why_no_class(name: str) -> str:
-    """Why a base has no Long class ``name`` of one of its heads, and what to load instead, a sentence; empty for any other name."""
+    """A sentence on why a base's head has no Long class ``name``, and what to load instead; empty for other names."""
     if _all_stored() and not name.startswith(_incomplete_families()):
         return ""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -499,7 +499,7 @@ def why_no_class(name: str) -> str:
 
 
 def _incomplete_families() -> tuple[str, ...]:
-    """The first parts of class names of families that list only some of the base's classes: ``LongWhisper``."""
+    """Prefixes of Long class names, such as ``LongWhisper``, of families that list only some of the base's classes."""
     bases = {*declared()["families"], *(base for base, facts in declared()["derived"].items() if "classes" in facts)}
     names = (name for base in bases for name in _stored_exports()[base])
     return tuple(name.removesuffix("Config") for name in names if name.endswith("Config"))

@@ -1,7 +1,7 @@
 """Plain windows by transformers' FlashAttention, whose function takes each layer's window.
 
 transformers passes ``sliding_window`` on as a window of ``sliding_window - 1`` keys on either side; a causal call hides the later ones
-(``modeling_flash_attention_utils.py``). A causal window of w keys is therefore w, and a window of w/2 keys on each side is w/2 + 1.
+(``modeling_flash_attention_utils.py``). Therefore w is a causal window of w keys, and w/2 + 1 is a window of w/2 keys on each side.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def sliding_window(mechanism: Mechanism, causal: bool) -> int | None:
 def takes_windows(config: Any, requested: str) -> bool:
     """Whether FlashAttention of transformers (``requested``) can compute the mechanisms, given each layer's window.
 
-    It does for text models with plain windows and full attention, if the base supports FlashAttention."""
+    It can for text models with plain windows or full attention, if the base supports FlashAttention."""
     from .definition import known_family
 
     if not is_flash_attention_requested(requested_attention_implementation=requested) or "|" in requested:
@@ -46,7 +46,7 @@ def takes_windows(config: Any, requested: str) -> bool:
 
 
 def tell_windows(implementation: str) -> None:
-    """Make transformers' function of this name, once loaded, receive the window of each mechanism's module."""
+    """Make transformers' attention function of this name, if it is loaded, receive each layer's window."""
     attend = AttentionInterface().get(implementation)
     if attend is not None and not getattr(attend, "tells_windows", False):
         AttentionInterface.register(implementation, _told(attend))

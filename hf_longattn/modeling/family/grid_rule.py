@@ -35,13 +35,13 @@ class GridRule:
     input: the argument of ``forward`` with the pixels, ``(…, height, width)``.
     shapes: the argument of ``forward`` with each input's number of patches along each axis, ``(B, axes)``, if pixels come as patches
         ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers means that every input has this shape, without padding.
-    axes: names of the axes, the slowest first.
+    axes: names of the axes, the slowest-varying first.
     has_positions: whether the model has positions that are resized or tiled for larger inputs.
-    why_no_crops: why the patches of a crop have other features than in the picture, whatever the mechanism; empty if they do not.
+    why_no_crops: why patches of a crop get other features than in the whole picture, with every mechanism; empty if they get the same.
     returns_maps: whether hidden states are maps ``(B, D, height, width)`` rather than rows ``(B, N, D)``.
     table_size: the config's field with the input size for which the position table was trained. If this is not ``image_size``, the model
         was trained further on inputs of ``image_size``.
-    trained_pixels: side of the inputs in the checkpoints' training, if the config does not have it.
+    trained_pixels: side in pixels of the inputs in the checkpoints' training, if the config does not have it.
     square: heads of the base that arrange patches as a square picture.
     trained_size: heads of the base that read the size of pictures from the config.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
@@ -87,7 +87,7 @@ class GridRule:
         """Size of a patch along each axis, in pixels.
 
         Raises:
-            GridError: the config's ``patch_size`` is not a number of pixels, or one for each axis.
+            GridError: the config's ``patch_size`` is neither one number of pixels nor one number for each axis.
         """
         size = config.patch_size
         sides = (size,) * len(self.axes) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else ()
@@ -104,7 +104,7 @@ class GridRule:
         return int(config.num_channels)
 
     def describe(self, size: tuple[int, ...]) -> str:
-        """A size in words, for example "768 × 1024 pixels"."""
+        """A size as text, for example "768 × 1024 pixels"."""
         return f"{' × '.join(map(str, size))} pixels"
 
     def typed(self, size: tuple[int, ...]) -> str:
@@ -158,7 +158,7 @@ class GridRule:
         return None
 
     def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise :class:`GridError` for an input to whose tokens transformers' model would give the positions of other tokens."""
+        """Raise :class:`GridError` if transformers' model would give an input's tokens the positions of other tokens."""
 
     def of_seconds(self, config: Any, seconds: float) -> tuple[int, ...]:
         """The size of the input for a sound of this many seconds.
@@ -344,10 +344,10 @@ class GridRule:
 
 @dataclass(frozen=True)
 class StagedGrid(GridRule):
-    """Stages of ``config.depths`` layers. The first stage has as many cells along each axis as patches, each later one half as many as the
-    one before. Counts are rounded up, because convolutions with padding make them.
+    """The grids of a hierarchical model, whose stages have ``config.depths`` layers. Cells of the first stage are patches. Each later stage
+    has half as many along each axis, rounded up like the outputs of the base's padded convolutions.
 
-    least_sides: number of cells along each axis, for each layer, to which a smaller grid is padded.
+    least_sides: ``config ->`` the minimum side of each layer's grid, in cells. Smaller grids are padded.
     """
 
     least_sides: Callable[[Any], Sequence[int]] | None = None
@@ -384,7 +384,7 @@ FRAMES_PER_SECOND = 100
 class SpectrogramGrid(GridRule):
     """The grid of a spectrogram ``(B, frames, mel bins)`` with overlapping patches. The axes are frequency and time.
 
-    Patches begin at every ``frequency_stride``-th mel bin and every ``time_stride``-th frame. Sizes are ``(mel bins, frames)``, of which
+    Patches begin at every ``frequency_stride``-th mel bin and every ``time_stride``-th frame. Sizes are ``(mel bins, frames)``;
     only the number of frames can grow.
     """
 

@@ -36,8 +36,8 @@ def module_text(model_type: str, facts: Mapping[str, Any]) -> str:
     """The module of a family, as text.
 
     Args:
-        model_type: of the base.
-        facts: as :func:`hf_longattn.modeling.derived.derive` returns them.
+        model_type: the base's.
+        facts: the result of :func:`hf_longattn.modeling.derived.derive`.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

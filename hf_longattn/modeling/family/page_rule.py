@@ -30,7 +30,7 @@ class PageArgument(ABC):
 
     @abstractmethod
     def width(self, config: Any) -> int:
-        """Count of numbers per token."""
+        """How many numbers each token has."""
 
     @abstractmethod
     def largest(self, config: Any) -> int:
@@ -124,9 +124,9 @@ def check_boxes(name: str, boxes: Tensor, limit: int = BOX_LIMIT) -> None:
 
 @dataclass(frozen=True)
 class TreePaths(PageArgument):
-    """Each token's path in the tree of a web page, from the root: one number per level, filled up to the deepest level (MarkupLM).
+    """Each token's path in the tree of a web page, from the root: one number per level, padded to the maximum depth (MarkupLM).
 
-    limit: the config's field with the count of numbers.
+    limit: the config's field with the number of different values, which start at 0.
     padding: the config's field with the number for levels below the token.
     """
 

@@ -22,7 +22,7 @@ class PositionTable:
 
     pattern: regular expression that matches the name of the parameter, such as ``r"position_embeddings\\.weight$"``.
     offset: number of rows at the start that are not positions (BART, MPNet: 2), or ``"padding"`` if positions start after the row of the
-        config's ``pad_token_id`` (RoBERTa). :meth:`leading` returns the number.
+        config's ``pad_token_id`` (RoBERTa). :meth:`offset_rows` returns the number.
     counted: whether the config's length includes these rows (RoBERTa) or not (BART).
     added: whether the model adds the offset itself, so that ``position_ids`` start at 0 (OPT).
     skips_padding: whether padding tokens take no position (RoBERTa, OPT).
@@ -43,7 +43,7 @@ class PositionTable:
         """The config's field with the table's length."""
         return "max_decoder_position_embeddings" if self.decoder else "max_position_embeddings"
 
-    def leading(self, config: Any) -> int:
+    def offset_rows(self, config: Any) -> int:
         """Number of rows at the start that are not positions, with this config."""
         if self.offset != "padding":
             return self.offset
@@ -51,23 +51,23 @@ class PositionTable:
 
     def config_value(self, tokens: int, config: Any) -> int:
         """The value of :attr:`field` for this many tokens; ``config`` has the other values."""
-        return tokens + self.leading(config) * self.counted
+        return tokens + self.offset_rows(config) * self.counted
 
     def tokens(self, config: Any) -> int:
         """Maximum number of tokens with this config."""
-        return getattr(config, self.field) - self.leading(config) * self.counted
+        return getattr(config, self.field) - self.offset_rows(config) * self.counted
 
     def rows(self, config: Any) -> int:
         """Number of rows with this config."""
-        return self.tokens(config) + self.leading(config)
+        return self.tokens(config) + self.offset_rows(config)
 
     def first_id(self, config: Any) -> int:
         """The first value of ``position_ids`` with this config."""
-        return 0 if self.added else self.leading(config)
+        return 0 if self.added else self.offset_rows(config)
 
     def padding_id(self, config: Any) -> int:
         """The id of tokens that take no position, in models that detect padding by id (RoBERTa, MPNet)."""
-        return self.leading(config) - 1
+        return self.offset_rows(config) - 1
 
     def matches(self, name: str) -> bool:
         """Whether this table is the parameter ``name``."""
@@ -76,7 +76,7 @@ class PositionTable:
     def check_length(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`LengthError` if this forward pass needs more positions, including tokens in the cache.
 
-        Padding that takes no position does not count: RoBERTa's, or according to ``position_ids``.
+        Padding that takes no position does not count: by padding id (RoBERTa), by mask (OPT), or by ``position_ids`` if they are given.
         """
         import torch
         from transformers import Cache
@@ -98,7 +98,7 @@ class PositionTable:
         self._refuse_beyond(needed, limit)
 
     def check_positions(self, config: Any, position_ids: Tensor) -> None:
-        """Raise :class:`LengthError` if ``position_ids`` exceed the table, for a cache that does not hold all past tokens."""
+        """Raise :class:`LengthError` if ``position_ids`` exceed the table. Needed for caches that do not hold all past tokens."""
         self._refuse_beyond(int(position_ids.max()) + 1 - self.first_id(config), self.tokens(config))
 
     def _refuse_beyond(self, needed: int, limit: int) -> None:

@@ -1,7 +1,7 @@
-"""Registers Long models, and plain ones with mechanisms, with transformers, peft and sentence-transformers.
+"""Registers Long models, and transformers' classes with mechanisms, with transformers, peft and sentence-transformers.
 
 ``import hf_longattn`` must stay cheap, and transformers imports torch and its models only on first use. The public ``AutoConfig.register``
-and ``AutoModel.register`` take classes, which would import both. Names are therefore entered instead: transformers itself stores names
+and ``AutoModel.register`` take classes, which would import both. Names are therefore entered: transformers itself stores names
 (``"bert": "BertModel"``) and imports a class on first use, from the module that is noted for the model type. For ``"long_bert"``, this is
 :mod:`hf_longattn.families`. The tables are private (:mod:`hf_longattn.private_apis`). Each is filled right after the module that defines
 it is imported, by an entry in ``sys.meta_path`` that wraps the loaders of the modules in :data:`TABLES` only. Tables of modules that are
@@ -35,7 +35,7 @@ MULTIMODAL_CLASSES = {
     "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": "ForImageClassification",
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING": "ForAudioClassification",
 }
-"""Tables of Auto classes -> the class suffix of a multimodal model, which has no base in transformers."""
+"""Table of an Auto class -> suffix of our multimodal class in it. Multimodal models have no base in transformers."""
 PIPELINES = {
     "document-question-answering": "PageQuestionAnsweringPipeline",
     "automatic-speech-recognition": "SpeechRecognitionPipeline",
@@ -56,7 +56,7 @@ def register_configs() -> None:
 
 
 def register_models() -> None:
-    """Enter every Long class in each ``AutoModel…`` that has its base's class."""
+    """Register every Long class with each ``AutoModel…`` class that knows its base class."""
     from transformers.models.auto import modeling_auto
 
     known = lazy_mappings(modeling_auto)
@@ -111,7 +111,7 @@ def _families() -> ModuleType:
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
     """Enter every Long model type in a table, with the name of its Long class or, if not ``long``, of the base's class.
 
-    complete: whether to enter also types for which transformers has no base model, because it is part of others (SigLIP's text).
+    complete: whether to enter also types whose base has no entry because it is part of other models (SigLIP's text model).
     """
     entries, families = mapped_names(table)[0], _families()
     for names in _family_entries():
@@ -127,12 +127,12 @@ def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
 class FamilyNames(NamedTuple):
     """The names of a family in transformers' tables.
 
-    base, model_type: the model types of its base and of itself.
-    base_model: the usual name of the base's model class without a head.
-    first_word: with which the base's class names start, "Qwen2" of "Qwen2Config"; tables of heads may also list a head of another model.
-    prefix: what comes before the names of the base's classes in those of its Long classes.
-    config: the name of its config class.
-    module: that of its model type.
+    base, model_type: the model types of the base and of the family.
+    base_model: the usual name of the base's class without a head.
+    first_word: the start of the base's class names, "Qwen2" of "Qwen2Config". Tables of heads may also list another model's head.
+    prefix: the text before a base class's name in the name of its Long class.
+    config: the name of the family's config class.
+    module: the module name of the model type.
     """
 
     base: str
@@ -146,7 +146,7 @@ class FamilyNames(NamedTuple):
 
 @cache
 def _family_entries() -> list[FamilyNames]:
-    """The names of every family and of every plain class with mechanisms, compared with those of transformers once for all tables."""
+    """The names of every family and of every plain class with mechanisms, computed once for all tables."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     entries = []
@@ -178,17 +178,17 @@ def register_prompt_adapters() -> None:
 
 
 def register_expert_adapters() -> None:
-    """Make peft rename the experts of a Long mixture as it does for the base, from their names in transformers 4."""
+    """Make peft rename expert weights of Long mixture-of-experts models from their transformers 4 names, as for the base."""
     _enter_types(model_type_table("expert_adapters", sys.modules["peft.utils.transformers_weight_conversion"]))
 
 
 def register_awq() -> None:
-    """Make transformers load activations scaled by AWQ in a Long model as in its base."""
+    """Make transformers insert AWQ's scaled activation modules into a Long model as into its base."""
     _enter_types(model_type_table("awq_scales", sys.modules["transformers.integrations.awq"]))
 
 
 def register_response_templates() -> None:
-    """Make `transformers serve` read reasoning and tool calls of a Long model as of its base."""
+    """Make `transformers serve` parse reasoning and tool calls of a Long model like its base's."""
     table = model_type_table("response_templates", sys.modules["transformers.cli.serving.utils"]) or {}
     for bases, template in list(table.items()):
         table[tuple(f"long_{base}" for base in family_names(bases))] = template
@@ -205,7 +205,7 @@ def register_pipelines() -> None:
 def register_standalone_encoders() -> None:
     """Make sentence-transformers load a Long encoder-decoder's encoder by its Long class, and read a Long audio model as its base.
 
-    It uses the first entry whose config class fits, which would otherwise be the base's, with full attention.
+    sentence-transformers uses the first entry whose config class fits. This would otherwise be the base's, with full attention.
     """
     transformer = sys.modules["sentence_transformers.base.modules.transformer"]
     for name in ("feature_inputs", "logits_inputs", "generating_inputs"):
@@ -219,7 +219,7 @@ def register_standalone_encoders() -> None:
 
 
 def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> None:
-    """Give every Long model type the entry of its base."""
+    """Give every Long model type the entry of its base, except for bases in ``but``."""
     known = {} if table is None else table
     for base in family_names(known):
         if base not in but:
@@ -301,8 +301,8 @@ def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
 
 
 def enter_class(table: Any, model_type: str, name: Any, config: str, module_name: str, module: ModuleType) -> None:
-    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. It is imported on first use. For a table of
-    tuples, ``name`` is a tuple of names."""
+    """Enter the class ``name`` of ``module`` in a table, for the config class ``config``. The class is imported on first use. For a
+    table of tuples, ``name`` is a tuple of names."""
     table._model_mapping[model_type] = name
     table._modules[module_name] = module
     table._reverse_config_mapping[config] = model_type
@@ -324,7 +324,7 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
 
 
 def model_type_table(name: str, module: ModuleType) -> Any:
-    """The table ``name`` of :data:`PRIVATE_APIS` in ``module``. If this version lacks it, warn and return ``None``."""
+    """The private table of ``module`` that ``PRIVATE_APIS[name]`` names. If this version lacks it, warn and return ``None``."""
     table = getattr(module, PRIVATE_APIS[name][0].partition(":")[2], None)
     if table is None:
         warn_missing(name)

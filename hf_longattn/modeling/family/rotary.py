@@ -13,7 +13,7 @@ from ...positions import RopePlan, rope_parameters
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int) -> RopePlan:
     """The rotary positions of a model extended from ``old_length`` to ``new_length`` tokens.
 
-    If each layer type has positions (Gemma 3), only layers that see beyond the old length are scaled.
+    If each layer type has its own rotary parameters (Gemma 3), only types with layers that see beyond the old length are scaled.
 
     Args:
         config: the base's config, or a Long config with the base's ``rope_parameters``.
@@ -21,7 +21,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         positions: "auto" or "rope:<kind>".
 
     Raises:
-        PositionError: as :func:`hf_longattn.positions.rope_parameters`.
+        PositionError: see :func:`hf_longattn.positions.rope_parameters`.
     """
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

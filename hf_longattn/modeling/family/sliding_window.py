@@ -26,7 +26,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 SERVING_WINDOW_FIELDS = ("sliding_window", "layer_types", "use_sliding_window", "max_window_layers", "attention_window")
 """Fields of a config by which serving engines choose each layer's attention."""
 BASE_WINDOWS = "base_windows"
-"""Field of a config's file with the base's original values of those fields, which then describe the mechanisms."""
+"""Field of a config's file with the base's original values of :data:`SERVING_WINDOW_FIELDS`, if these describe the mechanisms."""
 
 
 def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
@@ -59,12 +59,12 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
 
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:
-    """The base's attention: full, with a window (:func:`own_windows`) in the layers that have one, each listed by number."""
+    """The base's attention: windows in the layers with one (:func:`own_windows`), listed by number, and full attention in all others."""
     return LongAttentionConfig("full", layers={layer: _kept(width) for layer, width in enumerate(windows) if width is not None})
 
 
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
-    """``chosen``, or the default for ``None``, with the base's windows (:func:`own_windows`) in the layers that keep them."""
+    """``chosen`` (``None``: the default), with the base's windows (:func:`own_windows`) in the layers that keep them."""
     attention = LongAttentionConfig.from_dict(chosen)
     widths = [width for width in windows if width is not None]
     if chosen is None and widths and len(set(windows)) == 1:
@@ -108,10 +108,10 @@ def serving_window_fields(
 ) -> dict[str, Any]:
     """Values of :data:`SERVING_WINDOW_FIELDS` that describe ``attention`` to serving engines.
 
-    If no values can, those of ``base_fields``, the base's fields, that mean full attention.
+    If no values can, the fields of a causal model that are in ``base_fields`` describe full attention, and an encoder gets no fields.
 
     Args:
-        nullable: whether the base's ``sliding_window`` may be null. If not, layer types mean that no layer has a window.
+        nullable: whether the base's ``sliding_window`` may be null. If not, only ``layer_types`` says that no layer has a window.
     """
     if not causal:
         bands = [band_around(prototype(*attention.for_layer(layer))) for layer in range(layers)]
@@ -140,8 +140,8 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens; ``None`` if the window is not
-    equally wide on both sides."""
+    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens; ``None`` if it has no
+    window that is equally wide on both sides."""
     if isinstance(mechanism, Longformer):
         pattern = mechanism.pattern(False)
         band = None if mechanism.relative is not None else (pattern.left, pattern.right)

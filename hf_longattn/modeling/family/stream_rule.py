@@ -10,7 +10,7 @@ from ...positions.distances import Locality
 
 
 class Section(Protocol):
-    """A part of a model along time, which knows the inputs that its outputs depend on."""
+    """A part of a model that maps inputs along time to outputs, and knows which inputs an output depends on."""
 
     @property
     def stride(self) -> int:
@@ -40,7 +40,7 @@ class Convolution:
 
     @classmethod
     def centred(cls, kernel: int) -> Convolution:
-        """A convolution with as many outputs as inputs, which looks equally far back and ahead; one further back if the kernel is even."""
+        """A convolution with as many outputs as inputs. It looks equally far back and ahead, or one further back if the kernel is even."""
         return cls(kernel, 1, kernel // 2, kernel - 1 - kernel // 2)
 
     @classmethod
@@ -63,7 +63,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of a layer."""
+    """A layer's attention, as a :class:`Section`."""
 
     local: Locality
     stride: int = 1
@@ -80,7 +80,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Chain:
-    """Parts in sequence; without parts, the identity."""
+    """Sections in sequence; without any, the identity."""
 
     parts: tuple[Section, ...] = ()
 
@@ -111,10 +111,10 @@ class Chain:
 class Positions:
     """How the layers of a base get the positions of their frames.
 
-    module: the base's module that computes them. Of the hidden states, it uses only the number.
+    module: the base's module that computes them. It uses only the number of hidden states, not their values.
     keyword: the argument of a layer that takes them.
-    counted: whether positions count from the stream's start, so that the module also needs the first frame's number. If not, they are
-        those of the distances between frames and stored keys.
+    counted: whether positions count from the stream's start, so that the module also needs the first frame's number. If not, they
+        encode distances between frames and stored keys.
     """
 
     module: str
@@ -124,15 +124,15 @@ class Positions:
 
 @dataclass(frozen=True)
 class StreamRule:
-    """The parts of an audio base after its frames are made, between which frames pass.
+    """The parts of an audio base that process frames, one after another.
 
-    encoder: the base's module that takes these frames as first argument, and the sections before the layers, a function of the config
-        (``"encoder"``, with a convolution over frames as positions); ``None`` if nothing before the layers looks along time.
-    layers: the name of the base's list of layers, whose first argument is frames.
-    inside: the sections of a layer after its attention, a function of the config.
-    positions: how layers get the positions of frames, a function of the config; ``None`` if they get none.
-    multiple: the number that the count of inputs must be a multiple of, a function of the config. A rest at the end of a stream is dropped.
-    refusal: why the base needs the whole sound, and what to use instead, a function of the config; empty if it does not.
+    encoder: a pair: the base's module that takes frames as first argument (``"encoder"``), and ``config ->`` the sections before the
+        layers (a convolution over frames as positions). ``None`` if nothing before the layers looks along time.
+    layers: the name of the base's list of layers. Each layer takes frames as first argument.
+    inside: ``config ->`` the sections of a layer after its attention.
+    positions: ``config ->`` how layers get the positions of frames; ``None`` if they get none.
+    multiple: ``config ->`` the number of which the count of inputs must be a multiple. A rest at the end of a stream is dropped.
+    refusal: ``config ->`` why the base needs the whole sound, and what to use instead; empty if it does not.
     """
 
     encoder: tuple[str, Callable[[Any], Sequence[Section]]] | None = None
@@ -154,14 +154,14 @@ def position_convolution(config: Any) -> list[Convolution]:
 
 
 def normalised_over_time(config: Any) -> str:
-    """Why a feature encoder needs the whole sound: a norm over it. Empty if the norm is over the channels of each frame."""
+    """Why a feature encoder needs the whole sound: its norm is over time. Empty if the norm is over the channels of each frame."""
     if config.feat_extract_norm != "group":
         return ""
     return "its feature encoder normalises every channel over the whole sound (feat_extract_norm='group')"
 
 
 def normalised_feature_encoder(config: Any) -> str:
-    """The refusal of streams by feature encoders that need the whole sound; empty for others."""
+    """The text that refuses streams if the feature encoder needs the whole sound; empty for others."""
     why, instead = normalised_over_time(config), "use a checkpoint with a norm over the channels of each frame (feat_extract_norm='layer')"
     return why and f"{why}; {instead}, such as those of wav2vec2-large-lv60 and XLS-R"
 

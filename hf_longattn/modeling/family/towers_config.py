@@ -26,7 +26,7 @@ TOWERS = "towers"
 class LongTowersConfig(_Base):
     """Mixin before the base's config class: ``class LongCLIPConfig(LongTowersConfig, CLIPConfig)``.
 
-    A tower's own config has its mechanisms, lengths and sizes, such as ``config.text_config.long_attention``. They are saved there.
+    Each tower's config holds and saves the tower's mechanisms, lengths and sizes, for example ``config.text_config.long_attention``.
 
     long_attention: ``{"towers": {"text": {"mechanism": "window", "window": 64}}}`` sets the attention of towers by name. Other towers keep
         theirs, by default their family's.
@@ -89,7 +89,7 @@ class LongTowersConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict``, with a ``long_attention`` among the keyword arguments read as part of the dictionary."""
+        """The base's ``from_dict``, which reads a ``long_attention`` among the keyword arguments as part of the dictionary."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
         return super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
 
@@ -109,7 +109,7 @@ def check_towers(chosen: Mapping[str, Any], known: list[str], kind: str) -> None
 
 
 def _tower_values(config: Any, config_class: type[LongConfig], long_attention: Any) -> dict[str, Any]:
-    """Values of a tower's Long config, from the base's config, ours or a mapping. ``long_attention`` replaces its attention if given."""
+    """Values of a tower's Long config, from a base config, Long config or mapping. ``long_attention``, if given, replaces its attention."""
     values = {} if config is None else dict(config) if isinstance(config, Mapping) else config.to_dict()
     if values.pop("model_type", config_class.base_model_type) == config_class.base_model_type and "long_attention" not in values:
         base: Any = config_class.__bases__[-1]

@@ -1,4 +1,4 @@
-"""Checks of lengths against position tables, and of mechanisms without scores in models that change scores."""
+"""Checks of lengths against position tables, and of mechanisms in models that add terms to attention scores."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _config_of_lengths(family: Family, values: dict[str, Any]) -> Any:
 
 
 def refuse_scoreless(model: nn.Module, why: str) -> None:
-    """Raise :class:`OptionError` if a mechanism of ``model`` has no scores. ``why`` says how the model changes scores."""
+    """Raise :class:`OptionError` if a mechanism of ``model`` cannot add terms to its scores. ``why`` says how the model changes scores."""
     for module in model.modules():
         if isinstance(module, Mechanism) and not module.traits.takes_score_mod:
             raise OptionError(

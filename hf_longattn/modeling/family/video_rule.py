@@ -27,12 +27,12 @@ class VideoGrid(GridRule):
 
     Sizes are ``(frames, height, width)``.
 
-    frames: the config's field with the number of frames for which positions were trained; ``side`` is the field with their pixels.
+    frames: the config's field with the number of frames for which positions were trained; ``side`` is the field with their size in pixels.
     colours: the config's field with the number of channels.
     repeats_frames: whether the base repeats a video that is shorter than a tubelet until it fills one (V-JEPA 2).
-    numbers_by_side: whether the base numbers the tokens of a frame of any size by ``side`` (V-JEPA 2).
+    numbers_by_side: whether the base numbers a frame's tokens by ``side``, even if the frame has another size (V-JEPA 2).
     leaves_out: the base's argument of ``forward`` that leaves out the predictor of hidden states, which sees all tokens twice.
-    resizing: a context for transformers' headless model and a size, in which the model reads videos of that size.
+    resizing: ``(headless model of transformers, size) ->`` a context in which the model reads videos of that size.
     """
 
     axes: tuple[str, ...] = ("time", "height", "width")
@@ -119,7 +119,7 @@ class VideoGrid(GridRule):
         return {**self.arguments(config, pixels), **({self.leaves_out: True} if self.leaves_out else {})}
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments without a predictor. If ``forward`` needs a mask (VideoMAE's pre-training), it leaves out every second patch."""
+        """The arguments, with the predictor left out. A required mask of patches (VideoMAE's pre-training) leaves out every second one."""
         import torch
 
         parameters = inspect.signature(type(model).forward).parameters

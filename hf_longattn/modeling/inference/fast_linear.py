@@ -22,9 +22,9 @@ from ...errors import BackendError
 LARGEST_CODE = 127
 """The largest magnitude of a symmetric 8-bit number."""
 ROWS_PER_PRODUCT = 512
-"""Rows per product in 8 bits. With fewer, the weight is read too often (measured from 32 to 2,048 rows of 768 and 3,072 values)."""
+"""Maximum rows per 8-bit product. With fewer, the weight is read too often (measured: 32 to 2,048 rows of 768 and 3,072 values)."""
 VALUES_PER_ROUNDING = 3 * 2**16
-"""Values of an input that are quantised at a time, so that they stay in the cache between the steps of rounding."""
+"""Number of input values to quantise at a time, so that they stay in the CPU cache between the steps of rounding."""
 SMALLEST_SCALE = 1e-8
 """The smallest scale, used for rows of zeros."""
 
@@ -47,7 +47,7 @@ def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class InferenceLinear(nn.Module):
-    """A linear layer without gradients, on a fixed device and in a fixed dtype."""
+    """Base class of linear layers without gradients, on a fixed device and in a fixed dtype."""
 
     in_features: int
     out_features: int
@@ -213,7 +213,7 @@ def quantise_in_pieces(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest_magnitudes(x: Tensor) -> Tensor:
-    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``. Bits are compared instead: they have the same order, and
+    """The largest magnitude of every row of ``x (M, K)``, float32 ``(M, 1)``. Bit patterns are compared: they have the same order, and
     comparing integers is faster."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     return x.abs().view(bits).amax(-1, keepdim=True).view(x.dtype).float()

@@ -33,7 +33,7 @@ Model = TypeVar("Model", bound=nn.Module)
 PRECISIONS = ("fp32", "bf16", "int8")
 """Precisions of linear layers. ``fp32`` replaces none. ``int8`` computes everything else as ``bf16`` does."""
 TOKENS_PER_PIECE = 512
-"""Tokens that run through the layers after attention at a time (measured from 128 to 2,048)."""
+"""Maximum tokens, of all rows, per call of feed-forward block and attention's output layer. Chosen by measurement (128 to 2,048)."""
 PRECISION_ATTRIBUTE = "inference_precision"
 """The attribute with the precision of a model after :func:`optimize_for_inference`."""
 INT8_IS_SLOWER = (
@@ -70,8 +70,8 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
       fastest without AMX. With AMX, bf16 is the fastest up to about 8,000 tokens, and a warning says so. The layer that predicts tokens
       stays in bf16, and so do heads and trained parts of mechanisms. ``fp32`` converts a model from float16 or bfloat16 to float32, and
       replaces no layer.
-    - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens at a time, so that it
-      stays in the cache. This changes no result.
+    - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens at a time, which
+      then stay in the CPU cache. This changes no result.
     - Base models of Long classes run a padded batch as one packed row, so that no layer works on padding. Each document has the same
       outputs as alone, and rows of padding in ``last_hidden_state`` become zeros. A batch is not packed if attentions or a cache are
       requested (``use_cache=False`` packs decoders), if it has padding between real tokens, or if the model is compiled.
@@ -128,7 +128,7 @@ def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """``to``, ``half`` … of a model with packed layers: refuse the call before any tensor is changed."""
+    """Replaces ``_apply``, which ``to``, ``half`` … call: before any tensor changes, refuse another dtype or device for packed layers."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
             module.check_stays(fn)
@@ -177,7 +177,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """The features of a sentence-transformers module in float32, for the modules that pool and normalise them."""
+    """Forward hook of a sentence-transformers module: cast features to float32, for modules that pool and normalise them."""
     return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 
@@ -188,7 +188,7 @@ def _as_its_weight(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tenso
 
 
 def _replace(model: PreTrainedModel, layer: type[PackedLinear] | type[Int8Linear]) -> None:
-    """Replace the linear layers of ``model``: in its base model by ``layer``, elsewhere by packed layers."""
+    """Replace the linear layers of ``model``: in its base model by ``layer``, elsewhere by :class:`PackedLinear`."""
     inside = {id(module) for module in model.base_model.modules()} - {id(_input_embeddings(model))}  # models read the embeddings' dtype
     places: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module, parent, name in _linears(model):
@@ -225,9 +225,9 @@ def _run_in_pieces(model: nn.Module) -> None:
 
 
 def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
-    """Call ``function`` on :data:`TOKENS_PER_PIECE` tokens of tensors ``(B, N, D)`` at a time; for other arguments, a single time.
+    """Call ``function`` on :data:`TOKENS_PER_PIECE` tokens of tensors ``(B, N, D)`` at a time. For other arguments, call it once.
 
-    ``function`` computes each token by itself. transformers counts the parameters of a ``feed_forward_chunk``: here ``*tensors`` counts as
+    ``function`` computes each token by itself. transformers counts the parameters of ``feed_forward_chunk``, and counts ``*tensors`` as
     one.
     """
     shapes = {tuple(x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else () for x in tensors}
@@ -248,7 +248,7 @@ def _in_pieces(function: Callable[..., Tensor], *tensors: Any) -> Tensor:
 def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, nn.Module, str]]:
     """``(layer, parent, name)`` of every linear layer to replace.
 
-    Without parts of mechanisms, output embeddings, layers with hooks or shared weights, and layers that stay in float32."""
+    Excludes parts of mechanisms, output embeddings, layers with hooks or shared weights, and layers that stay in float32."""
     excluded = {id(module) for mechanism in model.modules() if isinstance(mechanism, Mechanism) for module in mechanism.modules()}
     excluded.add(id(model.get_output_embeddings()))
     owners: dict[int, set[int]] = {}

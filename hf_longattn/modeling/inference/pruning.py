@@ -1,7 +1,7 @@
 """Attention with fewer heads in some layers: removes heads, and builds models whose config says that heads are removed.
 
-``kept_heads`` in a Long config gives the number of heads of these layers, ``{"0": 7, "3": 2}``. With grouped queries, it counts key-value
-heads, each with its queries.
+``kept_heads`` in a Long config maps these layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped queries, it counts
+key-value heads, each with its queries.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Heads:
         return self.queries * self.width
 
     def keep(self, heads: Sequence[int]) -> None:
-        """Remove all other heads, in place."""
+        """Remove all heads except ``heads``, in place."""
         index = torch.tensor(sorted(heads))
         for layer, width in zip(self.projections, (self.columns, self.width, self.width), strict=True):
             cut(layer, spread(index, width), 0)
@@ -89,7 +89,7 @@ class Heads:
 
 
 def spread(index: Tensor, width: int) -> Tensor:
-    """Indices of the entries of units with ``width`` entries each."""
+    """Indices of all entries of the units ``index``, which have ``width`` entries each."""
     return (index[:, None] * width + torch.arange(width)).flatten()
 
 
@@ -133,10 +133,10 @@ def _integer(module: Any, names: Sequence[str]) -> int | None:
 
 
 def cut_as_configured(model: Any) -> None:
-    """Remove heads from a new model until each layer has as many as ``config.kept_heads`` says.
+    """Remove heads from a new model, so that each layer has as many as ``config.kept_heads`` says.
 
     Raises:
-        OptionError: it is not a mapping from layers to possible numbers of heads.
+        OptionError: ``kept_heads`` is not a mapping from layers to possible numbers of heads.
     """
     counts = getattr(model.config, KEPT_HEADS)
     if not isinstance(counts, Mapping) or not all(str(layer).isdigit() and isinstance(count, int) for layer, count in counts.items()):
@@ -151,7 +151,7 @@ def cut_as_configured(model: Any) -> None:
 
 
 def whole_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes, before heads were removed, of a model's tensors that lost some; by name."""
+    """Name of every tensor that is smaller because heads were removed -> its shape before."""
     if not getattr(model.config, KEPT_HEADS, None):
         return {}
     config = copy.deepcopy(model.config)

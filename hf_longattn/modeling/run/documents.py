@@ -136,14 +136,14 @@ class FindsDocuments(_Base):
         return None
 
     def rule_out_packing(self, arguments: dict[str, Any]) -> None:
-        """Pass a mask of ones, since without a mask transformers prepares a causal model for packed documents, with an N×N mask."""
+        """Pass a mask of ones. Without a mask, transformers makes an N×N mask for packed documents in a causal model."""
         tokens = input_of(arguments)
         if arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and tokens is not None:
             arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
 
 
 def seen_before(arguments: Mapping[str, Any]) -> bool:
-    """Whether a call's cache contains tokens."""
+    """Whether a call's cache contains tokens. In a graph, whether the call has a cache."""
     cache = arguments.get("past_key_values")
     return cache is not None and hasattr(cache, "get_seq_length") and (in_graph() or int(cache.get_seq_length()) > 0)
 

@@ -105,7 +105,7 @@ class Memory(Mode[MemoryInputs]):
         return [outputs]
 
     def restore(self, model: Any, inputs: MemoryInputs, parts: Sequence[Any]) -> Any:
-        """The unchanged outputs, which may have a head's fields, with the memory added."""
+        """The outputs, which may have a head's fields, unchanged except for the added memory."""
         kind: Any = type(parts[0])
         return _remembering(kind)(**parts[0], memory=inputs.following)
 

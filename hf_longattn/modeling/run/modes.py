@@ -23,7 +23,7 @@ class Mode(ABC, Generic[Inputs]):
     name: ClassVar[str]
     """The mode's name in messages."""
     key: ClassVar[str]
-    """The mode's name in :data:`MEETINGS`."""
+    """The mode's name in :data:`MODE_INTERACTIONS`."""
 
     @abstractmethod
     def prepare(self, model: Any, arguments: dict[str, Any]) -> Inputs | None:
@@ -39,11 +39,11 @@ class Mode(ABC, Generic[Inputs]):
 
     @abstractmethod
     def restore(self, model: Any, inputs: Inputs, parts: Sequence[Any]) -> Any:
-        """The outputs of the whole call. Base models restore theirs by :func:`.outputs.joined`, which knows every field."""
+        """The outputs of the whole call. Modes of base models use :func:`.outputs.joined`, which knows every field."""
 
 
-class Meeting(enum.Enum):
-    """The result if two modes apply to one call."""
+class ModeInteraction(enum.Enum):
+    """What happens if two modes apply to one call."""
 
     BOTH = "both run"
     FIRST = "the first runs, and the second leaves the call alone"
@@ -51,13 +51,13 @@ class Meeting(enum.Enum):
     REFUSED = "the call is refused with one sentence"
 
 
-MEETINGS: Mapping[tuple[str, str], Meeting] = {
-    ("sharding", "packing"): Meeting.FIRST,  # processes would pack different numbers of tokens
-    ("sharding", "segments"): Meeting.REFUSED,
-    ("sharding", "memory"): Meeting.REFUSED,
-    ("packing", "segments"): Meeting.SECOND,  # segments are counted from each row's first token
-    ("packing", "memory"): Meeting.SECOND,  # each row has its own memory
-    ("segments", "memory"): Meeting.BOTH,  # the memory is that of the last segment
+MODE_INTERACTIONS: Mapping[tuple[str, str], ModeInteraction] = {
+    ("sharding", "packing"): ModeInteraction.FIRST,  # processes would pack different numbers of tokens
+    ("sharding", "segments"): ModeInteraction.REFUSED,
+    ("sharding", "memory"): ModeInteraction.REFUSED,
+    ("packing", "segments"): ModeInteraction.SECOND,  # segments are counted from each row's first token
+    ("packing", "memory"): ModeInteraction.SECOND,  # each row has its own memory
+    ("segments", "memory"): ModeInteraction.BOTH,  # the last segment's memory is returned
 }
 REFUSALS: Mapping[tuple[str, str], tuple[type[LongAttentionError], str]] = {
     ("sharding", "segments"): (OptionError, "{model} runs over its text in segments, which cannot be split across processes."),
@@ -69,8 +69,8 @@ REFUSALS: Mapping[tuple[str, str], tuple[type[LongAttentionError], str]] = {
 """The error for each pair of modes that is refused. ``{model}`` stands for the model's class."""
 
 
-def enters(key: str, applying: Iterable[str], model: Any) -> bool:
-    """Whether a call of ``model`` runs in the mode ``key``, by :data:`MEETINGS`. False if another mode runs it.
+def should_run(key: str, applying: Iterable[str], model: Any) -> bool:
+    """Whether a call of ``model`` runs in the mode ``key``, by :data:`MODE_INTERACTIONS`. False if another mode runs it.
 
     Args:
         applying: the modes that apply to the call.
@@ -81,11 +81,11 @@ def enters(key: str, applying: Iterable[str], model: Any) -> bool:
     for met in applying:
         if met == key:
             continue
-        pair = (key, met) if (key, met) in MEETINGS else (met, key)
-        if MEETINGS[pair] is Meeting.REFUSED:
+        pair = (key, met) if (key, met) in MODE_INTERACTIONS else (met, key)
+        if MODE_INTERACTIONS[pair] is ModeInteraction.REFUSED:
             kind, sentence = REFUSALS[pair]
             raise kind(sentence.format(model=type(model).__name__))
-        if MEETINGS[pair] is (Meeting.SECOND if pair[0] == key else Meeting.FIRST):
+        if MODE_INTERACTIONS[pair] is (ModeInteraction.SECOND if pair[0] == key else ModeInteraction.FIRST):
             return False
     return True
 
@@ -99,7 +99,7 @@ def run_in_modes(
         applying: the modes that apply to the call.
     """
     for mode in modes:
-        if mode is None or mode.key not in applying or not enters(mode.key, applying, model):
+        if mode is None or mode.key not in applying or not should_run(mode.key, applying, model):
             continue
         if (inputs := mode.prepare(model, arguments)) is not None:
             outputs = mode.restore(model, inputs, mode.run(model, forward, inputs))

@@ -1,4 +1,4 @@
-"""The fields of a base model's output, and the kind of each. No other module knows which fields run along the text."""
+"""The fields of a base model's output, and the kind of each. No other module knows which fields have a token axis."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import BackendError
 
 
 class Kind(enum.Enum):
-    """The kind of a field's contents, with its shape."""
+    """The kind of a field's contents, with the shape."""
 
     TOKENS = "a value for each token (B, N, …)"
     SEQUENCES = "a value for each row (B, …)"
@@ -31,7 +31,7 @@ FIELDS: Mapping[str, Kind] = {
     "cross_attentions": Kind.WEIGHTS,
     "past_key_values": Kind.STATE,
 }
-"""Every field that a family's base model returns. Fields with a value for each layer hold a tuple of values."""
+"""Every output field of base models that read texts. Fields with a value for each layer hold a tuple of values."""
 Join = Callable[[Sequence[Tensor]], Tensor]
 
 
@@ -65,7 +65,7 @@ def _joined(values: Sequence[Any], join: Join) -> Any:
 
 
 def by_rows(join: Join, rows: int) -> Join:
-    """``join``, a function of tensors ``(B, n, …)``, for tensors ``(B·n, …)`` over the tokens of all rows; ``B = rows``."""
+    """``join``, which takes tensors ``(B, n, …)``, adapted to flattened tensors ``(B·n, …)``; ``B = rows``."""
 
     def join_flat(values: Sequence[Tensor]) -> Tensor:
         return join([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)

@@ -21,8 +21,8 @@ SCALAR_TYPES = (bool, int, float, str)
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """The arguments of the packed row; the flat indices ``(T,)`` of its tokens in the batch; the start of each row in it ``(B,)``; and the
-    batch's rows and length."""
+    """The arguments of the packed row, the flat indices ``places (T,)`` of its tokens in the batch, the ``starts (B,)`` of the batch's
+    rows in it, and the batch's number of rows and length."""
 
     arguments: dict[str, Any]
     places: Tensor
@@ -32,7 +32,7 @@ class PackedInputs:
 
 
 class Packing(Mode[PackedInputs]):
-    """Runs padded batches of a base model as one packed row. Rows of padding in the outputs are zeros.
+    """Runs padded batches of a base model as one packed row. Outputs at padding are zeros.
 
     A batch is not packed if it requests attentions or a cache, has padding between real tokens, or has arguments other than tensors
     ``(B, N, …)``. Compiled models do not pack.

@@ -1,8 +1,8 @@
 """A decoder with memory tokens and a cache, for ``generate``.
 
-The cache holds each row's memory and the keys of its current segment, whatever the text's length. A row fills the slots of its segment in
-order: first the memory tokens that it reads, then its text. When the segment is full and another token comes, memory tokens are written
-after it, and the row starts a new segment. Rows with different padding are at different places in their segments.
+The cache holds each batch row's memory and the keys of its current segment, whatever the text's length. A segment has a fixed number of
+slots for tokens. A row fills them in order: first the memory tokens that it reads, then its text. When a segment is full and another token
+comes, memory tokens follow it, and the row starts a new segment. Rows with different padding are at different places in their segments.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, is_ca
 
 @dataclass
 class _Rows:
-    """The cache's rows: keys and values of every layer ``(B, H_kv, C, D)``, slots with a real token ``(B, C)``, number of filled slots
-    ``(B,)``, and memory ``(B, M, d)``."""
+    """The cache of some batch rows: keys and values of every layer ``(B, H_kv, C, D)``, slots with real tokens ``(B, C)``, number of
+    filled slots ``(B,)``, and memory ``(B, M, d)``."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -38,7 +38,7 @@ class _Rows:
         return _Rows(keys, values, self.real[rows], self.filled[rows], self.memory[rows])
 
     def put(self, rows: Tensor, replacement: _Rows) -> None:
-        """Replace ``rows`` by the same rows of ``replacement``."""
+        """Replace the rows with the indices ``rows`` by those of ``replacement``, in this order."""
         for name in ("keys", "values"):
             pairs = zip(getattr(self, name), getattr(replacement, name), strict=True)
             setattr(self, name, [_shaped(x, y).index_copy(0, rows, y) for x, y in pairs])
@@ -117,7 +117,7 @@ class SegmentDecoder:
         return parts
 
     def in_columns(self, states: Sequence[Tensor]) -> Tensor:
-        """Tensors ``(B, n, …)`` of all runs, joined to one of the text, ``(B, N, …)``."""
+        """Tensors ``(B, n, …)`` of all runs, joined to one for the whole text, ``(B, N, …)``."""
         batch, length = self.text.real.shape
         text = states[0].new_zeros(batch, length + 1, *states[0].shape[2:])
         for state, columns in zip(states, self.columns, strict=True):
@@ -125,7 +125,7 @@ class SegmentDecoder:
         return text[:, :length]
 
     def _forward(self, rows: _Rows, embeddings: Tensor, real: Tensor, there: Tensor, along: dict[str, Tensor]) -> Any:
-        """Run tokens ``(B, n)`` after those in the slots. Tokens in ``there (B, n)`` fill a slot. Rows without a real token are ignored."""
+        """Run tokens ``(B, n)`` after the cached ones. Tokens with ``there (B, n)`` fill a slot. Rows without real tokens are ignored."""
         used, count = int((rows.filled * real.any(1)).max()), embeddings.shape[1]
         inner = DynamicCache()
         # A row's filled slots come right before its new tokens, so that distances between columns are distances between tokens.
@@ -172,7 +172,7 @@ class SegmentDecoder:
         rows.put(which, empty)
 
     def _run_memory(self, rows: _Rows, *, keep: bool) -> Any:
-        """Run the memory tokens of ``rows``, with zeros for other arguments along the text. ``keep``: whether they fill slots."""
+        """Run the memory tokens of ``rows``; other per-token arguments are zeros. ``keep``: store keys and values in the slots."""
         real = torch.ones(rows.memory.shape[:2], dtype=torch.bool, device=rows.memory.device)
         along = {name: x.new_zeros(real.shape) for name, x in self.text.along.items()}
         return self._forward(rows, rows.memory, real, real if keep else ~real, along)

@@ -49,12 +49,12 @@ def check_segment_counts(model: Any, count: int) -> None:
 
 
 ALONG_THE_TEXT = ("token_type_ids",)
-"""Arguments ``(B, N)`` of all families that are cut with the text. Arguments of pages are cut, too."""
+"""Per-token arguments ``(B, N)`` of all families, which are cut like the text. Arguments of pages are cut, too."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other tensors along the text, and all other arguments."""
+    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other arguments."""
 
     embeddings: Tensor
     real: Tensor
@@ -89,7 +89,7 @@ class Text:
         return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
-        """A copy with ``change`` applied to everything along the text."""
+        """A copy with ``change`` applied to every per-token tensor."""
         along = {name: change(x) for name, x in self.along.items()}
         return Text(change(self.embeddings), change(self.real), along, self.arguments)
 
@@ -116,10 +116,10 @@ class Text:
 class SegmentedInputs:
     """The segments of a call, and values that they share.
 
-    segments: segments of the text, whose rows are rolled to the left by ``-back (B,)``; ``back`` is ``None`` if no row is.
+    segments: segments of the text after rolling row b to the left by ``-back[b]`` tokens; ``back`` is ``None`` if no row is rolled.
     memory: ``(B, M, d)``, read by the first segment.
     causal: whether memory tokens are written after each segment.
-    remembered: the memory of the previous call, which receives this call's.
+    remembered: the previous call's memory object, which stores this call's memory.
     """
 
     segments: list[Text]
@@ -161,7 +161,7 @@ class Segments(Mode[SegmentedInputs]):
         return parts
 
     def restore(self, model: Any, inputs: SegmentedInputs, parts: Sequence[Any]) -> Any:
-        """The outputs of the whole text. In an encoder, the first token's come from the row's last segment."""
+        """The outputs of the whole text. In an encoder, the first token's outputs come from the row's last segment."""
         segments, causal, memory = inputs.segments, inputs.causal, inputs.memory.shape[1]
 
         def text(states: Sequence[Tensor]) -> Tensor:
@@ -210,7 +210,7 @@ def _written_memory(hidden: Tensor, segment: Text, memory: Tensor, causal: bool,
 
 
 def joined_text(model: Any, parts: Sequence[Any], text: Join, mode: str) -> Any:
-    """The outputs of several runs. ``text`` joins their tensors ``(B, n, …)`` along the text."""
+    """The outputs of several runs. ``text`` joins their tensors ``(B, n, …)`` to one for the whole text."""
     routes = by_rows(text, len(parts[0].last_hidden_state))
     joins: dict[Kind, Join] = {Kind.TOKENS: text, Kind.ROUTES: routes, Kind.SEQUENCES: lambda values: values[0]}
     joins[Kind.STATE] = lambda caches: caches[0]

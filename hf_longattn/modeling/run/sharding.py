@@ -1,6 +1,6 @@
-"""Sequence parallelism: several processes share one long input, and each computes the rows of its own tokens.
+"""Sequence parallelism: several processes share one long input, and each computes the outputs of its own tokens.
 
-Windows fetch neighbouring tokens' keys and values from the next processes, global tokens go to all processes, and linear mechanisms send
+Windows fetch keys and values of nearby tokens from neighbouring processes, global tokens go to all processes, and linear mechanisms send
 their states. A process exchanges only what a mechanism sees (:mod:`hf_longattn.sharding`).
 """
 
@@ -29,13 +29,13 @@ from ..family.definition import CAUSAL_LANGUAGE_MODELS
 from ..family.position_table import input_of
 from .losses import IGNORED_LABEL, auxiliary_loss, label_count, share_of_step
 from .memory import Memory
-from .modes import Forward, Mode, RunsInModes, enters
+from .modes import Forward, Mode, RunsInModes, should_run
 from .outputs import Kind, by_rows, joined
 
 HEADS_BY_TOKEN = (*CAUSAL_LANGUAGE_MODELS, "ForMaskedLM", "ForTokenClassification")
 """Suffixes of heads whose logits depend on a single token's hidden state. Their outputs stay split."""
 HEADS_BY_SEQUENCE = ("ForQuestionAnswering", "ForQuestionAnsweringSimple", "ForSequenceClassification", "ForMultipleChoice")
-"""Suffixes of heads that compare tokens or read one of them. They get the last hidden states of the whole sequence."""
+"""Suffixes of heads that compare tokens or read a single one. They get the last hidden states of the whole sequence."""
 TUPLE_REFUSAL = "Sequence parallelism needs outputs by name; leave return_dict=False out."
 
 
@@ -52,7 +52,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     sequence (question answering, classification) return all logits in every process. The loss is that of the whole batch in every process.
     The *mean* of the gradients over the group is the whole batch's gradient. DistributedDataParallel and FSDP compute this mean; without
     them, average the gradients. If ``num_items_in_batch`` is given, as by Trainer, each process's loss is its share, as Trainer expects.
-    Dropout differs from that in one process. The backward pass must run inside the context.
+    Dropout differs from a run in one process. The backward pass must run inside the context.
 
     Args:
         model: a Long model, also inside DistributedDataParallel.
@@ -77,7 +77,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
             f"Sequence parallelism needs a model with one base model of a Long class, but {type(unwrapped).__name__} has {len(bases)}."
         )
     base: Any = bases[0]
-    enters(Sharding.key, base.modes_of({}), unwrapped)
+    should_run(Sharding.key, base.modes_of({}), unwrapped)
     if base.sharding is not None:
         raise OptionError("This model's sequences are split already; leave the outer hf_longattn.sequence_parallel before the next one.")
     if base.main_input_name != "input_ids":
@@ -140,7 +140,7 @@ def _by_token(model: nn.Module) -> bool:
 
 @dataclasses.dataclass(eq=False)
 class Sharding(Mode[dict[str, Any]]):
-    """Splits the calls of one context: the base model's inputs, and the labels of its head."""
+    """Splits the calls within one :func:`sequence_parallel` context: the base model's inputs, and the labels of its head."""
 
     name, key = "sequence parallelism", "sharding"
     base: Any
@@ -247,7 +247,7 @@ class Sharding(Mode[dict[str, Any]]):
         """Remove the labels from the call, because the loss needs the parts of all processes."""
         kwargs = arguments_by_name(type(model).forward, args, kwargs)
         if kwargs.get("memory") is not None:  # a head passes it on as a cache
-            enters(self.key, (Memory.key,), model)
+            should_run(self.key, (Memory.key,), model)
         _refuse_encoder(kwargs)
         self.labels = self.items = None
         if self.by_token:
@@ -288,7 +288,7 @@ class Sharding(Mode[dict[str, Any]]):
 
 
 def _refuse_encoder(kwargs: dict[str, Any]) -> None:
-    """Raise :class:`MaskError` for an encoder's hidden states."""
+    """Raise :class:`MaskError` if a call passes an encoder's hidden states."""
     if kwargs.get("encoder_hidden_states") is not None:
         raise MaskError(
             "A sequence that is split across processes cannot be given encoder_hidden_states; leave that, or sequence parallelism, out."

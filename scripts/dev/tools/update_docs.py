@@ -212,7 +212,7 @@ def families() -> str:
     rows = []
     for base, family in sorted(FAMILIES.items()):
         names = sorted(family.heads.values())
-        prefix = re.split("For[A-Z]", names[0])[0] if family.holds_encoder else family.config_class.__name__.removesuffix("Config")
+        prefix = re.split("For[A-Z]", names[0])[0] if family.wraps_encoder else family.config_class.__name__.removesuffix("Config")
         heads = ", ".join(f"`{head.removeprefix(prefix) or head}`" for head in names)
         rows.append([f"`{base}`", f"`{prefix}…`", heads, _positions(family)])
     return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
