@@ -71,13 +71,13 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
     path = Path(model_dir) / "README.md"
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
-    card = model_card(model_dir, **{**_kept(path, contents), **contents})
+    card = model_card(model_dir, **{**_existing_fields(path, contents), **contents})
     with staged_file(path) as stage:
         card.save(stage)
     return path
 
 
-def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
+def _existing_fields(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of an earlier card that nothing else records: how the model was trained, and what was measured."""
     if not readme.is_file():
         return {}
