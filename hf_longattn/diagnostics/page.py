@@ -28,7 +28,7 @@ VIEWS = {
 }
 """Numbers that the heat table of all heads can show: name -> title and explanation, with placeholders ``{unit}`` and ``{text}``."""
 SCALED = ("effective_tokens", "needle")
-"""Numbers whose darkest colour is the table's maximum. For all other numbers the darkest colour is 1."""
+"""Numbers for which the darkest colour stands for the table's maximum. For all other numbers it stands for 1."""
 TABLE_WIDTH, LETTER_WIDTH = 384, 7.2
 """Widths in pixels of all columns of a heat table together, and of a letter."""
 

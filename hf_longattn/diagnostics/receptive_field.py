@@ -76,7 +76,7 @@ class FeatureChanges:
     """Relative changes of features when single patches are replaced.
 
     changes, pairs: for every distance in patches from 0 on, the mean change, and the number of pairs.
-    prefix_change, prefix_pairs: mean and number of pairs for prefix tokens, such as a class token; ``None`` and 0 without prefix.
+    prefix_change, prefix_pairs: mean and number of pairs for prefix tokens, such as a class token; ``None`` and 0 without a prefix.
     furthest: maximum distance in patches at which any feature changed.
     """
 

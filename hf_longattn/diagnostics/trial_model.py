@@ -155,8 +155,8 @@ def check_predicts_tokens(model: TrialModel) -> None:
 
 
 class LossAgainstChunks:
-    """Measures how the loss on long texts changes, without training, if every layer runs a given attention. The reference is the
-    checkpoint with its own attention, which reads the texts in chunks of its own length.
+    """Measures how the loss on long texts changes, without training, if every layer runs a given attention.
+    The reference is the checkpoint with its own attention, on chunks of at most its own maximum length.
 
     Args:
         model: the checkpoint; it must predict tokens.

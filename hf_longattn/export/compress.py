@@ -56,7 +56,7 @@ class CompressionReport:
             the longest length, and ``bytes`` of the weights.
         difference: largest difference, relative to the largest output, between the files read again and the model that was written
             (quantised, bf16) or the source with the pruned heads or units set to zero.
-        changed: number (``tensors``) and ``bytes`` of the written tensors that are quantised, rounded or pruned; ``all_bytes``: all.
+        changed: ``tensors`` and ``bytes``: number and size of the written tensors that were changed; ``all_bytes``: size of all tensors.
         outputs: accuracy of each output of the files read again, compared with the source by :func:`.int8.accuracy`.
         pruned: for each layer the removed heads, or the number of removed units.
     """
@@ -228,7 +228,7 @@ def compress_checkpoint(
     Args:
         source: folder or Hub repository id of a Long model or a transformers model with safetensors files.
         destination: a folder that does not exist.
-        config: the settings. Further keyword arguments replace single ones, or all of them: ``method="prune-heads", share=0.25``.
+        config: the settings. Further keyword arguments, such as ``method="prune-heads", share=0.25``, replace single settings, or all.
         overwrite: replace an existing destination.
         revision, token: of a Hub repository.
 

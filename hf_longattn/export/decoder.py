@@ -116,7 +116,7 @@ class DecoderGraph(ExportedGraph):
         return max(needed) if self.takes_positions else None
 
     def zeros(self, batch: int, held: int = 0) -> list[Tensor]:
-        """Zeros as state: the one before the first token, or an example with up to ``held`` entries along each axis that grows."""
+        """A state of zeros: the state before the first token, or an example with up to ``held`` entries along each axis that grows."""
         return [tensor.zeros(batch, min(held, tensor.most or held)) for _, tensor in self.tensors()]
 
     def describe(self) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def _from_empty(graph: DecoderGraph, run: Runner, max_length: int) -> Check:
 
 
 def _after_prompt(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
-    """Compare a batch of three texts with different left padding, whose prompt is fed in two parts."""
+    """Compare a batch of three texts with different left padding; the prompt is fed in two parts."""
     total = prompt + STEPS
     ids = graph.words.tokens(total).repeat(3, 1)
     mask = (torch.arange(total) >= torch.tensor([[0], [prompt // 3], [prompt // 7]])).long()

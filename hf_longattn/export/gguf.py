@@ -59,7 +59,7 @@ class GgufArchitecture:
     scaled_by_width: int = 0
 
     def score_width(self, config: Any) -> int:
-        """Number whose square root llama.cpp divides scores by."""
+        """Number whose square root divides the scores in llama.cpp."""
         if config.num_hidden_layers == self.scaled_by_width:
             return int(config.hidden_size // config.num_attention_heads)
         return int(config.head_dim)

@@ -38,7 +38,7 @@ class Traced:
 def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) -> torch.export.ExportedProgram:
     """Trace a module for all sizes of its dynamic axes.
 
-    For models of several layers PyTorch 2.15 reports conditions as violated that hold for every size, such as n != 1 if 513 <= n.
+    For models of several layers PyTorch 2.15 wrongly reports violations of conditions that always hold, such as n != 1 if 513 <= n.
     Then PyTorch infers the sizes of the dynamic axes, which are compared with the requested sizes.
 
     Args:

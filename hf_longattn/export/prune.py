@@ -159,7 +159,7 @@ def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
 
 
 def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
-    """Importance of the inputs of each layer in ``readers`` (-> inputs per unit): the sum over documents of |Σ input · gradient|.
+    """Importance of units: the sum over documents of |Σ input · gradient|. readers: layer that reads the units -> inputs per unit.
 
     Raises:
         OptionError: the model has no masked or causal loss on text, or is an encoder-decoder.

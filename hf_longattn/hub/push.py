@@ -118,7 +118,7 @@ def push_model(
 
 
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> None:
-    """Check, before the work whose result is to be uploaded, that the upload is possible.
+    """Check whether an upload is possible, before starting the work that produces its files.
 
     Raises:
         HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.

@@ -67,8 +67,8 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     """Write the modelling code of a saved Long model into its folder, and name it in ``config.json``.
 
     Args:
-        folder: a saved Long model. Files of an earlier bundle are replaced, and ``config.json`` changes. It stops naming code before the
-            first file changes, and names the code after the last one, so an interrupted bundle leaves a model without code.
+        folder: a saved Long model. Files of an earlier bundle are replaced; no other file but ``config.json`` changes. This file stops
+            naming code before the first file is written, and names it after the last, so an interrupted bundle leaves a model without code.
         user_code: also bundle modified files of this package, and mechanisms that were registered from other modules.
 
     Returns:

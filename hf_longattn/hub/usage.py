@@ -94,7 +94,7 @@ def exported_usage(folder: Path, name: str, length: int) -> str | None:
 def snippet(
     folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any], *, trusts_code: bool = False
 ) -> str | None:
-    """Python code that loads a saved model as ``name`` and runs it on one input; ``None`` if there is no example for the head.
+    """Python code that loads a model as ``name`` and runs it on up to ``length`` tokens; ``None`` if its head has no example.
 
     Args:
         folder, config, name, length, metadata: as for :func:`usage_section`.
