@@ -96,7 +96,7 @@ class LayerReach(Reach):
         return seen & (distance >= 0) if self.causal else seen
 
     def blocks(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, columns and :meth:`pairs` for blocks of outputs and those of ``tokens (length,)`` bool within their reach."""
+        """Rows, columns and :meth:`pairs` of one block of outputs after the other; columns are members of ``tokens (length,)`` in reach."""
         members, start = tokens.nonzero()[:, 0], 0
         rows_per_block = max(1, min(PAIRS_IN_MEMORY // max(1, self.heads * len(members)), self.back + self.ahead + 1))
         while start < self.length:
@@ -221,7 +221,7 @@ class DeclaredReach:
         return StackReach([*self.before, *layers, *self.outside], None if prefix is None else ~prefix)
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
-        """The reaches of modules of the stack, in the order of their calls, from the attention in each."""
+        """The reaches of modules of the stack, in the order of their calls. A module has the reach of the attention inside it."""
         if not self.names and len(self.layers) == len(names):  # known by their numbers only
             return self.layers
         reaches = []
@@ -295,7 +295,7 @@ class DeclaredReach:
 
     @torch.no_grad()
     def _of_mechanism(self, mechanism: Mechanism, causal: bool, chosen: Tensor | None) -> LayerReach:
-        """The pairs of a mechanism's mask if this is its whole definition, else those within its locality."""
+        """The reach by a mechanism's mask if the mask defines the mechanism, else by its locality."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
         mechanism = for_length(mechanism, self.length, causal)
         call = AttentionCall(causal=causal, global_mask=chosen if mechanism.traits.takes_globals else None)
@@ -313,7 +313,7 @@ class DeclaredReach:
         return LayerReach(name, self.length, masked, causal, back, ahead, hubs, mask, mechanism.num_heads)
 
     def _stock(self, config: Any, sites: Sequence[AttentionSite]) -> list[LayerReach]:
-        """The reach of attention on transformers' interface, by what a config that is not ours says of windows."""
+        """The reaches of layers on transformers' AttentionInterface, from the windows in a transformers config."""
         if self.inputs is not None:
             attention_of = self.inputs.own_attention
             attention = LongAttentionConfig("full") if attention_of is None else attention_of(config)
@@ -351,9 +351,9 @@ def named_windows(config: Any) -> list[int] | None:
 
 
 def text_stack(config: Any, model: nn.Module | None = None) -> Any:
-    """The model of a config without storage, or its encoder if it has one.
+    """The model of a config on the meta device, or its encoder if it has one.
 
-    model: a model in memory with this config. It is used as is, unless the config names mechanisms.
+    model: a model in memory with this config. It is used instead, unless the config names mechanisms.
     Raises:
         CheckpointError: no model can be built from the config.
     """

@@ -1,7 +1,7 @@
 """Pictures, spectrograms and sounds for the audit.
 
 The content of every patch or frame has a number, like the token id of a word. Where patches or frames overlap, the number
-determines only the pixels or samples before the next one.
+determines only the pixels or samples before the next patch or frame.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class AuditInputs(ABC):
     overlap: number of previous patches that include pixels of a patch, for each axis.
     prefix: ``(N,)`` bool, True for tokens without pixels, such as class tokens; ``None`` without any.
     before, inside: operations between tokens before the first layer, and after the attention of every layer; ``None`` if they are unknown.
-    grid, own_attention: of the tokens, and of a model without mechanisms.
-    mixes: whether layers have such operations, so that attention modules are measured in place of layers.
+    grid: grid of the tokens. own_attention: ``config ->`` attention of a model without mechanisms.
+    mixes: whether layers mix tokens by other operations, too, so that attention modules are measured instead of layers.
     """
 
     argument: str
@@ -95,8 +95,8 @@ class AuditPictures(AuditInputs):
         """The pictures of a model with mechanisms.
 
         Raises:
-            LengthError: another length, which is supported for texts only.
-            OptionError: a model without mechanisms, patches that a processor cuts, or layers on different grids.
+            LengthError: ``length`` is not the number of tokens of the model's default size.
+            OptionError: the model has no mechanisms, takes patches that a processor cuts, or has layers on different grids.
         """
         rule: Any = family.grid
         if not (getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)):
@@ -204,4 +204,4 @@ def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
 
 
 AUDITED = {"grid": AuditPictures, "sound": AuditSounds}
-"""What a model reads -> the inputs of its audit."""
+"""Kind of input that a model reads -> class of its audit's inputs."""

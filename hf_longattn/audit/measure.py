@@ -79,7 +79,7 @@ def replacements(reach: Reach, settings: Settings) -> Iterator[Replacement]:
         drawn.add(key)
         influence = reach.influence(tokens)
         allowed = influence > 0
-        exact = isolated and reach.certain and not settings.tolerance  # far changes are smaller than a tolerance
+        exact = isolated and reach.certain and not settings.tolerance  # changes at a distance may be smaller than a tolerance
         required = allowed & (influence >= least) & exact
         if number < MAX_PANELS or required.any() or not allowed.all():
             yield Replacement(tokens, allowed, required, isolated)
@@ -128,7 +128,7 @@ class Stage:
     noise: largest difference between two equal runs.
     tolerance: largest change that counts as none, relative to the largest change.
     leaks: number of outputs, over all runs, that changed although they must not.
-    leak: the output of the leak over the largest distance.
+    leak: the output of the leak with the largest distance.
     sources: ``(N,)`` bool, the token that changed ``leak``; several if no single token does.
     missing: (output, token) pairs without the required change.
     tested: fraction tested of the pairs that must be independent; ``None`` if unknown.
@@ -184,7 +184,7 @@ class Stage:
                 self._furthest_leak, self.leak, self.sources = int(furthest.max()), int(furthest.argmax()), replacement.tokens
 
     def _within_reach(self, members: Tensor) -> Tensor:
-        """For each output, the last member up to its place, or the next one if that is out of reach, ``(N,)``."""
+        """For each output, the last member at or before it, or the next member if the last one is out of reach: ``(N,)``."""
         rows = torch.arange(self.reach.length)
         after = torch.searchsorted(members, rows, right=True)
         before = members[(after - 1).clamp(min=0)]
@@ -279,7 +279,7 @@ def _tested(reach: Reach, sets: Sequence[Replacement], exhaustive: bool) -> floa
     apart = reach.apart
     if apart is None or exhaustive or not apart:
         return None if apart is None else 1.0
-    bits = 2 ** torch.arange(len(sets))[:, None]  # sets as bits of one number: those of a token, and those independent of an output
+    bits = 2 ** torch.arange(len(sets))[:, None]  # bits of one number: sets with a token, sets that an output is independent of
     tokens, token_counts = (torch.stack([replacement.tokens for replacement in sets]) * bits).sum(0).unique(return_counts=True)
     outputs, output_counts = (torch.stack([~replacement.allowed for replacement in sets]) * bits).sum(0).unique(return_counts=True)
     tested = 0

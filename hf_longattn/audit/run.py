@@ -171,7 +171,7 @@ def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], set
     """
     audits, notes = {}, []
     for name, attention in attentions.items():
-        tower = copy.copy(towers_of(model)[name])  # with the same modules; the config is its own
+        tower = copy.copy(towers_of(model)[name])  # shares the modules, and gets a config of its own
         tower.config = copy.deepcopy(tower.config)
         mark_generic(tower.config, attention)
         if packs_pictures(tower):

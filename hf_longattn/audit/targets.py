@@ -53,7 +53,7 @@ class AuditTarget(Protocol):
     trailing: int
 
     def outputs(self, ids: Tensor) -> tuple[str, Tensor]:
-        """:data:`OUTPUT` and a row of numbers for each of ``ids (N,)``, ``(N, width)``; or :data:`EMBEDDING` and one, ``(1, width)``."""
+        """:data:`OUTPUT` and a vector for each of ``ids (N,)``: ``(N, width)``. Or :data:`EMBEDDING` and one vector: ``(1, width)``."""
 
 
 class Changes(Protocol):
@@ -256,12 +256,12 @@ class LayerChanges:
         self._pass(keep, lambda call, output: None)
         dependent = {}
         for call in calls:
-            with suppress(RuntimeError, NotImplementedError):  # without gradients, as quantised layers are
+            with suppress(RuntimeError, NotImplementedError):  # quantised layers have no gradients
                 dependent[call.number] = self._gradients(call, rows[call.number])
         return dependent
 
     def _gradients(self, call: LayerCall, rows: Sequence[int]) -> Tensor:
-        """Whether the gradient of each output by each input state is nonzero, ``(rows, N)`` bool."""
+        """Whether the gradient of each output with respect to each token's input state is nonzero, ``(rows, N)`` bool."""
         assert call.states is not None
         states = call.states.requires_grad_(True)
         gradients = []
@@ -504,7 +504,7 @@ def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
     """All token ids except special ids and ids that the config makes global.
 
     Raises:
-        OptionError: the model takes no token ids.
+        OptionError: the model takes no token ids, or has fewer than two such ids.
     """
     text = config.get_text_config()
     size = getattr(text, "vocab_size", None) or getattr(config, "vocab_size", None)
@@ -521,7 +521,7 @@ def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
 
 
 def single_words(tokenizer: Any | None, name: str) -> Tensor:
-    """Ids of tokens that the tokenizer reproduces from their words between spaces."""
+    """Ids of tokens that are whole words: the tokenizer reads such a word between spaces as that one token."""
     if tokenizer is None:
         raise OptionError(f"{name!r} has no tokenizer, which auditing a server needs; give the model that the server runs.")
     special, ids = set(tokenizer.all_special_ids), []

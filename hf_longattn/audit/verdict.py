@@ -75,7 +75,7 @@ class ReachAudit:
 
     @property
     def towers(self) -> Mapping[str, ReachAudit]:
-        """This audit, as that of a model with one stack."""
+        """This audit under an empty name, as for a model without towers."""
         return {"": self}
 
     @property

@@ -1,16 +1,16 @@
-"""What a model attends to as its text grows, and what each mechanism would keep of it: ``longattn diagnose``.
+"""Measure a model's attention as its text grows, and how much of it each mechanism would keep: ``longattn diagnose``.
 
-rows        the softmax of one layer, some queries at a time, and what is measured of it
-watching    queries and keys at the moment of attention, in long and plain models
-candidates  the mechanisms compared, and which keys each keeps
-texts       token ids of a text, with and without a planted needle
-loading     the checkpoint, with more positions if asked
-measure     all of it together
-diagnosis   the result: numbers, conclusion, recommendation, JSON
-pictures    the same for a model of pictures: its attention on one picture, and what mechanisms on the grid would keep
-sounds      the same for a model of sound, by time
-receptive_field  how far a model of pictures or sound looks: features that change when patches or stretches are replaced
-page        the result as one HTML page, by a template; charts draws its pictures
+layer_attention  the softmax of one layer, for some queries at a time, and the numbers measured from it
+watching         queries and keys of every layer while a long or plain model runs
+candidates       the compared mechanisms, and the keys that each keeps
+texts            token ids of a text, with and without a planted needle
+loading          the checkpoint, with extended positions if requested
+measure          the diagnosis of a text model, by all of these modules
+diagnosis        the result: numbers, conclusion, recommendation, JSON
+pictures         the diagnosis of a picture model: attention on one picture, and how much mechanisms on a grid would keep of it
+sounds           the diagnosis of a sound model, in frames and seconds
+receptive_field  effective receptive field of a picture or sound model: feature changes when patches or frames are replaced
+page             the result as one HTML page from a template; charts draws its figures
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mechanisms that a diagnosis compares, and what each would keep of a layer's softmax."""
+"""Mechanisms that a diagnosis compares, and the part of a layer's softmax that each would keep."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ USUAL = (
     "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl", "shifted_groups",
     "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
 )  # fmt: skip
-"""Compared by default; of mechanisms that are not among them, the default options are."""
+"""Candidates by default. All other mechanisms are compared with their default options."""
 USUAL_CAUSAL = ("window:window=512,num_sinks=4",)
-"""Compared by default for causal layers; in others, the global tokens of a mechanism do what sinks do, and see everything."""
+"""Further candidates by default for causal layers. In bidirectional layers global tokens take the role of attention sinks."""
 USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
-"""Chunks that are tried by default for sound."""
+"""Chunked mechanisms among the default candidates for sound."""
 USUAL_FOR_SOUND = ("window:window=32", "window:window=64", *USUAL_CHUNKS)
-"""Compared by default for sound, besides those for texts."""
+"""Candidates by default for sound, in addition to the candidates for texts that support it."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A mechanism with options.
 
-    by_user: whether the user named it, so that it is refused, not left out, where it cannot be built.
+    by_user: whether the user named it. If it cannot be built for a layer, it then raises an error instead of being left out.
     """
 
     mechanism: str
@@ -57,29 +57,29 @@ class Candidate:
 
     @property
     def flags(self) -> list[str]:
-        """The flags of ``longattn convert`` that choose it."""
+        """The flags of ``longattn convert`` that choose this candidate."""
         options = [word for name, value in self.options.items() for word in ("--option", f"{name}={value}")]
         return ["--mechanism", self.mechanism, *options]
 
     def build(self, layer: LayerAttention, number: int) -> Mechanism:
-        """The mechanism for a layer with this ``number``, as a conversion makes it, for the layer's length."""
+        """Build the mechanism for the layer with this ``number`` and the layer's length, as a conversion does."""
         heads, width = layer.heads, layer.q.shape[-1]
         built = self.sized(layer.length, heads, width)
         built.layer = number
         return built.to(layer.k.device)
 
     def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
-        """The mechanism of one layer as a model in use has it."""
+        """Build the mechanism for one layer, in evaluation mode."""
         return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).eval()
 
     def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
-        """Query–key products of one head, the unit in which costs are compared."""
+        """Number of query–key products per head, the unit of cost."""
         built = self.sized(length, heads, head_dim)
         return (built if grid is None else on_grid(built, grid)).pairs(length, causal)
 
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:
-    """:data:`USUAL`, for causal layers :data:`USUAL_CAUSAL`, and the other mechanisms with their default options."""
+    """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default options."""
     usual = [Candidate.read(text) for text in (*USUAL, *USUAL_CAUSAL * causal)]
     named = {candidate.mechanism for candidate in usual}
     defaults = [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
@@ -87,7 +87,7 @@ def usual_candidates(causal: bool = False) -> list[Candidate]:
 
 
 def usual_for_sound() -> list[Candidate]:
-    """:data:`USUAL_FOR_SOUND`, and those of :func:`usual_candidates` by which frames of a sound can be read."""
+    """:data:`USUAL_FOR_SOUND` and :func:`usual_candidates`, without mechanisms that sound models do not support."""
     narrow = [replace(Candidate.read(text), by_user=False) for text in USUAL_FOR_SOUND]
     return [candidate for candidate in [*narrow, *usual_candidates()] if _reads_sound(candidate)]
 
@@ -101,12 +101,12 @@ def _reads_sound(candidate: Candidate) -> bool:
 
 
 def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
-    """Candidates from texts such as ``window:window=512``, without repetitions; raises as :meth:`Candidate.read`."""
+    """Candidates from texts such as ``window:window=512``, without duplicates; raises as :meth:`Candidate.read`."""
     return unique_candidates([Candidate.read(text) if isinstance(text, str) else text for text in texts])
 
 
 def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates without repetitions; of those with the same text the first."""
+    """The candidates without duplicates; of candidates with the same text, the first is kept."""
     unique: dict[str, Candidate] = {}
     for candidate in candidates:
         unique.setdefault(str(candidate), candidate)
@@ -114,7 +114,7 @@ def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def not_applicable(candidate: Candidate, causal: bool) -> str:
-    """Why ``candidate`` cannot be measured in layers of this form, one sentence; empty if nothing speaks against it yet."""
+    """Why ``candidate`` does not exist for causal (or for bidirectional) layers, as a sentence; empty if it exists."""
     form = mechanism_class(candidate.mechanism).causal
     if form not in ("both", causal):
         kinds = ["causal" if is_causal else "bidirectional" for is_causal in (form, causal)]
@@ -123,19 +123,19 @@ def not_applicable(candidate: Candidate, causal: bool) -> str:
 
 
 def no_selection(candidate: Candidate) -> str:
-    """Why a mechanism that reads something else than keys and means of keys keeps no share of the mass."""
+    """A sentence for mechanisms that are no softmax over keys or means of keys: why the mass that they keep is not defined."""
     return (
         f"is not a softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
     )
 
 
 def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
-    """What ``candidate`` reads in a layer, by its definition and, where it selects by content, by the layer's queries and keys.
+    """The keys that ``candidate`` keeps in a layer; mechanisms that select by content use the layer's queries and keys.
 
     Returns:
-        ``reading(rows, scores)``: the keys kept, or the weights of all keys; or one sentence why there is no such thing.
+        ``reading(rows, scores)``: a mask of the kept keys, or the weights of all keys. Or a sentence why neither is defined.
     Raises:
-        LongAttentionError: a candidate that the user named cannot be built for this layer.
+        LongAttentionError: the candidate was named by the user, and cannot be built for this layer.
     """
     causal = layer.call.causal
     if why := not_applicable(candidate, causal):

@@ -1,7 +1,7 @@
-"""Charts of a diagnosis as SVG that stands in a page, drawn by matplotlib.
+"""Charts of a diagnosis, drawn by matplotlib as SVG for an HTML page.
 
-Colours are variables of the page's style, so that charts follow light and dark. What a point or a mark stands for is its ``<title>``, which
-browsers show where the pointer is, and which screen readers read.
+Colours are CSS variables of the page, so that charts follow its light or dark theme. The ``<title>`` of a point or mark says what it stands
+for: browsers show it as a tooltip, and screen readers read it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ with needs_extra("plot"):
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 460, 300
-"""Units of a chart; text of 12 units stays legible on 360 pixels."""
+"""Width and height of a chart in points. Text of 12 points stays legible if the chart is scaled to 360 pixels."""
 LABEL_HEIGHT = 13
-"""Units from one label at the end of a line to the next."""
+"""Minimum vertical distance in points between labels at the ends of lines."""
 INK, SOFT, RULE, MARK, HEAT, ON_HEAT, CARD = (f"#00000{number}" for number in range(1, 8))
 VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", MARK: "mark", HEAT: "heat", ON_HEAT: "on-heat", CARD: "card"}
-"""Colours that nothing else has, and the variables of the page's style that replace them."""
+"""Placeholder colours that nothing else has -> CSS variables of the page that replace them."""
 LAYERS = LinearSegmentedColormap.from_list(
     "layers", ["#6b3fa0", "#4b57b5", "#2f74b8", "#1f8fa8", "#24a584", "#5fae4b", "#a5a52f", "#cf8f2a", "#dd6b3b"]
 )
-"""Colours of layers from the first to the last, legible on light and on dark ground."""
+"""Colours of layers from the first to the last, legible on light and dark backgrounds."""
 NEEDLE_HEADS = 4
-"""Heads with a line in the chart of the needle."""
+"""Number of heads with a line in the needle chart."""
 Ticks = Sequence[tuple[float, str]]
 
 
@@ -44,9 +44,9 @@ class Chart:
     """Lines and marks over two axes; text has 12 units.
 
     Args:
-        title: what screen readers say of the chart.
-        x_ticks, y_ticks: values with their texts.
-        log_y: whether the vertical axis is logarithmic, as the horizontal axis is.
+        title: the chart's label for screen readers.
+        x_ticks, y_ticks: values with their labels.
+        log_y: whether the vertical axis is logarithmic. The horizontal axis always is.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Chart:
         self.axis.spines[:].set_visible(False)
 
     def line(self, points: Sequence[tuple[float, float, str]], label: str, colour: str, *, dashed: bool = False) -> None:
-        """Points ``(x, y, title)`` joined by a line, with ``label`` at its end; dashed is what others are compared with."""
+        """Draw a line through points ``(x, y, title)``, with ``label`` at its end. The reference for other lines is ``dashed``."""
         style = {"linestyle": (0, (5, 4))} if dashed else {}
         self.axis.plot([x for x, _, _ in points], [y for _, y, _ in points], color=colour, linewidth=2, clip_on=False, **style)
         for x, y, title in points:
@@ -82,7 +82,7 @@ class Chart:
             self.labels.append((*points[-1][:2], label, colour))
 
     def mark(self, x: float, y: float, text: str, title: str, *, strong: bool, chosen: bool) -> None:
-        """A circle with ``text`` in it, filled if ``strong``, with a ring if ``chosen``."""
+        """Draw a circle with ``text`` in it, filled if ``strong``, with a ring if ``chosen``."""
         edge, width = (INK, 2.5) if chosen else (HEAT if strong else MARK, 1.5)
         (circle,) = self.axis.plot(
             [x], [y], "o", markersize=18, markerfacecolor=HEAT if strong else CARD, markeredgecolor=edge, markeredgewidth=width,
@@ -102,8 +102,8 @@ class Chart:
             nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             self.figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
         drawing = buffer.getvalue()
-        drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing[drawing.index("<svg") :])  # which HTML knows
-        drawing = re.sub(r'<g id="([^"]*)">', lambda group: f"<g>{self._title(group[1])}", drawing)  # several charts stand in one page
+        drawing = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawing[drawing.index("<svg") :])  # HTML needs no namespaces
+        drawing = re.sub(r'<g id="([^"]*)">', lambda group: f"<g>{self._title(group[1])}", drawing)  # ids would repeat in a page
         for colour, variable in VARIABLES.items():
             drawing = drawing.replace(colour, f"var(--{variable})")
         return Markup(drawing.replace("<svg", f'<svg role="img" aria-label="{escape(self.title)}"', 1))
@@ -116,7 +116,7 @@ class Chart:
         return f"<title>{escape(self.titles[int(name.split()[1])])}</title>" if name.startswith("title ") else ""
 
     def _write_labels(self) -> None:
-        """Labels at the ends of lines, moved apart where they would overlap."""
+        """Write the labels at the ends of lines, moved apart if they would overlap."""
         if not self.labels:
             return
         self.figure.draw_without_rendering()
@@ -136,7 +136,7 @@ class Chart:
 
 
 def spread_chart(diagnosis: Diagnosis) -> Markup:
-    """Effective tokens against length, a line for each layer."""
+    """Chart of effective tokens against length, with a line for each layer."""
     unit = diagnosis.unit
     lengths = [row.length for row in diagnosis.lengths]
     means = [row.number("effective_tokens").nanmean(1).tolist() for row in diagnosis.lengths]
@@ -159,7 +159,7 @@ def spread_chart(diagnosis: Diagnosis) -> Markup:
 
 
 def needle_chart(diagnosis: Diagnosis) -> Markup:
-    """The share of the attention on the needle against length: the heads with most, the mean of all, and equal weights."""
+    """Chart of the attention on the needle against length: heads with the largest share, mean of all heads, and equal weights."""
     lengths, values = [row.length for row in diagnosis.lengths], [row.needle() for row in diagnosis.lengths]
     heads = diagnosis.needle_heads(NEEDLE_HEADS)
     lines = [
@@ -189,7 +189,7 @@ def needle_chart(diagnosis: Diagnosis) -> Markup:
 
 
 def cost_chart(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> Markup:
-    """Attention kept against cost, a mark for each candidate of :meth:`~.diagnosis.Diagnosis.candidate_rows`."""
+    """Chart of kept attention against cost, with a mark for each of :meth:`~.diagnosis.Diagnosis.candidate_rows`."""
     cheapest = max(1e-4, min(row.cost for row in rows.values()) / 1.3)
     chart = Chart(
         "Attention kept against cost, every mechanism", f"cost at {diagnosis.in_words(diagnosis.last.length)}, of full attention's",
@@ -205,7 +205,7 @@ def cost_chart(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> Markup
 
 
 def attention_on_picture(pixels: Tensor, attention: Tensor) -> str:
-    """A picture ``(height, width, 3)`` under the ``attention (rows, columns)`` on its patches, as the address of an image."""
+    """Heat map of the ``attention (rows, columns)`` on the patches of a picture ``(height, width, 3)``, as a data URL of a PNG."""
     height, width = pixels.shape[:2]
     figure = Figure(figsize=(4 * width / max(height, width), 4 * height / max(height, width)), dpi=120)
     axis = figure.add_axes((0, 0, 1, 1))
@@ -219,7 +219,7 @@ def attention_on_picture(pixels: Tensor, attention: Tensor) -> str:
 
 
 def thousands(value: float) -> str:
-    """A number of tokens in three or four signs: 512, 2K, 2.3K, 64K."""
+    """A number of tokens as a short text: 512, 2K, 2.3K, 64K."""
     if value < 1000:
         return f"{value:.0f}"
     kilo = value / 1024
@@ -241,7 +241,7 @@ def _length_axis(diagnosis: Diagnosis) -> tuple[str, tuple[float, float], Ticks]
 
 
 def _decades(low: float, high: float) -> Ticks:
-    """Ticks of a logarithmic axis: powers of ten, with steps between them where there are few."""
+    """Ticks of a logarithmic axis: powers of ten, and their multiples by 2 and 5 if there are fewer than three powers."""
     powers = [float(10**power) for power in range(7) if low <= 10**power <= high]
     if len(powers) < 3:
         powers = sorted({*powers, *(float(step * 10**power) for power in range(7) for step in (2, 5) if low <= step * 10**power <= high)})

@@ -1,6 +1,6 @@
-"""The result of a diagnosis: numbers for every length, layer and head, what follows from them, and its JSON form.
+"""The result of a diagnosis: numbers per length, layer and head, conclusion, recommendation and JSON form.
 
-The JSON object has the keys of :meth:`Diagnosis.to_dict`; its format is described in docs/api/measure.md and numbered by ``format``.
+docs/api/measure.md describes the JSON object of :meth:`Diagnosis.to_dict`. Its key ``format`` is the version of that format.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .layer_attention import MEANS, SINK
 from .texts import Needle
 
 FORMAT = 1
-"""Number of the JSON form; it changes when a key changes its meaning or goes."""
+"""Version of the JSON form. It changes when a key is removed or changes its meaning."""
 ENOUGH = 0.9
-"""Share of the mass that a recommended mechanism keeps, if any does at less than full attention's cost."""
+"""Minimum share of the mass that a recommended mechanism keeps, if one that costs less than full attention keeps so much."""
 ALIKE = 1e-4
-"""Masses that differ by less count as equal."""
+"""Maximum difference of two masses that count as equal."""
 NOTHING_FITS = "no mechanism compared is cheaper than full attention and sees only distances that positions were trained for."
 DIGITS = 5
-"""Significant digits of numbers in JSON."""
+"""Number of significant digits in JSON."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class LayerDiagnosis:
     """One layer at one length; every tensor is float64, with the heads first.
 
     name: of the attention module.
-    mechanism: what the layer runs.
+    mechanism: name of the mechanism that runs in the layer.
     numbers: :data:`~hf_longattn.diagnostics.layer_attention.MEANS` by name, ``(H,)``.
     distance: mass in each bin of distances, ``(H, bins)``.
-    captured: mass that each candidate keeps, ``(H, candidates)``; nan where that is not applicable.
+    captured: mass that each candidate keeps, ``(H, candidates)``; nan for a candidate that is not applicable.
     needle: mass on the needle, mean over the question's tokens, ``(H, depths)``; nan without a needle.
     """
 
@@ -58,12 +58,12 @@ class LayerDiagnosis:
 class LengthDiagnosis:
     """All layers at one length.
 
-    queries: how many were measured.
+    queries: number of measured queries.
     bins: first and last distance of each bin.
-    pairs: query–key products of one head for each candidate, the unit of cost; ``full_pairs`` for full attention.
-    needle_tokens: tokens of the needle; 0 without one.
-    needle_uniform: the share of the mass on the needle if all keys had equal weights.
-    seconds: that the measurement took, all forward passes included.
+    pairs: number of query–key products per head for each candidate, the unit of cost. full_pairs: for full attention.
+    needle_tokens: number of tokens of the needle; 0 without a needle.
+    needle_uniform: share of the mass on the needle if all keys had equal weights.
+    seconds: duration of the measurement, all forward passes included.
     """
 
     length: int
@@ -77,7 +77,7 @@ class LengthDiagnosis:
     seconds: float
 
     def captured(self) -> Tensor:
-        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan where not applicable, and for heads that a layer lacks."""
+        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan if not applicable, and for heads that a layer lacks."""
         return stack_heads([layer.captured for layer in self.layers])
 
     def number(self, name: str) -> Tensor:
@@ -91,16 +91,16 @@ class LengthDiagnosis:
 
 @dataclass(frozen=True)
 class Target:
-    """The conversion that a diagnosis is made for.
+    """The conversion that a diagnosis recommends.
 
-    source: the checkpoint to convert, as it is typed; ``None`` if that is not known, as of a model in memory.
+    source: name of the checkpoint to convert, as in a command; ``None`` if unknown, for example for a model in memory.
     destination: a folder that does not exist.
-    length: maximum length of the result.
-    positions: how they are extended, if not as a conversion does by itself.
-    generic: whether the class has no Long class.
-    tower: the name of what was diagnosed, in a model of several towers.
-    audio_seconds: of a model of sound the duration for which it is converted.
-    compare_at: seconds of sound at which a search can judge mechanisms, where there are no recordings so long.
+    length: maximum length of the result in tokens.
+    positions: how positions are extended; ``None``: as a conversion chooses by itself.
+    generic: whether the model has no Long class, so that it is converted with ``--generic``.
+    tower: name of the diagnosed tower; empty for a model without towers.
+    audio_seconds: for a sound model, the duration for which it is converted.
+    compare_at: duration in seconds at which a search compares mechanisms, if recordings are shorter than ``audio_seconds``.
     """
 
     source: str | None
@@ -118,7 +118,7 @@ class Target:
         return [*chosen, *(["--generic"] if self.generic else self.size_flags("--max-length"))]
 
     def size_flags(self, length_flag: str) -> list[str]:
-        """The flags that say what the result reads; ``length_flag`` names a number of tokens."""
+        """The flags for the input size of the result. length_flag: the flag for a number of tokens."""
         if self.audio_seconds is not None:
             return ["--audio-seconds", f"{self.audio_seconds:g}"]
         positions = [] if self.positions is None else ["--positions", self.positions]
@@ -129,13 +129,13 @@ class Target:
 class Recommendation:
     """The candidate that keeps most for its cost.
 
-    mass: that it keeps at ``judged_at`` tokens, mean over layers and heads.
-    cost: its query–key products at the longest length as a share of full attention's.
-    lowest: the least that it keeps in a layer at ``judged_at`` tokens, mean over heads, and that layer's number.
+    mass: mass that the candidate keeps at ``judged_at`` tokens, mean over layers and heads.
+    cost: query–key products at the longest length, divided by the products of full attention.
+    lowest: minimum over layers of the kept mass at ``judged_at`` tokens (mean over heads), and the number of that layer.
     enough: whether ``mass`` is at least :data:`ENOUGH`.
-    loss: how the loss of held-out text at the longest length changes if every layer runs it; ``None`` where that was not measured.
-    flags: of ``longattn convert``, that choose it.
-    command: that converts the checkpoint so; empty where the checkpoint's name is not known.
+    loss: change of the held-out loss at the longest length if every layer runs the candidate; ``None`` if it was not measured.
+    flags: flags of ``longattn convert`` that choose the candidate.
+    command: command that converts the checkpoint with the candidate; empty if the checkpoint's name is unknown.
     """
 
     candidate: Candidate
@@ -151,12 +151,12 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """A candidate in the table of all of them.
+    """A row of the table of candidates.
 
-    place: 1 for the candidate that keeps most.
-    mass, least: that it keeps where mechanisms are judged: mean over layers and heads, and the least in a layer, ``least_layer``.
-    cost: its query–key products at the longest length as a share of full attention's.
-    on_front: whether no other keeps more at the same cost or less. recommended: whether it is the recommended one.
+    place: rank by kept mass, from 1.
+    mass: mass kept at the judged length, mean over layers and heads. least, least_layer: minimum over layers, and the layer's number.
+    cost: query–key products at the longest length, divided by the products of full attention.
+    on_front: whether no candidate of the same or lower cost keeps more. recommended: whether it is the recommended candidate.
     """
 
     place: int
@@ -171,19 +171,19 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a model's attention does with a text as it grows.
+    """The attention of a model on texts of growing length.
 
-    model, text: names. device: in words.
-    causal: whether the layers look back only.
-    within_mechanism: whether the softmax is over the keys that each layer's mechanism keeps, not over all.
-    needle: that was planted, or ``None``.
-    candidates: the mechanisms compared; ``reasons``, by their text, says why one is not applicable.
+    model, text: names. device: description.
+    causal: whether the layers are causal.
+    within_mechanism: whether the softmax is over the keys that each layer's own mechanism keeps, instead of over all keys.
+    needle: the planted needle, or ``None``.
+    candidates: the compared mechanisms. reasons: candidate as text -> why it is not applicable.
     is_long: whether the checkpoint has mechanisms already.
-    trained_length: where its positions were extended, now or by a conversion, the tokens that it read before; else ``None``.
-    target: the conversion that is recommended.
-    untrained: why the positions do not hold without training with a candidate, by its text; such candidates are not recommended.
-    losses: how the loss of held-out text changes with a candidate in every layer, by its text; ``no_loss`` says why there is none.
-    frame_seconds: for a model of sound, whose tokens are frames, seconds from frame to frame; ``text`` then names the recordings.
+    trained_length: maximum length before positions were extended for the diagnosis; ``None`` if they were not.
+    target: the recommended conversion.
+    untrained: candidate as text -> why positions need training with it. These candidates are not recommended.
+    losses: candidate as text -> change of the held-out loss if every layer runs it. no_loss: why no loss was measured.
+    frame_seconds: for a sound model, whose tokens are frames: seconds per frame. ``text`` then names the recordings.
     """
 
     model: str
@@ -207,22 +207,22 @@ class Diagnosis:
 
     @property
     def unit(self) -> str:
-        """What tokens are called."""
+        """The noun for tokens: "tokens", or "frames" for a sound model."""
         return "tokens" if self.frame_seconds is None else "frames"
 
     @property
     def input_noun(self) -> str:
-        """What the model reads."""
+        """The noun for the input: "text" or "sound"."""
         return "text" if self.frame_seconds is None else "sound"
 
     def in_words(self, tokens: float, *, digits: int = 0) -> str:
-        """A number of tokens, "512 tokens", or of frames with their duration, "1,499 frames (30 s)"."""
+        """A number of tokens as text, "512 tokens", or of frames with their duration, "1,499 frames (30 s)"."""
         count = f"{tokens:,.{digits}f} {self.unit}"
         return count if self.frame_seconds is None else f"{count} ({in_seconds(tokens * self.frame_seconds)})"
 
     @property
     def last(self) -> LengthDiagnosis:
-        """The longest."""
+        """The diagnosis at the longest length."""
         return self.lengths[-1]
 
     def at(self, length: int | None) -> LengthDiagnosis:
@@ -230,7 +230,7 @@ class Diagnosis:
         return self.last if length is None else next(diagnosis for diagnosis in self.lengths if diagnosis.length == length)
 
     def applicable(self) -> list[int]:
-        """Numbers of the candidates whose mass was measured, from the cheapest to the most expensive at the longest length."""
+        """Indices of the candidates whose mass was measured, by ascending cost at the longest length."""
         numbers = [number for number, candidate in enumerate(self.candidates) if str(candidate) not in self.reasons]
         return sorted(numbers, key=lambda number: (self.last.pairs[number], len(str(self.candidates[number]))))
 
@@ -239,13 +239,13 @@ class Diagnosis:
         return float(self.at(length).captured()[..., number].nanmean())
 
     def cost(self, number: int, length: int | None = None) -> float:
-        """A candidate's query–key products as a share of full attention's."""
+        """A candidate's query–key products, divided by the products of full attention."""
         diagnosis = self.at(length)
         return diagnosis.pairs[number] / diagnosis.full_pairs
 
     def front(self) -> list[int]:
-        """The candidates that no other beats in mass at the same cost or less, cheapest first; mass where mechanisms are
-        :attr:`judged`, cost at the longest length."""
+        """Indices of the Pareto-optimal candidates, cheapest first: none of the same or lower cost keeps more mass.
+        The mass is taken at the length :attr:`judged`, the cost at the longest length."""
         front: list[int] = []
         for number in self.applicable():
             if not front or self.mass(number, self.judged.length) > self.mass(front[-1], self.judged.length) + ALIKE:
@@ -255,7 +255,7 @@ class Diagnosis:
         return front
 
     def candidate_rows(self) -> dict[int, CandidateRow]:
-        """The table of the applicable candidates by their numbers, those that keep most first."""
+        """Index -> row in the table of applicable candidates, by descending mass."""
         best, front, captured = self.recommend(), self.front(), self.judged.captured()
         mass = {number: float(captured[..., number].nanmean()) for number in self.applicable()}
         rows = {}
@@ -269,16 +269,16 @@ class Diagnosis:
 
     @property
     def judged(self) -> LengthDiagnosis:
-        """The length at which mechanisms are judged by what they keep: the longest or, where positions were extended, the longest that the
-        model read before. What full attention does with more positions was never trained, so that keeping it is no merit."""
+        """The diagnosis at the length at which candidates are judged by the mass that they keep: the longest length or, if positions were
+        extended, the longest trained length. Full attention beyond it was never trained, so keeping its mass is no merit."""
         trained = [diagnosis for diagnosis in self.lengths if self.trained_length is None or diagnosis.length <= self.trained_length]
         return trained[-1] if trained else self.last
 
     def recommended_order(self, enough: float = ENOUGH) -> list[int]:
-        """Candidates in the order in which they would be recommended: those that keep ``enough`` of the mass where mechanisms are
-        :attr:`judged`, cheapest first, or, if none below full attention's cost does, the one that keeps most for at most half of that cost.
-        Costs are those at the longest length, in percent; of the same cost, the one that keeps most comes first. Candidates for which
-        positions do not hold without training are not among them."""
+        """Indices of the candidates in the order of recommendation. These keep at least ``enough`` of the mass at the length
+        :attr:`judged`, cheapest first. If no candidate cheaper than full attention keeps so much, the only one is the candidate that keeps
+        most for at most half of full attention's cost. Costs are taken at the longest length in whole percent; at equal cost, a larger
+        mass comes first. Candidates in :attr:`untrained` are left out."""
         mass = self.judged.captured().nanmean((0, 1)).tolist()
         cheaper = [number for number in self.applicable() if self.cost(number) < 1 and str(self.candidates[number]) not in self.untrained]
         half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
@@ -286,8 +286,8 @@ class Diagnosis:
         return [number for number in order if mass[number] >= enough] or ([max(half, key=mass.__getitem__)] if half else [])
 
     def recommend(self, enough: float = ENOUGH) -> Recommendation | None:
-        """The first in :meth:`recommended_order` with which the loss does not become worse, where that was measured; else the first.
-        ``None`` if no candidate is cheaper than full attention, or positions hold for none of those."""
+        """The first candidate in :meth:`recommended_order` whose measured loss is not worse, or else the first of all.
+        ``None`` if that order is empty: no candidate is cheaper than full attention and works without training positions."""
         order = self.recommended_order(enough)
         if not order:
             return None
@@ -303,7 +303,7 @@ class Diagnosis:
         )  # fmt: skip
 
     def search_command(self, text: str) -> str:
-        """The search command to run next, with the file or folder ``text``; empty where a search does not take the model."""
+        """The search command to run next, on the file or folder ``text``; empty if a search does not support the model."""
         if self.target.source is None or self.target.generic or self.target.tower:
             return ""
         folder = unused_name(f"{self.target.destination}-search")
@@ -312,7 +312,7 @@ class Diagnosis:
         return shlex.join(["longattn", *words])
 
     def conclusion(self) -> str:
-        """What the numbers say at the longest length, in one sentence or two."""
+        """The conclusion from the numbers at the longest length, as one sentence."""
         spread = self.last.number("effective_tokens").nanmean(1)
         widest, narrowest = int(spread.argmax()), int(spread.argmin())
         sentence = f"At {self.in_words(self.last.length)} the heads of layer {widest} spread over {self._spread(float(spread[widest]))}"
@@ -328,19 +328,19 @@ class Diagnosis:
         )
 
     def _spread(self, tokens: float) -> str:
-        """A mean of effective tokens in a sentence: rounded, but never to more than there are."""
+        """A mean of effective tokens as text, rounded, but to no more than the length."""
         rounded = round(tokens, -2 if tokens >= 2000 else 0)
         return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(min(rounded, self.last.length))
 
     def loss_sentence(self, loss: LossChange) -> str:
-        """What a mechanism does to the predictions at the longest length, as a clause."""
+        """How a mechanism changes the loss at the longest length, as a clause."""
         compared = "with the model" if (self.trained_length or self.last.length) >= self.last.length else "with the model in chunks of "
         chunks = "" if compared == "with the model" else f"{self.trained_length:,} tokens"
         verdict = "worse, so train after the conversion" if loss.worse else "not worse"
         return f"without training the loss at {self.last.length:,} tokens is {verdict}: {loss}, compared {compared}{chunks}"
 
     def dilution(self) -> str:
-        """How the spread grows from the shortest to the longest length, one sentence; empty for one length."""
+        """How effective tokens grow from the shortest to the longest length, as a sentence; empty for a single length."""
         first, last = self.lengths[0], self.last
         if first is last:
             return ""
@@ -355,7 +355,7 @@ class Diagnosis:
         )
 
     def reach(self) -> str:
-        """How far half of the attention lies, and most of it, at the longest length, one sentence."""
+        """Distances within which half and :data:`ENOUGH` of the attention lie at the longest length, as a sentence."""
         mass = stack_heads([layer.distance for layer in self.last.layers]).nanmean((0, 1)).cumsum(0)
         furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
         half, most = (self.in_words(distance) for distance in furthest)
@@ -447,14 +447,14 @@ class Diagnosis:
 
 
 def stack_heads(layers: Sequence[Tensor]) -> Tensor:
-    """``(layers, H, ...)`` of one tensor ``(heads, ...)`` per layer; nan where a layer has fewer than ``H`` heads, as after pruning."""
+    """Stack one tensor ``(heads, ...)`` per layer to ``(layers, H, ...)``; nan for heads that a layer lacks, for example after pruning."""
     return pad_sequence(list(layers), batch_first=True, padding_value=math.nan)
 
 
 def costs(
     candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int, grid: Grid | None = None
 ) -> list[int]:  # fmt: skip
-    """Query–key products of one head for each candidate; those of full attention where it is not applicable."""
+    """Number of query–key products per head for each candidate; for one that is not applicable, the number of full attention."""
     everything = full_pairs(length, causal)
     return [everything if str(candidate) in reasons else candidate.pairs(length, causal, heads, width, grid) for candidate in candidates]
 
@@ -462,11 +462,11 @@ def costs(
 def untrained(
     candidates: Sequence[Candidate], reasons: Mapping[str, str], rule: str, lengths: tuple[int, int], causal: bool, heads: int, width: int
 ) -> dict[str, str]:
-    """Why positions do not hold for candidates without training, by their text; candidates that are not applicable are left out.
+    """Candidate as text -> why positions need training with it. Candidates that are not applicable, or need none, are left out.
 
     Args:
         rule: how positions are extended.
-        lengths: tokens that the checkpoint was trained to read, and that the result reads.
+        lengths: maximum lengths in tokens of the checkpoint, as it was trained, and of the result.
     """
     problems = {}
     for candidate in candidates:
@@ -493,5 +493,5 @@ def _short(value: float) -> float | None:
 
 
 def _numbers(values: Tensor) -> Any:
-    """Nested lists of numbers with :data:`DIGITS` digits; ``None`` for nan."""
+    """Nested lists of numbers with :data:`DIGITS` significant digits; ``None`` for nan."""
     return [_numbers(row) for row in values] if values.dim() else _short(float(values))

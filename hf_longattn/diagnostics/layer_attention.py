@@ -1,19 +1,19 @@
-"""The softmax of one layer, some queries at a time, and what is measured of it.
+"""The softmax of one layer for some queries at a time, and the numbers that are measured from it.
 
 With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), the numbers of a head are means over queries:
 
     entropy            H_i = -Σ_j p_ij log p_ij, in nats
-    effective_tokens   exp(H_i): as many tokens with equal weights have this entropy
-    participation      1 / Σ_j p_ij², the same by the second moment; a few large weights count more here
+    effective_tokens   exp(H_i), the perplexity: number of tokens with equal weights that have this entropy
+    participation      1 / Σ_j p_ij², the participation ratio: like effective_tokens, but large weights count more
     largest_weight     max_j p_ij
-    attended_share     exp(H_i) / n_i, n_i being the number of keys that query i sees: 1 where all weights are equal
+    attended_share     exp(H_i) / n_i, where query i sees n_i keys: 1 if all weights are equal
     first_tokens       Σ_{j < 4} p_ij: the attention sink (Xiao et al. 2023, StreamingLLM, section 3.1)
     ahead              Σ_{j > i} p_ij
     distance[b]        Σ_{j: |i-j| in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …
-    captured[c]        Σ_j min(p_ij, w_ij), w_ij being the weights of candidate c: what the two have in common, 1 minus their total
-                       variation distance. Where c is a softmax over some of the keys, that is Σ_j p_ij over the keys that it keeps.
+    captured[c]        Σ_j min(p_ij, w_ij), where w_ij are the weights of candidate c: 1 minus the total variation distance of p and w.
+                       If c is a softmax over some of the keys, this equals Σ_j p_ij over the keys that c keeps.
 
-Rows are computed in fp32 (fp64 for fp64 inputs), a constant number of scores at a time, so memory is linear in N.
+Scores are computed in fp32 (fp64 for fp64 inputs), for so few queries at a time that memory is linear in N.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from ..mechanisms.common.ordered import KeysOrWeights
 from ..positions.relative import RelativePositions
 
 SINK = 4
-"""Tokens at the start of the text that count as first tokens."""
+"""Number of tokens at the start of the text that count as first tokens."""
 SCORES_IN_MEMORY = 1 << 22
-"""Scores of all heads in memory at once."""
+"""Maximum number of scores in memory at a time, over all heads."""
 MEANS = ("entropy", "effective_tokens", "participation", "largest_weight", "attended_share", "first_tokens", "ahead")
 """The numbers of a head, in the order of tables."""
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """Queries and keys of a layer at the moment of attention, for one sequence.
+    """Queries and keys of a layer's attention call, for one sequence.
 
     q, k: ``(1, H, N, D)``, ``(1, H_kv, N, D)``, after norms and rotations.
-    call: causality, padding, the scale, and every term and cap that the model puts on its scores.
-    relative: the relative positions of its mechanism.
-    within: the keys that the reference softmax is over, where that is not all: a sliding window of the base.
-    name, mechanism: of the attention module, and of what runs there.
+    call: causality, padding, the scale, and the terms and caps that the model applies to its scores.
+    relative: relative positions of the layer's mechanism.
+    within: the keys over which the reference softmax runs, for example a sliding window of the base; ``None``: all keys.
+    name, mechanism: names of the attention module and of its mechanism.
     """
 
     q: Tensor
@@ -67,7 +67,7 @@ class LayerAttention:
         return self.q.shape[1]
 
     def scores(self, rows: Tensor) -> Tensor:
-        """The scores of the queries at ``rows (n,)``, ``(1, H, n, N)``, -inf for keys that they do not see."""
+        """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""
         heads, groups, places = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
         q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
         with torch.autocast(q.device.type, enabled=False):
@@ -90,7 +90,7 @@ class LayerAttention:
         return scores
 
     def blocks(self, rows: Tensor) -> Iterator[Tensor]:
-        """``rows`` a few at a time, so that their scores are at most :data:`SCORES_IN_MEMORY`; rows of padding are left out."""
+        """Split the query indices ``rows`` so that each part has at most :data:`SCORES_IN_MEMORY` scores. Padding is left out."""
         rows = rows.to(self.k.device)
         if self.call.key_mask is not None:
             rows = rows[self.call.key_mask[0, rows]]
@@ -98,7 +98,7 @@ class LayerAttention:
 
 
 class RowSums:
-    """Sums over queries of what is measured in one layer; ``mean`` divides by their number."""
+    """Sums of one layer's numbers over queries. ``mean`` divides them by the number of queries."""
 
     def __init__(self, length: int, heads: int, candidates: int) -> None:
         self.bins = len(distance_bins(length))
@@ -108,7 +108,7 @@ class RowSums:
         self.captured = torch.zeros(heads, candidates, dtype=torch.float64)
 
     def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[KeysOrWeights | None]) -> None:
-        """Add the queries at ``rows``. Candidates that are ``None`` stay 0."""
+        """Add the queries at ``rows``. For a candidate that is ``None``, the sum stays 0."""
         for block in layer.blocks(rows):
             scores = layer.scores(block)
             seen = scores > torch.finfo(scores.dtype).min / 2
@@ -134,7 +134,7 @@ class RowSums:
 
 
 def mass_on(layer: LayerAttention, rows: Tensor, keys: Tensor) -> Tensor:
-    """The share of the softmax's mass on ``keys (m,)``, mean over the queries at ``rows (n,)``: ``(H,)`` float64."""
+    """Share of the softmax's mass on ``keys (m,)``, ``(H,)`` float64: the mean over the queries at ``rows (n,)``."""
     total, count, keys = torch.zeros(layer.heads, dtype=torch.float64), 0, keys.to(layer.k.device)
     for block in layer.blocks(rows):
         total += layer.scores(block).softmax(-1)[..., keys].sum(-1).double().sum((0, 2)).cpu()
@@ -143,9 +143,9 @@ def mass_on(layer: LayerAttention, rows: Tensor, keys: Tensor) -> Tensor:
 
 
 def sampled_rows(length: int, count: int, seed: int = 0) -> Tensor:
-    """``min(count, length)`` positions in ascending order, one drawn from each of as many equal parts of the text.
+    """Stratified sample of positions: ``min(count, length)`` equal parts of the text, one position from each, in ascending order.
 
-    Equally spaced positions would meet blocks and strides of mechanisms always at the same place.
+    Equally spaced positions could always have the same offset in a mechanism's blocks or strides.
     """
     if count >= length:
         return torch.arange(length)
@@ -164,12 +164,12 @@ def distance_bins(length: int) -> list[tuple[int, int]]:
 
 
 def bin_of(distance: Tensor) -> Tensor:
-    """The number of the bin of each whole ``distance``, exact below 2⁵²."""
+    """Index of the bin of each integer ``distance``, exact below 2⁵²."""
     return torch.frexp(distance.double()).exponent.long()
 
 
 def _without_blind(rows: Tensor, scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three without the queries that see no key in some head."""
+    """The arguments without queries that see no key in some head."""
     sighted = seen.any(-1).all(1).all(0)
     return (rows, scores, seen) if bool(sighted.all()) else (rows[sighted], scores[:, :, sighted], seen[:, :, sighted])
 

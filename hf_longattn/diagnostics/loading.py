@@ -1,4 +1,4 @@
-"""Load the checkpoint that is diagnosed: as it is, or with more positions, as a conversion would give them."""
+"""Load the checkpoint for a diagnosis, as it is or with positions extended as in a conversion."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class LoadedCheckpoint:
     """A checkpoint for a diagnosis.
 
     model: in fp32. tokenizer: ``None`` if the checkpoint has none.
-    source: as it was opened.
-    positions: how positions were extended while it was loaded; ``None`` if they were not.
-    trained_length: tokens that it read before; ``None`` if they were not extended.
+    source: the opened checkpoint.
+    positions: how positions were extended when it was loaded; ``None`` if they were not.
+    trained_length: maximum length in tokens before positions were extended; ``None`` if they were not.
     """
 
     model: nn.Module
@@ -54,18 +54,18 @@ def load_for_diagnosis(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> LoadedCheckpoint:
-    """A checkpoint as it is, or with more positions.
+    """Load a checkpoint as it is, or with extended positions.
 
     Args:
         name: a folder or a Hub repository id.
-        lengths: that will be read; with ``extend``, positions are extended to the longest.
-        extend: ``positions`` of a conversion.
-        mechanism: what the layers run while positions are extended, such as ``{"mechanism": "window", "window": "512"}``; by default what
-            a conversion would make.
+        lengths: lengths of the diagnosis; with ``extend``, positions are extended to the longest.
+        extend: how positions are extended, as ``positions`` of a conversion; ``None``: not at all.
+        mechanism: with ``extend``, the mechanism of the layers, such as ``{"mechanism": "window", "window": "512"}``; by default, a
+            conversion's choice.
     Raises:
-        CheckpointError: it cannot be loaded, or is quantised.
-        OptionError: ``mechanism`` without ``extend``, or no such device.
-        PositionError, LengthError: positions cannot be extended so.
+        CheckpointError: the checkpoint cannot be loaded, or is quantised.
+        OptionError: ``mechanism`` without ``extend``, ``extend`` without ``lengths``, or no such device.
+        PositionError, LengthError: positions cannot be extended like this.
     """
     if mechanism is not None and extend is None:
         raise OptionError("A mechanism is chosen for a model whose positions are extended; add --extend tile, or leave --mechanism out.")
@@ -85,12 +85,12 @@ def load_for_diagnosis(
 
 
 def known_checkpoint(name: object) -> str | None:
-    """The name of a checkpoint if it exists here or can be one of the Hub; else ``None``."""
+    """``name`` if it is an existing folder or has the form of a Hub repository id; else ``None``."""
     return name if isinstance(name, str) and (Path(name).is_dir() or HUB_ID.fullmatch(name) is not None) else None
 
 
 def converted_from(folder: Path) -> str | None:
-    """The name of the checkpoint that a long one was made from, from its report, if it is known here."""
+    """Source of a long checkpoint by its conversion report; ``None`` unless it is a folder here or a Hub repository id."""
     report = folder / CONVERSION_REPORT
     plan = read_json_object(report).get("plan") if report.is_file() else None
     return known_checkpoint(plan.get("source")) if isinstance(plan, dict) else None
@@ -108,7 +108,7 @@ def _load(source: Source) -> nn.Module:
 
 
 def length_error(name: str, length: int, limit: int) -> LengthError:
-    """The refusal of a length that the model's positions do not reach."""
+    """The error for a length beyond the model's positions."""
     return LengthError(
         f"{name!r} ends at {limit:,} tokens, but a length of {length:,} was given; add --extend tile (rotary positions: --extend "
         f"rope:yarn), or give lengths of at most {limit}."

@@ -1,4 +1,4 @@
-"""Diagnose a model: run it over a text at several lengths, and measure its attention on the way."""
+"""Diagnose a text model: run it on a text at several lengths, and measure its attention."""
 
 from __future__ import annotations
 
@@ -46,20 +46,20 @@ from .watching import (
 )
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-"""Measured by default, as far as model and text reach."""
+"""Lengths in tokens that are measured by default, as far as the model and the text are long enough."""
 SHORTEST = 16
 QUERIES = 1024
-"""Queries measured at each length, one from each of as many equal parts of the text."""
+"""Number of queries measured at each length by default, one from each of as many equal parts of the text."""
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class CapturedMass:
-    """What candidates keep of the softmax of every layer and head, for one text.
+    """The share of the softmax of every layer and head that each candidate keeps, for one input.
 
-    mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan where a candidate is not applicable.
-    pairs: query–key products of one head for each candidate; ``full_pairs`` for full attention.
-    reasons: of the candidates that are not applicable, by their text.
+    mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not applicable.
+    pairs: number of query–key products per head for each candidate. full_pairs: for full attention.
+    reasons: candidate as text -> why it is not applicable.
     """
 
     candidates: tuple[Candidate, ...]
@@ -87,37 +87,37 @@ def diagnose(
     token: str | bool | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Measure how the attention of every layer and head of ``model`` spreads as ``text`` grows, and what mechanisms would keep of it.
+    """Measure how the attention of every layer and head spreads as ``text`` grows, and how much of it mechanisms would keep.
 
         print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
 
-    Numbers come from the queries and keys with which the layers attend, under the softmax over all keys that the base's own attention
-    sees; :mod:`hf_longattn.diagnostics.layer_attention` defines them. A long model runs its mechanisms, so its states are those of real
-    use. The softmax is still over all keys, unless ``within_mechanism`` is set. In an encoder-decoder model, the encoder is diagnosed.
-    Memory is linear in the length.
+    Numbers are computed from the layers' queries and keys, with a softmax over all keys that the base's own attention sees;
+    :mod:`hf_longattn.diagnostics.layer_attention` defines them. A long model runs its mechanisms, so its hidden states are the same as in
+    use, but the softmax is over all keys unless ``within_mechanism`` is set. In an encoder-decoder model, the encoder is diagnosed. Memory
+    is linear in the length.
 
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.
         text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens.
-        tokenizer: of a model in memory.
-        lengths: in tokens, special ones included; 512 to 8,192 as far as model and text reach, if not given.
-        queries: how many are measured at each length; all of a shorter text.
-        needle: a sentence that is planted at several depths, with the question that it answers at the end; ``None`` for none. There is none
-            without a tokenizer either.
-        candidates: mechanisms such as ``"window:window=512"``; the usual ones and every other mechanism's default if not given.
+        tokenizer: the tokenizer of a model in memory.
+        lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long enough.
+        queries: number of measured queries at each length; a text with fewer tokens is measured at all of them.
+        needle: a sentence that is planted at several depths, and its question at the end of the text; ``None`` for none. It is left out
+            without a tokenizer.
+        candidates: mechanisms such as ``"window:window=512"``; by default :func:`.candidates.usual_candidates`.
         within_mechanism: measure the softmax over the keys that each layer's own mechanism keeps.
         extend: how positions are extended to the longest length, as ``positions`` of a conversion: tile, interpolate, rope:yarn …
-        mechanism: with ``extend``, what the layers run, as in a conversion; what that chooses if not given.
-        device: "cpu", "cuda" …; the accelerator if there is one. A model in memory stays where it is.
+        mechanism: with ``extend``, the mechanism of the layers, as in a conversion; by default, a conversion's choice.
+        device: "cpu", "cuda" …; by default the accelerator if there is one. A model in memory stays on its device.
         revision, token: of the Hub repository.
         progress: called with a sentence before each forward pass.
     Returns:
         The diagnosis.
     Raises:
         LengthError: the text or the model ends before a length.
-        CheckpointError: no text, or a checkpoint that cannot be loaded or is quantised.
-        BackendError: a model whose attention is not on transformers' AttentionInterface.
-        OptionError, UnknownMechanismError: a candidate or setting that does not exist.
+        CheckpointError: the text is empty, or the checkpoint cannot be loaded or is quantised.
+        BackendError: the model's attention does not use transformers' AttentionInterface.
+        OptionError, UnknownMechanismError: a candidate or setting does not exist.
     """
     if queries < 1:
         raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
@@ -158,7 +158,7 @@ def diagnose(
         source.check(length)
     planted = None if source.tokenizer is None or isinstance(text, Tensor) else needle
     if planted is not None:
-        source.planted(chosen_lengths[0], planted, planted.depths[0], masked=True)  # which refuses what does not fit, before anything runs
+        source.planted(chosen_lengths[0], planted, planted.depths[0], masked=True)  # refuses a needle that does not fit, before any run
     reasons: dict[str, str] = {}
     sizes: tuple[int, int] = (1, 1)
     measured = []
@@ -177,9 +177,9 @@ def diagnose(
 
 
 AUTOMATIC = ("auto", "tile", "rope:yarn")
-"""Ways to extend positions that a conversion chooses by itself where they are needed."""
+"""Values of ``extend`` that a command can omit, since a conversion chooses them by itself."""
 LOSSES_TRIED = 3
-"""Candidates whose loss is measured, until one is not worse."""
+"""Maximum number of candidates whose loss is measured; the first whose loss is not worse ends the measurement."""
 
 
 def _target(model: Any, tower: str, loaded: LoadedCheckpoint | None, is_long: bool, length: int, extend: str | None) -> Target:
@@ -192,7 +192,7 @@ def _target(model: Any, tower: str, loaded: LoadedCheckpoint | None, is_long: bo
 
 
 def _position_rule(config: Any, loaded: LoadedCheckpoint | None, target: Target, is_long: bool) -> tuple[str, int]:
-    """How positions of the target are extended, "" where a conversion chooses that by the mechanism, and from how many tokens."""
+    """How the target's positions are extended (``""`` if a conversion chooses by the mechanism), and the length before that."""
     if is_long:
         family = FAMILIES.get(getattr(config, "base_model_type", ""))
         before = length_before_conversion(config)
@@ -207,8 +207,8 @@ def _position_rule(config: Any, loaded: LoadedCheckpoint | None, target: Target,
 def _with_losses(
     diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint | None, text: DiagnosisText, progress: Progress
 ) -> Diagnosis:
-    """The diagnosis with the loss of the text at the longest length for the candidates that it would recommend first, up to the first that
-    does not become worse; or with the reason why that was not measured."""
+    """Add to the diagnosis the loss at the longest length of the first recommended candidates, up to the first whose loss is not worse.
+    If the loss cannot be measured, the reason is added."""
     order = [diagnosis.candidates[number] for number in diagnosis.recommended_order()[:LOSSES_TRIED]]
     losses: dict[str, LossChange] = {}
     try:
@@ -229,10 +229,10 @@ def _with_losses(
 def _loss_measure(
     diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint | None, text: DiagnosisText
 ) -> Callable[[LongAttentionConfig], LossChange | None]:
-    """A function that measures the loss with an attention in every layer.
+    """A function that measures how the loss changes if every layer runs the given attention.
 
     Raises:
-        LongAttentionError: why no loss can be measured.
+        LongAttentionError: no loss can be measured; the message gives the reason.
     """
     ids = text.plain(diagnosis.last.length)
     if diagnosis.is_long:
@@ -264,16 +264,16 @@ def captured_mass(
     model: PreTrainedModel, ids: Tensor | Mapping[str, Tensor], candidates: Sequence[str | Candidate], *, queries: int = QUERIES,
     seed: int = 0,
 ) -> CapturedMass:  # fmt: skip
-    """What each candidate would keep of the softmax of every layer and head of ``model`` for the text ``ids (N,)``, a picture or a sound.
+    """Measure how much of the softmax of every layer and head of ``model`` each candidate would keep, on a text, picture or sound.
 
-    For those who choose mechanisms by it. One forward pass; memory is linear in N.
+    It helps to choose a mechanism. It takes one forward pass, and memory linear in N.
 
     Args:
-        model: a model of transformers, long or not; it is left as it was.
-        ids: with the tokenizer's special tokens; or of one picture or sound what the processor returns.
-        candidates: such as ``"longformer:window=512"``.
-        queries: how many are measured.
-        seed: of their choice.
+        model: a transformers model, long or not; it is left as it was.
+        ids: token ids ``(N,)`` with the tokenizer's special tokens, or the processor's output for one picture or sound.
+        candidates: mechanisms such as ``"longformer:window=512"``.
+        queries: number of measured queries.
+        seed: for the choice of queries.
     Raises:
         BackendError, OptionError, UnknownMechanismError: as :func:`diagnose`.
     """
@@ -291,18 +291,18 @@ def captured_mass(
 
 
 class MeasuredLayers:
-    """Sums of every layer over one forward pass or several of one length.
+    """Sums of every layer's numbers over one or more forward passes of the same length.
 
-    rows: the queries that the next pass adds.
+    rows: indices of the queries that the next pass adds.
     """
 
     def __init__(self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor, grid: Grid | None = None) -> None:
         self.candidates, self.reasons, self.rows, self.grid = candidates, reasons, rows, grid
         self.sums: dict[int, RowSums] = {}
         self.names: dict[int, tuple[str, str]] = {}
-        """The module and the mechanism of each layer."""
+        """Layer -> names of its attention module and mechanism."""
         self.shape = (1, 1)
-        """Number of heads, and their width."""
+        """Number of heads, and width of a head."""
 
     def see(self, number: int, layer: LayerAttention) -> None:
         if self.grid is not None:
@@ -317,7 +317,7 @@ class MeasuredLayers:
         self.names[number] = (layer.name, layer.mechanism)
 
     def means(self) -> list[dict[str, Tensor]]:
-        """The means of every layer, in order; nan for candidates that are not applicable in some layer."""
+        """The means of every layer, in order; nan for a candidate that is not applicable in some layer."""
         missing = [number for number, candidate in enumerate(self.candidates) if str(candidate) in self.reasons]
         means = [dict(self.sums[number].mean()) for number in sorted(self.sums)]
         for mean in means:
@@ -330,9 +330,9 @@ class MeasuredLayers:
         """All layers at one length.
 
         Args:
-            queries: how many were measured.
-            seconds: that the measurement took.
-            on_needle: mass on the needle in each layer, ``(H, depths)``; none without a needle, of ``needle_tokens``.
+            queries: number of measured queries.
+            seconds: duration of the measurement.
+            on_needle: mass on the needle in each layer, ``(H, depths)``; empty without a needle.
         """
         layered = []
         for number, mean in enumerate(self.means()):
@@ -357,7 +357,7 @@ def _measure(
     within_mechanism: bool,
     progress: Progress,
 ) -> tuple[LengthDiagnosis, tuple[int, int]]:
-    """All layers at one length, from one pass over the text and one for each depth of the needle; heads of a layer, and their width."""
+    """Measure all layers at one length, in one pass over the text and one per depth of the needle. Also returns heads and head width."""
     start, rows = time.perf_counter(), sampled_rows(length, queries)
     progress(f"{length:,} tokens")
     layers = MeasuredLayers(candidates, reasons, rows)
@@ -382,7 +382,7 @@ def _measure(
 
 
 def _notes(source: DiagnosisText, chosen_lengths: Sequence[int], limit: int | None, chosen_here: bool) -> list[str]:
-    """What was left out, for readers of the report."""
+    """Sentences for the report about lengths that were left out."""
     notes = []
     if chosen_here and limit is not None and limit < LENGTHS[-1]:
         notes.append(
@@ -394,7 +394,7 @@ def _notes(source: DiagnosisText, chosen_lengths: Sequence[int], limit: int | No
 
 
 def _is_generic(model: PreTrainedModel) -> bool:
-    """Whether conversions take the class with ``--generic`` only."""
+    """Whether the model can be converted only with ``--generic``."""
     known = {*FAMILIES, MULTIMODAL_TYPE, *(converter.model_type for converter in checkpoint_converters())}
     return not isinstance(model, LongAttentionMixin) and model.config.model_type not in known
 
@@ -406,4 +406,4 @@ def device_name(stack: PreTrainedModel) -> str:
 
 
 def silent(sentence: str) -> None:
-    """Progress that nobody reads."""
+    """A ``progress`` function that does nothing."""

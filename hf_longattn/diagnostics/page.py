@@ -1,6 +1,6 @@
-"""A diagnosis as one HTML page that opens offline: conclusion, what to do, pictures, tables, and what the numbers mean.
+"""A diagnosis as one HTML page that opens offline: conclusion, next command, charts, tables, and the meaning of the numbers.
 
-What the page says is in ``page.html``, a template of jinja2 that fills ``base.html``; here is what it shows.
+The page's text is in ``page.html``, a jinja2 template that extends ``base.html``. This module prepares the values for it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ VIEWS = {
     "first_tokens": ("mass on the first {unit}", f"The share of the attention on the first {SINK} {{unit}}, a sink."),
     "needle": ("mass on the needle", "The share of the question's attention on the planted sentence."),
 }
-"""What the picture of all heads can show: words and meaning by the name of the number, with ``{unit}`` for tokens and ``{text}``."""
+"""Numbers that the heat table of all heads can show: name -> title and explanation, with placeholders ``{unit}`` and ``{text}``."""
 SCALED = ("effective_tokens", "needle")
-"""Numbers whose darkest cell is the largest of the picture; that of all other numbers is 1."""
+"""Numbers for which the darkest colour stands for the table's maximum. For all other numbers it stands for 1."""
 TABLE_WIDTH, LETTER_WIDTH = 384, 7.2
-"""Units that the cells of a heat table have, and that a letter takes."""
+"""Widths in pixels of all columns of a heat table together, and of a letter."""
 
 
 @dataclass(frozen=True)
 class HeatTable:
-    """Cells that are the darker the greater their share.
+    """A heat map as a table: the larger the share of a cell, the darker it is.
 
-    name: which view it is, where controls choose one.
-    row_name, column_name: what rows and columns are.
+    name: identifier by which the page's controls select this table.
+    row_name, column_name: nouns for rows and columns, for example "layer" and "head".
     columns: names of the columns; rows are numbered.
-    shares: 0 to 1, ``[row][column]``; texts stand in the cells where there is space, titles when pointed at.
+    shares: ``[row][column]``, 0 to 1. texts: shown in the cells if there is space. titles: the cells' tooltips.
     """
 
     name: str
@@ -55,13 +55,13 @@ class HeatTable:
 
     @property
     def labelled_columns(self) -> range:
-        """Columns whose names fit next to one another."""
+        """Evenly spaced columns whose names fit next to one another."""
         width = TABLE_WIDTH / max(1, len(self.columns))
         return range(0, len(self.columns), max(1, math.ceil(max(map(len, self.columns), default=1) * LETTER_WIDTH / width)))
 
     @property
     def labelled_rows(self) -> range:
-        """Rows that have their number."""
+        """Rows that show their number."""
         return range(0, len(self.shares), 1 if len(self.shares) <= 32 else 4)
 
     @property
@@ -72,7 +72,7 @@ class HeatTable:
 
 
 def html_page(diagnosis: Diagnosis) -> str:
-    """The page; it needs no other file, and no network.
+    """The diagnosis as an HTML page that needs no other file and no network.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -101,7 +101,7 @@ def html_page(diagnosis: Diagnosis) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template next to this file, which fills ``base.html``."""
+    """Render a template in this folder, which extends ``base.html``."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -110,13 +110,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def _words(diagnosis: Diagnosis, name: str) -> tuple[str, str]:
-    """The words and the meaning of a number of :data:`VIEWS`."""
+    """Title and explanation of a number in :data:`VIEWS`."""
     words, meaning = (words.format(unit=diagnosis.unit, text=diagnosis.input_noun) for words in VIEWS[name])
     return words, meaning
 
 
 def _head_tables(diagnosis: Diagnosis, name: str) -> list[HeatTable]:
-    """Layers × heads of a number, one table for each length."""
+    """Tables of one number by layer and head, one for each length."""
     if name == "needle" and diagnosis.needle is None:
         return []
     words, meaning = _words(diagnosis, name)
@@ -133,7 +133,7 @@ def _head_tables(diagnosis: Diagnosis, name: str) -> list[HeatTable]:
 
 
 def _distance_tables(diagnosis: Diagnosis) -> list[HeatTable]:
-    """Layers × distances, one table for each length."""
+    """Tables of the attention by layer and distance, one for each length."""
     from .charts import thousands
 
     tables = []
@@ -159,7 +159,7 @@ def _distance_tables(diagnosis: Diagnosis) -> list[HeatTable]:
 
 
 def _distances(diagnosis: Diagnosis, low: int, high: int) -> str:
-    """A bin of distances, those of a sound in seconds, too."""
+    """A bin of distances as text; for a sound, also in seconds."""
     distances = f"distance {low:,}" if low == high else f"distances {low:,} to {high:,}"
     if diagnosis.frame_seconds is None:
         return distances
@@ -167,7 +167,7 @@ def _distances(diagnosis: Diagnosis, low: int, high: int) -> str:
 
 
 def _in_time(diagnosis: Diagnosis, frames: Sequence[int]) -> str:
-    """How long distances of a sound are, one sentence; empty for a text."""
+    """The durations of distances in a sound, as a sentence; empty for a text."""
     if diagnosis.frame_seconds is None:
         return ""
     from .charts import thousands
@@ -177,7 +177,7 @@ def _in_time(diagnosis: Diagnosis, frames: Sequence[int]) -> str:
 
 
 def _layer_table(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> HeatTable:
-    """Layers × the candidates of the front, under their numbers in the table of all mechanisms."""
+    """Table of the mass kept by layer, for the candidates of the front. Columns are named by rank in the table of all candidates."""
     front = diagnosis.front()
     shares_kept = diagnosis.judged.captured().nanmean(1)[:, front].tolist()
     titles = [
@@ -192,7 +192,7 @@ def _layer_table(diagnosis: Diagnosis, rows: Mapping[int, CandidateRow]) -> Heat
 
 
 def _values(diagnosis: LengthDiagnosis, name: str) -> Tensor:
-    """``(layers, H)`` of a number of :data:`VIEWS`."""
+    """Values ``(layers, H)`` of a number in :data:`VIEWS`."""
     return diagnosis.needle() if name == "needle" else diagnosis.number(name)
 
 

@@ -1,4 +1,4 @@
-"""What a model of pictures attends to on a picture, or one of spectrograms on a recording, and what mechanisms would keep of it."""
+"""Diagnose a picture or spectrogram model: its attention on one input, and how much of it mechanisms on a grid would keep."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USUAL = (
     "segmented:block_size=196,integration=pooled,order=tiles:14x14", "bigbird:block_size=64,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
 )  # fmt: skip
-"""Compared by default; windows of 14 are those of most pre-trained models."""
+"""Candidates by default. Most pre-trained models with windows have a width of 14."""
 QUERIES = 1024
 
 
@@ -41,8 +41,8 @@ class PictureLayer:
 
     name, mechanism: names of the attention module and of the mechanism that runs there.
     mass: the share of the softmax over all tokens that each candidate keeps, from 0 to 1, mean over heads and queries.
-    attention: ``(rows, columns)``, the weights that the class token gives each patch, mean over heads; without a class token the mean over
-        queries. They sum to 1.
+    attention: ``(rows, columns)``, the class token's attention weights on the patches, mean over heads. Without a class token, the mean
+        over queries. They sum to 1.
     """
 
     name: str
@@ -55,12 +55,12 @@ class PictureLayer:
 class PictureDiagnosis:
     """The attention of a model on one picture.
 
-    picture, pixels: its file, and ``(height, width, 3)`` from 0 to 1 as the model sees it; of a spectrogram ``(mel bins, frames, 3)``, from
-        the lowest frequency.
-    noun, size: what it is called, and its size in words.
-    grid: the grid of its tokens.
-    pairs, full_pairs: query–key pairs of one head for each candidate, and for full attention.
-    reasons: why a candidate is not applicable, by the candidate's text.
+    picture: its file. pixels: ``(height, width, 3)``, 0 to 1, as the model sees it; of a spectrogram ``(mel bins, frames, 3)``, from the
+        lowest frequency.
+    noun, size: the noun for the input, for example "picture", and its size as text.
+    grid: grid of the input's tokens.
+    pairs, full_pairs: number of query–key pairs per head for each candidate, and for full attention.
+    reasons: candidate as text -> why it is not applicable.
     """
 
     model: str
@@ -79,7 +79,7 @@ class PictureDiagnosis:
 
     @property
     def reader(self) -> str:
-        """Whose attention the maps show."""
+        """The queries whose attention the maps show, as text."""
         return "the class token" if self.grid.prefix else "the patches, on average,"
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,24 +114,24 @@ def diagnose_picture(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> PictureDiagnosis:
-    """Measure what each layer of ``model`` attends to on ``picture``, and what mechanisms on the grid of its patches would keep of that.
+    """Measure every layer's attention on ``picture``, and how much of it mechanisms on the grid of patches would keep.
 
-    Numbers come from the queries and keys with which the layers attend, under the softmax over all tokens. Memory is linear in them.
+    Numbers are computed from the layers' queries and keys, with a softmax over all tokens. Memory is linear in the number of tokens.
 
     Args:
-        model: a checkpoint of a family of pictures, long or not (a folder or a Hub repository id), or a model in memory.
-        picture: a file that Pillow reads; for a model of videos a folder of frames, or an array; for a model of spectrograms a recording,
-            which its feature extractor cuts or pads.
-        processor: the image processor, or the feature extractor, of a model in memory.
-        candidates: mechanisms on a grid such as ``"window2d:window=14"``; :data:`USUAL` if not given.
-        queries: how many are measured, spread over the picture.
+        model: a picture checkpoint, long or not (a folder or a Hub repository id), or a model in memory.
+        picture: a file that Pillow reads; for a video model a folder of frames, or an array; for a spectrogram model a recording, which
+            the feature extractor cuts or pads.
+        processor: for a model in memory, its image processor or feature extractor.
+        candidates: mechanisms on a grid such as ``"window2d:window=14"``; by default :data:`USUAL`.
+        queries: number of measured queries, spread over the picture.
         device, revision, token: as for :func:`diagnose`.
     Raises:
         MissingExtraError: Pillow is not installed.
         DataError, AudioError: the file cannot be read: see :func:`read_picture_file` and :func:`read_audio`.
         CheckpointError: the checkpoint cannot be loaded, or has no image processor.
         BackendError: the model reads neither pictures nor spectrograms.
-        OptionError, UnknownMechanismError, GridError: a candidate or a setting does not exist, or the picture's size does not fit.
+        OptionError, UnknownMechanismError, GridError: a candidate or setting does not exist, or the picture's size does not fit.
     """
     choices = read_candidates(USUAL if candidates is None else candidates)
     for candidate in choices:
@@ -177,7 +177,7 @@ def diagnose_picture(
 
 
 def _attention(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
-    """The weights of the first prefix token, or the mean of those at ``rows``, on the patches: ``(rows, columns)``."""
+    """Attention weights on the patches, ``(rows, columns)``: of the first prefix token or, without one, the mean of queries ``rows``."""
     readers = torch.tensor([0]) if grid.prefix else rows
     total = torch.zeros(grid.cells, dtype=torch.float64)
     for block in layer.blocks(readers):
@@ -186,7 +186,7 @@ def _attention(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
 
 
 def is_drawn(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> bool:
-    """Whether the attention of a checkpoint is drawn on one input."""
+    """Whether :func:`picture_page` can draw the attention of this checkpoint."""
     family = family_in(open_source(name, revision=revision, token=token).config)
     return family is not None and kind_of(family).drawn
 
@@ -208,5 +208,5 @@ def picture_page(diagnosis: PictureDiagnosis) -> str:
 
 
 def _drawn(attention: Tensor) -> Tensor:
-    """The attention on the cells ``(rows, columns)``; on those of a video with its tubelets side by side."""
+    """The attention on the patches ``(rows, columns)``; for a video, with the time steps side by side."""
     return attention if attention.dim() == 2 else torch.cat(list(attention), 1)

@@ -1,17 +1,16 @@
-"""How far the features of patches of a picture, or of frames of a sound, depend on others: the effective receptive field by distance.
+"""Effective receptive field: how much features of patches or frames depend on other patches or frames, by distance.
 
 Luo et al. 2016, Understanding the Effective Receptive Field in Deep Convolutional Neural Networks (arXiv 1701.04128), weigh each input of
-a unit by the gradient with respect to it. Here an input is a patch, and its weight the change when another patch of the same picture takes
-its place, so that the picture stays natural and the change is as large as between real contents. With f_q(x) the last hidden state of
-token q for the picture x, and x[p ← s] the picture whose patch p shows what its patch s shows, the change is
+a unit by the unit's gradient. Here an input is a patch, and its weight is the change of features when another patch of the same picture
+replaces it, which keeps the picture natural and the change as large as between real contents. With f_q(x) the last hidden state of
+token q for the picture x, and x[p ← s] the picture in which a copy of patch s replaces patch p, the change is
 
     c(p, q) = ‖f_q(x[p ← s]) - f_q(x)‖₂ / ‖f_q(x)‖₂,
 
-averaged over all pairs (p, q) of one distance, which is the greatest difference of their rows or columns (Chebyshev's), over random p
-and s. Both pictures are read in batches of one shape, so that features that do not depend on p come out with the same bits and
-their change is exactly 0. Of a sound, a patch is the stretch of samples, or of rows of a spectrogram, from one frame to
-the next, and distances are those in time. Where layers are on grids that halve (DiNAT), a patch is a cell of the last one. Models that
-leave patches out by noise (ViT-MAE) read all of them.
+averaged over all pairs (p, q) of one Chebyshev distance (the larger of the distances in rows and columns), with random p and s.
+Both pictures are run in batches of the same shape, so that features that do not depend on p are equal bit by bit and their change is
+exactly 0. A patch of a sound is one frame step: its samples, or rows of a spectrogram. Distances of sounds are in time. If layers are on
+grids that halve (DiNAT), a patch is a cell of the last grid. Models that drop patches at random (ViT-MAE) read all patches here.
 """
 
 from __future__ import annotations
@@ -46,17 +45,17 @@ from .loading import load_for_diagnosis
 from .watching import has_mechanisms
 
 PICTURES = 8
-"""Pictures or recordings of a folder that are read at most."""
+"""Maximum number of pictures or recordings that are read from a folder."""
 SAMPLES = 20
 SHARE = 0.1
-"""Of the change at 1–2 patches; what changes less counts as out of reach."""
+"""Minimum change, as a share of the change at 1–2 patches, that counts as within reach."""
 TOKENS_AT_ONCE = 1 << 14
-"""Tokens of a batch, unless one picture has more."""
+"""Maximum number of tokens in a batch, unless a single picture has more."""
 FULL = "full"
 FULL_ATTENTION, OWN_ATTENTION = "full attention", "the base's attention"
 
 Replacement = tuple[int, int]
-"""The number of a patch in raster order, and that of the patch whose pixels take its place."""
+"""Indices in raster order of a patch, and of the patch whose pixels replace it."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,11 @@ class DistanceBin:
 
 @dataclass(frozen=True)
 class FeatureChanges:
-    """Relative changes of features where single patches were replaced.
+    """Relative changes of features when single patches are replaced.
 
-    changes, pairs: for every distance in patches from 0 on, the mean and the number of pairs.
-    prefix_change, prefix_pairs: the same for tokens before the patches, such as a class token; ``None`` and 0 without any.
-    furthest: the greatest distance at which anything changed; nothing depends on patches further away.
+    changes, pairs: for every distance in patches from 0 on, the mean change, and the number of pairs.
+    prefix_change, prefix_pairs: mean and number of pairs for prefix tokens, such as a class token; ``None`` and 0 without a prefix.
+    furthest: maximum distance in patches at which any feature changed.
     """
 
     changes: tuple[float, ...]
@@ -88,7 +87,7 @@ class FeatureChanges:
     furthest: int
 
     def bins(self) -> list[DistanceBin]:
-        """The distances 0, 1–2, 3–4, 5–8, 9–16 and so on as far as there are pairs."""
+        """Mean changes in bins of distances: 0, 1–2, 3–4, 5–8, 9–16 and so on, without bins that have no pairs."""
         bins, first, last = [], 0, 0
         while first < len(self.pairs):
             end = min(last, len(self.pairs) - 1)
@@ -100,24 +99,24 @@ class FeatureChanges:
         return bins
 
     def reach(self, share: float = SHARE) -> int:
-        """The end of the furthest bin whose change is at least ``share`` of that at 1–2 patches; 0 if nothing changes there."""
+        """Last distance of the furthest bin with at least ``share`` of the change at 1–2 patches; 0 if nothing changes at 1–2."""
         bins = self.bins()[1:]
         return max((row.last for row in bins if bins[0].change and row.change >= share * bins[0].change), default=0)
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The effective receptive field of a model of pictures or of sound.
+    """The effective receptive field of a picture or sound model.
 
-    pictures: names of the files; empty for pixels, or for an input of sound. image_size: height and width that the model read; of sound,
-        samples or rows of features; of a spectrogram, mel bins and frames.
-    grid: of its features. patch: pixels of a cell of that grid along each axis; of a spectrogram, from one patch to the next.
-    mechanisms: of its layers, without repetitions; empty for a model with its base's attention.
-    samples: patches replaced in each picture. share: see :meth:`FeatureChanges.reach`.
-    measured: what the model does. full: the same weights with the base's attention, if that is something else; full attention in most
-        families, and called ``base_attention``.
-    cell_seconds: of sound, from a frame to the next; ``None`` for pictures and spectrograms.
-    noun, size_name, units: what an input on a grid of patches is called, its size in files, and what that counts.
+    pictures: names of the files; empty if tensors were given. image_size: size of the model's input, in pixels (height, width); of a
+        sound, in samples or rows of features; of a spectrogram, in mel bins and frames.
+    grid: of the features. patch: pixels of a cell of that grid along each axis; of a spectrogram, from one patch to the next.
+    mechanisms: names of the layers' mechanisms without duplicates; empty for a model that has none.
+    samples: number of patches replaced in each picture. share: see :meth:`FeatureChanges.reach`.
+    measured: changes in the model. full: changes with the same weights and the base's attention, if that differs; ``None`` if not
+        measured. base_attention: name of the base's attention, full attention in most families.
+    cell_seconds: for sounds, seconds per frame; ``None`` for pictures and spectrograms.
+    noun, size_name, units: noun for an input on a grid of patches, name of its size in JSON, and unit of that size.
     """
 
     model: str
@@ -140,21 +139,21 @@ class ReceptiveField:
 
     @property
     def cell(self) -> str:
-        """What a cell of the grid is called."""
+        """The noun for a cell of the grid: "patch" or "frame"."""
         return "patch" if self.cell_seconds is None else "frame"
 
     @property
     def cells(self) -> str:
-        """What cells of the grid are called."""
+        """The plural of :attr:`cell`."""
         return "patches" if self.cell_seconds is None else "frames"
 
     def distance(self, cells: int) -> str:
-        """A distance in cells, and in seconds of a sound."""
+        """A distance in cells as text; for a sound, also in seconds."""
         return f"{cells:,} {self.cells}" if self.cell_seconds is None else f"{cells:,} frames ({cells * self.cell_seconds:,.3g} s)"
 
     @property
     def prefix_name(self) -> str:
-        """What the tokens before the patches are called."""
+        """The noun for the tokens before the patches."""
         return "class token" if self.grid.prefix == 1 else "prefix tokens"
 
     def conclusion(self) -> str:
@@ -220,28 +219,27 @@ def measure_receptive_field(
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ReceptiveField:
-    """Measure how much the features of a patch change when a patch some distance away is replaced: the effective receptive field.
+    """Measure the effective receptive field: the change of a patch's features when a patch at some distance is replaced.
 
     Args:
-        model: a checkpoint of a family of pictures or sound, long or not (a folder or a Hub repository id), or a model in memory.
-        pictures: a photo, a video (a folder of frames, or an array) or a recording, or a folder of them, of which up to :data:`PICTURES`
-            are read, evenly spread; or pixels as the image processor makes them, ``(B, channels, height, width)``, which a model in memory
-            needs, also where it reads them as lists of patches; or an input of sound without padding as the feature extractor makes it.
-        image_size: of files, in pixels: 1024, or "768x1024"; by default the size for which the model was made.
-        audio_seconds: of recordings, each of which is cut to this duration; by default 30 seconds, or the longest recording. For a
-            model of spectrograms, to which its feature extractor pads shorter ones, by default that for which it was made.
-        samples: patches that are replaced in each picture, one at a time.
-        baseline: measure a Long model with the attention of its base as well, which is full attention in most families and costs what
-            that costs.
-        seed: of the patches.
-        dtype: of weights and features; float32 if not given.
+        model: a picture or sound checkpoint, long or not (a folder or a Hub repository id), or a model in memory.
+        pictures: a photo, a video (a folder of frames, or an array) or a recording. Or a folder of these, from which up to
+            :data:`PICTURES` are read, evenly spaced. Or, required for a model in memory, a tensor: pixels from the image processor,
+            ``(B, channels, height, width)``, even for a model that takes lists of patches; or a sound from the feature extractor, unpadded.
+        image_size: size in pixels at which files are read: 1024, or "768x1024"; by default the size for which the model was made.
+        audio_seconds: duration to which recordings are cut; by default 30 seconds, or the longest recording. For a spectrogram model, whose
+            feature extractor pads shorter recordings, by default the duration for which the model was made.
+        samples: number of patches that are replaced in each picture, one at a time.
+        baseline: also measure a Long model with its base's attention, at the cost of that attention (full attention in most families).
+        seed: for the choice of patches.
+        dtype: of weights and features; by default float32.
         device, revision, token: as for :func:`diagnose`.
         progress: called with a line after every batch.
     Raises:
         MissingExtraError: Pillow is not installed.
-        DataError: there is no picture, or a file cannot be read as one.
+        DataError: there is no picture, or a file cannot be read as a picture.
         CheckpointError: the checkpoint cannot be loaded, or has no image processor.
-        BackendError: a model of texts, or a backbone.
+        BackendError: the model reads texts, or is a backbone.
         OptionError, GridError: a setting is out of range, or the size does not fit the model.
     """
     if samples < 1:
@@ -286,10 +284,10 @@ def measure_receptive_field(
 
 
 def stack_of_layers(model: Any) -> tuple[SizedKind, Any]:
-    """What a model in memory reads, and the model below its head.
+    """The input kind of a model in memory, and the model without its head.
 
     Raises:
-        BackendError: it is not a model of transformers, or reads neither pictures nor sound.
+        BackendError: the model is not from transformers, or reads neither pictures nor sound.
     """
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
@@ -300,10 +298,10 @@ def stack_of_layers(model: Any) -> tuple[SizedKind, Any]:
 
 
 def random_replacements(grid: Grid, samples: int, seed: int | str) -> list[Replacement]:
-    """Up to ``samples`` different patches, each with another one that takes its place.
+    """Choose up to ``samples`` different patches at random, each with another patch that replaces it.
 
     Raises:
-        GridError: there is one patch only.
+        GridError: the grid has a single patch.
     """
     if grid.cells < 2:
         raise GridError(
@@ -321,13 +319,13 @@ def feature_changes(
     """The relative change of every token's last hidden state, by its distance from a patch that was replaced.
 
     Args:
-        model: of a family of pictures or sound.
-        values: ``(B, channels, height, width)``, or sounds as the model reads them, on its device and in its dtype.
-        replaced: for each picture the patches to replace, one at a time.
+        model: a picture or sound model.
+        values: pictures ``(B, channels, height, width)``, or sounds in the model's input format, in the model's dtype and on its device.
+        replaced: for each picture, the patches to replace, one at a time.
         progress: called with a line after every batch.
     Raises:
-        BackendError: it reads neither pictures on one grid of patches nor sound.
-        GridError: a picture whose size does not fit.
+        BackendError: the model reads neither pictures on one grid of patches nor sound.
+        GridError: a picture's size does not fit.
     """
     kind, stack = stack_of_layers(model)
     inputs = kind.cells(kind.rule, stack, values)
@@ -338,7 +336,7 @@ def feature_changes(
     done, total, at_once = 0, sum(map(len, replaced)), max(1, TOKENS_AT_ONCE // inputs.tokens)
 
     def show_at(patch: int, source: int, row: Tensor) -> None:
-        """Give ``patch`` of the input ``row`` the values of ``source``, as far as both reach where a border cuts them off."""
+        """Copy patch ``source`` of the input ``row`` over ``patch``; if a border cuts one off, only the common extent is copied."""
         target, shown = ([slice(None)] * row.dim() for _ in range(2))
         for axis, side, *places in zip(inputs.axes, inputs.sides, cells[patch].tolist(), cells[source].tolist(), strict=True):
             starts = [place * side for place in places]
@@ -374,14 +372,14 @@ def feature_changes(
 
 
 def _relative_change(after: Tensor, before: Tensor) -> Tensor:
-    """‖after - before‖ / ‖before‖ of features ``(B, N, D)``, ``(B, N)`` in float64."""
+    """‖after - before‖ / ‖before‖ for features ``(B, N, D)``: ``(B, N)`` in float64."""
     change, size = (torch.linalg.vector_norm(states, dim=-1, dtype=torch.float64) for states in (after - before, before))
     return change / size.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @contextlib.contextmanager
 def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[None]:
-    """Within the context the layers of a Long model run these mechanisms, with the same weights and positions."""
+    """Context in which the layers of a Long model run these mechanisms, with the same weights and positions."""
     with mechanisms_restored(attention_sites(stack)):
         attach_mechanisms(stack, attention)
         yield
@@ -390,11 +388,11 @@ def attention_of(stack: nn.Module, attention: LongAttentionConfig) -> Iterator[N
 def _checked_kind(
     model: str | Path, revision: str | None, token: str | bool | None, image_size: Any | None, audio_seconds: float | None
 ) -> SizedKind:
-    """What a checkpoint reads, before its weights are loaded.
+    """The input kind of a checkpoint, checked before its weights are loaded.
 
     Raises:
-        BackendError: it reads neither pictures nor sound.
-        OptionError: a size of pictures for a model of sound, or the reverse.
+        BackendError: the model reads neither pictures nor sound.
+        OptionError: ``image_size`` was given for a sound model, or ``audio_seconds`` for a picture model.
     """
     values = open_source(model, revision=revision, token=token).config
     family = family_in(values)

@@ -1,7 +1,7 @@
-"""What a model of sound attends to on recordings, and what each mechanism would keep of it, in frames and seconds.
+"""Diagnose a sound model: its attention on recordings, and how much of it each mechanism would keep, in frames and seconds.
 
-It is measured as on a text (:mod:`~hf_longattn.diagnostics.measure`); a model of transformers is read by its Long class with the attention
-that it has.
+The measurement is the same as for texts (:mod:`~hf_longattn.diagnostics.measure`). A transformers checkpoint is loaded into its Long class,
+with the attention of its base.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from .measure import QUERIES, MeasuredLayers, Progress, device_name, silent
 from .watching import is_causal, run_stack, watched_inputs, watching
 
 SECONDS = (7.5, 15.0, 30.0)
-"""Durations measured by default, as far as model and recordings reach."""
+"""Durations in seconds that are measured by default, as far as the model and the recordings are long enough."""
 STRETCHES = 4
-"""Stretches of the recordings that are read of each duration, at most."""
+"""Maximum number of excerpts of the recordings for each duration."""
 
 
 @dataclass(frozen=True)
 class SoundModel:
-    """A model of sound for a diagnosis.
+    """A sound model for a diagnosis.
 
-    network: with mechanisms. name, class_name: of the checkpoint, and of its class.
-    plan: of the conversion by which a model of transformers is read; ``None`` for a Long model.
-    converted_from: the checkpoint to convert, as it is typed; ``None`` if that is not known.
+    network: the model with mechanisms. name: of the checkpoint. class_name: of the checkpoint's class.
+    plan: the conversion that loads a transformers checkpoint into its Long class; ``None`` for a Long model.
+    converted_from: name of the checkpoint to convert, as in a command; ``None`` if unknown.
     """
 
     network: Any
@@ -74,29 +74,28 @@ def diagnose_sound(
     token: str | bool | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Measure how the attention of every layer and head of ``model`` spreads over sounds, and what mechanisms would keep of it.
+    """Measure how the attention of every layer and head spreads over sounds, and how much of it mechanisms would keep.
 
-    Numbers are those of :func:`diagnose`, of frames in place of tokens, means over stretches of the recordings. The features of a recording
-    are computed from the whole, and cut afterwards. Memory is linear in the duration.
+    The numbers are defined as in :func:`diagnose`, with frames as tokens, and are means over excerpts of the recordings. The features are
+    computed from a whole recording, and cut afterwards. Memory is linear in the duration.
 
     Args:
-        model: a checkpoint of a family of sound, long or not (a folder or a Hub repository id), or a Long model in memory. Of an
-            encoder-decoder model the encoder is diagnosed.
-        recordings: a recording, or a folder of them, of which up to :data:`STRETCHES` are read, evenly spread.
+        model: a sound checkpoint, long or not (a folder or a Hub repository id), or a Long model in memory. In an encoder-decoder model,
+            the encoder is diagnosed.
+        recordings: a recording, or a folder from which up to :data:`STRETCHES` recordings are read, evenly spaced.
         extractor: the feature extractor of a model in memory.
-        audio_seconds: durations of the stretches; 7.5, 15 and 30 seconds as far as model and recordings reach, if not given.
-        queries: how many are measured at each duration, spread over the stretches.
-        candidates: mechanisms such as ``"window:left=64,right=64"``, in frames; the usual ones and every other mechanism's default if not
-            given.
+        audio_seconds: durations of the excerpts; by default 7.5, 15 and 30, as far as the model and the recordings are long enough.
+        queries: number of measured queries at each duration, spread over the excerpts.
+        candidates: mechanisms such as ``"window:left=64,right=64"``, in frames; by default :func:`.candidates.usual_for_sound`.
         within_mechanism, device, revision, token, progress: as for :func:`diagnose`.
     Returns:
-        The diagnosis, whose ``frame_seconds`` says what a frame is.
+        The diagnosis. Its ``frame_seconds`` is the duration of a frame.
     Raises:
         DataError, AudioError: there is no recording, or one cannot be read.
-        LengthError: the recordings or the model end before a duration.
+        LengthError: a duration exceeds the recordings or the model's maximum.
         CheckpointError: the checkpoint cannot be loaded, or has no feature extractor.
         BackendError: the model does not read sound.
-        OptionError, UnknownMechanismError: a candidate or setting that does not exist.
+        OptionError, UnknownMechanismError: a candidate or setting does not exist.
     """
     if queries < 1:
         raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
@@ -141,7 +140,7 @@ def diagnose_sound(
 def _load(
     source: Source, recordings: Path, durations: list[float] | None, device: str | None
 ) -> tuple[SoundModel, UserSounds, list[float]]:  # fmt: skip
-    """A checkpoint with mechanisms, recordings as it reads them, and the durations that are measured."""
+    """Load a checkpoint with mechanisms. Also returns its recordings, and the durations to measure."""
     family = family_in(source.config)
     kind = _checked_kind(None if family is None else kind_of(family), source.name, str(source.config.get("model_type")))
     refuse_quantised(source)
@@ -162,7 +161,7 @@ def _load(
 
 
 def _checked_kind(kind: InputKind | None, name: str, model_type: str) -> SizedKind:
-    """The kind of input of a model of sound; raises :class:`BackendError` for any other ``kind``."""
+    """``kind`` if it is the input kind of sound models; raises :class:`BackendError` for any other."""
     if isinstance(kind, SizedKind) and kind.noun == "sound":
         return kind
     if isinstance(kind, SizedKind):
@@ -173,13 +172,13 @@ def _checked_kind(kind: InputKind | None, name: str, model_type: str) -> SizedKi
 
 
 def _usual_durations(sounds: UserSounds) -> list[float]:
-    """:data:`SECONDS` as far as model and recordings reach; what they reach where that is less."""
+    """The durations in :data:`SECONDS` up to the maximum of model and recordings; if there is none, that maximum."""
     longest = min(sounds.longest, sounds.rule.longest_seconds(sounds.config))
     return [seconds for seconds in SECONDS if seconds <= longest] or [longest]
 
 
 def _target(loaded: SoundModel, sounds: UserSounds, seconds: float, last: LengthDiagnosis) -> Target:
-    """The conversion that a diagnosis recommends: for the longest sounds measured, or those that the model reads already."""
+    """The conversion to recommend, for the longest measured sounds or, if longer, the longest that the model reads already."""
     rule, config = sounds.rule, sounds.config
     longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None else loaded.plan.inputs.new.value
     name = Path(loaded.converted_from or loaded.class_name).name
@@ -190,14 +189,14 @@ def _target(loaded: SoundModel, sounds: UserSounds, seconds: float, last: Length
 
 
 def _trained_frames(plan: ConversionPlan | None, seconds: float) -> int | None:
-    """The frames of the longest sound that a model of transformers reads, where longer ones are measured."""
+    """Maximum frames that a transformers checkpoint was made for, if longer sounds are measured; else ``None``."""
     if plan is None or plan.inputs.kind.rule.base_reads(plan.architecture.source_config, seconds):
         return None
     return plan.inputs.old.tokens if seconds > plan.inputs.old.value else None
 
 
 def _notes(plan: ConversionPlan | None, sounds: UserSounds, seconds: float, chosen_here: bool) -> list[str]:
-    """What was left out, and what positions do, for readers of the report."""
+    """Sentences for the report about durations that were left out and positions that were extended."""
     notes = []
     if chosen_here and seconds < SECONDS[-1] and sounds.longest < SECONDS[-1]:
         notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")

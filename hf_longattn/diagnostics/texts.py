@@ -18,14 +18,14 @@ from ..inputs.text import excerpt, text_of, token_ids
 NEEDLE = " The secret number of Lisbon is 7481. "
 QUESTION = " What is the secret number of Lisbon? The secret number of Lisbon is"
 MAX_FILE_NAME = 200
-"""Characters of a text that might be meant as the name of a file."""
+"""Texts with fewer characters are refused if they are the name of a file."""
 
 
 @dataclass(frozen=True)
 class Needle:
-    """A sentence that is planted in the text, and the question at the end of the text that it answers.
+    """A sentence that is planted in the text, and a question about it that ends the text.
 
-    depths: where it is planted, as shares of the text before it, from 0 to 1.
+    depths: positions at which the sentence is planted, each as the share of the text before it, from 0 to 1.
     """
 
     text: str = NEEDLE
@@ -42,7 +42,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Planted:
-    """A text with a needle: ``ids (N,)``, the positions of the needle's tokens, and those of the question's."""
+    """A text with a needle: token ids ``(N,)``, positions of the needle's tokens, and positions of the question's tokens."""
 
     ids: Tensor
     needle: Tensor
@@ -53,10 +53,10 @@ class DiagnosisText:
     """Token ids of a text, with the tokenizer's special tokens around them.
 
     Args:
-        text: the text, a file of it, or ids ``(N,)`` without special tokens.
-        tokenizer: of the model; not needed for ids, but there is no needle then.
-        longest: the most tokens that will be read.
-        vocabulary: embeddings of the model.
+        text: the text, a text file, or token ids ``(N,)`` without special tokens.
+        tokenizer: the model's tokenizer. Token ids do not need it, but then there can be no needle.
+        longest: maximum number of tokens that will be read.
+        vocabulary: number of the model's embeddings.
     """
 
     def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, longest: int, vocabulary: int) -> None:
@@ -90,7 +90,7 @@ class DiagnosisText:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the longest input that can be made of it, special ones included."""
+        """Number of tokens of the longest input from this text, special tokens included."""
         return len(self.ids) + len(self.prefix) + len(self.suffix)
 
     def check(self, length: int) -> None:
@@ -102,15 +102,15 @@ class DiagnosisText:
             )
 
     def plain(self, length: int) -> Tensor:
-        """The first tokens of the text, ``(length,)``."""
+        """The first tokens of the text between the special tokens, ``(length,)``."""
         self.check(length)
         body = length - len(self.prefix) - len(self.suffix)
         return torch.tensor(self.prefix + self.ids[:body] + self.suffix)
 
     def planted(self, length: int, needle: Needle, depth: float, *, masked: bool) -> Planted:
-        """The text with the needle at ``depth``, and its question at the end, together ``length`` tokens.
+        """The text with the needle at ``depth`` and its question at the end, together ``length`` tokens.
 
-        masked: end with the tokenizer's mask token, in whose place a masked language model would write the answer.
+        masked: end the question with the mask token, which a masked language model would replace by the answer.
         """
         needle_ids, question_ids = self.encode(needle.text), self.encode(needle.question)
         mask = getattr(self.tokenizer, "mask_token_id", None) if masked else None
@@ -137,10 +137,10 @@ def _read(text: str | Path) -> str:
 
 
 def read_lengths(texts: Sequence[str]) -> list[int]:
-    """``["512", "1K", "2048"]`` as numbers in ascending order, K being 1,024.
+    """Read lengths such as ``["512", "1K", "2048"]``, in ascending order without duplicates; K is 1,024.
 
     Raises:
-        OptionError: not a number of tokens.
+        OptionError: a text is not a number of tokens.
     """
     lengths = []
     for text in texts:
@@ -152,7 +152,7 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
 
 
 def read_depths(text: str) -> tuple[float, ...]:
-    """``"0.1,0.5"`` as numbers; raises :class:`OptionError` for anything else."""
+    """Read depths such as ``"0.1,0.5"``; raises :class:`OptionError` if one is not a number."""
     try:
         depths = tuple(map(float, text.split(",")))
     except ValueError:

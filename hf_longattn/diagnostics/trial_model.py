@@ -1,4 +1,4 @@
-"""The checkpoint in memory with any attention in its layers, as a conversion would make it."""
+"""A checkpoint in memory whose layers can run any attention, like the result of a conversion."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Weights = Mapping[str, Tensor]
 
 
 class TrialModel:
-    """A checkpoint with any attention in its layers, one after the other.
+    """A checkpoint whose layers can run one attention after the other.
 
     Args:
         source: an opened checkpoint, long or not.
         config: settings of the conversion: length, positions.
-        device: where it runs.
+        device: the device on which the model runs.
     """
 
     def __init__(self, source: Source, config: ConversionConfig, device: torch.device) -> None:
@@ -55,12 +55,12 @@ class TrialModel:
 
     @property
     def trained_length(self) -> int:
-        """Tokens that the checkpoint reads before the conversion."""
+        """Maximum length in tokens of the checkpoint before the conversion."""
         return self.original.old_length
 
     @property
     def length(self) -> int:
-        """Tokens that the result reads."""
+        """Maximum length in tokens of the conversion's result."""
         return self.original.new_length
 
     @property
@@ -69,7 +69,7 @@ class TrialModel:
 
     @property
     def base_attention(self) -> LongAttentionConfig:
-        """What the checkpoint's layers run before the conversion: full attention or sliding windows, unless it is a long model."""
+        """The layers' attention before the conversion: full attention or sliding windows, or the mechanisms of a long model."""
         architecture = self.original.architecture
         original = architecture.original_attention()
         if original is None and architecture.family.own_attention is not None:
@@ -84,24 +84,24 @@ class TrialModel:
 
     @property
     def named(self) -> frozenset[int]:
-        """Layers that keep a sliding window of the base where a configuration does not name them."""
+        """Layers with a sliding window in the base, which they keep unless a configuration names them."""
         return frozenset(layer for layer, width in enumerate(self._windows) if width is not None)
 
     @property
     def predicts_tokens(self) -> bool:
-        """Whether it has a language-modelling head and needs no second text for a decoder."""
+        """Whether the checkpoint has a language-modelling head and is not an encoder-decoder."""
         config: Any = self.original.config
         return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
 
     def untrained_distances(self, mechanism: Mechanism) -> str:
-        """Why the result's positions do not hold for a mechanism without training, a clause; empty if they do, or if a conversion chooses
+        """Why the result's positions need training with this mechanism, as a clause; empty if they do not, or if a conversion chooses
         positions by the mechanism."""
         return self.original.kind.untrained_distances(self.original, mechanism, self.conversion.positions)
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
-        """The plan of a conversion with this attention; full attention for ``None``.
+        """The plan of a conversion with this attention (``None``: full attention).
 
-        short: without more positions.
+        short: keep the checkpoint's own positions.
         """
         changes: dict[str, Any] = {"long_attention": attention or LongAttentionConfig("full")}
         if short:
@@ -111,14 +111,14 @@ class TrialModel:
     def run_with(self, attention: LongAttentionConfig, *, short: bool = False, weights: Mapping[int, Weights] | None = None) -> Any:
         """The model in fp32 with this attention, in evaluation mode.
 
-        It is one model: the next call changes what this one returned.
+        All calls return the same model, so the next call changes it, unless positions differ.
 
         Args:
-            attention: of all layers.
-            short: with the checkpoint's own positions, as it was trained.
-            weights: parameters of the mechanisms of some layers, by layer.
+            attention: the attention of all layers.
+            short: keep the checkpoint's own positions, with which it was trained.
+            weights: layer -> parameters of its mechanism; other layers get initial parameters.
         Raises:
-            CheckpointError: it cannot be loaded.
+            CheckpointError: the checkpoint cannot be loaded.
         """
         plan = self.planned(attention, short=short)
         text = plan.config.get_text_config()
@@ -143,10 +143,10 @@ class TrialModel:
 
 
 def check_predicts_tokens(model: TrialModel) -> None:
-    """Refuse a checkpoint that has no held-out loss.
+    """Refuse a checkpoint for which no held-out loss can be measured.
 
     Raises:
-        OptionError: it has no language-modelling head.
+        OptionError: the checkpoint has no language-modelling head, or is an encoder-decoder.
     """
     if not model.predicts_tokens:
         raise OptionError(
@@ -155,12 +155,12 @@ def check_predicts_tokens(model: TrialModel) -> None:
 
 
 class LossAgainstChunks:
-    """How an attention in every layer changes the loss of texts as long as the result reads, against the checkpoint that reads them in
-    chunks of its own length; without training.
+    """Measures how the loss on long texts changes, without training, if every layer runs a given attention.
+    The reference is the checkpoint with its own attention, on chunks of at most its own maximum length.
 
     Args:
         model: the checkpoint; it must predict tokens.
-        inputs: what is read and what should be predicted, ``(N,)`` each, one chunk or more.
+        inputs: pairs of token ids to read and targets to predict, ``(N,)`` each, with at least one chunk of tokens.
     """
 
     def __init__(self, model: TrialModel, inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -169,17 +169,17 @@ class LossAgainstChunks:
         self._before: list[Tensor] | None = None
 
     def _whole_chunks(self, shown: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The text without the rest that does not fill a chunk, on the model's device, and its targets, ``(1, N)`` each."""
+        """Text and targets, ``(1, N)`` each, without the last tokens that do not fill a chunk; the text is on the model's device."""
         chunk = self.chunk(len(shown))
         tokens = len(shown) // chunk * chunk
         return shown[None, :tokens].to(self.model.device), target[None, :tokens]
 
     def chunk(self, tokens: int) -> int:
-        """Tokens that the checkpoint reads at once of a text of ``tokens``."""
+        """Number of tokens per chunk for a text of ``tokens`` tokens."""
         return min(tokens, self.model.trained_length)
 
     def __call__(self, attention: LongAttentionConfig, weights: Mapping[int, Weights] | None = None) -> LossChange | None:
-        """The change, over the tokens of all texts; ``None`` if they have none that is predicted."""
+        """The change over the tokens of all texts; ``None`` if no token is predicted."""
         if self._before is None:
             original = self.model.run_with(self.model.base_attention, short=True)
             special = ([], []) if self.model.tokenizer is None else special_ids(self.model.tokenizer)

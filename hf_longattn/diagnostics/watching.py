@@ -1,9 +1,9 @@
-"""Watch a model's attention while it runs: queries, keys and everything else about the call, as its mechanisms get them.
+"""Watch a model's attention while it runs: queries, keys and all other arguments of its mechanisms.
 
-A mechanism is a module, and a pre-hook sees its call. A plain model of transformers is given mechanisms that compute its own attention,
-full or its sliding windows, while it is watched: this package's attention function then gets what the model hands to any function of the
-interface, after norms and rotations, with its scale, its cap on the scores and its biases. No attention weights are kept, and nothing of
-size N×N is built. The model's output is what it would have been.
+A mechanism is a module, so a forward pre-hook sees its arguments. While a plain transformers model is watched, it gets mechanisms that
+compute its own attention, full or with sliding windows. This package's attention function then receives the same arguments as any function
+of transformers' AttentionInterface: queries and keys after norms and rotations, scale, score cap and biases. No attention weights are
+stored, and no N×N tensor is built. The model's output does not change.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from ..modeling.inference.optimize import evaluating
 from .layer_attention import LayerAttention
 
 See = Callable[[int, LayerAttention], None]
-"""Called in every layer of self-attention, in the order in which they run: ``see(layer, attention)``."""
+"""``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""
 
 
 def watched_stack(model: nn.Module) -> PreTrainedModel:
-    """The stack of ``model`` that reads the text: its encoder, or its decoder if there is none; without the head, whose logits would take
-    more memory than anything else.
+    """The stack of ``model`` that reads the text: the encoder, or the decoder if there is no encoder. It has no head, since logits
+    would take the most memory.
 
     Raises:
-        BackendError: it is not a model of transformers, or its attention cannot be watched.
+        BackendError: the model is not from transformers, or its attention cannot be watched.
     """
     _check_text(model, model)
     stack = watched_layers(model)
@@ -62,7 +62,7 @@ def watched_stack(model: nn.Module) -> PreTrainedModel:
 
 
 def _check_text(model: nn.Module, stack: nn.Module) -> None:
-    """Raise :class:`BackendError` if the ``stack`` of ``model`` reads something else than texts."""
+    """Raise :class:`BackendError` unless the ``stack`` of ``model`` reads texts."""
     read: Any = getattr(stack, "main_input_name", "input_ids")
     if read != "input_ids":
         kind = kind_of_model(stack.config)
@@ -71,12 +71,12 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
 
 
 def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[nn.Module, str]:
-    """The tower of a model of several that reads texts, or pictures of one size, and its name; another model as it is, and an empty name.
+    """The tower that reads texts (or pictures of one size), and its name; for a model without such a tower, the model and ``""``.
 
     Raises:
-        BackendError: the only towers of pictures read them in all sizes.
+        BackendError: the only picture towers pack pictures of different sizes.
     """
-    several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # which has one backbone for all inputs
+    several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # these have one backbone for all inputs
     if not several or not (towers := towers_of(model)):
         return model, ""
     reading = text_tower(model.config, towers)
@@ -95,12 +95,12 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[nn.Module, str]:
 
 
 def of_tower(class_name: str, tower: str) -> str:
-    """A class, with the name of its tower that is watched."""
+    """The class name, followed by the name of the watched tower if there is one."""
     return f"{class_name}, tower {tower}" if tower else class_name
 
 
 def watched_layers(model: nn.Module) -> PreTrainedModel:
-    """:func:`watched_stack` of a model that may read something else than text."""
+    """As :func:`watched_stack`, for a model that may read other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
     stack: Any = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
@@ -126,11 +126,11 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
 
 
 def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Any], Grid]:
-    """:func:`watched_layers` of a model of pictures, its arguments for ``inputs``, and the grid of their tokens.
+    """:func:`watched_layers` of a picture model, its arguments for ``inputs``, and the grid of the tokens.
 
     Raises:
-        BackendError: it reads no pictures on one grid of patches.
-        GridError: a picture whose size does not fit.
+        BackendError: the model does not read pictures on one grid of patches.
+        GridError: the picture's size does not fit.
     """
     stack = watched_layers(model)
     rule = grid_rule(stack, of_pixels=False)
@@ -144,12 +144,12 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
 
 
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
-    """What is watched of a model while it reads ids ``(N,)``, or with the arguments of a picture or a sound: the stack, its arguments, the
-    grid of a picture's tokens, and the number of tokens.
+    """The stack to watch, its arguments, the grid of a picture's tokens (else ``None``), and the number of tokens.
 
+    ``inputs`` are token ids ``(N,)``, or the processor's output for a picture or a sound.
     Raises:
         BackendError: as :func:`watched_stack` and :func:`watched_on_grid`.
-        GridError: a picture whose size does not fit.
+        GridError: the picture's size does not fit.
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
@@ -163,20 +163,20 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
 
 
 def has_mechanisms(model: nn.Module) -> bool:
-    """Whether it is a Long model, or one changed by :func:`hf_longattn.enable_long_attention`."""
+    """Whether ``model`` is a Long model, or was changed by :func:`hf_longattn.enable_long_attention`."""
     return any(isinstance(module, Mechanism) for module in model.modules())
 
 
 @contextlib.contextmanager
 def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False) -> Iterator[None]:
-    """Within the context, every forward pass of ``stack`` calls ``see`` in each layer, before that layer attends.
+    """Context in which every forward pass of ``stack`` calls ``see`` for each layer, before that layer's attention.
 
     Args:
         stack: from :func:`watched_stack`.
-        within_mechanism: the reference softmax is over the keys that the layer's mechanism keeps, instead of all that the base's own
+        within_mechanism: the reference softmax is over the keys that the layer's mechanism keeps, instead of all keys that the base's own
             attention sees.
     Raises:
-        OptionError: ``within_mechanism``, and a layer's mechanism is not a softmax over some of the keys.
+        OptionError: ``within_mechanism`` is set, and a layer's mechanism is not a softmax over some of the keys.
     """
     with evaluating(stack), with_mechanisms(stack):
         windows, passed = _own_windows(stack), itertools.count()
@@ -220,7 +220,7 @@ def watching(stack: PreTrainedModel, see: See, *, within_mechanism: bool = False
 
 
 def _in_window(width: int, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """Keys in the base's window of total ``width``, as mechanism ``window`` counts it."""
+    """``(rows, scores) ->`` mask of the keys in the base's window; ``width`` is counted as by the mechanism ``window``."""
     back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
 
     def in_window(rows: Tensor, scores: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ def _in_window(width: int, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> None:
-    """One forward pass over ids ``(N,)``, or with these arguments, without gradients and without a cache."""
+    """Run one forward pass on token ids ``(N,)`` or with the given arguments, without gradients; token ids run without a cache."""
     if not isinstance(inputs, Tensor):
         with torch.no_grad():
             stack(**{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()})
@@ -243,7 +243,7 @@ def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> Non
 
 
 def is_causal(stack: PreTrainedModel) -> bool:
-    """Whether its layers look back only."""
+    """Whether a self-attention layer of ``stack`` is causal."""
     return any(site.causal for site in _sites(stack))
 
 
@@ -252,7 +252,7 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
 
 
 def _own_windows(stack: PreTrainedModel) -> list[int | None]:
-    """The sliding window of every layer in the base's own attention; empty where the config knows no layers, and for sound."""
+    """The sliding window of every layer in the base's own attention; empty if the config has no number of layers, and for sound."""
     if audio_family(stack.config) is not None:
         return []
     config = stack.config.get_text_config()
@@ -260,7 +260,7 @@ def _own_windows(stack: PreTrainedModel) -> list[int | None]:
 
 
 def _own_mechanisms(stack: PreTrainedModel) -> Callable[[int, Tensor], Mechanism] | None:
-    """``(layer, q) ->`` the mechanism that equals the base's attention in a layer of a model of sound; ``None`` for full attention."""
+    """``(layer, q) ->`` the mechanism equal to a sound model's own attention in that layer; ``None`` if this is full attention."""
     family = audio_family(stack.config)
     if family is None or family.own_attention is None:
         return None
@@ -284,9 +284,9 @@ def _check_kinds(stack: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def with_mechanisms(stack: PreTrainedModel, attention: LongAttentionConfig | None = None) -> Iterator[None]:
-    """Within the context a plain model attends by mechanisms; a model with mechanisms is left alone.
+    """Context in which a plain model's layers run mechanisms. A model that already has mechanisms does not change.
 
-    attention: of every layer; the model's own if not given.
+    attention: for every layer; by default the model's own.
     """
     if has_mechanisms(stack):
         running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}

@@ -1,7 +1,7 @@
-"""Checkpoints in other forms: graphs for ONNX and torch.export, stock architectures, GGUF, and fewer bits or weights.
+"""Export checkpoints as ONNX or torch.export graphs, stock architectures, GGUF files, or quantised or pruned models.
 
-The stock architecture of a checkpoint is written in :mod:`hf_longattn.conversion.native`, since ``convert --native`` ends in one; this room
-imports the conversion, which imports nothing from here.
+:mod:`hf_longattn.conversion.native` writes stock architectures, since ``convert --native`` needs it, too. This package imports
+``conversion``, which imports nothing from here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Write a smaller checkpoint: 8 bits per weight, bf16, or without the heads or feed-forward units that matter least.
 
-Quantisation is torchao's with transformers' own config, so that ``from_pretrained`` loads the result wherever torchao is installed. What is
-written is read again, compared with the model that it was made from, and measured: loss at the short and at the long length, time, size.
+torchao quantises, with transformers' own config, so that ``from_pretrained`` loads the result wherever torchao is installed. The written
+files are read again and compared with the model in memory. Loss at a short and a long length, time and size are measured.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from .prune import Compressed, prune_ffn, prune_heads
 
 REPORT = "compression_report.json"
 TOLERANCE = 1e-4
-"""Largest difference of outputs, relative to the largest, between a pruned model and its source without what was pruned."""
+"""Maximum difference, relative to the largest output, between the written files and the model whose outputs they must reproduce."""
 REMOVED_METHODS = {
     "magnitude": "zeros make a file neither smaller nor faster; choose prune-ffn or prune-heads",
     "int4-weight-only": "without a GPU, its files were no smaller than with 8 bits; choose int8-weight-only",
 }
-"""Methods of the first 0.1, and why they are gone."""
+"""Methods of the first version 0.1 -> why they were removed, and what to choose instead."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class CompressionReport:
     Attributes:
         measured: "before" and "after", each with ``loss`` (length -> nats per token, and its standard error), ``seconds`` of one pass at
             the longest length, and ``bytes`` of the weights.
-        difference: largest difference between outputs of the files read again and those of the model that was written (quantised, bf16),
-            or of the source without what was pruned; relative to the largest output.
-        changed: ``tensors`` and ``bytes`` that are quantised, rounded or pruned in the written files, and ``all_bytes`` of these files.
-        outputs: how near each output of the files read again is to the source's, as :func:`.int8.accuracy` measures it.
-        pruned: the heads or units that were removed, by layer.
+        difference: largest difference, relative to the largest output, between the files read again and the model that was written
+            (quantised, bf16) or the source with the pruned heads or units set to zero.
+        changed: ``tensors`` and ``bytes``: number and size of the written tensors that were changed; ``all_bytes``: size of all tensors.
+        outputs: accuracy of each output of the files read again, compared with the source by :func:`.int8.accuracy`.
+        pruned: for each layer the removed heads, or the number of removed units.
     """
 
     destination: Path
@@ -77,7 +77,7 @@ class CompressionReport:
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "destination"}
 
     def rows(self) -> list[tuple[str, ...]]:
-        """What was measured, before and after."""
+        """Table rows: name of a measurement, value before, value after."""
         before, after = self.measured["before"], self.measured["after"]
         rows: list[tuple[str, ...]] = []
         for length in before["loss"]:
@@ -87,7 +87,7 @@ class CompressionReport:
         return [*rows, ("one pass, seconds", *seconds), ("weights, MB", *sizes)]
 
     def changed_in_words(self) -> str:
-        """How much of the written files the method changed."""
+        """Number and size of the tensors that the method changed, as text."""
         tensors, changed, total = self.changed.values()
         return f"{tensors:,} tensors, {changed / 1e6:,.1f} of {total / 1e6:,.1f} MB"
 
@@ -99,7 +99,7 @@ class CompressionReport:
 
 
 UNITS = (("seconds", 1, 2), ("bytes", 1e6, 1))
-"""Key of a measurement, what it is divided by, and digits after the point."""
+"""Key of a measurement, divisor for display, and number of decimal places."""
 
 
 # ---- quantisation
@@ -112,7 +112,7 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
     from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
 
     class Quantizer(TorchAoHfQuantizer):
-        """Lists tensors of modules only: torchao cannot read files that list a parameter of the model (BART's final_logits_bias)."""
+        """Lists only tensors of submodules: torchao cannot read files that list a tensor of the model itself (BART's final_logits_bias)."""
 
         def get_state_dict_and_metadata(self, model: Any) -> Any:
             tensors, metadata = super().get_state_dict_and_metadata(model)
@@ -129,7 +129,7 @@ def _quantised(source: CompressionInput, config: Callable[[Any], Any]) -> Compre
 
 
 def heads_of_model(model: Any) -> list[str]:
-    """Names of the modules beside the base model: heads and output layers, which are not quantised."""
+    """Names of the modules outside the base model: heads and output layers, which are not quantised."""
     base = model.base_model
     if base is model:  # a model without a head, or one with its stacks and its linear head side by side (T5)
         headless = type(model).__name__.endswith(WITHOUT_HEAD)
@@ -138,11 +138,11 @@ def heads_of_model(model: Any) -> list[str]:
 
 
 def check_linear_layers(model: Any) -> None:
-    """Refuse a model of which torchao would quantise nothing, and say nothing, or whose quantised file could not be read.
+    """Refuse a model that torchao would silently leave as it is, or whose quantised files transformers could not load.
 
     Raises:
-        OptionError: its layers are not ``nn.Linear`` (those of GPT-2 are transformers' ``Conv1D``), or its files hold projections that
-            transformers splits when it reads them, which it cannot do with quantised weights.
+        OptionError: the model has no ``nn.Linear`` layers (GPT-2 has transformers' ``Conv1D``), or its files hold fused projections.
+            transformers splits these when it loads the files, but cannot split quantised weights.
     """
     name = type(model).__name__
     linear = (path for path, module in model.base_model.named_modules() if isinstance(module, nn.Linear))
@@ -158,19 +158,19 @@ def check_linear_layers(model: Any) -> None:
 
 
 def int8(source: CompressionInput) -> Compressed:
-    """8-bit weights, and inputs rounded to 8 bits when they are seen, one scale per token (torchao)."""
+    """Quantise weights to 8 bits and, in every call, inputs to 8 bits with one scale per token (torchao)."""
     compressed = _quantised(source, lambda ao: ao.Int8DynamicActivationInt8WeightConfig())
-    warn_of_overflow(compressed.model)  # loading it was quiet
+    warn_of_overflow(compressed.model)  # warnings were hidden while it was loaded
     return compressed
 
 
 def int8_weight_only(source: CompressionInput) -> Compressed:
-    """8-bit weights; products are computed in bf16 (torchao)."""
+    """Quantise weights to 8 bits; products are computed in bf16 (torchao)."""
     return _quantised(source, lambda ao: ao.Int8WeightOnlyConfig())
 
 
 def bf16(source: CompressionInput) -> Compressed:
-    """All weights in bf16."""
+    """Round all weights to bf16."""
     rounded = source.load(source.folder, dtype=torch.bfloat16)
     return Compressed(rounded, rounded)
 
@@ -193,14 +193,14 @@ METHODS: dict[str, Callable[[CompressionInput], Compressed]] = {
 QUANTISED = ("int8", "int8-weight-only")
 """Methods that need torchao."""
 PRUNING = ("prune-heads", "prune-ffn")
-"""Methods that cut out a share of heads or units."""
+"""Methods that remove a share of heads or units."""
 
 
 def check_method(name: str) -> None:
-    """Refuse a method that does not exist, or no longer.
+    """Refuse a method that does not exist or was removed.
 
     Raises:
-        OptionError: naming the methods.
+        OptionError: the message lists the methods, or says why this one was removed.
     """
     if name in REMOVED_METHODS:
         raise OptionError(f"The method {name!r} was removed: {REMOVED_METHODS[name]}.")
@@ -221,14 +221,14 @@ def compress_checkpoint(
     token: str | bool | None = None,
     **settings: Any,
 ) -> CompressionReport:
-    """Write a smaller checkpoint of a model, and measure what it costs.
+    """Write a smaller checkpoint of a model, and measure loss, time and size before and after.
 
         hf_longattn.compress_checkpoint("longformer-base", "longformer-int8", method="int8")
 
     Args:
-        source: a Long model or one of transformers, with safetensors files: its folder, or a Hub repository id.
+        source: folder or Hub repository id of a Long model or a transformers model with safetensors files.
         destination: a folder that does not exist.
-        config: the settings; or give them by name, as ``method="prune-heads", share=0.25``.
+        config: the settings. Further keyword arguments, such as ``method="prune-heads", share=0.25``, replace single settings, or all.
         overwrite: replace an existing destination.
         revision, token: of a Hub repository.
 
@@ -254,7 +254,7 @@ def compress_checkpoint(
     class_name, longest = type(inputs.model).__name__, inputs.long_length()
     lengths = sorted({min(SHORT_LENGTH, longest), longest})
     before = inputs.measure(inputs.model, opened.folder, lengths)
-    # at the greatest length, since a short input may be within every head's blocks
+    # at the maximum length, since on a short input every head may see all tokens
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 

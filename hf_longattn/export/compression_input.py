@@ -1,4 +1,4 @@
-"""The model that is compressed and the text that it is measured on: losses, time and size before and after."""
+"""Inputs of a compression: the model, and the text on which loss and time are measured before and after."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..reading import check_config, is_generic, named_class
 
 SHORT_LENGTH, LONG_LENGTH = 512, 4096
-"""Lengths at which the loss is measured, where the model and the text are long enough."""
+"""Lengths in tokens at which the loss is measured; lower if the model or the text is shorter."""
 MIN_TOKENS = 16
-"""Tokens of a text that a loss can be measured on."""
+"""Minimum number of tokens of a text for measuring a loss. Untuned."""
 WITHOUT_TOKENIZER = SimpleNamespace(mask_token_id=0, all_special_ids=[])
-"""What masks seeded token ids."""
+"""Stands in for a tokenizer that is missing or has no mask token."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class CompressionConfig:
     """Settings of a compression.
 
     method: a name in :data:`.compress.METHODS`.
-    share: of heads or feed-forward units to prune.
-    text: a file in UTF-8, for importance and losses; ``None`` = built-in English text.
-    length: of the long inputs; ``None`` = 4,096 or as many as model and text have.
-    documents: pieces of the text that importance and losses are measured on.
-    seed: of masked tokens.
+    share: fraction of the heads or feed-forward units to prune.
+    text: a file in UTF-8, for importance and losses; ``None``: a built-in English text.
+    length: tokens of the long inputs; ``None``: 4,096, or fewer if the model or the text is shorter.
+    documents: number of excerpts of the text on which importance and losses are measured.
+    seed: for the choice of masked tokens, and for random token ids if there is no tokenizer.
     """
 
     method: str
@@ -65,8 +65,8 @@ class CompressionConfig:
 class CompressionInput:
     """A model in fp32, the token ids ``(1, N)`` that it is measured on, and the settings.
 
-    text: where the ids come from.
-    dtype: of the weights in the source's files; those of a pruned model are written in it.
+    text: description of the text that the ids come from.
+    dtype: of the weights in the source's files, and in the files of a pruned model.
     """
 
     folder: Path
@@ -125,7 +125,7 @@ class CompressionInput:
         return cls(source.folder, model, ids, tokenizer, config, origin, dtype)
 
     def load(self, folder: Path, **arguments: Any) -> Any:
-        """A model of the same class."""
+        """Load a model of the same class from ``folder``."""
         with quiet_torchao():
             return _load(type(self.model), folder, **arguments)
 
@@ -134,7 +134,7 @@ class CompressionInput:
         return {name: values.float() for name, values in outputs(model, self.ids[:, :length], decoder_tokens=16).items()}
 
     def long_length(self) -> int:
-        """Tokens of the long inputs.
+        """Number of tokens of the long inputs.
 
         Raises:
             LengthError: the configured length is longer than the model or the text.
@@ -152,7 +152,7 @@ class CompressionInput:
         return length
 
     def pieces(self, length: int) -> list[Tensor]:
-        """Pieces ``(1, length)`` of the text, spread over it, each with the special tokens of a text."""
+        """Evenly spaced excerpts ``(1, length)`` of the text. Special tokens replace the first and last tokens of each."""
         ids, count = self.ids[0], self.config.documents
         last = len(ids) - length
         starts = sorted({round(number * last / (count - 1)) for number in range(count)}) if count > 1 else [0]
@@ -160,7 +160,7 @@ class CompressionInput:
         return [between(ids[None, start : start + length], *special) for start in starts]
 
     def loss(self, model: Any, ids: Tensor) -> Tensor:
-        """Nats per token: of 15 % that are masked, or of every next one."""
+        """Loss in nats per token: over the 15 % of tokens that are masked or, for a causal model, over every next token."""
         if type(model).__name__.endswith("ForMaskedLM"):
             has_mask = getattr(self.tokenizer, "mask_token_id", None) is not None
             shown, labels = masked_tokens(ids, self.tokenizer if has_mask else WITHOUT_TOKENIZER, self.config.seed)
@@ -171,7 +171,7 @@ class CompressionInput:
 
     @torch.no_grad()
     def measure(self, model: Any, folder: Path, lengths: Sequence[int]) -> dict[str, Any]:
-        """Losses at these lengths, seconds of a pass at the last, and bytes of the weights in ``folder``."""
+        """Losses at these lengths, seconds per pass at the last length, and bytes of the weights in ``folder``."""
         losses = {}
         for length in lengths if predicts_tokens(model) else ():
             values = [float(self.loss(model, piece)) for piece in self.pieces(length)]
@@ -186,20 +186,20 @@ class CompressionInput:
 
 
 def _load(model_class: Any, folder: Path, **arguments: Any) -> Any:
-    """A model from safetensors files, without the pooler that they lack."""
+    """Load a model from safetensors files. A pooler that is not in the files is removed."""
     model, info = load_weights(model_class, folder, local_files_only=True, output_loading_info=True, **arguments)
     without_random_pooler(model, info["missing_keys"])
     return model.eval()
 
 
 def predicts_tokens(model: Any) -> bool:
-    """Whether it is a masked or causal language model."""
+    """Whether the model is a masked or causal language model, and not an encoder-decoder."""
     return type(model).__name__.endswith(("ForMaskedLM", *CAUSAL_LANGUAGE_MODELS)) and not model.config.is_encoder_decoder
 
 
 @contextmanager
 def quiet_torchao() -> Iterator[None]:
-    """Without progress bars, and without torchao's words on its kernels for other devices."""
+    """Hide progress bars, warnings, and messages below ERROR of torchao and torch.utils._pytree."""
     loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,8 +1,8 @@
-"""A decoder as one graph with a cache: every layer's state comes in and goes out as tensors.
+"""Export a decoder as one graph with a cache: every layer's state is among the inputs and the outputs.
 
-One graph reads a prompt and generates: ``input_ids`` hold any number of new tokens, and what came before is in the state. Keys and values
-are called ``past_key_values.{layer}.key`` and ``.value``, as optimum and its consumers call them; other states have the names of
-:meth:`hf_longattn.Mechanism.advance`. Zeros are the state before the first token.
+The same graph reads a prompt and generates: ``input_ids`` hold any number of new tokens, and the state represents all earlier tokens. Keys
+and values are called ``past_key_values.{layer}.key`` and ``.value``, as in optimum; other state tensors have their names in
+:meth:`hf_longattn.Mechanism.advance`. Before the first token the state is all zeros.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .graphs import PAST, ExportedGraph, Runner, Traced
 TASK = "text-generation-with-past"
 PRESENT = "present"
 BATCH, TOKENS, TOTAL, HELD = "batch_size", "sequence_length", "total_sequence_length", "past_sequence_length"
-"""Names of the free axes, as optimum writes and transformers.js reads them."""
+"""Names of the dynamic axes, as optimum writes and transformers.js reads them."""
 NOTE = (
     "Before the first token every state tensor is zeros of this shape, with 0 for 'past_sequence_length'; afterwards each input is the "
     "output of the step before. position_ids count from each row's first real token."
 )
 EXAMPLE = (3, 6, 9)
-"""Rows, new tokens and held entries of the traced step."""
+"""Batch size, number of new tokens and number of cached entries of the traced example."""
 
 
 class DecoderGraph(ExportedGraph):
-    """A decoder as a function of new tokens and the state before them that returns logits and the state after them.
+    """A decoder as a function: from new tokens and the state before them to logits and the state after them.
 
     Raises:
-        ExportError: the model is not a decoder alone, or a mechanism's state cannot be expressed as tensors.
+        ExportError: the model is not decoder-only, or a mechanism's state cannot be expressed as tensors.
     """
 
     advised = "window"
@@ -71,8 +71,8 @@ class DecoderGraph(ExportedGraph):
         Args:
             input_ids: ``(B, n)``.
             attention_mask: ``(B, tokens so far)``, the new ones included.
-            position_ids: ``(B, n)`` counted from 0, where the model takes them.
-            past: the state before them.
+            position_ids: ``(B, n)`` counted from 0, if the model takes position ids.
+            past: the state before the new tokens.
         """
         before = attention_mask.shape[1] - input_ids.shape[1]
         held = iter(past or ())
@@ -101,12 +101,12 @@ class DecoderGraph(ExportedGraph):
         return [f"{prefix}.{layer}.{tensor.name}" for layer, tensor in self.tensors()]
 
     def tensors(self) -> Iterable[tuple[int, StateTensor]]:
-        """The tensors of the state with their layers, in order."""
+        """(layer, tensor) for every tensor of the state, in order."""
         return ((layer, tensor) for layer, tensors in enumerate(self.states) for tensor in tensors)
 
     @property
     def mask_columns(self) -> int | None:
-        """How many of the attention mask's last columns before the new tokens are read; ``None`` where all are."""
+        """How many columns of the attention mask directly before the new tokens are read; ``None``: all columns."""
         needed = [0]
         for tensors in self.states:
             if tensors[0].grows and all(tensor.name != POSITION for tensor in tensors):
@@ -116,11 +116,11 @@ class DecoderGraph(ExportedGraph):
         return max(needed) if self.takes_positions else None
 
     def zeros(self, batch: int, held: int = 0) -> list[Tensor]:
-        """The state before the first token, or an example of one with up to ``held`` entries along each axis that grows."""
+        """A state of zeros: the state before the first token, or an example with up to ``held`` entries along each axis that grows."""
         return [tensor.zeros(batch, min(held, tensor.most or held)) for _, tensor in self.tensors()]
 
     def describe(self) -> dict[str, Any]:
-        """The state, as export_report.json tells a program that runs the graph."""
+        """Description of the state in export_report.json, for programs that run the graph."""
         tensors = [
             {
                 "input": f"{PAST}.{layer}.{tensor.name}",
@@ -138,7 +138,7 @@ class DecoderGraph(ExportedGraph):
         return {**inputs, **dict(zip(self._named(PAST), past, strict=True))}
 
     def axes(self) -> dict[str, dict[int, str]]:
-        """Of every input, the names of its free axes. Layers that grow alike share a name; keys that are chosen are counted by layer."""
+        """Input -> dynamic axis -> its name. Layers with equally long caches share a name; a layer that chooses its keys has its own."""
         named_axes = {"input_ids": {0: BATCH, 1: TOKENS}, "attention_mask": {0: BATCH, 1: TOTAL}, "position_ids": {0: BATCH, 1: TOKENS}}
         for layer, tensor in self.tensors():
             axes = {0: BATCH}
@@ -150,7 +150,7 @@ class DecoderGraph(ExportedGraph):
         return named_axes
 
     def name_axes(self, onnx: Any) -> None:
-        """Give the free axes these names in place of PyTorch's symbols, by which programs fill them."""
+        """Rename PyTorch's symbols for dynamic axes to the names in :meth:`axes`, which programs look for."""
         named, names = self.axes(), dict[str, str]()
         for value in onnx.graph.inputs:
             for axis, name in named[value.name].items():
@@ -166,7 +166,7 @@ class DecoderGraph(ExportedGraph):
                 value.shape = type(value.shape)(sizes)
 
     def traced(self, max_length: int) -> Traced:
-        """The program for any batch, any number of new tokens up to ``max_length`` and any state."""
+        """Trace the model for any batch size, up to ``max_length`` new tokens, and a state of any length."""
         rows, new, held = EXAMPLE
         ids = torch.ones(rows, new, dtype=torch.long)
         example: dict[str, Any] = {"input_ids": ids, "attention_mask": ids.new_ones(rows, new + held)}
@@ -186,7 +186,7 @@ class DecoderGraph(ExportedGraph):
         return Traced(program, example, self.inputs, self.outputs, shortest=1)
 
     def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
-        """As :meth:`ExportedGraph.check`: from an empty state, after a prompt longer than every window, and greedily."""
+        """Compare graph and model from an empty state, after a prompt longer than every window if possible, and in greedy generation."""
         max_length = limits[1]
         bounds = [tensor.most for _, tensor in self.tensors() if tensor.most is not None]
         prompt = max(1, min(max(bounds) + PAST_WINDOW if bounds else PROMPT, max_length - STEPS))
@@ -205,7 +205,7 @@ class DecoderGraph(ExportedGraph):
 
 
 class _Decoding:
-    """Steps of a graph and of the model with its cache, side by side."""
+    """Runs a graph and the model with its cache side by side, and compares every step."""
 
     def __init__(self, graph: DecoderGraph, run: Runner, mask: Tensor) -> None:
         self.graph, self.run, self.mask = graph, run, mask
@@ -214,7 +214,7 @@ class _Decoding:
         self.steps: list[Difference] = []
 
     def step(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The next tokens ``(B, n)``; logits of both, ``(B, n, vocabulary)``."""
+        """Feed the next tokens ``(B, n)`` to both. Returns the logits ``(B, n, vocabulary)`` of the graph and of the model."""
         here = slice(self.at, self.at + ids.shape[1])
         inputs = {"input_ids": ids, "attention_mask": self.mask[:, : here.stop]}
         if self.graph.takes_positions:
@@ -231,16 +231,16 @@ class _Decoding:
 
     @property
     def difference(self) -> Difference:
-        """The largest of all steps."""
+        """The largest difference of all steps."""
         return Difference.worst(self.steps)
 
 
 STEPS = 12
-"""Tokens that are generated, or read one by one, in each check."""
+"""Number of tokens that each check generates, or reads one by one."""
 PAST_WINDOW = 37
-"""Tokens of the prompt beyond what every bounded layer keeps."""
+"""By how many tokens the prompt is longer than the longest bounded cache of a layer. Untuned."""
 PROMPT = 333
-"""Tokens of the prompt where no layer is bounded."""
+"""Number of prompt tokens if no layer's cache is bounded. Untuned."""
 
 
 def _from_empty(graph: DecoderGraph, run: Runner, max_length: int) -> Check:
@@ -252,11 +252,11 @@ def _from_empty(graph: DecoderGraph, run: Runner, max_length: int) -> Check:
 
 
 def _after_prompt(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
-    """Three rows with left padding of different lengths, the prompt in two parts."""
+    """Compare a batch of three texts with different left padding; the prompt is fed in two parts."""
     total = prompt + STEPS
     ids = graph.words.tokens(total).repeat(3, 1)
     mask = (torch.arange(total) >= torch.tensor([[0], [prompt // 3], [prompt // 7]])).long()
-    if not graph.takes_positions:  # positions are columns, so that padding would shift them
+    if not graph.takes_positions:  # positions are column numbers, so padding would shift them
         mask = torch.ones_like(mask)
     decoding = _Decoding(graph, run, mask)
     cut = max(1, prompt * 2 // 5)
@@ -274,7 +274,7 @@ def _after_prompt(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
 
 
 def _greedy(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
-    """The graph's own choices against ``model.generate``."""
+    """Compare the tokens that the graph generates greedily with those of ``model.generate``."""
     ids = graph.words.tokens(prompt)
     graph.model.generation_config = GenerationConfig(pad_token_id=graph.model.config.pad_token_id or 0)  # nothing but greedy choices
     cache = DynamicCache(config=graph.model.config)

@@ -1,9 +1,9 @@
-"""A long decoder as a GGUF file for llama.cpp, where llama.cpp computes the windows of its native twin.
+"""Export a long decoder as a GGUF file for llama.cpp.
 
-llama.cpp knows a window by architecture: it reads ``attention.sliding_window`` for Gemma 2 (every second layer has full attention) and
-Gemma 3 (every sixth), reads and switches it off for Phi-3, and has none for Llama, Mistral, Qwen and SmolLM3, which would silently get full
-attention. A file is written only where the graph of llama.cpp is the twin's. Matrices keep their dtype; vectors are float32, which
-llama.cpp requires.
+llama.cpp decides by architecture which layers have windows: it reads ``attention.sliding_window`` for Gemma 2 (every second layer has full
+attention) and Gemma 3 (every sixth), reads but ignores it for Phi-3, and gives Llama, Mistral, Qwen and SmolLM3 full attention. A file is
+written only if llama.cpp computes the same as the decoder's native twin, the stock architecture with the same outputs. Matrices keep their
+dtype; vectors are float32, which llama.cpp requires.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from .onnx import ExportReport
 
 FILE, GGUF_REPORT = "model.gguf", "gguf_report.json"
 SIMPLE = ("rope_type", "rope_theta", "factor", "original_max_position_embeddings", "partial_rotary_factor")
-"""Rotary parameters that a GGUF file can say."""
+"""Rotary parameters that this writer knows. A config that sets any other is refused."""
 NO_VOCABULARY = "no_vocab"
-"""llama.cpp's name of a file without tokenizer, which is given token ids."""
+"""llama.cpp's tokenizer type for a file without tokenizer, which takes token ids as input."""
 NO_ROPE_STEP = 4
 """llama.cpp leaves rotary positions out of every fourth layer of a SmolLM3."""
 
 
 @dataclass(frozen=True)
 class GgufArchitecture:
-    """How llama.cpp knows an architecture of transformers.
+    """llama.cpp's counterpart of an architecture of transformers.
 
-    name: in the file. period: with a window, every how many layers have full attention; 0 if it computes no windows.
-    permuted: rows of queries and keys are in the order of llama.cpp's older rotary positions. norm_plus_one: norms are saved as 1 + weight.
-    scaled_by_width: the number of layers of the size whose scores llama.cpp scales by the model's width over its heads (Gemma's 27B); it
-        scales those of all other sizes by the width of a head. No file says which.
+    name: in the file. period: each ``period``-th layer has full attention, all others a window; 0 if llama.cpp computes no windows.
+    permuted: weights of queries and keys are reordered for interleaved rotary positions. norm_plus_one: norms are saved as 1 + weight.
+    scaled_by_width: a model with this number of layers (Gemma 27B) has its scores divided by the square root of hidden_size / heads,
+        all other sizes by the square root of head_dim. GGUF files do not contain the scale.
     """
 
     name: str
@@ -59,7 +59,7 @@ class GgufArchitecture:
     scaled_by_width: int = 0
 
     def score_width(self, config: Any) -> int:
-        """The number by whose square root llama.cpp divides scores."""
+        """Number whose square root divides the scores in llama.cpp."""
         if config.num_hidden_layers == self.scaled_by_width:
             return int(config.hidden_size // config.num_attention_heads)
         return int(config.head_dim)
@@ -77,11 +77,11 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "gemma2": GgufArchitecture("gemma2", period=2, norm_plus_one=True, scaled_by_width=46),
     "gemma3_text": GgufArchitecture("gemma3", period=6, norm_plus_one=True, scaled_by_width=62),
 }
-"""transformers' model type -> llama.cpp's architecture, of decoders that this module writes."""
+"""transformers' model type -> llama.cpp's architecture, for the decoders that this module writes."""
 
 
 def gguf_refusal(config: Any) -> str | None:
-    """Why llama.cpp would not compute what a stock model with this config does, in a sentence; ``None`` if it would."""
+    """Why llama.cpp's outputs would differ from a stock model with this config, as a sentence; ``None`` if they are the same."""
     known = ARCHITECTURES.get(config.model_type)
     if known is None:
         listed = ", ".join(sorted(ARCHITECTURES))
@@ -155,7 +155,7 @@ def export_gguf(
 ) -> ExportReport:
     """Write a long decoder as a GGUF file for llama.cpp, with its tokenizer, and read it back.
 
-    Written only where llama.cpp computes what the model's native twin does: full attention, or the windows of Gemma 2 and Gemma 3.
+    llama.cpp must compute the same as the model's native twin, so only full attention and the windows of Gemma 2 and Gemma 3 are written.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
@@ -165,7 +165,7 @@ def export_gguf(
 
     Raises:
         MissingExtraError: the package ``gguf`` is not installed.
-        ExportError: no native twin, or one that llama.cpp would compute differently, in a sentence that names the layer and the reason.
+        ExportError: the model has no native twin, or llama.cpp would compute it differently; the message gives the reason.
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     with needs_extra("gguf"):
@@ -279,14 +279,14 @@ def _in_llama_cpp(plan: TwinPlan, name: str, values: Tensor) -> Tensor:
 
 
 def _heads(name: str, config: Any) -> int:
-    """The heads of a projection of queries or keys; 0 for another tensor."""
+    """Number of heads of a query or key projection; 0 for any other tensor."""
     if ".q_proj." in name:
         return int(config.num_attention_heads)
     return int(config.num_key_value_heads) if ".k_proj." in name else 0
 
 
 def _packed(values: Tensor) -> tuple[Tensor, Any]:
-    """The values in a dtype that numpy has, and their type in the file: bfloat16 as bytes, vectors in float32."""
+    """The values in a dtype that numpy supports (bfloat16 as bytes, vectors as float32), and their type in the file."""
     from gguf import GGMLQuantizationType as Kind
 
     if values.dim() < 2:
@@ -316,7 +316,7 @@ def _check_tensors(plan: TwinPlan, file: Path, names: Mapping[str, str]) -> Chec
 
 
 def _check_tokenizer(file: Path, tokenizer: Mapping[str, tuple[Any, ...]]) -> Check:
-    """Read the vocabulary back."""
+    """Read the vocabulary back, and compare it with the tokenizer's."""
     from gguf import GGUFReader
 
     if "add_token_list" not in tokenizer:
@@ -339,14 +339,14 @@ PATTERNS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
 }
-"""Regular expressions that split a text before byte-level BPE -> llama.cpp's name."""
+"""Regular expression of the pre-tokenizer for byte-level BPE -> llama.cpp's name for it."""
 
 
 def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
-    """Methods of the writer with their arguments.
+    """Methods of ``GGUFWriter`` -> their arguments, for the tokenizer in ``folder``.
 
     Raises:
-        ExportError: a tokenizer of another kind.
+        ExportError: the tokenizer is not BPE, has a pre-tokenizer that is not in :data:`PATTERNS`, or has more ids than embeddings exist.
     """
     loaded = load_tokenizer(folder)
     if loaded is None:
@@ -403,7 +403,7 @@ def _tokenizer(folder: Path, config: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def _parts(described: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, which may be a sequence."""
+    """The steps of a normalizer or pre-tokenizer, which is a sequence or a single step."""
     part_values = described.get(part) or {}
     return list(part_values.get("normalizers") or part_values.get("pretokenizers") or ([part_values] if part_values else []))
 
@@ -415,10 +415,10 @@ def _prepends_space(described: Mapping[str, Any]) -> bool:
 
 
 def _splitting(described: Mapping[str, Any]) -> str:
-    """llama.cpp's name of the way in which a text is split before byte-level BPE.
+    """llama.cpp's name of the pre-tokenizer for byte-level BPE.
 
     Raises:
-        ExportError: one that this table does not have.
+        ExportError: this module knows no name for it.
     """
     steps = _parts(described, "pre_tokenizer")
     patterns = [step["pattern"].get("Regex", "") for step in steps if step.get("type") == "Split"]

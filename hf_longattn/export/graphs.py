@@ -1,4 +1,4 @@
-"""What an export writes: a model as a function of tensors, and the runtime that runs the written file."""
+"""Models as functions of named tensors for export, and the runtimes that run the written files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..checks import FAILED, Check, Difference, equality
 from ..private_apis import look_up
 
 PAST = "past_key_values"
-"""How the names of a decoder's state tensors begin."""
+"""Prefix of the names of a decoder's state inputs."""
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""A graph in its runtime: outputs by name for inputs by name."""
+"""A graph in its runtime: named inputs -> named outputs."""
 
 
 @dataclass(frozen=True)
 class Traced:
     """A traced model and its example inputs.
 
-    inputs, outputs: names of all of them, in order. shortest: the minimum length for which it is one graph.
+    inputs, outputs: all names, in order. shortest: the minimum length that the graph takes.
     """
 
     program: torch.export.ExportedProgram
@@ -36,13 +36,13 @@ class Traced:
 
 
 def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) -> torch.export.ExportedProgram:
-    """The program of a module for all sizes of its free axes.
+    """Trace a module for all sizes of its dynamic axes.
 
-    For models of several layers PyTorch 2.15 takes conditions that hold for every size, such as n != 1 where 513 <= n, for violated.
-    Then it finds the free axes itself, and they are compared with those that were asked for.
+    For models of several layers PyTorch 2.15 wrongly reports violations of conditions that always hold, such as n != 1 if 513 <= n.
+    Then PyTorch infers the sizes of the dynamic axes, which are compared with the requested sizes.
 
     Args:
-        sizes: for each input a ``Dim`` for each free axis.
+        sizes: input -> dynamic axis -> its ``Dim``.
     """
     try:
         return torch.export.export(module, (), kwargs=example, dynamic_shapes=sizes)
@@ -59,7 +59,7 @@ def exported(module: nn.Module, example: dict[str, Any], sizes: dict[str, Any]) 
 
 
 def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> bool:
-    """Whether a program takes every size of the free axes."""
+    """Whether a program takes every requested size of the dynamic axes."""
     values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
     for name, axes in sizes.items():
@@ -73,8 +73,8 @@ def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> b
 class ExportedGraph(nn.Module, ABC):
     """A model as a function of named tensors, which can be one graph for all batch sizes and lengths.
 
-    model: what it wraps.
-    advised: a mechanism whose models can be written, for the message that another cannot.
+    model: the wrapped model.
+    advised: a mechanism that can be exported, for the error message about one that cannot.
     """
 
     model: Any
@@ -87,17 +87,17 @@ class ExportedGraph(nn.Module, ABC):
 
     @abstractmethod
     def traced(self, max_length: int) -> Traced:
-        """The program for any batch and texts of up to ``max_length`` tokens."""
+        """Trace the model for any batch size and inputs of up to ``max_length`` tokens."""
 
     @abstractmethod
     def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
         """Compare the graph that ``load()`` runs with the model, at lengths between ``limits``."""
 
     def name_axes(self, onnx: Any) -> None:
-        """Name the free axes of an ONNX model (of onnx_ir), where programs need more than PyTorch's symbols."""
+        """Name the dynamic axes of an onnx_ir model, if programs need other names than PyTorch's symbols."""
 
     def describe(self) -> dict[str, Any] | None:
-        """What export_report.json tells a program that runs the graph about its state; ``None`` without one."""
+        """Description of the graph's state in export_report.json, for programs that run it; ``None`` for a graph without state."""
         return None
 
 
@@ -105,8 +105,8 @@ class ExportedGraph(nn.Module, ABC):
 class Comparison:
     """Inputs on which a graph is compared with its model.
 
-    description, values: of the inputs, in words and for the report. defined: the index of the entries of an output that are defined, which
-        those at padding are not.
+    description: the inputs as text. values: the inputs' sizes, for the report.
+    defined: from an output to the index of its defined entries; entries at padding are undefined.
     """
 
     inputs: dict[str, Tensor]
@@ -117,7 +117,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Int8Inputs:
-    """Inputs for the accuracy and for the seconds of an int8 copy, each with its sizes for the report."""
+    """Inputs for measuring accuracy (``compared``) and seconds (``timed``) of an int8 copy, with their sizes for the report."""
 
     compared: dict[str, Tensor]
     compared_sizes: dict[str, Any]
@@ -126,8 +126,8 @@ class Int8Inputs:
 
 
 class OnePassGraph(ExportedGraph):
-    """A model as a function of its inputs by name that returns a dictionary of tensors, without cache. ``forward`` names the inputs, by
-    which a graph is called.
+    """A model without cache as a function from named inputs to a dictionary of tensors.
+    The parameters of ``forward`` give the graph's inputs their names.
 
     fixed: further arguments of the model's ``forward``.
     """
@@ -138,7 +138,7 @@ class OnePassGraph(ExportedGraph):
         self.fixed: dict[str, Any] = {**(fixed or {}), "return_dict": True}
 
     def run(self, **inputs: Tensor | None) -> dict[str, Tensor]:
-        """What the model returns for the inputs that are given; ``output_`` comes before the name of an output that is an input's, too."""
+        """Run the model on the inputs that are not ``None``. An output with the name of an input gets the prefix ``output_``."""
         arguments = {name: value for name, value in inputs.items() if value is not None}
         returned = named_tensors(self.model(**arguments, **self.fixed))
         return {f"output_{name}" if name in arguments else name: tensor for name, tensor in returned}
@@ -149,18 +149,18 @@ class OnePassGraph(ExportedGraph):
 
     @abstractmethod
     def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
-        """The inputs to trace, and the free axes of each."""
+        """The example inputs to trace, and the dynamic axes of each."""
 
     @abstractmethod
     def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
-        """What is compared, at lengths between ``limits``."""
+        """The inputs on which graph and model are compared, at lengths between ``limits``."""
 
     @abstractmethod
     def int8_inputs(self, limits: tuple[int, int]) -> Int8Inputs:
-        """On what an int8 copy is measured, at lengths between ``limits``."""
+        """Inputs for measuring accuracy and speed of an int8 copy, at lengths between ``limits``."""
 
     def traced(self, max_length: int) -> Traced:
-        """The program for the first of the minimum lengths for which the model is one graph."""
+        """Trace the model with the first minimum length for which it is one graph."""
         lengths = self.shortest_lengths(max_length)
         for shortest in lengths:
             example, sizes = self.traceable(shortest, max_length)
@@ -178,7 +178,7 @@ class OnePassGraph(ExportedGraph):
         return [self._compared(run, comparison) for comparison in self.comparisons(limits)]
 
     def _compared(self, run: Runner, comparison: Comparison) -> Check:
-        """Whether a graph returns what the model returns."""
+        """Compare the outputs of graph and model."""
         name, values = "equal to the model", comparison.values
         with torch.no_grad():
             expected = self(**comparison.inputs)
@@ -193,7 +193,7 @@ class OnePassGraph(ExportedGraph):
 
 
 def named_tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an output by name, those of a tuple with their number, as a backbone's maps."""
+    """Names and tensors of an output. Tensors in a tuple, such as a backbone's feature maps, have numbered names."""
     for name, value in outputs.items():
         if isinstance(value, Tensor):
             yield name, value
@@ -202,17 +202,17 @@ def named_tensors(outputs: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def turned(row: Tensor, batch: int, axis: int) -> Tensor:
-    """``batch`` rows of one ``(1, …)``, each turned by another stretch along ``axis``."""
+    """Repeat ``row (1, …)`` ``batch`` times, and roll each copy by another amount along ``axis``."""
     return torch.cat([row.roll(number * row.shape[axis] // batch, axis) for number in range(batch)])
 
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
-    """The graph in ``file``, in the runtime that ``format`` is for."""
+    """Load the graph in ``file`` into the runtime for ``format``."""
     return onnx_runner(file, outputs) if format == "onnx" else torch_runner(file, outputs)
 
 
 def torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
-    """A program of torch.export."""
+    """Load a program of torch.export."""
     program: Callable[..., Any] = torch.export.load(file).module()
 
     def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -225,7 +225,7 @@ def torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
 
 
 def onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
-    """An ONNX graph in onnxruntime, on the CPU."""
+    """Load an ONNX graph into onnxruntime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -242,6 +242,6 @@ def onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
 
 
 def trace_errors() -> tuple[type[Exception], ...]:
-    """The errors of torch.export for an input that is too short to represent all lengths."""
+    """Types of error that torch.export raises for an example input that is too short to represent all lengths."""
     importlib.import_module("torch._dynamo")
     return (look_up("trace_errors"), AssertionError)  # PyTorch asserts if its guards contradict each other

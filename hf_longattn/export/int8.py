@@ -1,4 +1,4 @@
-"""An exported ONNX graph with weights of 8 bits, and what that costs in accuracy."""
+"""Quantise an exported ONNX graph to 8 bits, and measure its accuracy and time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .graphs import Runner
 INT8_FILE = "model_int8.onnx"
 OPERATORS = ("MatMul", "Gemm")
 LARGEST_FILE = 2**31 - 2**20
-"""Bytes of a protobuf message, with some for the names; a larger model keeps its weights in a file next to it."""
+"""Maximum bytes of a graph in one file: protobuf's 2 GiB, less 1 MiB for names. A larger graph has its weights in a second file."""
 TURNS = 3
 
 
 def quantise(graph: Path, target: Path) -> int:
-    """Write a copy of an ONNX graph whose linear layers multiply integers: onnxruntime's dynamic quantisation.
+    """Write a copy of an ONNX graph, with onnxruntime's dynamic quantisation of the linear layers.
 
-    Weights are uint8 with a scale for each output channel, inputs of layers uint8 with one scale for the whole batch, computed in every
-    run. Embeddings, normalisations, biases and the products inside attention keep 32 bits. Weights are not signed, since processors
-    without VNNI clip sums of two products of signed and unsigned numbers to 16 bits.
+    Weights are uint8 with one scale per output channel. Inputs of linear layers are uint8 with one scale per batch, computed in every run.
+    Embeddings, normalisations, biases and the products inside attention stay in float32. Weights are unsigned, since CPUs without VNNI
+    saturate the sum of two products of a signed and an unsigned number at 16 bits.
 
     Returns:
-        How many linear layers were quantised.
+        The number of quantised linear layers.
     Raises:
         ExportError: onnxruntime cannot quantise this graph, or finds no linear layer in it.
     """
@@ -38,8 +38,8 @@ def quantise(graph: Path, target: Path) -> int:
         from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.quantization.quant_utils import add_pre_process_metadata
     model = onnx.load(graph)
-    del model.graph.value_info[:]  # the quantiser turns Gemm into MatMul and then finds other shapes than these; it infers them anew
-    add_pre_process_metadata(model)  # PyTorch's exporter has folded constants, which its warning would ask for
+    del model.graph.value_info[:]  # these shapes contradict the quantiser's, which turns Gemm into MatMul; it infers new ones
+    add_pre_process_metadata(model)  # hides a warning that asks for constant folding, which PyTorch's exporter did
     constants = {tensor.name for tensor in model.graph.initializer}
     computed = [node.name for node in model.graph.node if node.op_type in OPERATORS and node.input[1] not in constants]
     try:
@@ -50,7 +50,7 @@ def quantise(graph: Path, target: Path) -> int:
         quantised = onnx.load(target, load_external_data=False)
     except OSError:
         raise
-    except Exception as error:  # of protobuf, shape inference and the quantiser
+    except Exception as error:  # protobuf, shape inference and the quantiser raise various types
         raise ExportError(f"onnxruntime cannot quantise this graph ({in_a_line(error)}); export it without int8.") from error
     layers = sum(node.op_type == "MatMulInteger" for node in quantised.graph.node)
     if not layers:
@@ -59,18 +59,18 @@ def quantise(graph: Path, target: Path) -> int:
 
 
 def graph_bytes(graph: Path) -> int:
-    """The size of an ONNX graph with its weights, which large models have in a file next to it (``model.onnx.data``)."""
+    """Bytes of an ONNX graph with its weights, which a large model has in a second file (``model.onnx.data``)."""
     beside = graph.with_name(f"{graph.name}.data")
     return graph.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
 
 
 def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Tensor | None) -> dict[str, dict[str, float]]:
-    """How near outputs ``quantised`` are to ``expected``, at real tokens (``mask (B, N)``) where an output has a row for each.
+    """Compare the outputs ``quantised`` with ``expected``, without padding by ``mask (B, N)`` if an output has a vector per token.
 
     Returns:
-        For every output ``relative_error``, the norm of the difference over that of the expected values. For states and embeddings also
-        ``cosine`` and ``least_cosine`` over their rows; for scores of several classes or tokens ``same_choice``, the share of rows with the
-        same largest one.
+        For every output ``relative_error``: the norm of the difference divided by the norm of the expected values. For states and
+        embeddings also ``cosine`` and ``least_cosine``: mean and minimum cosine similarity of the vectors. For scores of several classes
+        or tokens ``same_choice``: the fraction of vectors with the same argmax.
     """
     measured = {}
     for name, want in expected.items():
@@ -95,7 +95,7 @@ def accuracy(expected: dict[str, Tensor], quantised: dict[str, Tensor], mask: Te
 
 
 def measure(floats: Runner, integers: Runner, compared: dict[str, Tensor], timed: dict[str, Tensor]) -> dict[str, Any]:
-    """Accuracy on the inputs ``compared`` and seconds for the input ``timed`` of a graph and its quantised copy, which take turns.
+    """Measure a graph and its quantised copy: accuracy on the inputs ``compared``, and seconds on ``timed`` in alternating runs.
 
     Raises:
         ExportError: the quantised graph does not run, or returns values that are not finite.

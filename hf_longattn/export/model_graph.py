@@ -1,4 +1,4 @@
-"""A model as one graph over whole texts: what is traced, and how the written file is compared."""
+"""Text models as one graph over the whole text: the inputs for tracing, and for comparing the written file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from ..modeling.family.definition import known_family
 from .graphs import Comparison, Int8Inputs, OnePassGraph
 
 MIN_LENGTHS = (2, 129, 513)
-"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some definitions need a few blocks to be one graph."""
+"""Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some mechanisms need a few blocks to be one graph."""
 EXAMPLE_TOKENS = 600
-"""Tokens of the traced text, unless the minimum length is greater."""
+"""Number of tokens of the traced text, unless the minimum length is greater."""
 COMPARED_SHAPES = ((3, 7), (2, 333), (1, 2048))
-"""Batch sizes and lengths to compare; the graph's minimum, a middle and its maximum length replace those it does not take."""
+"""Batch sizes and lengths to compare. The graph's minimum, mean or maximum length replaces lengths that the graph does not take."""
 INT8_SHAPES = ((6, 512), (1, 2048))
-"""Number and length of the texts on which an int8 copy is compared (a seventh would be all padding), and of the one that is timed."""
+"""Batch size and length for comparing an int8 copy (a seventh text would be padding only), and for timing it."""
 
 
 class ModelGraph(OnePassGraph):
     """A model as a function of token ids and their mask.
 
-    names: its inputs.
+    names: names of the inputs.
     """
 
     advised = "longformer"
@@ -87,7 +87,7 @@ class ModelGraph(OnePassGraph):
 
 
 def least_lengths(graph: nn.Module, max_length: int) -> list[int]:
-    """``MIN_LENGTHS``, and the lengths from which mechanisms are no longer full attention, which is a separate path."""
+    """``MIN_LENGTHS``, and each mechanism's first length at which it is not full attention, which is a separate path."""
     ends = set(MIN_LENGTHS)
     for mechanism in attached_mechanisms(graph).values():
         for causal in (False, True):
@@ -100,12 +100,12 @@ def _uncovered(mechanism: Mechanism, causal: bool, length: int) -> bool:
 
 
 def longest_decoded(model: Any, max_length: int) -> int:
-    """Maximum length of the decoder, if the encoder takes ``max_length``."""
+    """Maximum length of the decoder's input, if the encoder takes ``max_length``."""
     return min(max_length, getattr(model.config, "max_decoder_position_embeddings", max_length))
 
 
 def page_inputs(model: Any) -> tuple[str, ...]:
-    """The inputs ``(B, N, width)`` of a model of pages next to its token ids."""
+    """Names of a page model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
     family = known_family(model.config)
     return () if family is None else family.page.names
 
@@ -113,7 +113,7 @@ def page_inputs(model: Any) -> tuple[str, ...]:
 def free_sizes(
     example: dict[str, Tensor], shortest: int, max_length: int, decoder_max: int, pages: Collection[str] = ()
 ) -> dict[str, dict[int, Any]]:
-    """The dynamic axes of the inputs: the batch first, the tokens last, and choices between; ``pages`` are inputs ``(B, N, width)``."""
+    """Dynamic axes of each input ``(B, N)`` or ``(B, choices, N)``. ``pages`` names inputs ``(B, N, width)``, whose width is fixed."""
     batch, choices = torch.export.Dim("batch", min=1), torch.export.Dim("choices", min=1)
     length = torch.export.Dim("length", min=shortest, max=max_length)
     decoder_length = torch.export.Dim("decoder_length", min=2, max=decoder_max)
@@ -130,7 +130,7 @@ def example_inputs(
 ) -> dict[str, Tensor]:
     """Texts of different lengths, right-padded to ``(batch, length)``, or to ``(batch, choices, length)`` for multiple choice.
 
-    repeated: they start alike; otherwise they are consecutive parts of the text.
+    repeated: each starts at the beginning of the text; otherwise they are consecutive parts of the text.
     """
     ids = words.tokens(length).repeat(batch, 1) if repeated else words.tokens(batch * length).view(batch, length).clone()
     ids[:, 0] = ids[0, 0]
@@ -161,7 +161,7 @@ def example_inputs(
 
 
 def compared_texts(inputs: dict[str, Tensor]) -> Comparison:
-    """Texts, of whose outputs those at real tokens are compared."""
+    """Comparison of the outputs for these texts, except at padding."""
     batch, length = inputs["input_ids"].shape[0], inputs["input_ids"].shape[-1]
     mask = inputs["attention_mask"] != 0
 

@@ -48,7 +48,7 @@ from .picture_graph import PictureGraph
 from .sound_graph import SoundGraph
 
 TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
-"""The Hub's names of tasks, and the Auto class of each."""
+"""Task, by its name on the Hub -> the Auto class of its models."""
 REPORT = "export_report.json"
 LONG_CONFIG = "long_config.json"
 
@@ -57,11 +57,11 @@ LONG_CONFIG = "long_config.json"
 class ExportReport:
     """A finished export.
 
-    inputs, outputs: names, in order. min_length, max_length: least (pad shorter texts) and most tokens that the graph takes.
-    text: what the graph and the model were run on.
-    image_size: pixels along each axis of the pictures that a graph of a model of pictures takes, and no others.
-    decoding: of a decoder with a cache, its state tensors and how they are initialised.
-    int8: of the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
+    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum tokens that the graph takes.
+    text: description of the inputs on which graph and model were compared.
+    image_size: the only picture size that a picture model's graph takes, in pixels along each axis.
+    decoding: the state tensors of a decoder with a cache, and how they are initialised.
+    int8: the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
     """
 
     destination: Path
@@ -102,14 +102,14 @@ def export_checkpoint(
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Write a long checkpoint as one graph, after comparing the two at three lengths (for sound, at three durations).
+    """Export a long checkpoint as one graph, and compare it with the model at three lengths (for sounds, three durations).
 
-    The graph of a model of pictures takes, and is compared on, pictures of one size: that for which the model was converted. Weights are
-    written in float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``, as one step of
-    generation, which takes and returns the cache of every layer. The graph of a sentence-transformers model also returns
-    ``sentence_embedding``, pooled and normalised as its modules say; these are copied next to it. config.json is that of the base, for
-    programs without this package (sentence-transformers, optimum, text-embeddings-inference), since the attention is in the graph. The
-    Long config is next to it as long_config.json.
+    The graph of a picture model takes only pictures of the size for which the model was converted. Weights are written in float32. A
+    decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``, as one step of generation, which takes
+    and returns the cache of every layer. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled and
+    normalised by the model's modules; their files are copied next to the graph. config.json is the base's config, for programs without
+    this package (sentence-transformers, optimum, text-embeddings-inference), since the graph contains the attention. The Long config is
+    written as long_config.json.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
@@ -117,7 +117,7 @@ def export_checkpoint(
         format: "onnx", or "torch" for ``torch.export.load``.
         opset: of ONNX; None takes PyTorch's default.
         task: the task of the exported head, one of ``TASKS``; None keeps the head of the checkpoint.
-        global_attention_mask: add this input to the graph; otherwise global tokens are those of the configuration.
+        global_attention_mask: add this input to the graph; without it, only the model's config decides which tokens are global.
         int8: also write model_int8.onnx by onnxruntime's dynamic quantisation of the linear layers, and measure its accuracy and time.
         overwrite: replace an existing folder, once the new one is complete.
         revision, token: of a Hub repository.
@@ -151,7 +151,7 @@ def export_checkpoint(
         raise ExportError(f"{source.name!r} is a short checkpoint; convert it first (longattn convert {source.name} DST).")
     refuse_quantised(source)
     refuse_adapter(source)
-    source = open_source(model, revision=revision, token=token)  # so far, of a repository, the headers of the weights only
+    source = open_source(model, revision=revision, token=token)  # until here, only the headers of a repository's weights were downloaded
     say = progress or (lambda sentence: None)
     say(f"reading {short_name(source)}")
     loaded = _load(source, inspection.class_name, task)
@@ -207,7 +207,7 @@ def export_checkpoint(
 
 
 def _text_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
-    """What a model of texts is traced and compared on, and its graph."""
+    """The texts on which a text model is traced and compared, and its graph."""
     words = VerificationText(*verification_text(None), load_tokenizer(source.folder), model.config.vocab_size)
     if task == WITH_PAST:
         return words, DecoderGraph(model, words)
@@ -216,7 +216,7 @@ def _text_graph(model: Any, source: Source, inputs: Any, task: str | None, globa
 
 
 def _sized_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
-    """The same of a model of inputs with a size."""
+    """The inputs on which a model of pictures, sounds or other sized inputs is traced and compared, and its graph."""
     kind: Any = kind_of(family_of(model.config))
     if not kind.graph:
         raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {type(model).__name__} in PyTorch.")
@@ -230,7 +230,7 @@ def _sized_graph(model: Any, source: Source, inputs: Any, task: str | None, glob
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:
-    """The inputs of the graph: those that the tokenizer returns and the model takes."""
+    """Names of the graph's inputs, which depend on the model, its tokenizer and ``global_attention_mask``."""
     taken = inspect.signature(model.forward).parameters
     from_tokenizer = [] if tokenizer is None else tokenizer.model_input_names
     names = ["input_ids", "attention_mask"]
@@ -246,7 +246,7 @@ def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: 
 
 
 def _load(source: Source, class_name: str, task: str | None) -> Any:
-    """The model with the head of the task, in float32."""
+    """Load the model with the head for ``task`` (``None``: its own head), in float32."""
     import transformers
 
     family = family_for_class(class_name)
@@ -284,7 +284,7 @@ def _check_mechanisms(model: nn.Module) -> None:
 
 
 def _quantise(stage: Path, graph: OnePassGraph, outputs: tuple[str, ...], text: str, limits: tuple[int, int]) -> dict[str, Any]:
-    """Write the int8 copy of the graph in ``stage``; the values of :attr:`ExportReport.int8`, measured on ``text``."""
+    """Write and measure the int8 copy of the graph in ``stage``. Returns :attr:`ExportReport.int8`; ``text`` describes the inputs."""
     file, copy = stage / FILES["onnx"], stage / INT8_FILE
     layers, inputs = quantise(file, copy), graph.int8_inputs(limits)
     measured = measure(onnx_runner(file, outputs), onnx_runner(copy, outputs), inputs.compared, inputs.timed)
@@ -294,7 +294,7 @@ def _quantise(stage: Path, graph: OnePassGraph, outputs: tuple[str, ...], text: 
 
 
 def _write_configs(model: Any, source: Source, stage: Path) -> None:
-    """The base's config as config.json, and the Long one next to it."""
+    """Write the base's config as config.json, and the Long config next to it."""
     values = with_base_windows(model.config.to_dict())
     plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
     heads = [name for name, class_name in family_of(model.config).heads.items() if class_name == type(model).__name__]
@@ -311,7 +311,7 @@ STOCK = ("native", "gguf")
 def write_graph(
     graph: ExportedGraph, file: Path, format: str, max_length: int, opset: int | None, say: Callable[[str], None]
 ) -> tuple[tuple[str, ...], int, int | None]:
-    """Trace the graph and write it to ``file``, for texts of up to ``max_length`` tokens; ``say`` is called before each step.
+    """Trace the graph and write it to ``file``, for inputs of up to ``max_length`` tokens; ``say`` is called before each step.
 
     Returns:
         The names of the outputs, the minimum length, and the opset of an ONNX file (PyTorch's default if ``opset`` is ``None``).
@@ -351,7 +351,7 @@ def write_graph(
 
 
 def _forget_folders(program: torch.export.ExportedProgram) -> None:
-    """Remove from every node in which files of this machine its operation was called."""
+    """Remove the stack traces of all nodes, which name files of this machine."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
             for node in module.graph.nodes:
@@ -359,12 +359,12 @@ def _forget_folders(program: torch.export.ExportedProgram) -> None:
 
 
 def has_experts(model: nn.Module) -> bool:
-    """Whether tokens are sent to experts, which compute theirs together."""
+    """Whether the model has mixture-of-experts layers."""
     return any(type(module).__name__.endswith("Experts") for module in model.modules())
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of the original error; those raised from it address PyTorch's developers."""
+    """First line of the original error; errors raised from it address PyTorch's developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""A model of pictures as one graph for pictures of one size and any batch: what is traced, and how the written file is compared."""
+"""Picture models as one graph for one size and any batch size: the inputs for tracing, and for comparing the written file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..inputs.grid import VerificationPictures
 from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 
 COMPARED_BATCHES = (3, 1)
-"""Numbers of pictures to compare."""
+"""Batch sizes to compare."""
 INT8_BATCHES = (6, 1)
-"""Numbers of pictures on which an int8 copy is compared, and timed."""
+"""Batch sizes for comparing an int8 copy, and for timing it."""
 
 
 class PictureGraph(OnePassGraph):
-    """A model as a function of its pixels, its spectrogram, or of patches with what its base would draw.
+    """A model as a function of pixels, patches or a spectrogram, and of the noise that its base would draw at random (ViT-MAE).
 
-    pictures: on which it is traced and compared. size: pixels along each axis.
+    pictures: the inputs for tracing and comparing. size: pixels along each axis.
     """
 
     advised = "window2d"
@@ -47,13 +47,13 @@ class PictureGraph(OnePassGraph):
         return self.names
 
     def example(self, batch: int) -> dict[str, Tensor]:
-        """A picture, turned by another number of columns in each row of the batch."""
+        """A batch of one picture, with each copy rolled by another number of columns."""
         pixels = turned(self.pictures.pixels(self.size), batch, -1)
         arguments = self.pictures.rule.arguments(self.pictures.config, pixels)
         return {name: arguments[name] for name in self.names}
 
     def shortest_lengths(self, max_length: int) -> list[int]:
-        """That of the one size."""
+        """The number of tokens of the only size."""
         return [max_length]
 
     def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:

@@ -1,7 +1,7 @@
-"""A model without the attention heads or feed-forward units that matter least.
+"""Prune the least important attention heads or feed-forward units of a model.
 
-The importance of a head or unit is what its removal would cost to first order: the sum over documents of |Σ activation · gradient of the
-loss| (Michel et al. 2019, equation 2; Molchanov et al. 2017, Taylor expansion).
+The importance of a head or unit is a first-order estimate of how its removal changes the loss: the sum over documents of |Σ activation ·
+gradient of the loss| (Michel et al. 2019, equation 2; Molchanov et al. 2017, Taylor expansion).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ..modeling.inference.pruning import KEPT_HEADS, Heads, cut, heads_of
 from .compression_input import SHORT_LENGTH, CompressionInput, predicts_tokens
 
 INNER_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "hidden_dim", "d_ff")
-"""What configs call the width of the feed-forward layers."""
+"""Config fields with the width of the feed-forward layers."""
 
 
 @dataclass
 class Compressed:
-    """What a method of compression returns.
+    """The result of a compression method.
 
-    model: to be saved.
-    expected: computes what `model` must compute after it was read again.
-    dtype: to save it in; ``None`` as it is.
-    pruned: what is missing, by layer.
+    model: the compressed model, to be saved.
+    expected: a model whose outputs the saved files must reproduce.
+    dtype: to save `model` in; ``None``: unchanged.
+    pruned: for each layer the removed heads, or the number of removed units.
     is_changed: whether a written tensor counts as changed if the source has none of its dtype and shape.
     """
 
@@ -45,7 +45,7 @@ class Compressed:
 
 
 def prune_heads(source: CompressionInput) -> Compressed:
-    """Without the least important heads of all layers together; every layer keeps one."""
+    """Remove the least important heads, ranked over all layers; every layer keeps at least one."""
     model, share = source.model, source.config.share
     if not isinstance(model.config, LongConfig):
         raise OptionError(
@@ -85,7 +85,7 @@ def prune_heads(source: CompressionInput) -> Compressed:
 
 
 def _heads_to_remove(share: float, total: int, layers: int) -> int:
-    """How many of ``total`` heads a share is; one in each layer stays."""
+    """Number of heads to remove for a share of ``total`` heads; one per layer must stay."""
     count = round(share * total)
     if count > total - layers:
         most = math.floor((total - layers) / total * 100) / 100
@@ -101,7 +101,7 @@ def _remove(heads: Heads, pruned: set[int], counts: dict[str, int]) -> None:
 
 
 def prune_ffn(source: CompressionInput) -> Compressed:
-    """Without the least important units of the feed-forward layers; the same number in every layer, which the config holds."""
+    """Remove the least important feed-forward units, the same number in every layer; the config gets the new width."""
     model, share = source.model, source.config.share
     name = next((name for name in INNER_WIDTHS if isinstance(getattr(model.config, name, None), int)), None)
     if name is None or model.config.is_encoder_decoder:
@@ -129,10 +129,10 @@ def prune_ffn(source: CompressionInput) -> Compressed:
 
 
 def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
-    """The layers into and out of every feed-forward block.
+    """Yield the layers into every feed-forward block, and the layer out of it.
 
     Raises:
-        OptionError: they are not found, or are laid out otherwise.
+        OptionError: some layer has no feed-forward block of linear layers into and out of ``inner`` units.
     """
     attention = {id(module) for site in attention_sites(model) for module in site.module.modules()}
     linears = [module for module in model.modules() if type(module) is nn.Linear and id(module) not in attention]
@@ -153,16 +153,16 @@ def _feed_forward(model: nn.Module, inner: int) -> Iterator[tuple[list[nn.Linear
 
 @torch.no_grad()
 def _silence(layer: nn.Linear, units: set[int], width: int) -> None:
-    """Let a layer ignore some units of ``width`` inputs each."""
+    """Set the weights for some units, of ``width`` inputs each, to zero."""
     for unit in units:
         layer.weight[:, unit * width : (unit + 1) * width] = 0
 
 
 def importance(source: CompressionInput, readers: Mapping[nn.Linear, int]) -> dict[nn.Linear, Tensor]:
-    """What units are worth: for each layer that reads the units, the sum over documents of |Σ input · gradient|.
+    """Importance of units: the sum over documents of |Σ input · gradient|. readers: layer that reads the units -> inputs per unit.
 
     Raises:
-        OptionError: the model predicts no tokens, so that there is no loss.
+        OptionError: the model has no masked or causal loss on text, or is an encoder-decoder.
     """
     model = source.model
     if not predicts_tokens(model):

@@ -1,4 +1,4 @@
-"""A model of sound as one graph for sounds of any duration and any batch: what is traced, and how the written file is compared."""
+"""Sound models as one graph for any duration and batch size: the inputs for tracing, and for comparing the written file."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 from .model_graph import least_lengths
 
 COMPARED = ((3, 0.0), (2, 0.3), (1, 1.0))
-"""Batch sizes, and durations between the shortest and the longest, to compare."""
+"""Batch sizes and durations to compare, from 0 for the shortest to 1 for the longest duration."""
 EXAMPLE_FRAMES = 600
-"""Frames of the traced sound, unless the minimum is greater."""
+"""Number of frames of the traced sound, unless the minimum is greater."""
 INT8_FRAMES = ((6, 512), (1, 2048))
-"""Number of the sounds and frames of each on which an int8 copy is compared, and of the one that is timed."""
+"""Batch size and frames per sound for comparing an int8 copy, and for timing it."""
 DECODED = "decoder_input_ids"
 DECODED_TOKENS = 4
-"""Tokens that a decoder reads where a graph is traced and compared."""
+"""Number of decoder tokens for tracing and comparing."""
 
 
 class SoundGraph(OnePassGraph):
-    """A model as a function of samples ``(B, N)`` or features, of their mask where padding changes nothing, and of the tokens that its
-    decoder has written, if it has one.
+    """A model as a function of samples ``(B, N)`` or features. Further inputs are a mask, if padding does not change the outputs, and the
+    decoder's tokens, if the model has a decoder.
 
-    sounds: on which it is traced and compared.
+    sounds: the inputs for tracing and comparing.
 
     Raises:
         ExportError: the model is a transducer.
@@ -59,7 +59,7 @@ class SoundGraph(OnePassGraph):
     ) -> dict[str, Tensor]:
         sound = input_values if input_features is None else input_features
         if sound is not None and decoder_input_ids is not None:
-            assume_in_graph(decoder_input_ids.shape[0] == sound.shape[0])  # one symbol for both, before shapes are made of them
+            assume_in_graph(decoder_input_ids.shape[0] == sound.shape[0])  # one symbol for both batch sizes, before shapes depend on them
         return self.run(
             input_values=input_values, input_features=input_features, attention_mask=attention_mask, decoder_input_ids=decoder_input_ids
         )
@@ -69,7 +69,7 @@ class SoundGraph(OnePassGraph):
         return (self.rule.input, *([MASK] if self.masked else []), *([DECODED] if self.decodes else []))
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
-        """A sound, turned by another stretch in each row, with padding after all but the first where the graph takes a mask."""
+        """A batch of one sound, with each copy rolled by another amount. If the graph takes a mask, all but the first end in padding."""
         rows = turned(self.sounds.features(self.rule.seconds(length)).narrow(self.rule.time_axis, 0, length), batch, self.rule.time_axis)
         config, least = self.sounds.config, self.rule.length_of(self.sounds.config, 1)
         lengths = [max(least, length - number * length // 7) for number in range(batch)] if self.masked else None

@@ -1,4 +1,4 @@
-"""What goes to the Hub with a model: the card, written from measured results, the model's code, and the way there."""
+"""Publish models on the Hub: cards from measured results, bundled code, and the upload."""
 
 from __future__ import annotations
 

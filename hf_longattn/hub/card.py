@@ -41,7 +41,7 @@ REPORT = CONVERSION_REPORT
 MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is pushed, unless you remove this line -->"
 END = "<!-- end -->"
 UNNAMED_TASK = "other"
-"""In the metadata of results of models whose task has no name on the Hub."""
+"""Task in the metadata of results if the model's task has no name on the Hub."""
 _PICTURES = tuple(
     {"src": f"https://huggingface.co/datasets/mishig/sample_images/resolve/main/{file}.jpg", "example_title": title}
     for file, title in (("tiger", "Tiger"), ("teapot", "Teapot"), ("palace", "Palace"))
@@ -55,7 +55,7 @@ WIDGETS = {
     SOUND_HEADS["ForCTC"].task: _SOUNDS,
     SOUND_HEADS["ForSequenceClassification"].task: _SOUNDS,
 }
-"""Task -> what the Hub offers to run next to a card: the examples of transformers' own models."""
+"""Task -> example inputs of the widget beside a card on the Hub, the ones on cards of transformers' own models."""
 MARKED = re.compile(rf"{re.escape(MARK).replace(re.escape('{}'), '(.*?)')}.*?{END}", re.DOTALL)
 
 
@@ -66,19 +66,19 @@ def write_model_card(model_dir: str | Path, **contents: Any) -> Path:
         The path of the card.
 
     Raises:
-        CheckpointError, LongAttentionError: as :func:`model_card`.
+        CheckpointError, LongAttentionError: as :func:`model_card`, or ``README.md`` is not a regular file.
     """
     path = Path(model_dir) / "README.md"
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{str(path)!r} is not a regular file; remove it.")
-    card = model_card(model_dir, **{**_kept(path, contents), **contents})
+    card = model_card(model_dir, **{**_existing_fields(path, contents), **contents})
     with staged_file(path) as stage:
         card.save(stage)
     return path
 
 
-def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of an earlier card that nothing else records: how the model was trained, and what was measured."""
+def _existing_fields(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
+    """Training section and results of an existing card, as arguments of :func:`model_card`. No other file records them."""
     if not readme.is_file():
         return {}
     try:
@@ -94,12 +94,12 @@ def _kept(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    """The number of layers with attention, of all stages where a config counts those."""
+    """Number of layers with attention; the sum over all stages if the config counts layers per stage."""
     return int(config.get("num_hidden_layers") or config.get("n_layer") or sum(config.get("depths") or [1]))
 
 
 def section(text: str, heading: str) -> str:
-    """The text of a card under a heading of the second level."""
+    """The text of a card below its ``##`` heading; empty if the card lacks that heading."""
     match = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return match[1].strip() if match else ""
 
@@ -125,18 +125,18 @@ def model_card(
 ) -> ModelCard:
     """The card of a saved model.
 
-    Licence, language, datasets and tags that are not given are inherited from the folder's ``README.md`` and the source's.
+    Licence, language, datasets and tags that are not given are inherited from the ``README.md`` of the folder and of the source.
 
     Args:
         model_dir: a saved model.
-        base_model: the Hub name of the model it was made from; a local folder is named in the text only.
-        source: the folder or Hub name of the model whose card is inherited from; by default the report's.
+        base_model: the Hub name of the model it was made from. Omit it for a local folder.
+        source: folder or Hub name of a model whose metadata is inherited; by default, if the folder has no card, the report's source.
         report: the conversion's report; by default the folder's ``conversion_report.json``.
-        results: measured rows; those without a ``system`` also go into the metadata (``model-index``).
+        results: measured results. Results without a ``system`` also go into the metadata (``model-index``).
         name: what a reader types to load the model, a Hub name or a path; by default ``model_dir``.
-        title, introduction, training, limits: text; limits follow those that the config implies.
-        license, language, datasets, tags: metadata of the Hub.
-        measured, eval_results: the table of results and its metadata from an earlier card, if no results are given.
+        title, introduction, training, limits: text. The card lists ``limits`` after the limits that the config implies.
+        license, language, datasets, tags: metadata for the Hub.
+        measured, eval_results: a table of results in Markdown and its metadata, used if ``results`` is empty.
 
     Raises:
         CheckpointError: the folder has no readable ``config.json``.
@@ -183,7 +183,7 @@ def model_card(
 
 
 def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The Hub's name of the task of a model in ``folder``."""
+    """The model's task by its name on the Hub; ``None`` if it has no name."""
     kind = sentence_kind(folder)
     if kind is not None:
         return "text-ranking" if kind == RERANKER else "sentence-similarity"
@@ -209,7 +209,7 @@ def _library(folder: Path) -> str:
 
 
 def _global_tokens(folder: Path, config: dict[str, Any]) -> str:
-    """Which tokens are global by the config, besides those of the mechanism's options; empty for none."""
+    """Description of the tokens that ``config.json`` makes global, apart from the mechanism's options; empty if there are none."""
     separator, marked = config.get("question_separator_id"), config.get("global_token_ids") or []
     named = _token_names(folder, [*([separator] if separator is not None else []), *marked])
     groups = [f"a question before the document, up to the first `{named.pop(0)}`"] if separator is not None else []
@@ -229,7 +229,7 @@ def _token_names(folder: Path, ids: Sequence[int]) -> list[str]:
 
 
 def with_name(text: str, folder: Path, name: str) -> str:
-    """A card with its title and its marked parts, which name the model, rendered for another name; the other text stays."""
+    """Put another model name into a card: into its title, its metadata and its marked parts. Other text stays."""
     metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     parts = _parts(folder, read_config(folder), read_report(folder), name, metadata)
     text = MARKED.sub(lambda match: parts.get(match[1], match[0]), text)
@@ -239,7 +239,7 @@ def with_name(text: str, folder: Path, name: str) -> str:
 
 
 def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: str, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The parts of a card that name the model, in their markers."""
+    """Part -> its text, for the parts of a card that name the model; each is enclosed in ``MARK`` and ``END``."""
     length = int((report.get("plan") or {}).get("new_length") or tokens_of(config))
     step = report.get("next_step") or {}
     training = in_one_line(next_step(step, name))
@@ -251,8 +251,8 @@ def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: s
 
 
 def _inherited(folder: Path, source: str | Path | None, converted_from: str | None) -> dict[str, Any]:
-    """The metadata of the folder's card, completed by the source's, where one is named; without a card of the folder, that of what the
-    model was converted from. The base of a source is not the model's."""
+    """Metadata that a card inherits: the folder's ``README.md``, completed by the card of ``source``, but never by its ``base_model``.
+    If the folder has no ``README.md`` and ``source`` is ``None``, the card of ``converted_from`` is read instead."""
     of_folder = inherited_metadata(folder / "README.md") if (folder / "README.md").is_file() else None
     named = source if source is not None or of_folder is not None else converted_from
     card = source_card(named) if named is not None else None
@@ -299,7 +299,7 @@ REPORT_FIELDS: dict[str, Any] = {
     **dict.fromkeys(("verified", "needs_training"), "true or false"),
     "tolerance": NUMBER,
 }
-"""The fields of a conversion's report that a card and a push read."""
+"""Fields of a conversion report that cards and uploads read, with their types for :func:`check_fields`."""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -316,7 +316,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 
 def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
-    """The attention of each tower of a model by its name, or that of a model of one stack under an empty name; none of a short model."""
+    """Tower -> its attention. A model without towers has one entry with an empty name, a short model has none."""
     chosen = config.get("long_attention") or {}
     if chosen and TOWERS not in chosen:
         return {"": LongAttentionConfig.from_dict(chosen)}
@@ -325,11 +325,11 @@ def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
 
 
 def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[str, Any]) -> str:
-    """The mechanism of every layer, of a tower if it has a ``name``."""
+    """Table of the mechanism of every layer; below a heading with the tower's ``name`` if that is not empty."""
     if not name:
         return attention.table(_layers(config))
     of_model = AutoConfig.for_model(**plain_names(config))
-    tower = getattr(of_model, tower_field(name), of_model)  # a tower without a config of its own has the model's
+    tower = getattr(of_model, tower_field(name), of_model)  # a tower without its own config uses the model's
     return f"tower {name}\n{attention.table(tower.num_hidden_layers)}"
 
 
@@ -360,16 +360,16 @@ def _introduction(architecture: str, origin: str, attentions: Mapping[str, LongA
     elif plan.get("new_context_length"):
         before, after = (f"{plan[steps]:,}" for steps in ("old_context_length", "new_context_length"))
         grown = f", extended from series of {before} to {after} steps ({plan['old_length']:,} to {length:,} tokens)"
-    elif plan and not plan["new_length"]:  # a plain class without a maximum length
+    elif plan and not plan["new_length"]:  # a --generic conversion whose config states no maximum length
         grown = ""
     positions = f" (positions: {plan['positions']})" if plan else ""
     return f"{start}{grown}{positions}, with {named}, by hf_longattn."
 
 
 def _origin(metadata: Mapping[str, Any], source: str | Path | None, plan: Mapping[str, Any]) -> str:
-    """The source of a conversion, in words; empty if nothing says that the model was converted.
+    """The source of a conversion as text; empty if neither the metadata nor the report names one.
 
-    A model on the Hub has its name. Any other is a local folder, with the base model that its card names.
+    A Hub model is given by name, any other source as "a local folder" with the base model that its card names.
     """
     converted = str(plan.get("source") or "")
     if name := metadata.get("base_model") or _hub_name(converted):
@@ -378,11 +378,11 @@ def _origin(metadata: Mapping[str, Any], source: str | Path | None, plan: Mappin
 
 
 def origin_of(source: str, folder: Path) -> str:
-    """The source of a model, in words: its name on the Hub, or a local folder and what that was converted from.
+    """A model's name on the Hub, or "a local folder" with the model that it was converted from or is based on.
 
     Args:
-        source: as the user typed it.
-        folder: its files.
+        source: the model, as the user typed it.
+        folder: the folder with the model's files.
     """
     if name := _hub_name(source):
         return f"`{in_one_line(name)}`"
@@ -393,14 +393,14 @@ def origin_of(source: str, folder: Path) -> str:
 
 
 def _local_folder(card: Path | None) -> str:
-    """A local folder in words, with the base model that its card names, and never with its name."""
+    """The text "a local folder", with the base model that its card names. The folder's own name is never published."""
     base = None if card is None else inherited_metadata(card).get("base_model")
     named = base if isinstance(base, str) and public_name(base) == base else ""
     return "a local folder" + (f", which is based on `{in_one_line(named)}`" if named else "")
 
 
 def _hub_name(source: str) -> str:
-    """The name of a repository, or of one in the Hub's cache by its folder; empty for other folders."""
+    """Name of a repository that is given by name or by its folder in the Hub cache; empty for other folders."""
     path = Path(source).expanduser()
     cached = [part for part in path.resolve().parts if part.startswith("models--")]
     if cached and path.is_dir():
@@ -412,7 +412,7 @@ UNTRAINED = "As converted, its outputs differ from those of its source: train it
 
 
 def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The values of each tower of a Long model of several, by its name."""
+    """Tower -> its config values, for the towers of a Long model that have ``long_attention``."""
     family = family_in(config)
     parts = {name: config.get(tower_field(name)) for name in (family.towers if family else ())}
     return {name: part for name, part in parts.items() if isinstance(part, dict) and "long_attention" in part}
@@ -453,11 +453,11 @@ class MeasuredResult:
         metric: readable name, for example "exact match".
         value: finite; in ``unit``.
         unit: "%", "s", "nats", or "" for a plain number.
-        task: the Hub's task name, for example "question-answering"; ``None`` = that of the model.
+        task: the Hub's task name, for example "question-answering"; ``None``: the model's task.
         dataset_type: identifier in the metadata; made from ``dataset`` when empty.
         metric_type: identifier in the metadata; made from ``metric`` when empty.
-        system: what was measured, if the table compares several; only rows without one go into the metadata.
-        n: examples; standard_error: in ``unit``; split: of the dataset; note: a few words.
+        system: name of the measured system, if a table compares several. Results with a system do not go into the metadata.
+        n: number of examples. standard_error: in ``unit``. split: of the dataset. note: a few words.
     """
 
     dataset: str
@@ -479,7 +479,7 @@ class MeasuredResult:
 
     @classmethod
     def of(cls, row: MeasuredResult | dict[str, Any]) -> MeasuredResult:
-        """The row itself, or one made from a dict of these attributes."""
+        """``row`` itself, or a MeasuredResult made from a dict of its attributes."""
         if isinstance(row, MeasuredResult):
             return row
         try:

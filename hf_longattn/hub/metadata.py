@@ -1,4 +1,4 @@
-"""Metadata of model cards: what a card inherits from its source's, and whether it can be read back."""
+"""Metadata of model cards: inheritance from the source's card, and the check that it can be read back."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..errors import CheckpointError, LongAttentionError, OptionError, checkpoin
 from ..reading import read_text
 
 KEPT = ("license", "license_name", "license_link", "language", "datasets", "tags")
-"""Metadata that a converted model shares with its source; not results, which were measured on another model."""
+"""Metadata that a converted model inherits from its source. Results are not among them: they were measured on another model."""
 LISTED = ("language", "datasets", "tags", "base_model")
-"""Fields that may have several values."""
+"""Fields whose value may be a list."""
 IDENTIFIER = re.compile(r"(?=.*[a-z])[a-z0-9][a-z0-9.+-]*", re.IGNORECASE)
-"""A licence on the Hub, with at least one letter: mit, 0bsd."""
+"""Identifier of a licence on the Hub, for example mit or 0bsd; it has at least one letter."""
 TAG = re.compile(r"\w[\w .:/+-]*")
 FORMATS = frozenset((
     "coreml", "flax", "gguf", "jax", "keras", "mlx", "onnx", "openvino", "pytorch", "rust", "safetensors", "tensorflow", "tf", "tf-keras",
     "tflite", "torch", "transformers",
 ))  # fmt: skip
-"""Tags that name the format of the source's files."""
+"""Tags that name a file format. They describe the source's files, so a converted model does not inherit them."""
 
 
 def inherited_metadata(card: str | Path) -> dict[str, Any]:
-    """The fields :data:`KEPT` of the front matter of a ``README.md``, without tags of file formats, and its ``base_model``.
+    """Fields of a ``README.md``'s front matter that are in :data:`KEPT`, without tags in :data:`FORMATS`, and ``base_model``.
 
-    A card that cannot be read gives no metadata, and a warning.
+    Warns if the card cannot be read, and returns no metadata then. Fields of an unexpected type are left out with a warning.
     """
     try:
         data = read_card(Path(card)).data.to_dict()
@@ -66,7 +66,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def source_card(source: str | Path) -> Path | None:
-    """The ``README.md`` of a source that is a folder, or a Hub repository whose card is in the Hub cache already."""
+    """Path of the ``README.md`` of a folder or, if it is in the Hub cache, of a Hub repository; else ``None``."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder / "README.md" if (folder / "README.md").is_file() else None
@@ -78,16 +78,16 @@ def source_card(source: str | Path) -> Path | None:
 
 
 def fetch_card(repo_id: str) -> None:
-    """Download the card of a Hub repository into the Hub cache, if it has one that can be read."""
+    """Download the card of a Hub repository into the Hub cache. Errors, such as a missing card, are ignored."""
     with contextlib.suppress(OSError, ValueError, HTTPError):  # without it, no metadata is inherited
         hf_hub_download(repo_id, "README.md")
 
 
 def check_stated(stated: Mapping[str, Any]) -> None:
-    """Refuse a card's licence or tags that the Hub does not take.
+    """Refuse a licence or a tag that the Hub does not accept.
 
     Raises:
-        OptionError: with an example.
+        OptionError: the licence or a tag has a wrong form; the message has an example of a right one.
     """
     if (license := stated.get("license")) and not IDENTIFIER.fullmatch(license):
         raise OptionError(f"{license!r} is not the identifier of a licence; give one, for example --license apache-2.0.")
@@ -96,7 +96,7 @@ def check_stated(stated: Mapping[str, Any]) -> None:
 
 
 def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """The given metadata, completed by the inherited: tags are merged; a licence is inherited with its name and link, or not at all."""
+    """``stated`` completed by ``inherited``. Tags are merged; a stated licence replaces the inherited one, with its name and link."""
     states_license = stated.get("license") is not None
     rest = {name: value for name, value in inherited.items() if not (states_license and name.startswith("license"))}
     merged = {**rest, **{name: value for name, value in stated.items() if value}}

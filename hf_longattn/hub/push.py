@@ -31,23 +31,23 @@ LEFT_OUT = (
     ".*", "checkpoint-*", "checkpoints", "stage1", "converted", "runs", "training_args.bin", "optimizer.*", "scheduler.pt", "scaler.pt",
     "rng_state*", "__pycache__", *PREDICTIONS,
 )  # fmt: skip
-"""Files of a training run rather than of its model; ``training_args.bin`` is a pickle that may contain a token, and
-predictions quote the data."""
+"""Patterns of files that are not uploaded, since they belong to a training run. ``training_args.bin`` is a pickle that may contain a
+Hub token, and predictions quote the data."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.pt2")
 RECORDS = ("*_report.json", "training_log.json", "distillation_log.jsonl", "trainer_state.json", "*_results.json")
 """Reports and logs, which name files and folders of the machine that wrote them."""
 NOT_SCANNED = (*WEIGHTS, "*.onnx.data")
-"""Files that are not searched for tokens."""
+"""Files that are not searched for Hub tokens."""
 TOKEN_BYTES = re.compile(TOKEN.pattern.encode())
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""How a text in UTF-16 starts, as PowerShell writes a log."""
+"""Byte order marks of UTF-16, the encoding of logs that PowerShell writes."""
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class PushReport:
-    """What was uploaded: the commit's files, the folder's files that were left out, and which card the repository has
-    (``"the folder's"``, ``"written"``, or ``"the repository's"``, unchanged)."""
+    """A finished upload. files: in the commit. left_out: files of the folder that were not uploaded. card: which card the repository has,
+    ``"the folder's"``, a newly ``"written"`` one, or ``"the repository's"``, which is unchanged."""
 
     repo: str
     url: str
@@ -76,24 +76,24 @@ def push_model(
 ) -> PushReport:
     """Upload a saved model in one commit. Other files of the repository stay.
 
-    A broken connection is retried; large files that have arrived are not uploaded again, neither then nor by a later call.
+    After a broken connection the upload is retried. Large files that have arrived are not sent again, not even by a later call.
 
-    Links are followed inside the folder and, in a snapshot of the Hub's cache, inside its repository. Any other link is refused, since it
-    would upload a file that is not part of the model.
+    A link is followed if its target is inside the folder or, in a snapshot of the Hub cache, inside the cached repository. Any other link
+    is refused, since it would upload a file that is not part of the model.
 
     Args:
         folder: a saved model.
         repo_id: ``NAME`` or ``USER/NAME``; created if it does not exist.
-        private: create a private repository. Refused if it exists and is public.
-        revision: a branch; created from the main one if it does not exist.
-        token: with write access; by default HF_TOKEN or that of `hf auth login`.
+        private: create a private repository. An existing public repository is refused.
+        revision: a branch; created from the main branch if it does not exist.
+        token: a Hub token with write access; by default from HF_TOKEN or `hf auth login`.
         remote_code, user_code: bundle the model's code first, see :func:`hf_longattn.hub.bundle_remote_code`.
         log: called with a message when a broken connection is retried.
 
     Raises:
         CheckpointError: the folder is not a saved model, names code that is missing, or contains an unreadable file or a link that leads
             elsewhere.
-        HubError: no access, no connection, or a file that contains a token.
+        HubError: no access, no connection, or a file that contains a Hub token.
         RemoteCodeError: modified or custom code without ``user_code``.
     """
     place = Path(folder).expanduser()
@@ -118,10 +118,10 @@ def push_model(
 
 
 def check_login(repo_id: str, token: str | bool | None = None, *, private: bool = False) -> None:
-    """Refuse an upload before the work that is to be uploaded.
+    """Check whether an upload is possible, before starting the work that produces its files.
 
     Raises:
-        HubError: the user is not logged in to the Hub, or the repository is public and what is pushed is to be ``private``.
+        HubError: the user is not logged in to the Hub, or ``private`` is set and the repository exists and is public.
     """
     with translated_errors(repo_id, token):
         api = HfApi(token=token)
@@ -149,7 +149,7 @@ def _push(
     with translated_errors(repo_id, api.token):
         if (place / "README.md").is_file():
             read_card(place / "README.md").validate(repo_type="model")  # before a repository is created for it
-        _changed(place, files, repo_id)  # what is damaged is refused then, too
+        _changed(place, files, repo_id)  # damaged files are refused before that, too
         name = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
         info = api.model_info(name)
         if private:
@@ -159,7 +159,7 @@ def _push(
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, has_card)
     changed = _changed(place, files, name) | ({"README.md": text} if text is not None else {})
-    with tempfile.TemporaryDirectory() as temporary:  # exactly what is uploaded: texts for the repository, and links to the other files
+    with tempfile.TemporaryDirectory() as temporary:  # holds exactly the files to upload: changed texts, and links to the others
         stage = Path(temporary)
         for file in {*files, *changed}:
             (stage / file).parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ def _check_folder(place: Path) -> None:
 
 
 def _check_code(place: Path) -> None:
-    """Refuse code that lacks files: what config.json names under auto_map, or what these files import."""
+    """Refuse a folder that lacks a file that config.json names under auto_map, or one that these files import."""
     from transformers.dynamic_module_utils import get_relative_imports
 
     named = read_config(place).get("auto_map") or {}
@@ -203,7 +203,7 @@ def _check_code(place: Path) -> None:
 
 
 def _files(place: Path) -> tuple[list[str], list[str]]:
-    """Relative paths of what is uploaded, and of what is not."""
+    """Relative paths of the files to upload, and of all other files."""
     uploaded: list[str] = []
     left_out: list[str] = []
     homes = homes_of(place)
@@ -232,7 +232,7 @@ def _refuse_tokens(place: Path, files: list[str], token: str | bool | None) -> N
 
 
 def _has_token(path: Path, known: str | None) -> bool:
-    """Whether a file of any kind contains the token `known`, or what looks like one, in UTF-8 or, with a byte order mark, in UTF-16."""
+    """Whether a file contains the Hub token `known` or text that looks like one. Files with a byte order mark are read as UTF-16."""
     with path.open("rb") as file:
         if not (start := file.read(2)):
             return False
@@ -242,7 +242,7 @@ def _has_token(path: Path, known: str | None) -> bool:
 
 
 def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
-    """The card to upload, if any, and which one it is; `has_card`: whether the folder or the repository has one."""
+    """Text of the card to upload or ``None``, and :attr:`PushReport.card`. has_card: whether the folder or the repository has a card."""
     readme = place / "README.md"
     if not readme.is_file():
         return (None, "the repository's") if has_card else (str(model_card(place, name=name)), "written")
@@ -254,12 +254,12 @@ def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
 
 
 def _changed(place: Path, files: list[str], name: str) -> dict[str, str]:
-    """Path -> what is uploaded in place of files that are not for others as they are."""
+    """Path -> text to upload in place of a file that names folders of this machine."""
     return {**_adapter(place, name), **_records(place, files, name)}
 
 
 def _adapter(place: Path, name: str) -> dict[str, str]:
-    """Path -> config of a PEFT adapter that was converted with the model, with the repository as its base."""
+    """Path -> config of the model's PEFT adapter, with the repository as its base; empty if no adapter has this folder as its base."""
     file = place / ADAPTER
     if not file.is_file():
         return {}
@@ -270,8 +270,8 @@ def _adapter(place: Path, name: str) -> dict[str, str]:
 
 
 def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
-    """Path -> reports and logs among the files, with the repository's name and without folders of this machine."""
-    read_report(place)  # refuses one that no conversion wrote
+    """Path -> text of a report or log, with the repository's name and without folders of this machine."""
+    read_report(place)  # refuses a report that no conversion wrote
     changed = {}
     for file in files:
         if any(fnmatch.fnmatch(Path(file).name, pattern) for pattern in RECORDS):
@@ -286,7 +286,7 @@ def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
 
 
 def _public(record: Any, name: str) -> Any:
-    """What a report or a log says, for the readers of a repository."""
+    """A report or an entry of a log without folders of this machine; ``train_command`` is added if there is a next step."""
     public = without_folders(record)
     if isinstance(record, dict) and isinstance(step := record.get("next_step"), dict) and step:
         public["train_command"] = next_step(without_folders(step), name)

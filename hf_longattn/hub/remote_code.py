@@ -4,8 +4,8 @@
     AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)     # without hf_longattn
 
 A bundle consists of the modules of this package that the model's family and mechanisms import. transformers loads files of one folder and
-follows only ``from .name import``, so ``from ..common.dense import x`` becomes ``from .longattn_engines_common_dense import x``; files do
-not change otherwise. A header names their origin, and ``config.json`` lists the classes under ``auto_map``.
+follows only ``from .name import``, so ``from ..common.dense import x`` becomes ``from .longattn_engines_common_dense import x``. Every
+file gets a header with its origin; two also get a list of bundled files. ``config.json`` names the classes under ``auto_map``.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ PACKAGE = "hf_longattn"
 DISTRIBUTION = "hf-longattn"
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "# Bundled with this model"
-"""Start of a line in the header of every bundled file, and of no other file."""
+"""Start of a header line that every bundled file has, and no other file."""
 HEADER_BYTES = 2048
-"""Bytes at the start of a file that are searched for the mark."""
+"""Number of bytes at the start of a file that are searched for ``MARK``."""
 LICENSE = """\
 # Copyright the authors of hf_longattn.
 #
@@ -67,16 +67,16 @@ def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[s
     """Write the modelling code of a saved Long model into its folder, and name it in ``config.json``.
 
     Args:
-        folder: of a saved Long model. Files of an earlier bundle are replaced; of all others, only ``config.json`` changes. It names the
-            code before the first file changes and after the last one only, so that an interrupted bundle leaves a model without code.
+        folder: a saved Long model. Files of an earlier bundle are replaced; no other file but ``config.json`` changes. This file stops
+            naming code before the first file is written, and names it after the last, so an interrupted bundle leaves a model without code.
         user_code: also bundle modified files of this package, and mechanisms that were registered from other modules.
 
     Returns:
         The names of the files written, ``config.json`` last.
 
     Raises:
-        CheckpointError: the folder has no readable ``config.json``, or that of another model, cannot be written in, or holds a file or
-            folder of somebody else with the name of a bundled file.
+        CheckpointError: ``config.json`` is unreadable or not a Long model's, the folder is not writable, or a file or folder that is not
+            from a bundle has the name of a bundled file.
         RemoteCodeError: modified or custom code without ``user_code``, or a custom module that imports other files.
     """
     place = Path(folder)
@@ -134,7 +134,7 @@ def bundled_code(folder: Path) -> list[Path]:
 
 
 def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str, Module], str]:
-    """The modules that a model with this config needs, by name, and their origin.
+    """Name -> module, for all modules that a model with this config needs, and their origin as text for headers.
 
     Args:
         config: of a Long model.
@@ -150,19 +150,19 @@ def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str
     return modules, _origin([module for module in modules.values() if module.own], custom, user_code)
 
 
-# ---- which modules
+# ---- collect the modules
 
 
 def _seeds(family: Family, config: Any) -> Iterator[Module]:
-    """The modules that are imported by name at run time: the family's and the mechanisms'."""
+    """The family's module and the mechanisms' modules, which are imported by name at run time."""
     names = {family.module, *(mechanism_class(mechanism).__module__ for mechanism in _mechanisms(config, family))}
     for name in sorted(names):
         yield package_module(name) if name.split(".")[0] == PACKAGE else _custom_module(name)  # type: ignore[misc]
 
 
 def _mechanisms(config: Any, family: Family) -> set[str]:
-    """Every mechanism of the model, with the members of composite ones, and those of default configs, which transformers creates: the
-    family's, and the package's, since defaults of transformers, and so the family's, may change with its version."""
+    """Names of the mechanisms in the model's config, members of composites included, and in the default configs of family and package.
+    transformers creates default configs. The package's default is added since the family's can change with transformers' version."""
     if family.towers:
         return set().union(*(_mechanisms(tower, family.towers[name]) for name, tower in config.towers.items()))
     mechanisms = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
@@ -178,7 +178,7 @@ def _mechanisms(config: Any, family: Family) -> set[str]:
 
 
 def _members(choice: Mapping[str, Any]) -> Iterator[str]:
-    """The mechanism of a choice and the mechanisms among its options, with their defaults."""
+    """Yield the name of the chosen mechanism and of all mechanisms among its options, default values included."""
     options = {name: value for name, value in choice.items() if name not in ("mechanism", "heads")}
     yield choice["mechanism"]
     for value in check_options(choice["mechanism"], options).to_dict().values():
@@ -197,7 +197,7 @@ def _custom_module(name: str) -> Module:
 
 
 def _check_self_contained(module: Module) -> None:
-    """Refuse a custom file that imports anything but this package and installed ones."""
+    """Refuse a custom file that imports anything but this package, the standard library and installed packages."""
     installed = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), PACKAGE}
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ImportFrom):
@@ -214,9 +214,9 @@ def _check_self_contained(module: Module) -> None:
 
 @dataclass(frozen=True)
 class Module:
-    """A module of this package, or a user's that imports from it.
+    """A module of this package, or a user's module that imports from this package.
 
-    made: its text where it has no file of its own: a derived family, whose facts are in the file ``path``.
+    made: generated text of a derived family, whose facts are in the file ``path``; ``None``: the text is in ``path``.
     """
 
     name: str
@@ -257,7 +257,7 @@ class Module:
         return statements
 
     def flattened(self, files: Mapping[str, str]) -> str:
-        """The text with every import of this package replaced; ``files`` maps dotted names to flat file names without ``.py``."""
+        """The text with flat imports of this package's modules; ``files`` maps dotted names to flat file names without ``.py``."""
         lines = self.text.splitlines()
         for node, imports in sorted(self.imports, key=lambda pair: -pair[0].lineno):
             written = [" " * node.col_offset + line for line in _flat_imports(imports, files)]
@@ -288,7 +288,7 @@ def package_module(name: str) -> Module | None:
 
 
 def closure(seeds: Iterable[Module]) -> dict[str, Module]:
-    """The given modules and every module of this package that they import, directly or not; sorted by name."""
+    """The given modules and every module of this package that they import, directly or indirectly; sorted by name."""
     modules: dict[str, Module] = {}
     waiting = list(seeds)
     while waiting:
@@ -307,7 +307,7 @@ def flat_name(name: str) -> str:
 
 
 def _resolved(base: list[str], alias: ast.alias, where: str) -> Import:
-    """What ``from base import alias`` imports; public names of the package are traced to their module."""
+    """The module and name that ``from base import alias`` imports. Public names of the package are traced to their module."""
     dotted = ".".join([*base, alias.name])
     if base == [PACKAGE] and alias.name not in ("families", "mechanisms"):
         from .. import PUBLIC_NAMES
@@ -332,7 +332,7 @@ def _flat_imports(imports: Iterable[Import], files: Mapping[str, str]) -> Iterat
 
 
 def _by_package(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Flat file names of the modules that are imported by name, for ``hf_longattn.naming``."""
+    """Package -> module -> flat file name, for modules that ``hf_longattn.naming`` imports by name."""
     packages: dict[str, dict[str, str]] = {"families": {}, "mechanisms": {}}
     for name, file in files.items():
         parts = name.split(".")
@@ -343,7 +343,7 @@ def _by_package(files: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return packages
 
 
-# ---- where they come from
+# ---- the modules' origin
 
 
 @dataclass(frozen=True)
@@ -402,7 +402,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _origin(package_modules: list[Module], custom: list[Module], user_code: bool) -> str:
-    """The origin for the headers; modified and custom code is refused without ``user_code``."""
+    """The origin as text for headers. Refuses modified and custom code unless ``user_code`` is set."""
     known = provenance(module.path for module in package_modules)
     changed = [os.path.relpath(path) for path in known.modified] if known is not None else []
     if not user_code and (custom or changed or known is None):

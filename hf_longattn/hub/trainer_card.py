@@ -1,4 +1,4 @@
-"""Our card in place of those that transformers writes when it pushes a model."""
+"""Write our model card instead of the one that transformers writes when it pushes a model."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from transformers.modelcard import TrainingSummary
 
 EMPTY_CARD = "This model card has been automatically generated"
-"""In the card that transformers writes for a repository that has none."""
+"""Text in the placeholder card that transformers writes for a repository without a card."""
 
 
 def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
-    """Replace transformers' empty card with ours, in a folder that is about to be pushed; any other card stays.
+    """Replace transformers' placeholder card with ours in a folder that is about to be pushed. Any other card stays.
 
     Args:
         folder: a saved model.
         repo_id: the repository it is pushed to.
-        source: what the model was loaded from; its card gives licence, language, data sets and tags.
+        source: the folder or Hub name from which the model was loaded. Its card gives licence, language, data sets and tags.
     """
     readme = Path(folder) / "README.md"
     if not readme.is_file() or EMPTY_CARD not in (text := read_text(readme)):
@@ -45,17 +45,17 @@ def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
 
 
 class ModelCardMixin:
-    """Put it before ``Trainer`` in the bases of a class. Then ``push_to_hub`` adds the training to the model's card.
-    Trainer's card would drop what the model's says.
+    """Mixin that goes before ``Trainer`` in a class's bases, so that ``push_to_hub`` adds the training to the model's card.
+    Trainer itself would replace that card.
 
         class CardTrainer(ModelCardMixin, Trainer): ...
 
     Licence, language, data sets, tags and ``base_model`` come from the card of the model that was loaded by ``from_pretrained``, unless
-    ``push_to_hub`` is given others; results and hyperparameters are the Trainer's.
+    ``push_to_hub`` is given other values. Results and hyperparameters come from the Trainer.
     """
 
     def create_model_card(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Write ``README.md`` into the output folder; the arguments are those of ``Trainer.create_model_card``.
+        """Write ``README.md`` into the output folder. Takes the arguments of ``Trainer.create_model_card``.
 
         Raises:
             HubError: the folder contains no saved model.
@@ -101,7 +101,7 @@ def training_section(summary: TrainingSummary) -> str:
 
 
 def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Arguments of :func:`model_card` for a model that was loaded from ``source``: a Hub name is the base, a folder's card names it."""
+    """Arguments of :func:`model_card` for a model loaded from ``source``, the base model or a folder whose card names it."""
     contents = {name: value for name, value in stated.items() if value}
     if not source:
         return contents

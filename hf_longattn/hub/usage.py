@@ -1,6 +1,6 @@
-"""What a card tells its reader to type: code that loads and runs the model, and the command that trains it further.
+"""Usage sections of cards: code that loads and runs the model, and the command that trains it further.
 
-The texts are blocks of ``usage.jinja``: one for every kind of input and every head. A kind of input says which ones a model needs.
+The texts are blocks of ``usage.jinja``: one for every kind of input and every head. ``InputKind.example`` chooses the blocks of a model.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ AUTO_CLASSES = {
     for head in heads.values()
     if head.auto_class and head.task is not None
 }
-"""The Hub's name of a task -> the Auto class that loads its models."""
+"""Task, by its name on the Hub -> the Auto class that loads models for it."""
 GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-"""What a tokenizer gives."""
+"""Inputs that a tokenizer returns."""
 MODEL = "{model}"
-"""Stands for the model's name in the fields of a report."""
+"""Placeholder for the model's name in the ``next_step`` of a conversion report."""
 INSTALL = "`pip install .` in a clone of the hf_longattn repository: it is not on a package index yet"
 IMPORT_LINE = "import hf_longattn  # registers the model with transformers"
 
 
 def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any]) -> str:
-    """The section about loading the model as ``name``, with this package and, if its code was bundled, without.
+    """The section of a card on loading the model, with this package and, if its code is bundled, also without this package.
 
     Args:
         folder, config: of the model.
-        name: what a reader types.
-        length: tokens that it takes.
-        metadata: of its card, whose language and tags tell what the example reads.
+        name: the Hub name or path that a reader types to load the model.
+        length: maximum number of tokens of the model's input.
+        metadata: of the model's card. Its language and tags decide which text the example reads.
     """
     if (exported := exported_usage(folder, name, length)) is not None:
         return exported
@@ -72,7 +72,7 @@ def remote_usage(folder: Path, config: dict[str, Any], name: str, metadata: Mapp
 
 
 def exported_usage(folder: Path, name: str, length: int) -> str | None:
-    """How a graph or a GGUF file in a folder without weights is run; ``None`` for any other folder."""
+    """How to run a folder's graph or GGUF file; ``None`` for a folder with safetensors weights or without an exported file."""
     if any(folder.glob("*.safetensors")):
         return None
     if (folder / "model.gguf").is_file():
@@ -94,11 +94,11 @@ def exported_usage(folder: Path, name: str, length: int) -> str | None:
 def snippet(
     folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any], *, trusts_code: bool = False
 ) -> str | None:
-    """Python that loads a saved model as ``name`` and runs it once on an input of up to ``length`` tokens; ``None`` for unknown heads.
+    """Python code that loads a model as ``name`` and runs it on up to ``length`` tokens; ``None`` if its head has no example.
 
     Args:
         folder, config, name, length, metadata: as for :func:`usage_section`.
-        trusts_code: load it with its bundled code, without this package.
+        trusts_code: load the model with its bundled code, without this package.
     """
     if is_generic(config):
         return _block("generic", {"name": _quoted(name), "base": named_class(plain_names(config), "model")}).strip()
@@ -115,11 +115,11 @@ def snippet(
 
 
 def _code(example: Example, architecture: str, name: str, *, ours: bool, trusts_code: bool) -> str | None:
-    """The code; ``None`` where the model's own code is to be loaded, and no Auto class of transformers loads it.
+    """The code of an example; ``None`` if ``trusts_code`` is set and no Auto class loads the model's head.
 
     Args:
-        example, architecture, name: the code's parts, the model's class, and what a reader types.
-        ours: whether it imports this package.
+        example, architecture, name: the parts of the code, the model's class, and the name that a reader types.
+        ours: whether the code imports this package.
         trusts_code: load the model with its bundled code.
     """
     auto = example.head.auto_class
@@ -143,25 +143,25 @@ def _template() -> Template:
 
 
 def _block(name: str, values: Mapping[str, Any]) -> str:
-    """A block of the template."""
+    """Render a block of the template."""
     return "".join(_template().blocks[name](_template().new_context(dict(values))))
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
-    """How to train the model ``name`` that needs training, from the report's ``next_step``: a shell command, or advice."""
+    """Shell command or advice on training the model ``name``, from ``next_step`` of its conversion report; empty if there is none."""
     if step.get("command"):
         return shlex.join(word.replace(MODEL, name) for word in step["command"])
     return (step.get("advice") or "").replace(MODEL, name)
 
 
 def backbone_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of the backbone of a model of several modalities; of any other model its own."""
+    """The backbone's config of a multimodal model; for any other model ``config`` itself."""
     text_config = config.get("text_config")
     return text_config if config.get("model_type") == MULTIMODAL_TYPE and isinstance(text_config, dict) else config
 
 
 def tokens_of(config: dict[str, Any]) -> int:
-    """Maximum length of a model with this config: the rows of its position table, less those that are not positions."""
+    """Maximum input length in tokens of a model with this config; for a multimodal model, the backbone's."""
     backbone = backbone_of(config)
     return kind_in(backbone).tokens_of(backbone)
 

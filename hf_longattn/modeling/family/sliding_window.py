@@ -59,8 +59,8 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
 
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:
-    """The base's attention: windows in the layers with one (:func:`own_windows`), listed by number, and full attention in all others."""
-    return LongAttentionConfig("full", layers={layer: _kept(width) for layer, width in enumerate(windows) if width is not None})
+    """The base's attention: full, with a window (:func:`own_windows`) in the layers that have one, each listed by number."""
+    return LongAttentionConfig("full", layers={layer: _window_spec(width) for layer, width in enumerate(windows) if width is not None})
 
 
 def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, windows: list[int | None]) -> LongAttentionConfig:
@@ -71,7 +71,9 @@ def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, win
         return LongAttentionConfig("window", window=widths[0])
     if not widths or attention.turns or len(widths) == len(windows):
         return attention
-    window_layers = {layer: _kept(width) for layer, width in enumerate(windows) if width is not None and layer not in attention.layers}
+    window_layers = {
+        layer: _window_spec(width) for layer, width in enumerate(windows) if width is not None and layer not in attention.layers
+    }
     return (
         LongAttentionConfig(attention.mechanism, {**window_layers, **attention.layers}, **attention.options) if window_layers else attention
     )
@@ -80,7 +82,7 @@ def with_own_windows(chosen: Mapping[str, Any] | LongAttentionConfig | None, win
 def keeps_window(attention: LongAttentionConfig, layer: int, width: int | None) -> bool:
     """Whether a layer attends to the same keys as in the base, at any length."""
     name, options = attention.for_layer(layer)
-    return width is not None and {"mechanism": name, **options} == _kept(width)
+    return width is not None and {"mechanism": name, **options} == _window_spec(width)
 
 
 def equals_base(attention: LongAttentionConfig, windows: list[int | None], causal: bool) -> bool:
@@ -150,5 +152,5 @@ def band_around(mechanism: Mechanism) -> int | None:
     return None if band is None or band[0] == UNBOUNDED or band[0] != band[1] else 2 * band[0]
 
 
-def _kept(width: int) -> dict[str, Any]:
+def _window_spec(width: int) -> dict[str, Any]:
     return {"mechanism": "window", "window": width}
