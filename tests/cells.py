@@ -125,8 +125,8 @@ def every_cell(
 
     def decorate(function: Any) -> Any:
         if inspect.isclass(function):
-            for name in [name for name in vars(function) if name.startswith("test")]:
-                setattr(function, name, decorate(vars(function)[name]))
+            for name in [name for name in dir(function) if name.startswith("test")]:  # also those that it inherits
+                setattr(function, name, decorate(getattr(function, name)))
             return function
         below = getattr(function, "every_cell", None)
         if below is None or below.test is not function:

@@ -67,13 +67,13 @@ def test_decorators_are_multiplied_and_the_slow_cells_are_a_slow_test() -> None:
     @pytest.mark.filterwarnings("ignore")
     @every_cell("y", ["a", SLOW])
     @every_cell(("x", "z"), [(1, 2), (3, 4)], by="x")
-    def table(x: int, y: Any, z: int, tmp_path: object) -> None:
+    def table(x: int, y: Any, z: int, recwarn: object) -> None:
         seen.append((x, y, z))
 
     assert groups(table) == {"1": False, "1-slow": True, "3": False, "3-slow": True}
-    assert [*inspect.signature(table).parameters] == ["tmp_path", "_group"]
+    assert [*inspect.signature(table).parameters] == ["recwarn", "_group"]
     for group in groups(table):
-        table(tmp_path=None, _group=group)
+        table(recwarn=None, _group=group)
     assert seen == [(1, "a", 2), (1, 5, 2), (3, "a", 4), (3, 5, 4)]
 
 

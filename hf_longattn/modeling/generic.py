@@ -70,7 +70,7 @@ def _generic_class(base: Any) -> Any:
 
 @cache
 def class_for_auto(name: str) -> Any:
-    """The config class, or the class of which AutoModel calls ``from_pretrained``, by its registered name.
+    """The config class, or the model class that AutoModel calls, by its registered name.
 
     ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``.
 
@@ -84,10 +84,12 @@ def class_for_auto(name: str) -> Any:
     def from_pretrained(folder: str | Path, *, trust_remote_code: Any = None, **arguments: Any) -> PreTrainedModel:
         return _load(folder, arguments, base)
 
-    def from_config(config: Any, **arguments: Any) -> PreTrainedModel:
-        return enable_long_attention(base._from_config(config, **arguments), config.long_attention)
+    def post_init(self: Any) -> None:
+        base.post_init(self)
+        self.__class__ = base
+        enable_long_attention(self, self.config.long_attention)
 
-    methods = {"from_pretrained": staticmethod(from_pretrained), "_from_config": staticmethod(from_config)}
+    methods = {"from_pretrained": staticmethod(from_pretrained), "post_init": post_init}
     return type(name, (base,), {"__module__": base.__module__, **methods})
 
 
