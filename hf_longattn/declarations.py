@@ -59,7 +59,7 @@ def _field(default: Any, **values: Any) -> Any:
 
 
 def _library_annotations(module: str, name: str) -> dict[str, str]:
-    """The annotated names of a class of the installed transformers, from its source; every annotation is ``object``."""
+    """The annotated names of a class of the installed transformers, read from its source, each mapped to ``"object"``."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None

@@ -269,7 +269,7 @@ def rows_by_group(order: Tensor, groups: Tensor, num_groups: int, count: int, si
 
 
 def cluster_rows(clusters: Tensor, num_clusters: int, real: Tensor | None, q_len: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cut queries with ``clusters (B, H, N)`` into rows of one cluster: queries ``(B, H, rows, size)``, clusters ``(B, H, rows)``."""
+    """Sort queries by cluster into rows of one cluster each: query indices ``(B, H, rows, size)``, -1 if empty, and ``(B, H, rows)``."""
     length = clusters.shape[-1]
     ordered = Sorted.of(clusters[:, :, None], num_clusters, real, length - q_len)
     cluster = ordered.codes // length

@@ -165,7 +165,7 @@ def _few_windows(region: Sequence[Stretch], cell_bytes: int) -> Iterator[tuple[S
 
 
 def _cut(x: Tensor, axes: Sequence[Sequence[Stretch]]) -> list[Tensor]:
-    """Split ``x (B, H, *cells, D)`` into one part per region. A split joins the gradients of its parts once; slices would add them up."""
+    """Split ``x (B, H, *cells, D)`` into one part per region. Its backward pass concatenates gradients; slices would sum padded ones."""
     parts = [x]
     for axis, along in enumerate(axes):
         sizes = [stretch.windows * stretch.size for stretch in along]

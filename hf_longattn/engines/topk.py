@@ -250,7 +250,7 @@ def searched_again(best: Tensor, in_doubt: Tensor, exactly: Callable[[Tensor], T
 
 class _Visible(Protocol):
     def __call__(self, scores: Tensor, item: int, heads: slice, i: Tensor, j: Tensor) -> Tensor:
-        """Complete ``scores (H', n, m)`` of an item's ``heads``; -inf where hidden. Indices: queries ``i (n, 1)``, keys ``j (1, m)``."""
+        """Finish products ``(H', n, m)`` of an item's ``heads``: scale, score term, -inf if hidden. Indices: ``i (n, 1)``, ``j (1, m)``."""
 
 
 def _search(q: Tensor, k: Tensor, count: int, visible: _Visible, diagonal: int | None = None) -> Tensor:

@@ -233,7 +233,7 @@ class Pyramid:
         return tuple(parts)
 
     def _far(self, level: int, starts: Tensor, causal: bool) -> Tensor:
-        """Key-axis indices ``(R, T)`` of the pools of ``level`` > 0 that each row of queries sees; -1 for none. starts: first queries."""
+        """Key-axis indices ``(R, T)`` of the pools of ``level`` > 0 for each row of queries, by its first query ``starts``; -1 for none."""
         half, size = self.block // 2, self.size(level)
         own_block = (starts // (self.block << (level - 1)))[:, None]
         low, high = (own_block - 1) * half, (own_block + 2) * half  # the range that the level below covers, in pools of this level

@@ -3,13 +3,13 @@
     output = softmax(Q (Eᵀ K)ᵀ · scale) (Fᵀ V)          E, F of shape N × rank
 
     linear        E and F are learned, with one row per position, counted from the first real token. A shorter text uses the first rows; a
-                  longer one is refused. E and F are fitted to a text (``--init-from-text``), or drawn with variance 1 / max_length, which
-                  keeps the size of the values. (The paper's theorem has 1 / rank, which keeps the size of products.)
+                  longer one is refused. E and F are fitted to a text (``--init-from-text``), or drawn with variance 1 / max_length, so
+                  that projected values have the variance of the values. (The paper's theorem has 1 / rank, which preserves inner products.)
     convolution   one learned kernel of width max_length / rank with stride = width: row i of Eᵀ K is Σ_t w_t k_{i·width+t}. A longer text
                   has more rows.
     pooling       row i is the mean of the i-th of `rank` segments of nearly equal length; nothing is learned.
 
-Padding is masked before projecting. There is no causal form: every projected key mixes tokens of the whole text.
+Padding is masked before projecting. There is no causal form: a projected key mixes several tokens, and later ones cannot be hidden.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Linformer(Mechanism, FitsActivations):
 
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Fit E and F by :func:`fitted_projections`, once for each stretch of positions as long as the measured texts, in its own rows."""
+        """Fit E and F by :func:`fitted_projections`, each stretch of positions as long as the measured texts in columns of its own."""
         if not self.traits.fits_activations:
             return False
         if real is not None:

@@ -369,7 +369,7 @@ class NSA(SummarisedMechanism):
         if call.key_mask is not None or len(places) > compressed:
             hidden = ~F.pad(real.any(-1), (0, len(places) - compressed))[:, None, None, None]
         at = torch.arange(strides, device=device)
-        # Equation 9: how often each stride's weight counts for its own selection block, and for the next block.
+        # Equation 9: how often the block compressed at each stride counts for the selection block it starts in, and for the next.
         shares = torch.stack([(strides - at).clamp(max=overlap), (overlap - strides + at).clamp(min=0)], 1).float()
         longest = torch.linalg.vector_norm(keys, dim=-1).amax(-1).float()
         margins = product_margin(q, longest.repeat_interleave(group, 1), scale).unflatten(1, (kv_heads, -1)).amax(2)[..., 0]

@@ -61,7 +61,7 @@ class Taylor(LinearMechanism):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Set W of queries and keys to the identity if d = D, else to one random orthogonal map per head. Then s estimates scaling·q·k."""
+        """Set W of queries and keys to the identity if d = D, else to a scaled random orthogonal map per head: s estimates scaling·q·k."""
         super().reset_parameters(generator)
         weight = self.query_map.weight
         wide, narrow = weight.shape[1:]

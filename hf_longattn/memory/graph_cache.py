@@ -154,7 +154,7 @@ class RecurrentLayer(GraphLayer):
         refuse_restricted_pairs(call)
         mask, names = call.real(k), sorted(self.state)
         tokens = {"q": q, "k": k, "v": v} | ({} if call.hidden_states is None else {"hidden": call.hidden_states[:, None]})
-        # Padding before the first real token leaves the empty state, zeros.
+        # Before the first real token, the state stays empty (zeros).
         started = _last(mask.long().cumsum(1) > 0, q.shape[2], 1)
         inputs = [x.movedim(2, 0) for x in tokens.values()] + [x.movedim(1, 0) for x in (_last(mask, q.shape[2], 1), started)]
         # Contiguous: PyTorch compares the layout with the previous layer's, and cannot trace a comparison that depends on the length.

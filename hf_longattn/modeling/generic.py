@@ -155,7 +155,7 @@ def load_generic_with(
         raise CheckpointError(f"{named!r} is not a folder with a config.json; give one that `longattn convert --generic` wrote.")
     written = read_json_object(path / "config.json")
     values = in_current_format(plain_names(PreTrainedConfig.get_config_dict(path)[0]))
-    chosen = values.get("long_attention")
+    chosen = values.get("long_attention") if config is None else config.long_attention
     base = getattr(transformers, str((values["architectures"] or [None])[0]), None)
     if not is_generic(written) or not isinstance(chosen, Mapping) or not isinstance(base, type) or not issubclass(base, PreTrainedModel):
         raise CheckpointError(

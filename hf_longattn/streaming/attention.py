@@ -20,7 +20,7 @@ from ..sharding import only_locality
 from .tail import Tail
 
 PARTS = ("q", "k", "v")
-"""Names of the tensors in the state of an attention stream."""
+"""Names of the buffered tensors in the state of an attention stream, which also has ``position``."""
 
 
 def locality_of(mechanism: Mechanism, causal: bool) -> Locality:

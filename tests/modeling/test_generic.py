@@ -133,6 +133,9 @@ def test_auto_classes_load_what_was_saved(tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.equal(loaded(**inputs)[0], model(**inputs)[0]), case
         assert (tmp_path / case / "config.json").read_text() == loaded.config.to_json_string()
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "vit", long_attention={"mechanism": "full"})
+    changed = transformers.AutoModel.from_pretrained(tmp_path / "vit", config=config)
+    assert [site.module.long_attention.name for site in attention_sites(changed)] == ["full"] * 2
     config = transformers.AutoConfig.from_pretrained(tmp_path / "bert", num_labels=7)
     for classifier in (
         transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", config=config),

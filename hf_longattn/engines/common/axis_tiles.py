@@ -92,7 +92,7 @@ class TileGroup(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def axis_tiles(windows: AxisWindows, side: int) -> tuple[TileGroup, ...]:
-    """The tiles of an axis, ``side`` queries each, by residue. The last tile of a residue may be shorter."""
+    """The tiles of an axis, residue by residue. A tile has ``side`` queries; the last one of a residue may have fewer."""
     groups: list[TileGroup] = []
     for residue in range(min(windows.step, len(windows.low))):
         low, high = ([end // windows.step for end in ends[residue :: windows.step]] for ends in (windows.low, windows.high))
@@ -127,7 +127,7 @@ def _axis_cost(windows: AxisWindows, side: int) -> _AxisCost:
 
 @functools.lru_cache(maxsize=256)
 def tile_sides(windows: tuple[AxisWindows, ...]) -> tuple[int, ...]:
-    """The cheapest sides of a tile of at most :data:`TILE_QUERIES` queries. Pairs, keys, copied keys, tiles and calls have costs."""
+    """The cheapest tile sides. Cost: a weighted sum of pairs, keys, copied keys, tiles and calls. Limit: :data:`TILE_QUERIES` queries."""
     by_axis = [[_axis_cost(axis, side) for side in sorted({min(side, len(axis.low)) for side in TILE_SIDES})] for axis in windows]
     best, least = (1,) * len(windows), math.inf
     for costs in itertools.product(*by_axis):

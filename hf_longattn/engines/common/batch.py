@@ -1,7 +1,7 @@
-"""Where the sequences of a batch lie. Only this module handles left padding, holes and packed documents.
+"""Where the sequences of a batch lie, with left padding, holes and packed documents.
 
-A :class:`Batch` is made once per forward pass. With it, :mod:`.sequences` moves sequences to index 0 before a mechanism runs. So
-mechanisms and engines see padding only after a sequence or inside it, as a key mask.
+A :class:`Batch` is made once per forward pass. :mod:`.sequences` arranges the calls by it. Unless rows run unchanged (layouts ``masked``
+and ``packed``), sequences start at index 0. Padding then follows a sequence or is inside it, as a key mask.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DocumentLabels(NamedTuple):
     length: Tensor
     """``(B, N)`` int64, number of tokens from the document's first real token to its last."""
     most: int
-    """Maximum number of documents in a row."""
+    """Maximum number of documents in a row. Left padding counts as one."""
     longest: int
     """Maximum of :attr:`length`."""
 
@@ -198,7 +198,7 @@ class _Join(torch.autograd.Function):
 
 
 class _Split(torch.autograd.Function):
-    """Views of sequences. The backward pass writes all their gradients into one tensor, instead of summing a padded one per view."""
+    """Views of sequences. The backward pass writes their gradients into one tensor; slices would sum one zero-padded tensor each."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, places: Places) -> tuple[Tensor, ...]:

@@ -82,12 +82,12 @@ class _Terms(NamedTuple):
         return slice(self.group.start, self.group.start + (self.group.blocks - 1) * self.group.step + self.group.width)
 
     def inside(self, by_key: Tensor) -> Tensor:
-        """View of a result of :meth:`key_products` on the keys :attr:`keys`."""
+        """The slice of a result of :meth:`key_products` that covers :attr:`keys`, as a view."""
         return by_key.narrow(2, self.skipped, self.keys.stop - self.keys.start)
 
     def key_products(self, e: Tensor, rows: Tensor) -> Tensor:
-        """Key terms ``(B, H, keys, rows)`` of ``e (B, H, Nk, G)``. The axis ``keys`` has every position that is at one of these distances
-        from some query. Positions outside :attr:`keys` stay uninitialised; no pair reads them."""
+        """Key terms ``(B, H, keys, self.rows)``: ``e (B, H, Nk, G)`` times the table rows in use. The axis ``keys`` has every position
+        at the distance of such a row from some query. Positions outside :attr:`keys` stay uninitialised; no pair reads them."""
         keys = self.group.blocks * self.group.block + self.rows - 1
         by_key = e.new_empty(e.shape[0], e.shape[1], keys, self.rows)
         inside, of_slices = self.inside(by_key), e[:, :, self.keys]
@@ -105,7 +105,7 @@ class _Terms(NamedTuple):
         return by_key.as_strided((heads, blocks, self.group.block, self.rows), (of_head, step, key, key + 1))
 
     def pairs(self, stored: Tensor) -> Tensor:
-        """View of stored rows as pairs, ``(blocks, H, block, width)``."""
+        """View of stored rows by query and key, ``(blocks, H, block, width)``: each query's row is shifted by one key."""
         heads, blocks, block, _ = stored.shape
         of_head, of_block, row, _ = stored.stride()
         return stored.as_strided((blocks, heads, block, self.group.width), (of_block, of_head, row - 1, 1), self.skipped)

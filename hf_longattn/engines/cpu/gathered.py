@@ -1,4 +1,4 @@
-"""The path ``cpu-gathered``: tiles by PyTorch's fused CPU kernel, in calls planned by :mod:`.tile_layout`."""
+"""The path ``cpu-gathered``: computes tiles with PyTorch's fused CPU kernel. :mod:`.tile_layout` plans the calls."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ class Halo(Source):
         self.totals[0].index_add_(1, entries, of_scores.sum(0).flatten(1))
 
     def _shared_part(self) -> Part:
-        """The prefix tokens that all cells see."""
+        """The part of all cells over the prefix tokens that they share."""
         prefix, mask, of_scores = self.grid.prefix, None, None
         bias = None if self.bias is None else self.bias.of_pairs(1)
         if self.key_mask is not None:

@@ -139,7 +139,7 @@ def _lay_out(spec: TileSpec, heads: int, q_len: int, limits: Limits) -> Layout:
 
 
 def _needs(spec: TileSpec, viewed: list[bool]) -> Tensor:
-    """NO_PAIR, NO_MASK, KEY_MASK or PAIR_MASK for every tile row, ``(B or 1, H or 1, R)``. Views do not visit empty key slots."""
+    """The kind of mask of every tile row, ``(B or 1, H or 1, R)``: NO_PAIR to PAIR_MASK. Views skip empty key slots without a mask."""
     queries, keys, bias, rules = spec
     real = queries >= 0
     shape = torch.broadcast_shapes(queries.shape[:3], keys.shape[:3], () if bias is None else bias.shape[:3])

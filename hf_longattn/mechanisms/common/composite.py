@@ -105,7 +105,7 @@ class HeadSpec(MechanismSpec):
 
     @classmethod
     def read_all(cls, owner: str, name: str, value: Any) -> tuple[MechanismSpec, ...]:
-        """Parse a list of members, or a string: ``0-5=window:window=64;6-11=full``, ``window,full`` to take turns, or JSON."""
+        """Parse a list, JSON, or a string: ``0-5=window:window=64;6-11=full``. With ``window,full``, members take turns over the heads."""
 
         def rules(text: str) -> list[dict[str, Any]]:
             return [values if where is None else {"heads": where, **values} for where, values in read_rules(text)]

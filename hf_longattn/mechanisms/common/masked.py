@@ -196,7 +196,7 @@ def _last_columns(q: Tensor, k: Tensor) -> Columns:
 
 
 def _made_once(name: tuple[Hashable, ...], call: AttentionCall, make: Callable[[], Derived]) -> Derived:
-    """``make()``, cached in the call's batch or, without a batch, for the process (not in a graph, and not with global tokens)."""
+    """``make()``, cached in the call's batch. Without a batch, cached for the process, except in a graph or with global tokens."""
     if call.batch is not None:
         return call.batch.cached((*name, id(call.global_mask)), make)
     return make() if call.global_mask is not None or in_graph() else BYTE_CACHE.get(name, make)

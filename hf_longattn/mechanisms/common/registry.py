@@ -310,7 +310,7 @@ def mechanism_from(
     cls, checked = mechanism_class(name), check_options(name, dict(options))
     for field, value in {"num_heads": num_heads, "head_dim": head_dim, "hidden_size": hidden_size, "max_length": max_length}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= LARGEST):
-            raise OptionError(f"Mechanism {name!r} cannot be built with {field}={value!r}; it must be a whole number of at least 1.")
+            raise OptionError(f"Mechanism {name!r} cannot be built with {field}={value!r}; it must be a whole number, 1 to {LARGEST:,}.")
     width = hidden_size or num_heads * head_dim
     with torch.device("meta") if generator is not None else nullcontext():
         built = cls(num_heads, head_dim, width, max_length, checked)
