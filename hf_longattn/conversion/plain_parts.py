@@ -112,7 +112,7 @@ class PlainPart:
 
 
 def text_tower(config: Any, names: Iterable[str]) -> str:
-    """The tower that reads texts; "" if there is none. If texts use the model's own config, the first of ``names`` without a config."""
+    """Name of the tower that reads texts, or "". If the text config is the model's config: the first of ``names`` without a sub-config."""
     text = config.get_text_config()
     if text is config:
         return next((name for name in names if tower_field(name) not in config.sub_configs), "")

@@ -231,7 +231,7 @@ def _plan_sized(opened: Source, architecture: Architecture, request: ConversionC
 
 
 def _plan_towers(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """Plan a model of several towers, each by its own plan. Tensors outside the towers are at most cast."""
+    """Plan a model with several towers, one plan for each. Tensors outside the towers are kept; only their dtype may change."""
     refuse_one_attention(architecture, request)
     requests = tower_requests(architecture, request)
     base_classes = {name: family.base_model_name for name, family in architecture.family.towers.items()}

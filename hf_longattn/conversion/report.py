@@ -113,7 +113,7 @@ def require_passed(checks: Sequence[Check]) -> None:
 
 
 def seconds(clock: dict[str, float]) -> dict[str, float]:
-    """Durations in seconds: "plan", "convert" (planning and writing) and "verify", from the clock times of their ends."""
+    """Durations in seconds of "plan", "convert" (which includes planning) and "verify", from the recorded clock times."""
     spans = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 

@@ -57,7 +57,7 @@ def plain_parts(source: Source, settings: RevertConfig) -> dict[str, Any]:
 
 
 def check_plain_outputs(plan: Any, result: Path) -> list[Check]:
-    """Check that the plain model's outputs equal the source's with the class's attention."""
+    """Check that the plain model gives the same outputs as the source when the source runs its class's own attention."""
     long: Any = nn.Module.float(load_generic(plan.source.folder))
     inputs = seeded_inputs(long)
     plain: Any = load_plain(open_source(result), plan.architecture, torch.float32)

@@ -88,7 +88,7 @@ def read_headers(file: Path) -> dict[str, TensorHeader]:
     headers = {}
     try:
         start = _data_start(file)
-        with safe_open(file, framework="numpy") as opened:  # safe_open checks that the tensors fill the file in this order
+        with safe_open(file, framework="numpy") as opened:  # checks that the tensors, in order of offsets, leave no gaps
             for name in opened.offset_keys():
                 part = opened.get_slice(name)
                 if part.get_dtype() not in TORCH_DTYPES:

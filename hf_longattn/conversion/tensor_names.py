@@ -164,7 +164,7 @@ def check_layers(names: Iterable[ModelName], model: Any, file: str) -> None:
 
 
 def _layers_field(config: Any, path: str, count: int) -> str:
-    """Name of the config field with the number of layers at ``path``."""
+    """Name of the config field with the number of layers at ``path``, for a message; a description if no field matches."""
     fields = {
         "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
         "encoder": ("encoder_layers",),

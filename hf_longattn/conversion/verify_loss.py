@@ -37,7 +37,7 @@ class LossCheck:
         self.plan, self.text, self.from_files, self.given_text = plan, text, from_files, given_text
         self.causal = plan.shape.causal
         self.skipped = self._not_predicted()
-        """Checks that replace the measurement, none for other kinds of models; ``None`` if the losses are measured."""
+        """Checks reported instead of the losses: a skipped one with its reason, or an empty list; ``None`` if the losses are measured."""
         if self.skipped is not None:
             return
         self.chunk = old if plan.new_length >= 2 * old else plan.new_length // -(-plan.new_length // old)

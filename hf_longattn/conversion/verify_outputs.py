@@ -65,7 +65,7 @@ class Measurement(Protocol):
 
 
 def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:
-    """The old and the new length, or shorter ones if a large model would take too long, or its logits too much memory."""
+    """The covered, old and new length. They are shorter if a large model would take too long, or its logits too much memory."""
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
     decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)

@@ -249,7 +249,7 @@ def compress_checkpoint(
     refuse_adapter(opened)
     inputs = CompressionInput.from_source(opened, chosen)
     if chosen.method in QUANTISED and sentence_kind(opened.card_folder) == EMBEDDINGS:
-        # transformers reads no base model from quantised files with a head
+        # transformers cannot load a base model from quantised files that include a head
         inputs.model = without_head(inputs.model)
     class_name, longest = type(inputs.model).__name__, inputs.long_length()
     lengths = sorted({min(SHORT_LENGTH, longest), longest})

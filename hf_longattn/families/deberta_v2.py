@@ -56,8 +56,8 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     config: Any
 
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
-        """The padding mask (``None`` if all tokens are real) or, if global tokens are marked, :class:`MaskOfLayers`. With other
-        attention implementations, the mask of pairs of real tokens."""
+        """The padding mask; ``None`` if all tokens are real. If global tokens are marked, :class:`MaskOfLayers`. Other attention
+        implementations get the base's N×N mask."""
         if attention_implementation(self.config) != BACKEND:
             return super().get_attention_mask(attention_mask)
         return MaskOfLayers.of(attention_mask, bidirectional_mask_function)

@@ -36,7 +36,7 @@ class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
     bias: Tensor
 
     def __init__(self, config: Any, attention_type: str, layer_id: int | None = None) -> None:
-        short = copy.copy(config)  # the base builds an N×N mask for this N; post_init sets the model's config
+        short = copy.copy(config)  # the base builds an N×N mask (N = max_position_embeddings); post_init puts the model's own config back
         short.max_position_embeddings = 1
         super().__init__(short, attention_type, layer_id)
 

@@ -28,7 +28,7 @@ class LongGPTJConfig(LongConfig, GPTJConfig):
 
 
 class LongGPTJAttention(GPTJAttention):
-    """The projections of GPTJAttention with the mechanism."""
+    """GPTJAttention that runs the mechanism on the base's projections."""
 
     def forward(
         self,

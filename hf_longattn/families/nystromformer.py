@@ -28,10 +28,10 @@ class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in every Long config.
+        """Read the config, as in every Long config.
 
         Raises:
-            CheckpointError: it is a checkpoint of transformers' Nyströmformer, in which the convolutions have other names.
+            CheckpointError: the checkpoint is transformers' Nyströmformer, whose convolutions have other names.
         """
         values, kwargs = super().get_config_dict(*args, **kwargs)
         if "long_attention" not in values:

@@ -147,10 +147,10 @@ def positions(config: Any, table: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def _order(mask: Tensor, cells: int) -> Tensor:
-    """Numbers of the cells ``(B, N)``: first the kept ones, then the masked ones, each in raster order.
+    """Cell indices ``(B, N)``: kept cells first, then masked ones, each in raster order.
 
     Raises:
-        MaskError: the mask is not ``(B, cells)``, or does not mask equally many cells of every video.
+        MaskError: the mask is not ``(B, cells)``, or the number of masked cells differs between videos.
     """
     if mask.shape[1:] != (cells,) or (not torch.compiler.is_compiling() and len(set(mask.sum(1).tolist())) > 1):
         raise MaskError(

@@ -1,5 +1,5 @@
-"""LongWhisper: Whisper (Radford et al. 2022). The base's encoder reads spectrograms of exactly 30 seconds, the encoder here of any length:
-its positions are sinusoids, which can be continued. The decoder, with full attention and a position table, is unchanged."""
+"""LongWhisper: Whisper (Radford et al. 2022). The base's encoder reads exactly 30 seconds. This encoder reads any length, because its
+sinusoidal positions can be continued. The decoder, with full attention and a position table, is unchanged."""
 
 from __future__ import annotations
 

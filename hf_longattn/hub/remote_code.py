@@ -216,7 +216,7 @@ def _check_self_contained(module: Module) -> None:
 class Module:
     """A module of this package, or a user's module that imports from this package.
 
-    made: generated text of a derived family, whose facts are in the file ``path``; ``None``: the text is in ``path``.
+    made: source code generated for a derived family from the facts in the file ``path``; ``None`` if ``path`` is the module itself.
     """
 
     name: str

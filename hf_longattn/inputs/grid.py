@@ -597,7 +597,7 @@ class VerificationPictures:
 
 
 class VerificationVideos(VerificationPictures):
-    """Verification videos of any size: a photograph that moves by one pixel along both axes from frame to frame."""
+    """Verification videos of any size: a photograph that moves by a pixel per frame along both axes, or seeded noise (``why_seeded``)."""
 
     def pixels(self, size: tuple[int, ...]) -> Tensor:
         """One input ``(1, channels, frames, height, width)``."""

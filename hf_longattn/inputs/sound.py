@@ -1,4 +1,4 @@
-"""Recordings. Features are computed once, from the whole recording; a conversion extends the maximum duration."""
+"""Recordings as model input. Features are computed once, from the whole recording. A conversion extends the maximum duration."""
 
 from __future__ import annotations
 
@@ -348,7 +348,7 @@ class UserSounds(UserInputs):
 
     @property
     def longest(self) -> float:
-        """Seconds of the longest recording."""
+        """Duration of the longest recording, in seconds."""
         return max(self.rule.seconds(row.shape[1]) for row in self.rows)
 
     def size(self, asked: Any, *, any_size: bool) -> float:

@@ -195,7 +195,7 @@ class LongAttentionMixin(_Base):
             setattr(config, BASE_ATTENTION, True)
         try:
             self.set_attn_implementation(implementation or ("sdpa" if self._supports_sdpa else "eager"))
-        except BaseException:  # it is not installed: keep the mechanisms
+        except BaseException:  # the implementation cannot be set, for example because it is not installed: keep the mechanisms
             for config in configs:
                 if config._runs_mechanisms:
                     config.__dict__.pop(BASE_ATTENTION, None)
@@ -217,8 +217,8 @@ class LongAttentionMixin(_Base):
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """The base's ``save_pretrained``. The saved config has the padding token from which the model counts positions (RoBERTa), even if a
-        tokenizer's has replaced it, as Trainer does."""
+        """Save the model. ``pad_token_id`` in the saved config is the id after which positions start (RoBERTa), even if Trainer has
+        overwritten it with the tokenizer's."""
         with _counted_padding(self):
             super().save_pretrained(*args, **kwargs)
 
@@ -478,7 +478,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             self.position_table.check_length(self.config, arguments)
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
-        """The ``position_ids (B, N)`` that the model gives to tokens of a call without them."""
+        """The ``position_ids (B, N)`` that the model uses when a call passes none."""
         table = None if self.family.rotary(self.config) else self.position_table
         first = self.first_position_id
         real: Tensor | None = None

@@ -168,7 +168,7 @@ class Embedder(nn.Module):
         self.kind = nn.Embedding(2, width)  # the first token, and the embedding added to all
 
     def with_first(self, tokens: Tensor) -> Tensor:
-        """``tokens (B, N, D)`` as ``(B, 1 + N, D)``."""
+        """Prepend the learned first token, and add the learned embedding to all tokens: ``(B, N, D)`` -> ``(B, 1 + N, D)``."""
         first = self.kind.weight[:1].expand(len(tokens), 1, -1)
         return torch.cat([first, tokens], 1) + self.kind.weight[1]
 
@@ -435,7 +435,7 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
     def forward(
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any
     ) -> QuestionAnsweringModelOutput:
-        """The scores of tokens as first and last of the answer, ``(B, N)`` each, and with positions ``(B,)`` the loss."""
+        """Start and end scores of every token, ``(B, N)`` each; with ``start_positions`` and ``end_positions (B,)``, the loss as well."""
         outputs = self.multimodal(**inputs)
         starts, ends = self.classifier(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None

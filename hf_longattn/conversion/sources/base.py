@@ -130,7 +130,7 @@ class Source:
         return []
 
     def tensors_beside(self) -> Mapping[str, TensorHeader]:
-        """Tensors among the files that `write_beside` writes; they are checked for NaN."""
+        """Tensors in the files that `write_beside` writes; they are checked for NaN and infinity."""
         return {}
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:

@@ -173,7 +173,7 @@ MODULES = ("target_modules", "exclude_modules", "modules_to_save", "rank_pattern
 NO_MODULE = re.compile(r"[/\x00-\x1f]|\.\.|^\.|^\\\\|^~")
 """Matches parts of paths that no name of a module contains."""
 LORA_A, LORA = re.compile(r"\.lora_A(\.\w+)?(\.weight)?$"), "LORA"
-"""The end of the names of tensors whose first axis is the rank, and the adapter method that has them."""
+"""Matches the end of names of tensors whose first axis is the rank, and the adapter method that uses them."""
 
 
 def _check_config(config: Mapping[str, Any], file: Path) -> None:

@@ -60,7 +60,7 @@ def _settings(config: Mapping[str, Any]) -> Any:
 
 
 def _method(settings: Any) -> str:
-    """ "gptq", "bitsandbytes", …; old configs name bitsandbytes only by its switches."""
+    """Name of the quantisation method, such as "gptq". Old bitsandbytes configs give only load_in_4bit or load_in_8bit."""
     if not isinstance(settings, Mapping):
         return "an unnamed method"
     if settings.get("load_in_4bit") or settings.get("load_in_8bit"):

@@ -155,5 +155,5 @@ def renamed(common: str, prefix: str, head: str, names: Mapping[str, str]) -> st
 
 
 def plain(target: str, change: Callable[[Tensor], Tensor] | None = None) -> tuple[TensorRename, ...]:
-    """One renaming."""
+    """The renaming to ``target``, as a tuple of one."""
     return (TensorRename(target, change),)

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Head:
-    """How models with one head are loaded and run.
+    """How models with this head are loaded and run.
 
     auto_class: transformers' Auto class for the head; empty if there is none.
     task: name of the head's task on the Hub; ``None`` if the Hub has no such task.

@@ -23,7 +23,7 @@ else:
 FRAMES_PER_STRETCH = 512
 """Maximum frames per call of a feature encoder: ten seconds of sound, at most 70 MB in any layer."""
 WINDOWS_OF_MOMENTS = 2**16
-"""Maximum windows per step of computing the mean and covariance for the first convolution."""
+"""Maximum convolution windows per step of computing mean and covariance of the first convolution's input windows. Untuned."""
 FRAMES_PER_PRODUCT = 4096
 """Maximum frames per call of a feed-forward module."""
 

@@ -172,7 +172,7 @@ class AudioRule:
         return rows.movedim(1, self.time_axis)
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
-        """The arguments of ``forward`` for ``sound (B, N, …)``, the sound first, with a mask if ``lengths`` of the rows are given."""
+        """Keyword arguments of ``forward`` for ``sound (B, N, …)``, the sound first, with a mask if the sounds' ``lengths`` are given."""
         import torch
 
         if lengths is None:

@@ -45,7 +45,7 @@ def tower_field(name: str) -> str:
 
 
 def without_head(model: Any) -> Any:
-    """The model below its head. A model without a head is returned as it is, also if its ``base_model`` is a part of it (DINOv3)."""
+    """The model below its head. A model without a head is returned as it is, even if its ``base_model`` is only a part of it (DINOv3)."""
     return model if type(model).__name__.endswith(WITHOUT_HEAD) else model.base_model
 
 
@@ -341,10 +341,10 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
 
 @cache
 def declared_exports(base_model_type: str) -> tuple[str, ...]:
-    """The :attr:`Family.exports` of a base, without importing it. The family's file may export fewer if it is new.
+    """The family's :attr:`Family.exports`, without importing its module.
 
-    They are stored for one version of transformers. With other versions, they are read from the names in the base's package.
-    """
+    Read from the stored list if that was made with the installed transformers and has this base. Otherwise computed from class names, and
+    then a newly written family file may export fewer."""
     if base_model_type in _stored_exports():
         return tuple(_stored_exports()[base_model_type])
     facts = declared()["derived"].get(base_model_type, {})
@@ -357,7 +357,7 @@ def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ..
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     config = CONFIG_MAPPING_NAMES[base_model_type]
-    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for model types of tokenizers only
+    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for types that only name a tokenizer
     names = long_names(base_model_type, classes).values()
     return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
 

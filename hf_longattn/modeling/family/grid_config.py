@@ -21,8 +21,8 @@ class LongGridConfig(LongEncoderConfig):
     image_size: the base's, unchanged: the size of the pictures for which the position table was trained.
     long_image_size: ``(height, width)``, in pixels, for which the model was converted. Other sizes are read as well.
     position_extension: the positions of larger pictures. ``"interpolate"`` resizes the table by the base's own method. ``"tile"`` repeats
-        it along both axes, so that a window of the old picture's size has the positions of its training (Bolya et al. 2023, Window
-        Attention is Bugged). Neither changes the stored table.
+        the table along both axes, so every whole repetition has exactly the trained positions (Bolya et al. 2023, Window Attention is
+        Bugged). Both leave the stored table unchanged.
     """
 
     reads = "grid"

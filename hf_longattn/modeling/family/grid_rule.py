@@ -154,7 +154,7 @@ class GridRule:
         return {"long_image_size": list(size)}
 
     def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
-        """Fields of the base's config that give it positions for inputs of this size; ``None`` if there are none."""
+        """Config fields and values with which the base has positions for inputs of this size; ``None`` if no fields can do that."""
         return None
 
     def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ class LongHeldEncoderConfig(LongAudioConfig):
     encoder_fields: ClassVar[tuple[str, ...]] = (
         "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
     )  # fmt: skip
-    """Fields of the encoder's config that are also read as the model's."""
+    """Fields of the encoder's config that can also be read and set on the model's config."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "encoder_class" in vars(cls):

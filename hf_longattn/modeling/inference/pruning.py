@@ -89,7 +89,7 @@ class Heads:
 
 
 def spread(index: Tensor, width: int) -> Tensor:
-    """Indices of all entries of the units ``index``, which have ``width`` entries each."""
+    """Entry indices of the given units (heads, for example). Unit ``i`` has the ``width`` entries that start at ``i * width``."""
     return (index[:, None] * width + torch.arange(width)).flatten()
 
 

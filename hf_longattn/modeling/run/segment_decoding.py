@@ -217,7 +217,7 @@ def _put(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
 
 
 def _take(x: Tensor, slots: Tensor) -> Tensor:
-    """The slots ``(B, n)`` of ``x (B, H, C, D)``; arbitrary if a slot is negative."""
+    """The entries of ``x (B, H, C, D)`` at the slots ``(B, n)``. Entries for negative slots are arbitrary."""
     return x.gather(2, slots.clamp(0, x.shape[2] - 1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
 
 

@@ -184,7 +184,7 @@ class Sharding(Mode[dict[str, Any]]):
             arguments["position_ids"] = model.own_positions(arguments, shape, tokens.device)
         if arguments.get("position_ids") is not None:
             self.last = arguments["position_ids"].max()
-        if arguments.get("attention_mask") is None:  # the positions of a part say nothing about documents
+        if arguments.get("attention_mask") is None:  # with a mask, transformers finds no packed documents in a part's positions
             arguments["attention_mask"] = torch.ones(shape, dtype=torch.long, device=tokens.device)
         bounds, globals_ = even_bounds(shape[1], self.processes), None if chosen is None else chosen != 0
         shard = Shard(self.group, bounds, self.rank, run_batch, mask, documents, globals_)
