@@ -41,6 +41,7 @@ def pairs(lists: Lists, item: int = 0, head: int = 0) -> list[tuple[int, int]]:
     ("left", "right", "q_len", "kv_len", "padded"),
     [
         *itertools.product([0, 64, 128, 700], [0, 64, 300], [1000], [1000], [False]),
+        *itertools.product([126, 127, 255], [126, 254], [1000], [1000], [False]),  # one key less than whole blocks, and all of them
         *[(200, 0, 300, 1000, True), (64, 64, 1000, 1000, True), (5000, 0, 640, 640, False)],
     ],
 )

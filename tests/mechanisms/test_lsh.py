@@ -90,6 +90,14 @@ def test_a_shared_token_sees_itself_only_when_it_sees_nothing_else() -> None:
         torch.testing.assert_close(out, weights @ v.repeat_interleave(2, 1), atol=1e-5, rtol=0)
 
 
+def test_a_shared_token_of_a_chunk_of_one_sees_the_token_before_it() -> None:
+    """Also the last one of a long text, which no dense call computes."""
+    q, k, v = torch.randn(3, 1, 2, 1201, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    options = {"shared_qk": True, "bucket_size": 1, "num_hashes": 1}
+    expected = reference_attend(q, k, v, "lsh", **options)
+    torch.testing.assert_close(attend(q, k, v, "lsh", **options), expected.float())
+
+
 def test_duplicates_count_once_unless_they_are_to_count() -> None:
     q, k, _ = inputs(200)
     once, often = (
