@@ -182,8 +182,8 @@ def find_architecture(source: Source) -> Architecture:
         config = family.base_config_class.from_dict(values)
     if getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
-            f"The config.json of {source.name!r} has per_layer_config, layers of several kinds, which Long classes do not have; give a "
-            "checkpoint whose layers have the same sizes and windows, or windows by layer_types."
+            f"The config.json of {source.name!r} has per_layer_config: its layers differ in size, which no Long class supports; give a "
+            "checkpoint whose layers have equal sizes, with different windows only by layer_types."
         )
     for name in SIZES:
         value = getattr(config, name, 1)

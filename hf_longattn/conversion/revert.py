@@ -354,7 +354,7 @@ def _planned(
 
         action, shape, change = "shortened", (length + leading, *header.shape[1:]), shorter
     if key is not None and expected[key] != shape:
-        raise CheckpointError(f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config requires {expected[key]}.")
+        raise CheckpointError(f"Tensor {name!r} of {source.name!r} has shape {shape} when plain, but must have {expected[key]}.")
     return TensorPlan(name, action, dtype, header.shape, shape, header, leading or 0, change)
 
 

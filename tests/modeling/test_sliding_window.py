@@ -254,5 +254,5 @@ def test_layers_with_configs_of_their_own(tmp_path: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**small)).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**values, "per_layer_config": {"0": {"intermediate_size": 64}}}))
-    with pytest.raises(CheckpointError, match="has per_layer_config, layers of several kinds, which Long classes do not have; give a"):
+    with pytest.raises(CheckpointError, match="has per_layer_config: its layers differ in size, which no Long class supports; give a"):
         plan_conversion(tmp_path)

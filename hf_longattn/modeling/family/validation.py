@@ -72,6 +72,6 @@ def refuse_scoreless(model: nn.Module, why: str) -> None:
     for module in model.modules():
         if isinstance(module, Mechanism) and not module.traits.takes_score_mod:
             raise OptionError(
-                f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores; "
-                "choose a mechanism over scores, for example mechanism='window'."
+                f"{type(model).__name__} {why}, but mechanism {module.name!r} has no scores of single "
+                "tokens that could change; choose one that has, for example mechanism='window'."
             )
