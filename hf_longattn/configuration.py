@@ -23,7 +23,7 @@ class LongAttentionConfig:
         LongAttentionConfig("window", layers="0-5:window=64;6-10:window=256;11=full")
         LongAttentionConfig(layers="5*window:window=512,full")                     # five windowed layers, one full, and again
 
-    A layer that names no mechanism keeps the default mechanism and its options, except those that it overrides. A layer that names one
+    A layer without a mechanism uses the default mechanism with its options, and may override some of them. A layer with a mechanism
     starts from that mechanism's defaults. ``config.json`` stores the configuration as ``long_attention``.
 
     Args:

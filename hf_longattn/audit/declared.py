@@ -96,7 +96,7 @@ class LayerReach(Reach):
         return seen & (distance >= 0) if self.causal else seen
 
     def blocks(self, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, columns and :meth:`pairs` of one block of outputs after the other; columns are members of ``tokens (length,)`` in reach."""
+        """Rows, columns and :meth:`pairs` of each block of outputs. Columns are the members of ``tokens (length,)`` in reach."""
         members, start = tokens.nonzero()[:, 0], 0
         rows_per_block = max(1, min(PAIRS_IN_MEMORY // max(1, self.heads * len(members)), self.back + self.ahead + 1))
         while start < self.length:
@@ -221,7 +221,7 @@ class DeclaredReach:
         return StackReach([*self.before, *layers, *self.outside], None if prefix is None else ~prefix)
 
     def of_modules(self, names: Sequence[str]) -> list[LayerReach]:
-        """The reaches of modules of the stack, in the order of their calls. A module has the reach of the attention inside it."""
+        """The reach of each module, in the order of their calls. It is the reach of the attention inside the module."""
         if not self.names and len(self.layers) == len(names):  # known by their numbers only
             return self.layers
         reaches = []

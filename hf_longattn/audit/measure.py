@@ -184,7 +184,7 @@ class Stage:
                 self._furthest_leak, self.leak, self.sources = int(furthest.max()), int(furthest.argmax()), replacement.tokens
 
     def _within_reach(self, members: Tensor) -> Tensor:
-        """For each output, the last member at or before it, or the next member if the last one is out of reach: ``(N,)``."""
+        """The last member at or before each output, ``(N,)``. If it is out of reach, the next member."""
         rows = torch.arange(self.reach.length)
         after = torch.searchsorted(members, rows, right=True)
         before = members[(after - 1).clamp(min=0)]
@@ -246,7 +246,7 @@ def measure(changes: Changes, reaches: Sequence[Reach], settings: Settings) -> M
 
 
 def _run(changes: Changes, stages: Sequence[Stage], sets: Sequence[Replacement | None]) -> int:
-    """Replace a set of tokens in every stage that has one, and record the changes. Returns the number of runs.
+    """Replace each stage's set of tokens, if it has one, and record the changes. Returns the number of runs.
 
     If bits are not compared, further runs must confirm changes out of reach: a scale of an int8 graph, for example, depends on all tokens.
     """
@@ -275,7 +275,7 @@ def _run(changes: Changes, stages: Sequence[Stage], sets: Sequence[Replacement |
 
 
 def _tested(reach: Reach, sets: Sequence[Replacement], exhaustive: bool) -> float | None:
-    """Fraction of the independent pairs that are tested. A set tests its tokens with outputs that depend on none of them."""
+    """Fraction of the independent pairs that are tested. A set tests the outputs that depend on none of its tokens."""
     apart = reach.apart
     if apart is None or exhaustive or not apart:
         return None if apart is None else 1.0

@@ -34,7 +34,7 @@ from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, model_name
 from ..modeling.family.validation import known_length
 from ..modeling.generic import attention_of_towers, load_generic, mark_generic, towers_of
-from ..reading import check_name, is_generic, named_class, plain_names
+from ..reading import check_name, is_generic, named_class
 from .declared import DeclaredReach, text_stack
 from .inputs import AUDITED, LONGEST, SHORTEST, AuditInputs
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
@@ -171,7 +171,7 @@ def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], set
     """
     audits, notes = {}, []
     for name, attention in attentions.items():
-        tower = copy.copy(towers_of(model)[name])  # shares the modules, and gets a config of its own
+        tower = copy.copy(towers_of(model)[name])  # shares the modules, but not the config
         tower.config = copy.deepcopy(tower.config)
         mark_generic(tower.config, attention)
         if packs_pictures(tower):
@@ -260,8 +260,6 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
         source["attn_implementation"] = attention
     with loading_errors(name):
         if not weights:
-            if is_generic(values):
-                return None, AutoConfig.for_model(**plain_names(values))
             exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
             return None, load_part(AutoConfig, exported if exported.is_file() else folder, **source)
         if is_generic(values):
@@ -281,7 +279,7 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
 
 
 def _quantised_class(values: Mapping[str, Any]) -> Any | None:
-    """The class of a checkpoint with quantised weights. transformers cannot load the base of a quantised model with a head."""
+    """The class of a checkpoint with quantised weights. transformers cannot load its base without the head."""
     import transformers
 
     import hf_longattn

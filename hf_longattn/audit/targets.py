@@ -34,7 +34,7 @@ MAX_ANSWER_BYTES = 64 * 2**20
 REPLACEMENT_SCALE = 3.0
 """Factor on the state that replaces a token's state. A large one makes weak dependence visible."""
 ROUNDING = 1e-5
-"""Tolerance for models with experts, relative to the largest change. How an expert rounds one token depends on its number of tokens."""
+"""Tolerance for models with experts, relative to the largest change. An expert's rounding depends on its number of tokens."""
 SPECIAL = ("pad", "bos", "eos", "sep", "cls", "mask", "unk", "decoder_start")
 OUTPUT, EMBEDDING = "output", "embedding"
 
@@ -150,7 +150,7 @@ class LayerCall:
         return [states] if self.flows == 1 else states.split([flow.shape[-1] for flow in self.numbers[: self.flows]], -1)
 
     def flows_of(self, output: Any) -> int:
-        """Number of arguments that are states: they have the token axis of the first argument and the shape of an output tensor."""
+        """Number of arguments that are states: they share the first argument's token axis and have the shape of an output."""
         given = list(itertools.takewhile(lambda flow: flow.ndim == 3 and flow.shape[:2] == self.numbers[0].shape[:2], self.numbers))
         pairs = zip(given, _tensors(output), strict=False)
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].shape == pair[1].shape, pairs))

@@ -30,7 +30,7 @@ SHORT_LENGTH, LONG_LENGTH = 512, 4096
 MIN_TOKENS = 16
 """Minimum number of tokens of a text for measuring a loss. Untuned."""
 WITHOUT_TOKENIZER = SimpleNamespace(mask_token_id=0, all_special_ids=[])
-"""Stands in for a tokenizer that is missing or has no mask token."""
+"""Placeholder for a tokenizer that is missing or has no mask token."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
         family = family_for_class(name)
         if family is not None:
             return family.model_class(name)
-        if why := why_no_class(name):  # to an AutoModel of transformers, an AttributeError would mean a bug of its own
+        if why := why_no_class(name):  # AutoModel would report an AttributeError as a bug in transformers
             raise CheckpointError(why)
     return _public_name(name)
 

@@ -170,7 +170,7 @@ class VerificationText:
 
     @cached_property
     def special(self) -> tuple[list[int], list[int]]:
-        """Ids that the tokenizer puts before a text, and those that it puts after it."""
+        """Ids that the tokenizer puts before a text, and ids that it puts after it."""
         return ([], []) if self.tokenizer is None else special_ids(self.tokenizer)
 
     def passages(self, count: int, length: int) -> Tensor:

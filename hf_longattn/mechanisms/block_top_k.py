@@ -139,7 +139,7 @@ class BlockTopK(SummarisedMechanism):
         return keeps
 
     def keys_of_rows(self, chosen: Tensor, length: int) -> Tensor:
-        """Sorted key positions for each query block, ``(B, H, n, k·b)``: those of its own block and of ``chosen (B, H, n, k - 1)``."""
+        """Sorted key positions for each query block, ``(B, H, n, k·b)``: of its block and of the blocks ``chosen (B, H, n, k - 1)``."""
         own_block = torch.arange(chosen.shape[2], device=chosen.device).view(1, 1, -1, 1).expand(*chosen.shape[:3], 1)
         return tokens_of(torch.cat([own_block, chosen], -1).sort(-1).values, self.options.block_size, length)
 

@@ -122,7 +122,7 @@ class Linformer(Mechanism, FitsActivations):
 
     @torch.no_grad()
     def init_from_activations(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None = None, *, causal: bool = False) -> bool:
-        """Fit E and F by :func:`fitted_projections`, each stretch of positions as long as the measured texts in columns of its own."""
+        """Fit E and F by :func:`fitted_projections`. Each stretch as long as the measured texts is fitted in separate columns."""
         if not self.traits.fits_activations:
             return False
         if real is not None:

@@ -86,7 +86,7 @@ def attend_sharded(
 def attend_by_heads(mechanism: Any, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, shard: Shard) -> Tensor:
     """This process's outputs, computed from whole sequences for some of the heads. Tokens are exchanged for heads, and back.
 
-    For mechanisms whose outputs depend on the whole sequence, and with left padding or packed documents for those that count tokens.
+    Needed if outputs depend on the whole sequence, or if tokens are counted and there is left padding or packed documents.
 
     Raises:
         OptionError: the mechanism cannot be divided by heads, or there are fewer heads than processes.

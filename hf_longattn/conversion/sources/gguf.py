@@ -188,7 +188,7 @@ class _Header:
         return int(struct.unpack(self.order + {4: "I", 8: "Q"}[size], self.take(size))[0])
 
     def count(self, each: int) -> int:
-        """Read a count, and check that so many items of at least `each` bytes fit into the rest of the file."""
+        """Read a count, and check that this many items of at least `each` bytes fit into the rest of the file."""
         number = self.number(8)
         if number * each > self.left():
             raise ValueError(f"{number} items do not fit into it")

@@ -81,7 +81,7 @@ class LongModel:
         return self.family.longest(self.config)
 
     def values(self) -> dict[str, Any]:
-        """Config values, without those that identify the model and without fields that only Long configs have."""
+        """Config values, without the model's identity and without fields that only Long configs have."""
         ours = {*NAMES, *OWN_FIELDS}
         return {name: value for name, value in with_base_windows(self.config.to_dict()).items() if name not in ours}
 

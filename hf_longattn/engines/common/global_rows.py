@@ -50,7 +50,7 @@ def index_of_globals(call: AttentionCall) -> tuple[Tensor, Tensor]:
 
 
 def size_in_graph(size: Tensor, least: int, most: Any) -> Any:
-    """The number in the tensor ``size``. An exported graph is also told its bounds ``least`` and ``most``."""
+    """``size`` as a Python number. An exported graph may assume that it lies between ``least`` and ``most``."""
     number: Any = size.item()
     if torch.compiler.is_exporting():
         assume_in_graph(number >= least)

@@ -5,12 +5,12 @@ is made by :mod:`hf_longattn.engines.dispatch`:
 
 - **masked**: unchanged rows with a key mask. For short inputs, GPUs and graphs, if there is no left padding or only distances matter;
 - **split**: each sequence runs in a separate call, as a view without a mask. A padded batch then costs as much as its real tokens, and
-  each packed document has bitwise the output of a call of its own. Mostly on the CPU;
+  each packed document has bitwise the output of a separate call. Mostly on the CPU;
 - **stacked**: packed documents are gathered into the rows of a right-padded batch, and the output is moved back. On a GPU, where a call per
   document would cost more than the padding, this is one call, or up to three if lengths differ much. If a mechanism draws or learns
   something once per call, it is one call on any device;
-- **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU each document has bitwise the output of a call
-  of its own, and is not copied. On a GPU, operations run on whole rows;
+- **packed**: rows are unchanged, and the mechanism separates the documents. On the CPU, each document has bitwise the output of a
+  separate call, and is not copied. On a GPU, operations run on whole rows;
 - **rolled**: each row is rolled left, so that left padding becomes right padding. Tensor operations only, mostly for GPUs and graphs.
 """
 

@@ -137,7 +137,7 @@ class MaskedMechanism(Mechanism):
         return seen if real is None else seen & real[:, None, None, :]
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        """Which keys at ``positions (B, S)`` the decode cache must retain, ``(B, S)`` bool: those that later queries can see.
+        """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
 
         Later queries are causal, at or after ``upcoming (B, 1)``. Positions count from each sequence's first real token. ``None`` retains
         the last :func:`~.locality.keys_per_query` keys, or all. This default serves mechanisms with blocks (``period`` > 1).

@@ -1,4 +1,4 @@
-"""Sequence parallelism: several processes share one long input, and each computes the outputs of its own tokens.
+"""Sequence parallelism: several processes share one long input, and each computes the outputs of its part.
 
 Windows fetch keys and values of nearby tokens from neighbouring processes, global tokens go to all processes, and linear mechanisms send
 their states. A process exchanges only what a mechanism sees (:mod:`hf_longattn.sharding`).
