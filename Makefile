@@ -59,7 +59,7 @@ lint: $(STUBS)  ## ruff, mypy and the ceiling of the package's lines
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(PY) -m scripts.dev.tools.measure_structure --ceiling
+	$(PY) -m scripts.dev.tools.ceiling
 
 format: $(READY)  ## lay the code out, mend what ruff can mend, and write the types of the Long classes
 	$(PY) -m scripts.dev.tools.class_stubs

@@ -19,7 +19,6 @@ from sphinx.highlighting import PygmentsBridge
 from sphinx.util.images import get_image_size
 
 from hf_longattn import __version__
-from scripts.dev.tools import message_pages
 
 project = "hf_longattn"
 author = "The hf_longattn authors"
@@ -123,13 +122,7 @@ def mark_wide_pictures(app: Sphinx, doctree: nodes.document, document: str) -> N
             picture["classes"].append("wide")
 
 
-def write_messages(app: Sphinx) -> None:
-    """The pages of all messages, from the package's source."""
-    message_pages.write(Path(app.srcdir) / "docs" / "messages")
-
-
 def setup(app: Sphinx) -> None:
-    app.connect("builder-inited", write_messages)
     app.connect("source-read", add_title)
     app.connect("doctree-resolved", mark_wide_pictures)
     app.connect("missing-reference", link_elsewhere)

@@ -27,7 +27,6 @@ from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in ("docs", "model_cards", "scripts") for path in sorted((ROOT / folder).rglob("*.md")))]
-DOCUMENTS = [path for path in DOCUMENTS if path.parent.name != "messages"]  # which the site's build writes
 
 
 def test_made_parts_are_up_to_date(repository: Path) -> None:
@@ -204,3 +203,39 @@ def test_pictures_of_any_mode_are_read_in_colour() -> None:
     opened = {path.name: re.findall(r'Image\.open\(\w*"?[^)]*\)(?:\.convert\("RGB"\))?', text) for path, text in texts.items()}
     plain = {name: calls for name, found in opened.items() if (calls := [call for call in found if not call.endswith('("RGB")')])}
     assert not plain
+
+
+FOREIGN_QUOTES = {"… does not recognize this architecture", "LOAD REPORT", "Unable to create tensor"}
+"""Messages of transformers."""
+COMPOSED = {
+    "PyTorch's flash attention has no kernel for heads of …",
+    "flex_attention has no kernel for heads of …",
+    "… which gives none of … pixels",
+}
+"""Messages of which no string has all words."""
+
+
+def literals(path: Path) -> set[str]:
+    """The strings of a file, each on one line; an f-string has … in place of its values."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return {" ".join(re.sub(r"\{\w*\}", "…", text).split()) for text in found}
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quotes = {quote for heading in re.findall(r"^### (.+)$", text, re.M) for quote in re.findall(r"`([^`]+)`", heading)}
+    said = {message for path in (ROOT / "hf_longattn").rglob("*.py") for message in literals(path)}
+    wanted = [quote for quote in quotes - FOREIGN_QUOTES - COMPOSED if " " in quote.strip("… ")]
+    missing = [quote for quote in wanted if not any(holds(message, quote) for message in said)]
+    assert wanted
+    assert not missing
+
+
+def holds(message: str, quote: str) -> bool:
+    """Whether a quote with … for some words fits a message."""
+    return re.search(".*".join(re.escape(piece.strip()) for piece in quote.split("…")), message) is not None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scripts.dev.tools.device_counts import NO_KERNEL, SYNCHRONISES
+from .device_layers import NO_KERNEL, SYNCHRONISES
 
 NOT_ON_A_GPU = {"promote_types", "scalar_tensor"}
 """Operations of the dispatcher that launch nothing: of types, and of numbers that a kernel takes as arguments."""

@@ -21,9 +21,8 @@ from hf_longattn import list_mechanisms, mechanism_info
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.cuda import flex, flex_kernel
-from scripts.dev.tools import device_counts
 
-from . import mixed_devices, pretended_h100
+from . import device_layers, mixed_devices, pretended_h100
 from .mixed_devices import BATCH, OnCuda, build
 from .pretended_h100 import Generated, Lowered, fake_tensors, started
 
@@ -67,7 +66,7 @@ class Calls:
         """In place of the kernel."""
         with torch.no_grad():
             self.asked[kind, flex_kernel._variant(q, k, v, **settings)] = lambda: (kind, (q, k, v), settings)
-        return device_counts.fused_flex(kind, q, k, v, **settings)
+        return device_layers.fused_flex(kind, q, k, v, **settings)
 
     def lowered(self) -> dict[Hashable, str]:
         """Why each of the calls asked for since the last time has no kernel, "" where it has one."""
@@ -153,7 +152,7 @@ def main() -> None:
         return
     kernels = pretended_h100.pretend()
     calls = Calls(kernels, {name: getattr(torch, name) for name in ("tensor", "as_tensor")})
-    device_counts.pretend()
+    device_layers.pretend()
     flex.fused_flex = calls  # type: ignore[assignment]
     for name in sys.argv[1:] or list_mechanisms():
         BYTE_CACHE.clear()

@@ -10,13 +10,26 @@ from typing import Any
 
 import pytest
 
-from hf_longattn import list_mechanisms
-from scripts.dev.tools.lowering import failures_of
+from hf_longattn import list_mechanisms, mechanism_info
 
+from .lowered_mechanisms import CONDITIONS
 from .lowering import BY_OPERATOR, CASES, OF_A_TOKEN, REFUSED
 from .pretended_h100 import results
 
 pytestmark = pytest.mark.slow
+WITHOUT_FLEX = {
+    "linear": "states, by flash-linear-attention or plain products",
+    "linear (chunked WY)": "a state, likewise",
+    "dense": "all pairs of the text",
+    "recurrent": "all pairs of a segment",
+    "low_rank": "products of low rank",
+    "grid_windows": "calls for all windows of a picture",
+    "grid_halo": "calls for all windows of a picture",
+    "selected": "keys gathered for each query",
+}
+"""Engines that do not compare tokens by lists of blocks, and what they do."""
+FULL_IN_EVAL_MODE = {"shifted_groups"}
+"""Mechanisms that run full attention when they are not training."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +57,14 @@ def lowered_mechanism() -> Iterator[Callable[[str], dict[str, Any]]]:
 
 @pytest.mark.parametrize("name", list_mechanisms())
 def test_what_a_mechanism_asks_for_can_be_generated(name: str, lowered_mechanism: Callable[[str], dict[str, Any]]) -> None:
-    """Its calls are made in every condition; which of them take flex_attention is compared with what is stored in
-    ``tests/scripts/dev/tools/test_lowering.py``."""
-    assert not failures_of(lowered_mechanism(name))
+    """Its calls are made in every condition, in fp32 too where PyTorch's flash-attention operator takes them in half precision."""
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in lowered_mechanism(name)["cells"]:
+        cells.setdefault((cell["form"], cell["condition"]), []).append(cell)
+    form = mechanism_info(name).causal
+    forms = ["both ways", "causal"] if form == "both" else ["causal" if form else "both ways"]
+    assert list(cells) == [(form, condition) for form in forms for condition in CONDITIONS]
+    compares_blocks = mechanism_info(name).engine not in WITHOUT_FLEX and name not in FULL_IN_EVAL_MODE
+    for where, found in cells.items():
+        assert not [failure for cell in found for failure in cell["failures"]], where
+        assert bool(sum(cell["kernels"] for cell in found)) == compares_blocks, where

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +11,10 @@ import torch
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.cells import every_cell
 from tests.modes.cells import ROWS, Cell
+from tests.modes.stored import stored_cells
 from tests.modes.ways import EXACT_LENGTH, WAYS, decodes
 
-STORED = json.loads((Path(__file__).resolve().parents[2] / "scripts" / "dev" / "results" / "modes.json").read_text(encoding="utf-8"))
+STORED = stored_cells()
 QUICK = [name for name, way in WAYS.items() if not way.slow]
 ALONE = [(row, name, name) for row in ROWS for name in QUICK]
 ALL = [(row, *pair) for row in ROWS for pair in itertools.combinations_with_replacement(WAYS, 2)]
@@ -24,7 +23,7 @@ ALL = [(row, *pair) for row in ROWS for pair in itertools.combinations_with_repl
 def rotated() -> Iterator[tuple[str, str, str]]:
     """Every pair on one row that has it, the rows in turn."""
     for number, (first, second) in enumerate(itertools.combinations(QUICK, 2)):
-        rows = [row for row in ROWS if not STORED["cells"].get(row, {}).get(f"{first} × {second}", "").startswith("none")]
+        rows = [row for row in ROWS if not STORED.get(row, {}).get(f"{first} × {second}", "").startswith("none")]
         if rows:
             yield rows[number % len(rows)], first, second
 
@@ -35,7 +34,7 @@ ROTATED = [*rotated()]
 
 def check(row: str, first: str, second: str) -> None:
     outcome = Cell(row, first, second).outcome()
-    stored = STORED["cells"].get(row, {}).get(f"{first} × {second}")
+    stored = STORED.get(row, {}).get(f"{first} × {second}")
     assert stored == str(outcome), "the table says something else; after a change that is meant, run python -m tests.modes"
 
 

@@ -20,7 +20,7 @@ from .batch import Batch, SequenceSpan
 
 TOKENS_PER_CALL = 4096
 """Minimum padding, in tokens, that a further call must save. Untuned: estimated for an H100 as the tokens that cost as much as the launches
-of one call, from the stored counts of ``scripts.dev.tools.device_counts``."""
+of one call, from counts of operations."""
 MOST_CALLS = 3
 """Maximum calls for documents of one kind (:attr:`Stacking.kind`)."""
 MOST_WIDTHS = 32

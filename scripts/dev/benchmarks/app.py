@@ -118,9 +118,7 @@ def show(path: Path, table: str) -> None:
 
 
 def finish(result: BenchmarkResult, folder: Path) -> None:
-    """Store and plot the result; exit with 1 if a check failed."""
-    from .drawing import draw_result
-
+    """Store the result; exit with 1 if a check failed."""
     path = result.save(folder)
     say(f"stored {path}")
     if not result.equal:
@@ -130,7 +128,6 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
             f"{wrong.implementation} differs from the definition at {wrong.length} tokens ({difference}), so nothing was timed.", err=True
         )
         raise typer.Exit(1)
-    say(f"drawn  {draw_result(result, path.with_suffix('.svg'))}")
 
 
 def measure(
@@ -269,53 +266,6 @@ def decode(
         else:
             record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
         show(save_decoding(record, output_dir), decoding_table(record))
-
-
-@app.command()
-def grid(
-    mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as local2d:radius=8. Repeatable.")] = [],  # noqa: B006
-    sides: Annotated[str, typer.Option(help="Sides of square grids in cells, separated by commas.")] = "64,128",
-    videos: Annotated[bool, typer.Option("--videos", help="Grids of videos of 448 pixels instead: 16 and 32 frames.")] = False,
-    heads: Heads = 12,
-    head_dim: HeadDim = 64,
-    repeats: Repeats = 3,
-    memory: WithMemory = False,
-    threads: Threads = None,
-    output_dir: OutputDir = Path("scripts/dev/results"),
-) -> None:
-    """Mechanisms on grids against SDPA: equal to the definition first, then processor time, forward and with the backward pass."""
-    from .case import Case
-    from .on_grids import MECHANISMS, VIDEO_GRIDS, VIDEO_MECHANISMS, grid_table, run_on_grids
-    from .report import store_study
-
-    with measuring(output_dir, threads):
-        case = Case(heads=heads, head_dim=head_dim)
-        grids, usual = (VIDEO_GRIDS, VIDEO_MECHANISMS) if videos else (parse_lengths(sides), MECHANISMS)
-        record = run_on_grids(mechanism or usual, grids, case, repeats=repeats, memory=memory, log=typer.echo)
-        table = grid_table(record)
-        show(store_study(output_dir / ("grid_videos.json" if videos else "grid.json"), record, table), table)
-
-
-@app.command()
-def distances(
-    lengths: Lengths = "8K",
-    sides: Annotated[str, typer.Option(help="Keys on each side of a query, separated by commas.")] = "128,256",
-    heads: Heads = 12,
-    head_dim: HeadDim = 64,
-    repeats: Repeats = 3,
-    threads: Threads = None,
-    output_dir: OutputDir = Path("scripts/dev/results"),
-) -> None:
-    """Score terms of query and distance on a band: the fused path against plain operations, forward and with the backward pass."""
-    from .case import Case
-    from .distance_terms import distance_table, run_distance_terms
-    from .report import store_study
-
-    with measuring(output_dir, threads):
-        case = Case(heads=heads, head_dim=head_dim)
-        record = run_distance_terms(parse_lengths(lengths), parse_lengths(sides), case, repeats=repeats, log=typer.echo)
-        table = distance_table(record)
-        show(store_study(output_dir / "distances.json", record, table), table)
 
 
 @app.command()

@@ -10,16 +10,14 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import tomllib
 
-from hf_longattn.errors import LongAttentionError, OptionError
+from hf_longattn.errors import OptionError
 from hf_longattn.staging import write_text
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.report import one_sentence_errors
@@ -32,23 +30,17 @@ DONE = ROOT / ".tmp" / "bench.json"
 
 
 class Job(NamedTuple):
-    """A command, the stems of the results that it makes, and the commit that has its code, where this one has not."""
+    """A command, and the stems of the results that it makes."""
 
     results: tuple[str, ...]
     command: str
-    commit: str | None = None
 
 
 def read_jobs(studies: bool = True) -> list[Job]:
     """All jobs in the order in which they run, benchmarks first."""
     stored = tomllib.loads(COMMANDS.read_text(encoding="utf-8"))
-    finished = stored["finished"]
-    commit = finished.pop("at")
-    jobs = [Job(tuple(names.split()), command) for names, command in stored["benchmarks"].items()]
-    if studies:
-        jobs += [Job(tuple(names.split()), command) for names, command in stored["studies"].items()]
-        jobs += [Job(tuple(names.split()), command, commit) for names, command in finished.items()]
-    return jobs
+    commands = stored["benchmarks"] | (stored["studies"] if studies else {})
+    return [Job(tuple(names.split()), command) for names, command in commands.items()]
 
 
 def read_done(commit: str) -> list[str]:
@@ -56,40 +48,9 @@ def read_done(commit: str) -> list[str]:
     return json.loads(DONE.read_text(encoding="utf-8")).get(commit, []) if DONE.exists() else []
 
 
-def checkout_of(commit: str) -> Path:
-    """A clone of this repository at a commit, installed, in .tmp.
-
-    Raises:
-        LongAttentionError: it cannot be made.
-    """
-    clone = ROOT / ".tmp" / f"bench-{commit}"
-    if not (clone / ".venv" / ".installed").exists():
-        steps = (
-            ["git", "clone", "-q", str(ROOT), str(clone)],
-            ["git", "-C", str(clone), "checkout", "-q", commit],
-            ["make", "-C", str(clone), "install"],
-        )
-        for step in steps[clone.exists() :]:
-            if subprocess.run(step).returncode:
-                raise LongAttentionError(f"The code of finished studies cannot be installed: {shlex.join(step)} failed; see above.")
-    return clone
-
-
 def run(job: Job) -> bool:
-    """Run a job's command, and bring its results here; whether it succeeded."""
-    folder = checkout_of(job.commit) if job.commit else ROOT
-    python = str(folder / ".venv" / "bin" / "python") if job.commit else sys.executable
-    words = [os.path.expandvars(word) for word in shlex.split(job.command)]
-    if missing := [word for word in words if word.startswith("$")]:
-        name = missing[0][1:]
-        raise OptionError(f"{job.command!r} needs the environment variable {name}; set it to the files that the program's --help names.")
-    if subprocess.run([python, *words[1:]], cwd=folder).returncode:
-        return False
-    if job.commit:
-        for file in (folder / RESULTS.relative_to(ROOT)).iterdir():
-            if file.stem in job.results:
-                shutil.copy2(file, RESULTS)
-    return True
+    """Run a job's command; whether it succeeded."""
+    return subprocess.run([sys.executable, *shlex.split(job.command)[1:]], cwd=ROOT).returncode == 0
 
 
 def check_quiet() -> None:
@@ -121,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     done = [] if chosen.again else read_done(commit)
     left = [job for job in jobs if job.command not in done]
     if chosen.list:
-        print("\n".join(f"{' '.join(job.results)}: {job.command}{f' (at {job.commit})' if job.commit else ''}" for job in left))
+        print("\n".join(f"{' '.join(job.results)}: {job.command}" for job in left))
         return 0
     if not chosen.busy:
         check_quiet()

@@ -8,7 +8,6 @@ hangs costs its case alone.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import json
 import math
@@ -33,7 +32,6 @@ from hf_longattn.mechanisms import mechanism_info
 from scripts.dev import ROOT
 
 from .device_cases import DeviceCase, preparations, stages
-from .drawing import svg
 from .report import machine, markdown_table, store_study
 
 OUTPUT = {"cuda": Path("scripts/dev/results/gpu_check.json"), "cpu": Path("runs/gpu_check.json")}
@@ -106,8 +104,6 @@ def main(
             waiting = left
     record = results.record(sum(len(cases) for _, cases in planned))
     store_study(output, record)
-    if chart := draw(record, output.with_suffix(".svg")):
-        typer.echo(f"drawn in {chart}")
     typer.echo(f"\n{markdown(record)}\n")
     for line in summary(record):
         typer.echo(line)
@@ -178,43 +174,6 @@ def summary(record: dict[str, Any]) -> Iterator[str]:
         yield f"FAILED memory grows too fast: {line}"
     passed = sum(result["passed"] for result in results)
     yield f"{passed} of {len(results)} cases passed; {record['planned'] - len(results)} were not reached within the budget"
-
-
-def draw(record: dict[str, Any], path: Path) -> Path | None:
-    """A point for each implementation of the cases timed at the greatest length with rivals, as times the fastest of PyTorch's kernels for
-    full attention; ``None`` where there are none, or no matplotlib."""
-    rows: dict[int, dict[str, dict[str, float]]] = {}
-    for result in record["results"]:
-        ms = {name: timing["ms"] for name, timing in result.get("timings", {}).items() if "ms" in timing}
-        full = min((value for name, value in ms.items() if name.startswith("sdpa")), default=0.0)
-        if result.get("task") == "time" and full:
-            case = result["case"].partition(" ")[2].replace(f" {result['length']}", "")
-            rows.setdefault(result["length"], {})[case] = {name: value / full for name, value in ms.items() if not name.startswith("sdpa")}
-    if not rows or importlib.util.find_spec("matplotlib") is None:
-        return None
-    longest = max((length for length, found in rows.items() if len(found) > 1), default=max(rows))
-    drawn = rows[longest]
-    names = list(dict.fromkeys(name for row in drawn.values() for name in row))
-    words = [case.split() for case in drawn]
-    common = [word for word in words[0] if all(word in others for others in words)]
-    with svg(path, width=10.0, height=1.6 + 0.32 * len(drawn)) as (figure, (panel,)):
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-        for name in names:  # points, since a bar on a logarithmic axis has no beginning
-            points = [(row[name], number) for number, row in enumerate(drawn.values()) if name in row]
-            panel.plot(*zip(*points, strict=True), "o", markersize=7 if name == "longattn" else 5, label=name)
-        panel.axvline(1, color="black", linewidth=0.8)
-        panel.set(xscale="log", xlabel="time / full attention (left of the line: faster)")
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        panel.xaxis.set_minor_formatter(NullFormatter())
-        panel.set_yticks(range(len(drawn)), [" ".join(word for word in case if word not in common) or "plain" for case in words])
-        panel.invert_yaxis()
-        panel.legend(frameon=False, fontsize=8)
-        panel.grid(alpha=0.3)
-        hardware = record["machine"].get("gpu") or record["machine"]["processor"]
-        figure.suptitle(f"{' '.join(common)}, {longest:,} tokens, full attention by PyTorch's fastest kernel · {hardware}", fontsize=9)
-    return path
 
 
 def markdown(record: dict[str, Any]) -> str:

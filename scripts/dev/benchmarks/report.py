@@ -8,6 +8,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import sys
@@ -129,10 +130,32 @@ def one_sentence_errors(main: Callable[[list[str] | None], int]) -> Callable[...
     return told
 
 
+ROW = 240
+"""Maximum characters of a list or an object on one line of a stored result."""
+
+
+def in_rows(value: Any, indent: int = 0) -> str:
+    """JSON with every list and object on one line where it fits, and floats of six digits."""
+    if isinstance(value, float) and math.isfinite(value):
+        value = float(f"{value:.6g}")
+    if not isinstance(value, dict | list | tuple):
+        return json.dumps(value, ensure_ascii=False)
+    inner = " " * (indent + 1)
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(str(name), ensure_ascii=False)}: {in_rows(part, indent + 1)}" for name, part in value.items()]
+    else:
+        parts = [in_rows(part, indent + 1) for part in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    row = f"{opening}{', '.join(parts)}{closing}"
+    if len(row) <= ROW and "\n" not in row:
+        return row
+    return f"{opening}\n{inner}" + f",\n{inner}".join(parts) + f"\n{' ' * indent}{closing}"
+
+
 def store_study(output: Path, record: dict[str, Any], text: str | None = None) -> Path:
     """Write ``OUTPUT.json`` and, with a text, ``OUTPUT.md``, each complete or not at all, and return the first's path."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    contents = {".json": json.dumps(record, indent=1, ensure_ascii=False) + "\n", ".md": text}
+    contents = {".json": in_rows(record) + "\n", ".md": text}
     for suffix, content in contents.items():
         if content is not None:
             write_text(output.with_suffix(suffix), content)

@@ -10,7 +10,6 @@ It is trained anew in each run, from a seed and for a fixed number of steps; onl
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from transformers import ViTConfig, ViTForMaskedImageModeling, ViTModel
 
 from hf_longattn.families import FAMILIES
 from scripts.dev import RESULTS, ROOT
-from scripts.dev.benchmarks.report import machine, markdown_table
+from scripts.dev.benchmarks.report import machine, markdown_table, store_study
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 SIDE, PATCH = 64, 8
@@ -275,8 +274,7 @@ def main() -> None:
         "machine": machine(), "steps": args.steps, "further_steps": args.further_steps, "seed": args.seed,
         "seconds": round(time.process_time() - started, 1), "readings": measured(features),
     }  # fmt: skip
-    args.result.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    args.result.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    store_study(args.result, result, markdown(result))
     print(markdown(result))
 
 

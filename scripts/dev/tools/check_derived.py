@@ -26,8 +26,8 @@ from hf_longattn.declarations import declared
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.derived import PROBED
-from hf_longattn.staging import write_text
 from scripts.dev import RESULTS
+from scripts.dev.benchmarks.report import store_study
 
 STORED = RESULTS / "derived_families.json"
 VERIFIED, UNSCALED = "verified", "verified with --positions rope:none"
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         table["families"][name] = check(name)
         table["transformers"] = transformers.__version__
         table["families"] = {name: row for name, row in sorted(table["families"].items()) if name in known}
-        write_text(STORED, json.dumps(table, indent=1) + "\n")
+        store_study(STORED, table)
         print(f"{name}: {table['families'][name]}", flush=True)
     return int(any(table["families"][name] not in (VERIFIED, UNSCALED) for name in chosen))
 

@@ -21,9 +21,8 @@ import torch
 import transformers
 
 from hf_longattn.conversion.model_loading import quiet_libraries
-from hf_longattn.staging import write_text
 from scripts.dev import RESULTS
-from scripts.dev.benchmarks.report import markdown_table
+from scripts.dev.benchmarks.report import markdown_table, store_study
 from scripts.dev.tools import family_checks
 from scripts.dev.tools.family_checkpoints import make_checkpoint
 from scripts.dev.tools.picture_families import PICTURE_FAMILIES, PictureSubject, make_picture_checkpoint
@@ -149,8 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
     stored |= {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}
 
     def store() -> None:
-        write_text(file, json.dumps(stored, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
-        write_text(file.with_suffix(".md"), markdown(stored, stored_suite(options.output, stored["transformers"])))
+        ordered = {**stored, "families": {base: stored["families"][base] for base in sorted(stored["families"])}}
+        store_study(file, ordered, markdown(stored, stored_suite(options.output, stored["transformers"])))
 
     with quiet_libraries():
         for base in chosen:

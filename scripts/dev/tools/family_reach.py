@@ -21,9 +21,8 @@ from hf_longattn.audit import ReachAudit, audit_reach
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES, Family
-from hf_longattn.staging import write_text
 from scripts.dev import RESULTS
-from scripts.dev.benchmarks.report import markdown_table
+from scripts.dev.benchmarks.report import markdown_table, store_study
 from scripts.dev.tools.small_models import IN_FULL, Shape, small_audio_config, small_config, small_picture_config
 
 TOKENS = 48
@@ -128,8 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
         for base in chosen:
             stored["families"][base] = row_of(base)
             print(base, in_words(stored["families"][base]), flush=True)
-            write_text(file, json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-            write_text(file.with_suffix(".md"), page(stored))
+            stored["families"] = dict(sorted(stored["families"].items()))
+            store_study(file, stored, page(stored))
     wrong = [base for base in chosen if stored["families"][base].get("agrees") is False]
     for base in wrong:
         print(f"FAILED {base}: the reach is not the declared one", file=sys.stderr)

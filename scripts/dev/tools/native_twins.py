@@ -5,13 +5,12 @@
 
 Models are small and have random weights; mechanisms have the options of scripts/dev/tools/native_cases.py, with which one is transformers'
 where there is such an architecture. Every twin is written and compared by `longattn export --format native`, read in an interpreter that
-has transformers but not this package, and written as GGUF where llama.cpp computes the same. Where there is no twin, the cell has the
-reason. Of pictures, videos and sound the table says which twin there is, or why there is none."""
+has transformers but not this package, and written as GGUF where llama.cpp computes the same. Of pictures, videos and sound the table says
+which twin there is. What has no twin is not stored: the command says why."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -33,7 +32,7 @@ from hf_longattn.export.gguf import gguf_refusal
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev import RESULTS
-from scripts.dev.benchmarks.report import machine
+from scripts.dev.benchmarks.report import machine, markdown_table, store_study, stored_study
 
 from .family_reach import OF_THE_BASE
 from .native_cases import long_attention, long_values, save_long
@@ -54,7 +53,6 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }
 """Bases that have windows in some layers: here of a width that small models notice."""
 ATOL = 1e-4
-NOT_COMPARED = "There is a twin by the config, which was not compared yet."
 OTHER_FAMILIES = [base for base in IN_FULL if base not in TEXT_FAMILIES]
 """Bases that read pictures, videos or sound, or have several towers."""
 OTHER_HEADS = ("ForImageClassification", "ForVideoClassification", "ForAudioClassification", "ForCTC", "ForSequenceClassification")
@@ -82,11 +80,10 @@ def cell(base: str, mechanism: str, folder: Path) -> Cell:
         export_gguf(folder / "long", folder / "gguf")  # raises unless every tensor is read back
     return {
         "twin": choice.class_name,
-        **({"note": choice.note} if choice.note else {}),
-        "outputs": {"texts": len(outputs), "max_abs_difference": max(outputs)},
-        "gradients": gradients.values,
+        "outputs": max(outputs),
+        "gradients": gradients.values["max_abs_difference"],
         "generated": "the same tokens" if "passed" in generated else "generates no text",
-        "gguf": refusal or "yes",
+        "gguf": "no" if refusal else "yes",
     }
 
 
@@ -199,63 +196,42 @@ def markdown(results: Table, others: Table, how: str) -> str:
         others: of the other bases, by their configs.
         how: where it was made.
     """
-    shown = [mechanism for mechanism, cells in results.items() if any("twin" in result for result in cells.values())]
-    without_twin = [mechanism for mechanism in results if mechanism not in shown]
-    reasons: dict[str, int] = {}
-
-    def number(sentence: str) -> str:
-        return f"none [{reasons.setdefault(sentence, len(reasons) + 1)}]"
-
+    by_base: dict[str, list[str]] = {}
+    for mechanism, cells in {**results, **{name: {**results.get(name, {}), **cells} for name, cells in others.items()}}.items():
+        for base, found in cells.items():
+            by_base.setdefault(base, []).append(f"`{mechanism}`: {found['twin']}")
     lines = [
         "# Native twins",
         "",
         f"*Made by `python -m scripts.dev.tools.native_twins` on {how}.",
-        "A cell is the class of transformers that computes what the long model with a language-model head does, or the number of the",
-        "reason why there is none; all cells are in `native_twins.json`.*",
+        "A twin is the class of transformers that computes what the long model does, of a text with the head of a language model.",
+        "Other mechanisms have none in this base; `longattn export --format native` says why.*",
         "",
-        "| base | " + " | ".join(f"`{mechanism}`" for mechanism in shown) + " |",
-        "|---|" + "---|" * len(shown),
-    ]
-    for base in results["window"]:
-        cells = (results[mechanism].get(base, {"reason": NOT_COMPARED}) for mechanism in shown)
-        lines.append(f"| {base} | " + " | ".join(result.get("twin") or number(result["reason"]) for result in cells) + " |")
-    lines += [
-        "",
-        "No stock architecture has " + ", ".join(f"`{mechanism}`" for mechanism in without_twin) + ", in any family.",
+        markdown_table(["base", "mechanism: twin"], [[base, ", ".join(found)] for base, found in by_base.items()]).replace("---:", "---"),
         "",
         "## Compared",
         "",
         "Small models with random weights, at a short and at the maximum length, with padding where the twin takes it: the largest",
         "difference of any output or hidden state, of any gradient after one step, and the tokens generated; then the largest difference",
         "of the logits of the twin in an environment without hf_longattn; and whether a GGUF file is written, read back tensor by tensor.",
+        "Twins of pictures, videos, sound and towers are compared when they are exported.",
         "",
         "| mechanism | base | twin | outputs | gradients | generated | without hf_longattn | GGUF |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for mechanism in shown:
-        for base, result in results[mechanism].items():
-            if "twin" in result:
-                gguf = result["gguf"] if result["gguf"] == "yes" else number(result["gguf"])
-                differences = (result["outputs"]["max_abs_difference"], result["gradients"]["max_abs_difference"])
-                row = [f"`{mechanism}`", base, result["twin"], *(f"{value:.0e}" for value in differences), result["generated"]]
-                lines.append("| " + " | ".join([*row, f"{result['without_hf_longattn']:.0e}", gguf]) + " |")
-    shown = [mechanism for mechanism, cells in others.items() if any("twin" in result for result in cells.values())]
-    lines += [
-        "",
-        "## Pictures, videos, sound and towers",
-        "",
-        "Which twin there is by the config; `longattn export --format native` compares it when it writes it. The mechanisms without a",
-        f"column ({len(others) - len(shown)} of {len(others)}) have none in any of these families.",
-        "",
-        "| base | " + " | ".join(f"`{mechanism}`" for mechanism in shown) + " |",
-        "|---|" + "---|" * len(shown),
-    ]
-    for base in others[shown[0]]:
-        cells = (others[mechanism][base] for mechanism in shown)
-        lines.append(f"| {base} | " + " | ".join(result.get("twin") or number(result["reason"]) for result in cells) + " |")
-    lines += ["", "## Why there is none", ""]
-    lines += [f"{place}. {sentence}" for sentence, place in reasons.items()]
+    for mechanism, cells in results.items():
+        for base, result in cells.items():
+            differences = [f"{result[what]:.0e}" for what in ("outputs", "gradients", "without_hf_longattn")]
+            row = [f"`{mechanism}`", base, result["twin"], *differences[:2], result["generated"], differences[2], result["gguf"]]
+            lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
+
+
+def only_twins(found: Table) -> Table:
+    """The cells with a twin."""
+    return {
+        mechanism: twins for mechanism, cells in found.items() if (twins := {base: cell for base, cell in cells.items() if "twin" in cell})
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -272,19 +248,13 @@ def main(arguments: list[str] | None = None) -> int:
         results = table(bases, Path(work)) if bases else {}
     others = {mechanism: {base: planned_cell(base, mechanism) for base in OTHER_FAMILIES} for mechanism in list_mechanisms()}
     where = machine()
-    path = options.output.with_suffix(".json")
-    stored: Table = json.loads(path.read_text(encoding="utf-8"))["twins"] if path.exists() else {}
-    merged = {mechanism: {**stored.get(mechanism, {}), **results.get(mechanism, {})} for mechanism in {**stored, **results}}
-    for mechanism in list_mechanisms(grid=False):  # what need not be compared
-        row = merged.setdefault(mechanism, {})
-        refusals = {base: text_refusal(base, mechanism) for base in TEXT_FAMILIES if base not in row}
-        row |= {base: {"reason": reason} for base, reason in refusals.items() if reason is not None}
-    results = {mechanism: {base: row[base] for base in TEXT_FAMILIES if base in row} for mechanism, row in merged.items()}
-    path.write_text(
-        json.dumps({"machine": where, "twins": results, "others": others}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    stored: Table = stored_study(options.output).get("twins", {})
+    kept = {mechanism: {base: cell for base, cell in cells.items() if base not in bases} for mechanism, cells in stored.items()}
+    merged = {mechanism: {**kept.get(mechanism, {}), **results.get(mechanism, {})} for mechanism in list_mechanisms(grid=False)}
+    results = only_twins({mechanism: {base: row[base] for base in TEXT_FAMILIES if base in row} for mechanism, row in merged.items()})
+    others = only_twins(others)
     described = f"{where['processor']} with transformers {where['transformers']}"
-    options.output.with_suffix(".md").write_text(markdown(results, others, described), encoding="utf-8")
+    store_study(options.output, {"machine": where, "twins": results, "others": others}, markdown(results, others, described))
     return 0
 
 

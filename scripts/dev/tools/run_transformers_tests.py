@@ -24,15 +24,14 @@ import sys
 import tarfile
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import transformers
 
-from hf_longattn.staging import write_text
 from scripts.dev import ROOT
+from scripts.dev.benchmarks.report import store_study
 from scripts.dev.tools.small_models import IN_FULL
 
 OURS = ROOT / "tests" / "reference" / "model_tester"
@@ -110,18 +109,14 @@ def table(report: Path) -> dict[str, dict]:
         family = name.removesuffix(BACKBONE.strip())
         suite = "" if family == name else BACKBONE
         family = family.replace("long", "long_", 1).removeprefix("plain")
-        entry = result.setdefault(family, {"passed": 0, "failed": 0, "skipped": 0, "failures": [], "skips": Counter()})
-        skipped = case.find("skipped")
-        if skipped is not None:
+        entry = result.setdefault(family, {"passed": 0, "failed": 0, "skipped": 0, "failures": []})
+        if case.find("skipped") is not None:
             entry["skipped"] += 1
-            entry["skips"][skipped.get("message") or "no reason given"] += 1
         elif case.find("failure") is not None or case.find("error") is not None:
             entry["failed"] += 1
             entry["failures"].append(f"{suite}{case.get('name')}")
         else:
             entry["passed"] += 1
-    for entry in result.values():
-        entry["skips"] = dict(entry["skips"].most_common())
     return result
 
 
@@ -160,7 +155,8 @@ def markdown(result: dict[str, dict], version: str) -> str:
     lines = [
         f"# transformers {version}: ModelTesterMixin on the Long families, BackboneTesterMixin on their backbones",
         "",
-        "Written by `python -m scripts.dev.tools.run_transformers_tests`.",
+        "Written by `python -m scripts.dev.tools.run_transformers_tests`. tests/reference/model_tester/skips.json has what is skipped on",
+        "purpose, with its reason; the suite itself skips the rest.",
         "",
     ]
     lines += ["| family | passed | failed | skipped |", "|---|---|---|---|"]
@@ -168,17 +164,6 @@ def markdown(result: dict[str, dict], version: str) -> str:
         f"| {family} | {entry['passed']} | {entry['failed']}{failures(entry)} | {entry['skipped']} |"
         for family, entry in sorted(result.items())
     ]
-    reasons: Counter[str] = Counter()
-    for entry in result.values():
-        reasons.update(entry["skips"])
-    lines += [
-        "",
-        "Reasons for skipping, over all families (`skip list:` are ours, the others the suite's own):",
-        "",
-        "| tests | reason |",
-        "|---|---|",
-    ]
-    lines += [f"| {count} | {' '.join(reason.split())} |" for reason, count in sorted(reasons.items(), key=lambda one: (-one[1], one[0]))]
     return "\n".join(lines) + "\n"
 
 
@@ -194,8 +179,7 @@ def store(result: dict[str, dict], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     families = {**stored_suite(folder), **result}
     stored = {"transformers": transformers.__version__, "families": families}
-    write_text(folder / "model_tester.json", json.dumps(stored, indent=2, sort_keys=True) + "\n")
-    write_text(folder / "model_tester.md", markdown(families, transformers.__version__))
+    store_study(folder / "model_tester", stored, markdown(families, transformers.__version__))
 
 
 def main() -> int:

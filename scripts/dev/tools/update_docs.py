@@ -35,14 +35,9 @@ from scripts.dev.studies.joint_reading import brief as joint_reading_brief
 from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
 from scripts.dev.tools import declared, first_look, grid_pictures, mechanism_pages, sound_pictures
 from scripts.dev.tools.check_derived import VERIFIED
-from scripts.dev.tools.device_counts import in_brief
-from scripts.dev.tools.lowering import in_brief as lowering_in_brief
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-STUDIES = (
-    "compress", "context", "diagnosis", "distillation", "inference", "joint_labels", "joint_ranking", "joint_reading", "mlm", "packing",
-    "probes", "real_retrieval", "seams", "search", "serving", "table5", "tiled",
-)  # fmt: skip
+STUDIES = ("joint_labels", "joint_ranking", "joint_reading", "real_retrieval", "seams")
 """Stored results whose page is a block of its own name."""
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
 
@@ -99,20 +94,8 @@ def gpu() -> str:
     return f"{gpu_markdown(record)}\n\n*{where(record)}*"
 
 
-def gpu_model() -> str:
-    """Estimates of an H100 by the counts of operations."""
-    record = stored("device_counts")
-    return NOT_MEASURED.format("device_counts", "python -m scripts.dev.tools.device_counts") if record is None else in_brief(record)
-
-
-def lowering() -> str:
-    """How many kernels the compiler made for a pretended H100."""
-    record = stored("lowering")
-    return NOT_MEASURED.format("lowering", "python -m scripts.dev.tools.lowering") if record is None else lowering_in_brief(record)
-
-
 def benchmarks() -> str:
-    """Every stored benchmark: what was measured, times, memory, picture."""
+    """Every stored benchmark: what was measured, times, memory."""
     sections = []
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -126,7 +109,7 @@ def benchmarks() -> str:
             text += f"\nLeft out: {left['implementation']} at {left['length']:,} ({left['reason']})."
         if worst:
             text += f"\nLargest difference from the definition: {worst['error']:.1e} ({worst['implementation']}, {worst['what']}).\n"
-        sections.append(f"{text}\n![{path.stem}](../../scripts/dev/results/{path.stem}.svg)\n\n*{where(record)}*")
+        sections.append(f"{text}\n*{where(record)}*")
     return "\n\n".join(sections) or "*Nothing is stored yet: type `make bench`.*"
 
 
@@ -266,8 +249,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": gpu,
-    "gpu_model": gpu_model,
-    "lowering": lowering,
     "mechanisms": mechanisms,
     "decode": partial(decoding, "decode"),
     "decode-onnx": partial(decoding, "decode-onnx"),
@@ -275,14 +256,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory-causal": partial(footprint, "memory-causal"),
     "streams": partial(study, "streams", streams_markdown, "python -m scripts.dev.benchmarks.streams"),
     "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
-    "same-precision-intel": partial(
-        study, "same_precision_intel", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"
-    ),
     "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
-    **{
-        block: partial(study, block.replace("-", "_"), grid_model_table, "python -m scripts.dev.benchmarks grid-models")
-        for block in ("grid-models", "grid-models-intel")
-    },
+    "grid-models": partial(study, "grid_models", grid_model_table, "python -m scripts.dev.benchmarks grid-models"),
     **{
         f"grid-models-{base}": partial(
             study, f"grid_models_{base}", grid_model_table, f"python -m scripts.dev.benchmarks grid-models --base {base} --threads 1"

@@ -163,25 +163,6 @@ def test_workers_fit_the_cores(cores: int, expected: int) -> None:
     assert gpu_check.workers_for("cpu", cores) == 1
 
 
-def test_the_chart_has_a_point_for_every_implementation_of_ours(tmp_path: Path) -> None:
-    def result(case: DeviceCase) -> dict[str, Any]:
-        timings = {
-            "longattn": {"ms": 1.0},
-            "longattn without flash": {"ms": 2.0},
-            "sdpa flash": {"ms": 4.0},
-            "sdpa cudnn": {"left_out": ""},
-        }
-        return {"case": str(case), "task": "time", "length": case.length, "passed": True, "timings": timings}
-
-    cases = [DeviceCase("window", "time", length=length, causal=causal) for length in (4096, 16384) for causal in (True, False)]
-    drawn = gpu_check.draw({"machine": {"gpu": "H100"}, "results": [result(case) for case in cases]}, tmp_path / "chart.svg")
-    assert drawn is not None
-    text = drawn.read_text()
-    assert "longattn without flash" in text
-    assert "16,384 tokens" in text
-    assert gpu_check.draw({"results": []}, tmp_path / "none.svg") is None
-
-
 def test_a_worker_runs_cases(tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
         worker = Worker("cpu", log)

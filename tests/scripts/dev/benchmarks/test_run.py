@@ -108,7 +108,7 @@ def test_models_equal_the_plain_one_under_the_dense_mask(backward: bool, base: s
     assert {timing.implementation for timing in result.timings} == {"longattn", *against}
 
 
-def test_the_command_stores_json_and_svg(tmp_path: Path) -> None:
+def test_the_command_stores_json(tmp_path: Path) -> None:
     arguments = ["attention", "--lengths", "32,64", "--option", "window=16", "--heads", "2", "--head-dim", "8", "--repeats", "2"]
     done = CliRunner().invoke(app, [*arguments, "--against", "sdpa", "--output-dir", str(tmp_path)])
     assert done.exit_code == 0, done.output
@@ -119,7 +119,6 @@ def test_the_command_stores_json_and_svg(tmp_path: Path) -> None:
     assert {"processor", "cores", "threads", "torch", "transformers", "date"} <= set(record["machine"])
     assert len(record["timings"]) == 4
     assert all(len(timing["rounds_ms"]) == 2 for timing in record["timings"])
-    assert stored.with_suffix(".svg").read_text().startswith("<?xml")
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,14 @@ def in_the_suite(base: str) -> set[str]:
 
 
 def twinned(base: str) -> set[str]:
-    """Mechanisms without a twin or a reason why there is none."""
+    """Mechanisms with a twin that is not stored, or with a stored twin that there is not."""
     of_text = base in TEXT_FAMILIES
     cells = stored("native_twins")["twins" if of_text else "others"]
-    mechanisms = list_mechanisms(grid=False) if of_text else list_mechanisms()
-    cells_by_mechanism = {mechanism: cells.get(mechanism, {}).get(base, {}) for mechanism in mechanisms}
-    return {mechanism for mechanism, cell in cells_by_mechanism.items() if not (cell.get("twin") or cell.get("reason"))}
+    if of_text:
+        found = {name for name in list_mechanisms(grid=False) if native_twins.text_refusal(base, name) is None}
+    else:
+        found = {name for name in list_mechanisms() if "twin" in native_twins.planned_cell(base, name)}
+    return found ^ {name for name, twins in cells.items() if base in twins}
 
 
 def audited(base: str) -> set[str]:
@@ -63,7 +65,7 @@ def test_every_family_has_all_cells(table: str, base: str) -> None:
     assert not missing, f"{base} lacks {sorted(missing)} in results/{table}.json; type python -m {command.format(base=only)}"
 
 
-@pytest.mark.parametrize("table", sorted(TABLES))
+@pytest.mark.parametrize("table", sorted({*TABLES} - {"native_twins"}))
 def test_a_family_without_a_row_is_named(table: str) -> None:
     assert TABLES[table][0]("a_new_family")
 
