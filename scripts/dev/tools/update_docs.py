@@ -94,38 +94,57 @@ def gpu() -> str:
     return f"{gpu_markdown(record)}\n\n*{where(record)}*"
 
 
+OURS, FULL = "longattn", "sdpa"
+
+
 def benchmarks() -> str:
-    """Every stored benchmark: what was measured, times, memory."""
+    """Every stored benchmark: a table for each kind, a row for each length; then memory, and the machines."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    records = [record for record in records if "timings" in record and "kind" in record]
+    if not records:
+        return "*Nothing is stored yet: type `make bench`.*"
     sections = []
-    for path in sorted(RESULTS.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if "timings" not in record or "kind" not in record:
-            continue
-        worst = max(record["checks"], key=lambda check: check["error"] / check["tolerance"], default=None)
-        text = f"### {path.stem}\n\n{describe(record)}\n\n{timing_table(record)}\n"
+    for kind, title in {"attention": "Attention alone", "model": "Whole models", "train": "Training steps"}.items():
+        rows = [row for record in records if record["kind"] == kind for row in benchmark_rows(record)]
+        sections.append(f"### {title}\n\n{left(markdown_table(['measured', 'tokens', 'ours, ms', 'sdpa', 'others'], rows))}")
+    for record in records:
         if record["memory"]:
-            text += f"\nPeak memory on top of the inputs, each length in a fresh process; memory grows as Nᵖ:\n\n{memory_table(record)}\n"
-        for left in record["left_out"]:
-            text += f"\nLeft out: {left['implementation']} at {left['length']:,} ({left['reason']})."
-        if worst:
-            text += f"\nLargest difference from the definition: {worst['error']:.1e} ({worst['implementation']}, {worst['what']}).\n"
-        sections.append(f"{text}\n*{where(record)}*")
-    return "\n\n".join(sections) or "*Nothing is stored yet: type `make bench`.*"
+            about = "peak memory on top of the inputs, each length in a fresh process. It grows as a power of the length, the exponent"
+            sections.append(f"### Memory\n\n{describe(record)}: {about}.\n\n{memory_table(record)}")
+    worst = max((check for record in records for check in record["checks"]), key=lambda check: check["error"] / check["tolerance"])
+    error = f"The largest difference from the definition, of its tolerance, was {worst['error']:.1e} of {worst['tolerance']:.0e}."
+    machines = sorted({where(record) for record in records})
+    return "\n\n".join([*sections, error, *(f"*{machine}*" for machine in machines)])
+
+
+def benchmark_rows(record: dict[str, Any]) -> list[list[str]]:
+    """What was measured, and times by length: ours, and those of others with how many times as fast ours is."""
+    times = {(timing["implementation"], timing["length"]): timing["median_ms"] for timing in record["timings"]}
+    faster = {(ratio["implementation"], ratio["length"]): ratio["times_faster"] for ratio in record["ratios"]}
+    others = [name for name in dict.fromkeys(name for name, _ in times) if name not in (OURS, FULL)]
+
+    def cell(name: str, length: int) -> str:
+        if (name, length) not in times:
+            return ""
+        shown = f"{times[name, length]:,.1f}" if times[name, length] < 100 else f"{times[name, length]:,.0f}"
+        return f"{shown} ({faster[name, length]:.1f}×)" if (name, length) in faster else shown
+
+    rows = []
+    for number, length in enumerate(record["lengths"]):
+        named = ", ".join(f"{name} {text}" for name in others if (text := cell(name, length)))
+        rows.append([describe(record) if number == 0 else "", f"{length:,}", cell(OURS, length), cell(FULL, length) or "–", named])
+    return rows
 
 
 def describe(record: dict[str, Any]) -> str:
-    """What a benchmark measured, in one line."""
+    """What a benchmark measured, in a few words."""
     case = record["case"]
-    options = ", ".join(f"{name}={value}" for name, value in case["options"].items()) or "default options"
-    passes = "forward and backward" if case["backward"] else "forward"
-    form = "causal" if case["causal"] else "bidirectional"
-    layers = f"{case['layers']} layers, " if record["kind"] != "attention" else ""
-    globals_ = f", {case['num_globals']} global tokens" if case["num_globals"] else ""
-    shape = f"B={case['batch']}, H={case['heads']}, D={case['head_dim']}, {case['dtype']}"
-    base = f" of {case['base']}" if case.get("base", "bert") != "bert" else ""
-    clock = " of processor time" if record.get("clock", "time") != "time" else ""
-    mechanism = f"`{case['mechanism']}` ({options}{globals_})"
-    return f"{record['kind'].capitalize()}{base}, {mechanism}, {form}, {passes}; {layers}{shape}; median ms{clock}."
+    words = [f"`{case['mechanism']}`", *(f"{name}={value}" for name, value in case["options"].items())]
+    words += [f"{case['num_globals']} global tokens"] * bool(case["num_globals"]) + ["causal"] * case["causal"]
+    words += [f"{case['base']}, {case['layers']} layers"] * (record["kind"] != "attention") + [case["dtype"]] * (case["dtype"] != "fp32")
+    words += ["with backward"] * (case["backward"] and record["kind"] == "attention")
+    words += ["processor time"] * (record.get("clock", "time") != "time")
+    return ", ".join(words)
 
 
 def recipes() -> str:
