@@ -28,16 +28,13 @@ VIEWS = {"copy", "get", "items", "keys", "values"}
 ALLOWED = ("inputs", "families", "engines", "mechanisms")
 """Folders that may ask. In engines and mechanisms, ``grid`` is the shape of one call's tokens and no kind of input."""
 CEILINGS = {
-    "audit": 4,
-    "cli": 2,
-    "conversion": 30,
+    "audit": 2,
+    "cli": 1,
+    "conversion": 3,
     "data": 4,
-    "diagnostics": 6,
+    "diagnostics": 2,
     "evaluation": 3,
-    "export": 2,
-    "hub": 1,
     "modeling": 17,
-    "search": 5,
     "streaming": 2,
     "training": 5,
 }
