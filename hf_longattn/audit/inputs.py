@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import LengthError, OptionError
+from ..inputs.common.base import NOT_DIAGNOSED, InputKind
+from ..inputs.common.sized import SizedKind
+from ..inputs.grid import GridKind
+from ..inputs.sound import SoundKind
 from ..modeling.family.audio_rule import MASK, AudioRule
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
@@ -203,5 +208,20 @@ def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
     return Mixing(name, -(-left // stride), (kernel - 1 - left) // stride)
 
 
-AUDITED = {"grid": AuditPictures, "sound": AuditSounds}
-"""Kind of input that a model reads -> class of its audit's inputs."""
+@singledispatch
+def inputs_of_kind(kind: InputKind, config: Any, length: int | None, default: int) -> AuditInputs | None:
+    """The inputs of ``length`` tokens for the audit of a model, by its kind of input; ``None`` for texts.
+
+    Raises:
+        LengthError, OptionError: the length does not fit the model, or the model cannot be audited.
+    """
+    return None
+
+
+@inputs_of_kind.register(SizedKind)
+def _not_audited(kind: SizedKind, config: Any, length: int | None, default: int) -> AuditInputs | None:
+    raise OptionError(f"A {config.model_type!r} model reads {kind.nouns}, which are not audited; {NOT_DIAGNOSED}")
+
+
+inputs_of_kind.register(GridKind, lambda kind, config, length, default: AuditPictures.of(kind.family, config, length, default))
+inputs_of_kind.register(SoundKind, lambda kind, config, length, default: AuditSounds.of(kind.family, config, length, default))

@@ -26,8 +26,7 @@ from ..conversion.tensor_names import check_complete
 from ..errors import CheckpointError, LengthError, OptionError, check_extra
 from ..export.onnx import LONG_CONFIG
 from ..hub_errors import check_revision
-from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
-from ..inputs.common.sized import SizedKind
+from ..inputs.common.base import kind_of_model
 from ..inputs.text import load_tokenizer
 from ..loading import load_part, load_weights, loading_errors
 from ..modeling.attach.patch_places import packs_pictures
@@ -36,7 +35,7 @@ from ..modeling.family.validation import known_length
 from ..modeling.generic import attention_of_towers, load_generic, mark_generic, towers_of
 from ..reading import check_name, is_generic, named_class
 from .declared import DeclaredReach, text_stack
-from .inputs import AUDITED, LONGEST, SHORTEST, AuditInputs
+from .inputs import LONGEST, SHORTEST, AuditInputs, inputs_of_kind
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
 from .targets import (
     EMBEDDING,
@@ -195,14 +194,11 @@ def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInput
         LengthError, OptionError: the length does not fit the model, or the model cannot be audited.
     """
     kind = kind_of_model(config)
-    if not isinstance(kind, SizedKind):
+    if kind is None or (inputs := inputs_of_kind(kind, config, length, DEFAULT_LENGTH)) is None:
         return None
     if url is not None:
         raise OptionError(f"Servers of embeddings take texts, not {kind.nouns}; leave --url out, or give the model's graph: --onnx FILE.")
-    of_kind: Any = AUDITED.get(kind.family.config_class.reads)
-    if of_kind is None:
-        raise OptionError(f"A {config.model_type!r} model reads {kind.nouns}, which are not audited; {NOT_DIAGNOSED}")
-    return of_kind.of(kind.family, config, length, DEFAULT_LENGTH)
+    return inputs
 
 
 @torch.no_grad()

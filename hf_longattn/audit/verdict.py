@@ -74,8 +74,8 @@ class ReachAudit:
         return not any(stage.problem for stage in self.stages)
 
     @property
-    def towers(self) -> Mapping[str, ReachAudit]:
-        """This audit under an empty name, as for a model without towers."""
+    def parts(self) -> Mapping[str, ReachAudit]:
+        """This audit under an empty name, for a model of one stack."""
         return {"": self}
 
     @property
@@ -99,6 +99,10 @@ class TowersAudit:
 
     towers: Mapping[str, ReachAudit]
     notes: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> Mapping[str, ReachAudit]:
+        return self.towers
 
     @property
     def agrees(self) -> bool:

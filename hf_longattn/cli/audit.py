@@ -71,7 +71,7 @@ def audit(
         revision=revision,
         token=token,
     )
-    audits = [*result.towers.values()]
+    audits = [*result.parts.values()]
     if plot is not None:
         from .plot import draw_audit
 

@@ -272,7 +272,7 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     """
     model_type = source.config.get("model_type")
     family = FAMILIES.get(str(model_type))
-    if family is not None and not family.towers:  # towers of plain classes can take mechanisms, too
+    if family is not None and not kind_of(family).has_plain_class:
         raise CheckpointError(f"{source.name!r} is a {model_type!r} model, which has Long classes; leave --generic out.")
     if "long_attention" in source.config:
         raise CheckpointError(f"{source.name!r} is already a long checkpoint ({model_type}); convert the one that it was converted from.")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..inputs.common.base import LengthCost, kind_of
+from ..inputs.common.base import InputKind, LengthCost, kind_of
+from ..inputs.text import kind_in
+from ..inputs.towers import TowersKind, WithTowers, text_part
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.family.definition import Family
@@ -28,7 +31,7 @@ from .sources.base import Source, TowerSource, open_source
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(WithTowers):
     """A long or short checkpoint; a short one has full attention."""
 
     source: Source
@@ -82,7 +85,7 @@ class Inspection:
             "bytes": self.nbytes,
             "costs": [cost.to_dict() for cost in self.costs],
             **({"text_global": True} if self.text_global else {}),
-            **({"towers": {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}),
+            **self.report_of_towers(),
         }
 
 
@@ -97,14 +100,13 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 
 
 def _inspect(source: Source) -> Inspection:
-    if is_generic(source.config):
-        return _inspect_generic(source)
-    long = is_long(source.config)
-    if not long and (architecture := find_architecture(source)).family.towers:
-        return _inspect_towers(source, architecture.family, architecture.source_class, long=False)
-    config, class_name, family, skeleton = read_long(source) if long else _short(source)
-    if family.towers:
-        return _inspect_towers(source, family, class_name, long=True)
+    return _inspect_generic(source) if is_generic(source.config) else _inspection_of(kind_in(source.config), source)
+
+
+@singledispatch
+def _inspection_of(kind: InputKind, source: Source) -> Inspection:
+    """Inspect a model of one stack."""
+    config, class_name, family, skeleton = read_long(source) if is_long(source.config) else _short(source)
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     kind = kind_of(family)
@@ -129,14 +131,15 @@ def _inspect(source: Source) -> Inspection:
     )
 
 
-def _inspect_towers(source: Source, family: Family, class_name: str, *, long: bool) -> Inspection:
+@_inspection_of.register(TowersKind)
+def _inspect_towers(kind: TowersKind, source: Source) -> Inspection:
     """Inspect a model of several towers."""
-    towers = {}
-    for name, tower in family.towers.items():
-        base = tower.base_model_name
-        towers[name] = _inspect(TowerSource.of(source, name, tower.heads[base] if long else base))
-    longest = max((towers[name] for name, tower in family.towers.items() if tower.reads_text), key=lambda tower: tower.max_length)
-    return _of_whole(source, longest, class_name=class_name, model_type=source.config["model_type"], towers=towers)
+    towers, long = {}, is_long(source.config)
+    class_name = read_long(source)[1] if long else find_architecture(source).source_class
+    for name, part in kind.parts.items():
+        base = part.family.base_model_name
+        towers[name] = _inspect(TowerSource.of(source, name, part.family.heads[base] if long else base))
+    return _of_whole(source, text_part(towers), class_name=class_name, model_type=source.config["model_type"], towers=towers)
 
 
 def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:

@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
 from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
 from ..hub import origin_of
-from ..inputs.common.base import SIZED, TEXT, InputSize, kind_of
+from ..inputs.common.base import InputKind, InputSize, kind_of
 from ..inputs.common.running import run_model
+from ..inputs.common.sized import SizedKind
 from ..inputs.text import VerificationText, verification_text
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_long
@@ -276,7 +278,7 @@ def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgre
             lambda: [running.check()],
         ]
         if not running.why_not:
-            steps.append(lambda: CHECKS[plan.kind.planned_as](plan, opened, inputs, scratch))
+            steps.append(lambda: _checks_of(plan.kind, plan, opened, inputs, scratch))
         return run_steps(steps, progress)
 
 
@@ -339,7 +341,9 @@ def _run_both(plan: TwinPlan, opened: Source, scratch: Path | None, run: Callabl
     return of_long, run(load_source(opened, plan.architecture, None, scratch)[0], headless)
 
 
-def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scratch: Path | None) -> list[Check]:
+@singledispatch
+def _checks_of(kind: InputKind, plan: TwinPlan, opened: Source, text: Any, scratch: Path | None) -> list[Check]:
+    """Compare long model and twin by their kind of input: here, on texts."""
     lengths = _lengths(plan, scratch is not None)
     probes = [(length, probe) for length in lengths for probe in probes_of(plan, text, length)]
     step = probes_of(plan, text, lengths[-1] if len(lengths) == 1 else min(lengths[-1], GRADIENT_LENGTH))[-1]
@@ -366,9 +370,9 @@ def _check_outputs(plan: TwinPlan, opened: Source, text: VerificationText, scrat
     return [*checks, *(_compared_tokens(length, *both) for (length, _), *both in zip(probes, long_tokens, twin_tokens, strict=False))]
 
 
-def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
+@_checks_of.register(SizedKind)
+def _checks_of_sizes(kind: SizedKind, plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
     """Compare gradients and outputs at the first size, the base model's outputs at further sizes; the new size only up to ``FLOPS``."""
-    kind: Any = plan.kind
     config, why_not = plan.model.config, _why_no_gradients(plan, scratch)
     sizes: list[InputSize] = kind.twin_sizes(plan.inputs, config)
     if plan.inputs.grows and cost_of(plan.inputs.new, config.long_attention, plan.shape).total_flops <= FLOPS:
@@ -390,10 +394,6 @@ def _check_sizes(plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | No
         detail = f"outputs and all hidden states at {size.describe()}: largest difference"
         checks.append(equality(f"equal to the long model at {size.words}", detail, Difference.of(wanted, measured), size.values))
     return [*checks, _compared_gradients(plan, long_gradients, twin_gradients, why_not)]
-
-
-CHECKS: dict[str, Callable[[TwinPlan, Source, Any, Path | None], list[Check]]] = {TEXT: _check_outputs, SIZED: _check_sizes}
-"""Functions that compare a twin's outputs, by the kind's ``planned_as``."""
 
 
 def _as_configured(model: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
-from ..inputs.common.base import SIZED, InputSizes, LengthCost, kind_of_model
+from ..inputs.common.base import InputSizes, LengthCost, kind_of_model
 from ..inputs.text import text_length, text_sizes
 from ..mechanisms.common.on_grid import on_grid
 from ..modeling.attach.patch_places import packs_pictures
@@ -59,7 +59,7 @@ class PlainPart:
     def sizes(self) -> InputSizes | None:
         """The sizes of inputs that are not texts and have a fixed size; ``None`` for other inputs."""
         kind = None if self.packs else kind_of_model(self.module.config)
-        return None if kind is None or kind.any_size or kind.planned_as != SIZED else kind.sizes(self.module.config)
+        return None if kind is None else kind.fixed_sizes(self.module.config)
 
     @property
     def inputs(self) -> InputSizes:

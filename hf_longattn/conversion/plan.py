@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
-from ..inputs.common.base import SETTINGS, SIZE, SIZED, TEXT, TOWERS_APART, LengthCost, PositionWarning, StackLength, kind_of
+from ..inputs.common.base import SETTINGS, SIZE, InputKind, LengthCost, PositionWarning, StackLength
+from ..inputs.common.sized import SizedKind
 from ..inputs.series import PlainLengths
 from ..inputs.text import TextKind, load_tokenizer, text_sizes
-from ..inputs.towers import tower_inputs
+from ..inputs.towers import TowersKind, text_part, tower_inputs
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
@@ -23,7 +24,7 @@ from ..modeling.family.definition import tower_field
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
-from ..modeling.generic import TOWERS, mark_generic, towers_of
+from ..modeling.generic import mark_generic, towers_of
 from ..options import RELATIVE
 from ..positions import DROPPED, keeps_old_rows
 from ..positions.relative import relative_kind
@@ -34,7 +35,7 @@ from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanis
 from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import plan_positions, position_warnings, series_strategy, stack_lengths
-from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, text_plan
+from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors
 from .short_texts import ShortTexts, with_short_texts
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
@@ -89,7 +90,7 @@ def _plan_chosen(
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
     architecture = find_architecture(opened)
     architecture.kind.check_settings(f"a {architecture.source_class}", request)
-    refuse_one_attention(architecture, request)
+    architecture.kind.check_parts(f"a {architecture.source_class}", request)
     attention, choice = choose(opened, request)
     plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
     return replace(plan, choice=choice)
@@ -105,14 +106,15 @@ def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -
     architecture = find_architecture(opened)
     architecture.kind.check_settings(f"a {architecture.source_class}", request)
     architecture.kind.check_has_size(architecture)
-    way = architecture.kind.planned_as
-    if request.towers is not None and way != TOWERS_APART:
-        raise OptionError(f"--towers is for models of several towers, and a {architecture.source_class} has one stack; give --mechanism.")
-    return PLANNERS[way](opened, architecture, request, cast)
+    architecture.kind.check_parts(f"a {architecture.source_class}", request)
+    return _plan_of(architecture.kind, opened, architecture, request, cast)
 
 
-def _plan_text(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    """Plan a model whose inputs are texts."""
+@singledispatch
+def _plan_of(
+    kind: InputKind, opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
+) -> ConversionPlan:
+    """Plan a model by its kind of input: here, by the lengths of its stacks."""
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -195,9 +197,11 @@ def _plan_text(opened: Source, architecture: Architecture, request: ConversionCo
     )
 
 
-def _plan_sized(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+@_plan_of.register(SizedKind)
+def _plan_sized(
+    kind: SizedKind, opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
+) -> ConversionPlan:
     """Plan a model whose inputs are not texts. Source tensors keep their shapes and, unless ``cast`` is given, their values."""
-    kind: Any = architecture.kind
 
     def layers_of(attention: LongAttentionConfig, length: int) -> list[Mechanism]:
         base = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
@@ -230,11 +234,13 @@ def _plan_sized(opened: Source, architecture: Architecture, request: ConversionC
     )
 
 
-def _plan_towers(opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+@_plan_of.register(TowersKind)
+def _plan_towers(
+    kind: TowersKind, opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
+) -> ConversionPlan:
     """Plan a model with several towers, one plan for each. Tensors outside the towers are kept; only their dtype may change."""
-    refuse_one_attention(architecture, request)
     requests = tower_requests(architecture, request)
-    base_classes = {name: family.base_model_name for name, family in architecture.family.towers.items()}
+    base_classes = {name: part.family.base_model_name for name, part in kind.parts.items()}
     plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part, cast) for name, part in requests.items()}
     configs = {name: plan.config for name, plan in plans.items()}
     family = architecture.family
@@ -243,33 +249,21 @@ def _plan_towers(opened: Source, architecture: Architecture, request: Conversion
         config.dtype = cast
     skeleton: Any = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: any(plan.architecture.family.table(name) is not None for plan in plans.values()))
-    texts, longest = [plan for plan in plans.values() if plan.kind.planned_as == TEXT], text_plan(plans)
+    longest, changed = text_part(plans), [plan for plan in plans.values() if plan.position_change]
     return ConversionPlan(
         source=opened,
         architecture=architecture,
         config=config,
         max_shard_size=request.max_shard_size,
         attention=longest.attention,
-        position_change=" and ".join(plan.position_change for plan in texts if plan.position_change),
+        position_change=" and ".join(plan.position_change for plan in changed),
         short_texts=longest.short_texts,
-        unchanged_tokens=min(plan.unchanged_tokens for plan in texts),
+        unchanged_tokens=min((plan.unchanged_tokens for plan in changed), default=0),
         shape=longest.shape,
         costs=(),
         warnings=tuple(warning for plan in plans.values() for warning in plan.warnings),
         **fields_of_towers(opened, architecture, skeleton, plans, cast),
     )
-
-
-def refuse_one_attention(architecture: Architecture, request: ConversionConfig) -> None:
-    """Raise :class:`OptionError` if a model of several towers is given one attention, or ``init_from_text``."""
-    names = [*architecture.family.towers]
-    if names and (request.names_attention or request.init_from_text is not None):
-        flags = "--init-from-text does" if not request.names_attention else "--mechanism, --option and --layers do"
-        example = ",".join(f"{name}=MECHANISM" for name in names)
-        raise OptionError(
-            f"The towers of a {architecture.source_class}, {' and '.join(names)}, have mechanisms apart, to which {flags} not apply; "
-            f"give --towers {example}."
-        )
 
 
 def tower_requests(architecture: Architecture, request: ConversionConfig) -> dict[str, ConversionConfig]:
@@ -279,13 +273,13 @@ def tower_requests(architecture: Architecture, request: ConversionConfig) -> dic
         OptionError: there is no such tower.
         PositionError: ``positions`` is one rule instead of a rule per tower.
     """
-    towers, kind = architecture.family.towers, architecture.source_class
+    parts, model_class = architecture.kind.parts, architecture.source_class
     chosen = request.towers or {}
-    check_towers(chosen, [*towers], kind)
-    rules = {} if request.positions == AUTO else _position_rules(request.positions, [*towers], kind)
+    check_towers(chosen, [*parts], model_class)
+    rules = {} if request.positions == AUTO else _position_rules(request.positions, [*parts], model_class)
     requests = {}
-    for name, family in towers.items():
-        unused: dict[str, Any] = dict.fromkeys(set(SETTINGS) - set(kind_of(family).settings))
+    for name, kind in parts.items():
+        unused: dict[str, Any] = dict.fromkeys(set(SETTINGS) - set(kind.settings))
         attention = chosen.get(name) or {}
         attention = attention.to_dict() if isinstance(attention, LongAttentionConfig) else attention
         options = {option: value for option, value in attention.items() if option != "mechanism"}
@@ -360,7 +354,7 @@ class ConversionPlan(ResultPlan):
             "long_class": self.architecture.long_class,
             "model_type": self.config.model_type,
             **({"generic": True} if self.generic else {}),
-            "long_attention": self._attention(),
+            "long_attention": {**self.long_attention(), **({TEXT_GLOBAL: True} if self.text_global else {})},
             **({} if self.choice is None else {"choice": dict(self.choice)}),
             "old_length": self.old_length,
             "new_length": self.new_length,
@@ -373,14 +367,8 @@ class ConversionPlan(ResultPlan):
             **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
             **self.sizes(),
             "costs": [cost.to_dict() for cost in self.costs],
-            **({"towers": {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}),
+            **self.report_of_towers(),
         }
-
-    def _attention(self) -> dict[str, Any]:
-        if self.towers:
-            towers = {name: tower.attention.to_dict() for name, tower in self.towers.items()}
-            return {TOWERS: towers, **({TEXT_GLOBAL: True} if self.text_global else {})}
-        return self.attention.to_dict()
 
     def _decoder(self) -> dict[str, Any]:
         assert self.decoder is not None
@@ -463,11 +451,11 @@ def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttention
     """The plan of a plain class narrowed to each tower in ``attention``, by name."""
     lengths, plans = (plan.old_length, plan.new_length), {}
     for name, part in parts_with_mechanisms(skeleton, attention, {tensor.name: tensor for tensor in plan.tensors}, lengths).items():
-        reads_text = name == text_tower(plan.config, [name])
+        is_lengthened = name == text_tower(plan.config, [name])
         length = StackLength(part.old_length, part.new_length)
         layers = layer_mechanisms(part.attention, part.shape, length.new or None)
         positions, change, warnings = UNCHANGED, "", list[PositionWarning]()
-        if reads_text:
+        if is_lengthened:
             positions, change = plan.positions, plan.position_change
             warnings = position_warnings(positions, part.attention, layers, length, causal=part.shape.causal)
         plans[name] = replace(
@@ -485,8 +473,6 @@ def _plans_of_towers(plan: ConversionPlan, attention: Mapping[str, LongAttention
     return plans
 
 
-PLANNERS = {TEXT: _plan_text, SIZED: _plan_sized, TOWERS_APART: _plan_towers}
-"""Planning functions, by the kind's ``planned_as``."""
 UNCHANGED = "as they were"
 """The rule for positions that a plain class keeps."""
 

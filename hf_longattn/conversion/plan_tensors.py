@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, nearest
-from ..inputs.common.base import TEXT, InputKind, InputSizes
-from ..inputs.towers import tower_inputs
+from ..inputs.common.base import InputKind, InputSizes
+from ..inputs.towers import WithTowers, text_part, tower_inputs
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, copied_parameters
 from ..modeling.family.definition import Family
 from .architectures import Architecture, attached_mechanisms, attached_memory
@@ -21,8 +21,6 @@ from .long_models.base import TensorRename
 from .sources.base import Source, TowerSource, open_source, tower_prefix
 from .tensor_files import TensorHeader
 from .tensor_names import ModelName, check_complete, check_layers, converted, names_in_model
-
-Plan = TypeVar("Plan", bound="ResultPlan")
 
 
 @dataclass(frozen=True)
@@ -174,17 +172,12 @@ def fields_of_towers(
 ) -> dict[str, Any]:
     """Fields of a plan with several towers, computed from the towers' plans; lengths are the text tower's."""
     return {
-        "inputs": tower_inputs([plan.inputs for plan in plans.values()], text_plan(plans).inputs),
+        "inputs": tower_inputs([plan.inputs for plan in plans.values()], text_part(plans).inputs),
         "positions": ", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
         "tensors": tuple(tensors_with_towers(source, architecture, skeleton, plans, cast)),
         "files": {name: values for plan in plans.values() for name, values in plan.files.items()},
         "towers": plans,
     }
-
-
-def text_plan(plans: Mapping[str, Plan]) -> Plan:
-    """The plan of the tower that reads the longest texts."""
-    return max((plan for plan in plans.values() if plan.kind.planned_as == TEXT), key=lambda plan: plan.new_length)
 
 
 def _computed(
@@ -308,7 +301,7 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
-class ResultPlan:
+class ResultPlan(WithTowers):
     """What a conversion or a reversal writes."""
 
     source: Source
@@ -320,11 +313,6 @@ class ResultPlan:
     max_shard_size: str | int | None
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, kw_only=True)  # new contents of copied JSON files
     towers: Mapping[str, ResultPlan] = field(default_factory=dict, kw_only=True)  # the plan of each tower, if there are several
-
-    @property
-    def parts(self) -> Mapping[str, Any]:
-        """The plan of every tower by name; without towers, this plan under an empty name."""
-        return self.towers or {"": self}
 
     @property
     def kind(self) -> InputKind:

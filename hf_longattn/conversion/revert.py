@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from ..checks import MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..hub import origin_of
-from ..inputs.common.base import SIZED, TEXT, TOWERS_APART, InputKind, InputSizes, kind_of
+from ..inputs.common.base import InputKind, InputSizes, kind_of
 from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
+from ..inputs.common.sized import SizedKind
 from ..inputs.text import text_sizes, verification_text
+from ..inputs.towers import TowersKind, text_part
 from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
@@ -33,7 +35,7 @@ from .config import RevertConfig
 from .folders import open_for_writing, write_planned
 from .model_loading import choose_memory_mode, load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
-from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype, text_plan
+from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype
 from .report import REPORT, ConversionReport, StageProgress
 from .revert_generic import check_plain_outputs, plain_parts
 from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource, open_source
@@ -119,22 +121,22 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
             f"{positions!r} is not a way to shorten positions; expected one of {', '.join(known)}.{nearest(positions, known)}"
         )
     long_model = read_long(source)
-    return REVERSALS[kind_of(long_model[2]).planned_as](source, settings, long_model)
+    return _plan_of(kind_of(long_model[2]), source, settings, long_model)
 
 
 LongParts = tuple[Any, str, Family, Any]
 """Config, class name, family, and model on the meta device, of a long checkpoint."""
 
 
-def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
-    """Plan the reversal of a model without towers."""
+@singledispatch
+def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
+    """Plan a reversal by the kind of input: here, of a model without towers."""
     long_config, long_class, family, long_skeleton = long_model
     cast = parse_dtype(settings.dtype)
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
-    kind = kind_of(family)
     _refuse_settings(settings, kind, long_class)
-    inputs, before, positions = LENGTHS[kind.planned_as](source, settings, family, long_config, tables)
+    inputs, before, positions = _lengths_of(kind, source, settings, long_config, tables)
     new_length = inputs.new.tokens
     for name, table in tables.items():
         own_length = source.tensors[name].shape[0] - table.offset_rows(long_config)
@@ -179,15 +181,16 @@ def _plan_stack(source: Source, settings: RevertConfig, long_model: LongParts) -
     )
 
 
-def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
+@_plan_of.register(TowersKind)
+def _plan_towers(kind: TowersKind, source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
     """Plan the reversal of a model of several towers, each by its own plan. Tensors outside the towers are at most cast."""
     long_config, long_class, family, _ = long_model
     base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
     plans: dict[str, RevertPlan] = {}
-    for name, tower in family.towers.items():
-        unused: dict[str, Any] = dict.fromkeys({"max_length", "verify_text"}.difference(kind_of(tower).settings))
+    for name, part in kind.parts.items():
+        unused: dict[str, Any] = dict.fromkeys({"max_length", "verify_text"}.difference(part.settings))
         of_tower = replace(settings, **unused, positions=AUTO) if unused else settings
-        plans[name] = plan_reversion(TowerSource.of(source, name, tower.heads[tower.base_model_name]), of_tower)
+        plans[name] = plan_reversion(TowerSource.of(source, name, part.family.heads[part.family.base_model_name]), of_tower)
     configs = {name: plan.config for name, plan in plans.items()}
     config = config_of_towers(long_config, configs, family.base_config_class, base_class, f"The config.json of {source.name!r}")
     cast = parse_dtype(settings.dtype)
@@ -204,13 +207,9 @@ def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) 
         long_config=long_config,
         warnings=tuple(dict.fromkeys(warning for plan in plans.values() for warning in plan.warnings)),
         changed=" and ".join(plan.changed for plan in plans.values() if plan.changed),
-        length_before=text_plan(plans).length_before,
+        length_before=text_part(plans).length_before,
         **fields_of_towers(source, architecture, skeleton, plans, cast),
     )
-
-
-REVERSALS = {TEXT: _plan_stack, SIZED: _plan_stack, TOWERS_APART: _plan_towers}
-"""Planning functions, by the kind's ``planned_as``."""
 
 
 def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
@@ -225,11 +224,12 @@ def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -
         raise OptionError(f"--verify-audio is a recording, but a {long_class} reads none; leave it out.")
 
 
-def _text_lengths(
-    source: Source, settings: RevertConfig, family: Family, long_config: Any, tables: Mapping[str, PositionTable]
+@singledispatch
+def _lengths_of(
+    kind: InputKind, source: Source, settings: RevertConfig, long_config: Any, tables: Mapping[str, PositionTable]
 ) -> tuple[InputSizes, int | None, str]:
     """The lengths of source and result, the length before the conversion, and the rule for positions."""
-    old_length, positions = family.longest(long_config), settings.positions
+    old_length, positions = kind.family.longest(long_config), settings.positions
     before = _length_before(source, long_config)
     new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
     if positions == AUTO:
@@ -238,16 +238,13 @@ def _text_lengths(
     return text_sizes(old_length, new_length), before, positions
 
 
+@_lengths_of.register(SizedKind)
 def _sizes_before(
-    source: Source, settings: RevertConfig, family: Family, long_config: Any, tables: Mapping[str, PositionTable]
+    kind: SizedKind, source: Source, settings: RevertConfig, long_config: Any, tables: Mapping[str, PositionTable]
 ) -> tuple[InputSizes, int | None, str]:
-    """The counterpart of :func:`_text_lengths` for inputs with a size, whose position tables never change."""
-    kind = kind_of(family)
+    """The counterpart of :func:`_lengths_of` for inputs with a size, whose position tables never change."""
     sizes = kind.sizes(long_config)
     return kind.sizes_between(long_config, sizes.new.value, sizes.old.value), sizes.old.tokens, UNCHANGED
-
-
-LENGTHS = {TEXT: _text_lengths, SIZED: _sizes_before}
 
 
 def _length_before(source: Source, config: Any) -> int | None:
@@ -278,7 +275,7 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
     dropped = {*NAMES, *OWN_FIELDS, *long_only}
     values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in dropped}
     before = getattr(long_config, "extended_from", None) or {}
-    if family.relative or kind_of(family).planned_as != TEXT:
+    if family.relative or not kind_of(family).lengthens:
         plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in long_only}})
         if cast is not None:
             plain.dtype = cast
@@ -553,7 +550,7 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
 def _check_outputs(plan: RevertPlan, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
     long_base = f"the long model with {plan.architecture.family.base_attention_name}"
     name = f"equal to {long_base}"
-    run, size = _runner(plan, inputs, scratch)
+    run, size = _runner(plan.kind, plan, inputs, scratch)
     expected, headless = _full_attention(plan, None, run, scratch)
     source = _as_before(plan)
     as_source = {} if source is None else _full_attention(plan, source, run, scratch)[0]
@@ -570,15 +567,19 @@ Runner = Callable[[Any], dict[str, Tensor]]
 """Function that runs a model on the compared inputs and returns its tensors by name."""
 
 
-def _runner(plan: RevertPlan, inputs: Any, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
+@singledispatch
+def _runner(kind: InputKind, plan: RevertPlan, inputs: Any, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
     """The function that runs a model on the compared inputs, and their length with its unit."""
-    if plan.kind.planned_as != TEXT:
-        size = plan.inputs.new
-        arguments = inputs.at(size)
-        return lambda model: run_model(model, arguments), (size.tokens, size.unit)
     length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
     ids = inputs.tokens(length)
     return lambda model: outputs(model, ids, decoder_tokens=length), (length, "tokens")
+
+
+@_runner.register(SizedKind)
+def _runner_at_size(kind: SizedKind, plan: RevertPlan, inputs: Any, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
+    size = plan.inputs.new
+    arguments = inputs.at(size)
+    return lambda model: run_model(model, arguments), (size.tokens, size.unit)
 
 
 def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | None) -> tuple[dict[str, Tensor], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..inputs.common.base import SIZED, TEXT, TOWERS_APART
-from ..inputs.text import VerificationText
+from ..inputs.common.base import InputKind
+from ..inputs.common.sized import SizedKind
+from ..inputs.towers import TowersKind
 from ..positions import unchanged_rows
 from .model_loading import MemoryMode, choose_memory_mode
 from .plan import ConversionPlan
@@ -206,7 +208,9 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
     return torch.equal(torch.frombuffer(a, dtype=dtype), torch.frombuffer(b, dtype=dtype))
 
 
-def _text_checks(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool) -> list[Check]:
+@singledispatch
+def _checks_of(kind: InputKind, plan: ConversionPlan, result: Path, text: Any, scratch: Path | None, given_text: bool) -> list[Check]:
+    """Run source and result by their kind of input and compare them: here, on a text."""
     lengths = choose_lengths(plan, from_files=scratch is not None)
     pooling = sentence_pooling(result) if plan.decoder is None else None  # sentence encoders have no decoder
     measurement: Measurement = (
@@ -217,19 +221,18 @@ def _text_checks(plan: ConversionPlan, result: Path, text: VerificationText, scr
     return check_outputs(plan, result, text, lengths, measurement, scratch)
 
 
+_checks_of.register(SizedKind, lambda kind, plan, result, inputs, scratch, given_text: check_sizes(plan, result, inputs, scratch))
+_checks_of.register(TowersKind, lambda kind, plan, result, inputs, scratch, given_text: check_together(plan, result, inputs, scratch))
+
+
 def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Step]:
     """The steps that run source and result."""
-    steps: dict[str, Step] = {
-        TEXT: lambda: _text_checks(plan, result, inputs, scratch, given_text),
-        SIZED: lambda: check_sizes(plan, result, inputs, scratch),
-        TOWERS_APART: lambda: check_together(plan, result, inputs, scratch),
-    }
     of_towers = [
         named_step(name, step)
         for name, part in plan.towers.items()
         for step in _output_steps(part, result, inputs[name], scratch, given_text)
     ]
-    return [*of_towers, steps[plan.kind.planned_as]]
+    return [*of_towers, lambda: _checks_of(plan.kind, plan, result, inputs, scratch, given_text)]
 
 
 def named_step(name: str, step: Step) -> Step:

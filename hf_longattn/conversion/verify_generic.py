@@ -52,7 +52,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         model, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // getattr(model.config.get_text_config(), "vocab_size", 1)))
     )
     finite = all_finite(with_mechanism if _shapes(longest) == _shapes(inputs) else run_inputs(model, longest))
-    parts = {name: towers_of(model)[name] for name in plan.towers} or {"": model}
+    parts = {name: towers_of(model)[name] if name else model for name in plan.parts}
     alone = {}
     for name, tower in parts.items() if len(parts) > 1 else ():
         for part in parts.values():

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import run_model
-from ..inputs.common.sized import FurtherChecks, SizedKind
+from ..inputs.common.sized import FurtherChecks
 from ..mechanisms import Mechanism
 from ..modeling.family.config import attention_implementation
 from .flops import cost_of, mechanisms_on
@@ -45,7 +45,6 @@ def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path |
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
     kind: Any = plan.kind
-    assert isinstance(kind, SizedKind)
     old, (new, layers, further) = plan.inputs.old, affordable_size(plan, inputs)
     grows, at_old, at_new = new != old, inputs.at(old), inputs.at(new)
     source: Any

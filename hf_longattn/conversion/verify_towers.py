@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ..checks import FAILED, PASSED, Check, Difference, equality
-from ..inputs.common.base import TEXT
+from ..inputs.common.base import InputKind, InputSize
 from ..inputs.common.running import run_model
+from ..inputs.common.sized import SizedKind
 from ..inputs.towers import VerificationTowers
+from ..mechanisms import Mechanism
 from ..mechanisms.common.short_texts import for_length
 from .flops import layer_mechanisms, mechanisms_on
 from .model_loading import load_result, load_source
@@ -29,21 +33,22 @@ def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTower
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
     length, why = _caption_length(plan)
-    old = _arguments(plan, inputs, length)
+    compared = {name: _at_old(part.kind, part, length) for name, part in plan.towers.items()}
+    old = _arguments(plan, inputs, {name: size for name, (size, _) in compared.items()})
     source, _ = load_source(plan.source, plan.architecture, plan.cast, scratch)
     expected = run_model(source, old)
     del source
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    covered = all(_covers(part, length) for part in plan.towers.values())
+    covered = all(_covers(layers, size, plan.towers[name].shape.causal) for name, (size, layers) in compared.items())
     if not covered:
         model.use_base_attention()
     how = "with long attention" if covered else "with full attention"
     measured = run_model(model, old)
-    pictures = " and ".join(part.old_input for part in plan.towers.values() if part.kind.planned_as != TEXT)
-    detail = f"similarity of a text of {length} tokens and a picture of {pictures}, {how}: largest difference from the source"
+    read = " and ".join(f"a {plan.towers[name].kind.noun} of {size.describe()}" for name, (size, _) in compared.items())
+    detail = f"similarity of {read}, {how}: largest difference from the source"
     checks = [equality("similarities of text and picture equal", detail, Difference.of(expected, measured), {"length": length}, why)]
     model.set_attn_implementation("longattn")
-    new = _arguments(plan, inputs)
+    new = _arguments(plan, inputs, {name: _at_new(part.kind, part, inputs[name]) for name, part in plan.towers.items()})
     with torch.no_grad():
         returned = model(**new, return_loss=True, return_dict=True)
     finite = all_finite({name: returned[name] for name in ("loss", "logits_per_text")})
@@ -58,27 +63,35 @@ def _caption_length(plan: ConversionPlan) -> tuple[int, str]:
     return min(plan.unchanged_tokens if plan.position_change else plan.old_length, plan.old_length, LONGEST_CAPTION), ""
 
 
-def _arguments(plan: ConversionPlan, inputs: VerificationTowers, length: int | None = None) -> dict[str, Tensor]:
-    """Arguments of ``forward``: a text of ``length`` tokens with an end token, and inputs of the old size; new sizes for ``None``."""
-    arguments: dict[str, Tensor] = {}
-    for name, part in plan.towers.items():
-        of_tower = inputs[name]
-        if part.kind.planned_as == TEXT:
-            ids = of_tower.tokens(choose_lengths(part).new if length is None else length).clone()
-            if isinstance(end := getattr(part.config, "eos_token_id", None), int) and end < part.config.vocab_size:
-                ids[:, -1] = end
-            arguments["input_ids"] = ids
-        else:
-            arguments |= of_tower.at(affordable_size(part, of_tower)[0] if length is None else part.inputs.old)
-    return arguments
+def _arguments(plan: ConversionPlan, inputs: VerificationTowers, sizes: Mapping[str, InputSize]) -> dict[str, Tensor]:
+    """Arguments of ``forward``: an input of the given size for every tower."""
+    parts = plan.towers.items()
+    return {key: value for name, part in parts for key, value in part.kind.arguments_at(inputs[name], part.config, sizes[name]).items()}
 
 
-def _covers(plan: ConversionPlan, length: int) -> bool:
-    """Whether every layer of a tower is full attention on a text of ``length`` tokens, or on an input of the old size."""
-    if plan.kind.planned_as != TEXT:
-        layers = mechanisms_on(plan.inputs.old, plan.attention, plan.shape)
-        return all(layer.covers(tokens) for layer, tokens in zip(layers, plan.inputs.old.layer_tokens(len(layers)), strict=True))
-    causal = plan.shape.causal
-    return all(
-        for_length(layer, length, causal).covers(length, causal) for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length)
-    )
+def _covers(layers: Sequence[Mechanism], size: InputSize, causal: bool) -> bool:
+    """Whether every layer of a tower is full attention on an input of this size."""
+    return all(layer.covers(tokens, causal) for layer, tokens in zip(layers, size.layer_tokens(len(layers)), strict=True))
+
+
+@singledispatch
+def _at_old(kind: InputKind, plan: ConversionPlan, length: int) -> tuple[InputSize, list[Mechanism]]:
+    """The size of a tower's compared input, and every layer's mechanism for it: here, of a text of ``length`` tokens."""
+    layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
+    return kind.size(plan.config, length), [for_length(layer, length, plan.shape.causal) for layer in layers]
+
+
+@_at_old.register(SizedKind)
+def _at_old_size(kind: SizedKind, plan: ConversionPlan, length: int) -> tuple[InputSize, list[Mechanism]]:
+    return plan.inputs.old, mechanisms_on(plan.inputs.old, plan.attention, plan.shape)
+
+
+@singledispatch
+def _at_new(kind: InputKind, plan: ConversionPlan, inputs: Any) -> InputSize:
+    """The size of a tower's input for the check at the new sizes."""
+    return kind.size(plan.config, choose_lengths(plan).new)
+
+
+@_at_new.register(SizedKind)
+def _at_new_size(kind: SizedKind, plan: ConversionPlan, inputs: Any) -> InputSize:
+    return affordable_size(plan, inputs)[0]

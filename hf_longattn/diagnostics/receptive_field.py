@@ -292,7 +292,7 @@ def stack_of_layers(model: Any) -> tuple[SizedKind, Any]:
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
     kind: Any = kind_of_model(model.config)
-    if not isinstance(kind, SizedKind) or kind.cells is None:
+    if kind is None or kind.cells is None:
         kind = kind_of(family_of(without_head(model), of_pixels=False))
     return kind, kind.base(model)
 
@@ -396,8 +396,8 @@ def _checked_kind(
     """
     values = open_source(model, revision=revision, token=token).config
     family = family_in(values)
-    kind = None if family is None else kind_of(family)
-    if not isinstance(kind, SizedKind) or kind.cells is None:
+    kind: Any = None if family is None else kind_of(family)
+    if kind is None or kind.cells is None:
         raise BackendError(
             f"{str(model)!r} is of type {str(values.get('model_type'))!r}, which is not a family of pictures or sound; leave the photo and "
             "--images out to probe it with texts, or give a model such as a ViT or a Wav2Vec2."

@@ -22,7 +22,7 @@ from ..conversion.plan import ConversionPlan
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.quantised import refuse_quantised
 from ..errors import BackendError, OptionError
-from ..inputs.common.base import InputKind, kind_of, kind_of_model
+from ..inputs.common.base import kind_of, kind_of_model
 from ..inputs.common.processors import required_processor
 from ..inputs.common.sized import SizedKind
 from ..inputs.sound import UserSounds, duration
@@ -160,11 +160,11 @@ def _load(
     return SoundModel(network, source.name, plan.architecture.source_class, plan, source.name), sounds, durations
 
 
-def _checked_kind(kind: InputKind | None, name: str, model_type: str) -> SizedKind:
+def _checked_kind(kind: Any, name: str, model_type: str) -> SizedKind:
     """``kind`` if it is the input kind of sound models; raises :class:`BackendError` for any other."""
-    if isinstance(kind, SizedKind) and kind.noun == "sound":
+    if kind is not None and kind.timed:
         return kind
-    if isinstance(kind, SizedKind):
+    if kind is not None and kind.units:
         raise BackendError(f"{name!r} is of type {model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
     raise BackendError(
         f"{name!r} is of type {model_type!r}, which is not a family of sound; give it a text, or a recording to a model such as a Wav2Vec2."

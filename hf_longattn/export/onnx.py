@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
-from ..inputs.common.base import kind_of
+from ..inputs.common.base import InputKind
 from ..inputs.common.sized import ANY_LENGTH, SizedKind
 from ..inputs.text import VerificationText, load_tokenizer, verification_text
 from ..loading import load_weights
@@ -142,9 +142,9 @@ def export_checkpoint(
     inspection = inspect_checkpoint(model, revision=revision, token=token)
     source, max_length = inspection.source, inspection.max_length
     check_destination(target, *source.protected, overwrite=overwrite)
-    if inspection.towers:
+    if inspection.apart:
         raise ExportError(
-            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.towers)}; save one "
+            f"A graph reads one kind of input, and a {inspection.class_name} has the towers {' and '.join(inspection.apart)}; save one "
             f"apart: hf_longattn.{next(iter(inspection.towers.values())).class_name}.from_pretrained({source.name!r}).save_pretrained(...)."
         )
     if not is_long(source.config):
@@ -160,8 +160,7 @@ def export_checkpoint(
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
-    make = _sized_graph if isinstance(inspection.inputs.kind, SizedKind) else _text_graph
-    words, graph = make(loaded, source, inspection.inputs, task, global_attention_mask)
+    words, graph = _graph_of(inspection.inputs.kind, loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
     tokenizer = getattr(words, "source_tokenizer", None)
     written: dict[str, Any] = {}
@@ -206,8 +205,11 @@ def export_checkpoint(
     )
 
 
-def _text_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
-    """The texts on which a text model is traced and compared, and its graph."""
+@singledispatch
+def _graph_of(
+    kind: InputKind, model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool
+) -> tuple[Any, ExportedGraph]:
+    """The inputs on which a model is traced and compared, and its graph: here, texts."""
     words = VerificationText(*verification_text(None), load_tokenizer(source.folder), model.config.vocab_size)
     if task == WITH_PAST:
         return words, DecoderGraph(model, words)
@@ -215,9 +217,10 @@ def _text_graph(model: Any, source: Source, inputs: Any, task: str | None, globa
     return words, ModelGraph(model, words, names, sentence_pooling(source.card_folder))
 
 
-def _sized_graph(model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool) -> tuple[Any, ExportedGraph]:
-    """The inputs on which a model of pictures, sounds or other sized inputs is traced and compared, and its graph."""
-    kind: Any = kind_of(family_of(model.config))
+@_graph_of.register(SizedKind)
+def _sized_graph(
+    kind: SizedKind, model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool
+) -> tuple[Any, ExportedGraph]:
     if not kind.graph:
         raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {type(model).__name__} in PyTorch.")
     of_any_length, name = kind.graph == ANY_LENGTH, f"The graph of a model of {kind.nouns}"

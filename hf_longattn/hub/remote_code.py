@@ -29,6 +29,7 @@ from ..configuration import LongAttentionConfig
 from ..declarations import FILE as FACTS_FILE
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
+from ..inputs.common.base import kind_of
 from ..loading import load_part
 from ..mechanisms import check_options, mechanism_class
 from ..modeling.attach.attention_sites import CROSS_MECHANISM
@@ -163,8 +164,9 @@ def _seeds(family: Family, config: Any) -> Iterator[Module]:
 def _mechanisms(config: Any, family: Family) -> set[str]:
     """Names of the mechanisms in the model's config, members of composites included, and in the default configs of family and package.
     transformers creates default configs. The package's default is added since the family's can change with transformers' version."""
-    if family.towers:
-        return set().union(*(_mechanisms(tower, family.towers[name]) for name, tower in config.towers.items()))
+    kind = kind_of(family)
+    if kind.apart:
+        return set().union(*(_mechanisms(part, kind.parts[name].family) for name, part in kind.configs(config).items()))
     mechanisms = {CROSS_MECHANISM, LongAttentionConfig().mechanism}
     layers = int(config.num_hidden_layers)
     for settings in (config, family.config_class()):

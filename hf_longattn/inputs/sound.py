@@ -116,7 +116,7 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
-    graph = ANY_LENGTH
+    graph, timed = ANY_LENGTH, True
     diagnosed_with = "a recording or a folder: longattn diagnose MODEL talk.wav"
     heads = SOUND_HEADS
     classified = {

@@ -140,6 +140,13 @@ class TextKind(InputKind):
         vocabulary = getattr(plan.config.get_text_config(), "vocab_size", 2)  # a model without token ids has none
         return VerificationText(excerpt(text[0], plan.new_length), text[1], load_tokenizer(plan.source.folder), vocabulary)
 
+    def arguments_at(self, inputs: VerificationText, config: Any, size: InputSize) -> dict[str, Any]:
+        """Token ids, the last of which is the config's end token."""
+        ids = inputs.tokens(size.tokens).clone()
+        if isinstance(end := getattr(config, "eos_token_id", None), int) and end < config.vocab_size:
+            ids[:, -1] = end
+        return {"input_ids": ids}
+
     def check_reader(self, plan: Any, result: Path, inputs: VerificationText) -> list[Check]:
         return check_tokenizer(plan, result, inputs)
 

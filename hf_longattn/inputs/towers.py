@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..checks import Check
 from ..configuration import LongAttentionConfig
+from ..errors import OptionError
 from ..modeling.family.definition import Family, tower_field
+from ..modeling.family.towers_config import TOWERS
 from ..processor_files import IMAGE_PROCESSOR, TOKENIZER_CONFIG, ProcessorFile
-from .common.base import TOWERS_APART, InputKind, InputSizes, kind_of, register_kind
+from .common.base import InputKind, InputSizes, kind_of, register_kind
 from .common.examples import Example, Head, auto_head
 from .grid import PILLOW
 
@@ -20,6 +23,38 @@ def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
     old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
     report = {name: value for tower in towers for name, value in tower.report.items()}
     return InputSizes(texts.kind, texts.old, texts.new, old, new, longest, "input", report=report)
+
+
+def text_part(parts: Mapping[str, Any]) -> Any:
+    """The plan or inspection, among those of a model's ``parts``, of the one that reads the longest texts."""
+    return max((part for part in parts.values() if not part.inputs.units), key=lambda part: part.inputs.new.tokens)
+
+
+class WithTowers:
+    """Facts about a model. If it has several towers, there are such facts about each of them in ``towers``, by name."""
+
+    towers: Mapping[str, Any]
+    attention: Any
+
+    @property
+    def parts(self) -> Mapping[str, Any]:
+        """The facts about every tower by name; without towers, these facts under an empty name."""
+        return self.towers or {"": self}
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Names of the towers, which have mechanisms apart; empty without towers."""
+        return tuple(self.towers)
+
+    def long_attention(self) -> dict[str, Any]:
+        """The mechanisms as in a config: those of every tower, or of the only stack."""
+        if self.towers:
+            return {TOWERS: {name: tower.attention.to_dict() for name, tower in self.towers.items()}}
+        return dict(self.attention.to_dict())
+
+    def report_of_towers(self) -> dict[str, Any]:
+        """The towers' entry in a report; empty without towers."""
+        return {TOWERS: {name: tower.to_dict() for name, tower in self.towers.items()}} if self.towers else {}
 
 
 class VerificationTowers(dict[str, Any]):
@@ -34,13 +69,12 @@ class VerificationTowers(dict[str, Any]):
 class TowersKind(InputKind):
     """One input for each tower."""
 
-    planned_as = TOWERS_APART
+    has_plain_class = True
     heads = {"Model": auto_head("", "zero-shot-image-classification", "similarity")}
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.towers = {name: kind_of(tower) for name, tower in family.towers.items()}
-        kinds = [*self.towers.values()]
+        kinds = [*self.parts.values()]
         self.noun, self.nouns = "input", " and ".join(kind.nouns for kind in kinds)
         self.settings = tuple(name for kind in kinds for name in kind.settings)
         self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # first tower wins
@@ -49,9 +83,24 @@ class TowersKind(InputKind):
     def reads(cls, family: Family) -> bool:
         return bool(family.towers)
 
+    @cached_property
+    def parts(self) -> Mapping[str, InputKind]:
+        return {name: kind_of(tower) for name, tower in self.family.towers.items()}
+
+    def configs(self, config: Any) -> Mapping[str, Any]:
+        return {name: getattr(config, tower_field(name)) for name in self.parts}
+
+    def check_parts(self, source: str, request: Any) -> None:
+        if request.names_attention or request.init_from_text is not None:
+            flags = "--init-from-text does" if not request.names_attention else "--mechanism, --option and --layers do"
+            raise OptionError(
+                f"The towers of {source}, {' and '.join(self.parts)}, have mechanisms apart, to which {flags} not apply; give --towers "
+                f"{','.join(f'{name}=MECHANISM' for name in self.parts)}."
+            )
+
     def sizes(self, config: Any) -> InputSizes:
         """Sizes of the tower that reads the longest texts."""
-        sizes = [kind.sizes(getattr(config, tower_field(name))) for name, kind in self.towers.items() if kind.family.reads_text]
+        sizes = [self.parts[name].sizes(part) for name, part in self.configs(config).items() if self.parts[name].family.reads_text]
         return max(sizes, key=lambda of_tower: int(of_tower.new.tokens))
 
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
@@ -61,17 +110,17 @@ class TowersKind(InputKind):
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
         """Maximum length, in tokens, of the towers that read texts."""
-        texts = {name: kind for name, kind in self.towers.items() if kind.family.reads_text}
+        texts = {name: kind for name, kind in self.parts.items() if kind.family.reads_text}
         return max(kind.tokens_of(config.get(tower_field(name)) or {}) for name, kind in texts.items())
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
-        parts = [(kind, config.get(tower_field(name)) or {}, attentions.get(name)) for name, kind in self.towers.items()]
+        parts = [(kind, config.get(tower_field(name)) or {}, attentions.get(name)) for name, kind in self.parts.items()]
         limits = [kind.limits(part, {"": of_tower}, kind.tokens_of(part)) for kind, part, of_tower in parts if of_tower is not None]
         return [*dict.fromkeys(limit for of_tower in limits for limit in of_tower)]
 
     @property
     def any_size(self) -> bool:
-        return any(kind.any_size for kind in self.towers.values())
+        return any(kind.any_size for kind in self.parts.values())
 
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> VerificationTowers:
         return VerificationTowers({name: part.kind.verification_inputs(part, text, recording) for name, part in plan.towers.items()})

@@ -16,7 +16,6 @@ from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
 from ..errors import OptionError
 from ..inputs.common.base import InputSize
-from ..inputs.common.sized import SizedKind
 from ..inputs.text import verification_text
 from .budget import Budget
 from .candidates import read_candidates
@@ -97,7 +96,7 @@ class SearchConfig:
 
     def inputs(self, model: SearchedModel) -> SearchText | SearchInputs:
         """The text, tokenised as far as it is needed, or pictures or recordings."""
-        if isinstance(model.original.kind, SizedKind):
+        if model.original.kind.user_inputs is not None:
             return SearchInputs(self.text, model.original, self.pieces)
         text, name = verification_text(None) if self.text is None else (self.text, None)
         vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
@@ -107,8 +106,8 @@ class SearchConfig:
 
     def objective_of(self, model: SearchedModel, transferred: Transferred) -> HeldOutLoss | Divergence:
         """The objective of stage 2."""
-        text = self.inputs(model)
-        if self.objective == "loss" and isinstance(text, SearchText):
+        text: Any = self.inputs(model)
+        if self.objective == "loss" and text.has_loss:
             return HeldOutLoss(model, text, self.pieces, transferred)
         return Divergence(model, text, self.pieces, self.length_compared(model), transferred)
 

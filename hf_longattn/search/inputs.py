@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..conversion.plan import ConversionPlan
 from ..inputs.common.base import InputSize
-from ..inputs.common.sized import SizedKind
+from ..inputs.common.running import with_decoder_input
 
 
 class SearchInputs:
@@ -26,9 +26,11 @@ class SearchInputs:
         DataError, AudioError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.common.user_files.UserInputs`.
     """
 
+    has_loss = False
+
     def __init__(self, given: object, plan: ConversionPlan, count: int) -> None:
-        kind, self.config = plan.kind, plan.architecture.source_config
-        assert isinstance(kind, SizedKind)
+        kind: Any = plan.kind
+        self.config = plan.architecture.source_config
         self.kind, self.user = kind, kind.user_inputs(kind.rule, self.config, plan.source.folder, plan.source.name, given, count)
         self.name, self.unit, self.too_few = self.user.name, self.user.unit, self.user.too_few
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
@@ -51,6 +53,9 @@ class SearchInputs:
     def arguments(self, piece: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
         """What the model is called with."""
         return {name: value.to(device) for name, value in piece.items()}
+
+    def completed(self, model: Any, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+        return with_decoder_input(model, arguments)
 
 
 def digest(folder: Path) -> str:

@@ -14,8 +14,8 @@ from ..conversion.sources.base import Source
 from ..diagnostics import Candidate
 from ..diagnostics.trial_model import TrialModel
 from ..errors import CheckpointError
+from ..inputs.text import kind_in
 from ..modeling.attach.attention_sites import attention_sites
-from ..modeling.family.definition import family_in
 from ..reading import is_generic, is_long
 from .design import Design
 
@@ -54,17 +54,17 @@ def check_one_stack(source: Source) -> None:
             f"{source.name!r} was written by `longattn convert --generic`, and a search is for Long classes; `longattn diagnose` says what "
             "mechanisms would keep of its attention."
         )
-    family = family_in(source.config)
-    if family is not None and family.towers:
-        towers, (first, *_) = " and ".join(family.towers), family.towers
-        stack = family.towers[first]
+    kind = kind_in(source.config)
+    if kind.apart:
+        towers, first = " and ".join(kind.apart), kind.apart[0]
+        stack = kind.parts[first].family
         long = is_long(source.config)
         whole = f"{'hf_longattn' if long else 'transformers'}.{stack.heads[stack.base_model_name] if long else stack.base_model_name}"
         raise CheckpointError(
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
             f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
-    if family is None and converter_of(source) is None and "long_attention" not in source.config:
+    if kind.family is None and converter_of(source) is None and "long_attention" not in source.config:
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn diagnose` says what "
             "mechanisms would keep of its attention."

@@ -14,7 +14,6 @@ from ..diagnostics.measure import Progress
 from ..diagnostics.trial_model import Weights, check_predicts_tokens
 from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
-from ..inputs.common.running import with_decoder_input
 from .design import Design
 from .inputs import SearchInputs
 from .model import SearchedModel
@@ -88,7 +87,7 @@ class Divergence:
                 continue
             predicted = torch.nonzero(labels >= 0).flatten()
             self.places.append(predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED])
-        self.reads_text = isinstance(text, SearchText)
+        self.completed = text.completed
         self.expected = self._logits(model.run_with(model.base_attention, short=True))
 
     def __call__(self, design: Design) -> float:
@@ -102,8 +101,7 @@ class Divergence:
         """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
         for arguments, places in zip(self.inputs, self.places, strict=True):
-            inputs = arguments if self.reads_text else with_decoder_input(model, arguments)
-            logits = getattr(model(**inputs), "logits", None)
+            logits = getattr(model(**self.completed(model, arguments)), "logits", None)
             if not isinstance(logits, Tensor):
                 raise OptionError(
                     f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "

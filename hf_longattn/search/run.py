@@ -24,7 +24,6 @@ from ..diagnostics.trial_model import LossAgainstChunks, check_predicts_tokens
 from ..errors import OptionError, check_extra, in_a_line
 from ..evaluation.layer_choice import layers_keep
 from ..evaluation.token_loss import LossChange
-from ..inputs.common.base import TEXT
 from ..inputs.grid import size_text
 from ..positions import widest_span
 from .budget import Budget
@@ -379,7 +378,7 @@ class Search:
 
     def _loss_change(self, design: Design, transferred: Transferred) -> tuple[LossChange | None, str]:
         """How the loss at the target length changes with a design, and why that was not measured."""
-        if self.model.original.kind.planned_as != TEXT:
+        if not self.text.has_loss:
             return None, ""
         try:
             check_predicts_tokens(self.model)

@@ -23,6 +23,9 @@ class SearchText:
         vocabulary: embeddings of the model.
     """
 
+    has_loss = True
+    """Whether a model predicts parts of a piece, so that its loss can be measured."""
+
     def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, tokens: int, vocabulary: int) -> None:
         self.source = DiagnosisText(text, tokenizer, tokens, vocabulary)
         self.tokenizer, self.name = tokenizer, self.source.name
@@ -49,6 +52,10 @@ class SearchText:
     def arguments(self, piece: Tensor, device: torch.device) -> dict[str, Tensor]:
         """What the model is called with."""
         return {"input_ids": piece[None].to(device)}
+
+    def completed(self, model: Any, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The ``arguments`` of a piece with what else ``model`` needs."""
+        return arguments
 
     def too_few(self, pieces: int, wanted: int) -> str:
         """The note on a choice by a short text."""

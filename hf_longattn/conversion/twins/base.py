@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...configuration import LongAttentionConfig
 from ...engines.common.call import UNBOUNDED
 from ...errors import RegistrationError, check_registration, defined_at, nearest
+from ...inputs.common.base import kind_of
 from ...mechanisms import Mechanism
 from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype
@@ -240,7 +241,7 @@ class TwinChoice:
 
 def choose_twin(model: LongModel) -> TwinChoice:
     """The first twin that fits the model, or else the reason of a twin that comes near."""
-    if model.family.towers:
+    if kind_of(model.family).apart:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
     if exact := next((exact_length_of(layer) for layer in model.layers if full_of(layer) is not None), 0):
         return TwinChoice(None, "", "", f"No stock architecture has exact_length={exact}; convert with --option exact_length=0.")

@@ -235,14 +235,13 @@ SETTINGS = {
 
 NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
 """End of the error message for models that ``longattn diagnose`` cannot read."""
-TEXT, SIZED, TOWERS_APART = "text", "sized", "towers apart"
-"""Ways to plan and verify a conversion: by the lengths of stacks, by a size that changes no tensor, or tower by tower."""
 
 
 class InputKind(ABC):
     """The input kind of a family's models.
 
-    planned_as: :data:`TEXT`, :data:`SIZED` or :data:`TOWERS_APART`.
+    lengthens: whether a conversion changes position tables or rotary positions. Otherwise it changes no tensor.
+    has_plain_class: whether ``--generic``, too, converts families of this kind.
     noun, nouns: singular and plural noun of an input.
     units: units of a size; empty for tokens.
     material: noun for the inputs of a search.
@@ -250,12 +249,15 @@ class InputKind(ABC):
     settings: names in :data:`SETTINGS` that apply to this kind.
     instead: purpose of a setting -> advice to give this kind's own option.
     diagnosed_with: the input of ``longattn diagnose``, and the command; empty if this kind cannot be diagnosed.
-    drawn: whether a diagnosis draws a map of attention for one input.
+    drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
+    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are neither searched nor probed.
+    cells: the subclass of :class:`.cells.InputCells` for this kind; ``None`` if it is not probed.
     trained_by: arguments that ``longattn train`` needs to read all parts of the input.
     heads: ending of a class's name -> how its models are run.
     """
 
-    planned_as: ClassVar[str] = TEXT
+    lengthens: ClassVar[bool] = True
+    has_plain_class: ClassVar[bool] = False
     noun: str
     nouns: str
     units: str = ""
@@ -263,6 +265,9 @@ class InputKind(ABC):
     compared: ClassVar[int] = 7
     diagnosed_with: str = ""
     drawn: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
+    user_inputs: Any = None
+    cells: Any = None
     trained_by: Collection[str] = ()
     heads: Mapping[str, Head] = {}
     settings: Collection[str]
@@ -276,6 +281,20 @@ class InputKind(ABC):
     def reads(cls, family: Family) -> bool:
         """Whether the models of a family read this kind of input."""
 
+    @property
+    def parts(self) -> Mapping[str, InputKind]:
+        """Name of each part with an input and mechanisms of its own -> its kind; a model of one stack is a part without a name."""
+        return {"": self}
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """Names of the parts that have mechanisms apart; empty for a model of one stack."""
+        return tuple(filter(None, self.parts))
+
+    def configs(self, config: Any) -> Mapping[str, Any]:
+        """Name of each part -> its config."""
+        return {"": config}
+
     @abstractmethod
     def sizes(self, config: Any) -> InputSizes:
         """The size for which a model was trained, and the size for which it was converted."""
@@ -287,6 +306,10 @@ class InputKind(ABC):
             GridError: an axis of a picture or video is not a multiple of the patch.
         """
         raise NotImplementedError
+
+    def fixed_sizes(self, config: Any) -> InputSizes | None:
+        """The sizes of models that read inputs of one size only; ``None`` for others, such as texts."""
+        return None
 
     def sizes_between(self, config: Any, old: Any, new: Any) -> InputSizes:
         """The InputSizes of a source of size ``old`` and a result of size ``new``, for a model with this config."""
@@ -400,6 +423,10 @@ class InputKind(ABC):
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> Any:
         """The inputs for verifying a result. Depending on the kind, made from ``text`` (text, origin), from ``recording``, or built in."""
 
+    def arguments_at(self, inputs: Any, config: Any, size: InputSize) -> dict[str, Any]:
+        """The arguments of ``forward`` for one of the verification ``inputs``, of this size."""
+        return dict(inputs.at(size))
+
     @abstractmethod
     def check_reader(self, plan: Any, result: Path, inputs: Any) -> list[Check]:
         """Check that the tokenizer or processor in the folder ``result`` makes inputs for the result."""
@@ -456,6 +483,11 @@ class InputKind(ABC):
         for name, (reason, gives) in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.settings:
                 raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
+
+    def check_parts(self, source: str, request: Any) -> None:
+        """Raise :class:`OptionError` if the request has mechanisms for towers and there is one stack, or the reverse."""
+        if getattr(request, "towers", None) is not None:
+            raise OptionError(f"--towers is for models of several towers, and {source} has one stack; give --mechanism.")
 
 
 def train_command(task: str, *arguments: str, output: str = "trained") -> dict[str, Any]:

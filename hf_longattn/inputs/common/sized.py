@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...checks import Check
 from ...mechanisms import Mechanism
-from .base import SIZED, InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
+from .base import InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
 
 ONE_SIZE, ANY_LENGTH = "one size", "any length"
 """Values of :attr:`SizedKind.graph`: inputs of an exported graph."""
@@ -46,21 +46,20 @@ class SizedKind(InputKind):
 
     size_noun, smaller: noun for the size, and adjective for a lower one.
     rule: the family's rule for grids or sound; ``None`` if the kind has none.
-    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if it is neither searched nor probed.
-    cells: the subclass of :class:`.cells.InputCells` for this kind; ``None`` if it is not probed.
     graph: inputs of an exported graph, :data:`ONE_SIZE` or :data:`ANY_LENGTH`; empty if models are not exported.
     classified: ending of a class's name -> arguments of ``longattn train`` for models of the class.
     """
 
-    planned_as = SIZED
+    lengthens = False
     classified: Mapping[str, tuple[str, ...]] = {}
 
     size_noun: ClassVar[str]
     smaller: ClassVar[str]
     graph: ClassVar[str] = ""
     rule: Any = None
-    user_inputs: Any = None
-    cells: Any = None
+
+    def fixed_sizes(self, config: Any) -> InputSizes | None:
+        return None if self.any_size else self.sizes(config)
 
     @abstractmethod
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
