@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_longattn import attend, build_mechanism, list_mechanisms, reference_attend
 from hf_longattn.engines.common import call as calls
 from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.engines.cuda import flash_band
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 
@@ -175,6 +176,53 @@ def test_packed_documents(causal: bool) -> None:
         for at in (slice(0, 150), slice(150, 400)):
             alone = attend(*(x[:, :, at] for x in (q, k, v)), name, causal=causal, sink_scores=SINKS, **options)
             assert (found[:, :, at] - alone).abs().max() < 1e-9
+
+
+ON_GPUS: dict[str, tuple[str, dict[str, Any]]] = {
+    "band": ("window", {"window": 32}),
+    "band and columns": ("window", {"window": 32, "num_sinks": 3}),
+    "band, columns and rows": ("longformer", {"window": 32, "global_tokens": (0, 100)}),
+    "everything": ("full", {}),
+    "tiles": ("strided", {"window": 16, "stride": 16}),
+    "selected blocks": ("block_top_k", {"block_size": 32, "num_blocks": 3}),
+    "selected keys": ("top_k", {"num_keys": 9}),
+}
+
+
+@pytest.mark.usefixtures("cuda_paths", "unfused_flex", "emulated_flash")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("visited", ON_GPUS)
+def test_paths_of_gpus(visited: str, flash: bool, documents: bool, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not flash:
+        monkeypatch.setattr(flash_band, "why_not", lambda _: "there is none")
+        monkeypatch.setattr(flash_band, "_tried", lambda *_: "there is none")
+    name, options = ON_GPUS[visited]
+    leaves = [x.requires_grad_() for x in (*inputs(300, 4 if documents else 2), SINKS.double())]
+    numbers = ((torch.arange(300) >= 170).long() if documents else torch.zeros(300).long()).expand(2, -1)
+    arguments: dict[str, Any] = {"causal": causal, "documents": numbers, "sink_scores": leaves[3]}
+    mechanism = build_mechanism(name, num_heads=4, head_dim=8, **options).eval()
+    found = attend(*leaves[:3], mechanism, **arguments)
+    expected = reference_attend(*leaves[:3], mechanism, **arguments)
+    assert (found - expected).abs().max() < 1e-9
+    for one, other in zip(*(torch.autograd.grad(x.square().sum(), leaves) for x in (found, expected)), strict=True):
+        assert (one - other).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_compiled(causal: bool) -> None:
+    q, k, v = (x.detach().requires_grad_() for x in inputs(300, 2, torch.float32))
+    sinks = SINKS.clone().requires_grad_()
+    mechanism = build_mechanism("window", num_heads=4, head_dim=8, window=32).eval()
+
+    def run(*x: Tensor) -> Tensor:
+        return attend(*x[:3], mechanism, causal=causal, sink_scores=x[3])
+
+    plain, compiled = run(q, k, v, sinks), torch.compile(run, backend="aot_eager", fullgraph=True)(q, k, v, sinks)
+    assert (plain - compiled).abs().max() < 1e-6
+    for one, other in zip(*(torch.autograd.grad(x.sum(), (q, k, v, sinks)) for x in (plain, compiled)), strict=True):
+        assert (one - other).abs().max() < 1e-4
 
 
 def test_a_query_without_a_key_gives_zeros() -> None:

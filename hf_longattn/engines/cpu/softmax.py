@@ -380,7 +380,7 @@ def softmax_forward(
             results = part_forward(part, (number,), rows, of_keys, of_values, scale, drops)
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
                 if sink_scores is not None:
-                    merge_sinks(*results, sink_scores)
+                    merge_sinks(results[0], results[1], sink_scores)
                 return results
             if part.merges:
                 merge_into(*earlier, *results)

@@ -191,7 +191,7 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
 
 def _of_sinks(sink_scores: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     """The output, which is 0, and the log-sum-exp ``(B, H, N)`` of sinks ``(H,)``, as another part for ``q (B, N, H, D)``."""
-    return torch.zeros_like(q), sink_scores.float()[:, None].expand(len(q), -1, q.shape[1])
+    return q.new_zeros(1).expand_as(q), at_least_fp32(sink_scores)[:, None].expand(len(q), -1, q.shape[1])
 
 
 def _stored(x: Tensor, width: int) -> Tensor:

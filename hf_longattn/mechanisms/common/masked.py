@@ -174,8 +174,9 @@ class MaskedMechanism(Mechanism):
         assert term is not None
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
-        settings = {"dropout_p": call.dropout, "scale": call.scale, "sink_scores": call.sink_scores}
-        return fused_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask, **settings).to(q.dtype)
+        q, k, v, dtype = q.to(wide), k.to(wide), v.to(wide), q.dtype
+        out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
+        return out.to(dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
         """Which keys of a cache or stream each query sees, ``(B, H or 1, Nq, S)`` bool."""
