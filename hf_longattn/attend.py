@@ -54,6 +54,7 @@ def attend(
     hidden_states: Tensor | None = None,
     grid: Grid | Sequence[int] | Sequence[Grid] | None = None,
     prefix: int = 0,
+    sink_scores: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
     """Attention of ``mechanism`` from queries to keys and values, ``(B, H, Nq, D)``.
@@ -82,6 +83,8 @@ def attend(
         grid: the tokens' grid, for mechanisms and token orders on a grid: sizes such as ``(64, 64)``, a :class:`Grid`, or one grid per
             sequence of ``padding_mask`` or ``documents``. Tokens are in raster order, the last axis fastest.
         prefix: number of tokens before the grid (a class token, for example), if ``grid`` is given as sizes.
+        sink_scores: ``(H,)``, the score of one more column of each softmax, as in gpt-oss (``s_aux`` in transformers). It has no value.
+            It is neither scaled nor masked, and may require gradients.
         options: the mechanism's options, when it is given by name.
     Returns:
         ``(B, H, Nq, D)`` in the dtype of q; empty if there are no sequences or no tokens. Outputs at padding are finite but meaningless.
@@ -93,7 +96,7 @@ def attend(
     module, call = prepare(
         q, k, v, mechanism, options, causal=causal, padding_mask=padding_mask, documents=documents, cu_seqlens=cu_seqlens,
         global_mask=global_mask, scaling=scaling, dropout_p=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
-        grid=grid, prefix=prefix,
+        grid=grid, prefix=prefix, sink_scores=sink_scores,
     )  # fmt: skip
     return run_batch(module, q, k, v, call)
 
@@ -117,7 +120,7 @@ def prepare(
     padding_mask: Tensor | None = None, documents: Tensor | None = None, cu_seqlens: Tensor | None = None,
     global_mask: Tensor | None = None, scaling: float | None = None, dropout_p: float = 0.0, score_mod: ScoreMod | None = None,
     seed: int = 0, hidden_states: Tensor | None = None,
-    grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0,
+    grid: Grid | Sequence[int] | Sequence[Grid] | None = None, prefix: int = 0, sink_scores: Tensor | None = None,
 ) -> tuple[Mechanism, AttentionCall]:  # fmt: skip
     """Check the arguments of :func:`attend`. Returns the mechanism module and the call."""
     _check_tensors(q, k, v)
@@ -148,7 +151,7 @@ def prepare(
     call = AttentionCall(
         causal=causal, batch=batch, global_mask=None if global_mask is None else check_mask("global_mask", global_mask, k),
         scale=scaling, dropout=dropout_p, score_mod=score_mod, seed=seed, hidden_states=hidden_states,
-        grid=None if grid is None and not prefix else grid_of_argument(grid, prefix),
+        grid=None if grid is None and not prefix else grid_of_argument(grid, prefix), sink_scores=sink_scores,
     )  # fmt: skip
     _check_supported(module, q, k, call)
     return module, call
@@ -161,6 +164,8 @@ FOREIGN_ARGUMENTS = {
     "is_causal": "causal",
     "scale": "scaling",
     "dropout": "dropout_p",
+    "s_aux": "sink_scores, (heads,)",
+    "sinks": "sink_scores, (heads,)",
 }
 """Argument of PyTorch's or transformers' attention -> the equivalent argument of :func:`attend`, for the error message."""
 KEYWORDS = frozenset(inspect.signature(prepare).parameters) - {"q", "k", "v", "mechanism", "options"}
@@ -174,6 +179,13 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
         check_form(mechanism, call.causal, "this call")
     if call.score_mod is not None and not mechanism.traits.takes_score_mod:
         raise OptionError(f"Mechanism {name!r} computes no scores that score_mod could change; leave score_mod out.")
+    if call.sink_scores is not None:
+        if not mechanism.traits.takes_sinks:
+            raise OptionError(
+                f"Mechanism {name!r} with these options is not one softmax over keys, to which sink_scores could be added; "
+                "leave sink_scores out, or choose for example window."
+            )
+        _check_sinks(call.sink_scores, q)
     if call.global_mask is not None and not mechanism.traits.takes_globals:
         raise MaskError(
             f"Mechanism {name!r} has no global tokens; leave global_mask out, or choose a mechanism with global tokens, for example "
@@ -191,6 +203,14 @@ def _check_supported(mechanism: Mechanism, q: Tensor, k: Tensor, call: Attention
     if not isinstance(hidden, Tensor) or tuple(hidden.shape) not in [(len(k), x.shape[2], mechanism.hidden_size) for x in (k, q)]:
         expected = (len(k), k.shape[2], mechanism.hidden_size)
         raise LengthError(f"hidden_states {shape_in_words(hidden)}, but must be (batch, key length, hidden size) = {expected}.")
+
+
+def _check_sinks(sink_scores: Any, q: Tensor) -> None:
+    fits = isinstance(sink_scores, Tensor) and sink_scores.shape == q.shape[1:2] and sink_scores.is_floating_point()
+    if not fits or sink_scores.device != q.device:
+        raise OptionError(
+            f"sink_scores {shape_in_words(sink_scores)}, but must be floating-point numbers (heads,) = ({q.shape[1]},) on the device of q."
+        )
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -67,11 +67,10 @@ PADDING_SCORE = -10_000.0
 """Scores at or below this value mark padding in an additive mask. MarkupLM adds exactly this; the softmax weight in fp32 is zero."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
-UNSUPPORTED_KEYWORDS = ("s_aux",)
-"""Arguments by which some architectures change the softmax itself; no mechanism may ignore them."""
+SINKS = "s_aux"
+"""The keyword for the scores ``(H,)`` of sinks, one more column of the softmax (gpt-oss)."""
 ADDITIONAL_KEYWORDS = DOCUMENTS.union(
-    UNSUPPORTED_KEYWORDS,
-    (CACHE_LAYER, STATIC_LAYER, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
+    (SINKS, CACHE_LAYER, STATIC_LAYER, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
     ("position_bias", "softcap", "global_attention_mask", "output_attentions"),
 )
 """Keywords for anything besides plain attention of queries to keys."""
@@ -162,8 +161,8 @@ def longattn_attention_forward(
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
         kwargs: ``global_attention_mask (B, tokens)``, 1 = global; ``position_bias``, a tensor that is added to the scores, or a
-            ``score_mod``; ``softcap``, the bound that a tanh puts on the scores (Gemma 2); ``layer_input (B, Nq, d)``,
-            the module's hidden states, for mechanisms that take them.
+            ``score_mod``; ``softcap``, the bound that a tanh puts on the scores (Gemma 2); ``s_aux (H,)``, the scores of sinks
+            (gpt-oss); ``layer_input (B, Nq, d)``, the module's hidden states, for mechanisms that take them.
 
     Returns:
         ``(B, Nq, H, D)``, and the weights ``(B, H, Nq, Nk)`` if attentions are requested, otherwise ``None``.
@@ -197,7 +196,9 @@ def longattn_attention_forward(
             output = masked_attention(query, repeat_heads(key, heads), repeat_heads(value, heads), mask, causal, scaling)
             return output.transpose(1, 2).contiguous(), None
     hidden = kwargs.get(LAYER_INPUT) if mechanism.traits.takes_hidden_states else None
-    call = AttentionCall(causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=_grid(kwargs))
+    call = AttentionCall(
+        causal=causal, scale=scaling, dropout=dropout, hidden_states=hidden, grid=_grid(kwargs), sink_scores=kwargs.get(SINKS)
+    )
     if mechanism.shard is not None:
         return _sharded(mechanism, mechanism.shard, query, key, value, call, kwargs), None
     cached = _attend_by_cache(mechanism, query, key, value, attention_mask, call, kwargs) if CACHE_LAYER in kwargs else None
@@ -392,6 +393,8 @@ def _sharded(
             "Processes exchange tokens in autograd only, which torch.func and forward-mode AD cannot follow; call the model outside of "
             "sequence_parallel, or differentiate by backward()."
         )
+    if call.sink_scores is not None:
+        raise BackendError("A model with sinks in its attention (s_aux) cannot be split across processes; leave sequence_parallel out.")
     bias = kwargs.get("position_bias")
     if isinstance(bias, Tensor) or _weights_wanted(kwargs):
         refused = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
@@ -416,12 +419,11 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
             f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "
             'call hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) first, or load a Long… class.'
         )
-    for name in UNSUPPORTED_KEYWORDS:
-        if kwargs.get(name) is not None:
-            raise BackendError(
-                f"{type(module).__name__} passes {name!r} to its attention, which no long-attention mechanism applies; "
-                "keep attn_implementation='eager' for this model."
-            )
+    if kwargs.get(SINKS) is not None and not mechanism.traits.takes_sinks:
+        raise BackendError(
+            f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism {mechanism.name!r} with these "
+            "options is not one softmax over keys; choose for example window."
+        )
     return mechanism
 
 

@@ -30,7 +30,7 @@ RESERVED = frozenset(
     (
         *("name", "num_heads", "head_dim", "hidden_size", "generator"),
         *("q", "k", "v", "mechanism", "causal", "padding_mask", "documents", "cu_seqlens", "global_mask", "scaling", "dropout_p"),
-        *("score_mod", "hidden_states", "grid", "prefix"),
+        *("score_mod", "hidden_states", "grid", "prefix", "sink_scores"),
     )
 )
 """The other argument names of build_mechanism() and attend(), reserved: no option may have them."""

@@ -238,9 +238,20 @@ def test_a_plain_model_says_what_to_call() -> None:
         model(tokens())
 
 
-def test_what_no_mechanism_does_is_refused() -> None:
-    with pytest.raises(BackendError, match="s_aux"):
-        longattn_attention_forward(module(window=8), *qkv(), None, s_aux=torch.zeros(4))
+def test_sinks_are_a_column_of_the_softmax() -> None:
+    q, k, v = qkv()
+    sinks = torch.linspace(-1, 2, q.shape[1])
+    found, weights = longattn_attention_forward(module(window=4096), q, k, v, None, s_aux=sinks, output_attentions=True)
+    scores = torch.cat([q @ k.mT * q.shape[-1] ** -0.5, sinks.view(1, -1, 1, 1).expand(*q.shape[:3], 1)], -1)
+    expected = scores.softmax(-1)[..., :-1]
+    assert weights is not None
+    assert (weights - expected).abs().max() < 1e-6
+    assert (found.transpose(1, 2) - expected @ v).abs().max() < 1e-5
+
+
+def test_a_mechanism_that_is_no_softmax_refuses_sinks() -> None:
+    with pytest.raises(BackendError, match=r"s_aux.*'linear'"):
+        longattn_attention_forward(module("linear"), *qkv(), None, s_aux=torch.zeros(4))
 
 
 def test_a_cap_on_the_scores_comes_before_masks() -> None:

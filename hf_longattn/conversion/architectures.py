@@ -314,8 +314,6 @@ def generic_hint(source: Source) -> str:
         return f"which has no Long classes, not even with --generic, since {reason}"
     if {"window_size", "depths"} <= source.config.keys():  # Swin: a mechanism would run inside each of its windows
         return "which has no Long classes, and needs none: it attends within windows, so larger pictures already cost little"
-    if why and "s_aux" in why:
-        return f"which has no Long classes, not even with --generic, since {why}"
     if why:
         return f"which has no Long classes, since {why}; --generic may add mechanisms to its plain class"
     return "which has no Long classes; --generic adds mechanisms to its plain class"

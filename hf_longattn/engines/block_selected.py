@@ -48,7 +48,7 @@ def block_selected_attention(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, bl
     if path == "cpu-blocks":
         q, k, v = same_dtype(q, k, v)
         numbers = block_size, int(call.causal)
-        return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers)
+        return attend_parts("blocks", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, chosen], numbers, 0.0, call.sink_scores)
     rows = BYTE_CACHE.get(("rows", length, block_size, q.device), lambda: rows_of(length, block_size, q.device))
     parts = [GatherTile(rows, rows, causal=call.causal, fixed=True)]
     if chosen.shape[3]:

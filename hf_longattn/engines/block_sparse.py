@@ -65,7 +65,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     numbers = min(pattern.left, kv_len), min(pattern.right, kv_len), int(pattern.causal), int(pattern.global_rows), ahead
     learned = () if table is None else (table,)
     fixed = call.key_mask, global_mask, *places
-    return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout)
+    return attend_parts("band", q, k, v, call.scale_for(q.shape[-1]), learned, fixed, numbers, call.dropout, call.sink_scores)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:

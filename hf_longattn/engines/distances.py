@@ -29,7 +29,7 @@ def distance_attention(
     left, right = (pattern.left, pattern.right) if chunk else (min(pattern.left, kv_len), min(pattern.right, kv_len))
     fixed = term.buckets, call.key_mask, call.global_mask if pattern.has_globals else None
     numbers = term.ahead, left, right, int(pattern.causal), int(pattern.global_rows), chunk
-    return attend_parts("distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers)
+    return attend_parts("distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers, 0.0, call.sink_scores)
 
 
 def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, call: AttentionCall) -> Tensor | None:

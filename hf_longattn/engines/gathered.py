@@ -45,6 +45,7 @@ def gathered_attention(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTi
     if path == "cpu-gathered":
         lists = [getattr(tile, name) for name in ("queries", "keys", "bias") for tile in tiles]
         return attend_parts(
-            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, *lists], flat_rules(tiles), call.dropout
+            "tiles", q, k, v, call.scale_for(q.shape[-1]), (), [call.key_mask, *lists], flat_rules(tiles), call.dropout,
+            call.sink_scores,
         )  # fmt: skip
     return plain_gathered(q, k, v, tiles, call.written_out())

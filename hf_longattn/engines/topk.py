@@ -347,7 +347,7 @@ def selected_attention(q: Tensor, k: Tensor, v: Tensor, index: Tensor, call: Att
     if call.score_mod is not None:
         b, h, i, _ = grid_of(q, k)
         scores = call.score_mod(scores, b, h, i, places)
-    weights = F.dropout(masked_softmax(scores, seen), call.dropout)
+    weights = F.dropout(masked_softmax(scores, seen, call.sink_scores), call.dropout)
     out = pair_sum(weights, v, places) if fused else (weights[..., None] * _rows_at(v, places)).sum(-2)
     return out.to(q.dtype)
 
@@ -492,18 +492,22 @@ def term_at(score_mod: ScoreMod, columns: Tensor, kv_len: int) -> Tensor:
     return score_mod(torch.zeros(columns.shape, device=columns.device), b, h, q_idx, columns)
 
 
-def gathered_kv_attention(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, *, scaling: float | None = None) -> Tensor:
+def gathered_kv_attention(
+    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, *, scaling: float | None = None, sink_scores: Tensor | None = None
+) -> Tensor:
     """Softmax attention of every query over its own keys, ``(B, H, Nq, D)``; zeros where it sees none.
 
     Args:
         q: ``(B, H, Nq, D)``.
         keys, values: ``(B, H, Nq, K, D)``.
         seen: ``(B, H, Nq, K)`` bool, or a bias with -inf for hidden keys. Scores then have the bias's dtype, if that is wider.
+        sink_scores: ``(H,)``, see :class:`~.common.call.AttentionCall`.
     """
     (batch, heads, q_len, width), dtype = q.shape, q.dtype
     if seen.is_floating_point():
         wider = torch.promote_types(dtype, seen.dtype)
         q, keys, values, seen = (x.to(wider) for x in (q, keys, values, seen))
     queries, mask = q.reshape(batch, heads * q_len, 1, width), seen.flatten(1, 2)[:, :, None]
-    out = fused_attention(queries, keys.flatten(1, 2), values.flatten(1, 2), attn_mask=mask, scale=scaling)
+    sinks = None if sink_scores is None else sink_scores.repeat_interleave(q_len)
+    out = fused_attention(queries, keys.flatten(1, 2), values.flatten(1, 2), attn_mask=mask, scale=scaling, sink_scores=sinks)
     return out.view(batch, heads, q_len, values.shape[-1]).to(dtype)

@@ -53,6 +53,7 @@ class BlockTopK(SummarisedMechanism):
     paper = "Lu et al. 2025, MoBA, §2.2"
     when = "a decoder, without further training, that needs evidence from anywhere; each query reads a few blocks of a cache of all tokens"
     engine = "block_selected"
+    traits = SummarisedMechanism.traits.but(takes_sinks=True)
     handling = Handling(exports_definition=True)
     cost = "N·k·b + N·N/b"
     per_head_tensors = ()
@@ -166,7 +167,9 @@ class BlockTopK(SummarisedMechanism):
         return attend_at(q, k, v, columns, present & (places <= positions[:, None, :, None]), call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        return softmax_over(scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call))
+        return softmax_over(
+            scaled_scores(q, k, call), self.visible(q.detach(), repeat_heads(k.detach(), q.shape[1]), call), call.sink_scores
+        )
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         """Mask ``(B, H, Nq, Nk)`` of the keys that each query sees, by the definition: every query scores every block."""

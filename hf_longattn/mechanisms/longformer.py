@@ -89,7 +89,7 @@ class Longformer(SparseMechanism):
         rule, o = None, options
         if o.global_token_ids or o.global_first_segment or o.global_second_segment:
             rule = TokenRule(o.global_tokens, o.global_token_ids, o.global_first_segment, o.global_second_segment, o.separator_token_id)
-        self.traits = self.traits.but(token_rule=rule, takes_hidden_states=o.separate_global)
+        self.traits = self.traits.but(token_rule=rule, takes_hidden_states=o.separate_global, takes_sinks=not o.separate_global)
         if options.separate_global:
             self.separate = GlobalProjections(num_heads, head_dim, hidden_size)
             parameters = [f"{name}.{kind}" for name in ("query", "key", "value") for kind in ("weight", "bias")]

@@ -51,7 +51,7 @@ class TopK(SummarisedMechanism):
     cost = "N² scores in rows, N·k softmax and memory"
     summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
-    traits = SummarisedMechanism.traits.but(pictures_need_order=False)
+    traits = SummarisedMechanism.traits.but(takes_sinks=True, pictures_need_order=False)
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 
@@ -103,7 +103,7 @@ class TopK(SummarisedMechanism):
         seen = visible_to_all(q, k, call).expand(scores.shape)
         order = ranking(scores.detach().masked_fill(~seen, float("-inf")))
         best = torch.zeros_like(seen).scatter(-1, order[..., : self.options.num_keys], True)
-        return softmax_over(scores, seen & best).to(q.dtype)
+        return softmax_over(scores, seen & best, call.sink_scores).to(q.dtype)
 
 
 def _largest_norm(summaries: CacheSummaries, kv_len: int) -> Tensor:

@@ -57,12 +57,13 @@ OWN_CHOICE = "an indexer beside its attention chooses the keys of each query"
 OWN_CACHE = "its convolutions need cache layers of their own"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("blt", "git", "moshi", "musicgen", "musicgen_melody", "phi4_multimodal"), OTHER_INPUTS),
-    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE),
+    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE),
     **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
     "bamba": "transformers decodes it with a cache otherwise than in one pass",
     "bailing_hybrid": "some tensors have other names in its checkpoints than in the model",
     "bert-generation": "its model classes have unusual names, BertGenerationEncoder and BertGenerationDecoder",
     "dbrx": "transformers cannot build it from its default config, which has no `rope_theta`",
+    "deepseek_v4": "its layers append compressed keys to those of the tokens",
     "doge": OWN_ATTENTION,
     "gemma3n_text": "its last layers read keys and values of earlier layers",
     "llama4_text": "its layers attend in chunks (`attention_chunk_size`), and a mechanism would replace the chunks",
@@ -158,8 +159,6 @@ def _check_text(config_class: type[PreTrainedConfig], body_class: type[PreTraine
     code = inspect.getsource(_modeling(config_class))
     if "ALL_ATTENTION_FUNCTIONS" not in code:
         raise CheckpointError(OWN_ATTENTION)
-    if "s_aux=" in code:
-        raise CheckpointError("no mechanism has the sinks of its attention, learned scores in every softmax (`s_aux`)")
 
 
 def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel], length: int) -> tuple[Any, nn.Module]:

@@ -51,7 +51,8 @@ def arguments_of(name: str) -> tuple[Any, ...]:
         fixed, numbers = [None, rows, rows, rows, rows.flip(2), None, None], [-99, 99, 1, 0, -99, 99, 1, 0]
     else:
         fixed, numbers = [None, torch.randint(-1, 3, (1, 2, 100, 1))], [25, 1]
-    return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, 0
+    sinks = torch.randn(2, requires_grad=True)
+    return name, q, k, v, [x.requires_grad_() for x in learned], fixed, numbers, 0.3, 0.0, 0, sinks
 
 
 @every_cell("name", ["band", "blocks", "distances", "halo", "tiles"])
@@ -60,7 +61,7 @@ def test_operator_is_well_formed(name: str) -> None:
     arguments = arguments_of(name)
     torch.library.opcheck(cpu_softmax, arguments, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
     out, _ = cpu_softmax(*arguments)
-    leaves = [*arguments[1:4], *arguments[4]]
+    leaves = [*arguments[1:4], *arguments[4], arguments[-1]]
     gradients = torch.autograd.grad(out.square().sum(), leaves)
     compiled = torch.compile(lambda: cpu_softmax(*arguments)[0], backend="aot_eager", fullgraph=True)()
     torch.testing.assert_close(compiled, out)

@@ -72,7 +72,8 @@ def test_what_is_derived_is_what_was_written_by_hand(base: str) -> None:
 @pytest.mark.parametrize(
     ("base", "reason"),
     [
-        ("gpt_oss", r"sinks.*s_aux"),
+        ("hy_v4", "an indexer beside its attention chooses the keys"),
+        ("deepseek_v4", "its layers append compressed keys"),
         ("bloom", "does not use transformers' AttentionInterface"),
         ("gemma3", "reads other inputs than a text"),
         ("t5", "no position table.*no rotary positions"),

@@ -152,6 +152,8 @@ class AttentionCall:
     detached_kv: keys and values ``(B, H_kv, n, D)`` of the last n positions, from detached hidden states; see ``Traits.detached_beyond``.
     positions: ``(B or 1, n)``, the positions of n tokens, for feature maps that depend on positions. Set by linear mechanisms.
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
+    sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
+        from the keys; queries without a visible key still give 0. Only for mechanisms with the trait ``takes_sinks``.
     cleared: whether :func:`without_padding` has already run on the inputs.
     """
 
@@ -166,6 +168,7 @@ class AttentionCall:
     detached_kv: tuple[Tensor, Tensor] | None = None
     positions: Tensor | None = None
     grid: Grid | tuple[Grid, ...] | None = None
+    sink_scores: Tensor | None = None
     cleared: bool = False
 
     @classmethod
@@ -223,8 +226,9 @@ class AttentionCall:
         return self if self.score_mod is None else self.replace(score_mod=change(self.term))
 
     def of_heads(self, heads: Sequence[int], device: torch.device) -> AttentionCall:
-        """The call with the score term of ``heads`` only, renumbered from 0. ``device``: the queries' device."""
-        return self.with_term(lambda term: term.of_heads(heads, device))
+        """The call with the score term and sinks of ``heads`` only, renumbered from 0. ``device``: the queries' device."""
+        of_sinks = self if self.sink_scores is None else self.replace(sink_scores=self.sink_scores[list(heads)])
+        return of_sinks.with_term(lambda term: term.of_heads(heads, device))
 
     def with_term_on_grid(self) -> AttentionCall:
         """The call with its score term bound to its grid."""

@@ -40,7 +40,7 @@ def dense_attention(
     (batch, heads, q_len, head_dim), kv_len = q.shape, k.shape[2]
     last = q_idx is None
     if causal and last and q_len == kv_len > 1 and key_mask is None and mask_mod is None and score_mod is None:
-        return fused_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling)
+        return fused_attention(q, k, v, is_causal=True, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores)
     visible = None if key_mask is None else key_mask[:, None, None, :]
     causal = causal and not (last and q_len == 1)
     if causal or mask_mod is not None or score_mod is not None:
@@ -55,16 +55,18 @@ def dense_attention(
     if score_mod is None and (last or not torch.compiler.is_exporting()):
         if visible is not None:
             visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
-        return fused_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling)
+        return fused_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = products(q, k) * call.scale_for(head_dim)
     if score_mod is not None:
         scores = score_mod(scores, b, h, rows, kv_idx)
-    weights = masked_softmax(scores, visible)
+    weights = masked_softmax(scores, visible, call.sink_scores)
     return F.dropout(weights, dropout_p).to(v.dtype) @ v
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **settings: Any) -> Tensor:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, sink_scores: Tensor | None = None, **settings: Any
+) -> Tensor:
     """scaled_dot_product_attention of ``q (B, H, Nq, D)`` and ``k, v (B, H_kv, Nk, D)``, without its unfused N×N kernel.
 
     On CUDA, only cuDNN's fused kernel supports grouped heads with a mask, or grouped heads wider than 256. In these cases keys and values
@@ -73,8 +75,11 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
 
     Args:
         attn_mask: ``(B, 1 or H, Nq, Nk)``, bool (True = visible) or additive.
+        sink_scores: ``(H,)``, see :class:`~.call.AttentionCall`.
         settings: the other arguments of scaled_dot_product_attention.
     """
+    if sink_scores is not None:
+        return _with_sink_key(q, k, v, attn_mask, sink_scores, **settings)
     heads, groups = q.shape[1], k.shape[1]
     if no_fused_kernels() is not None:
         return _plain_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask, **settings)
@@ -91,6 +96,30 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None
         return refuse_second_derivatives(out).flatten(1, 2)[:, :, None]
     out = F.scaled_dot_product_attention(q, repeat_heads(k, heads), repeat_heads(v, heads), attn_mask=attn_mask, **settings)
     return refuse_second_derivatives(out)
+
+
+SINK_FEATURES = 8
+"""Features that :func:`_with_sink_key` adds to a head. Only one is needed, but kernels on GPUs take widths in multiples of 8."""
+
+
+def _with_sink_key(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, sink_scores: Tensor, is_causal: bool = False, scale: float | None = None,
+    **settings: Any,
+) -> Tensor:  # fmt: skip
+    """:func:`fused_attention` with a sink: a key with the value 0. A further feature makes its product with a query the sink's score."""
+    scale, width, out_width = q.shape[-1] ** -0.5 if scale is None else scale, q.shape[-1], v.shape[-1]
+    feature = (sink_scores.to(torch.promote_types(q.dtype, sink_scores.dtype)) / scale).to(q.dtype)
+    feature = F.pad(feature[:, None, None], (0, SINK_FEATURES - 1))
+    q = torch.cat([q, feature.expand(*q.shape[:3], -1)], -1)
+    sink_key = F.pad(k.new_ones(1), (width, SINK_FEATURES - 1)).expand(*k.shape[:2], 1, -1)
+    k, v, ahead = F.pad(k, (0, SINK_FEATURES)), F.pad(v, (0, SINK_FEATURES)), int(is_causal)
+    # A causal kernel hides later keys, so the sink and a query without a meaning come first.
+    q, v = F.pad(q, (0, 0, ahead, 0)), F.pad(v, (0, 0, ahead, 1 - ahead))
+    k = torch.cat([sink_key, k] if is_causal else [k, sink_key], 2)
+    if attn_mask is not None:
+        attn_mask = F.pad(attn_mask, (0, 1), value=True if attn_mask.dtype == torch.bool else 0.0)
+    out = fused_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale, **settings)
+    return out[:, :, ahead:, :out_width]
 
 
 def _plain_attention(
@@ -134,16 +163,29 @@ def products(q: Tensor, k: Tensor) -> Tensor:
         return q.to(precise) @ k.to(precise).transpose(-1, -2)
 
 
-def masked_softmax(scores: Tensor, visible: Tensor | None) -> Tensor:
-    """Softmax over the last axis, restricted to ``visible`` (broadcastable bool). Rows without a visible entry are zeros."""
-    if visible is None:
+def masked_softmax(scores: Tensor, visible: Tensor | None, sink_scores: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis of ``scores (B, H, …)``, restricted to ``visible`` (broadcastable bool).
+
+    Rows without a visible entry are zeros. The weight of a sink with ``sink_scores (H,)`` is left out of the result.
+    """
+    if visible is None and sink_scores is None:
         return scores.softmax(-1)
+    if visible is None:
+        return softmax_beside(scores, sink_scores)
     lowest = torch.finfo(scores.dtype).min
     if torch.compiler.is_exporting():  # in other runtimes, adding a mask is faster than selecting
         scores = scores + torch.zeros((), dtype=scores.dtype, device=scores.device).masked_fill(~visible, lowest)
     else:
         scores = scores.masked_fill(~visible, lowest)
-    return scores.softmax(-1) * visible
+    return softmax_beside(scores, sink_scores) * visible
+
+
+def softmax_beside(scores: Tensor, sink_scores: Tensor | None) -> Tensor:
+    """Softmax over the last axis of ``scores (B, H, …)`` and the sinks, without the weights of the sinks."""
+    if sink_scores is None:
+        return scores.softmax(-1)
+    sinks = sink_scores.to(scores.dtype).view(-1, *[1] * (scores.dim() - 2))
+    return torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], -1).softmax(-1)[..., :-1]
 
 
 def unit_stride(x: Tensor) -> Tensor:
@@ -167,14 +209,17 @@ def same_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(dtype_in_attention(x)) for x in tensors) if torch.is_autocast_enabled(tensors[0].device.type) else tensors
 
 
-def merged(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> Tensor:
-    """Log-sum-exp merge: the average of ``outs (…, N, D)`` with weights ``exp(lses) (…, N)``. Zeros where all ``lses`` are -inf."""
-    lse = torch.stack(list(lses))
+def merged(outs: Sequence[Tensor], lses: Sequence[Tensor], sink_scores: Tensor | None = None) -> Tensor:
+    """Log-sum-exp merge: the average of ``outs (…, N, D)`` with weights ``exp(lses) (…, N)``. Zeros where all ``lses`` are -inf.
+
+    sink_scores: ``(H,)`` for ``outs (B, H, N, D)``: scores of one more part, whose output is 0.
+    """
+    lse = torch.stack([*lses, *(() if sink_scores is None else [sink_scores.to(lses[0].dtype)[:, None].expand_as(lses[0])])])
     highest = lse.detach().amax(0).clamp(min=torch.finfo(lse.dtype).min)
     shares = (lse - highest).exp()
     shares = (shares / shares.sum(0).clamp(min=torch.finfo(lse.dtype).tiny)).to(outs[0].dtype)[..., None]
     total = shares[0] * outs[0]
-    for share, out in zip(shares[1:], outs[1:], strict=True):
+    for share, out in zip(shares[1 : len(outs)], outs[1:], strict=True):
         total = torch.addcmul(total, share, out)
     return total
 

@@ -66,7 +66,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
         seen = seen & key_mask[b, kv_safe]
     scores = scored(q_blocks, k_slices, q_safe, kv_safe)
     if global_mask is None:
-        weights = masked_softmax(scores, seen)
+        weights = masked_softmax(scores, seen, call.sink_scores)
         return first_rows((F.dropout(weights, call.dropout).to(v.dtype) @ v_slices).flatten(2, 3), q_len)
 
     index, real = index_of_globals(call)
@@ -78,7 +78,7 @@ def blockwise_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call:
     scores = torch.cat([scores, scored(q_blocks, k_global, q_safe, columns)], -1)
     shape = torch.broadcast_shapes(seen.shape[:-1], column_seen.shape[:-1])
     seen = torch.cat([seen.expand(*shape, -1), column_seen.expand(*shape, -1)], -1)
-    weights = F.dropout(masked_softmax(scores, seen), call.dropout).to(v.dtype)
+    weights = F.dropout(masked_softmax(scores, seen, call.sink_scores), call.dropout).to(v.dtype)
     out = first_rows((weights[..., :width] @ v_slices + weights[..., width:] @ v_global).flatten(2, 3), q_len)
     if not pattern.global_rows:
         return out
@@ -119,7 +119,7 @@ def first_rows(x: Tensor, count: int, axis: int = 2) -> Tensor:
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:
     """The output of :func:`hf_longattn.engines.gathered.gathered_attention`. Supports dropout, any ``score_mod`` and learned biases."""
     outs, lses = zip(*(plain_tile(q, k, v, tile, call) for tile in tiles), strict=True)
-    return merged(outs, lses)
+    return merged(outs, lses, call.sink_scores)
 
 
 def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: AttentionCall) -> tuple[Tensor, Tensor]:

@@ -88,6 +88,13 @@ def merge_into(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None
     lse.copy_(merged)
 
 
+def merge_sinks(out: Tensor, lse: Tensor, sink_scores: Tensor) -> None:
+    """Merge sinks with scores ``(H,)`` and no value into output ``(B, H, N, D)`` and log-sum-exp ``(B, H, N)``, in place."""
+    merged = torch.logaddexp(lse, sink_scores.to(lse.dtype)[:, None])
+    out.mul_((lse - merged).exp_()[..., None].to(out.dtype))
+    lse.copy_(merged)
+
+
 def zero_unseen(out: Tensor, lse: Tensor) -> None:
     """Set output and log-sum-exp of queries without a visible key to zero, in place."""
     unseen = lse <= MASKED / 2
@@ -130,7 +137,7 @@ def cached_mask(q_len: int, kv_len: int, pattern: Pattern, call: AttentionCall, 
     tokens = call.global_mask
     if q_len == 1 or in_graph() or no_fused_kernels() is not None:
         return None
-    if call.key_mask is not None or call.score_mod is not None or call.dropout:
+    if call.key_mask is not None or call.score_mod is not None or call.dropout or call.sink_scores is not None:
         return None
     if tokens is not None and len(tokens) > 1 and not bool((tokens == tokens[:1]).all()):
         return None

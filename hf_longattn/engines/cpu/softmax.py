@@ -32,6 +32,7 @@ from .flash import (
     flash_backward,
     mask_dtype,
     merge_into,
+    merge_sinks,
     plain_gradients,
     token_major,
     zero_unseen,
@@ -352,7 +353,7 @@ def _doubled(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def softmax_forward(
     kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int],
-    scale: float, dropout: float, seed: int,
+    scale: float, dropout: float, seed: int, sink_scores: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Softmax attention over the parts of a source.
 
@@ -360,6 +361,8 @@ def softmax_forward(
         kind: name of the source. The source class documents ``learned``, ``fixed`` and ``numbers``.
         q, k, v: ``(B, H, Nq, D)``, ``(B, H, Nk, D)``.
         dropout, seed: dropout of the weights, see :class:`.dropout.Dropout`. Not supported together with score terms.
+        sink_scores: ``(H,)``, see :class:`~..common.call.AttentionCall`. The backward pass of the parts needs no change, since it
+            takes the merged output and log-sum-exp.
     Returns:
         Output ``(B, H, Nq, D)``, stored token-major, and log-sum-exp ``(B, H, Nq)``. Both omit the queries that the source
         :meth:`~Source.skips`.
@@ -376,6 +379,8 @@ def softmax_forward(
             of_keys, of_values = part.keys.of_each(keys, values)
             results = part_forward(part, (number,), rows, of_keys, of_values, scale, drops)
             if whole and results[0].stride() == out.stride() and results[1].stride() == lse.stride():
+                if sink_scores is not None:
+                    merge_sinks(results[0], results[1], sink_scores)
                 return results
             if part.merges:
                 merge_into(*earlier, *results)
@@ -389,6 +394,8 @@ def softmax_forward(
         scope.finish({"out": out, "lse": lse})
     if parts_of.may_see_nothing:
         zero_unseen(out, lse)
+    if sink_scores is not None:
+        merge_sinks(out, lse, sink_scores)
     return out, lse
 
 
@@ -422,22 +429,26 @@ def cpu_softmax_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.kind, q, k, v, learned, fixed, *ctx.settings = inputs
+    ctx.kind, q, k, v, learned, fixed, *ctx.settings, sink_scores = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.learned = len(learned)
-    ctx.save_for_backward(*output, q, k, v, *learned, *fixed)
+    ctx.save_for_backward(*output, sink_scores, q, k, v, *learned, *fixed)
 
 
 @one_gradient_at_a_time()
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    out, lse, q, k, v, *tensors = ctx.saved_tensors
+    out, lse, sinks, q, k, v, *tensors = ctx.saved_tensors
     learned, fixed = tensors[: ctx.learned], tensors[ctx.learned :]
     learns = any(ctx.needs_input_grad[4])
     gradients = cpu_softmax_backward(grad, out, lse, learns, ctx.kind, q, k, v, learned, fixed, *ctx.settings)
     dq, dk, dv, *of_learned = first_derivatives_only(gradients)
     # For an argument that is a list, PyTorch expects a list of gradients, or a single None if the list contains None.
     of_fixed = None if any(x is None for x in fixed) else [None] * len(fixed)
-    return None, dq, dk, dv, of_learned if learns else [None] * len(learned), of_fixed, *[None] * len(ctx.settings)
+    of_sinks = None
+    if sinks is not None:  # the value of a sink is 0, so its score has the gradient -weight · (grad · out)
+        weights = (sinks.to(lse.dtype)[:, None] - lse).exp()
+        of_sinks = -(weights * (grad.to(lse.dtype) * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
+    return None, dq, dk, dv, of_learned if learns else [None] * len(learned), of_fixed, *[None] * len(ctx.settings), of_sinks
 
 
 def _empty_gradients(*arguments: Any) -> list[Tensor]:
@@ -461,7 +472,7 @@ cpu_softmax.register_autograd(_backward, setup_context=_setup_context)
 
 def attend_parts(
     kind: str, q: Tensor, k: Tensor, v: Tensor, scale: float, learned: Sequence[Tensor], fixed: Sequence[Tensor | None],
-    numbers: Sequence[int], dropout: float = 0.0,
+    numbers: Sequence[int], dropout: float = 0.0, sink_scores: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The output of :func:`softmax_forward`. Autograd and graphs call it as an operator, which costs 0.1 ms more.
 
@@ -469,7 +480,14 @@ def attend_parts(
     """
     if not q.stride(-1) == k.stride(-1) == v.stride(-1) == 1:  # kernels assume this without a check
         q, k, v = (unit_stride(x) for x in (q, k, v))
-    recorded = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad or any(x.requires_grad for x in learned))
+    learned = [*learned]
+    recorded = torch.is_grad_enabled() and (
+        q.requires_grad
+        or k.requires_grad
+        or v.requires_grad
+        or any(x.requires_grad for x in learned)
+        or (sink_scores is not None and sink_scores.requires_grad)
+    )
     run = cpu_softmax if recorded or torch.compiler.is_compiling() or torch.jit.is_tracing() else softmax_forward
     seed = int(torch.randint(1 << 62, ())) if dropout else 0
-    return run(kind, q, k, v, [*learned], [*fixed], [*numbers], scale, dropout, seed)[0]
+    return run(kind, q, k, v, learned, [*fixed], [*numbers], scale, dropout, seed, sink_scores)[0]

@@ -56,8 +56,8 @@ def why_not_blocks(context: DispatchContext) -> str | None:
     if (why := why_not(context, (torch.bfloat16, torch.float16))) is not None:
         return why
     call, (group, size) = context.call, context.selection
-    if not call.causal or call.key_mask is not None or call.score_mod is not None or call.dropout:
-        return "its kernel is causal, without padding, score terms and dropout"
+    if not call.causal or call.key_mask is not None or call.score_mod is not None or call.dropout or call.sink_scores is not None:
+        return "its kernel is causal, without padding, score terms, dropout and sinks"
     if group < MIN_GROUP or group.bit_count() > 1 or size < MIN_GROUP or size.bit_count() > 1:
         return f"its kernel needs {MIN_GROUP}, 32 … query heads for each selection, and {MIN_GROUP}, 32 … tokens in a block"
     return None

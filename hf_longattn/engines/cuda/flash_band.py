@@ -176,15 +176,22 @@ def flash_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attentio
         out: Tensor = _Band.apply(*rows, other, other_lse, offsets, *settings)
         return out.transpose(1, 2)[..., :width]
 
-    if call.global_mask is None:
-        return run()
-    index, real = index_of_globals(call)
-    if not index.shape[1]:
-        return run()
+    index, real = (None, None) if call.global_mask is None else index_of_globals(call)
+    if index is None or real is None or not index.shape[1]:
+        return run() if call.sink_scores is None else run(*_of_sinks(call.sink_scores, rows[0]))
     queries, keys, values = (x.transpose(1, 2) for x in rows)
     other, other_lse = global_columns(queries, keys, values, index, real, pattern, call.replace(scale=settings.scale))
-    out = run(other.transpose(1, 2), other_lse)
+    other = other.transpose(1, 2)
+    if call.sink_scores is not None:
+        total = torch.logaddexp(other_lse, _of_sinks(call.sink_scores, rows[0])[1])
+        other, other_lse = other * _share(other_lse, total, other), total
+    out = run(other, other_lse)
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
+
+
+def _of_sinks(sink_scores: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, which is 0, and the log-sum-exp ``(B, H, N)`` of sinks ``(H,)``, as another part for ``q (B, N, H, D)``."""
+    return q.new_zeros(1).expand_as(q), at_least_fp32(sink_scores)[:, None].expand(len(q), -1, q.shape[1])
 
 
 def _stored(x: Tensor, width: int) -> Tensor:

@@ -82,14 +82,15 @@ def flex_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attention
         mask = band_block_mask(pattern, q_len, kv_len, key_mask, q.device, global_mask)
     else:
         mask = kept_band_block_mask(pattern, q_len, kv_len, call.batch, q.device)
-    settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if has_columns else {}
+    sinks = call.sink_scores
+    settings: dict[str, Any] = {"return_aux": AuxRequest(lse=True)} if has_columns or sinks is not None else {}
     settings |= {"score_mod": shifted, "block_mask": mask, "scale": call.scale_for(q.shape[-1])}
     out = fused_flex(("band", pattern, key_mask is None, kind_of(score_mod)), q, k, v, **settings)
     if not has_columns or index is None or real is None:
-        return out
+        return out if sinks is None else merged([out[0]], [out[1].lse], sinks)
     # Every query visits the global columns. In the band's block lists, they would make every row longer.
     columns, lse = global_columns(q, k, v, index, real, pattern, call)
-    out = merged([out[0], columns], [out[1].lse, lse])
+    out = merged([out[0], columns], [out[1].lse, lse], sinks)
     return overwrite_global_rows(out, q, k, v, index, real, call.replace(causal=pattern.causal)) if pattern.global_rows else out
 
 

@@ -28,6 +28,8 @@ def why_not(context: DispatchContext) -> str | None:
     """Why this path does not run, as a clause. ``None`` if it may run."""
     if context.kv_len > MAX_TABLE_TOKENS:
         return f"beyond {MAX_TABLE_TOKENS:,} tokens it visits many blocks without a visible pair"
+    if context.call.sink_scores is not None:
+        return "it merges no sinks"
     return why_no_kernel(context) or ("its block lists need values, which a graph lacks" if torch.compiler.is_compiling() else None)
 
 

@@ -50,13 +50,13 @@ def flex_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], 
     sizes = FORWARD_BLOCKS[:1] if learning else FORWARD_BLOCKS
     lengths, padded, plain = (q.shape[2], k.shape[2]), call.key_mask is not None, [tile for tile in tiles if not has_kernel(tile)]
     rows = layouts([tile for tile in tiles if has_kernel(tile)], lengths, sizes, padded)
-    several = len(rows) + len(plain) > 1
+    several = len(rows) + len(plain) > 1 or call.sink_scores is not None
     parts = [_attend(tile, layout, q, k, v, call, several) for tile, layout in rows]
     if plain:
         keys, values = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         parts += [plain_tile(q, keys, values, tile, call) for tile in plain]
     outs, lses = zip(*parts, strict=True)
-    return merged(outs, lses) if several else outs[0]
+    return merged(outs, lses, call.sink_scores) if several else outs[0]
 
 
 def has_kernel(tile: GatherTile) -> bool:

@@ -172,6 +172,7 @@ class Composite(Mechanism):
             takes_globals=any(member.takes_globals for member in traits),
             token_rule=next((member.token_rule for member in traits if member.token_rule is not None), None),
             takes_score_mod=scoreless is None,
+            takes_sinks=all(member.takes_sinks for member in traits),
             needs_whole_batch=next(when for when in ("always", "in training", "never") if when in needs),
             detached_beyond=min((member.detached_beyond for member in traits if member.detached_beyond is not None), default=None),
             fits_activations=any(member.fits_activations for member in traits),

@@ -37,6 +37,7 @@ from .traits import Handling
 class MaskedMechanism(Mechanism):
     """A mechanism defined by a ``mask_mod`` over positions in the keys' sequence."""
 
+    traits = Mechanism.traits.but(takes_sinks=True)
     listed: bool = False
     """Whether pairs are listed as tiles. Otherwise they are a band, possibly with global tokens."""
 
@@ -68,7 +69,7 @@ class MaskedMechanism(Mechanism):
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         scores = scaled_scores(q, k, self.with_counts(call, q.dtype))
-        return softmax_over(scores, self.visible(q, k, call).expand(scores.shape))
+        return softmax_over(scores, self.visible(q, k, call).expand(scores.shape), call.sink_scores)
 
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         return self.kept_by_mask(k, call) if self.options.is_mask() and self.traits.recursion is None else None
@@ -90,7 +91,7 @@ class MaskedMechanism(Mechanism):
         plain = self.relative is None and call.score_mod is None
         additive = plain and not in_graph() and not torch.is_autocast_enabled(q.device.type)
         if plain and columns is None and q.shape[2] == 1 and call.key_mask is None and self.covers(k.shape[2], causal=True):
-            return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale)
+            return fused_attention(q, k, v, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
         columns = _last_columns(q, k) if columns is None else columns
         name = ("step", type(self), self.options, self.training, self.num_heads, self.head_range, len(q), q.shape[2], columns.layout)
 
@@ -102,7 +103,7 @@ class MaskedMechanism(Mechanism):
 
         seen = _made_once((*name, additive and q.dtype, q.device), call, make)
         if plain:
-            return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale)
+            return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
         rows, keys = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
         rows, keys = rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1)
         if call.score_mod is None:
@@ -112,7 +113,7 @@ class MaskedMechanism(Mechanism):
             scores = scores + self.relative.term(q, k, (rows - keys)[0], True, call.scale_for(self.head_dim))
         b, h = (torch.arange(size, device=q.device) for size in q.shape[:2])
         scores = call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows, keys)
-        return masked_softmax(scores, seen).to(v.dtype) @ repeat_heads(v, q.shape[1])
+        return masked_softmax(scores, seen, call.sink_scores).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
     def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns) -> Tensor:
         """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)`` bool."""
@@ -161,7 +162,7 @@ class MaskedMechanism(Mechanism):
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
         if self.relative is not None:
             return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
-        return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale)
+        return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
 
     def attend_with_terms(
         self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall, term: Tensor | None = None
@@ -173,8 +174,9 @@ class MaskedMechanism(Mechanism):
         assert term is not None
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
         mask = torch.where(seen, term.to(wide), torch.finfo(wide).min)
-        out = fused_attention(q.to(wide), k.to(wide), v.to(wide), attn_mask=mask, dropout_p=call.dropout, scale=call.scale)
-        return out.to(q.dtype)
+        q, k, v, dtype = q.to(wide), k.to(wide), v.to(wide), q.dtype
+        out = fused_attention(q, k, v, attn_mask=mask, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
+        return out.to(dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
         """Which keys of a cache or stream each query sees, ``(B, H or 1, Nq, S)`` bool."""

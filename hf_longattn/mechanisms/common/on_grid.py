@@ -61,7 +61,7 @@ class GridMechanism(MaskedMechanism):
 
     engine = "gathered"
     causal = False
-    traits = MaskedMechanism.traits.but(needs_grid=True, pictures_need_order=False, takes_fewer_queries=False)
+    traits = MaskedMechanism.traits.but(takes_sinks=False, needs_grid=True, pictures_need_order=False, takes_fewer_queries=False)
     per_head_tensors = ()
     listed = True
     options: GridOptions

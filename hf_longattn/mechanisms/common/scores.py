@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...engines.common.call import AttentionCall
-from ...engines.common.dense import grid_of, index_grid, repeat_heads
+from ...engines.common.dense import grid_of, index_grid, repeat_heads, softmax_beside
 
 
 def scaled_scores(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
@@ -23,9 +23,12 @@ def visible_to_all(q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
     return seen if call.key_mask is None else seen & call.key_mask[:, None, None, :]
 
 
-def softmax_over(scores: Tensor, visible: Tensor) -> Tensor:
-    """Softmax over the last axis of ``scores`` where ``visible``; rows that see nothing are zeros."""
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+def softmax_over(scores: Tensor, visible: Tensor, sink_scores: Tensor | None = None) -> Tensor:
+    """Softmax over the last axis of ``scores (B, H, …)`` where ``visible``; rows that see nothing are zeros.
+
+    sink_scores: ``(H,)``, a further column of scores, whose weights are left out of the result.
+    """
+    weights = softmax_beside(scores.masked_fill(~visible, float("-inf")), sink_scores)
     return torch.where(visible.any(-1, keepdim=True), weights, torch.zeros((), dtype=weights.dtype, device=weights.device))
 
 

@@ -85,4 +85,4 @@ def attend_at(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, seen: Tensor, ca
     """Attention of ``q (B, H, Nq, D)`` over the keys at ``columns (B, H, Nq, K)`` of ``k, v (B, H_kv, Nk, D)`` where ``seen`` is True."""
     if call.score_mod is not None:
         seen = term_at(call.score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
-    return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=call.scale)
+    return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=call.scale, sink_scores=call.sink_scores)

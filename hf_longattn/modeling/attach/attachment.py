@@ -37,6 +37,8 @@ HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_DIMS = ("head_dim", "attention_head_size")
 ADAPTING_METHOD = "adapt_mechanism"
 """Name of the method of a family's attention module that receives each mechanism before it is attached."""
+SINKS = "sinks"
+"""The attribute of attention modules with the scores of sinks, or None. Modules pass them as ``s_aux``."""
 WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 
 
@@ -78,6 +80,11 @@ def attach_mechanisms(
         mechanism.layer, mechanism.is_cross_attention = site.layer, site.cross
         causal = site.causal
         check_form(mechanism, causal, f"{site.name} of {type(model).__name__}")
+        if getattr(site.module, SINKS, None) is not None and not mechanism.traits.takes_sinks:
+            raise OptionError(
+                f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism {mechanism.name!r} "
+                "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
+            )
         if mechanism.traits.takes_hidden_states:
             _check_projections(site, mechanism, model)
         if mechanism.traits.takes_hidden_states or mechanism.traits.stops_gradients(sys.maxsize):

@@ -72,6 +72,7 @@ OWN: dict[str, dict[str, Any]] = {
     **{name: {"num_hidden_layers": 4} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},  # one layer of four attends
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mimo_v2_flash": {"num_key_value_heads": 1},  # its sliding layers double it
 }
 """Further values of single families."""
 LARGEST = 20_000_000
