@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import traceback
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -101,6 +102,8 @@ def every_cell(
     by: str | Sequence[str] = (),
     ids: Callable[[Any], str | None] | Sequence[str] = str,
     pairs: bool = False,
+    of: int = 1,
+    alike: Callable[..., Any] | None = None,
 ) -> Callable[[Any], Any]:
     """As ``pytest.mark.parametrize``, with all cells in one test, or in a test for each value of the axes ``by``.
 
@@ -110,6 +113,9 @@ def every_cell(
 
     Args:
         pairs: of the product of this decorator and those below it, the quick test has every two values once; the slow one has the rest.
+        of: the quick test runs every ``of``-th value, the slow one the rest. The name of the test says which is the first, so tests with
+            the same axis take its values in turn.
+        alike: the code that a value runs, of its parts. Every code has a quick value; of those that share one, every ``of``-th is quick.
     """
     axes = [name.strip() for name in names.split(",")] if isinstance(names, str) else [*names]
     split = [by] if isinstance(by, str) else [*by]
@@ -128,14 +134,15 @@ def every_cell(
             for name in [name for name in dir(function) if name.startswith("test")]:  # also those that it inherits
                 setattr(function, name, decorate(getattr(function, name)))
             return function
+        own = _in_turn(table, of, alike, zlib.crc32(function.__qualname__.encode()))
         below = getattr(function, "every_cell", None)
         if below is None or below.test is not function:
             below = _Table(function, function, [((), {}, False)], [], [])
         product = [
             ((*there, *here), {**more, **arguments}, slow or also)
-            for (there, more, slow), (here, arguments, also) in itertools.product(below.cells, table)
+            for (there, more, slow), (here, arguments, also) in itertools.product(below.cells, own)
         ]
-        sizes = [*below.sizes, len(table)]
+        sizes = [*below.sizes, len(own)]
         if pairs:
             assert not any(slow for _, _, slow in product), "pairs are chosen from cells of which none is slow yet"
             quick = {*all_pairs(*sizes)}
@@ -148,6 +155,18 @@ def every_cell(
         return test
 
     return decorate
+
+
+def _in_turn(table: Sequence[Cell], of: int, alike: Callable[..., Any] | None, turn: int) -> list[Cell]:
+    """The cells, of which those that are not in turn are slow."""
+    groups: dict[Any, list[int]] = {}
+    for number, (_, arguments, slow) in enumerate(table):
+        if not slow:
+            groups.setdefault(alike(*arguments.values()) if alike else None, []).append(number)
+    quick = set()
+    for later, group in enumerate(groups.values()):  # each begins one place later, so that a second axis is in turn, too
+        quick.update(group[(turn + later) % min(of, len(group)) :: of])
+    return [(words, arguments, number not in quick) for number, (words, arguments, _) in enumerate(table)]
 
 
 @contextlib.contextmanager

@@ -16,14 +16,14 @@ from hf_longattn import attend, build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests import grids as grids_of_tests
+from tests.alike import code_of_form
 from tests.cells import every_cell
 from tests.grids import drawn, grid
 
-SHAPES = (
-    *((1, "none"), (2, "none"), (63, "left"), (64, "inside"), (65, "right")),
-    *((300, side) for side in ("none", "left", "right", "inside")),
-)
+SHAPES = ((1, "none"), (2, "none"), (63, "left"), (64, "inside"), (65, "right"))
 """Lengths around the tiles of the engines, each with one padding; any shape is in the test of drawn ones."""
+SIDES = ("none", "left", "right", "inside")
 GRIDS = {
     **{5: Grid((5,)), 63: Grid((7, 9)), 64: Grid((7, 9), 1), 65: Grid((4, 4, 4), 1), 200: Grid((13, 15), 5), 300: Grid((13, 23), 1)},
     **{600: Grid((599,), 1)},
@@ -36,6 +36,8 @@ LINE_FORMS = [(name, causal) for name, causal in FORMS if name not in GRID_NAMES
 every_form = every_cell(("name", "causal"), FORMS)
 every_form_by_name = every_cell(("name", "causal"), FORMS, by="name")
 """A test for each mechanism, where one for all takes long."""
+every_engine = every_cell(("name", "causal"), FORMS, of=3, alike=code_of_form)
+"""Every engine in each form; the quick tests have a third of the mechanisms that share one, in turn."""
 SIMPLE = ("block_top_k", "linear", "strided", "window")
 """Mechanisms that add little to their engine."""
 ENGINES = {(mechanism_info(name).engine, causal): name for name, causal in sorted(FORMS, key=lambda form: form[0] in SIMPLE)}
@@ -44,13 +46,13 @@ GRAPHS = ("compiled", "exported")
 
 
 def quick_graph(name: str, causal: bool, graph: str) -> bool:
-    """Every engine is compiled in a form and exported in the other, in turn; one with a single form is both. Graphs of mechanisms on grids
-    are in test_grid_mechanisms.py."""
+    """Every engine in one form is compiled or exported, in turn. Graphs of mechanisms on grids are in test_grid_mechanisms.py."""
     engine = mechanism_info(name).engine
     if name in GRID_NAMES:
         return False
-    turn = sorted({engine for engine, _ in ENGINES}).index(engine) + causal + GRAPHS.index(graph)
-    return name == ENGINES[engine, causal] and (turn % 2 == 0 or (engine, not causal) not in ENGINES)
+    turn = sorted({engine for engine, _ in ENGINES}).index(engine)
+    in_turn = causal == (turn % 4 > 1) or (engine, not causal) not in ENGINES
+    return name == ENGINES[engine, causal] and in_turn and graph == GRAPHS[turn % 2]
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +97,8 @@ def globals_for(name: str, length: int) -> Tensor | None:
 @every_form_by_name
 def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool) -> None:
     module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
-    for length, side in SHAPES:
+    sides = SIDES[causal::2] if grids_of_tests.ONLY_QUICK else SIDES
+    for length, side in (*SHAPES, *((300, side) for side in sides)):
         if name in GRID_NAMES and length not in GRIDS:
             continue  # a single cell is smaller than a neighbourhood
         q, k, v = inputs(length, grad=True)
@@ -117,7 +120,7 @@ def assert_near(found: Tensor, expected: Tensor, atol: float, shape: str) -> Non
     torch.testing.assert_close(found, expected, atol=atol, rtol=0, msg=lambda words: f"{shape}: {words}")
 
 
-@every_form
+@every_engine
 @every_cell("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype: torch.dtype) -> None:
     q, k, v = inputs(300, dtype)
@@ -127,7 +130,7 @@ def test_half_precision_stays_near_the_reference(name: str, causal: bool, dtype:
     torch.testing.assert_close(out.double(), reference_attend(q, k, v, name, **arguments), atol=2e-2, rtol=0)
 
 
-@every_form
+@every_engine
 @every_cell("length", [5, 300])
 def test_gradcheck(name: str, causal: bool, length: int) -> None:
     q, k, v = (x[:1, :1, :, :4].detach().requires_grad_() for x in inputs(length, torch.float64, kv_heads=4))
@@ -158,7 +161,7 @@ def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> 
     assert (out[1] == 0).all()
 
 
-@every_form
+@every_engine
 def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: bool) -> None:
     for batch, queries, keys in ((0, 300, 300), (0, 1, 5), (2, 0, 0), (2, 0, 5)):
         where = place(name, keys) if keys else {}
@@ -205,7 +208,7 @@ def test_covering_the_input_equals_full_softmax_attention(name: str, causal: boo
     torch.testing.assert_close(out * mask[:, None, :, None], (expected * mask[:, None, :, None]).float(), atol=1e-5, rtol=0)
 
 
-@every_form
+@every_engine
 @every_cell("q_len", [1, 5, 290])
 def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool, q_len: int) -> None:
     q, k, v = inputs(600)
@@ -234,7 +237,7 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
         expected = reference_attend(q, k, v, name, score_mod=score_mod, **arguments).float()
         torch.testing.assert_close(attend(q, k, v, name, score_mod=score_mod, **arguments), expected, atol=1e-5, rtol=0)
     ones = torch.ones_like(v)
-    dropped = torch.stack([attend(q, k, ones, name, dropout_p=0.5, **arguments) for _ in range(8)])
+    dropped = torch.stack([attend(q, k, ones, name, dropout_p=0.5, **arguments) for _ in range(3)])
     assert abs((dropped - attend(q, k, ones, name, **arguments)).mean().item()) < 0.05, "dropout keeps the mean"
     assert dropped.std().item() > 0.05, "dropout drops"
     assert attend(q, k, ones, name, dropout_p=1.0, **arguments).abs().max() == 0
@@ -250,7 +253,7 @@ def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     torch.testing.assert_close(weights @ v.repeat_interleave(2, 1), out, atol=1e-5, rtol=0)
 
 
-@every_form_by_name
+@every_engine
 def test_autocast_and_checkpointing(name: str, causal: bool) -> None:
     q, k, v = inputs(300, grad=True)
     options = {**place(name, 300), **small_options(name)}
@@ -328,7 +331,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
     return kv_len, q_len, draw(st.integers(1, 2)), draw(st.sampled_from([1, 2])), (left, right, hole)
 
 
-@every_cell(("name", "causal"), LINE_FORMS, by="name")
+@every_cell(("name", "causal"), LINE_FORMS, by="name", of=2, alike=lambda name, causal: name)
 @drawn(20)
 @given(shapes(), st.integers(0, 1000))
 def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add a mechanism\n")[2].partition("\n## ")[0]
@@ -30,8 +30,7 @@ def contract(names: list[str], folder: Path, *tests: str) -> str:
     """What pytest says of tests for mechanisms of CONTRIBUTING.md, whose files are found as if they lay in the package."""
     for name in names:
         (folder / f"{name}.py").write_text(SNIPPETS[name], encoding="utf-8")
-    command = [sys.executable, "-c", RUN, str(folder), ",".join(names), *tests]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_fresh("-c", RUN, folder, ",".join(names), *tests, cwd=ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

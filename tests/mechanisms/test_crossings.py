@@ -15,6 +15,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
+from tests.alike import code_of_form
 from tests.cells import every_cell
 from tests.grids import grid, pairwise
 
@@ -23,7 +24,9 @@ FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).traits.takes_score_mod]
 STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
 every_form = every_cell(("name", "causal"), FORMS)
-every_scored_form = every_cell(("name", "causal"), SCORED)
+every_scored_form = every_cell(("name", "causal"), SCORED, of=3, alike=code_of_form)
+every_engine = every_cell(("name", "causal"), FORMS, of=3, alike=code_of_form)
+"""The quick tests have a third of the mechanisms that share an engine, in turn."""
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
 KINDS = sorted(RELATIVE)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
@@ -191,7 +194,7 @@ def test_each_dtype_comes_back_as_exact_as_fused_attention(form: tuple[str, bool
         assert error < 4 * error_of_fused(q, k, v, causal)
 
 
-@every_form
+@every_engine
 def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None:
     for length in LENGTHS:
         q, k, v = qkv(length)
@@ -205,7 +208,7 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
-@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], ids=str)
+@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=3, alike=code_of_form)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).sample else {}
@@ -221,6 +224,8 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
 @every_cell(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
+    of=2,
+    alike=code_of_form,
     ids=str,
 )
 def test_parameters_count_as_they_are(name: str, causal: bool) -> None:

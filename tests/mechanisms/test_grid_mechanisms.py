@@ -269,7 +269,11 @@ OF_A_VIDEO: list[tuple[str, dict[str, Any], str]] = [
 
 
 @every_cell(
-    ("sizes", "name", "options", "path"), [((37, 41), *case) for case in LARGE] + [((7, 17, 13), *case) for case in OF_A_VIDEO], by="path"
+    ("sizes", "name", "options", "path"),
+    [((37, 41), *case) for case in LARGE] + [((7, 17, 13), *case) for case in OF_A_VIDEO],
+    by="path",
+    of=2,
+    alike=lambda sizes, name, *rest: name,
 )
 def test_float32_and_bfloat16_on_a_larger_grid(sizes: Cell, name: str, options: dict[str, Any], path: str) -> None:
     grid, mechanism, paths = Grid(sizes, 1), built(name, options), []
@@ -382,6 +386,15 @@ GRAPH_CASES: list[tuple[str, dict[str, Any]]] = [
     ("axial", {"axes": "rows"}),
     ("axial", {"axes": "both"}),
 ]
+"""Each is compiled or exported by the quick tests, the last both."""
+COMPILED = [case for case in GRAPH_CASES if case[0] in ("window2d", "neighborhood") or case[1] == {"axes": "both"}]
+EXPORTED = [case for case in GRAPH_CASES if case[0] in ("local2d", "axial")]
+
+
+def of_graphs(quick: Sequence[Any], first: bool = False) -> list[Any]:
+    """The cases with and without padding, of which the slow tests have those that are not ``quick``."""
+    every = alternately(GRAPH_CASES, first)
+    return [one if one.values[0] in quick else pytest.param(*one.values, marks=pytest.mark.slow) for one in every]
 
 
 def holes(grid: Grid) -> Tensor:
@@ -392,7 +405,7 @@ def holes(grid: Grid) -> Tensor:
     return real
 
 
-@pytest.mark.parametrize(("case", "padded"), alternately(GRAPH_CASES, True), ids=str)
+@pytest.mark.parametrize(("case", "padded"), of_graphs(EXPORTED, True), ids=str)
 def test_exported_graphs_are_linear_in_the_cells(case: tuple[str, dict[str, Any]], padded: bool) -> None:
     name, options = case
     model, grid = OnGrid(name, Grid((29, 31), 1), **options), Grid((29, 31), 1)
@@ -407,7 +420,7 @@ def test_exported_graphs_are_linear_in_the_cells(case: tuple[str, dict[str, Any]
     assert 0 < max(math.prod(shape) for shape in shapes) < HEADS * grid.length**2
 
 
-@pytest.mark.parametrize(("case", "padded"), alternately(GRAPH_CASES), ids=str)
+@pytest.mark.parametrize(("case", "padded"), of_graphs(COMPILED), ids=str)
 def test_compiled_in_one_graph(case: tuple[str, dict[str, Any]], padded: bool) -> None:
     name, options = case
     model, grid = OnGrid(name, Grid((15, 18), 1), **options), Grid((15, 18), 1)

@@ -1,5 +1,6 @@
 """Every mechanism with inputs in any memory layout, with nothing but padding, and under a default device that is not theirs."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
+from tests.alike import code_of_form
 from tests.cells import every_cell
 
 ON_GRIDS = list_mechanisms(grid=True)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
-every_form = every_cell(("name", "causal"), FORMS)
+every_form = every_cell(("name", "causal"), FORMS, of=3, alike=code_of_form)
+"""The quick tests have a third of the mechanisms that share an engine, in turn."""
 GRIDS = {60: Grid((7, 8), 4), 300: Grid((12, 24), 12)}
 """Where so many tokens lie; the larger one has more prefix tokens than plain operations attend to."""
 
@@ -159,8 +162,7 @@ def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries:
     assert not failed
 
 
-@every_cell("length", [60, 300])
-@every_cell("side", SIDES)
+@every_cell(("side", "length"), [*itertools.product(SIDES, (60, 300))], of=2)
 def test_no_value_of_padding_reaches_a_real_token_with_other_options_and_arguments(side: str, length: int) -> None:
     failed: list[str] = []
     for name, options in VARIANTS:

@@ -92,7 +92,11 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
 
 
 @every_cell(
-    ("name", "option", "turn"), grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]), by="name"
+    ("name", "option", "turn"),
+    grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]),
+    by="name",
+    of=2,
+    alike=lambda name, *rest: name,
 )
 def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
     """Every value, with the other options left out or as in the mechanism's sample, in turn; slow tests have the other half."""
@@ -172,8 +176,11 @@ LEAST = [
 ]
 
 
-@every_cell("training", [False, True], ids=["eval", "train"])
-@every_cell(("name", "option", "least"), LEAST, by="name")
+@every_cell(
+    ("name", "option", "least", "training"),
+    grid([(*one, training) for one in LEAST for training in (False, True)], lambda *cell: LEAST.index(cell[:3]) % 2 == cell[3]),
+    by="name",
+)
 def test_the_least_value_of_an_option_computes_the_definition_with_its_gradients(
     name: str, option: str, least: int, training: bool
 ) -> None:  # fmt: skip

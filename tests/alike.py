@@ -1,0 +1,22 @@
+"""What two cells of a table share: the code that a family's or a mechanism's cell runs, for ``every_cell(..., alike=...)``."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from hf_longattn.families import FAMILIES
+from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_info
+
+
+def code_of_family(base: str, *rest: object) -> Hashable:
+    """Where a family's positions, stacks, inputs and classes come from; one with code of its own is like no other."""
+    one = FAMILIES[base]
+    inputs = (one.grid is None, one.audio is None, bool(one.page.arguments), bool(one.towers))
+    own = (one.mixin, one.own_attention, one.base_classes)
+    return (one.rope, one.relative, len(one.position_tables), one.two_stacks, one.attention, bool(one.inner), *inputs, *own)
+
+
+def code_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:
+    """A mechanism's engine and form, and how it decodes."""
+    traits = mechanism_class(name).traits
+    return mechanism_info(name).engine, causal, traits.stateful, traits.recursion is not None, traits.takes_globals
