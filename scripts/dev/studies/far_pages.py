@@ -105,7 +105,7 @@ class Pages(Task):
         """Inputs ``(count, tokens, COLUMNS)``, and the token that is the answer ``(count,)``."""
         if random.random() < shown.easy:
             shown = shown._replace(size=shown.size // 4)
-        form = QAFormat(shown.size, page={"bbox": 0})
+        form = QAFormat(shown.size, token_columns={"bbox": 0})
         inputs, labels = torch.zeros(count, shown.size, COLUMNS, dtype=torch.long), []
         for row in inputs:
             feature = encode_qa(self.document(shown, random)[0], tokenizer(), form)[0]

@@ -76,8 +76,8 @@ def test_labels_are_the_tokens_of_answers() -> None:
 def test_windows_of_the_baseline_are_those_of_training() -> None:
     """Every window is what `encode_qa` makes with a stride, and a token in two has its higher score."""
     record, _ = Pages().document(Shown(1100), np.random.default_rng(0))
-    features = encode_qa(record, tokenizer(), QAFormat(WINDOW, STRIDE, page={"bbox": 0}))
-    (whole,) = encode_qa(record, tokenizer(), QAFormat(1100, page={"bbox": 0}))
+    features = encode_qa(record, tokenizer(), QAFormat(WINDOW, STRIDE, token_columns={"bbox": 0}))
+    (whole,) = encode_qa(record, tokenizer(), QAFormat(1100, token_columns={"bbox": 0}))
     row = torch.tensor([[*map(list, zip(whole.inputs["input_ids"], whole.inputs["token_type_ids"], strict=True))]])
     inputs = torch.cat([row, torch.tensor([whole.inputs["bbox"]])], 2)
     read: list[torch.Tensor] = []
