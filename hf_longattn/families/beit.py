@@ -58,6 +58,6 @@ class BeitWithBias(ReplacedModules):
             refuse_scoreless(self, "adds a bias by distance to its attention scores")
 
 
-FAMILY = Family(LongBeitConfig, mixin=BeitWithBias, grid=GridRule(prefix=1, interpolates=False, adds_positions=False))
+FAMILY = Family(LongBeitConfig, mixin=BeitWithBias, rule=GridRule(prefix=1, interpolates=False, adds_positions=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -4,7 +4,7 @@ from transformers.models.clip.configuration_clip import CLIPConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
-from ..modeling.family.towers_config import LongTowersConfig
+from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .clip_text_model import LongCLIPTextConfig
 from .clip_vision_model import LongCLIPVisionConfig
 
@@ -16,6 +16,6 @@ class LongCLIPConfig(LongTowersConfig, CLIPConfig):
     tower_classes = {"text": LongCLIPTextConfig, "vision": LongCLIPVisionConfig}
 
 
-FAMILY = Family(LongCLIPConfig, classes=("CLIPModel",))
+FAMILY = Family(LongCLIPConfig, rule=TowersRule(), classes=("CLIPModel",))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -14,6 +14,6 @@ class LongCLIPVisionConfig(LongGridConfig, CLIPVisionConfig):
     model_type = "long_clip_vision_model"
 
 
-FAMILY = Family(LongCLIPVisionConfig, grid=GridRule(prefix=1), classes=("CLIPVisionModel", "CLIPVisionModelWithProjection"))
+FAMILY = Family(LongCLIPVisionConfig, rule=GridRule(prefix=1), classes=("CLIPVisionModel", "CLIPVisionModelWithProjection"))
 
 __getattr__ = lazy_classes(FAMILY, globals())

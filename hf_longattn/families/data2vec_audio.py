@@ -28,7 +28,7 @@ FAMILY = Family(
         "Data2VecAudioForXVector",
         "Data2VecAudioModel",
     ),
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted,
         why_padding_changes=lambda config: "its positions are several convolutions, which carry padding into sound",
         stream=StreamRule(

@@ -103,7 +103,7 @@ FAMILY = Family(
     LongData2VecVisionConfig,
     classes=("Data2VecVisionForImageClassification", "Data2VecVisionForSemanticSegmentation", "Data2VecVisionModel"),
     mixin=Data2VecVisionOnTheBackend,
-    grid=RULE,
+    rule=RULE,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -14,6 +14,6 @@ class LongDeiTConfig(LongGridConfig, DeiTConfig):
     model_type = "long_deit"
 
 
-FAMILY = Family(LongDeiTConfig, grid=GridRule(prefix=2, square=("DeiTForMaskedImageModeling",)))
+FAMILY = Family(LongDeiTConfig, rule=GridRule(prefix=2, square=("DeiTForMaskedImageModeling",)))
 
 __getattr__ = lazy_classes(FAMILY, globals())

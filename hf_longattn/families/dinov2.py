@@ -14,6 +14,6 @@ class LongDinov2Config(LongGridConfig, Dinov2Config):
     model_type = "long_dinov2"
 
 
-FAMILY = Family(LongDinov2Config, backbone_classes=("Dinov2Backbone",), grid=GridRule(prefix=1, interpolates=False))
+FAMILY = Family(LongDinov2Config, backbone_classes=("Dinov2Backbone",), rule=GridRule(prefix=1, interpolates=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

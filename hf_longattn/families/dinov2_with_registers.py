@@ -17,7 +17,7 @@ class LongDinov2WithRegistersConfig(LongGridConfig, Dinov2WithRegistersConfig):
 FAMILY = Family(
     LongDinov2WithRegistersConfig,
     backbone_classes=("Dinov2WithRegistersBackbone",),
-    grid=GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False),
+    rule=GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -37,7 +37,7 @@ FAMILY = Family(
     LongDINOv3ViTConfig,
     backbone_classes=("DINOv3ViTBackbone",),
     mixin=replacing(__name__, {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}),
-    grid=RULE,
+    rule=RULE,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -21,7 +21,7 @@ class LongHubertConfig(LongAudioConfig, HubertConfig):
 FAMILY = Family(
     LongHubertConfig,
     mixin=replacing(__name__, {HubertFeatureEncoder: FeatureEncoderInStretches, HubertFeedForward: FramesInStretches}),
-    audio=AudioRule(
+    rule=AudioRule(
         why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM
     ),
 )

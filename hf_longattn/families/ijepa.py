@@ -14,6 +14,6 @@ class LongIJepaConfig(LongGridConfig, IJepaConfig):
     model_type = "long_ijepa"
 
 
-FAMILY = Family(LongIJepaConfig, grid=GridRule())
+FAMILY = Family(LongIJepaConfig, rule=GridRule())
 
 __getattr__ = lazy_classes(FAMILY, globals())

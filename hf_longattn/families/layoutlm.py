@@ -20,7 +20,7 @@ class LongLayoutLMConfig(LongEncoderConfig, LayoutLMConfig):
 FAMILY = Family(
     LongLayoutLMConfig,
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$"),),
-    page=BOXES,
+    rule=BOXES,
     mixin=replacing(__name__, {LayoutLMEncoder: ReadsPadding}),
 )
 

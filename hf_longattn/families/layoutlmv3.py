@@ -169,7 +169,7 @@ class LayoutLMv3OnTheBackend(OnTheBackend):
 FAMILY = Family(
     LongLayoutLMv3Config,
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
-    page=BOXES_AND_PICTURE,
+    rule=BOXES_AND_PICTURE,
     mixin=LayoutLMv3OnTheBackend,
 )
 

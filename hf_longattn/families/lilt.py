@@ -104,7 +104,7 @@ FAMILY = Family(
         PositionTable(rf"{table}_embeddings\.weight$", offset="padding", skips_padding=True)
         for table in (r"embeddings\.position", r"layout_embeddings\.box_position")
     ),
-    page=BOXES,
+    rule=BOXES,
     mixin=LiltOnTheBackend,
 )
 

@@ -20,7 +20,7 @@ class LongMarkupLMConfig(LongEncoderConfig, MarkupLMConfig):
 FAMILY = Family(
     LongMarkupLMConfig,
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
-    page=MARKUP_PATHS,
+    rule=MARKUP_PATHS,
     mixin=replacing(__name__, {MarkupLMEncoder: ReadsPadding}),
 )
 

@@ -19,7 +19,7 @@ FAMILY = Family(
     LongNemotronAsrStreamingConfig,
     classes=("NemotronAsrStreamingForRNNT",),
     own_attention=own_attention,
-    audio=NEMOTRON,
+    rule=NEMOTRON,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

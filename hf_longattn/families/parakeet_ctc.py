@@ -15,6 +15,6 @@ class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig):
     encoder_class = LongParakeetEncoderConfig
 
 
-FAMILY = Family(LongParakeetCTCConfig, classes=("ParakeetForCTC",), audio=PARAKEET)
+FAMILY = Family(LongParakeetCTCConfig, classes=("ParakeetForCTC",), rule=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

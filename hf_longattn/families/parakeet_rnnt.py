@@ -15,6 +15,6 @@ class LongParakeetRNNTConfig(LongHeldEncoderConfig, ParakeetRNNTConfig):
     encoder_class = LongParakeetEncoderConfig
 
 
-FAMILY = Family(LongParakeetRNNTConfig, classes=("ParakeetForRNNT",), audio=PARAKEET)
+FAMILY = Family(LongParakeetRNNTConfig, classes=("ParakeetForRNNT",), rule=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -15,6 +15,6 @@ class LongParakeetTDTConfig(LongHeldEncoderConfig, ParakeetTDTConfig):
     encoder_class = LongParakeetEncoderConfig
 
 
-FAMILY = Family(LongParakeetTDTConfig, classes=("ParakeetForTDT",), audio=PARAKEET)
+FAMILY = Family(LongParakeetTDTConfig, classes=("ParakeetForTDT",), rule=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

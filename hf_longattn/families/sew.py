@@ -93,7 +93,7 @@ class SEWOfAnyLength(ReplacedModules):
 FAMILY = Family(
     LongSEWConfig,
     mixin=SEWOfAnyLength,
-    audio=AudioRule(
+    rule=AudioRule(
         front=squeezed,
         outputs=convolved,
         why_chunks_differ=normalised_over_time,

@@ -4,7 +4,7 @@ from transformers.models.siglip.configuration_siglip import SiglipConfig
 
 from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
-from ..modeling.family.towers_config import LongTowersConfig
+from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .siglip_text_model import LongSiglipTextConfig
 from .siglip_vision_model import LongSiglipVisionConfig
 
@@ -16,6 +16,6 @@ class LongSiglipConfig(LongTowersConfig, SiglipConfig):
     tower_classes = {"text": LongSiglipTextConfig, "vision": LongSiglipVisionConfig}
 
 
-FAMILY = Family(LongSiglipConfig, classes=("SiglipModel",))
+FAMILY = Family(LongSiglipConfig, rule=TowersRule(), classes=("SiglipModel",))
 
 __getattr__ = lazy_classes(FAMILY, globals())

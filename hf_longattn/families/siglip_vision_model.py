@@ -17,7 +17,7 @@ class LongSiglipVisionConfig(LongGridConfig, SiglipVisionConfig):
 
 
 FAMILY = Family(
-    LongSiglipVisionConfig, grid=GridRule(), classes=("SiglipVisionModel",), mixin=replacing(__name__, {SiglipAttention: HandsKeywordsDown})
+    LongSiglipVisionConfig, rule=GridRule(), classes=("SiglipVisionModel",), mixin=replacing(__name__, {SiglipAttention: HandsKeywordsDown})
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -21,7 +21,7 @@ class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
 FAMILY = Family(
     LongUniSpeechConfig,
     mixin=replacing(__name__, {UniSpeechFeatureEncoder: FeatureEncoderInStretches, UniSpeechFeedForward: FramesInStretches}),
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),
 )

@@ -21,7 +21,7 @@ class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
 FAMILY = Family(
     LongUniSpeechSatConfig,
     mixin=replacing(__name__, {UniSpeechSatFeatureEncoder: FeatureEncoderInStretches, UniSpeechSatFeedForward: FramesInStretches}),
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),
 )

@@ -14,6 +14,6 @@ class LongViTConfig(LongGridConfig, ViTConfig):
     model_type = "long_vit"
 
 
-FAMILY = Family(LongViTConfig, grid=GridRule(prefix=1, square=("ViTForMaskedImageModeling",)))
+FAMILY = Family(LongViTConfig, rule=GridRule(prefix=1, square=("ViTForMaskedImageModeling",)))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -14,6 +14,6 @@ class LongViTMSNConfig(LongGridConfig, ViTMSNConfig):
     model_type = "long_vit_msn"
 
 
-FAMILY = Family(LongViTMSNConfig, grid=GridRule(prefix=1))
+FAMILY = Family(LongViTMSNConfig, rule=GridRule(prefix=1))
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -21,7 +21,7 @@ class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config):
 FAMILY = Family(
     LongWav2Vec2Config,
     mixin=replacing(__name__, {Wav2Vec2FeatureEncoder: FeatureEncoderInStretches, Wav2Vec2FeedForward: FramesInStretches}),
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
     ),
 )

@@ -57,7 +57,7 @@ FAMILY = Family(
     LongWav2Vec2BertConfig,
     mixin=Wav2Vec2BertOnTheBackend,
     attention=NAMES,
-    audio=AudioRule(
+    rule=AudioRule(
         input="input_features",
         rate=50,
         features=lambda config: int(config.feature_projection_input_dim),

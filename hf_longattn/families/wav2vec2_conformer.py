@@ -48,7 +48,7 @@ FAMILY = Family(
     LongWav2Vec2ConformerConfig,
     mixin=Wav2Vec2ConformerOnTheBackend,
     attention=NAMES,
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted,
         positions="relative or rotary",
         why_chunks_differ=normalised_over_time,

@@ -104,7 +104,7 @@ class WavLMOnTheBackend(OnTheBackend):
 FAMILY = Family(
     LongWavLMConfig,
     mixin=WavLMOnTheBackend,
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted,
         positions="convolved and relative",
         why_chunks_differ=normalised_over_time,

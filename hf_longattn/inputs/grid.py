@@ -108,8 +108,7 @@ class GridKind(SizedKind):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        assert family.grid is not None
-        self.rule: GridRule = family.grid
+        self.rule: GridRule = family.rule
         self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
         self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
@@ -117,7 +116,7 @@ class GridKind(SizedKind):
 
     @classmethod
     def reads(cls, family: Family) -> bool:
-        return family.grid is not None
+        return isinstance(family.rule, GridRule)
 
     @property
     def any_size(self) -> bool:
@@ -391,7 +390,7 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
         GridError: a size is not a multiple of the patch, or smaller than the source's.
         PositionError: the size grows, but the source's position table is not square and transformers resizes only square ones.
     """
-    rule, config = architecture.family.grid, architecture.source_config
+    rule, config = architecture.family.rule, architecture.source_config
     assert rule is not None
     old, read = rule.sizes(config)
     new = rule.enlarged(read, None if request.image_size is None else read_size(request.image_size), request.frames)

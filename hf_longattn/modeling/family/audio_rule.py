@@ -9,12 +9,20 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
+from .input_rule import InputRule
 from .stream_rule import Chain, Section, StreamRule, unpadded_convolutions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .definition import Family
 
+DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
+"""The docstring of Long classes."""
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
 
@@ -44,7 +52,7 @@ def normalised_features(config: Any) -> str:
 
 
 @dataclass(frozen=True)
-class AudioRule:
+class AudioRule(InputRule):
     """The sound that a model reads, and the frames on which its attention runs.
 
     input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called the length.
@@ -66,6 +74,11 @@ class AudioRule:
     no_stream: why a stream cannot be read, and what to do instead.
     """
 
+    reads = "sound"
+    mixins = ("LongAudioMixin", "LongAudioModelMixin")
+    docstring = DOCSTRING
+    counts_tokens = False
+    not_probed = "reads sound, and probes ask what lies where in a text; give a checkpoint that reads text"
     input: str = "input_values"
     rate: int = 16_000
     features: Callable[[Any], int] | None = None
@@ -102,7 +115,7 @@ class AudioRule:
         """Whether the base reads a sound of this duration, which is longer than those in its training."""
         return True
 
-    def most_frames(self, config: Any) -> int:
+    def most_tokens(self, family: Family, config: Any) -> int:
         """Number of frames in a sound of the duration for which the model was converted."""
         return self.frames(config, self.length(self.durations(config)[1]))
 
