@@ -8,18 +8,11 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import Convolution, StreamRule
 
-
-class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
-    """Data2VecAudioConfig with ``long_attention``."""
-
-    model_type = "long_data2vec-audio"
-
-
 FAMILY = Family(
-    LongData2VecAudioConfig,
+    long_config(__name__, LongAudioConfig, Data2VecAudioConfig),
     mixin=replacing(__name__, {Data2VecAudioFeatureEncoder: FeatureEncoderInStretches, Data2VecAudioFeedForward: FramesInStretches}),
     classes=(
         "Data2VecAudioForAudioFrameClassification",

@@ -8,18 +8,11 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
 
-
-class LongHubertConfig(LongAudioConfig, HubertConfig):
-    """HubertConfig with ``long_attention``."""
-
-    model_type = "long_hubert"
-
-
 FAMILY = Family(
-    LongHubertConfig,
+    long_config(__name__, LongAudioConfig, HubertConfig),
     mixin=replacing(__name__, {HubertFeatureEncoder: FeatureEncoderInStretches, HubertFeedForward: FramesInStretches}),
     rule=AudioRule(
         why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM

@@ -8,18 +8,11 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
 
-
-class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
-    """UniSpeechSatConfig with ``long_attention``."""
-
-    model_type = "long_unispeech-sat"
-
-
 FAMILY = Family(
-    LongUniSpeechSatConfig,
+    long_config(__name__, LongAudioConfig, UniSpeechSatConfig),
     mixin=replacing(__name__, {UniSpeechSatFeatureEncoder: FeatureEncoderInStretches, UniSpeechSatFeedForward: FramesInStretches}),
     rule=AudioRule(
         outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM

@@ -22,7 +22,7 @@ from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
 from ..private_apis import missing
 
@@ -38,12 +38,6 @@ def distance_buckets(module: Any, distances: Tensor) -> Tensor:
         raise missing("distance_buckets")
     result: Tensor = buckets(distances)
     return result
-
-
-class LongWavLMConfig(LongAudioConfig, WavLMConfig):
-    """WavLMConfig with ``long_attention``."""
-
-    model_type = "long_wavlm"
 
 
 class LongWavLMAttention(WavLMAttention):
@@ -102,7 +96,7 @@ class WavLMOnTheBackend(OnTheBackend):
 
 
 FAMILY = Family(
-    LongWavLMConfig,
+    long_config(__name__, LongAudioConfig, WavLMConfig),
     mixin=WavLMOnTheBackend,
     rule=AudioRule(
         outputs=adapted,

@@ -26,7 +26,9 @@ the attention of {base} instead.
 
 
 def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
-    """A module ``__getattr__`` that makes the Long classes and stores them in ``namespace``."""
+    """A module ``__getattr__`` that makes the Long classes and stores them in ``namespace``, which gets the config class at once."""
+
+    namespace[family.config_class.__name__] = family.config_class
 
     def module_getattr(name: str) -> Any:
         if name not in (*family.heads.values(), *family.parts.values()):

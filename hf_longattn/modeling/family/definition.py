@@ -294,6 +294,16 @@ def long_prefix(base_model_type: str) -> str:
     return "LongAttention" if f"Long{CONFIG_MAPPING_NAMES[base_model_type]}" in taken else "Long"
 
 
+def long_config(module: str, kind: type, base: type[PreTrainedConfig]) -> type[Any]:
+    """The Long config class of a ``base`` config whose Long class adds nothing to its ``kind``, such as ``LongGridConfig``.
+
+    Args:
+        module: name of the family's module, which has the class.
+    """
+    values = {"__module__": module, "__doc__": f"{base.__name__} with ``long_attention``.", "model_type": f"long_{base.model_type}"}
+    return type(f"{long_prefix(base.model_type)}{base.__name__}", (kind, base), values)
+
+
 def module_name(model_type: str) -> str:
     """The module of a model type, in transformers and here: ``"xlm-roberta"`` -> ``"xlm_roberta"``."""
     return model_type.replace("-", "_")
