@@ -3,8 +3,7 @@
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward
 
-from ..modeling.attach.custom_attention import replacing
-from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.attach.stretches import in_stretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
@@ -13,7 +12,7 @@ from ..modeling.family.stream_rule import Convolution, StreamRule
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Data2VecAudioConfig),
-    mixin=replacing(__name__, {Data2VecAudioFeatureEncoder: FeatureEncoderInStretches, Data2VecAudioFeedForward: FramesInStretches}),
+    mixin=in_stretches(__name__, Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward),
     classes=(
         "Data2VecAudioForAudioFrameClassification",
         "Data2VecAudioForCTC",

@@ -108,7 +108,6 @@ class GridKind(SizedKind):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.rule: GridRule = family.rule
         self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
         self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
@@ -376,11 +375,7 @@ def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAtten
 
 def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
     """Whether layer ``number`` equals full attention on a grid."""
-    mechanism = prototype(*attention.for_layer(number))
-    placed = on_grid(mechanism, grid)
-    if placed is not mechanism:
-        placed.layer = number
-    return placed.covers(grid.length)
+    return on_grid(prototype(*attention.for_layer(number)), grid, layer=number).covers(grid.length)
 
 
 def grid_sizes(architecture: Any, request: Any) -> InputSizes:

@@ -126,7 +126,6 @@ class SoundKind(SizedKind):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.rule: AudioRule = family.rule
         self.user_inputs, self.cells = UserSounds, SoundCells
 
     @classmethod

@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
-
-``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
-numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
-the attention of {base} instead.
-"""
-
-
 def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
     """A module ``__getattr__`` that makes the Long classes and stores them in ``namespace``, which gets the config class at once."""
 
@@ -92,9 +84,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": (family.rule.docstring or DOCSTRING).format(
-            base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""
-        ),
+        "__doc__": family.rule.docstring.format(base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""),
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,

@@ -10,19 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
 from .input_rule import InputRule
-from .stream_rule import Chain, Section, StreamRule, unpadded_convolutions
+from .stream_rule import WAV2VEC2_STREAM, Chain, Section, StreamRule, normalised_over_time, unpadded_convolutions
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from .definition import Family
 
-DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
 
-``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
-the attention of {base} instead.
-"""
-"""The docstring of Long classes."""
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
 
@@ -76,7 +71,11 @@ class AudioRule(InputRule):
 
     reads = "sound"
     mixins = ("LongAudioMixin", "LongAudioModelMixin")
-    docstring = DOCSTRING
+    docstring = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
     counts_tokens = False
     not_probed = "reads sound, and probes ask what lies where in a text; give a checkpoint that reads text"
     input: str = "input_values"
@@ -243,3 +242,9 @@ class AudioRule(InputRule):
                 f"A sound of the batch has {int(shortest)} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
                 "out, or pad it with zeros and a mask of 1."
             )
+
+
+WAV2VEC2 = AudioRule(
+    outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
+)
+"""The rule of wav2vec 2.0, and of bases that read sound as it does."""

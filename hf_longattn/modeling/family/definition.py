@@ -294,14 +294,16 @@ def long_prefix(base_model_type: str) -> str:
     return "LongAttention" if f"Long{CONFIG_MAPPING_NAMES[base_model_type]}" in taken else "Long"
 
 
-def long_config(module: str, kind: type, base: type[PreTrainedConfig]) -> type[Any]:
-    """The Long config class of a ``base`` config whose Long class adds nothing to its ``kind``, such as ``LongGridConfig``.
+def long_config(module: str, kind: type[Any], base: type[PreTrainedConfig], **attributes: Any) -> type[Any]:
+    """The Long config class of a ``base`` config.
 
     Args:
         module: name of the family's module, which has the class.
+        kind: the mixin, such as ``LongGridConfig``.
+        attributes: class attributes that differ from the mixin's.
     """
-    values = {"__module__": module, "__doc__": f"{base.__name__} with ``long_attention``.", "model_type": f"long_{base.model_type}"}
-    return type(f"{long_prefix(base.model_type)}{base.__name__}", (kind, base), values)
+    attributes |= {"__module__": module, "__doc__": f"{base.__name__} with {kind.adds}.", "model_type": f"long_{base.model_type}"}
+    return type(f"{long_prefix(base.model_type)}{base.__name__}", (kind, base), attributes)
 
 
 def module_name(model_type: str) -> str:

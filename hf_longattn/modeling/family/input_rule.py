@@ -18,8 +18,13 @@ class InputRule:
     """Name of the kind of input."""
     mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
     """Names of the mixins of models with a head, and of the base model."""
-    docstring: ClassVar[str] = ""
-    """The docstring of Long classes, a format of their ``base``; empty for that of text models."""
+    docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
+numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
+    """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
     counts_tokens: ClassVar[bool] = True
     """Whether the maximum length is stated in tokens."""
     flash_windows: ClassVar[bool] = False

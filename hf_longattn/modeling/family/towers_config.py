@@ -52,6 +52,7 @@ class LongTowersConfig(_Base):
     """
 
     base_model_type: ClassVar[str]
+    adds: ClassVar[str] = "the towers' Long configs"
     tower_classes: ClassVar[Mapping[str, type[LongConfig]]]
     """Name of each tower -> its Long config class."""
     score_cap: ClassVar[str | None] = None
