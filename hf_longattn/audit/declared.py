@@ -193,7 +193,7 @@ class DeclaredReach:
         self.inside: list[LayerReach] = []
         """Reaches of operations between tokens in every layer, after its attention."""
         if inputs is not None:
-            overlap = [self._overlap(inputs.grid, inputs.overlap)] if inputs.grid is not None and any(inputs.overlap) else []
+            overlap = [self._overlap(inputs.grid, inputs.overlap)] if any(inputs.overlap) else []
             self.before = [*overlap, *(self._of_mixing(mixing) for mixing in inputs.before or ())]
             self.inside = [self._of_mixing(mixing) for mixing in inputs.inside or ()]
         text = getattr(stack, "config", config).get_text_config()
@@ -250,9 +250,8 @@ class DeclaredReach:
         differs = seeded or mechanism.traits.needs_grid  # layers draw differently, or shift windows
         key = type(mechanism), mechanism.options, mechanism.layer if differs else 0, causal
         if key not in self._built:
-            grid = None if self.inputs is None else self.inputs.grid
-            if grid is not None and (mechanism.traits.needs_grid or mechanism.options.order is not None):
-                self._built[key] = self._on_grid(with_storage(mechanism), grid)
+            if self.inputs is not None and self.inputs.binds(mechanism):
+                self._built[key] = self._on_grid(with_storage(mechanism), self.inputs.grid)
             else:
                 self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
         return self._built[key]

@@ -21,6 +21,7 @@ from ..inputs.common.base import NOT_DIAGNOSED, InputKind
 from ..inputs.common.sized import SizedKind
 from ..inputs.grid import GridKind
 from ..inputs.sound import SoundKind
+from ..mechanisms import Mechanism
 from ..modeling.family.audio_rule import MASK, AudioRule
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
@@ -63,7 +64,7 @@ class AuditInputs(ABC):
     masks: Sequence[str] = ()
     length: int
     numbers: Tensor
-    grid: Grid | None = None
+    grid: Any = None
     overlap: Sequence[int] = ()
     prefix: Tensor | None = None
     before: Sequence[Mixing] | None = ()
@@ -78,6 +79,10 @@ class AuditInputs(ABC):
     def with_mask(self) -> AuditInputs:
         """The same inputs with a mask of ones, if models take one."""
         return self
+
+    def binds(self, mechanism: Mechanism) -> bool:
+        """Whether a mechanism depends on the ``grid``."""
+        return False
 
 
 class AuditPictures(AuditInputs):
@@ -103,7 +108,7 @@ class AuditPictures(AuditInputs):
             LengthError: ``length`` is not the number of tokens of the model's default size.
             OptionError: the model has no mechanisms, takes patches that a processor cuts, or has layers on different grids.
         """
-        rule: Any = family.grid
+        rule: Any = family.rule
         if not (getattr(config, "base_model_type", None) or getattr(config, "long_attention", None)):
             raise OptionError(f"A {config.model_type!r} model has no mechanisms to audit; convert it first (longattn convert).")
         if rule.shapes is not None:
@@ -121,6 +126,9 @@ class AuditPictures(AuditInputs):
             size = rule.describe(pictures.size)
             raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")
         return pictures
+
+    def binds(self, mechanism: Mechanism) -> bool:
+        return mechanism.traits.needs_grid or mechanism.options.order is not None
 
     def inputs(self, numbers: Tensor) -> dict[str, Tensor]:
         """The model's input for the patches with ``numbers (N,)``. Numbers of the prefix are ignored."""
@@ -144,7 +152,7 @@ class AuditSounds(AuditInputs):
     mixes = True
 
     def __init__(self, family: Family, config: Any, frames: int, *, masked: bool = False) -> None:
-        rule: Any = family.audio
+        rule: Any = family.rule
         self.rule: AudioRule = rule
         self.family, self.config, self.length, self.argument, self.masked = family, config, frames, rule.input, masked
         self.own_attention = family.own_attention
@@ -170,7 +178,7 @@ class AuditSounds(AuditInputs):
         Raises:
             LengthError: the model does not support this number of frames.
         """
-        rule: Any = family.audio
+        rule: Any = family.rule
         longest = rule.longest(config)
         most = LONGEST if longest is None else min(LONGEST, longest)
         frames = min(most, default) if length is None else length

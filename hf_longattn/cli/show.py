@@ -473,7 +473,7 @@ def show_inspection(model: Inspection) -> None:
     console = terminal.console()
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     kind = f"{model.class_name}{of_transformers}, model type {model.model_type}"
-    if model.towers:
+    if model.apart:
         facts = [("model", f"{model.source.name}  ({kind})")]
         facts.append(("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {model.tensors} tensors)"))
         console.print(_facts(*facts))

@@ -235,7 +235,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked = torch.zeros_like(alone)
     marked[:, : min(short, 8)] = 1
     marked[:, short // 2] = 1
-    rule, pages = plan.architecture.family.page, seeded_pages(plan.config, alone)
+    rule, pages = plan.architecture.family.rule, seeded_pages(plan.config, alone)
 
     def run_masked(tokens: Tensor, mask: Tensor, marks: Tensor, pages: dict[str, Tensor]) -> dict[str, Tensor]:
         arguments = {"attention_mask": mask, **pages}

@@ -88,10 +88,10 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
 
 
 class PadsColumns:
-    """Before a collator of transformers: pads the columns along the tokens that tokenizers do not know: those of ``page``, whose padding it
-    gives by their names, and ``marks``, whose padding is 0."""
+    """Before a collator of transformers: pads the columns along the tokens that tokenizers do not know: those of ``token_columns``, which
+    gives their padding by name, and ``marks``, whose padding is 0."""
 
-    page: Mapping[str, int]
+    token_columns: Mapping[str, int]
     tokenizer: PreTrainedTokenizerBase
     marks: ClassVar[tuple[str, ...]] = ()
 
@@ -102,7 +102,7 @@ class PadsColumns:
             KeyError: some rows have a column and others do not.
         """
         rows = [dict(feature) for feature in features]
-        fills = {**dict.fromkeys(self.marks, 0), **self.page}
+        fills = {**dict.fromkeys(self.marks, 0), **self.token_columns}
         columns = {name: [row.pop(name) for row in rows] for name in fills if name in rows[0]}
         arguments = () if return_tensors is None else (return_tensors,)
         batch = super().__call__(rows, *arguments)  # type: ignore[misc]
@@ -118,18 +118,18 @@ class DataCollatorWithGlobals(PadsColumns, DataCollatorWithPadding):
     tokens are global (question answering) need no such column.
 
     Args:
-        page: the columns that a model of pages reads, such as the boxes of tokens, and their padding: see :func:`.pages.page_columns`.
+        token_columns: columns that a model of pages reads, such as the boxes of tokens, and their padding (:func:`.pages.page_columns`).
     """
 
-    page: Mapping[str, int] = field(default_factory=dict)
+    token_columns: Mapping[str, int] = field(default_factory=dict)
     marks: ClassVar[tuple[str, ...]] = ("global_attention_mask",)
 
 
 @dataclass
 class TokenCollator(WithoutLengths, PadsColumns, DataCollatorForTokenClassification):
-    """transformers' collator, without lengths; ``page`` as in :class:`DataCollatorWithGlobals`."""
+    """transformers' collator, without lengths; ``token_columns`` as in :class:`DataCollatorWithGlobals`."""
 
-    page: Mapping[str, int] = field(default_factory=dict)
+    token_columns: Mapping[str, int] = field(default_factory=dict)
 
 
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -167,12 +167,12 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
 
 
 class DocumentCollator(PadsColumns, DataCollatorWithPadding):
-    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``; ``page`` as in
-    :class:`DataCollatorWithGlobals`."""
+    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``; ``token_columns``
+    as in :class:`DataCollatorWithGlobals`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, page: Mapping[str, int] | None = None) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, token_columns: Mapping[str, int] | None = None) -> None:
         super().__init__(tokenizer)
-        self.pack, self.page = pack, page or {}
+        self.pack, self.token_columns = pack, token_columns or {}
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:
         rows = [{name: value for name, value in row.items() if name not in ("length", "document")} for row in features]

@@ -185,7 +185,7 @@ def _checked_boxes(words: list[str], boxes: list[Any], numbers: list[int], sizes
 def page_columns(config: PreTrainedConfig | None) -> dict[str, int]:
     """The columns along the tokens that a model of pages reads besides their ids, and their padding; none for a model of text."""
     family = None if config is None else known_family(config)
-    return {} if family is None else {name: family.page.fill(config, name) for name in family.page.names}
+    return {} if family is None else {name: family.rule.fill(config, name) for name in family.rule.names}
 
 
 def chosen_columns(config: PreTrainedConfig, name: str, layout: bool | None) -> dict[str, int]:

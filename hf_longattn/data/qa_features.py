@@ -38,7 +38,7 @@ class QAFormat:
         global_question: give ``global_attention_mask``: everything before the document is global.
         max_question_tokens: a longer question is cut, with a warning.
         markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.data.qa_markers`.
-        page: the columns with what the model reads of every word besides its text, such as its box, and their padding (see
+        token_columns: the columns with what the model reads of every word besides its text, such as its box, and their padding (see
             :func:`.pages.page_columns`); records then have ``words`` with boxes or paths. Empty = text alone; None = a
             :class:`~hf_longattn.evaluation.qa_reader.QAReader` decides by its model and records.
     """
@@ -48,7 +48,7 @@ class QAFormat:
     global_question: bool = False
     max_question_tokens: int = 64
     markers: bool = False
-    page: Mapping[str, int] | None = None
+    token_columns: Mapping[str, int] | None = None
 
 
 @dataclass
@@ -149,7 +149,7 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     document = insert(record["context"], [])
     if form.markers:
         question, document = marked_question(question), marked_document(record)
-    beside = pages_beside(question, tokenizer) if form.page else len(tokenizer(question, "")["input_ids"])
+    beside = pages_beside(question, tokenizer) if form.token_columns else len(tokenizer(question, "")["input_ids"])
     left = form.max_length - beside
     if left <= (form.stride or 0):
         raise LengthError(
@@ -164,7 +164,7 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
         "return_offsets_mapping": True,
         "verbose": False,
     }
-    if form.page:
+    if form.token_columns:
         encoded = encode_pages(record, question, tokenizer, **settings)
     else:
         encoded = tokenizer(question, document.text, **settings)
@@ -249,7 +249,7 @@ def _feature(record: Mapping[str, Any], document: Marked, encoded: Mapping[str, 
     sequence_ids, origin = encoded["sequence_ids"][index], document.origin
     places = [tuple(span) if sequence == 1 else None for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)]
     first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
-    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids", *(form.page or ())) if key in encoded}
+    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids", *(form.token_columns or ())) if key in encoded}
     if form.global_question:
         inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
     feature = QAFeature(inputs, [None if place is None else (origin[place[0]], origin[place[1]]) for place in places])

@@ -79,8 +79,8 @@ def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFo
 class QACollator(DataCollatorWithGlobals):
     """Batches of question-answering inputs: padded rows, or with ``pack`` one row without padding; the targets beside them are padded."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, page: Mapping[str, int] | None = None) -> None:
-        super().__init__(tokenizer, page=page or {})
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, token_columns: Mapping[str, int] | None = None) -> None:
+        super().__init__(tokenizer, token_columns=token_columns or {})
         self.pack = pack
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> dict[str, Any]:

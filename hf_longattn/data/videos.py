@@ -181,8 +181,7 @@ class VideoCollator:
     def of(cls, model: PreTrainedModel, processor: Any, names: Sequence[str]) -> VideoCollator:
         """That of a model, with as many frames as it was made for."""
         family = known_family(model.config)
-        rule = None if family is None else family.grid
-        frames = model.config.num_frames if rule is None else rule.sizes(model.config)[1][0]
+        frames = model.config.num_frames if family is None else family.rule.sizes(model.config)[1][0]
         return cls(processor, names, model.main_input_name, frames)
 
     def pixels(self, place: str) -> Tensor:

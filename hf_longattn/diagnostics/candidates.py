@@ -74,8 +74,7 @@ class Candidate:
 
     def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
         """Number of query–key products per head, the unit of cost."""
-        built = self.sized(length, heads, head_dim)
-        return (built if grid is None else on_grid(built, grid)).pairs(length, causal)
+        return on_grid(self.sized(length, heads, head_dim), grid).pairs(length, causal)
 
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:

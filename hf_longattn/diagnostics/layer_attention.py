@@ -19,13 +19,14 @@ Scores are computed in fp32 (fp64 for fp64 inputs), for so few queries at a time
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32
+from ..engines.common.grid import Grid
 from ..mechanisms.common.ordered import KeysOrWeights
 from ..positions.relative import RelativePositions
 
@@ -65,6 +66,10 @@ class LayerAttention:
     def heads(self) -> int:
         """H."""
         return self.q.shape[1]
+
+    def on(self, grid: Grid | None) -> LayerAttention:
+        """The same attention of tokens on ``grid``; without one, as it is."""
+        return self if grid is None else replace(self, call=self.call.replace(grid=grid))
 
     def scores(self, rows: Tensor) -> Tensor:
         """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""

@@ -305,8 +305,7 @@ class MeasuredLayers:
         """Number of heads, and width of a head."""
 
     def see(self, number: int, layer: LayerAttention) -> None:
-        if self.grid is not None:
-            layer = replace(layer, call=layer.call.replace(grid=self.grid))
+        layer = layer.on(self.grid)
         readings = all_readings(self.candidates, layer, number)
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):

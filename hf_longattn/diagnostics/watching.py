@@ -157,8 +157,7 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
     if family is None:
         stack, arguments, grid = watched_on_grid(model, inputs)
         return stack, arguments, grid, grid.length
-    stack, rule = watched_layers(model), family.audio
-    assert rule is not None
+    stack, rule = watched_layers(model), family.rule
     return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
 
 

@@ -64,7 +64,7 @@ class QAReader:
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
         config = getattr(model, "config", None)
-        self.page = page_columns(config)
+        self.token_columns = page_columns(config)
         self.null_threshold = getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
 
     def answer(self, record: Mapping[str, Any]) -> str:
@@ -107,8 +107,8 @@ class QAReader:
             known = ", ".join(repr(name) for name, value in record.items() if value is not None)
             raise OptionError(f"a record must have 'question' and 'context', both texts; it has {known or 'nothing'}")
         form = self.form
-        if form.page is None and has_places(record):
-            form = dataclasses.replace(form, page=self.page)
+        if form.token_columns is None and has_places(record):
+            form = dataclasses.replace(form, token_columns=self.token_columns)
         return encode_qa(record, self.tokenizer, form)
 
     def _choose(self, record: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:
@@ -131,7 +131,7 @@ class QAReader:
 
     @torch.inference_mode()
     def _score(self, batch: Sequence[_Input]) -> None:
-        device, padding = self.model.device, {"input_ids": self.tokenizer.pad_token_id or 0, **self.page}
+        device, padding = self.model.device, {"input_ids": self.tokenizer.pad_token_id or 0, **self.token_columns}
         features = [item.feature for item in batch]
         inputs = {key: value.to(device) for key, value in pad_features(features, padding).items()}
         evidence = getattr(self.model, "evidence", None)

@@ -107,7 +107,7 @@ def longest_decoded(model: Any, max_length: int) -> int:
 def page_inputs(model: Any) -> tuple[str, ...]:
     """Names of a page model's inputs ``(B, N, width)`` besides token ids, such as ``bbox``."""
     family = known_family(model.config)
-    return () if family is None else family.page.names
+    return () if family is None else family.rule.names
 
 
 def free_sizes(

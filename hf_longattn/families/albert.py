@@ -17,13 +17,7 @@ from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable
-
-
-class LongAlbertConfig(LongEncoderConfig, AlbertConfig):
-    """AlbertConfig with ``long_attention``."""
-
-    model_type = "long_albert"
+from ..modeling.family.definition import Family, PositionTable, long_config
 
 
 class LongAlbertTransformer(AlbertTransformer):
@@ -66,7 +60,7 @@ class AlbertCountsItsLayers(ReplacedModules):
 
 
 FAMILY = Family(
-    LongAlbertConfig,
+    long_config(__name__, LongEncoderConfig, AlbertConfig),
     position_tables=(PositionTable(r"position_embeddings\.weight$"),),
     mixin=AlbertCountsItsLayers,
 )

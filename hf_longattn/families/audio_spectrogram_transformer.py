@@ -67,6 +67,6 @@ class LongASTEmbeddings(ASTEmbeddings):
         return torch.cat([table[:, :prefix], cells.flatten(1, 2)], 1)
 
 
-FAMILY = Family(LongASTConfig, mixin=replacing(__name__, {ASTEmbeddings: LongASTEmbeddings}), grid=SpectrogramGrid(prefix=2))
+FAMILY = Family(LongASTConfig, mixin=replacing(__name__, {ASTEmbeddings: LongASTEmbeddings}), rule=SpectrogramGrid(prefix=2))
 
 __getattr__ = lazy_classes(FAMILY, globals())

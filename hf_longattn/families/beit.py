@@ -14,16 +14,10 @@ from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.relative_bias import MaskWithBias, bias_by_distance
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
-
-
-class LongBeitConfig(LongGridConfig, BeitConfig):
-    """BeitConfig with ``long_attention``."""
-
-    model_type = "long_beit"
 
 
 class LongBeitRelativePositionBias(BeitRelativePositionBias):
@@ -58,6 +52,8 @@ class BeitWithBias(ReplacedModules):
             refuse_scoreless(self, "adds a bias by distance to its attention scores")
 
 
-FAMILY = Family(LongBeitConfig, mixin=BeitWithBias, grid=GridRule(prefix=1, interpolates=False, adds_positions=False))
+FAMILY = Family(
+    long_config(__name__, LongGridConfig, BeitConfig), mixin=BeitWithBias, rule=GridRule(prefix=1, interpolates=False, adds_positions=False)
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,19 +3,15 @@
 from transformers.models.clip.configuration_clip import CLIPConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
-from ..modeling.family.towers_config import LongTowersConfig
+from ..modeling.family.definition import Family, long_config
+from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .clip_text_model import LongCLIPTextConfig
 from .clip_vision_model import LongCLIPVisionConfig
 
-
-class LongCLIPConfig(LongTowersConfig, CLIPConfig):
-    """CLIPConfig with the towers' Long configs."""
-
-    model_type = "long_clip"
-    tower_classes = {"text": LongCLIPTextConfig, "vision": LongCLIPVisionConfig}
-
-
-FAMILY = Family(LongCLIPConfig, classes=("CLIPModel",))
+FAMILY = Family(
+    long_config(__name__, LongTowersConfig, CLIPConfig, tower_classes={"text": LongCLIPTextConfig, "vision": LongCLIPVisionConfig}),
+    rule=TowersRule(),
+    classes=("CLIPModel",),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -18,19 +18,12 @@ from transformers.utils import ModelOutput
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, long_config
 
 if TYPE_CHECKING:
     _Module: Any = nn.Module
 else:
     _Module = object
-
-
-class LongCLIPTextConfig(LongConfig, CLIPTextConfig):
-    """CLIPTextConfig with ``long_attention``."""
-
-    model_type = "long_clip_text_model"
-    default_extension = "stretch:20"
 
 
 class TakesPackedRows(_Module):
@@ -62,7 +55,7 @@ class LongCLIPTextMixin(ReplacedModules):
 
 
 FAMILY = Family(
-    LongCLIPTextConfig,
+    long_config(__name__, LongConfig, CLIPTextConfig, default_extension="stretch:20"),
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
     mixin=LongCLIPTextMixin,

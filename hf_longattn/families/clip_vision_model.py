@@ -3,17 +3,14 @@
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 
-
-class LongCLIPVisionConfig(LongGridConfig, CLIPVisionConfig):
-    """CLIPVisionConfig with ``long_attention``."""
-
-    model_type = "long_clip_vision_model"
-
-
-FAMILY = Family(LongCLIPVisionConfig, grid=GridRule(prefix=1), classes=("CLIPVisionModel", "CLIPVisionModelWithProjection"))
+FAMILY = Family(
+    long_config(__name__, LongGridConfig, CLIPVisionConfig),
+    rule=GridRule(prefix=1),
+    classes=("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,24 +3,16 @@
 from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAudioConfig
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward
 
-from ..modeling.attach.custom_attention import replacing
-from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.attach.stretches import in_stretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import Convolution, StreamRule
 
-
-class LongData2VecAudioConfig(LongAudioConfig, Data2VecAudioConfig):
-    """Data2VecAudioConfig with ``long_attention``."""
-
-    model_type = "long_data2vec-audio"
-
-
 FAMILY = Family(
-    LongData2VecAudioConfig,
-    mixin=replacing(__name__, {Data2VecAudioFeatureEncoder: FeatureEncoderInStretches, Data2VecAudioFeedForward: FramesInStretches}),
+    long_config(__name__, LongAudioConfig, Data2VecAudioConfig),
+    mixin=in_stretches(__name__, Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward),
     classes=(
         "Data2VecAudioForAudioFrameClassification",
         "Data2VecAudioForCTC",
@@ -28,7 +20,7 @@ FAMILY = Family(
         "Data2VecAudioForXVector",
         "Data2VecAudioModel",
     ),
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted,
         why_padding_changes=lambda config: "its positions are several convolutions, which carry padding into sound",
         stream=StreamRule(

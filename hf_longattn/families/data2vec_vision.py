@@ -17,16 +17,10 @@ from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechan
 from ..modeling.attach.relative_bias import bias_by_distance
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import BASE_ATTENTION, IMPLEMENTATION_FIELD, attention_implementation
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
-
-
-class LongData2VecVisionConfig(LongGridConfig, Data2VecVisionConfig):
-    """Data2VecVisionConfig with ``long_attention``."""
-
-    model_type = "long_data2vec-vision"
 
 
 class LongData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
@@ -100,10 +94,10 @@ class Data2VecVisionOnTheBackend(ReplacedModules):
 
 RULE = GridRule(prefix=1, interpolates=False, adds_positions=False, trained_size=("Data2VecVisionForSemanticSegmentation",))
 FAMILY = Family(
-    LongData2VecVisionConfig,
+    long_config(__name__, LongGridConfig, Data2VecVisionConfig),
     classes=("Data2VecVisionForImageClassification", "Data2VecVisionForSemanticSegmentation", "Data2VecVisionModel"),
     mixin=Data2VecVisionOnTheBackend,
-    grid=RULE,
+    rule=RULE,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -71,7 +71,7 @@ FAMILY = Family(
     LongDinatConfig,
     backbone_classes=("DinatBackbone",),
     mixin=DinatWithBias,
-    grid=StagedGrid(
+    rule=StagedGrid(
         interpolates=False,
         adds_positions=False,
         has_positions=False,

@@ -3,17 +3,12 @@
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 
-
-class LongDinov2Config(LongGridConfig, Dinov2Config):
-    """Dinov2Config with ``long_attention``."""
-
-    model_type = "long_dinov2"
-
-
-FAMILY = Family(LongDinov2Config, backbone_classes=("Dinov2Backbone",), grid=GridRule(prefix=1, interpolates=False))
+FAMILY = Family(
+    long_config(__name__, LongGridConfig, Dinov2Config), backbone_classes=("Dinov2Backbone",), rule=GridRule(prefix=1, interpolates=False)
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -8,16 +8,10 @@ from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePosi
 
 from ..modeling.attach.custom_attention import replacing
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import TILE, LongGridConfig, image_size
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.grids import tiled_cells
-
-
-class LongDINOv3ViTConfig(LongGridConfig, DINOv3ViTConfig):
-    """DINOv3ViTConfig with ``long_attention``."""
-
-    model_type = "long_dinov3_vit"
 
 
 class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
@@ -34,10 +28,10 @@ class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
 
 RULE = GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False, adds_positions=False)
 FAMILY = Family(
-    LongDINOv3ViTConfig,
+    long_config(__name__, LongGridConfig, DINOv3ViTConfig),
     backbone_classes=("DINOv3ViTBackbone",),
     mixin=replacing(__name__, {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}),
-    grid=RULE,
+    rule=RULE,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -9,13 +9,7 @@ from transformers.models.gpt_bigcode.configuration_gpt_bigcode import GPTBigCode
 
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
-from ..modeling.family.definition import AttentionNames, Family, PositionTable
-
-
-class LongGPTBigCodeConfig(LongConfig, GPTBigCodeConfig):
-    """GPTBigCodeConfig with ``long_attention``."""
-
-    model_type = "long_gpt_bigcode"
+from ..modeling.family.definition import AttentionNames, Family, PositionTable, long_config
 
 
 def _split(attention: Any, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +22,7 @@ def _split(attention: Any, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 FAMILY = Family(
-    LongGPTBigCodeConfig,
+    long_config(__name__, LongConfig, GPTBigCodeConfig),
     position_tables=(PositionTable(r"wpe\.weight$"),),
     attention=AttentionNames(fused="c_attn", split=_split),
 )

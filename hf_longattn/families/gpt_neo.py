@@ -20,14 +20,7 @@ from ..backend import BACKEND, longattn_attention_forward
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable
-
-
-class LongGPTNeoConfig(LongConfig, GPTNeoConfig):
-    """GPTNeoConfig with ``long_attention``."""
-
-    model_type = "long_gpt_neo"
-    default_mechanism = "full"
+from ..modeling.family.definition import Family, PositionTable, long_config
 
 
 class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
@@ -95,6 +88,10 @@ class GPTNeoOnTheBackend(ReplacedModules):
             super()._init_weights(module)
 
 
-FAMILY = Family(LongGPTNeoConfig, position_tables=(PositionTable(r"wpe\.weight$"),), mixin=GPTNeoOnTheBackend)
+FAMILY = Family(
+    long_config(__name__, LongConfig, GPTNeoConfig, default_mechanism="full"),
+    position_tables=(PositionTable(r"wpe\.weight$"),),
+    mixin=GPTNeoOnTheBackend,
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

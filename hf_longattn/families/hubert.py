@@ -1,29 +1,20 @@
 """LongHubert: HuBERT (Hsu et al. 2021), frames of 20 ms by convolutions over samples, positions by one over frames."""
 
+from dataclasses import replace
+
 from transformers.models.hubert.configuration_hubert import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertFeedForward
 
-from ..modeling.attach.custom_attention import replacing
-from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.attach.stretches import in_stretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
-
-
-class LongHubertConfig(LongAudioConfig, HubertConfig):
-    """HubertConfig with ``long_attention``."""
-
-    model_type = "long_hubert"
-
+from ..modeling.family.audio_rule import WAV2VEC2
+from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
-    LongHubertConfig,
-    mixin=replacing(__name__, {HubertFeatureEncoder: FeatureEncoderInStretches, HubertFeedForward: FramesInStretches}),
-    audio=AudioRule(
-        why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, hands_keywords_down=False, stream=WAV2VEC2_STREAM
-    ),
+    long_config(__name__, LongAudioConfig, HubertConfig),
+    mixin=in_stretches(__name__, HubertFeatureEncoder, HubertFeedForward),
+    rule=replace(WAV2VEC2, outputs=None, hands_keywords_down=False),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

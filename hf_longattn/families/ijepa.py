@@ -3,17 +3,10 @@
 from transformers.models.ijepa.configuration_ijepa import IJepaConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 
-
-class LongIJepaConfig(LongGridConfig, IJepaConfig):
-    """IJepaConfig with ``long_attention``."""
-
-    model_type = "long_ijepa"
-
-
-FAMILY = Family(LongIJepaConfig, grid=GridRule())
+FAMILY = Family(long_config(__name__, LongGridConfig, IJepaConfig), rule=GridRule())
 
 __getattr__ = lazy_classes(FAMILY, globals())

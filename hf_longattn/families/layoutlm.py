@@ -7,20 +7,13 @@ from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.one_row_mask import ReadsPadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import BOXES
 
-
-class LongLayoutLMConfig(LongEncoderConfig, LayoutLMConfig):
-    """LayoutLMConfig with ``long_attention``."""
-
-    model_type = "long_layoutlm"
-
-
 FAMILY = Family(
-    LongLayoutLMConfig,
+    long_config(__name__, LongEncoderConfig, LayoutLMConfig),
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$"),),
-    page=BOXES,
+    rule=BOXES,
     mixin=replacing(__name__, {LayoutLMEncoder: ReadsPadding}),
 )
 

@@ -24,15 +24,9 @@ from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import BOXES_AND_PICTURE
 from ..modeling.family.position_table import input_of
-
-
-class LongLayoutLMv3Config(LongEncoderConfig, LayoutLMv3Config):
-    """LayoutLMv3Config with ``long_attention``."""
-
-    model_type = "long_layoutlmv3"
 
 
 class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
@@ -167,9 +161,9 @@ class LayoutLMv3OnTheBackend(OnTheBackend):
 
 
 FAMILY = Family(
-    LongLayoutLMv3Config,
+    long_config(__name__, LongEncoderConfig, LayoutLMv3Config),
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
-    page=BOXES_AND_PICTURE,
+    rule=BOXES_AND_PICTURE,
     mixin=LayoutLMv3OnTheBackend,
 )
 

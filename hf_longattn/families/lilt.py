@@ -20,15 +20,9 @@ from ..mechanisms.common.base import Mechanism
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import BOXES
 from ..modeling.marked_mask import MARKED, GlobalsInTheMask, MaskOfLayers
-
-
-class LongLiltConfig(LongEncoderConfig, LiltConfig):
-    """LiltConfig with ``long_attention``."""
-
-    model_type = "long_lilt"
 
 
 class LongLiltEncoder(LiltEncoder):
@@ -99,12 +93,12 @@ class LiltOnTheBackend(GlobalsInTheMask, ReplacedModules):
 
 
 FAMILY = Family(
-    LongLiltConfig,
+    long_config(__name__, LongEncoderConfig, LiltConfig),
     position_tables=tuple(
         PositionTable(rf"{table}_embeddings\.weight$", offset="padding", skips_padding=True)
         for table in (r"embeddings\.position", r"layout_embeddings\.box_position")
     ),
-    page=BOXES,
+    rule=BOXES,
     mixin=LiltOnTheBackend,
 )
 

@@ -7,20 +7,13 @@ from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.one_row_mask import ReadsPadding
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import MARKUP_PATHS
 
-
-class LongMarkupLMConfig(LongEncoderConfig, MarkupLMConfig):
-    """MarkupLMConfig with ``long_attention``."""
-
-    model_type = "long_markuplm"
-
-
 FAMILY = Family(
-    LongMarkupLMConfig,
+    long_config(__name__, LongEncoderConfig, MarkupLMConfig),
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
-    page=MARKUP_PATHS,
+    rule=MARKUP_PATHS,
     mixin=replacing(__name__, {MarkupLMEncoder: ReadsPadding}),
 )
 

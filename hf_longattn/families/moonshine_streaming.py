@@ -163,7 +163,7 @@ FAMILY = Family(
     classes=("MoonshineStreamingModel", "MoonshineStreamingForConditionalGeneration"),
     mixin=MoonshineWithWindows,
     own_attention=own_attention,
-    audio=MoonshineRule(
+    rule=MoonshineRule(
         front=front,
         longest=positions_of_decoder,
         stream=StreamRule(layers="layers", multiple=samples_per_row),

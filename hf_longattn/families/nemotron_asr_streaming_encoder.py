@@ -167,7 +167,7 @@ FAMILY = Family(
     classes=("NemotronAsrStreamingEncoder",),
     mixin=NemotronOnTheBackend,
     own_attention=own_attention,
-    audio=NEMOTRON,
+    rule=NEMOTRON,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,18 +3,14 @@
 from transformers.models.parakeet.configuration_parakeet import ParakeetCTCConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
 
-
-class LongParakeetCTCConfig(LongHeldEncoderConfig, ParakeetCTCConfig):
-    """ParakeetCTCConfig with ``long_attention`` of the encoder."""
-
-    model_type = "long_parakeet_ctc"
-    encoder_class = LongParakeetEncoderConfig
-
-
-FAMILY = Family(LongParakeetCTCConfig, classes=("ParakeetForCTC",), audio=PARAKEET)
+FAMILY = Family(
+    long_config(__name__, LongHeldEncoderConfig, ParakeetCTCConfig, encoder_class=LongParakeetEncoderConfig),
+    classes=("ParakeetForCTC",),
+    rule=PARAKEET,
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -146,6 +146,6 @@ PARAKEET = AudioRule(
     stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
 )
 """The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""
-FAMILY = Family(LongParakeetEncoderConfig, classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, audio=PARAKEET)
+FAMILY = Family(LongParakeetEncoderConfig, classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, rule=PARAKEET)
 
 __getattr__ = lazy_classes(FAMILY, globals())

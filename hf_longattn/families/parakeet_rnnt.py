@@ -3,18 +3,14 @@
 from transformers.models.parakeet.configuration_parakeet import ParakeetRNNTConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
 
-
-class LongParakeetRNNTConfig(LongHeldEncoderConfig, ParakeetRNNTConfig):
-    """ParakeetRNNTConfig with ``long_attention`` of the encoder."""
-
-    model_type = "long_parakeet_rnnt"
-    encoder_class = LongParakeetEncoderConfig
-
-
-FAMILY = Family(LongParakeetRNNTConfig, classes=("ParakeetForRNNT",), audio=PARAKEET)
+FAMILY = Family(
+    long_config(__name__, LongHeldEncoderConfig, ParakeetRNNTConfig, encoder_class=LongParakeetEncoderConfig),
+    classes=("ParakeetForRNNT",),
+    rule=PARAKEET,
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

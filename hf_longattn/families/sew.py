@@ -15,15 +15,8 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, convolved
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import Convolution, normalised_over_time, unpadded_convolutions
-
-
-class LongSEWConfig(LongAudioConfig, SEWConfig):
-    """SEWConfig with ``long_attention``."""
-
-    model_type = "long_sew"
-    context_frames = 256
 
 
 def squeezed(config: Any) -> list[Convolution]:
@@ -91,9 +84,9 @@ class SEWOfAnyLength(ReplacedModules):
 
 
 FAMILY = Family(
-    LongSEWConfig,
+    long_config(__name__, LongAudioConfig, SEWConfig, context_frames=256),
     mixin=SEWOfAnyLength,
-    audio=AudioRule(
+    rule=AudioRule(
         front=squeezed,
         outputs=convolved,
         why_chunks_differ=normalised_over_time,

@@ -3,19 +3,15 @@
 from transformers.models.siglip.configuration_siglip import SiglipConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
-from ..modeling.family.towers_config import LongTowersConfig
+from ..modeling.family.definition import Family, long_config
+from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .siglip_text_model import LongSiglipTextConfig
 from .siglip_vision_model import LongSiglipVisionConfig
 
-
-class LongSiglipConfig(LongTowersConfig, SiglipConfig):
-    """SiglipConfig with the towers' Long configs."""
-
-    model_type = "long_siglip"
-    tower_classes = {"text": LongSiglipTextConfig, "vision": LongSiglipVisionConfig}
-
-
-FAMILY = Family(LongSiglipConfig, classes=("SiglipModel",))
+FAMILY = Family(
+    long_config(__name__, LongTowersConfig, SiglipConfig, tower_classes={"text": LongSiglipTextConfig, "vision": LongSiglipVisionConfig}),
+    rule=TowersRule(),
+    classes=("SiglipModel",),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,19 +3,17 @@
 from transformers.models.siglip2.configuration_siglip2 import Siglip2Config
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
-from ..modeling.family.towers_config import LongTowersConfig
+from ..modeling.family.definition import Family, long_config
+from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .siglip2_text_model import LongSiglip2TextConfig
 from .siglip2_vision_model import LongSiglip2VisionConfig
 
-
-class LongSiglip2Config(LongTowersConfig, Siglip2Config):
-    """Siglip2Config with the towers' Long configs."""
-
-    model_type = "long_siglip2"
-    tower_classes = {"text": LongSiglip2TextConfig, "vision": LongSiglip2VisionConfig}
-
-
-FAMILY = Family(LongSiglip2Config, classes=("Siglip2Model",))
+FAMILY = Family(
+    long_config(
+        __name__, LongTowersConfig, Siglip2Config, tower_classes={"text": LongSiglip2TextConfig, "vision": LongSiglip2VisionConfig}
+    ),
+    rule=TowersRule(),
+    classes=("Siglip2Model",),
+)
 
 __getattr__ = lazy_classes(FAMILY, globals())

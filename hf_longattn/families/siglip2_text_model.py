@@ -6,15 +6,9 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Sigli
 from ..modeling.attach.custom_attention import HandsKeywordsDown
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, long_config
 from .clip_text_model import TakesPackedRows
 from .siglip_text_model import READ_WITHOUT_MASK, ReadsLastToken
-
-
-class LongSiglip2TextConfig(LongEncoderConfig, Siglip2TextConfig):
-    """Siglip2TextConfig with ``long_attention``."""
-
-    model_type = "long_siglip2_text_model"
 
 
 class Siglip2ReadsLastToken(ReadsLastToken):
@@ -24,7 +18,7 @@ class Siglip2ReadsLastToken(ReadsLastToken):
 
 
 FAMILY = Family(
-    LongSiglip2TextConfig,
+    long_config(__name__, LongEncoderConfig, Siglip2TextConfig),
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("Siglip2TextModel",),
     mixin=Siglip2ReadsLastToken,

@@ -85,7 +85,7 @@ class Siglip2OnItsGrids(ReplacedModules):
 
 FAMILY = Family(
     LongSiglip2VisionConfig,
-    grid=GridRule(shapes="spatial_shapes", interpolates=False, adds_positions=False),
+    rule=GridRule(shapes="spatial_shapes", interpolates=False, adds_positions=False),
     classes=("Siglip2VisionModel",),
     mixin=Siglip2OnItsGrids,
 )

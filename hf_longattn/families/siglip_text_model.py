@@ -19,14 +19,8 @@ from ..engines.common.batch import last_real
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
 from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import Family, PositionTable, long_config
 from .clip_text_model import TakesPackedRows
-
-
-class LongSiglipTextConfig(LongEncoderConfig, SiglipTextConfig):
-    """SiglipTextConfig with ``long_attention``."""
-
-    model_type = "long_siglip_text_model"
 
 
 class ReadsLastToken(ReplacedModules):
@@ -53,7 +47,7 @@ class ReadsLastToken(ReplacedModules):
 READ_WITHOUT_MASK = "call it without attention_mask, as it was trained; with a mask it reads a text at the last position, even of padding"
 
 FAMILY = Family(
-    LongSiglipTextConfig,
+    long_config(__name__, LongEncoderConfig, SiglipTextConfig),
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("SiglipTextModel",),
     mixin=ReadsLastToken,

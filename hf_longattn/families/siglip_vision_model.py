@@ -5,19 +5,15 @@ from transformers.models.siglip.modeling_siglip import SiglipAttention
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown, replacing
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 
-
-class LongSiglipVisionConfig(LongGridConfig, SiglipVisionConfig):
-    """SiglipVisionConfig with ``long_attention``."""
-
-    model_type = "long_siglip_vision_model"
-
-
 FAMILY = Family(
-    LongSiglipVisionConfig, grid=GridRule(), classes=("SiglipVisionModel",), mixin=replacing(__name__, {SiglipAttention: HandsKeywordsDown})
+    long_config(__name__, LongGridConfig, SiglipVisionConfig),
+    rule=GridRule(),
+    classes=("SiglipVisionModel",),
+    mixin=replacing(__name__, {SiglipAttention: HandsKeywordsDown}),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,27 +3,16 @@
 from transformers.models.unispeech.configuration_unispeech import UniSpeechConfig
 from transformers.models.unispeech.modeling_unispeech import UniSpeechFeatureEncoder, UniSpeechFeedForward
 
-from ..modeling.attach.custom_attention import replacing
-from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.attach.stretches import in_stretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
-
-
-class LongUniSpeechConfig(LongAudioConfig, UniSpeechConfig):
-    """UniSpeechConfig with ``long_attention``."""
-
-    model_type = "long_unispeech"
-
+from ..modeling.family.audio_rule import WAV2VEC2
+from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
-    LongUniSpeechConfig,
-    mixin=replacing(__name__, {UniSpeechFeatureEncoder: FeatureEncoderInStretches, UniSpeechFeedForward: FramesInStretches}),
-    audio=AudioRule(
-        outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
-    ),
+    long_config(__name__, LongAudioConfig, UniSpeechConfig),
+    mixin=in_stretches(__name__, UniSpeechFeatureEncoder, UniSpeechFeedForward),
+    rule=WAV2VEC2,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,27 +3,16 @@
 from transformers.models.unispeech_sat.configuration_unispeech_sat import UniSpeechSatConfig
 from transformers.models.unispeech_sat.modeling_unispeech_sat import UniSpeechSatFeatureEncoder, UniSpeechSatFeedForward
 
-from ..modeling.attach.custom_attention import replacing
-from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.attach.stretches import in_stretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
-
-
-class LongUniSpeechSatConfig(LongAudioConfig, UniSpeechSatConfig):
-    """UniSpeechSatConfig with ``long_attention``."""
-
-    model_type = "long_unispeech-sat"
-
+from ..modeling.family.audio_rule import WAV2VEC2
+from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
-    LongUniSpeechSatConfig,
-    mixin=replacing(__name__, {UniSpeechSatFeatureEncoder: FeatureEncoderInStretches, UniSpeechSatFeedForward: FramesInStretches}),
-    audio=AudioRule(
-        outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
-    ),
+    long_config(__name__, LongAudioConfig, UniSpeechSatConfig),
+    mixin=in_stretches(__name__, UniSpeechSatFeatureEncoder, UniSpeechSatFeedForward),
+    rule=WAV2VEC2,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

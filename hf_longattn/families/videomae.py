@@ -174,6 +174,6 @@ def _resized(base: Any, size: tuple[int, ...]) -> Iterator[None]:
 
 
 RULE = VideoGrid(resizing=_resized)
-FAMILY = Family(LongVideoMAEConfig, mixin=VideoMAEOnItsGrid, grid=RULE)
+FAMILY = Family(LongVideoMAEConfig, mixin=VideoMAEOnItsGrid, rule=RULE)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -113,6 +113,6 @@ class ViTMAEOnItsGrid(ReplacedModules):
         return places_of_cells(arguments["noise"].argsort(1)[:, :count], grid)
 
 
-FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, grid=GridRule(prefix=1, noise="noise", adds_positions=False))
+FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, rule=GridRule(prefix=1, noise="noise", adds_positions=False))
 
 __getattr__ = lazy_classes(FAMILY, globals())

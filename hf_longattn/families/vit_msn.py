@@ -3,17 +3,10 @@
 from transformers.models.vit_msn.configuration_vit_msn import ViTMSNConfig
 
 from ..modeling.classes import lazy_classes
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 
-
-class LongViTMSNConfig(LongGridConfig, ViTMSNConfig):
-    """ViTMSNConfig with ``long_attention``."""
-
-    model_type = "long_vit_msn"
-
-
-FAMILY = Family(LongViTMSNConfig, grid=GridRule(prefix=1))
+FAMILY = Family(long_config(__name__, LongGridConfig, ViTMSNConfig), rule=GridRule(prefix=1))
 
 __getattr__ = lazy_classes(FAMILY, globals())

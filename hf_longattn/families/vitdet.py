@@ -144,7 +144,7 @@ FAMILY = Family(
     backbone_classes=("VitDetBackbone",),
     mixin=VitDetOnTheBackend,
     attention=AttentionNames(fused="qkv", split=lambda attention, parameter: parameter.chunk(3), output="proj"),
-    grid=GridRule(
+    rule=GridRule(
         interpolates=False,
         table_size="pretrain_image_size",
         returns_maps=True,

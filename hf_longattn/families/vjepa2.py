@@ -132,6 +132,6 @@ RULE = VideoGrid(
     input="pixel_values_videos", frames="frames_per_clip", side="crop_size", colours="in_chans", repeats_frames=True,
     counts_places=True, numbers_by_side=True, leaves_out="skip_predictor", resizing=_resized,
 )  # fmt: skip
-FAMILY = Family(LongVJEPA2Config, mixin=VJEPA2OnItsGrid, grid=RULE)
+FAMILY = Family(LongVJEPA2Config, mixin=VJEPA2OnItsGrid, rule=RULE)
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -3,27 +3,16 @@
 from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward
 
-from ..modeling.attach.custom_attention import replacing
-from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.attach.stretches import in_stretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
-
-
-class LongWav2Vec2Config(LongAudioConfig, Wav2Vec2Config):
-    """Wav2Vec2Config with ``long_attention``."""
-
-    model_type = "long_wav2vec2"
-
+from ..modeling.family.audio_rule import WAV2VEC2
+from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
-    LongWav2Vec2Config,
-    mixin=replacing(__name__, {Wav2Vec2FeatureEncoder: FeatureEncoderInStretches, Wav2Vec2FeedForward: FramesInStretches}),
-    audio=AudioRule(
-        outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
-    ),
+    long_config(__name__, LongAudioConfig, Wav2Vec2Config),
+    mixin=in_stretches(__name__, Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward),
+    rule=WAV2VEC2,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

@@ -24,14 +24,8 @@ from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import StreamRule
-
-
-class LongWav2Vec2BertConfig(LongAudioConfig, Wav2Vec2BertConfig):
-    """Wav2Vec2BertConfig with ``long_attention``."""
-
-    model_type = "long_wav2vec2-bert"
 
 
 class Wav2Vec2BertOnTheBackend(ConformerOnTheBackend):
@@ -54,10 +48,10 @@ def adapted(config: Any, rows: int) -> int:
 
 
 FAMILY = Family(
-    LongWav2Vec2BertConfig,
+    long_config(__name__, LongAudioConfig, Wav2Vec2BertConfig),
     mixin=Wav2Vec2BertOnTheBackend,
     attention=NAMES,
-    audio=AudioRule(
+    rule=AudioRule(
         input="input_features",
         rate=50,
         features=lambda config: int(config.feature_projection_input_dim),

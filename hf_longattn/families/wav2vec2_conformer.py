@@ -22,14 +22,8 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family
+from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import StreamRule, normalised_feature_encoder, normalised_over_time
-
-
-class LongWav2Vec2ConformerConfig(LongAudioConfig, Wav2Vec2ConformerConfig):
-    """Wav2Vec2ConformerConfig with ``long_attention``."""
-
-    model_type = "long_wav2vec2-conformer"
 
 
 class Wav2Vec2ConformerOnTheBackend(ConformerOnTheBackend):
@@ -45,10 +39,10 @@ class Wav2Vec2ConformerOnTheBackend(ConformerOnTheBackend):
 
 
 FAMILY = Family(
-    LongWav2Vec2ConformerConfig,
+    long_config(__name__, LongAudioConfig, Wav2Vec2ConformerConfig),
     mixin=Wav2Vec2ConformerOnTheBackend,
     attention=NAMES,
-    audio=AudioRule(
+    rule=AudioRule(
         outputs=adapted,
         positions="relative or rotary",
         why_chunks_differ=normalised_over_time,

@@ -6,6 +6,7 @@ and bias (a number per distance and head) is a term of the mechanism's scores.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,10 +21,9 @@ from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
-from ..modeling.family.audio_rule import AudioRule, adapted
+from ..modeling.family.audio_rule import WAV2VEC2
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family
-from ..modeling.family.stream_rule import WAV2VEC2_STREAM, normalised_over_time
+from ..modeling.family.definition import Family, long_config
 from ..private_apis import missing
 
 
@@ -38,12 +38,6 @@ def distance_buckets(module: Any, distances: Tensor) -> Tensor:
         raise missing("distance_buckets")
     result: Tensor = buckets(distances)
     return result
-
-
-class LongWavLMConfig(LongAudioConfig, WavLMConfig):
-    """WavLMConfig with ``long_attention``."""
-
-    model_type = "long_wavlm"
 
 
 class LongWavLMAttention(WavLMAttention):
@@ -102,15 +96,9 @@ class WavLMOnTheBackend(OnTheBackend):
 
 
 FAMILY = Family(
-    LongWavLMConfig,
+    long_config(__name__, LongAudioConfig, WavLMConfig),
     mixin=WavLMOnTheBackend,
-    audio=AudioRule(
-        outputs=adapted,
-        positions="convolved and relative",
-        why_chunks_differ=normalised_over_time,
-        why_padding_changes=normalised_over_time,
-        stream=WAV2VEC2_STREAM,
-    ),
+    rule=replace(WAV2VEC2, positions="convolved and relative"),
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

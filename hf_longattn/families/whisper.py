@@ -168,7 +168,7 @@ FAMILY = Family(
     LongWhisperConfig,
     classes=("WhisperForAudioClassification", "WhisperForConditionalGeneration", "WhisperModel"),
     mixin=WhisperOfAnyLength,
-    audio=RULE,
+    rule=RULE,
 )
 
 __getattr__ = lazy_classes(FAMILY, globals())

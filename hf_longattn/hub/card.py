@@ -21,7 +21,7 @@ from ..inputs.grid import PICTURE_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..local_names import public_name
-from ..modeling.family.definition import family_in, tower_field
+from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
@@ -413,8 +413,7 @@ UNTRAINED = "As converted, its outputs differ from those of its source: train it
 
 def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Tower -> its config values, for the towers of a Long model that have ``long_attention``."""
-    family = family_in(config)
-    parts = {name: config.get(tower_field(name)) for name in (family.towers if family else ())}
+    parts = {name: config.get(tower_field(name)) for name in kind_in(config).apart}
     return {name: part for name, part in parts.items() if isinstance(part, dict) and "long_attention" in part}
 
 

@@ -108,8 +108,6 @@ class GridKind(SizedKind):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        assert family.grid is not None
-        self.rule: GridRule = family.grid
         self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
         self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
@@ -117,7 +115,7 @@ class GridKind(SizedKind):
 
     @classmethod
     def reads(cls, family: Family) -> bool:
-        return family.grid is not None
+        return isinstance(family.rule, GridRule)
 
     @property
     def any_size(self) -> bool:
@@ -377,11 +375,7 @@ def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAtten
 
 def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
     """Whether layer ``number`` equals full attention on a grid."""
-    mechanism = prototype(*attention.for_layer(number))
-    placed = on_grid(mechanism, grid)
-    if placed is not mechanism:
-        placed.layer = number
-    return placed.covers(grid.length)
+    return on_grid(prototype(*attention.for_layer(number)), grid, layer=number).covers(grid.length)
 
 
 def grid_sizes(architecture: Any, request: Any) -> InputSizes:
@@ -391,7 +385,7 @@ def grid_sizes(architecture: Any, request: Any) -> InputSizes:
         GridError: a size is not a multiple of the patch, or smaller than the source's.
         PositionError: the size grows, but the source's position table is not square and transformers resizes only square ones.
     """
-    rule, config = architecture.family.grid, architecture.source_config
+    rule, config = architecture.family.rule, architecture.source_config
     assert rule is not None
     old, read = rule.sizes(config)
     new = rule.enlarged(read, None if request.image_size is None else read_size(request.image_size), request.frames)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..modeling.family.definition import Family
+from ..modeling.family.page_rule import PageRule
 from .common.base import register_kind
 from .text import TextKind
 
@@ -19,7 +20,7 @@ class PageKind(TextKind):
 
     @classmethod
     def reads(cls, family: Family) -> bool:
-        return family.reads_text and bool(family.page.arguments)
+        return isinstance(family.rule, PageRule) and bool(family.rule.arguments)
 
     def seeded(self, config: Any, ids: Tensor) -> dict[str, Tensor]:
-        return self.family.page.seeded(config, ids.shape[0], ids.shape[1])
+        return self.family.rule.seeded(config, ids.shape[0], ids.shape[1])

@@ -66,7 +66,7 @@ def audio_family(config: Any) -> Family | None:
     """The family of an audio model, Long or stock, from its config; ``None`` for other models."""
     model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
     family = known_family(config) or FAMILIES.get(model_type.removesuffix("_encoder"))  # Moonshine's encoder has a config of its own
-    return family if family is not None and family.audio is not None else None
+    return family if family is not None and isinstance(family.rule, AudioRule) else None
 
 
 def sound_model(family: Family, model: Any) -> Any:
@@ -126,13 +126,11 @@ class SoundKind(SizedKind):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        assert family.audio is not None
-        self.rule: AudioRule = family.audio
         self.user_inputs, self.cells = UserSounds, SoundCells
 
     @classmethod
     def reads(cls, family: Family) -> bool:
-        return family.audio is not None
+        return isinstance(family.rule, AudioRule)
 
     def introduce(self, plan: Any) -> str:
         return "sounds of any duration"
@@ -287,8 +285,7 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
         OptionError: the requested value is not a duration.
         LengthError: it is shorter than the source's, or longer than a position table that cannot be extended.
     """
-    rule, config = architecture.family.audio, architecture.source_config
-    assert rule is not None
+    rule, config = architecture.family.rule, architecture.source_config
     old, read = rule.durations(config)
     new = read if request.audio_seconds is None else rule.converted_seconds(audio_seconds(request.audio_seconds, "--audio-seconds"))
     if new < old:

@@ -19,6 +19,7 @@ from ..errors import CheckpointError, LengthError, OptionError, checkpoint_error
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.family.definition import Family, family_in
+from ..modeling.family.page_rule import PLAIN_TEXT
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
@@ -82,7 +83,7 @@ class TextKind(InputKind):
 
     @classmethod
     def reads(cls, family: Family) -> bool:
-        return family.reads_text and not family.page.arguments
+        return family.rule == PLAIN_TEXT
 
     def sizes(self, config: Any) -> InputSizes:
         """Lengths from :data:`USUAL_LENGTH`, the length of most short models, to the maximum of this model."""

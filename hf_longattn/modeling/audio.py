@@ -32,7 +32,7 @@ class LongAudioMixin(LongAttentionMixin):
             refuse_text_arguments(self, kwargs)
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             if global_attention_mask is not None:
-                if not self.family.audio.hands_keywords_down:
+                if not self.family.rule.hands_keywords_down:
                     raise MaskError(
                         f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global frames by "
                         "the mechanism's option, for example global_tokens=0."
@@ -47,7 +47,7 @@ class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
     """Mixin before the base model: checks the input, and requests weights from its attention modules."""
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        rule: AudioRule = self.family.audio  # type: ignore[assignment]
+        rule: AudioRule = self.family.rule
         rule.check(self.config, arguments, values=not in_graph())
         if (sound := arguments.get(rule.input)) is not None:
             arguments[rule.input] = sound.to(self.dtype)  # feature extractors return fp32

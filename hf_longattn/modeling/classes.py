@@ -17,26 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-DOCSTRING_OF_SOUND = """{base} with the mechanisms of ``config.long_attention``.
-
-``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
-the attention of {base} instead.
-"""
-DOCSTRING_OF_TOWERS = """{base} whose towers have separate mechanisms, lengths and sizes: ``config.text_config.long_attention`` and so on.
-
-``forward`` takes the arguments of {base}. :meth:`use_base_attention` computes the attention of {base} in every tower instead.
-"""
-DOCSTRING = """{base} with the mechanisms of ``config.long_attention``.
-
-``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
-numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
-the attention of {base} instead.
-"""
-DOCSTRINGS = {"sound": DOCSTRING_OF_SOUND, "towers": DOCSTRING_OF_TOWERS}
-
-
 def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
-    """A module ``__getattr__`` that makes the Long classes and stores them in ``namespace``."""
+    """A module ``__getattr__`` that makes the Long classes and stores them in ``namespace``, which gets the config class at once."""
+
+    namespace[family.config_class.__name__] = family.config_class
 
     def module_getattr(name: str) -> Any:
         if name not in (*family.heads.values(), *family.parts.values()):
@@ -60,13 +44,11 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     package = importlib.import_module(family.base_package)
     base_model = family.base_model_name
     parts = family.stacks or family.inner  # classes that run in place of the base model
-    of_kind: dict[str, tuple[type, type]] = {
-        "text": (LongAttentionMixin, LongBaseModelMixin),
-        "grid": (LongGridMixin, LongGridModelMixin),
-        "sound": (LongAudioMixin, LongAudioModelMixin),
-        "towers": (LongTowersMixin, LongTowersMixin),
-    }
-    usual, base_mixin = of_kind.get(family.config_class.reads, of_kind["text"])
+    of_inputs = (
+        LongAttentionMixin, LongBaseModelMixin, LongGridMixin, LongGridModelMixin, LongAudioMixin, LongAudioModelMixin, LongTowersMixin,
+    )  # fmt: skip
+    known = {mixin.__name__: mixin for mixin in of_inputs}
+    usual, base_mixin = (known[name] for name in family.rule.mixins)
     mixins: dict[str, type] = {base_model: usual if parts or family.wraps_encoder else base_mixin}
     mixins |= dict.fromkeys((*family.inner, *family.backbone_classes), base_mixin)
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
@@ -102,9 +84,7 @@ def _make(family: Family, base: type[PreTrainedModel], name: str, mixin: type) -
         bases = [LongGenerationMixin, *bases, GenerationMixin]  # transformers looks for the latter among the direct bases
     namespace: dict[str, Any] = {
         "__module__": family.module,
-        "__doc__": DOCSTRINGS.get(family.config_class.reads, DOCSTRING).format(
-            base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""
-        ),
+        "__doc__": family.rule.docstring.format(base=base.__name__, whose=" of the encoder" if issubclass(mixin, LongDecoderMixin) else ""),
         "config_class": family.config_class,
         "__annotations__": {"config": family.config_class},
         "family": family,

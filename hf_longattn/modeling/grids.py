@@ -21,6 +21,7 @@ from ..errors import BackendError
 from .family.definition import Family, known_family
 from .family.grid_config import TILE
 from .family.grid_rule import INTERPOLATE_ARGUMENT, PATCH_MASK, GridRule, image_size
+from .family.page_rule import PLAIN_TEXT
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 REFUSED_ARGUMENTS = (*TEXT_ARGUMENTS, "global_attention_mask")
@@ -48,7 +49,7 @@ class LongGridMixin(LongAttentionMixin):
         return forward
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        rule: Any = self.family.grid
+        rule: Any = self.family.rule
         head, pixels = type(self).__bases__[-1].__name__, arguments.get(rule.input)
         rule.check_head(head, self.config, arguments)
         if head in rule.square and arguments.get(PATCH_MASK) is not None and pixels is not None:
@@ -84,7 +85,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         grid = grid_of_input(self, arguments)
-        rule: Any = self.family.grid
+        rule: Any = self.family.rule
         pixels = arguments.get(rule.input)
         if pixels is not None and pixels.is_floating_point():  # some bases convert pictures to their dtype, others fail
             arguments[rule.input] = pixels.to(self.dtype)
@@ -106,12 +107,8 @@ def family_of(model: Any, *, of_pixels: bool = True) -> Family:
     Raises:
         BackendError: the model does not read pictures on a grid of patches.
     """
-    family = known_family(model.config)
-    if family is None or family.grid is None:
-        other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
-        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a {other} instead.")
-    if of_pixels and not family.grid.reads_pictures:
-        raise BackendError(f"{type(model).__name__} reads {family.grid.noun}s, not pictures; give a model of pictures.")
+    family: Any = known_family(model.config)
+    (PLAIN_TEXT if family is None else family.rule).check_pictures(model, of_pixels=of_pixels)
     return family
 
 
@@ -138,7 +135,7 @@ def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
     Raises:
         BackendError: the model does not read pictures on one grid of patches.
     """
-    rule: Any = family_of(model, of_pixels=of_pixels).grid
+    rule: Any = family_of(model, of_pixels=of_pixels).rule
     if rule.shapes is not None:
         raise BackendError(
             f"{type(model).__name__} reads every picture as rows of patches on a grid of its own, not as pixels, which are needed here; "
@@ -154,7 +151,7 @@ def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
 
 def grid_of_input(model: Any, arguments: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
     """The grid of the input of ``forward``. If the input's size is not the config's, also set the argument that resizes positions."""
-    rule, config = model.family.grid, model.config
+    rule, config = model.family.rule, model.config
     grid: Grid | tuple[Grid, ...] | None = rule.of_input(config, arguments)
     resizable = rule.interpolates and grid is not None and not arguments.get(INTERPOLATE_ARGUMENT)
     if resizable and tuple(arguments[rule.input].shape[-2:]) != image_size(config.image_size):

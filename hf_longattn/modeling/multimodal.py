@@ -124,14 +124,20 @@ class LongMultimodalConfig(PreTrainedConfig):
         return None if self.text_config is None else longest_input(self.text_config)
 
     @property
+    def embedded(self) -> dict[str, Any]:
+        """The inputs that the model reads besides texts: "images" and "sound", as far as it has embedders of them."""
+        given = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
+        return {name: kind(**fields) for name, (kind, fields) in given.items() if fields is not None}
+
+    @property
     def images(self) -> ImageInput | None:
         """The pictures that the model reads."""
-        return None if self.image is None else ImageInput(**self.image)
+        return self.embedded.get("images")
 
     @property
     def sound(self) -> AudioInput | None:
         """The spectrograms that the model reads."""
-        return None if self.audio is None else AudioInput(**self.audio)
+        return self.embedded.get("sound")
 
     @property
     def long_image_size(self) -> tuple[int, int] | None:
@@ -261,9 +267,9 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         self.text_model = new_backbone(config.text_config) if text_model is None else text_model
         check_backbone(self.text_model)
         width = self.text_model.get_input_embeddings().weight.shape[1]
-        images, sound = config.images, config.sound
-        self.image_embedder = None if images is None else PatchEmbedder(images, width)
-        self.audio_embedder = None if sound is None else FrameEmbedder(sound, width)
+        makers = {"images": PatchEmbedder, "sound": FrameEmbedder}
+        embedders = {name: makers[name](read, width) for name, read in config.embedded.items()}
+        images, self.image_embedder, self.audio_embedder = config.images, embedders.get("images"), embedders.get("sound")
         self.longest = longest_input(self.text_model.config)
         if images is not None and self.longest is not None and images.grid.cells + 1 > self.longest:
             raise GridError(
@@ -289,11 +295,12 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         Raises:
             OptionError: it already has such an embedder.
         """
-        for kind, embedder in ((images, self.image_embedder), (sound, self.audio_embedder)):
-            if kind is not None and embedder is not None:
-                name = "pictures" if kind is images else "recordings"
-                raise OptionError(f"the model has an embedder of {name} already; leave the options of a new one out")
-        new = type(self).of(self.text_model, images=images or self.config.images, sound=sound or self.config.sound)
+        given = {"images": images, "sound": sound}
+        added: dict[str, Any] = {name: read for name, read in given.items() if read is not None}
+        if twice := next((name for name in added if name in self.config.embedded), None):
+            words = {"images": "pictures", "sound": "recordings"}[twice]
+            raise OptionError(f"the model has an embedder of {words} already; leave the options of a new one out")
+        new = type(self).of(self.text_model, **self.config.embedded, **added)
         new.image_embedder, new.audio_embedder = self.image_embedder or new.image_embedder, self.audio_embedder or new.audio_embedder
         return new
 

@@ -72,6 +72,11 @@ class LongTowersMixin(LongAttentionMixin):
         return {name: getattr(self, f"{name}_model") for name in self.family.towers}
 
     @property
+    def share_within(self) -> list[LongAttentionMixin]:
+        """The towers, since layers of different towers share no parameters."""
+        return [*self.towers.values()]
+
+    @property
     def inputs_of_towers(self) -> list[str]:
         """The argument of ``forward`` that each tower reads."""
         return [str(tower.main_input_name) for tower in self.towers.values()]

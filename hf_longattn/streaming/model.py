@@ -20,6 +20,7 @@ from ..modeling.attach.attention_sites import mechanisms_on
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family, known_family
+from ..modeling.family.page_rule import PLAIN_TEXT
 from ..modeling.family.stream_rule import StreamRule
 from ..naming import BACKEND
 from ..staging import staged_file
@@ -348,10 +349,10 @@ def _read_fields(fields: dict[str, Any]) -> dict[str, Any]:
 def _rules(model: Any) -> tuple[AudioRule, StreamRule]:
     """The model's rules for audio input and for streams. Raises :class:`StreamError` if the model supports no streams."""
     config, family = getattr(model, "config", None), _family(model)
-    audio = None if family is None else family.audio
-    if audio is not None and audio.no_stream:
+    audio: Any = PLAIN_TEXT if family is None else family.rule
+    if audio.no_stream:
         raise StreamError(f"{type(model).__name__} cannot read a stream: {audio.no_stream}.")
-    if audio is None or audio.stream is None:
+    if audio.stream is None:
         raise StreamError(
             f"{type(model).__name__} cannot read a stream; use an audio model that can, such as LongWav2Vec2ForCTC, or "
             "AttentionStream for a model of your own."

@@ -197,7 +197,8 @@ def load_multimodal_start(
     is_multimodal = isinstance(config, LongMultimodalConfig)
     if not is_multimodal and (only_scores or not {"images", "audio"} & set(kinds)):
         return Start(name, InputProcessors(tokenizer), None, heads, only_scores)
-    present = {"images": is_multimodal and config.image is not None, "audio": is_multimodal and config.audio is not None}
+    embedded = config.embedded if isinstance(config, LongMultimodalConfig) else {}
+    present = {"images": "images" in embedded, "audio": "sound" in embedded}
     advice = {"images": ("pictures", "--image_size 224 224 --patch_size 16"), "audio": ("recordings", "--mel_bins 80")}
     new = {"images": images is not None, "audio": mel_bins > 0}
     for kind, (words, options) in advice.items():

@@ -30,7 +30,7 @@ def test_every_frame_reaches_what_the_mechanism_says(base: str, tmp_path: Path) 
     assert audit.agrees, audit.to_dict()
     assert [stage.stage for stage in audit.stages][:2] == ["layer 0", "layer 1"]
     assert [(stage.declared, stage.measured) for stage in audit.stages[:2]] == [((5, 3), (5, 3))] * 2
-    stream: Any = FAMILIES[base].audio.stream
+    stream: Any = FAMILIES[base].rule.stream
     assert (audit.stages[-1].stage == "output") == (stream is not None)
     assert all(stage.measured == stage.declared for stage in audit.stages)
 
@@ -68,7 +68,7 @@ def test_a_stretch_is_what_lies_between_two_frames(base: str, frames: int) -> No
     config = small_model(base, smallest_head(base)).config
     sounds = AuditSounds(FAMILIES[base], config, frames)
     first, second = (sounds.inputs(torch.full((frames,), number))[sounds.argument] for number in (1, 2))
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     assert rule.frames(config, rule.as_input(first).shape[1]) == frames
     assert (first != second).any()
 

@@ -31,9 +31,9 @@ def source_config(base: str) -> Any:
     """A small config of any base, of texts, of pictures, of sound or of several towers."""
     if FAMILIES[base].towers:
         return small_towers_config(base, Shape(layers=2))
-    if FAMILIES[base].audio is not None:
+    if FAMILIES[base].rule.reads == "sound":
         return small_audio_config(base, Shape(layers=2))
-    return config_of(base) if FAMILIES[base].grid is None else small_picture_config(base, Shape(layers=4))
+    return small_picture_config(base, Shape(layers=4)) if FAMILIES[base].rule.reads == "grid" else config_of(base)
 
 
 def head_of(base: str, ending: str = "") -> str:

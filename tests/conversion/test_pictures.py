@@ -99,11 +99,11 @@ def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp
     assert values(back, FILE) == values(source, FILE)
 
 
-@pytest.mark.parametrize("base", [base for base in grid_models.BASES if FAMILIES[base].grid.shapes is None])
+@pytest.mark.parametrize("base", [base for base in grid_models.BASES if FAMILIES[base].rule.shapes is None])
 def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
     head = sorted(FAMILIES[base].heads)[0]
     grid_models.saved(base, head, tmp_path / head)
-    rule: Any = FAMILIES[base].grid
+    rule: Any = FAMILIES[base].rule
     size = {"image_size": 64 if rule.trained_pixels is None else 256}  # some configs do not say that of the source
     if base in grid_models.SPECTROGRAMS:
         size = {"audio_seconds": 0.64}
@@ -472,7 +472,7 @@ def test_files_of_processors(tmp_path: Path) -> None:
 
 def test_a_short_folder_is_read_as_a_long_model(saved: Checkpoint) -> None:
     model: Any = hf_longattn.LongViTForImageClassification.from_pretrained(saved(), long_image_size=[48, 64], position_extension="tile")
-    assert model.family.grid.sizes(model.config)[1] == (48, 64)
+    assert model.family.rule.sizes(model.config)[1] == (48, 64)
     assert model(torch.zeros(1, 3, 48, 64)).logits.shape == (1, 5)
 
 

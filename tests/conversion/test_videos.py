@@ -56,7 +56,7 @@ def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: P
     }
     assert (report.plan["old_video_size"], report.plan["new_video_size"]) == ([4, 32, 32], [8, 64, 64])
     assert (report.plan["old_length"], report.plan["new_length"]) == (128, 1024)
-    config, rule = values(long, "config.json"), FAMILIES[base].grid
+    config, rule = values(long, "config.json"), FAMILIES[base].rule
     assert rule is not None
     assert (config["long_image_size"], config["long_num_frames"], config["position_extension"]) == ([64, 64], 8, "tile")
     assert (config["frames_per_clip" if base == "vjepa2" else "num_frames"], config[rule.side]) == (4, 32)  # as they were trained

@@ -159,7 +159,7 @@ def test_inputs_are_those_of_the_pipeline_of_transformers(tokenizer: BertTokeniz
     """Ids, types and boxes of every window, as its document-question-answering pipeline feeds LayoutLM."""
     row = document(100)
     record = {**row, "context": " ".join(row["words"]), "answers": None}
-    features = encode_qa(record, tokenizer, QAFormat(48, stride=16, page=PAGE))
+    features = encode_qa(record, tokenizer, QAFormat(48, stride=16, token_columns=PAGE))
     pipe = SimpleNamespace(tokenizer=tokenizer, model_type=ModelType.LayoutLM, image_processor=None, feature_extractor=None)
     word_boxes_ = list(zip(row["words"], row["boxes"], strict=True))
     fed = DocumentQuestionAnsweringPipeline.preprocess(
@@ -179,7 +179,7 @@ def test_text_and_spans_are_those_of_the_same_question_without_boxes(tokenizer: 
     record = {**row, "context": context, "answers": answers}
     for form in (QAFormat(48, stride=16), QAFormat(400), QAFormat(48)):
         plain = encode_qa(record, tokenizer, form)
-        placed = encode_qa(record, tokenizer, QAFormat(form.max_length, form.stride, page=PAGE))
+        placed = encode_qa(record, tokenizer, QAFormat(form.max_length, form.stride, token_columns=PAGE))
         assert len(plain) == len(placed)
         for left, right in zip(plain, placed, strict=True):
             assert {name: right.inputs[name] for name in left.inputs} == left.inputs
@@ -195,7 +195,7 @@ def test_tokenizers_with_boxes_or_paths_give_their_own_inputs(kind: str) -> None
     places = {"xpaths": [f"/html/p[{number}]" for number in range(60)]} if kind == "markuplm" else {"boxes": row["boxes"]}
     columns = {"xpath_tags_seq": 216, "xpath_subs_seq": 1001} if kind == "markuplm" else PAGE
     limits: dict[str, Any] = {"truncation": "only_second", "max_length": 64, "stride": 16, "return_overflowing_tokens": True}
-    features = encode_qa({**record, **places}, tokenizer, QAFormat(64, stride=16, page=columns))
+    features = encode_qa({**record, **places}, tokenizer, QAFormat(64, stride=16, token_columns=columns))
     own = tokenizer(row["question"], row["words"], **places, **limits)
     assert len(own["input_ids"]) == len(features) > 1
     for number, feature in enumerate(features):
@@ -225,10 +225,10 @@ def page_tokenizer(kind: str) -> Any:
 
 def test_batches_pad_boxes_with_nothing_and_pack_them(tokenizer: BertTokenizerFast) -> None:
     records = [{**document(count), "answers": None} for count in (20, 9)]
-    features = [encode_qa(with_context(record), tokenizer, QAFormat(99, page=PAGE))[0] for record in records]
+    features = [encode_qa(with_context(record), tokenizer, QAFormat(99, token_columns=PAGE))[0] for record in records]
     batch = pad_features(features, {"input_ids": 0, "bbox": 0})
     rows = [{**feature.inputs, "starts": [0], "ends": [0], "kinds": 0, "length": len(feature)} for feature in features]
-    collated = QACollator(tokenizer, page=PAGE)([{**row, "attention_mask": [1] * row["length"]} for row in rows])
+    collated = QACollator(tokenizer, token_columns=PAGE)([{**row, "attention_mask": [1] * row["length"]} for row in rows])
     for name in ("input_ids", "bbox", "attention_mask", "token_type_ids"):
         assert collated[name].tolist() == batch[name].tolist(), name
     assert batch["bbox"].shape == (2, len(features[0]), 4)
@@ -237,7 +237,7 @@ def test_batches_pad_boxes_with_nothing_and_pack_them(tokenizer: BertTokenizerFa
     assert row["bbox"].shape == (1, sum(map(len, features)), 4)
     left = BertTokenizerFast(vocab=tokenizer.get_vocab(), padding_side="left")
     tokens = [{**feature.inputs, "labels": [0] * len(feature)} for feature in features]
-    on_the_left = TokenCollator(left, page=PAGE)(tokens)
+    on_the_left = TokenCollator(left, token_columns=PAGE)(tokens)
     assert not on_the_left["bbox"][1, : len(features[0]) - len(features[1])].any()
     assert on_the_left["bbox"][1, -len(features[1]) :].tolist() == features[1].inputs["bbox"]
 
@@ -322,8 +322,8 @@ def test_pages_to_classify_are_the_example_of_layoutlm(tokenizer: BertTokenizerF
     assert inputs[0]["bbox"] == token_boxes
     assert (inputs[1]["length"], inputs[1]["document"] > 30, inputs[1]["input_ids"][-1]) == (30, True, tokenizer.sep_token_id)
     assert inputs[1]["bbox"][-1] == [1000] * 4
-    batch = DocumentCollator(tokenizer, page=PAGE)([inputs[0], inputs[1]])
+    batch = DocumentCollator(tokenizer, token_columns=PAGE)([inputs[0], inputs[1]])
     assert batch["bbox"].shape == (2, 30, 4)
     assert not batch["bbox"][0, inputs[0]["length"] :].any()
-    in_a_row = DocumentCollator(tokenizer, pack=True, page=PAGE)([inputs[0], inputs[1]])
+    in_a_row = DocumentCollator(tokenizer, pack=True, token_columns=PAGE)([inputs[0], inputs[1]])
     assert in_a_row["bbox"][0].tolist() == [*inputs[0]["bbox"], *inputs[1]["bbox"]]

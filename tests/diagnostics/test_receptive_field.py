@@ -140,7 +140,7 @@ def test_full_attention_is_measured_next_to_it_and_the_layers_run_their_mechanis
     )
 
 
-PICTURES = [base for base in grid_models.BASES if FAMILIES[base].grid.reads_pictures and base != "siglip2_vision_model"]
+PICTURES = [base for base in grid_models.BASES if FAMILIES[base].rule.reads_pictures and base != "siglip2_vision_model"]
 
 
 @every_cell("base", PICTURES)

@@ -28,7 +28,7 @@ def test_how_far_every_family_looks(base: str, tmp_path: Path) -> None:
     model = long_model(base, smallest_head(base), tmp_path / "short", long_attention=WINDOW)
     model.save_pretrained(tmp_path / "short")
     field = measure_receptive_field(tmp_path / "short", recording(tmp_path / "talk.wav", 2.5), samples=2, audio_seconds=2.4)
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     assert field.mechanisms == ("window",)
     assert field.cell_seconds == pytest.approx(rule.step(model.config) / rule.rate)
     assert field.grid.cells == pytest.approx(2.4 / field.cell_seconds, abs=2)
@@ -94,7 +94,7 @@ def test_every_family_is_diagnosed_as_transformers_has_it(base: str, talk: Path,
     """What the model attends to is kept by full attention; by a window less, unless the base itself sees no more."""
     with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))
     report = diagnose_sound(tmp_path, talk, audio_seconds=[2], candidates=["window:left=3,right=3", "full"], queries=64)
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     assert (report.unit, report.is_long, report.model_class) == ("frames", False, smallest_head(base))
     assert report.frame_seconds is not None
     assert report.last.length * report.frame_seconds == pytest.approx(2, abs=3 * report.frame_seconds)

@@ -84,11 +84,11 @@ def test_a_region_knows_the_rest_of_the_picture(model: Any) -> None:
     [
         base
         for base in grid_models.BASES
-        if FAMILIES[base].grid.shapes is None and base not in ("vit_mae", "dinat", *grid_models.SPECTROGRAMS, *grid_models.VIDEOS)
+        if FAMILIES[base].rule.shapes is None and base not in ("vit_mae", "dinat", *grid_models.SPECTROGRAMS, *grid_models.VIDEOS)
     ],
 )
 def test_families_and_backbones(base: str, tmp_path: Path) -> None:
-    family, size = FAMILIES[base], SIZE if FAMILIES[base].grid.interpolates else (32, 32)
+    family, size = FAMILIES[base], SIZE if FAMILIES[base].rule.interpolates else (32, 32)
     pixels = torch.randn(1, 3, *size)
     heads = [grid_models.base_model(base), *[head for head in family.heads if head.endswith("Backbone")]]
     for head in heads:

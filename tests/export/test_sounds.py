@@ -85,7 +85,7 @@ def test_every_family_is_a_graph_or_says_in_a_sentence_why_not(base: str, tmp_pa
         return
     report = export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch")
     assert [check.status for check in report.checks] == ["passed"] * 3
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
     decoded = {"decoder_input_ids": torch.arange(1, 7)[None]} if "decoder_input_ids" in report.inputs else {}
     for frames in (report.min_length + 5, report.min_length + 6):

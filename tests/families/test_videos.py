@@ -31,7 +31,7 @@ def video(*shape: int, batch: int = 1) -> Tensor:
 
 def states(model: Any, base: str, pixels: Tensor) -> Tensor:
     with torch.no_grad():
-        return model(**{FAMILIES[base].grid.input: pixels}).last_hidden_state
+        return model(**{FAMILIES[base].rule.input: pixels}).last_hidden_state
 
 
 def test_both_families_are_tested_here() -> None:
@@ -127,9 +127,9 @@ def test_a_mechanism_is_full_attention_with_its_definition_as_a_mask_with_gradie
         if masked:
             model.use_base_attention()
             with seeing(model, *masks):
-                output = model(**{FAMILIES[base].grid.input: pixels}).last_hidden_state
+                output = model(**{FAMILIES[base].rule.input: pixels}).last_hidden_state
         else:
-            output = model(**{FAMILIES[base].grid.input: pixels}).last_hidden_state
+            output = model(**{FAMILIES[base].rule.input: pixels}).last_hidden_state
         output.square().mean().backward()
         outputs.append(output.detach())
         gradients.append([parameter.grad for name, parameter in model.named_parameters() if "predictor." not in name])

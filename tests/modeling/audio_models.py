@@ -35,7 +35,7 @@ __all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model",
 
 APART = ("moonshine_streaming", "nemotron_asr_streaming", "nemotron_asr_streaming_encoder", "whisper")
 """An encoder with a decoder, and what keeps the base's windows; they have tests of their own in tests/families."""
-FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].audio is not None and name not in APART]
+FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound" and name not in APART]
 BASES = [name for name in FAMILIES_OF_SOUND if not FAMILIES[name].wraps_encoder]
 """Families with a model below their heads."""
 HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].heads]
@@ -74,7 +74,7 @@ def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
 
 def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Sounds of these durations as one batch with padding after the shorter ones, and its mask where they differ."""
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     lengths = [rule.length(duration) for duration in seconds]
     features = () if rule.features is None else (rule.features(small_audio_config(base, SHAPE)),)
     generator = torch.Generator().manual_seed(seed)
@@ -88,7 +88,7 @@ def inputs_of(base: str, seconds: tuple[float, ...] = SECONDS, seed: int = 0, dt
 
 def frames_of(base: str, seconds: float) -> int:
     """The frames on which the layers of a small model run."""
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     return rule.frames(small_audio_config(base, SHAPE), rule.length(seconds))
 
 
@@ -122,7 +122,7 @@ def seeing(model: nn.Module, *visible: Tensor) -> Iterator[None]:
             del vars(module)["torch_multi_head_self_attention"]
 
 
-EVERY_FAMILY = [name for name in FAMILIES if FAMILIES[name].audio is not None]
+EVERY_FAMILY = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound"]
 """Those of :data:`APART` as well."""
 RATE = 16_000
 
@@ -135,7 +135,7 @@ def smallest_head(base: str) -> str:
 def with_extractor(base: str, head: str, folder: Path, **values: Any) -> Any:
     """:func:`saved`, with a feature extractor of the kind that the base's checkpoints have."""
     model = saved(base, head, folder, **values)
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     mels = None if rule.features is None else rule.features(model.config)
     extractor: Any = Wav2Vec2FeatureExtractor(return_attention_mask=True)
     if base == "whisper":

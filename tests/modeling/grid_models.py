@@ -19,10 +19,10 @@ from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_m
 from hf_longattn.modeling.family.config import IMPLEMENTATION_FIELD, attention_implementation
 from scripts.dev.tools.small_models import Shape, small_picture_config
 
-BASES = [name for name in FAMILIES if FAMILIES[name].grid is not None]
-SPECTROGRAMS = [name for name in BASES if FAMILIES[name].grid.noun == "spectrogram"]
+BASES = [name for name in FAMILIES if FAMILIES[name].rule.reads == "grid"]
+SPECTROGRAMS = [name for name in BASES if FAMILIES[name].rule.noun == "spectrogram"]
 """Bases whose only axis that grows is time; a picture's width stands for the number of frames."""
-VIDEOS = [name for name in BASES if FAMILIES[name].grid.noun == "video"]
+VIDEOS = [name for name in BASES if FAMILIES[name].rule.noun == "video"]
 """Bases of videos of ``FRAMES`` frames, two to a tubelet; a size is that of a frame."""
 FRAMES = 4
 HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
@@ -58,14 +58,14 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
     if base in SPECTROGRAMS:
         return {"input_values": torch.randn(batch, size[1], BINS, generator=generator)}
     if base in VIDEOS:
-        inputs = {FAMILIES[base].grid.input: torch.randn(batch, FRAMES, 3, *size, generator=generator)}
+        inputs = {FAMILIES[base].rule.input: torch.randn(batch, FRAMES, 3, *size, generator=generator)}
         if not head.endswith("ForPreTraining"):
             return inputs
         cells = FRAMES // 2 * (size[0] // PATCH) * (size[1] // PATCH)
         return {**inputs, "bool_masked_pos": torch.rand(batch, cells, generator=generator).argsort(1) < cells // 2}
     pixels = torch.randn(batch, 3, *size, generator=generator)
     rows, columns = size[0] // PATCH, size[1] // PATCH
-    if FAMILIES[base].grid.shapes is not None:
+    if FAMILIES[base].rule.shapes is not None:
         return patches(pixels)
     if base == "vit_mae":
         return {"pixel_values": pixels, "noise": torch.rand(batch, rows * columns, generator=generator)}
@@ -75,7 +75,7 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
 def grid_of(base: str, config: Any, size: tuple[int, int]) -> Grid:
     """The grid of pictures of this many pixels."""
     of_video = (FRAMES, *size) if base in VIDEOS else size
-    return FAMILIES[base].grid.of_size(config, (BINS, size[1]) if base in SPECTROGRAMS else of_video)
+    return FAMILIES[base].rule.of_size(config, (BINS, size[1]) if base in SPECTROGRAMS else of_video)
 
 
 def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
 
 def reads(base: str, head: str, size: tuple[int, int]) -> bool:
     """Whether the base's head reads pictures of this size."""
-    rule: Any = FAMILIES[base].grid
+    rule: Any = FAMILIES[base].rule
     if rule.resizes == "none" and size[1] != BINS:
         return False
     if head in rule.trained_size:
@@ -102,7 +102,7 @@ def reads(base: str, head: str, size: tuple[int, int]) -> bool:
 
 def resized(base: str, size: tuple[int, int]) -> dict[str, bool]:
     """What the base must be told for pictures of this size."""
-    other = FAMILIES[base].grid.interpolates and size != (PATCH * SIDE, PATCH * SIDE)
+    other = FAMILIES[base].rule.interpolates and size != (PATCH * SIDE, PATCH * SIDE)
     return {"interpolate_pos_encoding": True} if other else {}
 
 

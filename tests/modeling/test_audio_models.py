@@ -45,7 +45,7 @@ NOISY = "ForPreTraining"
 
 def real(base: str, model: Any, output: Tensor, rows: tuple[float, ...] = SECONDS) -> list[Tensor]:
     """The rows of an output by frames without those of padding; an output by sounds as it is."""
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     counts = [rule.output_rows(model.config, rule.length(seconds)) for seconds in rows]
     if output.dim() < 2 or output.shape[1] != counts[0]:
         return [output]
@@ -96,7 +96,7 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
 def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, long_attention=BAND).double()
-    inputs, rule = inputs_of(base, dtype=torch.float64), FAMILIES[base].audio
+    inputs, rule = inputs_of(base, dtype=torch.float64), FAMILIES[base].rule
     together = real(base, model, model(**inputs).last_hidden_state)
     for row, (states, seconds) in enumerate(zip(together, SECONDS, strict=True)):
         alone = model(inputs[rule.input][row : row + 1, : rule.length(seconds)]).last_hidden_state[0]
@@ -116,7 +116,7 @@ def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) 
         conv_depthwise_kernel_size=5,
     )
     model = long_model(base, base_model(base), tmp_path, long_attention={"mechanism": "window", "left": 6, "right": 2})
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     sound = rule.seeded(model.config, 4)
     changed = sound.clone()
     changed[:, rule.length(2)] += 100
@@ -241,7 +241,7 @@ def test_the_base_s_attention_again(base: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("base", ["wav2vec2", "sew"])
 def test_frames_are_counted_as_the_base_counts_them(base: str) -> None:
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     config = FAMILIES[base].config_class()
     assert rule.frame_seconds(config) == pytest.approx(1 / (50 if base == "wav2vec2" else 25), rel=1e-3)
     for frames in (1, 2, 50, 15_000):
@@ -255,7 +255,7 @@ def test_the_default_is_a_window_of_ten_seconds_on_each_side() -> None:
         name, options = FAMILIES[base].config_class().long_attention.for_layer(0)
         assert name == "window"
         assert options["left"] == options["right"]
-        rule: Any = FAMILIES[base].audio
+        rule: Any = FAMILIES[base].rule
         assert options["left"] * rule.frame_seconds(FAMILIES[base].config_class()) == pytest.approx(10.24, rel=1e-3)
 
 

@@ -81,8 +81,8 @@ def test_the_families() -> None:
         assert family.base_model_type == name
         assert family.config_class.model_type == f"long_{name}"
         assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
-        table, reads = bool(family.position_tables), [family.grid is not None, family.audio is not None, bool(family.towers)]
-        assert [table, family.rope, family.relative, *reads].count(True) == 1
+        table, reads_other = bool(family.position_tables), not family.reads_text
+        assert [table, family.rope, family.relative, reads_other].count(True) == 1
 
 
 def test_every_head_of_the_base_is_there() -> None:

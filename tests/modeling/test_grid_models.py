@@ -95,15 +95,15 @@ def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(ba
     plain = saved(base, base_model(base), tmp_path, **whole_picture)
     attention = {**WINDOWS, "prefix_tokens": "none"}
     model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
-    prefix = FAMILIES[base].grid.prefix_of(model.config)
+    prefix = FAMILIES[base].rule.prefix_of(model.config)
     pixels = torch.randn(1, 3, 64, 96)
-    inputs = patches(pixels) if FAMILIES[base].grid.shapes else {"pixel_values": pixels}
+    inputs = patches(pixels) if FAMILIES[base].rule.shapes else {"pixel_values": pixels}
     raster = {"noise": torch.arange(24.0 * 16)[None]} if base == "vit_mae" else {}
     cells = model(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (16, 24))
     front = torch.arange(prefix + 64) < prefix
     for row, column in ((0, 0), (0, 2), (1, 1)):
         crop = pixels[..., row * 32 : row * 32 + 32, column * 32 : column * 32 + 32]
-        inputs = patches(crop) if FAMILIES[base].grid.shapes else {"pixel_values": crop}
+        inputs = patches(crop) if FAMILIES[base].rule.shapes else {"pixel_values": crop}
         raster = {"noise": torch.arange(64.0)[None]} if base == "vit_mae" else {}
         with seeing(plain, front[:, None] == front):
             expected = plain(**inputs, **raster).last_hidden_state[:, prefix:].unflatten(1, (8, 8))
@@ -128,7 +128,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
             model.activation_checkpointing_enable(settings)
         embedded: Any = model.get_input_embeddings()
         if settings is not None and settings["use_reentrant"]:  # whose inputs must need gradients
-            name = FAMILIES[base].grid.input
+            name = FAMILIES[base].rule.input
             inputs[name] = inputs[name].requires_grad_()
         torch.manual_seed(0)
         tensors(model(**inputs))[0].square().mean().backward()
@@ -140,7 +140,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
 @every_cell("base", BASES)
 def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
-    model = long_model(base, base_model(base), tmp_path, **({"position_extension": "tile"} if FAMILIES[base].grid.has_positions else {}))
+    model = long_model(base, base_model(base), tmp_path, **({"position_extension": "tile"} if FAMILIES[base].rule.has_positions else {}))
     if base != "dinat":  # which transformers does not compute again
         model.train().activation_checkpointing_enable({"use_reentrant": False})
     inputs, outputs = inputs_of(base, (40, 48)), []
@@ -195,7 +195,7 @@ def test_compiled_once_for_inputs_of_any_size(base: str, axes: int, tmp_path: Pa
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for size, stance in (((40, 48), "default"), ((52 if axes == 2 else 40, 60), "fail_on_recompile")):
         inputs = inputs_of(base, size)
-        of_picture = inputs[FAMILIES[base].grid.input]
+        of_picture = inputs[FAMILIES[base].rule.input]
         torch._dynamo.mark_dynamic(of_picture, [of_picture.ndim - number for number in range(1, 1 + axes)])
         with torch.compiler.set_stance(stance):
             output = tensors(compiled(**inputs))[0]
@@ -236,7 +236,7 @@ def automatic_heads(base: str) -> set[str]:
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
     attention = {**WINDOWS, "window": 3, "shift": "alternate"}
-    size = FAMILIES[base].grid.fields_of_size((40, 48))
+    size = FAMILIES[base].rule.fields_of_size((40, 48))
     model = long_model(base, head, tmp_path / "short", long_attention=attention, **size)
     model.save_pretrained(tmp_path / "long")
     inputs = inputs_of(base, (40, 48) if reads(base, head, (40, 48)) else (32, 32), head=head)
@@ -266,7 +266,7 @@ def test_exported(base: str, head: str, tmp_path: Path) -> None:
     model = long_model(base, head, tmp_path, long_attention={**WINDOWS, "window": 3})
     size = (40, 48) if reads(base, head, (40, 48)) else (32, 32)
     inputs = inputs_of(base, size, head=head)
-    if FAMILIES[base].grid.shapes is not None:  # a tensor of sizes, which no graph knows
+    if FAMILIES[base].rule.shapes is not None:  # a tensor of sizes, which no graph knows
         inputs = {"pixel_values": inputs["pixel_values"], "pixel_attention_mask": None, "spatial_shapes": (10, 12)}
     exported = torch.export.export(model, (), kwargs=dict(inputs)).module()
     for of_graph, of_model in zip(tensors(exported(**inputs)), tensors(model(**inputs)), strict=True):

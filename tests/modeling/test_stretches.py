@@ -28,7 +28,7 @@ def norms_of(base: str) -> tuple[str, ...]:
     return NORMS if hasattr(FAMILIES[base].config_class(), "feat_extract_norm") and base != "data2vec-audio" else ("layer",)
 
 
-OF_SAMPLES = [base for base in BASES if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].audio.features is None]
+OF_SAMPLES = [base for base in BASES if hasattr(FAMILIES[base].config_class(), "conv_kernel") and FAMILIES[base].rule.features is None]
 ENCODERS = [(base, norm) for base in OF_SAMPLES for norm in norms_of(base)]
 
 
@@ -53,7 +53,7 @@ def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: N
     """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
     plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
     assert isinstance(encoder, FeatureEncoderInStretches)
-    rule: Any = FAMILIES[base].audio
+    rule: Any = FAMILIES[base].rule
     config = encoder.config
     for frames in (SIZE - 1, SIZE, SIZE + 1, 2 * SIZE, 2 * SIZE + 1, 3 * SIZE - 1):
         shortest = rule.length_of(config, frames * getattr(config, "squeeze_factor", 1))

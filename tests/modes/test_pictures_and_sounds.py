@@ -150,7 +150,7 @@ def test_all_modes_are_here() -> None:
 @every_cell("base", BASES)
 class TestModesThatArePartsOfTexts:
     def test_sharding(self, base: str) -> None:
-        rule = FAMILIES[base].grid or FAMILIES[base].audio
+        rule = FAMILIES[base].rule
         with (
             pytest.raises(OptionError, match=f"reads {rule.input}, which cannot be split along a sequence"),
             sequence_parallel(built(base)),
@@ -158,7 +158,7 @@ class TestModesThatArePartsOfTexts:
             pass
 
     def test_packing(self, base: str) -> None:
-        reason = f"reads {FAMILIES[base].grid.input}, which have no padding; " if base in PICTURES else ""
+        reason = f"reads {FAMILIES[base].rule.input}, which have no padding; " if base in PICTURES else ""
         with pytest.raises(OptionError, match=f"{reason}leave it out"):
             built(base).optimize_for_inference("fp32", pack=True)
 
@@ -177,7 +177,7 @@ class TestPictures:
     def test_arguments_of_texts(self, base: str) -> None:
         model, inputs = built(base), grid_models.inputs_of(base)
         for name in REFUSED_ARGUMENTS:
-            with pytest.raises(MaskError, match=f"{name} is for texts, but Long.* reads {FAMILIES[base].grid.input}; leave {name} out"):
+            with pytest.raises(MaskError, match=f"{name} is for texts, but Long.* reads {FAMILIES[base].rule.input}; leave {name} out"):
                 model(**inputs, **{name: torch.zeros(2, 64, dtype=torch.long)})
             model(**inputs, **{name: None})
 

@@ -40,7 +40,7 @@ def pair(base: str, head: str, long_attention: dict[str, Any], **changes: Any) -
 
 def arguments_of(config: Any) -> dict[str, torch.Tensor]:
     """Token ids, and their boxes where the model reads them."""
-    return {"input_ids": tokens(2, 100), **families.FAMILIES[config.model_type].page.seeded(config, 2, 100)}
+    return {"input_ids": tokens(2, 100), **families.FAMILIES[config.model_type].rule.seeded(config, 2, 100)}
 
 
 def difference(plain: Any, longer: Any, inputs: dict[str, torch.Tensor]) -> float:

@@ -129,7 +129,7 @@ def test_whole_designs_are_tried_by_their_divergence(vit: Path, pictures: Path, 
 def test_families(base: str, pictures: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
-    result = search_design(tmp_path / base, pictures, image_size=64 if FAMILIES[base].grid.interpolates else 32, candidates=CANDIDATES)
+    result = search_design(tmp_path / base, pictures, image_size=64 if FAMILIES[base].rule.interpolates else 32, candidates=CANDIDATES)
     assert all(0 < row.scores["window2d:window=4"] < row.scores["full"] == pytest.approx(1, abs=1e-5) for row in result.rows)
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 STREAMED = [
     (name, head)
     for name in FAMILIES
-    if (audio := FAMILIES[name].audio) is not None and audio.stream is not None
+    if FAMILIES[name].rule.stream is not None
     for head in FAMILIES[name].heads
     if head.endswith(("ForCTC",) if FAMILIES[name].wraps_encoder else ("Model", "ForCTC", "Encoder"))
 ]
@@ -62,7 +62,7 @@ def sound(samples: int = SAMPLES, rows: int = 2, dtype: torch.dtype = torch.floa
 
 def heard(model: Any, seconds: float, rows: int = 2) -> Tensor:
     """A sound in fp64, as the model takes it."""
-    rule: Any = model.family.audio
+    rule: Any = model.family.rule
     width = () if rule.features is None else (rule.features(model.config),)
     return torch.randn(rows, rule.length(seconds), *width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
@@ -82,7 +82,7 @@ def streamed(stream: Stream, x: Tensor, size: int, first: int = 0) -> Tensor:
 @every_cell(("base", "head"), STREAMED)
 def test_a_stream_gives_what_one_pass_gives(base: str, head: str, attention: dict[str, Any]) -> None:
     model = model_of(base, head, attention).double()
-    seconds = 4.321 if model.family.audio.features is None else 15.27
+    seconds = 4.321 if model.family.rule.features is None else 15.27
     x = heard(model, seconds)
     stream = Stream(model)
     out = streamed(stream, x, x.shape[1] // 23)
@@ -223,7 +223,7 @@ def test_streams_of_every_family_go_on_in_another_process(tmp_path: Path) -> Non
 
 
 def test_every_family_of_sound_streams_or_says_why_not() -> None:
-    rules = {name: family.audio for name, family in FAMILIES.items() if family.audio is not None}
+    rules = {name: family.rule for name, family in FAMILIES.items() if family.rule.reads == "sound"}
     assert all((rule.stream is None) == bool(rule.no_stream) for rule in rules.values())
     assert {name for name, rule in rules.items() if rule.no_stream} == {"sew", "whisper"}
 

@@ -292,8 +292,8 @@ def decoder_refusal(model: LongModel) -> str | None:
 
 def tiled_refusal(model: LongModel) -> str | None:
     """Reason why the stock model has other positions for larger inputs, or none; ``None`` if it has the same."""
-    rule = model.family.grid
-    if rule is None or not rule.has_positions:
+    rule = model.family.rule
+    if not rule.has_positions:
         return None
     old, new = rule.sizes(model.config)
     if rule.resizes == "none" and old != new and rule.base_fields_of_size(new) is None:

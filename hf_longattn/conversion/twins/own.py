@@ -38,28 +38,21 @@ class OwnTwin(NativeTwin):
         return reason or _windows(model, lookbacks)[0]
 
     def note(self, model: LongModel) -> str:
-        if _of_size(model):
-            rule: Any = model.family.grid
+        if model.family.rule.base_fields(model.config):
+            rule = model.family.rule
             size = rule.describe(rule.sizes(model.config)[1])
             return f"a plain {model.head} gives tokens of other sizes the positions of other tokens: give it {rule.noun}s of {size} only"
         grouped = any(isinstance(layer, ShiftedGroups) for layer in (*model.layers, *model.decoder_layers))
         return "it attends to everything in training as well, without shifted groups" if grouped else model.family.padding_caveat
 
     def config_values(self, model: LongModel) -> dict[str, Any]:
-        return {**model.values(), **_of_size(model), **_windows(model, band_refusal(model)[1])[1]}
+        return {**model.values(), **model.family.rule.base_fields(model.config), **_windows(model, band_refusal(model)[1])[1]}
 
     def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         table = model.family.table(name)
         if table is not None and not table.learned and model.two_stacks:
             return (TensorRename(None, reason="current models compute it"),)
         return (TensorRename(name),)
-
-
-def _of_size(model: LongModel) -> dict[str, Any]:
-    """Config fields with which the base takes larger inputs, if its grid rule has such fields; else empty."""
-    rule = model.family.grid
-    old, new = (None, None) if rule is None else rule.sizes(model.config)
-    return {} if rule is None or new is None or old == new else rule.base_fields_of_size(new) or {}
 
 
 def _lengths_differ(model: LongModel) -> str | None:

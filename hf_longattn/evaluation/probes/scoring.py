@@ -256,13 +256,8 @@ def head_of(model: Any) -> str:
     if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
         return "encoder-decoder"
     family = known_family(model.config)
-    if family is not None and family.grid is not None:
-        raise LongAttentionError(
-            f"A {name} reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, "
-            "type longattn probe MODEL photo.jpg."
-        )
-    if family is not None and family.audio is not None:
-        raise LongAttentionError(f"A {name} reads sound, and probes ask what lies where in a text; give a checkpoint that reads text.")
+    if family is not None and family.rule.not_probed:
+        raise LongAttentionError(f"A {name} {family.rule.not_probed}.")
     raise LongAttentionError(
         f"A {name} has no head that a probe can ask; give a checkpoint with a language-model or question-answering head "
         "(…ForCausalLM, …ForMaskedLM, …ForConditionalGeneration or …ForQuestionAnswering)."

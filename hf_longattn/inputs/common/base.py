@@ -114,13 +114,7 @@ class InputSize:
         """The mechanism of every layer for inputs of this size. On a grid, mechanisms are bound to it and numbered by layer."""
         if not self.layers:
             return list(layers)
-        of_grids = []
-        for number, (mechanism, grid) in enumerate(zip(layers, self.layers, strict=True)):
-            bound = on_grid(mechanism, grid)
-            if bound is not mechanism:
-                bound.layer = number
-            of_grids.append(bound)
-        return of_grids
+        return [on_grid(mechanism, grid, layer=number) for number, (mechanism, grid) in enumerate(zip(layers, self.layers, strict=True))]
 
     def layer_tokens(self, layers: int) -> list[int]:
         """Number of tokens in every layer."""
@@ -275,6 +269,7 @@ class InputKind(ABC):
 
     def __init__(self, family: Family) -> None:
         self.family = family
+        self.rule: Any = getattr(family, "rule", None)
 
     @classmethod
     @abstractmethod

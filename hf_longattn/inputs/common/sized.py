@@ -45,7 +45,6 @@ class SizedKind(InputKind):
     """Inputs with a size, other than texts, of a model with one stack.
 
     size_noun, smaller: noun for the size, and adjective for a lower one.
-    rule: the family's rule for grids or sound; ``None`` if the kind has none.
     graph: inputs of an exported graph, :data:`ONE_SIZE` or :data:`ANY_LENGTH`; empty if models are not exported.
     classified: ending of a class's name -> arguments of ``longattn train`` for models of the class.
     """
@@ -56,7 +55,6 @@ class SizedKind(InputKind):
     size_noun: ClassVar[str]
     smaller: ClassVar[str]
     graph: ClassVar[str] = ""
-    rule: Any = None
 
     def fixed_sizes(self, config: Any) -> InputSizes | None:
         return None if self.any_size else self.sizes(config)

@@ -212,16 +212,19 @@ class GridMechanism(MaskedMechanism):
         return self.cell_pairs(grid) + prefix * (prefix + {GLOBAL: 2 * cells, READS: cells, NONE: 0}[mode])
 
 
-def on_grid(mechanism: Mechanism, grid: Grid, check: bool = False) -> Mechanism:
-    """The mechanism bound to ``grid``, or ``mechanism`` itself if it does not depend on a grid.
+def on_grid(mechanism: Mechanism, grid: Grid | None, check: bool = False, layer: int | None = None) -> Mechanism:
+    """The mechanism bound to ``grid``, or ``mechanism`` itself if it does not depend on a grid, or tokens are on none.
 
     check: whether to raise :class:`GridError` if its options make no sense on ``grid``.
+    layer: number of its layer, by which some mechanisms shift their windows.
     """
-    if not isinstance(mechanism, GridMechanism):
+    if grid is None or not isinstance(mechanism, GridMechanism):
         return mechanism
     if check:
         mechanism.check_grid(grid)
-    return mechanism.on(grid)
+    bound = mechanism.on(grid)
+    bound.layer = bound.layer if layer is None else layer
+    return bound
 
 
 def grid_blocks(mechanism: Mechanism, grid: Grid) -> tuple[int, ...] | None:

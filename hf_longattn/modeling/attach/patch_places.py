@@ -82,7 +82,7 @@ def hook_patch_places(stack: PreTrainedModel) -> None:
     """Make a stack that reads pictures pass patch positions to its attention modules. Other stacks do not change."""
     taken, packs = inspect.signature(type(stack).forward).parameters, packs_pictures(stack)
     family = known_family(stack.config)
-    if not packs and (family is None or family.grid is None or family.grid.input not in taken):
+    if not packs and (family is None or not family.rule.tells_grid(taken)):
         return
     if vars(stack).get("tells_patch_places"):
         return
@@ -113,8 +113,8 @@ def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
     if not _runs_mechanisms(stack) or GRID in kwargs:
         return None
     arguments = _arguments(stack, args, kwargs)
-    family.grid.check_base(stack.config, arguments)
-    return args, {**kwargs, GRID: family.grid.of_input(stack.config, arguments)}
+    family.rule.check_base(stack.config, arguments)
+    return args, {**kwargs, GRID: family.rule.of_input(stack.config, arguments)}
 
 
 def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...engines.common.batch import in_graph
 from ..family.stream_rule import Chain, Convolution
+from .custom_attention import ReplacedModules, replacing
 
 if TYPE_CHECKING:
     _Module: Any = nn.Module
@@ -150,3 +151,8 @@ class FramesInStretches(_Module):
         if self.training or needs_one_pass(self, hidden_states) or hidden_states.shape[1] <= FRAMES_PER_PRODUCT:
             return super().forward(hidden_states)
         return torch.cat([super(FramesInStretches, self).forward(stretch) for stretch in hidden_states.split(FRAMES_PER_PRODUCT, 1)], 1)
+
+
+def in_stretches(module: str, feature_encoder: type[nn.Module], feed_forward: type[nn.Module]) -> type[ReplacedModules]:
+    """A mixin for the family in ``module`` that runs the base's ``feature_encoder`` and ``feed_forward`` on pieces of a long sound."""
+    return replacing(module, {feature_encoder: FeatureEncoderInStretches, feed_forward: FramesInStretches})

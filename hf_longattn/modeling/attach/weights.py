@@ -154,23 +154,20 @@ def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Name of every parameter that layers share -> its name in the first layer with equal options. Different towers share nothing."""
-    if towers := getattr(model, "towers", None):
-        prefixes = {id(module): name for name, module in model.named_modules()}
-        return {
-            f"{prefixes[id(tower)]}.{name}": f"{prefixes[id(tower)]}.{first_name}"
-            for tower in towers.values()
-            for name, first_name in shared_parameters(tower).items()
-        }
+    """Name of every parameter that layers share -> its name in the first layer with equal options.
+
+    ``model.share_within``: the parts of a model whose layers share nothing with other parts.
+    """
     first: dict[object, str] = {}
     shared: dict[str, str] = {}
     if not any(isinstance(module, Mechanism) and module.traits.shared_by_layers for module in model.modules()):
         return shared  # early, because this runs several times for each model that is built
+    part_of = {id(module): id(part) for part in getattr(model, "share_within", ()) for module in part.modules()}
     for name, module in model.named_modules():
         for place, mechanism in mechanisms_on(module).items():
             for parameter in mechanism.traits.shared_by_layers:
                 full_name = f"{name}.{place}.{parameter}".removeprefix(".")
-                key = (type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
+                key = (part_of.get(id(module)), type(mechanism), mechanism.options, parameter, mechanism.get_parameter(parameter).shape)
                 if first.setdefault(key, full_name) != full_name:
                     shared[full_name] = first[key]
     return shared

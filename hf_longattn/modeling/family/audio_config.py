@@ -19,7 +19,6 @@ class LongAudioConfig(LongEncoderConfig):
         position.
     """
 
-    reads = "sound"
     default_mechanism = "window"
     context_frames: ClassVar[int] = 512
     """Default number of frames that a frame sees on each side: 10.24 s, as in NeMo's ``att_context_size=[128, 128]`` of 80 ms frames."""

@@ -9,10 +9,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
-from .stream_rule import Chain, Section, StreamRule, unpadded_convolutions
+from .input_rule import InputRule
+from .stream_rule import WAV2VEC2_STREAM, Chain, Section, StreamRule, normalised_over_time, unpadded_convolutions
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .definition import Family
 
 
 MASK = "attention_mask"
@@ -44,7 +47,7 @@ def normalised_features(config: Any) -> str:
 
 
 @dataclass(frozen=True)
-class AudioRule:
+class AudioRule(InputRule):
     """The sound that a model reads, and the frames on which its attention runs.
 
     input: the argument of ``forward`` with the sound: samples ``(B, N)``, or features ``(B, N, F)``. ``N`` is called the length.
@@ -66,6 +69,15 @@ class AudioRule:
     no_stream: why a stream cannot be read, and what to do instead.
     """
 
+    reads = "sound"
+    mixins = ("LongAudioMixin", "LongAudioModelMixin")
+    docstring = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, frames)``, 1 = global frame. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
+    counts_tokens = False
+    not_probed = "reads sound, and probes ask what lies where in a text; give a checkpoint that reads text"
     input: str = "input_values"
     rate: int = 16_000
     features: Callable[[Any], int] | None = None
@@ -102,7 +114,7 @@ class AudioRule:
         """Whether the base reads a sound of this duration, which is longer than those in its training."""
         return True
 
-    def most_frames(self, config: Any) -> int:
+    def most_tokens(self, family: Family, config: Any) -> int:
         """Number of frames in a sound of the duration for which the model was converted."""
         return self.frames(config, self.length(self.durations(config)[1]))
 
@@ -230,3 +242,9 @@ class AudioRule:
                 f"A sound of the batch has {int(shortest)} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); leave it "
                 "out, or pad it with zeros and a mask of 1."
             )
+
+
+WAV2VEC2 = AudioRule(
+    outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
+)
+"""The rule of wav2vec 2.0, and of bases that read sound as it does."""

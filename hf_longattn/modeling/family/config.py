@@ -61,8 +61,8 @@ class LongConfig(_Base):
     """
 
     base_model_type: ClassVar[str]
-    reads: ClassVar[str] = "text"
-    """What a model reads: "text", "grid", "sound" or "towers"."""
+    adds: ClassVar[str] = "``long_attention``"
+    """What the class adds to its base, for its docstring."""
     default_mechanism: ClassVar[str | None] = None
     """The family's default mechanism, if Longformer's defaults do not suit it."""
     default_extension: ClassVar[str] = "tile"

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ...declarations import declared
 from ...errors import RegistrationError
 from ...naming import load_module, module_names
-from .page_rule import PLAIN_TEXT, PageRule
+from .page_rule import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from ...configuration import LongAttentionConfig
-    from .audio_rule import AudioRule
-    from .grid_rule import GridRule
 
 MODEL_NAME = re.compile(r"(Model|Backbone|For[A-Z]\w+)$")
 CAUSAL_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
@@ -96,9 +94,7 @@ class Family:
     sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
     backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
-    grid: how tokens lie on a grid, for pictures.
-    audio: how sound becomes frames, for audio.
-    page: what the model reads for each token besides its id, for pages.
+    rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, pictures on a grid, sound, several towers.
     base_classes: imports the base's model classes by name, if transformers' cannot be built with installable packages. Each is a subclass
         of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
@@ -117,9 +113,7 @@ class Family:
     sizes: Mapping[str, str] = field(default_factory=dict, compare=False)
     backbone_classes: tuple[str, ...] = ()
     mixin: type | None = None
-    grid: GridRule | None = None
-    audio: AudioRule | None = None
-    page: PageRule = PLAIN_TEXT
+    rule: Any = PLAIN_TEXT
     base_classes: Callable[[], Mapping[str, type[Any]]] | None = None
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
     padding_caveat: str = ""
@@ -152,12 +146,8 @@ class Family:
         if config.__dict__.get("model_type") != f"long_{base}":
             return f"{name} needs model_type = 'long_{base}'."
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        if self.reads_text and not (self.rope or self.relative or self.position_tables) and "max_position_embeddings" in fields:
-            return (
-                f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
-                r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
-            )
-        return None
+        problem: str | None = self.rule.entry_problem(self, fields)
+        return problem
 
     @property
     def base_config_class(self) -> type[PreTrainedConfig]:
@@ -186,7 +176,7 @@ class Family:
     @property
     def reads_text(self) -> bool:
         """Whether the input is a text's tokens, rather than pictures, sound, or inputs of several towers."""
-        return getattr(self.config_class, "reads", "text") == "text"  # a plain class has no Long config
+        return bool(self.rule.reads == PLAIN_TEXT.reads)
 
     @cached_property
     def base_model_name(self) -> str:
@@ -246,19 +236,8 @@ class Family:
     def longest(self, config: Any) -> int:
         """Maximum number of tokens of one input, for a config of the family or of its base. Special rows of a table do not count.
 
-        On a grid: tokens of the size for which the model was made. For audio: frames of the duration. With towers: the text's tokens."""
-        if self.grid is not None:
-            return self.grid.longest(config)
-        if self.audio is not None:
-            return self.audio.most_frames(config)
-        if self.towers:
-            lengths = {name: tower.longest(getattr(config, tower_field(name))) for name, tower in self.towers.items() if tower.reads_text}
-            return max(lengths.values(), default=0)
-        alone = self.two_stacks and not config.is_encoder_decoder
-        table = next((entry for entry in self.position_tables if entry.decoder == alone), None)
-        if table is None:
-            return config.max_position_embeddings
-        return table.tokens(config) if hasattr(config, table.field) else self.base_length(config, table) - table.config_value(0, config)
+        For pictures and sound: tokens of the size for which the model was made. With towers: the text's tokens."""
+        return int(self.rule.most_tokens(self, config))
 
     def rotary(self, config: Any) -> bool:
         """Whether positions are rotary, in the whole family or with this config."""
@@ -313,6 +292,18 @@ def long_prefix(base_model_type: str) -> str:
 
     taken = (name for model_type, name in CONFIG_MAPPING_NAMES.items() if not model_type.startswith("long_"))
     return "LongAttention" if f"Long{CONFIG_MAPPING_NAMES[base_model_type]}" in taken else "Long"
+
+
+def long_config(module: str, kind: type[Any], base: type[PreTrainedConfig], **attributes: Any) -> type[Any]:
+    """The Long config class of a ``base`` config.
+
+    Args:
+        module: name of the family's module, which has the class.
+        kind: the mixin, such as ``LongGridConfig``.
+        attributes: class attributes that differ from the mixin's.
+    """
+    attributes |= {"__module__": module, "__doc__": f"{base.__name__} with {kind.adds}.", "model_type": f"long_{base.model_type}"}
+    return type(f"{long_prefix(base.model_type)}{base.__name__}", (kind, base), attributes)
 
 
 def module_name(model_type: str) -> str:

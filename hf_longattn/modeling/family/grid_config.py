@@ -25,7 +25,6 @@ class LongGridConfig(LongEncoderConfig):
         Bugged). Both leave the stored table unchanged.
     """
 
-    reads = "grid"
     default_mechanism = "window2d"
 
     if TYPE_CHECKING:

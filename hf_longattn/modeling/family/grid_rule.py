@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...engines.common.grid import Grid
-from ...errors import GridError
+from ...errors import BackendError, GridError
+from .input_rule import InputRule
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .definition import Family
 
 
 PIXELS = "pixel_values"
@@ -28,7 +31,7 @@ MASK_RATIO = "mask_ratio"
 
 
 @dataclass(frozen=True)
-class GridRule:
+class GridRule(InputRule):
     """The grid of a model's input, which its patch embedding cuts into patches without overlap.
 
     prefix: number of tokens before the patches, or a function of the config that returns it.
@@ -57,6 +60,13 @@ class GridRule:
     units: the unit of the size.
     """
 
+    reads = "grid"
+    mixins = ("LongGridMixin", "LongGridModelMixin")
+    counts_tokens = False
+    not_probed = (
+        "reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, type longattn "
+        "probe MODEL photo.jpg"
+    )
     prefix: int | Callable[[Any], int] = 0
     input: str = PIXELS
     shapes: str | None = None
@@ -157,6 +167,17 @@ class GridRule:
         """Config fields and values with which the base has positions for inputs of this size; ``None`` if no fields can do that."""
         return None
 
+    def base_fields(self, config: Any) -> Mapping[str, Any]:
+        old, new = self.sizes(config)
+        return {} if old == new else self.base_fields_of_size(new) or {}
+
+    def tells_grid(self, arguments: Collection[str]) -> bool:
+        return self.input in arguments
+
+    def check_pictures(self, model: Any, *, of_pixels: bool) -> None:
+        if of_pixels and self.axes != ("height", "width"):
+            raise BackendError(f"{type(model).__name__} reads {self.noun}s, not pictures; give a model of pictures.")
+
     def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`GridError` if transformers' model would give an input's tokens the positions of other tokens."""
 
@@ -201,7 +222,7 @@ class GridRule:
         """The grid of every layer, for an input on ``grid``."""
         return [grid] * self.layers(config)
 
-    def longest(self, config: Any) -> int:
+    def most_tokens(self, family: Family, config: Any) -> int:
         """Number of tokens of the largest input for which a model with this config was made."""
         return self.of_size(config, self.sizes(config)[1]).length
 

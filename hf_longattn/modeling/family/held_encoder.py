@@ -21,6 +21,7 @@ class LongHeldEncoderConfig(LongAudioConfig):
     long_attention: the encoder's. In memory the encoder has a Long config with the same value; in files it has the base's values.
     """
 
+    adds = "``long_attention`` of the encoder"
     encoder_class: ClassVar[type[LongAudioConfig]]
     """The Long config of the encoder."""
     encoder_fields: ClassVar[tuple[str, ...]] = (

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import PageError
+from .input_rule import InputRule
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from .definition import Family
 
 BOX_LIMIT = 1000
 """Width and height of every page, in the units of boxes."""
@@ -148,29 +151,37 @@ class TreePaths(PageArgument):
 
 
 @dataclass(frozen=True)
-class PageRule:
+class PageRule(InputRule):
     """The arguments of ``forward`` with numbers for each token; none in a model of plain text.
 
     picture: the argument with each row's picture of its page; empty without one.
     """
 
+    reads = "text"
+    flash_windows = True
     arguments: tuple[PageArgument, ...] = ()
     picture: str = ""
+
+    def entry_problem(self, family: Family, fields: Collection[str]) -> str | None:
+        if family.rope or family.relative or family.position_tables or "max_position_embeddings" not in fields:
+            return None
+        return (
+            f"{family.config_class.__name__} has max_position_embeddings, but the entry does not say where positions are; give "
+            r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(argument.name for argument in self.arguments)
 
     def fill(self, config: Any, name: str) -> int:
-        """The number for tokens without a place in the argument ``name``; 0 for other arguments."""
         return next((argument.fill(config) for argument in self.arguments if argument.name == name), 0)
 
     def seeded(self, config: Any, rows: int, length: int) -> dict[str, Tensor]:
         """Fixed random values of every argument, for ``(rows, length)`` tokens."""
         return {argument.name: argument.seeded(config, rows, length) for argument in self.arguments}
 
-    def check(self, config: Any, arguments: Mapping[str, Any], shape: tuple[int, int]) -> None:
-        """Raise :class:`PageError` for arguments that the model cannot read, in a forward pass over tokens of ``shape (B, N)``."""
+    def check_tokens(self, config: Any, arguments: Mapping[str, Any], shape: tuple[int, int]) -> None:
         for argument in self.arguments:
             if (values := arguments.get(argument.name)) is not None:
                 argument.check(config, values, shape)

@@ -12,7 +12,8 @@ from ...config_format import in_current_format
 from ...errors import OptionError, nearest
 from ...naming import BACKEND
 from .config import DEFAULTS, LongConfig
-from .definition import tower_field
+from .definition import Family, tower_field
+from .input_rule import InputRule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig as _Base
@@ -21,6 +22,22 @@ else:
 
 TOWERS = "towers"
 """The key of ``long_attention`` for separate towers: ``{"towers": {"text": {"mechanism": …}, "vision": {"mechanism": …}}}``."""
+
+
+class TowersRule(InputRule):
+    """The inputs of several towers, each of which follows the rule of its own family."""
+
+    reads = "towers"
+    mixins = ("LongTowersMixin", "LongTowersMixin")
+    docstring = """{base} whose towers have separate mechanisms, lengths and sizes: ``config.text_config.long_attention`` and so on.
+
+``forward`` takes the arguments of {base}. :meth:`use_base_attention` computes the attention of {base} in every tower instead.
+"""
+
+    def most_tokens(self, family: Family, config: Any) -> int:
+        """Maximum number of tokens of a text."""
+        towers = {name: tower for name, tower in family.towers.items() if tower.rule.counts_tokens}
+        return max((tower.longest(getattr(config, tower_field(name))) for name, tower in towers.items()), default=0)
 
 
 class LongTowersConfig(_Base):
@@ -35,9 +52,9 @@ class LongTowersConfig(_Base):
     """
 
     base_model_type: ClassVar[str]
+    adds: ClassVar[str] = "the towers' Long configs"
     tower_classes: ClassVar[Mapping[str, type[LongConfig]]]
     """Name of each tower -> its Long config class."""
-    reads: ClassVar[str] = "towers"
     score_cap: ClassVar[str | None] = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -45,7 +62,7 @@ class LongTowersConfig(_Base):
             cls.sub_configs_defaults = {tower_field(name): SubConfigSpec(tower) for name, tower in cls.tower_classes.items()}
         super().__init_subclass__(**kwargs)
         base: Any = cls.__bases__[-1]
-        if hasattr(base, "model_type") and not issubclass(base, LongTowersConfig):
+        if hasattr(base, "model_type") and not hasattr(base, "base_model_type"):
             cls.base_model_type = base.model_type
             strict(cls)
 

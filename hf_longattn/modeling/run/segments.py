@@ -85,7 +85,7 @@ class Text:
         if mask is not None and (mask.dim() != 2 or mask.shape[1] < length):
             raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
         real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask[:, -length:].bool()
-        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.page.names) if further.get(name) is not None}
+        along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.rule.names) if further.get(name) is not None}
         return cls(embeddings, real, along, further)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Text:
@@ -194,7 +194,7 @@ def _run_segment(model: Any, forward: Forward, segment: Text, memory: Tensor, *,
     embeddings = torch.cat([memory, segment.embeddings, memory[:, : around[1]]], 1)
     mask = nn.functional.pad(segment.real.long(), around, value=1)
     along = {
-        name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around), value=model.family.page.fill(model.config, name))
+        name: nn.functional.pad(value, (*(0, 0) * (value.dim() - 2), *around), value=model.family.rule.fill(model.config, name))
         for name, value in segment.along.items()
     }
     arguments = {**segment.arguments, "return_dict": True, "use_cache": False}

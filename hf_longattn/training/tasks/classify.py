@@ -242,9 +242,9 @@ class Texts:
         documents, held_out = each_part(lambda data: self.documents(model, data, processor, length, names), *rows)
         counts = {"train": len(documents), "held_out": len(held_out), "cut": sum(map(_cut, {documents, held_out}))}
         log = {"input_length": length, "packed": pack, "documents": counts}
-        page = self.columns(model)
-        unpacked = DocumentCollator(processor, page=page)  # several processes gather a row for each document
-        return Inputs(documents, held_out, DocumentCollator(processor, pack=pack, page=page), unpacked, log)
+        columns = self.columns(model)
+        unpacked = DocumentCollator(processor, token_columns=columns)  # several processes gather a row for each document
+        return Inputs(documents, held_out, DocumentCollator(processor, pack=pack, token_columns=columns), unpacked, log)
 
     def columns(self, model: PreTrainedModel) -> dict[str, int]:
         """What the model is given of every token besides its id, and its padding."""

@@ -180,10 +180,10 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     if not training_args.only_scores and (model_args.heads == "hotpot" or has_sentences):
         attach_evidence(model, tokenizer)
         model.config.evidence_paragraphs = supporting_paragraphs(records)
-    page = pages_to_read(model, tokenizer, model_args, data_args, records, validation)
-    if page and training_args.windows:
+    token_columns = pages_to_read(model, tokenizer, model_args, data_args, records, validation)
+    if token_columns and training_args.windows:
         raise OptionError("windows: models of pages take no mask of which token sees which; leave --windows out")
-    form = dataclasses.replace(form, markers=hasattr(model, "evidence"), page=page)
+    form = dataclasses.replace(form, markers=hasattr(model, "evidence"), token_columns=token_columns)
     varied = training_args.random_positions or bool(training_args.windows)
     features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
@@ -204,7 +204,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         train_dataset=features,
         eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=QACollator(tokenizer, pack=pack, page=page),
+        data_collator=QACollator(tokenizer, pack=pack, token_columns=token_columns),
         max_minutes=training_args.max_minutes,
         positions=PositionRange.of(model) if training_args.random_positions else None,
         windows=training_args.windows,
@@ -223,7 +223,9 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         if model_args.baseline:
             log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
     trainer.accelerator.wait_for_everyone()
-    return save_run(trainer, run, log, describe_qa_training, hub_task="document-question-answering" if page else "question-answering")
+    return save_run(
+        trainer, run, log, describe_qa_training, hub_task="document-question-answering" if token_columns else "question-answering"
+    )
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:

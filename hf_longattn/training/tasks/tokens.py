@@ -113,8 +113,8 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         train_dataset=rows.remove_columns(apart),
         eval_dataset=held_out.remove_columns(apart),
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer, page=columns),
-        eval_collator=TokenCollator(tokenizer, page=columns),
+        data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer, token_columns=columns),
+        eval_collator=TokenCollator(tokenizer, token_columns=columns),
         max_minutes=training_args.max_minutes,
     )
 

@@ -100,7 +100,7 @@ def frames_of(model: Any, sound: Tensor) -> Tensor:
 
 def sound_for(model: Any, seconds: float) -> Tensor:
     """Random samples, or rows of features, of one sound."""
-    rule = model.family.audio
+    rule = model.family.rule
     width = () if rule.features is None else (rule.features(model.config),)
     return torch.randn(1, rule.length(seconds), *width, generator=torch.Generator().manual_seed(0))
 
@@ -118,7 +118,7 @@ def measure(name: str, attention: dict[str, Any], frames: int, seconds: float, q
         SystemExit: the stream does not give what it has to.
     """
     model = model_of(name, attention, quick)
-    x, rate = sound_for(model, seconds), model.family.audio.rate
+    x, rate = sound_for(model, seconds), model.family.rule.rate
     begun = time.process_time()
     expected = frames_of(model, x)
     one_pass = (time.process_time() - begun) / seconds

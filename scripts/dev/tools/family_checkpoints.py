@@ -48,9 +48,9 @@ class Checkpoint:
         """ "encoder", "labels" of tokens, "decoder", "encoder-decoder", "embedder" of texts (CLIP's), "pictures", "sound" or "towers"."""
         if FAMILIES[self.base].towers:
             return "towers"
-        if FAMILIES[self.base].grid is not None:
+        if FAMILIES[self.base].rule.reads == "grid":
             return "pictures"
-        if FAMILIES[self.base].audio is not None:
+        if FAMILIES[self.base].rule.reads == "sound":
             return "sound"
         if FAMILIES[self.base].two_stacks:
             return "encoder-decoder"

@@ -208,7 +208,7 @@ class Subject:
         rows = [ids[: len(ids) - 10 * row] for row in range(batch)]
         batch_of = tokenizer.pad({"input_ids": rows}, padding_side="left" if left else "right", return_tensors="pt")
         inputs = {"input_ids": batch_of["input_ids"], "attention_mask": batch_of["attention_mask"]}
-        page = FAMILIES[self.checkpoint.base].page
+        page = FAMILIES[self.checkpoint.base].rule
         inputs |= page.seeded(AutoConfig.from_pretrained(self._converted), *inputs["input_ids"].shape)
         if self.checkpoint.kind == "encoder-decoder":
             inputs["decoder_input_ids"] = inputs["input_ids"][:, :20].contiguous()

@@ -47,7 +47,7 @@ tokens, patches or frames are replaced, and every layer's outputs must change wh
 
 def kind_of(family: Family) -> str:
     """What a family reads, in a word."""
-    return "towers" if family.towers else "pictures" if family.grid is not None else "sound" if family.audio is not None else "text"
+    return {"grid": "pictures"}.get(family.rule.reads, family.rule.reads)
 
 
 def small_long_model(base: str) -> Any:

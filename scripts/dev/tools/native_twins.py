@@ -105,7 +105,7 @@ def planned_cell(base: str, mechanism: str) -> Cell:
     if family.towers:
         small = small_towers_config(base)
     else:
-        small = (small_picture_config if family.grid is not None else small_audio_config)(base)
+        small = (small_picture_config if family.rule.reads == "grid" else small_audio_config)(base)
     values = {name: value for name, value in small.to_dict().items() if name not in OF_THE_BASE}
     attention = {"towers": {name: long_attention(mechanism) for name in family.towers}} if family.towers else long_attention(mechanism)
     try:

@@ -19,7 +19,7 @@ from scripts.dev.tools.family_checkpoints import SHAPE, Checkpoint
 from scripts.dev.tools.family_checks import Differs, NotApplicable, Subject
 from scripts.dev.tools.small_models import small_picture_config
 
-PICTURE_FAMILIES = {base: family for base, family in FAMILIES.items() if family.grid is not None}
+PICTURE_FAMILIES = {base: family for base, family in FAMILIES.items() if family.rule.reads == "grid"}
 """The families whose input is a grid of patches, of pixels or of a spectrogram, by their base."""
 PATCH, SIDE = 8, 8
 """Pixels of a patch, and patches along each axis of the pictures for which the checkpoints are made; those of a spectrogram overlap."""
@@ -33,7 +33,7 @@ def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
     """Save a checkpoint with its image processor through transformers."""
     heads = FAMILIES[base].heads
     head = next((name for task in TASKS for name in heads if name.endswith(f"For{task}")), None)
-    patch = PATCH // 2 if isinstance(FAMILIES[base].grid, StagedGrid) else PATCH  # DiNAT's has one size alone
+    patch = PATCH // 2 if isinstance(FAMILIES[base].rule, StagedGrid) else PATCH  # DiNAT's has one size alone
     config = small_picture_config(base, SHAPE, patch, PATCH * SIDE // patch)
     torch.manual_seed(0)
     model: Any = FAMILIES[base].base_class(head or FAMILIES[base].base_model_name)(config)
@@ -44,11 +44,11 @@ def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
             elif parameter.ndim == 2 and parameter.requires_grad:
                 parameter.mul_(4)
     model.save_pretrained(folder)
-    rule: Any = FAMILIES[base].grid
+    rule: Any = FAMILIES[base].rule
     if rule.noun == "video":
         crop = {"height": PATCH * SIDE, "width": PATCH * SIDE}
         transformers.VideoMAEImageProcessorPil(size={"shortest_edge": PATCH * SIDE}, crop_size=crop).save_pretrained(folder)
-        return Checkpoint(base, type(model).__name__, folder, "VideoMAEImageProcessorPil", rule.longest(config))
+        return Checkpoint(base, type(model).__name__, folder, "VideoMAEImageProcessorPil", rule.most_tokens(FAMILIES[base], config))
     if not rule.reads_pictures:
         transformers.ASTFeatureExtractor(num_mel_bins=PATCH * SIDE, max_length=PATCH * SIDE).save_pretrained(folder)
         return Checkpoint(base, type(model).__name__, folder, "ASTFeatureExtractor", SIDE**2)
@@ -70,7 +70,7 @@ class PictureSubject(Subject):
         super().__init__(checkpoint, folder)
         task = next((task for task in TASKS if checkpoint.head.endswith(f"For{task}")), None)
         self.auto_class = "AutoModel" if task is None else f"AutoModelFor{task}"
-        self.rule: Any = self.family.grid
+        self.rule: Any = self.family.rule
         self.windows = {"mechanism": "window2d", "window": SIDE}
 
     @property

@@ -69,7 +69,7 @@ IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_path(
 """The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
 TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
 """The families among them whose input is tokens of a text, by their base."""
-SOUND_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].audio is not None}
+SOUND_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].rule.reads == "sound"}
 """The families whose input is samples or features of a sound, by their base."""
 TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}
 """The families of models of several towers, by their base."""

@@ -26,7 +26,7 @@ DECODED = "decoder_input_ids"
 
 def make_sound_checkpoint(base: str, folder: Path) -> Checkpoint:
     """Save a checkpoint with its feature extractor, where that needs no further library, through transformers."""
-    family, rule = SOUND_FAMILIES[base], SOUND_FAMILIES[base].audio
+    family, rule = SOUND_FAMILIES[base], SOUND_FAMILIES[base].rule
     assert rule is not None
     head = next((name for ending in WRITES for name in family.heads if name.endswith(ending)), next(iter(family.heads)))
     config = small_audio_config(base, SHAPE, max_source_positions=SECONDS * 50)
@@ -49,7 +49,7 @@ class SoundSubject(Subject):
 
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         super().__init__(checkpoint, folder)
-        self.rule: Any = self.family.audio
+        self.rule: Any = self.family.rule
 
     @property
     def command_options(self) -> list[str]:

@@ -38,7 +38,7 @@ def make_towers_checkpoint(base: str, folder: Path) -> Checkpoint:
     tokenizer.model_max_length = length
     tokenizer.save_pretrained(folder)
     size = {"height": PATCH * SIDE, "width": PATCH * SIDE}
-    rule: Any = family.towers["vision"].grid
+    rule: Any = family.towers["vision"].rule
     sizes = {"patch_size": PATCH, "max_num_patches": SIDE**2} if rule.shapes else {"size": size, "crop_size": size}
     getattr(transformers, str(IMAGE_PROCESSOR_MAPPING_NAMES[base]["pil"]))(**sizes).save_pretrained(folder)
     return Checkpoint(base, family.base_model_name, folder, described, length)
@@ -52,7 +52,7 @@ class TowersSubject(Subject):
     def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
         super().__init__(checkpoint, folder)
         self.auto_class = "AutoModel"
-        self.rule: Any = self.family.towers["vision"].grid
+        self.rule: Any = self.family.towers["vision"].rule
 
     @property
     def command_options(self) -> list[str]:

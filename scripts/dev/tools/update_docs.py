@@ -200,10 +200,10 @@ def _positions(family: Family) -> str:
         return "of each tower"
     if family.rope:
         return "rotary"
-    if family.grid is not None:
-        return "of patches" if family.grid.has_positions else "relative"
-    if family.audio is not None:
-        return family.audio.positions
+    if family.rule.reads == "grid":
+        return "of patches" if family.rule.has_positions else "relative"
+    if family.rule.reads == "sound":
+        return family.rule.positions
     kinds = {f"learned{OFFSETS.get(table.offset, f', offset {table.offset}')}" for table in family.position_tables if table.learned}
     kinds |= {"sinusoids"} if any(not table.learned for table in family.position_tables) else set()
     return "; ".join(sorted(kinds)) or "relative"

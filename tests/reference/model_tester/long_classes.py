@@ -121,7 +121,7 @@ class Tester:
         mask = random_attention_mask([self.batch_size, self.seq_length])
         inputs = {"input_ids": ids.to(torch_device), "attention_mask": mask.to(torch_device)}
         config = self.get_config()
-        inputs |= long_families.FAMILIES[self.base].page.seeded(config, self.batch_size, self.seq_length)
+        inputs |= long_families.FAMILIES[self.base].rule.seeded(config, self.batch_size, self.seq_length)
         if long_families.FAMILIES[self.base].two_stacks:
             inputs["input_ids"] = inputs["input_ids"].clamp(min=3)
             inputs["input_ids"][:, -1] = 2  # classification reads the decoder where the text ends
@@ -138,7 +138,7 @@ class PictureTester(Tester):
     def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
         super().__init__(parent, base, plain)
         self.num_hidden_layers = 4 if base in FOUR_LAYERS else SHAPE.layers
-        config, rule = self.get_config(), long_families.FAMILIES[base].grid
+        config, rule = self.get_config(), long_families.FAMILIES[base].rule
         cells = (self.image_size // self.patch_size) ** 2 if rule.reads_pictures else rule.of_size(config, rule.sizes(config)[0]).cells
         self.num_masks, self.mask_length = cells // 2, cells
         self.seq_length = int(cells * (1 - getattr(config, "mask_ratio", 0))) + rule.prefix_of(config)
@@ -155,7 +155,7 @@ class PictureTester(Tester):
         return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
-        side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].grid
+        side, rule = self.image_size // self.patch_size, long_families.FAMILIES[self.base].rule
         if rule.noun == "video":
             config = self.get_config()
             size = rule.sizes(config)[0]
@@ -209,7 +209,7 @@ class AudioTester(Tester):
 
     def __init__(self, parent: unittest.TestCase, base: str, plain: bool) -> None:
         super().__init__(parent, base, plain)
-        rule = long_families.FAMILIES[base].audio
+        rule = long_families.FAMILIES[base].rule
         self.length = self.samples if rule.features is None else self.rows
         self.seq_length = self.encoder_seq_length = self.key_length = rule.frames(self.get_config(), self.length)
 
@@ -227,7 +227,7 @@ class AudioTester(Tester):
         return family.config_class(**values, long_attention=chosen)
 
     def prepare_config_and_inputs_for_common(self):
-        config, rule = self.get_config(), long_families.FAMILIES[self.base].audio
+        config, rule = self.get_config(), long_families.FAMILIES[self.base].rule
         shape = [self.batch_size, self.length] + ([] if rule.features is None else [rule.features(config)])
         inputs = {rule.input: rule.as_input(floats_tensor(shape)).contiguous()}
         inputs["attention_mask"] = torch.ones(self.batch_size, self.length, dtype=torch.long, device=torch_device)
@@ -243,7 +243,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     """The suite on the Long classes of a family, or on the base's own for comparison."""
     family = long_families.FAMILIES[base]
     config_class = family.base_config_class if plain else family.config_class
-    grids = [one.grid for one in (family, *family.towers.values()) if one.grid is not None]
+    grids = [one.rule for one in (family, *family.towers.values()) if one.rule.reads == "grid"]
     patches = next((grid.shapes for grid in grids if grid.shapes is not None), None)
 
     @require_torch
@@ -264,7 +264,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
 
         def setUp(self) -> None:
-            reads_pictures, reads_sound = family.grid is not None, family.audio is not None
+            reads_pictures, reads_sound = family.rule.reads == "grid", family.rule.reads == "sound"
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
             kind = "pictures" if reads_pictures else "sounds" if reads_sound else "towers" if family.towers else ""
             skip_for_a_reason(self, reasons | SKIPPED.get(kind, {}))
@@ -281,7 +281,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
                 values = {"common_properties": []}
             if family.wraps_encoder:  # which has the usual fields
                 values = {}
-            if isinstance(family.grid, StagedGrid):  # whose stages have widths, heads and layers of their own
+            if isinstance(family.rule, StagedGrid):  # whose stages have widths, heads and layers of their own
                 values = {"embed_dim": 32, "common_properties": ["patch_size", "num_channels"]}
             self.config_tester = ConfigTester(
                 self, config_class=config_class, has_text_modality=family.reads_text and not family.towers, **values
@@ -295,12 +295,12 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
             batch, length, choices = self.model_tester.batch_size, self.model_tester.seq_length, self.model_tester.num_choices
             if leaves_patches_out(model_class):
                 cells = torch.arange(self.model_tester.mask_length, device=torch_device)
-                return inputs | {PATCH_MASK: (cells % 2 == 1).expand(len(inputs[family.grid.input]), -1)}  # some tests take fewer
+                return inputs | {PATCH_MASK: (cells % 2 == 1).expand(len(inputs[family.rule.input]), -1)}  # some tests take fewer
             if return_labels and model_class.__name__.endswith("ForPreTraining"):
                 inputs["labels"] = torch.zeros(batch, length, dtype=torch.long, device=torch_device)
                 pair = {"next_sentence_label", "sentence_order_label"} & set(inspect.signature(model_class.forward).parameters)
                 inputs |= {name: torch.zeros(batch, dtype=torch.long, device=torch_device) for name in pair}
-            if return_labels and family.audio is not None and model_class.__name__.endswith("ForConditionalGeneration"):
+            if return_labels and family.rule.reads == "sound" and model_class.__name__.endswith("ForConditionalGeneration"):
                 inputs["labels"] = inputs["decoder_input_ids"]
             if return_labels and model_class.__name__.endswith("DoubleHeadsModel"):
                 text = torch.zeros(batch, choices, length, dtype=torch.long, device=torch_device)

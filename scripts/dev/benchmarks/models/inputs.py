@@ -27,7 +27,7 @@ class ModelInputs:
         self.plain = self.place(MODEL_MAPPING[type(config)](config))
         generator = torch.Generator().manual_seed(case.seed)
         self.input_ids = torch.randint(1000, VOCABULARY, (case.batch, case.length), generator=generator).to(case.device)
-        pages = self.family.page.seeded(config, case.batch, case.length)
+        pages = self.family.rule.seeded(config, case.batch, case.length)
         self.pages = {name: values.to(case.device) for name, values in pages.items()}
         """The boxes, or what else the base reads of every token."""
         self.upstream = torch.randn(case.batch, case.length, case.hidden_size, generator=generator).to(case.device, case.torch_dtype)

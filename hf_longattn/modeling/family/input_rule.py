@@ -1,0 +1,78 @@
+"""What the models of a family read: the base of the rules of pages, grids, sound and towers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import BackendError
+
+if TYPE_CHECKING:
+    from .definition import Family
+
+
+class InputRule:
+    """What the models of a family read: its :attr:`.definition.Family.rule`."""
+
+    reads: ClassVar[str]
+    """Name of the kind of input."""
+    mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
+    """Names of the mixins of models with a head, and of the base model."""
+    docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
+
+``forward`` takes the arguments of {base}, and ``global_attention_mask (B, N)``{whose}, 1 = global token, ``documents (B, N)``, the
+numbers of documents packed into one row, ``memory`` and ``memory_reset (B,)``; see :meth:`new_memory`. :meth:`use_base_attention` computes
+the attention of {base} instead.
+"""
+    """The docstring of Long classes; ``whose`` names the stack of an encoder-decoder."""
+    counts_tokens: ClassVar[bool] = True
+    """Whether the maximum length is stated in tokens."""
+    flash_windows: ClassVar[bool] = False
+    """Whether FlashAttention of transformers can compute windows over the tokens."""
+    has_positions: bool = False
+    """Whether the model has positions that are resized or tiled for larger inputs."""
+    not_probed: ClassVar[str] = ""
+    """Why probes of texts cannot ask the models, and what to do instead, as a clause; empty if they can."""
+    stream: Any = None
+    no_stream: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The arguments of ``forward`` with numbers for each token."""
+        return ()
+
+    def entry_problem(self, family: Family, fields: Collection[str]) -> str | None:
+        """The error in a family's entry; ``None`` if it is correct. ``fields``: of its config."""
+        return None
+
+    def most_tokens(self, family: Family, config: Any) -> int:
+        """Maximum number of tokens of one input, for a config of the family or of its base. Special rows of a table do not count."""
+        alone = family.two_stacks and not config.is_encoder_decoder
+        table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
+        if table is None:
+            return int(config.max_position_embeddings)
+        return table.tokens(config) if hasattr(config, table.field) else family.base_length(config, table) - table.config_value(0, config)
+
+    def tells_grid(self, arguments: Collection[str]) -> bool:
+        """Whether attention modules learn the grid of the tokens from these ``arguments`` of ``forward``."""
+        return False
+
+    def check_pictures(self, model: Any, *, of_pixels: bool) -> None:
+        """Raise :class:`BackendError` for a model that reads no pictures on a grid of patches.
+
+        Args:
+            of_pixels: whether to refuse videos and spectrograms.
+        """
+        other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
+        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a {other} instead.")
+
+    def base_fields(self, config: Any) -> Mapping[str, Any]:
+        """Config fields and values with which the base reads inputs of the size for which a model was converted; empty if it needs none."""
+        return {}
+
+    def fill(self, config: Any, name: str) -> int:
+        """The number for tokens without a place in the argument ``name``."""
+        return 0
+
+    def check_tokens(self, config: Any, arguments: Mapping[str, Any], shape: tuple[int, int]) -> None:
+        """Raise :class:`PageError` for arguments that the model cannot read, in a forward pass over tokens of ``shape (B, N)``."""
