@@ -82,7 +82,7 @@ def read_audio(
     if not resample:
         raise AudioError(
             f"{name} has {rate:,} samples a second, but the model reads {sampling_rate:,}; resample it (in Python resample=True, on the "
-            f"command line --resample, or ffmpeg -i FILE -ar {sampling_rate} OUT.wav)"
+            f"command line --resample, or ffmpeg -i FILE -ar {sampling_rate} OUT.wav)."
         )
     return resampled(samples, rate, sampling_rate)
 
@@ -107,13 +107,13 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
         AudioError: there are none, some are not finite, or all are the same and ``silence`` is not read.
     """
     if not samples.size:
-        raise AudioError(f"{name} holds no samples; {otherwise}")
+        raise AudioError(f"{name} holds no samples; {otherwise}.")
     finite = np.isfinite(samples)
     if not finite.all():
         second = int(np.argmin(finite)) / rate
-        raise AudioError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}")
+        raise AudioError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
     if not silence and samples.min() == samples.max():
-        raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}")
+        raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def _decoded(source: Sound, sampling_rate: int, name: str, otherwise: str) -> tu
             return _from_array(source["array"], name), int(source.get("sampling_rate") or sampling_rate)
         content, path = source.get("bytes"), source.get("path")
         if content is None and not path:
-            raise AudioError(f"{name} has neither bytes nor a path nor an array; {otherwise}")
+            raise AudioError(f"{name} has neither bytes nor a path nor an array; {otherwise}.")
         return _from_file(Path(str(path)) if content is None else content, name, otherwise)
     if isinstance(source, (str, PathLike)):
         return _from_file(Path(source), name, otherwise)
@@ -228,7 +228,7 @@ def _from_array(values: Any, name: str) -> NDArray[Any]:
     if array.dtype.kind != "f" or array.ndim not in (1, 2):
         raise AudioError(
             f"{name} is an array of {array.dtype} with the shape {tuple(array.shape)}; give floats or signed whole numbers, (samples,) or "
-            "(samples, channels)"
+            "(samples, channels)."
         )
     return (array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array).astype(np.float32)
 
@@ -240,9 +240,9 @@ def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples
 
     if isinstance(source, Path) and not source.is_file():
         why = "is not a file" if source.exists() else "does not exist"
-        raise AudioError(f"{name} {why}; correct its path, or {otherwise}")
+        raise AudioError(f"{name} {why}; correct its path, or {otherwise}.")
     if not (source.stat().st_size if isinstance(source, Path) else source):
-        raise AudioError(f"{name} is empty; {otherwise}")
+        raise AudioError(f"{name} is empty; {otherwise}.")
     try:
         with soundfile.SoundFile(source if isinstance(source, Path) else BytesIO(source)) as file:
             rate, frames, notes = file.samplerate, file.frames, file.extra_info
@@ -251,7 +251,7 @@ def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples
                 blocks.append(block)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = in_a_line(error).rpartition(">: ")[2]
-        raise AudioError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}") from error
+        raise AudioError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
     samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
     _check_not_cut(len(samples), frames, rate, notes, name, otherwise)
     return samples, rate
@@ -268,7 +268,7 @@ def _check_not_cut(count: int, frames: int, rate: int, notes: str, name: str, ot
     if sizes and int(sizes[1]) < UNKNOWN_SIZE:
         total = round(count * int(sizes[1]) / max(1, int(sizes[2])))
     if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:
-        raise AudioError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}")
+        raise AudioError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
 
 
 def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:
@@ -283,6 +283,6 @@ def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:
     if channels > 1 and not mono:
         raise AudioError(
             f"{name} has {channels} channels, and a model hears one; mix them (in Python mono=True, on the command line --mono, or "
-            "ffmpeg -i FILE -ac 1 OUT.wav)"
+            "ffmpeg -i FILE -ac 1 OUT.wav)."
         )
     return samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)

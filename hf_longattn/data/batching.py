@@ -208,14 +208,14 @@ def pooling_module(model: PreTrainedModel) -> nn.Module | None:
 def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | None:
     """Why ``model`` cannot be trained on packed rows; ``None`` where it can."""
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
-        return f"{type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)"
+        return f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
     refusals = [refusal for base in bases if (refusal := base.refusal_of_documents({})) is not None]
     if refusals:
         return refusals[0]
     if args.torch_compile:
-        return "a compiled model takes no packed documents"
-    return "several GPUs in one process (DataParallel) split rows; use accelerate launch" if args.n_gpu > 1 else None
+        return "A compiled model takes no packed documents."
+    return "Several GPUs in one process (DataParallel) split rows; use accelerate launch." if args.n_gpu > 1 else None
 
 
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
@@ -226,7 +226,7 @@ def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingAr
     """
     why = refusal or packing_refusal(model, args)
     if wanted and why:
-        raise OptionError(f"--packing: {why.rstrip('.')}; leave it out")
+        raise OptionError(f"--packing cannot be used here; leave it out. {why}")
     return wanted is not False and why is None
 
 

@@ -50,10 +50,10 @@ class FileKind:
             return [path]
         endings = f"({', '.join(self.suffixes[:4])} …)"
         if not path.is_dir():
-            raise DataError(f"{str(path)!r} does not exist; give a {self.unit}, or a folder of {self.unit}s {endings}")
+            raise DataError(f"{str(path)!r} does not exist; give a {self.unit}, or a folder of {self.unit}s {endings}.")
         files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in self.suffixes and not file.name.startswith(".")]
         if not files:
-            raise DataError(f"the folder {str(path)!r} holds no {self.unit}s {endings}")
+            raise DataError(f"The folder {str(path)!r} holds no {self.unit}s {endings}.")
         return files
 
 
@@ -121,7 +121,7 @@ def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
     names = []
     for row, (place, is_missing) in enumerate(zip(struct_field(cells, "path").to_pylist(), cells.is_null().to_pylist(), strict=True)):
         if is_missing:
-            raise DataError(f"row {row + 1} of {source} has no {kind.unit} in the column {column!r}; leave such rows out")
+            raise DataError(f"Row {row + 1} of {source} has no {kind.unit} in the column {column!r}; leave such rows out.")
         names.append(place if place and Path(place).is_absolute() else f"row {row + 1} of {source}")
     return files.add_column("name", names)
 
@@ -140,5 +140,5 @@ def _as_files(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
         places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
         return Dataset.from_dict({kind.column: places}, features=Features({kind.column: CELL}))
     if not isinstance(feature, type(kind.feature)) and held not in ("binary", "large_binary"):
-        raise DataError(f"the column {column!r} of {source} holds {held}, not {kind.unit}s; name another with {kind.option}")
+        raise DataError(f"The column {column!r} of {source} holds {held}, not {kind.unit}s; name another with {kind.option}.")
     return files.cast_column(kind.column, kind.feature).cast_column(kind.column, CELL)

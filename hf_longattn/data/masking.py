@@ -60,7 +60,7 @@ def mask_token(tokenizer: Any) -> int:
     """
     token = getattr(tokenizer, "mask_token_id", None)
     if token is None:
-        raise CheckpointError("a masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token)")
+        raise CheckpointError("A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token).")
     return int(token)
 
 

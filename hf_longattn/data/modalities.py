@@ -56,5 +56,5 @@ def new_feature_extractor(mel_bins: int) -> Any:
         OptionError: a number of mel bins for which there are no filters.
     """
     if not LEAST_MEL_BINS <= mel_bins <= MOST_MEL_BINS:
-        raise OptionError(f"mel_bins must be from {LEAST_MEL_BINS} to {MOST_MEL_BINS}, not {mel_bins}")
+        raise OptionError(f"--mel-bins must be from {LEAST_MEL_BINS} to {MOST_MEL_BINS}, not {mel_bins}.")
     return Speech2TextFeatureExtractor(feature_size=mel_bins, num_mel_bins=mel_bins, do_ceptral_normalize=False)

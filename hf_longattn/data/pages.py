@@ -70,7 +70,7 @@ def pages_of(row: Mapping[str, Any]) -> Pages:
         return node_pages(row.get("nodes") or row.get("words") or [], row["xpaths"])
     name = next((name for name in BOX_COLUMNS if row.get(name) is not None), None)
     if name is None or row.get("words") is None:
-        raise PageError(f"it has no words with boxes; give the columns 'words' and {BOX_COLUMNS[0]!r} ({', '.join(BOX_COLUMNS[1:])})")
+        raise PageError(f"It has no words with boxes; give the columns 'words' and {BOX_COLUMNS[0]!r} ({', '.join(BOX_COLUMNS[1:])}).")
     numbers = next((row[column] for column in PAGE_COLUMNS if row.get(column) is not None), None)
     return read_pages(row["words"], row[name], numbers=numbers, sizes=sizes_of(row))
 
@@ -92,9 +92,9 @@ def node_pages(nodes: Sequence[Any], paths: Sequence[Any]) -> Pages:
         PageError: there are none, or their numbers differ.
     """
     if len(nodes) != len(paths):
-        raise PageError(f"{len(nodes)} nodes have {len(paths)} xpaths; give one for every node")
+        raise PageError(f"{len(nodes)} nodes have {len(paths)} xpaths; give one for every node.")
     if not nodes:
-        raise PageError("it has no nodes; leave such rows out")
+        raise PageError("It has no nodes; leave such rows out.")
     return Pages([str(node) for node in nodes], [], [str(path) for path in paths], [0] * len(nodes))
 
 
@@ -111,15 +111,15 @@ def read_pages(words: Any, boxes: Any, *, numbers: Any = None, sizes: Any = None
             order; page numbers or sizes do not fit.
     """
     if not isinstance(words, list) or not isinstance(boxes, list):
-        raise PageError("words and boxes must be lists, of the whole document or one for each page")
+        raise PageError("Words and boxes must be lists, of the whole document or one for each page.")
     if any(isinstance(part, list) for part in words):
         words, boxes, numbers = _in_one_list(words, boxes)
     elif len(words) != len(boxes):
-        raise PageError(f"{len(words):,} words have {len(boxes):,} boxes; give one for every word")
+        raise PageError(f"{len(words):,} words have {len(boxes):,} boxes; give one for every word.")
     if not any(str(word).strip() for word in words):
-        raise PageError("it has no words; leave such rows out")
+        raise PageError("It has no words; leave such rows out.")
     if any(word is None for word in words):
-        raise PageError(f"word {words.index(None) + 1} is empty (null); leave it and its box out")
+        raise PageError(f"Word {words.index(None) + 1} is empty (null); leave it and its box out.")
     numbers = _page_numbers(numbers, len(words))
     texts = [str(word) for word in words]
     return Pages(texts, _checked_boxes(texts, boxes, numbers, sizes), [], numbers)
@@ -128,14 +128,14 @@ def read_pages(words: Any, boxes: Any, *, numbers: Any = None, sizes: Any = None
 def _in_one_list(words: list[Any], boxes: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
     """The words and boxes of all pages, and the page of each."""
     if len(words) != len(boxes):
-        raise PageError(f"{len(words):,} pages of words have {len(boxes):,} pages of boxes; give one for every page")
+        raise PageError(f"{len(words):,} pages of words have {len(boxes):,} pages of boxes; give one for every page.")
     for number, (on_page, of_page) in enumerate(zip(words, boxes, strict=True), start=1):
         if not isinstance(on_page, list) or not isinstance(of_page, list):
-            raise PageError(f"page {number} is not a list; give a list of words and one of boxes for every page")
+            raise PageError(f"Page {number} is not a list; give a list of words and one of boxes for every page.")
         if not on_page:
-            raise PageError(f"page {number} has no words; leave empty pages out")
+            raise PageError(f"Page {number} has no words; leave empty pages out.")
         if len(on_page) != len(of_page):
-            raise PageError(f"page {number} has {len(on_page):,} words and {len(of_page):,} boxes; give one for every word")
+            raise PageError(f"Page {number} has {len(on_page):,} words and {len(of_page):,} boxes; give one for every word.")
     numbers = chain.from_iterable([number] * len(on_page) for number, on_page in enumerate(words))
     return list(chain.from_iterable(words)), list(chain.from_iterable(boxes)), list(numbers)
 
@@ -145,11 +145,11 @@ def _page_numbers(numbers: Any, count: int) -> list[int]:
     if numbers is None:
         return [0] * count
     if not isinstance(numbers, list) or len(numbers) != count or not all(isinstance(number, int) for number in numbers):
-        raise PageError(f"pages must be a list of {count:,} whole numbers, the page of every word")
+        raise PageError(f"Pages must be a list of {count:,} whole numbers, the page of every word.")
     falling = next((place for place in range(1, count) if numbers[place] < numbers[place - 1]), None)
     if falling is not None:
         raise PageError(
-            f"word {falling + 1} is on page {numbers[falling]}, after words of page {numbers[falling - 1]}; sort the words by their page"
+            f"Word {falling + 1} is on page {numbers[falling]}, after words of page {numbers[falling - 1]}; sort the words by their page."
         )
     return numbers
 
@@ -161,24 +161,21 @@ def _checked_boxes(words: list[str], boxes: list[Any], numbers: list[int], sizes
     except (TypeError, ValueError):
         sides = np.zeros(0)
     if sides.shape != (len(words), len(BOX_SIDES)):
-        raise PageError(f"a box must be four numbers ({', '.join(BOX_SIDES)}); correct the boxes of its words")
+        raise PageError(f"A box must be four numbers ({', '.join(BOX_SIDES)}); correct the boxes of its words.")
     firsts = dict.fromkeys(numbers)
-    names = [f"page {place}" for place in range(1, len(firsts) + 1)]
+    names = [f"Page {place}" for place in range(1, len(firsts) + 1)]
     if sizes is not None:
         scales = np.array(sizes, dtype=np.float64) if len(sizes) == len(firsts) else np.zeros(0)
         if scales.shape != (len(firsts), 2) or not (scales > 0).all():
-            raise PageError(f"its words are on {len(firsts)} pages, but page_sizes are {sizes}; give [width, height] of every page")
+            raise PageError(f"Its words are on {len(firsts)} pages, but page_sizes are {sizes}; give [width, height] of every page.")
         scale = dict(zip(firsts, scales[:, [0, 1, 0, 1]], strict=True))
         sides = np.trunc(BOX_LIMIT * (sides / np.stack([scale[number] for number in numbers])))
         names = [f"{name} of {width:g} × {height:g}" for name, (width, height) in zip(names, scales, strict=True)]
     elif (np.trunc(sides) != sides).any():
-        raise PageError(f"boxes must be whole numbers from 0 to {BOX_LIMIT}; multiply sides from 0 to 1 by {BOX_LIMIT}")
+        raise PageError(f"Boxes must be whole numbers from 0 to {BOX_LIMIT}; multiply sides from 0 to 1 by {BOX_LIMIT}.")
     normalised, of_page = torch.from_numpy(sides).long(), np.array(numbers)
-    try:
-        for number, name in zip(firsts, names, strict=True):
-            check_boxes(name, normalised[of_page == number])
-    except PageError as error:
-        raise PageError(str(error).rstrip(".")) from None  # callers continue the sentence
+    for number, name in zip(firsts, names, strict=True):
+        check_boxes(name, normalised[of_page == number])
     return normalised.tolist()
 
 
@@ -196,7 +193,7 @@ def chosen_columns(config: PreTrainedConfig, name: str, layout: bool | None) -> 
     """
     columns = page_columns(config)
     if layout and not columns:
-        raise OptionError(f"--layout: {name!r} ({config.model_type}) reads text alone; take a LayoutLM, or leave --layout out")
+        raise OptionError(f"--layout: {name!r} ({config.model_type}) reads text alone; take a LayoutLM, or leave --layout out.")
     return {} if layout is False else columns
 
 

@@ -46,7 +46,7 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             names = ", ".join(NAMES[role])
             raise DataError(
                 f"{source} has no column for the {role} ({names}); its columns are {', '.join(data.column_names)}; name one with "
-                f"--{role}-column"
+                f"--{role}-column."
             )
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -54,16 +54,16 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             value, is_score = row[name], role == "score"
             if not isinstance(value, float | int if is_score else str) or value == "":
                 what = "a number" if is_score else "a text"
-                raise DataError(f"row {number + 1} of {source}: {name!r} must be {what}, not {value!r}")
+                raise DataError(f"Row {number + 1} of {source}: {name!r} must be {what}, not {value!r}.")
         if spans and not 0 <= row["start"] < row["end"] <= len(row[columns["positive"]]):
-            raise DataError(f"row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}")
+            raise DataError(f"Row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}.")
         return {role: row[name] for role, name in columns.items()} | {name: row[name] for name in spans}
 
     if not len(data):
-        raise DataError(f"there are no pairs in {source}")
+        raise DataError(f"There are no pairs in {source}.")
     for name in spans:
         if not data.features[name].dtype.startswith(("int", "uint")):
-            raise DataError(f"the column {name!r} of {source} must hold characters of the text, whole numbers")
+            raise DataError(f"The column {name!r} of {source} must hold characters of the text, whole numbers.")
     kinds = {role: "float32" if role == "score" else "string" for role in columns} | dict.fromkeys(spans, "int64")
     features = Features({name: Value(kind) for name, kind in kinds.items()})
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)
@@ -158,6 +158,6 @@ def _others(anchor: str, pool: Sequence[str], relevant: Relevant, seed: str, cou
 
 def _nothing_wrong(anchor: str) -> DataError:
     return DataError(
-        f"all texts belong to {anchor!r:.80}, so a reranker has nothing to tell them from; give pairs with other texts, or a column "
-        "'negative'"
+        f"All texts belong to {anchor!r:.80}, so a reranker has nothing to tell them from; give pairs with other texts, or a column "
+        "'negative'."
     )

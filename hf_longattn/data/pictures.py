@@ -63,9 +63,9 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
     content, path = image.get("bytes"), image.get("path")
     if content is None and not (path and Path(path).is_file()):
         why = "is not a file" if path and Path(path).exists() else "does not exist"
-        raise DataError(f"the picture {name} {why}; correct its path (in a table: relative to the table), or {otherwise}")
+        raise DataError(f"The picture {name} {why}; correct its path (in a table: relative to the table), or {otherwise}.")
     if not (Path(str(path)).stat().st_size if content is None else content):
-        raise DataError(f"the picture {name} is empty; {otherwise}")
+        raise DataError(f"The picture {name} is empty; {otherwise}.")
     try:
         with warnings.catch_warnings():  # Pillow's, of half the pixels that it refuses
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
@@ -75,12 +75,12 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
             picture = ImageOps.exif_transpose(opened)
     except Pillow.DecompressionBombError as error:
         pixels = 2 * (Pillow.MAX_IMAGE_PIXELS or 0)
-        raise DataError(f"the picture {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or {otherwise}") from error
+        raise DataError(f"The picture {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or {otherwise}.") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a picture, or of a format that Pillow does not read; save it as PNG, or {otherwise}") from error
+        raise DataError(f"{name} is not a picture, or of a format that Pillow does not read; save it as PNG, or {otherwise}.") from error
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"the picture {name} is damaged; copy it again, or {otherwise} ({type(error).__name__}: {first})") from error
+        raise DataError(f"The picture {name} is damaged; copy it again, or {otherwise} ({type(error).__name__}: {first}).") from error
     return _in_rgb(picture, name)
 
 
@@ -98,7 +98,7 @@ def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
     from PIL import Image as Pillow
 
     if picture.mode in MODES_WITHOUT_RANGE:
-        raise DataError(f"the picture {name} has values without a range (Pillow's mode {picture.mode}); save it with 8 or 16 bits")
+        raise DataError(f"The picture {name} has values without a range (Pillow's mode {picture.mode}); save it with 8 or 16 bits.")
     if picture.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
         picture = picture.point(lambda value: value * (1 / 256), "L")
     if not picture.has_transparency_data:
@@ -131,8 +131,8 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     converted = getattr(model.config, "long_image_size", None)
     if converted is not None and tuple(converted) != (height, width):
         raise CheckpointError(
-            f"the image processor of {model.name_or_path!r} makes pictures of {height} × {width} pixels, but the model was converted for "
-            f"{' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these"
+            f"The image processor of {model.name_or_path!r} makes pictures of {height} × {width} pixels, but the model was converted for "
+            f"{' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these."
         )
     return height, width
 
@@ -179,8 +179,8 @@ class PictureCollator(CountedPasses):
         if len(sizes) > 1:
             sides = " and ".join(f"{height} × {width}" for height, width in sorted(sizes)[:2])
             raise DataError(
-                f"the model's image processor makes pictures of several sizes, {sides} pixels; set do_resize and size with height and "
-                "width in its preprocessor_config.json"
+                f"The model's image processor makes pictures of several sizes, {sides} pixels; set do_resize and size with height and "
+                "width in its preprocessor_config.json."
             )
         return {"pixel_values": torch.stack(pixels), "labels": torch.tensor([self.numbers[row["label"]] for row in features])}
 
@@ -234,4 +234,4 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
 def check_augmentation(name: str) -> None:
     """Raise :class:`OptionError` for an augmentation that does not exist."""
     if name and name not in AUGMENTATIONS:
-        raise OptionError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}")
+        raise OptionError(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}.")

@@ -153,8 +153,8 @@ def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, for
     left = form.max_length - beside
     if left <= (form.stride or 0):
         raise LengthError(
-            f"max_length {form.max_length} leaves {left} tokens for the document beside the question, "
-            f"not more than the stride {form.stride or 0}; raise max_length, or lower stride"
+            f"--max-length {form.max_length} leaves {left} tokens for the document beside the question, "
+            f"not more than the stride {form.stride or 0}; raise --max-length, or lower --stride."
         )
     settings: dict[str, Any] = {
         "truncation": "only_second",

@@ -40,10 +40,10 @@ def training_features(
     if long_documents == "refuse" and len(rows) > len(used):
         raise LengthError(
             f"{len(rows) - len(used):,} more inputs than questions: documents are longer than {form.max_length} tokens; give "
-            "--long_documents windows to read them in overlapping windows, or convert the model to a greater length"
+            "--long-documents windows to read them in overlapping windows, or convert the model to a greater length."
         )
     if not len(rows):
-        raise DataError("no question has an answer in its document, so there is nothing to learn")
+        raise DataError("No question has an answer in its document, so there is nothing to learn.")
     return rows
 
 

@@ -106,22 +106,22 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     path, name = Path(source), str(source)
     ending = next((ending for ending in FORMATS if name.lower().endswith(ending)), "")
     if ending and not path.exists():
-        raise DataError(f"data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets")
+        raise DataError(f"Data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets.")
     data: Any
     if path.is_dir():
         if not saved_by_datasets(path):
-            raise DataError(f"the folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file")
+            raise DataError(f"The folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file.")
         data = load_saved(name)
     elif ending.startswith(".json"):
         return _checked(_converted(_read_json(path), name), name, skip_bad_rows)
     elif ending in (".csv", ".tsv"):
         return _checked(_converted(_read_csv(path), name), name, skip_bad_rows)
     elif ending == ".parquet":
-        data = load_or_refuse(name, f"the file {name!r} cannot be read", "parquet", [name], split="train")
+        data = load_or_refuse(name, f"The file {name!r} cannot be read", "parquet", [name], split="train")
     else:
         kinds = ", ".join(FORMATS)
         data = load_or_refuse(
-            name, f"cannot read {name!r}: it is neither a {kinds} file nor a dataset folder, and loading it from the Hub failed"
+            name, f"{name!r} cannot be read: it is neither a {kinds} file nor a dataset folder, and loading it from the Hub failed"
         )
     if split is None and isinstance(data, DatasetDict) and len(data) == 1:
         split = next(iter(data))
@@ -148,21 +148,21 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(answers, list) and all(isinstance(answer, (str, int, float)) for answer in answers):
         return _plain({**row, "answer": answers})
     if not isinstance(answers, dict) or "text" not in answers:
-        raise RowError(f"answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}")
+        raise RowError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}.")
     texts: list[Any] = list(answers["text"])
     starts = answers.get("answer_start")
     if starts is None or (texts and all(start is None for start in starts)):
         return _plain({**row, "answer": texts})
     if len(texts) != len(starts):
-        raise RowError(f"{len(texts)} answers have {len(starts)} places")
+        raise RowError(f"{len(texts)} answers have {len(starts)} places; give one answer_start for each.")
     for text, start in zip(texts, starts, strict=True):
         if start is None or start < 0:
             raise RowError(
-                f"the answer {text!r} has answer_start {start}; an answer must be a span of the context, so give yes and no questions in "
-                "HotpotQA's schema, and empty lists to questions without an answer"
+                f"The answer {text!r} has answer_start {start}; an answer must be a span of the context, so give yes and no questions in "
+                "HotpotQA's schema, and empty lists to questions without an answer."
             )
         if not _text(row, "context").startswith(text, start):
-            raise RowError(f"the answer {text!r} is not at character {start}")
+            raise RowError(f"The answer {text!r} is not at character {start}.")
     return {"answers": {"text": texts, "answer_start": list(starts)}}
 
 
@@ -172,7 +172,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if answer not in (None, "")]
     answers = occurrences(_text(row, "context"), texts)
     if texts and not answers["text"]:
-        raise RowError(f"the answer {texts[0]!r} is not in the context")
+        raise RowError(f"The answer {texts[0]!r} is not in the context.")
     return {"answers": answers, "gold": texts}
 
 
@@ -211,7 +211,7 @@ def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
                 known = {"id": row.get("question_id"), "context": str(text), "document": str(name), "gold": gold}
                 documents.append({**known, "answers": occurrences(str(text), texts, normalised=True)})
     if not documents:
-        raise RowError("there is no evidence in entity_pages or search_results")
+        raise RowError("There is no evidence in entity_pages or search_results.")
     return documents
 
 
@@ -273,7 +273,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         places = [place for place, start in enumerate(spans["answer_start"]) if start in near]
         spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
-        raise RowError(f"the answer {answer!r} is not in the context")
+        raise RowError(f"The answer {answer!r} is not in the context.")
     return {**record, "answers": spans, "gold": [answer]}
 
 
@@ -289,7 +289,7 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
     question = question.get("en") if isinstance(question, Mapping) else question
     record = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
     if "answers" not in row and "answer" not in row:
-        raise RowError("it has neither answers nor answer; give an empty list to questions without an answer")
+        raise RowError("It has neither answers nor answer; give an empty list to questions without an answer.")
     answers = row["answers"] if row.get("answers") is not None else row.get("answer")
     if isinstance(answers, Mapping) and answers.get("answer_start"):
         return {**record, **pages.columns(), **_squad({**record, "answers": answers})}
@@ -305,7 +305,7 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
         }
         where = f"on page {page} (counted as in its data)"
     if texts and not spans["text"]:
-        raise RowError(f"the answer {texts[0]!r} is not {where}")
+        raise RowError(f"The answer {texts[0]!r} is not {where}.")
     return {**record, **pages.columns(), "answers": spans, "gold": texts}
 
 
@@ -349,12 +349,12 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
             return schema
     for columns, what in OTHERS.items():
         if columns <= there:
-            raise DataError(f"{name} has {what}")
+            raise DataError(f"{name} has {what}.")
     closest = max(SCHEMAS[::-1], key=lambda schema: len(schema.columns & there) / len(schema.columns))
     missing = sorted(closest.columns - there)
     raise DataError(
         f"{name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} of the schema {closest.name!r} "
-        f"({', '.join(sorted(closest.columns))}); it has {', '.join(sorted(there)) or 'no columns'}"
+        f"({', '.join(sorted(closest.columns))}); it has {', '.join(sorted(there)) or 'no columns'}."
     )
 
 
@@ -388,9 +388,9 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         why = (
             str(error)
             if isinstance(error, RowError)
-            else f"it does not match the schema of {schema.name} ({type(error).__name__}: {error})"
+            else f"It does not match the schema of {schema.name} ({type(error).__name__}: {error})."
         )
-        named = next((f"question {row[key]}" for key in IDS if row.get(key) is not None), f"row {number + 1}")
+        named = next((f"Question {row[key]}" for key in IDS if row.get(key) is not None), f"Row {number + 1}")
         return [{**empty, "id": str(number), "problem": f"{named}: {why}"}]
     return records
 
@@ -404,7 +404,7 @@ def _convert_columns(schema: Schema, columns: Mapping[str, list[Any]], numbers: 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(row[column], str):
-        raise RowError(f"{column} must be one text, not {type(row[column]).__name__}")
+        raise RowError(f"The {column} must be one text, not {type(row[column]).__name__}.")
     return row[column]
 
 
@@ -412,7 +412,7 @@ def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
     """The records of all rows. They are written to disk, and mapped into memory: data such as Natural Questions are larger than that."""
     first = list(islice(rows, PEEKED))
     if not first:
-        raise DataError(f"{name} contains no questions")
+        raise DataError(f"{name} contains no questions.")
     schema = recognised(set().union(*first), name)
     records = (record for number, row in enumerate(chain(first, rows)) for record in _convert(schema, row, number))
     form = _WITH_PROBLEM.arrow_schema
@@ -435,20 +435,20 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
         DataError: there is none, or some cannot be used and ``skip_bad_rows`` is off.
     """
     if not len(rows):
-        raise DataError(f"{name} contains no questions")
+        raise DataError(f"{name} contains no questions.")
     problems = list(rows["problem"])
     bad = [problem for problem in problems if problem]
     if bad:
         what = "documents" if any(rows["document"]) else "questions"
-        sentence = (
-            f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used: {'; '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
-        )
+        subject = f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used"
+        examples = f"{' '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
         if len(bad) == len(rows) or not skip_bad_rows:
-            raise DataError(f"{sentence}; correct them" + ("" if len(bad) == len(rows) else ", or leave them out with --skip_bad_rows"))
-        logger.warning(f"{sentence}; they are left out.")
+            advice = "correct them" if len(bad) == len(rows) else "correct them, or leave them out with --skip-bad-rows"
+            raise DataError(f"{subject}; {advice}. {examples}")
+        logger.warning(f"{subject} and are left out. {examples}")
         rows = rows.select([place for place, problem in enumerate(problems) if not problem])
     if not any(question.strip() for question in rows["question"]):
-        raise DataError(f"all questions of {name} are empty; check its column 'question'")
+        raise DataError(f"All questions of {name} are empty; check its column 'question'.")
     return rows.remove_columns("problem")
 
 
@@ -463,13 +463,13 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
                 entries = _entries(json.loads(file.read() or "[]"), path)
             for number, entry in enumerate(entries):
                 if not isinstance(entry, dict):
-                    raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}")
+                    raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}.")
                 if number or "header" not in entry:  # the first line of an MRQA file
                     yield from _nested(entry, path)
     except json.JSONDecodeError as error:
-        raise DataError(f"{str(path)!r} is not valid JSON: {error}") from error
+        raise DataError(f"{str(path)!r} is not valid JSON: {error}.") from error
     except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again") from error
+        raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again.") from error
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
 
@@ -481,7 +481,7 @@ def _lines(file: Iterable[str], path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line.rstrip())
             except json.JSONDecodeError as error:
-                raise DataError(f"line {number:,} of {str(path)!r} is not valid JSON: {error.msg} at character {error.colno}") from error
+                raise DataError(f"Line {number:,} of {str(path)!r} is not valid JSON: {error.msg} at character {error.colno}.") from error
 
 
 def _entries(content: Any, path: Path) -> Any:
@@ -491,11 +491,11 @@ def _entries(content: Any, path: Path) -> Any:
     if "Data" in content:
         raise DataError(
             f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files; give --data mandarjoshi/trivia_qa:rc, "
-            "which has them beside the questions"
+            "which has them beside the questions."
         )
     rows = content.get("data")
     if not isinstance(rows, list):
-        raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
+        raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}.")
     return rows
 
 
@@ -518,7 +518,7 @@ def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{str(path)!r} has an article without SQuAD's shape {{'paragraphs': [{{'context': ..., 'qas': [...]}}]}} "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error})."
         ) from error
 
 
@@ -533,7 +533,7 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise not_utf8(path, error) from error
         except csv.Error as error:
-            raise DataError(f"{str(path)!r} cannot be read as a table ({error})") from error
+            raise DataError(f"{str(path)!r} cannot be read as a table ({error}).") from error
 
 
 def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -545,5 +545,5 @@ def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
             is_answered = bool(row["answer"])
             record["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: no answer can be read ({error})") from error
+        raise DataError(f"{where}: no answer can be read ({error}).") from error
     return record

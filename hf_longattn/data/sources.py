@@ -64,7 +64,7 @@ def check_exists(source: str) -> None:
         DataError: with that name.
     """
     if source.lower().endswith((*FORMATS, *CONLL, ".gz")) and not Path(source).exists():
-        raise DataError(f"data file {source!r} does not exist")
+        raise DataError(f"Data file {source!r} does not exist.")
 
 
 def read_source(source: str, split: str = "train") -> Dataset:
@@ -86,11 +86,11 @@ def read_source(source: str, split: str = "train") -> Dataset:
     ending = path.suffix.lower()
     if ending in FORMATS:
         if not path.stat().st_size:
-            raise DataError(f"data file {source!r} is empty")
+            raise DataError(f"Data file {source!r} is empty.")
         kind, options = FORMATS[ending]
-        return load_or_refuse(source, f"the file {source!r} cannot be read", kind, [source], split="train", **options)
+        return load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], split="train", **options)
     data = load_or_refuse(
-        source, f"cannot read {source!r}: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
+        source, f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
     )
     return choose_split(data, split, source)
 
@@ -135,7 +135,9 @@ def held_back(
     parts = [read(source, args.split) for source in args.data]
     if differing := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
         columns = [", ".join(part.column_names) for part in (parts[0], parts[differing])]
-        raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape")
+        raise DataError(
+            f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape."
+        )
     if args.only_scores:
         return all_scored(args, seed, concatenate_datasets(parts))
     if args.validation:
@@ -145,7 +147,7 @@ def held_back(
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:
         count = "is only one row" if rows == 1 else f"are {rows} rows" + (f" of one {unit}" if unit and rows >= least else "")
-        raise OptionError(f"there {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
+        raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
     return limited(args, seed, train, held_out)
 
 
@@ -167,7 +169,7 @@ def all_scored(args: SampleLimits, seed: int, data: Dataset) -> tuple[Dataset, D
         DataError: there are none.
     """
     if not len(data):
-        raise DataError("the data have no rows to score")
+        raise DataError("The data have no rows to score.")
     scored = _drawn(data, args.max_eval_samples, seed)
     return scored, scored
 
@@ -226,12 +228,12 @@ def check_column(data: Dataset, column: str, source: str, option: str, *, text: 
         names = ", ".join(data.column_names)
         separator = next((character for character in ";\t|" if character in names), None)
         if separator is not None and len(data.column_names) == 1:
-            raise DataError(f"{source} has a single column, {names!r}; separate its columns by commas, not by {separator!r}")
+            raise DataError(f"{source} has a single column, {names!r}; separate its columns by commas, not by {separator!r}.")
         close = nearest(column, data.column_names, least=0.6)  # "bboxes" is half of "tokens"
         raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{close}")
     kind = _kind(data.features[column])
     if text and kind not in ("string", "large_string", "null"):
-        raise DataError(f"the column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}")
+        raise DataError(f"The column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}.")
     return column
 
 
@@ -289,7 +291,7 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
     forms = [(form, template_columns(form)) for form in template]
     parts = [_load_text(source, split, column, forms).filter(_has_text) for source in sources]
     if not any(map(len, parts)):
-        raise DataError(f"there is no text in {', '.join(sources)}")
+        raise DataError(f"There is no text in {', '.join(sources)}.")
     return parts
 
 
@@ -319,7 +321,7 @@ def load_labelled(
         return _labelled_folder(path).filter(_has_text)
     if is_plain_text(source):
         columns, folder = ("question, text and label", "") if question_column else ("text and label", ", or a folder with one per label")
-        raise DataError(f"{source!r} holds text alone; give a table with columns for {columns}{folder}")
+        raise DataError(f"{source!r} holds text alone; give a table with columns for {columns}{folder}.")
     data = read_source(source, split)
     texts = {"text": text_column, **({"question": question_column} if question_column else {})}
     for role, column in texts.items():
@@ -353,14 +355,14 @@ def class_names(names: Sequence[str], known: Sequence[str], *, only_known: bool 
     numbers = list(map(str, range(len(known))))
     if list(known) != [f"LABEL_{number}" for number in numbers]:
         raise DataError(
-            f"the model does not know the labels {listed(set(names) - set(known))} of the data; its classes are {listed(known)}, so write "
-            "the labels like these"
+            f"The model does not know the labels {listed(set(names) - set(known))} of the data; its classes are {listed(known)}, so write "
+            "the labels like these."
         )
     if set(names) <= set(numbers):
         return numbers
     raise DataError(
-        f"the model has no names for its {len(known)} classes, so the labels of the data must be numbers from 0, not "
-        f"{listed(set(names) - set(numbers))}; write numbers, or the names into id2label of its config.json"
+        f"The model has no names for its {len(known)} classes, so the labels of the data must be numbers from 0, not "
+        f"{listed(set(names) - set(numbers))}; write numbers, or the names into id2label of its config.json."
     )
 
 
@@ -373,9 +375,9 @@ def template_columns(template: str) -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise OptionError(f"the template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces") from error
+        raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
     if not names or not all(name.isidentifier() for name in names):
-        raise OptionError(f"the template {template!r} must name columns in braces, for example '{{title}}: {{text}}'")
+        raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
     return list(dict.fromkeys(names))
 
 
@@ -412,7 +414,7 @@ def label_folders(path: Path, what: str) -> list[Path]:
     """
     folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     if not folders:
-        raise DataError(f"the folder {str(path)!r} has no sub-folders; every label needs one, with its {what} in it")
+        raise DataError(f"The folder {str(path)!r} has no sub-folders; every label needs one, with its {what} in it.")
     return folders
 
 
@@ -430,10 +432,10 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
     def name(value: Any, row: int) -> str:
         if numbers:
             if value is None or value < 0:
-                raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out")
+                raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out.")
             return str(feature.names[value])
         if value is None or value == "":
-            raise DataError(f"row {row + 1} of {source} has no label in the column {column!r}; leave such rows out")
+            raise DataError(f"Row {row + 1} of {source} has no label in the column {column!r}; leave such rows out.")
         if fractions and not float(value).is_integer():
             raise _no_classes(kind, column, source)
         return str(int(value) if fractions else value)
@@ -443,7 +445,7 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
 
 def _no_classes(kind: str, column: str, source: str) -> DataError:
     return DataError(
-        f"the column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with --label-column"
+        f"The column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with --label-column."
     )
 
 
@@ -469,17 +471,17 @@ def load_saved(source: str) -> Any:
         return load_from_disk(source)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"the folder {source!r} is damaged; write it again with save_to_disk ({type(error).__name__}: {first})") from error
+        raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({type(error).__name__}: {first}).") from error
 
 
 def _documents(path: Path) -> Dataset:
     files = sorted((file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and not file.is_dir()), key=str)
     if broken := next((file for file in files if not file.is_file()), None):
-        raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it")
+        raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
     if not files:
-        raise DataError(f"the folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)})")
+        raise DataError(f"The folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)}).")
     kind, options = FORMATS[".txt"]
-    return load_or_refuse(str(path), f"the folder {str(path)!r} cannot be read", kind, [*map(str, files)], split="train", **options)
+    return load_or_refuse(str(path), f"The folder {str(path)!r} cannot be read", kind, [*map(str, files)], split="train", **options)
 
 
 def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
@@ -501,15 +503,15 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
             raise refusal from error
         first = (str(cause).splitlines() or [""])[0]
         if kind == "json" and TOO_DEEP.search(first):
-            raise DataError(f"{failure}: its JSON is nested too deeply; give rows of texts and numbers") from error
+            raise DataError(f"{failure}: its JSON is nested too deeply; give rows of texts and numbers.") from error
         if "corresponds to no data" in first:
-            raise DataError(f"{source} has no rows") from error
+            raise DataError(f"{source} has no rows.") from error
         subsets = [] if kind else _subsets(name)
         is_complete = subset in subsets if subset else len(subsets) < 2
         if subsets and not is_complete:
-            advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}"
+            advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}."
             raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
-        raise DataError(f"{failure} ({type(cause).__name__}: {first})") from error
+        raise DataError(f"{failure} ({type(cause).__name__}: {first}).") from error
     return checked_texts(data, source)
 
 
@@ -523,9 +525,9 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
         sizes = pyarrow.compute.binary_length(data.data.column(column))
         row = pyarrow.compute.index(pyarrow.compute.greater(sizes, LARGEST_TEXT), True).as_py()
         if row >= 0:
-            unit = {".jsonl": "line", ".txt": "document"}.get(Path(source).suffix.lower(), "row")
+            unit = {".jsonl": "Line", ".txt": "Document"}.get(Path(source).suffix.lower(), "Row")
             size, most = sizes[row].as_py() / 1e6, LARGEST_TEXT / 1e6
-            raise DataError(f"{unit} {row + 1} of {source!r} has {size:,.0f} MB of text, but at most {most:,.0f} are read; split it")
+            raise DataError(f"{unit} {row + 1} of {source!r} has {size:,.0f} MB of text, but at most {most:,.0f} are read; split it.")
     return data
 
 

@@ -48,7 +48,7 @@ def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         CheckpointError: it has neither.
     """
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise CheckpointError(f"the tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)")
+        raise CheckpointError(f"The tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...).")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 

@@ -69,7 +69,7 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
     if missing := next((role for role in COLUMNS if role not in columns), None):
         raise DataError(
             f"{source} has the columns {', '.join(data.column_names)}, and none of them is called {', '.join(COLUMNS[missing])}; name the "
-            f"one with {'recordings' if missing == 'audio' else 'transcripts'} by --{missing}-column"
+            f"one with {'recordings' if missing == 'audio' else 'transcripts'} by --{missing}-column."
         )
     check_column(data, columns["text"], source, "--text-column", text=True)
     rows = file_rows(RECORDING_FILES, data, columns["audio"], source)
@@ -82,7 +82,7 @@ def _files_with_texts(root: Path) -> Dataset:
     if bare := [file for file in files if not file.with_suffix(".txt").is_file()]:
         raise DataError(
             f"{str(root)!r} has no {METADATA[0]}, and {len(bare):,} of its {len(files):,} recordings have no transcript, the first "
-            f"{str(bare[0])!r}; write {bare[0].with_suffix('.txt').name} next to it, or {METADATA[0]} with file_name,transcription"
+            f"{str(bare[0])!r}; write {bare[0].with_suffix('.txt').name} next to it, or {METADATA[0]} with file_name,transcription."
         )
     cells = [{"path": str(file), "bytes": None} for file in files]
     features = Features({"audio": CELL, "name": Value("string")})
@@ -106,9 +106,9 @@ def _with_texts(rows: Dataset, texts: Sequence[str | None], otherwise: str) -> D
     """
     lines = [" ".join((text or "").split()) for text in texts]
     if not lines:
-        raise DataError("there are no utterances in the data; give others")
+        raise DataError("There are no utterances in the data; give others.")
     if "" in lines:
-        raise DataError(f"{rows['name'][lines.index('')]} has no transcript; {otherwise}")
+        raise DataError(f"{rows['name'][lines.index('')]} has no transcript; {otherwise}.")
     return rows.add_column("text", lines)
 
 
@@ -119,7 +119,7 @@ def rewritten(text: str, case: str) -> str:
         OptionError: there is no such case.
     """
     if case not in CASES:
-        raise OptionError(f"letter_case must be one of {', '.join(CASES)}, not {case!r}")
+        raise OptionError(f"--letter-case must be one of {', '.join(CASES)}, not {case!r}.")
     return CASES[case](text)
 
 
@@ -143,12 +143,12 @@ def without_unknown(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, un
         fitting = next(cases, None)
         advice = f"add --letter-case {fitting}" if fitting else "add --unknown-characters drop, or --new-vocabulary for a new one"
         raise DataError(
-            f"transcripts have characters that the vocabulary lacks: {named}{others} (first in {_first(texts, lacking)!r}); {advice}"
+            f"Transcripts have characters that the vocabulary lacks: {named}{others} (first in {_first(texts, lacking)!r}); {advice}."
         )
     table = str.maketrans(dict.fromkeys(lacking, ""))
     cleaned = [" ".join(text.translate(table).split()) for text in texts]
     if "" in cleaned:
-        raise DataError(f"the transcript {texts[cleaned.index('')]!r} has no character of the vocabulary; leave its row out")
+        raise DataError(f"The transcript {texts[cleaned.index('')]!r} has no character of the vocabulary; leave its row out.")
     return cleaned
 
 
@@ -168,7 +168,7 @@ def character_tokenizer(texts: Sequence[str]) -> Wav2Vec2CTCTokenizer:
     """A new vocabulary of all characters of some transcripts, sorted, with a space between words, an unknown token and CTC's blank."""
     characters = sorted({character for text in texts for character in text} - {" "})
     if WORD_DELIMITER in characters:
-        raise DataError(f"transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them")
+        raise DataError(f"Transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them.")
     return ctc_tokenizer(characters)
 
 

@@ -42,11 +42,11 @@ def video_places(path: Path) -> list[Path]:
     if path.is_file() or (path.is_dir() and _frame_files(path)):
         return [path]
     if not path.is_dir():
-        raise DataError(f"{str(path)!r} does not exist; give {WHAT}")
+        raise DataError(f"{str(path)!r} does not exist; give {WHAT}.")
     entries = [entry for entry in sorted(path.iterdir(), key=_by_number) if not entry.name.startswith(".")]
     videos = [entry for entry in entries if (_frame_files(entry) if entry.is_dir() else entry.suffix.lower() in VIDEO_SUFFIXES)]
     if not videos:
-        raise DataError(f"the folder {str(path)!r} holds no videos; give {WHAT}, or a folder with one such folder or file for each video")
+        raise DataError(f"The folder {str(path)!r} holds no videos; give {WHAT}, or a folder with one such folder or file for each video.")
     return videos
 
 
@@ -65,12 +65,12 @@ def read_video(path: Path, frames: int) -> list[Picture]:
     if kind in CODEC_SUFFIXES:
         raise DataError(
             f"{str(path)!r} is a video file, which is not decoded here; extract its frames, for example with mkdir frames && ffmpeg -i "
-            f"{path.name} frames/%05d.png, and give that folder"
+            f"{path.name} frames/%05d.png, and give that folder."
         )
     if path.is_file() and kind in SUFFIXES:
-        raise DataError(f"{str(path)!r} is a picture, but the model reads videos of {frames} frames; give {WHAT}")
+        raise DataError(f"{str(path)!r} is a picture, but the model reads videos of {frames} frames; give {WHAT}.")
     if path.is_file() and kind != FRAMES_SUFFIX:
-        raise DataError(f"{str(path)!r} is not a video; give {WHAT}")
+        raise DataError(f"{str(path)!r} is not a video; give {WHAT}.")
     if path.is_dir():
         files = _frame_files(path)
         _check_count(path, len(files), frames)
@@ -89,12 +89,12 @@ def _frames_of_array(path: Path, frames: int) -> list[Picture]:
         values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"the array {str(path)!r} is damaged, or not an array of numbers; write it with numpy.save ({first})") from error
+        raise DataError(f"The array {str(path)!r} is damaged, or not an array of numbers; write it with numpy.save ({first}).") from error
     shape: tuple[int, ...] = getattr(values, "shape", ())
     if len(shape) != 4 or (shape[1] not in COLOURS and shape[3] not in COLOURS):
         raise DataError(
-            f"the array {str(path)!r} has shape {tuple(shape)}, but a video is (frames, channels, height, width) or (frames, height, "
-            "width, channels) with 3 channels or 1"
+            f"The array {str(path)!r} has shape {tuple(shape)}, but a video is (frames, channels, height, width) or (frames, height, "
+            "width, channels) with 3 channels or 1."
         )
     _check_count(path, len(values), frames)
     chosen = np.stack([np.asarray(values[number]) for number in evenly_spread(range(len(values)), frames)])
@@ -103,19 +103,19 @@ def _frames_of_array(path: Path, frames: int) -> list[Picture]:
     if np.issubdtype(chosen.dtype, np.floating) and np.isfinite(chosen).all() and chosen.min() >= 0 and chosen.max() <= 1:
         chosen = (chosen * 255).round()
     elif not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() > 255:
-        raise DataError(f"the array {str(path)!r} has other values than whole numbers from 0 to 255 or numbers from 0 to 1; scale it")
+        raise DataError(f"The array {str(path)!r} has other values than whole numbers from 0 to 255 or numbers from 0 to 1; scale it.")
     return [Pillow.fromarray(frame.astype(np.uint8).repeat(3 // frame.shape[2], 2)) for frame in chosen]
 
 
 def _check_count(path: Path, count: int, frames: int) -> None:
     if count < frames:
-        raise DataError(f"the video {str(path)!r} has {count} frames, but the model reads {frames}; extract more, or give a longer video")
+        raise DataError(f"The video {str(path)!r} has {count} frames, but the model reads {frames}; extract more, or give a longer video.")
 
 
 def _check_sizes(path: Path, sizes: Iterable[tuple[int, int]]) -> None:
     if len(several := dict.fromkeys(sizes)) > 1:
         first, second = (f"{height} × {width}" for width, height in list(several)[:2])
-        raise DataError(f"the video {str(path)!r} has frames of several sizes, {first} and {second} pixels; extract them from one video")
+        raise DataError(f"The video {str(path)!r} has frames of several sizes, {first} and {second} pixels; extract them from one video.")
 
 
 def _size_in_header(file: Path) -> tuple[int, int]:
@@ -156,7 +156,7 @@ def load_labelled_videos(source: str, *, split: str = "train") -> Dataset:
     """
     path = Path(source)
     if not path.is_dir():
-        raise DataError(f"{source!r} is not a folder; videos to classify are a folder with one sub-folder per label, each with {WHAT}")
+        raise DataError(f"{source!r} is not a folder; videos to classify are a folder with one sub-folder per label, each with {WHAT}.")
     rows = [(str(place), folder.name) for folder in label_folders(folder_of_split(path, split), "videos") for place in video_places(folder)]
     return Dataset.from_dict(
         {"video": [place for place, _ in rows], "label": [label for _, label in rows], "name": [row[0] for row in rows]}
@@ -210,8 +210,8 @@ def checked_frames(model: PreTrainedModel, collator: VideoCollator, place: str) 
     converted = getattr(model.config, "long_image_size", None)
     if converted is not None and list(converted) != sides:
         raise CheckpointError(
-            f"the processor of {model.name_or_path!r} makes frames of {' × '.join(map(str, sides))} pixels, but the model was converted "
-            f"for {' × '.join(map(str, converted))}; set its size to these"
+            f"The processor of {model.name_or_path!r} makes frames of {' × '.join(map(str, sides))} pixels, but the model was converted "
+            f"for {' × '.join(map(str, converted))}; set its size to these."
         )
     return frames, *sides
 

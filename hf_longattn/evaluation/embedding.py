@@ -62,7 +62,7 @@ class Vectors:
         """
         of, colon, size = text.partition(":")
         if of not in SIZES or (colon and (SIZES[of] is None or not size.isdigit() or int(size) < 1)):
-            raise OptionError(f"vectors is {text!r}; give document, parts:8 or passages:256, with any number, or tokens")
+            raise OptionError(f"--vectors is {text!r}; give document, parts:8 or passages:256, with any number, or tokens.")
         return cls(of, int(size) if colon else SIZES[of])
 
     def __str__(self) -> str:
@@ -106,7 +106,7 @@ def embed_documents(
     """
     chosen = Vectors.parse(vectors)
     if task not in TASKS:
-        raise OptionError(f"task is {task!r}; give document or query")
+        raise OptionError(f"--task is {task!r}; give document or query.")
     with needs_extra("sentence"):
         import sentence_transformers
     loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(model) else sentence_transformers.SentenceTransformer
@@ -150,10 +150,10 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     seen: set[str] = set()
     for row in data:
         if row["id"] in seen:
-            raise DataError(f"the id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column")
+            raise DataError(f"The id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column.")
         seen.add(row["id"])
         if not row["text"].strip():
-            raise DataError(f"the document {row['id']!r} of {source} has no text; leave it out")
+            raise DataError(f"The document {row['id']!r} of {source} has no text; leave it out.")
     return data
 
 
@@ -167,7 +167,7 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
     for query in queries:
         tokens = len(network.tokenizer(prompt + query, verbose=False)["input_ids"])
         if longest and tokens > longest:
-            raise DataError(f"a query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it")
+            raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[
     prompt = network.prompts.get(task) or ""
     if network.model_type == "MultiVectorEncoder":
         if vectors.of not in ("parts", "tokens"):
-            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them")
+            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
         return partial(_token_vectors, network, vectors, task)
     if vectors.of == "document":
         return partial(_whole, network, task)

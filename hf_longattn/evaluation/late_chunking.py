@@ -115,7 +115,7 @@ def check_averages(network: Any, name: str) -> None:
     if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or mode != "mean":
         raise CheckpointError(
             f"{name!r} makes its vectors by {', '.join(kinds)}{'' if mode == 'mean' else f' ({mode})'}, and those of passages are means of "
-            "token states; give a model with mean pooling"
+            "token states; give a model with mean pooling."
         )
 
 

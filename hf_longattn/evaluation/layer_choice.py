@@ -94,6 +94,6 @@ def number_of_layers(number: float, layers: int, option: str) -> int:
     if not 0 < count < layers or (number >= 1 and count != number):
         raise OptionError(
             f"{option} is {number:g}, but the model has {layers} layers, so 1 to {layers - 1} of them can keep softmax attention; give "
-            f"{option} {layers // 2 or 1}, or a share below 1"
+            f"{option} {layers // 2 or 1}, or a share below 1."
         )
     return count

@@ -84,7 +84,7 @@ class QAReader:
     def _read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
         records = [with_context(record) for record in records]
         if len({has_places(record) for record in records}) > 1:
-            raise OptionError("some of the records have words with boxes and others do not; read them in two calls")
+            raise OptionError("Some of the records have words with boxes and others do not; read them in two calls.")
         inputs = [_Input(number, feature, record) for number, record in enumerate(records) for feature in self.encode(record)]
         order = sorted(inputs, key=lambda item: len(item.feature), reverse=True)
         with evaluating(self.model):
@@ -105,7 +105,7 @@ class QAReader:
         record = with_context(record)
         if not all(isinstance(record.get(name), str) for name in ("question", "context")):
             known = ", ".join(repr(name) for name, value in record.items() if value is not None)
-            raise OptionError(f"a record must have 'question' and 'context', both texts; it has {known or 'nothing'}")
+            raise OptionError(f"A record must have 'question' and 'context', both texts; it has {known or 'nothing'}.")
         form = self.form
         if form.page is None and has_places(record):
             form = dataclasses.replace(form, page=self.page)

@@ -79,7 +79,7 @@ def transcribe(
         OptionError: a stride without chunks, or chunks that hold nothing but their strides.
     """
     if not type(model).__name__.endswith(CTC_CLASS):
-        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_advice(model)}")
+        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_advice(model)}.")
     hearing = Hearing(processor.feature_extractor, resample, mono)
     samples = read_audio(sound, hearing.sampling_rate, resample=resample, mono=mono, silence=True)
     step = samples_per_frame(model, hearing)
@@ -129,7 +129,7 @@ def chunks(
     """
     if chunk_seconds is None:
         if stride_seconds is not None:
-            raise OptionError("stride_seconds is what chunks share; give chunk_seconds, too, or leave it out")
+            raise OptionError("stride_seconds requires chunk_seconds; give both, or leave it out.")
         yield 0, 0, 0, samples
         return
     strides = (
@@ -138,7 +138,7 @@ def chunks(
     length, left, right = (round(seconds * rate / step) * step for seconds in (chunk_seconds, *strides))
     if length <= left + right or min(left, right) < 0:
         raise OptionError(
-            f"chunks of {chunk_seconds:g} seconds hold nothing but strides of {strides[0]:g} and {strides[1]:g}; give longer chunks"
+            f"Chunks of {chunk_seconds:g} seconds hold nothing but strides of {strides[0]:g} and {strides[1]:g}; give longer chunks."
         )
     for start in range(0, len(samples), length - left - right):
         chunk, is_last = samples[start : start + length], start + length >= len(samples)
@@ -156,7 +156,7 @@ def best_tokens(model: PreTrainedModel, hearing: Hearing, samples: Samples) -> N
         AudioError: the sound is shorter than a frame, or does not fit into memory.
     """
     if output_frames(model, hearing.length(samples)) < 1:
-        raise AudioError(f"the sound of {len(samples) / hearing.sampling_rate:.3f} seconds is shorter than one frame; give a longer one")
+        raise AudioError(f"The sound of {len(samples) / hearing.sampling_rate:.3f} seconds is shorter than one frame; give a longer one.")
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for name, value in hearing.inputs([samples]).items()
@@ -169,7 +169,7 @@ def best_tokens(model: PreTrainedModel, hearing: Hearing, samples: Samples) -> N
             raise
         raise AudioError(
             f"{len(samples) / hearing.sampling_rate:,.0f} seconds do not fit into memory in one pass of {type(model).__name__}; convert "
-            f"the checkpoint by `longattn convert`, or give chunk_seconds=30 ({in_a_line(error)})"
+            f"the checkpoint by `longattn convert`, or give chunk_seconds=30 ({in_a_line(error)})."
         ) from error
 
 

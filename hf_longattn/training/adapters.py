@@ -63,7 +63,7 @@ def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
     family, length = known_family(model.config), length_before_conversion(model.config)
     tables = [(weights, table) for key, weights in model.named_parameters() if family and (table := family.table(key)) and table.learned]
     if length is None or not tables:
-        raise OptionError(f"train positions trains rows that a conversion added to a position table, and {name!r} has none; leave it out")
+        raise OptionError(f"--train positions requires position rows that a conversion added, and {name!r} has none; leave --train out.")
     model.requires_grad_(False)
     hooks = []
     for weights, table in tables:
@@ -101,8 +101,8 @@ def projections(model: nn.Module) -> list[str]:
             names = attention_projections(model, site.name)
             if not names:
                 raise OptionError(
-                    f"no query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
-                    "update; train all parameters instead"
+                    f"No query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
+                    "update; train all parameters instead."
                 )
             projection_names += names
     return list(dict.fromkeys(projection_names))

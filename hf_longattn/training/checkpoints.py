@@ -48,7 +48,9 @@ def newest_checkpoint(folder: Path) -> str | None:
         damaged.append(f"{path.name} {why}")
     if damaged:
         reasons = "; ".join(damaged)
-        raise CheckpointError(f"no checkpoint in {str(folder)!r} is complete: {reasons}; to start again, give --overwrite without --resume")
+        raise CheckpointError(
+            f"No checkpoint in {str(folder)!r} is complete: {reasons}; to start again, give --overwrite without --resume."
+        )
     return None
 
 
@@ -60,7 +62,7 @@ def checkpoint_to_resume(folder: Path) -> str:
     """
     newest = newest_checkpoint(folder)
     if newest is None:
-        raise CheckpointError(f"there is no checkpoint in {str(folder)!r} to resume from; leave --resume out to start a new training")
+        raise CheckpointError(f"There is no checkpoint in {str(folder)!r} to resume from; leave --resume out to start a new training.")
     return newest
 
 
@@ -92,7 +94,7 @@ def check_same_name(earlier_model: str | None, model: str, folder: Path) -> None
         return
     raise CheckpointError(
         f"{str(folder)!r} continues a training of {earlier_model!r}, not of {model!r}; give --model {earlier_model}, or "
-        f"--overwrite without --resume to train {model!r} from the beginning"
+        f"--overwrite without --resume to train {model!r} from the beginning."
     )
 
 
@@ -127,7 +129,7 @@ def newest_of_stage(folder: Path, stage: int) -> str | None:
         part = finished_part(folder)
         if part is None:
             raise
-        logger.warning_once(f"Stage {stage} starts again, since {str(error).partition(';')[0]}; {part}.")
+        logger.warning_once(f"Stage {stage} starts again, and {part}. {str(error).partition(';')[0]}.")
         return None
 
 
@@ -151,11 +153,12 @@ def check_checkpoint(checkpoint: Path) -> str:
     """
     if not checkpoint.is_dir():
         beside = ", ".join(str(path) for path in checkpoints(checkpoint.parent))
-        raise CheckpointError(f"there is no checkpoint {str(checkpoint)!r}; " + (f"there are {beside}" if beside else "leave it out"))
+        advice = f"give one of {beside}" if beside else "leave --resume-from-checkpoint out"
+        raise CheckpointError(f"There is no checkpoint {str(checkpoint)!r}; {advice}.")
     why = damage(checkpoint)
     if why is not None:
         raise CheckpointError(
-            f"the checkpoint {str(checkpoint)!r} {why}; give another one, or --resume, which finds the latest complete one"
+            f"The checkpoint {str(checkpoint)!r} {why}; give another one, or --resume, which finds the latest complete one."
         )
     return str(checkpoint)
 

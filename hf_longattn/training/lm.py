@@ -56,7 +56,7 @@ class TextModelArguments(ModelArguments):
     def check(self) -> None:
         super().check()
         if self.objective not in OBJECTIVES:
-            raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
+            raise OptionError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}.")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class LMModelArguments(TextModelArguments):
     def check(self) -> None:
         super().check()
         if self.from_scratch and self.use_peft:
-            raise OptionError("use_peft updates weights that were trained before; leave --use_peft or --from_scratch out")
+            raise OptionError("--use-peft requires trained weights, which --from-scratch does not load; leave one of the two out.")
 
 
 @dataclass
@@ -98,9 +98,9 @@ class TextDataArguments(DataArguments):
     def check(self) -> None:
         super().check()
         if not self.text:
-            raise OptionError("no text given; add --text with a file, a folder or a dataset's name")
+            raise OptionError("No text given; add --text with a file, a folder or a dataset's name.")
         if not 0 < self.mask_probability < 1:
-            raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
+            raise OptionError(f"--mask-probability must lie between 0 and 1, not {self.mask_probability}.")
 
 
 @dataclass
@@ -140,8 +140,8 @@ def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> No
     checkpointing = training.gradient_checkpointing or getattr(training, "activation_checkpointing", None)
     if data.segments < 2 or "num_train_epochs" in training.explicit or checkpointing or data.max_length is not None:
         raise OptionError(
-            f"segments is {data.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
-            "nor gradient_checkpointing, which drops what the layers remember"
+            f"--segments is {data.segments}: give at least 2, --max-steps or --max-minutes instead of --epochs, and neither --max-length "
+            "nor --gradient-checkpointing, which drops what the layers remember."
         )
     if training.max_minutes is None and training.max_steps < 0:
         training.max_steps = 1000
@@ -208,7 +208,7 @@ def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset
         return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
     documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
     if not len(held_out):
-        raise OptionError("there is only one document, and the loss is measured on another one; give --validation TEXT")
+        raise OptionError("There is only one document, and the loss is measured on another one; give --validation TEXT.")
     return limited(args, seed, documents, held_out)
 
 
@@ -232,13 +232,13 @@ def load_lm(
     if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
         raise OptionError(
             f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} needs; "
-            f"take the task {'clm' if objective == 'mlm' else 'mlm'}"
+            f"take the task {'clm' if objective == 'mlm' else 'mlm'}."
         )
     model: PreTrainedModel = new_model(loader, config, dtype=torch.float32) if from_scratch else load_model(loader, name, complete=complete)
     if getattr(model, "is_quantized", False):
-        raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from")
+        raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from.")
     if objective == "mlm" and tokenizer.mask_token is None:
-        raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens)")
+        raise CheckpointError(f"The tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens).")
     pad_with_end(tokenizer, name)
     return model, tokenizer, objective
 
@@ -256,7 +256,7 @@ def check_trains(config: Any, name: str) -> None:
         CheckpointError: with one sentence.
     """
     if config.model_type not in {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
-        raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head")
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head.")
 
 
 def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:

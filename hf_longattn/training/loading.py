@@ -49,7 +49,7 @@ def config_with_head(name: str, head: str, names: Any, otherwise: Mapping[str, A
     config: PreTrainedConfig = load_config(name)
     if config.model_type not in names:
         advice = next((words for words, types in otherwise.items() if config.model_type in types), "take a model of another architecture")
-        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; {advice}")
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; {advice}.")
     return config
 
 
@@ -57,7 +57,7 @@ def check_reads_text(config: PreTrainedConfig, name: str) -> None:
     """Raise :class:`CheckpointError` for a checkpoint of an architecture that reads pictures and has no tokenizer."""
     kind = config.model_type
     if kind in IMAGE_PROCESSOR_MAPPING_NAMES and kind not in TOKENIZER_MAPPING_NAMES:
-        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads pictures; take a model of texts")
+        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads pictures; take a model of texts.")
 
 
 def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, *, complete: bool, **config: Any) -> PreTrainedModel:

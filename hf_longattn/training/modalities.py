@@ -137,7 +137,7 @@ class Start:
         if longest is not None and tokens > longest:
             raise AudioError(
                 f"{row['name']} is {tokens:,} tokens of frames, but the backbone reads {longest:,}; leave it out, or convert the backbone "
-                f"with --max-length {tokens}"
+                f"with --max-length {tokens}."
             )
 
 
@@ -187,24 +187,24 @@ def load_multimodal_start(
         OptionError: a task is of a modality without an embedder, or a new embedder is of one without a task, or there already.
         BackendError, GridError: the checkpoint is no such backbone, or too short for the pictures.
     """
-    for kind, option, wanted in (("images", "image_size", images is not None), ("audio", "mel_bins", mel_bins > 0)):
+    for kind, option, wanted in (("images", "--image-size", images is not None), ("audio", "--mel-bins", mel_bins > 0)):
         if wanted and kind not in kinds:
-            raise OptionError(f"{option} is for tasks of kind {kind}; add --tasks NAME={kind}:DATA, or leave it out")
+            raise OptionError(f"{option} is for tasks of kind {kind}; add --tasks NAME={kind}:DATA, or leave it out.")
     config, tokenizer = load_start(name, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     heads: Mapping[str, Any] = getattr(config, "multitask_heads", {})
     if only_scores and not heads:
-        raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one head")
+        raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one head.")
     is_multimodal = isinstance(config, LongMultimodalConfig)
     if not is_multimodal and (only_scores or not {"images", "audio"} & set(kinds)):
         return Start(name, InputProcessors(tokenizer), None, heads, only_scores)
     present = {"images": is_multimodal and config.image is not None, "audio": is_multimodal and config.audio is not None}
-    advice = {"images": ("pictures", "--image_size 224 224 --patch_size 16"), "audio": ("recordings", "--mel_bins 80")}
+    advice = {"images": "--image-size 224 224 --patch-size 16", "audio": "--mel-bins 80"}
     new = {"images": images is not None, "audio": mel_bins > 0}
-    for kind, (words, options) in advice.items():
+    for kind, options in advice.items():
         if kind in kinds and not present[kind] and not new[kind] and not only_scores:
-            raise OptionError(f"a task of kind {kind} reads {words}, and {name!r} has no embedder of {words}; add {options}")
+            raise OptionError(f"A task of kind {kind} needs an embedder of {kind}, and {name!r} has none; add {options}.")
         if present[kind] and new[kind]:
-            raise OptionError(f"{name!r} has an embedder of {words} already; leave {options.split()[0].removeprefix('--')} out")
+            raise OptionError(f"{name!r} has an embedder of {kind} already; leave {options.split()[0]} out.")
     image_processor = load_part(AutoImageProcessor, name) if present["images"] else None
     extractor = load_part(AutoFeatureExtractor, name) if present["audio"] else None
     sound = None

@@ -44,13 +44,13 @@ def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None)
         tokens = read_tokens(tokenizer, row["positive"], prompt)
         inside = ((tokens.starts >= row["start"]) & (tokens.starts < row["end"])).nonzero().flatten() + len(tokens.before)
         if not len(inside):
-            raise DataError(f"pair {number + 1} has no token between the characters {row['start']} and {row['end']} of its document")
+            raise DataError(f"Pair {number + 1} has no token between the characters {row['start']} and {row['end']} of its document.")
         return {"anchor": row["anchor"], "positive": row["positive"], "label": [int(inside[0]), int(inside[-1]) + 1]}
 
     rows = data.map(convert, with_indices=True, remove_columns=data.column_names)
     uncut = rows if longest is None else rows.filter(lambda row: row["label"][1] < longest)
     if not len(uncut):
-        raise DataError(f"all passages end after the first {longest:,} tokens, where documents are cut; give a greater --max-length")
+        raise DataError(f"All passages end after the first {longest:,} tokens, where documents are cut; give a greater --max-length.")
     return uncut
 
 

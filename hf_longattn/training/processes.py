@@ -58,7 +58,7 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
 
     def ended(number: int, frame: FrameType | None) -> None:
         raise LostProcessError(
-            f"received {signal.Signals(number).name}, which launchers send when another process ends: {how_to_resume(folder)}"
+            f"Received {signal.Signals(number).name}, which launchers send when another process ends: {how_to_resume(folder)}."
         )
 
     earlier_handler = signal.signal(signal.SIGTERM, ended) if threading.current_thread() is threading.main_thread() else None
@@ -69,7 +69,7 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         if not isinstance(error, dist.DistError) and not any(words in str(error) for words in CLOSED):
             raise
-        raise LostProcessError(f"another process of the training has ended: {how_to_resume(folder)}") from error
+        raise LostProcessError(f"Another process of the training has ended: {how_to_resume(folder)}.") from error
     finally:
         if earlier_handler is not None:
             signal.signal(signal.SIGTERM, earlier_handler)

@@ -78,7 +78,7 @@ class SegmentTrainer(TimedTrainer):
         if not file.is_file():
             raise CheckpointError(
                 f"{str(checkpoint)!r} has no {file.name}: it was not written by a training in segments with {self.args.process_index + 1} "
-                "or more processes; start again, or resume with as many processes as before"
+                "or more processes; start again, or resume with as many processes as before."
             )
         self.memory = self.accelerator.unwrap_model(self.model).new_memory()
         self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})

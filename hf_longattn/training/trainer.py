@@ -190,7 +190,7 @@ class TimedTrainer(Trainer):
         norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # of FSDP
         scaler = getattr(self.accelerator, "scaler", None)
         if not math.isfinite(loss + float(0.0 if norm is None else norm)) and (scaler is None or scaler.get_scale() < 1):
-            self.diverged("the gradient" if math.isfinite(loss) else "the loss")
+            self.diverged("The gradient" if math.isfinite(loss) else "The loss")
         return grad_norm
 
     def diverged(self, what: str) -> None:
@@ -199,7 +199,7 @@ class TimedTrainer(Trainer):
         Raises:
             DivergenceError: always.
         """
-        raise DivergenceError(f"{what} is not a finite number at step {self.state.global_step + 1}; {self.advice()}")
+        raise DivergenceError(f"{what} is not a finite number at step {self.state.global_step + 1}; {self.advice()}.")
 
     def check_held_out(self, loss: float) -> None:
         """Refuse to go on with a model whose evaluation is NaN or infinite.
@@ -210,15 +210,15 @@ class TimedTrainer(Trainer):
         if math.isfinite(loss):
             return
         if step := self.state.global_step:
-            raise DivergenceError(f"the held-out loss is not a finite number after step {step}; {self.advice()}")
+            raise DivergenceError(f"The held-out loss is not a finite number after step {step}; {self.advice()}.")
         raise DivergenceError(
-            "the held-out loss is not a finite number before any training: the model computes NaN or infinity; give another --model, or "
-            "another precision (--no_bf16)"
+            "The held-out loss is not a finite number before any training: the model computes NaN or infinity; give another --model, or "
+            "another precision (--no-bf16)."
         )
 
     def advice(self) -> str:
         """What to type after a divergence."""
-        return f"lower --learning_rate, which is {self.args.learning_rate:g}; {how_to_resume(Path(str(self.args.output_dir)))}"
+        return f"lower --learning-rate, which is {self.args.learning_rate:g}; {how_to_resume(Path(str(self.args.output_dir)))}"
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
@@ -422,7 +422,7 @@ def row_lengths(data: Any) -> list[int]:
     if column is not None:
         return list(data[column])
     if "input_ids" not in names or not hasattr(data, "__len__"):
-        raise OptionError("tokens_per_batch needs rows of known length, which a stream of text has not; give --batch_size instead")
+        raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead for a stream of text.")
     return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
 
 
@@ -553,8 +553,8 @@ class FollowClock(TrainerCallback, ExportableState):
         self.clock.first_step = self.clock.agreed
         if self.clock.minutes is not None and self.clock.first_step >= self.clock.minutes:
             raise OptionError(
-                f"the evaluation before the first step took {self.clock.first_step:.1f} of the {self.clock.minutes:g} minutes; give more "
-                "--max_minutes, add --no_eval_before_training, or lower --max_eval_samples"
+                f"The evaluation before the first step took {self.clock.first_step:.1f} of the {self.clock.minutes:g} minutes; give more "
+                "--max-minutes, add --no-eval-before-training, or lower --max-eval-samples."
             )
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -654,7 +654,7 @@ class CheckBestMetric(TrainerCallback):
         name = (args.metric_for_best_model or "").removeprefix("eval_")
         known = [key.removeprefix("eval_") for key in metrics or {}]
         if name and known and name not in known:
-            raise OptionError(f"metric_for_best_model must be one of {', '.join(known)}, not {name!r}.{nearest(name, known)}")
+            raise OptionError(f"--metric-for-best-model must be one of {', '.join(known)}, not {name!r}.{nearest(name, known)}")
 
 
 @contextmanager
@@ -669,7 +669,7 @@ def refused_arguments() -> Iterator[None]:
     except LongAttentionError:
         raise
     except (ValueError, RuntimeError, ImportError) as error:
-        raise OptionError(in_a_line(error)) from error
+        raise OptionError(f"{in_a_line(error)}.") from error
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:

@@ -133,7 +133,7 @@ def test_bad_sound_is_refused_in_a_sentence(source: Any, sentence: str) -> None:
 
 
 def test_a_message_names_the_sound_and_says_what_else_to_do() -> None:
-    with pytest.raises(AudioError, match=r"row 3 of speech.jsonl is empty; remove the row$"):
+    with pytest.raises(AudioError, match=r"row 3 of speech.jsonl is empty; remove the row\.$"):
         read_audio(b"", RATE, name="row 3 of speech.jsonl", otherwise="remove the row")
 
 

@@ -144,7 +144,7 @@ SETTINGS: dict[str, Callable[[Models, Path], dict[str, Any]]] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "clm --segments": ("clm", {"segments": 8, "max_length": None, "max_steps": 4}),
     "embed --reranker": ("embed", {"reranker": True}),
-    "classify --tokens_per_batch": ("classify", {"tokens_per_batch": 40}),
+    "classify --tokens-per-batch": ("classify", {"tokens_per_batch": 40}),
     "mlm unpacked": ("mlm", {"packing": False}),
 }
 """Further ways in which tasks make batches."""

@@ -63,7 +63,7 @@ def test_long_question_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_no_room_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(LengthError, match="raise max_length"):
+    with pytest.raises(LengthError, match="raise --max-length"):
         encode_qa(record, tokenizer, QAFormat(40, stride=64))
 
 

@@ -110,7 +110,7 @@ def test_a_public_repository_is_refused_before_a_private_training(
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(TEXT)
     texts = ["--text", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
-    line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no_bf16"]
-    assert train(task, [*line, "--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo", "True"]) == 1
+    line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no-bf16"]
+    assert train(task, [*line, "--push-to-hub", "--hub-model-id", REPO, "--hub-private-repo", "True"]) == 1
     assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()

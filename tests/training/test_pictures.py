@@ -121,7 +121,7 @@ def test_the_command_prints_scores_and_what_was_transparent(
             picture.putalpha(mask)
             picture.save(folder / name / f"{number}.png")
     line = ["--model", models["short"], "--data", str(folder), "--validation", str(photos), "--images", "--augmentation", "none"]
-    line += ["--output", str(tmp_path / "out"), "--max_steps", "1", "--threads", "1"]
+    line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--threads", "1"]
     assert train("classify", line) == 0
     said = capsys.readouterr().err
     assert "(24 pictures)" in said
@@ -303,9 +303,9 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
         ),
         (OptionError, "image_column is an option for pictures; add --images", {**texts, "image_column": "photo"}),
         (OptionError, "packing is an option for texts; leave it out", {"packing": True}),
-        (OptionError, "max_length is an option for texts", {"max_length": 64}),
-        (OptionError, "tokens_per_batch counts the tokens of texts", {"tokens_per_batch": 64}),
-        (OptionError, "augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
+        (OptionError, "--max-length is an option for texts", {"max_length": 64}),
+        (OptionError, "--tokens-per-batch counts the tokens of texts", {"tokens_per_batch": 64}),
+        (OptionError, "Augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
         (OptionError, "image_column and label_column are both 'label'", {"image_column": "label"}),
         (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
         (DataError, "'image' of .* holds int64, not pictures; name another", {"data": [str(tmp_path / "numbers.csv")]}),

@@ -534,13 +534,13 @@ def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -
         given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "max_steps": 1}
         return finetune_qa(*build_arguments(QA, **given, **more, **FAST))
 
-    with pytest.raises(LengthError, match="give --long_documents windows"):
+    with pytest.raises(LengthError, match="give --long-documents windows"):
         run(long_documents="refuse")
-    with pytest.raises(OptionError, match="stride is of windows"):
+    with pytest.raises(OptionError, match="Stride is of windows"):
         run(long_documents="truncate", stride=32)
     windows, cut = run(stride=32), run(long_documents="truncate")
     assert cut["features"] < cut["questions"] < windows["features"]
-    with pytest.raises(OptionError, match="long_documents must be one of windows"):
+    with pytest.raises(OptionError, match="--long-documents must be one of windows"):
         run(long_documents="cut")
     with pytest.raises(OptionError, match="does not keep documents of one row apart"):
         run(packing=True)

@@ -245,7 +245,7 @@ def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pyte
 
     short = begin(TrainerState())
     now[0] += 60 * 11
-    with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max_minutes, add --no_eval"):
+    with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max-minutes, add --no-eval"):
         short.on_epoch_begin(args, TrainerState(), control)
 
 
@@ -339,7 +339,7 @@ def test_two_processes_that_accumulate_take_the_step_of_one_large_batch(pair: Ra
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-6, atol=1e-7)
         assert loss == pytest.approx(large.state.log_history[0]["loss"], rel=1e-6)
     first, second = pair.run(sentence_of_a_nan, str(tmp_path))
-    assert "is not a finite number at step 1; lower --learning_rate" in first
+    assert "is not a finite number at step 1; lower --learning-rate" in first
     assert second.partition(" is")[2] == first.partition(" is")[2]
 
 
@@ -349,10 +349,10 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_rows_without_labels_h
     alone = [trainer.evaluate([row])["eval_loss"] for row in trainer.train_dataset[:3]]
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(sum(alone) / 3, rel=1e-6)
     broken = tagging(str(tmp_path), LABELS, 1, nan_in=1)
-    with pytest.raises(DivergenceError, match="the held-out loss is not a finite number before any training: the model computes NaN"):
+    with pytest.raises(DivergenceError, match="The held-out loss is not a finite number before any training: the model computes NaN"):
         broken.evaluate(broken.train_dataset)
     broken.state.global_step = 3
-    with pytest.raises(DivergenceError, match="the held-out loss is not a finite number after step 3; lower --learning_rate, which is 1;"):
+    with pytest.raises(DivergenceError, match="The held-out loss is not a finite number after step 3; lower --learning-rate, which is 1;"):
         broken.predict(broken.train_dataset)
 
 

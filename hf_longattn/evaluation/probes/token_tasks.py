@@ -139,7 +139,7 @@ class Forgetting:
 
     def __post_init__(self) -> None:
         if not 0 <= self.updates <= self.pairs:
-            raise OptionError(f"updates is {self.updates}, but 0 to {self.pairs}, the number of pairs, can get a second value.")
+            raise OptionError(f"0 to {self.pairs} updates fit, one for a pair, not {self.updates}; give another number.")
         if self.pairs < 1 or 4 * self.pairs + 2 * self.updates > self.length:
             raise OptionError(
                 f"{self.pairs} pairs with {self.updates} updates do not fit into {self.length} tokens: a text has at least four tokens for "

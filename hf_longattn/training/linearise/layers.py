@@ -41,8 +41,8 @@ def keep_softmax(model: PreTrainedModel, number: float, batches: Sequence[Batch]
     choice = choose_layers(lambda sets: divergences(model, sets, batches), cheap, number_to_restore(model, number))
     if choice is None:
         raise OptionError(
-            "the predictions are those of softmax attention with the mechanism in every layer, so no layer is more important than another; "
-            "leave softmax_layers out"
+            "The predictions are those of softmax attention with the mechanism in every layer, so no layer is more important than another; "
+            "leave --softmax-layers out."
         )
     choice = broadcast_object_list([choice])[0]  # sums may differ in the last digit between processes
     restore_softmax(model, choice.kept)
@@ -59,7 +59,7 @@ def number_to_restore(model: PreTrainedModel, number: float) -> int:
     count = number_of_layers(number, len(sites), "softmax_layers")
     already = sum(_has_own(model, site) for site in sites.values())
     if count <= already:
-        raise OptionError(f"softmax_layers asks for {count}, and {already} of the layers have softmax attention already; leave it out")
+        raise OptionError(f"--softmax-layers is {count}, but {already} layers have softmax attention already; leave it out.")
     return count - already
 
 

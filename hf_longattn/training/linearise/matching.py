@@ -86,8 +86,8 @@ class Matching(Mechanism):
                 self.loss = self.loss + auxiliary.to(self.loss)
         if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
             raise OptionError(
-                f"stage 1 has nothing to train in mechanism {self.student.name!r}: its parameters do not affect a layer's output for given "
-                "queries, keys and values; give --stage 2"
+                f"Stage 1 has nothing to train in mechanism {self.student.name!r}: its parameters do not affect a layer's output for given "
+                "queries, keys and values; give --stage 2."
             )
         return target
 

@@ -128,7 +128,7 @@ class Stages:
             train_dataset=to_inputs(self.documents, self.tokenizer, length), log_path=args.folder / LOG_NAME,
         )  # fmt: skip
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
+            raise OptionError("Attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu.")
         trainer.add_callback(RunSettings(self.run.settings))
         trainer.train(resume_from_checkpoint=newest_of_stage(args.folder, stage) if args.resume else None)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen

@@ -103,8 +103,8 @@ def check_shape(teacher: str, student: PreTrainedModel) -> None:
             differing.append(f"{name} is {teacher_value}, not {student_value}")
     if differing:
         raise CheckpointError(
-            f"teacher {teacher!r} differs in shape from the student ({'; '.join(differing)}); "
-            "give the checkpoint that the student was converted from, or leave --teacher out"
+            f"The teacher {teacher!r} differs in shape from the student ({'; '.join(differing)}); "
+            "give the checkpoint that the student was converted from, or leave --teacher out."
         )
 
 
@@ -119,10 +119,10 @@ def check_head(name: str, architecture: str, needs_head: bool) -> None:
     base = _is_base(architecture)
     if not architecture or architecture.endswith(PREDICT_TOKENS) or (base and not needs_head):
         return
-    advice = "add --stage 1 and leave --softmax_layers out, or " if base else ""
+    advice = "add --stage 1 and leave --softmax-layers out, or " if base else ""
     raise OptionError(
         f"{name!r} is a {architecture}, which predicts no tokens; {advice}give the checkpoint with a language-modelling head that it was "
-        "made from"
+        "made from."
     )
 
 

@@ -161,8 +161,8 @@ def check_original(model_args: LineariseModelArguments) -> None:
     """
     if not model_args.teacher and not model_args.mechanism and _was_finetuned(model_args.model):
         raise OptionError(
-            f"stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
-            "that it was converted from"
+            f"Stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
+            "that it was converted from."
         )
 
 

@@ -70,9 +70,9 @@ class LineariseTrainer(TimedTrainer):
 
     def diverged(self, what: str) -> None:
         """Stop the training with a sentence."""
-        where = self._layer_of_loss() if what == "the loss" else self._layer_of_gradient()
+        where = self._layer_of_loss() if what == "The loss" else self._layer_of_gradient()
         step = f"step {self.state.global_step + 1} of stage {self.stage}"
-        raise DivergenceError(f"{what} is not a finite number at {step}, in {where}; {self.advice()}")
+        raise DivergenceError(f"{what} is not a finite number at {step}, in {where}; {self.advice()}.")
 
     def advice(self) -> str:
         """The last good checkpoint, and what to type."""

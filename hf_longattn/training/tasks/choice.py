@@ -23,7 +23,7 @@ from hf_longattn.data.batching import ChoiceCollator
 from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choices, read_joint, to_candidates, to_choices
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import each_part, held_back, read_source
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, flag
 from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
@@ -73,7 +73,7 @@ class ChoiceDataArguments(LabelledDataArguments):
         super().check()
         for name, known in (("candidates", CANDIDATE_FORMS), ("long_documents", ("windows", "truncate"))):
             if getattr(self, name) not in known:
-                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise OptionError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
 
 
 @dataclass
@@ -83,7 +83,7 @@ class ChoiceTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(1, "Questions per forward pass and process; each choice is a row.")
     per_device_eval_batch_size: int = argument(1, "Questions per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(16, "Forward passes per optimiser step (RoBERTa on RACE: 16 questions a step).")
-    learning_rate: float = argument(1e-5, "Highest learning rate (RoBERTa on RACE, table 10: 1e-5).")
+    learning_rate: float = argument(1e-5, "Peak learning rate (RoBERTa on RACE, table 10: 1e-5).")
 
 
 CHOICE = (ModelArguments, ChoiceDataArguments, ChoiceTrainingArguments)

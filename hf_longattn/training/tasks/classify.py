@@ -46,7 +46,7 @@ from hf_longattn.data.pictures import (
 )
 from hf_longattn.data.sources import DataError, each_part, held_back, load_labelled
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -119,16 +119,16 @@ class ClassificationDataArguments(LabelledDataArguments):
     def check(self) -> None:
         super().check()
         if len(kinds := [name for name in FLAGS.values() if getattr(self, name)]) > 1:
-            raise OptionError(f"{' and '.join(kinds[:2])} are two kinds of data; leave one of both out")
+            raise OptionError(f"--{kinds[0]} and --{kinds[1]} are two kinds of data; leave one of them out.")
         kind = self.reader.kind
         for other, names in OPTIONS_OF.items():
             others = [name for name in names if name not in OPTIONS_OF[kind]]
             if (unused := next((name for name in others if name in self.explicit), None)) is not None:
                 advice = f"add --{FLAGS[other]}" if other in FLAGS else f"leave it out, or leave --{FLAGS[kind]} out"
-                raise OptionError(f"{unused} is an option for {other}; {advice}")
+                raise OptionError(f"{flag(unused)} is an option for {other}; {advice}.")
         column = self.reader.column
         if column and getattr(self, column) == self.label_column:
-            raise OptionError(f"{column} and label_column are both {self.label_column!r}; name two columns")
+            raise OptionError(f"{flag(column)} and --label-column are both {self.label_column!r}; name two columns.")
         check_augmentation(self.augmentation)
         if self.videos:
             check_extra(EXTRA, "PIL")
@@ -222,7 +222,7 @@ class Texts:
         """
         start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
         if word_argument(start[1]):
-            raise OptionError(f"the tokenizer of {name!r} reads words with their {word_argument(start[1])}: add --layout")
+            raise OptionError(f"The tokenizer of {name!r} reads words with their {word_argument(start[1])}; add --layout.")
         return start
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
@@ -237,7 +237,7 @@ class Texts:
         length = input_length(model, processor, args.max_length)
         if args.question_column and not args.only_scores:
             carry_question(model, processor)
-        no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
+        no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
         pack = chosen_packing(model, args.packing, training_args, no_pooling)
         documents, held_out = each_part(lambda data: self.documents(model, data, processor, length, names), *rows)
         counts = {"train": len(documents), "held_out": len(held_out), "cut": sum(map(_cut, {documents, held_out}))}
@@ -329,7 +329,7 @@ class Pictures(Files):
             OptionError: an option that counts tokens.
         """
         if training_args.tokens_per_batch:
-            raise OptionError("tokens_per_batch counts the tokens of texts, and pictures have as many each; give --batch_size instead")
+            raise OptionError("--tokens-per-batch has no effect with --images, which have as many patches each; give --batch-size instead.")
         training_args.train_sampling_strategy = "random"
         size = checked_size(model, processor, rows[0][0])
         transparent = sum(map(count_transparent, set(rows)))
@@ -374,7 +374,7 @@ class Videos(Files):
             OptionError: an option that counts tokens.
         """
         if training_args.tokens_per_batch:
-            raise OptionError("tokens_per_batch counts the tokens of texts, and videos have as many each; give --batch_size instead")
+            raise OptionError("--tokens-per-batch has no effect with --videos, which have as many patches each; give --batch-size instead.")
         training_args.train_sampling_strategy = "random"
         collator = VideoCollator.of(model, processor, names)
         size = checked_frames(model, collator, rows[0]["video"][0])
@@ -411,15 +411,15 @@ class Recordings(Files):
             OptionError: an option that counts tokens.
         """
         if training_args.tokens_per_batch:
-            raise OptionError("tokens_per_batch counts the tokens of texts; give --batch_size for recordings instead")
+            raise OptionError("--tokens-per-batch has no effect with --audio; give --batch-size instead.")
         hearing = Hearing(processor, args.resample, args.mono)
         train_rows, held_out = each_part(lambda data: with_lengths(data, hearing), *rows)
         longest = max(map(max, (train_rows["length"], held_out["length"]))) / hearing.sampling_rate
         converted, read = getattr(model.config, "long_max_length", None), getattr(processor, "max_length", None)
         if converted is not None and converted != read:
             raise CheckpointError(
-                f"the feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
-                f"{converted}; set max_length in its preprocessor_config.json to that"
+                f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
+                f"{converted}; set max_length in its preprocessor_config.json to that."
             )
         most = hearing.most_samples
         cut = 0 if most is None else sum(length > most for data in {train_rows, held_out} for length in data["length"])
@@ -491,11 +491,11 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
     reader = args.reader
     train, held_out = held_back(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
     if not len(held_out):
-        raise DataError(f"there is no {reader.content} in {args.validation or ', '.join(args.data)}")
+        raise DataError(f"There is no {reader.content} in {args.validation or ', '.join(args.data)}.")
     if not args.only_scores and len(set(train["label"])) < 2:
         raise DataError(
-            f"all {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
-            if len(train) else f"there is no {reader.content} in {', '.join(args.data)}"
+            f"All {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn."
+            if len(train) else f"There is no {reader.content} in {', '.join(args.data)}."
         )  # fmt: skip
     return train, held_out
 

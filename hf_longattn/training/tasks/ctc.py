@@ -91,21 +91,21 @@ class CTCDataArguments(LabelledDataArguments):
         False, "Make a new vocabulary of the characters of the transcripts, and a new head, for a model that has none or another one."
     )
     max_seconds: float | None = argument(None, "Leave out longer recordings; default: all are kept whole.")
-    max_length: int | None = argument(None, "Not for speech: recordings are kept whole; see max_seconds.")
+    max_length: int | None = argument(None, "Not for speech: recordings are kept whole; see --max-seconds.")
 
     def check(self) -> None:
         super().check()
         if self.max_length is not None:
-            raise OptionError("max_length cuts texts, and a transcript cannot be cut with its recording; give --max_seconds instead")
+            raise OptionError("--max-length has no effect on recordings, which are kept whole; give --max-seconds instead.")
         if self.max_seconds is not None and self.max_seconds <= 0:
-            raise OptionError(f"max_seconds must be above 0, not {self.max_seconds:g}")
+            raise OptionError(f"--max-seconds must be above 0, not {self.max_seconds:g}.")
         rewritten("", self.letter_case)
         if self.unknown_characters not in UNKNOWN:
-            raise OptionError(f"unknown_characters must be one of {', '.join(UNKNOWN)}, not {self.unknown_characters!r}")
+            raise OptionError(f"--unknown-characters must be one of {', '.join(UNKNOWN)}, not {self.unknown_characters!r}.")
         if self.new_vocabulary and self.unknown_characters != "refuse":
-            raise OptionError("unknown_characters is of a model's vocabulary, and a new one has all characters; leave one of both out")
+            raise OptionError("--unknown-characters has no effect with --new-vocabulary; leave one of the two out.")
         if self.audio_column and self.audio_column == self.text_column:
-            raise OptionError(f"audio_column and text_column are both {self.audio_column!r}; name two columns")
+            raise OptionError(f"--audio-column and --text-column are both {self.audio_column!r}; name two columns.")
         check_extra("metrics", "jiwer")
 
 
@@ -119,7 +119,7 @@ class CTCTrainingArguments(LongTrainingArguments):
     per_device_eval_batch_size: int = argument(4, "Utterances per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
-    learning_rate: float = argument(1e-4, "Highest learning rate (wav2vec 2.0, appendix B: 5e-5 to 1e-4 after pre-training).")
+    learning_rate: float = argument(1e-4, "Peak learning rate (wav2vec 2.0, appendix B: 5e-5 to 1e-4 after pre-training).")
     tokens_per_batch: int = argument(0, "Frames of a training batch, rows × longest, in place of a number of utterances; 0 = off.")
 
     greater_is_better: bool | None = argument(None, "Whether the metric for the best model is a score; default: not for loss, wer and cer.")
@@ -154,7 +154,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     )
     for name, part in ((", ".join(data_args.data), rows), (data_args.validation or ", ".join(data_args.data), held_out)):
         if not len(part):
-            raise DataError(f"no utterance of {name} can be used: all are longer than max_seconds, or too short for their transcripts")
+            raise DataError(f"No utterance of {name} can be used: all are longer than --max-seconds, or too short for their transcripts.")
     training_args.remove_unused_columns = False
     trainer = TimedTrainer(
         model,
@@ -210,11 +210,11 @@ def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, text
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
-        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one of the transcripts") from error
+        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one of the transcripts.") from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id != config.pad_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(
-            f"the vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of its head "
-            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts"
+            f"The vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of its head "
+            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts."
         )
     return tokenizer
 

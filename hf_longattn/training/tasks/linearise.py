@@ -120,11 +120,11 @@ def check_output(args: LineariseTrainingArguments) -> None:
     if args.resume or args.overwrite:
         return
     if (args.folder / DISTILLATION_REPORT).exists():
-        raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it")
+        raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it.")
     if any(folder.exists() for folder in (args.folder / STAGE_1, args.checkpoints(1), args.checkpoints(2))):
         raise OptionError(
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
-            "another --output"
+            "another --output."
         )
     check_holds_no_model(args)
 
@@ -142,7 +142,7 @@ def check_converted(model_args: LineariseModelArguments, args: LineariseTraining
     plan = read_json_object(report).get("plan") if report.is_file() else None
     if not isinstance(plan, dict) or plan.get("source") != model_args.model:
         raise OptionError(
-            f"{str(folder)!r}, which --model is converted into, holds something else; give another --output, or add --overwrite"
+            f"{str(folder)!r}, which --model is converted into, holds something else; give another --output, or add --overwrite."
         )
 
 
@@ -160,7 +160,7 @@ def check_resumable(run: TaskArguments) -> None:
     for start in newest:
         check_same_model(Path(start), run.model.model)
     if not newest and finished_part(args.folder) is None:
-        raise CheckpointError(f"there is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew")
+        raise CheckpointError(f"There is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew.")
 
 
 def check_learns(model: PreTrainedModel) -> None:
@@ -173,7 +173,7 @@ def check_learns(model: PreTrainedModel) -> None:
             if predicts_tokens(model)
             else "convert with a mechanism that has some, such as hedgehog, or train the model for its task"
         )
-        raise OptionError(f"stage 1 trains the mechanisms' parameters, and {names} has none with these options; {advice}")
+        raise OptionError(f"Stage 1 trains the mechanisms' parameters, and {names} has none with these options; {advice}.")
 
 
 TASK = Task(arguments=LINEARISE, train=linearise_attention, result=markdown)

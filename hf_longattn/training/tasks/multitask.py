@@ -32,7 +32,7 @@ from hf_longattn.data.qa_features import QAFormat
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.sources import each_part
 from hf_longattn.data.words import tag_names, to_windows
-from hf_longattn.errors import OptionError, in_a_line, nearest
+from hf_longattn.errors import OptionError, flag, in_a_line, nearest
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
@@ -91,12 +91,12 @@ class MultiTaskModelArguments(ModelArguments):
     def check(self) -> None:
         super().check()
         if len(self.image_size) > 2:
-            raise OptionError(f"image_size must be a height and a width, not {len(self.image_size)} numbers")
+            raise OptionError(f"--image-size must be a height and a width, not {len(self.image_size)} numbers.")
         unused = next((name for name in ("patch_size", "patch_order") if name in self.explicit and not self.image_size), None)
         if unused is not None:
-            raise OptionError(f"{unused} is of an embedder of pictures; add --image_size, or leave it out")
+            raise OptionError(f"{flag(unused)} requires --image-size; add it, or leave {flag(unused)} out.")
         if "frame_stride" in self.explicit and not self.mel_bins:
-            raise OptionError("frame_stride is of an embedder of recordings; add --mel_bins, or leave it out")
+            raise OptionError("--frame-stride requires --mel-bins; add it, or leave --frame-stride out.")
 
 
 @dataclass
@@ -123,9 +123,9 @@ class MultiTaskDataArguments(DataArguments):
         least, count = (1, "a task") if self.only_scores else (2, "two tasks or more")
         if len(self.tasks) < least and not self.task_file:
             example = " ".join(["NAME=KIND:DATA"] * least)
-            raise OptionError(f"multitask needs {count}; add --tasks {example}, or --task_file FILE.yaml")
+            raise OptionError(f"Multitask needs {count}; add --tasks {example}, or --task-file FILE.yaml.")
         if len(tasks := self.task_data()) < least:
-            raise OptionError(f"multitask needs {count}, not {', '.join(tasks) or 'none'}; add another to {self.task_file}")
+            raise OptionError(f"Multitask needs {count}, not {', '.join(tasks) or 'none'}; add another to {self.task_file}.")
 
     def check_files(self) -> None:
         for _, data in self.task_data().values():
@@ -143,11 +143,11 @@ class MultiTaskDataArguments(DataArguments):
             name, _, rest = text.partition("=")
             kind, _, data = rest.partition(":")
             if not name.isidentifier() or not data or name in tasks:
-                raise OptionError(f"a task is NAME=KIND:DATA, with a name that no other task has, not {text!r}")
+                raise OptionError(f"A task is NAME=KIND:DATA, with a name that no other task has, not {text!r}.")
             check_kind(name, kind)
             first, _, second = data.rpartition(":")
             if Path(first).is_file():
-                raise OptionError(f"the task {text!r} names a second file; give it by --validation {name}={second}")
+                raise OptionError(f"The task {text!r} names a second file; give it by --validation {name}={second}.")
             tasks[name] = (kind, data, validation.pop(name, ""))
         if validation:
             name = next(iter(validation))
@@ -167,7 +167,7 @@ class MultiTaskDataArguments(DataArguments):
         }
         for name, entry in read_task_file(self.task_file).items() if self.task_file else ():
             if name in entries:
-                raise OptionError(f"the task {name!r} is in --tasks and in {self.task_file}; leave one of both out")
+                raise OptionError(f"The task {name!r} is in --tasks and in {self.task_file}; leave one of the two out.")
             entries[name] = entry
         shared = {name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples")}
         tasks = {name: (entry["kind"], task_arguments(name, {**shared, **entry}, self.only_scores)) for name, entry in entries.items()}
@@ -177,7 +177,7 @@ class MultiTaskDataArguments(DataArguments):
 def check_kind(name: str, kind: Any) -> None:
     """Raise :class:`OptionError` for a kind of task that does not exist."""
     if kind not in DATA_OF:
-        raise OptionError(f"the kind of task {name!r} must be one of {', '.join(DATA_OF)}, not {kind!r}.{nearest(str(kind), DATA_OF)}")
+        raise OptionError(f"The kind of task {name!r} must be one of {', '.join(DATA_OF)}, not {kind!r}.{nearest(str(kind), DATA_OF)}")
 
 
 def read_task_file(file: str) -> dict[str, dict[str, Any]]:
@@ -189,12 +189,12 @@ def read_task_file(file: str) -> dict[str, dict[str, Any]]:
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"the file of tasks {file!r} cannot be read ({in_a_line(error)}); give a .yaml or .json file") from error
+        raise OptionError(f"The file of tasks {file!r} cannot be read ({in_a_line(error)}); give a .yaml or .json file.") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise OptionError(f"{file!r} is not a file of tasks; write NAME: {{kind: classify, data: reviews.csv}} for each")
+        raise OptionError(f"{file!r} is not a file of tasks; write NAME: {{kind: classify, data: reviews.csv}} for each.")
     for name, entry in content.items():
         if not str(name).isidentifier():
-            raise OptionError(f"{file!r} has a task {name!r}; give it a name of letters, digits and _")
+            raise OptionError(f"{file!r} has a task {name!r}; give it a name of letters, digits and _.")
         check_kind(name, entry.get("kind"))
     return content
 
@@ -216,12 +216,12 @@ def task_arguments(name: str, entry: Mapping[str, Any], only_scores: bool = Fals
     values = {key: value for key, value in entry.items() if key != "kind" and value is not None}
     known = [field.name for field in fields(arguments) if field.init and field.name not in WITHOUT_EFFECT]
     if unknown := next((key for key in values if key not in known), None):
-        raise OptionError(f"the task {name!r} has no option {unknown!r}; its options are {', '.join(known)}.{nearest(unknown, known)}")
+        raise OptionError(f"The task {name!r} has no option {unknown!r}; its options are {', '.join(known)}.{nearest(unknown, known)}")
     values["data"] = [values["data"]] if isinstance(values.get("data"), str) else list(values.get("data") or [])
     try:
         return arguments(**values, **always)
     except OptionError as error:
-        raise OptionError(f"the task {name!r}: {error}") from error
+        raise OptionError(f"The task {name!r}: {error}") from error
 
 
 @dataclass
@@ -238,16 +238,18 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
-    learning_rate: float = argument(5e-5, "Highest learning rate (MT-DNN, Liu et al. 2019: 5e-5).")
+    learning_rate: float = argument(5e-5, "Peak learning rate (MT-DNN, Liu et al. 2019: 5e-5).")
 
     def check(self) -> None:
         super().check()
         if self.tokens_per_batch:
-            raise OptionError("tokens_per_batch does not apply to multitask, whose batches are of one task each; give --batch_size instead")
+            raise OptionError(
+                "--tokens-per-batch does not apply to multitask, whose batches are of one task each; give --batch-size instead."
+            )
         if self.load_best_model_at_end and "metric_for_best_model" not in self.explicit:
             self.metric_for_best_model = "mean"
         if self.temperature <= 0:
-            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+            raise OptionError(f"--temperature must be above 0, not {self.temperature}.")
 
 
 MULTITASK = (MultiTaskModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
@@ -428,7 +430,7 @@ class MultiTaskTrainer(MeasuringTrainer):
             OptionError: there are ``rows``.
         """
         if rows is not None:
-            raise OptionError("several tasks are scored on the held-out data of each; leave eval_dataset out")
+            raise OptionError("Several tasks are scored on the held-out data of each; leave eval_dataset out.")
         scores = self.scores()
         scores_by_metric = {f"{name}_{key}": value for name, values in scores.items() for key, value in values.items()}
         main_scores = [scores[name][HEAD_SCORES[task.kind][0]] for name, task in self.tasks.items()]

@@ -96,7 +96,7 @@ class QAModelArguments(ModelArguments):
     def check(self) -> None:
         super().check()
         if self.heads not in QA_HEADS:
-            raise OptionError(f"heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}")
+            raise OptionError(f"--heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}.")
 
 
 @dataclass
@@ -113,7 +113,7 @@ class QADataArguments(LabelledDataArguments):
         "question, words, boxes and answers (pages, as in DocVQA)."
     )  # fmt: skip
     validation: str = argument(
-        "", "Questions to answer before, during (eval_strategy) and after training, all of them, which also tune the no-answer threshold; "
+        "", "Questions to answer before, during (--eval-strategy) and after training; they also tune the no-answer threshold; "
         "default: a tenth of the questions of every source of --data, chosen by --seed; their documents may have others in training."
     )  # fmt: skip
     skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
@@ -122,7 +122,7 @@ class QADataArguments(LabelledDataArguments):
         "windows", "What to do with documents longer than max_length: windows (overlapping, see stride), truncate (questions whose answer "
         "is cut off are left out of the training), or refuse."
     )  # fmt: skip
-    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length (BERT, run_qa).")
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length (BERT, run_qa).")
     packing: bool | None = argument(
         None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
     )
@@ -135,11 +135,11 @@ class QADataArguments(LabelledDataArguments):
     def check(self) -> None:
         super().check()
         if self.long_documents not in LONG_DOCUMENTS:
-            raise OptionError(f"long_documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}")
+            raise OptionError(f"--long-documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}.")
         if self.long_documents == "truncate" and "stride" in self.explicit:
-            raise OptionError("stride is of windows, which --long_documents truncate does not make; leave one of them out")
+            raise OptionError("--stride has no effect with --long-documents truncate; leave one of the two out.")
         if self.max_question_tokens < 1:
-            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
+            raise OptionError(f"--max-question-tokens must be at least 1, not {self.max_question_tokens}.")
 
 
 @dataclass
@@ -156,7 +156,7 @@ class QATrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
-    learning_rate: float = argument(3e-5, "Highest learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
+    learning_rate: float = argument(3e-5, "Peak learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
 
@@ -182,11 +182,11 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         model.config.evidence_paragraphs = supporting_paragraphs(records)
     page = pages_to_read(model, tokenizer, model_args, data_args, records, validation)
     if page and training_args.windows:
-        raise OptionError("windows: models of pages take no mask of which token sees which; leave --windows out")
+        raise OptionError("--windows has no effect on models of pages, which take no mask of token pairs; leave it out.")
     form = dataclasses.replace(form, markers=hasattr(model, "evidence"), page=page)
     varied = training_args.random_positions or bool(training_args.windows)
     features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
-    pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
+    pack = chosen_packing(model, data_args.packing, training_args, "--windows and --random-positions vary padded rows." if varied else None)
     training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
     if training_args.only_scores:
         threshold = getattr(model.config, "no_answer_threshold", None)
@@ -250,18 +250,18 @@ def pages_to_read(
     columns = chosen_columns(model.config, model_args.model, data_args.layout)
     with_places = [has_places(record) for part in parts for record in part.select_columns(["words", "boxes", "xpaths"])]
     if columns and data_args.layout and not any(with_places):
-        raise DataError(f"--layout: the questions of {', '.join(data_args.data)} have no words with boxes; leave --layout out")
+        raise DataError(f"--layout: the questions of {', '.join(data_args.data)} have no words with boxes; leave --layout out.")
     if not any(with_places):
         columns = {}
     if columns and not all(with_places):
         raise DataError(
             f"{with_places.count(False):,} of {len(with_places):,} questions have no words with boxes; give boxes to all, or "
-            "--layout false to read texts alone"
+            "--layout false to read texts alone."
         )
     if columns and hasattr(model, "evidence"):
-        raise OptionError("heads hotpot reads texts with markers, which have no boxes; leave it out, or add --layout false")
+        raise OptionError("--heads hotpot adds markers to the text, which have no boxes; leave it out, or add --layout false.")
     if not columns and word_argument(tokenizer):
-        raise OptionError(f"the tokenizer of {model_args.model!r} reads words with their boxes; give data that have them (DocVQA)")
+        raise OptionError(f"The tokenizer of {model_args.model!r} reads words with their boxes; give data that have them (DocVQA).")
     return columns
 
 
@@ -471,7 +471,7 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
         with loading_errors(name):
             attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
     if not tokenizer.is_fast:
-        raise CheckpointError(f"the tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer")
+        raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
     tokenizer.padding_side = "right"
     pad_with_end(tokenizer, name)
     return model, tokenizer
@@ -505,7 +505,7 @@ def format_for(
         return QAFormat(length, max_question_tokens=question)
     chosen_by_model = carry_question(model, tokenizer)
     if model_args.global_question and not takes_globals(model):
-        raise OptionError(f"global_question was requested, but no layer of {model_args.model!r} takes global tokens; leave it out")
+        raise OptionError(f"--global-question requires a mechanism with global tokens, and {model_args.model!r} has none; leave it out.")
     return QAFormat(length, None, bool(model_args.global_question) and not chosen_by_model, question)
 
 

@@ -49,9 +49,9 @@ class Seq2SeqDataArguments(LabelledDataArguments):
     def check(self) -> None:
         super().check()
         if self.text_column == self.summary_column:
-            raise OptionError(f"text_column and summary_column are both {self.text_column!r}; name two columns")
+            raise OptionError(f"--text-column and --summary-column are both {self.text_column!r}; name two columns.")
         if self.max_summary_length < 2:
-            raise OptionError(f"max_summary_length must be at least 2 tokens, not {self.max_summary_length}")
+            raise OptionError(f"--max-summary-length must be at least 2 tokens, not {self.max_summary_length}.")
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArgumen
     per_device_train_batch_size: int = batch_size_argument(1, "Documents per forward pass and process.")
     per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
-    learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
+    learning_rate: float = argument(3e-5, "Peak learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
     label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
 
     def check(self) -> None:
@@ -146,7 +146,7 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
             model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id
     if model.config.decoder_start_token_id is None:
         raise CheckpointError(
-            f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json"
+            f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json."
         )
 
 

@@ -57,15 +57,15 @@ class TokenDataArguments(LabelledDataArguments):
         "to page_sizes, or width and height; or their XPaths. Words, tags and boxes may have a list for each page (FUNSD)."
     )  # fmt: skip
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
-    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
 
     def check(self) -> None:
         super().check()
         if self.words_column == self.tags_column:
-            raise OptionError(f"words_column and tags_column are both {self.words_column!r}; name two columns")
+            raise OptionError(f"--words-column and --tags-column are both {self.words_column!r}; name two columns.")
         if self.layout is False and "boxes_column" in self.explicit:
-            raise OptionError("boxes_column has no effect without layout; leave one of the two out")
+            raise OptionError("--boxes-column has no effect with --layout false; leave one of the two out.")
         check_extra("metrics", "seqeval")
 
 
@@ -76,7 +76,7 @@ class TokenTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
-    learning_rate: float = argument(5e-5, "Highest learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
+    learning_rate: float = argument(5e-5, "Peak learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
 
 
 TOKENS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
@@ -92,7 +92,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     config, tokenizer = load_start(model_args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     if not tokenizer.is_fast:
         raise CheckpointError(
-            f"the tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer"
+            f"The tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer."
         )
     columns = chosen_columns(config, model_args.model, data_args.layout)
     if word_argument(tokenizer) is None:
@@ -139,7 +139,7 @@ def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None =
     )
     known = tag_names(data)
     if len(known) < 2 and not args.only_scores:
-        raise DataError(f"all words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn")
+        raise DataError(f"All words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn.")
     return data, held_out
 
 
