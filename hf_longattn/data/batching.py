@@ -34,30 +34,30 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-class CountedPasses:
-    """A collator that draws something anew in every pass over the data; the trainer sets ``passes``."""
+class EpochAwareCollator:
+    """A collator whose random choices depend on the epoch. :class:`SetEpochCallback` sets ``epoch``."""
 
-    counted: Tensor
+    shared_epoch: Tensor
 
-    def count_passes(self) -> None:
-        """Begin to count: to be called where the collator is made."""
-        self.counted = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+    def count_epochs(self) -> None:
+        """Start at epoch 0. Call this in ``__init__``."""
+        self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
 
     @property
-    def passes(self) -> int:
-        """The number of the pass over the data."""
-        return int(self.counted)
+    def epoch(self) -> int:
+        """The current epoch, from 0."""
+        return int(self.shared_epoch)
 
-    @passes.setter
-    def passes(self, number: int) -> None:
-        self.counted.fill_(number)
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self.shared_epoch.fill_(number)
 
     def for_evaluation(self) -> Any:
         """A copy that draws the same in every evaluation, or nothing."""
         raise NotImplementedError
 
 
-class WithoutLengths:
+class DropLengthsMixin:
     """Before a collator of transformers: leaves out the lengths by which rows were grouped."""
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
@@ -65,11 +65,11 @@ class WithoutLengths:
         return super().__call__(rows, return_tensors)  # type: ignore[misc]
 
 
-class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):
+class ChoiceCollator(DropLengthsMixin, DataCollatorForMultipleChoice):
     """transformers' collator, without lengths."""
 
 
-class SummaryCollator(WithoutLengths, DataCollatorForSeq2Seq):
+class SummaryCollator(DropLengthsMixin, DataCollatorForSeq2Seq):
     """transformers' collator, without lengths."""
 
 
@@ -87,7 +87,7 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
     return torch.stack(padded)
 
 
-class PadsColumns:
+class PadExtraColumnsMixin:
     """Before a collator of transformers: pads the columns along the tokens that tokenizers do not know: those of ``page``, whose padding it
     gives by their names, and ``marks``, whose padding is 0."""
 
@@ -111,7 +111,7 @@ class PadsColumns:
 
 
 @dataclass
-class DataCollatorWithGlobals(PadsColumns, DataCollatorWithPadding):
+class DataCollatorWithGlobals(PadExtraColumnsMixin, DataCollatorWithPadding):
     """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global, and columns of pages.
 
     A tokenizer pads its own columns, and fails on any other column of lists. Padding is never global. Models whose config says which
@@ -126,7 +126,7 @@ class DataCollatorWithGlobals(PadsColumns, DataCollatorWithPadding):
 
 
 @dataclass
-class TokenCollator(WithoutLengths, PadsColumns, DataCollatorForTokenClassification):
+class TokenCollator(DropLengthsMixin, PadExtraColumnsMixin, DataCollatorForTokenClassification):
     """transformers' collator, without lengths; ``page`` as in :class:`DataCollatorWithGlobals`."""
 
     page: Mapping[str, int] = field(default_factory=dict)
@@ -166,7 +166,7 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
         return batch
 
 
-class DocumentCollator(PadsColumns, DataCollatorWithPadding):
+class DocumentCollator(PadExtraColumnsMixin, DataCollatorWithPadding):
     """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``; ``page`` as in
     :class:`DataCollatorWithGlobals`."""
 

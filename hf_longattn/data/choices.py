@@ -221,22 +221,22 @@ def tidy(text: str) -> str:
 
 
 def encode_candidates(
-    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, *, truncate: bool = False
+    example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, *, truncate: bool = False
 ) -> tuple[list[dict[str, list[int]]], list[int]]:
     """The inputs of a question, without padding, and the token of each candidate, which is the same in all of them.
 
     Args:
-        record: question, candidates, supports.
+        example: question, candidates, supports.
         length: of the longest input.
         truncate: only the first input.
 
     Raises:
         LengthError: question and candidates leave no tokens for documents.
     """
-    candidates = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in record["candidates"]]
-    first = " ".join([marked_question(tidy(record["question"])), *candidates])
+    candidates = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in example["candidates"]]
+    first = " ".join([marked_question(tidy(example["question"])), *candidates])
     separator = tokenizer.sep_token or tokenizer.eos_token or ""
-    documents = f" {separator} ".join(plain(tidy(text), CANDIDATES) for text in record["supports"])
+    documents = f" {separator} ".join(plain(tidy(text), CANDIDATES) for text in example["supports"])
     count = len(tokenizer(first, "")["input_ids"])
     if count + (LEAST_TEXT if documents else 0) > length:
         raise LengthError(

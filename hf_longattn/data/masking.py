@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from hf_longattn.data.batching import CountedPasses
+from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 
@@ -64,8 +64,8 @@ def mask_token(tokenizer: Any) -> int:
     return int(token)
 
 
-class RepeatableMasks(DataCollatorForLanguageModeling, CountedPasses):
-    """transformers' collator of language models with masks that depend on the seed, on ``passes`` (over the data) and on the tokens of the
+class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
+    """transformers' collator of language models with masks that depend on the seed, on ``epoch`` and on the tokens of the
     batch alone: a resumed run, which skips batches, and one with other workers draw what an uninterrupted one draws.
 
     At least one token of a batch is masked. With next-token labels, padding alone is no target: the base leaves out end tokens, too, where
@@ -74,18 +74,18 @@ class RepeatableMasks(DataCollatorForLanguageModeling, CountedPasses):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.count_passes()
+        self.count_epochs()
 
     def for_evaluation(self) -> RepeatableMasks:
         """A copy with the same masks in every evaluation, which no pass of the training has."""
         masks = copy.copy(self)
-        masks.counted = torch.tensor(EVALUATION)
+        masks.shared_epoch = torch.tensor(EVALUATION)
         return masks
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started
             rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
-            drawn = repr((self.seed, self.passes, rows)).encode()
+            drawn = repr((self.seed, self.epoch, rows)).encode()
             self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest(), "big"))
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:

@@ -51,7 +51,7 @@ class Pages:
         return " ".join(self.words)
 
     def columns(self) -> dict[str, Any]:
-        """These pages as columns of a record of ``load_qa``."""
+        """These pages as columns of an example of ``load_qa``."""
         return {"words": self.words, "boxes": self.boxes, "xpaths": self.paths, "pages": self.numbers}
 
 
@@ -197,41 +197,41 @@ def chosen_columns(config: PreTrainedConfig, name: str, layout: bool | None) -> 
     return {} if layout is False else columns
 
 
-def has_places(record: Mapping[str, Any]) -> bool:
-    """Whether the words of a record have boxes or paths."""
-    return bool(record.get("words")) and bool(record.get("boxes") or record.get("xpaths"))
+def has_places(example: Mapping[str, Any]) -> bool:
+    """Whether the words of an example have boxes or paths."""
+    return bool(example.get("words")) and bool(example.get("boxes") or example.get("xpaths"))
 
 
-def with_context(record: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_context(example: Mapping[str, Any]) -> Mapping[str, Any]:
     """A question about pages with the ``context`` in which answers lie, its words with a space between them, and the places of answers
-    that are texts; other records as they are.
+    that are texts; other examples as they are.
 
     Raises:
         PageError: see :func:`read_pages`.
     """
-    if record.get("context") is not None or not (record.get("nodes") or record.get("words")):
-        return record
-    pages, answers = pages_of(record), record.get("answers")
+    if example.get("context") is not None or not (example.get("nodes") or example.get("words")):
+        return example
+    pages, answers = pages_of(example), example.get("answers")
     located = occurrences(pages.text, map(str, answers)) if isinstance(answers, list) else answers
-    return {**record, "context": pages.text, "answers": located, **pages.columns()}
+    return {**example, "context": pages.text, "answers": located, **pages.columns()}
 
 
-def encode_pages(record: Mapping[str, Any], question: str | None, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> BatchEncoding:
-    """A question and the pages of a record, as ``tokenizer(question, context)`` gives them without boxes.
+def encode_pages(example: Mapping[str, Any], question: str | None, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> BatchEncoding:
+    """A question and the pages of an example, as ``tokenizer(question, context)`` gives them without boxes.
 
     Args:
-        record: with ``words``, and ``boxes`` or ``xpaths``; ``context`` is the words with a space between them.
+        example: with ``words``, and ``boxes`` or ``xpaths``; ``context`` is the words with a space between them.
         question: None = the words alone.
         settings: of the call of the tokenizer (truncation, max_length, stride …).
 
     Returns:
         The tokenizer's columns and those of the boxes or paths; offsets, if they are requested, are characters of the context.
     """
-    encoded = page_encoding(tokenizer, record["words"], record.get("boxes") or record.get("xpaths"), question=question, **settings)
+    encoded = page_encoding(tokenizer, example["words"], example.get("boxes") or example.get("xpaths"), question=question, **settings)
     if "offset_mapping" not in encoded:
         return encoded
     space = 0 if word_argument(tokenizer) or reads_words(tokenizer) else 1  # which `page_encoding` puts before every word
-    starts = [start - space for start in word_starts(record["words"])]
+    starts = [start - space for start in word_starts(example["words"])]
     offsets, of_words = encoded["offset_mapping"], 0 if question is None else 1
     rows = offsets if settings.get("return_overflowing_tokens") else [offsets]
     shifted = [

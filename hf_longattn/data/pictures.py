@@ -17,7 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_longattn.data.batching import CountedPasses
+from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.files import FileKind
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_extra
@@ -137,11 +137,11 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     return height, width
 
 
-class PictureCollator(CountedPasses):
+class PictureCollator(EpochAwareCollator):
     """Batches of pictures and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole pictures, and
     ``labels (B,)``.
 
-    An augmentation depends on the seed, on ``passes`` (over the data) and on the picture's name alone. So a resumed run, which skips
+    An augmentation depends on the seed, on ``epoch`` and on the picture's name alone. So a resumed run, which skips
     batches, and a run with another number of workers draw what an uninterrupted one draws.
 
     Args:
@@ -152,7 +152,7 @@ class PictureCollator(CountedPasses):
     """
 
     def __init__(self, processor: Any, names: Sequence[str], augmentation: Augmentation | None = None, seed: int = 0) -> None:
-        self.count_passes()
+        self.count_epochs()
         self.processor, self.augmentation, self.seed = processor, augmentation, seed
         self.numbers = {name: number for number, name in enumerate(names)}
 
@@ -172,7 +172,7 @@ class PictureCollator(CountedPasses):
         settings: dict[str, Any] = {}
         if self.augmentation is not None:
             rows = zip(features, pictures, strict=True)
-            pictures = [self.augmentation.draw(picture, (self.seed, self.passes, row["name"])) for row, picture in rows]
+            pictures = [self.augmentation.draw(picture, (self.seed, self.epoch, row["name"])) for row, picture in rows]
             settings = self.augmentation.settings
         pixels = [torch.as_tensor(picture) for picture in self.processor(pictures, **settings)["pixel_values"]]
         sizes = {tuple(picture.shape[-2:]) for picture in pixels}

@@ -64,11 +64,11 @@ def insert(text: str, marks: Iterable[tuple[int, str]]) -> Marked:
     return Marked("".join(parts), [*origin, len(text)], places[:-1])
 
 
-def marked_document(record: Mapping[str, Any]) -> Marked:
-    """The document of a record with its paragraphs and sentences marked: ``places`` has those of the paragraphs, then those
+def marked_document(example: Mapping[str, Any]) -> Marked:
+    """The document of an example with its paragraphs and sentences marked: ``places`` has those of the paragraphs, then those
     of the sentences."""
-    context = plain(record["context"], (TITLE, END_TITLE, SENTENCE))
-    paragraphs, sentences = record.get("paragraphs") or [], record.get("sentences") or []
+    context = plain(example["context"], (TITLE, END_TITLE, SENTENCE))
+    paragraphs, sentences = example.get("paragraphs") or [], example.get("sentences") or []
     marks = [(span["start"], f"{TITLE} ") for span in paragraphs] + [(span["end"], f" {SENTENCE}") for span in sentences]
     marks += [(span["end"], f" {END_TITLE} ") for span in paragraphs]
     order = sorted(range(len(marks)), key=lambda number: (marks[number][0], -number))  # at one place, what ends comes before what begins
@@ -82,9 +82,9 @@ def marked_question(question: str) -> str:
     return f"{QUESTION} {plain(question, {*EVIDENCE, *CANDIDATES})} {END_QUESTION}"
 
 
-def marked_texts(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Question and document as a model of HotpotQA reads them: ``model(**tokenizer(*marked_texts(record), return_tensors="pt"))``."""
-    return marked_question(record["question"].lstrip()), marked_document(record).text
+def marked_texts(example: Mapping[str, Any]) -> tuple[str, str]:
+    """Question and document as a model of HotpotQA reads them: ``model(**tokenizer(*marked_texts(example), return_tensors="pt"))``."""
+    return marked_question(example["question"].lstrip()), marked_document(example).text
 
 
 def plain(text: str, markers: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Questions about documents, from the files and schemas that people have, as records of one schema.
+"""Questions about documents, from the files and schemas that people have, as examples of one schema.
 
 SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA and Natural Questions as the Hub has them, HotpotQA, plain ``question``, ``context``,
 ``answer``, and questions about pages, whose words have boxes (DocVQA) or XPaths (WebSRC). Where the data give answers without their
@@ -45,7 +45,7 @@ QA_FEATURES = Features(
     }
 )
 """SQuAD's schema and ``tokens``, the length of the context."""
-RECORD = Features(
+EXAMPLE = Features(
     {
         **{name: Value("string") for name in ("id", "title", "context", "question")},
         "answers": ANSWERS,
@@ -94,9 +94,9 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
         skip_bad_rows: leave out rows that cannot be used, with a warning.
 
     Returns:
-        A dataset with the columns of :data:`RECORD`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
+        A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
         texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context, and
-        ``paragraphs`` those of their titles. TriviaQA has one record for each question and ``document``, with the question's ``id``.
+        ``paragraphs`` those of their titles. TriviaQA has one example for each question and ``document``, with the question's ``id``.
         Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of each word's page; their context is the words
         with a space between them.
 
@@ -132,10 +132,10 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
 
 
 def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write records, as :func:`load_qa` gives them, as JSON lines, one question per line."""
+    """Write examples, as :func:`load_qa` gives them, as JSON lines, one question per line."""
     with Path(path).open("w", encoding="utf-8") as file:
-        for record in data:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for example in data:
+            file.write(json.dumps(example, ensure_ascii=False) + "\n")
 
 
 def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def _spans(spans: Any) -> list[tuple[int, int]]:
 
 def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """TriviaQA: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
-    search_context}; a record for each document, with the normalised aliases to score against, as the official script does."""
+    search_context}; an example for each document, with the normalised aliases to score against, as the official script does."""
     answer = row["answer"]
     normalised, aliases = (list(answer.get(name) or []) for name in ("normalized_aliases", "aliases"))
     texts = list(dict.fromkeys(str(text) for text in (answer.get("value"), *aliases, *normalised) if text))
@@ -232,9 +232,9 @@ def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
     spans = [(places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).removesuffix(" "))]
     question = row["question"]["text"] if isinstance(row["question"], dict) else row["question"]
     answers = {"text": [text for _, text in spans], "answer_start": [start for start, _ in spans]}
-    record = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}
+    example = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}
     said = next((YES_NO[kind] for kind in notes.get("yes_no_answer") or [] if kind in YES_NO), None)
-    return record if said is None or spans else {**record, "kind": said, "gold": [said]}
+    return example if said is None or spans else {**example, "kind": said, "gold": [said]}
 
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,11 +261,11 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         parts.append("\n")
         at += 1
     context, answer = "".join(parts), row.get("answer")
-    record: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
+    example: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
     if answer in ("yes", "no"):
-        return {**record, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
+        return {**example, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
     if not answer:  # a test set
-        return {**record, "answers": {"text": [], "answer_start": []}}
+        return {**example, "answers": {"text": [], "answer_start": []}}
     inside = [sentence for sentence in sentences if sentence["supports"]]
     spans = occurrences(context, [answer])
     near = [at for at in spans["answer_start"] if any(sentence["start"] <= at < sentence["end"] for sentence in inside)]
@@ -274,7 +274,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
         raise RowError(f"The answer {answer!r} is not in the context.")
-    return {**record, "answers": spans, "gold": [answer]}
+    return {**example, "answers": spans, "gold": [answer]}
 
 
 def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,12 +287,12 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
         raise RowError(str(error)) from error
     question = row.get("question", row.get("query"))
     question = question.get("en") if isinstance(question, Mapping) else question
-    record = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
+    example = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
     if "answers" not in row and "answer" not in row:
         raise RowError("It has neither answers nor answer; give an empty list to questions without an answer.")
     answers = row["answers"] if row.get("answers") is not None else row.get("answer")
     if isinstance(answers, Mapping) and answers.get("answer_start"):
-        return {**record, **pages.columns(), **_squad({**record, "answers": answers})}
+        return {**example, **pages.columns(), **_squad({**example, "answers": answers})}
     texts = answers.get("text", []) if isinstance(answers, Mapping) else answers
     texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if text not in (None, "")]
     spans, page = occurrences(pages.text, texts), next((row[name] for name in ANSWER_PAGES if row.get(name) is not None), None)
@@ -306,11 +306,11 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
         where = f"on page {page} (counted as in its data)"
     if texts and not spans["text"]:
         raise RowError(f"The answer {texts[0]!r} is not {where}.")
-    return {**record, **pages.columns(), "answers": spans, "gold": texts}
+    return {**example, **pages.columns(), "answers": spans, "gold": texts}
 
 
 class Schema(NamedTuple):
-    """A shape of data: the columns by which it is recognised, and how a row becomes a record."""
+    """A shape of data: the columns by which it is recognised, and how a row becomes an example."""
 
     name: str
     columns: frozenset[str]
@@ -358,11 +358,11 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
     )
 
 
-_WITH_PROBLEM = Features({**RECORD, "problem": Value("string")})
+_WITH_PROBLEM = Features({**EXAMPLE, "problem": Value("string")})
 
 
 def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-    """The records of a row, or in ``problem`` why there is none."""
+    """The examples of a row, or in ``problem`` why there is none."""
     common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
     empty: dict[str, Any] = {
         "answers": {"text": [], "answer_start": []},
@@ -373,17 +373,17 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         "document": "",
     }
     empty |= {"title": "", "context": "", "question": "", "words": [], "boxes": [], "xpaths": [], "pages": []}
-    records = []
+    examples = []
     try:
         converted = schema.convert(row)
         for values in converted if isinstance(converted, list) else [converted]:
-            record = {**common, "problem": "", **values}
-            name = str(number if record["id"] is None else record["id"])
-            _text(record, "question")
-            _text(record, "context")
-            gold = [str(text) for text in record.get("gold", record["answers"]["text"])]
-            title = record["title"] if isinstance(record["title"], str) else ""
-            records.append({**empty, "kind": "span" if gold else "none", **record, "gold": gold, "id": name, "title": title})
+            example = {**common, "problem": "", **values}
+            name = str(number if example["id"] is None else example["id"])
+            _text(example, "question")
+            _text(example, "context")
+            gold = [str(text) for text in example.get("gold", example["answers"]["text"])]
+            title = example["title"] if isinstance(example["title"], str) else ""
+            examples.append({**empty, "kind": "span" if gold else "none", **example, "gold": gold, "id": name, "title": title})
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         why = (
             str(error)
@@ -392,14 +392,14 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         )
         named = next((f"Question {row[key]}" for key in IDS if row.get(key) is not None), f"Row {number + 1}")
         return [{**empty, "id": str(number), "problem": f"{named}: {why}"}]
-    return records
+    return examples
 
 
 def _convert_columns(schema: Schema, columns: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
     """As :func:`_convert`, for a batch of ``datasets``."""
     rows = ({name: values[place] for name, values in columns.items()} for place in range(len(numbers)))
-    records = [record for row, number in zip(rows, numbers, strict=True) for record in _convert(schema, row, number)]
-    return {name: [record[name] for record in records] for name in _WITH_PROBLEM}
+    examples = [example for row, number in zip(rows, numbers, strict=True) for example in _convert(schema, row, number)]
+    return {name: [example[name] for example in examples] for name in _WITH_PROBLEM}
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -409,16 +409,16 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
-    """The records of all rows. They are written to disk, and mapped into memory: data such as Natural Questions are larger than that."""
+    """The examples of all rows. They are written to disk, and mapped into memory: data such as Natural Questions are larger than that."""
     first = list(islice(rows, PEEKED))
     if not first:
         raise DataError(f"{name} contains no questions.")
     schema = recognised(set().union(*first), name)
-    records = (record for number, row in enumerate(chain(first, rows)) for record in _convert(schema, row, number))
+    examples = (example for number, row in enumerate(chain(first, rows)) for example in _convert(schema, row, number))
     form = _WITH_PROBLEM.arrow_schema
     with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, form) as writer:
-        while batch := list(islice(records, AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([{key: record[key] for key in _WITH_PROBLEM} for record in batch], schema=form))
+        while batch := list(islice(examples, AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist([{key: example[key] for key in _WITH_PROBLEM} for example in batch], schema=form))
     return Dataset.from_file(file.name)
 
 
@@ -441,11 +441,11 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     if bad:
         what = "documents" if any(rows["document"]) else "questions"
         subject = f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used"
-        examples = f"{' '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
+        first_problems = f"{' '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
         if len(bad) == len(rows) or not skip_bad_rows:
             advice = "correct them" if len(bad) == len(rows) else "correct them, or leave them out with --skip-bad-rows"
-            raise DataError(f"{subject}; {advice}. {examples}")
-        logger.warning(f"{subject} and are left out. {examples}")
+            raise DataError(f"{subject}; {advice}. {first_problems}")
+        logger.warning(f"{subject} and are left out. {first_problems}")
         rows = rows.select([place for place, problem in enumerate(problems) if not problem])
     if not any(question.strip() for question in rows["question"]):
         raise DataError(f"All questions of {name} are empty; check its column 'question'.")
@@ -453,7 +453,7 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
 
 
 def _read_json(path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of a JSON file, or of one with a record in each line, which is read line by line."""
+    """The questions of a JSON file, or of one with an example in each line, which is read line by line."""
     name = path.name.lower()
     try:
         with gzip.open(path, "rt", encoding=UTF_8) if name.endswith(".gz") else path.open(encoding=UTF_8) as file:
@@ -463,7 +463,7 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
                 entries = _entries(json.loads(file.read() or "[]"), path)
             for number, entry in enumerate(entries):
                 if not isinstance(entry, dict):
-                    raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}.")
+                    raise DataError(f"{str(path)!r} must hold a list of examples, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}.")
                 if number or "header" not in entry:  # the first line of an MRQA file
                     yield from _nested(entry, path)
     except json.JSONDecodeError as error:
@@ -475,7 +475,7 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _lines(file: Iterable[str], path: Path) -> Iterator[Any]:
-    """The records of a file with one in each line."""
+    """The examples of a file with one in each line."""
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
@@ -537,13 +537,13 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
-    record = {name: value for name, value in row.items() if name}
+    example = {name: value for name, value in row.items() if name}
     try:
         if row.get("answers"):
-            record["answers"] = json.loads(row["answers"])
+            example["answers"] = json.loads(row["answers"])
         elif "answer" in row and "answer_start" in row:
             is_answered = bool(row["answer"])
-            record["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
+            example["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
     except (ValueError, TypeError) as error:
         raise DataError(f"{where}: no answer can be read ({error}).") from error
-    return record
+    return example

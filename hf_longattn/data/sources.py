@@ -112,7 +112,7 @@ class LabelledSources(SampleLimits, Protocol):
     validation_split: str
 
 
-def held_back(
+def train_test_split(
     args: LabelledSources,
     read: Callable[[str, str], Dataset],
     seed: int,

@@ -29,7 +29,7 @@ from hf_longattn.loading import check_loadable, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.loading import load_head
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 
 PREDICTIONS = "predictions.json"
 
@@ -48,7 +48,7 @@ def candidate_scores(logits: Tensor, owners: Tensor, places: Tensor) -> Tensor:
     return (sums / counts).masked_fill(places < 0, -torch.inf)
 
 
-class CandidateTrainer(TimedTrainer):
+class CandidateTrainer(LongTrainer):
     """A Trainer whose loss is the cross-entropy among a question's candidates; predictions are numbers of candidates."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
@@ -134,18 +134,18 @@ class CandidateReader:
         self.length = input_length(model, tokenizer, max_length)
         self.collate = CandidateCollator(tokenizer)
 
-    def read(self, records: Iterable[Mapping[str, Any]]) -> list[CandidateChoice]:
-        """The choices for records with question, candidates and supports."""
+    def read(self, examples: Iterable[Mapping[str, Any]]) -> list[CandidateChoice]:
+        """The choices for examples with question, candidates and supports."""
         with evaluating(self.model):
-            return [self._choose(record) for record in records]
+            return [self._choose(example) for example in examples]
 
     @torch.inference_mode()
-    def _choose(self, record: Mapping[str, Any]) -> CandidateChoice:
-        inputs, places = encode_candidates(record, self.tokenizer, self.length, truncate=self.truncate)
+    def _choose(self, example: Mapping[str, Any]) -> CandidateChoice:
+        inputs, places = encode_candidates(example, self.tokenizer, self.length, truncate=self.truncate)
         input_scores = torch.cat([self._scores(batch, places) for batch in _parts(inputs, self.batch_size)])
         scores = input_scores.mean(0)
         best = int(scores.argmax())
-        return CandidateChoice(record["candidates"][best], best, scores.softmax(-1).tolist())
+        return CandidateChoice(example["candidates"][best], best, scores.softmax(-1).tolist())
 
     def _scores(self, inputs: list[dict[str, list[int]]], places: list[int]) -> Tensor:
         """``(W, C)``."""
@@ -158,7 +158,7 @@ def _parts(values: list[Any], size: int) -> Iterator[list[Any]]:
     return (values[place : place + size] for place in range(0, len(values), size))
 
 
-def write_choices(folder: Path, records: Dataset, numbers: Sequence[int]) -> None:
+def write_choices(folder: Path, examples: Dataset, numbers: Sequence[int]) -> None:
     """``predictions.json``, as QAngaroo's script reads it: the text of the chosen candidate by the question's id."""
-    chosen = {name: candidates[number] for name, candidates, number in zip(records["id"], records["candidates"], numbers, strict=True)}
+    chosen = {name: candidates[number] for name, candidates, number in zip(examples["id"], examples["candidates"], numbers, strict=True)}
     (folder / PREDICTIONS).write_text(json.dumps(chosen, ensure_ascii=False, indent=1), encoding="utf-8")

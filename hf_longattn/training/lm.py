@@ -31,7 +31,7 @@ from hf_longattn.training.args import DataArguments, ModelArguments, argument, b
 from hf_longattn.training.loading import check_reads_text
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -164,11 +164,11 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     kind = DataCollatorForPackedText if pack else RepeatableMasks
     collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     settings: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
-    trainer: TimedTrainer
+    trainer: LongTrainer
     if data_args.segments:
         rows, padding = training_args.per_device_train_batch_size * training_args.world_size, {"pad_token_id": tokenizer.pad_token_id}
         stream = SegmentStream(
-            to_documents(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, passes=None, **padding
+            to_documents(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, epochs=None, **padding
         )
         measured = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_eval_batch_size, **padding)
         collate = SegmentCollator(collator if collator.mlm else None)
@@ -176,7 +176,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **settings)
     else:
         inputs, measured_inputs = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
-        trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **settings)
+        trainer = LongTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **settings)
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": compared_losses(before, after)}
     return save_run(trainer, run, log, describe_lm_training)

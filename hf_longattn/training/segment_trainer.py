@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 
 
-class SegmentTrainer(TimedTrainer):
+class SegmentTrainer(LongTrainer):
     """Trains a Long model on a :class:`SegmentStream`: gradients stay within a batch, the memory carries over.
 
     The stream must have batch size × processes rows. ``evaluate`` reads the whole evaluation stream in every process.

@@ -103,7 +103,7 @@ class LongTrainingArguments(TrainingArguments):
             self.max_steps = ENDLESS
         self.num_train_epochs = self.num_train_epochs or EPOCHS
         if self.total_batch_size:
-            self.gradient_accumulation_steps = self._passes_per_step()
+            self.gradient_accumulation_steps = self._accumulation_steps()
         try:
             super().__post_init__()
         except (ValueError, ImportError, NotImplementedError) as error:
@@ -187,7 +187,7 @@ class LongTrainingArguments(TrainingArguments):
         if self.save_strategy == "steps" and not self.save_steps:
             self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
 
-    def _passes_per_step(self) -> int:
+    def _accumulation_steps(self) -> int:
         """How often every device goes forward for ``total_batch_size`` rows; devices that share a sequence count once."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         shares = getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))

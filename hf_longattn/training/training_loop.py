@@ -53,7 +53,7 @@ from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same
 from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost
 from hf_longattn.training.results import CURVES, draw_curves, measured
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
 LOG_NAME = "training_log.json"
@@ -218,7 +218,7 @@ def starting_point(run: TaskArguments) -> str | None:
     return start
 
 
-def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
+def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
     """Train, or resume from the latest complete checkpoint; in an evaluation, do nothing.
 
     Args:
@@ -303,7 +303,7 @@ class MeasureFirst(TrainerCallback, ExportableState):
 
 
 @contextmanager
-def one_sentence_if_full(folder: Path, trainer: TimedTrainer | None = None) -> Iterator[None]:
+def one_sentence_if_full(folder: Path, trainer: LongTrainer | None = None) -> Iterator[None]:
     """Turn a full disk into a sentence that names what a run can resume from. Older checkpoints are deleted only after a newer one is
     complete, so the training state is never lost; and the model of ``trainer`` is saved on the disk of temporary files, if that is another.
 
@@ -320,7 +320,7 @@ def one_sentence_if_full(folder: Path, trainer: TimedTrainer | None = None) -> I
         raise FullDiskError(f"The disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space.") from error
 
 
-def save_elsewhere(trainer: TimedTrainer, folder: Path) -> Path | None:
+def save_elsewhere(trainer: LongTrainer, folder: Path) -> Path | None:
     """Save the model in a new folder on the disk of temporary files; ``None`` if that disk is the same, or full, or weights are sharded."""
     temporary, parent = Path(tempfile.gettempdir()), next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not trainer.is_world_process_zero() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -346,7 +346,7 @@ def _disk_full(error: BaseException | None) -> bool:
 
 
 def save_run(
-    trainer: TimedTrainer,
+    trainer: LongTrainer,
     run: TaskArguments,
     log: dict[str, Any],
     describe: Callable[[dict[str, Any]], str],

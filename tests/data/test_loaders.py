@@ -292,7 +292,7 @@ def test_masks_change_with_the_pass_and_not_with_the_worker(tokenizer: PreTraine
         masks = RepeatableMasks(tokenizer, seed=0)
         loader = DataLoader(rows, collate_fn=masks, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
         for number in range(2):
-            masks.passes = number
+            masks.epoch = number
             yield [shown(batch) for batch in loader]
 
     first, second = passes(0)

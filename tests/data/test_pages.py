@@ -18,7 +18,7 @@ from transformers.pipelines.document_question_answering import DocumentQuestionA
 from hf_longattn.data.batching import DocumentCollator, TokenCollator, packed
 from hf_longattn.data.documents import read_labelled_pages, to_page_documents
 from hf_longattn.data.pages import encode_pages, page_columns, page_windows, pages_of, with_context
-from hf_longattn.data.qa_features import QAFormat, cut_question, encode_qa, pad_features
+from hf_longattn.data.qa_features import QAEncodingConfig, cut_question, encode_qa, pad_features
 from hf_longattn.data.qa_inputs import QACollator
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import DataError
@@ -159,7 +159,7 @@ def test_inputs_are_those_of_the_pipeline_of_transformers(tokenizer: BertTokeniz
     """Ids, types and boxes of every window, as its document-question-answering pipeline feeds LayoutLM."""
     row = document(100)
     record = {**row, "context": " ".join(row["words"]), "answers": None}
-    features = encode_qa(record, tokenizer, QAFormat(48, stride=16, page=PAGE))
+    features = encode_qa(record, tokenizer, QAEncodingConfig(48, stride=16, page=PAGE))
     pipe = SimpleNamespace(tokenizer=tokenizer, model_type=ModelType.LayoutLM, image_processor=None, feature_extractor=None)
     word_boxes_ = list(zip(row["words"], row["boxes"], strict=True))
     fed = DocumentQuestionAnsweringPipeline.preprocess(
@@ -177,9 +177,9 @@ def test_text_and_spans_are_those_of_the_same_question_without_boxes(tokenizer: 
     context = " ".join(row["words"])
     answers = {"text": ["larkfields."], "answer_start": [context.index("larkfields.")]}
     record = {**row, "context": context, "answers": answers}
-    for form in (QAFormat(48, stride=16), QAFormat(400), QAFormat(48)):
+    for form in (QAEncodingConfig(48, stride=16), QAEncodingConfig(400), QAEncodingConfig(48)):
         plain = encode_qa(record, tokenizer, form)
-        placed = encode_qa(record, tokenizer, QAFormat(form.max_length, form.stride, page=PAGE))
+        placed = encode_qa(record, tokenizer, QAEncodingConfig(form.max_length, form.stride, page=PAGE))
         assert len(plain) == len(placed)
         for left, right in zip(plain, placed, strict=True):
             assert {name: right.inputs[name] for name in left.inputs} == left.inputs
@@ -195,7 +195,7 @@ def test_tokenizers_with_boxes_or_paths_give_their_own_inputs(kind: str) -> None
     places = {"xpaths": [f"/html/p[{number}]" for number in range(60)]} if kind == "markuplm" else {"boxes": row["boxes"]}
     columns = {"xpath_tags_seq": 216, "xpath_subs_seq": 1001} if kind == "markuplm" else PAGE
     limits: dict[str, Any] = {"truncation": "only_second", "max_length": 64, "stride": 16, "return_overflowing_tokens": True}
-    features = encode_qa({**record, **places}, tokenizer, QAFormat(64, stride=16, page=columns))
+    features = encode_qa({**record, **places}, tokenizer, QAEncodingConfig(64, stride=16, page=columns))
     own = tokenizer(row["question"], row["words"], **places, **limits)
     assert len(own["input_ids"]) == len(features) > 1
     for number, feature in enumerate(features):
@@ -225,7 +225,7 @@ def page_tokenizer(kind: str) -> Any:
 
 def test_batches_pad_boxes_with_nothing_and_pack_them(tokenizer: BertTokenizerFast) -> None:
     records = [{**document(count), "answers": None} for count in (20, 9)]
-    features = [encode_qa(with_context(record), tokenizer, QAFormat(99, page=PAGE))[0] for record in records]
+    features = [encode_qa(with_context(record), tokenizer, QAEncodingConfig(99, page=PAGE))[0] for record in records]
     batch = pad_features(features, {"input_ids": 0, "bbox": 0})
     rows = [{**feature.inputs, "starts": [0], "ends": [0], "kinds": 0, "length": len(feature)} for feature in features]
     collated = QACollator(tokenizer, page=PAGE)([{**row, "attention_mask": [1] * row["length"]} for row in rows])

@@ -324,7 +324,7 @@ def test_wrong_sources(tmp_path: Path) -> None:
         ("bad.json", "{", "not valid JSON"),
         ("other.json", "{}", "no 'data' entry"),
         ("trivia.json", '{"Data": []}', "keeps its documents in other files"),
-        ("number.json", "5", "must hold a list of records"),
+        ("number.json", "5", "must hold a list of examples"),
         ("cut.jsonl.gz", "\x1f\x8b\x08", "is not a whole .gz file"),
         ("empty.json", "", "contains no questions"),
         ("empty.jsonl", "", "contains no questions"),

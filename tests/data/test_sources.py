@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from hf_longattn.data import sources
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import DataError, held_back, load_labelled, load_or_refuse, load_text, read_source, split_held_out
+from hf_longattn.data.sources import DataError, load_labelled, load_or_refuse, load_text, read_source, split_held_out, train_test_split
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import LabelledDataArguments
@@ -150,7 +150,7 @@ def test_the_rows_of_a_unit_stay_together_where_each_source_has_units_of_its_own
 
 def test_given_data_to_evaluate_on_are_used_whole(tmp_path: Path) -> None:
     first, second = saved(numbered(20, 90), tmp_path)
-    _, held_out = held_back(LabelledDataArguments(data=[first], validation=second), read_source, seed=0)
+    _, held_out = train_test_split(LabelledDataArguments(data=[first], validation=second), read_source, seed=0)
     assert sorted(held_out["row"]) == list(range(1000, 1090))
 
 

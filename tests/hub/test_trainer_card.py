@@ -17,7 +17,7 @@ from hf_longattn.errors import HubError
 from hf_longattn.hub import ModelCardMixin, write_model_card
 from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 
 from ..hub_state import Hub
 from .conftest import TEXT
@@ -76,7 +76,7 @@ def test_a_trainer_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> 
     assert "- Loss: " in card.text
 
 
-@pytest.mark.parametrize("trainer", [Trainer, TimedTrainer])
+@pytest.mark.parametrize("trainer", [Trainer, LongTrainer])
 def test_a_plain_trainer_keeps_the_tags(trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=REPO, use_cpu=True)

@@ -269,7 +269,11 @@ def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pyt
     ("task", "line", "sentence"),
     [
         ("distill", "--mechanism hedgehog", "There is no option --mechanism; `longattn train linearise` has it"),
-        ("distill", "--teacher t --method attention", "--method must be one of tinybert, logits, not 'attention'.*longattn train linearise"),
+        (
+            "distill",
+            "--teacher t --method attention",
+            "--method must be one of tinybert, logits, not 'attention'.*longattn train linearise",
+        ),
         ("distill", "--teacher t", "No method given; add --method tinybert or --method logits; .*longattn train linearise"),
         ("distill", "--max-length 8", "No method given; .*longattn train linearise"),
         ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),

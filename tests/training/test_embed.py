@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
-from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.modeling.attach.token_globals import token_rule
@@ -396,7 +396,7 @@ def test_sources_of_different_columns_are_refused(tmp_path: Path) -> None:
     pairs = [{"anchor": "a", "positive": "b"}]
     data = [write(pairs, tmp_path / "1.jsonl"), write([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
     with pytest.raises(DataError, match=r"but .*2\.jsonl has anchor, positive, score"):
-        held_back(EmbedDataArguments(data=data), read_pairs, seed=0)
+        train_test_split(EmbedDataArguments(data=data), read_pairs, seed=0)
 
 
 def test_a_reranker_does_not_ignore_scores(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

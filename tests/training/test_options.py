@@ -31,7 +31,7 @@ from hf_longattn.tasks import evaluated_tasks, load_task, task_names
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from tests.grids import every_other, grid
 from tests.training.conftest import checkpoint
@@ -321,7 +321,7 @@ Runner = Callable[..., tuple[int, Run]]
 def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     """``runner(task, line, output)``: its exit code, and what was seen of the run."""
     current: list[Run] = []
-    step, begin = TimedTrainer.training_step, TimedTrainer.train
+    step, begin = LongTrainer.training_step, LongTrainer.train
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         current[-1].batches.append({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
@@ -334,8 +334,8 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         found = begin(self, *args, **kwargs)
         return found
 
-    monkeypatch.setattr(TimedTrainer, "training_step", training_step)
-    monkeypatch.setattr(TimedTrainer, "train", begin_training)
+    monkeypatch.setattr(LongTrainer, "training_step", training_step)
+    monkeypatch.setattr(LongTrainer, "train", begin_training)
 
     class Reported(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

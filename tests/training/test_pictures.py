@@ -339,7 +339,7 @@ class TestAugmentation:
         first = collator(rows)["pixel_values"]
         assert torch.equal(torch.random.get_rng_state(), state)
         assert torch.equal(collator(rows[::-1])["pixel_values"].flip(0), first)
-        collator.passes = 1
+        collator.epoch = 1
         assert not torch.equal(collator(rows)["pixel_values"], first)
         assert not torch.equal(first, plain)
         assert torch.equal(collator.for_evaluation()(rows)["pixel_values"], plain)
@@ -382,7 +382,7 @@ class TestAugmentation:
         flipped = set()
         collator = PictureCollator(processor, sorted(COLOURS), augmentation_of("flip", (32, 48)))
         for number in range(8):
-            collator.passes = number
+            collator.epoch = number
             pixels = collator(rows[:1])["pixel_values"]
             forms = {"as is": plain[:1], "flipped": plain[:1].flip(-1)}
             flipped.add(next(name for name, form in forms.items() if torch.allclose(pixels, form, atol=0.02)))

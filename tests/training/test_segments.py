@@ -71,7 +71,7 @@ def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> 
         assert orders[0] == orders[1]
         assert orders[0] != orders[2]
         assert sorted(orders[0]) == sorted(orders[2])
-    endless = iter(SegmentStream(DOCUMENTS, 4, 2, passes=None))
+    endless = iter(SegmentStream(DOCUMENTS, 4, 2, epochs=None))
     assert sum(int(next(endless)["memory_reset"]) for _ in range(200)) > 20
 
 
@@ -83,7 +83,7 @@ def test_passes_of_neighbouring_seeds_have_orders_of_their_own(streamed: bool) -
         documents = documents.to_iterable_dataset()
     orders = set()
     for seed in (42, 43, 44):
-        read = [int(sample["input_ids"][1]) for sample in SegmentStream(documents, 2, 1, shuffle=True, seed=seed, passes=3)]
+        read = [int(sample["input_ids"][1]) for sample in SegmentStream(documents, 2, 1, shuffle=True, seed=seed, epochs=3)]
         orders |= {tuple(read[first : first + 60]) for first in (0, 60, 120)}
     assert len(orders) == 9
     assert all(sorted(order) == list(range(60)) for order in orders)
@@ -115,7 +115,7 @@ def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[s
         save_strategy="steps" if save else "no", save_steps=save or 500, logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
         dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, accelerator_config={"dispatch_batches": False},
     )  # fmt: skip
-    stream = SegmentStream(DOCUMENTS, 4, 2, shuffle=True, passes=None)
+    stream = SegmentStream(DOCUMENTS, 4, 2, shuffle=True, epochs=None)
     collator = SegmentCollator()
     return SegmentTrainer(
         small_model(long_attention), arguments, train_dataset=stream, eval_dataset=SegmentStream(DOCUMENTS, 4, 3), data_collator=collator

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_longattn.errors import OptionError
 from hf_longattn.tasks import load_task, task_names
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from tests.cells import every_cell
 from tests.training import test_options
 from tests.training.test_candidates import wikihop
@@ -119,7 +119,7 @@ def test_accumulated_batches_are_one_large_batch(
         pytest.importorskip("sentence_transformers")
     for path in {models[task], models["short"]}:
         without_dropout(Path(path))
-    train, found = TimedTrainer.train, {}
+    train, found = LongTrainer.train, {}
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
@@ -131,7 +131,7 @@ def test_accumulated_batches_are_one_large_batch(
         if stage != " 1":
             raise Stop
 
-    monkeypatch.setattr(TimedTrainer, "train", compare)
+    monkeypatch.setattr(LongTrainer, "train", compare)
     for number, case in enumerate(CASES.get(task, [""])):
         with pytest.raises(Stop):
             runner(task, f"--batch-size {ROWS} {case}", output=str(number), rows=ROWS_OF.get(case))
@@ -160,7 +160,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
 ) -> None:
     """Two batches of tags, with many and few labels, and one of classes: tags count by two thirds."""
     without_dropout(Path(models["multitask"]))
-    train, found = TimedTrainer.train, {}
+    train, found = LongTrainer.train, {}
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
@@ -181,7 +181,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
         found["gradient"], found["loss"] = far(mixed, (2 * gradient + other) / 3), abs(3 * loss / (2 * tag_loss + class_loss) - 1)
         raise Stop
 
-    monkeypatch.setattr(TimedTrainer, "train", compare)
+    monkeypatch.setattr(LongTrainer, "train", compare)
     rows = [{**row, **tagged} for row, tagged in zip(DATA["classify"], DATA["tokens"], strict=True)]
     data = tmp_path / "data.jsonl"
     with pytest.raises(Stop):

@@ -17,13 +17,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.staging import write_text
 from hf_longattn.training.linearise.teacher import Teacher
-from hf_longattn.training.trainer import DivergenceError, TimedTrainer, rows_of
+from hf_longattn.training.trainer import DivergenceError, LongTrainer, rows_of
 
 LAYER = re.compile(r".*?\.\d+\.")
 """The part of an attention module's name that its whole layer shares."""
 
 
-class LineariseTrainer(TimedTrainer):
+class LineariseTrainer(LongTrainer):
     """Trains the mechanisms of a converted model, and names the layer of a loss or gradient that is not finite.
 
     Args:

@@ -44,7 +44,7 @@ from hf_longattn.data.pictures import (
     checked_size,
     count_transparent,
 )
-from hf_longattn.data.sources import DataError, each_part, held_back, load_labelled
+from hf_longattn.data.sources import DataError, each_part, load_labelled, train_test_split
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
@@ -54,7 +54,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_classifier, load_start
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -461,7 +461,7 @@ def _reader_of(log: Mapping[str, Any]) -> Reader:
     return next(reader for reader in (PICTURES, VIDEOS, RECORDINGS, TEXTS) if f"{reader.unit}s" in log)
 
 
-class ClassificationTrainer(TimedTrainer):
+class ClassificationTrainer(LongTrainer):
     """Trains on packed rows or padded ones, on pictures or recordings, and scores documents by their length."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
@@ -482,14 +482,14 @@ class ClassificationTrainer(TimedTrainer):
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents, pictures or recordings to train on and those to evaluate on: see :func:`held_back`.
+    """The documents, pictures or recordings to train on and those to evaluate on: see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_labelled` and :func:`load_labelled_files`; or fewer than two classes.
         OptionError: too few rows to hold some back.
     """
     reader = args.reader
-    train, held_out = held_back(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
+    train, held_out = train_test_split(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
     if not len(held_out):
         raise DataError(f"There is no {reader.content} in {args.validation or ', '.join(args.data)}.")
     if not args.only_scores and len(set(train["label"])) < 2:

@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from hf_longattn.data.audio import EXTRA, Hearing
-from hf_longattn.data.sources import DataError, each_part, held_back
+from hf_longattn.data.sources import DataError, each_part, train_test_split
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.transcripts import (
     UNKNOWN,
@@ -47,7 +47,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_head
 from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -156,7 +156,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
         if not len(part):
             raise DataError(f"No utterance of {name} can be used: all are longer than --max-seconds, or too short for their transcripts.")
     training_args.remove_unused_columns = False
-    trainer = TimedTrainer(
+    trainer = LongTrainer(
         model,
         training_args,
         train_dataset=rows,
@@ -180,7 +180,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
 
 
 def read_utterances(args: CTCDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The utterances to train on and those to evaluate on: see :func:`held_back`.
+    """The utterances to train on and those to evaluate on: see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_transcribed`.
@@ -191,7 +191,7 @@ def read_utterances(args: CTCDataArguments, seed: int) -> tuple[Dataset, Dataset
         rows = load_transcribed(source, split=split, audio_column=args.audio_column, text_column=args.text_column)
         return with_texts(rows, [rewritten(text, args.letter_case) for text in rows["text"]])
 
-    return held_back(args, read, seed)
+    return train_test_split(args, read, seed)
 
 
 def with_texts(rows: Dataset, texts: Sequence[str]) -> Dataset:

@@ -35,7 +35,7 @@ from hf_longattn.training.lm import (
 )
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 METHODS = ("tinybert", "logits")
@@ -165,7 +165,7 @@ def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[i
     return layers
 
 
-class DistillTrainer(TimedTrainer):
+class DistillTrainer(LongTrainer):
     """Trains on the distance from a teacher; evaluates on the student's own loss."""
 
     def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:

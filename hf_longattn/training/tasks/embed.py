@@ -21,7 +21,7 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
-from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import CheckpointError, OptionError, flag, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.late_chunking import check_averages
@@ -41,7 +41,7 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 logger = logging.get_logger(LOGGER)
 OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
-"""Arguments that :class:`TimedTrainer` reads beside those of transformers."""
+"""Arguments that :class:`LongTrainer` reads beside those of transformers."""
 
 
 @dataclass
@@ -145,7 +145,7 @@ def finetune_embeddings(
     def read_source(source: str, split: str) -> Dataset:
         return probe_pairs(source) if is_probe(source) else read_pairs(source, split, data_args.named_columns)
 
-    data, held = held_back(data_args, read_source, training_args.seed, least=3, unit=together)
+    data, held = train_test_split(data_args, read_source, training_args.seed, least=3, unit=together)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
     column = next((name for name in ("score", "start") if name in data.column_names), None)
     if kind and column:
@@ -365,7 +365,7 @@ def reranking_trainer(
 
 
 def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments of a trainer of sentence-transformers: those of transformers, and as attributes those of :class:`TimedTrainer`.
+    """The arguments of a trainer of sentence-transformers: those of transformers, and as attributes those of :class:`LongTrainer`.
 
     Args:
         kind: their class.

@@ -25,10 +25,10 @@ from transformers import (
 )
 
 from hf_longattn.data.audio import Hearing
-from hf_longattn.data.batching import CountedPasses, DocumentCollator, TokenCollator
+from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, TokenCollator
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.sources import each_part
 from hf_longattn.data.words import tag_names, to_windows
@@ -329,23 +329,23 @@ class MixedRows(torch.utils.data.Dataset[dict[str, Any]]):
         return {"task": place[0], **self.tasks[place[0]].rows[place[1]]}
 
 
-class MixedCollator(CountedPasses):
-    """Batches of one task, made by that task's collator; passes over the data are counted for all of them."""
+class MixedCollator(EpochAwareCollator):
+    """Batches of one task, made by that task's collator. All collators have the same epoch."""
 
     def __init__(self, tasks: Mapping[str, TaskHead]) -> None:
-        self.count_passes()
+        self.count_epochs()
         self.collators = {name: task.collator for name, task in tasks.items()}
 
     @property
-    def passes(self) -> int:
-        return int(self.counted)
+    def epoch(self) -> int:
+        return int(self.shared_epoch)
 
-    @passes.setter
-    def passes(self, number: int) -> None:
-        self.counted.fill_(number)
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self.shared_epoch.fill_(number)
         for collator in self.collators.values():
-            if isinstance(collator, CountedPasses):
-                collator.passes = number
+            if isinstance(collator, EpochAwareCollator):
+                collator.epoch = number
 
     def for_evaluation(self) -> MixedCollator:
         """This one: evaluations are made by the tasks."""
@@ -557,13 +557,13 @@ def _qa(name: str, run: TaskArguments, start: Start, data: QADataArguments) -> T
     if not run.training.only_scores:
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
     length = input_length(start.reads_text(model), tokenizer, data.max_length or run.data.max_length)
-    form = QAFormat(length, min(data.stride, length // 4))
-    records, validation = read_questions(data, run.training.seed)
-    rows = training_features(records, tokenizer, form, "windows")
+    encoding = QAEncodingConfig(length, min(data.stride, length // 4))
+    examples, validation = read_questions(data, run.training.seed)
+    rows = training_features(examples, tokenizer, encoding, "windows")
     task = TaskHead("qa", model, rows, QACollator(tokenizer), dict)
 
     def scores() -> Scores:
-        reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
+        reader = QAReader("", model, tokenizer, encoding, batch_size=run.training.per_device_eval_batch_size)
         answers = reader.read(validation)
         results = score_answers(validation, answers)
         tuned = None if run.training.only_scores else results.get("best_f1_threshold")  # of "no answer", on these questions

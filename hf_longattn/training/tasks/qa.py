@@ -41,10 +41,10 @@ from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import PositionRange, input_length, longest_input
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns, has_places
-from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
@@ -68,7 +68,7 @@ from hf_longattn.training.results import (
     sources_in_words,
     steps_of,
 )
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -172,31 +172,31 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
-    records, validation = read_questions(data_args, training_args.seed)
+    examples, validation = read_questions(data_args, training_args.seed)
     model, tokenizer = load_qa_model(model_args.model, complete=training_args.only_scores)
     stride = None if data_args.long_documents == "truncate" else data_args.stride
-    form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
-    has_sentences = model_args.heads == "auto" and any(records["sentences"])
+    encoding = dataclasses.replace(encoding_for(model, tokenizer, model_args, data_args), stride=stride)
+    has_sentences = model_args.heads == "auto" and any(examples["sentences"])
     if not training_args.only_scores and (model_args.heads == "hotpot" or has_sentences):
         attach_evidence(model, tokenizer)
-        model.config.evidence_paragraphs = supporting_paragraphs(records)
-    page = pages_to_read(model, tokenizer, model_args, data_args, records, validation)
+        model.config.evidence_paragraphs = supporting_paragraphs(examples)
+    page = pages_to_read(model, tokenizer, model_args, data_args, examples, validation)
     if page and training_args.windows:
         raise OptionError("--windows has no effect on models of pages, which take no mask of token pairs; leave it out.")
-    form = dataclasses.replace(form, markers=hasattr(model, "evidence"), page=page)
+    encoding = dataclasses.replace(encoding, markers=hasattr(model, "evidence"), page=page)
     varied = training_args.random_positions or bool(training_args.windows)
-    features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
+    features = training_features(examples, tokenizer, encoding, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "--windows and --random-positions vary padded rows." if varied else None)
     training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
     if training_args.only_scores:
         threshold = getattr(model.config, "no_answer_threshold", None)
     else:  # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
-        threshold = 0.0 if "none" in {*records["kind"], *validation["kind"]} else None
+        threshold = 0.0 if "none" in {*examples["kind"], *validation["kind"]} else None
         vars(model.config).pop("no_answer_threshold", None)
         if threshold is not None:
             model.config.no_answer_threshold = threshold
     dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
-    reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
+    reader = QAReader("", model, tokenizer, encoding, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
     reader.null_threshold = threshold
     trainer = QATrainer(
         model,
@@ -210,7 +210,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         windows=training_args.windows,
         reader=reader,
     )
-    log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
+    log: dict[str, Any] = {"input_length": encoding.max_length, "questions": len(examples), "features": len(features), "packed": pack}
     before = train(trainer, run, lambda: (trainer.losses(), trainer.scores))
     after = trainer.losses(), trainer.scores
     log["held_out_loss"] = compared_losses(None if before is None else before[0], after[0])
@@ -227,14 +227,14 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The questions to train on and those to evaluate on, whole ones: see :func:`held_back`.
+    """The questions to train on and those to evaluate on, whole ones: see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_qa`.
         OptionError: too few questions to hold some back.
     """
     read = partial(load_qa, skip_bad_rows=args.skip_bad_rows)
-    return held_back(args, read, seed, unit="id")
+    return train_test_split(args, read, seed, unit="id")
 
 
 def pages_to_read(
@@ -248,7 +248,7 @@ def pages_to_read(
         DataError: it is given with texts, or the words of some questions have boxes and those of others do not.
     """
     columns = chosen_columns(model.config, model_args.model, data_args.layout)
-    with_places = [has_places(record) for part in parts for record in part.select_columns(["words", "boxes", "xpaths"])]
+    with_places = [has_places(example) for part in parts for example in part.select_columns(["words", "boxes", "xpaths"])]
     if columns and data_args.layout and not any(with_places):
         raise DataError(f"--layout: the questions of {', '.join(data_args.data)} have no words with boxes; leave --layout out.")
     if not any(with_places):
@@ -274,28 +274,28 @@ def baseline_scores(
     """
     model, tokenizer = load_qa_model(model_args.baseline)
     length = min(512, longest_input(model, tokenizer))
-    form = windows(length, length // 4, data_args.max_question_tokens)
-    reader = QAReader("", model.to(training_args.device), tokenizer, form, batch_size=training_args.per_device_eval_batch_size)
+    encoding = windows(length, length // 4, data_args.max_question_tokens)
+    reader = QAReader("", model.to(training_args.device), tokenizer, encoding, batch_size=training_args.per_device_eval_batch_size)
     answers = reader.read(validation)
     threshold = score_answers(validation, answers).get("best_f1_threshold")
     return {**score_answers(validation, answers, threshold), "input_length": length}
 
 
-def supporting_paragraphs(records: Dataset) -> int | None:
+def supporting_paragraphs(examples: Dataset) -> int | None:
     """From how many paragraphs the supporting sentences of every question are (HotpotQA: 2); ``None`` where that differs."""
-    known = ({sentence["paragraph"] for sentence in sentences if sentence["supports"]} for sentences in records["sentences"])
+    known = ({sentence["paragraph"] for sentence in sentences if sentence["supports"]} for sentences in examples["sentences"])
     counts = {len(paragraphs) for paragraphs in known if paragraphs}
     return counts.pop() if len(counts) == 1 else None
 
 
-class QATrainer(TimedTrainer):
+class QATrainer(LongTrainer):
     """A Trainer with the loss over all correct spans, that scores answers, and can vary positions and windows in every step.
 
     Args:
         positions: put question and document at random rows of this range, so that the whole position table is trained and nothing
             depends on absolute positions; ``None`` = the model's own positions.
         windows: see :func:`window_mask`; for short models only. Empty = full attention.
-        reader: answers the questions of ``eval_dataset``, whose rows are then records of ``load_qa``; ``None`` = they are inputs, and only
+        reader: answers the questions of ``eval_dataset``, whose rows are then examples of ``load_qa``; ``None`` = they are inputs, and only
             their loss is measured.
 
     Training batches need ``document_start (B,)`` for the first two.
@@ -322,15 +322,15 @@ class QATrainer(TimedTrainer):
         loss = qa_loss(outputs, inputs, evidence).mean()
         return loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}
 
-    def answers(self, records: Dataset) -> list[Answer]:
-        """The reader's answers to records, in their order; each process reads its share."""
+    def answers(self, examples: Dataset) -> list[Answer]:
+        """The reader's answers to examples, in their order; each process reads its share."""
         assert self.reader is not None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.reader.model = self.model_wrapped if sharded else self.model
         if sharded or self.args.world_size == 1:  # sharded weights are gathered by all processes together
-            return self.reader.read(records)
-        mine = range(self.args.process_index, len(records), self.args.world_size)
-        numbered_answers = gather_object(list(zip(mine, self.reader.read(records.select(mine)), strict=True)))
+            return self.reader.read(examples)
+        mine = range(self.args.process_index, len(examples), self.args.world_size)
+        numbered_answers = gather_object(list(zip(mine, self.reader.read(examples.select(mine)), strict=True)))
         return [answer for _, answer in sorted(numbered_answers, key=lambda pair: pair[0])]
 
     def losses(self) -> dict[str, Any]:
@@ -344,14 +344,14 @@ class QATrainer(TimedTrainer):
         only scored, with its own."""
         if self.reader is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        records = self.eval_dataset if eval_dataset is None else eval_dataset
-        answers = self.answers(records)
-        self.scores = score_answers(records, answers)
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        answers = self.answers(examples)
+        self.scores = score_answers(examples, answers)
         if "best_f1_threshold" in self.scores and eval_dataset is None and not self.args.only_scores:
             self.threshold = self.scores["best_f1_threshold"]
         if self.threshold != self.reader.null_threshold:
             answers = [dataclasses.replace(answer, text=answer.above(self.threshold)) for answer in answers]
-            self.scores = score_answers(records, answers)
+            self.scores = score_answers(examples, answers)
         self.given_answers = answers
         loss, error = mean_and_error([loss for answer in answers for loss in answer.losses])
         return self.log_scores({"loss": loss, "loss_se": error, **self.scores}, metric_key_prefix)
@@ -490,9 +490,9 @@ def _evidence_weights(name: str) -> dict[str, Tensor]:
     return weights
 
 
-def format_for(
+def encoding_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments
-) -> QAFormat:
+) -> QAEncodingConfig:
     """Return how documents become inputs of this model; its config then says which tokens are global, so that inference matches training.
 
     Raises:
@@ -502,11 +502,11 @@ def format_for(
     if model_args.global_question is False and getattr(model.config, "question_separator_id", None) is not None:
         model.config.question_separator_id = None
     if not model_args.global_question and (model_args.global_question is False or model_args.only_scores):  # as its config says
-        return QAFormat(length, max_question_tokens=question)
+        return QAEncodingConfig(length, max_question_tokens=question)
     chosen_by_model = carry_question(model, tokenizer)
     if model_args.global_question and not takes_globals(model):
         raise OptionError(f"--global-question requires a mechanism with global tokens, and {model_args.model!r} has none; leave it out.")
-    return QAFormat(length, None, bool(model_args.global_question) and not chosen_by_model, question)
+    return QAEncodingConfig(length, None, bool(model_args.global_question) and not chosen_by_model, question)
 
 
 TASK = Task(arguments=QA, train=finetune_qa, result=qa_table, evaluation="Score answers to questions about long documents.")

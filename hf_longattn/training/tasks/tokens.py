@@ -22,7 +22,7 @@ from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, ch
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns
-from hf_longattn.data.sources import DataError, each_part, held_back
+from hf_longattn.data.sources import DataError, each_part, train_test_split
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
@@ -32,7 +32,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_classifier, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -107,7 +107,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     pack = chosen_packing(model, data_args.packing, training_args)
     training_args.remove_unused_columns = False
     apart = ["word_ids", "document"]
-    trainer = TimedTrainer(
+    trainer = LongTrainer(
         model,
         training_args,
         train_dataset=rows.remove_columns(apart),
@@ -134,7 +134,7 @@ def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None =
     Raises:
         DataError: a missing column, words without tags, or a single tag.
     """
-    data, held_out = held_back(
+    data, held_out = train_test_split(
         args, lambda source, split: read_words(source, split, args.words_column, args.tags_column, places_column), seed
     )
     known = tag_names(data)
