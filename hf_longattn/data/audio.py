@@ -25,7 +25,7 @@ from hf_longattn.errors import AudioError, in_a_line, needs_extra
 from hf_longattn.naming import AUDIO_SUFFIXES
 
 EXTRA = "audio"
-RECORDING_FILES = FileKind("recording", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
+RECORDING_FILES = FileKind("audio file", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
 SAMPLES_PER_BLOCK = 1 << 20
 """Samples read at a time, so that memory is bounded by what a file holds and not by what its header says."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
@@ -118,7 +118,7 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
 
 @dataclass(frozen=True)
 class Hearing:
-    """How recordings become the inputs of a model.
+    """How audio files become the inputs of a model.
 
     extractor: the model's feature extractor.
     resample, mono: see :func:`read_audio`.
@@ -135,7 +135,7 @@ class Hearing:
 
     @property
     def most_samples(self) -> int | None:
-        """The samples to which the extractor cuts or fills up every recording (Whisper's, AST's); ``None`` where it keeps them whole."""
+        """The samples to which the extractor cuts or fills up every audio file (Whisper's, AST's); ``None`` where it keeps them whole."""
         if hasattr(self.extractor, "n_samples"):
             return int(self.extractor.n_samples)
         rows = getattr(self.extractor, "max_length", None)
@@ -170,7 +170,7 @@ class Hearing:
 
 
 def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
-    """Rows with ``length``, the samples of each recording, all of which are heard once, so that a bad one is refused before the training.
+    """Rows with ``length``, the samples of each audio file, all of which are heard once, so that a bad one is refused before the training.
 
     Raises:
         AudioError: as :func:`read_audio`.
@@ -179,10 +179,10 @@ def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
 
 
 class RecordingCollator:
-    """Batches of recordings and labels: what the feature extractor makes of whole recordings, padded, and ``labels (B,)``.
+    """Batches of audio files and labels: what the feature extractor makes of whole audio files, padded, and ``labels (B,)``.
 
     Args:
-        hearing: how recordings become inputs.
+        hearing: how audio files become inputs.
         names: of the labels, in the order of their numbers.
     """
 
@@ -193,7 +193,7 @@ class RecordingCollator:
         """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
 
         Raises:
-            AudioError: a recording cannot be read.
+            AudioError: an audio file cannot be read.
         """
         labels = torch.tensor([self.numbers[row["label"]] for row in features])
         return {**self.hearing.batch(features), "labels": labels}

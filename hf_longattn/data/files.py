@@ -1,4 +1,4 @@
-"""Rows of files, pictures or recordings, with or without a label: where they are is read here, and what is in them by ``pictures`` and
+"""Rows of files, images or audio files, with or without a label: where they are is read here, and what is in them by ``images`` and
 ``audio``."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CELL = {"bytes": Value("binary"), "path": Value("string")}
 class FileKind:
     """What the files of some rows are.
 
-    unit: "picture", "recording"; with an s for several.
+    unit: "image", "audio file"; with an s for several.
     column: their column in the rows that are returned.
     feature: what a column of ``datasets`` with such files has, ``datasets.Image(decode=False)`` or ``datasets.Audio(decode=False)``.
     suffixes: endings of the names of such files.
@@ -50,7 +50,7 @@ class FileKind:
             return [path]
         endings = f"({', '.join(self.suffixes[:4])} …)"
         if not path.is_dir():
-            raise DataError(f"{str(path)!r} does not exist; give a {self.unit}, or a folder of {self.unit}s {endings}.")
+            raise DataError(f"{str(path)!r} does not exist; give an {self.unit}, or a folder of {self.unit}s {endings}.")
         files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in self.suffixes and not file.name.startswith(".")]
         if not files:
             raise DataError(f"The folder {str(path)!r} holds no {self.unit}s {endings}.")
@@ -63,7 +63,7 @@ def evenly_spread(files: Sequence[Entry], count: int) -> list[Entry]:
 
 
 def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:
-    """Read where files are, and the names of their labels. ``audio`` and ``pictures`` read the files themselves.
+    """Read where files are, and the names of their labels. ``audio`` and ``images`` read the files themselves.
 
     Args:
         source: a folder with one sub-folder of files per label, or such a folder for each split (``photos/train/cat/1.jpg``), as

@@ -23,8 +23,8 @@ class InputProcessors:
     """Makes the inputs of a model of several modalities; ``None`` = it does not read such inputs.
 
     tokenizer: of texts.
-    image_processor: of pictures.
-    feature_extractor: of recordings.
+    image_processor: of images.
+    feature_extractor: of audio files.
     """
 
     tokenizer: Any
@@ -41,7 +41,7 @@ class InputProcessors:
 
 
 def new_image_processor(size: tuple[int, int]) -> Any:
-    """ViT's image processor for pictures of a height and a width, as transformers chooses it for the libraries that are installed."""
+    """ViT's image processor for images of a height and a width, as transformers chooses it for the libraries that are installed."""
     fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": size[0], "width": size[1]}}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, IMAGE_PROCESSOR.file).write_text(json.dumps(fields), encoding="utf-8")
@@ -49,8 +49,8 @@ def new_image_processor(size: tuple[int, int]) -> Any:
 
 
 def new_feature_extractor(mel_bins: int) -> Any:
-    """A feature extractor of log-mel spectrograms with 100 frames a second, of whole recordings. They are not normalised over the
-    recording, which would take a steady sound away; the embedder normalises each frame.
+    """A feature extractor of log-mel spectrograms with 100 frames a second, of whole audio files. They are not normalised over the
+    audio file, which would take a steady sound away; the embedder normalises each frame.
 
     Raises:
         OptionError: a number of mel bins for which there are no filters.

@@ -23,7 +23,7 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables of a folder of recordings, as ``datasets`` reads an ``audiofolder``."""
+"""Tables of a folder of audio files, as ``datasets`` reads an ``audiofolder``."""
 COLUMNS = {
     "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
     "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
@@ -44,10 +44,10 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
 
     Args:
         source: a folder with ``metadata.csv``, ``.jsonl`` or ``.parquet`` (``file_name`` and ``transcription``, as ``datasets`` reads an
-            ``audiofolder``); a folder of recordings, each with a .txt file of the same name; either for each split, in a folder of its
+            ``audiofolder``); a folder of audio files, each with a .txt file of the same name; either for each split, in a folder of its
             name; or a table, a folder written by ``datasets``, or a name on the Hub: see :func:`read_source`.
         split: which split, if the source has several.
-        audio_column: the column of recordings: ``datasets.Audio``, bytes, or paths relative to the table; "" = the first of
+        audio_column: the column of audio files: ``datasets.Audio``, bytes, or paths relative to the table; "" = the first of
             ``COLUMNS["audio"]`` that there is.
         text_column: the column of transcripts; "" = the first of ``COLUMNS["text"]``.
 
@@ -55,7 +55,7 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
         A dataset with the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, which is what a message calls a row.
 
     Raises:
-        DataError: the source cannot be read, a column is missing or holds something else, or a row has no recording or no transcript.
+        DataError: the source cannot be read, a column is missing or holds something else, or a row has no audio file or no transcript.
     """
     path = Path(source)
     if path.is_dir() and not saved_by_datasets(path):
@@ -69,7 +69,7 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
     if missing := next((role for role in COLUMNS if role not in columns), None):
         raise DataError(
             f"{source} has the columns {', '.join(data.column_names)}, and none of them is called {', '.join(COLUMNS[missing])}; name the "
-            f"one with {'recordings' if missing == 'audio' else 'transcripts'} by --{missing}-column."
+            f"one with {'audio files' if missing == 'audio' else 'transcripts'} by --{missing}-column."
         )
     check_column(data, columns["text"], source, "--text-column", text=True)
     rows = file_rows(RECORDING_FILES, data, columns["audio"], source)
@@ -77,18 +77,18 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
 
 
 def _files_with_texts(root: Path) -> Dataset:
-    """The recordings of a folder, each with the text of the .txt file that has its name."""
+    """The audio files of a folder, each with the text of the .txt file that has its name."""
     files = RECORDING_FILES.files(root)
     if bare := [file for file in files if not file.with_suffix(".txt").is_file()]:
         raise DataError(
-            f"{str(root)!r} has no {METADATA[0]}, and {len(bare):,} of its {len(files):,} recordings have no transcript, the first "
+            f"{str(root)!r} has no {METADATA[0]}, and {len(bare):,} of its {len(files):,} audio files have no transcript, the first "
             f"{str(bare[0])!r}; write {bare[0].with_suffix('.txt').name} next to it, or {METADATA[0]} with file_name,transcription."
         )
     cells = [{"path": str(file), "bytes": None} for file in files]
     features = Features({"audio": CELL, "name": Value("string")})
     rows = Dataset.from_dict({"audio": cells, "name": [cell["path"] for cell in cells]}, features=features)
     texts = [_transcript(file.with_suffix(".txt")) for file in files]
-    return _with_texts(rows, texts, "leave such recordings out")
+    return _with_texts(rows, texts, "leave such audio files out")
 
 
 def _transcript(file: Path) -> str:
@@ -229,7 +229,7 @@ class UtteranceCollator:
     """Batches of utterances: what the feature extractor makes of them, padded, and ``labels (B, T)``, padded with -100.
 
     Args:
-        hearing: how recordings become inputs.
+        hearing: how audio files become inputs.
     """
 
     def __init__(self, hearing: Hearing) -> None:
@@ -239,7 +239,7 @@ class UtteranceCollator:
         """The batch of rows of :func:`to_utterances`.
 
         Raises:
-            AudioError: a recording cannot be read.
+            AudioError: an audio file cannot be read.
         """
         labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in features]
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)

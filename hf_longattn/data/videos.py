@@ -1,4 +1,4 @@
-"""Videos as frames: a folder of numbered pictures, or an array in a file. A file of a codec is refused, with how to extract its frames."""
+"""Videos as frames: a folder of numbered images, or an array in a file. A file of a codec is refused, with how to extract its frames."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ MARGIN = 256 / 224
 """The shorter side of a frame, in sides of its crop, by V-JEPA 2's video processor."""
 COLOURS = (1, 3)
 NUMBERS = re.compile(r"(\d+)")
-WHAT = "a folder of numbered pictures (frames/00001.png …), or an array of frames (.npy)"
+WHAT = "a folder of numbered images (frames/00001.png …), or an array of frames (.npy)"
 
 
 def video_places(path: Path) -> list[Path]:
-    """The videos at a path: itself, where it is a file or a folder of pictures; else the arrays and the folders of pictures in it, in the
+    """The videos at a path: itself, where it is a file or a folder of images; else the arrays and the folders of images in it, in the
     order of their names.
 
     Raises:
@@ -54,7 +54,7 @@ def read_video(path: Path, frames: int) -> list[Picture]:
     """As many frames of a video, evenly spread from its first to its last, in RGB.
 
     Args:
-        path: a folder of pictures, in the order of the numbers in their names, or an array ``(frames, channels, height, width)`` or
+        path: a folder of images, in the order of the numbers in their names, or an array ``(frames, channels, height, width)`` or
             ``(frames, height, width, channels)`` of whole numbers from 0 to 255, or of numbers from 0 to 1.
         frames: that the model reads.
     Raises:
@@ -68,7 +68,7 @@ def read_video(path: Path, frames: int) -> list[Picture]:
             f"{path.name} frames/%05d.png, and give that folder."
         )
     if path.is_file() and kind in SUFFIXES:
-        raise DataError(f"{str(path)!r} is a picture, but the model reads videos of {frames} frames; give {WHAT}.")
+        raise DataError(f"{str(path)!r} is an image, but the model reads videos of {frames} frames; give {WHAT}.")
     if path.is_file() and kind != FRAMES_SUFFIX:
         raise DataError(f"{str(path)!r} is not a video; give {WHAT}.")
     if path.is_dir():
@@ -130,7 +130,7 @@ def _size_in_header(file: Path) -> tuple[int, int]:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """The pictures directly in a folder, by the numbers in their names."""
+    """The images directly in a folder, by the numbers in their names."""
     files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file())
     return sorted(files, key=_by_number)
 

@@ -1,4 +1,4 @@
-"""Transcribes recordings of any length with a CTC model: in one pass, or in overlapping chunks, as transformers' pipeline does."""
+"""Transcribes audio files of any length with a CTC model: in one pass, or in overlapping chunks, as transformers' pipeline does."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard in a recording.
+    """What was heard in an audio file.
 
     text: the transcript.
     words: its words with their times.
     tokens: the token of each frame.
-    seconds: of the recording.
+    seconds: of the audio file.
     seams: seconds at which one chunk ends and the next begins; none in one pass.
     """
 
@@ -62,7 +62,7 @@ def transcribe(
     resample: bool = False,
     mono: bool = False,
 ) -> Transcript:
-    """Transcribe a recording with a model for connectionist temporal classification, by the best token of each frame.
+    """Transcribe an audio file with a model for connectionist temporal classification, by the best token of each frame.
 
     Args:
         model: a ``…ForCTC``, short or long.
@@ -74,7 +74,7 @@ def transcribe(
         resample, mono: see :func:`~hf_longattn.data.audio.read_audio`.
 
     Raises:
-        AudioError: the recording cannot be read, is shorter than a frame, or does not fit into memory in one pass.
+        AudioError: the audio file cannot be read, is shorter than a frame, or does not fit into memory in one pass.
         CheckpointError: the model has no head for CTC; an encoder-decoder such as Whisper is run by transformers' pipeline.
         OptionError: a stride without chunks, or chunks that hold nothing but their strides.
     """

@@ -291,8 +291,8 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         """
         for kind, embedder in ((images, self.image_embedder), (sound, self.audio_embedder)):
             if kind is not None and embedder is not None:
-                name = "pictures" if kind is images else "recordings"
-                raise OptionError(f"the model has an embedder of {name} already; leave the options of a new one out")
+                name = "images" if kind is images else "audio"
+                raise OptionError(f"The model has an embedder of {name} already; leave the options of a new one out.")
         new = type(self).of(self.text_model, images=images or self.config.images, sound=sound or self.config.sound)
         new.image_embedder, new.audio_embedder = self.image_embedder or new.image_embedder, self.audio_embedder or new.audio_embedder
         return new
@@ -356,8 +356,8 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def _embedder(self, name: str) -> nn.Module:
         embedder = getattr(self, f"{name}_embedder")
         if embedder is None:
-            kind, option = {"image": ("pictures", "--image-size"), "audio": ("recordings", "--mel-bins")}[name]
-            raise BackendError(f"this model has no embedder of {kind}; train one with longattn train multitask {option} …")
+            kind, option = {"image": ("images", "--image-size"), "audio": ("audio", "--mel-bins")}[name]
+            raise BackendError(f"This model has no embedder of {kind}; train one with longattn train multitask {option}.")
         return embedder
 
 

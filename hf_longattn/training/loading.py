@@ -54,10 +54,10 @@ def config_with_head(name: str, head: str, names: Any, otherwise: Mapping[str, A
 
 
 def check_reads_text(config: PreTrainedConfig, name: str) -> None:
-    """Raise :class:`CheckpointError` for a checkpoint of an architecture that reads pictures and has no tokenizer."""
+    """Raise :class:`CheckpointError` for a checkpoint of an architecture that reads images and has no tokenizer."""
     kind = config.model_type
     if kind in IMAGE_PROCESSOR_MAPPING_NAMES and kind not in TOKENIZER_MAPPING_NAMES:
-        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads pictures; take a model of texts.")
+        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads images; take a model of texts.")
 
 
 def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, *, complete: bool, **config: Any) -> PreTrainedModel:

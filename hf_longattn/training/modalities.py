@@ -126,7 +126,7 @@ class Start:
         return model if self.model is None else self.model.text_model
 
     def check_longest(self, hearing: Hearing, row: Any) -> None:
-        """Refuse a recording of more tokens than the backbone reads, before the training.
+        """Refuse an audio file of more tokens than the backbone reads, before the training.
 
         Raises:
             AudioError: with the length that the backbone needs.
@@ -178,14 +178,14 @@ def load_multimodal_start(
     Args:
         name: a checkpoint of texts, or one of several modalities.
         images: of a new embedder; ``None`` = none.
-        mel_bins: of a new embedder of recordings; 0 = none.
+        mel_bins: of a new embedder of audio files; 0 = none.
         subsampling: see :class:`AudioInput`.
         only_scores: nothing is trained, so that the checkpoint must have the heads.
 
     Raises:
         CheckpointError: it cannot be loaded, or has no head for words, or no heads at all.
         OptionError: a task is of a modality without an embedder, or a new embedder is of one without a task, or there already.
-        BackendError, GridError: the checkpoint is no such backbone, or too short for the pictures.
+        BackendError, GridError: the checkpoint is no such backbone, or too short for the images.
     """
     for kind, option, wanted in (("images", "--image-size", images is not None), ("audio", "--mel-bins", mel_bins > 0)):
         if wanted and kind not in kinds:

@@ -345,7 +345,7 @@ class TestClasses:
         run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 4}
         log = finetune_classification(*self.settings(models["headless"], tmp_path / "out", tones, **run))
         assert log["classes"] == ["a", "b"]
-        assert log["recordings"] == {"train": 22, "held_out": 2, "cut": 0}
+        assert log["audio_files"] == {"train": 22, "held_out": 2, "cut": 0}
         assert log["longest_seconds"] == pytest.approx(4 * SECONDS)
         assert log["held_out"]["after"]["accuracy"] == 100.0
         model = AutoModelForAudioClassification.from_pretrained(tmp_path / "out").eval()
@@ -387,7 +387,7 @@ class TestClasses:
             extractor.max_length = 24
         extractor.save_pretrained(tmp_path / "model")
         log = finetune_classification(*self.settings(str(tmp_path / "model"), tmp_path / "out", tones))
-        assert log["recordings"]["cut"] == (0 if long else 8)  # of 200 ms
+        assert log["audio_files"]["cut"] == (0 if long else 8)  # of 200 ms
         assert log["read_seconds"] == (0.24 if long else 0.16)
         trained = AutoModelForAudioClassification.from_pretrained(tmp_path / "out")
         assert isinstance(trained, LongASTForAudioClassification) == long

@@ -244,9 +244,9 @@ def test_a_missing_file_of_tasks_and_a_task_twice_are_a_sentence(tmp_path: Path)
     [
         (
             {"image_size": [], "patch_size": 16},
-            r"kind images reads pictures, and '.*' has no embedder of pictures; add --image-size",
+            r"kind images reads pictures, and '.*' has no embedder of images; add --image-size",
         ),
-        ({"mel_bins": 0}, r"kind audio reads recordings, and '.*' has no embedder of recordings; add --mel-bins"),
+        ({"mel_bins": 0}, r"kind audio reads recordings, and '.*' has no embedder of audio; add --mel-bins"),
         ({"mel_bins": 4}, "--mel-bins must be from 8"),
         ({"image_size": [16, 23]}, r"pictures of 16 × 23 pixels are not filled by patches of 8 × 8"),
         ({"image_size": [256], "patch_size": 4}, r"are 4,097 tokens, but the backbone reads 160; .*--max-length 4097"),
@@ -293,9 +293,9 @@ def test_calls_with_the_wrong_inputs_are_a_sentence(backbone: str) -> None:
     text_model = AutoModel.from_pretrained(backbone, add_pooling_layer=False)
     model = LongMultimodalModel.of(text_model).eval()
     ids, pixels, features = torch.ones(1, 8, dtype=torch.long), torch.zeros(1, 3, 16, 24), torch.zeros(1, 8, 20)
-    with pytest.raises(BackendError, match="this model has no embedder of pictures"):
+    with pytest.raises(BackendError, match="This model has no embedder of images"):
         model(pixel_values=pixels)
-    with pytest.raises(BackendError, match="this model has no embedder of recordings"):
+    with pytest.raises(BackendError, match="This model has no embedder of audio"):
         model(input_features=features)
     with pytest.raises(OptionError, match="give one of input_ids, pixel_values, input_features, not input_ids and pixel_values"):
         model(input_ids=ids, pixel_values=pixels)

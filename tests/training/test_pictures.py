@@ -95,7 +95,7 @@ def test_a_converted_model_learns_two_colours(photos: Path, models: dict[str, st
     run = {"max_steps": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
     log = finetune_classification(*settings(models["long"], output, photos, **run))
     assert (log["classes"], log["input_size"], log["augmented"]) == (["blue", "red"], [32, 48], find_spec("torchvision") is not None)
-    assert log["pictures"] == {"train": 22, "held_out": 2, "transparent": 0}
+    assert log["images"] == {"train": 22, "held_out": 2, "transparent": 0}
     assert log["held_out"]["after"]["accuracy"] == 100.0
     assert log["held_out"]["after"]["buckets"] == {}
     trained = AutoModelForImageClassification.from_pretrained(output)

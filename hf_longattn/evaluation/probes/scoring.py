@@ -258,7 +258,7 @@ def head_of(model: Any) -> str:
     family = known_family(model.config)
     if family is not None and family.grid is not None:
         raise LongAttentionError(
-            f"A {name} reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, "
+            f"A {name} reads images, and probes ask what lies where in a text; to measure how far its patches depend on one another, "
             "type longattn probe MODEL photo.jpg."
         )
     if family is not None and family.audio is not None:

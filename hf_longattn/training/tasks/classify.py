@@ -1,4 +1,4 @@
-"""Fine-tune to classify long documents, pages (--layout), large pictures (--images), videos (--videos) or long recordings (--audio)."""
+"""Fine-tune to classify long documents, pages (--layout), large images (--images), videos (--videos) or long audio files (--audio)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
@@ -61,28 +61,28 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 OPTIONS_OF = {
     "texts": ("text_column", "question_column", "packing", "max_length"),
     "pages": ("words_column", "boxes_column", "packing", "max_length"),
-    "pictures": ("image_column", "augmentation"),
+    "images": ("image_column", "augmentation"),
     "videos": (),
-    "recordings": ("audio_column", "resample", "mono"),
+    "audio": ("audio_column", "resample", "mono"),
 }
 """Options that not all kinds of data have."""
-FLAGS = {"pages": "layout", "pictures": "images", "videos": "videos", "recordings": "audio"}
+FLAGS = {"pages": "layout", "images": "images", "videos": "videos", "audio": "audio"}
 """The option that says that the data are of a kind; texts have none."""
 NO_LENGTH = -1
-"""The length of a picture, and of a document whose length is not known, for the metric."""
+"""The length of an image, and of a document whose length is not known, for the metric."""
 
 
 @dataclass
 class ClassificationDataArguments(LabelledDataArguments):
-    """Documents, pages, pictures or recordings to classify."""
+    """Documents, pages, images or audio files to classify."""
 
     shape: ClassVar[str] = "a labelled file"
     training_only: ClassVar[tuple[str, ...]] = ("augmentation", "packing")
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
-        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of pictures with --images, of "
-        "recordings with --audio), "
+        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of images with --images, of "
+        "audio files with --audio), "
         "a folder written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     layout: bool = argument(False, "Classify pages: give the model (LayoutLM, LiLT, MarkupLM …) the box, or XPath, of every word.")
@@ -91,19 +91,19 @@ class ClassificationDataArguments(LabelledDataArguments):
         "bboxes", "The column that holds their boxes, (left, top, right, bottom) from 0 to 1000 on their own page, or in pixels next to "
         "page_sizes, or width and height; or their XPaths. Words and boxes may have a list for each page."
     )  # fmt: skip
-    images: bool = argument(False, "Classify pictures, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
-    image_column: str = argument("image", "The column that holds the pictures, or their paths relative to the table.")
+    images: bool = argument(False, "Classify images, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
+    image_column: str = argument("image", "The column that holds the images, or their paths relative to the table.")
     augmentation: str = argument(
-        "", "Random changes of the pictures in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
+        "", "Random changes of the images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
     videos: bool = argument(
         False, "Classify videos, with a model that reads them (VideoMAE, V-JEPA 2), short or converted: one sub-folder per label, of "
         "folders of numbered frames and of arrays (.npy)."
     )  # fmt: skip
-    audio: bool = argument(False, "Classify recordings, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
-    audio_column: str = argument("audio", "The column that holds the recordings, or their paths relative to the table.")
-    resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
-    mono: bool = argument(False, "Mix the channels of recordings with several.")
+    audio: bool = argument(False, "Classify audio files, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
+    audio_column: str = argument("audio", "The column that holds the audio files, or their paths relative to the table.")
+    resample: bool = argument(False, "Convert audio files of another sampling rate to the model's.")
+    mono: bool = argument(False, "Mix the channels of audio files with several.")
     text_column: str = argument("text", "The column that holds the text.")
     question_column: str = argument(
         "", "A column of what is asked or claimed about each text, read before it; a converted model makes its tokens global."
@@ -140,15 +140,15 @@ class ClassificationDataArguments(LabelledDataArguments):
     @property
     def reader(self) -> Reader:
         """The reader of the data."""
-        return next((reader for reader in (PAGES, PICTURES, VIDEOS, RECORDINGS) if getattr(self, FLAGS[reader.kind])), TEXTS)
+        return next((reader for reader in (PAGES, IMAGES, VIDEOS, AUDIO) if getattr(self, FLAGS[reader.kind])), TEXTS)
 
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of classification."""
 
-    per_device_train_batch_size: int = batch_size_argument(2, "Documents, pictures or recordings per forward pass and process.")
-    per_device_eval_batch_size: int = argument(2, "Documents, pictures or recordings per forward pass and process in evaluation.")
+    per_device_train_batch_size: int = batch_size_argument(2, "Documents, images or audio files per forward pass and process.")
+    per_device_eval_batch_size: int = argument(2, "Documents, images or audio files per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
@@ -313,10 +313,10 @@ class Files:
         return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_part(self.processor, name, "processor")
 
 
-class Pictures(Files):
-    """Pictures, and models that read them."""
+class Images(Files):
+    """Images, and models that read them."""
 
-    kind, unit, content, column = "pictures", "picture", "picture", "image_column"
+    kind, unit, content, column = "images", "image", "image", "image_column"
     task, types, processor = "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoImageProcessor
     head, files = AutoModelForImageClassification, PICTURE_FILES
 
@@ -335,7 +335,7 @@ class Pictures(Files):
         transparent = sum(map(count_transparent, set(rows)))
         collator = PictureCollator(processor, names, augmentation_of(args.augmentation, size), training_args.seed)
         counts = {"train": len(rows[0]), "held_out": len(rows[1]), "transparent": transparent}
-        log = {"input_size": list(size), "augmented": collator.augmentation is not None, "pictures": counts}
+        log = {"input_size": list(size), "augmented": collator.augmentation is not None, "images": counts}
         return Inputs(*rows, collator, collator.for_evaluation(), log)
 
     def described(self, log: Mapping[str, Any]) -> str:
@@ -344,8 +344,8 @@ class Pictures(Files):
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
         """What is printed about them at the end of a run."""
-        transparent = log["pictures"]["transparent"]
-        return [f"{counted(transparent, 'picture')} with transparent parts, which are shown on white"] if transparent else []
+        transparent = log["images"]["transparent"]
+        return [f"{counted(transparent, 'image')} with transparent parts, which are shown on white"] if transparent else []
 
 
 class Videos(Files):
@@ -394,19 +394,19 @@ class Videos(Files):
 
 
 class Recordings(Files):
-    """Recordings, and models that hear them."""
+    """Audio files, and models that hear them."""
 
-    kind, unit, content, column = "recordings", "recording", "recording", "audio_column"
+    kind, unit, content, column = "audio", "audio file", "audio file", "audio_column"
     task, types, processor = "audio classification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoFeatureExtractor
     head, files = AutoModelForAudioClassification, RECORDING_FILES
 
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
-        """What the feature extractor makes of whole recordings; those of similar length share a batch.
+        """What the feature extractor makes of whole audio files; those of similar length share a batch.
 
         Raises:
-            AudioError: a recording cannot be read.
+            AudioError: an audio file cannot be read.
             CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
             OptionError: an option that counts tokens.
         """
@@ -425,28 +425,28 @@ class Recordings(Files):
         cut = 0 if most is None else sum(length > most for data in {train_rows, held_out} for length in data["length"])
         counts = {"train": len(train_rows), "held_out": len(held_out), "cut": cut}
         log = {
-            "longest_seconds": longest, "read_seconds": None if most is None else most / hearing.sampling_rate, "recordings": counts,
+            "longest_seconds": longest, "read_seconds": None if most is None else most / hearing.sampling_rate, "audio_files": counts,
         }  # fmt: skip
         collator = RecordingCollator(hearing, names)
         return Inputs(train_rows, held_out, collator, collator, log)
 
     def described(self, log: Mapping[str, Any]) -> str:
         """What a card says about the inputs of a run."""
-        return f"the longest of {log['longest_seconds']:.1f} seconds ({log['recordings']['cut']:,} recordings were cut)"
+        return f"the longest of {log['longest_seconds']:.1f} seconds ({log['audio_files']['cut']:,} audio files were cut)"
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
         """What is printed about them at the end of a run."""
-        cut = log["recordings"]["cut"]
-        return [f"{counted(cut, 'recording')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
+        cut = log["audio_files"]["cut"]
+        return [f"{counted(cut, 'audio file')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
 
 
-Reader = Texts | Pictures | Videos | Recordings
-TEXTS, PAGES, PICTURES, VIDEOS, RECORDINGS = Texts(), Pages(), Pictures(), Videos(), Recordings()
+Reader = Texts | Images | Videos | Recordings
+TEXTS, PAGES, IMAGES, VIDEOS, AUDIO = Texts(), Pages(), Images(), Videos(), Recordings()
 READS = {
     "texts": ("it reads texts: leave --{flag} out", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
-    "pictures": ("it reads pictures: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    "images": ("it reads images: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
     "videos": ("it reads videos: add --videos", MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
-    "recordings": ("it hears recordings: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
+    "audio": ("it hears audio files: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
 }
 """What to say of a model of another kind of data, and the types of such models."""
 
@@ -456,13 +456,18 @@ def otherwise_of(kind: str) -> dict[str, Any]:
     return {words.format(flag=FLAGS.get(kind)): types for other, (words, types) in READS.items() if other != kind}
 
 
+def rows_key(reader: Reader) -> str:
+    """The entry of a log with the numbers of rows: "documents", "images", "videos" or "audio_files"."""
+    return f"{reader.unit}s".replace(" ", "_")
+
+
 def _reader_of(log: Mapping[str, Any]) -> Reader:
     """The reader of the data of a log's run."""
-    return next(reader for reader in (PICTURES, VIDEOS, RECORDINGS, TEXTS) if f"{reader.unit}s" in log)
+    return next(reader for reader in (IMAGES, VIDEOS, AUDIO, TEXTS) if rows_key(reader) in log)
 
 
 class ClassificationTrainer(LongTrainer):
-    """Trains on packed rows or padded ones, on pictures or recordings, and scores documents by their length."""
+    """Trains on packed rows or padded ones, on images or audio files, and scores documents by their length."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         if "lengths" not in inputs:
@@ -482,7 +487,7 @@ class ClassificationTrainer(LongTrainer):
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents, pictures or recordings to train on and those to evaluate on: see :func:`train_test_split`.
+    """The documents, images or audio files to train on and those to evaluate on: see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_labelled` and :func:`load_labelled_files`; or fewer than two classes.
@@ -504,7 +509,7 @@ def describe_classification(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     reader, settings = _reader_of(log), log["settings"]
     return (
-        f"{steps_of(log)} with `longattn train classify` on {counted(log[reader.unit + 's']['train'], reader.unit)} of "
+        f"{steps_of(log)} with `longattn train classify` on {counted(log[rows_key(reader)]['train'], reader.unit)} of "
         f"{sources_in_words(settings)} in {len(log['classes'])} classes, {reader.described(log)}. "
         f"{sentence_case(held_out_in_words(log['held_out'], _in_words, reader.unit))}."
     )
@@ -539,5 +544,5 @@ TASK = Task(
     arguments=CLASSIFICATION,
     train=finetune_classification,
     result=describe_classification_result,
-    evaluation="Score the classes of documents, pages, pictures, videos or recordings.",
+    evaluation="Score the classes of documents, pages, images, videos or audio files.",
 )

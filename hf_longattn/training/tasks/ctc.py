@@ -69,34 +69,34 @@ class CTCModelArguments(ModelArguments):
 class CTCDataArguments(LabelledDataArguments):
     """Utterances with transcripts, and how they become inputs."""
 
-    shape: ClassVar[str] = "a table of recordings and transcripts"
+    shape: ClassVar[str] = "a table of audio files and transcripts"
     training_only: ClassVar[tuple[str, ...]] = ("new_vocabulary",)
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: a folder with metadata.csv or .jsonl (file_name, transcription), a folder "
-        "of recordings with a .txt file each, a .csv, .tsv, .jsonl or .parquet file, a folder written by datasets, the name of a dataset "
+        "of audio files with a .txt file each, a .csv, .tsv, .jsonl or .parquet file, a folder written by datasets, the name of a dataset "
         "on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     audio_column: str = argument(
-        "", "The column that holds the recordings, or their paths relative to the table; default: audio, file_name, audio_filepath, path."
+        "", "The column that holds the audio files, or their paths relative to the table; default: audio, file_name, audio_filepath, path."
     )
     text_column: str = argument(
         "", "The column that holds the transcripts; default: transcription, text, sentence, transcript or normalized_text."
     )
-    resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
-    mono: bool = argument(False, "Mix the channels of recordings with several.")
+    resample: bool = argument(False, "Convert audio files of another sampling rate to the model's.")
+    mono: bool = argument(False, "Mix the channels of audio files with several.")
     letter_case: str = argument("keep", "Letters of the transcripts: keep, lower or upper.")
     unknown_characters: str = argument("refuse", "Characters of the transcripts that the vocabulary lacks: refuse or drop.")
     new_vocabulary: bool = argument(
         False, "Make a new vocabulary of the characters of the transcripts, and a new head, for a model that has none or another one."
     )
-    max_seconds: float | None = argument(None, "Leave out longer recordings; default: all are kept whole.")
-    max_length: int | None = argument(None, "Not for speech: recordings are kept whole; see --max-seconds.")
+    max_seconds: float | None = argument(None, "Leave out longer audio files; default: all are kept whole.")
+    max_length: int | None = argument(None, "Not for speech: audio files are kept whole; see --max-seconds.")
 
     def check(self) -> None:
         super().check()
         if self.max_length is not None:
-            raise OptionError("--max-length has no effect on recordings, which are kept whole; give --max-seconds instead.")
+            raise OptionError("--max-length has no effect on audio files, which are kept whole; give --max-seconds instead.")
         if self.max_seconds is not None and self.max_seconds <= 0:
             raise OptionError(f"--max-seconds must be above 0, not {self.max_seconds:g}.")
         rewritten("", self.letter_case)

@@ -56,8 +56,8 @@ from hf_longattn.training.training_args import LongTrainingArguments, TaskArgume
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 HEAD_SCORES = {
-    "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "picture"),
-    "audio": ("accuracy", "recording"),
+    "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "image"),
+    "audio": ("accuracy", "audio file"),
 }  # fmt: skip
 """What each kind of head is judged by, and what is counted."""
 DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -75,17 +75,17 @@ Scores = dict[str, float]
 
 @dataclass
 class MultiTaskModelArguments(ModelArguments):
-    """What a training starts from, and the embedders that a model of texts gets for pictures and recordings."""
+    """What a training starts from, and the embedders that a model of texts gets for images and audio files."""
 
     training_only: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", "patch_order", "mel_bins", "frame_stride")
 
     image_size: list[int] = argument(
-        [], "Height and width of the pictures (one number: both), for a model of texts that is to read pictures; the converted model's own "
+        [], "Height and width of the images (one number: both), for a model of texts that is to read images; the converted model's own "
         "image processor resizes them."
     )  # fmt: skip
     patch_size: int = argument(16, "Pixels of a side of a patch, which is one token.")
     patch_order: str = argument("raster", "Order of the patches in the line that the backbone reads: raster, columns or hilbert.")
-    mel_bins: int = argument(0, "Mel bins of spectrograms (80 is usual), for a model of texts that is to hear recordings; 0 = none.")
+    mel_bins: int = argument(0, "Mel bins of spectrograms (80 is usual), for a model of texts that is to hear audio files; 0 = none.")
     frame_stride: int = argument(8, "Frames of 10 ms that become one token, a power of two.")
 
     def check(self) -> None:
@@ -487,7 +487,7 @@ def finetune_multitask(
 
 
 def new_images(args: MultiTaskModelArguments) -> ImageInput | None:
-    """The pictures of a new embedder; ``None`` = none."""
+    """The images of a new embedder; ``None`` = none."""
     if not args.image_size:
         return None
     height, width = image_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
