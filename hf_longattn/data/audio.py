@@ -27,13 +27,13 @@ from hf_longattn.naming import AUDIO_SUFFIXES
 EXTRA = "audio"
 RECORDING_FILES = FileKind("audio file", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
 SAMPLES_PER_BLOCK = 1 << 20
-"""Samples read at a time, so that memory is bounded by what a file holds and not by what its header says."""
+"""Samples per read. Memory then depends on the file's content, not on its header."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""What libsndfile notes of a WAV, AIFF or AU file whose header says another number of bytes than it has."""
+"""libsndfile's note about a WAV, AIFF or AU file whose header states a wrong number of bytes."""
 UNKNOWN_SIZE = 0x7FFF0000
-"""Sizes in headers of WAV files from here on are written by programs that do not know the length, such as those that write to a pipe."""
+"""Minimum size in a WAV header that means "unknown". Programs that write to a pipe use it."""
 UNKNOWN_COUNT = 1 << 60
-"""Samples from here on are what libsndfile says of a length that is not known."""
+"""Minimum number of samples by which libsndfile says "unknown"."""
 ROWS_PER_SECOND = 100
 """Rows of a spectrogram in a second, by AST's feature extractor."""
 LEAST_MISSING = 0.01
@@ -56,14 +56,14 @@ def read_audio(
 
     Args:
         source: a path; the bytes of a file; a cell of ``datasets.Audio``, decoded (``array`` and ``sampling_rate``) or not (``path`` or
-            ``bytes``); or an array of samples at ``sampling_rate``, (samples,), (samples, channels) or (channels, samples). Whole numbers
-            in an array are divided by the largest of their type, as in a file.
+            ``bytes``); or an array of samples at ``sampling_rate``, (samples,), (samples, channels) or (channels, samples). Integers in an
+            array are divided by the maximum of their type, as in a file.
         sampling_rate: samples a second that the model reads, ``feature_extractor.sampling_rate``.
-        name: what a message calls it; default: its path.
+        name: the sound's name in messages; default: its path.
         resample: convert it from another sampling rate, by ``scipy.signal.resample_poly``.
         mono: take the mean of its channels.
-        silence: read a silent one, in which all samples are the same.
-        otherwise: what a message advises where nothing else helps.
+        silence: accept a silent sound, whose samples are all equal.
+        otherwise: the last advice of a message.
 
     Returns:
         The samples, (samples,), in float32.
@@ -104,7 +104,7 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
     """Refuse samples (N,) that no model can hear anything in.
 
     Raises:
-        AudioError: there are none, some are not finite, or all are the same and ``silence`` is not read.
+        AudioError: there are no samples, some are not finite, or all are equal and ``silence`` is False.
     """
     if not samples.size:
         raise AudioError(f"{name} holds no samples; {otherwise}.")
@@ -135,7 +135,7 @@ class Hearing:
 
     @property
     def most_samples(self) -> int | None:
-        """The samples to which the extractor cuts or fills up every audio file (Whisper's, AST's); ``None`` where it keeps them whole."""
+        """Number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` where it keeps them whole."""
         if hasattr(self.extractor, "n_samples"):
             return int(self.extractor.n_samples)
         rows = getattr(self.extractor, "max_length", None)
@@ -170,7 +170,7 @@ class Hearing:
 
 
 def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
-    """Rows with ``length``, the samples of each audio file, all of which are heard once, so that a bad one is refused before the training.
+    """Add ``length``, the samples of each audio file. Every file is read once, so that a bad one is refused before the training.
 
     Raises:
         AudioError: as :func:`read_audio`.

@@ -58,7 +58,7 @@ class EpochAwareCollator:
 
 
 class DropLengthsMixin:
-    """Before a collator of transformers: leaves out the lengths by which rows were grouped."""
+    """Removes the lengths by which rows were grouped, before a collator of transformers."""
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
         rows = [{name: value for name, value in row.items() if name not in ("length", "tokens")} for row in features]
@@ -88,8 +88,8 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
 
 
 class PadExtraColumnsMixin:
-    """Before a collator of transformers: pads the columns along the tokens that tokenizers do not know: those of ``page``, whose padding it
-    gives by their names, and ``marks``, whose padding is 0."""
+    """Pads columns that tokenizers do not know, before a collator of transformers. ``page`` maps column names to padding values; ``marks``
+    are columns padded with 0."""
 
     page: Mapping[str, int]
     tokenizer: PreTrainedTokenizerBase
@@ -114,8 +114,8 @@ class PadExtraColumnsMixin:
 class DataCollatorWithGlobals(PadExtraColumnsMixin, DataCollatorWithPadding):
     """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global, and columns of pages.
 
-    A tokenizer pads its own columns, and fails on any other column of lists. Padding is never global. Models whose config says which
-    tokens are global (question answering) need no such column.
+    A tokenizer pads its own columns and fails on other columns of lists. Padding is never global. Models whose config says which tokens are
+    global (question answering) need no such column.
 
     Args:
         page: the columns that a model of pages reads, such as the boxes of tokens, and their padding: see :func:`.pages.page_columns`.
@@ -135,7 +135,7 @@ class TokenCollator(DropLengthsMixin, PadExtraColumnsMixin, DataCollatorForToken
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """One row ``(1, T)`` of all columns, and ``documents (1, T)``, the number of each token's row.
 
-    A Long model restarts positions with each document by itself, and no mechanism lets one see another. ``attention_mask`` is left out.
+    A Long model restarts positions at each document, and no mechanism lets documents see each other. ``attention_mask`` is left out.
     """
     names = [name for name in rows[0] if name != "attention_mask"]
     batch = {name: torch.cat([torch.as_tensor(row[name]) for row in rows])[None] for name in names}
@@ -148,8 +148,8 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
     counts positions as it does (RoBERTa from 2), and the other columns of ``(T,)`` (token_type_ids, global_attention_mask) are kept.
 
     Args:
-        shifted: True = labels are the next tokens, so the first token of a document is no target. False = labels of the tokens
-            themselves (token classification, masked tokens).
+        shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label belongs to its own
+            token (token classification, masked tokens).
     """
 
     def __init__(self, *, shifted: bool = False) -> None:
@@ -219,10 +219,10 @@ def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | No
 
 
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
-    """Whether to pack: as ``wanted`` says, by default where nothing, nor ``refusal``, is against it.
+    """Whether to pack: ``wanted``, or by default whether model and arguments allow it.
 
     Raises:
-        OptionError: it is asked for, and something is against it.
+        OptionError: ``wanted`` is True, but ``refusal``, the model or the arguments forbid packing.
     """
     why = refusal or packing_refusal(model, args)
     if wanted and why:
@@ -235,10 +235,10 @@ class TokenBudget(Sampler[list[int]]):
 
     Args:
         lengths: tokens of each row.
-        budget: tokens of a batch; a longer row is a batch alone.
+        budget: maximum tokens of a batch. A longer row gets its own batch.
         seed: of the order.
         padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
-        processes: the number of batches is a multiple of it, so that all processes take as many steps.
+        processes: the number of batches is a multiple of it, so that all processes take equally many steps.
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:

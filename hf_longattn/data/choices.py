@@ -1,4 +1,4 @@
-"""Questions with choices: each choice is read with the document (RACE, SWAG), or all of them together with all documents (WikiHop)."""
+"""Questions with choices. Each choice is read with the document (RACE, SWAG), or all choices with all documents (WikiHop)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ JOINT = Features(
 QANGAROO = {"query", "candidates", "supports"}
 """Columns of WikiHop and MedHop."""
 LEAST_TEXT = 16
-"""Tokens of documents that must fit beside question and candidates."""
+"""Minimum tokens of documents beside question and candidates. Untuned."""
 _BEFORE, _AFTER = re.compile(r" (?=[.,!?)]|'s\b)"), re.compile(r"(?<=\() ")
 
 
@@ -99,8 +99,8 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
     """Questions with the columns context, question, choices and label, a number.
 
     Args:
-        named: the source's columns by these names, where they are not among :data:`COLUMNS`; those of choices are a list, of one column
-            with the choices, or of several with one choice each.
+        named: role -> column, for columns that are not among :data:`COLUMNS`. The choices have a list: one column with all choices, or a
+            column for each.
 
     Raises:
         DataError: a missing column, labels that name no choice or may name two, or (unless ``varied``) different numbers of choices.
@@ -127,7 +127,7 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
         raise DataError(f"There are no questions in {source}.")
 
     def named_choices(row: dict[str, Any], number: int) -> tuple[list[str], list[str] | None]:
-        """The choices of a row, and what they are called in ARC and CommonsenseQA: A B C … or 1 2 3 …"""
+        """The choices of a row, and their keys in ARC and CommonsenseQA: A B C … or 1 2 3 …"""
         choices = [row[name] for name in endings] if endings else row[columns["choices"]]
         keys = choices.get("label") if isinstance(choices, dict) else None
         choices = choices.get("text") if isinstance(choices, dict) else choices
@@ -156,7 +156,7 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
 
 
 def _readings(label: Any, choices: Sequence[str], keys: Sequence[str] | None) -> dict[str, int]:
-    """The choice that a label names, as a key, a letter, a number or a text; -1 for none."""
+    """Number of the choice that a label names by key, letter, number or text; -1: none."""
     text = label.strip() if isinstance(label, str) else ""
     number = int(label) if isinstance(label, int) or text.isdecimal() else -1
     return {
@@ -200,7 +200,7 @@ def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *
     """A row per question, with lists of a row per choice: the document, then question and choice, as in ``run_swag``; cut to what fits.
 
     Args:
-        question_first: question and choice, then the document, of which alone tokens are cut: for models that make the first text global.
+        question_first: question and choice, then the document, which alone is cut. For models that make the first text global.
     """
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
@@ -216,14 +216,14 @@ def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *
 
 
 def tidy(text: str) -> str:
-    """WikiHop's words, which stand apart from their punctuation, as they are usually written."""
+    """WikiHop's text without the spaces before punctuation."""
     return _AFTER.sub("", _BEFORE.sub("", " ".join(text.split())))
 
 
 def encode_candidates(
     example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, *, truncate: bool = False
 ) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """The inputs of a question, without padding, and the token of each candidate, which is the same in all of them.
+    """The inputs of a question without padding, and the token of each candidate, the same in all inputs.
 
     Args:
         example: question, candidates, supports.

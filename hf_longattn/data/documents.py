@@ -79,7 +79,7 @@ def read_labelled_pages(source: str, split: str, words_column: str, places_colum
 
 
 def to_page_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], page: Sequence[str]) -> Dataset:
-    """As :func:`to_documents`, of words with boxes or XPaths, with the columns ``page`` that the model reads of them."""
+    """As :func:`to_documents`, for words with boxes or XPaths, which become the columns ``page``."""
     numbers = {name: number for number, name in enumerate(names)}
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:

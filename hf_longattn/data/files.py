@@ -1,5 +1,4 @@
-"""Rows of files, images or audio files, with or without a label: where they are is read here, and what is in them by ``images`` and
-``audio``."""
+"""Rows of image or audio files, with or without a label. Only the paths are read here; ``pictures`` and ``audio`` read the files."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ class FileKind:
 
     unit: "image", "audio file"; with an s for several.
     column: their column in the rows that are returned.
-    feature: what a column of ``datasets`` with such files has, ``datasets.Image(decode=False)`` or ``datasets.Audio(decode=False)``.
+    feature: of a column with such files, ``datasets.Image(decode=False)`` or ``datasets.Audio(decode=False)``.
     suffixes: endings of the names of such files.
     option: names a column of the user's data on the command line.
     """
@@ -63,7 +62,7 @@ def evenly_spread(files: Sequence[Entry], count: int) -> list[Entry]:
 
 
 def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:
-    """Read where files are, and the names of their labels. ``audio`` and ``images`` read the files themselves.
+    """Read the paths of files and the names of their labels, not the files themselves.
 
     Args:
         source: a folder with one sub-folder of files per label, or such a folder for each split (``photos/train/cat/1.jpg``), as
@@ -74,7 +73,7 @@ def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str,
         label_column: names, whole numbers or ``datasets.ClassLabel``.
 
     Returns:
-        A dataset with the columns ``kind.column`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the file.
+        A dataset with the columns ``kind.column`` (path or bytes), ``label`` (text) and ``name``, the file's name in messages.
 
     Raises:
         DataError: the source cannot be read, a column is missing or does not hold such files, or a row has no label or no file.
@@ -91,7 +90,7 @@ def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str,
 
 
 def folder_of_split(path: Path, split: str) -> Path:
-    """The folder of a split in a folder that has one for each; else the folder itself."""
+    """The folder of a split, or the folder itself if it has no folders of splits."""
     split_folder = path / split
     return split_folder if split_folder.is_dir() and any(child.is_dir() for child in split_folder.iterdir()) else path
 
@@ -108,10 +107,10 @@ def _labelled_folder(kind: FileKind, root: Path) -> Dataset:
 
 
 def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Dataset:
-    """The files of a column, as ``kind.column`` without decoding them, and what a message calls each, as ``name``.
+    """The files of a column, undecoded, as ``kind.column``, and their names in messages as ``name``.
 
     Args:
-        source: what the data were read from; paths are relative to its folder.
+        source: of the data; paths are relative to its folder.
 
     Raises:
         DataError: the column holds something else, or a row has none.

@@ -1,4 +1,4 @@
-"""What makes the inputs of a model of several modalities: a tokenizer, an image processor and a feature extractor, in one folder."""
+"""The processors of a multimodal model: a tokenizer, an image processor and a feature extractor, in one folder."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def new_image_processor(size: tuple[int, int]) -> Any:
 
 
 def new_feature_extractor(mel_bins: int) -> Any:
-    """A feature extractor of log-mel spectrograms with 100 frames a second, of whole audio files. They are not normalised over the
-    audio file, which would take a steady sound away; the embedder normalises each frame.
+    """A feature extractor of log-mel spectrograms with 100 frames a second, of whole audio files. They are not normalised over the audio
+    file, since that would remove a steady sound. The embedder normalises each frame.
 
     Raises:
         OptionError: a number of mel bins for which there are no filters.

@@ -37,7 +37,7 @@ class Pages:
         words: in reading order.
         boxes: of each word, (left, top, right, bottom) from 0 to 1,000 on its page; empty where words have paths.
         paths: the XPath of each word's node; empty where words have boxes.
-        numbers: the page of each word; from 0 unless the data say otherwise, all 0 where they have no pages.
+        numbers: the page of each word, from 0 by default; all 0 if the data have no pages.
     """
 
     words: list[str]
@@ -76,7 +76,7 @@ def pages_of(row: Mapping[str, Any]) -> Pages:
 
 
 def sizes_of(row: Mapping[str, Any]) -> Any:
-    """The width and height of the pages of a row; ``None`` where it does not say them, since its boxes are from 0 to 1,000."""
+    """The width and height of the pages of a row; ``None`` if the row has no sizes; its boxes are then from 0 to 1,000."""
     if row.get("page_sizes") is not None:
         return row["page_sizes"]
     width, height = row.get("width"), row.get("height")
@@ -103,7 +103,7 @@ def read_pages(words: Any, boxes: Any, *, numbers: Any = None, sizes: Any = None
 
     Args:
         words, boxes: a list of the document, or a list for each page; a box is (left, top, right, bottom).
-        numbers: the page of each word of one list, which does not fall; ``None`` = one page.
+        numbers: the page of each word of one list, in ascending order; ``None`` = one page.
         sizes: (width, height) of every page in the units of ``boxes``; ``None`` = boxes are from 0 to 1,000.
 
     Raises:
@@ -180,7 +180,7 @@ def _checked_boxes(words: list[str], boxes: list[Any], numbers: list[int], sizes
 
 
 def page_columns(config: PreTrainedConfig | None) -> dict[str, int]:
-    """The columns along the tokens that a model of pages reads besides their ids, and their padding; none for a model of text."""
+    """The columns of a model of pages beside the token ids, mapped to their padding. Empty for a model of text."""
     family = None if config is None else known_family(config)
     return {} if family is None else {name: family.page.fill(config, name) for name in family.page.names}
 
@@ -189,7 +189,7 @@ def chosen_columns(config: PreTrainedConfig, name: str, layout: bool | None) -> 
     """As :func:`page_columns`, for a model of this config that is called ``name``; none where ``layout`` is False.
 
     Raises:
-        OptionError: ``layout`` is True, and the model reads text alone.
+        OptionError: ``layout`` is True, but the model reads only text.
     """
     columns = page_columns(config)
     if layout and not columns:
@@ -203,8 +203,8 @@ def has_places(example: Mapping[str, Any]) -> bool:
 
 
 def with_context(example: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A question about pages with the ``context`` in which answers lie, its words with a space between them, and the places of answers
-    that are texts; other examples as they are.
+    """Add ``context`` (the words with a space between them) and the places of text answers to a question about pages. Other examples are
+    returned unchanged.
 
     Raises:
         PageError: see :func:`read_pages`.
@@ -246,7 +246,7 @@ def encode_pages(example: Mapping[str, Any], question: str | None, tokenizer: Pr
 
 
 def pages_beside(question: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokens of an input besides those of its pages: the question's, and special ones."""
+    """Number of tokens of the question and special tokens beside the pages."""
     encoded = encode_pages({"words": ["x"]}, question, tokenizer)
     return sum(sequence != 1 for sequence in encoded.sequence_ids(0))
 

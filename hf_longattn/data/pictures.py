@@ -1,4 +1,4 @@
-"""Images with a class: read as a whole or refused with one sentence, and fed as the model's image processor makes them."""
+"""Images with a class: reading, augmentation, and batches as the model's image processor makes them."""
 
 from __future__ import annotations
 
@@ -28,26 +28,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
-"""What a training does to its images: a crop of random place, size and shape, which is resized; a horizontal flip of every second one."""
+"""Augmentations: a resized random crop, and a horizontal flip of every second image."""
 EXTRA = "images"
 SUFFIXES = tuple(ImageFolder.EXTENSIONS)
 """Endings of the names of files that are read as images."""
 PICTURE_FILES = FileKind("image", "image", Image(decode=False), SUFFIXES, "--image-column")
 SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
-"""Modes of Pillow: grey values of 16 bits, and values of which no file says what is white."""
+"""Pillow's modes of 16-bit grey values, and of values without a defined white."""
 logger = logging.get_logger(LOGGER)
 
 
 def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[Picture, bool]:
-    """An image of any format that Pillow reads, in RGB, turned as its EXIF data say; of several frames the first.
+    """Read an image in any format of Pillow as RGB, rotated by its EXIF data. Of several frames, the first is read.
 
-    Transparent parts are shown on white, as a web page shows them: what a file has there is arbitrary, mostly black. Grey values of 16 bits
-    are scaled to 8.
+    Transparent parts become white, as on a web page; their stored colour is arbitrary. Grey values of 16 bits are scaled to 8.
 
     Args:
         image: ``path``, or ``bytes``.
         name: what a message calls it.
-        otherwise: what a message advises where nothing else helps.
+        otherwise: the last advice of a message.
 
     Returns:
         The image, and whether parts of it are transparent.
@@ -90,7 +89,7 @@ def read_picture_file(file: Path) -> Picture:
 
 
 def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
-    """An image in RGB, on white where it is transparent, and whether it is transparent anywhere.
+    """An image in RGB on white, and whether it has transparent parts.
 
     Raises:
         DataError: its values have no known range.
@@ -123,7 +122,7 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     """Height and width of the images that an image processor makes, seen on one image.
 
     Raises:
-        CheckpointError: the model was converted for another size: the processor would scale large images down in silence.
+        CheckpointError: the model was converted for another size, so the processor would shrink images silently.
         DataError: as :func:`read_picture`.
     """
     batch = PictureCollator(processor, [row["label"]])([dict(row)])
@@ -141,8 +140,8 @@ class PictureCollator(EpochAwareCollator):
     """Batches of images and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole images, and
     ``labels (B,)``.
 
-    An augmentation depends on the seed, on ``epoch`` and on the image's name alone. So a resumed run, which skips
-    batches, and a run with another number of workers draw what an uninterrupted one draws.
+    An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs and other numbers of workers therefore draw the
+    same augmentations.
 
     Args:
         processor: the model's image processor.
@@ -197,7 +196,7 @@ class Augmentation:
         self.transform, self.settings = transform, dict(settings)
 
     def draw(self, picture: Picture, key: tuple[Any, ...]) -> Picture:
-        """The changed image, always the same for a key; the state of torch's generator stays as it is."""
+        """The changed image, always the same for a key. torch's generator keeps its state."""
         seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
@@ -205,8 +204,8 @@ class Augmentation:
 
 
 def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
-    """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` for ``"none"``, and by default, ``""``,
-    where torchvision is not installed, with a warning.
+    """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` for "none", and, with a warning, for ""
+    without torchvision.
 
     Args:
         name: one of :data:`AUGMENTATIONS`; "" = the first one.

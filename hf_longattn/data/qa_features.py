@@ -34,13 +34,13 @@ class QAEncodingConfig:
 
     Attributes:
         max_length: longest input in tokens, special tokens included.
-        stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input, the rest cut off.
+        stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input; the rest is cut off.
         global_question: give ``global_attention_mask``: everything before the document is global.
         max_question_tokens: a longer question is cut, with a warning.
         markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.data.qa_markers`.
-        page: the columns with what the model reads of every word besides its text, such as its box, and their padding (see
-            :func:`.pages.page_columns`); examples then have ``words`` with boxes or paths. Empty = text alone; None = a
-            :class:`~hf_longattn.evaluation.qa_reader.QAReader` decides by its model and examples.
+        page: columns for each word besides its text, such as its box, mapped to their padding (see :func:`.pages.page_columns`). Examples
+            then have ``words`` with boxes or paths. Empty = text alone; None = a :class:`~hf_longattn.evaluation.qa_reader.QAReader`
+            decides by its model and examples.
     """
 
     max_length: int = 512
@@ -56,13 +56,13 @@ class QAFeature:
     """One model input of length L and where it came from.
 
     Attributes:
-        inputs: input_ids, and token_type_ids, global_attention_mask and what the model reads of pages where they apply; lists of L.
+        inputs: lists of L: input_ids and, where they apply, token_type_ids, global_attention_mask and the columns of pages.
         offsets: per token the (start, end) characters in the context, equal for a marker; None outside the context.
         spans: first and last token of every correct answer that lies in this input; [(0, 0)], "no answer", without one.
-        sentences: of each sentence (HotpotQA) that lies in this input, its number in the example, its marker (or else its last token), and
-            whether it supports.
-        paragraphs: of each paragraph whose marker lies in this input, its number in the example, its marker, and whether it supports: 1 if
-            one of its supporting sentences lies in this input, 0 if it has none, -1 if they lie elsewhere.
+        sentences: for each sentence (HotpotQA) in this input: its number in the example, its marker (or its last token), and whether it
+            supports the answer.
+        paragraphs: for each paragraph whose marker lies in this input: its number in the example, its marker, and 1 if a supporting
+            sentence lies in this input, 0 if it has none, -1 if they lie elsewhere.
     """
 
     inputs: dict[str, list[Any]]
@@ -90,7 +90,7 @@ class QAFeature:
         return next((place for place, span in enumerate(self.offsets) if span is not None), len(self))
 
     def targets(self) -> dict[str, list[int]]:
-        """What a loss compares with, by the names of :data:`PADDING`."""
+        """The targets of the losses, by the names of :data:`PADDING`."""
         return {
             "starts": sorted({start for start, _ in self.spans}),
             "ends": sorted({end for _, end in self.spans}),
@@ -101,7 +101,7 @@ class QAFeature:
         }
 
     def locate(self, example: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """First and last token of each of the example's answers that lies in this input as a whole; [(0, 0)] where none does."""
+        """First and last token of each answer that lies completely in this input; [(0, 0)] without one."""
         answers = example.get("answers") or {"text": [], "answer_start": []}
         places = [
             (int(start), int(start) + max(1, len(text))) for text, start in zip(answers["text"], answers["answer_start"], strict=True)
@@ -180,7 +180,7 @@ def pad_features(features: Sequence[QAFeature], padding: Mapping[str, int]) -> d
     """Pad on the right to the longest: the features' inputs and ``attention_mask``, each ``(B, L)``, or ``(B, L, width)``.
 
     Args:
-        padding: of inputs for which it is not 0, by their names.
+        padding: name of an input -> its padding, where that is not 0.
     """
     length = max(map(len, features))
     batch = {key: pad_rows([feature.inputs[key] for feature in features], padding.get(key, 0), length) for key in features[0].inputs}
@@ -201,8 +201,8 @@ def pad_lists(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
 
 
 def kind_number(example: Mapping[str, Any], feature: QAFeature) -> int:
-    """The kind of the example's answer as a class for one of its inputs: 0 span, 1 yes, 2 no; -100 for no answer, and for a yes or no whose
-    supporting sentences are known and lie in other inputs."""
+    """The class of the answer for one input: 0 span, 1 yes, 2 no, -100 none. Also -100 for yes or no if the known supporting sentences lie
+    in other inputs."""
     number = {"span": 0, "yes": 1, "no": 2}.get(example.get("kind") or "", IGNORED)
     elsewhere = any(sentence["supports"] for sentence in example.get("sentences") or []) and not any(
         supports for _, _, supports in feature.sentences

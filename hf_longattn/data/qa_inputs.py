@@ -22,9 +22,9 @@ TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "paragraphs", "re
 def training_features(
     examples: Dataset, tokenizer: PreTrainedTokenizerBase, encoding: QAEncodingConfig, long_documents: str, *, document_start: bool = False
 ) -> Dataset:
-    """Model inputs to train on; see :func:`to_features`. Questions whose answers are known but not in the document are left out, unless
-    another document of the question has them (TriviaQA): then "no answer" is right here, as in a window without one, and documents compare.
-    With ``long_documents="truncate"`` those whose answers are cut off are left out.
+    """Model inputs to train on; see :func:`to_features`. Questions are left out if no document contains their known answers. If another
+    document of the question has them (TriviaQA), the target here is "no answer", as in a window without an answer. With
+    ``long_documents="truncate"``, questions whose answers are cut off are left out.
 
     Raises:
         LengthError: a document is longer than an input, and ``long_documents`` is ``"refuse"``.
@@ -50,7 +50,7 @@ def training_features(
 def to_features(
     examples: Dataset, tokenizer: PreTrainedTokenizerBase, encoding: QAEncodingConfig, *, document_start: bool = False
 ) -> Dataset:
-    """Model inputs of examples, as many per document as it has windows.
+    """Model inputs of examples, one for each window of a document.
 
     Returns:
         A dataset with the tokenizer's columns, ``global_attention_mask`` if ``encoding`` asks for it, ``starts`` and ``ends`` (all correct

@@ -1,4 +1,4 @@
-"""Questions about documents, from the files and schemas that people have, as examples of one schema.
+"""Questions about documents: files in several schemas become examples of one schema.
 
 SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA and Natural Questions as the Hub has them, HotpotQA, plain ``question``, ``context``,
 ``answer``, and questions about pages, whose words have boxes (DocVQA) or XPaths (WebSRC). Where the data give answers without their
@@ -66,7 +66,7 @@ FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz
 AT_ONCE = 500
 """Rows that are converted before they are written to disk."""
 PEEKED = 1000
-"""Rows of a file whose columns are looked at to recognise its schema."""
+"""Number of rows that are read to recognise a file's schema."""
 SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id")
@@ -95,8 +95,8 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
 
     Returns:
         A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
-        texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context, and
-        ``paragraphs`` those of their titles. TriviaQA has one example for each question and ``document``, with the question's ``id``.
+        texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are character ranges start … end of the context,
+        ``paragraphs`` those of the titles. TriviaQA has one example for each question and ``document``, with the question's ``id``.
         Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of each word's page; their context is the words
         with a space between them.
 
@@ -190,13 +190,13 @@ def _mrqa(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spans(spans: Any) -> list[tuple[int, int]]:
-    """MRQA's spans as pairs: lists on file, a dictionary of lists from the Hub."""
+    """MRQA's spans as pairs. Files have lists, the Hub has a dictionary of lists."""
     return list(zip(spans["start"], spans["end"], strict=True)) if isinstance(spans, dict) else [(span[0], span[1]) for span in spans]
 
 
 def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """TriviaQA: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
-    search_context}; an example for each document, with the normalised aliases to score against, as the official script does."""
+    search_context}; one example for each document. Scores compare with the normalised aliases, as in the official script."""
     answer = row["answer"]
     normalised, aliases = (list(answer.get(name) or []) for name in ("normalized_aliases", "aliases"))
     texts = list(dict.fromkeys(str(text) for text in (answer.get("value"), *aliases, *normalised) if text))
@@ -278,9 +278,8 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Words with boxes or xpaths (see :func:`.pages.pages_of`); question, or query; answers as in :func:`_squad`, with their places in the
-    words with a space between them, or as texts, which are then searched for, on the page ``answer_page_idx`` (or ``answer_page``) alone
-    where there is one."""
+    """Questions about pages: words with boxes or xpaths (see :func:`.pages.pages_of`), question or query, and answers. Answers with places
+    are as in :func:`_squad`. Text answers are searched for, only on the page ``answer_page_idx`` or ``answer_page`` if it is given."""
     try:
         pages = pages_of(row)
     except PageError as error:
@@ -310,7 +309,7 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Schema(NamedTuple):
-    """A shape of data: the columns by which it is recognised, and how a row becomes an example."""
+    """A schema: the columns that identify it, and the function that converts a row."""
 
     name: str
     columns: frozenset[str]
@@ -334,7 +333,7 @@ OTHERS = {
     frozenset({"question_text", "annotations"}): "the columns of Natural Questions' own files; give --data "
     "google-research-datasets/natural_questions, the same questions on the Hub",
 }
-"""Columns of data that are not read, and what to do."""
+"""Columns of unsupported data -> the message, with what to do."""
 
 
 def recognised(columns: Iterable[str], name: str) -> Schema:
@@ -362,7 +361,7 @@ _WITH_PROBLEM = Features({**EXAMPLE, "problem": Value("string")})
 
 
 def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-    """The examples of a row, or in ``problem`` why there is none."""
+    """The examples of a row. For a bad row, one example with the reason in ``problem``."""
     common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
     empty: dict[str, Any] = {
         "answers": {"text": [], "answer_start": []},
@@ -409,7 +408,7 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
-    """The examples of all rows. They are written to disk, and mapped into memory: data such as Natural Questions are larger than that."""
+    """The examples of all rows. They are written to disk and memory-mapped, since Natural Questions exceed the memory."""
     first = list(islice(rows, PEEKED))
     if not first:
         raise DataError(f"{name} contains no questions.")
@@ -432,7 +431,7 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     """The rows that can be used.
 
     Raises:
-        DataError: there is none, or some cannot be used and ``skip_bad_rows`` is off.
+        DataError: no row can be used, or some cannot and ``skip_bad_rows`` is False.
     """
     if not len(rows):
         raise DataError(f"{name} contains no questions.")
@@ -453,7 +452,7 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
 
 
 def _read_json(path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of a JSON file, or of one with an example in each line, which is read line by line."""
+    """The questions of a JSON file, or of a JSON-lines file, which is streamed."""
     name = path.name.lower()
     try:
         with gzip.open(path, "rt", encoding=UTF_8) if name.endswith(".gz") else path.open(encoding=UTF_8) as file:
@@ -500,7 +499,7 @@ def _entries(content: Any, path: Path) -> Any:
 
 
 def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of an article (SQuAD) or a document (MRQA); anything else is a row itself.
+    """The questions of an article (SQuAD) or a document (MRQA). Any other entry is a row.
 
     Raises:
         DataError: a paragraph has no list of questions.

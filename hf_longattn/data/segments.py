@@ -23,7 +23,7 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 
 SHUFFLE_BUFFER = 1000
-"""Documents of a stream from which the next one is drawn."""
+"""Buffer size, in documents, for shuffling a stream."""
 Sample = dict[str, Tensor]
 
 

@@ -1,6 +1,6 @@
 """Training data from files, folders and the Hub: plain text and labelled documents.
 
-What cannot be read, has not the columns it should have, or holds something else in them is refused with one sentence.
+Data that cannot be read, lack a column, or hold another type in it are refused with one sentence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hf_longattn.errors import LongAttentionError, OptionError, encoding_sentenc
 
 Changed = TypeVar("Changed")
 UTF_8 = "utf-8-sig"
-"""How text files are read: Excel and Windows' editors write a mark first, which is no part of the text."""
+"""How text files are read: Excel and Windows' editors write a byte-order mark first."""
 FORMATS = {
     ".txt": ("text", {"sample_by": "document", "encoding": UTF_8}),
     ".jsonl": ("json", {"encoding": UTF_8}),
@@ -54,7 +54,7 @@ LABELLED = Features({"text": Value("string"), "label": Value("string")})
 
 
 class DataError(LongAttentionError):
-    """Training data that cannot be read, or that lacks what the task needs."""
+    """Data that cannot be read, or that do not suit the task."""
 
 
 def check_exists(source: str) -> None:
@@ -120,8 +120,8 @@ def train_test_split(
     least: int = 2,
     unit: str | Callable[[Sequence[str]], str] = "",
 ) -> tuple[Dataset, Dataset]:
-    """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source; of both at most as many as
-    ``max_train_samples`` and ``max_eval_samples`` allow. In an evaluation, both parts are the same rows: all of them.
+    """Training rows, and evaluation rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
+    ``max_eval_samples`` limit both. In an evaluation, both parts are all rows.
 
     Args:
         read: reads a split of a source.
@@ -152,13 +152,13 @@ def train_test_split(
 
 
 def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
-    """``change(part)`` for each part. A part that is given twice is changed once."""
+    """``change(part)`` for each part. A part that is given twice is converted once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
 
 
 def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
-    """The rows to train on and those to evaluate on, drawn by the seed where there are more than wanted."""
+    """At most as many training and evaluation rows as wanted, drawn by the seed."""
     return _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
 
 
@@ -194,7 +194,7 @@ def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = No
     Args:
         parts: the rows of each source, with the same columns.
         most: units of a source that are held out at most; ``None`` = no limit.
-        unit: the column whose equal values keep rows together, such as the documents of one question; "" = every row is a unit.
+        unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
@@ -223,7 +223,7 @@ def is_plain_text(source: str) -> bool:
 
 
 def check_column(data: Dataset, column: str, source: str, option: str, *, text: bool = False) -> str:
-    """Return ``column`` if the data have it, holding text if it must; ``option`` is what names it on the command line."""
+    """Return ``column`` if the data have it, holding text if it must; ``option`` is its flag."""
     if column not in data.column_names:
         names = ", ".join(data.column_names)
         separator = next((character for character in ";\t|" if character in names), None)
@@ -238,7 +238,7 @@ def check_column(data: Dataset, column: str, source: str, option: str, *, text: 
 
 
 def named_columns(data: Dataset, known: Mapping[str, Sequence[str]], named: Mapping[str, str], source: str) -> dict[str, str]:
-    """The columns of the data by what they hold.
+    """Role -> column of the data.
 
     Args:
         known: for each role, names of columns that are taken without being named; the first that the data have.
@@ -278,8 +278,8 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
         sources: see :func:`read_source`.
         split: which split, if a source has several.
         column: which column holds the text.
-        template: format strings that make the text from several columns, ``"{title}\\n{body}"``, in place of ``column``; each row takes
-            the first one whose columns all have a value.
+        template: format strings such as ``"{title}\\n{body}"``, in place of ``column``. Each row takes the first one whose columns all have
+            a value.
 
     Returns:
         Datasets with the column ``text``.
@@ -308,7 +308,7 @@ def load_labelled(
         source: a folder with one sub-folder of text files per label, or see :func:`read_source`.
         split: which split, if the source has several.
         text_column, label_column: names of columns; labels are names, whole numbers or ``datasets.ClassLabel``.
-        question_column: the column of what is asked or claimed about each text; "" = none.
+        question_column: a question or claim about each text; "" = none.
 
     Returns:
         A dataset with the columns ``text`` and ``label``, and ``question`` where there is one, all text; rows without text are left out.
@@ -337,8 +337,8 @@ def load_labelled(
 
 
 def class_names(names: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
-    """The classes in the order of their numbers: the model's, if it knows all of ``names``, so that its head keeps its meaning; else as
-    given.
+    """The classes in the order of their numbers: the model's own if it knows all of ``names``, so that its head stays valid; else
+    ``names``.
 
     Args:
         names: the labels of the data.
@@ -407,7 +407,7 @@ def _labelled_folder(path: Path) -> Dataset:
 
 
 def label_folders(path: Path, what: str) -> list[Path]:
-    """The sub-folders of a folder, each of which has the name of a label and holds ``what`` it is the label of.
+    """The sub-folders of a folder. Each has a label's name and holds its ``what``, such as "images".
 
     Raises:
         DataError: there are none.
@@ -450,7 +450,7 @@ def _no_classes(kind: str, column: str, source: str) -> DataError:
 
 
 def _kind(feature: Any) -> str:
-    """What a column holds, in words or as a type of Arrow's."""
+    """The type of a column in words, or Arrow's name of it."""
     if type(feature).__name__ == "Json":  # how datasets keeps a column of JSON whose rows differ in type
         return "values of different types"
     return getattr(feature, "dtype", "a list")
@@ -485,11 +485,12 @@ def _documents(path: Path) -> Dataset:
 
 
 def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
-    """``datasets.load_dataset``; what fails is one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on the
+    """``datasets.load_dataset``, whose errors become one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on
+    the
     Hub, with the subset after a colon where there are several: ``mandarjoshi/trivia_qa:rc.wikipedia``.
 
     Args:
-        files: what is read with ``kind``; their names may contain brackets and stars, which datasets takes for patterns.
+        files: read with ``kind``. Their names may contain brackets and stars, which datasets takes for patterns.
     """
     name, _, subset = source.partition(":")
     try:
@@ -532,12 +533,12 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
 
 
 def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
-    """What a file in another encoding is refused with."""
+    """The error for a file in another encoding."""
     return DataError(encoding_sentence(source, error))
 
 
 def _encoding_error(file: str) -> DataError | None:
-    """What :func:`not_utf8` says of a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
+    """The error of :func:`not_utf8` for a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
     try:
         with open(file, encoding=UTF_8) as text:
             for _ in text:

@@ -1,5 +1,4 @@
-"""Utterances with their transcripts, for connectionist temporal classification (CTC): where they are, the tokens of what is said, and
-batches of both."""
+"""Utterances with transcripts for connectionist temporal classification (CTC): reading, tokens, and batches."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ COLUMNS = {
     "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
     "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
 }
-"""Columns that are taken without being named: those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo's manifests."""
+"""Columns that are recognised: those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo's manifests."""
 CASES: dict[str, Callable[[str], str]] = {"keep": str, "lower": str.lower, "upper": str.upper}
 """What becomes of the letters of transcripts."""
 UNKNOWN = ("refuse", "drop")
@@ -36,23 +35,23 @@ UNKNOWN = ("refuse", "drop")
 MOST_NAMED = 20
 """Characters that a message names."""
 PADDING, UNKNOWN_TOKEN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
-"""Tokens of a new vocabulary: CTC's blank, which also pads, what it lacks, and the space between words."""
+"""Tokens of a new vocabulary: CTC's blank, which is also the padding, the unknown token, and the space between words."""
 
 
 def load_transcribed(source: str, *, split: str = "train", audio_column: str = "", text_column: str = "") -> Dataset:
-    """Read where utterances are, and what is said in them; the sound itself is read by :func:`read_audio`.
+    """Read the paths and transcripts of utterances. :func:`read_audio` reads the sound.
 
     Args:
         source: a folder with ``metadata.csv``, ``.jsonl`` or ``.parquet`` (``file_name`` and ``transcription``, as ``datasets`` reads an
             ``audiofolder``); a folder of audio files, each with a .txt file of the same name; either for each split, in a folder of its
             name; or a table, a folder written by ``datasets``, or a name on the Hub: see :func:`read_source`.
         split: which split, if the source has several.
-        audio_column: the column of audio files: ``datasets.Audio``, bytes, or paths relative to the table; "" = the first of
-            ``COLUMNS["audio"]`` that there is.
+        audio_column: the column of audio files: ``datasets.Audio``, bytes, or paths relative to the table; "" = the first existing one of
+            ``COLUMNS["audio"]``.
         text_column: the column of transcripts; "" = the first of ``COLUMNS["text"]``.
 
     Returns:
-        A dataset with the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, which is what a message calls a row.
+        A dataset with the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, the row's name in messages.
 
     Raises:
         DataError: the source cannot be read, a column is missing or holds something else, or a row has no audio file or no transcript.
@@ -130,7 +129,7 @@ def without_unknown(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, un
         unknown: "refuse", or "drop", which leaves such characters out.
 
     Raises:
-        DataError: some transcripts have other characters, and they are to be refused; or nothing else.
+        DataError: a transcript has unknown characters, which ``unknown`` refuses, or no known ones.
     """
     counts = Counter(character for text in texts for character in set(text))
     lacking = sorted(character for character in counts if not knows(tokenizer, character))
@@ -183,7 +182,7 @@ def ctc_tokenizer(tokens: Sequence[str]) -> Wav2Vec2CTCTokenizer:
 
 
 def frames_needed(labels: Sequence[int]) -> int:
-    """The frames without which CTC has no path for some labels: one for each, and a blank between two that are equal."""
+    """Minimum number of frames for CTC: one for each label, and a blank between equal labels."""
     return len(labels) + sum(first == second for first, second in pairwise(labels))
 
 
@@ -194,7 +193,7 @@ def to_utterances(
     frames: Callable[[int], int],
     most_seconds: float | None = None,
 ) -> tuple[Dataset, dict[str, list[str]]]:
-    """Listen to every utterance once, so that a bad one is refused before the training, and count its frames.
+    """Read every utterance once and count its frames, so that a bad one is refused before the training.
 
     Args:
         data: rows of :func:`load_transcribed`.
@@ -202,8 +201,8 @@ def to_utterances(
         most_seconds: longer ones are left out; ``None`` = no limit.
 
     Returns:
-        The rows with ``labels``, ``length`` (frames) and ``seconds``; and the names of those that are left out: under "seconds" the longer
-        ones, and under "transcript" those whose transcript is longer than CTC can write in their frames, for which the loss is infinite.
+        The rows with ``labels``, ``length`` (frames) and ``seconds``, and the names of rows that are left out: "seconds" (too long) and
+        "transcript" (too few frames for the transcript, so that CTC's loss is infinite).
 
     Raises:
         AudioError: as :func:`read_audio`.
@@ -226,7 +225,7 @@ def to_utterances(
 
 
 class UtteranceCollator:
-    """Batches of utterances: what the feature extractor makes of them, padded, and ``labels (B, T)``, padded with -100.
+    """Batches of utterances: the feature extractor's inputs, padded, and ``labels (B, T)``, padded with -100.
 
     Args:
         hearing: how audio files become inputs.

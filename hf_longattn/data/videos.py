@@ -1,4 +1,5 @@
-"""Videos as frames: a folder of numbered images, or an array in a file. A file of a codec is refused, with how to extract its frames."""
+"""Videos as frames: a folder of numbered images, or an array in a file. An encoded video is refused with the command that extracts its
+frames."""
 
 from __future__ import annotations
 
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MARGIN = 256 / 224
-"""The shorter side of a frame, in sides of its crop, by V-JEPA 2's video processor."""
+"""Shorter side of a frame divided by the side of its crop, as in V-JEPA 2's video processor."""
 COLOURS = (1, 3)
 NUMBERS = re.compile(r"(\d+)")
 WHAT = "a folder of numbered images (frames/00001.png …), or an array of frames (.npy)"
 
 
 def video_places(path: Path) -> list[Path]:
-    """The videos at a path: itself, where it is a file or a folder of images; else the arrays and the folders of images in it, in the
-    order of their names.
+    """The videos at a path: the path itself if it is a file or a folder of images; else its arrays and folders of images, sorted by name.
 
     Raises:
         DataError: there is none.
@@ -51,7 +51,7 @@ def video_places(path: Path) -> list[Path]:
 
 
 def read_video(path: Path, frames: int) -> list[Picture]:
-    """As many frames of a video, evenly spread from its first to its last, in RGB.
+    """As many as ``frames`` of a video in RGB, evenly spread from the first to the last.
 
     Args:
         path: a folder of images, in the order of the numbers in their names, or an array ``(frames, channels, height, width)`` or
@@ -142,7 +142,7 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 
 
 def load_labelled_videos(source: str, *, split: str = "train") -> Dataset:
-    """Read where videos are, and the names of their labels; the videos themselves are read by :func:`read_video`.
+    """Read the paths of videos and the names of their labels. :func:`read_video` reads the videos.
 
     Args:
         source: a folder with one sub-folder of videos per label, or such a folder for each split.
@@ -179,7 +179,7 @@ class VideoCollator:
 
     @classmethod
     def of(cls, model: PreTrainedModel, processor: Any, names: Sequence[str]) -> VideoCollator:
-        """That of a model, with as many frames as it was made for."""
+        """The collator of a model, with the model's number of frames."""
         family = known_family(model.config)
         rule = None if family is None else family.grid
         frames = model.config.num_frames if rule is None else rule.sizes(model.config)[1][0]
@@ -203,7 +203,7 @@ def checked_frames(model: PreTrainedModel, collator: VideoCollator, place: str) 
     """Frames, height and width of the videos that a collator makes, seen on one of them.
 
     Raises:
-        CheckpointError: the model was converted for another size: the processor would scale large videos down in silence.
+        CheckpointError: the model was converted for another size, so the processor would shrink videos silently.
         DataError: as :func:`read_video`.
     """
     frames, _, *sides = collator.pixels(place).shape[1:]
@@ -223,8 +223,8 @@ def frames_as_pixels(processor: Any, frames: Sequence[Any]) -> Tensor:
 
 
 def frame_processor(values: Mapping[str, Any]) -> Any:
-    """What makes frames by the values of a video processor's file, without torchvision: VideoMAE's processor on Pillow, which resizes the
-    shorter side of every frame, crops its middle, rescales and normalises it, as V-JEPA 2's does with torchvision."""
+    """What makes frames by the values of a video processor's file, without torchvision: VideoMAE's processor on Pillow. It resizes the
+    shorter side of every frame, crops the centre, rescales and normalises, as V-JEPA 2's does with torchvision."""
     from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
     crop = values.get("crop_size")
@@ -236,7 +236,7 @@ def frame_processor(values: Mapping[str, Any]) -> Any:
 
 
 def load_frame_processor(name: str) -> Any:
-    """What makes the frames of a checkpoint's videos.
+    """The processor of a checkpoint's videos.
 
     Args:
         name: a folder or a Hub repository id.

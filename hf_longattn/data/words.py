@@ -1,4 +1,4 @@
-"""Documents whose words have tags: read, and cut into windows that a model reads."""
+"""Documents with a tag for each word: reading, and windows for a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = ("tokens", "words")
 
 
 def read_words(source: str, split: str, words_column: str | None, tags_column: str, places_column: str | None = None) -> Dataset:
-    """Read tagged documents; those without words are left out, unless they are pages.
+    """Read tagged documents. Documents without words are left out, except pages.
 
     Args:
         source: a CoNLL file (see :func:`read_conll`), or as for :func:`.sources.read_source`.
@@ -114,7 +114,7 @@ def tag_names(*parts: Dataset) -> list[str]:
 def to_windows(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str], page: Sequence[str] = ()
 ) -> Dataset:
-    """Model inputs of tagged documents, as many per document as it has windows.
+    """Model inputs of tagged documents, one for each window of a document.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.

@@ -1,5 +1,5 @@
-"""Answers questions about long documents with a question-answering model: documents are read whole, cut or in windows, and the best span
-over all inputs wins."""
+"""Answers questions about long documents with a question-answering model. Documents are read whole, cut or in windows; the best span of all
+inputs wins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECORDS_AT_ONCE = 256
 
 
 class QAReader:
-    """Answers with the best span of a document that is read whole, cut or in windows, as ``encoding`` says.
+    """Answers with the best span of a document, which ``encoding`` reads whole, cut or in windows.
 
     Args:
         name: the row's name in tables.
@@ -37,8 +37,8 @@ class QAReader:
         batch_size: windows per forward pass.
         dtype: autocast to this type; None = the model's own.
         max_answer_tokens: longest answer.
-        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; None = the one that training has left
-            in the config (``no_answer_threshold``), or else always answer.
+        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; None = the config's
+            ``no_answer_threshold``, which training writes; without it, always answer.
         n_best: candidates kept in :meth:`read`.
     """
 
@@ -101,8 +101,8 @@ class QAReader:
         """The inputs made of an example.
 
         Raises:
-            OptionError: it has no ``question``, or neither ``context`` nor ``words``.
-            PageError: its words have no boxes that fit.
+            OptionError: the example has no ``question``, or neither ``context`` nor ``words``.
+            PageError: the boxes do not fit the words.
         """
         example = with_context(example)
         if not all(isinstance(example.get(name), str) for name in ("question", "context")):
@@ -195,8 +195,8 @@ def whole(max_length: int, stride: int = 128, max_question_tokens: int = 64) -> 
 class Span:
     """A candidate answer: its ``text``, its characters ``start`` … ``end`` in the context, its ``score``.
 
-    ``score`` is the sum of the start and end scores less those of "no answer here" (the first token) of the same input,
-    so that spans of different windows compare; it is below zero if the model prefers no answer.
+    ``score`` is the start and end scores minus those of "no answer" (the first token) in the same input, so that windows are comparable. It
+    is negative if the model prefers no answer.
     """
 
     text: str
@@ -207,12 +207,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer that a reader found in a document.
+    """A reader's answer from one document.
 
     Attributes:
         text: the answer, "" for none.
         spans: candidates, best first.
-        kind: "span", or what the heads for HotpotQA say: "yes" or "no".
+        kind: "span", or HotpotQA's kind: "yes" or "no".
         supporting: numbers of the example's sentences that support the answer (HotpotQA).
         losses: of the document's inputs.
         length: tokens of the document.

@@ -30,8 +30,8 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
         exact_match, f1 with standard errors, n; ``by_length`` and ``by_position`` (of the answer), both in tokens; with questions
         without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold; with sentences HotpotQA's sp_* and joint_*; of
         questions about pages, whose examples have words, DocVQA's anls.
-        A question with several documents (TriviaQA) counts once, see :func:`by_question`; document_* are the scores of every document
-        alone, as on TriviaQA's Web part.
+        A question with several documents (TriviaQA) counts once (:func:`by_question`). document_* count every document, as in TriviaQA's
+        Web part.
     """
     documents, document_answers = examples, answers
     examples, answers = by_question(examples, answers)
@@ -64,7 +64,7 @@ def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answe
 
 
 def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None) -> dict[str, Any]:
-    """What the metric ``long_qa`` says of predicted ``texts``, with buckets by ``lengths``."""
+    """Results of the metric ``long_qa``, with buckets by ``lengths``."""
     predictions = [{"id": str(number), "prediction_text": text} for number, text in enumerate(texts)]
     references = [
         {"id": str(number), "answers": {"text": gold_of(example), "answer_start": []}, "length": length}
@@ -84,9 +84,9 @@ def _as_facts(facts: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
 
 
 def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
-    """One example and one answer for each question with several documents (TriviaQA): the answer of the document with the best score, as
-    Joshi et al. (2017, section 5.2) choose it. Its candidates are those of all documents, its length is theirs together, and its position
-    is that of the first right answer in the first document that has one. All other examples stay as they are.
+    """Merge the documents of a question (TriviaQA) into one example with the best-scored answer, as Joshi et al. (2017, section 5.2) choose
+    it. It has the candidates and the total length of all documents, and the position of the first right answer. All other examples stay as
+    they are.
     """
     groups: dict[Any, list[int]] = {}
     for place, example in enumerate(examples):
@@ -116,27 +116,27 @@ def script_of(example: Mapping[str, Any]) -> str:
 
 
 def gold_of(example: Mapping[str, Any]) -> list[str]:
-    """The texts that are right."""
+    """The correct texts."""
     return list(example.get("gold") or example["answers"]["text"])
 
 
 def facts_of(example: Mapping[str, Any], numbers: Sequence[int] | None = None) -> list[tuple[str, int]]:
-    """Title and number of the sentences ``numbers``; without, of those that support the right answer."""
+    """Title and number of the sentences ``numbers``; default: of the sentences that support the correct answer."""
     sentences = example.get("sentences") or []
     chosen = [sentence for sentence in sentences if sentence["supports"]] if numbers is None else [sentences[number] for number in numbers]
     return [(sentence["title"], sentence["index"]) for sentence in chosen]
 
 
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
-    """The threshold with the highest F1, and that F1 in per cent, as SQuAD 2's evaluation script finds it: spans are given up in the order
-    of their score above "no answer"."""
+    """The threshold with the highest F1, and that F1 in per cent, as in SQuAD 2's evaluation script: spans become "no answer" in the order
+    of their scores."""
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
         ranked.append((answer.score, SCRIPTS[script_of(example)](answer.best, gold_of(example))[1], float(not gold_of(example))))
     ranked.sort(key=lambda row: row[0])
     current = best = sum(span for _, span, _ in ranked)
     threshold = -math.inf if not ranked else ranked[0][0] - 1.0
-    for place, (score, span, nothing) in enumerate(ranked):  # this one and all before it are given up
+    for place, (score, span, nothing) in enumerate(ranked):  # this span and all before it become "no answer"
         current += nothing - span
         following = ranked[place + 1][0] if place + 1 < len(ranked) else score + 2.0
         if current > best and following > score:
@@ -146,8 +146,8 @@ def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answ
 
 def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:
     """Write ``predictions.json`` and ``null_odds.json`` (as SQuAD's scripts read them), ``nbest_predictions.json``, for HotpotQA
-    ``hotpot_predictions.json`` {answer, sp}, and for TriviaQA ``triviaqa_predictions.json``, whose keys are questions (as its script wants
-    them for Wikipedia) and QUESTION--DOCUMENT (for the Web)."""
+    ``hotpot_predictions.json`` {answer, sp}, and for TriviaQA ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script)
+    and QUESTION--DOCUMENT (for the Web's)."""
     each = {
         f"{example['id']}--{example['document']}": answer
         for example, answer in zip(examples, answers, strict=True)

@@ -1,7 +1,7 @@
 """Features of regions of an image that know the rest of it: late pooling, as :mod:`.late_chunking` does for passages of a text.
 
-The whole image is read in one pass, and the features of its patches are averaged box by box afterwards. Cutting a region out and reading
-it alone, as usual, loses what lies around it, and costs a pass for each.
+The whole image is read in one pass, and the features of its patches are averaged box by box afterwards. Usually, regions are cut out and
+read alone. That loses their surroundings and costs one pass per region.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 
 BOXES_AT_ONCE = 64
-"""Boxes that are pooled at a time, so that memory is linear in their number."""
+"""Boxes per pooling step, so that memory is linear in their number."""
 
 
 @torch.no_grad()
@@ -29,8 +29,8 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
     """The features of the patches of each image, ``(B, rows, columns, D)`` in the model's dtype.
 
     Args:
-        model: of a family of images, long or not, with a head or without one, or a backbone, whose last feature map is taken.
-        inputs: ``pixel_values (B, channels, height, width)``, or what the image processor returns.
+        model: a vision model, long or not, with or without a head; or a backbone, of which the last feature map is taken.
+        inputs: ``pixel_values (B, channels, height, width)``, or the image processor's result.
     Raises:
         BackendError: a model that reads no images on one grid of patches, or whose layers are on several.
         GridError: a size that is not a multiple of the patch.
@@ -70,7 +70,7 @@ def region_features(
 ) -> list[Tensor]:
     """Read every image in one pass, and average the features of its patches in each box.
 
-    A patch that lies partly in a box counts by that part, so that the result is the mean of the features over the box's area.
+    A patch is weighted by its share inside the box, so that the result is the mean over the box's area.
 
     Args:
         model, inputs: as for :func:`dense_features`.
@@ -78,13 +78,13 @@ def region_features(
             torchvision has them; one tensor ``(n, 4)`` for all images alike.
         tile: in place of boxes, the side of square tiles, or their height and width; those at the right and at the bottom may be smaller.
             They come row by row.
-        size: height and width of the image in which boxes and tiles are measured, if the image processor has resized it as a whole; by
-            default they are measured in its ``pixel_values``.
+        size: height and width of the image to which boxes and tiles refer, if the image processor has resized it; default: those of
+            ``pixel_values``.
         normalize: scale features to length 1.
     Returns:
         For each image the features of its boxes, ``(n, D)``, fp32 on the CPU.
     Raises:
-        LongAttentionError: boxes and tiles, neither of them, for another number of images, or outside of the image.
+        LongAttentionError: both boxes and tile, neither, boxes for another number of images, or boxes outside of the image.
         BackendError, GridError: as for :func:`dense_features`.
     """
     if (boxes is None) == (tile is None):
@@ -155,7 +155,7 @@ def _pool(features: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _shares(start: Tensor, stop: Tensor, cells: int, pixels: int) -> Tensor:
-    """How much of the lines from ``start (n,)`` to ``stop (n,)`` lies in each of the cells of an axis, ``(n, cells)``; rows sum to 1."""
+    """The share of each interval ``start (n,)`` to ``stop (n,)`` in every cell of an axis, ``(n, cells)``. Rows sum to 1."""
     edges = torch.arange(cells + 1, dtype=torch.float64) * (pixels / cells)
     inside = torch.minimum(stop[:, None], edges[1:]) - torch.maximum(start[:, None], edges[:-1])
     return inside.clamp(min=0) / (stop - start)[:, None]

@@ -27,7 +27,7 @@ MEASURED_SECONDS = 10
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a transcript, from ``start`` to ``end`` in seconds: from the first to the last frame in which CTC writes it."""
+    """A word of a transcript, with the ``start`` of its first and the ``end`` of its last frame in seconds."""
 
     text: str
     start: float
@@ -36,13 +36,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard in an audio file.
+    """The transcript of an audio file.
 
     text: the transcript.
     words: its words with their times.
     tokens: the token of each frame.
     seconds: of the audio file.
-    seams: seconds at which one chunk ends and the next begins; none in one pass.
+    seams: seconds of the borders between chunks; empty for one pass.
     """
 
     text: str
@@ -62,21 +62,21 @@ def transcribe(
     resample: bool = False,
     mono: bool = False,
 ) -> Transcript:
-    """Transcribe an audio file with a model for connectionist temporal classification, by the best token of each frame.
+    """Transcribe an audio file with a CTC model, by the best token of each frame.
 
     Args:
         model: a ``…ForCTC``, short or long.
         processor: its processor, with ``feature_extractor`` and ``tokenizer``.
         sound: see :func:`~hf_longattn.data.audio.read_audio`; silence is read like any other sound.
         chunk_seconds: read it in overlapping chunks of this length; ``None`` = in one pass.
-        stride_seconds: seconds of overlap to the left and to the right, whose frames are left out; default: a sixth of a chunk each.
-            Chunks and frames are counted as by ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
+        stride_seconds: overlap to the left and to the right, whose frames are dropped; default: a sixth of a chunk each. Chunks and frames
+            are counted as by ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
         resample, mono: see :func:`~hf_longattn.data.audio.read_audio`.
 
     Raises:
         AudioError: the audio file cannot be read, is shorter than a frame, or does not fit into memory in one pass.
         CheckpointError: the model has no head for CTC; an encoder-decoder such as Whisper is run by transformers' pipeline.
-        OptionError: a stride without chunks, or chunks that hold nothing but their strides.
+        OptionError: a stride without chunks, or chunks shorter than their strides.
     """
     if not type(model).__name__.endswith(CTC_CLASS):
         raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_advice(model)}.")
@@ -118,14 +118,15 @@ def samples_per_frame(model: PreTrainedModel, hearing: Hearing) -> int:
 def chunks(
     samples: Samples, step: int, rate: int, chunk_seconds: float | None, stride_seconds: float | tuple[float, float] | None
 ) -> Iterator[tuple[int, int, int, Samples]]:
-    """(start, left, right, samples) of each chunk: the samples that it shares with those before and after it are left out of its result.
+    """Yield (start, left, right, samples) of each chunk. ``left`` and ``right`` samples are shared with its neighbours and dropped from its
+    result.
 
     Args:
-        step: samples of a frame, of which lengths are multiples.
+        step: samples per frame. Lengths are multiples of it.
         rate: samples in a second.
 
     Raises:
-        OptionError: a stride without chunks, or chunks that hold nothing but their strides.
+        OptionError: a stride without chunks, or chunks shorter than their strides.
     """
     if chunk_seconds is None:
         if stride_seconds is not None:
@@ -178,7 +179,7 @@ def ctc_words(ids: Sequence[int] | NDArray[Any], tokenizer: PreTrainedTokenizerB
 
     Args:
         ids: the token of each frame; equal ones in a row are one, and padding is CTC's blank.
-        seconds: from one frame to the next.
+        seconds: per frame.
     """
     delimiter, blank = getattr(tokenizer, "word_delimiter_token", None), tokenizer.pad_token_id
     words: list[list[tuple[str, int, int]]] = [[]]

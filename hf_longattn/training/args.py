@@ -31,14 +31,14 @@ def batch_size_argument(default: int, help: str = "Inputs per forward pass and p
 
 
 class CheckedArguments:
-    """Arguments that remember which of them were given, and refuse values that are missing or contradict one another."""
+    """Arguments that record the values that were set, and refuse missing or contradictory ones."""
 
     explicit: dict[str, Any]
     """The values that differ from their defaults, by name."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Options that `longattn evaluate` does not have, besides those of base classes."""
     only_scores: ClassVar[bool] = False
-    """Whether the model is scored, and neither trained nor written."""
+    """Whether the model is only scored."""
     required: ClassVar[tuple[str, ...]] = ()
     """Options that a run needs besides the model, the data and the output."""
 
@@ -136,7 +136,7 @@ class LabelledDataArguments(DataArguments):
 
 
 def explicit_settings(arguments: Any) -> dict[str, Any]:
-    """The values that differ from their defaults, without secrets: what a log or card says about a run."""
+    """The values that differ from their defaults, without secrets, for logs and cards."""
     settings = {}
     for field in fields(arguments):
         if field.init and not field.name.endswith("_token"):

@@ -1,9 +1,9 @@
 """Choose among candidates that are read together with all documents, as Longformer does on WikiHop (Beltagy et al. 2020, appendix).
 
-An input is ``[q] question [/q] [ent] candidate [/ent] [ent] candidate [/ent] …`` and as much of the documents as fits; further inputs of
-the question have the rest. A linear layer scores every ``[ent]``; a candidate's score is the mean over the inputs, and the loss is the
-cross-entropy among the candidates. The model is one for token classification with a single label, so that it loads, converts and exports
-as any other; question and candidates are global by its config.
+An input is ``[q] question [/q] [ent] candidate [/ent] [ent] candidate [/ent] …`` and as much of the documents as fits. Further inputs of
+the question hold the rest. A linear layer scores every ``[ent]``; a candidate's score is the mean over the inputs, and the loss is the
+cross-entropy among the candidates. The model is a token classifier with a single label, so that it loads, converts and exports like others.
+Its config makes question and candidates global.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def candidate_scores(logits: Tensor, owners: Tensor, places: Tensor) -> Tensor:
 
 
 class CandidateTrainer(LongTrainer):
-    """A Trainer whose loss is the cross-entropy among a question's candidates; predictions are numbers of candidates."""
+    """A Trainer with the cross-entropy over a question's candidates. Predictions are numbers of candidates."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean over the batch's questions."""
@@ -112,7 +112,7 @@ class CandidateChoice:
 
 
 class CandidateReader:
-    """Chooses among candidates as the training did: all documents are read, in as many inputs as they need.
+    """Chooses among candidates as in training: all documents are read, in several inputs if needed.
 
     Args:
         model, tokenizer: of :func:`load_candidate_model`.

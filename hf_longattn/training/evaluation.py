@@ -1,4 +1,4 @@
-"""The arguments of `longattn evaluate`: those of a task's training, without the options that only a training has.
+"""The arguments of `longattn evaluate`: a task's arguments without the options of training.
 
 Importing this does not import torch.
 """
@@ -27,7 +27,7 @@ REWORDED: dict[str, tuple[Any, Any]] = {
     "overwrite": (bool, argument(False, "Replace the scores of an earlier evaluation in --output.")),
     "bf16": (bool, argument(True, "Score under bfloat16 autocast, except on a processor that has no bfloat16.")),
 }  # fmt: skip
-"""Options with another meaning than in a training -> their type and field."""
+"""Options with another meaning than in training -> their type and field."""
 
 
 def for_evaluation(task: Task) -> Task:

@@ -18,13 +18,14 @@ from hf_longattn.training.training_args import LongTrainingArguments
 
 STAGES = ("both", "1", "2")
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
-"""What recomputes activations, in every supported transformers and since 5.23, where the first name repeats the second."""
+"""Arguments that recompute activations. Since transformers 5.23, the first is an alias of the second."""
 SINGLE_RUN = ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_before_training")
 """Options of a run that has no stages."""
 LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
 EVERYWHERE, PREDICTED = "all", "predicted"
 LORA_RATE, FULL_RATE = 2e-4, 5e-5
-"""Learning rates of stage 2: LoLCATs' order of size for LoRA, and fine-tuning of BERT-base (2e-5 to 5e-5) for all parameters."""
+"""Learning rates of stage 2: The order of magnitude of LoLCATs for LoRA, and of BERT-base's fine-tuning (2e-5 to 5e-5) for all
+parameters."""
 
 
 @dataclass

@@ -1,5 +1,5 @@
-"""The Trainer of both stages: it trains on the model's own loss or against a teacher, logs to a JSONL file with the tokens seen, and stops
-at the first NaN."""
+"""The Trainer of both stages. It uses the model's own loss or a teacher's, logs to a JSONL file with the tokens seen, and stops at the
+first NaN."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class LineariseTrainer(LongTrainer):
         super().log(logs, start_time)
 
     def _layer_of_loss(self) -> str:
-        """The layer in which this step's loss stops being finite, by the layers' losses or their attention outputs."""
+        """The first layer with a non-finite loss or attention output in this step."""
         sites = [site for site in attention_sites(_inner(self.model)) if not site.cross]
         for batch in self.step_batches:
             finite: list[bool] = []
@@ -107,7 +107,7 @@ class LineariseTrainer(LongTrainer):
         return "the parts after the attention layers"
 
     def _layer_of_gradient(self) -> str:
-        """The layer of the parameter that comes last in the forward pass: NaN gradients spread to those before it."""
+        """The layer of the parameter that comes last in the forward pass: NaN gradients spread to earlier layers."""
         names = [name for name, total in self.gradients.items() if not bool(torch.isfinite(total))]
         prefixes = [LAYER.match(site) for site in self.layer_names]
         owners = [
