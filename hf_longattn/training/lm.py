@@ -36,7 +36,7 @@ from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 MOST_HELD_OUT = 1000
-"""Documents of a source that are held out at most: the loss of so many is known well enough."""
+"""Maximum number of held-out documents per source. Untuned."""
 _TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it"}
 _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
@@ -130,7 +130,7 @@ LM = (LMModelArguments, LMDataArguments, TextTrainingArguments)
 
 
 def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> None:
-    """Refuse what documents read in segments do not go with; without steps or minutes there are 1,000 steps, as segments never end.
+    """Refuse options that contradict reading in segments. Segments never end, so the default is 1,000 steps.
 
     Raises:
         OptionError: segments too short, or with epochs, ``max_length`` or checkpointed activations.
@@ -197,8 +197,8 @@ def describe_lm_result(log: dict[str, Any]) -> str:
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to evaluate on: all of ``validation``, or else a tenth of every source. In an evaluation, both
-    are all documents."""
+    """Training documents, and evaluation documents: all of ``validation``, or a tenth of every source. In an evaluation, both are all
+    documents."""
     where: dict[str, Any] = {"column": args.column, "template": args.template}
     parts = read_texts(args.text, split=args.split, **where)
     if args.only_scores:
@@ -244,7 +244,7 @@ def load_lm(
 
 
 def _looks_both_ways(config: Any) -> bool:
-    """Whether a model has a head for next tokens but sees them: an encoder that is not set up as a decoder."""
+    """Whether a model predicts next tokens but also sees them, as an encoder that is not set up as a decoder."""
     both = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     return both and not getattr(config, "is_decoder", False)
 

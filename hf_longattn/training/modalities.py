@@ -1,4 +1,4 @@
-"""What a training of several tasks starts from: a model of texts, or one of several modalities on a shared backbone, and its heads."""
+"""Load a model of texts, or of several modalities on one backbone, with its heads, for a training on several tasks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LOADERS = {
     "images": AutoModelForImageClassification,
     "audio": AutoModelForAudioClassification,
 }
-"""Kinds of tasks, and what loads a model of each."""
+"""Kind of task -> the class that loads its model."""
 HEADS = {
     "classify": LongMultimodalForSequenceClassification,
     "tokens": LongMultimodalForTokenClassification,
@@ -84,7 +84,7 @@ class Start:
         return tokenizer
 
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, list[str]]:
-        """The model with the head of a task, and its classes: the checkpoint's head of this name and kind if it knows all labels.
+        """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
 
         Args:
             task: its name.
@@ -122,7 +122,7 @@ class Start:
         return head
 
     def reads_text(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model that reads the texts of a head: the backbone, or the head itself."""
+        """The text model of a head: the backbone, or the head itself."""
         return model if self.model is None else self.model.text_model
 
     def check_longest(self, hearing: Hearing, row: Any) -> None:
@@ -158,7 +158,7 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     entry = heads[head]
     loader: Any = LOADERS[entry["kind"]]
     arguments = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_config(entry["labels"])}
-    others = ("",)  # what is not of this head is of others
+    others = ("",)  # other weights belong to other heads
     model: PreTrainedModel = load_model(loader, name, complete=True, elsewhere=others, **arguments)
     for key, value in fields_of(entry).items():
         setattr(model.config, key, value)
@@ -180,11 +180,11 @@ def load_multimodal_start(
         images: of a new embedder; ``None`` = none.
         mel_bins: of a new embedder of audio files; 0 = none.
         subsampling: see :class:`AudioInput`.
-        only_scores: nothing is trained, so that the checkpoint must have the heads.
+        only_scores: nothing is trained, so the checkpoint must have the heads.
 
     Raises:
-        CheckpointError: it cannot be loaded, or has no head for words, or no heads at all.
-        OptionError: a task is of a modality without an embedder, or a new embedder is of one without a task, or there already.
+        CheckpointError: the checkpoint cannot be loaded, or has no heads.
+        OptionError: a task lacks an embedder, or a new embedder has no task or exists already.
         BackendError, GridError: the checkpoint is no such backbone, or too short for the images.
     """
     for kind, option, wanted in (("images", "--image-size", images is not None), ("audio", "--mel-bins", mel_bins > 0)):

@@ -1,7 +1,7 @@
-"""The command line of a task: a parser of its three dataclasses, its help, and recipes whose names are those of the options.
+"""The command line of a task: a parser of its three dataclasses, its help, and recipes with the same names.
 
-Importing this does not import torch: :func:`answer_early` shows the short help and refuses mistyped options by the declared arguments of
-the task (:mod:`hf_longattn.declarations`), before the task is imported.
+This module does not import torch. :func:`answer_early` shows the short help and refuses mistyped options before the task is imported; it
+reads the declared arguments (:mod:`hf_longattn.declarations`).
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def build_arguments(kinds: tuple[type[Model], type[Data], type[Training]], **val
 
 
 class TaskParser(HfArgumentParser):
-    """transformers' parser with one sentence for what is wrong."""
+    """transformers' parser with one-sentence errors."""
 
     typed: Collection[str] = ()
     """The words of the command line, with hyphens, and without values after an equals sign."""
     training_only: Collection[str] = ()
-    """Options of the training of a task that is evaluated."""
+    """Options of training, which an evaluation refuses."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse.
@@ -146,9 +146,9 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
             action.help = argparse.SUPPRESS
         elif action.dest == "help":
             action.help = "Show the usual options, a line each, and exit."
-        elif action.option_strings[0].startswith("--no-"):  # HfArgumentParser gives it the help of what it turns off
+        elif action.option_strings[0].startswith("--no-"):  # HfArgumentParser copies the help of the switch
             action.help = f"Turn {flag(action.dest)} off, which is on by default."
-        elif action.type is string_to_bool and action.nargs is None:  # a switch whose default depends on others: alone it is on
+        elif action.type is string_to_bool and action.nargs is None:  # a switch with a computed default: without a value it is on
             action.nargs, action.const = "?", True
     inherited = _library_fields(kinds[2])
     if is_evaluation:
@@ -173,7 +173,7 @@ class OneLineHelp(argparse.HelpFormatter):
         return f"{name} {PLACEHOLDERS.get(action.type, 'TEXT')}{' …' if action.nargs == '+' else ''}"
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        """The text if it fits, else without what stands in brackets, else its first clause, else as many words as fit and an ellipsis."""
+        """The text if it fits; else without brackets; else its first clauses; else as many words as fit and an ellipsis."""
         brief = re.sub(r" \([^()]*\)", "", text)
         clauses = [brief[: match.start()] + "." for match in re.finditer(r"(?<!default)[.;:]\s", brief) if match.start() > width // 2]
         line = next((line for line in (text, brief, *reversed(clauses)) if len(line) <= width), None)
@@ -190,7 +190,7 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
         for action in sorted(actions, key=lambda action: order.index(action.dest)):
             is_off_switch = action.option_strings[0].startswith("--no-")
             if action.help == argparse.SUPPRESS or (action.default is True and action.nargs == "?" and not is_off_switch):
-                continue  # what is on by default is listed by the option that turns it off
+                continue  # a switch that is on by default is listed by its --no- form
             if action.dest in own_fields:
                 groups[OWN].append(action)
             elif kind is not kinds[2]:
@@ -205,7 +205,7 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
 
 
 def _own_fields(kind: type[Any]) -> set[str]:
-    """The fields that a task's classes declare, and none of the classes that tasks share: transformers', and those next to this module."""
+    """The fields that a task's own classes declare. Fields of transformers and of shared base classes next to this module are left out."""
     names: set[str] = set()
     shared = set(_library_fields(kind))
     for base in kind.__mro__:
@@ -214,7 +214,7 @@ def _own_fields(kind: type[Any]) -> set[str]:
 
 
 def _declared_order(kind: type[Any]) -> list[str]:
-    """The fields that the classes of this package declare, those of base classes first."""
+    """The fields that this package's classes declare, base classes first."""
     bases = [base for base in reversed(kind.__mro__) if not base.__module__.startswith(LIBRARY)]
     return list(dict.fromkeys(name for base in bases for name in inspect.get_annotations(base)))
 
@@ -233,7 +233,7 @@ def _arguments(task: str) -> tuple[type[Any], ...]:
 
 
 def answer_early(task: str, arguments: list[str], description: str, prog: str, *, is_evaluation: bool = False) -> None:
-    """Show the short help and exit, or refuse an unknown option or mechanism or a value of the wrong kind, before the task is imported.
+    """Show the short help and exit, or refuse a wrong command line, before the task is imported.
 
     What cannot be said without importing it is left to :func:`parse_arguments`.
 
@@ -258,7 +258,7 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str, *
 
 
 def _library_fields(kind: type[Any]) -> list[str]:
-    """The fields that the classes of transformers declare which a class of arguments derives from."""
+    """The fields that the transformers base classes of a class of arguments declare."""
     return [name for base in kind.__mro__ if base.__module__.startswith(LIBRARY) for name in inspect.get_annotations(base)]
 
 
@@ -273,7 +273,7 @@ def parse_arguments(
     command, parser = (prog or "").removeprefix("longattn "), task_parser(kinds, description, prog)
     if HELP_ALL not in arguments:
         _shorten_help(parser, kinds)
-    defaults = parser.parse([])  # HfArgumentParser's defaults of `debug` and of another option are not TrainingArguments'
+    defaults = parser.parse([])  # HfArgumentParser's defaults differ from TrainingArguments' for `debug` and another option
     known, _ = parser.parse_known_args(arguments)
     if known.config:
         parser.set_defaults(**_defaults(parser, known.config, command))
@@ -299,7 +299,7 @@ def _evaluation_words(kinds: Kinds, arguments: list[str]) -> Iterator[str]:
 
 
 def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:
-    """A recipe's values by the fields' names; it may use every name of the command line, and one value where there is a list."""
+    """A recipe's values by field names. A recipe may use every name of the command line, and a single value for a list."""
     settings = [action for action in parser._actions if action.dest not in ("help", "help_all", "config")]
     names = {option.strip("-").replace("-", "_"): action for action in settings for option in action.option_strings}
     options = {name: action for name, action in names.items() if not name.startswith("no_")}

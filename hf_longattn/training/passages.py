@@ -1,7 +1,7 @@
-"""Train the passages of long documents as late chunks, contrasted with those of their own document and of the batch.
+"""Train passages of long documents as late chunks, contrasted with passages of the same document and of the batch.
 
-A passage beside its neighbours learns to say what it says itself; a document beside others lends its passages what they do not say. Both
-kinds of negatives together are InSeNT (Conti et al. 2025, arXiv 2505.24782); with them, late chunks gain what they lack untrained.
+Negatives from the same document teach a passage its own content. Negatives from other documents teach it the document's context. Both
+together are InSeNT (Conti et al. 2025, arXiv 2505.24782).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..evaluation.late_chunking import late_chunks, read_tokens
 PART = 128
 """Tokens of a part of a document that is a negative."""
 TOGETHER = 8
-"""Passages of one document that stand together in a batch: it is read once for all of them."""
+"""Passages of one document per batch. The document is read once for all of them."""
 
 
 def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None) -> Dataset:
-    """Pairs whose ``label`` is the first token of their passage and the one after its last.
+    """Add ``label``: the first token of the passage, and the token after its last one.
 
     Pairs whose passage is cut off are left out.
 
@@ -116,7 +116,7 @@ class ByDocument(DefaultBatchSampler):
 
 
 def find_passages(model: Any, pairs: Dataset, prompt: str, batch_size: int) -> dict[str, float]:
-    """How well queries find their passage among those of all documents of the pairs."""
+    """Scores of finding each query's passage among the passages of all documents."""
     spans: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
     relevant: dict[str, set[tuple[str, int, int]]] = defaultdict(set)
     for row in pairs:

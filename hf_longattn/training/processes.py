@@ -1,6 +1,6 @@
-"""Several processes that train together: when one of them ends, the others end with a sentence.
+"""Several training processes: when one ends, the others end with one sentence.
 
-Launchers end the others without a word, and gloo reports a closed connection from deep inside.
+Launchers end the others silently, and gloo reports a closed connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.training.checkpoints import finished_part, newest_checkpoint, stage_1_is_complete, stage_checkpoints
 
 CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
-"""What gloo says when the other side is gone."""
+"""gloo's messages about a closed connection."""
 
 
 class LostProcessError(LongAttentionError):
@@ -47,7 +47,7 @@ def how_to_resume(folder: Path) -> str:
 
 @contextmanager
 def sentence_if_lost(folder: Path) -> Iterator[None]:
-    """Turn a closed connection, and a launcher's signal to end, into a sentence that names what a run can resume from.
+    """Turn a closed connection or a launcher's signal into one sentence that says how to resume.
 
     Raises:
         LostProcessError: another process has ended.

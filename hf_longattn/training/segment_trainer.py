@@ -61,7 +61,7 @@ class SegmentTrainer(LongTrainer):
         return checkpoint / f"segment_memory_{self.args.process_index}.safetensors"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's; a checkpoint gets every process's memory before trainer_state.json, with which it is complete."""
+        """As Trainer's. Every process's memory is saved before trainer_state.json, which completes a checkpoint."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None:
             self.save_memory(Path(output_dir))

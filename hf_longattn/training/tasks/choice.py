@@ -147,7 +147,7 @@ def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
 
 
 def _chosen(predictions: Any) -> np.ndarray:
-    """Numbers of choices from scores (Q, C), or from numbers (Q,) as they are."""
+    """Numbers of choices from scores (Q, C). Numbers (Q,) are returned unchanged."""
     numbers = np.asarray(predictions)
     return numbers.argmax(-1) if numbers.ndim == 2 else numbers
 

@@ -67,9 +67,9 @@ OPTIONS_OF = {
 }
 """Options that not all kinds of data have."""
 FLAGS = {"pages": "layout", "images": "images", "videos": "videos", "audio": "audio"}
-"""The option that says that the data are of a kind; texts have none."""
+"""Kind of data -> its option. Texts have none."""
 NO_LENGTH = -1
-"""The length of an image, and of a document whose length is not known, for the metric."""
+"""Length of an image, or of a document of unknown length, for the metric."""
 
 
 @dataclass
@@ -194,7 +194,7 @@ def finetune_classification(
 
 
 class Inputs(NamedTuple):
-    """The rows of a run as its batches are made of them.
+    """The rows of a run, and their collator.
 
     train, held_out: rows to train on and to evaluate on.
     collator, eval_collator: make batches of them.
@@ -218,7 +218,7 @@ class Texts:
         """Config and tokenizer of a checkpoint.
 
         Raises:
-            OptionError: its tokenizer reads words with a place each.
+            OptionError: the tokenizer requires boxes or XPaths of words.
         """
         start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
         if word_argument(start[1]):
@@ -247,7 +247,7 @@ class Texts:
         return Inputs(documents, held_out, DocumentCollator(processor, pack=pack, page=page), unpacked, log)
 
     def columns(self, model: PreTrainedModel) -> dict[str, int]:
-        """What the model is given of every token besides its id, and its padding."""
+        """Columns for each token besides its id, mapped to their padding."""
         return {}
 
     def documents(self, model: PreTrainedModel, data: Dataset, processor: Any, length: int, names: list[str]) -> Dataset:
@@ -323,10 +323,10 @@ class Images(Files):
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
-        """Their pixels, as the image processor makes them; in training after an augmentation.
+        """The image processor's pixels, in training after an augmentation.
 
         Raises:
-            OptionError: an option that counts tokens.
+            OptionError: ``tokens_per_batch`` is set.
         """
         if training_args.tokens_per_batch:
             raise OptionError("--tokens-per-batch has no effect with --images, which have as many patches each; give --batch-size instead.")
@@ -360,7 +360,7 @@ class Videos(Files):
         return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_frame_processor(name)
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
-        """The places of videos of a folder, with the names of their labels."""
+        """The paths of a folder's videos, with the names of their labels."""
         return load_labelled_videos(source, split=split)
 
     def inputs(
@@ -371,7 +371,7 @@ class Videos(Files):
         Raises:
             CheckpointError: the processor makes frames of another size than the model was converted for.
             DataError: a video cannot be read, or has too few frames.
-            OptionError: an option that counts tokens.
+            OptionError: ``tokens_per_batch`` is set.
         """
         if training_args.tokens_per_batch:
             raise OptionError("--tokens-per-batch has no effect with --videos, which have as many patches each; give --batch-size instead.")
@@ -403,12 +403,12 @@ class Recordings(Files):
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
-        """What the feature extractor makes of whole audio files; those of similar length share a batch.
+        """The feature extractor's inputs of whole audio files. Files of similar length share a batch.
 
         Raises:
             AudioError: an audio file cannot be read.
             CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
-            OptionError: an option that counts tokens.
+            OptionError: ``tokens_per_batch`` is set.
         """
         if training_args.tokens_per_batch:
             raise OptionError("--tokens-per-batch has no effect with --audio; give --batch-size instead.")
@@ -448,11 +448,11 @@ READS = {
     "videos": ("it reads videos: add --videos", MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
     "audio": ("it hears audio files: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
 }
-"""What to say of a model of another kind of data, and the types of such models."""
+"""Kind of data -> advice for its models, and their types."""
 
 
 def otherwise_of(kind: str) -> dict[str, Any]:
-    """What to do with models of other kinds of data than ``kind``."""
+    """Advice for models of other kinds of data than ``kind``."""
     return {words.format(flag=FLAGS.get(kind)): types for other, (words, types) in READS.items() if other != kind}
 
 
@@ -487,7 +487,7 @@ class ClassificationTrainer(LongTrainer):
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents, images or audio files to train on and those to evaluate on: see :func:`train_test_split`.
+    """Training and evaluation rows of documents, images or audio files; see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_labelled` and :func:`load_labelled_files`; or fewer than two classes.

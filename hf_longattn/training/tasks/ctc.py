@@ -1,6 +1,6 @@
 """Fine-tune to transcribe speech by connectionist temporal classification.
 
-Utterances are read whole, however long; those of similar length share a batch.
+Utterances are read whole. Utterances of similar length share a batch.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -56,7 +56,7 @@ LOWER_IS_BETTER = ("wer", "cer")
 
 @dataclass
 class CTCModelArguments(ModelArguments):
-    """What a training starts from, and what of it is trained."""
+    """The checkpoint to start from, and its trained parts."""
 
     training_only: ClassVar[tuple[str, ...]] = ("freeze_feature_encoder",)
 
@@ -138,8 +138,8 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
-        The log, as written to ``training_log.json``: arguments, versions, how many utterances and seconds there are, which were left out,
-        the loss and the error rates on held-out ones before and after, Trainer's history.
+        The log, as written to ``training_log.json``: arguments, versions, numbers of utterances and seconds, left-out utterances, held-out
+        loss and error rates before and after, Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
     config = config_with_head(model_args.model, "transcribing speech by CTC", MODEL_FOR_CTC_MAPPING_NAMES)
@@ -180,7 +180,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
 
 
 def read_utterances(args: CTCDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The utterances to train on and those to evaluate on: see :func:`train_test_split`.
+    """Training and evaluation utterances; see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_transcribed`.
@@ -203,7 +203,7 @@ def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, text
     """The tokenizer of a checkpoint, or a new one of characters.
 
     Raises:
-        CheckpointError: it has none, or one whose padding is not the blank of the model's head.
+        CheckpointError: the checkpoint has no vocabulary, or its padding is not the blank of the model's head.
     """
     if args.new_vocabulary:
         return character_tokenizer(texts)
@@ -226,7 +226,7 @@ def processor_of(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrained
 
 
 def load_ctc(args: CTCModelArguments, tokenizer: PreTrainedTokenizerBase, is_new: bool) -> PreTrainedModel:
-    """The model, with a new head for a new vocabulary; its loss is the mean over utterances of the loss by label."""
+    """The model, with a new head for a new vocabulary. The loss per label is averaged over utterances."""
     head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} if is_new else {}
     model = load_head(AutoModelForCTC, args.model, None, complete=args.only_scores, ctc_loss_reduction="mean", **head)
     if args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
@@ -240,10 +240,10 @@ def best_tokens(logits: Any, labels: Tensor) -> Tensor:
 
 
 def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What computes the error rates of an evaluation, of rows in their order.
+    """Return the function that computes the error rates of an evaluation of ordered rows.
 
     Args:
-        lengths: the frames of each row; those after them are padding.
+        lengths: frames of each row. Later frames are padding.
     """
 
     def compute(evaluation: EvalPrediction) -> dict[str, float]:

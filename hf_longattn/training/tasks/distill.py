@@ -1,7 +1,7 @@
 """Distil a teacher into a smaller student, or a longer one.
 
-TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models
-read the same text, of a length that the teacher takes; the student's mechanisms are its own, so that afterwards it reads longer text.
+TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models read the same text, no longer than
+the teacher's length. The student keeps its own mechanisms, so that afterwards it reads longer text.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -43,7 +43,7 @@ PARTS = ("embeddings", "hidden", "attention", "logits")
 PROJECTION = "distillation_projection"
 ATTENTION_DISTILLATION = "to train a converted model's mechanisms to reproduce softmax attention, type longattn train linearise"
 QUERIES_AT_A_TIME = 256
-"""Queries whose attention scores are compared at a time."""
+"""Queries per step of comparing attention scores."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class DistillTrainingArguments(TextTrainingArguments):
 
     @property
     def factors(self) -> dict[str, float]:
-        """The factor of each part of the loss; of the method logits, 0 for the other parts."""
+        """The factor of each part of the loss. For the method logits, other parts have 0."""
         return {part: getattr(self, f"{part}_factor") if self.method != "logits" or part == "logits" else 0.0 for part in PARTS}
 
 
@@ -110,7 +110,7 @@ def distill_student(
         The log, as written to ``training_log.json``: arguments, versions, the student's held-out loss before and after, Trainer's history.
 
     Raises:
-        OptionError: there is no teacher, or it does not fit the student.
+        OptionError: the teacher is missing or does not fit the student.
     """
     if not model_args.teacher:
         raise OptionError("No teacher given; add --teacher with a checkpoint folder or a Hub name.")
@@ -236,7 +236,7 @@ class AttentionScores:
 
     @property
     def causal(self) -> list[bool]:
-        """For each layer, whether its queries see past keys alone."""
+        """For each layer, whether its attention is causal."""
         return [site.causal for site in self.sites]
 
     def projections(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -248,10 +248,11 @@ class AttentionScores:
 
 
 def score_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], real: Tensor, causal: bool) -> Tensor:
-    """The mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
-    model over those that softmax sees: keys up to the query.
+    """Mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
+    model over keys up to the query.
 
-    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries at a time, and what is kept for the backward pass are the gradients of q and k.
+    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, and only the gradients of q and k are saved for the
+        backward pass.
 
     Args:
         student, teacher: queries and keys ``(B, H, N, D)``, scaled; the teacher's get no gradient.

@@ -163,12 +163,12 @@ def finetune_embeddings(
 
 
 def together(columns: Sequence[str]) -> str:
-    """The column whose equal values are held out together: a document's passages are."""
+    """The column whose equal values stay together, such as a document's passages."""
     return "positive" if "start" in columns else ""
 
 
 def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
-    """Refuse what needs checkpoints where LoRA updates are trained: sentence-transformers' trainers do not load those that have them.
+    """Refuse options that need checkpoints with LoRA updates, which sentence-transformers' trainers do not load.
 
     Raises:
         OptionError: with the option to leave out.
@@ -195,7 +195,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, multi_vector: bool) -> Kind:
-        """Those of a vector for every token, or of one for a text."""
+        """The classes for a vector per token, or for a vector per text."""
         if multi_vector:
             from sentence_transformers import MultiVectorEncoder as Encoder
             from sentence_transformers import MultiVectorEncoderTrainer as Trainer
@@ -215,14 +215,14 @@ class Kind(NamedTuple):
 def embedding_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
 ) -> MeasuringTrainer:
-    """A trainer of embeddings that measures them: held-out documents found by their anchors, or similarities against scores."""
+    """A trainer of embeddings. It measures the retrieval of held-out documents by their anchors, or similarities against scores."""
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
     kind = Kind.of(model_args.multi_vector)
     EmbeddingTrainer: Any = type("EmbeddingTrainer", (MeasuringTrainer, kind.trainer), {})
 
     class Retrieval(kind.evaluator):  # type: ignore[name-defined]
-        """Ranks the documents that are found for each query."""
+        """Ranks the documents for each query."""
 
         def compute_metrics(self, queries_result_list: list[Any]) -> Any:
             self.ranking = load_metric("ranking").compute(
@@ -296,8 +296,8 @@ def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
-    """The prompt of each column of the training data: what ``encode_query`` and ``encode_document`` put before a text in inference, and
-    for pairs with scores what ``encode`` does; ``None`` without any."""
+    """The prompt of each column of the training data, as ``encode_query`` and ``encode_document`` use it in inference, or ``encode`` for
+    pairs with scores; ``None`` without any."""
     if scored:
         default_prompt = model.prompts.get(model.default_prompt_name) or ""
         prompts = dict.fromkeys(("anchor", "positive"), default_prompt)
@@ -317,7 +317,7 @@ def reranking_trainer(
 
     class RerankingTrainer(MeasuringTrainer, CrossEncoderTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            """The loss, which tokenises the pairs itself: they are cut at the training length, and those of an evaluation are not."""
+            """The loss, which tokenises the pairs itself. Only training pairs are cut at the training length."""
             read = model.max_seq_length
             model.max_seq_length = cut or read
             try:
@@ -365,7 +365,7 @@ def reranking_trainer(
 
 
 def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments of a trainer of sentence-transformers: those of transformers, and as attributes those of :class:`LongTrainer`.
+    """The arguments of a sentence-transformers trainer: transformers' as fields, :class:`LongTrainer`'s as attributes.
 
     Args:
         kind: their class.

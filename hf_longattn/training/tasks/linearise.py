@@ -76,13 +76,13 @@ def linearise_attention(
 def distil(
     run: TaskArguments, model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
 ) -> dict[str, Any]:
-    """The run itself, when its output may be written; returns the report."""
+    """Run the distillation after the checks of its output, and return the report."""
     model, tokenizer, objective = load_student(model_args, data_args, training_args)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.check_length(length)
     if training_args.runs(1):
         check_learns(model)
-    if training_args.softmax_layers:  # what later steps refuse is refused before stage 1, which may take hours
+    if training_args.softmax_layers:  # refuse here, not after stage 1, which may take hours
         number_to_restore(model, training_args.softmax_layers)
     if training_args.runs(2) and training_args.needs_teacher:
         check_original(model_args)
@@ -96,8 +96,7 @@ def distil(
 
 @contextmanager
 def removed_if_useless(args: LineariseTrainingArguments) -> Iterator[None]:
-    """Remove what a run that fails has made in its output, unless a run can resume from it: the next one would be refused for it. The log
-    stays."""
+    """Remove the files of a failed run unless a run can resume from them. Otherwise the next run would be refused. The log stays."""
     made = [path for path in (args.folder / CONVERTED, args.folder / CHECKPOINTS) if not path.exists()]
     try:
         yield
@@ -115,7 +114,7 @@ def check_output(args: LineariseTrainingArguments) -> None:
     """Refuse to write over an earlier distillation, or another model.
 
     Raises:
-        OptionError: the output holds one, finished or not, and neither ``resume`` nor ``overwrite`` is given.
+        OptionError: the output holds a distillation, finished or not, without ``resume`` or ``overwrite``.
     """
     if args.resume or args.overwrite:
         return
@@ -130,10 +129,10 @@ def check_output(args: LineariseTrainingArguments) -> None:
 
 
 def check_converted(model_args: LineariseModelArguments, args: LineariseTrainingArguments) -> None:
-    """Refuse to put the conversion of ``--model`` in the place of another folder in the output.
+    """Refuse to convert ``--model`` over another folder in the output.
 
     Raises:
-        OptionError: the folder is no conversion of it, and neither ``resume`` nor ``overwrite`` is given.
+        OptionError: the folder is not a conversion of ``--model``, without ``resume`` or ``overwrite``.
     """
     folder = args.folder / CONVERTED
     if not model_args.mechanism or args.resume or args.overwrite or not folder.exists():
@@ -147,7 +146,7 @@ def check_converted(model_args: LineariseModelArguments, args: LineariseTraining
 
 
 def check_resumable(run: TaskArguments) -> None:
-    """Refuse to resume what has not begun, and the distillation of another model.
+    """Refuse to resume without a checkpoint, or another model's distillation.
 
     Raises:
         CheckpointError: with one sentence.

@@ -59,7 +59,7 @@ HEAD_SCORES = {
     "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "image"),
     "audio": ("accuracy", "audio file"),
 }  # fmt: skip
-"""What each kind of head is judged by, and what is counted."""
+"""Kind of head -> its main score, and the name of its rows."""
 DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
     "classify": (ClassificationDataArguments, {}),
     "tokens": (TokenDataArguments, {}),
@@ -67,7 +67,7 @@ DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
     "images": (ClassificationDataArguments, {"images": True}),
     "audio": (ClassificationDataArguments, {"audio": True}),
 }
-"""The data arguments of each kind of task, and those that it always has."""
+"""Kind of task -> its data arguments, and their fixed values."""
 WITHOUT_EFFECT = ("packing", "long_documents", "max_question_tokens", "images", "videos", "audio", "layout")
 """Options of single tasks that a file of tasks does not take."""
 Scores = dict[str, float]
@@ -135,7 +135,7 @@ class MultiTaskDataArguments(DataArguments):
         """Kind, data and validation ("" for none) of each task of ``tasks``, by its name.
 
         Raises:
-            OptionError: what is no task, or validation data of none.
+            OptionError: a wrong task, or validation data of an unknown task.
         """
         tasks: dict[str, tuple[str, str, str]] = {}
         validation = dict(text.partition("=")[::2] for text in self.validation)
@@ -155,10 +155,10 @@ class MultiTaskDataArguments(DataArguments):
         return tasks
 
     def task_data(self) -> dict[str, tuple[str, Any]]:
-        """The kind of every task, and its data arguments as the task alone has them, by its name.
+        """Task name -> kind, and data arguments as in the command for this task alone.
 
         Raises:
-            OptionError: what is no task, or has options that its kind does not take.
+            OptionError: a wrong task, or an option that its kind lacks.
             MissingExtraError: a library that reads its data is not installed.
         """
         entries: dict[str, dict[str, Any]] = {
@@ -181,7 +181,7 @@ def check_kind(name: str, kind: Any) -> None:
 
 
 def read_task_file(file: str) -> dict[str, dict[str, Any]]:
-    """The entries of a file of tasks, by their names; paths of data are as they are there.
+    """Task name -> entry of a file of tasks, with paths unchanged.
 
     Raises:
         OptionError: it cannot be read, or an entry is not one of a task.
@@ -200,12 +200,12 @@ def read_task_file(file: str) -> dict[str, dict[str, Any]]:
 
 
 def task_arguments(name: str, entry: Mapping[str, Any], only_scores: bool = False) -> Any:
-    """The data arguments of a task: those of the command for this task alone.
+    """The data arguments of a task, as in the command for this task alone.
 
     Args:
         name: the task's.
         entry: ``kind``, ``data`` and further options by their names.
-        only_scores: of `longattn evaluate`.
+        only_scores: use the arguments of `longattn evaluate`.
 
     Raises:
         OptionError: an option that does not exist, or a value that the task refuses.
@@ -257,8 +257,7 @@ MULTITASK = (MultiTaskModelArguments, MultiTaskDataArguments, MultiTaskTrainingA
 
 @dataclass
 class TaskHead:
-    """A task's head, inputs and batches, and what scores it. ``settings`` go into the config of the head when it is loaded singly, ``log``
-    into that of the run."""
+    """A task's head, inputs, collator and scores. ``settings`` go into the config of a singly loaded head, ``log`` into the run's log."""
 
     kind: str
     model: PreTrainedModel
@@ -270,8 +269,8 @@ class TaskHead:
 
 
 class MultiTaskModel(nn.Module):
-    """Several heads on the backbone of the first; parameters are named as in a checkpoint: the backbone's as in any model of the family,
-    those of heads with ``heads.NAME.`` in front."""
+    """Several heads on one backbone. Parameters have the names of checkpoints: the backbone's as in its family, the heads' with the prefix
+    ``heads.NAME.``."""
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
         super().__init__()
@@ -291,11 +290,11 @@ class MultiTaskModel(nn.Module):
         return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Called by Trainer, whose NEFTune adds noise to them."""
+        """Called by Trainer for NEFTune's noise."""
         return next(iter(self.models.values())).get_input_embeddings()
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Called by Trainer, before transformers 5.23 as :meth:`gradient_checkpointing_enable`."""
+        """Called by Trainer, which before transformers 5.23 calls :meth:`gradient_checkpointing_enable`."""
         next(iter(self.models.values())).activation_checkpointing_enable(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
@@ -358,8 +357,8 @@ class MixedCollator(EpochAwareCollator):
 
 
 class TaskBatches(Sampler[list[tuple[str, int]]]):
-    """Batches of one task each. An epoch has as many batches as all tasks together; which task a batch is of is drawn with the temperature,
-    in an order that depends on the seed and the epoch; each task's inputs come in turn."""
+    """Batches of one task each. An epoch has as many batches as all tasks together. The task of each batch is drawn with the temperature,
+    by seed and epoch; a task's inputs come in turn."""
 
     def __init__(self, sizes: Mapping[str, int], batch_size: int, temperature: float, seed: int, processes: int = 1) -> None:
         self.sizes, self.size, self.seed, self.epoch = dict(sizes), batch_size, seed, 0
@@ -403,7 +402,7 @@ class MultiTaskTrainer(MeasuringTrainer):
         return items
 
     def items_of_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
-        """The number of labels by task, scaled so that a task counts by its batches, and its labels alike."""
+        """The number of labels by task, scaled so that tasks count by their batches and labels within a task count equally."""
         drawn = self.over_processes(torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device))
         return super().items_of_step(batches, device) * drawn.sum() / torch.where(drawn > 0, drawn, 1)
 
@@ -418,7 +417,7 @@ class MultiTaskTrainer(MeasuringTrainer):
         return self.accelerator.prepare(loader)
 
     def scores(self) -> dict[str, Scores]:
-        """The scores of every task on its held-out data, in all processes; the first one computes them."""
+        """The scores of every task on its held-out data. The first process computes them for all."""
         with evaluating(self.accelerator.unwrap_model(self.model)):
             scores = {name: task.scores() for name, task in self.tasks.items()} if self.is_world_process_zero() else {}
         return dict(broadcast_object_list([scores])[0])
@@ -427,7 +426,7 @@ class MultiTaskTrainer(MeasuringTrainer):
         """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``.
 
         Raises:
-            OptionError: there are ``rows``.
+            OptionError: ``rows`` is not None.
         """
         if rows is not None:
             raise OptionError("Several tasks are scored on the held-out data of each; leave eval_dataset out.")

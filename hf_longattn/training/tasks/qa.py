@@ -3,8 +3,8 @@
 The data are in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or questions about pages, whose words have boxes
 (DocVQA).
 Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
-as in BERT's SQuAD 2 fine-tuning. With several correct spans the loss is that of all of them together (Clark & Gardner 2018). HotpotQA's
-yes, no and supporting sentences get heads beside the span's, as in Longformer.
+as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss is over all of them together (Clark & Gardner 2018). HotpotQA's yes,
+no and supporting sentences get heads beside the span's, as in Longformer.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -164,8 +164,7 @@ QA = (QAModelArguments, QADataArguments, QATrainingArguments)
 
 
 def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``training_args.output_dir``, with the predictions on ``data_args.validation``, or else on a tenth of
-    the questions of every source.
+    """Train, and write the model and its predictions on the validation data to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, scores and loss on the validation data before and after,
@@ -187,10 +186,10 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     varied = training_args.random_positions or bool(training_args.windows)
     features = training_features(examples, tokenizer, encoding, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "--windows and --random-positions vary padded rows." if varied else None)
-    training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
+    training_args.remove_unused_columns = False  # the loss takes the targets, the model the rest
     if training_args.only_scores:
         threshold = getattr(model.config, "no_answer_threshold", None)
-    else:  # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
+    else:  # an earlier threshold belongs to other weights; a new one is found on the validation data if some questions have no answer
         threshold = 0.0 if "none" in {*examples["kind"], *validation["kind"]} else None
         vars(model.config).pop("no_answer_threshold", None)
         if threshold is not None:
@@ -227,7 +226,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The questions to train on and those to evaluate on, whole ones: see :func:`train_test_split`.
+    """Training and evaluation questions with all their documents; see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_qa`.
@@ -240,12 +239,11 @@ def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
 def pages_to_read(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments, *parts: Dataset
 ) -> dict[str, int]:
-    """The columns of pages that the model is given, see :func:`~hf_longattn.data.pages.page_columns`; none where the data are text, or
-    ``--layout false`` says so.
+    """The model's columns of pages (:func:`~hf_longattn.data.pages.page_columns`). Empty for text, or with ``--layout false``.
 
     Raises:
-        OptionError: ``--layout`` is given with a model of text, HotpotQA's heads or varied inputs; the tokenizer wants boxes.
-        DataError: it is given with texts, or the words of some questions have boxes and those of others do not.
+        OptionError: ``--layout`` with a text model or HotpotQA's heads, or a tokenizer that requires boxes without them.
+        DataError: ``--layout`` with texts, or boxes for some questions only.
     """
     columns = chosen_columns(model.config, model_args.model, data_args.layout)
     with_places = [has_places(example) for part in parts for example in part.select_columns(["words", "boxes", "xpaths"])]
@@ -292,11 +290,11 @@ class QATrainer(LongTrainer):
     """A Trainer with the loss over all correct spans, that scores answers, and can vary positions and windows in every step.
 
     Args:
-        positions: put question and document at random rows of this range, so that the whole position table is trained and nothing
-            depends on absolute positions; ``None`` = the model's own positions.
+        positions: put question and document at random rows of this range, so that the whole position table is trained; ``None`` = the
+            model's own positions.
         windows: see :func:`window_mask`; for short models only. Empty = full attention.
-        reader: answers the questions of ``eval_dataset``, whose rows are then examples of ``load_qa``; ``None`` = they are inputs, and only
-            their loss is measured.
+        reader: answers the questions of ``eval_dataset``, which has the columns of ``load_qa``; ``None`` = they are inputs, and only their
+            loss is measured.
 
     Training batches need ``document_start (B,)`` for the first two.
     """
@@ -313,7 +311,7 @@ class QATrainer(LongTrainer):
         self.batches = (0, 0)  # the current step, and its batches so far
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The mean over the batch's inputs, of all correct spans; the model's own loss where a batch has ``start_positions`` instead."""
+        """The mean loss of the batch over all correct spans, or the model's own loss for a batch with ``start_positions``."""
         if "starts" not in inputs:
             return super().mean_loss(model, inputs)
         evidence = getattr(self.accelerator.unwrap_model(model), "evidence", None)
@@ -323,7 +321,7 @@ class QATrainer(LongTrainer):
         return loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}
 
     def answers(self, examples: Dataset) -> list[Answer]:
-        """The reader's answers to examples, in their order; each process reads its share."""
+        """The reader's answers in the order of the examples. Each process reads its share."""
         assert self.reader is not None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.reader.model = self.model_wrapped if sharded else self.model
@@ -339,9 +337,8 @@ class QATrainer(LongTrainer):
         return {**scores, "n": sum(len(answer.losses) for answer in self.given_answers)}
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
-        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on the trainer's own data; of a model that is
-        only scored, with its own."""
+        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. If some questions have no answer,
+        :attr:`threshold` decides. It has the best F1 on the trainer's evaluation data; a model that is only scored keeps its own."""
         if self.reader is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         examples = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -357,8 +354,8 @@ class QATrainer(LongTrainer):
         return self.log_scores({"loss": loss, "loss_se": error, **self.scores}, metric_key_prefix)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """As Trainer's. Positions and windows are drawn with the step's own seed, so that a resumed run draws what the uninterrupted run
-        would have drawn; a collator has collated batches ahead by then."""
+        """As Trainer's. Positions and windows are drawn here by the step's seed, so that a resumed run draws the same. A collator works
+        ahead and does not know the step."""
         step = self.state.global_step
         self.batches = (step, self.batches[1] + 1 if self.batches[0] == step else 1)
         first = inputs.pop("document_start", None)
@@ -375,7 +372,7 @@ class QATrainer(LongTrainer):
         mask = window_mask(first, real.cpu(), self.windows, generator) if self.windows else None
         if mask is not None:
             if attention_implementation(self.accelerator.unwrap_model(self.model).config) == "eager":
-                mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)  # added to the scores; transformers leaves 4-D masks alone
+                mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)  # added to the scores; transformers does not change 4-D masks
             changes["attention_mask"], changes["real"] = mask.to(real.device), real
         return changes
 
@@ -383,7 +380,7 @@ class QATrainer(LongTrainer):
 def random_positions(first: Tensor, length: int, positions: PositionRange, generator: torch.Generator) -> Tensor:
     """Position ids ``(B, length)`` with question and document placed independently; a document wraps around the end of the table.
 
-    That is what a tiled table looks like: any row at any place, with a seam at every copy.
+    A tiled table looks the same: any row at any place, with a seam between copies.
     """
     places = torch.arange(length)
     starts = torch.randint(0, positions.count, (len(first), 2), generator=generator)
@@ -395,7 +392,7 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
     """Draw one w of ``windows``: document tokens see the question and w tokens on either side, as after a conversion.
 
     Returns:
-        Which tokens see which ``(B, 1, L, L)``; ``None`` if 0, full attention, was drawn.
+        A boolean mask ``(B, 1, L, L)``; ``None`` if 0, full attention, was drawn.
     """
     half = windows[int(torch.randint(0, len(windows), (1,), generator=generator))]
     if not half:
@@ -408,7 +405,7 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
 
 
 def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
-    """What a model card says about a run: its length, the arguments that were given, the held-out loss, and scores."""
+    """A run's paragraph of the model card: duration, arguments, held-out loss and scores."""
     settings = log["settings"]
     unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
     changed = {k: v for k, v in without_folders(settings).items() if k not in unsaid}
@@ -427,7 +424,7 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
 
 
 def qa_table(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run: the scores on the validation data before and after, a line for each."""
+    """The result on the terminal: scores on the validation data before and after, a line each."""
     lines = []
     compared = bool(log["held_out"]["before"])
     for when, scores in log["held_out"].items():
@@ -493,7 +490,7 @@ def _evidence_weights(name: str) -> dict[str, Tensor]:
 def encoding_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments
 ) -> QAEncodingConfig:
-    """Return how documents become inputs of this model; its config then says which tokens are global, so that inference matches training.
+    """Return the encoding of documents for this model. Its config then marks global tokens, so that inference matches training.
 
     Raises:
         OptionError: a global question is requested for a model without global tokens.

@@ -39,7 +39,7 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 @dataclass
 class TokenDataArguments(LabelledDataArguments):
-    """Documents whose words are tagged, and how they become inputs."""
+    """Tagged documents, and their encoding."""
 
     shape: ClassVar[str] = "a tagged file"
     training_only: ClassVar[tuple[str, ...]] = ("packing",)
@@ -128,8 +128,8 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
 
 
 def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None = None) -> tuple[Dataset, Dataset]:
-    """Documents to train on and to evaluate on, with the columns ``words`` and ``tags`` (names), and ``boxes`` and ``xpaths`` where
-    ``places_column`` holds them.
+    """Training and evaluation documents with the columns ``words`` and ``tags`` (names), and ``boxes`` and ``xpaths`` if ``places_column``
+    is set.
 
     Raises:
         DataError: a missing column, words without tags, or a single tag.
