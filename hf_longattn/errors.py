@@ -200,6 +200,11 @@ def in_one_line(text: str) -> str:
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def flag(name: str) -> str:
+    """The command-line form of a field's name: ``--max-steps`` of ``max_steps``."""
+    return f"--{name.replace('_', '-')}"
+
+
 def sentence_case(text: str) -> str:
     """``text`` with a capital first letter. Other letters do not change."""
     return text[:1].upper() + text[1:]
@@ -247,7 +252,7 @@ def in_a_line(error: Exception, limit: int = 300) -> str:
 def encoding_sentence(what: object, error: UnicodeDecodeError) -> str:
     """The sentence about a text file in another encoding, with the command that converts it."""
     encoding = "UTF-16" if error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "LATIN1"
-    return f"{str(what)!r} is not UTF-8 text ({error}); convert it, for example with iconv -f {encoding} -t UTF-8"
+    return f"{str(what)!r} is not UTF-8 text ({error}); convert it, for example with iconv -f {encoding} -t UTF-8."
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

@@ -120,7 +120,7 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
     except CheckpointError:
         raise
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{encoding_sentence(path, error)}.") from error
+        raise CheckpointError(encoding_sentence(path, error)) from error
     except ValueError as error:
         raise CheckpointError(f"{str(path)!r} is not a valid path ({error}).") from error
 

@@ -49,7 +49,7 @@ def task_summary(name: str) -> str:
     """
     path = module_path(PACKAGE, name)
     if path is None or name not in task_names():
-        raise UsageError(f"there is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
+        raise UsageError(f"There is no task {name!r}; the tasks are {', '.join(task_names())}.{nearest(name, task_names())}")
     with path.open(encoding="utf-8") as source:
         return source_synopsis(source) or NO_SUMMARY
 
@@ -62,7 +62,7 @@ def evaluation_summary(name: str) -> str:
     """
     task_summary(name)
     if name not in evaluated_tasks():
-        raise UsageError(f"{name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}")
+        raise UsageError(f"{name} trains a model and scores none; the tasks that do are {', '.join(evaluated_tasks())}.")
     return evaluated_tasks()[name]
 
 
@@ -99,12 +99,12 @@ def load_task(name: str) -> Task:
     module = load_module("training.tasks", name)
     task = getattr(module, "TASK", None)
     if not isinstance(task, Task):
-        raise RegistrationError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...)")
+        raise RegistrationError(f"{module.__file__} has no TASK; add TASK = Task(arguments=..., train=..., result=...).")
     if summary == NO_SUMMARY:
-        raise RegistrationError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks")
+        raise RegistrationError(f"{module.__file__} has no docstring; its first line is the summary in the list of tasks.")
     if len(task.arguments) != 3:
         raise RegistrationError(
-            f"the TASK of {module.__file__} has {len(task.arguments)} classes of arguments; give three: those of the model, of the data "
-            "and of the training"
+            f"The TASK of {module.__file__} has {len(task.arguments)} classes of arguments; give three: those of the model, of the data "
+            "and of the training."
         )
     return task

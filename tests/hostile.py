@@ -100,12 +100,12 @@ LINES: dict[str, tuple[str, ...]] = {
     "train ctc": ("{run} --data {data}/spoken.csv", "{run} --data {data}/spoken.csv --new-vocabulary"),
     "train distill": (
         "{run} {texts} --method logits --teacher {good}",
-        "--model {good} --teacher {model} {texts} --method logits --output_dir {out} --max_steps 1 --bf16 false",
+        "--model {good} --teacher {model} {texts} --method logits --output-dir {out} --max-steps 1 --bf16 false",
     ),
     "train embed": ("{run} --data {data}/pairs.jsonl", "{run} --data {data}/pairs.jsonl --reranker"),
     "train linearise": (
-        "--model {model} {texts} --mechanism hedgehog --stage 1 --transfer_steps 1 --output_dir {out} --bf16 false",
-        "--model {long} --teacher {model} {texts} --stage 1 --transfer_steps 1 --output_dir {out} --bf16 false",
+        "--model {model} {texts} --mechanism hedgehog --stage 1 --transfer-steps 1 --output-dir {out} --bf16 false",
+        "--model {long} --teacher {model} {texts} --stage 1 --transfer-steps 1 --output-dir {out} --bf16 false",
     ),
     "train mlm": ("{run} {texts}",),
     "train multitask": ("{run} --tasks one=classify:{data}/labels.csv two=tokens:{data}/tags.conll",),
@@ -114,8 +114,8 @@ LINES: dict[str, tuple[str, ...]] = {
     "train tokens": ("{run} --data {data}/tags.conll --stride 8",),
 }
 """What is typed after each command; ``{model}`` is the hostile checkpoint."""
-RUN = "--model {model} --output_dir {out} --max_steps 1 --per_device_train_batch_size 1 --disable_tqdm true --bf16 false"
-SCORE = "--model {model} --output {out} --per_device_eval_batch_size 1 --disable_tqdm true --bf16 false"
+RUN = "--model {model} --output-dir {out} --max-steps 1 --per-device-train-batch-size 1 --disable-tqdm true --bf16 false"
+SCORE = "--model {model} --output {out} --per-device-eval-batch-size 1 --disable-tqdm true --bf16 false"
 TEXTS = "--text {data}/book.txt --validation {data}/book.txt"
 WITHOUT_CHECKPOINT = ("env", "mechanisms", "recipes")
 

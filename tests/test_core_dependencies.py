@@ -59,7 +59,7 @@ def test_converting_training_publishing_and_the_way_back(tmp_path: Path, reposit
         run("plan short --max-length 128")
         run("inspect long")
         run("mechanisms window")
-        run("train mlm --model long --text texts.txt --validation texts.txt --output trained --max_steps 1 --max_length 64 --batch_size 1")
+        run("train mlm --model long --text texts.txt --validation texts.txt --output trained --max-steps 1 --max-length 64 --batch-size 1")
         run("card long")
         run("push --help")
         run("export long graph --format torch")
@@ -116,7 +116,7 @@ COMMANDS = [
     ("train multitask --model nowhere --output out --tasks a=tokens:nothing b=classify:nothing", "seqeval"),
     ("train seq2seq --model nowhere --output out --data nothing", "rouge_score"),
     ("train ctc --model nowhere --output out --data nothing", "jiwer"),
-    ("train mlm --model nowhere --output out --text nothing --use_peft", "peft"),
+    ("train mlm --model nowhere --output out --text nothing --use-peft", "peft"),
 ]
 """Commands that would read a checkpoint that is not there, and a package that each needs."""
 

@@ -55,8 +55,8 @@ def test_the_short_help_of_an_evaluation_is_that_of_its_arguments(
         with pytest.raises(SystemExit):
             parse_arguments(evaluation_arguments(load_task(name).arguments), ["--help"], task_summary(name), f"longattn evaluate {name}")
         assert early["evaluate"][name] == capsys.readouterr().out
-        with pytest.raises(UsageError, match="--learning_rate is an option of training, and nothing is trained here; leave it out"):
-            answer_early(name, ["--learning_rate", "1"], "", f"longattn evaluate {name}", is_evaluation=True)
+        with pytest.raises(UsageError, match="--learning-rate is an option of training, and nothing is trained here; leave it out"):
+            answer_early(name, ["--learning-rate", "1"], "", f"longattn evaluate {name}", is_evaluation=True)
 
 
 def test_a_file_of_a_mechanism_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Answers as texts: what TriviaQA takes as equal, and where a text occurs in a document."""
+"""Answers as texts: TriviaQA's normalisation, and the places of a text in a document."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def normalised_alias(text: str) -> str:
 
 
 def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
-    """Every whole-word occurrence of any of ``texts`` in ``context``, whatever its case and spaces, as SQuAD's answers; ``normalised``:
-    also whatever punctuation and articles stand between its words, as TriviaQA compares answers."""
+    """Every whole-word occurrence of any of ``texts`` in ``context``, whatever its case and spaces, as SQuAD's answers; With
+    ``normalised``, punctuation and articles between the words are ignored, as in TriviaQA's script."""
     gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
     wanted = {normalised_alias(text) for text in texts} if normalised else texts
     text_by_start: dict[int, str] = {}

@@ -25,15 +25,15 @@ from hf_longattn.errors import AudioError, in_a_line, needs_extra
 from hf_longattn.naming import AUDIO_SUFFIXES
 
 EXTRA = "audio"
-RECORDING_FILES = FileKind("recording", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
+RECORDING_FILES = FileKind("audio file", "audio", Audio(decode=False), AUDIO_SUFFIXES, "--audio-column")
 SAMPLES_PER_BLOCK = 1 << 20
-"""Samples read at a time, so that memory is bounded by what a file holds and not by what its header says."""
+"""Samples per read. Memory then depends on the file's content, not on its header."""
 CUT_DATA = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
-"""What libsndfile notes of a WAV, AIFF or AU file whose header says another number of bytes than it has."""
+"""libsndfile's note about a WAV, AIFF or AU file whose header states a wrong number of bytes."""
 UNKNOWN_SIZE = 0x7FFF0000
-"""Sizes in headers of WAV files from here on are written by programs that do not know the length, such as those that write to a pipe."""
+"""Minimum size in a WAV header that means "unknown". Programs that write to a pipe use it."""
 UNKNOWN_COUNT = 1 << 60
-"""Samples from here on are what libsndfile says of a length that is not known."""
+"""Minimum number of samples by which libsndfile says "unknown"."""
 ROWS_PER_SECOND = 100
 """Rows of a spectrogram in a second, by AST's feature extractor."""
 LEAST_MISSING = 0.01
@@ -56,14 +56,14 @@ def read_audio(
 
     Args:
         source: a path; the bytes of a file; a cell of ``datasets.Audio``, decoded (``array`` and ``sampling_rate``) or not (``path`` or
-            ``bytes``); or an array of samples at ``sampling_rate``, (samples,), (samples, channels) or (channels, samples). Whole numbers
-            in an array are divided by the largest of their type, as in a file.
+            ``bytes``); or an array of samples at ``sampling_rate``, (samples,), (samples, channels) or (channels, samples). Integers in an
+            array are divided by the maximum of their type, as in a file.
         sampling_rate: samples a second that the model reads, ``feature_extractor.sampling_rate``.
-        name: what a message calls it; default: its path.
+        name: the sound's name in messages; default: its path.
         resample: convert it from another sampling rate, by ``scipy.signal.resample_poly``.
         mono: take the mean of its channels.
-        silence: read a silent one, in which all samples are the same.
-        otherwise: what a message advises where nothing else helps.
+        silence: accept a silent sound, whose samples are all equal.
+        otherwise: the last advice of a message.
 
     Returns:
         The samples, (samples,), in float32.
@@ -82,7 +82,7 @@ def read_audio(
     if not resample:
         raise AudioError(
             f"{name} has {rate:,} samples a second, but the model reads {sampling_rate:,}; resample it (in Python resample=True, on the "
-            f"command line --resample, or ffmpeg -i FILE -ar {sampling_rate} OUT.wav)"
+            f"command line --resample, or ffmpeg -i FILE -ar {sampling_rate} OUT.wav)."
         )
     return resampled(samples, rate, sampling_rate)
 
@@ -104,21 +104,21 @@ def check_samples(samples: Samples, rate: int, name: str, otherwise: str = "leav
     """Refuse samples (N,) that no model can hear anything in.
 
     Raises:
-        AudioError: there are none, some are not finite, or all are the same and ``silence`` is not read.
+        AudioError: there are no samples, some are not finite, or all are equal and ``silence`` is False.
     """
     if not samples.size:
-        raise AudioError(f"{name} holds no samples; {otherwise}")
+        raise AudioError(f"{name} holds no samples; {otherwise}.")
     finite = np.isfinite(samples)
     if not finite.all():
         second = int(np.argmin(finite)) / rate
-        raise AudioError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}")
+        raise AudioError(f"{name} has values that are not finite, the first at second {second:.2f}; write it again, or {otherwise}.")
     if not silence and samples.min() == samples.max():
-        raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}")
+        raise AudioError(f"{name} is silent: all of its {len(samples) / rate:.2f} seconds have the value {samples[0]:g}; {otherwise}.")
 
 
 @dataclass(frozen=True)
 class Hearing:
-    """How recordings become the inputs of a model.
+    """How audio files become the inputs of a model.
 
     extractor: the model's feature extractor.
     resample, mono: see :func:`read_audio`.
@@ -135,7 +135,7 @@ class Hearing:
 
     @property
     def most_samples(self) -> int | None:
-        """The samples to which the extractor cuts or fills up every recording (Whisper's, AST's); ``None`` where it keeps them whole."""
+        """Number of samples to which the extractor cuts or pads every audio file (Whisper, AST); ``None`` where it keeps them whole."""
         if hasattr(self.extractor, "n_samples"):
             return int(self.extractor.n_samples)
         rows = getattr(self.extractor, "max_length", None)
@@ -170,7 +170,7 @@ class Hearing:
 
 
 def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
-    """Rows with ``length``, the samples of each recording, all of which are heard once, so that a bad one is refused before the training.
+    """Add ``length``, the samples of each audio file. Every file is read once, so that a bad one is refused before the training.
 
     Raises:
         AudioError: as :func:`read_audio`.
@@ -179,10 +179,10 @@ def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
 
 
 class RecordingCollator:
-    """Batches of recordings and labels: what the feature extractor makes of whole recordings, padded, and ``labels (B,)``.
+    """Batches of audio files and labels: what the feature extractor makes of whole audio files, padded, and ``labels (B,)``.
 
     Args:
-        hearing: how recordings become inputs.
+        hearing: how audio files become inputs.
         names: of the labels, in the order of their numbers.
     """
 
@@ -193,7 +193,7 @@ class RecordingCollator:
         """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
 
         Raises:
-            AudioError: a recording cannot be read.
+            AudioError: an audio file cannot be read.
         """
         labels = torch.tensor([self.numbers[row["label"]] for row in features])
         return {**self.hearing.batch(features), "labels": labels}
@@ -212,7 +212,7 @@ def _decoded(source: Sound, sampling_rate: int, name: str, otherwise: str) -> tu
             return _from_array(source["array"], name), int(source.get("sampling_rate") or sampling_rate)
         content, path = source.get("bytes"), source.get("path")
         if content is None and not path:
-            raise AudioError(f"{name} has neither bytes nor a path nor an array; {otherwise}")
+            raise AudioError(f"{name} has neither bytes nor a path nor an array; {otherwise}.")
         return _from_file(Path(str(path)) if content is None else content, name, otherwise)
     if isinstance(source, (str, PathLike)):
         return _from_file(Path(source), name, otherwise)
@@ -228,7 +228,7 @@ def _from_array(values: Any, name: str) -> NDArray[Any]:
     if array.dtype.kind != "f" or array.ndim not in (1, 2):
         raise AudioError(
             f"{name} is an array of {array.dtype} with the shape {tuple(array.shape)}; give floats or signed whole numbers, (samples,) or "
-            "(samples, channels)"
+            "(samples, channels)."
         )
     return (array.T if array.ndim == 2 and array.shape[0] < array.shape[1] else array).astype(np.float32)
 
@@ -240,9 +240,9 @@ def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples
 
     if isinstance(source, Path) and not source.is_file():
         why = "is not a file" if source.exists() else "does not exist"
-        raise AudioError(f"{name} {why}; correct its path, or {otherwise}")
+        raise AudioError(f"{name} {why}; correct its path, or {otherwise}.")
     if not (source.stat().st_size if isinstance(source, Path) else source):
-        raise AudioError(f"{name} is empty; {otherwise}")
+        raise AudioError(f"{name} is empty; {otherwise}.")
     try:
         with soundfile.SoundFile(source if isinstance(source, Path) else BytesIO(source)) as file:
             rate, frames, notes = file.samplerate, file.frames, file.extra_info
@@ -251,7 +251,7 @@ def _from_file(source: Path | bytes, name: str, otherwise: str) -> tuple[Samples
                 blocks.append(block)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         reason = in_a_line(error).rpartition(">: ")[2]
-        raise AudioError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}") from error
+        raise AudioError(f"{name} is damaged, cut or not a sound file ({reason}); copy it again, or {otherwise}.") from error
     samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
     _check_not_cut(len(samples), frames, rate, notes, name, otherwise)
     return samples, rate
@@ -268,7 +268,7 @@ def _check_not_cut(count: int, frames: int, rate: int, notes: str, name: str, ot
     if sizes and int(sizes[1]) < UNKNOWN_SIZE:
         total = round(count * int(sizes[1]) / max(1, int(sizes[2])))
     if count < total < UNKNOWN_COUNT and total - count > LEAST_MISSING * rate:
-        raise AudioError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}")
+        raise AudioError(f"{name} is cut: it ends after {count / rate:.1f} of {total / rate:.1f} seconds; copy it again, or {otherwise}.")
 
 
 def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:
@@ -283,6 +283,6 @@ def _one_channel(samples: NDArray[Any], name: str, mono: bool) -> Samples:
     if channels > 1 and not mono:
         raise AudioError(
             f"{name} has {channels} channels, and a model hears one; mix them (in Python mono=True, on the command line --mono, or "
-            "ffmpeg -i FILE -ac 1 OUT.wav)"
+            "ffmpeg -i FILE -ac 1 OUT.wav)."
         )
     return samples[:, 0] if channels == 1 else samples.mean(axis=1, dtype=np.float32)

@@ -34,42 +34,42 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
-class CountedPasses:
-    """A collator that draws something anew in every pass over the data; the trainer sets ``passes``."""
+class EpochAwareCollator:
+    """A collator whose random choices depend on the epoch. :class:`SetEpochCallback` sets ``epoch``."""
 
-    counted: Tensor
+    shared_epoch: Tensor
 
-    def count_passes(self) -> None:
-        """Begin to count: to be called where the collator is made."""
-        self.counted = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
+    def count_epochs(self) -> None:
+        """Start at epoch 0. Call this in ``__init__``."""
+        self.shared_epoch = torch.zeros((), dtype=torch.long).share_memory_()  # workers see it
 
     @property
-    def passes(self) -> int:
-        """The number of the pass over the data."""
-        return int(self.counted)
+    def epoch(self) -> int:
+        """The current epoch, from 0."""
+        return int(self.shared_epoch)
 
-    @passes.setter
-    def passes(self, number: int) -> None:
-        self.counted.fill_(number)
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self.shared_epoch.fill_(number)
 
     def for_evaluation(self) -> Any:
         """A copy that draws the same in every evaluation, or nothing."""
         raise NotImplementedError
 
 
-class WithoutLengths:
-    """Before a collator of transformers: leaves out the lengths by which rows were grouped."""
+class DropLengthsMixin:
+    """Removes the lengths by which rows were grouped, before a collator of transformers."""
 
     def __call__(self, features: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
         rows = [{name: value for name, value in row.items() if name not in ("length", "tokens")} for row in features]
         return super().__call__(rows, return_tensors)  # type: ignore[misc]
 
 
-class ChoiceCollator(WithoutLengths, DataCollatorForMultipleChoice):
+class ChoiceCollator(DropLengthsMixin, DataCollatorForMultipleChoice):
     """transformers' collator, without lengths."""
 
 
-class SummaryCollator(WithoutLengths, DataCollatorForSeq2Seq):
+class SummaryCollator(DropLengthsMixin, DataCollatorForSeq2Seq):
     """transformers' collator, without lengths."""
 
 
@@ -87,9 +87,9 @@ def pad_rows(rows: Sequence[Sequence[Any]], fill: int, length: int, *, left: boo
     return torch.stack(padded)
 
 
-class PadsColumns:
-    """Before a collator of transformers: pads the columns along the tokens that tokenizers do not know: those of ``token_columns``, which
-    gives their padding by name, and ``marks``, whose padding is 0."""
+class PadExtraColumnsMixin:
+    """Pads columns along the tokens that tokenizers do not know, before a collator of transformers. ``token_columns`` maps their names to
+    padding values; ``marks`` are columns padded with 0."""
 
     token_columns: Mapping[str, int]
     tokenizer: PreTrainedTokenizerBase
@@ -111,11 +111,11 @@ class PadsColumns:
 
 
 @dataclass
-class DataCollatorWithGlobals(PadsColumns, DataCollatorWithPadding):
+class DataCollatorWithGlobals(PadExtraColumnsMixin, DataCollatorWithPadding):
     """transformers' ``DataCollatorWithPadding`` for rows that may have a ``global_attention_mask``, 1 = global, and columns of pages.
 
-    A tokenizer pads its own columns, and fails on any other column of lists. Padding is never global. Models whose config says which
-    tokens are global (question answering) need no such column.
+    A tokenizer pads its own columns and fails on other columns of lists. Padding is never global. Models whose config says which tokens are
+    global (question answering) need no such column.
 
     Args:
         token_columns: columns that a model of pages reads, such as the boxes of tokens, and their padding (:func:`.pages.page_columns`).
@@ -126,7 +126,7 @@ class DataCollatorWithGlobals(PadsColumns, DataCollatorWithPadding):
 
 
 @dataclass
-class TokenCollator(WithoutLengths, PadsColumns, DataCollatorForTokenClassification):
+class TokenCollator(DropLengthsMixin, PadExtraColumnsMixin, DataCollatorForTokenClassification):
     """transformers' collator, without lengths; ``token_columns`` as in :class:`DataCollatorWithGlobals`."""
 
     token_columns: Mapping[str, int] = field(default_factory=dict)
@@ -135,7 +135,7 @@ class TokenCollator(WithoutLengths, PadsColumns, DataCollatorForTokenClassificat
 def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """One row ``(1, T)`` of all columns, and ``documents (1, T)``, the number of each token's row.
 
-    A Long model restarts positions with each document by itself, and no mechanism lets one see another. ``attention_mask`` is left out.
+    A Long model restarts positions at each document, and no mechanism lets documents see each other. ``attention_mask`` is left out.
     """
     names = [name for name in rows[0] if name != "attention_mask"]
     batch = {name: torch.cat([torch.as_tensor(row[name]) for row in rows])[None] for name in names}
@@ -148,8 +148,8 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
     counts positions as it does (RoBERTa from 2), and the other columns of ``(T,)`` (token_type_ids, global_attention_mask) are kept.
 
     Args:
-        shifted: True = labels are the next tokens, so the first token of a document is no target. False = labels of the tokens
-            themselves (token classification, masked tokens).
+        shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label belongs to its own
+            token (token classification, masked tokens).
     """
 
     def __init__(self, *, shifted: bool = False) -> None:
@@ -166,8 +166,8 @@ class DataCollatorWithPacking(DataCollatorWithFlattening):
         return batch
 
 
-class DocumentCollator(PadsColumns, DataCollatorWithPadding):
-    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``; ``token_columns``
+class DocumentCollator(PadExtraColumnsMixin, DataCollatorWithPadding):
+    """Batches of documents and their labels: padded rows, or with ``pack`` one row without padding and ``lengths (B,)``. ``token_columns``
     as in :class:`DataCollatorWithGlobals`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, pack: bool = False, token_columns: Mapping[str, int] | None = None) -> None:
@@ -208,25 +208,25 @@ def pooling_module(model: PreTrainedModel) -> nn.Module | None:
 def packing_refusal(model: PreTrainedModel, args: TrainingArguments) -> str | None:
     """Why ``model`` cannot be trained on packed rows; ``None`` where it can."""
     if not isinstance(model, LongAttentionMixin) or attention_implementation(model.config) != BACKEND:
-        return f"{type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)"
+        return f"A {type(model).__name__} does not keep documents of one row apart; convert it (longattn convert)."
     bases = [module for module in model.modules() if isinstance(module, LongAttentionMixin) and hasattr(module, "recursion")]
     refusals = [refusal for base in bases if (refusal := base.refusal_of_documents({})) is not None]
     if refusals:
         return refusals[0]
     if args.torch_compile:
-        return "a compiled model takes no packed documents"
-    return "several GPUs in one process (DataParallel) split rows; use accelerate launch" if args.n_gpu > 1 else None
+        return "A compiled model takes no packed documents."
+    return "Several GPUs in one process (DataParallel) split rows; use accelerate launch." if args.n_gpu > 1 else None
 
 
 def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingArguments, refusal: str | None = None) -> bool:
-    """Whether to pack: as ``wanted`` says, by default where nothing, nor ``refusal``, is against it.
+    """Whether to pack: ``wanted``, or by default whether model and arguments allow it.
 
     Raises:
-        OptionError: it is asked for, and something is against it.
+        OptionError: ``wanted`` is True, but ``refusal``, the model or the arguments forbid packing.
     """
     why = refusal or packing_refusal(model, args)
     if wanted and why:
-        raise OptionError(f"--packing: {why.rstrip('.')}; leave it out")
+        raise OptionError(f"--packing cannot be used here; leave it out. {why}")
     return wanted is not False and why is None
 
 
@@ -235,10 +235,10 @@ class TokenBudget(Sampler[list[int]]):
 
     Args:
         lengths: tokens of each row.
-        budget: tokens of a batch; a longer row is a batch alone.
+        budget: maximum tokens of a batch. A longer row gets its own batch.
         seed: of the order.
         padded: a batch costs its longest row times its rows; False = the sum of its rows (packed).
-        processes: the number of batches is a multiple of it, so that all processes take as many steps.
+        processes: the number of batches is a multiple of it, so that all processes take equally many steps.
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:

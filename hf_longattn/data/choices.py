@@ -1,4 +1,4 @@
-"""Questions with choices: each choice is read with the document (RACE, SWAG), or all of them together with all documents (WikiHop)."""
+"""Questions with choices. Each choice is read with the document (RACE, SWAG), or all choices with all documents (WikiHop)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ JOINT = Features(
 QANGAROO = {"query", "candidates", "supports"}
 """Columns of WikiHop and MedHop."""
 LEAST_TEXT = 16
-"""Tokens of documents that must fit beside question and candidates."""
+"""Minimum tokens of documents beside question and candidates. Untuned."""
 _BEFORE, _AFTER = re.compile(r" (?=[.,!?)]|'s\b)"), re.compile(r"(?<=\() ")
 
 
@@ -68,20 +68,20 @@ def read_qangaroo(source: str, split: str) -> Dataset:
     data = read_source(source, split)
     missing = sorted({*QANGAROO, "answer"} - set(data.column_names))
     if missing:
-        raise DataError(f"{source} lacks the column {missing[0]!r} of WikiHop's schema; its columns are {', '.join(data.column_names)}")
+        raise DataError(f"{source} lacks the column {missing[0]!r} of WikiHop's schema; its columns are {', '.join(data.column_names)}.")
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         candidates, supports = row["candidates"], row["supports"]
         for name, value in (("candidates", candidates), ("supports", supports)):
             if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-                raise DataError(f"row {number + 1} of {source}: {name} must be a list of texts, not {value!r}")
+                raise DataError(f"Row {number + 1} of {source}: {name} must be a list of texts, not {value!r}.")
         if len(candidates) < 2 or row["answer"] not in candidates:
-            raise DataError(f"row {number + 1} of {source}: the answer {row['answer']!r} is none of its {len(candidates)} candidates")
+            raise DataError(f"Row {number + 1} of {source}: the answer {row['answer']!r} is none of its {len(candidates)} candidates.")
         name, label = str(row.get("id", number + 1)), candidates.index(row["answer"])
         return {"id": name, "question": str(row["query"]), "candidates": candidates, "supports": supports, "label": label}
 
     if not len(data):
-        raise DataError(f"there are no questions in {source}")
+        raise DataError(f"There are no questions in {source}.")
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=JOINT)
 
 
@@ -99,8 +99,8 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
     """Questions with the columns context, question, choices and label, a number.
 
     Args:
-        named: the source's columns by these names, where they are not among :data:`COLUMNS`; those of choices are a list, of one column
-            with the choices, or of several with one choice each.
+        named: role -> column, for columns that are not among :data:`COLUMNS`. The choices have a list: one column with all choices, or a
+            column for each.
 
     Raises:
         DataError: a missing column, labels that name no choice or may name two, or (unless ``varied``) different numbers of choices.
@@ -120,19 +120,19 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
         what = missing[0] if missing else "context"
         raise DataError(
             f"{source} has no column for {what} ({', '.join(COLUMNS[what])}); its columns are {', '.join(data.column_names)}; name one "
-            f"with --{what}-column"
+            f"with --{what}-column."
         )
     texts_of = {role: columns[role] for role in ("context", "question") if role in columns}
     if not len(data):
-        raise DataError(f"there are no questions in {source}")
+        raise DataError(f"There are no questions in {source}.")
 
     def named_choices(row: dict[str, Any], number: int) -> tuple[list[str], list[str] | None]:
-        """The choices of a row, and what they are called in ARC and CommonsenseQA: A B C … or 1 2 3 …"""
+        """The choices of a row, and their keys in ARC and CommonsenseQA: A B C … or 1 2 3 …"""
         choices = [row[name] for name in endings] if endings else row[columns["choices"]]
         keys = choices.get("label") if isinstance(choices, dict) else None
         choices = choices.get("text") if isinstance(choices, dict) else choices
         if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-            raise DataError(f"row {number + 1} of {source}: the choices must be at least two texts, not {choices!r}")
+            raise DataError(f"Row {number + 1} of {source}: the choices must be at least two texts, not {choices!r}.")
         return choices, keys
 
     answers = data.select_columns([columns["label"], *(endings or [columns["choices"]])])
@@ -144,19 +144,19 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
         texts |= {role: row[column] or "" for role, column in texts_of.items()}
         wrong = next((role for role, text in texts.items() if not isinstance(text, str)), None)
         if wrong is not None:
-            raise DataError(f"{where}: {columns[wrong]!r} must be a text, not {texts[wrong]!r}")
+            raise DataError(f"{where}: {columns[wrong]!r} must be a text, not {texts[wrong]!r}.")
         return {**texts, "choices": named_choices(row, number)[0], "label": labels[number]}
 
     questions = data.map(convert, with_indices=True, remove_columns=data.column_names, features=CHOICES)
     if not varied and len({len(choices) for choices in questions["choices"]}) > 1:
         raise DataError(
-            f"the questions of {source} have different numbers of choices; give --candidates joint, or fill them up with empty texts"
+            f"The questions of {source} have different numbers of choices; give --candidates joint, or fill them up with empty texts."
         )
     return questions
 
 
 def _readings(label: Any, choices: Sequence[str], keys: Sequence[str] | None) -> dict[str, int]:
-    """The choice that a label names, as a key, a letter, a number or a text; -1 for none."""
+    """Number of the choice that a label names by key, letter, number or text; -1: none."""
     text = label.strip() if isinstance(label, str) else ""
     number = int(label) if isinstance(label, int) or text.isdecimal() else -1
     return {
@@ -180,18 +180,18 @@ def _numbers(rows: Sequence[tuple[Any, Sequence[str], Sequence[str] | None]], so
     for number, (reading, (label, choices, _)) in enumerate(zip(readings, rows, strict=True)):
         if max(reading.values()) < 0:
             raise DataError(
-                f"row {number + 1} of {source}: the label {label!r} is none of its {len(choices)} choices; give a number from 0, a letter "
-                "or the text"
+                f"Row {number + 1} of {source}: the label {label!r} is none of its {len(choices)} choices; give a number from 0, a letter "
+                "or the text."
             )
     kinds = [kind for kind in readings[0] if all(reading[kind] >= 0 for reading in readings)]
     if not kinds:
-        raise DataError(f"the labels of {source} are of several kinds; give all rows a number from 0, a letter, or the text of a choice")
+        raise DataError(f"The labels of {source} are of several kinds; give all rows a number from 0, a letter, or the text of a choice.")
     kind = kinds[0]
     doubtful = next((row for row, reading in enumerate(readings) if reading[kind] != reading[kinds[-1]]), None)
     if doubtful is not None and kind in ("letters", "numbers"):
-        doubt = f"the labels of {source} are {kind} or texts: in row {doubtful + 1}, {rows[doubtful][0]!r} names two different choices"
+        doubt = f"The labels of {source} are {kind} or texts: in row {doubtful + 1}, {rows[doubtful][0]!r} names two different choices"
         if kind == "numbers":
-            raise DataError(f"{doubt}; store the labels as integers from 0")
+            raise DataError(f"{doubt}; store the labels as integers from 0.")
         logger.warning(f"{doubt}. They are read as letters, A for the first choice; if they are texts, store integers from 0.")
     return [reading[kind] for reading in readings]
 
@@ -200,7 +200,7 @@ def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *
     """A row per question, with lists of a row per choice: the document, then question and choice, as in ``run_swag``; cut to what fits.
 
     Args:
-        question_first: question and choice, then the document, of which alone tokens are cut: for models that make the first text global.
+        question_first: question and choice, then the document, which alone is cut. For models that make the first text global.
     """
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
@@ -216,32 +216,32 @@ def to_choices(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, *
 
 
 def tidy(text: str) -> str:
-    """WikiHop's words, which stand apart from their punctuation, as they are usually written."""
+    """WikiHop's text without the spaces before punctuation."""
     return _AFTER.sub("", _BEFORE.sub("", " ".join(text.split())))
 
 
 def encode_candidates(
-    record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, *, truncate: bool = False
+    example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, length: int, *, truncate: bool = False
 ) -> tuple[list[dict[str, list[int]]], list[int]]:
-    """The inputs of a question, without padding, and the token of each candidate, which is the same in all of them.
+    """The inputs of a question without padding, and the token of each candidate, the same in all inputs.
 
     Args:
-        record: question, candidates, supports.
+        example: question, candidates, supports.
         length: of the longest input.
         truncate: only the first input.
 
     Raises:
         LengthError: question and candidates leave no tokens for documents.
     """
-    candidates = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in record["candidates"]]
-    first = " ".join([marked_question(tidy(record["question"])), *candidates])
+    candidates = [f"{CANDIDATE} {plain(tidy(text), CANDIDATES)} {END_CANDIDATE}" for text in example["candidates"]]
+    first = " ".join([marked_question(tidy(example["question"])), *candidates])
     separator = tokenizer.sep_token or tokenizer.eos_token or ""
-    documents = f" {separator} ".join(plain(tidy(text), CANDIDATES) for text in record["supports"])
+    documents = f" {separator} ".join(plain(tidy(text), CANDIDATES) for text in example["supports"])
     count = len(tokenizer(first, "")["input_ids"])
     if count + (LEAST_TEXT if documents else 0) > length:
         raise LengthError(
-            f"a question and its {len(candidates)} candidates take {count} tokens, which leaves {max(0, length - count)} of {length} for "
-            "documents; convert the model to a greater length, or raise max_length"
+            f"A question and its {len(candidates)} candidates take {count} tokens, which leaves {max(0, length - count)} of {length} for "
+            "documents; convert the model to a greater length, or raise --max-length."
         )
     encoded = tokenizer(
         first, documents, truncation="only_second", max_length=length, return_overflowing_tokens=True, return_attention_mask=False

@@ -72,14 +72,14 @@ def read_labelled_pages(source: str, split: str, words_column: str, places_colum
         try:
             pages = placed_words(row, words_column, places_column)
         except PageError as error:
-            raise DataError(f"row {number + 1} of {source}: {error}") from error
+            raise DataError(f"Row {number + 1} of {source}: {error}") from error
         return {"words": pages.words, "boxes": pages.boxes, "xpaths": pages.paths, "label": name(row[label_column], number)}
 
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=PAGES)
 
 
 def to_page_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, names: Sequence[str], page: Sequence[str]) -> Dataset:
-    """As :func:`to_documents`, of words with boxes or XPaths, with the columns ``page`` that the model reads of them."""
+    """As :func:`to_documents`, for words with boxes or XPaths, which become the columns ``page``."""
     numbers = {name: number for number, name in enumerate(names)}
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def read_summaries(source: str, split: str, text_column: str, summary_column: st
         check_column(data, column, source, option, text=True)
     data = data.filter(lambda row: all((row[name] or "").strip() for name in columns.values()))
     if not len(data):
-        raise DataError(f"no row of {source} has both a text in {text_column!r} and one in {summary_column!r}")
+        raise DataError(f"No row of {source} has both a text in {text_column!r} and one in {summary_column!r}.")
     return data.map(lambda row: {role: row[name] for role, name in columns.items()}, remove_columns=data.column_names)
 
 

@@ -1,5 +1,4 @@
-"""Rows of files, pictures or recordings, with or without a label: where they are is read here, and what is in them by ``pictures`` and
-``audio``."""
+"""Rows of image or audio files, with or without a label. Only the paths are read here; ``pictures`` and ``audio`` read the files."""
 
 from __future__ import annotations
 
@@ -22,9 +21,9 @@ CELL = {"bytes": Value("binary"), "path": Value("string")}
 class FileKind:
     """What the files of some rows are.
 
-    unit: "picture", "recording"; with an s for several.
+    unit: "image", "audio file"; with an s for several.
     column: their column in the rows that are returned.
-    feature: what a column of ``datasets`` with such files has, ``datasets.Image(decode=False)`` or ``datasets.Audio(decode=False)``.
+    feature: of a column with such files, ``datasets.Image(decode=False)`` or ``datasets.Audio(decode=False)``.
     suffixes: endings of the names of such files.
     option: names a column of the user's data on the command line.
     """
@@ -50,10 +49,10 @@ class FileKind:
             return [path]
         endings = f"({', '.join(self.suffixes[:4])} …)"
         if not path.is_dir():
-            raise DataError(f"{str(path)!r} does not exist; give a {self.unit}, or a folder of {self.unit}s {endings}")
+            raise DataError(f"{str(path)!r} does not exist; give an {self.unit}, or a folder of {self.unit}s {endings}.")
         files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in self.suffixes and not file.name.startswith(".")]
         if not files:
-            raise DataError(f"the folder {str(path)!r} holds no {self.unit}s {endings}")
+            raise DataError(f"The folder {str(path)!r} holds no {self.unit}s {endings}.")
         return files
 
 
@@ -63,7 +62,7 @@ def evenly_spread(files: Sequence[Entry], count: int) -> list[Entry]:
 
 
 def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str, label_column: str) -> Dataset:
-    """Read where files are, and the names of their labels. ``audio`` and ``pictures`` read the files themselves.
+    """Read the paths of files and the names of their labels, not the files themselves.
 
     Args:
         source: a folder with one sub-folder of files per label, or such a folder for each split (``photos/train/cat/1.jpg``), as
@@ -74,7 +73,7 @@ def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str,
         label_column: names, whole numbers or ``datasets.ClassLabel``.
 
     Returns:
-        A dataset with the columns ``kind.column`` (path or bytes), ``label`` (text) and ``name``, which is what a message calls the file.
+        A dataset with the columns ``kind.column`` (path or bytes), ``label`` (text) and ``name``, the file's name in messages.
 
     Raises:
         DataError: the source cannot be read, a column is missing or does not hold such files, or a row has no label or no file.
@@ -91,7 +90,7 @@ def load_labelled_files(kind: FileKind, source: str, *, split: str, column: str,
 
 
 def folder_of_split(path: Path, split: str) -> Path:
-    """The folder of a split in a folder that has one for each; else the folder itself."""
+    """The folder of a split, or the folder itself if it has no folders of splits."""
     split_folder = path / split
     return split_folder if split_folder.is_dir() and any(child.is_dir() for child in split_folder.iterdir()) else path
 
@@ -108,10 +107,10 @@ def _labelled_folder(kind: FileKind, root: Path) -> Dataset:
 
 
 def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Dataset:
-    """The files of a column, as ``kind.column`` without decoding them, and what a message calls each, as ``name``.
+    """The files of a column, undecoded, as ``kind.column``, and their names in messages as ``name``.
 
     Args:
-        source: what the data were read from; paths are relative to its folder.
+        source: of the data; paths are relative to its folder.
 
     Raises:
         DataError: the column holds something else, or a row has none.
@@ -121,7 +120,7 @@ def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
     names = []
     for row, (place, is_missing) in enumerate(zip(struct_field(cells, "path").to_pylist(), cells.is_null().to_pylist(), strict=True)):
         if is_missing:
-            raise DataError(f"row {row + 1} of {source} has no {kind.unit} in the column {column!r}; leave such rows out")
+            raise DataError(f"Row {row + 1} of {source} has no {kind.unit} in the column {column!r}; leave such rows out.")
         names.append(place if place and Path(place).is_absolute() else f"row {row + 1} of {source}")
     return files.add_column("name", names)
 
@@ -140,5 +139,5 @@ def _as_files(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
         places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
         return Dataset.from_dict({kind.column: places}, features=Features({kind.column: CELL}))
     if not isinstance(feature, type(kind.feature)) and held not in ("binary", "large_binary"):
-        raise DataError(f"the column {column!r} of {source} holds {held}, not {kind.unit}s; name another with {kind.option}")
+        raise DataError(f"The column {column!r} of {source} holds {held}, not {kind.unit}s; name another with {kind.option}.")
     return files.cast_column(kind.column, kind.feature).cast_column(kind.column, CELL)

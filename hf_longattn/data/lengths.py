@@ -40,7 +40,7 @@ def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
         return positions.count
     longest = known_length(model.config, tokenizer, model)
     if longest is None:
-        raise OptionError("neither the model's config nor its tokenizer tells how long an input may be; give --max_length")
+        raise OptionError("Neither the model's config nor its tokenizer tells how long an input may be; give --max-length.")
     return longest
 
 
@@ -57,5 +57,5 @@ def input_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wan
             raise
         return wanted
     if wanted is not None and wanted > longest:
-        raise OptionError(f"max_length {wanted} exceeds the {longest} tokens that the model takes; convert it to that length first")
+        raise OptionError(f"--max-length {wanted} exceeds the {longest} tokens that the model takes; convert it to that length first.")
     return wanted or longest

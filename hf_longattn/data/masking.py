@@ -1,4 +1,4 @@
-"""What language models predict: masked tokens, drawn so that a resumed run draws them again, or next tokens."""
+"""Targets of language models: next tokens, or masked tokens that a resumed run draws again."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 from transformers import DataCollatorForLanguageModeling
 
-from hf_longattn.data.batching import CountedPasses
+from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import CheckpointError
 
 MASKED = 0.15
 """Share of the tokens that a masked language model predicts, as in BERT."""
 EVALUATION = -1
-"""The number of a pass over data that are evaluated on."""
+"""Epoch number in evaluations."""
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Token ids of any shape with :data:`MASKED` of them masked, and the labels, :data:`.tokenization.IGNORED` elsewhere.
 
-    For measuring: each chosen token is masked, none is replaced by another. Special tokens are not chosen; at least one of the others is.
+    For evaluations: each chosen token is masked, and none is replaced by a random token. Special tokens are never chosen. At least one
+        other token is.
 
     Args:
         tokenizer: with a mask token.
@@ -60,32 +61,32 @@ def mask_token(tokenizer: Any) -> int:
     """
     token = getattr(tokenizer, "mask_token_id", None)
     if token is None:
-        raise CheckpointError("a masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token)")
+        raise CheckpointError("A masked token's loss needs a tokenizer with a mask token; give the model's own (tokenizer.mask_token).")
     return int(token)
 
 
-class RepeatableMasks(DataCollatorForLanguageModeling, CountedPasses):
-    """transformers' collator of language models with masks that depend on the seed, on ``passes`` (over the data) and on the tokens of the
+class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
+    """transformers' collator of language models with masks that depend on the seed, on ``epoch`` and on the tokens of the
     batch alone: a resumed run, which skips batches, and one with other workers draw what an uninterrupted one draws.
 
-    At least one token of a batch is masked. With next-token labels, padding alone is no target: the base leaves out end tokens, too, where
-    they are the padding token as well (GPT-2, Llama).
+    At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also ignores end tokens if the
+    padding token is the end token (GPT-2, Llama).
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.count_passes()
+        self.count_epochs()
 
     def for_evaluation(self) -> RepeatableMasks:
-        """A copy with the same masks in every evaluation, which no pass of the training has."""
+        """A copy with the same masks in every evaluation, different from those of the training."""
         masks = copy.copy(self)
-        masks.counted = torch.tensor(EVALUATION)
+        masks.shared_epoch = torch.tensor(EVALUATION)
         return masks
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started
             rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
-            drawn = repr((self.seed, self.passes, rows)).encode()
+            drawn = repr((self.seed, self.epoch, rows)).encode()
             self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest(), "big"))
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:

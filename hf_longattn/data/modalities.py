@@ -1,4 +1,4 @@
-"""What makes the inputs of a model of several modalities: a tokenizer, an image processor and a feature extractor, in one folder."""
+"""The processors of a multimodal model: a tokenizer, an image processor and a feature extractor, in one folder."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class InputProcessors:
     """Makes the inputs of a model of several modalities; ``None`` = it does not read such inputs.
 
     tokenizer: of texts.
-    image_processor: of pictures.
-    feature_extractor: of recordings.
+    image_processor: of images.
+    feature_extractor: of audio files.
     """
 
     tokenizer: Any
@@ -41,7 +41,7 @@ class InputProcessors:
 
 
 def new_image_processor(size: tuple[int, int]) -> Any:
-    """ViT's image processor for pictures of a height and a width, as transformers chooses it for the libraries that are installed."""
+    """ViT's image processor for images of a height and a width, as transformers chooses it for the libraries that are installed."""
     fields = {"image_processor_type": "ViTImageProcessor", "size": {"height": size[0], "width": size[1]}}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, IMAGE_PROCESSOR.file).write_text(json.dumps(fields), encoding="utf-8")
@@ -49,12 +49,12 @@ def new_image_processor(size: tuple[int, int]) -> Any:
 
 
 def new_feature_extractor(mel_bins: int) -> Any:
-    """A feature extractor of log-mel spectrograms with 100 frames a second, of whole recordings. They are not normalised over the
-    recording, which would take a steady sound away; the embedder normalises each frame.
+    """A feature extractor of log-mel spectrograms with 100 frames a second, of whole audio files. They are not normalised over the audio
+    file, since that would remove a steady sound. The embedder normalises each frame.
 
     Raises:
         OptionError: a number of mel bins for which there are no filters.
     """
     if not LEAST_MEL_BINS <= mel_bins <= MOST_MEL_BINS:
-        raise OptionError(f"mel_bins must be from {LEAST_MEL_BINS} to {MOST_MEL_BINS}, not {mel_bins}")
+        raise OptionError(f"--mel-bins must be from {LEAST_MEL_BINS} to {MOST_MEL_BINS}, not {mel_bins}.")
     return Speech2TextFeatureExtractor(feature_size=mel_bins, num_mel_bins=mel_bins, do_ceptral_normalize=False)

@@ -1,7 +1,7 @@
 """The words of a page, each with its box or its path, as the tokenizer of a model of pages reads them.
 
-Tokenizers of LayoutLMv2, LayoutLMv3, LayoutXLM and UDOP take ``boxes=`` of the words, that of MarkupLM takes ``xpaths=``; to all others
-(those of LayoutLM and most of LiLT) boxes are unknown, and tokens get those of their words afterwards.
+The tokenizers of LayoutLMv2, LayoutLMv3, LayoutXLM and UDOP take ``boxes=``, that of MarkupLM takes ``xpaths=``. Other tokenizers
+(LayoutLM, most of LiLT) take neither; their tokens get the boxes of their words afterwards.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..modeling.family.page_rule import BOX_LIMIT, check_boxes
 BOXES, PATHS = "boxes", "xpaths"
 """Arguments of tokenizers with a place of every word."""
 SEPARATOR_BOX, NO_BOX = (BOX_LIMIT,) * 4, (0,) * 4
-"""Boxes of the separator and of tokens that lie nowhere, as LayoutLM was trained with them."""
+"""Boxes of the separator and of tokens without a place, as in LayoutLM's training."""
 WORDS_PER_LINE, LINES_PER_PAGE = 10, 50
 LEAD, WORDS = "x", ("Lisbon", "the", "don't", "12", ".")
-"""A text's first word, and words after it, by which is seen how a tokenizer reads words that are given one by one."""
+"""A first word and later words. They show how a tokenizer reads a list of words."""
 
 Box = Sequence[int]
 
@@ -36,7 +36,7 @@ def word_argument(tokenizer: PreTrainedTokenizerBase | type) -> str | None:
 
 
 def plain_boxes(count: int) -> list[list[int]]:
-    """Boxes of ``count`` words in reading order, ten to a line and 50 lines to a page, which they start anew."""
+    """Boxes of ``count`` words in reading order, ten a line and 50 lines a page."""
     width, height = BOX_LIMIT // WORDS_PER_LINE, BOX_LIMIT // LINES_PER_PAGE
     corners = [(width * (word % WORDS_PER_LINE), height * (word // WORDS_PER_LINE % LINES_PER_PAGE)) for word in range(count)]
     return [[left, top, left + width - 10, top + height - 5] for left, top in corners]
@@ -62,14 +62,13 @@ def page_encoding(
         words: of the page, or its text.
         boxes_or_paths: of every word, ``(left, top, right, bottom)`` from 0 to 1,000 on its own page, or a path in the tree
             (``/html/body/p[2]``) where the tokenizer takes ``xpaths``; those of a plain page if left out.
-        question: read before the page, whose tokens lie nowhere.
+        question: read before the page. Its tokens have no place.
         tokenizer_kwargs: others of ``tokenizer(...)``: ``truncation``, ``max_length``, ``stride``, ``return_overflowing_tokens``,
             ``return_tensors`` …
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``bbox`` ``(N, 4)``, or ``xpath_tags_seq`` and ``xpath_subs_seq`` ``(N, depth)``; in lists,
-        with a batch axis where tensors or overflowing tokens are returned. ``word_ids(row)`` and ``sequence_ids(row)`` say which token
-        is which word's.
+        with a batch axis where tensors or overflowing tokens are returned. ``word_ids(row)`` and ``sequence_ids(row)`` map tokens to words.
 
     Raises:
         PageError: there are no words, or not one box or path for each, or boxes that lie on no page; there are boxes where the tokenizer
@@ -104,7 +103,7 @@ def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwa
 
 
 def reads_words(tokenizer: PreTrainedTokenizerBase, original: PreTrainedTokenizerBase | None = None) -> bool:
-    """Whether words that are given one by one have the ids that they have inside a text; those of ``original``, if it is another."""
+    """Whether a list of words gets the same ids as the text, as tokenised by ``original`` if it is given."""
     lead = (original or tokenizer)(LEAD, add_special_tokens=False)["input_ids"]
     for word in WORDS:
         ids = (original or tokenizer)(f"{LEAD} {word}", add_special_tokens=False)["input_ids"]

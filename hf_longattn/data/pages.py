@@ -37,7 +37,7 @@ class Pages:
         words: in reading order.
         boxes: of each word, (left, top, right, bottom) from 0 to 1,000 on its page; empty where words have paths.
         paths: the XPath of each word's node; empty where words have boxes.
-        numbers: the page of each word; from 0 unless the data say otherwise, all 0 where they have no pages.
+        numbers: the page of each word, from 0 by default; all 0 if the data have no pages.
     """
 
     words: list[str]
@@ -51,7 +51,7 @@ class Pages:
         return " ".join(self.words)
 
     def columns(self) -> dict[str, Any]:
-        """These pages as columns of a record of ``load_qa``."""
+        """These pages as columns of an example of ``load_qa``."""
         return {"words": self.words, "boxes": self.boxes, "xpaths": self.paths, "pages": self.numbers}
 
 
@@ -70,13 +70,13 @@ def pages_of(row: Mapping[str, Any]) -> Pages:
         return node_pages(row.get("nodes") or row.get("words") or [], row["xpaths"])
     name = next((name for name in BOX_COLUMNS if row.get(name) is not None), None)
     if name is None or row.get("words") is None:
-        raise PageError(f"it has no words with boxes; give the columns 'words' and {BOX_COLUMNS[0]!r} ({', '.join(BOX_COLUMNS[1:])})")
+        raise PageError(f"It has no words with boxes; give the columns 'words' and {BOX_COLUMNS[0]!r} ({', '.join(BOX_COLUMNS[1:])}).")
     numbers = next((row[column] for column in PAGE_COLUMNS if row.get(column) is not None), None)
     return read_pages(row["words"], row[name], numbers=numbers, sizes=sizes_of(row))
 
 
 def sizes_of(row: Mapping[str, Any]) -> Any:
-    """The width and height of the pages of a row; ``None`` where it does not say them, since its boxes are from 0 to 1,000."""
+    """The width and height of the pages of a row; ``None`` if the row has no sizes; its boxes are then from 0 to 1,000."""
     if row.get("page_sizes") is not None:
         return row["page_sizes"]
     width, height = row.get("width"), row.get("height")
@@ -92,9 +92,9 @@ def node_pages(nodes: Sequence[Any], paths: Sequence[Any]) -> Pages:
         PageError: there are none, or their numbers differ.
     """
     if len(nodes) != len(paths):
-        raise PageError(f"{len(nodes)} nodes have {len(paths)} xpaths; give one for every node")
+        raise PageError(f"{len(nodes)} nodes have {len(paths)} xpaths; give one for every node.")
     if not nodes:
-        raise PageError("it has no nodes; leave such rows out")
+        raise PageError("It has no nodes; leave such rows out.")
     return Pages([str(node) for node in nodes], [], [str(path) for path in paths], [0] * len(nodes))
 
 
@@ -103,7 +103,7 @@ def read_pages(words: Any, boxes: Any, *, numbers: Any = None, sizes: Any = None
 
     Args:
         words, boxes: a list of the document, or a list for each page; a box is (left, top, right, bottom).
-        numbers: the page of each word of one list, which does not fall; ``None`` = one page.
+        numbers: the page of each word of one list, in ascending order; ``None`` = one page.
         sizes: (width, height) of every page in the units of ``boxes``; ``None`` = boxes are from 0 to 1,000.
 
     Raises:
@@ -111,15 +111,15 @@ def read_pages(words: Any, boxes: Any, *, numbers: Any = None, sizes: Any = None
             order; page numbers or sizes do not fit.
     """
     if not isinstance(words, list) or not isinstance(boxes, list):
-        raise PageError("words and boxes must be lists, of the whole document or one for each page")
+        raise PageError("Words and boxes must be lists, of the whole document or one for each page.")
     if any(isinstance(part, list) for part in words):
         words, boxes, numbers = _in_one_list(words, boxes)
     elif len(words) != len(boxes):
-        raise PageError(f"{len(words):,} words have {len(boxes):,} boxes; give one for every word")
+        raise PageError(f"{len(words):,} words have {len(boxes):,} boxes; give one for every word.")
     if not any(str(word).strip() for word in words):
-        raise PageError("it has no words; leave such rows out")
+        raise PageError("It has no words; leave such rows out.")
     if any(word is None for word in words):
-        raise PageError(f"word {words.index(None) + 1} is empty (null); leave it and its box out")
+        raise PageError(f"Word {words.index(None) + 1} is empty (null); leave it and its box out.")
     numbers = _page_numbers(numbers, len(words))
     texts = [str(word) for word in words]
     return Pages(texts, _checked_boxes(texts, boxes, numbers, sizes), [], numbers)
@@ -128,14 +128,14 @@ def read_pages(words: Any, boxes: Any, *, numbers: Any = None, sizes: Any = None
 def _in_one_list(words: list[Any], boxes: list[Any]) -> tuple[list[Any], list[Any], list[int]]:
     """The words and boxes of all pages, and the page of each."""
     if len(words) != len(boxes):
-        raise PageError(f"{len(words):,} pages of words have {len(boxes):,} pages of boxes; give one for every page")
+        raise PageError(f"{len(words):,} pages of words have {len(boxes):,} pages of boxes; give one for every page.")
     for number, (on_page, of_page) in enumerate(zip(words, boxes, strict=True), start=1):
         if not isinstance(on_page, list) or not isinstance(of_page, list):
-            raise PageError(f"page {number} is not a list; give a list of words and one of boxes for every page")
+            raise PageError(f"Page {number} is not a list; give a list of words and one of boxes for every page.")
         if not on_page:
-            raise PageError(f"page {number} has no words; leave empty pages out")
+            raise PageError(f"Page {number} has no words; leave empty pages out.")
         if len(on_page) != len(of_page):
-            raise PageError(f"page {number} has {len(on_page):,} words and {len(of_page):,} boxes; give one for every word")
+            raise PageError(f"Page {number} has {len(on_page):,} words and {len(of_page):,} boxes; give one for every word.")
     numbers = chain.from_iterable([number] * len(on_page) for number, on_page in enumerate(words))
     return list(chain.from_iterable(words)), list(chain.from_iterable(boxes)), list(numbers)
 
@@ -145,11 +145,11 @@ def _page_numbers(numbers: Any, count: int) -> list[int]:
     if numbers is None:
         return [0] * count
     if not isinstance(numbers, list) or len(numbers) != count or not all(isinstance(number, int) for number in numbers):
-        raise PageError(f"pages must be a list of {count:,} whole numbers, the page of every word")
+        raise PageError(f"Pages must be a list of {count:,} whole numbers, the page of every word.")
     falling = next((place for place in range(1, count) if numbers[place] < numbers[place - 1]), None)
     if falling is not None:
         raise PageError(
-            f"word {falling + 1} is on page {numbers[falling]}, after words of page {numbers[falling - 1]}; sort the words by their page"
+            f"Word {falling + 1} is on page {numbers[falling]}, after words of page {numbers[falling - 1]}; sort the words by their page."
         )
     return numbers
 
@@ -161,29 +161,26 @@ def _checked_boxes(words: list[str], boxes: list[Any], numbers: list[int], sizes
     except (TypeError, ValueError):
         sides = np.zeros(0)
     if sides.shape != (len(words), len(BOX_SIDES)):
-        raise PageError(f"a box must be four numbers ({', '.join(BOX_SIDES)}); correct the boxes of its words")
+        raise PageError(f"A box must be four numbers ({', '.join(BOX_SIDES)}); correct the boxes of its words.")
     firsts = dict.fromkeys(numbers)
-    names = [f"page {place}" for place in range(1, len(firsts) + 1)]
+    names = [f"Page {place}" for place in range(1, len(firsts) + 1)]
     if sizes is not None:
         scales = np.array(sizes, dtype=np.float64) if len(sizes) == len(firsts) else np.zeros(0)
         if scales.shape != (len(firsts), 2) or not (scales > 0).all():
-            raise PageError(f"its words are on {len(firsts)} pages, but page_sizes are {sizes}; give [width, height] of every page")
+            raise PageError(f"Its words are on {len(firsts)} pages, but page_sizes are {sizes}; give [width, height] of every page.")
         scale = dict(zip(firsts, scales[:, [0, 1, 0, 1]], strict=True))
         sides = np.trunc(BOX_LIMIT * (sides / np.stack([scale[number] for number in numbers])))
         names = [f"{name} of {width:g} × {height:g}" for name, (width, height) in zip(names, scales, strict=True)]
     elif (np.trunc(sides) != sides).any():
-        raise PageError(f"boxes must be whole numbers from 0 to {BOX_LIMIT}; multiply sides from 0 to 1 by {BOX_LIMIT}")
+        raise PageError(f"Boxes must be whole numbers from 0 to {BOX_LIMIT}; multiply sides from 0 to 1 by {BOX_LIMIT}.")
     normalised, of_page = torch.from_numpy(sides).long(), np.array(numbers)
-    try:
-        for number, name in zip(firsts, names, strict=True):
-            check_boxes(name, normalised[of_page == number])
-    except PageError as error:
-        raise PageError(str(error).rstrip(".")) from None  # callers continue the sentence
+    for number, name in zip(firsts, names, strict=True):
+        check_boxes(name, normalised[of_page == number])
     return normalised.tolist()
 
 
 def page_columns(config: PreTrainedConfig | None) -> dict[str, int]:
-    """The columns along the tokens that a model of pages reads besides their ids, and their padding; none for a model of text."""
+    """The columns of a model of pages beside the token ids, mapped to their padding. Empty for a model of text."""
     family = None if config is None else known_family(config)
     return {} if family is None else {name: family.rule.fill(config, name) for name in family.rule.names}
 
@@ -192,49 +189,49 @@ def chosen_columns(config: PreTrainedConfig, name: str, layout: bool | None) -> 
     """As :func:`page_columns`, for a model of this config that is called ``name``; none where ``layout`` is False.
 
     Raises:
-        OptionError: ``layout`` is True, and the model reads text alone.
+        OptionError: ``layout`` is True, but the model reads only text.
     """
     columns = page_columns(config)
     if layout and not columns:
-        raise OptionError(f"--layout: {name!r} ({config.model_type}) reads text alone; take a LayoutLM, or leave --layout out")
+        raise OptionError(f"--layout: {name!r} ({config.model_type}) reads text alone; take a LayoutLM, or leave --layout out.")
     return {} if layout is False else columns
 
 
-def has_places(record: Mapping[str, Any]) -> bool:
-    """Whether the words of a record have boxes or paths."""
-    return bool(record.get("words")) and bool(record.get("boxes") or record.get("xpaths"))
+def has_places(example: Mapping[str, Any]) -> bool:
+    """Whether the words of an example have boxes or paths."""
+    return bool(example.get("words")) and bool(example.get("boxes") or example.get("xpaths"))
 
 
-def with_context(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A question about pages with the ``context`` in which answers lie, its words with a space between them, and the places of answers
-    that are texts; other records as they are.
+def with_context(example: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add ``context`` (the words with a space between them) and the places of text answers to a question about pages. Other examples are
+    returned unchanged.
 
     Raises:
         PageError: see :func:`read_pages`.
     """
-    if record.get("context") is not None or not (record.get("nodes") or record.get("words")):
-        return record
-    pages, answers = pages_of(record), record.get("answers")
+    if example.get("context") is not None or not (example.get("nodes") or example.get("words")):
+        return example
+    pages, answers = pages_of(example), example.get("answers")
     located = occurrences(pages.text, map(str, answers)) if isinstance(answers, list) else answers
-    return {**record, "context": pages.text, "answers": located, **pages.columns()}
+    return {**example, "context": pages.text, "answers": located, **pages.columns()}
 
 
-def encode_pages(record: Mapping[str, Any], question: str | None, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> BatchEncoding:
-    """A question and the pages of a record, as ``tokenizer(question, context)`` gives them without boxes.
+def encode_pages(example: Mapping[str, Any], question: str | None, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> BatchEncoding:
+    """A question and the pages of an example, as ``tokenizer(question, context)`` gives them without boxes.
 
     Args:
-        record: with ``words``, and ``boxes`` or ``xpaths``; ``context`` is the words with a space between them.
+        example: with ``words``, and ``boxes`` or ``xpaths``; ``context`` is the words with a space between them.
         question: None = the words alone.
         settings: of the call of the tokenizer (truncation, max_length, stride …).
 
     Returns:
         The tokenizer's columns and those of the boxes or paths; offsets, if they are requested, are characters of the context.
     """
-    encoded = page_encoding(tokenizer, record["words"], record.get("boxes") or record.get("xpaths"), question=question, **settings)
+    encoded = page_encoding(tokenizer, example["words"], example.get("boxes") or example.get("xpaths"), question=question, **settings)
     if "offset_mapping" not in encoded:
         return encoded
     space = 0 if word_argument(tokenizer) or reads_words(tokenizer) else 1  # which `page_encoding` puts before every word
-    starts = [start - space for start in word_starts(record["words"])]
+    starts = [start - space for start in word_starts(example["words"])]
     offsets, of_words = encoded["offset_mapping"], 0 if question is None else 1
     rows = offsets if settings.get("return_overflowing_tokens") else [offsets]
     shifted = [
@@ -249,7 +246,7 @@ def encode_pages(record: Mapping[str, Any], question: str | None, tokenizer: Pre
 
 
 def pages_beside(question: str, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The tokens of an input besides those of its pages: the question's, and special ones."""
+    """Number of tokens of the question and special tokens beside the pages."""
     encoded = encode_pages({"words": ["x"]}, question, tokenizer)
     return sum(sequence != 1 for sequence in encoded.sequence_ids(0))
 

@@ -1,4 +1,4 @@
-"""Pairs of texts that belong together, for embeddings and rerankers: read, given wrong partners, and made into what evaluators take."""
+"""Pairs of texts for embeddings and rerankers: reading, negatives, and evaluation data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NAMES = {
     "negative": ("negative",),
     "score": ("score",),
 }
-"""Names of columns that are taken without being named, by what they hold, in the order in which losses take them."""
+"""Role -> names of columns that are recognised, in the order in which losses take the roles."""
 SPAN = ("start", "end")
 """Columns of the characters of a passage in the positive."""
 LABELLED_PAIRS = Features({"anchor": Value("string"), "positive": Value("string"), "label": Value("float32")})
 CANDIDATES = 10
-"""Documents among which a reranker must find the right one in evaluation."""
+"""Number of documents that a reranker ranks for each query in evaluation."""
 Relevant = Mapping[str, Sequence[str]]
 """The texts that belong to each anchor."""
 
@@ -32,7 +32,7 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
     Where the source has them, also negative or score, or start and end of a passage.
 
     Args:
-        named: the source's columns by these names, where they are not among :data:`NAMES`.
+        named: role -> column, for columns that are not among :data:`NAMES`.
 
     Raises:
         DataError: a missing column, empty texts, scores that are not numbers, or passages that are not in their text.
@@ -46,7 +46,7 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             names = ", ".join(NAMES[role])
             raise DataError(
                 f"{source} has no column for the {role} ({names}); its columns are {', '.join(data.column_names)}; name one with "
-                f"--{role}-column"
+                f"--{role}-column."
             )
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
@@ -54,23 +54,23 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
             value, is_score = row[name], role == "score"
             if not isinstance(value, float | int if is_score else str) or value == "":
                 what = "a number" if is_score else "a text"
-                raise DataError(f"row {number + 1} of {source}: {name!r} must be {what}, not {value!r}")
+                raise DataError(f"Row {number + 1} of {source}: {name!r} must be {what}, not {value!r}.")
         if spans and not 0 <= row["start"] < row["end"] <= len(row[columns["positive"]]):
-            raise DataError(f"row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}")
+            raise DataError(f"Row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}.")
         return {role: row[name] for role, name in columns.items()} | {name: row[name] for name in spans}
 
     if not len(data):
-        raise DataError(f"there are no pairs in {source}")
+        raise DataError(f"There are no pairs in {source}.")
     for name in spans:
         if not data.features[name].dtype.startswith(("int", "uint")):
-            raise DataError(f"the column {name!r} of {source} must hold characters of the text, whole numbers")
+            raise DataError(f"The column {name!r} of {source} must hold characters of the text, whole numbers.")
     kinds = {role: "float32" if role == "score" else "string" for role in columns} | dict.fromkeys(spans, "int64")
     features = Features({name: Value(kind) for name, kind in kinds.items()})
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)
 
 
 def relevant_texts(*parts: Dataset) -> dict[str, list[str]]:
-    """The texts that belong to each anchor in any of the parts, each once."""
+    """Anchor -> its texts in all parts, without duplicates."""
     relevant: dict[str, dict[str, None]] = {}
     for part in parts:
         for row in part.select_columns(["anchor", "positive"]):
@@ -84,7 +84,7 @@ def retrieval(held_out: Dataset, relevant: Relevant) -> tuple[dict[str, str], di
     Every anchor is a query once. The documents are the positives and negatives of all anchors.
 
     Args:
-        relevant: the texts of each anchor in all data, so that none of them counts as wrong.
+        relevant: the texts of each anchor in all data. None of them becomes a negative.
     """
     texts = [text for name in ("positive", "negative") if name in held_out.column_names for text in held_out[name]]
     documents = {text: f"d{number}" for number, text in enumerate(dict.fromkeys(texts))}
@@ -97,7 +97,7 @@ def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
     """Every pair with the label 1, and its anchor with a wrong text with the label 0: the negative, or a text of another anchor.
 
     Args:
-        relevant: of all data, so that no text of an anchor is taken for a wrong one.
+        relevant: the texts of each anchor in all data. None of them becomes a negative.
         seed: chooses the wrong texts.
 
     Raises:
@@ -120,7 +120,7 @@ def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str
     ``CrossEncoderRerankingEvaluator`` takes them.
 
     Args:
-        relevant: of all data, whose texts are the others.
+        relevant: the texts of each anchor in all data. Negatives are drawn from them.
         seed: chooses the others.
 
     Raises:
@@ -158,6 +158,6 @@ def _others(anchor: str, pool: Sequence[str], relevant: Relevant, seed: str, cou
 
 def _nothing_wrong(anchor: str) -> DataError:
     return DataError(
-        f"all texts belong to {anchor!r:.80}, so a reranker has nothing to tell them from; give pairs with other texts, or a column "
-        "'negative'"
+        f"All texts belong to {anchor!r:.80}, so a reranker has nothing to tell them from; give pairs with other texts, or a column "
+        "'negative'."
     )

@@ -1,4 +1,4 @@
-"""Pictures with a class: read as a whole or refused with one sentence, and fed as the model's image processor makes them."""
+"""Images with a class: reading, augmentation, and batches as the model's image processor makes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from torch import Tensor
 from transformers.utils import logging
 
-from hf_longattn.data.batching import CountedPasses
+from hf_longattn.data.batching import EpochAwareCollator
 from hf_longattn.data.files import FileKind
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_extra
@@ -28,33 +28,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
-"""What a training does to its pictures: a crop of random place, size and shape, which is resized; a horizontal flip of every second one."""
+"""Augmentations: a resized random crop, and a horizontal flip of every second image."""
 EXTRA = "images"
 SUFFIXES = tuple(ImageFolder.EXTENSIONS)
-"""Endings of the names of files that are read as pictures."""
-PICTURE_FILES = FileKind("picture", "image", Image(decode=False), SUFFIXES, "--image-column")
+"""Endings of the names of files that are read as images."""
+PICTURE_FILES = FileKind("image", "image", Image(decode=False), SUFFIXES, "--image-column")
 SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
-"""Modes of Pillow: grey values of 16 bits, and values of which no file says what is white."""
+"""Pillow's modes of 16-bit grey values, and of values without a defined white."""
 logger = logging.get_logger(LOGGER)
 
 
 def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[Picture, bool]:
-    """A picture of any format that Pillow reads, in RGB, turned as its EXIF data say; of several frames the first.
+    """Read an image in any format of Pillow as RGB, rotated by its EXIF data. Of several frames, the first is read.
 
-    Transparent parts are shown on white, as a web page shows them: what a file has there is arbitrary, mostly black. Grey values of 16 bits
-    are scaled to 8.
+    Transparent parts become white, as on a web page; their stored colour is arbitrary. Grey values of 16 bits are scaled to 8.
 
     Args:
         image: ``path``, or ``bytes``.
         name: what a message calls it.
-        otherwise: what a message advises where nothing else helps.
+        otherwise: the last advice of a message.
 
     Returns:
-        The picture, and whether parts of it are transparent.
+        The image, and whether parts of it are transparent.
 
     Raises:
         MissingExtraError: Pillow is not installed.
-        DataError: the picture does not exist, is empty or damaged, has more pixels than Pillow reads, or is not a picture.
+        DataError: the image does not exist, is empty or damaged, has more pixels than Pillow reads, or is not an image.
     """
     with needs_extra(EXTRA):
         from PIL import Image as Pillow
@@ -63,9 +62,9 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
     content, path = image.get("bytes"), image.get("path")
     if content is None and not (path and Path(path).is_file()):
         why = "is not a file" if path and Path(path).exists() else "does not exist"
-        raise DataError(f"the picture {name} {why}; correct its path (in a table: relative to the table), or {otherwise}")
+        raise DataError(f"The image {name} {why}; correct its path (in a table: relative to the table), or {otherwise}.")
     if not (Path(str(path)).stat().st_size if content is None else content):
-        raise DataError(f"the picture {name} is empty; {otherwise}")
+        raise DataError(f"The image {name} is empty; {otherwise}.")
     try:
         with warnings.catch_warnings():  # Pillow's, of half the pixels that it refuses
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
@@ -75,22 +74,22 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
             picture = ImageOps.exif_transpose(opened)
     except Pillow.DecompressionBombError as error:
         pixels = 2 * (Pillow.MAX_IMAGE_PIXELS or 0)
-        raise DataError(f"the picture {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or {otherwise}") from error
+        raise DataError(f"The image {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or {otherwise}.") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a picture, or of a format that Pillow does not read; save it as PNG, or {otherwise}") from error
+        raise DataError(f"{name} is not an image, or of a format that Pillow does not read; save it as PNG, or {otherwise}.") from error
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"the picture {name} is damaged; copy it again, or {otherwise} ({type(error).__name__}: {first})") from error
+        raise DataError(f"The image {name} is damaged; copy it again, or {otherwise} ({type(error).__name__}: {first}).") from error
     return _in_rgb(picture, name)
 
 
 def read_picture_file(file: Path) -> Picture:
-    """The picture in a file that the user names; see :func:`read_picture`."""
+    """The image in a file that the user names; see :func:`read_picture`."""
     return read_picture({"path": str(file)}, str(file), otherwise="give another file")[0]
 
 
 def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
-    """A picture in RGB, on white where it is transparent, and whether it is transparent anywhere.
+    """An image in RGB on white, and whether it has transparent parts.
 
     Raises:
         DataError: its values have no known range.
@@ -98,7 +97,7 @@ def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
     from PIL import Image as Pillow
 
     if picture.mode in MODES_WITHOUT_RANGE:
-        raise DataError(f"the picture {name} has values without a range (Pillow's mode {picture.mode}); save it with 8 or 16 bits")
+        raise DataError(f"The image {name} has values without a range (Pillow's mode {picture.mode}); save it with 8 or 16 bits.")
     if picture.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
         picture = picture.point(lambda value: value * (1 / 256), "L")
     if not picture.has_transparency_data:
@@ -111,7 +110,7 @@ def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
 
 
 def count_transparent(data: Dataset) -> int:
-    """Read every picture of ``data`` once, so that a damaged one is refused before the training, and count those with transparent parts.
+    """Read every image of ``data`` once, so that a damaged one is refused before the training, and count those with transparent parts.
 
     Raises:
         DataError: as :func:`read_picture`.
@@ -120,10 +119,10 @@ def count_transparent(data: Dataset) -> int:
 
 
 def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the pictures that an image processor makes, seen on one picture.
+    """Height and width of the images that an image processor makes, seen on one image.
 
     Raises:
-        CheckpointError: the model was converted for another size: the processor would scale large pictures down in silence.
+        CheckpointError: the model was converted for another size, so the processor would shrink images silently.
         DataError: as :func:`read_picture`.
     """
     batch = PictureCollator(processor, [row["label"]])([dict(row)])
@@ -131,18 +130,18 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     converted = getattr(model.config, "long_image_size", None)
     if converted is not None and tuple(converted) != (height, width):
         raise CheckpointError(
-            f"the image processor of {model.name_or_path!r} makes pictures of {height} × {width} pixels, but the model was converted for "
-            f"{' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these"
+            f"The image processor of {model.name_or_path!r} makes images of {height} × {width} pixels, but the model was converted for "
+            f"{' × '.join(map(str, converted))}; set size in its preprocessor_config.json to these."
         )
     return height, width
 
 
-class PictureCollator(CountedPasses):
-    """Batches of pictures and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole pictures, and
+class PictureCollator(EpochAwareCollator):
+    """Batches of images and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole images, and
     ``labels (B,)``.
 
-    An augmentation depends on the seed, on ``passes`` (over the data) and on the picture's name alone. So a resumed run, which skips
-    batches, and a run with another number of workers draw what an uninterrupted one draws.
+    An augmentation depends only on the seed, ``epoch`` and the image's name. Resumed runs and other numbers of workers therefore draw the
+    same augmentations.
 
     Args:
         processor: the model's image processor.
@@ -152,7 +151,7 @@ class PictureCollator(CountedPasses):
     """
 
     def __init__(self, processor: Any, names: Sequence[str], augmentation: Augmentation | None = None, seed: int = 0) -> None:
-        self.count_passes()
+        self.count_epochs()
         self.processor, self.augmentation, self.seed = processor, augmentation, seed
         self.numbers = {name: number for number, name in enumerate(names)}
 
@@ -166,38 +165,38 @@ class PictureCollator(CountedPasses):
         """The batch of rows of :func:`~hf_longattn.data.files.load_labelled_files`.
 
         Raises:
-            DataError: a picture cannot be read, or the processor makes pictures of several sizes.
+            DataError: an image cannot be read, or the processor makes images of several sizes.
         """
         pictures = [read_picture(row["image"], row["name"])[0] for row in features]
         settings: dict[str, Any] = {}
         if self.augmentation is not None:
             rows = zip(features, pictures, strict=True)
-            pictures = [self.augmentation.draw(picture, (self.seed, self.passes, row["name"])) for row, picture in rows]
+            pictures = [self.augmentation.draw(picture, (self.seed, self.epoch, row["name"])) for row, picture in rows]
             settings = self.augmentation.settings
         pixels = [torch.as_tensor(picture) for picture in self.processor(pictures, **settings)["pixel_values"]]
         sizes = {tuple(picture.shape[-2:]) for picture in pixels}
         if len(sizes) > 1:
             sides = " and ".join(f"{height} × {width}" for height, width in sorted(sizes)[:2])
             raise DataError(
-                f"the model's image processor makes pictures of several sizes, {sides} pixels; set do_resize and size with height and "
-                "width in its preprocessor_config.json"
+                f"The model's image processor makes images of several sizes, {sides} pixels; set do_resize and size with height and "
+                "width in its preprocessor_config.json."
             )
         return {"pixel_values": torch.stack(pixels), "labels": torch.tensor([self.numbers[row["label"]] for row in features])}
 
 
 class Augmentation:
-    """Random changes of a picture, drawn from a key.
+    """Random changes of an image, drawn from a key.
 
     Args:
-        transform: torchvision's, from a picture to a picture.
-        settings: arguments of the image processor for the changed pictures.
+        transform: torchvision's, from an image to an image.
+        settings: arguments of the image processor for the changed images.
     """
 
     def __init__(self, transform: Callable[[Picture], Picture], settings: Mapping[str, Any]) -> None:
         self.transform, self.settings = transform, dict(settings)
 
     def draw(self, picture: Picture, key: tuple[Any, ...]) -> Picture:
-        """The changed picture, always the same for a key; the state of torch's generator stays as it is."""
+        """The changed image, always the same for a key. torch's generator keeps its state."""
         seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
@@ -205,12 +204,12 @@ class Augmentation:
 
 
 def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
-    """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` for ``"none"``, and by default, ``""``,
-    where torchvision is not installed, with a warning.
+    """The augmentation of a training, as in transformers' ``run_image_classification``; ``None`` for "none", and, with a warning, for ""
+    without torchvision.
 
     Args:
         name: one of :data:`AUGMENTATIONS`; "" = the first one.
-        size: height and width of the pictures that the image processor makes, to which a crop is resized.
+        size: height and width of the images that the image processor makes, to which a crop is resized.
 
     Raises:
         MissingExtraError: a named one needs torchvision, which is not installed.
@@ -219,7 +218,7 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
         return None
     if not name and find_spec("torchvision") is None:
         logger.warning(
-            "The pictures are not augmented: random crops and flips need a torchvision that fits the installed torch; type "
+            "The images are not augmented: random crops and flips need a torchvision that fits the installed torch; type "
             f"pip install 'hf-longattn[{EXTRA}]', longattn env to see the versions, or --augmentation none to train without."
         )
         return None
@@ -234,4 +233,4 @@ def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:
 def check_augmentation(name: str) -> None:
     """Raise :class:`OptionError` for an augmentation that does not exist."""
     if name and name not in AUGMENTATIONS:
-        raise OptionError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}")
+        raise OptionError(f"--augmentation must be one of {', '.join(AUGMENTATIONS)}, not {name!r}.")

@@ -29,18 +29,18 @@ PADDING = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs
 
 
 @dataclass(frozen=True)
-class QAFormat:
+class QAEncodingConfig:
     """How a question and its document become one or several inputs.
 
     Attributes:
         max_length: longest input in tokens, special tokens included.
-        stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input, the rest cut off.
+        stride: tokens that consecutive windows share, as in transformers' run_qa; None = a single input; the rest is cut off.
         global_question: give ``global_attention_mask``: everything before the document is global.
         max_question_tokens: a longer question is cut, with a warning.
         markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.data.qa_markers`.
-        token_columns: the columns with what the model reads of every word besides its text, such as its box, and their padding (see
-            :func:`.pages.page_columns`); records then have ``words`` with boxes or paths. Empty = text alone; None = a
-            :class:`~hf_longattn.evaluation.qa_reader.QAReader` decides by its model and records.
+        token_columns: columns for each word besides its text, such as its box, mapped to their padding (:func:`.pages.page_columns`).
+            Examples then have ``words`` with boxes or paths. Empty = text alone; None = a
+            :class:`~hf_longattn.evaluation.qa_reader.QAReader` decides by its model and examples.
     """
 
     max_length: int = 512
@@ -56,13 +56,13 @@ class QAFeature:
     """One model input of length L and where it came from.
 
     Attributes:
-        inputs: input_ids, and token_type_ids, global_attention_mask and what the model reads of pages where they apply; lists of L.
+        inputs: lists of L: input_ids and, where they apply, token_type_ids, global_attention_mask and the columns of pages.
         offsets: per token the (start, end) characters in the context, equal for a marker; None outside the context.
         spans: first and last token of every correct answer that lies in this input; [(0, 0)], "no answer", without one.
-        sentences: of each sentence (HotpotQA) that lies in this input, its number in the record, its marker (or else its last token), and
-            whether it supports.
-        paragraphs: of each paragraph whose marker lies in this input, its number in the record, its marker, and whether it supports: 1 if
-            one of its supporting sentences lies in this input, 0 if it has none, -1 if they lie elsewhere.
+        sentences: for each sentence (HotpotQA) in this input: its number in the example, its marker (or its last token), and whether it
+            supports the answer.
+        paragraphs: for each paragraph whose marker lies in this input: its number in the example, its marker, and 1 if a supporting
+            sentence lies in this input, 0 if it has none, -1 if they lie elsewhere.
     """
 
     inputs: dict[str, list[Any]]
@@ -90,7 +90,7 @@ class QAFeature:
         return next((place for place, span in enumerate(self.offsets) if span is not None), len(self))
 
     def targets(self) -> dict[str, list[int]]:
-        """What a loss compares with, by the names of :data:`PADDING`."""
+        """The targets of the losses, by the names of :data:`PADDING`."""
         return {
             "starts": sorted({start for start, _ in self.spans}),
             "ends": sorted({end for _, end in self.spans}),
@@ -100,28 +100,28 @@ class QAFeature:
             "relevant": [relevant for _, _, relevant in self.paragraphs],
         }
 
-    def locate(self, record: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """First and last token of each of the record's answers that lies in this input as a whole; [(0, 0)] where none does."""
-        answers = record.get("answers") or {"text": [], "answer_start": []}
+    def locate(self, example: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """First and last token of each answer that lies completely in this input; [(0, 0)] without one."""
+        answers = example.get("answers") or {"text": [], "answer_start": []}
         places = [
             (int(start), int(start) + max(1, len(text))) for text, start in zip(answers["text"], answers["answer_start"], strict=True)
         ]
         spans = [span for place in places if (span := self._tokens(place)) is not None]
         return list(dict.fromkeys(spans)) or [(0, 0)]
 
-    def locate_sentences(self, record: Mapping[str, Any], markers: Mapping[int, int] | None = None) -> list[tuple[int, int, bool]]:
-        """The record's sentences as in :attr:`sentences`; ``markers`` are the tokens of markers, by the sentences' numbers."""
+    def locate_sentences(self, example: Mapping[str, Any], markers: Mapping[int, int] | None = None) -> list[tuple[int, int, bool]]:
+        """The example's sentences as in :attr:`sentences`; ``markers`` are the tokens of markers, by the sentences' numbers."""
         sentences = []
-        for number, sentence in enumerate(record.get("sentences") or []):
+        for number, sentence in enumerate(example.get("sentences") or []):
             span = self._tokens((sentence["start"], sentence["end"]))
             token = span[1] if span is not None and markers is None else (markers or {}).get(number)
             if span is not None and token is not None:
                 sentences.append((number, token, bool(sentence["supports"])))
         return sentences
 
-    def locate_paragraphs(self, record: Mapping[str, Any], markers: Mapping[int, int]) -> list[tuple[int, int, int]]:
-        """The record's paragraphs as in :attr:`paragraphs`; ``markers`` are the tokens of markers, by the paragraphs' numbers."""
-        sentences = record.get("sentences") or []
+    def locate_paragraphs(self, example: Mapping[str, Any], markers: Mapping[int, int]) -> list[tuple[int, int, int]]:
+        """The example's paragraphs as in :attr:`paragraphs`; ``markers`` are the tokens of markers, by the paragraphs' numbers."""
+        sentences = example.get("sentences") or []
         supporting = {sentence["paragraph"] for sentence in sentences if sentence["supports"]}
         here = {sentences[number]["paragraph"] for number, _, supports in self.sentences if supports}
         return [(number, token, 1 if number in here else -int(number in supporting)) for number, token in markers.items()]
@@ -131,56 +131,56 @@ class QAFeature:
         return (start, end) if start >= 0 and end >= 0 else None
 
 
-def encode_qa(record: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, form: QAFormat) -> list[QAFeature]:
-    """Encode one SQuAD-shaped record.
+def encode_qa(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, encoding: QAEncodingConfig) -> list[QAFeature]:
+    """Encode one SQuAD-shaped example.
 
     Args:
-        record: question, context, and optionally answers.
+        example: question, context, and optionally answers.
         tokenizer: a fast tokenizer.
-        form: whole, cut or in windows.
+        encoding: whole, cut or in windows.
 
     Returns:
-        One feature, or with ``form.stride`` as many windows as the document needs.
+        One feature, or with ``encoding.stride`` as many windows as the document needs.
 
     Raises:
-        LengthError: ``form.max_length`` leaves no tokens for the document beside the question.
+        LengthError: ``encoding.max_length`` leaves no tokens for the document beside the question.
     """
-    question = cut_question(record["question"].lstrip(), tokenizer, form.max_question_tokens)
-    document = insert(record["context"], [])
-    if form.markers:
-        question, document = marked_question(question), marked_document(record)
-    beside = pages_beside(question, tokenizer) if form.token_columns else len(tokenizer(question, "")["input_ids"])
-    left = form.max_length - beside
-    if left <= (form.stride or 0):
+    question = cut_question(example["question"].lstrip(), tokenizer, encoding.max_question_tokens)
+    document = insert(example["context"], [])
+    if encoding.markers:
+        question, document = marked_question(question), marked_document(example)
+    beside = pages_beside(question, tokenizer) if encoding.token_columns else len(tokenizer(question, "")["input_ids"])
+    left = encoding.max_length - beside
+    if left <= (encoding.stride or 0):
         raise LengthError(
-            f"max_length {form.max_length} leaves {left} tokens for the document beside the question, "
-            f"not more than the stride {form.stride or 0}; raise max_length, or lower stride"
+            f"--max-length {encoding.max_length} leaves {left} tokens for the document beside the question, "
+            f"not more than the stride {encoding.stride or 0}; raise --max-length, or lower --stride."
         )
     settings: dict[str, Any] = {
         "truncation": "only_second",
-        "max_length": form.max_length,
-        "stride": form.stride or 0,
-        "return_overflowing_tokens": form.stride is not None,
+        "max_length": encoding.max_length,
+        "stride": encoding.stride or 0,
+        "return_overflowing_tokens": encoding.stride is not None,
         "return_offsets_mapping": True,
         "verbose": False,
     }
-    if form.token_columns:
-        encoded = encode_pages(record, question, tokenizer, **settings)
+    if encoding.token_columns:
+        encoded = encode_pages(example, question, tokenizer, **settings)
     else:
         encoded = tokenizer(question, document.text, **settings)
-    if form.stride is None:
+    if encoding.stride is None:
         encoded = {key: [value] for key, value in encoded.items()} | {"sequence_ids": [encoded.sequence_ids(0)]}
     else:
         sequence_ids = [encoded.sequence_ids(i) for i in range(len(encoded["input_ids"]))]
         encoded = {**encoded, "sequence_ids": sequence_ids}
-    return [_feature(record, document, encoded, index, form) for index in range(len(encoded["input_ids"]))]
+    return [_feature(example, document, encoded, index, encoding) for index in range(len(encoded["input_ids"]))]
 
 
 def pad_features(features: Sequence[QAFeature], padding: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """Pad on the right to the longest: the features' inputs and ``attention_mask``, each ``(B, L)``, or ``(B, L, width)``.
 
     Args:
-        padding: of inputs for which it is not 0, by their names.
+        padding: name of an input -> its padding, where that is not 0.
     """
     length = max(map(len, features))
     batch = {key: pad_rows([feature.inputs[key] for feature in features], padding.get(key, 0), length) for key in features[0].inputs}
@@ -200,11 +200,11 @@ def pad_lists(rows: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
     return torch.tensor([[*row, *[padding] * (most - len(row))] for row in rows], dtype=torch.long).view(len(rows), most)
 
 
-def kind_number(record: Mapping[str, Any], feature: QAFeature) -> int:
-    """The kind of the record's answer as a class for one of its inputs: 0 span, 1 yes, 2 no; -100 for no answer, and for a yes or no whose
-    supporting sentences are known and lie in other inputs."""
-    number = {"span": 0, "yes": 1, "no": 2}.get(record.get("kind") or "", IGNORED)
-    elsewhere = any(sentence["supports"] for sentence in record.get("sentences") or []) and not any(
+def kind_number(example: Mapping[str, Any], feature: QAFeature) -> int:
+    """The class of the answer for one input: 0 span, 1 yes, 2 no, -100 none. Also -100 for yes or no if the known supporting sentences lie
+    in other inputs."""
+    number = {"span": 0, "yes": 1, "no": 2}.get(example.get("kind") or "", IGNORED)
+    elsewhere = any(sentence["supports"] for sentence in example.get("sentences") or []) and not any(
         supports for _, _, supports in feature.sentences
     )
     return IGNORED if number > 0 and elsewhere else number
@@ -245,21 +245,21 @@ def cut_question(question: str, tokenizer: PreTrainedTokenizerBase, limit: int) 
     return question[: offsets[limit - 1][1]]
 
 
-def _feature(record: Mapping[str, Any], document: Marked, encoded: Mapping[str, Any], index: int, form: QAFormat) -> QAFeature:
+def _feature(example: Mapping[str, Any], document: Marked, encoded: Mapping[str, Any], index: int, encoding: QAEncodingConfig) -> QAFeature:
     sequence_ids, origin = encoded["sequence_ids"][index], document.origin
     places = [tuple(span) if sequence == 1 else None for span, sequence in zip(encoded["offset_mapping"][index], sequence_ids, strict=True)]
     first = next((place for place, sequence in enumerate(sequence_ids) if sequence == 1), len(sequence_ids))
-    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids", *(form.token_columns or ())) if key in encoded}
-    if form.global_question:
+    inputs = {key: list(encoded[key][index]) for key in ("input_ids", "token_type_ids", *(encoding.token_columns or ())) if key in encoded}
+    if encoding.global_question:
         inputs["global_attention_mask"] = [int(place < first) for place in range(len(sequence_ids))]
     feature = QAFeature(inputs, [None if place is None else (origin[place[0]], origin[place[1]]) for place in places])
-    feature.spans = feature.locate(record)
-    if not form.markers:
-        feature.sentences = feature.locate_sentences(record)
+    feature.spans = feature.locate(example)
+    if not encoding.markers:
+        feature.sentences = feature.locate_sentences(example)
         return feature
     ends = {place[1] - 1: token for token, place in enumerate(places) if place is not None}
-    count = len(record.get("paragraphs") or [])
+    count = len(example.get("paragraphs") or [])
     tokens = {number: ends[place] for number, place in enumerate(document.places) if place in ends}
-    feature.sentences = feature.locate_sentences(record, {number - count: token for number, token in tokens.items() if number >= count})
-    feature.paragraphs = feature.locate_paragraphs(record, {number: token for number, token in tokens.items() if number < count})
+    feature.sentences = feature.locate_sentences(example, {number - count: token for number, token in tokens.items() if number >= count})
+    feature.paragraphs = feature.locate_paragraphs(example, {number: token for number, token in tokens.items() if number < count})
     return feature

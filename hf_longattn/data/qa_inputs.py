@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data.batching import DataCollatorWithGlobals, packed
-from hf_longattn.data.qa_features import PADDING, QAFormat, encode_qa, kind_number, pad_lists
+from hf_longattn.data.qa_features import PADDING, QAEncodingConfig, encode_qa, kind_number, pad_lists
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError
 
@@ -20,38 +20,40 @@ TARGETS = ("starts", "ends", "kinds", "sentences", "supports", "paragraphs", "re
 
 
 def training_features(
-    records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, long_documents: str, *, document_start: bool = False
+    examples: Dataset, tokenizer: PreTrainedTokenizerBase, encoding: QAEncodingConfig, long_documents: str, *, document_start: bool = False
 ) -> Dataset:
-    """Model inputs to train on; see :func:`to_features`. Questions whose answers are known but not in the document are left out, unless
-    another document of the question has them (TriviaQA): then "no answer" is right here, as in a window without one, and documents compare.
-    With ``long_documents="truncate"`` those whose answers are cut off are left out.
+    """Model inputs to train on; see :func:`to_features`. Questions are left out if no document contains their known answers. If another
+    document of the question has them (TriviaQA), the target here is "no answer", as in a window without an answer. With
+    ``long_documents="truncate"``, questions whose answers are cut off are left out.
 
     Raises:
         LengthError: a document is longer than an input, and ``long_documents`` is ``"refuse"``.
         DataError: nothing is left.
     """
-    known = records.select_columns(["kind", "answers", "id", "document"])
+    known = examples.select_columns(["kind", "answers", "id", "document"])
     answered = {row["id"] for row in known if row["document"] and row["answers"]["text"]}
     used = [place for place, row in enumerate(known) if row["kind"] != "span" or row["answers"]["text"] or row["id"] in answered]
-    rows = to_features(records.select(used), tokenizer, form, document_start=document_start)
-    if form.stride is None and long_documents == "truncate":
+    rows = to_features(examples.select(used), tokenizer, encoding, document_start=document_start)
+    if encoding.stride is None and long_documents == "truncate":
         rows = rows.select([place for place, cut in enumerate(rows["answer_cut"]) if not cut])
     rows = rows.remove_columns("answer_cut")
     if long_documents == "refuse" and len(rows) > len(used):
         raise LengthError(
-            f"{len(rows) - len(used):,} more inputs than questions: documents are longer than {form.max_length} tokens; give "
-            "--long_documents windows to read them in overlapping windows, or convert the model to a greater length"
+            f"{len(rows) - len(used):,} more inputs than questions: documents are longer than {encoding.max_length} tokens; give "
+            "--long-documents windows to read them in overlapping windows, or convert the model to a greater length."
         )
     if not len(rows):
-        raise DataError("no question has an answer in its document, so there is nothing to learn")
+        raise DataError("No question has an answer in its document, so there is nothing to learn.")
     return rows
 
 
-def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFormat, *, document_start: bool = False) -> Dataset:
-    """Model inputs of records, as many per document as it has windows.
+def to_features(
+    examples: Dataset, tokenizer: PreTrainedTokenizerBase, encoding: QAEncodingConfig, *, document_start: bool = False
+) -> Dataset:
+    """Model inputs of examples, one for each window of a document.
 
     Returns:
-        A dataset with the tokenizer's columns, ``global_attention_mask`` if ``form`` asks for it, ``starts`` and ``ends`` (all correct
+        A dataset with the tokenizer's columns, ``global_attention_mask`` if ``encoding`` asks for it, ``starts`` and ``ends`` (all correct
         tokens; [0] = no answer here), ``kinds`` (0 span, 1 yes, 2 no, -100 none), ``sentences``, ``supports``, ``paragraphs`` and
         ``relevant`` (HotpotQA), ``length`` (tokens), ``answer_cut``, and with ``document_start`` the document's first token.
     """
@@ -59,21 +61,21 @@ def to_features(records: Dataset, tokenizer: PreTrainedTokenizerBase, form: QAFo
     def encode(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {}
         for number in range(len(rows["question"])):
-            record = {name: values[number] for name, values in rows.items()}
-            for feature in encode_qa(record, tokenizer, form):
+            example = {name: values[number] for name, values in rows.items()}
+            for feature in encode_qa(example, tokenizer, encoding):
                 row = {
                     **feature.inputs,
                     **feature.targets(),
-                    "kinds": kind_number(record, feature),
+                    "kinds": kind_number(example, feature),
                     "length": len(feature),
-                    "answer_cut": bool(record["answers"]["text"]) and feature.spans == [(0, 0)],
+                    "answer_cut": bool(example["answers"]["text"]) and feature.spans == [(0, 0)],
                     **({"document_start": feature.document_start} if document_start else {}),
                 }
                 for name, value in row.items():
                     columns.setdefault(name, []).append(value)
         return columns
 
-    return records.map(encode, batched=True, batch_size=100, remove_columns=records.column_names)
+    return examples.map(encode, batched=True, batch_size=100, remove_columns=examples.column_names)
 
 
 class QACollator(DataCollatorWithGlobals):

@@ -3,8 +3,8 @@ al. 2020, appendix): special tokens of the tokenizer, put into the texts before 
 
 HotpotQA: ``[q] question [/q]``, and in the document ``<t> title </t> sentence [s] sentence [s] <t> …``. A paragraph is scored at its
 ``<t>``, a sentence at the ``[s]`` after it. WikiHop: ``[q] question [/q] [ent] candidate [/ent] …``, scored at ``[ent]``. The question is
-global as in any model of questions; paragraphs and sentences are by ``config.global_token_ids``, so that every caller with these texts
-computes the same.
+global as in every model of questions. ``config.global_token_ids`` makes paragraphs and sentences global, so that every caller computes the
+same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CANDIDATES = (QUESTION, END_QUESTION, CANDIDATE, END_CANDIDATE)
 
 
 def add_markers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, markers: Iterable[str]) -> None:
-    """Add the markers to the tokenizer, and rows for them to the model's embeddings, initialised as its others were."""
+    """Add the markers to the tokenizer, and rows for them to the model's embeddings, with its usual initialisation."""
     known = tokenizer.get_vocab()
     new = [AddedToken(marker, lstrip=True, special=True, normalized=False) for marker in markers if marker not in known]
     if new:
@@ -43,7 +43,7 @@ class Marked:
     """A text with markers.
 
     Attributes:
-        text: what is tokenized.
+        text: with markers, to be tokenized.
         origin: for each of its characters, and its end, the character of the text without markers.
         places: the last character of each marker.
     """
@@ -64,11 +64,11 @@ def insert(text: str, marks: Iterable[tuple[int, str]]) -> Marked:
     return Marked("".join(parts), [*origin, len(text)], places[:-1])
 
 
-def marked_document(record: Mapping[str, Any]) -> Marked:
-    """The document of a record with its paragraphs and sentences marked: ``places`` has those of the paragraphs, then those
-    of the sentences."""
-    context = plain(record["context"], (TITLE, END_TITLE, SENTENCE))
-    paragraphs, sentences = record.get("paragraphs") or [], record.get("sentences") or []
+def marked_document(example: Mapping[str, Any]) -> Marked:
+    """The document of an example with its paragraphs and sentences marked: ``places`` holds the markers of the paragraphs, then those of
+    the sentences."""
+    context = plain(example["context"], (TITLE, END_TITLE, SENTENCE))
+    paragraphs, sentences = example.get("paragraphs") or [], example.get("sentences") or []
     marks = [(span["start"], f"{TITLE} ") for span in paragraphs] + [(span["end"], f" {SENTENCE}") for span in sentences]
     marks += [(span["end"], f" {END_TITLE} ") for span in paragraphs]
     order = sorted(range(len(marks)), key=lambda number: (marks[number][0], -number))  # at one place, what ends comes before what begins
@@ -82,13 +82,13 @@ def marked_question(question: str) -> str:
     return f"{QUESTION} {plain(question, {*EVIDENCE, *CANDIDATES})} {END_QUESTION}"
 
 
-def marked_texts(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Question and document as a model of HotpotQA reads them: ``model(**tokenizer(*marked_texts(record), return_tensors="pt"))``."""
-    return marked_question(record["question"].lstrip()), marked_document(record).text
+def marked_texts(example: Mapping[str, Any]) -> tuple[str, str]:
+    """Question and document as a model of HotpotQA reads them: ``model(**tokenizer(*marked_texts(example), return_tensors="pt"))``."""
+    return marked_question(example["question"].lstrip()), marked_document(example).text
 
 
 def plain(text: str, markers: Iterable[str]) -> str:
-    """The text, as long as it is, with nothing in it that would be taken for a marker."""
+    """The text with every marker replaced, at the same length."""
     for marker in markers:
         text = text.replace(marker, "(" + marker[1:])
     return text

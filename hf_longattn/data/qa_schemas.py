@@ -1,4 +1,4 @@
-"""Questions about documents, from the files and schemas that people have, as records of one schema.
+"""Questions about documents: files in several schemas become examples of one schema.
 
 SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA and Natural Questions as the Hub has them, HotpotQA, plain ``question``, ``context``,
 ``answer``, and questions about pages, whose words have boxes (DocVQA) or XPaths (WebSRC). Where the data give answers without their
@@ -45,7 +45,7 @@ QA_FEATURES = Features(
     }
 )
 """SQuAD's schema and ``tokens``, the length of the context."""
-RECORD = Features(
+EXAMPLE = Features(
     {
         **{name: Value("string") for name in ("id", "title", "context", "question")},
         "answers": ANSWERS,
@@ -66,7 +66,7 @@ FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".json.gz", ".jsonl.gz
 AT_ONCE = 500
 """Rows that are converted before they are written to disk."""
 PEEKED = 1000
-"""Rows of a file whose columns are looked at to recognise its schema."""
+"""Number of rows that are read to recognise a file's schema."""
 SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id")
@@ -94,9 +94,9 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
         skip_bad_rows: leave out rows that cannot be used, with a warning.
 
     Returns:
-        A dataset with the columns of :data:`RECORD`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
-        texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are characters start … end of the context, and
-        ``paragraphs`` those of their titles. TriviaQA has one record for each question and ``document``, with the question's ``id``.
+        A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
+        texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are character ranges start … end of the context,
+        ``paragraphs`` those of the titles. TriviaQA has one example for each question and ``document``, with the question's ``id``.
         Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of each word's page; their context is the words
         with a space between them.
 
@@ -106,22 +106,22 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     path, name = Path(source), str(source)
     ending = next((ending for ending in FORMATS if name.lower().endswith(ending)), "")
     if ending and not path.exists():
-        raise DataError(f"data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets")
+        raise DataError(f"Data file {name!r} does not exist; give a {', '.join(FORMATS)} file or a folder written by datasets.")
     data: Any
     if path.is_dir():
         if not saved_by_datasets(path):
-            raise DataError(f"the folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file")
+            raise DataError(f"The folder {name!r} was not written by datasets (save_to_disk); give a {', '.join(FORMATS)} file.")
         data = load_saved(name)
     elif ending.startswith(".json"):
         return _checked(_converted(_read_json(path), name), name, skip_bad_rows)
     elif ending in (".csv", ".tsv"):
         return _checked(_converted(_read_csv(path), name), name, skip_bad_rows)
     elif ending == ".parquet":
-        data = load_or_refuse(name, f"the file {name!r} cannot be read", "parquet", [name], split="train")
+        data = load_or_refuse(name, f"The file {name!r} cannot be read", "parquet", [name], split="train")
     else:
         kinds = ", ".join(FORMATS)
         data = load_or_refuse(
-            name, f"cannot read {name!r}: it is neither a {kinds} file nor a dataset folder, and loading it from the Hub failed"
+            name, f"{name!r} cannot be read: it is neither a {kinds} file nor a dataset folder, and loading it from the Hub failed"
         )
     if split is None and isinstance(data, DatasetDict) and len(data) == 1:
         split = next(iter(data))
@@ -132,10 +132,10 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
 
 
 def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
-    """Write records, as :func:`load_qa` gives them, as JSON lines, one question per line."""
+    """Write examples, as :func:`load_qa` gives them, as JSON lines, one question per line."""
     with Path(path).open("w", encoding="utf-8") as file:
-        for record in data:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for example in data:
+            file.write(json.dumps(example, ensure_ascii=False) + "\n")
 
 
 def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,21 +148,21 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(answers, list) and all(isinstance(answer, (str, int, float)) for answer in answers):
         return _plain({**row, "answer": answers})
     if not isinstance(answers, dict) or "text" not in answers:
-        raise RowError(f"answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}")
+        raise RowError(f"The answers must be {{text: [...], answer_start: [...]}} as in SQuAD, not {answers!r}.")
     texts: list[Any] = list(answers["text"])
     starts = answers.get("answer_start")
     if starts is None or (texts and all(start is None for start in starts)):
         return _plain({**row, "answer": texts})
     if len(texts) != len(starts):
-        raise RowError(f"{len(texts)} answers have {len(starts)} places")
+        raise RowError(f"{len(texts)} answers have {len(starts)} places; give one answer_start for each.")
     for text, start in zip(texts, starts, strict=True):
         if start is None or start < 0:
             raise RowError(
-                f"the answer {text!r} has answer_start {start}; an answer must be a span of the context, so give yes and no questions in "
-                "HotpotQA's schema, and empty lists to questions without an answer"
+                f"The answer {text!r} has answer_start {start}; an answer must be a span of the context, so give yes and no questions in "
+                "HotpotQA's schema, and empty lists to questions without an answer."
             )
         if not _text(row, "context").startswith(text, start):
-            raise RowError(f"the answer {text!r} is not at character {start}")
+            raise RowError(f"The answer {text!r} is not at character {start}.")
     return {"answers": {"text": texts, "answer_start": list(starts)}}
 
 
@@ -172,7 +172,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if answer not in (None, "")]
     answers = occurrences(_text(row, "context"), texts)
     if texts and not answers["text"]:
-        raise RowError(f"the answer {texts[0]!r} is not in the context")
+        raise RowError(f"The answer {texts[0]!r} is not in the context.")
     return {"answers": answers, "gold": texts}
 
 
@@ -190,13 +190,13 @@ def _mrqa(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _spans(spans: Any) -> list[tuple[int, int]]:
-    """MRQA's spans as pairs: lists on file, a dictionary of lists from the Hub."""
+    """MRQA's spans as pairs. Files have lists, the Hub has a dictionary of lists."""
     return list(zip(spans["start"], spans["end"], strict=True)) if isinstance(spans, dict) else [(span[0], span[1]) for span in spans]
 
 
 def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """TriviaQA: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
-    search_context}; a record for each document, with the normalised aliases to score against, as the official script does."""
+    search_context}; one example for each document. Scores compare with the normalised aliases, as in the official script."""
     answer = row["answer"]
     normalised, aliases = (list(answer.get(name) or []) for name in ("normalized_aliases", "aliases"))
     texts = list(dict.fromkeys(str(text) for text in (answer.get("value"), *aliases, *normalised) if text))
@@ -211,7 +211,7 @@ def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
                 known = {"id": row.get("question_id"), "context": str(text), "document": str(name), "gold": gold}
                 documents.append({**known, "answers": occurrences(str(text), texts, normalised=True)})
     if not documents:
-        raise RowError("there is no evidence in entity_pages or search_results")
+        raise RowError("There is no evidence in entity_pages or search_results.")
     return documents
 
 
@@ -232,9 +232,9 @@ def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
     spans = [(places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).removesuffix(" "))]
     question = row["question"]["text"] if isinstance(row["question"], dict) else row["question"]
     answers = {"text": [text for _, text in spans], "answer_start": [start for start, _ in spans]}
-    record = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}
+    example = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}
     said = next((YES_NO[kind] for kind in notes.get("yes_no_answer") or [] if kind in YES_NO), None)
-    return record if said is None or spans else {**record, "kind": said, "gold": [said]}
+    return example if said is None or spans else {**example, "kind": said, "gold": [said]}
 
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,11 +261,11 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         parts.append("\n")
         at += 1
     context, answer = "".join(parts), row.get("answer")
-    record: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
+    example: dict[str, Any] = {"id": row.get("_id", row.get("id")), "context": context, "sentences": sentences, "paragraphs": titles}
     if answer in ("yes", "no"):
-        return {**record, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
+        return {**example, "answers": {"text": [], "answer_start": []}, "kind": answer, "gold": [answer]}
     if not answer:  # a test set
-        return {**record, "answers": {"text": [], "answer_start": []}}
+        return {**example, "answers": {"text": [], "answer_start": []}}
     inside = [sentence for sentence in sentences if sentence["supports"]]
     spans = occurrences(context, [answer])
     near = [at for at in spans["answer_start"] if any(sentence["start"] <= at < sentence["end"] for sentence in inside)]
@@ -273,26 +273,25 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         places = [place for place, start in enumerate(spans["answer_start"]) if start in near]
         spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
-        raise RowError(f"the answer {answer!r} is not in the context")
-    return {**record, "answers": spans, "gold": [answer]}
+        raise RowError(f"The answer {answer!r} is not in the context.")
+    return {**example, "answers": spans, "gold": [answer]}
 
 
 def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Words with boxes or xpaths (see :func:`.pages.pages_of`); question, or query; answers as in :func:`_squad`, with their places in the
-    words with a space between them, or as texts, which are then searched for, on the page ``answer_page_idx`` (or ``answer_page``) alone
-    where there is one."""
+    """Questions about pages: words with boxes or xpaths (see :func:`.pages.pages_of`), question or query, and answers. Answers with places
+    are as in :func:`_squad`. Text answers are searched for, only on the page ``answer_page_idx`` or ``answer_page`` if it is given."""
     try:
         pages = pages_of(row)
     except PageError as error:
         raise RowError(str(error)) from error
     question = row.get("question", row.get("query"))
     question = question.get("en") if isinstance(question, Mapping) else question
-    record = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
+    example = {"id": next((row[name] for name in PAGE_IDS if row.get(name) is not None), None), "question": question, "context": pages.text}
     if "answers" not in row and "answer" not in row:
-        raise RowError("it has neither answers nor answer; give an empty list to questions without an answer")
+        raise RowError("It has neither answers nor answer; give an empty list to questions without an answer.")
     answers = row["answers"] if row.get("answers") is not None else row.get("answer")
     if isinstance(answers, Mapping) and answers.get("answer_start"):
-        return {**record, **pages.columns(), **_squad({**record, "answers": answers})}
+        return {**example, **pages.columns(), **_squad({**example, "answers": answers})}
     texts = answers.get("text", []) if isinstance(answers, Mapping) else answers
     texts = [str(text) for text in (texts if isinstance(texts, list) else [texts]) if text not in (None, "")]
     spans, page = occurrences(pages.text, texts), next((row[name] for name in ANSWER_PAGES if row.get(name) is not None), None)
@@ -305,12 +304,12 @@ def _paged(row: Mapping[str, Any]) -> dict[str, Any]:
         }
         where = f"on page {page} (counted as in its data)"
     if texts and not spans["text"]:
-        raise RowError(f"the answer {texts[0]!r} is not {where}")
-    return {**record, **pages.columns(), "answers": spans, "gold": texts}
+        raise RowError(f"The answer {texts[0]!r} is not {where}.")
+    return {**example, **pages.columns(), "answers": spans, "gold": texts}
 
 
 class Schema(NamedTuple):
-    """A shape of data: the columns by which it is recognised, and how a row becomes a record."""
+    """A schema: the columns that identify it, and the function that converts a row."""
 
     name: str
     columns: frozenset[str]
@@ -334,7 +333,7 @@ OTHERS = {
     frozenset({"question_text", "annotations"}): "the columns of Natural Questions' own files; give --data "
     "google-research-datasets/natural_questions, the same questions on the Hub",
 }
-"""Columns of data that are not read, and what to do."""
+"""Columns of unsupported data -> the message, with what to do."""
 
 
 def recognised(columns: Iterable[str], name: str) -> Schema:
@@ -349,20 +348,20 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
             return schema
     for columns, what in OTHERS.items():
         if columns <= there:
-            raise DataError(f"{name} has {what}")
+            raise DataError(f"{name} has {what}.")
     closest = max(SCHEMAS[::-1], key=lambda schema: len(schema.columns & there) / len(schema.columns))
     missing = sorted(closest.columns - there)
     raise DataError(
         f"{name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} of the schema {closest.name!r} "
-        f"({', '.join(sorted(closest.columns))}); it has {', '.join(sorted(there)) or 'no columns'}"
+        f"({', '.join(sorted(closest.columns))}); it has {', '.join(sorted(there)) or 'no columns'}."
     )
 
 
-_WITH_PROBLEM = Features({**RECORD, "problem": Value("string")})
+_WITH_PROBLEM = Features({**EXAMPLE, "problem": Value("string")})
 
 
 def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-    """The records of a row, or in ``problem`` why there is none."""
+    """The examples of a row. For a bad row, one example with the reason in ``problem``."""
     common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
     empty: dict[str, Any] = {
         "answers": {"text": [], "answer_start": []},
@@ -373,52 +372,52 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
         "document": "",
     }
     empty |= {"title": "", "context": "", "question": "", "words": [], "boxes": [], "xpaths": [], "pages": []}
-    records = []
+    examples = []
     try:
         converted = schema.convert(row)
         for values in converted if isinstance(converted, list) else [converted]:
-            record = {**common, "problem": "", **values}
-            name = str(number if record["id"] is None else record["id"])
-            _text(record, "question")
-            _text(record, "context")
-            gold = [str(text) for text in record.get("gold", record["answers"]["text"])]
-            title = record["title"] if isinstance(record["title"], str) else ""
-            records.append({**empty, "kind": "span" if gold else "none", **record, "gold": gold, "id": name, "title": title})
+            example = {**common, "problem": "", **values}
+            name = str(number if example["id"] is None else example["id"])
+            _text(example, "question")
+            _text(example, "context")
+            gold = [str(text) for text in example.get("gold", example["answers"]["text"])]
+            title = example["title"] if isinstance(example["title"], str) else ""
+            examples.append({**empty, "kind": "span" if gold else "none", **example, "gold": gold, "id": name, "title": title})
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         why = (
             str(error)
             if isinstance(error, RowError)
-            else f"it does not match the schema of {schema.name} ({type(error).__name__}: {error})"
+            else f"It does not match the schema of {schema.name} ({type(error).__name__}: {error})."
         )
-        named = next((f"question {row[key]}" for key in IDS if row.get(key) is not None), f"row {number + 1}")
+        named = next((f"Question {row[key]}" for key in IDS if row.get(key) is not None), f"Row {number + 1}")
         return [{**empty, "id": str(number), "problem": f"{named}: {why}"}]
-    return records
+    return examples
 
 
 def _convert_columns(schema: Schema, columns: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
     """As :func:`_convert`, for a batch of ``datasets``."""
     rows = ({name: values[place] for name, values in columns.items()} for place in range(len(numbers)))
-    records = [record for row, number in zip(rows, numbers, strict=True) for record in _convert(schema, row, number)]
-    return {name: [record[name] for record in records] for name in _WITH_PROBLEM}
+    examples = [example for row, number in zip(rows, numbers, strict=True) for example in _convert(schema, row, number)]
+    return {name: [example[name] for example in examples] for name in _WITH_PROBLEM}
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(row[column], str):
-        raise RowError(f"{column} must be one text, not {type(row[column]).__name__}")
+        raise RowError(f"The {column} must be one text, not {type(row[column]).__name__}.")
     return row[column]
 
 
 def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
-    """The records of all rows. They are written to disk, and mapped into memory: data such as Natural Questions are larger than that."""
+    """The examples of all rows. They are written to disk and memory-mapped, since Natural Questions exceed the memory."""
     first = list(islice(rows, PEEKED))
     if not first:
-        raise DataError(f"{name} contains no questions")
+        raise DataError(f"{name} contains no questions.")
     schema = recognised(set().union(*first), name)
-    records = (record for number, row in enumerate(chain(first, rows)) for record in _convert(schema, row, number))
+    examples = (example for number, row in enumerate(chain(first, rows)) for example in _convert(schema, row, number))
     form = _WITH_PROBLEM.arrow_schema
     with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, form) as writer:
-        while batch := list(islice(records, AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([{key: record[key] for key in _WITH_PROBLEM} for record in batch], schema=form))
+        while batch := list(islice(examples, AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist([{key: example[key] for key in _WITH_PROBLEM} for example in batch], schema=form))
     return Dataset.from_file(file.name)
 
 
@@ -432,28 +431,28 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
     """The rows that can be used.
 
     Raises:
-        DataError: there is none, or some cannot be used and ``skip_bad_rows`` is off.
+        DataError: no row can be used, or some cannot and ``skip_bad_rows`` is False.
     """
     if not len(rows):
-        raise DataError(f"{name} contains no questions")
+        raise DataError(f"{name} contains no questions.")
     problems = list(rows["problem"])
     bad = [problem for problem in problems if problem]
     if bad:
         what = "documents" if any(rows["document"]) else "questions"
-        sentence = (
-            f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used: {'; '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
-        )
+        subject = f"{len(bad):,} of {len(rows):,} {what} of {name} cannot be used"
+        first_problems = f"{' '.join(bad[:SHOWN])}{' …' if len(bad) > SHOWN else ''}"
         if len(bad) == len(rows) or not skip_bad_rows:
-            raise DataError(f"{sentence}; correct them" + ("" if len(bad) == len(rows) else ", or leave them out with --skip_bad_rows"))
-        logger.warning(f"{sentence}; they are left out.")
+            advice = "correct them" if len(bad) == len(rows) else "correct them, or leave them out with --skip-bad-rows"
+            raise DataError(f"{subject}; {advice}. {first_problems}")
+        logger.warning(f"{subject} and are left out. {first_problems}")
         rows = rows.select([place for place, problem in enumerate(problems) if not problem])
     if not any(question.strip() for question in rows["question"]):
-        raise DataError(f"all questions of {name} are empty; check its column 'question'")
+        raise DataError(f"All questions of {name} are empty; check its column 'question'.")
     return rows.remove_columns("problem")
 
 
 def _read_json(path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of a JSON file, or of one with a record in each line, which is read line by line."""
+    """The questions of a JSON file, or of a JSON-lines file, which is streamed."""
     name = path.name.lower()
     try:
         with gzip.open(path, "rt", encoding=UTF_8) if name.endswith(".gz") else path.open(encoding=UTF_8) as file:
@@ -463,25 +462,25 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
                 entries = _entries(json.loads(file.read() or "[]"), path)
             for number, entry in enumerate(entries):
                 if not isinstance(entry, dict):
-                    raise DataError(f"{str(path)!r} must hold a list of records, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}")
+                    raise DataError(f"{str(path)!r} must hold a list of examples, or SQuAD's JSON {{'data': [{{'paragraphs': ...}}]}}.")
                 if number or "header" not in entry:  # the first line of an MRQA file
                     yield from _nested(entry, path)
     except json.JSONDecodeError as error:
-        raise DataError(f"{str(path)!r} is not valid JSON: {error}") from error
+        raise DataError(f"{str(path)!r} is not valid JSON: {error}.") from error
     except (gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again") from error
+        raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again.") from error
     except UnicodeDecodeError as error:
         raise not_utf8(path, error) from error
 
 
 def _lines(file: Iterable[str], path: Path) -> Iterator[Any]:
-    """The records of a file with one in each line."""
+    """The examples of a file with one in each line."""
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
                 yield json.loads(line.rstrip())
             except json.JSONDecodeError as error:
-                raise DataError(f"line {number:,} of {str(path)!r} is not valid JSON: {error.msg} at character {error.colno}") from error
+                raise DataError(f"Line {number:,} of {str(path)!r} is not valid JSON: {error.msg} at character {error.colno}.") from error
 
 
 def _entries(content: Any, path: Path) -> Any:
@@ -491,16 +490,16 @@ def _entries(content: Any, path: Path) -> Any:
     if "Data" in content:
         raise DataError(
             f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files; give --data mandarjoshi/trivia_qa:rc, "
-            "which has them beside the questions"
+            "which has them beside the questions."
         )
     rows = content.get("data")
     if not isinstance(rows, list):
-        raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}")
+        raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}.")
     return rows
 
 
 def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
-    """The questions of an article (SQuAD) or a document (MRQA); anything else is a row itself.
+    """The questions of an article (SQuAD) or a document (MRQA). Any other entry is a row.
 
     Raises:
         DataError: a paragraph has no list of questions.
@@ -518,7 +517,7 @@ def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{str(path)!r} has an article without SQuAD's shape {{'paragraphs': [{{'context': ..., 'qas': [...]}}]}} "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error})."
         ) from error
 
 
@@ -533,17 +532,17 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise not_utf8(path, error) from error
         except csv.Error as error:
-            raise DataError(f"{str(path)!r} cannot be read as a table ({error})") from error
+            raise DataError(f"{str(path)!r} cannot be read as a table ({error}).") from error
 
 
 def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
-    record = {name: value for name, value in row.items() if name}
+    example = {name: value for name, value in row.items() if name}
     try:
         if row.get("answers"):
-            record["answers"] = json.loads(row["answers"])
+            example["answers"] = json.loads(row["answers"])
         elif "answer" in row and "answer_start" in row:
             is_answered = bool(row["answer"])
-            record["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
+            example["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: no answer can be read ({error})") from error
-    return record
+        raise DataError(f"{where}: no answer can be read ({error}).") from error
+    return example

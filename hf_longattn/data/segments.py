@@ -23,7 +23,7 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 
 SHUFFLE_BUFFER = 1000
-"""Documents of a stream from which the next one is drawn."""
+"""Buffer size, in documents, for shuffling a stream."""
 Sample = dict[str, Tensor]
 
 
@@ -36,10 +36,10 @@ class SegmentStream(IterableDataset):
         length: tokens of a segment; shorter ones are padded on the right.
         rows: batch size × processes.
         pad_token_id: the padding.
-        shuffle: read the documents in a different order in every pass, by ``seed``.
-        passes: over the documents; ``None`` = endless. At the end of the last pass, rows without a document are padding.
+        shuffle: read the documents in a different order in every epoch, by ``seed``.
+        epochs: ``None`` = endless. At the end of the last epoch, rows without a document are padding.
 
-    Each sample has ``input_ids, attention_mask, labels (length,)``, ``memory_reset ()``, 1 where a document begins, and ``pass_number ()``.
+    Each sample has ``input_ids, attention_mask, labels (length,)``, ``memory_reset ()``, 1 where a document begins, and ``epoch ()``.
     With n worker processes, each makes every n-th batch.
 
     Raises:
@@ -55,14 +55,14 @@ class SegmentStream(IterableDataset):
         pad_token_id: int = 0,
         shuffle: bool = False,
         seed: int = 0,
-        passes: int | None = 1,
+        epochs: int | None = 1,
     ) -> None:
         if length < 2:
             raise OptionError(f"A segment must have at least 2 tokens, not {length}; for example 512.")
         if rows < 1:
             raise OptionError(f"There must be at least 1 row, not {rows}: the batch size times the number of processes.")
         self.documents, self.length, self.rows = documents, length, rows
-        self.pad_token_id, self.shuffle, self.seed, self.passes = pad_token_id, shuffle, seed, passes
+        self.pad_token_id, self.shuffle, self.seed, self.epochs = pad_token_id, shuffle, seed, epochs
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -88,8 +88,8 @@ class SegmentStream(IterableDataset):
             yield [self._empty() if sample is None else sample for sample in batch]
 
     def _documents(self) -> Iterator[tuple[int, list[int]]]:
-        """The number of the pass, and the tokens of a document."""
-        for number in itertools.count() if self.passes is None else range(self.passes):
+        """Yield the number of the epoch and the tokens of a document."""
+        for number in itertools.count() if self.epochs is None else range(self.epochs):
             has_document = False
             for document in self._ordered(number):
                 ids = list(document["input_ids"])
@@ -123,7 +123,7 @@ class SegmentStream(IterableDataset):
             "attention_mask": torch.tensor([1] * len(ids) + [0] * padding),
             "labels": torch.tensor(ids + [IGNORED] * padding),
             "memory_reset": torch.tensor(int(begins)),
-            "pass_number": torch.tensor(number),
+            "epoch": torch.tensor(number),
         }
 
     def _empty(self) -> Sample:
@@ -143,10 +143,10 @@ class SegmentCollator:
 
     def __call__(self, samples: list[Sample]) -> dict[str, Tensor]:
         batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-        passes = batch.pop("pass_number", None)
+        epoch = batch.pop("epoch", None)
         if self.masks is None:
             return batch
-        if passes is not None and self.masks.passes >= 0:
-            self.masks.passes = int(passes.max())
+        if epoch is not None and self.masks.epoch >= 0:
+            self.masks.epoch = int(epoch.max())
         masked = self.masks([{name: sample[name] for name in ("input_ids", "attention_mask")} for sample in samples])
         return {**batch, "input_ids": masked["input_ids"], "labels": masked["labels"].masked_fill(batch["attention_mask"] == 0, IGNORED)}

@@ -1,6 +1,6 @@
 """Training data from files, folders and the Hub: plain text and labelled documents.
 
-What cannot be read, has not the columns it should have, or holds something else in them is refused with one sentence.
+Data that cannot be read, lack a column, or hold another type in it are refused with one sentence.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hf_longattn.errors import LongAttentionError, OptionError, encoding_sentenc
 
 Changed = TypeVar("Changed")
 UTF_8 = "utf-8-sig"
-"""How text files are read: Excel and Windows' editors write a mark first, which is no part of the text."""
+"""How text files are read: Excel and Windows' editors write a byte-order mark first."""
 FORMATS = {
     ".txt": ("text", {"sample_by": "document", "encoding": UTF_8}),
     ".jsonl": ("json", {"encoding": UTF_8}),
@@ -54,7 +54,7 @@ LABELLED = Features({"text": Value("string"), "label": Value("string")})
 
 
 class DataError(LongAttentionError):
-    """Training data that cannot be read, or that lacks what the task needs."""
+    """Data that cannot be read, or that do not suit the task."""
 
 
 def check_exists(source: str) -> None:
@@ -64,7 +64,7 @@ def check_exists(source: str) -> None:
         DataError: with that name.
     """
     if source.lower().endswith((*FORMATS, *CONLL, ".gz")) and not Path(source).exists():
-        raise DataError(f"data file {source!r} does not exist")
+        raise DataError(f"Data file {source!r} does not exist.")
 
 
 def read_source(source: str, split: str = "train") -> Dataset:
@@ -86,11 +86,11 @@ def read_source(source: str, split: str = "train") -> Dataset:
     ending = path.suffix.lower()
     if ending in FORMATS:
         if not path.stat().st_size:
-            raise DataError(f"data file {source!r} is empty")
+            raise DataError(f"Data file {source!r} is empty.")
         kind, options = FORMATS[ending]
-        return load_or_refuse(source, f"the file {source!r} cannot be read", kind, [source], split="train", **options)
+        return load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], split="train", **options)
     data = load_or_refuse(
-        source, f"cannot read {source!r}: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
+        source, f"{source!r} cannot be read: it is neither a {', '.join(FORMATS)} file nor a folder, and loading it from the Hub failed"
     )
     return choose_split(data, split, source)
 
@@ -112,7 +112,7 @@ class LabelledSources(SampleLimits, Protocol):
     validation_split: str
 
 
-def held_back(
+def train_test_split(
     args: LabelledSources,
     read: Callable[[str, str], Dataset],
     seed: int,
@@ -120,8 +120,8 @@ def held_back(
     least: int = 2,
     unit: str | Callable[[Sequence[str]], str] = "",
 ) -> tuple[Dataset, Dataset]:
-    """The rows to train on and those to evaluate on: all of ``--validation``, or else a tenth of every source; of both at most as many as
-    ``max_train_samples`` and ``max_eval_samples`` allow. In an evaluation, both parts are the same rows: all of them.
+    """Training rows, and evaluation rows: all of ``--validation``, or a tenth of every source. ``max_train_samples`` and
+    ``max_eval_samples`` limit both. In an evaluation, both parts are all rows.
 
     Args:
         read: reads a split of a source.
@@ -135,7 +135,9 @@ def held_back(
     parts = [read(source, args.split) for source in args.data]
     if differing := next((place for place, part in enumerate(parts) if set(part.column_names) != set(parts[0].column_names)), 0):
         columns = [", ".join(part.column_names) for part in (parts[0], parts[differing])]
-        raise DataError(f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape")
+        raise DataError(
+            f"{args.data[0]} has the columns {columns[0]}, but {args.data[differing]} has {columns[1]}; give data of one shape."
+        )
     if args.only_scores:
         return all_scored(args, seed, concatenate_datasets(parts))
     if args.validation:
@@ -145,18 +147,18 @@ def held_back(
     rows = len(train) + len(held_out)
     if not len(held_out) or rows < least:
         count = "is only one row" if rows == 1 else f"are {rows} rows" + (f" of one {unit}" if unit and rows >= least else "")
-        raise OptionError(f"there {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA")
+        raise OptionError(f"There {count} in {', '.join(args.data)}, too few to hold some back for evaluation; give --validation DATA.")
     return limited(args, seed, train, held_out)
 
 
 def each_part(change: Callable[[Dataset], Changed], *parts: Dataset) -> list[Changed]:
-    """``change(part)`` for each part. A part that is given twice is changed once."""
+    """``change(part)`` for each part. A part that is given twice is converted once."""
     changed = {part: change(part) for part in dict.fromkeys(parts)}
     return [changed[part] for part in parts]
 
 
 def limited(args: SampleLimits, seed: int, train: Dataset, held_out: Dataset) -> tuple[Dataset, Dataset]:
-    """The rows to train on and those to evaluate on, drawn by the seed where there are more than wanted."""
+    """At most as many training and evaluation rows as wanted, drawn by the seed."""
     return _drawn(train, args.max_train_samples, seed), _drawn(held_out, args.max_eval_samples, seed)
 
 
@@ -167,7 +169,7 @@ def all_scored(args: SampleLimits, seed: int, data: Dataset) -> tuple[Dataset, D
         DataError: there are none.
     """
     if not len(data):
-        raise DataError("the data have no rows to score")
+        raise DataError("The data have no rows to score.")
     scored = _drawn(data, args.max_eval_samples, seed)
     return scored, scored
 
@@ -192,7 +194,7 @@ def split_held_out(parts: Sequence[Dataset], seed: int, *, most: int | None = No
     Args:
         parts: the rows of each source, with the same columns.
         most: units of a source that are held out at most; ``None`` = no limit.
-        unit: the column whose equal values keep rows together, such as the documents of one question; "" = every row is a unit.
+        unit: rows with equal values in this column stay together, such as the documents of a question; "" = every row is a unit.
     """
     ends = list(accumulate(map(len, parts)))
     data = concatenate_datasets(parts)
@@ -221,22 +223,22 @@ def is_plain_text(source: str) -> bool:
 
 
 def check_column(data: Dataset, column: str, source: str, option: str, *, text: bool = False) -> str:
-    """Return ``column`` if the data have it, holding text if it must; ``option`` is what names it on the command line."""
+    """Return ``column`` if the data have it, holding text if it must; ``option`` is its flag."""
     if column not in data.column_names:
         names = ", ".join(data.column_names)
         separator = next((character for character in ";\t|" if character in names), None)
         if separator is not None and len(data.column_names) == 1:
-            raise DataError(f"{source} has a single column, {names!r}; separate its columns by commas, not by {separator!r}")
+            raise DataError(f"{source} has a single column, {names!r}; separate its columns by commas, not by {separator!r}.")
         close = nearest(column, data.column_names, least=0.6)  # "bboxes" is half of "tokens"
         raise DataError(f"{source} has the columns {names}, not {column!r}; name one with {option}.{close}")
     kind = _kind(data.features[column])
     if text and kind not in ("string", "large_string", "null"):
-        raise DataError(f"the column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}")
+        raise DataError(f"The column {column!r} of {source} holds {kind}, not text; the columns are {', '.join(data.column_names)}.")
     return column
 
 
 def named_columns(data: Dataset, known: Mapping[str, Sequence[str]], named: Mapping[str, str], source: str) -> dict[str, str]:
-    """The columns of the data by what they hold.
+    """Role -> column of the data.
 
     Args:
         known: for each role, names of columns that are taken without being named; the first that the data have.
@@ -276,8 +278,8 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
         sources: see :func:`read_source`.
         split: which split, if a source has several.
         column: which column holds the text.
-        template: format strings that make the text from several columns, ``"{title}\\n{body}"``, in place of ``column``; each row takes
-            the first one whose columns all have a value.
+        template: format strings such as ``"{title}\\n{body}"``, in place of ``column``. Each row takes the first one whose columns all have
+            a value.
 
     Returns:
         Datasets with the column ``text``.
@@ -289,7 +291,7 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
     forms = [(form, template_columns(form)) for form in template]
     parts = [_load_text(source, split, column, forms).filter(_has_text) for source in sources]
     if not any(map(len, parts)):
-        raise DataError(f"there is no text in {', '.join(sources)}")
+        raise DataError(f"There is no text in {', '.join(sources)}.")
     return parts
 
 
@@ -306,7 +308,7 @@ def load_labelled(
         source: a folder with one sub-folder of text files per label, or see :func:`read_source`.
         split: which split, if the source has several.
         text_column, label_column: names of columns; labels are names, whole numbers or ``datasets.ClassLabel``.
-        question_column: the column of what is asked or claimed about each text; "" = none.
+        question_column: a question or claim about each text; "" = none.
 
     Returns:
         A dataset with the columns ``text`` and ``label``, and ``question`` where there is one, all text; rows without text are left out.
@@ -319,7 +321,7 @@ def load_labelled(
         return _labelled_folder(path).filter(_has_text)
     if is_plain_text(source):
         columns, folder = ("question, text and label", "") if question_column else ("text and label", ", or a folder with one per label")
-        raise DataError(f"{source!r} holds text alone; give a table with columns for {columns}{folder}")
+        raise DataError(f"{source!r} holds text alone; give a table with columns for {columns}{folder}.")
     data = read_source(source, split)
     texts = {"text": text_column, **({"question": question_column} if question_column else {})}
     for role, column in texts.items():
@@ -335,8 +337,8 @@ def load_labelled(
 
 
 def class_names(names: Sequence[str], known: Sequence[str], *, only_known: bool = False) -> list[str]:
-    """The classes in the order of their numbers: the model's, if it knows all of ``names``, so that its head keeps its meaning; else as
-    given.
+    """The classes in the order of their numbers: the model's own if it knows all of ``names``, so that its head stays valid; else
+    ``names``.
 
     Args:
         names: the labels of the data.
@@ -353,14 +355,14 @@ def class_names(names: Sequence[str], known: Sequence[str], *, only_known: bool 
     numbers = list(map(str, range(len(known))))
     if list(known) != [f"LABEL_{number}" for number in numbers]:
         raise DataError(
-            f"the model does not know the labels {listed(set(names) - set(known))} of the data; its classes are {listed(known)}, so write "
-            "the labels like these"
+            f"The model does not know the labels {listed(set(names) - set(known))} of the data; its classes are {listed(known)}, so write "
+            "the labels like these."
         )
     if set(names) <= set(numbers):
         return numbers
     raise DataError(
-        f"the model has no names for its {len(known)} classes, so the labels of the data must be numbers from 0, not "
-        f"{listed(set(names) - set(numbers))}; write numbers, or the names into id2label of its config.json"
+        f"The model has no names for its {len(known)} classes, so the labels of the data must be numbers from 0, not "
+        f"{listed(set(names) - set(numbers))}; write numbers, or the names into id2label of its config.json."
     )
 
 
@@ -373,9 +375,9 @@ def template_columns(template: str) -> list[str]:
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     except ValueError as error:
-        raise OptionError(f"the template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces") from error
+        raise OptionError(f"The template {template!r} is not a format string ({error}); write {{{{ and }}}} for braces.") from error
     if not names or not all(name.isidentifier() for name in names):
-        raise OptionError(f"the template {template!r} must name columns in braces, for example '{{title}}: {{text}}'")
+        raise OptionError(f"The template {template!r} must name columns in braces, for example '{{title}}: {{text}}'.")
     return list(dict.fromkeys(names))
 
 
@@ -405,14 +407,14 @@ def _labelled_folder(path: Path) -> Dataset:
 
 
 def label_folders(path: Path, what: str) -> list[Path]:
-    """The sub-folders of a folder, each of which has the name of a label and holds ``what`` it is the label of.
+    """The sub-folders of a folder. Each has a label's name and holds its ``what``, such as "images".
 
     Raises:
         DataError: there are none.
     """
     folders = [child for child in sorted(path.iterdir()) if child.is_dir() and not child.name.startswith(".")]
     if not folders:
-        raise DataError(f"the folder {str(path)!r} has no sub-folders; every label needs one, with its {what} in it")
+        raise DataError(f"The folder {str(path)!r} has no sub-folders; every label needs one, with its {what} in it.")
     return folders
 
 
@@ -430,10 +432,10 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
     def name(value: Any, row: int) -> str:
         if numbers:
             if value is None or value < 0:
-                raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out")
+                raise DataError(f"{source} has rows without a label in the column {column!r}; leave them out.")
             return str(feature.names[value])
         if value is None or value == "":
-            raise DataError(f"row {row + 1} of {source} has no label in the column {column!r}; leave such rows out")
+            raise DataError(f"Row {row + 1} of {source} has no label in the column {column!r}; leave such rows out.")
         if fractions and not float(value).is_integer():
             raise _no_classes(kind, column, source)
         return str(int(value) if fractions else value)
@@ -443,12 +445,12 @@ def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int],
 
 def _no_classes(kind: str, column: str, source: str) -> DataError:
     return DataError(
-        f"the column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with --label-column"
+        f"The column {column!r} of {source} holds {kind}, but a class is a name or a whole number; name another with --label-column."
     )
 
 
 def _kind(feature: Any) -> str:
-    """What a column holds, in words or as a type of Arrow's."""
+    """The type of a column in words, or Arrow's name of it."""
     if type(feature).__name__ == "Json":  # how datasets keeps a column of JSON whose rows differ in type
         return "values of different types"
     return getattr(feature, "dtype", "a list")
@@ -469,25 +471,26 @@ def load_saved(source: str) -> Any:
         return load_from_disk(source)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"the folder {source!r} is damaged; write it again with save_to_disk ({type(error).__name__}: {first})") from error
+        raise DataError(f"The folder {source!r} is damaged; write it again with save_to_disk ({type(error).__name__}: {first}).") from error
 
 
 def _documents(path: Path) -> Dataset:
     files = sorted((file for file in path.rglob("*") if file.suffix.lower() in TEXT_FILES and not file.is_dir()), key=str)
     if broken := next((file for file in files if not file.is_file()), None):
-        raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it")
+        raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
     if not files:
-        raise DataError(f"the folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)})")
+        raise DataError(f"The folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)}).")
     kind, options = FORMATS[".txt"]
-    return load_or_refuse(str(path), f"the folder {str(path)!r} cannot be read", kind, [*map(str, files)], split="train", **options)
+    return load_or_refuse(str(path), f"The folder {str(path)!r} cannot be read", kind, [*map(str, files)], split="train", **options)
 
 
 def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
-    """``datasets.load_dataset``; what fails is one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on the
+    """``datasets.load_dataset``, whose errors become one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on
+    the
     Hub, with the subset after a colon where there are several: ``mandarjoshi/trivia_qa:rc.wikipedia``.
 
     Args:
-        files: what is read with ``kind``; their names may contain brackets and stars, which datasets takes for patterns.
+        files: read with ``kind``. Their names may contain brackets and stars, which datasets takes for patterns.
     """
     name, _, subset = source.partition(":")
     try:
@@ -501,15 +504,15 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
             raise refusal from error
         first = (str(cause).splitlines() or [""])[0]
         if kind == "json" and TOO_DEEP.search(first):
-            raise DataError(f"{failure}: its JSON is nested too deeply; give rows of texts and numbers") from error
+            raise DataError(f"{failure}: its JSON is nested too deeply; give rows of texts and numbers.") from error
         if "corresponds to no data" in first:
-            raise DataError(f"{source} has no rows") from error
+            raise DataError(f"{source} has no rows.") from error
         subsets = [] if kind else _subsets(name)
         is_complete = subset in subsets if subset else len(subsets) < 2
         if subsets and not is_complete:
-            advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}"
+            advice = f", not {subset!r}.{nearest(subset, subsets)}" if subset else f"; name one, for example {name}:{subsets[0]}."
             raise DataError(f"{name} has the subsets {', '.join(subsets)}{advice}") from error
-        raise DataError(f"{failure} ({type(cause).__name__}: {first})") from error
+        raise DataError(f"{failure} ({type(cause).__name__}: {first}).") from error
     return checked_texts(data, source)
 
 
@@ -523,19 +526,19 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
         sizes = pyarrow.compute.binary_length(data.data.column(column))
         row = pyarrow.compute.index(pyarrow.compute.greater(sizes, LARGEST_TEXT), True).as_py()
         if row >= 0:
-            unit = {".jsonl": "line", ".txt": "document"}.get(Path(source).suffix.lower(), "row")
+            unit = {".jsonl": "Line", ".txt": "Document"}.get(Path(source).suffix.lower(), "Row")
             size, most = sizes[row].as_py() / 1e6, LARGEST_TEXT / 1e6
-            raise DataError(f"{unit} {row + 1} of {source!r} has {size:,.0f} MB of text, but at most {most:,.0f} are read; split it")
+            raise DataError(f"{unit} {row + 1} of {source!r} has {size:,.0f} MB of text, but at most {most:,.0f} are read; split it.")
     return data
 
 
 def not_utf8(source: str | Path, error: UnicodeDecodeError) -> DataError:
-    """What a file in another encoding is refused with."""
+    """The error for a file in another encoding."""
     return DataError(encoding_sentence(source, error))
 
 
 def _encoding_error(file: str) -> DataError | None:
-    """What :func:`not_utf8` says of a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
+    """The error of :func:`not_utf8` for a file that is not UTF-8; ``None`` if it is, or cannot be read at all."""
     try:
         with open(file, encoding=UTF_8) as text:
             for _ in text:

@@ -1,8 +1,7 @@
 """Token ids: the special tokens around a text, documents as language models are trained on them, and documents that are given as words.
 
-What a model is trained on is what ``tokenizer(text)`` gives where it is used, as in transformers' examples (``run_mlm``, ``run_clm``,
-``run_ner``), but that a document of a language model ends with the end token where the tokenizer adds nothing after a text (GPT-2, Llama),
-so that the model learns where texts end.
+Training reads the ids of ``tokenizer(text)``, as inference does (``run_mlm``, ``run_clm``, ``run_ner``). Documents of a language model also
+get the end token if the tokenizer adds nothing after a text (GPT-2, Llama), so that the model learns where texts end.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def between(chunks: Tensor, before: Sequence[int], after: Sequence[int]) -> Tensor:
-    """Token ids ``(B, L)`` of pieces of a text as a model reads a text of its own: the first and last tokens of each give their places to
-    the special tokens ``before`` and ``after``, see :func:`special_ids`."""
+    """Token ids ``(B, L)`` of pieces of a text, each with special tokens: ``before`` and ``after`` (see :func:`special_ids`) replace its
+    first and last tokens."""
     chunks, rest = chunks.clone(), chunks.shape[-1] - len(after)
     chunks[..., : len(before)], chunks[..., rest:] = chunks.new_tensor(before), chunks.new_tensor(after)
     return chunks
@@ -48,7 +47,7 @@ def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         CheckpointError: it has neither.
     """
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
-        raise CheckpointError(f"the tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...)")
+        raise CheckpointError(f"The tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...).")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -57,7 +56,7 @@ def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def document_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """The tokens of whole documents: with the special tokens that the tokenizer adds, and the end token where it adds none after a text."""
+    """Tokens of whole documents with the tokenizer's special tokens, and the end token if it adds none after a text."""
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     added = [] if special_ids(tokenizer)[1] or end is None else [end]
     encoded = tokenizer(list(texts), return_attention_mask=False, return_token_type_ids=False, verbose=False)["input_ids"]
@@ -74,8 +73,8 @@ def to_documents(data: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
 def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pack: bool = False) -> Dataset:
     """Documents one after the other, cut into inputs of ``length`` tokens, as ``run_mlm`` and ``run_clm`` cut them.
 
-    A document longer than an input continues in the next one. The tokens left over at the end of 200 documents form a shorter input, so
-    that short texts are not lost, unless there is nothing in it to predict.
+    A document longer than an input continues in the next one. The remaining tokens of every 200 documents form a shorter input, so that
+    short texts are not lost. It is left out if it has no target.
 
     Args:
         data: with the column ``text``.
@@ -101,8 +100,8 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
 
 
 def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokenizerBase:
-    """``tokenizer``, or where it reads words that are given one by one as if there were no space between them (byte-level BPE), the same
-    with ``add_prefix_space``, as ``run_ner`` loads it.
+    """The tokenizer for lists of words. A byte-level BPE is loaded with ``add_prefix_space``, as in ``run_ner``, since it would join the
+    words.
 
     Args:
         name: what it was loaded from.
@@ -128,8 +127,8 @@ def word_windows(
         stride: tokens that consecutive windows share.
 
     Returns:
-        For each window the tokenizer's columns, the word of each token (-1 for special tokens), whether a token is its word's first (a
-        word may begin in the window before), and the document's number.
+        For each window: the tokenizer's columns, the word of each token (-1: special), whether the token is its word's first, and the
+        document's number. A word may begin in the previous window.
     """
     if not reads_words(tokenizer):
         documents = [[f" {word}" if word else word for word in words] for words in documents]

@@ -1,5 +1,4 @@
-"""Utterances with their transcripts, for connectionist temporal classification (CTC): where they are, the tokens of what is said, and
-batches of both."""
+"""Utterances with transcripts for connectionist temporal classification (CTC): reading, tokens, and batches."""
 
 from __future__ import annotations
 
@@ -23,12 +22,12 @@ from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""Tables of a folder of recordings, as ``datasets`` reads an ``audiofolder``."""
+"""Tables of a folder of audio files, as ``datasets`` reads an ``audiofolder``."""
 COLUMNS = {
     "audio": ("audio", "file_name", "audio_filepath", "path", "file"),
     "text": ("transcription", "text", "sentence", "transcript", "normalized_text"),
 }
-"""Columns that are taken without being named: those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo's manifests."""
+"""Columns that are recognised: those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo's manifests."""
 CASES: dict[str, Callable[[str], str]] = {"keep": str, "lower": str.lower, "upper": str.upper}
 """What becomes of the letters of transcripts."""
 UNKNOWN = ("refuse", "drop")
@@ -36,26 +35,26 @@ UNKNOWN = ("refuse", "drop")
 MOST_NAMED = 20
 """Characters that a message names."""
 PADDING, UNKNOWN_TOKEN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
-"""Tokens of a new vocabulary: CTC's blank, which also pads, what it lacks, and the space between words."""
+"""Tokens of a new vocabulary: CTC's blank, which is also the padding, the unknown token, and the space between words."""
 
 
 def load_transcribed(source: str, *, split: str = "train", audio_column: str = "", text_column: str = "") -> Dataset:
-    """Read where utterances are, and what is said in them; the sound itself is read by :func:`read_audio`.
+    """Read the paths and transcripts of utterances. :func:`read_audio` reads the sound.
 
     Args:
         source: a folder with ``metadata.csv``, ``.jsonl`` or ``.parquet`` (``file_name`` and ``transcription``, as ``datasets`` reads an
-            ``audiofolder``); a folder of recordings, each with a .txt file of the same name; either for each split, in a folder of its
+            ``audiofolder``); a folder of audio files, each with a .txt file of the same name; either for each split, in a folder of its
             name; or a table, a folder written by ``datasets``, or a name on the Hub: see :func:`read_source`.
         split: which split, if the source has several.
-        audio_column: the column of recordings: ``datasets.Audio``, bytes, or paths relative to the table; "" = the first of
-            ``COLUMNS["audio"]`` that there is.
+        audio_column: the column of audio files: ``datasets.Audio``, bytes, or paths relative to the table; "" = the first existing one of
+            ``COLUMNS["audio"]``.
         text_column: the column of transcripts; "" = the first of ``COLUMNS["text"]``.
 
     Returns:
-        A dataset with the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, which is what a message calls a row.
+        A dataset with the columns ``audio`` (path or bytes), ``text``, in one line, and ``name``, the row's name in messages.
 
     Raises:
-        DataError: the source cannot be read, a column is missing or holds something else, or a row has no recording or no transcript.
+        DataError: the source cannot be read, a column is missing or holds something else, or a row has no audio file or no transcript.
     """
     path = Path(source)
     if path.is_dir() and not saved_by_datasets(path):
@@ -69,7 +68,7 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
     if missing := next((role for role in COLUMNS if role not in columns), None):
         raise DataError(
             f"{source} has the columns {', '.join(data.column_names)}, and none of them is called {', '.join(COLUMNS[missing])}; name the "
-            f"one with {'recordings' if missing == 'audio' else 'transcripts'} by --{missing}-column"
+            f"one with {'audio files' if missing == 'audio' else 'transcripts'} by --{missing}-column."
         )
     check_column(data, columns["text"], source, "--text-column", text=True)
     rows = file_rows(RECORDING_FILES, data, columns["audio"], source)
@@ -77,18 +76,18 @@ def load_transcribed(source: str, *, split: str = "train", audio_column: str = "
 
 
 def _files_with_texts(root: Path) -> Dataset:
-    """The recordings of a folder, each with the text of the .txt file that has its name."""
+    """The audio files of a folder, each with the text of the .txt file that has its name."""
     files = RECORDING_FILES.files(root)
     if bare := [file for file in files if not file.with_suffix(".txt").is_file()]:
         raise DataError(
-            f"{str(root)!r} has no {METADATA[0]}, and {len(bare):,} of its {len(files):,} recordings have no transcript, the first "
-            f"{str(bare[0])!r}; write {bare[0].with_suffix('.txt').name} next to it, or {METADATA[0]} with file_name,transcription"
+            f"{str(root)!r} has no {METADATA[0]}, and {len(bare):,} of its {len(files):,} audio files have no transcript, the first "
+            f"{str(bare[0])!r}; write {bare[0].with_suffix('.txt').name} next to it, or {METADATA[0]} with file_name,transcription."
         )
     cells = [{"path": str(file), "bytes": None} for file in files]
     features = Features({"audio": CELL, "name": Value("string")})
     rows = Dataset.from_dict({"audio": cells, "name": [cell["path"] for cell in cells]}, features=features)
     texts = [_transcript(file.with_suffix(".txt")) for file in files]
-    return _with_texts(rows, texts, "leave such recordings out")
+    return _with_texts(rows, texts, "leave such audio files out")
 
 
 def _transcript(file: Path) -> str:
@@ -106,9 +105,9 @@ def _with_texts(rows: Dataset, texts: Sequence[str | None], otherwise: str) -> D
     """
     lines = [" ".join((text or "").split()) for text in texts]
     if not lines:
-        raise DataError("there are no utterances in the data; give others")
+        raise DataError("There are no utterances in the data; give others.")
     if "" in lines:
-        raise DataError(f"{rows['name'][lines.index('')]} has no transcript; {otherwise}")
+        raise DataError(f"{rows['name'][lines.index('')]} has no transcript; {otherwise}.")
     return rows.add_column("text", lines)
 
 
@@ -119,7 +118,7 @@ def rewritten(text: str, case: str) -> str:
         OptionError: there is no such case.
     """
     if case not in CASES:
-        raise OptionError(f"letter_case must be one of {', '.join(CASES)}, not {case!r}")
+        raise OptionError(f"--letter-case must be one of {', '.join(CASES)}, not {case!r}.")
     return CASES[case](text)
 
 
@@ -130,7 +129,7 @@ def without_unknown(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, un
         unknown: "refuse", or "drop", which leaves such characters out.
 
     Raises:
-        DataError: some transcripts have other characters, and they are to be refused; or nothing else.
+        DataError: a transcript has unknown characters, which ``unknown`` refuses, or no known ones.
     """
     counts = Counter(character for text in texts for character in set(text))
     lacking = sorted(character for character in counts if not knows(tokenizer, character))
@@ -143,12 +142,12 @@ def without_unknown(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, un
         fitting = next(cases, None)
         advice = f"add --letter-case {fitting}" if fitting else "add --unknown-characters drop, or --new-vocabulary for a new one"
         raise DataError(
-            f"transcripts have characters that the vocabulary lacks: {named}{others} (first in {_first(texts, lacking)!r}); {advice}"
+            f"Transcripts have characters that the vocabulary lacks: {named}{others} (first in {_first(texts, lacking)!r}); {advice}."
         )
     table = str.maketrans(dict.fromkeys(lacking, ""))
     cleaned = [" ".join(text.translate(table).split()) for text in texts]
     if "" in cleaned:
-        raise DataError(f"the transcript {texts[cleaned.index('')]!r} has no character of the vocabulary; leave its row out")
+        raise DataError(f"The transcript {texts[cleaned.index('')]!r} has no character of the vocabulary; leave its row out.")
     return cleaned
 
 
@@ -168,7 +167,7 @@ def character_tokenizer(texts: Sequence[str]) -> Wav2Vec2CTCTokenizer:
     """A new vocabulary of all characters of some transcripts, sorted, with a space between words, an unknown token and CTC's blank."""
     characters = sorted({character for text in texts for character in text} - {" "})
     if WORD_DELIMITER in characters:
-        raise DataError(f"transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them")
+        raise DataError(f"Transcripts contain {WORD_DELIMITER!r}, which in a vocabulary is the space between words; leave it out of them.")
     return ctc_tokenizer(characters)
 
 
@@ -183,7 +182,7 @@ def ctc_tokenizer(tokens: Sequence[str]) -> Wav2Vec2CTCTokenizer:
 
 
 def frames_needed(labels: Sequence[int]) -> int:
-    """The frames without which CTC has no path for some labels: one for each, and a blank between two that are equal."""
+    """Minimum number of frames for CTC: one for each label, and a blank between equal labels."""
     return len(labels) + sum(first == second for first, second in pairwise(labels))
 
 
@@ -194,7 +193,7 @@ def to_utterances(
     frames: Callable[[int], int],
     most_seconds: float | None = None,
 ) -> tuple[Dataset, dict[str, list[str]]]:
-    """Listen to every utterance once, so that a bad one is refused before the training, and count its frames.
+    """Read every utterance once and count its frames, so that a bad one is refused before the training.
 
     Args:
         data: rows of :func:`load_transcribed`.
@@ -202,8 +201,8 @@ def to_utterances(
         most_seconds: longer ones are left out; ``None`` = no limit.
 
     Returns:
-        The rows with ``labels``, ``length`` (frames) and ``seconds``; and the names of those that are left out: under "seconds" the longer
-        ones, and under "transcript" those whose transcript is longer than CTC can write in their frames, for which the loss is infinite.
+        The rows with ``labels``, ``length`` (frames) and ``seconds``, and the names of rows that are left out: "seconds" (too long) and
+        "transcript" (too few frames for the transcript, so that CTC's loss is infinite).
 
     Raises:
         AudioError: as :func:`read_audio`.
@@ -226,10 +225,10 @@ def to_utterances(
 
 
 class UtteranceCollator:
-    """Batches of utterances: what the feature extractor makes of them, padded, and ``labels (B, T)``, padded with -100.
+    """Batches of utterances: the feature extractor's inputs, padded, and ``labels (B, T)``, padded with -100.
 
     Args:
-        hearing: how recordings become inputs.
+        hearing: how audio files become inputs.
     """
 
     def __init__(self, hearing: Hearing) -> None:
@@ -239,7 +238,7 @@ class UtteranceCollator:
         """The batch of rows of :func:`to_utterances`.
 
         Raises:
-            AudioError: a recording cannot be read.
+            AudioError: an audio file cannot be read.
         """
         labels = [torch.as_tensor(row["labels"], dtype=torch.long) for row in features]
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED)

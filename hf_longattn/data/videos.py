@@ -1,4 +1,5 @@
-"""Videos as frames: a folder of numbered pictures, or an array in a file. A file of a codec is refused, with how to extract its frames."""
+"""Videos as frames: a folder of numbered images, or an array in a file. An encoded video is refused with the command that extracts its
+frames."""
 
 from __future__ import annotations
 
@@ -26,15 +27,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MARGIN = 256 / 224
-"""The shorter side of a frame, in sides of its crop, by V-JEPA 2's video processor."""
+"""Shorter side of a frame divided by the side of its crop, as in V-JEPA 2's video processor."""
 COLOURS = (1, 3)
 NUMBERS = re.compile(r"(\d+)")
-WHAT = "a folder of numbered pictures (frames/00001.png …), or an array of frames (.npy)"
+WHAT = "a folder of numbered images (frames/00001.png …), or an array of frames (.npy)"
 
 
 def video_places(path: Path) -> list[Path]:
-    """The videos at a path: itself, where it is a file or a folder of pictures; else the arrays and the folders of pictures in it, in the
-    order of their names.
+    """The videos at a path: the path itself if it is a file or a folder of images; else its arrays and folders of images, sorted by name.
 
     Raises:
         DataError: there is none.
@@ -42,19 +42,19 @@ def video_places(path: Path) -> list[Path]:
     if path.is_file() or (path.is_dir() and _frame_files(path)):
         return [path]
     if not path.is_dir():
-        raise DataError(f"{str(path)!r} does not exist; give {WHAT}")
+        raise DataError(f"{str(path)!r} does not exist; give {WHAT}.")
     entries = [entry for entry in sorted(path.iterdir(), key=_by_number) if not entry.name.startswith(".")]
     videos = [entry for entry in entries if (_frame_files(entry) if entry.is_dir() else entry.suffix.lower() in VIDEO_SUFFIXES)]
     if not videos:
-        raise DataError(f"the folder {str(path)!r} holds no videos; give {WHAT}, or a folder with one such folder or file for each video")
+        raise DataError(f"The folder {str(path)!r} holds no videos; give {WHAT}, or a folder with one such folder or file for each video.")
     return videos
 
 
 def read_video(path: Path, frames: int) -> list[Picture]:
-    """As many frames of a video, evenly spread from its first to its last, in RGB.
+    """As many as ``frames`` of a video in RGB, evenly spread from the first to the last.
 
     Args:
-        path: a folder of pictures, in the order of the numbers in their names, or an array ``(frames, channels, height, width)`` or
+        path: a folder of images, in the order of the numbers in their names, or an array ``(frames, channels, height, width)`` or
             ``(frames, height, width, channels)`` of whole numbers from 0 to 255, or of numbers from 0 to 1.
         frames: that the model reads.
     Raises:
@@ -65,12 +65,12 @@ def read_video(path: Path, frames: int) -> list[Picture]:
     if kind in CODEC_SUFFIXES:
         raise DataError(
             f"{str(path)!r} is a video file, which is not decoded here; extract its frames, for example with mkdir frames && ffmpeg -i "
-            f"{path.name} frames/%05d.png, and give that folder"
+            f"{path.name} frames/%05d.png, and give that folder."
         )
     if path.is_file() and kind in SUFFIXES:
-        raise DataError(f"{str(path)!r} is a picture, but the model reads videos of {frames} frames; give {WHAT}")
+        raise DataError(f"{str(path)!r} is an image, but the model reads videos of {frames} frames; give {WHAT}.")
     if path.is_file() and kind != FRAMES_SUFFIX:
-        raise DataError(f"{str(path)!r} is not a video; give {WHAT}")
+        raise DataError(f"{str(path)!r} is not a video; give {WHAT}.")
     if path.is_dir():
         files = _frame_files(path)
         _check_count(path, len(files), frames)
@@ -89,12 +89,12 @@ def _frames_of_array(path: Path, frames: int) -> list[Picture]:
         values: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         first = (str(error).splitlines() or [""])[0]
-        raise DataError(f"the array {str(path)!r} is damaged, or not an array of numbers; write it with numpy.save ({first})") from error
+        raise DataError(f"The array {str(path)!r} is damaged, or not an array of numbers; write it with numpy.save ({first}).") from error
     shape: tuple[int, ...] = getattr(values, "shape", ())
     if len(shape) != 4 or (shape[1] not in COLOURS and shape[3] not in COLOURS):
         raise DataError(
-            f"the array {str(path)!r} has shape {tuple(shape)}, but a video is (frames, channels, height, width) or (frames, height, "
-            "width, channels) with 3 channels or 1"
+            f"The array {str(path)!r} has shape {tuple(shape)}, but a video is (frames, channels, height, width) or (frames, height, "
+            "width, channels) with 3 channels or 1."
         )
     _check_count(path, len(values), frames)
     chosen = np.stack([np.asarray(values[number]) for number in evenly_spread(range(len(values)), frames)])
@@ -103,19 +103,19 @@ def _frames_of_array(path: Path, frames: int) -> list[Picture]:
     if np.issubdtype(chosen.dtype, np.floating) and np.isfinite(chosen).all() and chosen.min() >= 0 and chosen.max() <= 1:
         chosen = (chosen * 255).round()
     elif not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() > 255:
-        raise DataError(f"the array {str(path)!r} has other values than whole numbers from 0 to 255 or numbers from 0 to 1; scale it")
+        raise DataError(f"The array {str(path)!r} has other values than whole numbers from 0 to 255 or numbers from 0 to 1; scale it.")
     return [Pillow.fromarray(frame.astype(np.uint8).repeat(3 // frame.shape[2], 2)) for frame in chosen]
 
 
 def _check_count(path: Path, count: int, frames: int) -> None:
     if count < frames:
-        raise DataError(f"the video {str(path)!r} has {count} frames, but the model reads {frames}; extract more, or give a longer video")
+        raise DataError(f"The video {str(path)!r} has {count} frames, but the model reads {frames}; extract more, or give a longer video.")
 
 
 def _check_sizes(path: Path, sizes: Iterable[tuple[int, int]]) -> None:
     if len(several := dict.fromkeys(sizes)) > 1:
         first, second = (f"{height} × {width}" for width, height in list(several)[:2])
-        raise DataError(f"the video {str(path)!r} has frames of several sizes, {first} and {second} pixels; extract them from one video")
+        raise DataError(f"The video {str(path)!r} has frames of several sizes, {first} and {second} pixels; extract them from one video.")
 
 
 def _size_in_header(file: Path) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def _size_in_header(file: Path) -> tuple[int, int]:
 
 
 def _frame_files(folder: Path) -> list[Path]:
-    """The pictures directly in a folder, by the numbers in their names."""
+    """The images directly in a folder, by the numbers in their names."""
     files = (file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file())
     return sorted(files, key=_by_number)
 
@@ -142,7 +142,7 @@ def _by_number(path: Path) -> list[tuple[int, str]]:
 
 
 def load_labelled_videos(source: str, *, split: str = "train") -> Dataset:
-    """Read where videos are, and the names of their labels; the videos themselves are read by :func:`read_video`.
+    """Read the paths of videos and the names of their labels. :func:`read_video` reads the videos.
 
     Args:
         source: a folder with one sub-folder of videos per label, or such a folder for each split.
@@ -156,7 +156,7 @@ def load_labelled_videos(source: str, *, split: str = "train") -> Dataset:
     """
     path = Path(source)
     if not path.is_dir():
-        raise DataError(f"{source!r} is not a folder; videos to classify are a folder with one sub-folder per label, each with {WHAT}")
+        raise DataError(f"{source!r} is not a folder; videos to classify are a folder with one sub-folder per label, each with {WHAT}.")
     rows = [(str(place), folder.name) for folder in label_folders(folder_of_split(path, split), "videos") for place in video_places(folder)]
     return Dataset.from_dict(
         {"video": [place for place, _ in rows], "label": [label for _, label in rows], "name": [row[0] for row in rows]}
@@ -179,7 +179,7 @@ class VideoCollator:
 
     @classmethod
     def of(cls, model: PreTrainedModel, processor: Any, names: Sequence[str]) -> VideoCollator:
-        """That of a model, with as many frames as it was made for."""
+        """The collator of a model, with the model's number of frames."""
         family = known_family(model.config)
         frames = model.config.num_frames if family is None else family.rule.sizes(model.config)[1][0]
         return cls(processor, names, model.main_input_name, frames)
@@ -202,15 +202,15 @@ def checked_frames(model: PreTrainedModel, collator: VideoCollator, place: str) 
     """Frames, height and width of the videos that a collator makes, seen on one of them.
 
     Raises:
-        CheckpointError: the model was converted for another size: the processor would scale large videos down in silence.
+        CheckpointError: the model was converted for another size, so the processor would shrink videos silently.
         DataError: as :func:`read_video`.
     """
     frames, _, *sides = collator.pixels(place).shape[1:]
     converted = getattr(model.config, "long_image_size", None)
     if converted is not None and list(converted) != sides:
         raise CheckpointError(
-            f"the processor of {model.name_or_path!r} makes frames of {' × '.join(map(str, sides))} pixels, but the model was converted "
-            f"for {' × '.join(map(str, converted))}; set its size to these"
+            f"The processor of {model.name_or_path!r} makes frames of {' × '.join(map(str, sides))} pixels, but the model was converted "
+            f"for {' × '.join(map(str, converted))}; set its size to these."
         )
     return frames, *sides
 
@@ -222,8 +222,8 @@ def frames_as_pixels(processor: Any, frames: Sequence[Any]) -> Tensor:
 
 
 def frame_processor(values: Mapping[str, Any]) -> Any:
-    """What makes frames by the values of a video processor's file, without torchvision: VideoMAE's processor on Pillow, which resizes the
-    shorter side of every frame, crops its middle, rescales and normalises it, as V-JEPA 2's does with torchvision."""
+    """What makes frames by the values of a video processor's file, without torchvision: VideoMAE's processor on Pillow. It resizes the
+    shorter side of every frame, crops the centre, rescales and normalises, as V-JEPA 2's does with torchvision."""
     from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
     crop = values.get("crop_size")
@@ -235,7 +235,7 @@ def frame_processor(values: Mapping[str, Any]) -> Any:
 
 
 def load_frame_processor(name: str) -> Any:
-    """What makes the frames of a checkpoint's videos.
+    """The processor of a checkpoint's videos.
 
     Args:
         name: a folder or a Hub repository id.

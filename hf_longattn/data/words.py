@@ -1,4 +1,4 @@
-"""Documents whose words have tags: read, and cut into windows that a model reads."""
+"""Documents with a tag for each word: reading, and windows for a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = ("tokens", "words")
 
 
 def read_words(source: str, split: str, words_column: str | None, tags_column: str, places_column: str | None = None) -> Dataset:
-    """Read tagged documents; those without words are left out, unless they are pages.
+    """Read tagged documents. Documents without words are left out, except pages.
 
     Args:
         source: a CoNLL file (see :func:`read_conll`), or as for :func:`.sources.read_source`.
@@ -37,7 +37,7 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
     """
     if Path(source).suffix.lower() in CONLL:
         if places_column is not None:
-            raise DataError(f"{source!r} has no boxes of its words; give a .jsonl or .parquet file, or leave --layout out")
+            raise DataError(f"{source!r} has no boxes of its words; give a .jsonl or .parquet file, or leave --layout out.")
         return read_conll(Path(source))
     data = read_source(source, split)
     column = words_column or next((name for name in WORDS if name in data.column_names), WORDS[0])
@@ -57,22 +57,22 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
             try:
                 pages = placed_words(row, column, places_column)
             except PageError as error:
-                raise DataError(f"row {number + 1} of {source}: {error}") from error
+                raise DataError(f"Row {number + 1} of {source}: {error}") from error
             in_pages = any(isinstance(part, list) for part in words)
             words, placed = pages.words, {"boxes": pages.boxes, "xpaths": pages.paths}
             tags = [tag for page in tags or [] for tag in page or []] if in_pages and isinstance(tags, list) else tags
         if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or None in tags:
             raise DataError(
-                f"row {number + 1} of {source}: {column!r} and {tags_column!r} must be lists of the same length, a tag for every word"
+                f"Row {number + 1} of {source}: {column!r} and {tags_column!r} must be lists of the same length, a tag for every word."
             )
         if names is not None and any(not 0 <= tag < len(names) for tag in tags):
-            raise DataError(f"row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes")
+            raise DataError(f"Row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes.")
         return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags], **placed}
 
     form = TAGGED if places_column is None else PLACED
     tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=form).filter(lambda row: bool(row["words"]))
     if not len(tagged):
-        raise DataError(f"there are no words in {source}")
+        raise DataError(f"There are no words in {source}.")
     return tagged
 
 
@@ -83,7 +83,7 @@ def read_conll(path: Path) -> Dataset:
         DataError: there is no such file, it is not UTF-8, a word without a tag, or no words.
     """
     if not path.is_file():
-        raise DataError(f"data file {str(path)!r} does not exist")
+        raise DataError(f"Data file {str(path)!r} does not exist.")
     try:
         lines = path.read_text(encoding=UTF_8).splitlines()
     except UnicodeDecodeError as error:
@@ -96,12 +96,12 @@ def read_conll(path: Path) -> Dataset:
         elif line.strip():
             columns = line.split()
             if len(columns) < 2:
-                raise DataError(f"line {number} of {str(path)!r} has no tag; a line is a word and its tag, separated by spaces")
+                raise DataError(f"Line {number} of {str(path)!r} has no tag; a line is a word and its tag, separated by spaces.")
             documents[-1][0].append(columns[0])
             documents[-1][1].append(columns[-1])
     filled = [document for document in documents if document[0]]
     if not filled:
-        raise DataError(f"there are no words in {str(path)!r}")
+        raise DataError(f"There are no words in {str(path)!r}.")
     return Dataset.from_dict({"words": [words for words, _ in filled], "tags": [tags for _, tags in filled]}, features=TAGGED)
 
 
@@ -114,7 +114,7 @@ def tag_names(*parts: Dataset) -> list[str]:
 def to_windows(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str], page: Sequence[str] = ()
 ) -> Dataset:
-    """Model inputs of tagged documents, as many per document as it has windows.
+    """Model inputs of tagged documents, one for each window of a document.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.

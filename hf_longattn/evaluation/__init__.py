@@ -32,7 +32,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     """
     metrics = list_metrics()
     if name not in metrics:
-        raise LongAttentionError(f"unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}")
+        raise LongAttentionError(f"Unknown metric {name!r}; the metrics are {', '.join(metrics)}.{nearest(name, metrics)}")
     from evaluate.loading import import_main_class
 
     metric = import_main_class(f"{__name__}.metrics.{name}")

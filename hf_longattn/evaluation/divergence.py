@@ -12,11 +12,11 @@ ROWS_AT_ONCE = 256
 
 
 def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher ‖ student) of logits ``(n, classes)``, mean over n, times the temperature's square, so that gradients do not depend on it.
+    """KL(teacher ‖ student) of logits ``(n, classes)``, mean over n. It is multiplied by the squared temperature, so that gradients keep
+    their scale.
 
-    It is the cross-entropy of the student's predictions with the teacher's (Hinton et al. 2015) less the teacher's entropy: 0 where both
-    predict the same, with the same gradients; ``teacher`` gets none. Computed in float32, :data:`ROWS_AT_ONCE` rows at a time: the
-    only tensor of this size that is kept is the gradient.
+    It is the cross-entropy of Hinton et al. (2015) minus the teacher's entropy: 0 for equal predictions, with the same gradients;
+    ``teacher`` gets none. Computed in float32 over chunks of :data:`ROWS_AT_ONCE` rows. Only the gradient is stored in full.
     """
     return _KLDivergence.apply(student, teacher.detach(), temperature)
 

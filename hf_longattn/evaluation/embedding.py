@@ -35,14 +35,14 @@ from .late_chunking import PIECE, check_averages, default_overlap, read_tokens, 
 logger = logging.get_logger(LOGGER)
 
 FILE, STEP = 1024, 16
-"""Documents of a Parquet file, and of what is saved at once."""
+"""Documents per Parquet file, and per save."""
 ROWS = 16_384
-"""Vectors of a row group."""
+"""Vectors per row group."""
 BATCH_TOKENS = 4096
-"""Tokens that are read at once, padding included; a longer document is read alone."""
+"""Tokens per forward pass, with padding. A longer document is read alone."""
 SETTINGS = "embedding.json"
 SIZES: dict[str, int | None] = {"document": None, "parts": 8, "passages": 256, "tokens": None}
-"""Kinds of vectors, with their default: parts of a document, or tokens of a passage."""
+"""Kind of vectors -> default size: parts of a document, or tokens of a passage."""
 TASKS = ("document", "query")
 
 
@@ -62,7 +62,7 @@ class Vectors:
         """
         of, colon, size = text.partition(":")
         if of not in SIZES or (colon and (SIZES[of] is None or not size.isdigit() or int(size) < 1)):
-            raise OptionError(f"vectors is {text!r}; give document, parts:8 or passages:256, with any number, or tokens")
+            raise OptionError(f"--vectors is {text!r}; give document, parts:8 or passages:256, with any number, or tokens.")
         return cls(of, int(size) if colon else SIZES[of])
 
     def __str__(self) -> str:
@@ -83,15 +83,15 @@ def embed_documents(
 ) -> dict[str, Any]:
     """Embed documents into Parquet files with the columns ``id``, ``part``, ``start``, ``end`` and ``vector``.
 
-    ``start`` and ``end`` are characters of the document; ``part`` counts its vectors from 0. Run it in several processes (``accelerate
-    launch``) and each takes its share of the files; they are the same in any number of processes.
+    ``start`` and ``end`` are characters of the document; ``part`` counts its vectors from 0. With several processes (``accelerate
+    launch``), each writes its share of the files. The files do not depend on the number of processes.
 
     Args:
         model: a folder or Hub name that sentence-transformers loads.
         documents: see :func:`..data.sources.read_source`.
         output: a folder, new or of a stopped run with the same arguments.
-        vectors: see :meth:`Vectors.parse`. All but those of whole documents are means of token states, scaled to length 1; a document
-            that the model cannot read at once is read in windows.
+        vectors: see :meth:`Vectors.parse`. Vectors of parts and passages are means of token states, scaled to length 1. Documents longer
+            than the model are read in windows.
         task: "document", or "query" for the prompt that the model puts before queries.
         text_column, id_column, split: of the data; by default ids are the column ``id``, or else the documents' numbers.
         note: is called with the documents that this process has embedded, and its share.
@@ -100,13 +100,13 @@ def embed_documents(
         How many documents and vectors this process has written.
 
     Raises:
-        DataError: documents without text, ids that are given twice, or queries that are longer than the model.
+        DataError: documents without text, duplicate ids, or queries longer than the model.
         CheckpointError: vectors of passages from a model that does not average its token states.
         DestinationExistsError: the folder holds other vectors.
     """
     chosen = Vectors.parse(vectors)
     if task not in TASKS:
-        raise OptionError(f"task is {task!r}; give document or query")
+        raise OptionError(f"--task is {task!r}; give document or query.")
     with needs_extra("sentence"):
         import sentence_transformers
     loader = sentence_transformers.MultiVectorEncoder if has_token_vectors(model) else sentence_transformers.SentenceTransformer
@@ -135,7 +135,7 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     """The documents with the columns ``id`` and ``text``.
 
     Raises:
-        DataError: a missing column, a document without text, or an id that is given twice.
+        DataError: a missing column, a document without text, or a duplicate id.
     """
     data = read_source(source, split)
     check_column(data, text_column, source, "--text-column", text=True)
@@ -150,10 +150,10 @@ def read_documents(source: str, split: str, text_column: str, id_column: str) ->
     seen: set[str] = set()
     for row in data:
         if row["id"] in seen:
-            raise DataError(f"the id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column")
+            raise DataError(f"The id {row['id']!r} is given to two documents of {source}; name a column of other ids with --id-column.")
         seen.add(row["id"])
         if not row["text"].strip():
-            raise DataError(f"the document {row['id']!r} of {source} has no text; leave it out")
+            raise DataError(f"The document {row['id']!r} of {source} has no text; leave it out.")
     return data
 
 
@@ -167,7 +167,7 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
     for query in queries:
         tokens = len(network.tokenizer(prompt + query, verbose=False)["input_ids"])
         if longest and tokens > longest:
-            raise DataError(f"a query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it")
+            raise DataError(f"A query has {tokens:,} tokens, and the model reads {longest:,}: {query[:60]!r}…; shorten it.")
 
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[
     prompt = network.prompts.get(task) or ""
     if network.model_type == "MultiVectorEncoder":
         if vectors.of not in ("parts", "tokens"):
-            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them")
+            raise OptionError(f"{name!r} gives a vector for every token; give --vectors tokens, or parts:64 for 64 means of them.")
         return partial(_token_vectors, network, vectors, task)
     if vectors.of == "document":
         return partial(_whole, network, task)
@@ -209,7 +209,7 @@ def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[
 
 
 def _encoded(network: Any, task: str, texts: Sequence[str]) -> Any:
-    """What ``encode_document`` or ``encode_query`` gives, with a warning where it cuts."""
+    """The result of ``encode_document`` or ``encode_query``, with a warning about cut texts."""
     longest = network.max_seq_length
     read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
     most = max(1, *map(len, network.tokenizer(read, verbose=False)["input_ids"]))
@@ -262,9 +262,9 @@ def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator
 
 
 def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence[str]], Iterator[Iterator[Row]]]) -> Iterator[None]:
-    """Write a file of vectors in steps, and yield after each; steps of an interrupted run are kept.
+    """Write a file of vectors in steps, and yield after each. An interrupted run continues after its last step.
 
-    All that a killed run leaves lies in the folder of the steps, which is removed in the end.
+    Temporary files lie in the folder of the steps, which is removed at the end.
     """
     steps = file.with_suffix(".steps")
     if file.is_file():

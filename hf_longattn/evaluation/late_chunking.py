@@ -1,7 +1,7 @@
 """Late chunking (Günther et al. 2024, arXiv 2409.04701): embeddings of passages that know the rest of their document.
 
-A document is embedded in one pass, and the states of its tokens are averaged passage by passage afterwards. Splitting first and embedding
-each passage alone, as usual, loses what a passage refers to ("the city", "this function").
+A document is embedded in one pass, and the states of its tokens are averaged passage by passage afterwards. Usually, passages are embedded
+alone and lose their references ("the city", "this function").
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ def late_chunks(
 ) -> list[list[Chunk]]:
     """Embed every document in one pass, and average the states of each of its passages: the paper's equation 2.
 
-    An encoder whose embeddings are averages over tokens needs no training for it; one that reads its first token (CLS pooling) does.
-    A text that is one passage, such as a query, is averaged with its special tokens and prefix, as sentence-transformers' ``encode`` does.
+    An encoder with mean pooling needs no training for it; one with CLS pooling does. A text with one passage, such as a query, is averaged
+    with special tokens and prefix, as in sentence-transformers' ``encode``.
 
     Args:
         model: an encoder without head, such as ``AutoModel.from_pretrained("bert-4096")`` or ``sentence_transformer[0].auto_model``.
         tokenizer: its tokenizer, a fast one.
         documents: texts of any length.
         spans: for each document the passages as (start, end) in characters, for example sentences; of a single text, also the passages
-            themselves. A token belongs to the passage in which it starts. If not given, passages of ``chunk_tokens`` tokens, the last one
+            themselves. A token belongs to the passage in which it starts. Default: passages of ``chunk_tokens`` tokens; the last one may be
             shorter.
         prefix: what the model was trained to read before documents, such as "search_document: "; in no passage that is a part of a text.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
-        overlap: a longer document is read in windows that share so many tokens, and each token's state is that of the window in which it
-            is further from an end (the paper's algorithm 2 keeps the earlier window's); by default :func:`default_overlap`.
+        overlap: tokens shared by windows of a longer document; default: :func:`default_overlap`. Each state comes from the window in which
+            its token is further from an end (algorithm 2 of the paper takes the earlier window).
         normalize: scale embeddings to length 1.
     Returns:
         For each document its passages, in the order of ``spans``.
@@ -105,17 +105,17 @@ def default_overlap(longest: int | None) -> int:
 
 
 def check_averages(network: Any, name: str) -> None:
-    """Refuse a model of sentence-transformers whose vectors are no means of token states.
+    """Refuse a sentence-transformers model without mean pooling.
 
     Raises:
-        CheckpointError: with what it does instead.
+        CheckpointError: the model pools in another way.
     """
     kinds = [type(module).__name__ for module in network][1:]
     mode = getattr(network[1], "pooling_mode", "mean")
     if kinds not in (["Pooling"], ["Pooling", "Normalize"]) or mode != "mean":
         raise CheckpointError(
             f"{name!r} makes its vectors by {', '.join(kinds)}{'' if mode == 'mean' else f' ({mode})'}, and those of passages are means of "
-            "token states; give a model with mean pooling"
+            "token states; give a model with mean pooling."
         )
 
 
@@ -160,7 +160,7 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, text: str, prefix: str = "")
         opening = "" if first else prefix
         read = tokenizer(opening + text[first:last], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         places = read["offset_mapping"]
-        # a token may hold both, such as the space between
+        # a token may belong to both, such as the space between
         begin = next((at for at, (start, end) in enumerate(places) if max(start + 1, end) > len(opening)), len(places))
         before += read["input_ids"][:begin]
         ids.append(torch.tensor(read["input_ids"][begin:], dtype=torch.long))
@@ -183,12 +183,12 @@ def _cuts(text: str) -> list[int]:
 def token_states(model: PreTrainedModel, tokens: Tokens, longest: int | None, overlap: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The states of a text's tokens, window by window.
 
-    A text of more than ``longest`` tokens is read in windows that share ``overlap``; each state is from the window in which its token is
-    further from an end.
+    A text longer than ``longest`` tokens is read in windows that share ``overlap`` tokens. Each state comes from the window in which its
+    token is further from an end.
 
     Yields:
-        The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and the special tokens, which stand at
-        the start of the first window and at the end of the last one; fp32 on the CPU.
+        The last hidden states of the next tokens ``(T, hidden_size)``, and those of the prefix and special tokens at the start of the first
+        and the end of the last window; fp32 on the CPU.
     """
     before, after, count = tokens.before, tokens.after, len(tokens.ids)
     body = count if longest is None else longest - len(before) - len(after)

@@ -1,10 +1,10 @@
-"""Which layers keep softmax attention, when all others run one cheap mechanism (Li et al. 2025, Distilling to Hybrid Attention Models via
+"""Choose the layers that keep softmax attention beside a cheap mechanism (Li et al. 2025, Distilling to Hybrid Attention Models via
 KL-Guided Layer Selection, arXiv 2512.20569).
 
-The importance of a layer is what restoring it alone gains: KL(checkpoint ‖ all cheap) - KL(checkpoint ‖ all cheap but this layer). The
-paper keeps softmax attention in the most important layers. But layers depend on one another: while the first layer gives wrong inputs,
-restoring the second gains nothing, and both together may gain most. So layers are restored one after another here, each time the one that
-lowers the divergence most, and this choice is compared with the paper's and with simple ones.
+A layer's importance is the gain of restoring only this layer: KL(checkpoint ‖ all cheap) - KL(checkpoint ‖ all cheap but this layer). The
+paper keeps softmax attention in the most important layers. But layers depend on one another. While the first layer gives wrong inputs,
+restoring the second gains nothing, though both together may gain most. So layers are restored one after another, always the one that lowers
+the divergence most. The result is compared with the paper's choice and with simple ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from hf_longattn.errors import OptionError
 
 NEGLIGIBLE = 1e-6
-"""Nats; a divergence below it counts as none."""
+"""Minimum divergence in nats; smaller ones count as 0."""
 Divergences = Callable[[Sequence[frozenset[int]]], Sequence[float]]
 """Sets of layers that keep softmax attention -> KL(checkpoint ‖ model) in nats of each."""
 
@@ -26,9 +26,9 @@ class KeptLayers:
     """The choice.
 
     kept: numbers of the layers that keep softmax attention.
-    importance: of every layer that could, restored alone, in nats.
+    importance: gain of restoring only this layer, in nats, for every candidate layer.
     divergence: of the choice; ``nothing``, with the cheap mechanism in every layer.
-    compared: KL divergence of this and other choices of as many layers, by name.
+    compared: Name -> KL divergence, for this and other choices of the same size.
     """
 
     kept: tuple[int, ...]
@@ -46,8 +46,8 @@ class KeptLayers:
 
 
 def choose_layers(divergences: Divergences, layers: Sequence[int], count: int) -> KeptLayers | None:
-    """The ``count`` of ``layers`` with which the divergence is lowest, of those that are compared: restored one after another, the most
-    important alone, evenly spaced, the first, the last. ``None`` where the cheap mechanism changes nothing, so that none is more important.
+    """The best of several choices of ``count`` layers: greedy, the most important ones, evenly spaced, the first, the last. ``None`` if the
+    cheap mechanism changes nothing.
 
     Measures up to ``count`` · ``len(layers)`` sets.
     """
@@ -85,7 +85,7 @@ def layers_keep(layers: Sequence[int]) -> str:
 
 
 def number_of_layers(number: float, layers: int, option: str) -> int:
-    """Layers that keep softmax attention: ``number`` itself, or that share of them (below 1).
+    """Layers that keep softmax attention: ``number`` layers, or this share of ``layers`` if it is below 1.
 
     Raises:
         OptionError: none or all of them.
@@ -94,6 +94,6 @@ def number_of_layers(number: float, layers: int, option: str) -> int:
     if not 0 < count < layers or (number >= 1 and count != number):
         raise OptionError(
             f"{option} is {number:g}, but the model has {layers} layers, so 1 to {layers - 1} of them can keep softmax attention; give "
-            f"{option} {layers // 2 or 1}, or a share below 1"
+            f"{option} {layers // 2 or 1}, or a share below 1."
         )
     return count

@@ -1,4 +1,4 @@
-"""What question answering computes besides a model's span scores: the loss over all correct spans, and HotpotQA's heads."""
+"""The loss of question answering over all correct spans, and HotpotQA's heads."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def rows_of(packed: Tensor, lengths: Tensor, padding: float = 0.0) -> Tensor:
 
 
 class EvidenceHeads(nn.Module):
-    """HotpotQA's heads next to the span's (Beltagy et al. 2020, appendix), two layers each: the kind of the answer (a span, yes or no) from
-    the first token, whether a sentence supports it from the marker after the sentence, whether a paragraph does from the marker before its
-    title."""
+    """HotpotQA's heads beside the span's (Beltagy et al. 2020, appendix), two layers each. The first token gives the kind of the answer
+    (span, yes or no); the marker after a sentence and the marker before a title say whether sentence and paragraph support it."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -75,8 +74,8 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
 
 
 def attach_evidence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvidenceHeads:
-    """``model.evidence``, and the markers that it reads, which are initialised on first use; ``config.has_evidence_heads`` tells a reader
-    to look for its weights, and ``config.global_token_ids`` which markers are global."""
+    """Add ``model.evidence`` and its markers, whose weights are initialised on first use; ``config.has_evidence_heads`` tells a reader to
+    load the heads, and ``config.global_token_ids`` lists the global markers."""
     if not hasattr(model, "evidence"):
         add_markers(model, tokenizer, EVIDENCE)
         make_global(model, tokenizer, (TITLE, SENTENCE))
@@ -86,7 +85,7 @@ def attach_evidence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 
 def qa_loss(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHeads | None = None) -> Tensor:
-    """The loss of each row of a batch ``(B,)``: the span's, and with ``evidence`` the sum of those of span, kind, sentences and paragraphs.
+    """The loss of each row of a batch ``(B,)``: the span's; with ``evidence`` plus the losses of kind, sentences and paragraphs.
 
     Args:
         outputs: of a question-answering model, for padded or packed inputs; with ``evidence`` with its hidden states.
@@ -125,11 +124,11 @@ def evidence_scores(outputs: Any, batch: Mapping[str, Any], evidence: EvidenceHe
 def chosen_evidence(
     sentences: Mapping[int, float], paragraphs: Mapping[int, float], owner: Mapping[int, int], count: int | None
 ) -> list[int]:
-    """The sentences that support an answer: those with a score above zero; with ``count``, from exactly that many paragraphs, as all
-    questions of HotpotQA have two (Groeneveld et al. 2020; Longformer's constrained decoding).
+    """The sentences with a score above zero; with ``count``, from exactly that many paragraphs, since every question of HotpotQA has two
+    (Groeneveld et al. 2020; Longformer's constrained decoding).
 
-    The paragraphs are those with the highest sums of their score and those of their sentences above zero, or else of their best sentence,
-    which is then chosen.
+    Paragraphs rank by the sum of their own score and the positive scores of their sentences. Without a positive sentence, the best one
+    counts and is chosen.
 
     Args:
         sentences: scores by the sentences' numbers.

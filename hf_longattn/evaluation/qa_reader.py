@@ -1,5 +1,5 @@
-"""Answers questions about long documents with a question-answering model: documents are read whole, cut or in windows, and the best span
-over all inputs wins."""
+"""Answers questions about long documents with a question-answering model. Documents are read whole, cut or in windows; the best span of all
+inputs wins."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.pages import has_places, page_columns, with_context
-from hf_longattn.data.qa_features import QAFeature, QAFormat, encode_qa, kind_number, pad_features, pad_targets
+from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, encode_qa, kind_number, pad_features, pad_targets
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_heads import KINDS, chosen_evidence, evidence_scores, qa_loss
 from hf_longattn.modeling.attach.token_globals import takes_globals, token_rule
@@ -26,19 +26,19 @@ RECORDS_AT_ONCE = 256
 
 
 class QAReader:
-    """Answers with the best span of a document that is read whole, cut or in windows, as ``form`` says.
+    """Answers with the best span of a document, which ``encoding`` reads whole, cut or in windows.
 
     Args:
         name: the row's name in tables.
         model: a question-answering model.
         tokenizer: its tokenizer.
-        form: how documents become inputs.
+        encoding: how documents become inputs.
         seed: the seed the model was trained with, for tables that average several seeds.
         batch_size: windows per forward pass.
         dtype: autocast to this type; None = the model's own.
         max_answer_tokens: longest answer.
-        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; None = the one that training has left
-            in the config (``no_answer_threshold``), or else always answer.
+        null_threshold: answer "" when the best span's score minus that of "no answer" is below this; None = the config's
+            ``no_answer_threshold``, which training writes; without it, always answer.
         n_best: candidates kept in :meth:`read`.
     """
 
@@ -47,7 +47,7 @@ class QAReader:
         name: str,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        form: QAFormat,
+        encoding: QAEncodingConfig,
         *,
         seed: int | None = None,
         batch_size: int = 8,
@@ -56,74 +56,76 @@ class QAReader:
         null_threshold: float | None = None,
         n_best: int = 20,
     ) -> None:
-        if form.global_question and (token_rule(model) is not None or not takes_globals(model)):  # the model marks them itself, or has none
-            form = dataclasses.replace(form, global_question=False)
+        if encoding.global_question and (
+            token_rule(model) is not None or not takes_globals(model)
+        ):  # the model marks them itself, or has none
+            encoding = dataclasses.replace(encoding, global_question=False)
         if getattr(getattr(model, "config", None), "has_evidence_heads", False):
-            form = dataclasses.replace(form, markers=True)
-        self.name, self.model, self.tokenizer, self.form, self.seed = name, model, tokenizer, form, seed
+            encoding = dataclasses.replace(encoding, markers=True)
+        self.name, self.model, self.tokenizer, self.encoding, self.seed = name, model, tokenizer, encoding, seed
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
         config = getattr(model, "config", None)
         self.token_columns = page_columns(config)
         self.null_threshold = getattr(config, "no_answer_threshold", None) if null_threshold is None else null_threshold
 
-    def answer(self, record: Mapping[str, Any]) -> str:
+    def answer(self, example: Mapping[str, Any]) -> str:
         """Return the answer's text, "" for none."""
-        return self.read([{**record, "answers": None}])[0].text
+        return self.read([{**example, "answers": None}])[0].text
 
-    def read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        """Answers with their candidates, in the order of ``records``; inputs of similar length share a forward pass.
+    def read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        """Answers with their candidates, in the order of ``examples``; inputs of similar length share a forward pass.
 
-        Where records have answers, each :class:`Answer` has the losses of its inputs.
+        Where examples have answers, each :class:`Answer` has the losses of its inputs.
         """
         answers: list[Answer] = []
-        for first in range(0, len(records), RECORDS_AT_ONCE):
-            answers += self._read([records[place] for place in range(first, min(first + RECORDS_AT_ONCE, len(records)))])
+        for first in range(0, len(examples), RECORDS_AT_ONCE):
+            answers += self._read([examples[place] for place in range(first, min(first + RECORDS_AT_ONCE, len(examples)))])
         return answers
 
-    def _read(self, records: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        records = [with_context(record) for record in records]
-        if len({has_places(record) for record in records}) > 1:
-            raise OptionError("some of the records have words with boxes and others do not; read them in two calls")
-        inputs = [_Input(number, feature, record) for number, record in enumerate(records) for feature in self.encode(record)]
+    def _read(self, examples: Sequence[Mapping[str, Any]]) -> list[Answer]:
+        examples = [with_context(example) for example in examples]
+        if len({has_places(example) for example in examples}) > 1:
+            raise OptionError("Some of the examples have words with boxes and others do not; read them in two calls.")
+        inputs = [_Input(number, feature, example) for number, example in enumerate(examples) for feature in self.encode(example)]
         order = sorted(inputs, key=lambda item: len(item.feature), reverse=True)
         with evaluating(self.model):
             for place in range(0, len(order), self.batch_size):
                 self._score(order[place : place + self.batch_size])
-        by_record: list[list[_Input]] = [[] for _ in records]
+        by_example: list[list[_Input]] = [[] for _ in examples]
         for item in inputs:
-            by_record[item.record_number].append(item)
-        return [self._choose(record, parts) for record, parts in zip(records, by_record, strict=True)]
+            by_example[item.example_number].append(item)
+        return [self._choose(example, parts) for example, parts in zip(examples, by_example, strict=True)]
 
-    def encode(self, record: Mapping[str, Any]) -> list[QAFeature]:
-        """The inputs made of a record.
+    def encode(self, example: Mapping[str, Any]) -> list[QAFeature]:
+        """The inputs made of an example.
 
         Raises:
-            OptionError: it has no ``question``, or neither ``context`` nor ``words``.
-            PageError: its words have no boxes that fit.
+            OptionError: the example has no ``question``, or neither ``context`` nor ``words``.
+            PageError: the boxes do not fit the words.
         """
-        record = with_context(record)
-        if not all(isinstance(record.get(name), str) for name in ("question", "context")):
-            known = ", ".join(repr(name) for name, value in record.items() if value is not None)
-            raise OptionError(f"a record must have 'question' and 'context', both texts; it has {known or 'nothing'}")
-        form = self.form
-        if form.token_columns is None and has_places(record):
-            form = dataclasses.replace(form, token_columns=self.token_columns)
-        return encode_qa(record, self.tokenizer, form)
+        example = with_context(example)
+        if not all(isinstance(example.get(name), str) for name in ("question", "context")):
+            known = ", ".join(repr(name) for name, value in example.items() if value is not None)
+            raise OptionError(f"An example must have 'question' and 'context', both texts; it has {known or 'nothing'}.")
+        encoding = self.encoding
+        if encoding.token_columns is None and has_places(example):
+            encoding = dataclasses.replace(encoding, token_columns=self.token_columns)
+        return encode_qa(example, self.tokenizer, encoding)
 
-    def _choose(self, record: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:
+    def _choose(self, example: Mapping[str, Any], parts: Sequence[_Input]) -> Answer:
         features = [part.feature for part in parts]
         starts, ends = [part.starts for part in parts], [part.ends for part in parts]
-        spans = n_best_spans(record["context"], features, starts, ends, n_best=self.n_best, max_answer_tokens=self.max_answer_tokens)
+        spans = n_best_spans(example["context"], features, starts, ends, n_best=self.n_best, max_answer_tokens=self.max_answer_tokens)
         sentences, paragraphs = _highest([part.sentences for part in parts]), _highest([part.paragraphs for part in parts])
         with_evidence = [part for part in parts if max(part.sentences.values(), default=0.0) > 0] or parts  # which decide on yes or no
         kind = KINDS[int(np.sum([part.kinds for part in with_evidence], axis=0).argmax())]
-        owner = {number: sentence.get("paragraph", 0) for number, sentence in enumerate(record.get("sentences") or [])}
+        owner = {number: sentence.get("paragraph", 0) for number, sentence in enumerate(example.get("sentences") or [])}
         supporting = chosen_evidence(
             sentences, paragraphs, owner, getattr(getattr(self.model, "config", None), "evidence_paragraphs", None)
         )
         places = sorted({offset for feature in features for offset in feature.offsets if offset is not None})
-        answers = record.get("answers") or {"answer_start": []}
+        answers = example.get("answers") or {"answer_start": []}
         first = min(answers["answer_start"], default=None)
         position = -1 if first is None else bisect_right(places, (first, np.inf)) - 1
         answer = Answer("", spans, kind, supporting, tuple(part.loss for part in parts), len(places), position)
@@ -155,10 +157,10 @@ class QAReader:
 
 
 class _Input:
-    """One of a record's inputs, and the model's scores for it."""
+    """One of an example's inputs, and the model's scores for it."""
 
-    def __init__(self, number: int, feature: QAFeature, record: Mapping[str, Any]) -> None:
-        self.record_number, self.feature, self.kind = number, feature, kind_number(record, feature)
+    def __init__(self, number: int, feature: QAFeature, example: Mapping[str, Any]) -> None:
+        self.example_number, self.feature, self.kind = number, feature, kind_number(example, feature)
         self.starts = self.ends = np.zeros(0)
         self.kinds, self.loss = np.array([1.0, 0.0, 0.0]), 0.0
         self.sentences: dict[int, float] = {}
@@ -173,28 +175,28 @@ def _highest(scores: Sequence[Mapping[int, float]]) -> dict[int, float]:
     return highest
 
 
-def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAFormat:
+def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAEncodingConfig:
     """The document cut to what fits."""
-    return QAFormat(max_length, max_question_tokens=max_question_tokens)
+    return QAEncodingConfig(max_length, max_question_tokens=max_question_tokens)
 
 
-def windows(max_length: int = 512, stride: int = 128, max_question_tokens: int = 64) -> QAFormat:
+def windows(max_length: int = 512, stride: int = 128, max_question_tokens: int = 64) -> QAEncodingConfig:
     """Windows of ``max_length`` tokens that share ``stride`` tokens."""
-    return QAFormat(max_length, stride, max_question_tokens=max_question_tokens)
+    return QAEncodingConfig(max_length, stride, max_question_tokens=max_question_tokens)
 
 
-def whole(max_length: int, stride: int = 128, max_question_tokens: int = 64) -> QAFormat:
+def whole(max_length: int, stride: int = 128, max_question_tokens: int = 64) -> QAEncodingConfig:
     """The whole document; beyond ``max_length`` in windows that share ``stride`` tokens, a quarter at most. The question is global in
     models with global tokens."""
-    return QAFormat(max_length, min(stride, max_length // 4), global_question=True, max_question_tokens=max_question_tokens)
+    return QAEncodingConfig(max_length, min(stride, max_length // 4), global_question=True, max_question_tokens=max_question_tokens)
 
 
 @dataclass(frozen=True)
 class Span:
     """A candidate answer: its ``text``, its characters ``start`` … ``end`` in the context, its ``score``.
 
-    ``score`` is the sum of the start and end scores less those of "no answer here" (the first token) of the same input,
-    so that spans of different windows compare; it is below zero if the model prefers no answer.
+    ``score`` is the start and end scores minus those of "no answer" (the first token) in the same input, so that windows are comparable. It
+    is negative if the model prefers no answer.
     """
 
     text: str
@@ -205,13 +207,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer that a reader found in a document.
+    """A reader's answer from one document.
 
     Attributes:
         text: the answer, "" for none.
         spans: candidates, best first.
-        kind: "span", or what the heads for HotpotQA say: "yes" or "no".
-        supporting: numbers of the record's sentences that support the answer (HotpotQA).
+        kind: "span", or HotpotQA's kind: "yes" or "no".
+        supporting: numbers of the example's sentences that support the answer (HotpotQA).
         losses: of the document's inputs.
         length: tokens of the document.
         position: tokens before the first right answer; -1 without one.

@@ -18,59 +18,59 @@ PREDICTIONS, N_BEST, NULL_ODDS = "predictions.json", "nbest_predictions.json", "
 FACTS, BY_DOCUMENT = "hotpot_predictions.json", "triviaqa_predictions.json"
 
 
-def score_answers(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer], threshold: float | None = None) -> dict[str, Any]:
-    """Scores of ``answers`` to ``records`` in per cent.
+def score_answers(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer], threshold: float | None = None) -> dict[str, Any]:
+    """Scores of ``answers`` to ``examples`` in per cent.
 
     Args:
-        records: of ``load_qa``; ``gold`` (or else ``answers``) are the right texts, none for a question without an answer.
-        answers: one per record, as a :class:`QAReader` returns them.
+        examples: of ``load_qa``; ``gold`` (or else ``answers``) are the right texts, none for a question without an answer.
+        answers: one per example, as a :class:`QAReader` returns them.
         threshold: answer "" where the best span's score above "no answer" is below it; ``None`` = the answers as they are.
 
     Returns:
         exact_match, f1 with standard errors, n; ``by_length`` and ``by_position`` (of the answer), both in tokens; with questions
         without an answer SQuAD 2's HasAns_*, NoAns_*, and best_f1 at best_f1_threshold; with sentences HotpotQA's sp_* and joint_*; of
-        questions about pages, whose records have words, DocVQA's anls.
-        A question with several documents (TriviaQA) counts once, see :func:`by_question`; document_* are the scores of every document
-        alone, as on TriviaQA's Web part.
+        questions about pages, whose examples have words, DocVQA's anls.
+        A question with several documents (TriviaQA) counts once (:func:`by_question`). document_* count every document, as in TriviaQA's
+        Web part.
     """
-    documents, document_answers = records, answers
-    records, answers = by_question(records, answers)
+    documents, document_answers = examples, answers
+    examples, answers = by_question(examples, answers)
     texts = _texts(answers, threshold)
-    result = _scores(records, texts, [answer.length for answer in answers])
+    result = _scores(examples, texts, [answer.length for answer in answers])
     result["by_length"] = result.pop("buckets")
-    result["by_position"] = _scores(records, texts, [answer.position for answer in answers])["buckets"]
+    result["by_position"] = _scores(examples, texts, [answer.position for answer in answers])["buckets"]
     parts: dict[str, list[int]] = {}
-    without = [number for number, record in enumerate(records) if not gold_of(record)]
-    if without and len(without) < len(records):
-        parts = {"HasAns": sorted(set(range(len(records))) - set(without)), "NoAns": without}
-        result["best_f1_threshold"], result["best_f1"] = best_threshold(records, answers)
-    if any(record.get("document") for record in records):
+    without = [number for number, example in enumerate(examples) if not gold_of(example)]
+    if without and len(without) < len(examples):
+        parts = {"HasAns": sorted(set(range(len(examples))) - set(without)), "NoAns": without}
+        result["best_f1_threshold"], result["best_f1"] = best_threshold(examples, answers)
+    if any(example.get("document") for example in examples):
         result |= _named("document", _scores(documents, _texts(document_answers, threshold)))
     for name, numbers in parts.items():
         if numbers:
-            result |= _named(name, _scores([records[number] for number in numbers], [texts[number] for number in numbers]))
-    if any(record.get("sentences") for record in records):
+            result |= _named(name, _scores([examples[number] for number in numbers], [texts[number] for number in numbers]))
+    if any(example.get("sentences") for example in examples):
         predictions = [
-            {"answer": text, "facts": _as_facts(facts_of(record, answer.supporting))}
-            for text, record, answer in zip(texts, records, answers, strict=True)
+            {"answer": text, "facts": _as_facts(facts_of(example, answer.supporting))}
+            for text, example, answer in zip(texts, examples, answers, strict=True)
         ]
-        references = [{"answer": (gold_of(record) or [""])[0], "facts": _as_facts(facts_of(record))} for record in records]
+        references = [{"answer": (gold_of(example) or [""])[0], "facts": _as_facts(facts_of(example))} for example in examples]
         scores = load_metric("hotpot").compute(predictions=predictions, references=references)
         result |= {name: value for name, value in scores.items() if name.startswith(("sp_", "joint_"))}
-    if any(record.get("words") for record in records):
-        scores = load_metric("anls").compute(predictions=texts, references=[gold_of(record) for record in records])
+    if any(example.get("words") for example in examples):
+        scores = load_metric("anls").compute(predictions=texts, references=[gold_of(example) for example in examples])
         result |= {name: value for name, value in scores.items() if name != "n"}
     return result
 
 
-def _scores(records: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None) -> dict[str, Any]:
-    """What the metric ``long_qa`` says of predicted ``texts``, with buckets by ``lengths``."""
+def _scores(examples: Sequence[Mapping[str, Any]], texts: Sequence[str], lengths: Sequence[int] | None = None) -> dict[str, Any]:
+    """Results of the metric ``long_qa``, with buckets by ``lengths``."""
     predictions = [{"id": str(number), "prediction_text": text} for number, text in enumerate(texts)]
     references = [
-        {"id": str(number), "answers": {"text": gold_of(record), "answer_start": []}, "length": length}
-        for number, (record, length) in enumerate(zip(records, lengths or [-1] * len(records), strict=True))
+        {"id": str(number), "answers": {"text": gold_of(example), "answer_start": []}, "length": length}
+        for number, (example, length) in enumerate(zip(examples, lengths or [-1] * len(examples), strict=True))
     ]
-    scripts = [script_of(record) for record in records]
+    scripts = [script_of(example) for example in examples]
     return load_metric("long_qa").compute(predictions=predictions, references=references, scripts=scripts)
 
 
@@ -83,16 +83,16 @@ def _as_facts(facts: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
     return [{"title": title, "sentence": sentence} for title, sentence in facts]
 
 
-def by_question(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
-    """One record and one answer for each question with several documents (TriviaQA): the answer of the document with the best score, as
-    Joshi et al. (2017, section 5.2) choose it. Its candidates are those of all documents, its length is theirs together, and its position
-    is that of the first right answer in the first document that has one. All other records stay as they are.
+def by_question(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[Sequence[Mapping[str, Any]], Sequence[Answer]]:
+    """Merge the documents of a question (TriviaQA) into one example with the best-scored answer, as Joshi et al. (2017, section 5.2) choose
+    it. It has the candidates and the total length of all documents, and the position of the first right answer. All other examples stay as
+    they are.
     """
     groups: dict[Any, list[int]] = {}
-    for place, record in enumerate(records):
-        groups.setdefault(str(record["id"]) if record.get("document") else place, []).append(place)
-    if len(groups) == len(records):
-        return records, answers
+    for place, example in enumerate(examples):
+        groups.setdefault(str(example["id"]) if example.get("document") else place, []).append(place)
+    if len(groups) == len(examples):
+        return examples, answers
     merged = []
     for places in groups.values():
         group = [answers[place] for place in places]
@@ -103,40 +103,40 @@ def by_question(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer])
         merged.append(
             dataclasses.replace(best, spans=spans, losses=losses, length=sum(answer.length for answer in group), position=position)
         )
-    return [records[places[0]] for places in groups.values()], merged
+    return [examples[places[0]] for places in groups.values()], merged
 
 
 def _texts(answers: Sequence[Answer], threshold: float | None) -> list[str]:
     return [answer.text if threshold is None else answer.above(threshold) for answer in answers]
 
 
-def script_of(record: Mapping[str, Any]) -> str:
-    """The official script of a record's data, by its name in :data:`~hf_longattn.evaluation.metrics.long_qa.SCRIPTS`."""
-    return "trivia" if record.get("document") else "squad"
+def script_of(example: Mapping[str, Any]) -> str:
+    """The official script of an example's data, by its name in :data:`~hf_longattn.evaluation.metrics.long_qa.SCRIPTS`."""
+    return "trivia" if example.get("document") else "squad"
 
 
-def gold_of(record: Mapping[str, Any]) -> list[str]:
-    """The texts that are right."""
-    return list(record.get("gold") or record["answers"]["text"])
+def gold_of(example: Mapping[str, Any]) -> list[str]:
+    """The correct texts."""
+    return list(example.get("gold") or example["answers"]["text"])
 
 
-def facts_of(record: Mapping[str, Any], numbers: Sequence[int] | None = None) -> list[tuple[str, int]]:
-    """Title and number of the sentences ``numbers``; without, of those that support the right answer."""
-    sentences = record.get("sentences") or []
+def facts_of(example: Mapping[str, Any], numbers: Sequence[int] | None = None) -> list[tuple[str, int]]:
+    """Title and number of the sentences ``numbers``; default: of the sentences that support the correct answer."""
+    sentences = example.get("sentences") or []
     chosen = [sentence for sentence in sentences if sentence["supports"]] if numbers is None else [sentences[number] for number in numbers]
     return [(sentence["title"], sentence["index"]) for sentence in chosen]
 
 
-def best_threshold(records: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
-    """The threshold with the highest F1, and that F1 in per cent, as SQuAD 2's evaluation script finds it: spans are given up in the order
-    of their score above "no answer"."""
+def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
+    """The threshold with the highest F1, and that F1 in per cent, as in SQuAD 2's evaluation script: spans become "no answer" in the order
+    of their scores."""
     ranked = []
-    for record, answer in zip(records, answers, strict=True):
-        ranked.append((answer.score, SCRIPTS[script_of(record)](answer.best, gold_of(record))[1], float(not gold_of(record))))
+    for example, answer in zip(examples, answers, strict=True):
+        ranked.append((answer.score, SCRIPTS[script_of(example)](answer.best, gold_of(example))[1], float(not gold_of(example))))
     ranked.sort(key=lambda row: row[0])
     current = best = sum(span for _, span, _ in ranked)
     threshold = -math.inf if not ranked else ranked[0][0] - 1.0
-    for place, (score, span, nothing) in enumerate(ranked):  # this one and all before it are given up
+    for place, (score, span, nothing) in enumerate(ranked):  # this span and all before it become "no answer"
         current += nothing - span
         following = ranked[place + 1][0] if place + 1 < len(ranked) else score + 2.0
         if current > best and following > score:
@@ -144,22 +144,24 @@ def best_threshold(records: Sequence[Mapping[str, Any]], answers: Sequence[Answe
     return threshold, 100 * best / max(1, len(ranked))
 
 
-def write_predictions(folder: Path, records: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:
+def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:
     """Write ``predictions.json`` and ``null_odds.json`` (as SQuAD's scripts read them), ``nbest_predictions.json``, for HotpotQA
-    ``hotpot_predictions.json`` {answer, sp}, and for TriviaQA ``triviaqa_predictions.json``, whose keys are questions (as its script wants
-    them for Wikipedia) and QUESTION--DOCUMENT (for the Web)."""
+    ``hotpot_predictions.json`` {answer, sp}, and for TriviaQA ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script)
+    and QUESTION--DOCUMENT (for the Web's)."""
     each = {
-        f"{record['id']}--{record['document']}": answer for record, answer in zip(records, answers, strict=True) if record.get("document")
+        f"{example['id']}--{example['document']}": answer
+        for example, answer in zip(examples, answers, strict=True)
+        if example.get("document")
     }
-    records, answers = by_question(records, answers)
-    named = {str(record["id"]): answer for record, answer in zip(records, answers, strict=True)}
+    examples, answers = by_question(examples, answers)
+    named = {str(example["id"]): answer for example, answer in zip(examples, answers, strict=True)}
     files: dict[str, Any] = {
         PREDICTIONS: {name: answer.text for name, answer in named.items()},
         NULL_ODDS: {name: -answer.score if answer.spans else 0.0 for name, answer in named.items()},
         N_BEST: {name: answer.n_best() for name, answer in named.items()},
     }
-    if any(record.get("sentences") for record in records):
-        pairs = {str(record["id"]): facts_of(record, named[str(record["id"])].supporting) for record in records}
+    if any(example.get("sentences") for example in examples):
+        pairs = {str(example["id"]): facts_of(example, named[str(example["id"])].supporting) for example in examples}
         files[FACTS] = {"answer": files[PREDICTIONS], "sp": pairs}
     if each:
         files[BY_DOCUMENT] = {**files[PREDICTIONS], **{name: answer.text for name, answer in each.items()}}

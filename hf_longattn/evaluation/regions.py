@@ -1,7 +1,7 @@
-"""Features of regions of a picture that know the rest of it: late pooling, as :mod:`.late_chunking` does for passages of a text.
+"""Features of regions of an image that know the rest of it: late pooling, as :mod:`.late_chunking` does for passages of a text.
 
-The whole picture is read in one pass, and the features of its patches are averaged box by box afterwards. Cutting a region out and reading
-it alone, as usual, loses what lies around it, and costs a pass for each.
+The whole image is read in one pass, and the features of its patches are averaged box by box afterwards. Usually, regions are cut out and
+read alone. That loses their surroundings and costs one pass per region.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
 
 BOXES_AT_ONCE = 64
-"""Boxes that are pooled at a time, so that memory is linear in their number."""
+"""Boxes per pooling step, so that memory is linear in their number."""
 
 
 @torch.no_grad()
 def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor) -> Tensor:
-    """The features of the patches of each picture, ``(B, rows, columns, D)`` in the model's dtype.
+    """The features of the patches of each image, ``(B, rows, columns, D)`` in the model's dtype.
 
     Args:
-        model: of a family of pictures, long or not, with a head or without one, or a backbone, whose last feature map is taken.
-        inputs: ``pixel_values (B, channels, height, width)``, or what the image processor returns.
+        model: a vision model, long or not, with or without a head; or a backbone, of which the last feature map is taken.
+        inputs: ``pixel_values (B, channels, height, width)``, or the image processor's result.
     Raises:
-        BackendError: a model that reads no pictures on one grid of patches, or whose layers are on several.
+        BackendError: a model that reads no images on one grid of patches, or whose layers are on several.
         GridError: a size that is not a multiple of the patch.
     """
     base: Any = without_head(model)
@@ -68,23 +68,23 @@ def region_features(
     size: tuple[int, int] | None = None,
     normalize: bool = True,
 ) -> list[Tensor]:
-    """Read every picture in one pass, and average the features of its patches in each box.
+    """Read every image in one pass, and average the features of its patches in each box.
 
-    A patch that lies partly in a box counts by that part, so that the result is the mean of the features over the box's area.
+    A patch is weighted by its share inside the box, so that the result is the mean over the box's area.
 
     Args:
         model, inputs: as for :func:`dense_features`.
-        boxes: for each picture its boxes ``(n, 4)``, as ``(left, top, right, bottom)`` in pixels, ``right`` and ``bottom`` not included, as
-            torchvision has them; one tensor ``(n, 4)`` for all pictures alike.
+        boxes: for each image its boxes ``(n, 4)``, as ``(left, top, right, bottom)`` in pixels, ``right`` and ``bottom`` not included, as
+            torchvision has them; one tensor ``(n, 4)`` for all images alike.
         tile: in place of boxes, the side of square tiles, or their height and width; those at the right and at the bottom may be smaller.
             They come row by row.
-        size: height and width of the picture in which boxes and tiles are measured, if the image processor has resized it as a whole; by
-            default they are measured in its ``pixel_values``.
+        size: height and width of the image to which boxes and tiles refer, if the image processor has resized it; default: those of
+            ``pixel_values``.
         normalize: scale features to length 1.
     Returns:
-        For each picture the features of its boxes, ``(n, D)``, fp32 on the CPU.
+        For each image the features of its boxes, ``(n, D)``, fp32 on the CPU.
     Raises:
-        LongAttentionError: boxes and tiles, neither of them, for another number of pictures, or outside of the picture.
+        LongAttentionError: both boxes and tile, neither, boxes for another number of images, or boxes outside of the image.
         BackendError, GridError: as for :func:`dense_features`.
     """
     if (boxes is None) == (tile is None):
@@ -100,7 +100,7 @@ def region_features(
 
 
 def tile_boxes(size: tuple[int, int], tile: int | tuple[int, int] | None) -> Tensor:
-    """The boxes ``(n, 4)`` of tiles that cover a picture of this height and width, row by row.
+    """The boxes ``(n, 4)`` of tiles that cover an image of this height and width, row by row.
 
     Raises:
         LongAttentionError: a tile without pixels.
@@ -120,16 +120,16 @@ def tile_boxes(size: tuple[int, int], tile: int | tuple[int, int] | None) -> Ten
 
 
 def _boxes(boxes: Sequence[Any] | Tensor, pictures: int) -> list[Tensor]:
-    """The boxes of each picture, ``(n, 4)`` float64."""
+    """The boxes of each image, ``(n, 4)`` float64."""
     same = isinstance(boxes, Tensor) and boxes.dim() == 2
     lists = [torch.as_tensor(rows, dtype=torch.float64) for rows in ([boxes] * pictures if same else boxes)]
     if len(lists) != pictures:
-        raise LongAttentionError(f"There are boxes for {len(lists)} pictures, but {pictures} pictures; give a list of boxes for each.")
+        raise LongAttentionError(f"There are boxes for {len(lists)} images, but {pictures} images; give a list of boxes for each.")
     lists = [rows.view(0, 4) if rows.numel() == 0 else rows for rows in lists]
     wrong = next((rows for rows in lists if rows.dim() != 2 or rows.shape[1] != 4), None)
     if wrong is not None:
         raise LongAttentionError(
-            f"A box is (left, top, right, bottom), and a picture has a list of them, [(0, 0, 224, 224)]; the shape {tuple(wrong.shape)} is "
+            f"A box is (left, top, right, bottom), and an image has a list of them, [(0, 0, 224, 224)]; the shape {tuple(wrong.shape)} is "
             "something else."
         )
     return lists
@@ -141,13 +141,13 @@ def _check(boxes: Tensor, size: tuple[int, int], picture: int) -> None:
     if not inside.all():
         box = tuple(round(value, 2) for value in boxes[~inside][0].tolist())
         raise LongAttentionError(
-            f"Picture {picture} has {height} × {width} pixels (height × width) and no box {box}; give 0 <= left < right <= {width} and "
+            f"Image {picture} has {height} × {width} pixels (height × width) and no box {box}; give 0 <= left < right <= {width} and "
             f"0 <= top < bottom <= {height}."
         )
 
 
 def _pool(features: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Means ``(n, D)`` of features ``(rows, columns, D)`` over boxes in a picture of this height and width."""
+    """Means ``(n, D)`` of features ``(rows, columns, D)`` over boxes in an image of this height and width."""
     rows = _shares(boxes[:, 1], boxes[:, 3], features.shape[0], size[0])
     columns = _shares(boxes[:, 0], boxes[:, 2], features.shape[1], size[1])
     pieces = zip(rows.to(features.dtype).split(BOXES_AT_ONCE), columns.to(features.dtype).split(BOXES_AT_ONCE), strict=True)
@@ -155,7 +155,7 @@ def _pool(features: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _shares(start: Tensor, stop: Tensor, cells: int, pixels: int) -> Tensor:
-    """How much of the lines from ``start (n,)`` to ``stop (n,)`` lies in each of the cells of an axis, ``(n, cells)``; rows sum to 1."""
+    """The share of each interval ``start (n,)`` to ``stop (n,)`` in every cell of an axis, ``(n, cells)``. Rows sum to 1."""
     edges = torch.arange(cells + 1, dtype=torch.float64) * (pixels / cells)
     inside = torch.minimum(stop[:, None], edges[1:]) - torch.maximum(start[:, None], edges[:-1])
     return inside.clamp(min=0) / (stop - start)[:, None]

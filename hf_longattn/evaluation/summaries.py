@@ -43,7 +43,7 @@ def plus_minus(value: float, error: float | None, digits: int) -> str:
 
 
 def in_percent(estimates: Mapping[str, Estimate], items: int) -> dict[str, float]:
-    """Each estimate in per cent, its standard error, if it has one, as ``NAME_se``, and ``n`` items."""
+    """Each estimate in per cent, its standard error as ``NAME_se`` if known, and ``n`` items."""
     scores: dict[str, float] = {}
     for name, (value, error) in estimates.items():
         scores |= {name: 100 * value, **({} if error is None else {f"{name}_se": 100 * error})}

@@ -15,7 +15,7 @@ from ..data.tokenization import IGNORED, between
 from .summaries import mean_and_error
 
 TOKENS_AT_ONCE = 256
-"""Tokens whose loss is computed together, since each piece copies its logits."""
+"""Tokens per piece of the loss, since each piece copies its logits."""
 NEGLIGIBLE = 0.01
 """Nats per token: a larger loss by no more than this does not count."""
 
@@ -24,7 +24,7 @@ NEGLIGIBLE = 0.01
 class LossChange:
     """Nats per predicted token before and after a change, over the same tokens.
 
-    before, after: means. change: ``after - before``. error: standard error of ``change``, from the differences of single tokens; ``None``
+    before, after: means. change: ``after - before``. error: standard error of ``change`` over the tokens' differences; ``None``
     for fewer than ten. predicted: number of tokens.
     """
 
@@ -59,11 +59,11 @@ class LossChange:
 
 
 def token_losses(model: Any, shown: Tensor, target: Tensor, *, causal: bool) -> Tensor:
-    """The loss of each token, ``(B·N,)`` float32; nan where it is not predicted.
+    """The loss of each token, ``(B·N,)`` float32; NaN at tokens that are not predicted.
 
     Args:
         model: with a language-modelling head.
-        shown, target: ``(B, N)``, what the model reads, on its device, and what it should predict, on the CPU.
+        shown, target: ``(B, N)``: the input on the model's device, and the targets on the CPU.
         causal: whether a token is predicted at the place before it.
     """
     with torch.no_grad():
@@ -87,13 +87,13 @@ def chunk_losses(
     together: int = 1,
     special: tuple[Sequence[int], Sequence[int]] = ((), ()),
 ) -> Tensor:
-    """:func:`token_losses` of a text ``(1, N)`` that is read in chunks.
+    """:func:`token_losses` of a text ``(1, N)``, read in chunks.
 
     Args:
         chunk: tokens of each, which divides N.
         together: number of chunks in a batch.
-        special: tokens that the model expects before and after a text; they take the place of the first and last tokens of each chunk,
-            which are not predicted. Without its first token (BOS) a decoder is worse than it is.
+        special: tokens before and after a text. They replace the first and last tokens of each chunk, which are not predicted. Without its
+            first token (BOS) a decoder is worse than it is.
     """
     shown = between(shown.reshape(-1, chunk), *special)
     target = between(target.reshape(-1, chunk), *([IGNORED] * len(ids) for ids in special))
@@ -102,8 +102,8 @@ def chunk_losses(
 
 
 def with_context(losses: Tensor, chunk: int, *, causal: bool) -> Tensor:
-    """The losses ``(N,)`` of a text that was read in chunks, of a causal model nan in the first half of each: those tokens have little
-    context, and would hide that a model which reads the whole text became worse. One chunk is left as it is."""
+    """The losses ``(N,)`` of a text that was read in chunks. For a causal model, the first half of each chunk is NaN: its tokens have
+    little context and would hide a loss of long context. One chunk is left as it is."""
     if not causal or len(losses) <= chunk:
         return losses
     return losses.masked_fill(torch.arange(len(losses)) % chunk < chunk // 2, float("nan"))

@@ -1,4 +1,4 @@
-"""Transcribes recordings of any length with a CTC model: in one pass, or in overlapping chunks, as transformers' pipeline does."""
+"""Transcribes audio files of any length with a CTC model: in one pass, or in overlapping chunks, as transformers' pipeline does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEASURED_SECONDS = 10
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a transcript, from ``start`` to ``end`` in seconds: from the first to the last frame in which CTC writes it."""
+    """A word of a transcript, with the ``start`` of its first and the ``end`` of its last frame in seconds."""
 
     text: str
     start: float
@@ -36,13 +36,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was heard in a recording.
+    """The transcript of an audio file.
 
     text: the transcript.
     words: its words with their times.
     tokens: the token of each frame.
-    seconds: of the recording.
-    seams: seconds at which one chunk ends and the next begins; none in one pass.
+    seconds: of the audio file.
+    seams: seconds of the borders between chunks; empty for one pass.
     """
 
     text: str
@@ -62,24 +62,24 @@ def transcribe(
     resample: bool = False,
     mono: bool = False,
 ) -> Transcript:
-    """Transcribe a recording with a model for connectionist temporal classification, by the best token of each frame.
+    """Transcribe an audio file with a CTC model, by the best token of each frame.
 
     Args:
         model: a ``…ForCTC``, short or long.
         processor: its processor, with ``feature_extractor`` and ``tokenizer``.
         sound: see :func:`~hf_longattn.data.audio.read_audio`; silence is read like any other sound.
         chunk_seconds: read it in overlapping chunks of this length; ``None`` = in one pass.
-        stride_seconds: seconds of overlap to the left and to the right, whose frames are left out; default: a sixth of a chunk each.
-            Chunks and frames are counted as by ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
+        stride_seconds: overlap to the left and to the right, whose frames are dropped; default: a sixth of a chunk each. Chunks and frames
+            are counted as by ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
         resample, mono: see :func:`~hf_longattn.data.audio.read_audio`.
 
     Raises:
-        AudioError: the recording cannot be read, is shorter than a frame, or does not fit into memory in one pass.
+        AudioError: the audio file cannot be read, is shorter than a frame, or does not fit into memory in one pass.
         CheckpointError: the model has no head for CTC; an encoder-decoder such as Whisper is run by transformers' pipeline.
-        OptionError: a stride without chunks, or chunks that hold nothing but their strides.
+        OptionError: a stride without chunks, or chunks shorter than their strides.
     """
     if not type(model).__name__.endswith(CTC_CLASS):
-        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_advice(model)}")
+        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_advice(model)}.")
     hearing = Hearing(processor.feature_extractor, resample, mono)
     samples = read_audio(sound, hearing.sampling_rate, resample=resample, mono=mono, silence=True)
     step = samples_per_frame(model, hearing)
@@ -118,18 +118,19 @@ def samples_per_frame(model: PreTrainedModel, hearing: Hearing) -> int:
 def chunks(
     samples: Samples, step: int, rate: int, chunk_seconds: float | None, stride_seconds: float | tuple[float, float] | None
 ) -> Iterator[tuple[int, int, int, Samples]]:
-    """(start, left, right, samples) of each chunk: the samples that it shares with those before and after it are left out of its result.
+    """Yield (start, left, right, samples) of each chunk. ``left`` and ``right`` samples are shared with its neighbours and dropped from its
+    result.
 
     Args:
-        step: samples of a frame, of which lengths are multiples.
+        step: samples per frame. Lengths are multiples of it.
         rate: samples in a second.
 
     Raises:
-        OptionError: a stride without chunks, or chunks that hold nothing but their strides.
+        OptionError: a stride without chunks, or chunks shorter than their strides.
     """
     if chunk_seconds is None:
         if stride_seconds is not None:
-            raise OptionError("stride_seconds is what chunks share; give chunk_seconds, too, or leave it out")
+            raise OptionError("stride_seconds requires chunk_seconds; give both, or leave it out.")
         yield 0, 0, 0, samples
         return
     strides = (
@@ -138,7 +139,7 @@ def chunks(
     length, left, right = (round(seconds * rate / step) * step for seconds in (chunk_seconds, *strides))
     if length <= left + right or min(left, right) < 0:
         raise OptionError(
-            f"chunks of {chunk_seconds:g} seconds hold nothing but strides of {strides[0]:g} and {strides[1]:g}; give longer chunks"
+            f"Chunks of {chunk_seconds:g} seconds hold nothing but strides of {strides[0]:g} and {strides[1]:g}; give longer chunks."
         )
     for start in range(0, len(samples), length - left - right):
         chunk, is_last = samples[start : start + length], start + length >= len(samples)
@@ -156,7 +157,7 @@ def best_tokens(model: PreTrainedModel, hearing: Hearing, samples: Samples) -> N
         AudioError: the sound is shorter than a frame, or does not fit into memory.
     """
     if output_frames(model, hearing.length(samples)) < 1:
-        raise AudioError(f"the sound of {len(samples) / hearing.sampling_rate:.3f} seconds is shorter than one frame; give a longer one")
+        raise AudioError(f"The sound of {len(samples) / hearing.sampling_rate:.3f} seconds is shorter than one frame; give a longer one.")
     inputs = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for name, value in hearing.inputs([samples]).items()
@@ -169,7 +170,7 @@ def best_tokens(model: PreTrainedModel, hearing: Hearing, samples: Samples) -> N
             raise
         raise AudioError(
             f"{len(samples) / hearing.sampling_rate:,.0f} seconds do not fit into memory in one pass of {type(model).__name__}; convert "
-            f"the checkpoint by `longattn convert`, or give chunk_seconds=30 ({in_a_line(error)})"
+            f"the checkpoint by `longattn convert`, or give chunk_seconds=30 ({in_a_line(error)})."
         ) from error
 
 
@@ -178,7 +179,7 @@ def ctc_words(ids: Sequence[int] | NDArray[Any], tokenizer: PreTrainedTokenizerB
 
     Args:
         ids: the token of each frame; equal ones in a row are one, and padding is CTC's blank.
-        seconds: from one frame to the next.
+        seconds: per frame.
     """
     delimiter, blank = getattr(tokenizer, "word_delimiter_token", None), tokenizer.pad_token_id
     words: list[list[tuple[str, int, int]]] = [[]]

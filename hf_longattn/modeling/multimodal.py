@@ -298,8 +298,8 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         given = {"images": images, "sound": sound}
         added: dict[str, Any] = {name: read for name, read in given.items() if read is not None}
         if twice := next((name for name in added if name in self.config.embedded), None):
-            words = {"images": "pictures", "sound": "recordings"}[twice]
-            raise OptionError(f"the model has an embedder of {words} already; leave the options of a new one out")
+            kind = {"images": "images", "sound": "audio"}[twice]
+            raise OptionError(f"The model has an embedder of {kind} already; leave the options of a new one out.")
         new = type(self).of(self.text_model, **self.config.embedded, **added)
         new.image_embedder, new.audio_embedder = self.image_embedder or new.image_embedder, self.audio_embedder or new.audio_embedder
         return new
@@ -363,8 +363,8 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
     def _embedder(self, name: str) -> nn.Module:
         embedder = getattr(self, f"{name}_embedder")
         if embedder is None:
-            kind, option = {"image": ("pictures", "--image-size"), "audio": ("recordings", "--mel-bins")}[name]
-            raise BackendError(f"this model has no embedder of {kind}; train one with longattn train multitask {option} …")
+            kind, option = {"image": ("images", "--image-size"), "audio": ("audio", "--mel-bins")}[name]
+            raise BackendError(f"This model has no embedder of {kind}; train one with longattn train multitask {option}.")
         return embedder
 
 

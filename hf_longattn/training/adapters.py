@@ -23,12 +23,11 @@ BESIDE_UPDATES = "trained_beside_updates"
 
 @contextmanager
 def low_rank_updates(model: PreTrainedModel, args: ModelArguments) -> Iterator[None]:
-    """Within the context only LoRA updates of the attention projections are trained, with the mechanisms' parameters, a pooler, and what is
-    not part of the base model, unless it predicts tokens; on exit the updates are merged into the projections. Do not use the model after
-    an error.
+    """Train LoRA updates of the attention projections within the context, and merge them on exit. Also trained are the mechanisms'
+    parameters, poolers and heads, but no head that predicts tokens. Do not use the model after an error.
 
     Args:
-        model: its base model and its head, or the base model alone, whose heads are elsewhere.
+        model: a base model with or without its head.
         args: ``lora_rank`` and ``lora_alpha``.
 
     Raises:
@@ -54,7 +53,7 @@ def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Within the context, train only the positions that a conversion added.
 
     Args:
-        model: a converted one; its outputs for texts that the source reads stay the same.
+        model: converted. Its outputs for texts of the source's length stay the same.
         name: of its checkpoint.
 
     Raises:
@@ -63,7 +62,7 @@ def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
     family, length = known_family(model.config), length_before_conversion(model.config)
     tables = [(weights, table) for key, weights in model.named_parameters() if family and (table := family.table(key)) and table.learned]
     if length is None or not tables:
-        raise OptionError(f"train positions trains rows that a conversion added to a position table, and {name!r} has none; leave it out")
+        raise OptionError(f"--train positions requires position rows that a conversion added, and {name!r} has none; leave --train out.")
     model.requires_grad_(False)
     hooks = []
     for weights, table in tables:
@@ -76,7 +75,7 @@ def new_positions(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def parameters_beside(model: PreTrainedModel) -> list[nn.Parameter]:
-    """What is trained beside the updates: mechanisms, poolers, heads that do not predict tokens, and embeddings with rows for markers."""
+    """The modules that are trained in full: mechanisms, poolers, heads that do not predict tokens, and embeddings with rows for markers."""
     modules: list[nn.Module] = [module for module in model.modules() if isinstance(module, Mechanism)]
     modules += [module for name, module in model.named_modules() if name.rpartition(".")[2] == "pooler" or hasattr(module, BESIDE_UPDATES)]
     if getattr(model.config, "global_token_ids", None):
@@ -89,7 +88,7 @@ def parameters_beside(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:
-    """The model of transformers in ``model``: itself, or what a model of sentence-transformers or several heads are built on."""
+    """The transformers model in ``model``: itself, or the base of a sentence-transformers model or of several heads."""
     return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
 
 
@@ -101,8 +100,8 @@ def projections(model: nn.Module) -> list[str]:
             names = attention_projections(model, site.name)
             if not names:
                 raise OptionError(
-                    f"no query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
-                    "update; train all parameters instead"
+                    f"No query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
+                    "update; train all parameters instead."
                 )
             projection_names += names
     return list(dict.fromkeys(projection_names))

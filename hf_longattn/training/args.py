@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from transformers.hf_argparser import HfArg
 
-from hf_longattn.errors import OptionError, check_extra
+from hf_longattn.errors import OptionError, check_extra, flag
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -27,18 +27,18 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
 
 def batch_size_argument(default: int, help: str = "Inputs per forward pass and process.") -> Any:
     """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
-    return argument(default, help, ["--batch_size", "--batch-size"])
+    return argument(default, help, ["--batch-size", "--batch_size"])
 
 
 class CheckedArguments:
-    """Arguments that remember which of them were given, and refuse values that are missing or contradict one another."""
+    """Arguments that record the values that were set, and refuse missing or contradictory ones."""
 
     explicit: dict[str, Any]
     """The values that differ from their defaults, by name."""
     training_only: ClassVar[tuple[str, ...]] = ()
     """Options that `longattn evaluate` does not have, besides those of base classes."""
     only_scores: ClassVar[bool] = False
-    """Whether the model is scored, and neither trained nor written."""
+    """Whether the model is only scored."""
     required: ClassVar[tuple[str, ...]] = ()
     """Options that a run needs besides the model, the data and the output."""
 
@@ -75,14 +75,14 @@ class ModelArguments(CheckedArguments):
 
     def check(self) -> None:
         if not self.model:
-            raise OptionError("no model given; add --model with a checkpoint folder or a Hub name")
+            raise OptionError("No model given; add --model with a checkpoint folder or a Hub name.")
         if self.dtype not in DTYPES:
-            raise OptionError(f"dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+            raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
         if self.lora_rank < 1:
-            raise OptionError(f"lora_rank must be at least 1, not {self.lora_rank}")
+            raise OptionError(f"--lora-rank must be at least 1, not {self.lora_rank}.")
         unused = [name for name in ("lora_rank", "lora_alpha") if name in self.explicit]
         if unused and not self.use_peft:
-            raise OptionError(f"{unused[0]} is of LoRA; add --use_peft, or leave it out")
+            raise OptionError(f"{flag(unused[0])} requires --use-peft; add it, or leave {flag(unused[0])} out.")
         if self.use_peft:
             check_extra("peft")
 
@@ -102,7 +102,7 @@ class DataArguments(CheckedArguments):
         for name, least in (("max_length", 2), ("max_train_samples", 1), ("max_eval_samples", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
-                raise OptionError(f"{name} must be at least {least}, not {value}")
+                raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
 
     def check_files(self) -> None:
         """Refuse a missing evaluation file, before the model is loaded and the training data are tokenised."""
@@ -132,11 +132,11 @@ class LabelledDataArguments(DataArguments):
     def check(self) -> None:
         super().check()
         if not self.data:
-            raise OptionError(f"no data given; add --data with {self.shape}, a folder or a dataset's name")
+            raise OptionError(f"No data given; add --data with {self.shape}, a folder or a dataset's name.")
 
 
 def explicit_settings(arguments: Any) -> dict[str, Any]:
-    """The values that differ from their defaults, without secrets: what a log or card says about a run."""
+    """The values that differ from their defaults, without secrets, for logs and cards."""
     settings = {}
     for field in fields(arguments):
         if field.init and not field.name.endswith("_token"):

@@ -1,9 +1,9 @@
 """Choose among candidates that are read together with all documents, as Longformer does on WikiHop (Beltagy et al. 2020, appendix).
 
-An input is ``[q] question [/q] [ent] candidate [/ent] [ent] candidate [/ent] …`` and as much of the documents as fits; further inputs of
-the question have the rest. A linear layer scores every ``[ent]``; a candidate's score is the mean over the inputs, and the loss is the
-cross-entropy among the candidates. The model is one for token classification with a single label, so that it loads, converts and exports
-as any other; question and candidates are global by its config.
+An input is ``[q] question [/q] [ent] candidate [/ent] [ent] candidate [/ent] …`` and as much of the documents as fits. Further inputs of
+the question hold the rest. A linear layer scores every ``[ent]``; a candidate's score is the mean over the inputs, and the loss is the
+cross-entropy among the candidates. The model is a token classifier with a single label, so that it loads, converts and exports like others.
+Its config makes question and candidates global.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hf_longattn.loading import check_loadable, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.loading import load_head
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 
 PREDICTIONS = "predictions.json"
 
@@ -48,8 +48,8 @@ def candidate_scores(logits: Tensor, owners: Tensor, places: Tensor) -> Tensor:
     return (sums / counts).masked_fill(places < 0, -torch.inf)
 
 
-class CandidateTrainer(TimedTrainer):
-    """A Trainer whose loss is the cross-entropy among a question's candidates; predictions are numbers of candidates."""
+class CandidateTrainer(LongTrainer):
+    """A Trainer with the cross-entropy over a question's candidates. Predictions are numbers of candidates."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean over the batch's questions."""
@@ -92,9 +92,9 @@ def load_candidate_model(
         check_loadable(name)
         tokenizer = load_part(AutoTokenizer, name)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"the tokenizer of {name!r} makes no further inputs of a long text; candidates need a fast tokenizer")
+        raise CheckpointError(f"The tokenizer of {name!r} makes no further inputs of a long text; candidates need a fast tokenizer.")
     if complete and not set(CANDIDATES) <= set(tokenizer.get_vocab()):
-        raise CheckpointError(f"the tokenizer of {name!r} lacks the markers of candidates; take a model that was trained on candidates")
+        raise CheckpointError(f"The tokenizer of {name!r} lacks the markers of candidates; take a model that was trained on candidates.")
     head: dict[str, Any] = {"num_labels": 1, "id2label": {0: "candidate"}, "label2id": {"candidate": 0}}
     model = load_head(AutoModelForTokenClassification, name, tokenizer, complete=complete, **head)
     add_markers(model, tokenizer, CANDIDATES)
@@ -112,7 +112,7 @@ class CandidateChoice:
 
 
 class CandidateReader:
-    """Chooses among candidates as the training did: all documents are read, in as many inputs as they need.
+    """Chooses among candidates as in training: all documents are read, in several inputs if needed.
 
     Args:
         model, tokenizer: of :func:`load_candidate_model`.
@@ -134,18 +134,18 @@ class CandidateReader:
         self.length = input_length(model, tokenizer, max_length)
         self.collate = CandidateCollator(tokenizer)
 
-    def read(self, records: Iterable[Mapping[str, Any]]) -> list[CandidateChoice]:
-        """The choices for records with question, candidates and supports."""
+    def read(self, examples: Iterable[Mapping[str, Any]]) -> list[CandidateChoice]:
+        """The choices for examples with question, candidates and supports."""
         with evaluating(self.model):
-            return [self._choose(record) for record in records]
+            return [self._choose(example) for example in examples]
 
     @torch.inference_mode()
-    def _choose(self, record: Mapping[str, Any]) -> CandidateChoice:
-        inputs, places = encode_candidates(record, self.tokenizer, self.length, truncate=self.truncate)
+    def _choose(self, example: Mapping[str, Any]) -> CandidateChoice:
+        inputs, places = encode_candidates(example, self.tokenizer, self.length, truncate=self.truncate)
         input_scores = torch.cat([self._scores(batch, places) for batch in _parts(inputs, self.batch_size)])
         scores = input_scores.mean(0)
         best = int(scores.argmax())
-        return CandidateChoice(record["candidates"][best], best, scores.softmax(-1).tolist())
+        return CandidateChoice(example["candidates"][best], best, scores.softmax(-1).tolist())
 
     def _scores(self, inputs: list[dict[str, list[int]]], places: list[int]) -> Tensor:
         """``(W, C)``."""
@@ -158,7 +158,7 @@ def _parts(values: list[Any], size: int) -> Iterator[list[Any]]:
     return (values[place : place + size] for place in range(0, len(values), size))
 
 
-def write_choices(folder: Path, records: Dataset, numbers: Sequence[int]) -> None:
+def write_choices(folder: Path, examples: Dataset, numbers: Sequence[int]) -> None:
     """``predictions.json``, as QAngaroo's script reads it: the text of the chosen candidate by the question's id."""
-    chosen = {name: candidates[number] for name, candidates, number in zip(records["id"], records["candidates"], numbers, strict=True)}
+    chosen = {name: candidates[number] for name, candidates, number in zip(examples["id"], examples["candidates"], numbers, strict=True)}
     (folder / PREDICTIONS).write_text(json.dumps(chosen, ensure_ascii=False, indent=1), encoding="utf-8")

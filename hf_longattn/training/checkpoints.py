@@ -1,4 +1,4 @@
-"""What a run can resume from: the latest of Trainer's checkpoints whose files are complete, or a finished part of a distillation."""
+"""Find what a run can resume from: the latest complete checkpoint, or a finished part of a distillation."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def newest_checkpoint(folder: Path) -> str | None:
         damaged.append(f"{path.name} {why}")
     if damaged:
         reasons = "; ".join(damaged)
-        raise CheckpointError(f"no checkpoint in {str(folder)!r} is complete: {reasons}; to start again, give --overwrite without --resume")
+        raise CheckpointError(
+            f"No checkpoint in {str(folder)!r} is complete: {reasons}; to start again, give --overwrite without --resume."
+        )
     return None
 
 
@@ -60,19 +62,19 @@ def checkpoint_to_resume(folder: Path) -> str:
     """
     newest = newest_checkpoint(folder)
     if newest is None:
-        raise CheckpointError(f"there is no checkpoint in {str(folder)!r} to resume from; leave --resume out to start a new training")
+        raise CheckpointError(f"There is no checkpoint in {str(folder)!r} to resume from; leave --resume out to start a new training.")
     return newest
 
 
 def check_same_model(checkpoint: Path, model: str) -> None:
-    """Refuse to continue the training of another model: its weights are those of the checkpoint, and the card would name the wrong source.
+    """Refuse to resume the training of another model. The weights would be the checkpoint's, and the card would name the wrong source.
 
     Args:
-        checkpoint: to resume from; one that does not say which model it trains is taken.
+        checkpoint: to resume from. It is accepted if it does not name its model.
         model: the name or folder of the model to train.
 
     Raises:
-        CheckpointError: the checkpoint trains another one.
+        CheckpointError: the checkpoint is of another model.
     """
     callbacks = _state(checkpoint).get("stateful_callbacks", {})
     check_same_name(callbacks.get("RunSettings", {}).get("attributes", {}).get("settings", {}).get("model"), model, checkpoint)
@@ -84,7 +86,7 @@ def place_or_name(model: str) -> str:
 
 
 def check_same_name(earlier_model: str | None, model: str, folder: Path) -> None:
-    """As :func:`check_same_model`, by the name ``earlier_model`` of the model that ``folder`` was trained from."""
+    """As :func:`check_same_model`, for a ``folder`` that was trained from ``earlier_model``."""
     if earlier_model is None or earlier_model == model or place_or_name(earlier_model) == place_or_name(model):
         return
     earlier, now = Path(earlier_model), Path(model).resolve()
@@ -92,7 +94,7 @@ def check_same_name(earlier_model: str | None, model: str, folder: Path) -> None
         return
     raise CheckpointError(
         f"{str(folder)!r} continues a training of {earlier_model!r}, not of {model!r}; give --model {earlier_model}, or "
-        f"--overwrite without --resume to train {model!r} from the beginning"
+        f"--overwrite without --resume to train {model!r} from the beginning."
     )
 
 
@@ -113,8 +115,7 @@ def stage_checkpoints(folder: Path, stage: int) -> Path:
 
 
 def newest_of_stage(folder: Path, stage: int) -> str | None:
-    """The latest complete checkpoint of a stage; ``None`` if the stage has to start, perhaps again, from what :func:`finished_part` finds,
-    or if it is complete.
+    """The latest complete checkpoint of a stage; ``None`` if the stage is complete or must start again from :func:`finished_part`.
 
     Raises:
         CheckpointError: there are checkpoints, but none is complete, and no part is finished.
@@ -127,7 +128,7 @@ def newest_of_stage(folder: Path, stage: int) -> str | None:
         part = finished_part(folder)
         if part is None:
             raise
-        logger.warning_once(f"Stage {stage} starts again, since {str(error).partition(';')[0]}; {part}.")
+        logger.warning_once(f"Stage {stage} starts again, and {part}. {str(error).partition(';')[0]}.")
         return None
 
 
@@ -137,7 +138,8 @@ def stage_1_is_complete(folder: Path) -> bool:
 
 
 def finished_part(folder: Path) -> str | None:
-    """What an attention distillation in ``folder`` resumes from without a checkpoint, in words; ``None`` if no part of it is finished."""
+    """In words, the finished part from which a distillation in ``folder`` resumes without a checkpoint; ``None`` if no part of it is
+    finished."""
     if stage_1_is_complete(folder):
         return f"stage 1 is complete in {folder / STAGE_1}"
     return None
@@ -151,17 +153,18 @@ def check_checkpoint(checkpoint: Path) -> str:
     """
     if not checkpoint.is_dir():
         beside = ", ".join(str(path) for path in checkpoints(checkpoint.parent))
-        raise CheckpointError(f"there is no checkpoint {str(checkpoint)!r}; " + (f"there are {beside}" if beside else "leave it out"))
+        advice = f"give one of {beside}" if beside else "leave --resume-from-checkpoint out"
+        raise CheckpointError(f"There is no checkpoint {str(checkpoint)!r}; {advice}.")
     why = damage(checkpoint)
     if why is not None:
         raise CheckpointError(
-            f"the checkpoint {str(checkpoint)!r} {why}; give another one, or --resume, which finds the latest complete one"
+            f"The checkpoint {str(checkpoint)!r} {why}; give another one, or --resume, which finds the latest complete one."
         )
     return str(checkpoint)
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks, or which of its files is truncated; ``None`` if it is complete."""
+    """The missing or truncated file of a checkpoint, in words; ``None`` if it is complete."""
     try:
         state = _state(checkpoint)
         step, processes = state["global_step"], processes_of(state)
@@ -199,7 +202,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def _damage_of_pickle(path: Path) -> str | None:
-    """What is wrong with a file of torch.save, none of whose code is run: it is truncated, or holds more than tensors and plain values."""
+    """The fault of a torch.save file, in words: it is truncated, or holds more than tensors and plain values. No code in it is run."""
     if not _reads(zipfile.is_zipfile, path):
         return "a damaged"
     try:
@@ -213,7 +216,7 @@ def _damage_of_pickle(path: Path) -> str | None:
 
 
 def processes_of(state: dict[str, Any]) -> int:
-    """How many processes wrote a checkpoint, by its trainer_state.json; 1 if it does not tell."""
+    """Number of processes that wrote a checkpoint, by its trainer_state.json; 1 if unknown."""
     return int(state.get("stateful_callbacks", {}).get("Processes", {}).get("attributes", {}).get("count", 1))
 
 

@@ -42,7 +42,7 @@ def probe_pairs(source: str) -> Dataset:
     assert match is not None
     length = int(match[2]) * (1024 if match[3] else 1)
     if not LENGTHS[0] <= length <= LENGTHS[1]:
-        raise DataError(f"{source} must have {LENGTHS[0]} to {LENGTHS[1]:,} tokens")
+        raise DataError(f"{source} must have {LENGTHS[0]} to {LENGTHS[1]:,} tokens.")
     rng = random.Random(source)
     pieces = _TOKEN.findall(f"{GARBAGE} " if match[1] == "passkey" else verification_text(None)[0])
     rows = []

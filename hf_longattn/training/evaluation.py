@@ -1,4 +1,4 @@
-"""The arguments of `longattn evaluate`: those of a task's training, without the options that only a training has.
+"""The arguments of `longattn evaluate`: a task's arguments without the options of training.
 
 Importing this does not import torch.
 """
@@ -24,10 +24,10 @@ REWORDED: dict[str, tuple[Any, Any]] = {
         "example topic=classify:test.csv."
     )),
     "output_dir": (str, argument(".", "Folder for scores.json and predictions, by default the current one.", ["--output"])),
-    "overwrite": (bool, argument(False, "Replace the scores of an earlier evaluation in output_dir.")),
+    "overwrite": (bool, argument(False, "Replace the scores of an earlier evaluation in --output.")),
     "bf16": (bool, argument(True, "Score under bfloat16 autocast, except on a processor that has no bfloat16.")),
 }  # fmt: skip
-"""Options with another meaning than in a training -> their type and field."""
+"""Options with another meaning than in training -> their type and field."""
 
 
 def for_evaluation(task: Task) -> Task:
@@ -63,7 +63,7 @@ def evaluation_class(kind: type[Any]) -> type[Any]:
             default: Any = {"default": entry.default, "default_factory": entry.default_factory}
             fields.append((entry.name, Any, dataclasses.field(**default, init=False)))
         elif entry.name == "per_device_eval_batch_size":
-            fields.append((entry.name, int, argument(entry.default, entry.metadata["help"], ["--batch_size", "--batch-size"])))
+            fields.append((entry.name, int, argument(entry.default, entry.metadata["help"], ["--batch-size", "--batch_size"])))
         elif entry.name in REWORDED:
             fields.append((entry.name, *REWORDED[entry.name]))
     title = kind._argument_group_name.replace("training", "evaluation")
@@ -71,5 +71,5 @@ def evaluation_class(kind: type[Any]) -> type[Any]:
 
 
 def nothing_trained(command: str = "longattn evaluate TASK --model MODEL --data DATA") -> OptionError:
-    """The error for ``max_steps 0``; ``command`` scores the model."""
-    return OptionError(f"max_steps 0 trains nothing; to score a model, type {command}")
+    """The error for ``--max-steps 0``; ``command`` scores the model."""
+    return OptionError(f"--max-steps 0 trains nothing; to score a model, type: {command}")

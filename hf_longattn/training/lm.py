@@ -31,12 +31,12 @@ from hf_longattn.training.args import DataArguments, ModelArguments, argument, b
 from hf_longattn.training.loading import check_reads_text
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 MOST_HELD_OUT = 1000
-"""Documents of a source that are held out at most: the loss of so many is known well enough."""
+"""Maximum number of held-out documents per source. Untuned."""
 _TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it"}
 _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
@@ -56,7 +56,7 @@ class TextModelArguments(ModelArguments):
     def check(self) -> None:
         super().check()
         if self.objective not in OBJECTIVES:
-            raise OptionError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}")
+            raise OptionError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}.")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class LMModelArguments(TextModelArguments):
     def check(self) -> None:
         super().check()
         if self.from_scratch and self.use_peft:
-            raise OptionError("use_peft updates weights that were trained before; leave --use_peft or --from_scratch out")
+            raise OptionError("--use-peft requires trained weights, which --from-scratch does not load; leave one of the two out.")
 
 
 @dataclass
@@ -98,9 +98,9 @@ class TextDataArguments(DataArguments):
     def check(self) -> None:
         super().check()
         if not self.text:
-            raise OptionError("no text given; add --text with a file, a folder or a dataset's name")
+            raise OptionError("No text given; add --text with a file, a folder or a dataset's name.")
         if not 0 < self.mask_probability < 1:
-            raise OptionError(f"mask_probability must lie between 0 and 1, not {self.mask_probability}")
+            raise OptionError(f"--mask-probability must lie between 0 and 1, not {self.mask_probability}.")
 
 
 @dataclass
@@ -130,7 +130,7 @@ LM = (LMModelArguments, LMDataArguments, TextTrainingArguments)
 
 
 def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> None:
-    """Refuse what documents read in segments do not go with; without steps or minutes there are 1,000 steps, as segments never end.
+    """Refuse options that contradict reading in segments. Segments never end, so the default is 1,000 steps.
 
     Raises:
         OptionError: segments too short, or with epochs, ``max_length`` or checkpointed activations.
@@ -140,8 +140,8 @@ def check_segments(data: LMDataArguments, training: TextTrainingArguments) -> No
     checkpointing = training.gradient_checkpointing or getattr(training, "activation_checkpointing", None)
     if data.segments < 2 or "num_train_epochs" in training.explicit or checkpointing or data.max_length is not None:
         raise OptionError(
-            f"segments is {data.segments}: give at least 2 tokens, max_steps or max_minutes instead of epochs, and neither max_length "
-            "nor gradient_checkpointing, which drops what the layers remember"
+            f"--segments is {data.segments}: give at least 2, --max-steps or --max-minutes instead of --epochs, and neither --max-length "
+            "nor --gradient-checkpointing, which drops what the layers remember."
         )
     if training.max_minutes is None and training.max_steps < 0:
         training.max_steps = 1000
@@ -164,11 +164,11 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     kind = DataCollatorForPackedText if pack else RepeatableMasks
     collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     settings: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
-    trainer: TimedTrainer
+    trainer: LongTrainer
     if data_args.segments:
         rows, padding = training_args.per_device_train_batch_size * training_args.world_size, {"pad_token_id": tokenizer.pad_token_id}
         stream = SegmentStream(
-            to_documents(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, passes=None, **padding
+            to_documents(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, epochs=None, **padding
         )
         measured = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_eval_batch_size, **padding)
         collate = SegmentCollator(collator if collator.mlm else None)
@@ -176,7 +176,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
         trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **settings)
     else:
         inputs, measured_inputs = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
-        trainer = TimedTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **settings)
+        trainer = LongTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **settings)
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": compared_losses(before, after)}
     return save_run(trainer, run, log, describe_lm_training)
@@ -197,8 +197,8 @@ def describe_lm_result(log: dict[str, Any]) -> str:
 
 
 def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents to train on and those to evaluate on: all of ``validation``, or else a tenth of every source. In an evaluation, both
-    are all documents."""
+    """Training documents, and evaluation documents: all of ``validation``, or a tenth of every source. In an evaluation, both are all
+    documents."""
     where: dict[str, Any] = {"column": args.column, "template": args.template}
     parts = read_texts(args.text, split=args.split, **where)
     if args.only_scores:
@@ -208,7 +208,7 @@ def read_documents(args: TextDataArguments, seed: int) -> tuple[Dataset, Dataset
         return limited(args, seed, shuffled(parts, seed), shuffled(validation, seed))
     documents, held_out = split_held_out(parts, seed, most=MOST_HELD_OUT)
     if not len(held_out):
-        raise OptionError("there is only one document, and the loss is measured on another one; give --validation TEXT")
+        raise OptionError("There is only one document, and the loss is measured on another one; give --validation TEXT.")
     return limited(args, seed, documents, held_out)
 
 
@@ -232,19 +232,19 @@ def load_lm(
     if config.model_type not in names or (objective == "clm" and _looks_both_ways(config)):
         raise OptionError(
             f"{name!r} ({config.model_type}) does not {_TASKS[objective]}, which {objective} needs; "
-            f"take the task {'clm' if objective == 'mlm' else 'mlm'}"
+            f"take the task {'clm' if objective == 'mlm' else 'mlm'}."
         )
     model: PreTrainedModel = new_model(loader, config, dtype=torch.float32) if from_scratch else load_model(loader, name, complete=complete)
     if getattr(model, "is_quantized", False):
-        raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from")
+        raise CheckpointError(f"{name!r} holds quantised weights, which cannot be trained; train the checkpoint that it was made from.")
     if objective == "mlm" and tokenizer.mask_token is None:
-        raise CheckpointError(f"the tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens)")
+        raise CheckpointError(f"The tokenizer of {name!r} has no mask token, which mlm needs; give it one (tokenizer.add_special_tokens).")
     pad_with_end(tokenizer, name)
     return model, tokenizer, objective
 
 
 def _looks_both_ways(config: Any) -> bool:
-    """Whether a model has a head for next tokens but sees them: an encoder that is not set up as a decoder."""
+    """Whether a model predicts next tokens but also sees them, as an encoder that is not set up as a decoder."""
     both = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
     return both and not getattr(config, "is_decoder", False)
 
@@ -256,7 +256,7 @@ def check_trains(config: Any, name: str) -> None:
         CheckpointError: with one sentence.
     """
     if config.model_type not in {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
-        raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head")
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head.")
 
 
 def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Load what a training starts from: a checkpoint with the head of a task, its tokenizer and its labels."""
+"""Load a checkpoint with the head of a task, its tokenizer and its labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def load_start(
         head, names, otherwise: see :func:`config_with_head`.
 
     Raises:
-        CheckpointError: it cannot be loaded, has no such head, or a tokenizer without a token to pad with.
+        CheckpointError: the checkpoint cannot be loaded, has no such head, or its tokenizer has no padding token.
     """
     config = config_with_head(name, head, names, otherwise)
     tokenizer: Any = load_part(AutoTokenizer, name)
@@ -39,9 +39,9 @@ def config_with_head(name: str, head: str, names: Any, otherwise: Mapping[str, A
     """The config of a checkpoint.
 
     Args:
-        head: what the architecture must have a head for, in words.
+        head: the task of the head, in words.
         names: the model types that have it, one of transformers' ``MODEL_FOR_*_MAPPING_NAMES``.
-        otherwise: what to do with other model types, in words, and those types.
+        otherwise: advice in words -> the model types that need it.
 
     Raises:
         CheckpointError: it cannot be loaded, or has no such head.
@@ -49,22 +49,22 @@ def config_with_head(name: str, head: str, names: Any, otherwise: Mapping[str, A
     config: PreTrainedConfig = load_config(name)
     if config.model_type not in names:
         advice = next((words for words, types in otherwise.items() if config.model_type in types), "take a model of another architecture")
-        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; {advice}")
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no head for {head}; {advice}.")
     return config
 
 
 def check_reads_text(config: PreTrainedConfig, name: str) -> None:
-    """Raise :class:`CheckpointError` for a checkpoint of an architecture that reads pictures and has no tokenizer."""
+    """Raise :class:`CheckpointError` for a checkpoint of an architecture that reads images and has no tokenizer."""
     kind = config.model_type
     if kind in IMAGE_PROCESSOR_MAPPING_NAMES and kind not in TOKENIZER_MAPPING_NAMES:
-        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads pictures; take a model of texts")
+        raise CheckpointError(f"{name!r} ({kind}) has no tokenizer, since it reads images; take a model of texts.")
 
 
 def load_head(loader: Any, name: str, tokenizer: PreTrainedTokenizerBase | None, *, complete: bool, **config: Any) -> PreTrainedModel:
-    """A model of an ``AutoModelFor…`` class in float32; its head is new unless the checkpoint has one of this size.
+    """Load a model of an ``AutoModelFor…`` class in float32. Its head is new unless the checkpoint has one of this size.
 
     Args:
-        tokenizer: of a model that reads text, whose config gets the padding token if it has none.
+        tokenizer: of a text model. Its padding token goes into a config without one.
         complete: refuse a new head; ``only_scores`` of the arguments.
 
     Raises:
@@ -97,7 +97,7 @@ def load_classifier(
 
 
 def frozen_teacher(model: PreTrainedModel) -> PreTrainedModel:
-    """``model`` with the full attention that it has learned; without gradients, dropout and cache."""
+    """Run ``model`` with its original full attention, without gradients, dropout and cache."""
     if isinstance(model, LongAttentionMixin):
         model.use_base_attention()
     if getattr(model.config, "use_cache", None):
@@ -119,4 +119,4 @@ def label_config(names: list[str]) -> dict[str, Any]:
 
 
 SPAN_LABELS = label_config(["LABEL_0", "LABEL_1"])
-"""The arguments of the config of a head that scores first and last tokens, whatever classes its checkpoint has."""
+"""Config arguments for a span head, whatever classes the checkpoint has."""

@@ -1,4 +1,4 @@
-"""What a training of several tasks starts from: a model of texts, or one of several modalities on a shared backbone, and its heads."""
+"""Load a model of texts, or of several modalities on one backbone, with its heads, for a training on several tasks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LOADERS = {
     "images": AutoModelForImageClassification,
     "audio": AutoModelForAudioClassification,
 }
-"""Kinds of tasks, and what loads a model of each."""
+"""Kind of task -> the class that loads its model."""
 HEADS = {
     "classify": LongMultimodalForSequenceClassification,
     "tokens": LongMultimodalForTokenClassification,
@@ -84,7 +84,7 @@ class Start:
         return tokenizer
 
     def head(self, task: str, kind: str, labels: Sequence[str] = ()) -> tuple[PreTrainedModel, list[str]]:
-        """The model with the head of a task, and its classes: the checkpoint's head of this name and kind if it knows all labels.
+        """The model with the head of a task, and its classes. The checkpoint's head of this name and kind is used if it knows all labels.
 
         Args:
             task: its name.
@@ -122,11 +122,11 @@ class Start:
         return head
 
     def reads_text(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model that reads the texts of a head: the backbone, or the head itself."""
+        """The text model of a head: the backbone, or the head itself."""
         return model if self.model is None else self.model.text_model
 
     def check_longest(self, hearing: Hearing, row: Any) -> None:
-        """Refuse a recording of more tokens than the backbone reads, before the training.
+        """Refuse an audio file of more tokens than the backbone reads, before the training.
 
         Raises:
             AudioError: with the length that the backbone needs.
@@ -137,7 +137,7 @@ class Start:
         if longest is not None and tokens > longest:
             raise AudioError(
                 f"{row['name']} is {tokens:,} tokens of frames, but the backbone reads {longest:,}; leave it out, or convert the backbone "
-                f"with --max-length {tokens}"
+                f"with --max-length {tokens}."
             )
 
 
@@ -158,7 +158,7 @@ def load_multitask_head(name: str, head: str) -> PreTrainedModel:
     entry = heads[head]
     loader: Any = LOADERS[entry["kind"]]
     arguments = {"key_mapping": {rf"^heads\.{head}\.": ""}, **label_config(entry["labels"])}
-    others = ("",)  # what is not of this head is of others
+    others = ("",)  # other weights belong to other heads
     model: PreTrainedModel = load_model(loader, name, complete=True, elsewhere=others, **arguments)
     for key, value in fields_of(entry).items():
         setattr(model.config, key, value)
@@ -178,34 +178,34 @@ def load_multimodal_start(
     Args:
         name: a checkpoint of texts, or one of several modalities.
         images: of a new embedder; ``None`` = none.
-        mel_bins: of a new embedder of recordings; 0 = none.
+        mel_bins: of a new embedder of audio files; 0 = none.
         subsampling: see :class:`AudioInput`.
-        only_scores: nothing is trained, so that the checkpoint must have the heads.
+        only_scores: nothing is trained, so the checkpoint must have the heads.
 
     Raises:
-        CheckpointError: it cannot be loaded, or has no head for words, or no heads at all.
-        OptionError: a task is of a modality without an embedder, or a new embedder is of one without a task, or there already.
-        BackendError, GridError: the checkpoint is no such backbone, or too short for the pictures.
+        CheckpointError: the checkpoint cannot be loaded, or has no heads.
+        OptionError: a task lacks an embedder, or a new embedder has no task or exists already.
+        BackendError, GridError: the checkpoint is no such backbone, or too short for the images.
     """
-    for kind, option, wanted in (("images", "image_size", images is not None), ("audio", "mel_bins", mel_bins > 0)):
+    for kind, option, wanted in (("images", "--image-size", images is not None), ("audio", "--mel-bins", mel_bins > 0)):
         if wanted and kind not in kinds:
-            raise OptionError(f"{option} is for tasks of kind {kind}; add --tasks NAME={kind}:DATA, or leave it out")
+            raise OptionError(f"{option} is for tasks of kind {kind}; add --tasks NAME={kind}:DATA, or leave it out.")
     config, tokenizer = load_start(name, "classes of words or documents", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     heads: Mapping[str, Any] = getattr(config, "multitask_heads", {})
     if only_scores and not heads:
-        raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one head")
+        raise CheckpointError(f"{name!r} has no heads of longattn train multitask; type longattn evaluate TASK for a model with one head.")
     is_multimodal = isinstance(config, LongMultimodalConfig)
     if not is_multimodal and (only_scores or not {"images", "audio"} & set(kinds)):
         return Start(name, InputProcessors(tokenizer), None, heads, only_scores)
     embedded = config.embedded if isinstance(config, LongMultimodalConfig) else {}
     present = {"images": "images" in embedded, "audio": "sound" in embedded}
-    advice = {"images": ("pictures", "--image_size 224 224 --patch_size 16"), "audio": ("recordings", "--mel_bins 80")}
+    advice = {"images": "--image-size 224 224 --patch-size 16", "audio": "--mel-bins 80"}
     new = {"images": images is not None, "audio": mel_bins > 0}
-    for kind, (words, options) in advice.items():
+    for kind, options in advice.items():
         if kind in kinds and not present[kind] and not new[kind] and not only_scores:
-            raise OptionError(f"a task of kind {kind} reads {words}, and {name!r} has no embedder of {words}; add {options}")
+            raise OptionError(f"A task of kind {kind} needs an embedder of {kind}, and {name!r} has none; add {options}.")
         if present[kind] and new[kind]:
-            raise OptionError(f"{name!r} has an embedder of {words} already; leave {options.split()[0].removeprefix('--')} out")
+            raise OptionError(f"{name!r} has an embedder of {kind} already; leave {options.split()[0]} out.")
     image_processor = load_part(AutoImageProcessor, name) if present["images"] else None
     extractor = load_part(AutoFeatureExtractor, name) if present["audio"] else None
     sound = None

@@ -1,7 +1,7 @@
-"""The command line of a task: a parser of its three dataclasses, its help, and recipes whose names are those of the options.
+"""The command line of a task: a parser of its three dataclasses, its help, and recipes with the same names.
 
-Importing this does not import torch: :func:`answer_early` shows the short help and refuses mistyped options by the declared arguments of
-the task (:mod:`hf_longattn.declarations`), before the task is imported.
+This module does not import torch. :func:`answer_early` shows the short help and refuses mistyped options before the task is imported; it
+reads the declared arguments (:mod:`hf_longattn.declarations`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.hf_argparser import HfArgumentParser, string_to_bool
 from hf_longattn.catalogue import check_early
 from hf_longattn.choice_text import read_choice
 from hf_longattn.declarations import LIBRARY
-from hf_longattn.errors import OptionError, UsageError, nearest
+from hf_longattn.errors import OptionError, UsageError, flag, nearest, sentence_case
 from hf_longattn.naming import LOGGER
 from hf_longattn.recipes import read_recipe, recipe_names
 from hf_longattn.tasks import declared_arguments, evaluated_tasks, load_task, task_names
@@ -68,12 +68,12 @@ def build_arguments(kinds: tuple[type[Model], type[Data], type[Training]], **val
 
 
 class TaskParser(HfArgumentParser):
-    """transformers' parser with one sentence for what is wrong."""
+    """transformers' parser with one-sentence errors."""
 
     typed: Collection[str] = ()
-    """The words of the command line, without values after an equals sign."""
+    """The words of the command line, with hyphens, and without values after an equals sign."""
     training_only: Collection[str] = ()
-    """Options of the training of a task that is evaluated."""
+    """Options of training, which an evaluation refuses."""
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse.
@@ -83,13 +83,13 @@ class TaskParser(HfArgumentParser):
         """
         named = re.fullmatch(r"argument (--\S+): (.*)", message, re.DOTALL)
         if named is None:
-            raise UsageError(message)
+            raise UsageError(f"{sentence_case(message)}.")
         flags = named[1].split("/")
-        raise UsageError(f"{next((flag for flag in flags if flag in self.typed), flags[0])}: {named[2]}")
+        raise UsageError(f"{next((option for option in flags if option in self.typed), flags[0])}: {named[2]}.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, which calls :meth:`error`."""
-        self.typed = {word.partition("=")[0] for word in args or ()}
+        self.typed = {word.partition("=")[0].replace("_", "-") for word in args or ()}
         return super().parse_known_args(args, namespace)
 
     def parse(self, line: list[str]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class TaskParser(HfArgumentParser):
         known, unknown = self.parse_known_args(line)
         self.check_flags(unknown)
         if unknown:
-            raise UsageError(f"unexpected argument {unknown[0]!r}; values follow their option, as in --model MODEL")
+            raise UsageError(f"Unexpected argument {unknown[0]!r}; values follow their option, as in --model MODEL.")
         return vars(known)
 
     def check_flags(self, unknown: list[str], elsewhere: Collection[str] = ()) -> None:
@@ -114,15 +114,16 @@ class TaskParser(HfArgumentParser):
         Raises:
             UsageError: an unknown option, with the nearest known one, or the task that has it.
         """
-        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-") and word.partition("=")[0] not in elsewhere), None)
-        if flag is not None:
-            if flag.removeprefix("--").removeprefix("no_").replace("-", "_") in self.training_only:
-                raise UsageError(f"{flag} is an option of training, and nothing is trained here; leave it out")
-            choices = [flag for action in self._actions for flag in action.option_strings]
-            tasks = tasks_with(flag)
+        words = [word.partition("=")[0].replace("_", "-") for word in unknown if word.startswith("-")]
+        wrong = next((word for word in words if word not in elsewhere), None)
+        if wrong is not None:
+            if wrong.removeprefix("--").removeprefix("no-").replace("-", "_") in self.training_only:
+                raise UsageError(f"{wrong} is an option of training, and nothing is trained here; leave it out.")
+            choices = [option for action in self._actions for option in action.option_strings]
+            tasks = tasks_with(wrong)
             tasks_text = f" {tasks};" if tasks else ""
             raise UsageError(
-                f"there is no option {flag};{tasks_text} {self.prog} {HELP_ALL} lists all.{nearest(flag, [*choices, *elsewhere])}"
+                f"There is no option {wrong};{tasks_text} {self.prog} {HELP_ALL} lists all.{nearest(wrong, [*choices, *elsewhere])}"
             )
 
 
@@ -130,7 +131,7 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     """The parser of a task's command line. ``--help`` lists the task's own options, those of model and data, and the usual ones of the
     training, a line each; ``--help-all`` lists all in full."""
     source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
-    needed = "".join(f" --{name} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))
+    needed = "".join(f" {flag(name)} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))
     is_evaluation = kinds[2].only_scores
     usage = f"%(prog)s --model MODEL{source}{needed} {'[--output FOLDER]' if is_evaluation else '--output FOLDER'} [OPTION ...]"
     parser = TaskParser(kinds, description=description, usage=usage, prog=prog, allow_abbrev=False)
@@ -140,13 +141,14 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     parser.add_argument(HELP_ALL, action="help", help="Show all options in full, also those of TrainingArguments.")
     refused = getattr(kinds[2], "without_effect", ())
     for action in parser._actions:
+        action.option_strings = list(dict.fromkeys(option.replace("_", "-") for option in action.option_strings))  # both are parsed
         if action.dest in refused:
             action.help = argparse.SUPPRESS
         elif action.dest == "help":
             action.help = "Show the usual options, a line each, and exit."
-        elif action.option_strings[0].startswith("--no_"):  # HfArgumentParser gives it the help of what it turns off
-            action.help = f"Turn --{action.dest} off, which is on by default."
-        elif action.type is string_to_bool and action.nargs is None:  # a switch whose default depends on others: alone it is on
+        elif action.option_strings[0].startswith("--no-"):  # HfArgumentParser copies the help of the switch
+            action.help = f"Turn {flag(action.dest)} off, which is on by default."
+        elif action.type is string_to_bool and action.nargs is None:  # a switch with a computed default: without a value it is on
             action.nargs, action.const = "?", True
     inherited = _library_fields(kinds[2])
     if is_evaluation:
@@ -171,7 +173,7 @@ class OneLineHelp(argparse.HelpFormatter):
         return f"{name} {PLACEHOLDERS.get(action.type, 'TEXT')}{' …' if action.nargs == '+' else ''}"
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        """The text if it fits, else without what stands in brackets, else its first clause, else as many words as fit and an ellipsis."""
+        """The text if it fits; else without brackets; else its first clauses; else as many words as fit and an ellipsis."""
         brief = re.sub(r" \([^()]*\)", "", text)
         clauses = [brief[: match.start()] + "." for match in re.finditer(r"(?<!default)[.;:]\s", brief) if match.start() > width // 2]
         line = next((line for line in (text, brief, *reversed(clauses)) if len(line) <= width), None)
@@ -186,9 +188,9 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
         own_fields, order = _own_fields(kind), _declared_order(kind)
         actions = [action for action in parser._actions if action.dest in order and action.dest in {field.name for field in fields(kind)}]
         for action in sorted(actions, key=lambda action: order.index(action.dest)):
-            is_off_switch = action.option_strings[0].startswith("--no_")
+            is_off_switch = action.option_strings[0].startswith("--no-")
             if action.help == argparse.SUPPRESS or (action.default is True and action.nargs == "?" and not is_off_switch):
-                continue  # what is on by default is listed by the option that turns it off
+                continue  # a switch that is on by default is listed by its --no- form
             if action.dest in own_fields:
                 groups[OWN].append(action)
             elif kind is not kinds[2]:
@@ -203,7 +205,7 @@ def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
 
 
 def _own_fields(kind: type[Any]) -> set[str]:
-    """The fields that a task's classes declare, and none of the classes that tasks share: transformers', and those next to this module."""
+    """The fields that a task's own classes declare. Fields of transformers and of shared base classes next to this module are left out."""
     names: set[str] = set()
     shared = set(_library_fields(kind))
     for base in kind.__mro__:
@@ -212,7 +214,7 @@ def _own_fields(kind: type[Any]) -> set[str]:
 
 
 def _declared_order(kind: type[Any]) -> list[str]:
-    """The fields that the classes of this package declare, those of base classes first."""
+    """The fields that this package's classes declare, base classes first."""
     bases = [base for base in reversed(kind.__mro__) if not base.__module__.startswith(LIBRARY)]
     return list(dict.fromkeys(name for base in bases for name in inspect.get_annotations(base)))
 
@@ -231,7 +233,7 @@ def _arguments(task: str) -> tuple[type[Any], ...]:
 
 
 def answer_early(task: str, arguments: list[str], description: str, prog: str, *, is_evaluation: bool = False) -> None:
-    """Show the short help and exit, or refuse an unknown option or mechanism or a value of the wrong kind, before the task is imported.
+    """Show the short help and exit, or refuse a wrong command line, before the task is imported.
 
     What cannot be said without importing it is left to :func:`parse_arguments`.
 
@@ -248,8 +250,7 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str, *
     parser = task_parser(kinds, description, prog)
     _shorten_help(parser, kinds)
     values, unknown = parser.parse_known_args(arguments)
-    flags = [f"--{off}{name}" for name in _library_fields(kinds[2]) if name not in parser.training_only for off in ("", "no_")]
-    later = [*flags, *(flag[:2] + flag[2:].replace("_", "-") for flag in flags)]
+    later = [flag(f"{off}{name}") for name in _library_fields(kinds[2]) if name not in parser.training_only for off in ("", "no_")]
     parser.check_flags([word for word in unknown if word.startswith("--") and word != "--"], later)
     if getattr(kinds[0], "names_mechanism", False) and values.mechanism:
         choice = read_choice(values.mechanism, values.option)
@@ -257,7 +258,7 @@ def answer_early(task: str, arguments: list[str], description: str, prog: str, *
 
 
 def _library_fields(kind: type[Any]) -> list[str]:
-    """The fields that the classes of transformers declare which a class of arguments derives from."""
+    """The fields that the transformers base classes of a class of arguments declare."""
     return [name for base in kind.__mro__ if base.__module__.startswith(LIBRARY) for name in inspect.get_annotations(base)]
 
 
@@ -272,7 +273,7 @@ def parse_arguments(
     command, parser = (prog or "").removeprefix("longattn "), task_parser(kinds, description, prog)
     if HELP_ALL not in arguments:
         _shorten_help(parser, kinds)
-    defaults = parser.parse([])  # HfArgumentParser's defaults of `debug` and of another option are not TrainingArguments'
+    defaults = parser.parse([])  # HfArgumentParser's defaults differ from TrainingArguments' for `debug` and another option
     known, _ = parser.parse_known_args(arguments)
     if known.config:
         parser.set_defaults(**_defaults(parser, known.config, command))
@@ -289,16 +290,16 @@ def parse_arguments(
 
 def _evaluation_words(kinds: Kinds, arguments: list[str]) -> Iterator[str]:
     """The words of a training's command line that `longattn evaluate` takes as well."""
-    flags = {flag for action in task_parser(evaluation_arguments(kinds), "")._actions for flag in action.option_strings}
+    taken = {option for action in task_parser(evaluation_arguments(kinds), "")._actions for option in action.option_strings}
     is_taken = False
     for word in arguments:
-        is_taken = word.partition("=")[0] in flags if word.startswith("--") else is_taken
+        is_taken = word.partition("=")[0].replace("_", "-") in taken if word.startswith("--") else is_taken
         if is_taken:
             yield word
 
 
 def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, Any]:
-    """A recipe's values by the fields' names; it may use every name of the command line, and one value where there is a list."""
+    """A recipe's values by field names. A recipe may use every name of the command line, and a single value for a list."""
     settings = [action for action in parser._actions if action.dest not in ("help", "help_all", "config")]
     names = {option.strip("-").replace("-", "_"): action for action in settings for option in action.option_strings}
     options = {name: action for name, action in names.items() if not name.startswith("no_")}
@@ -306,13 +307,13 @@ def _defaults(parser: HfArgumentParser, recipe: str, command: str) -> dict[str, 
     for name, value in read_recipe(recipe, options, command, elsewhere=tasks_with).items():
         action = options[name]
         if action.dest in values:
-            raise OptionError(f"the recipe {recipe} sets {action.dest!r} twice, under two names; leave one of them out")
+            raise OptionError(f"The recipe {recipe} sets {action.dest!r} twice, under two names; leave one of them out.")
         try:
             values[action.dest] = _typed(action, value)
         except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             kind = KINDS.get(action.type, f"a {getattr(action.type, '__name__', 'string')}")
             expected = f"one of {', '.join(map(str, action.choices))}" if action.choices else kind
-            raise OptionError(f"the recipe {recipe} sets {name!r} to {value!r}; it must be {expected}") from error
+            raise OptionError(f"The recipe {recipe} sets {name!r} to {value!r}; it must be {expected}.") from error
     return values
 
 

@@ -1,7 +1,7 @@
-"""Train the passages of long documents as late chunks, contrasted with those of their own document and of the batch.
+"""Train passages of long documents as late chunks, contrasted with passages of the same document and of the batch.
 
-A passage beside its neighbours learns to say what it says itself; a document beside others lends its passages what they do not say. Both
-kinds of negatives together are InSeNT (Conti et al. 2025, arXiv 2505.24782); with them, late chunks gain what they lack untrained.
+Negatives from the same document teach a passage its own content. Negatives from other documents teach it the document's context. Both
+together are InSeNT (Conti et al. 2025, arXiv 2505.24782).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ..evaluation.late_chunking import late_chunks, read_tokens
 PART = 128
 """Tokens of a part of a document that is a negative."""
 TOGETHER = 8
-"""Passages of one document that stand together in a batch: it is read once for all of them."""
+"""Passages of one document per batch. The document is read once for all of them."""
 
 
 def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None) -> Dataset:
-    """Pairs whose ``label`` is the first token of their passage and the one after its last.
+    """Add ``label``: the first token of the passage, and the token after its last one.
 
     Pairs whose passage is cut off are left out.
 
@@ -44,13 +44,13 @@ def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None)
         tokens = read_tokens(tokenizer, row["positive"], prompt)
         inside = ((tokens.starts >= row["start"]) & (tokens.starts < row["end"])).nonzero().flatten() + len(tokens.before)
         if not len(inside):
-            raise DataError(f"pair {number + 1} has no token between the characters {row['start']} and {row['end']} of its document")
+            raise DataError(f"Pair {number + 1} has no token between the characters {row['start']} and {row['end']} of its document.")
         return {"anchor": row["anchor"], "positive": row["positive"], "label": [int(inside[0]), int(inside[-1]) + 1]}
 
     rows = data.map(convert, with_indices=True, remove_columns=data.column_names)
     uncut = rows if longest is None else rows.filter(lambda row: row["label"][1] < longest)
     if not len(uncut):
-        raise DataError(f"all passages end after the first {longest:,} tokens, where documents are cut; give a greater --max-length")
+        raise DataError(f"All passages end after the first {longest:,} tokens, where documents are cut; give a greater --max-length.")
     return uncut
 
 
@@ -116,7 +116,7 @@ class ByDocument(DefaultBatchSampler):
 
 
 def find_passages(model: Any, pairs: Dataset, prompt: str, batch_size: int) -> dict[str, float]:
-    """How well queries find their passage among those of all documents of the pairs."""
+    """Scores of finding each query's passage among the passages of all documents."""
     spans: dict[str, dict[tuple[int, int], None]] = defaultdict(dict)
     relevant: dict[str, set[tuple[str, int, int]]] = defaultdict(set)
     for row in pairs:

@@ -1,6 +1,6 @@
-"""Several processes that train together: when one of them ends, the others end with a sentence.
+"""Several training processes: when one ends, the others end with one sentence.
 
-Launchers end the others without a word, and gloo reports a closed connection from deep inside.
+Launchers end the others silently, and gloo reports a closed connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hf_longattn.errors import CheckpointError, LongAttentionError
 from hf_longattn.training.checkpoints import finished_part, newest_checkpoint, stage_1_is_complete, stage_checkpoints
 
 CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Socket closed")
-"""What gloo says when the other side is gone."""
+"""gloo's messages about a closed connection."""
 
 
 class LostProcessError(LongAttentionError):
@@ -47,7 +47,7 @@ def how_to_resume(folder: Path) -> str:
 
 @contextmanager
 def sentence_if_lost(folder: Path) -> Iterator[None]:
-    """Turn a closed connection, and a launcher's signal to end, into a sentence that names what a run can resume from.
+    """Turn a closed connection or a launcher's signal into one sentence that says how to resume.
 
     Raises:
         LostProcessError: another process has ended.
@@ -58,7 +58,7 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
 
     def ended(number: int, frame: FrameType | None) -> None:
         raise LostProcessError(
-            f"received {signal.Signals(number).name}, which launchers send when another process ends: {how_to_resume(folder)}"
+            f"Received {signal.Signals(number).name}, which launchers send when another process ends: {how_to_resume(folder)}."
         )
 
     earlier_handler = signal.signal(signal.SIGTERM, ended) if threading.current_thread() is threading.main_thread() else None
@@ -69,7 +69,7 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         if not isinstance(error, dist.DistError) and not any(words in str(error) for words in CLOSED):
             raise
-        raise LostProcessError(f"another process of the training has ended: {how_to_resume(folder)}") from error
+        raise LostProcessError(f"Another process of the training has ended: {how_to_resume(folder)}.") from error
     finally:
         if earlier_handler is not None:
             signal.signal(signal.SIGTERM, earlier_handler)

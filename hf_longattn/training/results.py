@@ -29,15 +29,14 @@ Scores = Mapping[str, Any]
 
 
 def plain_scores(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What an evaluation of Trainer measured, without its prefix and its times."""
+    """Scores of a Trainer evaluation, without its prefix and its times."""
     named = {name.partition("_")[2]: value for name, value in metrics.items() if isinstance(value, (int, float))}
     scores = {name: value for name, value in named.items() if name.removesuffix("_se") in ("loss", "n", *PERCENT)}
     return {**scores, "n": int(scores["n"])} if "n" in scores else scores
 
 
 def compared_losses(before: Scores | None, after: Scores) -> dict[str, Any]:
-    """The held-out losses of a run, as a log has them: before (``None`` if it was not measured) and after, the latter's standard error,
-    and n."""
+    """The held-out losses for a log: before (``None`` if not measured) and after, with the standard error of the latter and n."""
     losses: dict[str, Any] = {"before": None if before is None else before["loss"], "after": after["loss"]}
     return {**losses, "standard_error": error_of(after, "loss"), "n": after.get("n")}
 
@@ -87,12 +86,12 @@ def steps_of(log: Mapping[str, Any]) -> str:
 
 
 def end_of_training(log: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Trainer's entry at the end of the steps of a run; its minutes are those of all sessions. Empty in an evaluation."""
+    """Trainer's last log entry of a run. Its minutes count all sessions. Empty in an evaluation."""
     return next((entry for entry in reversed(log["history"]) if "train_runtime" in entry), {})
 
 
 def sources_in_words(settings: Mapping[str, Any]) -> str:
-    """What a run was trained on, for a card: names on the Hub, and files and folders without the folders that they are in."""
+    """The training data for a card: names on the Hub, and files and folders without their parents."""
     return _in_words(settings.get("data") or settings.get("text") or settings.get("tasks") or [settings.get("task_file", "")])
 
 
@@ -101,8 +100,8 @@ def _in_words(sources: Sequence[str]) -> str:
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
-    """The scores after a run as rows of the card's table; those of a baseline are rows with a system, and no metadata.
-    ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
+    """The final scores as rows of the card's table. A baseline's rows name its system and go into no metadata. ``task`` as for
+    :class:`~hf_longattn.hub.MeasuredResult`."""
     settings = log["settings"]
     validation = settings.get("validation")
     named = [validation] if isinstance(validation, str) else validation
@@ -130,7 +129,7 @@ def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredRe
 
 
 def _data_of_heads(settings: Mapping[str, Any]) -> dict[str, str]:
-    """What each head of a multitask run that ``--tasks`` names was scored on, by its name in the table."""
+    """Task in the table -> the data on which its head was scored, for tasks of ``--tasks``."""
     validation = dict(text.partition("=")[::2] for text in settings.get("validation") or () if "=" in text)
     named = (text.partition("=")[::2] for text in settings.get("tasks") or ())
     return {

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from hf_longattn.data.segments import SegmentCollator, SegmentStream
 from hf_longattn.errors import CheckpointError
 from hf_longattn.modeling.inference.optimize import evaluating
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 
 
-class SegmentTrainer(TimedTrainer):
+class SegmentTrainer(LongTrainer):
     """Trains a Long model on a :class:`SegmentStream`: gradients stay within a batch, the memory carries over.
 
     The stream must have batch size × processes rows. ``evaluate`` reads the whole evaluation stream in every process.
@@ -61,7 +61,7 @@ class SegmentTrainer(TimedTrainer):
         return checkpoint / f"segment_memory_{self.args.process_index}.safetensors"
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's; a checkpoint gets every process's memory before trainer_state.json, with which it is complete."""
+        """As Trainer's. Every process's memory is saved before trainer_state.json, which completes a checkpoint."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None:
             self.save_memory(Path(output_dir))
@@ -78,7 +78,7 @@ class SegmentTrainer(TimedTrainer):
         if not file.is_file():
             raise CheckpointError(
                 f"{str(checkpoint)!r} has no {file.name}: it was not written by a training in segments with {self.args.process_index + 1} "
-                "or more processes; start again, or resume with as many processes as before"
+                "or more processes; start again, or resume with as many processes as before."
             )
         self.memory = self.accelerator.unwrap_model(self.model).new_memory()
         self.memory.load_state_dict({name: tensor.to(self.args.device) for name, tensor in load_file(file).items()})

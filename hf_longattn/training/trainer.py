@@ -26,7 +26,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer_callback import ExportableState, ProgressCallback, tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_longattn.data.batching import CountedPasses, TokenBudget
+from hf_longattn.data.batching import EpochAwareCollator, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
 from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.hub import PushReport, check_login, push_model
@@ -48,11 +48,25 @@ class DivergenceError(LongAttentionError):
     """A loss or a gradient became NaN or infinite."""
 
 
-class TimedTrainer(Trainer):
-    """transformers' Trainer with a time budget, whose steps are those of all their labels together.
+class LongTrainer(Trainer):
+    """transformers' Trainer for long inputs and short budgets: the Trainer of every task.
 
-    The loss of a step is the mean over its labels in all accumulated batches and all processes, as of one large batch, for every head:
-    :meth:`mean_loss` is the mean over a batch, :meth:`items_of` the number of its labels. A training that diverges ends.
+    The loss of a step is the mean over the labels of all its batches and processes, as of one large batch. A subclass may define
+    :meth:`mean_loss`, the mean over a batch, and :meth:`items_of`, the number of labels in it.
+
+    What it overrides, and why:
+
+    - ``compute_loss``, ``get_batch_samples``: weigh every batch by its labels.
+    - ``training_step``, ``_get_grad_norm``: count tokens, and end a training that diverges.
+    - ``create_scheduler``: follow the minutes with a time budget, and let no step have a learning rate of 0.
+    - ``get_train_dataloader``, ``_get_train_sampler``: batches of ``tokens_per_batch`` tokens, and groups that depend on the seed.
+    - ``get_eval_dataloader``, ``get_test_dataloader``, ``_get_eval_sampler``: evaluation in the order of the rows, by ``eval_collator``.
+    - ``evaluation_loop``, ``prediction_step``: standard errors of the loss, and an end if it is not finite.
+    - ``create_accelerator_and_postprocess``, ``_prepare_context_parallel_inputs``: sequences shared by several devices.
+    - ``_run_epoch``: a resumed run takes no further step once its steps or minutes are spent.
+    - ``_load_from_checkpoint``, ``_load_best_model``: weights that have another name in files than in the model.
+    - ``log``: tokens per second and minutes.
+    - ``save_model``, ``create_model_card``, ``init_hf_repo``, ``push_to_hub``: a complete folder, our card, and one sentence for an error.
 
     Args:
         max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
@@ -60,7 +74,7 @@ class TimedTrainer(Trainer):
         eval_collator: makes the batches of evaluations and predictions, if not ``data_collator``.
         *args, **kwargs: Trainer's.
 
-    Evaluations and predictions are in the order of the rows. Masked tokens and augmentations are drawn anew in every pass over the data;
+    Evaluations and predictions are in the order of the rows. Masked tokens and augmentations are drawn anew in every epoch;
     an evaluation has the same masks every time, and no augmentation.
 
     Raises:
@@ -74,7 +88,7 @@ class TimedTrainer(Trainer):
     def __init__(self, *args: Any, max_minutes: float | None = None, eval_collator: Any = None, **kwargs: Any) -> None:
         with refused_arguments():
             super().__init__(*args, **kwargs)
-        counted = self.data_collator if isinstance(self.data_collator, CountedPasses) else None
+        counted = self.data_collator if isinstance(self.data_collator, EpochAwareCollator) else None
         self.eval_collator = counted.for_evaluation() if eval_collator is None and counted is not None else eval_collator
         self.model_accepts_loss_kwargs = False  # every head returns the mean over a batch
         self.args.logging_nan_inf_filter = False  # a training with such a loss ends
@@ -95,7 +109,7 @@ class TimedTrainer(Trainer):
         self.add_callback(LogEnough())
         self.add_callback(CheckBestMetric())
         self.add_callback(SynchroniseCentroids())
-        self.add_callback(OrderOfPass(counted))
+        self.add_callback(SetEpochCallback(counted))
         self.add_callback(Processes(self.args.world_size))
         patience = getattr(self.args, "early_stopping_patience", 0)
         if patience:
@@ -190,7 +204,7 @@ class TimedTrainer(Trainer):
         norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # of FSDP
         scaler = getattr(self.accelerator, "scaler", None)
         if not math.isfinite(loss + float(0.0 if norm is None else norm)) and (scaler is None or scaler.get_scale() < 1):
-            self.diverged("the gradient" if math.isfinite(loss) else "the loss")
+            self.diverged("The gradient" if math.isfinite(loss) else "The loss")
         return grad_norm
 
     def diverged(self, what: str) -> None:
@@ -199,7 +213,7 @@ class TimedTrainer(Trainer):
         Raises:
             DivergenceError: always.
         """
-        raise DivergenceError(f"{what} is not a finite number at step {self.state.global_step + 1}; {self.advice()}")
+        raise DivergenceError(f"{what} is not a finite number at step {self.state.global_step + 1}; {self.advice()}.")
 
     def check_held_out(self, loss: float) -> None:
         """Refuse to go on with a model whose evaluation is NaN or infinite.
@@ -210,15 +224,15 @@ class TimedTrainer(Trainer):
         if math.isfinite(loss):
             return
         if step := self.state.global_step:
-            raise DivergenceError(f"the held-out loss is not a finite number after step {step}; {self.advice()}")
+            raise DivergenceError(f"The held-out loss is not a finite number after step {step}; {self.advice()}.")
         raise DivergenceError(
-            "the held-out loss is not a finite number before any training: the model computes NaN or infinity; give another --model, or "
-            "another precision (--no_bf16)"
+            "The held-out loss is not a finite number before any training: the model computes NaN or infinity; give another --model, or "
+            "another precision (--no-bf16)."
         )
 
     def advice(self) -> str:
         """What to type after a divergence."""
-        return f"lower --learning_rate, which is {self.args.learning_rate:g}; {how_to_resume(Path(str(self.args.output_dir)))}"
+        return f"lower --learning-rate, which is {self.args.learning_rate:g}; {how_to_resume(Path(str(self.args.output_dir)))}"
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.clock.minutes is None:
@@ -371,12 +385,12 @@ class TimedTrainer(Trainer):
             self.card()
 
 
-class MeasuringTrainer(TimedTrainer):
+class MeasuringTrainer(LongTrainer):
     """A trainer whose evaluations are the scores of a function.
 
     Args:
         measure: returns scores by name, the same in all processes: of the held-out data, or of the data in its argument.
-        *args, **kwargs: :class:`TimedTrainer`'s.
+        *args, **kwargs: :class:`LongTrainer`'s.
     """
 
     def __init__(self, *args: Any, measure: Callable[..., dict[str, Any]], **kwargs: Any) -> None:
@@ -422,7 +436,7 @@ def row_lengths(data: Any) -> list[int]:
     if column is not None:
         return list(data[column])
     if "input_ids" not in names or not hasattr(data, "__len__"):
-        raise OptionError("tokens_per_batch needs rows of known length, which a stream of text has not; give --batch_size instead")
+        raise OptionError("--tokens-per-batch requires rows of known length; give --batch-size instead for a stream of text.")
     return [len(ids) for rows in data.iter(1000) for ids in rows["input_ids"]]
 
 
@@ -553,8 +567,8 @@ class FollowClock(TrainerCallback, ExportableState):
         self.clock.first_step = self.clock.agreed
         if self.clock.minutes is not None and self.clock.first_step >= self.clock.minutes:
             raise OptionError(
-                f"the evaluation before the first step took {self.clock.first_step:.1f} of the {self.clock.minutes:g} minutes; give more "
-                "--max_minutes, add --no_eval_before_training, or lower --max_eval_samples"
+                f"The evaluation before the first step took {self.clock.first_step:.1f} of the {self.clock.minutes:g} minutes; give more "
+                "--max-minutes, add --no-eval-before-training, or lower --max-eval-samples."
             )
 
     def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -601,18 +615,21 @@ class SynchroniseCentroids(TrainerCallback):
         synchronise_centroids(model)
 
 
-class OrderOfPass(TrainerCallback):
-    """Tells the sampler, and a collator that draws at random, which pass over the data begins. Where one of several processes resumes,
-    accelerate's loader, which skips batches, does not reach the sampler, and the rest of a later pass would have the order of the first."""
+class SetEpochCallback(TrainerCallback):
+    """Sets the epoch of the sampler and of an :class:`~hf_longattn.data.batching.EpochAwareCollator`.
 
-    def __init__(self, collator: CountedPasses | None = None) -> None:
+    When a run with several processes resumes, accelerate's loader does not set the sampler's epoch. Without this callback, the rest of a
+    later epoch would have the order of the first one.
+    """
+
+    def __init__(self, collator: EpochAwareCollator | None = None) -> None:
         self.collator = collator
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, train_dataloader: Any = None, **_: Any
     ) -> None:
         if self.collator is not None:
-            self.collator.passes = int(state.epoch or 0)
+            self.collator.epoch = int(state.epoch or 0)
         sampler = getattr(train_dataloader, "batch_sampler", None)
         while sampler is not None:
             if hasattr(sampler, "set_epoch"):
@@ -654,7 +671,7 @@ class CheckBestMetric(TrainerCallback):
         name = (args.metric_for_best_model or "").removeprefix("eval_")
         known = [key.removeprefix("eval_") for key in metrics or {}]
         if name and known and name not in known:
-            raise OptionError(f"metric_for_best_model must be one of {', '.join(known)}, not {name!r}.{nearest(name, known)}")
+            raise OptionError(f"--metric-for-best-model must be one of {', '.join(known)}, not {name!r}.{nearest(name, known)}")
 
 
 @contextmanager
@@ -669,7 +686,7 @@ def refused_arguments() -> Iterator[None]:
     except LongAttentionError:
         raise
     except (ValueError, RuntimeError, ImportError) as error:
-        raise OptionError(in_a_line(error)) from error
+        raise OptionError(f"{in_a_line(error)}.") from error
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:

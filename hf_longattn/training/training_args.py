@@ -14,12 +14,12 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from hf_longattn.errors import OptionError, nearest
+from hf_longattn.errors import OptionError, flag, nearest
 from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, explicit_settings
 from hf_longattn.training.evaluation import nothing_trained
 
 EPOCHS = 3.0
-"""Passes over the data of a run that is given neither steps nor epochs nor minutes."""
+"""Epochs of a run without ``--max-steps``, ``--epochs`` and ``--max-minutes``."""
 ENDLESS = 1_000_000
 """Optimiser steps of a run that only the clock ends."""
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
@@ -50,10 +50,8 @@ class LongTrainingArguments(TrainingArguments):
     """Options that `longattn evaluate` has, besides those of base classes."""
 
     output_dir: str | None = argument(None, "Folder for the trained model, and for its checkpoints while it trains.", ["--output"])
-    num_train_epochs: float = argument(
-        0.0, "Passes over the data; 0 = 3 passes, or as many as max_steps or max_minutes allow.", ["--epochs"]
-    )
-    learning_rate: float = argument(5e-5, "Highest learning rate.")
+    num_train_epochs: float = argument(0.0, "Epochs; 0 = 3, or as many as --max-steps or --max-minutes allow.", ["--epochs"])
+    learning_rate: float = argument(5e-5, "Peak learning rate.")
     per_device_train_batch_size: int = batch_size_argument(8)
     gradient_accumulation_steps: int = argument(1, "Forward passes per optimiser step.")
     seed: int = argument(42, "Seed of everything that is drawn at random.")
@@ -65,27 +63,27 @@ class LongTrainingArguments(TrainingArguments):
         0, "Tokens of a training batch, in place of a number of rows: their sum where batches are packed, else rows × longest; 0 = off."
     )
     total_batch_size: int = argument(
-        0, "Rows of an optimiser step over all processes, in place of gradient_accumulation_steps, which follows from it; 0 = off."
+        0, "Rows of an optimiser step over all processes, in place of --gradient-accumulation-steps, which follows from it; 0 = off."
     )
     eval_before_training: bool = argument(True, "Evaluate before the first step as well, to compare with.")
-    resume: bool = argument(False, "Resume from the latest checkpoint in output_dir that is complete.")
-    overwrite: bool = argument(False, "Replace the model, and delete the checkpoints, of an earlier run in output_dir.")
+    resume: bool = argument(False, "Resume from the latest complete checkpoint in --output.")
+    overwrite: bool = argument(False, "Replace the model, and delete the checkpoints, of an earlier run in --output.")
     threads: int = argument(0, "CPU threads of this process; 0 = PyTorch's default.")
     early_stopping_patience: int = argument(
-        0, "Stop after this many evaluations without improvement (with eval_strategy and load_best_model_at_end); 0 = never."
+        0, "Stop after this many evaluations without improvement (with --eval-strategy and --load-best-model-at-end); 0 = never."
     )
     bf16: bool = argument(True, "Train under bfloat16 autocast, except on a processor that has no bfloat16.")
-    max_steps: int = argument(-1, "Optimiser steps; -1 = as num_train_epochs says.")
-    save_strategy: str = argument("steps", "When to write checkpoints: no, epoch, steps (see save_steps) or best.")
+    max_steps: int = argument(-1, "Optimiser steps; -1 = as --epochs says.")
+    save_strategy: str = argument("steps", "When to write checkpoints: no, epoch, steps (see --save-steps) or best.")
     warmup_steps: float = argument(0.1, "Steps of linear warm-up; a number below 1 is a fraction of the run.")
     weight_decay: float = argument(0.01, "AdamW's weight decay.")
     logging_steps: float = argument(20, "Steps between log entries; a short run logs ten times, and every run logs its last step.")
-    save_steps: float = argument(500, "Steps between checkpoints to resume from; 0 = by save_minutes alone.")
+    save_steps: float = argument(500, "Steps between checkpoints to resume from; 0 = by --save-minutes alone.")
     save_minutes: float = argument(
-        15.0, "Write a checkpoint after this many minutes at the latest (with save_strategy steps); 0 = by save_steps alone."
+        15.0, "Write a checkpoint after this many minutes at the latest (with --save-strategy steps); 0 = by --save-steps alone."
     )
     save_total_limit: int | None = argument(2, "Checkpoints kept; older ones are deleted.")
-    hub_strategy: str = argument("end", "When push_to_hub uploads: end, the complete model. Checkpoints stay on the disk.")
+    hub_strategy: str = argument("end", "When --push-to-hub uploads: end, the complete model. Checkpoints stay on the disk.")
 
     def __post_init__(self) -> None:
         self.explicit = explicit_settings(self)
@@ -105,7 +103,7 @@ class LongTrainingArguments(TrainingArguments):
             self.max_steps = ENDLESS
         self.num_train_epochs = self.num_train_epochs or EPOCHS
         if self.total_batch_size:
-            self.gradient_accumulation_steps = self._passes_per_step()
+            self.gradient_accumulation_steps = self._accumulation_steps()
         try:
             super().__post_init__()
         except (ValueError, ImportError, NotImplementedError) as error:
@@ -114,67 +112,71 @@ class LongTrainingArguments(TrainingArguments):
     def check(self) -> None:
         """Refuse values that are missing or contradict one another, before anything is set up."""
         if not self.output_dir:
-            raise OptionError("no output folder given; add --output with the folder to write to")
+            raise OptionError("No output folder given; add --output with the folder to write to.")
         if self.folder.exists() and not self.folder.is_dir():
-            raise OptionError(f"the output {self.output_dir!r} is a file; give a folder, which is created if it does not exist")
+            raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
         if self.resume and self.resume_from_checkpoint:
-            raise OptionError("resume and resume_from_checkpoint name two checkpoints to start from; leave one of them out")
+            raise OptionError("--resume and --resume-from-checkpoint name two checkpoints to start from; leave one of them out.")
         for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
             if getattr(self, name) <= 0:
-                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise OptionError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
         for name in ("tokens_per_batch", "save_steps", "save_minutes", "threads", "dataloader_num_workers", "early_stopping_patience"):
             if getattr(self, name) < 0:
-                raise OptionError(f"{name} must be 0 or more, not {getattr(self, name)}")
+                raise OptionError(f"{flag(name)} must be 0 or more, not {getattr(self, name)}.")
         if self.max_steps == 0:
             raise nothing_trained()
         if self.max_minutes is not None and self.max_minutes <= 0:
-            raise OptionError(f"max_minutes must be above 0, not {self.max_minutes:g}; --max_steps 1 takes a single step")
+            raise OptionError(f"--max-minutes must be above 0, not {self.max_minutes:g}; --max-steps 1 takes a single step.")
         if unused := next((name for name in self.without_effect if name in self.explicit), None):
-            raise OptionError(f"{unused} has no effect in this task; leave it out")
+            raise OptionError(f"{flag(unused)} has no effect in this task; leave it out.")
         self._check_surroundings()
         if self.total_batch_size < 0:
-            raise OptionError(f"total_batch_size must be at least 1, or 0 to leave it out, not {self.total_batch_size}")
+            raise OptionError(f"--total-batch-size must be at least 1, or 0 to leave it out, not {self.total_batch_size}.")
         contradicting = [name for name in ("gradient_accumulation_steps", "tokens_per_batch") if name in self.explicit]
         if self.total_batch_size and contradicting:
-            raise OptionError(f"total_batch_size and {contradicting[0]} contradict each other; leave one out, or give --total_batch_size 0")
+            raise OptionError(
+                f"--total-batch-size contradicts {flag(contradicting[0])}; leave one of them out, or give --total-batch-size 0."
+            )
         if self.max_minutes is not None and str(getattr(self.lr_scheduler_type, "value", self.lr_scheduler_type)) != "linear":
-            raise OptionError("max_minutes has a linear schedule only; leave --lr_scheduler_type out, or give --max_steps instead")
+            raise OptionError("--max-minutes requires a linear schedule; leave --lr-scheduler-type out, or give --max-steps instead.")
         if self.load_best_model_at_end and self.eval_strategy == "no":
-            raise OptionError("load_best_model_at_end needs evaluations to compare; add --eval_strategy steps, or epoch")
+            raise OptionError("--load-best-model-at-end requires evaluations to compare; add --eval-strategy steps, or epoch.")
         if self.prediction_loss_only:
-            raise OptionError("prediction_loss_only leaves nothing to score; leave it out, or give --max_eval_samples 1")
+            raise OptionError("--prediction-loss-only leaves nothing to score; leave it out, or give --max-eval-samples 1.")
         if self.early_stopping_patience and not self.load_best_model_at_end:
-            raise OptionError("early_stopping_patience needs evaluations to compare; add --load_best_model_at_end --eval_strategy steps")
+            raise OptionError(
+                "--early-stopping-patience requires evaluations to compare; add --load-best-model-at-end --eval-strategy steps."
+            )
 
     def _check_surroundings(self) -> None:
         """Refuse what this machine, this process or what is installed cannot do."""
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            raise OptionError("fp16 needs an accelerator; leave --fp16 out: on a CPU, bfloat16 autocast is the default")
+            raise OptionError("--fp16 needs an accelerator; leave --fp16 out: on a CPU, bfloat16 autocast is the default.")
         if self.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise OptionError(
-                "fsdp splits the weights over several processes, and this is one; start them with accelerate launch, for which "
-                "`longattn recipes fsdp2` prints a configuration, and leave --fsdp out"
+                "--fsdp splits the weights over several processes, and this is one; start them with accelerate launch, for which "
+                "`longattn recipes fsdp2` prints a configuration, and leave --fsdp out."
             )
         sharded = [name for name in SHARDING if string_to_bool(os.environ.get(name, "false"))]
         if (sharded or self.fsdp or self.deepspeed) and not self.shards:
             raise OptionError(
-                "this task does not run under FSDP or DeepSpeed; start whole copies of the model with accelerate launch --multi_gpu"
+                "This task does not run under FSDP or DeepSpeed; start whole copies of the model with accelerate launch --multi_gpu."
             )
         if self.use_liger_kernel and not is_liger_kernel_available():
-            raise OptionError("use_liger_kernel needs the package liger-kernel, which is not installed; type pip install liger-kernel")
+            raise OptionError("--use-liger-kernel needs the package liger-kernel, which is not installed; type pip install liger-kernel.")
         if "underflow_overflow" in self.debug:
-            raise OptionError("debug underflow_overflow cannot read masks of true and false; leave it out: a training ends at a NaN")
+            raise OptionError("--debug underflow_overflow cannot read masks of true and false; leave it out: a training ends at a NaN.")
         if self.hub_strategy != "end":
-            raise OptionError(f"hub_strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete")
+            raise OptionError(f"--hub-strategy must be end, not {self.hub_strategy!r}: the model is uploaded when it is complete.")
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         for name in names:
             if name in ("all", "none"):
                 continue
             if name not in INTEGRATION_TO_CALLBACK:
                 known = ", ".join(("all", "none", *INTEGRATION_TO_CALLBACK))
-                raise OptionError(f"report_to must be one of {known}, not {name!r}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
+                raise OptionError(f"--report-to must be one of {known}, not {name!r}.{nearest(name, INTEGRATION_TO_CALLBACK)}")
             if name not in get_available_reporting_integrations():
-                raise OptionError(f"report_to {name} needs the package {name!r}, which is not installed; type pip install {name}")
+                raise OptionError(f"--report-to {name} needs the package {name!r}, which is not installed; type pip install {name}.")
 
     def _set_checkpoints(self) -> None:
         """Checkpoints by default, at the steps of evaluations where the best model is to be loaded."""
@@ -185,7 +187,7 @@ class LongTrainingArguments(TrainingArguments):
         if self.save_strategy == "steps" and not self.save_steps:
             self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
 
-    def _passes_per_step(self) -> int:
+    def _accumulation_steps(self) -> int:
         """How often every device goes forward for ``total_batch_size`` rows; devices that share a sequence count once."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         shares = getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
@@ -193,8 +195,8 @@ class LongTrainingArguments(TrainingArguments):
         rows = self.per_device_train_batch_size * devices
         if self.total_batch_size % rows:
             raise OptionError(
-                f"total_batch_size {self.total_batch_size} is not a multiple of the {rows} rows that go forward at once "
-                f"(per_device_train_batch_size {self.per_device_train_batch_size}, devices {devices}); change one of them"
+                f"--total-batch-size {self.total_batch_size} is not a multiple of the {rows} rows that go forward at once "
+                f"(--batch-size {self.per_device_train_batch_size}, devices {devices}); change one of them."
             )
         return self.total_batch_size // rows
 
@@ -227,5 +229,5 @@ class TaskArguments(NamedTuple):
         folder = self.training.folder
         if folder.exists() and folder.resolve() == Path(self.model.model).resolve():
             raise OptionError(
-                f"the output {self.training.output_dir!r} is the folder of --model, which would be overwritten; give another --output"
+                f"The output {self.training.output_dir!r} is the folder of --model, which would be overwritten; give another --output."
             )

@@ -53,7 +53,7 @@ from hf_longattn.training.checkpoints import STATE, check_checkpoint, check_same
 from hf_longattn.training.parsing import parse_arguments
 from hf_longattn.training.processes import hard_exit, how_to_resume, is_distributed, sentence_if_lost
 from hf_longattn.training.results import CURVES, draw_curves, measured
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
 
 LOG_NAME = "training_log.json"
@@ -154,26 +154,26 @@ def check_output(args: LongTrainingArguments) -> None:
         return
     if args.only_scores:
         if (args.folder / SCORES_NAME).exists():
-            raise OptionError(f"{args.output_dir!r} holds scores already; give another --output, or add --overwrite to replace them")
+            raise OptionError(f"{args.output_dir!r} holds scores already; give another --output, or add --overwrite to replace them.")
         if holds_model(args.folder):  # whose predictions would be replaced
-            raise OptionError(f"{args.output_dir!r} holds a model; give another --output for the scores")
+            raise OptionError(f"{args.output_dir!r} holds a model; give another --output for the scores.")
         return
     done = (args.folder / LOG_NAME).exists()
     if resumes_output(args):
         if done and args.resume and not checkpoints(args.folder):
             raise OptionError(
                 f"{args.output_dir!r} holds a finished training without checkpoints to resume from; add --overwrite to train again from "
-                "the beginning, or give another --output"
+                "the beginning, or give another --output."
             )
     elif done:
         raise OptionError(
             f"{args.output_dir!r} holds a finished training; give another --output, or add --overwrite to replace it, or --resume to "
-            "continue from its latest checkpoint"
+            "continue from its latest checkpoint."
         )
     elif checkpoints(args.folder):
         raise OptionError(
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
-            "another --output"
+            "another --output."
         )
     else:
         check_holds_no_model(args)
@@ -186,7 +186,7 @@ def check_holds_no_model(args: LongTrainingArguments) -> None:
         OptionError: it holds one.
     """
     if holds_model(args.folder):
-        raise OptionError(f"{args.output_dir!r} holds a model; give another --output, or add --overwrite to replace it")
+        raise OptionError(f"{args.output_dir!r} holds a model; give another --output, or add --overwrite to replace it.")
 
 
 def holds_model(folder: Path) -> bool:
@@ -218,7 +218,7 @@ def starting_point(run: TaskArguments) -> str | None:
     return start
 
 
-def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
+def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] | None = None) -> Any:
     """Train, or resume from the latest complete checkpoint; in an evaluation, do nothing.
 
     Args:
@@ -234,11 +234,13 @@ def train(trainer: TimedTrainer, run: TaskArguments, measure: Callable[[], Any] 
     dtype, args = run.model.dtype, run.training
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         if args.only_scores:
-            raise OptionError("an evaluation reads whole weights; leave FSDP and DeepSpeed out")
+            raise OptionError("An evaluation reads whole weights; leave FSDP and DeepSpeed out.")
         if dtype != "float32":
-            raise OptionError(f"weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out")
+            raise OptionError(
+                f"Weights that FSDP or DeepSpeed shards are saved in the type they are trained in; leave --dtype {dtype} out."
+            )
         if run.model.use_peft:
-            raise OptionError("weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --use_peft out")
+            raise OptionError("Weights that FSDP or DeepSpeed shards cannot be merged with LoRA updates; leave --use-peft out.")
     if args.only_scores:
         if trainer.is_world_process_zero():
             print(f"hf_longattn {hf_longattn.__version__}: scoring {run.model.model}", file=sys.stderr)
@@ -301,7 +303,7 @@ class MeasureFirst(TrainerCallback, ExportableState):
 
 
 @contextmanager
-def one_sentence_if_full(folder: Path, trainer: TimedTrainer | None = None) -> Iterator[None]:
+def one_sentence_if_full(folder: Path, trainer: LongTrainer | None = None) -> Iterator[None]:
     """Turn a full disk into a sentence that names what a run can resume from. Older checkpoints are deleted only after a newer one is
     complete, so the training state is never lost; and the model of ``trainer`` is saved on the disk of temporary files, if that is another.
 
@@ -315,10 +317,10 @@ def one_sentence_if_full(folder: Path, trainer: TimedTrainer | None = None) -> I
             raise
         saved = save_elsewhere(trainer, folder) if trainer is not None else None
         now = "" if saved is None else f"the model as it is now was saved in {saved}; "
-        raise FullDiskError(f"the disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space") from error
+        raise FullDiskError(f"The disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space.") from error
 
 
-def save_elsewhere(trainer: TimedTrainer, folder: Path) -> Path | None:
+def save_elsewhere(trainer: LongTrainer, folder: Path) -> Path | None:
     """Save the model in a new folder on the disk of temporary files; ``None`` if that disk is the same, or full, or weights are sharded."""
     temporary, parent = Path(tempfile.gettempdir()), next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not trainer.is_world_process_zero() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -344,7 +346,7 @@ def _disk_full(error: BaseException | None) -> bool:
 
 
 def save_run(
-    trainer: TimedTrainer,
+    trainer: LongTrainer,
     run: TaskArguments,
     log: dict[str, Any],
     describe: Callable[[dict[str, Any]], str],

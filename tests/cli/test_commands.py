@@ -184,8 +184,8 @@ def test_every_task_has_a_short_help_and_one_with_all_options(
     assert len(short.splitlines()) <= 60
     last = {"train": "\ntraining:", "evaluate": "\nevaluation:"}[command]
     assert short.find("options of this task:") < short.index("model and data:") < short.index(last)
-    assert "--adam_beta1" not in short
-    assert ("--adam_beta1" in whole) == (command == "train")
+    assert "--adam-beta1" not in short
+    assert ("--adam-beta1" in whole) == (command == "train")
     listed = set(re.findall(r"^  (--\w+)", short, flags=re.M))
     assert {"--model", "--output", "--seed"} <= listed
     assert listed - {"--help", "--config"} <= set(re.findall(r"--\w+", whole))

@@ -51,7 +51,7 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
         ("train mlm --modl x", 2),
         ("evaluate --help", 0),
         ("evaluate mlm --help", 0),
-        ("evaluate mlm --learning_rate 1", 2),
+        ("evaluate mlm --learning-rate 1", 2),
         ("train linearise --mechanism window --option windw=4", 1),
         ("--version", 0),
     ],

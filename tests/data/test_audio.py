@@ -133,7 +133,7 @@ def test_bad_sound_is_refused_in_a_sentence(source: Any, sentence: str) -> None:
 
 
 def test_a_message_names_the_sound_and_says_what_else_to_do() -> None:
-    with pytest.raises(AudioError, match=r"row 3 of speech.jsonl is empty; remove the row$"):
+    with pytest.raises(AudioError, match=r"row 3 of speech.jsonl is empty; remove the row\.$"):
         read_audio(b"", RATE, name="row 3 of speech.jsonl", otherwise="remove the row")
 
 
@@ -168,9 +168,9 @@ def test_sound_files_of_a_folder(tmp_path: Path) -> None:
     assert RECORDING_FILES.files(tmp_path) == [tmp_path / "a.WAV", tmp_path / "b/2.flac"]
     assert RECORDING_FILES.files(tmp_path / "a.WAV") == [tmp_path / "a.WAV"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no recordings"):
+    with pytest.raises(DataError, match="holds no audio files"):
         RECORDING_FILES.files(tmp_path / "empty")
-    with pytest.raises(DataError, match="does not exist; give a recording"):
+    with pytest.raises(DataError, match="does not exist; give an audio file"):
         RECORDING_FILES.files(tmp_path / "nowhere")
 
 

@@ -200,7 +200,7 @@ def test_language_models_pack_by_default(kind: str, arguments: Any, texts: str, 
     given = {"output_dir": str(tmp_path / "out"), "text": [texts], "max_steps": 2, **FAST, "per_device_train_batch_size": 2}
     assert finetune_lm(*build_arguments(arguments, model=str(tmp_path / "long"), **given))["packed"]
     assert not finetune_lm(*build_arguments(arguments, model=short, **given))["packed"]
-    with pytest.raises(OptionError, match=r"--packing: .* convert it"):
+    with pytest.raises(OptionError, match=r"--packing cannot be used here; .* convert it"):
         finetune_lm(*build_arguments(arguments, model=short, packing=True, **given))
     with pytest.raises(OptionError, match="rows of known length"):
         finetune_lm(*build_arguments(arguments, model=str(tmp_path / "long"), segments=16, tokens_per_batch=500, **given))

@@ -22,7 +22,7 @@ from hf_longattn.data.choices import to_choices
 from hf_longattn.data.documents import to_documents, to_summaries
 from hf_longattn.data.masking import DataCollatorForPackedText, RepeatableMasks
 from hf_longattn.data.page_words import reads_words
-from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import to_features
 from hf_longattn.data.tokenization import IGNORED, for_words, special_ids, to_inputs
 from hf_longattn.data.tokenization import to_documents as to_whole_documents
@@ -261,7 +261,7 @@ def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedT
     records = [
         {"id": str(number), "title": "", "kind": "span" if row["answers"]["text"] else "none", **row} for number, row in enumerate(rows)
     ]
-    found = to_features(Dataset.from_list(records), tokenizer, QAFormat(length, stride))
+    found = to_features(Dataset.from_list(records), tokenizer, QAEncodingConfig(length, stride))
     expected = [feature for row in rows for feature in run_qa(row, tokenizer, length, stride)]
     assert found["input_ids"][:] == [ids for ids, _, _ in expected]
     assert found["starts"][:] == [[start] for _, start, _ in expected]

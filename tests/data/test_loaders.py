@@ -144,7 +144,7 @@ SETTINGS: dict[str, Callable[[Models, Path], dict[str, Any]]] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "clm --segments": ("clm", {"segments": 8, "max_length": None, "max_steps": 4}),
     "embed --reranker": ("embed", {"reranker": True}),
-    "classify --tokens_per_batch": ("classify", {"tokens_per_batch": 40}),
+    "classify --tokens-per-batch": ("classify", {"tokens_per_batch": 40}),
     "mlm unpacked": ("mlm", {"packing": False}),
 }
 """Further ways in which tasks make batches."""
@@ -292,7 +292,7 @@ def test_masks_change_with_the_pass_and_not_with_the_worker(tokenizer: PreTraine
         masks = RepeatableMasks(tokenizer, seed=0)
         loader = DataLoader(rows, collate_fn=masks, num_workers=workers, persistent_workers=workers > 0)  # type: ignore[arg-type]
         for number in range(2):
-            masks.passes = number
+            masks.epoch = number
             yield [shown(batch) for batch in loader]
 
     first, second = passes(0)

@@ -18,7 +18,7 @@ from transformers.pipelines.document_question_answering import DocumentQuestionA
 from hf_longattn.data.batching import DocumentCollator, TokenCollator, packed
 from hf_longattn.data.documents import read_labelled_pages, to_page_documents
 from hf_longattn.data.pages import encode_pages, page_columns, page_windows, pages_of, with_context
-from hf_longattn.data.qa_features import QAFormat, cut_question, encode_qa, pad_features
+from hf_longattn.data.qa_features import QAEncodingConfig, cut_question, encode_qa, pad_features
 from hf_longattn.data.qa_inputs import QACollator
 from hf_longattn.data.qa_schemas import load_qa
 from hf_longattn.data.sources import DataError
@@ -84,21 +84,21 @@ def test_pages_in_lists_are_one_document_whose_boxes_start_anew() -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"words": ["a"], "boxes": [[0, 0, 1001, 5]]}, "page 1 has the box .* from 0 to 1000"),
-        ({"words": [["a"], ["b"]], "boxes": [[[0, 0, 1, 5]], [[-1, 0, 1, 5]]]}, "page 2 has the box .* from 0 to 1000"),
+        ({"words": ["a"], "boxes": [[0, 0, 1001, 5]]}, "Page 1 has the box .* from 0 to 1000"),
+        ({"words": [["a"], ["b"]], "boxes": [[[0, 0, 1, 5]], [[-1, 0, 1, 5]]]}, "Page 2 has the box .* from 0 to 1000"),
         ({"words": ["a"], "boxes": [[50, 0, 20, 5]]}, "right side lies before its left one; give \\(left, top, right, bottom\\)"),
         ({"words": ["a"], "boxes": [[0, 9, 20, 5]]}, "bottom side lies before its top one"),
         ({"words": ["a"], "boxes": [[0, 0, 0.5, 1]]}, "whole numbers .* multiply sides from 0 to 1"),
         ({"words": ["a"], "boxes": [[0, 0, 5]]}, "must be four numbers"),
         ({"words": ["a", "b"], "boxes": [[0, 0, 5, 5]]}, "2 words have 1 boxes; give one for every word"),
-        ({"words": [["a", "b"], ["c"]], "boxes": [[[0, 0, 5, 5]], [[0, 0, 5, 5]]]}, "page 1 has 2 words and 1 boxes"),
+        ({"words": [["a", "b"], ["c"]], "boxes": [[[0, 0, 5, 5]], [[0, 0, 5, 5]]]}, "Page 1 has 2 words and 1 boxes"),
         ({"words": [["a"]], "boxes": []}, "1 pages of words have 0 pages of boxes"),
-        ({"words": [["a"], []], "boxes": [[[0, 0, 5, 5]], []]}, "page 2 has no words; leave empty pages out"),
-        ({"words": [], "boxes": []}, "it has no words"),
-        ({"words": ["a", None], "boxes": [[0, 0, 5, 5]] * 2}, "word 2 is empty"),
-        ({"words": ["a", "b"], "boxes": [[0, 0, 5, 5]] * 2, "pages": [1]}, "pages must be a list of 2 whole numbers"),
-        ({"words": ["a", "b"], "boxes": [[0, 0, 5, 5]] * 2, "pages": [1, 0]}, "word 2 is on page 0, after words of page 1; sort"),
-        ({"words": ["a"], "boxes": [[0, 0, 500, 5]], "page_sizes": [[400, 400]]}, "page 1 of 400 × 400 has the box"),
+        ({"words": [["a"], []], "boxes": [[[0, 0, 5, 5]], []]}, "Page 2 has no words; leave empty pages out"),
+        ({"words": [], "boxes": []}, "It has no words"),
+        ({"words": ["a", None], "boxes": [[0, 0, 5, 5]] * 2}, "Word 2 is empty"),
+        ({"words": ["a", "b"], "boxes": [[0, 0, 5, 5]] * 2, "pages": [1]}, "Pages must be a list of 2 whole numbers"),
+        ({"words": ["a", "b"], "boxes": [[0, 0, 5, 5]] * 2, "pages": [1, 0]}, "Word 2 is on page 0, after words of page 1; sort"),
+        ({"words": ["a"], "boxes": [[0, 0, 500, 5]], "page_sizes": [[400, 400]]}, "Page 1 of 400 × 400 has the box"),
         ({"words": ["a"], "boxes": [[0, 0, 500, 5]], "page_sizes": [[400, 400]] * 2}, "on 1 pages, but page_sizes are"),
         ({"words": ["a"]}, "no words with boxes; give the columns 'words' and 'boxes'"),
         ({"nodes": ["a"], "xpaths": ["/html", "/html/b"]}, "1 nodes have 2 xpaths"),
@@ -138,20 +138,20 @@ def test_docvqa_rows_are_questions_whose_answers_are_found_in_the_words(tmp_path
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"answers": ["a stone"]}, "the answer 'a stone' is not on the pages"),
-        ({"answers": ["total"], "answer_page": 1}, "the answer 'total' is not on page 1"),
+        ({"answers": ["a stone"]}, "The answer 'a stone' is not on the pages"),
+        ({"answers": ["total"], "answer_page": 1}, "The answer 'total' is not on page 1"),
         ({"boxes": [[0, 0, 2000, 5]] * 3}, "from 0 to 1000"),
         ({"boxes": [[0, 0, 5, 5]]}, "3 words have 1 boxes"),
-        ({"words": [], "boxes": []}, "it has no words"),
-        ({"answers": {"text": ["total"], "answer_start": [1]}}, "the answer 'total' is not at character 1"),
+        ({"words": [], "boxes": []}, "It has no words"),
+        ({"answers": {"text": ["total"], "answer_start": [1]}}, "The answer 'total' is not at character 1"),
     ],
 )
 def test_bad_questions_about_pages_are_a_sentence(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     row = {"question": "what?", "words": ["the", "total", "sum"], "boxes": word_boxes(3), "answers": ["total"]}
     source = write([row, {**row, **change}], tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match=f"1 of 2 questions .* row 2: .*{words}.*--skip_bad_rows") as refused:
+    with pytest.raises(DataError, match=f"1 of 2 questions .*--skip-bad-rows. Row 2: .*{words}.*") as refused:
         load_qa(source)
-    assert ".;" not in str(refused.value)
+    assert ".." not in str(refused.value)
     assert len(load_qa(source, skip_bad_rows=True)) == 1
 
 
@@ -159,7 +159,7 @@ def test_inputs_are_those_of_the_pipeline_of_transformers(tokenizer: BertTokeniz
     """Ids, types and boxes of every window, as its document-question-answering pipeline feeds LayoutLM."""
     row = document(100)
     record = {**row, "context": " ".join(row["words"]), "answers": None}
-    features = encode_qa(record, tokenizer, QAFormat(48, stride=16, token_columns=PAGE))
+    features = encode_qa(record, tokenizer, QAEncodingConfig(48, stride=16, token_columns=PAGE))
     pipe = SimpleNamespace(tokenizer=tokenizer, model_type=ModelType.LayoutLM, image_processor=None, feature_extractor=None)
     word_boxes_ = list(zip(row["words"], row["boxes"], strict=True))
     fed = DocumentQuestionAnsweringPipeline.preprocess(
@@ -177,9 +177,9 @@ def test_text_and_spans_are_those_of_the_same_question_without_boxes(tokenizer: 
     context = " ".join(row["words"])
     answers = {"text": ["larkfields."], "answer_start": [context.index("larkfields.")]}
     record = {**row, "context": context, "answers": answers}
-    for form in (QAFormat(48, stride=16), QAFormat(400), QAFormat(48)):
+    for form in (QAEncodingConfig(48, stride=16), QAEncodingConfig(400), QAEncodingConfig(48)):
         plain = encode_qa(record, tokenizer, form)
-        placed = encode_qa(record, tokenizer, QAFormat(form.max_length, form.stride, token_columns=PAGE))
+        placed = encode_qa(record, tokenizer, QAEncodingConfig(form.max_length, form.stride, token_columns=PAGE))
         assert len(plain) == len(placed)
         for left, right in zip(plain, placed, strict=True):
             assert {name: right.inputs[name] for name in left.inputs} == left.inputs
@@ -195,7 +195,7 @@ def test_tokenizers_with_boxes_or_paths_give_their_own_inputs(kind: str) -> None
     places = {"xpaths": [f"/html/p[{number}]" for number in range(60)]} if kind == "markuplm" else {"boxes": row["boxes"]}
     columns = {"xpath_tags_seq": 216, "xpath_subs_seq": 1001} if kind == "markuplm" else PAGE
     limits: dict[str, Any] = {"truncation": "only_second", "max_length": 64, "stride": 16, "return_overflowing_tokens": True}
-    features = encode_qa({**record, **places}, tokenizer, QAFormat(64, stride=16, token_columns=columns))
+    features = encode_qa({**record, **places}, tokenizer, QAEncodingConfig(64, stride=16, token_columns=columns))
     own = tokenizer(row["question"], row["words"], **places, **limits)
     assert len(own["input_ids"]) == len(features) > 1
     for number, feature in enumerate(features):
@@ -225,7 +225,7 @@ def page_tokenizer(kind: str) -> Any:
 
 def test_batches_pad_boxes_with_nothing_and_pack_them(tokenizer: BertTokenizerFast) -> None:
     records = [{**document(count), "answers": None} for count in (20, 9)]
-    features = [encode_qa(with_context(record), tokenizer, QAFormat(99, token_columns=PAGE))[0] for record in records]
+    features = [encode_qa(with_context(record), tokenizer, QAEncodingConfig(99, token_columns=PAGE))[0] for record in records]
     batch = pad_features(features, {"input_ids": 0, "bbox": 0})
     rows = [{**feature.inputs, "starts": [0], "ends": [0], "kinds": 0, "length": len(feature)} for feature in features]
     collated = QACollator(tokenizer, token_columns=PAGE)([{**row, "attention_mask": [1] * row["length"]} for row in rows])
@@ -270,7 +270,7 @@ def test_words_of_funsd_are_tagged_with_their_boxes(tmp_path: Path, tokenizer: B
     assert read_words(str(tmp_path / "a.jsonl"), "train", None, "ner_tags", "bboxes")[0]["words"] == row["words"]
     with pytest.raises(DataError, match=r"not 'tokens'; name one with --words-column\.$"):
         read_words(str(tmp_path / "a.jsonl"), "train", "tokens", "ner_tags", "bboxes")
-    with pytest.raises(DataError, match=r"row 1 of .*: 60 words have 59 boxes"):
+    with pytest.raises(DataError, match=r"Row 1 of .*: 60 words have 59 boxes"):
         read_words(write([{**row, "bboxes": word_boxes(59)}], tmp_path / "b.jsonl"), "train", "words", "ner_tags", "bboxes")
     with pytest.raises(DataError, match="not 'boxes'"):
         read_words(str(tmp_path / "a.jsonl"), "train", "words", "ner_tags", "boxes")

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.data import qa_features
-from hf_longattn.data.qa_features import QAFeature, QAFormat, cut_question, encode_qa, token_at
+from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, cut_question, encode_qa, token_at
 from hf_longattn.errors import LengthError
 from scripts.dev.studies.variable_tracking import DocumentShape, Filler, make_document
 
@@ -25,7 +25,7 @@ def text_of(record: dict, feature: object, first: int, last: int) -> str:
 
 
 def test_whole_document(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    (feature,) = encode_qa(record, tokenizer, QAFormat(2048, global_question=True))
+    (feature,) = encode_qa(record, tokenizer, QAEncodingConfig(2048, global_question=True))
     assert text_of(record, feature, feature.start, feature.end) == record["answers"]["text"][0]
     for character in record["trail"]:
         start, end = feature.offsets[token_at(feature.offsets, character)]
@@ -38,12 +38,12 @@ def test_whole_document(record: dict, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def test_windows_share_the_stride_and_cover_all(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    features = encode_qa(record, tokenizer, QAFormat(256, stride=64))
+    features = encode_qa(record, tokenizer, QAEncodingConfig(256, stride=64))
     spans = [[span for span in feature.offsets if span is not None] for feature in features]
     assert all(len(feature) <= 256 for feature in features)
     ends = [[end for _, end in span] for span in spans]  # the first start of a window may include a space
     assert all(a[-64:] == b[:64] for a, b in itertools.pairwise(ends))
-    (whole,) = encode_qa(record, tokenizer, QAFormat(4096))
+    (whole,) = encode_qa(record, tokenizer, QAEncodingConfig(4096))
     assert set().union(*ends) == {span[1] for span in whole.offsets if span is not None}
     found = [feature for feature in features if feature.end]
     assert found
@@ -52,19 +52,19 @@ def test_windows_share_the_stride_and_cover_all(record: dict, tokenizer: PreTrai
 
 def test_cut_document_loses_what_comes_after(tokenizer: PreTrainedTokenizerBase) -> None:
     record = {"question": "where", "context": "x = 1\n" * 300 + "here", "answers": {"text": ["here"], "answer_start": [1800]}}
-    (feature,) = encode_qa(record, tokenizer, QAFormat(128))
+    (feature,) = encode_qa(record, tokenizer, QAEncodingConfig(128))
     assert (len(feature), feature.start, feature.end) == (128, 0, 0)
 
 
 def test_long_question_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
     record = {"question": "why " * 500, "context": "because", "answers": None}
-    (feature,) = encode_qa(record, tokenizer, QAFormat(128, max_question_tokens=16))
+    (feature,) = encode_qa(record, tokenizer, QAEncodingConfig(128, max_question_tokens=16))
     assert len(feature) < 40
 
 
 def test_no_room_is_refused(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(LengthError, match="raise max_length"):
-        encode_qa(record, tokenizer, QAFormat(40, stride=64))
+    with pytest.raises(LengthError, match="raise --max-length"):
+        encode_qa(record, tokenizer, QAEncodingConfig(40, stride=64))
 
 
 def test_a_question_that_is_cut_is_said(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:

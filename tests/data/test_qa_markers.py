@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.qa_features import QAFeature, QAFormat, encode_qa, kind_number
+from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, encode_qa, kind_number
 from hf_longattn.data.qa_markers import EVIDENCE, insert, marked_document, marked_texts
 from hf_longattn.data.qa_schemas import SCHEMAS, _convert
 from hf_longattn.evaluation.qa_heads import chosen_evidence
@@ -80,7 +80,7 @@ def test_windows_are_never_mislabelled(row: tuple[Any, Any, str], kind: str, for
     """Against the definition, from the characters that a window holds: an answer or a sentence counts where it lies as a whole."""
     record, tokenizer = record_of(*row), tokenizer_with_markers(kind)
     context, sentences = record["context"], record["sentences"]
-    for feature in encode_qa(record, tokenizer, QAFormat(form[0], form[1], markers=markers)):
+    for feature in encode_qa(record, tokenizer, QAEncodingConfig(form[0], form[1], markers=markers)):
         inside = [place for place in feature.offsets if place is not None and place[0] < place[1]]
         held = (inside[0][0], inside[-1][1]) if inside else (0, 0)
         check_spans(record, feature, held)

@@ -297,7 +297,7 @@ def test_hotpot_qa(tmp_path: Path) -> None:
         ({**RECORD, "answers": ["wolf"]}, "'wolf' is not in the context"),
         ({**RECORD, "answers": 5}, "as in SQuAD"),
         ({**RECORD, "answers": {"text": ["yes"], "answer_start": [-1]}}, "yes and no questions"),
-        ({**RECORD, "question": " "}, "all questions of .* are empty"),
+        ({**RECORD, "question": " "}, "All questions of .* are empty"),
         ({**RECORD, "question": 5}, "question must be one text, not int"),
         ({**RECORD, "context": ["a"]}, "context must be one text, not list"),
         ({**HOTPOT, "answer": "wolf"}, "'wolf' is not in the context"),
@@ -311,7 +311,7 @@ def test_wrong_rows(record: dict, message: str, tmp_path: Path) -> None:
 
 def test_bad_rows_are_counted_three_are_shown_and_all_are_left_out_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bad = [{**RECORD, "id": f"bad{number}", "answers": {"text": ["wolf"], "answer_start": [number]}} for number in range(5)]
-    with pytest.raises(DataError, match=r"5 of 6 questions .* bad0.*; .*bad1.*; .*bad2.* …; .* --skip_bad_rows") as caught:
+    with pytest.raises(DataError, match=r"5 of 6 questions .* --skip-bad-rows. .* bad0.*\. .*bad1.*\. .*bad2.*\. …") as caught:
         read([*bad, RECORD], tmp_path)
     assert "bad3" not in str(caught.value)
     assert [record["id"] for record in read([*bad, RECORD], tmp_path, skip_bad_rows=True)] == ["1"]
@@ -324,14 +324,14 @@ def test_wrong_sources(tmp_path: Path) -> None:
         ("bad.json", "{", "not valid JSON"),
         ("other.json", "{}", "no 'data' entry"),
         ("trivia.json", '{"Data": []}', "keeps its documents in other files"),
-        ("number.json", "5", "must hold a list of records"),
+        ("number.json", "5", "must hold a list of examples"),
         ("cut.jsonl.gz", "\x1f\x8b\x08", "is not a whole .gz file"),
         ("empty.json", "", "contains no questions"),
         ("empty.jsonl", "", "contains no questions"),
         (
             "broken.jsonl",
             '{"question": "a"}\n\n{"question": "a"\n',
-            "line 3 of .* is not valid JSON: Expecting ',' delimiter at character 17$",
+            "Line 3 of .* is not valid JSON: Expecting ',' delimiter at character 17.$",
         ),
         ("empty.csv", "", "contains no questions"),
         ("empty.parquet", "", "cannot be read"),
@@ -357,7 +357,7 @@ def test_wrong_sources(tmp_path: Path) -> None:
 
 
 def test_bad_rows_and_data_of_another_task_are_told_by_their_names(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of 2 questions .*: question h7: the answer 'Nobody' is not in the context"):
+    with pytest.raises(DataError, match=r"1 of 2 questions .* Question h7: The answer 'Nobody' is not in the context"):
         read([HOTPOT, {**HOTPOT, "_id": "h7", "answer": "Nobody"}], tmp_path)
     with pytest.raises(DataError, match="has WikiHop's candidates, which are multiple choice; train with `longattn train choice`"):
         read([{"id": "1", "query": "q", "candidates": ["a", "b"], "supports": ["a"], "answer": "a"}], tmp_path)

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from hf_longattn.data import sources
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import DataError, held_back, load_labelled, load_or_refuse, load_text, read_source, split_held_out
+from hf_longattn.data.sources import DataError, load_labelled, load_or_refuse, load_text, read_source, split_held_out, train_test_split
 from hf_longattn.data.words import read_words
 from hf_longattn.errors import OptionError
 from hf_longattn.training.args import LabelledDataArguments
@@ -44,7 +44,7 @@ def test_a_subset_is_named_after_a_colon(repository: str) -> None:
 @pytest.mark.parametrize(
     ("subset", "sentence"),
     [
-        ("", "has the subsets first, second.part; name one, for example .*:first$"),
+        ("", "has the subsets first, second.part; name one, for example .*:first.$"),
         (":secondpart", "has the subsets first, second.part, not 'secondpart'. Did you mean 'second.part'"),
     ],
 )
@@ -150,7 +150,7 @@ def test_the_rows_of_a_unit_stay_together_where_each_source_has_units_of_its_own
 
 def test_given_data_to_evaluate_on_are_used_whole(tmp_path: Path) -> None:
     first, second = saved(numbered(20, 90), tmp_path)
-    _, held_out = held_back(LabelledDataArguments(data=[first], validation=second), read_source, seed=0)
+    _, held_out = train_test_split(LabelledDataArguments(data=[first], validation=second), read_source, seed=0)
     assert sorted(held_out["row"]) == list(range(1000, 1090))
 
 
@@ -211,9 +211,9 @@ def test_a_text_that_no_tokenizer_could_take_is_refused_with_its_line(tmp_path: 
     (tmp_path / "folder" / "book.txt").write_text(long)
     Dataset.from_dict({"text": [*rows, long]}).save_to_disk(str(tmp_path / "saved"))
     Dataset.from_dict({"text": [*rows, long]}).to_parquet(str(tmp_path / "rows.parquet"))
-    places = {"rows.jsonl": "line 3", "rows.csv": "row 1", "folder": "row 1", "folder/book.txt": "document 1", "saved": "row 3"}
-    for name, place in {**places, "rows.parquet": "row 3"}.items():
-        with pytest.raises(DataError, match=f"^{place} of '.*{name}' has 3 MB of text, but at most 1 are read; split it$"):
+    places = {"rows.jsonl": "Line 3", "rows.csv": "Row 1", "folder": "Row 1", "folder/book.txt": "Document 1", "saved": "Row 3"}
+    for name, place in {**places, "rows.parquet": "Row 3"}.items():
+        with pytest.raises(DataError, match=f"^{place} of '.*{name}' has 3 MB of text, but at most 1 are read; split it.$"):
             load_text([str(tmp_path / name)])
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": long[:500_000]}))
     assert len(load_text([str(tmp_path / "rows.jsonl")])) == 1
@@ -230,7 +230,7 @@ def test_rows_that_are_nested_too_deeply_are_a_sentence(opening: str, closing: s
 def test_a_table_with_other_separators_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "semicolons.csv"
     table.write_text("text;label\ngood;1\n")
-    with pytest.raises(DataError, match=r"a single column, 'text;label'; separate its columns by commas, not by ';'$"):
+    with pytest.raises(DataError, match=r"a single column, 'text;label'; separate its columns by commas, not by ';'\.$"):
         load_labelled(str(table))
 
 

@@ -97,8 +97,8 @@ class TestRefusals:
     def test_files(self, tmp_path: Path) -> None:
         for name, sentence in {
             "clip.mp4": r"is a video file, which is not decoded here; extract its frames, .*ffmpeg -i clip.mp4 frames/%05d.png",
-            "photo.png": "is a picture, but the model reads videos of 4 frames; give a folder of numbered pictures",
-            "notes.txt": "is not a video; give a folder of numbered pictures",
+            "photo.png": "is a picture, but the model reads videos of 4 frames; give a folder of numbered images",
+            "notes.txt": "is not a video; give a folder of numbered images",
         }.items():
             (tmp_path / name).write_bytes(b"?")
             with pytest.raises(DataError, match=sentence):
@@ -114,10 +114,10 @@ class TestRefusals:
         with pytest.raises(DataError, match="has frames of several sizes"):
             read_video(few, 2)  # the first two of each half, of which the odd frame is none
         (few / "frame3.png").write_bytes((few / "frame0.png").read_bytes()[:40])
-        with pytest.raises(DataError, match="is not a picture, or of a format"):
+        with pytest.raises(DataError, match="is not an image, or of a format"):
             read_video(few, 4)
         (tmp_path / "empty").mkdir()
-        with pytest.raises(DataError, match="holds no videos; give a folder of numbered pictures"):
+        with pytest.raises(DataError, match="holds no videos; give a folder of numbered images"):
             video_places(tmp_path / "empty")
         with pytest.raises(DataError, match="does not exist"):
             video_places(tmp_path / "nowhere")

@@ -217,8 +217,8 @@ def test_bad_input_is_refused_in_one_sentence(folder: str, data: str, tmp_path: 
     text, query = {"id": "a", "text": "some words"}, {"text": "a " * 597}
     for words, arguments in (
         ("'b' of .* has no text", [folder, table("empty.jsonl", text, {"id": "b", "text": " "}), "--output", out + "2"]),
-        ("the id 'a' is given to two documents", [folder, table("twice.jsonl", text, text), "--output", out + "2"]),
-        ("a query has 604 tokens, and the model reads 512", [folder, table("q.jsonl", query), "--task", "query", "--output", out + "2"]),
+        ("The id 'a' is given to two documents", [folder, table("twice.jsonl", text, text), "--output", out + "2"]),
+        ("A query has 604 tokens, and the model reads 512", [folder, table("q.jsonl", query), "--task", "query", "--output", out + "2"]),
         ("has the columns id, text, not 'body'", [folder, table("c.jsonl", text), "--text-column", "body", "--output", out + "2"]),
         ("'parts:0'; give document", [folder, data, "--vectors", "parts:0", "--output", out + "2"]),
         ("those of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
@@ -233,7 +233,7 @@ def test_bad_input_is_refused_in_one_sentence(folder: str, data: str, tmp_path: 
         assert ending.value.code == 1, error
         assert re.search(words, " ".join(error.split())), (words, error)
         assert not Path(out + "2").exists()
-    with pytest.raises(LongAttentionError, match="task is 'passage'"):
+    with pytest.raises(LongAttentionError, match="Task is 'passage'"):
         embed_documents(folder, data, out, task="passage")
 
 

@@ -17,7 +17,7 @@ from hf_longattn.errors import HubError
 from hf_longattn.hub import ModelCardMixin, write_model_card
 from hf_longattn.training.lm import LM, finetune_lm
 from hf_longattn.training.parsing import build_arguments
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 
 from ..hub_state import Hub
 from .conftest import TEXT
@@ -76,7 +76,7 @@ def test_a_trainer_keeps_the_card(server: Hub, folder: Path, tmp_path: Path) -> 
     assert "- Loss: " in card.text
 
 
-@pytest.mark.parametrize("trainer", [Trainer, TimedTrainer])
+@pytest.mark.parametrize("trainer", [Trainer, LongTrainer])
 def test_a_plain_trainer_keeps_the_tags(trainer: type[Trainer], server: Hub, folder: Path, tmp_path: Path) -> None:
     model = AutoModelForMaskedLM.from_pretrained(folder)
     arguments = TrainingArguments(output_dir=str(tmp_path / "run"), report_to=[], hub_model_id=REPO, use_cpu=True)
@@ -110,7 +110,7 @@ def test_a_public_repository_is_refused_before_a_private_training(
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(TEXT)
     texts = ["--text", str(tmp_path / "one.txt"), "--validation", str(tmp_path / "two.txt")]
-    line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no_bf16"]
-    assert train(task, [*line, "--push_to_hub", "--hub_model_id", REPO, "--hub_private_repo", "True"]) == 1
+    line = ["--model", str(folder), *texts, "--output", str(tmp_path / "run"), "--no-bf16"]
+    assert train(task, [*line, "--push-to-hub", "--hub-model-id", REPO, "--hub-private-repo", "True"]) == 1
     assert "'writer/tuned' is public, but it was to be private" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model.safetensors").exists()

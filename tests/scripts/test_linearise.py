@@ -20,7 +20,7 @@ from tests.byte_tokenizer import train_tokenizer
 from tests.training.conftest import SOURCES, checkpoint
 
 FAST = (
-    "--batch_size 1 --transfer_steps 4 --finetune_steps 4 --no_bf16 --disable_tqdm True --threads 1 --logging_steps 1 --held_out_inputs 2"
+    "--batch-size 1 --transfer-steps 4 --finetune-steps 4 --no-bf16 --disable-tqdm True --threads 1 --logging-steps 1 --held-out-inputs 2"
 )
 
 
@@ -42,7 +42,7 @@ def test_one_command_from_a_short_checkpoint(tmp_path: Path, given: list[str]) -
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("mechanism: hedgehog\noption: [feature_dim=12]\nfinetune_steps: 3\ngradient_accumulation_steps: 1\n")
     out = tmp_path / "out"
-    arguments = [*given, "--config", str(recipe), "--layers", "1=full", "--output", str(out), "--finetune_steps", "2"]
+    arguments = [*given, "--config", str(recipe), "--layers", "1=full", "--output", str(out), "--finetune-steps", "2"]
     assert train("linearise", arguments) == 0
     report = json.loads((out / "distillation_report.json").read_text())
     assert report["steps"] == {"stage1": 4, "stage2": 2}
@@ -58,7 +58,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, given: list[str], capsys: pyt
     assert "give --stage 2" in error
     assert "Traceback" not in error
     assert train("linearise", [*given, "--mechanism", "hedgehog"]) == 1
-    assert "no output folder given" in capsys.readouterr().err
+    assert "No output folder given" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -66,8 +66,8 @@ def test_mistakes_are_one_sentence(tmp_path: Path, given: list[str], capsys: pyt
     "further",
     [
         [],
-        ["--finetune_loss", "mixed", "--hidden_factor", "0.5", "--softmax_layers", "1"],
-        ["--finetune_loss", "kl"],
+        ["--finetune-loss", "mixed", "--hidden-factor", "0.5", "--softmax-layers", "1"],
+        ["--finetune-loss", "kl"],
     ],
 )
 def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given: list[str], further: list[str]) -> None:
@@ -78,11 +78,11 @@ def test_two_processes_do_what_one_does(repository: Path, tmp_path: Path, given:
         save_file(scaled, weights_file, metadata={"format": "pt"})
     environment = {**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Stage 2 masks tokens and drops units in each process by its own draws: in the first steps of a warm-up these hardly count.
-    common = [*given, "--mechanism", "hedgehog", "--full", "True", "--save_steps", "2", "--warmup_steps", "30", *further]
+    common = [*given, "--mechanism", "hedgehog", "--full", "True", "--save-steps", "2", "--warmup-steps", "30", *further]
     two = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0"
     launch = [sys.executable, "-m", "accelerate.commands.launch", *two.split(), *script]
     for output, command, accumulation in (("one", [sys.executable, *script], "2"), ("two", launch, "1")):
-        arguments = [*common, "--gradient_accumulation_steps", accumulation, "--output", str(tmp_path / output)]
+        arguments = [*common, "--gradient-accumulation-steps", accumulation, "--output", str(tmp_path / output)]
         done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (json.loads((tmp_path / output / "distillation_report.json").read_text()) for output in ("one", "two"))

@@ -40,7 +40,7 @@ page(
     Setting(
         instead={
             **ONE_EPOCH,
-            "--data reviews.csv": "--data reviews.csv --max_length 128",
+            "--data reviews.csv": "--data reviews.csv --max-length 128",
             "--augmentation none": "--augmentation none --epochs 1",
             "--label-column topic": "--label-column topic --epochs 1",
         },
@@ -51,7 +51,7 @@ page(
     "docs/how-to/multitask.md",
     Setting(
         instead={
-            "--image_size 224 224": "--image_size 64 64 --max_steps 3 --max_length 128",
+            "--image-size 224 224": "--image-size 64 64 --max-steps 3 --max-length 128",
         },
         slow=True,
     ),

@@ -283,11 +283,11 @@ def results(file: Path) -> None:
 
 TEXTS = "--text my_texts/"
 FEW_STEPS = {
-    TEXTS + " --segments 512 --max-minutes 60": "--text ./my_texts/ --segments 128 --max_steps 2",
+    TEXTS + " --segments 512 --max-minutes 60": "--text ./my_texts/ --segments 128 --max-steps 2",
     "--max-minutes 60": "",
-    TEXTS: TEXTS + " --max_steps 2 --max_length 512",
+    TEXTS: TEXTS + " --max-steps 2 --max-length 512",
 }
-SHORT_STAGES = {TEXTS: TEXTS + " --transfer_steps 2 --finetune_steps 2 --max_length 256 --max_train_samples 3 --held_out_inputs 2"}
+SHORT_STAGES = {TEXTS: TEXTS + " --transfer-steps 2 --finetune-steps 2 --max-length 256 --max-train-samples 3 --held-out-inputs 2"}
 
 MEMORY = """
 import hf_longattn
@@ -362,11 +362,11 @@ page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative"})
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
 page("docs/how-to/decoder_graph.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
 page("docs/how-to/export.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
-page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 2"}))
+page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}))
 page(
-    "docs/how-to/embed.md", Setting(before=PHOTO, copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 4"}, slow=True)
+    "docs/how-to/embed.md", Setting(before=PHOTO, copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True)
 )
-page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max_steps 2"}, slow=True))
+page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True))
 page("docs/how-to/diagnose.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
 page(
     "docs/how-to/measure.md",

@@ -11,7 +11,7 @@ import pytest
 from transformers import TrainingArguments
 
 from hf_longattn.cli.train import train as run_task
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, flag
 from hf_longattn.training.lm import LM
 from hf_longattn.training.parsing import build_arguments, parse_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION
@@ -32,17 +32,17 @@ def test_every_option_of_transformers_is_available(capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit):
             parse_arguments(kind, ["--help-all"], "")
         page = capsys.readouterr().out
-        missing = {field.name for field in dataclasses.fields(TrainingArguments) if field.init and f"--{field.name}" not in page}
+        missing = {field.name for field in dataclasses.fields(TrainingArguments) if field.init and flag(field.name) not in page}
         assert missing <= set(kind[2].without_effect)
         places = [page.index(f"{group} arguments:") for group in ("model", "data", "training")]
         assert places == sorted(places)
-        assert page.index("--model") < page.index("--weight_decay")
-        assert page.index("training arguments:") < page.index("--tokens_per_batch") < page.index("--weight_decay")
+        assert page.index("--model") < page.index("--weight-decay")
+        assert page.index("training arguments:") < page.index("--tokens-per-batch") < page.index("--weight-decay")
 
 
 def test_they_reach_the_trainer(tmp_path: Path) -> None:
-    line = "--model m --output o --data d --epochs 2 --report_to all --eval_strategy steps --save-steps 100 --lr_scheduler_type cosine"
-    _, _, args = parse_arguments(QA, [*line.split(), "--load_best_model_at_end", "--early_stopping_patience", "3"], "")
+    line = "--model m --output o --data d --epochs 2 --report-to all --eval-strategy steps --save-steps 100 --lr-scheduler-type cosine"
+    _, _, args = parse_arguments(QA, [*line.split(), "--load-best-model-at-end", "--early-stopping-patience", "3"], "")
     assert (args.output_dir, args.num_train_epochs, args.report_to, args.save_strategy) == ("o", 2.0, [], "steps")
     assert (args.load_best_model_at_end, args.early_stopping_patience, args.lr_scheduler_type) == (True, 3, "cosine")
 
@@ -90,30 +90,30 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
 @every_cell(
     ("changes", "message"),
     [
-        ({"model": ""}, "no model given"),
-        ({"output_dir": None}, "no output folder"),
-        ({"data": []}, "no data given"),
+        ({"model": ""}, "No model given"),
+        ({"output_dir": None}, "No output folder"),
+        ({"data": []}, "No data given"),
         ({"dtype": "half"}, "float32, float16, bfloat16"),
-        ({"max_length": 1}, "max_length must be at least 2"),
-        ({"max_train_samples": 0}, "max_train_samples must be at least 1"),
-        ({"max_minutes": 0.0}, "max_minutes must be above 0, not 0; --max_steps 1"),
-        ({"max_steps": 0}, "max_steps 0 trains nothing; to score a model, type longattn evaluate TASK"),
-        ({"max_minutes": -1.0}, "max_minutes must be above 0"),
-        ({"save_minutes": -1.0}, "save_minutes must be 0 or more"),
-        ({"report_to": "tensorboard"}, "report_to tensorboard needs the package 'tensorboard', which is not installed; type pip install"),
-        ({"report_to": "tensorbord"}, "report_to must be one of all, none, .* Did you mean 'tensorboard'"),
+        ({"max_length": 1}, "--max-length must be at least 2"),
+        ({"max_train_samples": 0}, "--max-train-samples must be at least 1"),
+        ({"max_minutes": 0.0}, "--max-minutes must be above 0, not 0; --max-steps 1"),
+        ({"max_steps": 0}, "--max-steps 0 trains nothing; to score a model, type: longattn evaluate TASK"),
+        ({"max_minutes": -1.0}, "--max-minutes must be above 0"),
+        ({"save_minutes": -1.0}, "--save-minutes must be 0 or more"),
+        ({"report_to": "tensorboard"}, "--report-to tensorboard needs the package 'tensorboard', which is not installed; type pip install"),
+        ({"report_to": "tensorbord"}, "--report-to must be one of all, none, .* Did you mean 'tensorboard'"),
         ({"use_liger_kernel": True}, "needs the package liger-kernel, which is not installed; type pip install liger-kernel"),
-        ({"debug": "underflow_overflow"}, "debug underflow_overflow cannot read masks"),
-        ({"prediction_loss_only": True}, "prediction_loss_only leaves nothing to score"),
-        ({"fp16": True}, "fp16 needs an accelerator; leave --fp16 out"),
-        ({"fsdp": "full_shard"}, "fsdp splits the weights over several processes, and this is one"),
-        ({"lora_rank": 4}, "lora_rank is of LoRA; add --use_peft"),
-        ({"use_peft": True, "lora_rank": 0}, "lora_rank must be at least 1"),
-        ({"hub_strategy": "every_save"}, "hub_strategy must be end"),
-        ({"load_best_model_at_end": True}, "load_best_model_at_end needs evaluations to compare; add --eval_strategy steps"),
-        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps must be at least 1"),
-        ({"max_minutes": 1.0, "lr_scheduler_type": "cosine"}, "linear schedule only"),
-        ({"early_stopping_patience": 2}, "needs evaluations"),
+        ({"debug": "underflow_overflow"}, "--debug underflow_overflow cannot read masks"),
+        ({"prediction_loss_only": True}, "--prediction-loss-only leaves nothing to score"),
+        ({"fp16": True}, "--fp16 needs an accelerator; leave --fp16 out"),
+        ({"fsdp": "full_shard"}, "--fsdp splits the weights over several processes, and this is one"),
+        ({"lora_rank": 4}, "--lora-rank requires --use-peft; add it, or leave --lora-rank out"),
+        ({"use_peft": True, "lora_rank": 0}, "--lora-rank must be at least 1"),
+        ({"hub_strategy": "every_save"}, "--hub-strategy must be end"),
+        ({"load_best_model_at_end": True}, "--load-best-model-at-end requires evaluations to compare; add --eval-strategy steps"),
+        ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps must be at least 1"),
+        ({"max_minutes": 1.0, "lr_scheduler_type": "cosine"}, "requires a linear schedule"),
+        ({"early_stopping_patience": 2}, "requires evaluations"),
         ({"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "epoch"}, "strategy"),
     ],
 )
@@ -191,16 +191,16 @@ def test_the_help_of_a_task_lists_its_own_options_first(capsys: pytest.CaptureFi
         parse_arguments(LINEARISE, ["--help"], "", "longattn train linearise")
     page = capsys.readouterr().out
     own = page.partition("options of this task:")[2].partition("model and data:")[0]
-    assert "--transfer_steps N" in own
+    assert "--transfer-steps N" in own
     assert "--mechanism TEXT" in own
     assert "--text" not in own
-    assert "--no_use_peft" in page
+    assert "--no-use-peft" in page
     assert "--epochs" not in page  # refused by this task
 
 
 def test_what_was_not_typed_is_not_told(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("max_steps: 7\nbf16: true\n")
-    line = ["--config", str(tmp_path / "r.yaml"), "--model", "m", "--output", "o", "--data", "d", "--no_bf16"]
+    line = ["--config", str(tmp_path / "r.yaml"), "--model", "m", "--output", "o", "--data", "d", "--no-bf16"]
     run = TaskArguments(*parse_arguments(QA, line, ""))
     assert run.settings == {"model": "m", "output_dir": "o", "data": ["d"], "max_steps": 7, "bf16": False}
 
@@ -227,9 +227,9 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"per_device_train_batch_size": 3}, "total_batch_size 32 is not a multiple of the 3 rows"),
-        ({"gradient_accumulation_steps": 2}, "total_batch_size and gradient_accumulation_steps contradict"),
-        ({"tokens_per_batch": 100}, "total_batch_size and tokens_per_batch contradict"),
+        ({"per_device_train_batch_size": 3}, "--total-batch-size 32 is not a multiple of the 3 rows"),
+        ({"gradient_accumulation_steps": 2}, "--total-batch-size contradicts --gradient-accumulation-steps"),
+        ({"tokens_per_batch": 100}, "--total-batch-size contradicts --tokens-per-batch"),
         ({"total_batch_size": -1}, "must be at least 1"),
     ],
 )
@@ -254,10 +254,10 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["--modl", "x"], "Error: there is no option --modl; longattn train mlm --help-all lists all. Did you mean '--model'?"),
-        (["--model_name", "x"], "Error: there is no option --model_name; longattn train mlm --help-all lists all. Did you mean '--model'?"),
-        (["--epochs", "many"], "Error: --epochs: invalid float value: 'many'"),
-        (["many"], "Error: unexpected argument 'many'; values follow their option, as in --model MODEL"),
+        (["--modl", "x"], "Error: There is no option --modl; longattn train mlm --help-all lists all. Did you mean '--model'?"),
+        (["--model-name", "x"], "Error: There is no option --model-name; longattn train mlm --help-all lists all. Did you mean '--model'?"),
+        (["--epochs", "many"], "Error: --epochs: invalid float value: 'many'."),
+        (["many"], "Error: Unexpected argument 'many'; values follow their option, as in --model MODEL."),
     ],
 )
 def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,17 +268,21 @@ def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pyt
 @pytest.mark.parametrize(
     ("task", "line", "sentence"),
     [
-        ("distill", "--mechanism hedgehog", "there is no option --mechanism; `longattn train linearise` has it"),
-        ("distill", "--teacher t --method attention", "method must be one of tinybert, logits, not 'attention'.*longattn train linearise"),
-        ("distill", "--teacher t", "no method given; add --method tinybert or --method logits; .*longattn train linearise"),
-        ("distill", "--max_length 8", "no method given; .*longattn train linearise"),
+        ("distill", "--mechanism hedgehog", "There is no option --mechanism; `longattn train linearise` has it"),
+        (
+            "distill",
+            "--teacher t --method attention",
+            "--method must be one of tinybert, logits, not 'attention'.*longattn train linearise",
+        ),
+        ("distill", "--teacher t", "No method given; add --method tinybert or --method logits; .*longattn train linearise"),
+        ("distill", "--max-length 8", "No method given; .*longattn train linearise"),
         ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
         (
             "distill",
             "--config mine.yaml",
             "sets 'transfer_steps', which is not a setting of this command; `longattn train linearise`",
         ),
-        ("linearise", "--method tinybert", "there is no option --method; `longattn train distill` has it"),
+        ("linearise", "--method tinybert", "There is no option --method; `longattn train distill` has it"),
     ],
 )
 def test_calls_of_one_distillation_with_the_options_of_the_other_name_it(
@@ -291,11 +295,11 @@ def test_calls_of_one_distillation_with_the_options_of_the_other_name_it(
     assert re.search(sentence, said), said
 
 
-@pytest.mark.parametrize(("words", "warns"), [("", False), ("--no_bf16", False), ("--bf16 false", False), ("--bf16", True)])
+@pytest.mark.parametrize(("words", "warns"), [("", False), ("--no-bf16", False), ("--bf16 false", False), ("--bf16", True)])
 def test_bf16_that_is_typed_and_not_there_is_said(
     words: str, warns: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("hf_longattn.training.training_args.cpu_computes_bf16", lambda: False)
-    line = f"--model m --data d --output {tmp_path / 'out'} --use_cpu {words}"
+    line = f"--model m --data d --output {tmp_path / 'out'} --use-cpu {words}"
     assert not parse_arguments(QA, line.split(), "")[2].bf16
     assert ("--bf16 has no effect: this processor computes no bf16" in caplog.text) == warns

@@ -73,7 +73,7 @@ def written(rows: list[dict[str, Any]], folder: Path) -> str:
 def refusal(task: str, line: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """The sentence in which a task refuses a command line, and nothing else: no heading, no traceback, no model."""
     capsys.readouterr()
-    assert train(task, [*line, "--output", str(folder / "out"), "--no_bf16"]) == 1, capsys.readouterr().err
+    assert train(task, [*line, "--output", str(folder / "out"), "--no-bf16"]) == 1, capsys.readouterr().err
     lines = capsys.readouterr().err.splitlines()
     errors = [text for text in lines if text.startswith("Error: ")]
     assert len(errors) == 1
@@ -178,7 +178,7 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
         with pytest.raises(CheckpointError, match=words):
             hf_longattn.probe_model(folder)
     assert "differs in shape from the student (kept_heads is {'0': 1}, not None)" in sentence(
-        "linearise", [TEXT] * 4, "--teacher", str(pruned), "--max_length", "32"
+        "linearise", [TEXT] * 4, "--teacher", str(pruned), "--max-length", "32"
     )
 
 

@@ -166,7 +166,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "a.txt").write_text("text")
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
-        (OptionError, "no data given", {"data": []}),
+        (OptionError, "No data given", {"data": []}),
         (OptionError, "name two columns", {"label_column": "text"}),
         (CheckpointError, "There is no folder", {"model": str(tmp_path / "none")}),
         (OptionError, "exceeds the 64 tokens", {"max_length": 65}),

@@ -11,7 +11,7 @@ from accelerate import ParallelismConfig
 from transformers import TrainingArguments
 
 import hf_longattn
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from tests.grids import quickly
 from tests.ranks import Ranks, announce
 
@@ -43,7 +43,7 @@ def losses_and_norms(name: str) -> list[float]:
         "out", per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4, logging_steps=1, report_to=[], save_strategy="no",
         use_cpu=True, disable_tqdm=True, learning_rate=1e-2, seed=1, **shared,
     )  # fmt: skip
-    trainer = TimedTrainer(model=model, args=arguments, train_dataset=data)
+    trainer = LongTrainer(model=model, args=arguments, train_dataset=data)
     trainer.train()
     return [entry[key] for entry in trainer.state.log_history if "loss" in entry for key in ("loss", "grad_norm")]
 

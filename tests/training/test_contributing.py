@@ -23,7 +23,7 @@ from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a task\n")[2]
-LINE = "--max_steps 2 --no_bf16 --save_steps 1 --disable_tqdm True --learning_rate 1e-3 --gradient_accumulation_steps 1"
+LINE = "--max-steps 2 --no-bf16 --save-steps 1 --disable-tqdm True --learning-rate 1e-3 --gradient-accumulation-steps 1"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_task_dropped_in_place_is_a_command(
     with pytest.raises(SystemExit, match="0"):
         train("score", ["--help"])
     page = capsys.readouterr().out
-    assert page.index("options of this task:") < page.index("--score_column TEXT") < page.index("model and data:")
+    assert page.index("options of this task:") < page.index("--score-column TEXT") < page.index("model and data:")
     assert len(page.splitlines()) <= 60
     data, out = tmp_path / "data.jsonl", tmp_path / "out"
     data.write_text("".join(json.dumps({"text": f"text {number}", "grade": number / 20}) + "\n" for number in range(20)))
@@ -65,7 +65,7 @@ def test_a_task_dropped_in_place_is_a_command(
     assert "held-out squared error" in capsys.readouterr().err
     assert "longattn train score" in (out / "README.md").read_text(encoding="utf-8")
     assert json.loads((out / "config.json").read_text())["problem_type"] == "regression"
-    assert train("score", [*line, "--max_steps", "3", "--resume"]) == 0
+    assert train("score", [*line, "--max-steps", "3", "--resume"]) == 0
     assert json.loads((out / "training_log.json").read_text())["history"][-1]["step"] == 3
     line += [*OPTIONS_OF_ALL_TASKS.split(), "--output", str(tmp_path / "options")]
     assert train("score", line) == 0
@@ -109,5 +109,5 @@ def test_what_is_not_a_task_is_refused(folder: Path) -> None:
     (folder / "pair.py").write_text('"""Two."""\nfrom hf_longattn.tasks import Task\nTASK = Task((dict, dict), dict, str)\n')
     with pytest.raises(RegistrationError, match=r"pair.py has 2 classes of arguments; give three"):
         load_task("pair")
-    with pytest.raises(UsageError, match=r"there is no task 'clasify'; the tasks are .*Did you mean 'classify'"):
+    with pytest.raises(UsageError, match=r"There is no task 'clasify'; the tasks are .*Did you mean 'classify'"):
         load_task("clasify")

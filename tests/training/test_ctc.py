@@ -170,8 +170,8 @@ def test_the_command_prints_error_rates_and_what_was_left_out(
     for number, text in enumerate(sentences(8)):
         soundfile.write(tmp_path / "speech" / f"{number}.flac", speech(text, number), RATE)
         (tmp_path / "speech" / f"{number}.txt").write_text(text if number else "ab" * 200)
-    line = ["--model", models["ctc"], "--data", str(tmp_path / "speech"), "--validation", str(recordings), "--validation_split", "train"]
-    line += ["--output", str(tmp_path / "out"), "--max_steps", "1", "--threads", "1", "--max_seconds", "0.5"]
+    line = ["--model", models["ctc"], "--data", str(tmp_path / "speech"), "--validation", str(recordings), "--validation-split", "train"]
+    line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--threads", "1", "--max-seconds", "0.5"]
     assert train("ctc", line) == 0
     said = capsys.readouterr().err
     assert "word error rate" in said
@@ -306,14 +306,14 @@ def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_p
         (DataError, "01.wav has no transcript; leave such rows out", {"data": [str(tmp_path / "untold.csv")]}),
         (AudioError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
         (DataError, "'audio' of .* holds int64, not recordings", {"data": [str(tmp_path / "numbers.csv")]}),
-        (DataError, "no utterance of .* can be used", {"max_seconds": 1e-3}),
+        (DataError, "No utterance of .* can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for transcribing speech", {"model": text_model}),
-        (OptionError, "max_length cuts texts.*--max_seconds", {"max_length": 64}),
-        (OptionError, "max_seconds must be above 0", {"max_seconds": 0.0}),
-        (OptionError, "letter_case must be one of keep, lower, upper, not 'title'", {"letter_case": "title"}),
-        (OptionError, "unknown_characters must be one of refuse, drop", {"unknown_characters": "keep"}),
+        (OptionError, "--max-length cuts texts.*--max-seconds", {"max_length": 64}),
+        (OptionError, "--max-seconds must be above 0", {"max_seconds": 0.0}),
+        (OptionError, "--letter-case must be one of keep, lower, upper, not 'title'", {"letter_case": "title"}),
+        (OptionError, "--unknown-characters must be one of refuse, drop", {"unknown_characters": "keep"}),
         (OptionError, "a new one has all characters", {"unknown_characters": "drop", "new_vocabulary": True}),
-        (OptionError, "audio_column and text_column are both 'x'", {"audio_column": "x", "text_column": "x"}),
+        (OptionError, "--audio-column and text_column are both 'x'", {"audio_column": "x", "text_column": "x"}),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words) as refused:
@@ -345,7 +345,7 @@ class TestClasses:
         run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 4}
         log = finetune_classification(*self.settings(models["headless"], tmp_path / "out", tones, **run))
         assert log["classes"] == ["a", "b"]
-        assert log["recordings"] == {"train": 22, "held_out": 2, "cut": 0}
+        assert log["audio_files"] == {"train": 22, "held_out": 2, "cut": 0}
         assert log["longest_seconds"] == pytest.approx(4 * SECONDS)
         assert log["held_out"]["after"]["accuracy"] == 100.0
         model = AutoModelForAudioClassification.from_pretrained(tmp_path / "out").eval()
@@ -387,7 +387,7 @@ class TestClasses:
             extractor.max_length = 24
         extractor.save_pretrained(tmp_path / "model")
         log = finetune_classification(*self.settings(str(tmp_path / "model"), tmp_path / "out", tones))
-        assert log["recordings"]["cut"] == (0 if long else 8)  # of 200 ms
+        assert log["audio_files"]["cut"] == (0 if long else 8)  # of 200 ms
         assert log["read_seconds"] == (0.24 if long else 0.16)
         trained = AutoModelForAudioClassification.from_pretrained(tmp_path / "out")
         assert isinstance(trained, LongASTForAudioClassification) == long
@@ -410,7 +410,7 @@ class TestClasses:
             (OptionError, "packing is an option for texts; leave it out, or leave --audio out", {"packing": True}),
             (OptionError, "augmentation is an option for pictures; add --images", {"augmentation": "flip"}),
             (OptionError, "images and audio are two kinds of data", {"images": True}),
-            (OptionError, "tokens_per_batch counts the tokens of texts", {"tokens_per_batch": 64}),
+            (OptionError, "--tokens-per-batch counts the tokens of texts", {"tokens_per_batch": 64}),
             (OptionError, "audio_column and label_column are both 'label'", {"audio_column": "label"}),
             (DataError, "has no sub-folders; every label needs one, with its recordings", {"data": [str(tmp_path / "flat")]}),
             (AudioError, ".wav is silent", {"data": [str(tmp_path / "silent")]}),

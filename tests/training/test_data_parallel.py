@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 import hf_longattn
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from tests.ranks import Ranks, announce
 
 SHAPE = {
@@ -36,7 +36,7 @@ def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {"input_ids": padded(ids, 0), "labels": padded(ids, -100), "attention_mask": padded([torch.ones_like(x) for x in ids], 0)}
 
 
-def trainer_for(attention: dict[str, Any], epochs: int, rate: float, save: str) -> TimedTrainer:
+def trainer_for(attention: dict[str, Any], epochs: int, rate: float, save: str) -> LongTrainer:
     torch.manual_seed(0)
     model = hf_longattn.LongLlamaForCausalLM(hf_longattn.LongLlamaConfig(**SHAPE, long_attention=attention, use_cache=False))
     # 24 examples: accelerate fills a last batch that is short with the first examples
@@ -46,10 +46,10 @@ def trainer_for(attention: dict[str, Any], epochs: int, rate: float, save: str) 
         use_cpu=True, save_strategy=save, save_steps=3, disable_tqdm=True, learning_rate=rate, seed=1, average_tokens_across_devices=True,
         train_sampling_strategy="sequential",
     )  # fmt: skip
-    return TimedTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
+    return LongTrainer(model=model, args=arguments, train_dataset=data, data_collator=collate)
 
 
-def losses(trainer: TimedTrainer, *keys: str) -> list[float]:
+def losses(trainer: LongTrainer, *keys: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if "loss" in entry for key in ("loss", *keys)]
 
 

@@ -30,8 +30,8 @@ def test_packed_texts_train_in_shares(stage: int, tmp_path: Path, texts: str, to
     command = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "accelerate" / f"zero{stage}.yaml")),
         *("--num_processes", "2", "--mixed_precision", "no", "-m", "hf_longattn", "train", "mlm", "--model", str(tmp_path / "long")),
-        *("--text", texts, "--output_dir", str(tmp_path / "out"), "--max_steps", "6", "--learning_rate", "3e-3"),
-        *("--warmup_steps", "1", "--gradient_accumulation_steps", "1"),
+        *("--text", texts, "--output-dir", str(tmp_path / "out"), "--max-steps", "6", "--learning-rate", "3e-3"),
+        *("--warmup-steps", "1", "--gradient-accumulation-steps", "1"),
     ]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)

@@ -90,10 +90,10 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
         assert words in error
     for more, words in (
         ([], "add --teacher"),
-        (["--teacher", teacher], "add --attention_factor 0"),
-        (["--teacher", teacher, "--temperature", "0"], "temperature must be above 0"),
-        (["--teacher", teacher, "--method", "logits", "--hidden_factor", "2"], "hidden_factor is of --method tinybert"),
-        (["--teacher", teacher, "--method", "logits", "--layer_map", "1"], "layer_map pairs layers whose hidden states or attention"),
+        (["--teacher", teacher], "add --attention-factor 0"),
+        (["--teacher", teacher, "--temperature", "0"], "--temperature must be above 0"),
+        (["--teacher", teacher, "--method", "logits", "--hidden-factor", "2"], "hidden_factor is of --method tinybert"),
+        (["--teacher", teacher, "--method", "logits", "--layer-map", "1"], "--layer-map pairs layers whose hidden states or attention"),
     ):
         assert train("distill", [*given, *more]) == 1
         assert words in capfd.readouterr().err

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
-from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.modeling.attach.token_globals import token_rule
@@ -183,7 +183,7 @@ def test_a_probe_s_documents_differ_by_one_fact_each(source: str, tmp_path: Path
     assert min(depths) < 0.2
     assert max(depths) > 0.8
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    assert evaluate("embed", ["--model", short, "--data", source, "--output", str(tmp_path / "out"), "--no_bf16", "--threads", "1"]) == 0
+    assert evaluate("embed", ["--model", short, "--data", source, "--output", str(tmp_path / "out"), "--no-bf16", "--threads", "1"]) == 0
     assert json.loads((tmp_path / "out" / "scores.json").read_text())["held_out"]["after"]["n"] == 50
     with pytest.raises(DataError, match="must have 64 to"):
         probe_pairs("needle:8")
@@ -247,7 +247,7 @@ def test_training_inputs_are_no_longer_than_what_the_model_reads(tmp_path: Path,
     data = write([{"query": f"node {number}", "document": f"text {number}"} for number in range(8)], tmp_path / "pairs.jsonl")
     for reranker in (False, True):
         given = {"model": short, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 65, "reranker": reranker}
-        with pytest.raises(OptionError, match=r"max_length 65 exceeds the 64 tokens that the model reads .*; give at most 64"):
+        with pytest.raises(OptionError, match=r"--max-length 65 exceeds the 64 tokens that the model reads .*; give at most 64"):
             finetune_embeddings(*build_arguments(EMBED, **given, **FAST))
 
 
@@ -290,7 +290,7 @@ def test_new_positions_alone_are_trained(tmp_path: Path, tokenizer: PreTrainedTo
     for other, sentence in (
         ({"model": short}, "'.*short' has none; leave it out"), ({"train": "heads"}, "all or positions, not 'heads'"),
         ({"reranker": True}, "reranker trains a new head"), ({"use_peft": True}, "use_peft trains updates"),
-        ({"weight_decay": 0.1}, "weight_decay would change the positions that the source has, too; leave it out"),
+        ({"weight_decay": 0.1}, "--weight-decay would change the positions that the source has, too; leave it out"),
     ):  # fmt: skip
         with pytest.raises(OptionError, match=sentence):
             finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "b"), **other}))
@@ -356,7 +356,7 @@ def test_a_reranker_s_wrong_texts_belong_to_other_anchors(count: int) -> None:
 def test_a_reranker_needs_something_to_tell_apart() -> None:
     data = pairs(("a", "x"), ("a", "y"), ("a", "x"))
     for make in (labelled_pairs, reranking):
-        with pytest.raises(DataError, match="all texts belong to 'a'"):
+        with pytest.raises(DataError, match="All texts belong to 'a'"):
             make(data, relevant_texts(data), 0)
 
 
@@ -396,7 +396,7 @@ def test_sources_of_different_columns_are_refused(tmp_path: Path) -> None:
     pairs = [{"anchor": "a", "positive": "b"}]
     data = [write(pairs, tmp_path / "1.jsonl"), write([{**pairs[0], "score": 0.5}], tmp_path / "2.jsonl")]
     with pytest.raises(DataError, match=r"but .*2\.jsonl has anchor, positive, score"):
-        held_back(EmbedDataArguments(data=data), read_pairs, seed=0)
+        train_test_split(EmbedDataArguments(data=data), read_pairs, seed=0)
 
 
 def test_a_reranker_does_not_ignore_scores(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -409,5 +409,5 @@ def test_a_reranker_does_not_ignore_scores(tmp_path: Path, tokenizer: PreTrained
 
 
 def test_a_length_below_two_is_refused_by_every_task(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="max_length must be at least 2"):
+    with pytest.raises(OptionError, match="--max-length must be at least 2"):
         build_arguments(EMBED, model="m", output_dir=str(tmp_path / "o"), data=["d"], max_length=1)

@@ -42,7 +42,7 @@ from tests.training.test_multitask import three_tasks
 from tests.training.test_options import DATA, numbers_of
 from tests.training.test_processes import ROOT, free_port
 
-USUAL = ["--no_bf16", "--disable_tqdm", "True", "--threads", "1"]
+USUAL = ["--no-bf16", "--disable-tqdm", "True", "--threads", "1"]
 CLASSES = ["good", "bad", "fair"]
 Multitask = tuple[str, list[str]]
 """A checkpoint with several heads, and what is typed after --tasks."""
@@ -138,11 +138,11 @@ def test_the_classes_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: P
     assert outcome(named, few) == 100.0  # one class of three, whose number is the model's
     assert outcome(unnamed, zip(texts, numbers, strict=True)) == 100.0
     refusals = {
-        "the model does not know the labels 0, 1 of the data; its classes are bad, fair, good, so write the labels like these":
+        "The model does not know the labels 0, 1 of the data; its classes are bad, fair, good, so write the labels like these":
             outcome(named, [(text, at % 2) for at, text in enumerate(texts)]),
-        "the model does not know the labels neutral of the data; its classes are bad, fair, good, so write the labels like these":
+        "The model does not know the labels neutral of the data; its classes are bad, fair, good, so write the labels like these":
             outcome(named, [*few, (texts[0], "neutral")]),
-        "the model has no names for its 3 classes, so the labels of the data must be numbers from 0, not good, neutral; write numbers, or "
+        "The model has no names for its 3 classes, so the labels of the data must be numbers from 0, not good, neutral; write numbers, or "
         "the names into id2label of its config.json":
             outcome(unnamed, [(texts[0], "good"), (texts[1], "neutral")]),
     }  # fmt: skip
@@ -181,13 +181,13 @@ def test_what_cannot_be_scored_is_a_sentence(
     data = table(tmp_path, [{"text": "for", "label": "good"}])
     unlabelled = table(tmp_path, [{"text": "for"}], "unlabelled.jsonl")
     sentences_said = {
-        ("classify", "--model", model): "no data given; add --data with a labelled file",
-        ("classify", "--data", data): "no model given; add --model",
+        ("classify", "--model", model): "No data given; add --data with a labelled file",
+        ("classify", "--data", data): "No model given; add --model",
         ("classify", "--model", model, "--data", unlabelled): "has the columns text, not 'label'; name one with --label-column",
         ("classify", "--model", model, "--data", tmp_path / "no.jsonl"): "no.jsonl' does not exist",
         ("tokens", "--model", model, "--data", data): "name one with --words-column",
-        ("multitask", "--model", model): "multitask needs a task; add --tasks NAME=KIND:DATA, or --task_file FILE.yaml",
-        ("classify", "--model", model, "--data", data, "--use_peft"): "--use_peft is an option of training, and nothing is trained here",
+        ("multitask", "--model", model): "Multitask needs a task; add --tasks NAME=KIND:DATA, or --task-file FILE.yaml",
+        ("classify", "--model", model, "--data", data, "--use-peft"): "--use-peft is an option of training, and nothing is trained here",
     }
     wrong = {}
     for line, words in sentences_said.items():
@@ -199,14 +199,14 @@ def test_what_cannot_be_scored_is_a_sentence(
     assert "distill trains a model and scores none; the tasks that do are choice, classify" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path / "model")
     assert evaluate("classify", ["--model", model, "--data", data, *USUAL]) == 1
-    assert "the output '.' is the folder of --model, which would be overwritten; give another --output" in capsys.readouterr().err
+    assert "The output '.' is the folder of --model, which would be overwritten; give another --output" in capsys.readouterr().err
 
 
 def test_a_training_of_no_steps_says_how_to_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["--model", "m", "--data", "a b.csv", "c.csv", "--learning_rate", "1", "--max_steps", "0", "--output", "o", "--validation", "v"]
+    line = ["--model", "m", "--data", "a b.csv", "c.csv", "--learning-rate", "1", "--max-steps", "0", "--output", "o", "--validation", "v"]
     assert train("classify", line) == 1
     assert "type longattn evaluate classify --model m --data 'a b.csv' c.csv --output o\n" in capsys.readouterr().err
-    assert train("distill", ["--model", "m", "--text", "t", "--max_steps", "0", "--output", "o", "--method", "logits"]) == 1
+    assert train("distill", ["--model", "m", "--text", "t", "--max-steps", "0", "--output", "o", "--method", "logits"]) == 1
     assert "type longattn evaluate TASK --model MODEL --data DATA\n" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 

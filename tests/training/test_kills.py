@@ -27,8 +27,8 @@ from tests.training.conftest import FAST, checkpoint
 from tests.training.kills import POINTS, Ending, run
 from tests.training.test_classification import rows, table
 
-LINE = """--no_bf16 --disable_tqdm True --threads 1 --warmup_steps 1 --gradient_accumulation_steps 1 --logging_steps 1 --max_steps 8
-    --save_steps 2 --save_total_limit 2 --learning_rate 1e-3 --batch_size 2 --max_length 64"""
+LINE = """--no-bf16 --disable-tqdm True --threads 1 --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --max-steps 8
+    --save-steps 2 --save-total-limit 2 --learning-rate 1e-3 --batch-size 2 --max-length 64"""
 
 
 @pytest.fixture

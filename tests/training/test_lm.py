@@ -89,8 +89,8 @@ def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrain
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00 not text \xd8")
     given: dict[str, Any] = {"model": short, "output_dir": str(tmp_path / "o"), "text": [texts]}
     cases: list[tuple[type[LongAttentionError], str, Any, dict[str, Any]]] = [
-        (OptionError, "no text given", LM, {"text": []}),
-        (OptionError, "objective must be", LM, {"objective": "rtd"}),
+        (OptionError, "No text given", LM, {"text": []}),
+        (OptionError, "--objective must be", LM, {"objective": "rtd"}),
         (CheckpointError, "There is no folder", LM, {"model": str(tmp_path / "none")}),
         (OptionError, "exceeds the 64 tokens", LM, {"max_length": 65}),
         (OptionError, "does not predict masked tokens", LM, {"objective": "mlm"}),

@@ -201,7 +201,7 @@ def test_two_processes_take_the_steps_of_one(backbone: str, tasks: dict[str, str
     for count in (1, 2):
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", str(free_port())]
         command = [sys.executable, *launcher, "-m", "hf_longattn", "train", "multitask", *line, "--output", str(tmp_path / f"{count}")]
-        command += ["--gradient_accumulation_steps", str(2 // count)]
+        command += ["--gradient-accumulation-steps", str(2 // count)]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
         assert not done.returncode, done.stderr[-3000:]
     alone, together = (load_file(tmp_path / name / "model.safetensors") for name in ("1", "2"))
@@ -213,12 +213,12 @@ def test_two_processes_take_the_steps_of_one(backbone: str, tasks: dict[str, str
 @every_cell(
     ("content", "words"),
     [
-        ("photo: {kind: pictures, data: a}", "the kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'pictures'"),
+        ("photo: {kind: pictures, data: a}", "The kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'pictures'"),
         ("photo: {kind: image, data: a}", r"Did you mean 'images'"),
-        ("photo: {data: a}", "the kind of task 'photo' must be one of .*, not None"),
-        ("photo: {kind: images, data: a, colum: b}", r"the task 'photo' has no option 'colum'"),
-        ("photo: {kind: images, data: a, audio_column: b}", "the task 'photo': audio_column is an option for recordings"),
-        ("photo: {kind: images}", "the task 'photo': no data given"),
+        ("photo: {data: a}", "The kind of task 'photo' must be one of .*, not None"),
+        ("photo: {kind: images, data: a, colum: b}", r"The task 'photo' has no option 'colum'"),
+        ("photo: {kind: images, data: a, audio_column: b}", "The task 'photo': audio_column is an option for recordings"),
+        ("photo: {kind: images}", "The task 'photo': no data given"),
         ("photo: {kind: images, data: a}", "two tasks or more, not photo"),
         ("9: {kind: images, data: a}", "give it a name of letters"),
         ("- photo", "is not a file of tasks"),
@@ -235,7 +235,7 @@ def test_a_missing_file_of_tasks_and_a_task_twice_are_a_sentence(tmp_path: Path)
     with pytest.raises(OptionError, match=r"tasks\.yaml' cannot be read"):
         settings("m", tmp_path / "out", [], task_file=str(tmp_path / "tasks.yaml"))
     (tmp_path / "tasks.yaml").write_text("photo: {kind: images, data: a}")
-    with pytest.raises(OptionError, match="the task 'photo' is in --tasks and in"):
+    with pytest.raises(OptionError, match="The task 'photo' is in --tasks and in"):
         settings("m", tmp_path / "out", ["photo=images:b"], task_file=str(tmp_path / "tasks.yaml"))
 
 
@@ -244,10 +244,10 @@ def test_a_missing_file_of_tasks_and_a_task_twice_are_a_sentence(tmp_path: Path)
     [
         (
             {"image_size": [], "patch_size": 16},
-            r"kind images reads pictures, and '.*' has no embedder of pictures; add --image_size",
+            r"kind images reads pictures, and '.*' has no embedder of images; add --image-size",
         ),
-        ({"mel_bins": 0}, r"kind audio reads recordings, and '.*' has no embedder of recordings; add --mel_bins"),
-        ({"mel_bins": 4}, "mel_bins must be from 8"),
+        ({"mel_bins": 0}, r"kind audio reads recordings, and '.*' has no embedder of audio; add --mel-bins"),
+        ({"mel_bins": 4}, "--mel-bins must be from 8"),
         ({"image_size": [16, 23]}, r"pictures of 16 × 23 pixels are not filled by patches of 8 × 8"),
         ({"image_size": [256], "patch_size": 4}, r"are 4,097 tokens, but the backbone reads 160; .*--max-length 4097"),
         ({"patch_order": "hilberd"}, r"Did you mean 'hilbert'"),
@@ -293,9 +293,9 @@ def test_calls_with_the_wrong_inputs_are_a_sentence(backbone: str) -> None:
     text_model = AutoModel.from_pretrained(backbone, add_pooling_layer=False)
     model = LongMultimodalModel.of(text_model).eval()
     ids, pixels, features = torch.ones(1, 8, dtype=torch.long), torch.zeros(1, 3, 16, 24), torch.zeros(1, 8, 20)
-    with pytest.raises(BackendError, match="this model has no embedder of pictures"):
+    with pytest.raises(BackendError, match="This model has no embedder of images"):
         model(pixel_values=pixels)
-    with pytest.raises(BackendError, match="this model has no embedder of recordings"):
+    with pytest.raises(BackendError, match="This model has no embedder of audio"):
         model(input_features=features)
     with pytest.raises(OptionError, match="give one of input_ids, pixel_values, input_features, not input_ids and pixel_values"):
         model(input_ids=ids, pixel_values=pixels)

@@ -97,7 +97,7 @@ def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenize
         (["a=classify:x.csv"], "two tasks or more"),
         (["a=classify:x.csv", "a=qa:y.json"], "with a name that no other task has"),
         (["a=classify:x.csv", "b=token:y.json"], "Did you mean 'tokens'"),
-        (["a=classify:x.csv", "b"], "a task is NAME=KIND:DATA"),
+        (["a=classify:x.csv", "b"], "A task is NAME=KIND:DATA"),
         (["a=classify:x.csv", f"b=tokens:{__file__}:dev.conll"], "names a second file; give it by --validation b=dev.conll"),
     ],
 )

@@ -31,7 +31,7 @@ from hf_longattn.tasks import evaluated_tasks, load_task, task_names
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from tests.grids import every_other, grid
 from tests.training.conftest import checkpoint
@@ -60,14 +60,14 @@ DATA: dict[str, list[dict[str, Any]]] = {
 }  # fmt: skip
 """Rows to learn from, by the titles of tasks."""
 
-STEPS = {"linearise": ["--transfer_steps", "2", "--finetune_steps", "2", "--held_out_inputs", "8"]}
-"""How a task is told to take two steps; the others by --max_steps and --learning_rate."""
-FITTING = {"qa": ["--stride", "4", "--max_question_tokens", "4"], "seq2seq": ["--max_summary_length", "4"]}
+STEPS = {"linearise": ["--transfer-steps", "2", "--finetune-steps", "2", "--held-out-inputs", "8"]}
+"""How a task is told to take two steps; the others by --max-steps and --learning-rate."""
+FITTING = {"qa": ["--stride", "4", "--max-question-tokens", "4"], "seq2seq": ["--max-summary-length", "4"]}
 """What a task needs beside for so small a model."""
 PRECISION = "bf16" if cpu_computes_bf16() else "no"
-EVALUATION = "--no_bf16 --disable_tqdm True --threads 1"
-LINE = """--no_bf16 --disable_tqdm True --threads 1 --warmup_steps 1 --gradient_accumulation_steps 1 --logging_steps 1 --batch_size 2
-    --max_length 64 --save_strategy no"""
+EVALUATION = "--no-bf16 --disable-tqdm True --threads 1"
+LINE = """--no-bf16 --disable-tqdm True --threads 1 --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --batch-size 2
+    --max-length 64 --save-strategy no"""
 
 
 @dataclass
@@ -185,80 +185,80 @@ BUDGET = 320
 TWO_STAGES = {"linearise": "two stages"}
 OPTIONS = {
     "eval_strategy": Option(
-        "--eval_strategy steps --eval_steps 1", lambda run, plain: holds(set(evaluations(run)) >= {1, 2}), refused=TWO_STAGES
+        "--eval-strategy steps --eval-steps 1", lambda run, plain: holds(set(evaluations(run)) >= {1, 2}), refused=TWO_STAGES
     ),
     "eval_strategy epoch": Option(
-        "--eval_strategy epoch --epochs 1 --max_steps -1 --max_train_samples 10", lambda run, plain: holds(max(evaluations(run)) > 2),
+        "--eval-strategy epoch --epochs 1 --max-steps -1 --max-train-samples 10", lambda run, plain: holds(max(evaluations(run)) > 2),
         refused=TWO_STAGES,
     ),
     "eval_before_training": Option(
-        "--no_eval_before_training", lambda run, plain: holds(before(run.log) is None is not before(plain.log)), refused=TWO_STAGES
+        "--no-eval-before-training", lambda run, plain: holds(before(run.log) is None is not before(plain.log)), refused=TWO_STAGES
     ),
-    "checkpoints by default": Option("--save_strategy steps", lambda run, plain: holds(run.checkpoints[-1].name == "checkpoint-2")),
-    "save_steps": Option("--save_strategy steps --save_steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2)),
+    "checkpoints by default": Option("--save-strategy steps", lambda run, plain: holds(run.checkpoints[-1].name == "checkpoint-2")),
+    "save_steps": Option("--save-strategy steps --save-steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2)),
     "save_minutes": Option(
-        "--save_strategy steps --save_steps 0 --save_minutes 1e-9", lambda run, plain: holds(len(run.checkpoints) >= 2), shared=True
+        "--save-strategy steps --save-steps 0 --save-minutes 1e-9", lambda run, plain: holds(len(run.checkpoints) >= 2), shared=True
     ),
     "save_strategy epoch": Option(
-        "--save_strategy epoch --epochs 1 --max_steps -1", lambda run, plain: holds(len(run.checkpoints) == 1), refused=TWO_STAGES
+        "--save-strategy epoch --epochs 1 --max-steps -1", lambda run, plain: holds(len(run.checkpoints) == 1), refused=TWO_STAGES
     ),
     "load_best_model_at_end": Option(
-        "--load_best_model_at_end --eval_strategy steps --eval_steps 1 --save_strategy steps --learning_rate 1e-2", best_is_written,
+        "--load-best-model-at-end --eval-strategy steps --eval-steps 1 --save-strategy steps --learning-rate 1e-2", best_is_written,
         refused=TWO_STAGES,
     ),
     "early_stopping_patience": Option(
-        "--early_stopping_patience 1 --load_best_model_at_end --eval_strategy steps --eval_steps 1 --save_strategy steps", best_is_written,
+        "--early-stopping-patience 1 --load-best-model-at-end --eval-strategy steps --eval-steps 1 --save-strategy steps", best_is_written,
         refused=TWO_STAGES,
     ),
-    "push_to_hub": Option("--push_to_hub --hub_model_id writer/tuned", lambda run, plain: holds(
+    "push_to_hub": Option("--push-to-hub --hub-model-id writer/tuned", lambda run, plain: holds(
         {"README.md", "config.json"} <= set(run.pushed)
         and not [name for name in run.pushed if name.endswith((".bin", ".pt")) or any(fnmatch(name, pattern) for pattern in PREDICTIONS)]
     )),
-    "report_to": Option("--report_to tensorboard", lambda run, plain: holds(any("loss" in logs for logs in run.reported))),
-    "dataloader_num_workers": Option("--dataloader_num_workers 2", lambda run, plain: holds(run.losses == plain.losses), shared=True),
+    "report_to": Option("--report-to tensorboard", lambda run, plain: holds(any("loss" in logs for logs in run.reported))),
+    "dataloader_num_workers": Option("--dataloader-num-workers 2", lambda run, plain: holds(run.losses == plain.losses), shared=True),
     "tokens_per_batch": Option(
-        f"--tokens_per_batch {BUDGET} --packing false", budgeted, refused={"embed": "tokens_per_batch", "multitask": "tokens_per_batch"},
+        f"--tokens-per-batch {BUDGET} --packing false", budgeted, refused={"embed": "tokens_per_batch", "multitask": "tokens_per_batch"},
     ),
     "bf16": Option("--bf16 True", lambda run, plain: holds(run.trainers[-1].accelerator.mixed_precision == PRECISION)),
-    "fp16": Option("--fp16", refused={"": "fp16 needs an accelerator"}),
+    "fp16": Option("--fp16", refused={"": "--fp16 needs an accelerator"}),
     "neftune": Option(
-        "--neftune_noise_alpha 5", lambda run, plain: holds(run.losses != plain.losses),
+        "--neftune-noise-alpha 5", lambda run, plain: holds(run.losses != plain.losses),
         refused=dict.fromkeys(("embed", "linearise", "seq2seq", "ctc"), "neftune_noise_alpha has no effect"), shared=True,
     ),
     "label_smoothing": Option(
-        "--label_smoothing_factor 0.5", lambda run, plain: holds(run.losses != plain.losses),
+        "--label-smoothing-factor 0.5", lambda run, plain: holds(run.losses != plain.losses),
         refused=dict.fromkeys(("qa", "embed", "multitask", "linearise", "distill", "ctc"), "label_smoothing_factor has no effect"),
         shared=True,
     ),
     "gradient_checkpointing": Option(
-        "--gradient_checkpointing", lambda run, plain: holds(run.losses == pytest.approx(plain.losses, abs=0.05)), shared=True,
+        "--gradient-checkpointing", lambda run, plain: holds(run.losses == pytest.approx(plain.losses, abs=0.05)), shared=True,
     ),
-    "fsdp": Option("--fsdp full_shard", refused={"": "fsdp splits the weights over several processes"}),
-    "max_minutes 0": Option("--max_minutes 0", refused={"": "max_minutes|two stages"}),
+    "fsdp": Option("--fsdp full_shard", refused={"": "--fsdp splits the weights over several processes"}),
+    "max_minutes 0": Option("--max-minutes 0", refused={"": "max_minutes|two stages"}),
     "max_minutes": Option(
-        "--max_minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES, shared=True
+        "--max-minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES, shared=True
     ),
-    "resume into nothing": Option("--resume", refused={"": "there is no checkpoint in .* to resume from"}),
+    "resume into nothing": Option("--resume", refused={"": "There is no checkpoint in .* to resume from"}),
     "max_train_samples": Option(
-        "--max_train_samples 5", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
+        "--max-train-samples 5", lambda run, plain: holds(len(run.trainers[-1].train_dataset) < len(plain.trainers[-1].train_dataset))
     ),
     "max_eval_samples": Option(
-        "--max_eval_samples 1",
+        "--max-eval-samples 1",
         lambda run, plain: holds(held_out_count(run.log) < held_out_count(plain.log) and not re.search(r"\bnan\b", run.card + run.said)),
     ),
-    "use_peft": Option("--use_peft --lora_rank 2 --lora_alpha 4", updates_are_merged),
+    "use_peft": Option("--use-peft --lora-rank 2 --lora-alpha 4", updates_are_merged),
     "use_peft, from a checkpoint": Option(
-        "--use_peft --save_strategy steps --save_steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2),
-        refused={"embed": "do not load checkpoints with LoRA updates, so that none are written; leave --use_peft or --save_steps out"},
+        "--use-peft --save-strategy steps --save-steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2),
+        refused={"embed": "do not load checkpoints with LoRA updates, so that none are written; leave --use-peft or --save-steps out"},
     ),
     "dtype": Option("--dtype bfloat16", lambda run, plain: holds(
         {tensor.dtype for tensor in load_file(run.folder / "model.safetensors").values()} == {torch.bfloat16}
     ), shared=True),
     "max_length": Option(
-        "--max_length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain)),
-        refused={"ctc": "max_length cuts texts"},
+        "--max-length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain)),
+        refused={"ctc": "--max-length cuts texts"},
     ),
-    "total_batch_size": Option("--total_batch_size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches)), shared=True),
+    "total_batch_size": Option("--total-batch-size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches)), shared=True),
     "overwrite": Option("--overwrite", shared=True),
     "model": Option(
         "", lambda run, plain: holds(run.losses and all(entry["learning_rate"] > 0 for entry in run.history if "learning_rate" in entry)),
@@ -321,7 +321,7 @@ Runner = Callable[..., tuple[int, Run]]
 def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
     """``runner(task, line, output)``: its exit code, and what was seen of the run."""
     current: list[Run] = []
-    step, begin = TimedTrainer.training_step, TimedTrainer.train
+    step, begin = LongTrainer.training_step, LongTrainer.train
 
     def training_step(self: Any, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         current[-1].batches.append({name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)})
@@ -334,8 +334,8 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         found = begin(self, *args, **kwargs)
         return found
 
-    monkeypatch.setattr(TimedTrainer, "training_step", training_step)
-    monkeypatch.setattr(TimedTrainer, "train", begin_training)
+    monkeypatch.setattr(LongTrainer, "training_step", training_step)
+    monkeypatch.setattr(LongTrainer, "train", begin_training)
 
     class Reported(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -355,10 +355,10 @@ def runner(models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         typed = ["--model", models[task], f"--{flag}", *source[flag], "--output", str(tmp_path / output), *LINE.split()]
         if task == "ctc":  # recordings are kept whole
             spoken(tmp_path, len(DATA[task]))
-            del typed[(place := typed.index("--max_length")) : place + 2]
-        if "--total_batch_size" in words:  # in place of this
-            del typed[(place := typed.index("--gradient_accumulation_steps")) : place + 2]
-        typed += [*STEPS.get(task, ["--max_steps", "2", "--learning_rate", "1e-3"]), *FITTING.get(task, [])]
+            del typed[(place := typed.index("--max-length")) : place + 2]
+        if "--total-batch-size" in words:  # in place of this
+            del typed[(place := typed.index("--gradient-accumulation-steps")) : place + 2]
+        typed += [*STEPS.get(task, ["--max-steps", "2", "--learning-rate", "1e-3"]), *FITTING.get(task, [])]
         typed += ["--method", "logits", "--teacher", models["short"]] if task == "distill" else []
         known = {each.name for kind in load_task(task).arguments for each in dataclasses.fields(kind)}
         if "--packing" in words and "packing" not in known:
@@ -466,15 +466,15 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
 ) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
-    assert runner(task, "--save_strategy steps --save_steps 1")[0] == 0
+    assert runner(task, "--save-strategy steps --save-steps 1")[0] == 0
     card = (tmp_path / "out" / "README.md").read_text()
-    further = "--finetune_steps 3" if task == "linearise" else "--max_steps 3"
+    further = "--finetune-steps 3" if task == "linearise" else "--max-steps 3"
     other = shutil.copytree(models[task], tmp_path / "other")
-    code, run = runner(task, f"--save_strategy steps --resume {further} --model {other}")
+    code, run = runner(task, f"--save-strategy steps --resume {further} --model {other}")
     assert code == 1
     is_one_sentence(run.said, "continues a training of '.*', not of '.*other'; give --model")
     assert (tmp_path / "out" / "README.md").read_text() == card
-    code, run = runner(task, f"--save_strategy steps --resume {further}")
+    code, run = runner(task, f"--save-strategy steps --resume {further}")
     assert code == 0, run.said
     assert len(run.batches) == 1
     assert run.history[-1]["step"] == 3
@@ -490,7 +490,7 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
         (run.folder / "stage1" / "distillation_report.json").unlink()
     code, run = runner(task, f"--resume {further}")
     assert code == 1
-    is_one_sentence(run.said, r"no checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
+    is_one_sentence(run.said, r"No checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
 
 
 @pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 2 == 1))
@@ -506,7 +506,7 @@ def test_an_evaluation_gives_the_scores_of_the_end_of_the_training(
     assert code == 0, first.said
     trained = shutil.copytree(tmp_path / "out", tmp_path / "trained")
     files = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
-    length = [] if task in ("ctc", "embed") else ["--max_length", "64"]
+    length = [] if task in ("ctc", "embed") else ["--max-length", "64"]
     typed = ["--model", trained, *source.get(task, ["--data", data]), *length, *FITTING.get(task, []), *EVALUATION.split()]
 
     def said(*more: object, code: int = 0) -> str:
@@ -555,7 +555,7 @@ def numbers_of(log: dict[str, Any]) -> dict[str, float]:
     ],
 )
 def test_updates_are_resumed_from_a_checkpoint(task: str, runner: Runner) -> None:
-    line = "--use_peft --save_strategy steps --save_steps 1 " + ("--finetune_steps 3" if task == "linearise" else "--max_steps 3")
+    line = "--use-peft --save-strategy steps --save-steps 1 " + ("--finetune-steps 3" if task == "linearise" else "--max-steps 3")
     code, run = runner(task, line)
     assert code == 0, run.said
     whole = load_file(run.folder / "model.safetensors")

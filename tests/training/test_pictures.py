@@ -95,7 +95,7 @@ def test_a_converted_model_learns_two_colours(photos: Path, models: dict[str, st
     run = {"max_steps": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 4}
     log = finetune_classification(*settings(models["long"], output, photos, **run))
     assert (log["classes"], log["input_size"], log["augmented"]) == (["blue", "red"], [32, 48], find_spec("torchvision") is not None)
-    assert log["pictures"] == {"train": 22, "held_out": 2, "transparent": 0}
+    assert log["images"] == {"train": 22, "held_out": 2, "transparent": 0}
     assert log["held_out"]["after"]["accuracy"] == 100.0
     assert log["held_out"]["after"]["buckets"] == {}
     trained = AutoModelForImageClassification.from_pretrained(output)
@@ -121,7 +121,7 @@ def test_the_command_prints_scores_and_what_was_transparent(
             picture.putalpha(mask)
             picture.save(folder / name / f"{number}.png")
     line = ["--model", models["short"], "--data", str(folder), "--validation", str(photos), "--images", "--augmentation", "none"]
-    line += ["--output", str(tmp_path / "out"), "--max_steps", "1", "--threads", "1"]
+    line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--threads", "1"]
     assert train("classify", line) == 0
     said = capsys.readouterr().err
     assert "(24 pictures)" in said
@@ -303,9 +303,9 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
         ),
         (OptionError, "image_column is an option for pictures; add --images", {**texts, "image_column": "photo"}),
         (OptionError, "packing is an option for texts; leave it out", {"packing": True}),
-        (OptionError, "max_length is an option for texts", {"max_length": 64}),
-        (OptionError, "tokens_per_batch counts the tokens of texts", {"tokens_per_batch": 64}),
-        (OptionError, "augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
+        (OptionError, "--max-length is an option for texts", {"max_length": 64}),
+        (OptionError, "--tokens-per-batch counts the tokens of texts", {"tokens_per_batch": 64}),
+        (OptionError, "Augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
         (OptionError, "image_column and label_column are both 'label'", {"image_column": "label"}),
         (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
         (DataError, "'image' of .* holds int64, not pictures; name another", {"data": [str(tmp_path / "numbers.csv")]}),
@@ -339,7 +339,7 @@ class TestAugmentation:
         first = collator(rows)["pixel_values"]
         assert torch.equal(torch.random.get_rng_state(), state)
         assert torch.equal(collator(rows[::-1])["pixel_values"].flip(0), first)
-        collator.passes = 1
+        collator.epoch = 1
         assert not torch.equal(collator(rows)["pixel_values"], first)
         assert not torch.equal(first, plain)
         assert torch.equal(collator.for_evaluation()(rows)["pixel_values"], plain)
@@ -382,7 +382,7 @@ class TestAugmentation:
         flipped = set()
         collator = PictureCollator(processor, sorted(COLOURS), augmentation_of("flip", (32, 48)))
         for number in range(8):
-            collator.passes = number
+            collator.epoch = number
             pixels = collator(rows[:1])["pixel_values"]
             forms = {"as is": plain[:1], "flipped": plain[:1].flip(-1)}
             flipped.add(next(name for name, form in forms.items() if torch.allclose(pixels, form, atol=0.02)))

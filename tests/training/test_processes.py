@@ -20,8 +20,8 @@ from tests.training.conftest import checkpoint
 from tests.training.kills import run_rank
 
 ROOT = Path(__file__).resolve().parents[2]
-LINE = """--no_bf16 --disable_tqdm True --threads 1 --warmup_steps 1 --gradient_accumulation_steps 1 --logging_steps 1 --max_steps 6
-    --save_steps 2 --batch_size 2 --use_cpu True --packing false"""
+LINE = """--no-bf16 --disable-tqdm True --threads 1 --warmup-steps 1 --gradient-accumulation-steps 1 --logging-steps 1 --max-steps 6
+    --save-steps 2 --batch-size 2 --use-cpu True --packing false"""
 
 
 @pytest.fixture
@@ -123,10 +123,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, texts: str, tokeniz
     values = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**values, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
     (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
-    line = [*LINE.split(), "--model", str(model), "--text", texts, "--validation", str(tmp_path / "held.txt"), "--learning_rate", "1e-2"]
+    line = [*LINE.split(), "--model", str(model), "--text", texts, "--validation", str(tmp_path / "held.txt"), "--learning-rate", "1e-2"]
     found = []
     for count in (1, 2):
-        sizes = ["--batch_size", str(4 // count), "--per_device_eval_batch_size", str(2 // count)]
+        sizes = ["--batch-size", str(4 // count), "--per-device-eval-batch-size", str(2 // count)]
         ranks = Ranks(tmp_path / str(count), [*line, *sizes], count, task="clm")
         try:
             assert ranks.end() == [0] * count, ranks.said[0].read_text()[-3000:]

@@ -29,7 +29,7 @@ from transformers import (
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.data.lengths import PositionRange
-from hf_longattn.data.qa_features import QAFormat, encode_qa
+from hf_longattn.data.qa_features import QAEncodingConfig, encode_qa
 from hf_longattn.data.qa_inputs import QACollator, to_features
 from hf_longattn.data.qa_markers import marked_texts
 from hf_longattn.data.qa_schemas import load_qa, save_qa
@@ -176,7 +176,7 @@ def test_the_card_counts_inputs_and_the_minutes_of_all_sessions(
     monkeypatch.setattr("hf_longattn.training.trainer.time", SimpleNamespace(monotonic=lambda: 30.0 * next(looks)))
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_length": 96, "stride": 16}
     first = finetune_qa(*build_arguments(QA, **given, max_steps=2, save_steps=1, **FAST))
-    inputs = len(to_features(load_qa(data), load_qa_model(checkpoint)[1], QAFormat(96, 16)))
+    inputs = len(to_features(load_qa(data), load_qa_model(checkpoint)[1], QAEncodingConfig(96, 16)))
     assert inputs > 16
     assert first["held_out_loss"]["n"] == inputs
     assert f"after ({inputs} inputs)." in describe_qa_training(first)
@@ -211,7 +211,7 @@ def test_missing_data_are_told_before_a_missing_checkpoint(data: str, tmp_path: 
 
 def test_windows_of_a_document_and_their_padding(data: str, tokenizer: PreTrainedTokenizerBase) -> None:
     records = load_qa(data)
-    features = to_features(records, tokenizer, QAFormat(96, stride=32, global_question=True), document_start=True)
+    features = to_features(records, tokenizer, QAEncodingConfig(96, stride=32, global_question=True), document_start=True)
     assert len(features) > len(records)
     assert max(features["length"]) == 96
     assert sum(starts != [0] for starts in features["starts"]) >= len(records)
@@ -295,7 +295,7 @@ def test_windows_are_never_mislabelled(data: str, tokenizer: PreTrainedTokenizer
     seen = set()
     for record in records:
         answers = {(start, start + len(text)) for text, start in zip(*record["answers"].values(), strict=True)}
-        for feature in encode_qa(record, tokenizer, QAFormat(64, stride=24)):
+        for feature in encode_qa(record, tokenizer, QAEncodingConfig(64, stride=24)):
             found = set()
             for start, end in feature.spans if feature.spans != [(0, 0)] else []:
                 first, last = feature.offsets[start], feature.offsets[end]
@@ -534,13 +534,13 @@ def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -
         given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_length": 160, "max_steps": 1}
         return finetune_qa(*build_arguments(QA, **given, **more, **FAST))
 
-    with pytest.raises(LengthError, match="give --long_documents windows"):
+    with pytest.raises(LengthError, match="give --long-documents windows"):
         run(long_documents="refuse")
-    with pytest.raises(OptionError, match="stride is of windows"):
+    with pytest.raises(OptionError, match="Stride is of windows"):
         run(long_documents="truncate", stride=32)
     windows, cut = run(stride=32), run(long_documents="truncate")
     assert cut["features"] < cut["questions"] < windows["features"]
-    with pytest.raises(OptionError, match="long_documents must be one of windows"):
+    with pytest.raises(OptionError, match="--long-documents must be one of windows"):
         run(long_documents="cut")
     with pytest.raises(OptionError, match="does not keep documents of one row apart"):
         run(packing=True)

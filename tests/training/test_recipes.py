@@ -240,15 +240,15 @@ SIZES = {
     "openai-community/gpt2-medium": "--max-length 768",
 }
 """Overrides of a conversion or reversal, by its source."""
-STEPS = "--bf16 false --disable_tqdm true --total_batch_size 2 --per_device_train_batch_size 1 --per_device_eval_batch_size 4"
+STEPS = "--bf16 false --disable-tqdm true --total-batch-size 2 --per-device-train-batch-size 1 --per-device-eval-batch-size 4"
 LENGTHS = {
-    "train qa": "--max_length 256 --max_question_tokens 24 --max_steps 2 --save_steps 0",
-    "train choice": "--max_length 256 --max_steps 2 --save_steps 2 --eval_steps 2",
-    "train classify": "--max_length 128 --max_steps 2 --save_steps 0",
-    "train mlm": "--max_length 256 --max_steps 2 --save_steps 0",
-    "train clm": "--max_length 256 --max_steps 2 --save_steps 0",
-    "train seq2seq": "--max_length 128 --max_summary_length 8 --generation_num_beams 2 --max_steps 2 --save_steps 0",
-    "train linearise": "--max_length 128 --transfer_steps 2 --finetune_steps 2 --save_steps 0 --held_out_inputs 2",
+    "train qa": "--max-length 256 --max-question-tokens 24 --max-steps 2 --save-steps 0",
+    "train choice": "--max-length 256 --max-steps 2 --save-steps 2 --eval-steps 2",
+    "train classify": "--max-length 128 --max-steps 2 --save-steps 0",
+    "train mlm": "--max-length 256 --max-steps 2 --save-steps 0",
+    "train clm": "--max-length 256 --max-steps 2 --save-steps 0",
+    "train seq2seq": "--max-length 128 --max-summary-length 8 --generation-num-beams 2 --max-steps 2 --save-steps 0",
+    "train linearise": "--max-length 128 --transfer-steps 2 --finetune-steps 2 --save-steps 0 --held-out-inputs 2",
 }
 """Overrides of a training."""
 

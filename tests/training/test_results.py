@@ -106,7 +106,7 @@ def test_a_model_without_a_length_needs_one(tokenizer: PreTrainedTokenizerBase) 
 
     tokenizer.model_max_length, usual = int(1e30), tokenizer.model_max_length
     try:
-        with pytest.raises(OptionError, match="give --max_length"):
+        with pytest.raises(OptionError, match="give --max-length"):
             input_length(Endless(), tokenizer, None)  # type: ignore[arg-type]
         assert input_length(Endless(), tokenizer, 300) == 300  # type: ignore[arg-type]
     finally:

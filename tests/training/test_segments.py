@@ -71,7 +71,7 @@ def test_streamed_and_shuffled_documents(tokenizer: PreTrainedTokenizerBase) -> 
         assert orders[0] == orders[1]
         assert orders[0] != orders[2]
         assert sorted(orders[0]) == sorted(orders[2])
-    endless = iter(SegmentStream(DOCUMENTS, 4, 2, passes=None))
+    endless = iter(SegmentStream(DOCUMENTS, 4, 2, epochs=None))
     assert sum(int(next(endless)["memory_reset"]) for _ in range(200)) > 20
 
 
@@ -83,7 +83,7 @@ def test_passes_of_neighbouring_seeds_have_orders_of_their_own(streamed: bool) -
         documents = documents.to_iterable_dataset()
     orders = set()
     for seed in (42, 43, 44):
-        read = [int(sample["input_ids"][1]) for sample in SegmentStream(documents, 2, 1, shuffle=True, seed=seed, passes=3)]
+        read = [int(sample["input_ids"][1]) for sample in SegmentStream(documents, 2, 1, shuffle=True, seed=seed, epochs=3)]
         orders |= {tuple(read[first : first + 60]) for first in (0, 60, 120)}
     assert len(orders) == 9
     assert all(sorted(order) == list(range(60)) for order in orders)
@@ -115,7 +115,7 @@ def trainer(folder: Path, steps: int = 12, save: int = 0, long_attention: dict[s
         save_strategy="steps" if save else "no", save_steps=save or 500, logging_steps=1, disable_tqdm=True, lr_scheduler_type="constant",
         dataloader_pin_memory=False, bf16=bf16, gradient_accumulation_steps=2, accelerator_config={"dispatch_batches": False},
     )  # fmt: skip
-    stream = SegmentStream(DOCUMENTS, 4, 2, shuffle=True, passes=None)
+    stream = SegmentStream(DOCUMENTS, 4, 2, shuffle=True, epochs=None)
     collator = SegmentCollator()
     return SegmentTrainer(
         small_model(long_attention), arguments, train_dataset=stream, eval_dataset=SegmentStream(DOCUMENTS, 4, 3), data_collator=collator
@@ -199,7 +199,7 @@ def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizer
 @pytest.mark.slow
 def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model = checkpoint(tmp_path, tokenizer)
-    fixed = ["--learning-rate", "3e-3", "--warmup_steps", "1", "--gradient_accumulation_steps", "1", "--no_bf16", "--disable_tqdm", "True"]
+    fixed = ["--learning-rate", "3e-3", "--warmup-steps", "1", "--gradient-accumulation-steps", "1", "--no-bf16", "--disable-tqdm", "True"]
 
     port = free_port()
 
@@ -209,16 +209,16 @@ def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreT
         command = [
             sys.executable, "-m", "accelerate.commands.launch", *how, "--num_processes", str(processes), "--num_machines", "1",
             "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "scripts" / "train.py"), "clm", "--model", model,
-            "--text", str(tmp_path / "texts"), "--segments", "32", "--batch_size", str(batch), "--output", str(tmp_path / output),
-            "--threads", "1", "--logging_steps", "1", *fixed, *more,
+            "--text", str(tmp_path / "texts"), "--segments", "32", "--batch-size", str(batch), "--output", str(tmp_path / output),
+            "--threads", "1", "--logging-steps", "1", *fixed, *more,
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1800, cwd=tmp_path, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads((tmp_path / output / "training_log.json").read_text())
 
-    two = run("two", "--max_steps", "12", "--save_steps", "6")
-    one = run("one", "--max_steps", "12", processes=1, batch=2)
+    two = run("two", "--max-steps", "12", "--save-steps", "6")
+    one = run("one", "--max-steps", "12", processes=1, batch=2)
     losses = [[entry["loss"] for entry in log["history"] if "loss" in entry] for log in (two, one)]
     assert len(losses[0]) == len(losses[1]) == 12
     for a, b in zip(*losses, strict=True):  # the same rows, whether in one process or in two
@@ -230,6 +230,6 @@ def test_two_processes_share_the_rows_and_resume(tmp_path: Path, tokenizer: PreT
     for later in (checkpoints / "checkpoint-12").iterdir():
         later.unlink()
     (checkpoints / "checkpoint-12").rmdir()
-    run("two", "--max_steps", "12", "--save_steps", "6", "--resume", "True")
+    run("two", "--max-steps", "12", "--save-steps", "6", "--resume", "True")
     resumed = load_file(tmp_path / "two" / "model.safetensors")
     assert all(torch.allclose(weights[name], resumed[name], atol=1e-5) for name in weights)

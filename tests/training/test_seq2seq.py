@@ -80,10 +80,10 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
     model, data = bart(tmp_path, tokenizer), pairs(tmp_path)
     (tmp_path / "empty.jsonl").write_text('{"document": "", "summary": "x"}\n')
     cases = [
-        (OptionError, "no data given", {"data": []}),
+        (OptionError, "No data given", {"data": []}),
         (OptionError, "name two columns", {"summary_column": "document"}),
         (DataError, "not 'article'; name one with --text-column", {"text_column": "article"}),
-        (DataError, "no row of .* has both", {"data": [str(tmp_path / "empty.jsonl")]}),
+        (DataError, "No row of .* has both", {"data": [str(tmp_path / "empty.jsonl")]}),
         (OptionError, "exceeds the 128 tokens", {"max_length": 500}),
         (CheckpointError, "no head for writing text", {"model": checkpoint("mlm", tmp_path / "bert", tokenizer)}),
     ]

@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_longattn.errors import OptionError
 from hf_longattn.tasks import load_task, task_names
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from tests.cells import every_cell
 from tests.training import test_options
 from tests.training.test_candidates import wikihop
@@ -34,7 +34,7 @@ CASES = {
     "mlm": ["--packing false"],  # packed rows are masked by the tokens of a batch
     "embed": ["--reranker"],  # embeddings are contrasted with the others of a batch, which accumulation does not change
     "distill": ["--method tinybert", "--method logits"],
-    "linearise": ["--finetune_loss lm", "--finetune_loss mixed --hidden_factor 0.5"],
+    "linearise": ["--finetune-loss lm", "--finetune-loss mixed --hidden-factor 0.5"],
     "choice": ["--candidates separate", "--candidates joint"],
 }
 """What is typed besides, by tasks, once for each of their losses and kinds of batches; the others are tried as they are."""
@@ -119,7 +119,7 @@ def test_accumulated_batches_are_one_large_batch(
         pytest.importorskip("sentence_transformers")
     for path in {models[task], models["short"]}:
         without_dropout(Path(path))
-    train, found = TimedTrainer.train, {}
+    train, found = LongTrainer.train, {}
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
@@ -131,10 +131,10 @@ def test_accumulated_batches_are_one_large_batch(
         if stage != " 1":
             raise Stop
 
-    monkeypatch.setattr(TimedTrainer, "train", compare)
+    monkeypatch.setattr(LongTrainer, "train", compare)
     for number, case in enumerate(CASES.get(task, [""])):
         with pytest.raises(Stop):
-            runner(task, f"--batch_size {ROWS} {case}", output=str(number), rows=ROWS_OF.get(case))
+            runner(task, f"--batch-size {ROWS} {case}", output=str(number), rows=ROWS_OF.get(case))
     assert found
     assert not {name: value for name, value in found.items() if not value < 2e-6}
 
@@ -160,7 +160,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
 ) -> None:
     """Two batches of tags, with many and few labels, and one of classes: tags count by two thirds."""
     without_dropout(Path(models["multitask"]))
-    train, found = TimedTrainer.train, {}
+    train, found = LongTrainer.train, {}
 
     def compare(self: Any, *args: Any, **kwargs: Any) -> None:
         sharpen(self.model)
@@ -175,17 +175,17 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
         many, few, classes = batch("tags", range(2)), batch("tags", range(2, 4), most=4), batch("classes", range(2))
         tags = {name: torch.cat([many[name], few[name]]) if isinstance(many[name], Tensor) else many[name] for name in many}
         (mixed, loss), *alone = (gradient_of(self, batches, train) for batches in ([many, classes, few], [tags], [classes]))
-        with pytest.raises(OptionError, match="several tasks are scored on the held-out data of each; leave eval_dataset out"):
+        with pytest.raises(OptionError, match="Several tasks are scored on the held-out data of each; leave eval_dataset out"):
             self.evaluate(self.train_dataset)
         (gradient, tag_loss), (other, class_loss) = alone
         found["gradient"], found["loss"] = far(mixed, (2 * gradient + other) / 3), abs(3 * loss / (2 * tag_loss + class_loss) - 1)
         raise Stop
 
-    monkeypatch.setattr(TimedTrainer, "train", compare)
+    monkeypatch.setattr(LongTrainer, "train", compare)
     rows = [{**row, **tagged} for row, tagged in zip(DATA["classify"], DATA["tokens"], strict=True)]
     data = tmp_path / "data.jsonl"
     with pytest.raises(Stop):
-        runner("multitask", "--batch_size 2", rows=rows, more=["--tasks", f"classes=classify:{data}", f"tags=tokens:{data}"])
+        runner("multitask", "--batch-size 2", rows=rows, more=["--tasks", f"classes=classify:{data}", f"tags=tokens:{data}"])
     assert max(found.values()) < 2e-6, found
 
 
@@ -193,7 +193,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
 def test_a_training_that_diverges_ends_in_a_sentence_and_writes_no_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")
-    line = "--transfer_learning_rate 1e30" if task == "linearise" else "--learning_rate 1e30 --no_eval_before_training"
+    line = "--transfer-learning-rate 1e30" if task == "linearise" else "--learning-rate 1e30 --no-eval-before-training"
     code, run = runner(task, line)
     assert code == 1, run.said
     is_one_sentence(

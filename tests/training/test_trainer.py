@@ -45,9 +45,9 @@ from hf_longattn.training.trainer import (
     Clock,
     DivergenceError,
     FollowClock,
-    OrderOfPass,
+    LongTrainer,
     SeededGroups,
-    TimedTrainer,
+    SetEpochCallback,
     load_renamed,
     tensor_names,
     timed_schedule,
@@ -90,7 +90,7 @@ def test_a_resumed_pass_has_the_order_of_an_uninterrupted_one(kind: str, process
 
     def begin(loader: DataLoader[int], epoch: float) -> None:
         state = TrainerState(epoch=epoch)
-        OrderOfPass().on_epoch_begin(TrainingArguments(str(tmp_path)), state, TrainerControl(), train_dataloader=loader)
+        SetEpochCallback().on_epoch_begin(TrainingArguments(str(tmp_path)), state, TrainerControl(), train_dataloader=loader)
 
     torch.manual_seed(42)
     whole, passes = loader(), []
@@ -140,7 +140,7 @@ def train_for_a_time(folder: str) -> tuple[int, list[float], list[Any]]:
     data = [{"x": torch.randn(4)} for _ in range(64)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "time", clock)
-        trainer = TimedTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[rates])
+        trainer = LongTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[rates])
         run = TaskArguments(ModelArguments("m"), DataArguments(), arguments)
         before = training_loop.train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
         assert before == trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
@@ -203,7 +203,7 @@ class Quick(torch.nn.Module):
 def test_the_bar_of_a_training_that_minutes_limit_counts_minutes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for minutes, steps in ((0.01, 1_000_000), (None, 3)):
         arguments = TrainingArguments(str(tmp_path), max_steps=steps, report_to=[], use_cpu=True, save_strategy="no", logging_steps=10**6)
-        TimedTrainer(Quick(), arguments, train_dataset=[{"x": torch.ones(4)}] * 8, max_minutes=minutes).train()
+        LongTrainer(Quick(), arguments, train_dataset=[{"x": torch.ones(4)}] * 8, max_minutes=minutes).train()
         printed = capsys.readouterr().err
         assert ("0.0 of 0.01 minutes, step " in printed) == (minutes is not None)
         assert ("3/3" in printed) == (minutes is None)
@@ -245,7 +245,7 @@ def test_the_clock_counts_the_evaluation_before_the_first_step(monkeypatch: pyte
 
     short = begin(TrainerState())
     now[0] += 60 * 11
-    with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max_minutes, add --no_eval"):
+    with pytest.raises(OptionError, match=r"before the first step took 11.0 of the 10 minutes; give more --max-minutes, add --no-eval"):
         short.on_epoch_begin(args, TrainerState(), control)
 
 
@@ -256,7 +256,7 @@ def test_a_saved_tokenizer_keeps_no_length_of_training(tmp_path: Path, tokenizer
     for processor in (words, InputProcessors(words)):
         words(["def tree"] * 2, truncation=True, padding="max_length", max_length=20)
         arguments = LongTrainingArguments(output_dir=str(tmp_path / "out"), bf16=False)
-        trainer = TimedTrainer(torch.nn.Linear(1, 1), arguments, processing_class=processor)
+        trainer = LongTrainer(torch.nn.Linear(1, 1), arguments, processing_class=processor)
         trainer.save_model(str(tmp_path / "out"))
         values = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
         assert (values["truncation"], values["padding"]) == (None, None)
@@ -289,7 +289,7 @@ def test_a_checkpoint_whose_files_have_other_names_than_the_model_is_loaded(tmp_
     assert not load_renamed(model, tmp_path / "own names")
 
 
-def tagging(folder: str, labels: Sequence[int], batch: int, nan_in: int | None = None) -> TimedTrainer:
+def tagging(folder: str, labels: Sequence[int], batch: int, nan_in: int | None = None) -> LongTrainer:
     """A trainer of tags for rows with these numbers of labels; ``nan_in``: the row whose tokens have embeddings of NaN."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -308,7 +308,7 @@ def tagging(folder: str, labels: Sequence[int], batch: int, nan_in: int | None =
         optim="sgd", lr_scheduler_type="constant", max_grad_norm=0.0, report_to=[], use_cpu=True, save_strategy="no", disable_tqdm=True,
         train_sampling_strategy="sequential", logging_steps=1,
     )  # fmt: skip
-    return TimedTrainer(model, arguments, train_dataset=rows)
+    return LongTrainer(model, arguments, train_dataset=rows)
 
 
 LABELS = (12, 3, 1, 0)
@@ -339,7 +339,7 @@ def test_two_processes_that_accumulate_take_the_step_of_one_large_batch(pair: Ra
         torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-6, atol=1e-7)
         assert loss == pytest.approx(large.state.log_history[0]["loss"], rel=1e-6)
     first, second = pair.run(sentence_of_a_nan, str(tmp_path))
-    assert "is not a finite number at step 1; lower --learning_rate" in first
+    assert "is not a finite number at step 1; lower --learning-rate" in first
     assert second.partition(" is")[2] == first.partition(" is")[2]
 
 
@@ -349,10 +349,10 @@ def test_an_evaluation_that_is_not_finite_ends_the_run_and_rows_without_labels_h
     alone = [trainer.evaluate([row])["eval_loss"] for row in trainer.train_dataset[:3]]
     assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(sum(alone) / 3, rel=1e-6)
     broken = tagging(str(tmp_path), LABELS, 1, nan_in=1)
-    with pytest.raises(DivergenceError, match="the held-out loss is not a finite number before any training: the model computes NaN"):
+    with pytest.raises(DivergenceError, match="The held-out loss is not a finite number before any training: the model computes NaN"):
         broken.evaluate(broken.train_dataset)
     broken.state.global_step = 3
-    with pytest.raises(DivergenceError, match="the held-out loss is not a finite number after step 3; lower --learning_rate, which is 1;"):
+    with pytest.raises(DivergenceError, match="The held-out loss is not a finite number after step 3; lower --learning-rate, which is 1;"):
         broken.predict(broken.train_dataset)
 
 

@@ -113,8 +113,8 @@ def test_a_model_inherits_nothing_from_the_one_that_it_replaces(start: Start, tm
 
 def test_ctrl_c_says_how_to_resume(start: Start, texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     del start  # made the model
-    line = ["--model", str(tmp_path / "short"), "--text", texts, "--output", str(tmp_path / "out"), "--max_steps", "4", "--save_steps", "2",
-            "--no_eval_before_training", "--max_train_samples", "8", "--no_bf16", "--disable_tqdm", "True"]  # fmt: skip
+    line = ["--model", str(tmp_path / "short"), "--text", texts, "--output", str(tmp_path / "out"), "--max-steps", "4", "--save-steps", "2",
+            "--no-eval-before-training", "--max-train-samples", "8", "--no-bf16", "--disable-tqdm", "True"]  # fmt: skip
     with Ending("half model", 2, interrupt):
         assert train("mlm", line) == 130
     lines = capsys.readouterr().err.splitlines()

@@ -18,7 +18,7 @@ from .folder import read_config
 
 SETTINGS = "sentence_*_config.json"
 """Config files of the transformer; old versions put the architecture's name in the middle."""
-KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi_vector",)}
+KINDS = {EMBEDDINGS: (), RERANKER: ("--reranker",), TOKEN_VECTORS: ("--multi-vector",)}
 """Kinds of models that `longattn train embed` trains, and the options for it."""
 CROSS_ENCODER_FIELDS = ("sentence_transformers", "sbert_ce_default_activation_function")
 """Fields of a cross-encoder's config in versions without modules."""

@@ -10,7 +10,7 @@ import evaluate
 from hf_longattn.evaluation.summaries import means_in_percent
 
 THRESHOLD = 0.5
-"""Distances from which on a text is wrong, in shares of the longer text."""
+"""Minimum distance of a wrong text, as a share of the longer text."""
 _CITATION = """
 @inproceedings{biten2019scene, title={Scene Text Visual Question Answering}, author={Biten, Ali Furkan and Tito, Ruben
   and Mafla, Andres and Gomez, Lluis and Rusinol, Mar{\\c{c}}al and Valveny, Ernest and Jawahar, C.V.
@@ -40,7 +40,7 @@ class Anls(evaluate.Metric):
 
 
 def similarity(prediction: str, answers: Sequence[str]) -> float:
-    """1 - the distance (0 … 1) from the nearest of ``answers``, 0 from :data:`THRESHOLD` on; without answers, only "" is right."""
+    """1 minus the distance (0 to 1) from the nearest answer; 0 from :data:`THRESHOLD` on. Without answers, only "" is right."""
     if not answers:
         return float(not prediction.strip())
     distance = min(normalised_distance(_plain(prediction), _plain(answer)) for answer in answers)
@@ -48,7 +48,7 @@ def similarity(prediction: str, answers: Sequence[str]) -> float:
 
 
 def normalised_distance(one: str, other: str) -> float:
-    """Insertions, deletions and substitutions that make one text of the other, as a share of the longer one's characters."""
+    """Levenshtein distance of two texts, as a share of the longer text's characters."""
     longest = max(len(one), len(other))
     if abs(len(one) - len(other)) >= THRESHOLD * longest > 0:
         return 1.0  # far enough to be wrong, whatever the characters

@@ -14,7 +14,7 @@ from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 Entity = tuple[str, int, int]
 """Kind, first word, and the word after the last."""
 SCHEMES = {"IOBES": "S", "BILOU": "U", "IOB2": "B", "IOB1": "I"}
-"""Schemes of seqeval, each with its prefix for an entity of one word."""
+"""seqeval's schemes, each with its prefix for one-word entities."""
 _KWARGS = """
 predictions, references: a list of tags for each document. Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues
 no entity of its kind is none, as in seqeval's strict mode. A tag without a prefix is an entity of one word, O is none.
@@ -59,7 +59,7 @@ def entity_scores(predicted: Sequence[Sequence[str]], gold: Sequence[Sequence[st
 
 
 def entities_of(tags: Sequence[str], scheme: str | None = None) -> set[Entity]:
-    """seqeval's entities of one document, in one of the :data:`SCHEMES`; default: that of its prefixes."""
+    """seqeval's entities of one document in a scheme of :data:`SCHEMES`; by default, the scheme is detected."""
     with needs_extra("metrics"):
         from seqeval import scheme as schemes
 
@@ -70,13 +70,13 @@ def entities_of(tags: Sequence[str], scheme: str | None = None) -> set[Entity]:
 
 
 def scheme_of(documents: Sequence[Sequence[str]]) -> str:
-    """IOBES or BILOU if tags have prefixes that only these have, otherwise IOB2."""
+    """IOBES or BILOU if a tag has one of their prefixes, otherwise IOB2."""
     prefixes = {tag[0] for tags in documents for tag in tags if tag[1:2] == "-"}
     return "IOBES" if prefixes & set("ES") else "BILOU" if prefixes & set("LU") else "IOB2"
 
 
 def is_iob1(documents: Sequence[Sequence[str]]) -> bool:
-    """Whether entities begin with I-, and B- only separates neighbours of a kind (CoNLL-2003's own files)."""
+    """Whether the tags are IOB1: entities begin with I-, and B- only separates neighbours (CoNLL-2003)."""
     pairs = [pair for tags in documents for pair in pairwise(["O", *tags])]
     starts = {tag[:2] for before, tag in pairs if tag[1:2] == "-" and (before[:2] not in ("B-", "I-") or before[2:] != tag[2:])}
     return starts == {"I-"}

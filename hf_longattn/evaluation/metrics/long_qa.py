@@ -35,7 +35,7 @@ EXAMPLE = (
     [{"id": "1", "answers": {"text": ["fox"], "answer_start": [0]}, "length": 9}],
     "f1",
 )
-"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
+"""Matching predictions and references, and the score that is 100 for them. The tests compute it."""
 
 
 class LongQA(evaluate.Metric):
@@ -65,7 +65,7 @@ class LongQA(evaluate.Metric):
 def score_answer(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
     """Exact match and F1 (0 … 1) against the best of ``answers``, as in SQuAD 2's script.
 
-    An answer of articles and punctuation alone does not count. Without answers only '' is right.
+    Answers without other words than articles are ignored. Without answers only '' is right.
     """
     return _best_score(normalise(prediction), [answer for answer in map(normalise, answers) if answer])
 
@@ -76,7 +76,7 @@ def score_alias(prediction: str, aliases: Sequence[str]) -> tuple[float, float]:
 
 
 SCRIPTS = {"squad": score_answer, "trivia": score_alias}
-"""The official script of a data set, by name."""
+"""Name -> official scoring function of a dataset."""
 
 
 def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
@@ -101,7 +101,7 @@ def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
 
 
 def overlap(prediction: Sequence[Any], answer: Sequence[Any]) -> tuple[float, float, float]:
-    """F1, precision and recall (0 … 1) of what two lists share."""
+    """F1, precision and recall (0 to 1) of the overlap of two lists."""
     common = sum((Counter(prediction) & Counter(answer)).values())
     if not common:
         return 0.0, 0.0, 0.0

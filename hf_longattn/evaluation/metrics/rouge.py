@@ -1,7 +1,6 @@
 """ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum F-scores (Lin 2004) of the package ``rouge_score``, without stemming.
 
-Its tokenizer reads only a–z and digits. A reference that is mainly in other letters, and its prediction, are tokenized by
-:class:`AnyScript`.
+Its tokenizer reads only a–z and digits. If a reference is mainly in another script, :class:`AnyScript` tokenizes it and its prediction.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ number of texts. A text is tokenized by rouge_score. If most letters of its refe
 tokenizer, where each Chinese character is a word; punctuation is dropped.
 """
 EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")
-"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
+"""Matching predictions and references, and the score that is 100 for them. The tests compute it."""
 
 
 class Rouge(evaluate.Metric):

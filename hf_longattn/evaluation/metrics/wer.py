@@ -17,7 +17,7 @@ Returns a dict: wer and cer in per cent, their standard errors over texts (wer_s
 and n, the number of texts. Case and punctuation count; white space does not.
 """
 EXAMPLE = (["a red fox"], ["a red fox"], "word_accuracy")
-"""Predictions and references that agree, and the score that is then 100; the tests compute it."""
+"""Matching predictions and references, and the score that is 100 for them. The tests compute it."""
 
 
 class Wer(evaluate.Metric):

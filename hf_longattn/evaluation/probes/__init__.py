@@ -1,4 +1,4 @@
-"""Probes: synthetic tasks that say what a model can retrieve from a text, and from how far.
+"""Probes: synthetic tasks that measure what a model retrieves from a text, and over which distance.
 
 RULER's tasks, passkey retrieval and ListOps are texts (:class:`TextTask`); associative recall, induction and copying are rows of tokens
 (:class:`TokenTask`), on which small models can also be trained from scratch.

@@ -3,7 +3,7 @@
     [MAX 4 3 [MIN 2 3 ] 1 0 [MED 1 5 8 9 2 ] ]  →  5
 
 Operators, probabilities, depth, arguments and bounds of the length are those of google-research/long-range-arena
-(lra_benchmarks/data/listops.py), its brackets of pairs left out, as its input pipeline does.
+(lra_benchmarks/data/listops.py), without its brackets of pairs, as in its input pipeline.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ListOps:
     """The task.
 
     length: symbols of an expression, fewer than this.
-    least: symbols of an expression, more than this; a quarter of ``length`` if not given, as 500 is of LRA's 2,000.
+    least: an expression has more symbols than this; default: a quarter of ``length``, as LRA's 500 of 2,000.
     max_depth, max_arguments: of the expressions.
 
     Raises:
@@ -60,7 +60,7 @@ class ListOps:
         """An expression and its value.
 
         Raises:
-            OptionError: none was found; the bounds are too narrow, or too wide for the depth.
+            OptionError: no expression was found; the bounds are too narrow, or too wide for the depth.
         """
         for _ in range(TRIES):
             symbols: list[str] = []
@@ -106,7 +106,7 @@ class ListOpsText(TextTask):
         )
 
     def sample(self, length: int, rng: random.Random, count: CountTokens, depth: float | None = None) -> ProbeSample:
-        """An expression of a quarter of ``length`` tokens or more, as far as it has a length that fits."""
+        """An expression of at least a quarter of ``length`` tokens, if one fits."""
         symbols, _ = ListOps(100).draw(rng)
         framed = count(self.build(self.smallest, rng, length, count, depth).prompt) + self.new_tokens
         size = int((length - framed) * len(symbols) / count(" ".join(symbols)))

@@ -1,8 +1,8 @@
 """RULER's synthetic tasks (Hsieh et al. 2024, arXiv 2404.06654): needles in a haystack, variable tracking, common and frequent words.
 
 Prompts, haystacks, numbers of needles, answer prefixes and the number of generated tokens are those of NVIDIA/RULER
-(scripts/data/synthetic, scripts/synthetic.yaml). The words are ours (:mod:`.words`), and at short lengths, where RULER was not meant to
-go, the worked example of variable tracking takes half of the length at most.
+(scripts/data/synthetic, scripts/synthetic.yaml). The words are ours (:mod:`.words`). At short lengths, outside RULER's range, the worked
+example of variable tracking takes at most half of the length.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Niah(TextTask):
     """Needle in a haystack.
 
     keys, values: "words", "numbers" or "uuids".
-    needles: the haystack is made of other needles; else of noise.
+    needles: the haystack consists of other needles, otherwise of noise.
     """
 
     paper = PAPER
@@ -82,7 +82,7 @@ def new(kind: str, rng: random.Random, used: set[str]) -> str:
 
 
 class VariableTracking(TextTask):
-    """One chain of assignments in noise; all of its variables are asked for, after a worked example."""
+    """One chain of assignments in noise, after a worked example. The question asks for all its variables."""
 
     name = "vt"
     paper = PAPER
@@ -168,7 +168,8 @@ class CommonWords(TextTask):
         )
 
     def listed(self, size: int, common: int, uncommon: int, rng: random.Random) -> tuple[list[str], list[str]]:
-        """A shuffled list of ``size`` different words, and those of them that appear ``common`` times; the others do ``uncommon`` times."""
+        """A shuffled list of ``size`` different words, and the words that appear ``common`` times. Other words appear ``uncommon``
+        times."""
         pool = list(WORDS) if size <= len(WORDS) else [*WORDS, *itertools.islice(invented_words(), size - len(WORDS))]
         words = rng.sample(pool, size)
         chosen, rest = words[: self.common_words], words[self.common_words :]
@@ -182,7 +183,8 @@ def numbered(words: list[str]) -> str:
 
 
 class FrequentWords(TextTask):
-    """Coded words whose frequencies follow a zeta distribution; the most frequent word is noise, the next three are asked for."""
+    """Coded words whose frequencies follow a zeta distribution; the most frequent word is noise, and the question asks for the next
+    three."""
 
     name = "fwe"
     paper = PAPER

@@ -33,7 +33,7 @@ MODES = {
     "masked": ("likelihood",),
     "span": ("span",),
 }
-"""What each head can be asked by; the first is the default."""
+"""Head -> its modes; the first is the default."""
 LOADERS = {
     "decoder": "AutoModelForCausalLM",
     "encoder-decoder": "AutoModelForSeq2SeqLM",
@@ -61,7 +61,7 @@ class ProbeRecord:
 
 @dataclass(frozen=True)
 class ProbeCell:
-    """A task at one length, and at one depth if depths were given.
+    """Scores of a task at one length, and at one depth if depths are chosen.
 
     score: percent, the mean over samples. error: its standard error over samples; ``None`` for fewer than ten.
     chance: percent that a random choice among the candidates scores; ``None`` without candidates.
@@ -125,7 +125,7 @@ def probe_model(
     token: str | bool | None = None,
     progress: Callable[[ProbeCell], None] | None = None,
 ) -> ProbeReport:
-    """Give a model, long or not, synthetic tasks whose answers lie anywhere in texts of given lengths.
+    """Ask a model synthetic tasks at several lengths, with answers anywhere in the text.
 
     RULER's tasks (``niah_single_1``, ``niah_multikey_2``, ``niah_multikey_3``, ``vt``, ``cwe``, ``fwe``), ``passkey`` and ``listops`` are
     texts with a question; ``mqar``, ``compositional``, ``forgetting``, ``induction`` and ``copy`` are rows of random tokens.
@@ -135,15 +135,14 @@ def probe_model(
             in memory, which then needs ``tokenizer``.
         tasks: names; :func:`hf_longattn.evaluation.probes.list_probes` lists them.
         lengths: tokens of a text with its answer, special tokens included; texts are the longest that fit.
-        depths: where needles lie, 0 (at the beginning) to 1, each of them with all samples; at random if not given. Tasks without a needle
-            ignore them.
+        depths: places of the needles, 0 (beginning) to 1 (end), each with all samples; default: random. Tasks without a needle ignore them.
         samples: texts of each task, length and depth.
         mode: "generate": the answer is generated greedily with the model's cache, and scored by matching strings, as in RULER.
             "likelihood": the right answers are compared with wrong ones, from the same text if it has any. "span": a question-answering
-            head marks the answer in the text, beyond its maximum in overlapping windows. If not given, "span" for question-answering
-            heads, "likelihood" for masked language models, and "generate" for others.
-        choices: candidates that are compared by likelihood, right ones included; more where a task has more answers, since each question
-            has at least as many wrong candidates as right ones.
+            head marks the answer in the text, beyond its maximum in overlapping windows. Default: "span" for question-answering heads,
+            "likelihood" for masked language models, "generate" for others.
+        choices: candidates for likelihood, with the answers. There are more if a task has many answers, since a question has at least as
+            many wrong candidates as answers.
         seed: of the texts.
         dtype: of the weights; float32 if not given.
         revision, token: of the Hub repository.
@@ -186,7 +185,7 @@ class Asker:
         self.ids = _ordinary_ids(model.config, tokenizer)
 
     def check_length(self, length: int) -> None:
-        """Refuse a length beyond a table of positions. Rotary positions have no end, and a span is found in windows.
+        """Refuse a length beyond a table of positions. Rotary positions have no limit, and spans are found in windows.
 
         Raises:
             LengthError: the model reads fewer tokens.
@@ -290,7 +289,7 @@ def _opened(
 def open_model(
     model: str | Path, dtype: torch.dtype | None = None, revision: str | None = None, token: str | bool | None = None
 ) -> tuple[Any, Any, str]:
-    """A checkpoint with its head, its tokenizer, and what kind of head it is (see :func:`.scoring.head_of`).
+    """A checkpoint with its head, its tokenizer, and the kind of its head (see :func:`.scoring.head_of`).
 
     Raises:
         CheckpointError: it cannot be loaded, or has no weights for its head.

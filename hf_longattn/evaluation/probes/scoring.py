@@ -23,7 +23,7 @@ from ..qa_reader import QAReader, Span, whole
 from .task import ProbeSample, TokenSample
 
 MASKED_SHARE = 8
-"""One in this many tokens of a copy is masked for an encoder, which sees the rest."""
+"""An encoder's copy has one masked token in this many."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ProbeAnswer:
 
 
 def match_all(prediction: str, answers: Sequence[str]) -> float:
-    """The share of the answers that the prediction contains, whatever their case: RULER's string_match_all of one sample."""
+    """The share of the answers that the prediction contains, ignoring case: RULER's string_match_all of one sample."""
     return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
 
 
@@ -59,7 +59,7 @@ def match(sample: ProbeSample, prediction: str) -> float:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens of a prompt, which the model continues: with the special tokens before it, without those after it."""
+    """Tokens of a prompt with the special tokens before it, but not those after it."""
     body = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return [*special_ids(tokenizer)[0], *body]
 
@@ -73,8 +73,8 @@ def candidate_log_likelihoods(
 ) -> list[float]:
     """The log-likelihood of each candidate after the prompt, in nats, summed over its tokens.
 
-    The prompt is read once; the candidates continue from copies of its cache. Tokens are split as lm-evaluation-harness does: those of
-    prompt and candidate together, after as many as the prompt alone has.
+    The prompt is read once; the candidates continue from copies of its cache. Tokens are split as in lm-evaluation-harness: prompt and
+    candidate are tokenized together, and the candidate begins after the prompt's number of tokens.
 
     Args:
         model: with a language-model head; an encoder-decoder reads the prompt with its encoder.
@@ -110,13 +110,13 @@ def _decoded_likelihood(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def _last_logits(model: PreTrainedModel) -> dict[str, int]:
-    """The argument by which a model computes the last token's logits only, where it has it."""
+    """The model's argument for computing only the last token's logits, if it has one."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 @torch.no_grad()
 def generated_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], new_tokens: int) -> list[int]:
-    """What a model generates greedily after ``ids``, with its cache."""
+    """The tokens that a model generates greedily after ``ids``, with its cache."""
     row = torch.tensor([list(ids)], device=model.device)
     padding = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id) if token is not None), 0)
     generated = model.generate(
@@ -144,7 +144,7 @@ def by_likelihood(
 ) -> ProbeAnswer:
     """The most likely of the candidates, by nats per character; of k answers, the share of them among the k most likely candidates.
 
-    Of equally likely candidates, and of those whose likelihood is not a number, the answers come last.
+    Among ties and NaN likelihoods, the answers come last.
     """
     texts, right = sample.continuations(choices)
     score = masked_log_likelihoods if masked else candidate_log_likelihoods
@@ -209,10 +209,9 @@ def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: 
 
 @torch.no_grad()
 def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: TokenSample, mode: str, masked: bool) -> ProbeAnswer:
-    """The share of the tokens asked for that a model names: among the candidates by likelihood, among all tokens by generation.
+    """The share of the target tokens that a model predicts: among the candidates by likelihood, among all tokens by generation.
 
-    A decoder is asked at the token before; in an encoder's input, the token asked for is masked, and of a copy one token in
-    :data:`MASKED_SHARE`.
+    A decoder predicts from the previous token. For an encoder, the target token is masked; in a copy, one token in :data:`MASKED_SHARE`.
     """
     before, _ = special_ids(tokenizer)
     ids, places, targets = list(sample.ids), list(sample.places), list(sample.targets)

@@ -1,4 +1,4 @@
-"""What a probe is: a text with a question whose answer is in it, or a row of tokens with known continuations."""
+"""Probes: a text with a question and its answer, or a row of tokens with known continuations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ProbeSample:
     question: what is asked after it.
     prefix: the beginning of the answer, which the model continues.
     answers: all of them are asked for.
-    distractors: wrong answers of the same kind, from the same text where it has some.
+    distractors: wrong answers of the same kind, if possible from the same text.
     lead: stands between prefix and answer where candidates are compared (" 1." in a numbered list).
     new_tokens: that a model may generate, RULER's number for its tasks.
     depth: where the needle lies, 0 at the beginning, 1 at the end of the context.
@@ -48,8 +48,8 @@ class ProbeSample:
         return f"{self.before}{self.context}{self.question}{self.prefix}"
 
     def continuations(self, most: int) -> tuple[list[str], int]:
-        """Candidate continuations of :attr:`prompt`, and how many of them, the first ones, are answers: ``most`` in all, or more where
-        there are more answers, since as many distractors as answers are kept, so that guessing is right half of the time at most."""
+        """Candidate continuations of :attr:`prompt`, and how many of them, the first ones, are answers: At most ``most`` in all, but at
+        least as many distractors as answers, so that guessing is right at most half of the time."""
         wrong = max(len(self.answers), most - len(self.answers))
         return [f"{self.lead} {text}" for text in (*self.answers, *self.distractors[:wrong])], len(self.answers)
 
@@ -72,7 +72,7 @@ class ProbeTask(ABC):
 
 
 class TextTask(ProbeTask):
-    """A task in words: :meth:`build` makes a text of a size, whatever its unit is."""
+    """A task in words. :meth:`build` makes a text of a size in the task's own unit."""
 
     smallest: int = 1
     """The least size."""
@@ -118,10 +118,10 @@ class TextTask(ProbeTask):
 
 @dataclass(frozen=True)
 class TokenSample:
-    """A row of tokens and what follows some of them.
+    """A row of tokens, and the next tokens at some places.
 
     ids: the row, without the tokenizer's special tokens.
-    places: ascending; the token after each is asked for.
+    places: in ascending order. The token after each is the target.
     targets: the right one for each place.
     candidates: ids among which a model chooses.
     """
@@ -134,7 +134,7 @@ class TokenSample:
 
     @property
     def is_tail(self) -> bool:
-        """Whether the tokens asked for end the row, one after another, so that a model can generate them."""
+        """Whether the targets are the last tokens of the row, so that a model can generate them."""
         return self.places == tuple(range(self.places[0], self.places[0] + len(self.places))) and self.places[-1] + 1 >= len(self.ids) - 1
 
 
@@ -143,7 +143,7 @@ class TokenTask(ProbeTask):
 
     @abstractmethod
     def rows(self, length: int, vocab: int, depth: float | None) -> Any:
-        """The generator of such rows: it has ``batch(size, generator) -> (tokens, labels)``, both ``(B, N)``.
+        """The generator of rows, with ``batch(size, generator) -> (tokens, labels)``, both ``(B, N)``.
 
         Raises:
             LengthError: the length is too small.

@@ -1,8 +1,7 @@
 """Tasks over tokens that mean nothing: recall of pairs (Zoology), induction, copying.
 
-Each class is a task of given size; ``batch(size, generator)`` returns tokens and labels ``(B, N)``, the next token where it is asked for
-and :data:`IGNORED` elsewhere. Small models are trained on them, and checkpoints are asked them
-with the tokenizer's ids as symbols (`longattn probe`).
+Each class is a task of given size; ``batch(size, generator)`` returns tokens and labels ``(B, N)``: the next token at targets,
+:data:`IGNORED` elsewhere. They train small models. `longattn probe` asks checkpoints with the tokenizer's ids as symbols.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ class Mqar:
 
         k₁ v₁ k₂ v₂ … k_P v_P   x x k₂ x x x k₇ x k₁ …
 
-    At each key asked for the next token is its value. The distance of a question from the pairs follows a power law, so that most are near,
-    and the rest of the text is filled with random tokens.
+    After each queried key, the next token is its value. The distance of a query from the pairs follows a power law, so that most are near.
+    Random tokens fill the rest.
 
     pairs: key–value pairs of a text; each key is asked for once.
     length: tokens of a text, at least four for each pair.
@@ -62,18 +61,18 @@ class Mqar:
 
 
 def questions(size: int, count: int, first: int, width: int, length: int, power: float, generator: torch.Generator) -> Tensor:
-    """Places ``(size, count)`` of questions of ``width`` tokens in the text from ``first`` on; most are near it, by the power law."""
+    """Places ``(size, count)`` of queries of ``width`` tokens after ``first``, by the power law."""
     law = torch.arange(1, (length - first) // width + 1, dtype=torch.float64) ** (power - 1)
     return first + width * torch.multinomial(law.expand(size, -1), count, generator=generator)
 
 
 @dataclass(frozen=True)
 class Compositional:
-    """Recall by two keys (zoology's compositional_mqar): a grid of first and second keys, so that neither of them tells the value.
+    """Recall by two keys (zoology's compositional_mqar). The value depends on both keys of a grid.
 
         a x v₁ b y v₂ a y v₃ b x v₄   … b y … a x …
 
-    side: first keys, and second keys; there are ``side²`` pairs of them, and each is asked for once.
+    side: number of first keys and of second keys. Each of their ``side²`` pairs is queried once.
     length: tokens of a text, at least six for each pair.
     vocab: tokens; a third are first keys, a third second ones, a third values.
     power: as in :class:`Mqar`.
@@ -120,7 +119,7 @@ class Compositional:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """Recall of the latest value (zoology's forgetting_mqar): some keys get another value later, and that one is asked for.
+    """Recall of the latest value (zoology's forgetting_mqar). Some keys get a second value, which is the target.
 
         a v₁ b v₂ c v₃   a v₄   … b … a …
 
@@ -139,7 +138,7 @@ class Forgetting:
 
     def __post_init__(self) -> None:
         if not 0 <= self.updates <= self.pairs:
-            raise OptionError(f"updates is {self.updates}, but 0 to {self.pairs}, the number of pairs, can get a second value.")
+            raise OptionError(f"0 to {self.pairs} updates fit, one for a pair, not {self.updates}; give another number.")
         if self.pairs < 1 or 4 * self.pairs + 2 * self.updates > self.length:
             raise OptionError(
                 f"{self.pairs} pairs with {self.updates} updates do not fit into {self.length} tokens: a text has at least four tokens for "
@@ -167,7 +166,7 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class Induction:
-    """An induction head's task (Olsson et al. 2022): a token that occurred once is followed by what followed it then.
+    """Induction (Olsson et al. 2022): a repeated token is followed by the same token as before.
 
         x x x a b x x … x a → b
 
@@ -195,7 +194,7 @@ class Induction:
         """Tokens and labels ``(B, N)``: one label in each, at the last token."""
         pair = torch.rand(size, self.vocab, generator=generator).topk(2, -1).indices
         tokens = torch.randint(self.vocab - 2, (size, self.length), generator=generator)
-        for taken in pair.sort(-1).values.T:  # in ascending order, so that every other token is as likely
+        for taken in pair.sort(-1).values.T:  # in ascending order, so that all other tokens are equally likely
             tokens += tokens >= taken[:, None]
         last = self.length - 3
         places = torch.randint(last + 1, (size, 1), generator=generator)
@@ -214,10 +213,10 @@ class Copy:
 
     length: tokens at most; a text is ``2 · half + 1`` long.
     vocab: tokens; the last one is the separator.
-    given: tokens of the copy that are not asked for.
+    given: tokens of the copy before the first target.
 
     Raises:
-        OptionError: no token of the copy is asked for, or a vocabulary of fewer than two.
+        OptionError: the copy has no target, or the vocabulary fewer than two tokens.
     """
 
     length: int = 65
@@ -237,7 +236,7 @@ class Copy:
         return (self.length - 1) // 2
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens and labels ``(B, 2 · half + 1)``: the next token at every token of the copy but the last."""
+        """Tokens and labels ``(B, 2 · half + 1)``: the next token at every token of the copy except the last."""
         text = torch.randint(self.vocab - 1, (size, self.half), generator=generator)
         tokens = torch.cat([text, text.new_full((size, 1), self.vocab - 1), text], 1)
         labels = torch.full_like(tokens, IGNORED)
@@ -247,7 +246,7 @@ class Copy:
 
 PAIRS, SIDE = 8, 3
 SHOWN_OF_COPY = 8
-"""Tokens of a copy that a checkpoint sees before it is asked, since nothing else tells it what to do."""
+"""Tokens of a copy that a checkpoint sees before the first target. They show it the task."""
 
 RowGenerator = Mqar | Compositional | Forgetting | Induction | Copy
 

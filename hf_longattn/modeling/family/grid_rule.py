@@ -64,7 +64,7 @@ class GridRule(InputRule):
     mixins = ("LongGridMixin", "LongGridModelMixin")
     counts_tokens = False
     not_probed = (
-        "reads pictures, and probes ask what lies where in a text; to measure how far its patches depend on one another, type longattn "
+        "reads images, and probes ask what lies where in a text; to measure how far its patches depend on one another, type longattn "
         "probe MODEL photo.jpg"
     )
     prefix: int | Callable[[Any], int] = 0

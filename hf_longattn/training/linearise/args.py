@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
-from hf_longattn.errors import OptionError
+from hf_longattn.errors import OptionError, flag
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
 from hf_longattn.training.args import argument
 from hf_longattn.training.checkpoints import stage_checkpoints
@@ -18,13 +18,14 @@ from hf_longattn.training.training_args import LongTrainingArguments
 
 STAGES = ("both", "1", "2")
 CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
-"""What recomputes activations, in every supported transformers and since 5.23, where the first name repeats the second."""
+"""Arguments that recompute activations. Since transformers 5.23, the first is an alias of the second."""
 SINGLE_RUN = ("max_steps", "num_train_epochs", "learning_rate", "max_minutes", "eval_strategy", "eval_before_training")
 """Options of a run that has no stages."""
 LM_LOSS, KL_LOSS, MIXED_LOSS = "lm", "kl", "mixed"
 EVERYWHERE, PREDICTED = "all", "predicted"
 LORA_RATE, FULL_RATE = 2e-4, 5e-5
-"""Learning rates of stage 2: LoLCATs' order of size for LoRA, and fine-tuning of BERT-base (2e-5 to 5e-5) for all parameters."""
+"""Learning rates of stage 2: The order of magnitude of LoLCATs for LoRA, and of BERT-base's fine-tuning (2e-5 to 5e-5) for all
+parameters."""
 
 
 @dataclass
@@ -44,14 +45,14 @@ class LineariseModelArguments(TextModelArguments):
     )  # fmt: skip
 
     use_peft: bool = argument(
-        True, "Train LoRA updates of the attention projections in stage 2, merged in the model that is written; --no_use_peft, or --full, "
+        True, "Train LoRA updates of the attention projections in stage 2, merged in the model that is written; --no-use-peft, or --full, "
         "trains all parameters."
     )  # fmt: skip
 
     def check(self) -> None:
         super().check()
         if (self.option or self.layers) and not self.mechanism:
-            raise OptionError("--option and --layers require --mechanism; leave them out for a converted --model")
+            raise OptionError("--option and --layers require --mechanism; leave them out for a converted --model.")
         if self.mechanism:
             self.attention()
 
@@ -69,12 +70,12 @@ class LineariseTrainingArguments(TextTrainingArguments):
 
     stage: str = argument("both", "1 (match softmax attention), 2 (fine-tune the model) or both.")
     transfer_steps: int = argument(400, "Optimiser steps of stage 1.")
-    transfer_learning_rate: float = argument(1e-2, "Highest learning rate of stage 1.")
+    transfer_learning_rate: float = argument(1e-2, "Peak learning rate of stage 1.")
     output_factor: float = argument(1.0, "Factor of the squared error of the attention outputs in stage 1.")
     weights_factor: float = argument(0.0, "Factor of the cross-entropy of the attention weights in stage 1 (Hedgehog); needs N×N memory.")
     finetune_steps: int = argument(800, "Optimiser steps of stage 2.")
     finetune_learning_rate: float | None = argument(
-        None, "Highest learning rate of stage 2; default: 2e-4 with LoRA, 5e-5 with --full, for models of base size (110M parameters)."
+        None, "Peak learning rate of stage 2; default: 2e-4 with LoRA, 5e-5 with --full, for models of base size (110M parameters)."
     )  # fmt: skip
     softmax_layers: float = argument(
         0.0, "Layers that keep softmax attention: a number, or a share below 1; restored one after another after stage 1, each time "
@@ -84,13 +85,13 @@ class LineariseTrainingArguments(TextTrainingArguments):
         LM_LOSS, "Stage 2's loss: lm, the model's own on the text; kl, the KL divergence of its predictions from those of the original, "
         "which is the same checkpoint with softmax attention; mixed, both."
     )  # fmt: skip
-    kl_factor: float = argument(1.0, "Factor of the KL divergence beside the language-model loss, in --finetune_loss mixed.")
+    kl_factor: float = argument(1.0, "Factor of the KL divergence beside the language-model loss, in --finetune-loss mixed.")
     kl_positions: str = argument(
         PREDICTED, "Where an encoder's predictions are compared: predicted, the masked tokens, or all. Decoders predict at every token."
     )
     temperature: float = argument(1.0, "Temperature of both models' predictions in the KL divergence.")
     hidden_factor: float = argument(
-        0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune_loss kl or mixed."
+        0.0, "Factor of the relative squared error of the hidden states after each layer (MOHAWK), with --finetune-loss kl or mixed."
     )
     full: bool = argument(False, "Train all parameters in stage 2, instead of LoRA on the q, k, v and output projections.")
     held_out_inputs: int = argument(32, "Inputs on which the report's losses are measured.")
@@ -98,38 +99,36 @@ class LineariseTrainingArguments(TextTrainingArguments):
     def check(self) -> None:
         if single_run := next((name for name in SINGLE_RUN if name in self.explicit), None):
             raise OptionError(
-                f"--{single_run.removeprefix('num_train_')} does not apply to the two stages of a distillation; give --transfer_steps, "
-                "--transfer_learning_rate, --finetune_steps and --finetune_learning_rate"
+                f"{flag(single_run.removeprefix('num_train_'))} does not apply to the two stages of a distillation; give --transfer-steps, "
+                "--transfer-learning-rate, --finetune-steps and --finetune-learning-rate."
             )
         super().check()
         if self.stage not in STAGES:
-            raise OptionError(f"stage must be one of {', '.join(STAGES)}, not {self.stage!r}")
+            raise OptionError(f"--stage must be one of {', '.join(STAGES)}, not {self.stage!r}.")
         for name in ("transfer_steps", "finetune_steps", "held_out_inputs"):
             if getattr(self, name) < 1:
-                raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise OptionError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
         if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
-            raise OptionError("output_factor and weights_factor must be 0 or more, and one of them above 0, so that stage 1 has a loss")
+            raise OptionError("--output-factor and --weights-factor must be 0 or more, and one of them above 0; give --output-factor 1.")
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
-            raise OptionError(f"softmax_layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}")
+            raise OptionError(f"--softmax-layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}.")
         self._check_finetune_loss()
         if self.resume_from_checkpoint:
-            raise OptionError("a distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint")
+            raise OptionError("A distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint.")
 
     def _check_finetune_loss(self) -> None:
         for name, known in (("finetune_loss", (LM_LOSS, KL_LOSS, MIXED_LOSS)), ("kl_positions", (EVERYWHERE, PREDICTED))):
             if getattr(self, name) not in known:
-                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise OptionError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
         if self.temperature <= 0:
-            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+            raise OptionError(f"--temperature must be above 0, not {self.temperature}.")
         if min(self.kl_factor, self.hidden_factor) < 0 or self.kl_factor == 0:
-            raise OptionError("kl_factor must be above 0, and hidden_factor 0 or more; give --finetune_loss lm to leave both out")
+            raise OptionError("--kl-factor must be above 0, and --hidden-factor 0 or more; give --finetune-loss lm to leave both out.")
         unused = [name for name in ("kl_positions", "temperature", "hidden_factor", "kl_factor") if name in self.explicit]
         if unused and not self.needs_teacher:
-            raise OptionError(f"{unused[0]} compares with the original, which --finetune_loss lm does not; add --finetune_loss kl or mixed")
+            raise OptionError(f"{flag(unused[0])} has no effect with --finetune-loss lm; add --finetune-loss kl or mixed, or leave it out.")
         if self.finetune_loss == KL_LOSS and "kl_factor" in self.explicit:
-            raise OptionError(
-                "kl_factor weighs the KL divergence against the language-model loss; add --finetune_loss mixed or leave it out"
-            )
+            raise OptionError("--kl-factor has no effect with --finetune-loss kl; add --finetune-loss mixed, or leave it out.")
 
     @property
     def needs_teacher(self) -> bool:
@@ -149,8 +148,8 @@ class LineariseTrainingArguments(TextTrainingArguments):
         """Refuse inputs too long for a dense matrix of attention weights."""
         if self.weights_factor and length > DENSE_LIMIT:
             raise OptionError(
-                f"weights_factor compares dense attention weights, which exist up to {DENSE_LIMIT} tokens, not for {length}; "
-                f"give --max-length {DENSE_LIMIT} or --weights-factor 0"
+                f"--weights-factor compares dense attention weights, which exist up to {DENSE_LIMIT} tokens, not for {length}; "
+                f"give --max-length {DENSE_LIMIT} or --weights-factor 0."
             )
 
     @property

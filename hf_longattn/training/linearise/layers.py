@@ -1,5 +1,4 @@
-"""Which layers of a student keep softmax attention, chosen after the others have learned to imitate it; see
-:mod:`hf_longattn.evaluation.layer_choice`."""
+"""Choose a student's layers with softmax attention after stage 1; see :mod:`hf_longattn.evaluation.layer_choice`."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ TOKENS_COMPARED = 256
 
 
 def keep_softmax(model: PreTrainedModel, number: float, batches: Sequence[Batch]) -> KeptLayers:
-    """Give the layers whose mechanisms cost most their softmax attention back, in the model and in ``config.long_attention``.
+    """Restore softmax attention in the most important layers, in the model and in ``config.long_attention``.
 
     Args:
         model: the student, with the weights of the original.
@@ -41,8 +40,8 @@ def keep_softmax(model: PreTrainedModel, number: float, batches: Sequence[Batch]
     choice = choose_layers(lambda sets: divergences(model, sets, batches), cheap, number_to_restore(model, number))
     if choice is None:
         raise OptionError(
-            "the predictions are those of softmax attention with the mechanism in every layer, so no layer is more important than another; "
-            "leave softmax_layers out"
+            "The predictions are those of softmax attention with the mechanism in every layer, so no layer is more important than another; "
+            "leave --softmax-layers out."
         )
     choice = broadcast_object_list([choice])[0]  # sums may differ in the last digit between processes
     restore_softmax(model, choice.kept)
@@ -50,7 +49,7 @@ def keep_softmax(model: PreTrainedModel, number: float, batches: Sequence[Batch]
 
 
 def number_to_restore(model: PreTrainedModel, number: float) -> int:
-    """How many layers are given softmax attention back, if ``number`` have it in the end.
+    """Number of layers to restore, so that ``number`` layers have softmax attention in the end.
 
     Raises:
         OptionError: none or all of the layers, or as many as have it already.
@@ -59,7 +58,7 @@ def number_to_restore(model: PreTrainedModel, number: float) -> int:
     count = number_of_layers(number, len(sites), "softmax_layers")
     already = sum(_has_own(model, site) for site in sites.values())
     if count <= already:
-        raise OptionError(f"softmax_layers asks for {count}, and {already} of the layers have softmax attention already; leave it out")
+        raise OptionError(f"--softmax-layers is {count}, but {already} layers have softmax attention already; leave it out.")
     return count - already
 
 
@@ -97,7 +96,7 @@ def with_softmax(model: PreTrainedModel, layers: Collection[int]) -> Iterator[No
 
 @torch.no_grad()
 def divergences(model: PreTrainedModel, sets: Sequence[Collection[int]], batches: Sequence[Batch]) -> list[float]:
-    """KL(softmax attention in every layer ‖ in these alone) in nats, mean over predictions of the batches, for each set of layers."""
+    """KL(softmax attention in all layers ‖ only in these) in nats for each set of layers, mean over the predictions."""
     totals, count = [0.0] * len(sets), 0
     with evaluating(model):
         for batch in batches:
@@ -127,7 +126,7 @@ def _some(at: Tensor) -> Tensor:
 
 
 def _has_own(model: PreTrainedModel, site: AttentionSite) -> bool:
-    """Whether a layer runs what the base does: full attention, or the base's window."""
+    """Whether a layer runs the base's attention: full, or its window."""
     (name, options), running = own_attention(model.config).for_layer(site.layer), _mechanism(site)
     return running.name == name and all(getattr(running.options, option) == value for option, value in options.items())
 

@@ -1,8 +1,8 @@
 """Stage 1: one forward pass of the frozen original in which every layer's mechanism is compared with softmax attention.
 
-A :class:`Matching` mechanism is put into each self-attention module. It gets the layer's q, k and v, which come from the original's
-hidden states, runs softmax attention and the layer's new mechanism on them, records the difference, and returns the output of softmax
-attention. Later layers thus see the original's states, and the loss of a layer trains only this layer's mechanism.
+A :class:`Matching` mechanism is put into each self-attention module. It runs softmax attention and the mechanism on the original's q, k and
+v, records the difference, and returns the output of softmax attention. Later layers thus see the original's states, and the loss of a layer
+trains only this layer's mechanism.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Factors:
 
 
 class Matching(Mechanism):
-    """``teacher``, softmax attention, to which ``student`` is compared; replaces the student in an attention module.
+    """Runs ``teacher`` (softmax attention) and compares ``student``. It replaces the student in an attention module.
 
     After a forward pass ``errors`` holds the mean squared error of the outputs before the output projection, and that error as a share
     of the teacher's mean square, both over an input's tokens that are not padding, and mean over inputs; ``loss`` trains the student.
@@ -86,8 +86,8 @@ class Matching(Mechanism):
                 self.loss = self.loss + auxiliary.to(self.loss)
         if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
             raise OptionError(
-                f"stage 1 has nothing to train in mechanism {self.student.name!r}: its parameters do not affect a layer's output for given "
-                "queries, keys and values; give --stage 2"
+                f"Stage 1 has nothing to train in mechanism {self.student.name!r}: its parameters do not affect a layer's output for given "
+                "queries, keys and values; give --stage 2."
             )
         return target
 
@@ -176,8 +176,8 @@ def _recorded(value: Tensor | None) -> Tensor:
 
 @contextmanager
 def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator[dict[str, Matching]]:
-    """Within the context every self-attention module of ``model`` has a :class:`Matching`, the model's output is the original's, and only
-    the mechanisms' parameters take gradients.
+    """Put a :class:`Matching` into every self-attention module within the context. The model's output is the original's, and only the
+    mechanisms' parameters get gradients.
 
     Yields:
         The mechanisms' names and the :class:`Matching` in their place.

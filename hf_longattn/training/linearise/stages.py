@@ -41,7 +41,7 @@ from hf_longattn.training.training_loop import RunSettings, forget_model, save_w
 logger = logging.get_logger(LOGGER)
 LOG_NAME = "distillation_log.jsonl"
 NO_GAP = 0.01
-"""Nats; a share of a smaller gap says nothing."""
+"""Minimum gap in nats of which a share is reported."""
 SAME_INPUTS = "The choice was made on the same held-out inputs, so the losses are somewhat lower than on others."
 STAGE_TITLES = {
     "before": "converted", "stage1": "after stage 1", "softmax_layers": "with softmax layers", "stage2": "after stage 2"
@@ -50,7 +50,7 @@ STAGE_TITLES = {
 
 @dataclass
 class Stages:
-    """What both stages share, and the report as it grows."""
+    """State of both stages, with the report."""
 
     run: TaskArguments
     model_args: LineariseModelArguments
@@ -64,7 +64,7 @@ class Stages:
     report: dict[str, Any] = field(default_factory=dict)
 
     def all_stages(self, model: PreTrainedModel) -> dict[str, Any]:
-        """Run the requested stages; when resuming, those that are not done."""
+        """Run the requested stages. A resumed run skips finished ones."""
         args, output = self.args, self.args.folder
         done = read_report(output / STAGE_1) if args.resume and args.runs(1) else None
         if done is not None:
@@ -128,7 +128,7 @@ class Stages:
             train_dataset=to_inputs(self.documents, self.tokenizer, length), log_path=args.folder / LOG_NAME,
         )  # fmt: skip
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise OptionError("attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu")
+            raise OptionError("Attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu.")
         trainer.add_callback(RunSettings(self.run.settings))
         trainer.train(resume_from_checkpoint=newest_of_stage(args.folder, stage) if args.resume else None)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
@@ -143,7 +143,7 @@ class Stages:
         processes().wait_for_everyone()
 
     def write_stage_1(self, model: PreTrainedModel) -> None:
-        """Write what stage 2 starts from, whole or not at all."""
+        """Write the model for stage 2 in one step."""
         if processes().is_main_process:
             with staged_folder(self.args.folder / STAGE_1, overwrite=True) as stage:
                 self.save(model, stage)
@@ -175,7 +175,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
 
 
 def has_loss(report: dict[str, Any]) -> bool:
-    """Whether a report has losses: those of a random head mean nothing."""
+    """Whether a report has losses. The loss of a random head is meaningless."""
     return bool(report.get("predicts_tokens", True))
 
 

@@ -1,4 +1,4 @@
-"""The model that is trained: converted before or now, with a teacher's weights if one is given, and with low-rank updates in stage 2."""
+"""The student: converted before or now, optionally with a teacher's weights, and with low-rank updates in stage 2."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_student(
 
     Raises:
         CheckpointError: it cannot be loaded, or the teacher differs in shape.
-        OptionError: it has not been converted and no mechanism is given, or it predicts no tokens.
+        OptionError: the model is not converted and no mechanism is set, or the model predicts no tokens.
     """
     source = student_source(model_args, training_args)
     needs_head = training_args.runs(2) or bool(training_args.softmax_layers)
@@ -45,7 +45,7 @@ def load_student(
             convert_checkpoint(model_args.model, source, long_attention=model_args.attention(), max_length=length, overwrite=True)
         processes().wait_for_everyone()
     model, tokenizer, objective = load_lm(source, model_args.objective)
-    processes().wait_for_everyone()  # a refusal from here on removes what was converted, which all have read by then
+    processes().wait_for_everyone()  # a refusal after this line removes the conversion, which all processes have read by then
     if not any(isinstance(module, Mechanism) for module in model.modules()):
         raise OptionError(
             f"{model_args.model!r} has no long attention yet; add --mechanism NAME, or convert it first: "
@@ -77,8 +77,8 @@ def as_saved(model: PreTrainedModel, source: str) -> PreTrainedModel:
 
 
 def with_weights_of(teacher: str, student: PreTrainedModel) -> PreTrainedModel:
-    """A model with the student's configuration and mechanisms and the teacher's weights; the teacher's position table is extended where the
-    student's is longer.
+    """A model with the student's configuration and mechanisms and the teacher's weights. The teacher's position table is extended to the
+    student's length.
 
     Raises:
         CheckpointError: the teacher cannot be loaded, or differs in shape.
@@ -103,26 +103,26 @@ def check_shape(teacher: str, student: PreTrainedModel) -> None:
             differing.append(f"{name} is {teacher_value}, not {student_value}")
     if differing:
         raise CheckpointError(
-            f"teacher {teacher!r} differs in shape from the student ({'; '.join(differing)}); "
-            "give the checkpoint that the student was converted from, or leave --teacher out"
+            f"The teacher {teacher!r} differs in shape from the student ({'; '.join(differing)}); "
+            "give the checkpoint that the student was converted from, or leave --teacher out."
         )
 
 
 def check_head(name: str, architecture: str, needs_head: bool) -> None:
     """Refuse a checkpoint whose head predicts no tokens: a language-modelling head of random weights would replace it.
 
-    Without a head at all, stage 1 can run, since it compares attention outputs alone.
+    Without a head, only stage 1 can run, since it compares attention outputs.
 
     Raises:
-        OptionError: it has another head, or none where one is needed.
+        OptionError: the checkpoint has another head, or none although stage 2 needs one.
     """
     base = _is_base(architecture)
     if not architecture or architecture.endswith(PREDICT_TOKENS) or (base and not needs_head):
         return
-    advice = "add --stage 1 and leave --softmax_layers out, or " if base else ""
+    advice = "add --stage 1 and leave --softmax-layers out, or " if base else ""
     raise OptionError(
         f"{name!r} is a {architecture}, which predicts no tokens; {advice}give the checkpoint with a language-modelling head that it was "
-        "made from"
+        "made from."
     )
 
 

@@ -1,4 +1,4 @@
-"""Stage 2's loss against the original: its logits, and if wanted its hidden states (RADLADS, Goldstein et al. 2025, steps 2 and 1; MOHAWK,
+"""Stage 2's loss against the original's logits, and optionally its hidden states (RADLADS, Goldstein et al. 2025, steps 2 and 1; MOHAWK,
 Bick et al. 2024, stages 3 and 2).
 
 The original is the same checkpoint with softmax attention before its conversion. It sees the same inputs as the student, no longer than
@@ -33,14 +33,14 @@ from hf_longattn.training.loading import frozen_teacher
 
 @dataclass(frozen=True)
 class Teacher:
-    """The original and what of it the student learns.
+    """The original, and the loss of the student against it.
 
     model: with softmax attention, frozen.
     length: tokens that it was trained to read.
     lm, kl, hidden: factors of the student's language-model loss, of KL(original ‖ student), and of the relative squared error of the
         hidden states after each layer, mean over layers.
     temperature: of both models' logits in the KL divergence.
-    everywhere: compare predictions at every token; else, where there are masked tokens, only at those.
+    everywhere: compare predictions at every token; otherwise only at masked tokens, if there are any.
     """
 
     model: PreTrainedModel
@@ -57,7 +57,7 @@ class Teacher:
 
         Raises:
             CheckpointError: it cannot be loaded.
-            OptionError: only a fine-tuned model is given, so that the original is unknown.
+            OptionError: the model is fine-tuned and ``--teacher`` is missing, so the original is unknown.
         """
         check_original(model_args)
         name = model_args.teacher or model_args.model
@@ -117,8 +117,8 @@ class Teacher:
 
 @contextmanager
 def predictions_at(model: nn.Module, at: Tensor) -> Iterator[None]:
-    """Within the context the logits of ``model`` are ``(n, classes)``: those of the n tokens at which ``at (B, N)`` is True. Its head is
-    not run on the others, which costs more than a layer where the vocabulary is large."""
+    """Within the context, ``model`` returns only the logits ``(n, classes)`` of the n tokens where ``at (B, N)`` is True. Its head skips
+    the other tokens: with a large vocabulary, it costs more than a layer."""
     inner: Any = getattr(model, "module", model)  # of DistributedDataParallel
     head = inner.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _, inputs: (inputs[0][at], *inputs[1:]))
@@ -142,7 +142,7 @@ def relative_error(states: Tensor, target: Tensor, real: Tensor) -> Tensor:
 
 
 def places_of_predictions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """``(B, N)`` bool: the masked tokens; of a decoder all tokens, as it predicts a next one at each."""
+    """``(B, N)`` bool: the masked tokens. For a decoder, all tokens."""
     return real_tokens(inputs) if shifted(model) else inputs["labels"] != IGNORED
 
 
@@ -161,8 +161,8 @@ def check_original(model_args: LineariseModelArguments) -> None:
     """
     if not model_args.teacher and not model_args.mechanism and _was_finetuned(model_args.model):
         raise OptionError(
-            f"stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
-            "that it was converted from"
+            f"Stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
+            "that it was converted from."
         )
 
 

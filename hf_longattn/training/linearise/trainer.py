@@ -1,5 +1,5 @@
-"""The Trainer of both stages: it trains on the model's own loss or against a teacher, logs to a JSONL file with the tokens seen, and stops
-at the first NaN."""
+"""The Trainer of both stages. It uses the model's own loss or a teacher's, logs to a JSONL file with the tokens seen, and stops at the
+first NaN."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.staging import write_text
 from hf_longattn.training.linearise.teacher import Teacher
-from hf_longattn.training.trainer import DivergenceError, TimedTrainer, rows_of
+from hf_longattn.training.trainer import DivergenceError, LongTrainer, rows_of
 
 LAYER = re.compile(r".*?\.\d+\.")
 """The part of an attention module's name that its whole layer shares."""
 
 
-class LineariseTrainer(TimedTrainer):
+class LineariseTrainer(LongTrainer):
     """Trains the mechanisms of a converted model, and names the layer of a loss or gradient that is not finite.
 
     Args:
@@ -70,9 +70,9 @@ class LineariseTrainer(TimedTrainer):
 
     def diverged(self, what: str) -> None:
         """Stop the training with a sentence."""
-        where = self._layer_of_loss() if what == "the loss" else self._layer_of_gradient()
+        where = self._layer_of_loss() if what == "The loss" else self._layer_of_gradient()
         step = f"step {self.state.global_step + 1} of stage {self.stage}"
-        raise DivergenceError(f"{what} is not a finite number at {step}, in {where}; {self.advice()}")
+        raise DivergenceError(f"{what} is not a finite number at {step}, in {where}; {self.advice()}.")
 
     def advice(self) -> str:
         """The last good checkpoint, and what to type."""
@@ -89,7 +89,7 @@ class LineariseTrainer(TimedTrainer):
         super().log(logs, start_time)
 
     def _layer_of_loss(self) -> str:
-        """The layer in which this step's loss stops being finite, by the layers' losses or their attention outputs."""
+        """The first layer with a non-finite loss or attention output in this step."""
         sites = [site for site in attention_sites(_inner(self.model)) if not site.cross]
         for batch in self.step_batches:
             finite: list[bool] = []
@@ -107,7 +107,7 @@ class LineariseTrainer(TimedTrainer):
         return "the parts after the attention layers"
 
     def _layer_of_gradient(self) -> str:
-        """The layer of the parameter that comes last in the forward pass: NaN gradients spread to those before it."""
+        """The layer of the parameter that comes last in the forward pass: NaN gradients spread to earlier layers."""
         names = [name for name, total in self.gradients.items() if not bool(torch.isfinite(total))]
         prefixes = [LAYER.match(site) for site in self.layer_names]
         owners = [

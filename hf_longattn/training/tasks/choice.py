@@ -22,8 +22,8 @@ from transformers.models.auto.modeling_auto import (
 from hf_longattn.data.batching import ChoiceCollator
 from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choices, read_joint, to_candidates, to_choices
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import each_part, held_back, read_source
-from hf_longattn.errors import OptionError
+from hf_longattn.data.sources import each_part, read_source, train_test_split
+from hf_longattn.errors import OptionError, flag
 from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
@@ -36,7 +36,7 @@ from hf_longattn.training.candidates import (
 )
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -73,7 +73,7 @@ class ChoiceDataArguments(LabelledDataArguments):
         super().check()
         for name, known in (("candidates", CANDIDATE_FORMS), ("long_documents", ("windows", "truncate"))):
             if getattr(self, name) not in known:
-                raise OptionError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+                raise OptionError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
 
 
 @dataclass
@@ -83,7 +83,7 @@ class ChoiceTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(1, "Questions per forward pass and process; each choice is a row.")
     per_device_eval_batch_size: int = argument(1, "Questions per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(16, "Forward passes per optimiser step (RoBERTa on RACE: 16 questions a step).")
-    learning_rate: float = argument(1e-5, "Highest learning rate (RoBERTa on RACE, table 10: 1e-5).")
+    learning_rate: float = argument(1e-5, "Peak learning rate (RoBERTa on RACE, table 10: 1e-5).")
 
 
 CHOICE = (ModelArguments, ChoiceDataArguments, ChoiceTrainingArguments)
@@ -101,7 +101,9 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         joint = not any(data_args.named_columns.values()) and is_qangaroo(read_source(data_args.data[0], data_args.split))
     known = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES if joint else MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES
     _, tokenizer = load_start(model_args.model, "candidates" if joint else "multiple choice", known)
-    data, held = held_back(data_args, partial(read_joint if joint else read_choices, named=data_args.named_columns), training_args.seed)
+    data, held = train_test_split(
+        data_args, partial(read_joint if joint else read_choices, named=data_args.named_columns), training_args.seed
+    )
     if joint:
         model, tokenizer = load_candidate_model(model_args.model, tokenizer, complete=training_args.only_scores)
         encode = partial(to_candidates, truncate=data_args.long_documents == "truncate")
@@ -113,7 +115,7 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = each_part(lambda part: encode(part, tokenizer, length), data, held)
     training_args.remove_unused_columns = False
-    trainer = (CandidateTrainer if joint else TimedTrainer)(
+    trainer = (CandidateTrainer if joint else LongTrainer)(
         model,
         training_args,
         train_dataset=rows,
@@ -132,7 +134,7 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
     return save_run(trainer, run, log, describe_choice)
 
 
-def _scores(trainer: TimedTrainer, data: Dataset) -> tuple[list[int], dict[str, Any]]:
+def _scores(trainer: LongTrainer, data: Dataset) -> tuple[list[int], dict[str, Any]]:
     """The chosen numbers, and their accuracy by length."""
     chosen = _chosen(trainer.predict(data).predictions).tolist()
     return chosen, accuracy_by_length(chosen, data) if trainer.is_world_process_zero() else {}
@@ -145,7 +147,7 @@ def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
 
 
 def _chosen(predictions: Any) -> np.ndarray:
-    """Numbers of choices from scores (Q, C), or from numbers (Q,) as they are."""
+    """Numbers of choices from scores (Q, C). Numbers (Q,) are returned unchanged."""
     numbers = np.asarray(predictions)
     return numbers.argmax(-1) if numbers.ndim == 2 else numbers
 

@@ -1,4 +1,4 @@
-"""Fine-tune to classify long documents, pages (--layout), large pictures (--images), videos (--videos) or long recordings (--audio)."""
+"""Fine-tune to classify long documents, pages (--layout), large images (--images), videos (--videos) or long audio files (--audio)."""
 
 # ruff: noqa: RUF009 (`argument` makes a field)
 from __future__ import annotations
@@ -44,9 +44,9 @@ from hf_longattn.data.pictures import (
     checked_size,
     count_transparent,
 )
-from hf_longattn.data.sources import DataError, each_part, held_back, load_labelled
+from hf_longattn.data.sources import DataError, each_part, load_labelled, train_test_split
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
-from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
@@ -54,35 +54,35 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_classifier, load_start
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 OPTIONS_OF = {
     "texts": ("text_column", "question_column", "packing", "max_length"),
     "pages": ("words_column", "boxes_column", "packing", "max_length"),
-    "pictures": ("image_column", "augmentation"),
+    "images": ("image_column", "augmentation"),
     "videos": (),
-    "recordings": ("audio_column", "resample", "mono"),
+    "audio": ("audio_column", "resample", "mono"),
 }
 """Options that not all kinds of data have."""
-FLAGS = {"pages": "layout", "pictures": "images", "videos": "videos", "recordings": "audio"}
-"""The option that says that the data are of a kind; texts have none."""
+FLAGS = {"pages": "layout", "images": "images", "videos": "videos", "audio": "audio"}
+"""Kind of data -> its option. Texts have none."""
 NO_LENGTH = -1
-"""The length of a picture, and of a document whose length is not known, for the metric."""
+"""Length of an image, or of a document of unknown length, for the metric."""
 
 
 @dataclass
 class ClassificationDataArguments(LabelledDataArguments):
-    """Documents, pages, pictures or recordings to classify."""
+    """Documents, pages, images or audio files to classify."""
 
     shape: ClassVar[str] = "a labelled file"
     training_only: ClassVar[tuple[str, ...]] = ("augmentation", "packing")
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
-        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of pictures with --images, of "
-        "recordings with --audio), "
+        "a .csv, .tsv, .jsonl or .parquet file, a folder with one sub-folder of text files per label (of images with --images, of "
+        "audio files with --audio), "
         "a folder written by datasets, the name of a dataset on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     layout: bool = argument(False, "Classify pages: give the model (LayoutLM, LiLT, MarkupLM …) the box, or XPath, of every word.")
@@ -91,19 +91,19 @@ class ClassificationDataArguments(LabelledDataArguments):
         "bboxes", "The column that holds their boxes, (left, top, right, bottom) from 0 to 1000 on their own page, or in pixels next to "
         "page_sizes, or width and height; or their XPaths. Words and boxes may have a list for each page."
     )  # fmt: skip
-    images: bool = argument(False, "Classify pictures, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
-    image_column: str = argument("image", "The column that holds the pictures, or their paths relative to the table.")
+    images: bool = argument(False, "Classify images, with a model that reads them (ViT, DeiT, DINOv2 …), short or converted.")
+    image_column: str = argument("image", "The column that holds the images, or their paths relative to the table.")
     augmentation: str = argument(
-        "", "Random changes of the pictures in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
+        "", "Random changes of the images in training: crop+flip, crop, flip or none; default: crop+flip where torchvision is installed."
     )
     videos: bool = argument(
         False, "Classify videos, with a model that reads them (VideoMAE, V-JEPA 2), short or converted: one sub-folder per label, of "
         "folders of numbered frames and of arrays (.npy)."
     )  # fmt: skip
-    audio: bool = argument(False, "Classify recordings, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
-    audio_column: str = argument("audio", "The column that holds the recordings, or their paths relative to the table.")
-    resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
-    mono: bool = argument(False, "Mix the channels of recordings with several.")
+    audio: bool = argument(False, "Classify audio files, with a model that hears them (Wav2Vec2, HuBERT, AST …), short or converted.")
+    audio_column: str = argument("audio", "The column that holds the audio files, or their paths relative to the table.")
+    resample: bool = argument(False, "Convert audio files of another sampling rate to the model's.")
+    mono: bool = argument(False, "Mix the channels of audio files with several.")
     text_column: str = argument("text", "The column that holds the text.")
     question_column: str = argument(
         "", "A column of what is asked or claimed about each text, read before it; a converted model makes its tokens global."
@@ -119,16 +119,16 @@ class ClassificationDataArguments(LabelledDataArguments):
     def check(self) -> None:
         super().check()
         if len(kinds := [name for name in FLAGS.values() if getattr(self, name)]) > 1:
-            raise OptionError(f"{' and '.join(kinds[:2])} are two kinds of data; leave one of both out")
+            raise OptionError(f"--{kinds[0]} and --{kinds[1]} are two kinds of data; leave one of them out.")
         kind = self.reader.kind
         for other, names in OPTIONS_OF.items():
             others = [name for name in names if name not in OPTIONS_OF[kind]]
             if (unused := next((name for name in others if name in self.explicit), None)) is not None:
                 advice = f"add --{FLAGS[other]}" if other in FLAGS else f"leave it out, or leave --{FLAGS[kind]} out"
-                raise OptionError(f"{unused} is an option for {other}; {advice}")
+                raise OptionError(f"{flag(unused)} is an option for {other}; {advice}.")
         column = self.reader.column
         if column and getattr(self, column) == self.label_column:
-            raise OptionError(f"{column} and label_column are both {self.label_column!r}; name two columns")
+            raise OptionError(f"{flag(column)} and --label-column are both {self.label_column!r}; name two columns.")
         check_augmentation(self.augmentation)
         if self.videos:
             check_extra(EXTRA, "PIL")
@@ -140,15 +140,15 @@ class ClassificationDataArguments(LabelledDataArguments):
     @property
     def reader(self) -> Reader:
         """The reader of the data."""
-        return next((reader for reader in (PAGES, PICTURES, VIDEOS, RECORDINGS) if getattr(self, FLAGS[reader.kind])), TEXTS)
+        return next((reader for reader in (PAGES, IMAGES, VIDEOS, AUDIO) if getattr(self, FLAGS[reader.kind])), TEXTS)
 
 
 @dataclass
 class ClassificationTrainingArguments(LongTrainingArguments):
     """``TrainingArguments`` of classification."""
 
-    per_device_train_batch_size: int = batch_size_argument(2, "Documents, pictures or recordings per forward pass and process.")
-    per_device_eval_batch_size: int = argument(2, "Documents, pictures or recordings per forward pass and process in evaluation.")
+    per_device_train_batch_size: int = batch_size_argument(2, "Documents, images or audio files per forward pass and process.")
+    per_device_eval_batch_size: int = argument(2, "Documents, images or audio files per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
@@ -194,7 +194,7 @@ def finetune_classification(
 
 
 class Inputs(NamedTuple):
-    """The rows of a run as its batches are made of them.
+    """The rows of a run, and their collator.
 
     train, held_out: rows to train on and to evaluate on.
     collator, eval_collator: make batches of them.
@@ -218,11 +218,11 @@ class Texts:
         """Config and tokenizer of a checkpoint.
 
         Raises:
-            OptionError: its tokenizer reads words with a place each.
+            OptionError: the tokenizer requires boxes or XPaths of words.
         """
         start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
         if word_argument(start[1]):
-            raise OptionError(f"the tokenizer of {name!r} reads words with their {word_argument(start[1])}: add --layout")
+            raise OptionError(f"The tokenizer of {name!r} reads words with their {word_argument(start[1])}; add --layout.")
         return start
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
@@ -237,7 +237,7 @@ class Texts:
         length = input_length(model, processor, args.max_length)
         if args.question_column and not args.only_scores:
             carry_question(model, processor)
-        no_pooling = "the head picks the first token of a row itself" if pooling_module(model) is None else None
+        no_pooling = "The head picks the first token of a row itself." if pooling_module(model) is None else None
         pack = chosen_packing(model, args.packing, training_args, no_pooling)
         documents, held_out = each_part(lambda data: self.documents(model, data, processor, length, names), *rows)
         counts = {"train": len(documents), "held_out": len(held_out), "cut": sum(map(_cut, {documents, held_out}))}
@@ -247,7 +247,7 @@ class Texts:
         return Inputs(documents, held_out, DocumentCollator(processor, pack=pack, token_columns=columns), unpacked, log)
 
     def columns(self, model: PreTrainedModel) -> dict[str, int]:
-        """What the model is given of every token besides its id, and its padding."""
+        """Columns for each token besides its id, mapped to their padding."""
         return {}
 
     def documents(self, model: PreTrainedModel, data: Dataset, processor: Any, length: int, names: list[str]) -> Dataset:
@@ -313,29 +313,29 @@ class Files:
         return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_part(self.processor, name, "processor")
 
 
-class Pictures(Files):
-    """Pictures, and models that read them."""
+class Images(Files):
+    """Images, and models that read them."""
 
-    kind, unit, content, column = "pictures", "picture", "picture", "image_column"
+    kind, unit, content, column = "images", "image", "image", "image_column"
     task, types, processor = "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoImageProcessor
     head, files = AutoModelForImageClassification, PICTURE_FILES
 
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
-        """Their pixels, as the image processor makes them; in training after an augmentation.
+        """The image processor's pixels, in training after an augmentation.
 
         Raises:
-            OptionError: an option that counts tokens.
+            OptionError: ``tokens_per_batch`` is set.
         """
         if training_args.tokens_per_batch:
-            raise OptionError("tokens_per_batch counts the tokens of texts, and pictures have as many each; give --batch_size instead")
+            raise OptionError("--tokens-per-batch has no effect with --images, which have as many patches each; give --batch-size instead.")
         training_args.train_sampling_strategy = "random"
         size = checked_size(model, processor, rows[0][0])
         transparent = sum(map(count_transparent, set(rows)))
         collator = PictureCollator(processor, names, augmentation_of(args.augmentation, size), training_args.seed)
         counts = {"train": len(rows[0]), "held_out": len(rows[1]), "transparent": transparent}
-        log = {"input_size": list(size), "augmented": collator.augmentation is not None, "pictures": counts}
+        log = {"input_size": list(size), "augmented": collator.augmentation is not None, "images": counts}
         return Inputs(*rows, collator, collator.for_evaluation(), log)
 
     def described(self, log: Mapping[str, Any]) -> str:
@@ -344,8 +344,8 @@ class Pictures(Files):
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
         """What is printed about them at the end of a run."""
-        transparent = log["pictures"]["transparent"]
-        return [f"{counted(transparent, 'picture')} with transparent parts, which are shown on white"] if transparent else []
+        transparent = log["images"]["transparent"]
+        return [f"{counted(transparent, 'image')} with transparent parts, which are shown on white"] if transparent else []
 
 
 class Videos(Files):
@@ -360,7 +360,7 @@ class Videos(Files):
         return config_with_head(name, self.task, self.types, otherwise_of(self.kind)), load_frame_processor(name)
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
-        """The places of videos of a folder, with the names of their labels."""
+        """The paths of a folder's videos, with the names of their labels."""
         return load_labelled_videos(source, split=split)
 
     def inputs(
@@ -371,10 +371,10 @@ class Videos(Files):
         Raises:
             CheckpointError: the processor makes frames of another size than the model was converted for.
             DataError: a video cannot be read, or has too few frames.
-            OptionError: an option that counts tokens.
+            OptionError: ``tokens_per_batch`` is set.
         """
         if training_args.tokens_per_batch:
-            raise OptionError("tokens_per_batch counts the tokens of texts, and videos have as many each; give --batch_size instead")
+            raise OptionError("--tokens-per-batch has no effect with --videos, which have as many patches each; give --batch-size instead.")
         training_args.train_sampling_strategy = "random"
         collator = VideoCollator.of(model, processor, names)
         size = checked_frames(model, collator, rows[0]["video"][0])
@@ -394,75 +394,80 @@ class Videos(Files):
 
 
 class Recordings(Files):
-    """Recordings, and models that hear them."""
+    """Audio files, and models that hear them."""
 
-    kind, unit, content, column = "recordings", "recording", "recording", "audio_column"
+    kind, unit, content, column = "audio", "audio file", "audio file", "audio_column"
     task, types, processor = "audio classification", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES, AutoFeatureExtractor
     head, files = AutoModelForAudioClassification, RECORDING_FILES
 
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
-        """What the feature extractor makes of whole recordings; those of similar length share a batch.
+        """The feature extractor's inputs of whole audio files. Files of similar length share a batch.
 
         Raises:
-            AudioError: a recording cannot be read.
+            AudioError: an audio file cannot be read.
             CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
-            OptionError: an option that counts tokens.
+            OptionError: ``tokens_per_batch`` is set.
         """
         if training_args.tokens_per_batch:
-            raise OptionError("tokens_per_batch counts the tokens of texts; give --batch_size for recordings instead")
+            raise OptionError("--tokens-per-batch has no effect with --audio; give --batch-size instead.")
         hearing = Hearing(processor, args.resample, args.mono)
         train_rows, held_out = each_part(lambda data: with_lengths(data, hearing), *rows)
         longest = max(map(max, (train_rows["length"], held_out["length"]))) / hearing.sampling_rate
         converted, read = getattr(model.config, "long_max_length", None), getattr(processor, "max_length", None)
         if converted is not None and converted != read:
             raise CheckpointError(
-                f"the feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
-                f"{converted}; set max_length in its preprocessor_config.json to that"
+                f"The feature extractor of {model.name_or_path!r} makes spectrograms of {read} frames, but the model was converted for "
+                f"{converted}; set max_length in its preprocessor_config.json to that."
             )
         most = hearing.most_samples
         cut = 0 if most is None else sum(length > most for data in {train_rows, held_out} for length in data["length"])
         counts = {"train": len(train_rows), "held_out": len(held_out), "cut": cut}
         log = {
-            "longest_seconds": longest, "read_seconds": None if most is None else most / hearing.sampling_rate, "recordings": counts,
+            "longest_seconds": longest, "read_seconds": None if most is None else most / hearing.sampling_rate, "audio_files": counts,
         }  # fmt: skip
         collator = RecordingCollator(hearing, names)
         return Inputs(train_rows, held_out, collator, collator, log)
 
     def described(self, log: Mapping[str, Any]) -> str:
         """What a card says about the inputs of a run."""
-        return f"the longest of {log['longest_seconds']:.1f} seconds ({log['recordings']['cut']:,} recordings were cut)"
+        return f"the longest of {log['longest_seconds']:.1f} seconds ({log['audio_files']['cut']:,} audio files were cut)"
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
         """What is printed about them at the end of a run."""
-        cut = log["recordings"]["cut"]
-        return [f"{counted(cut, 'recording')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
+        cut = log["audio_files"]["cut"]
+        return [f"{counted(cut, 'audio file')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
 
 
-Reader = Texts | Pictures | Videos | Recordings
-TEXTS, PAGES, PICTURES, VIDEOS, RECORDINGS = Texts(), Pages(), Pictures(), Videos(), Recordings()
+Reader = Texts | Images | Videos | Recordings
+TEXTS, PAGES, IMAGES, VIDEOS, AUDIO = Texts(), Pages(), Images(), Videos(), Recordings()
 READS = {
     "texts": ("it reads texts: leave --{flag} out", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
-    "pictures": ("it reads pictures: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
+    "images": ("it reads images: add --images", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
     "videos": ("it reads videos: add --videos", MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES),
-    "recordings": ("it hears recordings: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
+    "audio": ("it hears audio files: add --audio", MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES),
 }
-"""What to say of a model of another kind of data, and the types of such models."""
+"""Kind of data -> advice for its models, and their types."""
 
 
 def otherwise_of(kind: str) -> dict[str, Any]:
-    """What to do with models of other kinds of data than ``kind``."""
+    """Advice for models of other kinds of data than ``kind``."""
     return {words.format(flag=FLAGS.get(kind)): types for other, (words, types) in READS.items() if other != kind}
+
+
+def rows_key(reader: Reader) -> str:
+    """The entry of a log with the numbers of rows: "documents", "images", "videos" or "audio_files"."""
+    return f"{reader.unit}s".replace(" ", "_")
 
 
 def _reader_of(log: Mapping[str, Any]) -> Reader:
     """The reader of the data of a log's run."""
-    return next(reader for reader in (PICTURES, VIDEOS, RECORDINGS, TEXTS) if f"{reader.unit}s" in log)
+    return next(reader for reader in (IMAGES, VIDEOS, AUDIO, TEXTS) if rows_key(reader) in log)
 
 
-class ClassificationTrainer(TimedTrainer):
-    """Trains on packed rows or padded ones, on pictures or recordings, and scores documents by their length."""
+class ClassificationTrainer(LongTrainer):
+    """Trains on packed rows or padded ones, on images or audio files, and scores documents by their length."""
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         if "lengths" not in inputs:
@@ -482,20 +487,20 @@ class ClassificationTrainer(TimedTrainer):
 
 
 def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The documents, pictures or recordings to train on and those to evaluate on: see :func:`held_back`.
+    """Training and evaluation rows of documents, images or audio files; see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_labelled` and :func:`load_labelled_files`; or fewer than two classes.
         OptionError: too few rows to hold some back.
     """
     reader = args.reader
-    train, held_out = held_back(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
+    train, held_out = train_test_split(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
     if not len(held_out):
-        raise DataError(f"there is no {reader.content} in {args.validation or ', '.join(args.data)}")
+        raise DataError(f"There is no {reader.content} in {args.validation or ', '.join(args.data)}.")
     if not args.only_scores and len(set(train["label"])) < 2:
         raise DataError(
-            f"all {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn"
-            if len(train) else f"there is no {reader.content} in {', '.join(args.data)}"
+            f"All {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn."
+            if len(train) else f"There is no {reader.content} in {', '.join(args.data)}."
         )  # fmt: skip
     return train, held_out
 
@@ -504,7 +509,7 @@ def describe_classification(log: dict[str, Any]) -> str:
     """What a model card says about a run."""
     reader, settings = _reader_of(log), log["settings"]
     return (
-        f"{steps_of(log)} with `longattn train classify` on {counted(log[reader.unit + 's']['train'], reader.unit)} of "
+        f"{steps_of(log)} with `longattn train classify` on {counted(log[rows_key(reader)]['train'], reader.unit)} of "
         f"{sources_in_words(settings)} in {len(log['classes'])} classes, {reader.described(log)}. "
         f"{sentence_case(held_out_in_words(log['held_out'], _in_words, reader.unit))}."
     )
@@ -539,5 +544,5 @@ TASK = Task(
     arguments=CLASSIFICATION,
     train=finetune_classification,
     result=describe_classification_result,
-    evaluation="Score the classes of documents, pages, pictures, videos or recordings.",
+    evaluation="Score the classes of documents, pages, images, videos or audio files.",
 )

@@ -1,6 +1,6 @@
 """Fine-tune to transcribe speech by connectionist temporal classification.
 
-Utterances are read whole, however long; those of similar length share a batch.
+Utterances are read whole. Utterances of similar length share a batch.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from hf_longattn.data.audio import EXTRA, Hearing
-from hf_longattn.data.sources import DataError, each_part, held_back
+from hf_longattn.data.sources import DataError, each_part, train_test_split
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.data.transcripts import (
     UNKNOWN,
@@ -47,7 +47,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_head
 from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -56,7 +56,7 @@ LOWER_IS_BETTER = ("wer", "cer")
 
 @dataclass
 class CTCModelArguments(ModelArguments):
-    """What a training starts from, and what of it is trained."""
+    """The checkpoint to start from, and its trained parts."""
 
     training_only: ClassVar[tuple[str, ...]] = ("freeze_feature_encoder",)
 
@@ -69,43 +69,43 @@ class CTCModelArguments(ModelArguments):
 class CTCDataArguments(LabelledDataArguments):
     """Utterances with transcripts, and how they become inputs."""
 
-    shape: ClassVar[str] = "a table of recordings and transcripts"
+    shape: ClassVar[str] = "a table of audio files and transcripts"
     training_only: ClassVar[tuple[str, ...]] = ("new_vocabulary",)
 
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: a folder with metadata.csv or .jsonl (file_name, transcription), a folder "
-        "of recordings with a .txt file each, a .csv, .tsv, .jsonl or .parquet file, a folder written by datasets, the name of a dataset "
+        "of audio files with a .txt file each, a .csv, .tsv, .jsonl or .parquet file, a folder written by datasets, the name of a dataset "
         "on the Hub (NAME:SUBSET)."
     )  # fmt: skip
     audio_column: str = argument(
-        "", "The column that holds the recordings, or their paths relative to the table; default: audio, file_name, audio_filepath, path."
+        "", "The column that holds the audio files, or their paths relative to the table; default: audio, file_name, audio_filepath, path."
     )
     text_column: str = argument(
         "", "The column that holds the transcripts; default: transcription, text, sentence, transcript or normalized_text."
     )
-    resample: bool = argument(False, "Convert recordings of another sampling rate to the model's.")
-    mono: bool = argument(False, "Mix the channels of recordings with several.")
+    resample: bool = argument(False, "Convert audio files of another sampling rate to the model's.")
+    mono: bool = argument(False, "Mix the channels of audio files with several.")
     letter_case: str = argument("keep", "Letters of the transcripts: keep, lower or upper.")
     unknown_characters: str = argument("refuse", "Characters of the transcripts that the vocabulary lacks: refuse or drop.")
     new_vocabulary: bool = argument(
         False, "Make a new vocabulary of the characters of the transcripts, and a new head, for a model that has none or another one."
     )
-    max_seconds: float | None = argument(None, "Leave out longer recordings; default: all are kept whole.")
-    max_length: int | None = argument(None, "Not for speech: recordings are kept whole; see max_seconds.")
+    max_seconds: float | None = argument(None, "Leave out longer audio files; default: all are kept whole.")
+    max_length: int | None = argument(None, "Not for speech: audio files are kept whole; see --max-seconds.")
 
     def check(self) -> None:
         super().check()
         if self.max_length is not None:
-            raise OptionError("max_length cuts texts, and a transcript cannot be cut with its recording; give --max_seconds instead")
+            raise OptionError("--max-length has no effect on audio files, which are kept whole; give --max-seconds instead.")
         if self.max_seconds is not None and self.max_seconds <= 0:
-            raise OptionError(f"max_seconds must be above 0, not {self.max_seconds:g}")
+            raise OptionError(f"--max-seconds must be above 0, not {self.max_seconds:g}.")
         rewritten("", self.letter_case)
         if self.unknown_characters not in UNKNOWN:
-            raise OptionError(f"unknown_characters must be one of {', '.join(UNKNOWN)}, not {self.unknown_characters!r}")
+            raise OptionError(f"--unknown-characters must be one of {', '.join(UNKNOWN)}, not {self.unknown_characters!r}.")
         if self.new_vocabulary and self.unknown_characters != "refuse":
-            raise OptionError("unknown_characters is of a model's vocabulary, and a new one has all characters; leave one of both out")
+            raise OptionError("--unknown-characters has no effect with --new-vocabulary; leave one of the two out.")
         if self.audio_column and self.audio_column == self.text_column:
-            raise OptionError(f"audio_column and text_column are both {self.audio_column!r}; name two columns")
+            raise OptionError(f"--audio-column and --text-column are both {self.audio_column!r}; name two columns.")
         check_extra("metrics", "jiwer")
 
 
@@ -119,7 +119,7 @@ class CTCTrainingArguments(LongTrainingArguments):
     per_device_eval_batch_size: int = argument(4, "Utterances per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(4, "Forward passes per optimiser step.")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
-    learning_rate: float = argument(1e-4, "Highest learning rate (wav2vec 2.0, appendix B: 5e-5 to 1e-4 after pre-training).")
+    learning_rate: float = argument(1e-4, "Peak learning rate (wav2vec 2.0, appendix B: 5e-5 to 1e-4 after pre-training).")
     tokens_per_batch: int = argument(0, "Frames of a training batch, rows × longest, in place of a number of utterances; 0 = off.")
 
     greater_is_better: bool | None = argument(None, "Whether the metric for the best model is a score; default: not for loss, wer and cer.")
@@ -138,8 +138,8 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     """Train, and write the model to ``training_args.output_dir``.
 
     Returns:
-        The log, as written to ``training_log.json``: arguments, versions, how many utterances and seconds there are, which were left out,
-        the loss and the error rates on held-out ones before and after, Trainer's history.
+        The log, as written to ``training_log.json``: arguments, versions, numbers of utterances and seconds, left-out utterances, held-out
+        loss and error rates before and after, Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
     config = config_with_head(model_args.model, "transcribing speech by CTC", MODEL_FOR_CTC_MAPPING_NAMES)
@@ -154,9 +154,9 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     )
     for name, part in ((", ".join(data_args.data), rows), (data_args.validation or ", ".join(data_args.data), held_out)):
         if not len(part):
-            raise DataError(f"no utterance of {name} can be used: all are longer than max_seconds, or too short for their transcripts")
+            raise DataError(f"No utterance of {name} can be used: all are longer than --max-seconds, or too short for their transcripts.")
     training_args.remove_unused_columns = False
-    trainer = TimedTrainer(
+    trainer = LongTrainer(
         model,
         training_args,
         train_dataset=rows,
@@ -180,7 +180,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
 
 
 def read_utterances(args: CTCDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The utterances to train on and those to evaluate on: see :func:`held_back`.
+    """Training and evaluation utterances; see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_transcribed`.
@@ -191,7 +191,7 @@ def read_utterances(args: CTCDataArguments, seed: int) -> tuple[Dataset, Dataset
         rows = load_transcribed(source, split=split, audio_column=args.audio_column, text_column=args.text_column)
         return with_texts(rows, [rewritten(text, args.letter_case) for text in rows["text"]])
 
-    return held_back(args, read, seed)
+    return train_test_split(args, read, seed)
 
 
 def with_texts(rows: Dataset, texts: Sequence[str]) -> Dataset:
@@ -203,18 +203,18 @@ def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, text
     """The tokenizer of a checkpoint, or a new one of characters.
 
     Raises:
-        CheckpointError: it has none, or one whose padding is not the blank of the model's head.
+        CheckpointError: the checkpoint has no vocabulary, or its padding is not the blank of the model's head.
     """
     if args.new_vocabulary:
         return character_tokenizer(texts)
     try:
         tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, name)
     except CheckpointError as error:
-        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one of the transcripts") from error
+        raise CheckpointError(f"{name!r} has no vocabulary; add --new-vocabulary to make one of the transcripts.") from error
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id != config.pad_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(
-            f"the vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of its head "
-            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts"
+            f"The vocabulary of {name!r} ({len(tokenizer)} tokens, padding {tokenizer.pad_token_id}) is not that of its head "
+            f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts."
         )
     return tokenizer
 
@@ -226,7 +226,7 @@ def processor_of(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrained
 
 
 def load_ctc(args: CTCModelArguments, tokenizer: PreTrainedTokenizerBase, is_new: bool) -> PreTrainedModel:
-    """The model, with a new head for a new vocabulary; its loss is the mean over utterances of the loss by label."""
+    """The model, with a new head for a new vocabulary. The loss per label is averaged over utterances."""
     head = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} if is_new else {}
     model = load_head(AutoModelForCTC, args.model, None, complete=args.only_scores, ctc_loss_reduction="mean", **head)
     if args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
@@ -240,10 +240,10 @@ def best_tokens(logits: Any, labels: Tensor) -> Tensor:
 
 
 def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> Callable[[EvalPrediction], dict[str, float]]:
-    """What computes the error rates of an evaluation, of rows in their order.
+    """Return the function that computes the error rates of an evaluation of ordered rows.
 
     Args:
-        lengths: the frames of each row; those after them are padding.
+        lengths: frames of each row. Later frames are padding.
     """
 
     def compute(evaluation: EvalPrediction) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Distil a teacher into a smaller student, or a longer one.
 
-TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models
-read the same text, of a length that the teacher takes; the student's mechanisms are its own, so that afterwards it reads longer text.
+TinyBERT (Jiao et al. 2020) compares embeddings, hidden states, attention scores and logits. Both models read the same text, no longer than
+the teacher's length. The student keeps its own mechanisms, so that afterwards it reads longer text.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -35,7 +35,7 @@ from hf_longattn.training.lm import (
 )
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 METHODS = ("tinybert", "logits")
@@ -43,7 +43,7 @@ PARTS = ("embeddings", "hidden", "attention", "logits")
 PROJECTION = "distillation_projection"
 ATTENTION_DISTILLATION = "to train a converted model's mechanisms to reproduce softmax attention, type longattn train linearise"
 QUERIES_AT_A_TIME = 256
-"""Queries whose attention scores are compared at a time."""
+"""Queries per step of comparing attention scores."""
 
 
 @dataclass
@@ -75,26 +75,26 @@ class DistillTrainingArguments(TextTrainingArguments):
         1.0, "Factor of the squared error of the attention scores (equation 7); set it to 0 if the numbers of heads differ."
     )
     logits_factor: float = argument(1.0, "Factor of the KL divergence of the logits, whose gradients are those of equation 10.")
-    learning_rate: float = argument(5e-5, "Highest learning rate (TinyBERT: 5e-5 for its intermediate layers).")
+    learning_rate: float = argument(5e-5, "Peak learning rate (TinyBERT: 5e-5 for its intermediate layers).")
 
     def check(self) -> None:
         super().check()
         if self.method not in METHODS:
-            problem = f"method must be one of {', '.join(METHODS)}, not {self.method!r}" if self.method else "no method given"
+            problem = f"--method must be one of {', '.join(METHODS)}, not {self.method!r}" if self.method else "No method given"
             raise OptionError(
                 f"{problem}; add --method tinybert or --method logits; {ATTENTION_DISTILLATION}.{nearest(self.method, METHODS)}"
             )
         if self.temperature <= 0:
-            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+            raise OptionError(f"--temperature must be above 0, not {self.temperature}.")
         unused = next((part for part in PARTS[:-1] if self.method == "logits" and f"{part}_factor" in self.explicit), None)
         if unused is not None:
-            raise OptionError(f"{unused}_factor is of --method tinybert; --method logits compares logits alone; leave one of them out")
+            raise OptionError(f"--{unused}-factor requires --method tinybert; add it, or leave --{unused}-factor out.")
         if min(self.factors.values()) < 0 or not any(self.factors.values()):
-            raise OptionError("the factors must be 0 or more, and one of them above 0, so that there is a loss")
+            raise OptionError("The factors must be 0 or more, and one of them above 0, so that there is a loss; give --logits-factor 1.")
 
     @property
     def factors(self) -> dict[str, float]:
-        """The factor of each part of the loss; of the method logits, 0 for the other parts."""
+        """The factor of each part of the loss. For the method logits, other parts have 0."""
         return {part: getattr(self, f"{part}_factor") if self.method != "logits" or part == "logits" else 0.0 for part in PARTS}
 
 
@@ -110,27 +110,27 @@ def distill_student(
         The log, as written to ``training_log.json``: arguments, versions, the student's held-out loss before and after, Trainer's history.
 
     Raises:
-        OptionError: there is no teacher, or it does not fit the student.
+        OptionError: the teacher is missing or does not fit the student.
     """
     if not model_args.teacher:
-        raise OptionError("no teacher given; add --teacher with a checkpoint folder or a Hub name")
+        raise OptionError("No teacher given; add --teacher with a checkpoint folder or a Hub name.")
     factors = training_args.factors
     if model_args.layer_map and not (factors["hidden"] or factors["attention"]):
-        raise OptionError(
-            "layer_map pairs layers whose hidden states or attention are compared, and none are; add --method tinybert, or leave it out"
-        )
+        raise OptionError("--layer-map has no effect without compared hidden states or attention; add --method tinybert, or leave it out.")
     run = prepare_run(model_args, data_args, training_args)
     student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
     if student.config.vocab_size != teacher.config.vocab_size:
         raise OptionError(
-            f"the student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}; both must read the same"
+            f"The student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}; give models of one vocabulary."
         )
     length = min(input_length(student, tokenizer, data_args.max_length), longest_input(teacher, teachers_tokenizer))
     layers = layer_map(student, teacher, model_args.layer_map)
     if factors["attention"] and student.config.num_attention_heads != teacher.config.num_attention_heads:
         heads = [model.config.num_attention_heads for model in (student, teacher)]
-        raise OptionError(f"the student has {heads[0]} heads, the teacher {heads[1]}: attention does not compare; add --attention_factor 0")
+        raise OptionError(
+            f"The student has {heads[0]} heads, the teacher {heads[1]}, so their attention cannot be compared; add --attention-factor 0."
+        )
     if factors["embeddings"] or factors["hidden"]:
         width, wide = student.config.hidden_size, teacher.config.hidden_size
         projection = nn.Linear(width, wide, bias=False) if width != wide else nn.Identity()
@@ -160,12 +160,12 @@ def layer_map(student: PreTrainedModel, teacher: PreTrainedModel, layers: list[i
         return [max(1, round((layer + 1) * teacher_layers / student_layers)) for layer in range(student_layers)]
     if len(layers) != student_layers or not all(1 <= layer <= teacher_layers for layer in layers):
         raise OptionError(
-            f"layer_map needs {student_layers} numbers from 1 to {teacher_layers}, one for each of the student's layers, not {layers}"
+            f"--layer-map needs {student_layers} numbers from 1 to {teacher_layers}, one for each of the student's layers, not {layers}."
         )
     return layers
 
 
-class DistillTrainer(TimedTrainer):
+class DistillTrainer(LongTrainer):
     """Trains on the distance from a teacher; evaluates on the student's own loss."""
 
     def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:
@@ -219,7 +219,7 @@ class AttentionScores:
         for layer, site in enumerate(self.sites):
             names = attention_projections(self.model, site.name)
             if len(names) < 4:
-                raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --attention_factor 0")
+                raise OptionError(f"{type(site.module).__name__} has no separate query and key projections; add --attention-factor 0.")
             for role, name in zip("qk", names, strict=False):
                 self.handles.append(self.model.get_submodule(name).register_forward_hook(self._note(layer, role)))
         return self
@@ -236,7 +236,7 @@ class AttentionScores:
 
     @property
     def causal(self) -> list[bool]:
-        """For each layer, whether its queries see past keys alone."""
+        """For each layer, whether its attention is causal."""
         return [site.causal for site in self.sites]
 
     def projections(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -248,10 +248,11 @@ class AttentionScores:
 
 
 def score_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], real: Tensor, causal: bool) -> Tensor:
-    """The mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
-    model over those that softmax sees: keys up to the query.
+    """Mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
+    model over keys up to the query.
 
-    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries at a time, and what is kept for the backward pass are the gradients of q and k.
+    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, and only the gradients of q and k are saved for the
+        backward pass.
 
     Args:
         student, teacher: queries and keys ``(B, H, N, D)``, scaled; the teacher's get no gradient.

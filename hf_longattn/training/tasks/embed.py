@@ -1,6 +1,6 @@
 """Train embeddings of long documents, or a reranker.
 
-sentence-transformers trains all of them; with ``--reranker`` a cross-encoder, with ``--multi_vector`` a vector for every token.
+sentence-transformers trains all of them; with ``--reranker`` a cross-encoder, with ``--multi-vector`` a vector for every token.
 Pairs that belong together are contrasted with the other pairs of a batch (multiple negatives ranking, Henderson et al. 2017), with cached
 gradients (Gao et al. 2021), so that the batch may be large where documents are long; pairs with a ``score`` are regressed (CoSENT), and
 those with the ``start`` and ``end`` of a passage train late chunks (:mod:`hf_longattn.training.passages`).
@@ -21,8 +21,8 @@ from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from hf_longattn.data.pairs import NAMES, labelled_pairs, read_pairs, relevant_texts, reranking, retrieval
-from hf_longattn.data.sources import DataError, held_back
-from hf_longattn.errors import CheckpointError, OptionError, needs_extra
+from hf_longattn.data.sources import DataError, train_test_split
+from hf_longattn.errors import CheckpointError, OptionError, flag, needs_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.late_chunking import check_averages
 from hf_longattn.evaluation.summaries import means_in_percent
@@ -41,7 +41,7 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 logger = logging.get_logger(LOGGER)
 OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
-"""Arguments that :class:`TimedTrainer` reads beside those of transformers."""
+"""Arguments that :class:`LongTrainer` reads beside those of transformers."""
 
 
 @dataclass
@@ -62,12 +62,12 @@ class EmbedModelArguments(ModelArguments):
     def check(self) -> None:
         super().check()
         if self.reranker and self.multi_vector:
-            raise OptionError("reranker and multi_vector are two kinds of models; leave one of them out")
+            raise OptionError("--reranker and --multi-vector are two kinds of models; leave one of them out.")
         if self.train not in ("all", "positions"):
-            raise OptionError(f"train must be all or positions, not {self.train!r}")
+            raise OptionError(f"--train must be all or positions, not {self.train!r}.")
         if self.train == "positions" and (self.reranker or self.use_peft):
-            other = "reranker trains a new head" if self.reranker else "use_peft trains updates of the attention"
-            raise OptionError(f"{other}, and train positions nothing but positions; leave one of them out")
+            other = "--reranker" if self.reranker else "--use-peft"
+            raise OptionError(f"--train positions trains no other weights, so {other} has no effect; leave one of the two out.")
 
 
 @dataclass
@@ -105,7 +105,7 @@ class EmbedTrainingArguments(LongTrainingArguments):
     mini_batch_size: int = argument(2, "Texts embedded at once; the batch, and so the number of negatives, may be larger (GradCache).")
     per_device_train_batch_size: int = batch_size_argument(32, "Pairs in a batch; each is contrasted with the others.")
     per_device_eval_batch_size: int = argument(2, "Texts per forward pass and process in evaluation.")
-    learning_rate: float = argument(2e-5, "Highest learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
+    learning_rate: float = argument(2e-5, "Peak learning rate (SBERT, Reimers & Gurevych 2019: 2e-5).")
     batch_sampler: str = argument(
         "no_duplicates", "batch_sampler, or no_duplicates: no text twice in a batch, where it would be a negative."
     )
@@ -113,9 +113,9 @@ class EmbedTrainingArguments(LongTrainingArguments):
     def check(self) -> None:
         super().check()
         if self.tokens_per_batch:
-            raise OptionError("tokens_per_batch does not apply to embed, whose batches are of pairs; give --batch_size instead")
+            raise OptionError("--tokens-per-batch does not apply to embed, whose batches are of pairs; give --batch-size instead.")
         if self.mini_batch_size < 1:
-            raise OptionError(f"mini_batch_size must be at least 1, not {self.mini_batch_size}")
+            raise OptionError(f"--mini-batch-size must be at least 1, not {self.mini_batch_size}.")
 
 
 EMBED = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)
@@ -136,7 +136,7 @@ def finetune_embeddings(
         import sentence_transformers  # noqa: F401
     positions = model_args.train == "positions"
     if positions and training_args.explicit.get("weight_decay"):
-        raise OptionError("weight_decay would change the positions that the source has, too; leave it out with --train positions")
+        raise OptionError("--weight-decay would change the positions that the source has, too; leave it out with --train positions.")
     run = prepare_run(model_args, data_args, training_args)
     if model_args.use_peft:
         check_without_checkpoints(training_args)
@@ -145,13 +145,13 @@ def finetune_embeddings(
     def read_source(source: str, split: str) -> Dataset:
         return probe_pairs(source) if is_probe(source) else read_pairs(source, split, data_args.named_columns)
 
-    data, held = held_back(data_args, read_source, training_args.seed, least=3, unit=together)
+    data, held = train_test_split(data_args, read_source, training_args.seed, least=3, unit=together)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
     column = next((name for name in ("score", "start") if name in data.column_names), None)
     if kind and column:
         raise DataError(
-            f"--{kind} learns from pairs that belong together, not from a {column}, which {', '.join(data_args.data)} has; leave it "
-            f"out and keep the pairs that belong together, or train embeddings, without --{kind}"
+            f"{flag(kind)} learns from pairs that belong together, not from a {column}, which {', '.join(data_args.data)} has; leave it "
+            f"out and keep the pairs that belong together, or train embeddings, without {flag(kind)}."
         )
     if positions:
         training_args.weight_decay = 0.0
@@ -163,12 +163,12 @@ def finetune_embeddings(
 
 
 def together(columns: Sequence[str]) -> str:
-    """The column whose equal values are held out together: a document's passages are."""
+    """The column whose equal values stay together, such as a document's passages."""
     return "positive" if "start" in columns else ""
 
 
 def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
-    """Refuse what needs checkpoints where LoRA updates are trained: sentence-transformers' trainers do not load those that have them.
+    """Refuse options that need checkpoints with LoRA updates, which sentence-transformers' trainers do not load.
 
     Raises:
         OptionError: with the option to leave out.
@@ -178,8 +178,8 @@ def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
     contradicting = next((name for name, value in values.items() if (name, value) != ("save_strategy", "no")), None)
     if contradicting is not None:
         raise OptionError(
-            "sentence-transformers' trainers do not load checkpoints with LoRA updates, so that none are written; leave --use_peft or "
-            f"--{contradicting} out"
+            "Sentence-transformers' trainers do not load checkpoints with LoRA updates, so that none are written; leave --use-peft or "
+            f"{flag(contradicting)} out."
         )
     logger.warning("No checkpoints are written, since sentence-transformers' trainers do not load those with LoRA updates.")
 
@@ -195,7 +195,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, multi_vector: bool) -> Kind:
-        """Those of a vector for every token, or of one for a text."""
+        """The classes for a vector per token, or for a vector per text."""
         if multi_vector:
             from sentence_transformers import MultiVectorEncoder as Encoder
             from sentence_transformers import MultiVectorEncoderTrainer as Trainer
@@ -215,14 +215,14 @@ class Kind(NamedTuple):
 def embedding_trainer(
     model_args: EmbedModelArguments, data_args: EmbedDataArguments, args: EmbedTrainingArguments, data: Dataset, held: Dataset
 ) -> MeasuringTrainer:
-    """A trainer of embeddings that measures them: held-out documents found by their anchors, or similarities against scores."""
+    """A trainer of embeddings. It measures the retrieval of held-out documents by their anchors, or similarities against scores."""
     from sentence_transformers.sentence_transformer.losses import CoSENTLoss
 
     kind = Kind.of(model_args.multi_vector)
     EmbeddingTrainer: Any = type("EmbeddingTrainer", (MeasuringTrainer, kind.trainer), {})
 
     class Retrieval(kind.evaluator):  # type: ignore[name-defined]
-        """Ranks the documents that are found for each query."""
+        """Ranks the documents for each query."""
 
         def compute_metrics(self, queries_result_list: list[Any]) -> Any:
             self.ranking = load_metric("ranking").compute(
@@ -239,7 +239,7 @@ def embedding_trainer(
     if body is not None and body.main_input_name != "input_ids":
         raise CheckpointError(
             f"{model_args.model!r} ({body.config.model_type}) reads {body.main_input_name}, and embeddings are trained on texts; take a "
-            "model of texts"
+            "model of texts."
         )
     scored, passages = ("score" in data.column_names), ("start" in data.column_names)
     size, cut, prompts = args.per_device_eval_batch_size, training_length(model, data_args), prompts_of(model, scored)
@@ -289,15 +289,15 @@ def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
     length, longest = data_args.max_length, read_length(model)
     if length is not None and longest is not None and length > longest:
         raise OptionError(
-            f"max_length {length} exceeds the {longest} tokens that the model reads (max_seq_length); give at most {longest}, or convert "
-            "the model to that length first"
+            f"--max-length {length} exceeds the {longest} tokens that the model reads (max_seq_length); give at most {longest}, or convert "
+            "the model to that length first."
         )
     return length
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
-    """The prompt of each column of the training data: what ``encode_query`` and ``encode_document`` put before a text in inference, and
-    for pairs with scores what ``encode`` does; ``None`` without any."""
+    """The prompt of each column of the training data, as ``encode_query`` and ``encode_document`` use it in inference, or ``encode`` for
+    pairs with scores; ``None`` without any."""
     if scored:
         default_prompt = model.prompts.get(model.default_prompt_name) or ""
         prompts = dict.fromkeys(("anchor", "positive"), default_prompt)
@@ -317,7 +317,7 @@ def reranking_trainer(
 
     class RerankingTrainer(MeasuringTrainer, CrossEncoderTrainer):
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            """The loss, which tokenises the pairs itself: they are cut at the training length, and those of an evaluation are not."""
+            """The loss, which tokenises the pairs itself. Only training pairs are cut at the training length."""
             read = model.max_seq_length
             model.max_seq_length = cut or read
             try:
@@ -339,7 +339,7 @@ def reranking_trainer(
     size: dict[str, Any] = {"complete": True} if args.only_scores else new_head
     model = load_sentence_model(CrossEncoder, model_args.model, device=str(args.device), **size)
     if model.num_labels != 1:
-        raise CheckpointError(f"{model_args.model!r} has {model.num_labels} outputs, and a reranker has 1; take a reranker")
+        raise CheckpointError(f"{model_args.model!r} has {model.num_labels} outputs, and a reranker has 1; take a reranker.")
     if not args.only_scores:
         carry_question(model.transformers_model, model.tokenizer)
     cut = training_length(model, data_args)
@@ -365,7 +365,7 @@ def reranking_trainer(
 
 
 def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, **more: Any) -> Any:
-    """The arguments of a trainer of sentence-transformers: those of transformers, and as attributes those of :class:`TimedTrainer`.
+    """The arguments of a sentence-transformers trainer: transformers' as fields, :class:`LongTrainer`'s as attributes.
 
     Args:
         kind: their class.

@@ -76,13 +76,13 @@ def linearise_attention(
 def distil(
     run: TaskArguments, model_args: LineariseModelArguments, data_args: TextDataArguments, training_args: LineariseTrainingArguments
 ) -> dict[str, Any]:
-    """The run itself, when its output may be written; returns the report."""
+    """Run the distillation after the checks of its output, and return the report."""
     model, tokenizer, objective = load_student(model_args, data_args, training_args)
     length = input_length(model, tokenizer, data_args.max_length)
     training_args.check_length(length)
     if training_args.runs(1):
         check_learns(model)
-    if training_args.softmax_layers:  # what later steps refuse is refused before stage 1, which may take hours
+    if training_args.softmax_layers:  # refuse here, not after stage 1, which may take hours
         number_to_restore(model, training_args.softmax_layers)
     if training_args.runs(2) and training_args.needs_teacher:
         check_original(model_args)
@@ -96,8 +96,7 @@ def distil(
 
 @contextmanager
 def removed_if_useless(args: LineariseTrainingArguments) -> Iterator[None]:
-    """Remove what a run that fails has made in its output, unless a run can resume from it: the next one would be refused for it. The log
-    stays."""
+    """Remove the files of a failed run unless a run can resume from them. Otherwise the next run would be refused. The log stays."""
     made = [path for path in (args.folder / CONVERTED, args.folder / CHECKPOINTS) if not path.exists()]
     try:
         yield
@@ -115,25 +114,25 @@ def check_output(args: LineariseTrainingArguments) -> None:
     """Refuse to write over an earlier distillation, or another model.
 
     Raises:
-        OptionError: the output holds one, finished or not, and neither ``resume`` nor ``overwrite`` is given.
+        OptionError: the output holds a distillation, finished or not, without ``resume`` or ``overwrite``.
     """
     if args.resume or args.overwrite:
         return
     if (args.folder / DISTILLATION_REPORT).exists():
-        raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it")
+        raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it.")
     if any(folder.exists() for folder in (args.folder / STAGE_1, args.checkpoints(1), args.checkpoints(2))):
         raise OptionError(
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
-            "another --output"
+            "another --output."
         )
     check_holds_no_model(args)
 
 
 def check_converted(model_args: LineariseModelArguments, args: LineariseTrainingArguments) -> None:
-    """Refuse to put the conversion of ``--model`` in the place of another folder in the output.
+    """Refuse to convert ``--model`` over another folder in the output.
 
     Raises:
-        OptionError: the folder is no conversion of it, and neither ``resume`` nor ``overwrite`` is given.
+        OptionError: the folder is not a conversion of ``--model``, without ``resume`` or ``overwrite``.
     """
     folder = args.folder / CONVERTED
     if not model_args.mechanism or args.resume or args.overwrite or not folder.exists():
@@ -142,12 +141,12 @@ def check_converted(model_args: LineariseModelArguments, args: LineariseTraining
     plan = read_json_object(report).get("plan") if report.is_file() else None
     if not isinstance(plan, dict) or plan.get("source") != model_args.model:
         raise OptionError(
-            f"{str(folder)!r}, which --model is converted into, holds something else; give another --output, or add --overwrite"
+            f"{str(folder)!r}, which --model is converted into, holds something else; give another --output, or add --overwrite."
         )
 
 
 def check_resumable(run: TaskArguments) -> None:
-    """Refuse to resume what has not begun, and the distillation of another model.
+    """Refuse to resume without a checkpoint, or another model's distillation.
 
     Raises:
         CheckpointError: with one sentence.
@@ -160,7 +159,7 @@ def check_resumable(run: TaskArguments) -> None:
     for start in newest:
         check_same_model(Path(start), run.model.model)
     if not newest and finished_part(args.folder) is None:
-        raise CheckpointError(f"there is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew")
+        raise CheckpointError(f"There is no checkpoint in {args.output_dir!r} to resume from; leave --resume out to start anew.")
 
 
 def check_learns(model: PreTrainedModel) -> None:
@@ -173,7 +172,7 @@ def check_learns(model: PreTrainedModel) -> None:
             if predicts_tokens(model)
             else "convert with a mechanism that has some, such as hedgehog, or train the model for its task"
         )
-        raise OptionError(f"stage 1 trains the mechanisms' parameters, and {names} has none with these options; {advice}")
+        raise OptionError(f"Stage 1 trains the mechanisms' parameters, and {names} has none with these options; {advice}.")
 
 
 TASK = Task(arguments=LINEARISE, train=linearise_attention, result=markdown)

@@ -25,14 +25,14 @@ from transformers import (
 )
 
 from hf_longattn.data.audio import Hearing
-from hf_longattn.data.batching import CountedPasses, DocumentCollator, TokenCollator
+from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, TokenCollator
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.sources import each_part
 from hf_longattn.data.words import tag_names, to_windows
-from hf_longattn.errors import OptionError, in_a_line, nearest
+from hf_longattn.errors import OptionError, flag, in_a_line, nearest
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.qa_heads import qa_loss
 from hf_longattn.evaluation.qa_reader import QAReader
@@ -56,10 +56,10 @@ from hf_longattn.training.training_args import LongTrainingArguments, TaskArgume
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 HEAD_SCORES = {
-    "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "picture"),
-    "audio": ("accuracy", "recording"),
+    "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "image"),
+    "audio": ("accuracy", "audio file"),
 }  # fmt: skip
-"""What each kind of head is judged by, and what is counted."""
+"""Kind of head -> its main score, and the name of its rows."""
 DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
     "classify": (ClassificationDataArguments, {}),
     "tokens": (TokenDataArguments, {}),
@@ -67,7 +67,7 @@ DATA_OF: dict[str, tuple[Any, dict[str, Any]]] = {
     "images": (ClassificationDataArguments, {"images": True}),
     "audio": (ClassificationDataArguments, {"audio": True}),
 }
-"""The data arguments of each kind of task, and those that it always has."""
+"""Kind of task -> its data arguments, and their fixed values."""
 WITHOUT_EFFECT = ("packing", "long_documents", "max_question_tokens", "images", "videos", "audio", "layout")
 """Options of single tasks that a file of tasks does not take."""
 Scores = dict[str, float]
@@ -75,28 +75,28 @@ Scores = dict[str, float]
 
 @dataclass
 class MultiTaskModelArguments(ModelArguments):
-    """What a training starts from, and the embedders that a model of texts gets for pictures and recordings."""
+    """What a training starts from, and the embedders that a model of texts gets for images and audio files."""
 
     training_only: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", "patch_order", "mel_bins", "frame_stride")
 
     image_size: list[int] = argument(
-        [], "Height and width of the pictures (one number: both), for a model of texts that is to read pictures; the converted model's own "
+        [], "Height and width of the images (one number: both), for a model of texts that is to read images; the converted model's own "
         "image processor resizes them."
     )  # fmt: skip
     patch_size: int = argument(16, "Pixels of a side of a patch, which is one token.")
     patch_order: str = argument("raster", "Order of the patches in the line that the backbone reads: raster, columns or hilbert.")
-    mel_bins: int = argument(0, "Mel bins of spectrograms (80 is usual), for a model of texts that is to hear recordings; 0 = none.")
+    mel_bins: int = argument(0, "Mel bins of spectrograms (80 is usual), for a model of texts that is to hear audio files; 0 = none.")
     frame_stride: int = argument(8, "Frames of 10 ms that become one token, a power of two.")
 
     def check(self) -> None:
         super().check()
         if len(self.image_size) > 2:
-            raise OptionError(f"image_size must be a height and a width, not {len(self.image_size)} numbers")
+            raise OptionError(f"--image-size must be a height and a width, not {len(self.image_size)} numbers.")
         unused = next((name for name in ("patch_size", "patch_order") if name in self.explicit and not self.image_size), None)
         if unused is not None:
-            raise OptionError(f"{unused} is of an embedder of pictures; add --image_size, or leave it out")
+            raise OptionError(f"{flag(unused)} requires --image-size; add it, or leave {flag(unused)} out.")
         if "frame_stride" in self.explicit and not self.mel_bins:
-            raise OptionError("frame_stride is of an embedder of recordings; add --mel_bins, or leave it out")
+            raise OptionError("--frame-stride requires --mel-bins; add it, or leave --frame-stride out.")
 
 
 @dataclass
@@ -123,9 +123,9 @@ class MultiTaskDataArguments(DataArguments):
         least, count = (1, "a task") if self.only_scores else (2, "two tasks or more")
         if len(self.tasks) < least and not self.task_file:
             example = " ".join(["NAME=KIND:DATA"] * least)
-            raise OptionError(f"multitask needs {count}; add --tasks {example}, or --task_file FILE.yaml")
+            raise OptionError(f"Multitask needs {count}; add --tasks {example}, or --task-file FILE.yaml.")
         if len(tasks := self.task_data()) < least:
-            raise OptionError(f"multitask needs {count}, not {', '.join(tasks) or 'none'}; add another to {self.task_file}")
+            raise OptionError(f"Multitask needs {count}, not {', '.join(tasks) or 'none'}; add another to {self.task_file}.")
 
     def check_files(self) -> None:
         for _, data in self.task_data().values():
@@ -135,7 +135,7 @@ class MultiTaskDataArguments(DataArguments):
         """Kind, data and validation ("" for none) of each task of ``tasks``, by its name.
 
         Raises:
-            OptionError: what is no task, or validation data of none.
+            OptionError: a wrong task, or validation data of an unknown task.
         """
         tasks: dict[str, tuple[str, str, str]] = {}
         validation = dict(text.partition("=")[::2] for text in self.validation)
@@ -143,11 +143,11 @@ class MultiTaskDataArguments(DataArguments):
             name, _, rest = text.partition("=")
             kind, _, data = rest.partition(":")
             if not name.isidentifier() or not data or name in tasks:
-                raise OptionError(f"a task is NAME=KIND:DATA, with a name that no other task has, not {text!r}")
+                raise OptionError(f"A task is NAME=KIND:DATA, with a name that no other task has, not {text!r}.")
             check_kind(name, kind)
             first, _, second = data.rpartition(":")
             if Path(first).is_file():
-                raise OptionError(f"the task {text!r} names a second file; give it by --validation {name}={second}")
+                raise OptionError(f"The task {text!r} names a second file; give it by --validation {name}={second}.")
             tasks[name] = (kind, data, validation.pop(name, ""))
         if validation:
             name = next(iter(validation))
@@ -155,10 +155,10 @@ class MultiTaskDataArguments(DataArguments):
         return tasks
 
     def task_data(self) -> dict[str, tuple[str, Any]]:
-        """The kind of every task, and its data arguments as the task alone has them, by its name.
+        """Task name -> kind, and data arguments as in the command for this task alone.
 
         Raises:
-            OptionError: what is no task, or has options that its kind does not take.
+            OptionError: a wrong task, or an option that its kind lacks.
             MissingExtraError: a library that reads its data is not installed.
         """
         entries: dict[str, dict[str, Any]] = {
@@ -167,7 +167,7 @@ class MultiTaskDataArguments(DataArguments):
         }
         for name, entry in read_task_file(self.task_file).items() if self.task_file else ():
             if name in entries:
-                raise OptionError(f"the task {name!r} is in --tasks and in {self.task_file}; leave one of both out")
+                raise OptionError(f"The task {name!r} is in --tasks and in {self.task_file}; leave one of the two out.")
             entries[name] = entry
         shared = {name: getattr(self, name) for name in ("max_train_samples", "max_eval_samples")}
         tasks = {name: (entry["kind"], task_arguments(name, {**shared, **entry}, self.only_scores)) for name, entry in entries.items()}
@@ -177,11 +177,11 @@ class MultiTaskDataArguments(DataArguments):
 def check_kind(name: str, kind: Any) -> None:
     """Raise :class:`OptionError` for a kind of task that does not exist."""
     if kind not in DATA_OF:
-        raise OptionError(f"the kind of task {name!r} must be one of {', '.join(DATA_OF)}, not {kind!r}.{nearest(str(kind), DATA_OF)}")
+        raise OptionError(f"The kind of task {name!r} must be one of {', '.join(DATA_OF)}, not {kind!r}.{nearest(str(kind), DATA_OF)}")
 
 
 def read_task_file(file: str) -> dict[str, dict[str, Any]]:
-    """The entries of a file of tasks, by their names; paths of data are as they are there.
+    """Task name -> entry of a file of tasks, with paths unchanged.
 
     Raises:
         OptionError: it cannot be read, or an entry is not one of a task.
@@ -189,23 +189,23 @@ def read_task_file(file: str) -> dict[str, dict[str, Any]]:
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"the file of tasks {file!r} cannot be read ({in_a_line(error)}); give a .yaml or .json file") from error
+        raise OptionError(f"The file of tasks {file!r} cannot be read ({in_a_line(error)}); give a .yaml or .json file.") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise OptionError(f"{file!r} is not a file of tasks; write NAME: {{kind: classify, data: reviews.csv}} for each")
+        raise OptionError(f"{file!r} is not a file of tasks; write NAME: {{kind: classify, data: reviews.csv}} for each.")
     for name, entry in content.items():
         if not str(name).isidentifier():
-            raise OptionError(f"{file!r} has a task {name!r}; give it a name of letters, digits and _")
+            raise OptionError(f"{file!r} has a task {name!r}; give it a name of letters, digits and _.")
         check_kind(name, entry.get("kind"))
     return content
 
 
 def task_arguments(name: str, entry: Mapping[str, Any], only_scores: bool = False) -> Any:
-    """The data arguments of a task: those of the command for this task alone.
+    """The data arguments of a task, as in the command for this task alone.
 
     Args:
         name: the task's.
         entry: ``kind``, ``data`` and further options by their names.
-        only_scores: of `longattn evaluate`.
+        only_scores: use the arguments of `longattn evaluate`.
 
     Raises:
         OptionError: an option that does not exist, or a value that the task refuses.
@@ -216,12 +216,12 @@ def task_arguments(name: str, entry: Mapping[str, Any], only_scores: bool = Fals
     values = {key: value for key, value in entry.items() if key != "kind" and value is not None}
     known = [field.name for field in fields(arguments) if field.init and field.name not in WITHOUT_EFFECT]
     if unknown := next((key for key in values if key not in known), None):
-        raise OptionError(f"the task {name!r} has no option {unknown!r}; its options are {', '.join(known)}.{nearest(unknown, known)}")
+        raise OptionError(f"The task {name!r} has no option {unknown!r}; its options are {', '.join(known)}.{nearest(unknown, known)}")
     values["data"] = [values["data"]] if isinstance(values.get("data"), str) else list(values.get("data") or [])
     try:
         return arguments(**values, **always)
     except OptionError as error:
-        raise OptionError(f"the task {name!r}: {error}") from error
+        raise OptionError(f"The task {name!r}: {error}") from error
 
 
 @dataclass
@@ -238,16 +238,18 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; they mix the tasks.")
-    learning_rate: float = argument(5e-5, "Highest learning rate (MT-DNN, Liu et al. 2019: 5e-5).")
+    learning_rate: float = argument(5e-5, "Peak learning rate (MT-DNN, Liu et al. 2019: 5e-5).")
 
     def check(self) -> None:
         super().check()
         if self.tokens_per_batch:
-            raise OptionError("tokens_per_batch does not apply to multitask, whose batches are of one task each; give --batch_size instead")
+            raise OptionError(
+                "--tokens-per-batch does not apply to multitask, whose batches are of one task each; give --batch-size instead."
+            )
         if self.load_best_model_at_end and "metric_for_best_model" not in self.explicit:
             self.metric_for_best_model = "mean"
         if self.temperature <= 0:
-            raise OptionError(f"temperature must be above 0, not {self.temperature}")
+            raise OptionError(f"--temperature must be above 0, not {self.temperature}.")
 
 
 MULTITASK = (MultiTaskModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
@@ -255,8 +257,7 @@ MULTITASK = (MultiTaskModelArguments, MultiTaskDataArguments, MultiTaskTrainingA
 
 @dataclass
 class TaskHead:
-    """A task's head, inputs and batches, and what scores it. ``settings`` go into the config of the head when it is loaded singly, ``log``
-    into that of the run."""
+    """A task's head, inputs, collator and scores. ``settings`` go into the config of a singly loaded head, ``log`` into the run's log."""
 
     kind: str
     model: PreTrainedModel
@@ -268,8 +269,8 @@ class TaskHead:
 
 
 class MultiTaskModel(nn.Module):
-    """Several heads on the backbone of the first; parameters are named as in a checkpoint: the backbone's as in any model of the family,
-    those of heads with ``heads.NAME.`` in front."""
+    """Several heads on one backbone. Parameters have the names of checkpoints: the backbone's as in its family, the heads' with the prefix
+    ``heads.NAME.``."""
 
     def __init__(self, models: Mapping[str, PreTrainedModel]) -> None:
         super().__init__()
@@ -289,11 +290,11 @@ class MultiTaskModel(nn.Module):
         return super().train(mode)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Called by Trainer, whose NEFTune adds noise to them."""
+        """Called by Trainer for NEFTune's noise."""
         return next(iter(self.models.values())).get_input_embeddings()
 
     def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Called by Trainer, before transformers 5.23 as :meth:`gradient_checkpointing_enable`."""
+        """Called by Trainer, which before transformers 5.23 calls :meth:`gradient_checkpointing_enable`."""
         next(iter(self.models.values())).activation_checkpointing_enable(*args, **kwargs)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
@@ -327,23 +328,23 @@ class MixedRows(torch.utils.data.Dataset[dict[str, Any]]):
         return {"task": place[0], **self.tasks[place[0]].rows[place[1]]}
 
 
-class MixedCollator(CountedPasses):
-    """Batches of one task, made by that task's collator; passes over the data are counted for all of them."""
+class MixedCollator(EpochAwareCollator):
+    """Batches of one task, made by that task's collator. All collators have the same epoch."""
 
     def __init__(self, tasks: Mapping[str, TaskHead]) -> None:
-        self.count_passes()
+        self.count_epochs()
         self.collators = {name: task.collator for name, task in tasks.items()}
 
     @property
-    def passes(self) -> int:
-        return int(self.counted)
+    def epoch(self) -> int:
+        return int(self.shared_epoch)
 
-    @passes.setter
-    def passes(self, number: int) -> None:
-        self.counted.fill_(number)
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self.shared_epoch.fill_(number)
         for collator in self.collators.values():
-            if isinstance(collator, CountedPasses):
-                collator.passes = number
+            if isinstance(collator, EpochAwareCollator):
+                collator.epoch = number
 
     def for_evaluation(self) -> MixedCollator:
         """This one: evaluations are made by the tasks."""
@@ -356,8 +357,8 @@ class MixedCollator(CountedPasses):
 
 
 class TaskBatches(Sampler[list[tuple[str, int]]]):
-    """Batches of one task each. An epoch has as many batches as all tasks together; which task a batch is of is drawn with the temperature,
-    in an order that depends on the seed and the epoch; each task's inputs come in turn."""
+    """Batches of one task each. An epoch has as many batches as all tasks together. The task of each batch is drawn with the temperature,
+    by seed and epoch; a task's inputs come in turn."""
 
     def __init__(self, sizes: Mapping[str, int], batch_size: int, temperature: float, seed: int, processes: int = 1) -> None:
         self.sizes, self.size, self.seed, self.epoch = dict(sizes), batch_size, seed, 0
@@ -401,7 +402,7 @@ class MultiTaskTrainer(MeasuringTrainer):
         return items
 
     def items_of_step(self, batches: Sequence[dict[str, Any]], device: torch.device) -> Tensor:
-        """The number of labels by task, scaled so that a task counts by its batches, and its labels alike."""
+        """The number of labels by task, scaled so that tasks count by their batches and labels within a task count equally."""
         drawn = self.over_processes(torch.stack([self.items_of(batch) > 0 for batch in batches]).sum(0).to(device))
         return super().items_of_step(batches, device) * drawn.sum() / torch.where(drawn > 0, drawn, 1)
 
@@ -416,7 +417,7 @@ class MultiTaskTrainer(MeasuringTrainer):
         return self.accelerator.prepare(loader)
 
     def scores(self) -> dict[str, Scores]:
-        """The scores of every task on its held-out data, in all processes; the first one computes them."""
+        """The scores of every task on its held-out data. The first process computes them for all."""
         with evaluating(self.accelerator.unwrap_model(self.model)):
             scores = {name: task.scores() for name, task in self.tasks.items()} if self.is_world_process_zero() else {}
         return dict(broadcast_object_list([scores])[0])
@@ -425,10 +426,10 @@ class MultiTaskTrainer(MeasuringTrainer):
         """The scores of every task as ``NAME_accuracy`` …, and the mean of their main scores, ``mean``.
 
         Raises:
-            OptionError: there are ``rows``.
+            OptionError: ``rows`` is not None.
         """
         if rows is not None:
-            raise OptionError("several tasks are scored on the held-out data of each; leave eval_dataset out")
+            raise OptionError("Several tasks are scored on the held-out data of each; leave eval_dataset out.")
         scores = self.scores()
         scores_by_metric = {f"{name}_{key}": value for name, values in scores.items() for key, value in values.items()}
         main_scores = [scores[name][HEAD_SCORES[task.kind][0]] for name, task in self.tasks.items()]
@@ -485,7 +486,7 @@ def finetune_multitask(
 
 
 def new_images(args: MultiTaskModelArguments) -> ImageInput | None:
-    """The pictures of a new embedder; ``None`` = none."""
+    """The images of a new embedder; ``None`` = none."""
     if not args.image_size:
         return None
     height, width = image_size(args.image_size if len(args.image_size) == 2 else args.image_size[0])
@@ -555,13 +556,13 @@ def _qa(name: str, run: TaskArguments, start: Start, data: QADataArguments) -> T
     if not run.training.only_scores:
         vars(model.config).pop("no_answer_threshold", None)  # of other weights
     length = input_length(start.reads_text(model), tokenizer, data.max_length or run.data.max_length)
-    form = QAFormat(length, min(data.stride, length // 4))
-    records, validation = read_questions(data, run.training.seed)
-    rows = training_features(records, tokenizer, form, "windows")
+    encoding = QAEncodingConfig(length, min(data.stride, length // 4))
+    examples, validation = read_questions(data, run.training.seed)
+    rows = training_features(examples, tokenizer, encoding, "windows")
     task = TaskHead("qa", model, rows, QACollator(tokenizer), dict)
 
     def scores() -> Scores:
-        reader = QAReader("", model, tokenizer, form, batch_size=run.training.per_device_eval_batch_size)
+        reader = QAReader("", model, tokenizer, encoding, batch_size=run.training.per_device_eval_batch_size)
         answers = reader.read(validation)
         results = score_answers(validation, answers)
         tuned = None if run.training.only_scores else results.get("best_f1_threshold")  # of "no answer", on these questions

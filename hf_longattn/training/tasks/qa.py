@@ -3,8 +3,8 @@
 The data are in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or questions about pages, whose words have boxes
 (DocVQA).
 Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
-as in BERT's SQuAD 2 fine-tuning. With several correct spans the loss is that of all of them together (Clark & Gardner 2018). HotpotQA's
-yes, no and supporting sentences get heads beside the span's, as in Longformer.
+as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss is over all of them together (Clark & Gardner 2018). HotpotQA's yes,
+no and supporting sentences get heads beside the span's, as in Longformer.
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -41,10 +41,10 @@ from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import PositionRange, input_length, longest_input
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns, has_places
-from hf_longattn.data.qa_features import QAFormat
+from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_inputs import TARGETS, QACollator, training_features
 from hf_longattn.data.qa_schemas import load_qa
-from hf_longattn.data.sources import DataError, held_back
+from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
@@ -68,7 +68,7 @@ from hf_longattn.training.results import (
     sources_in_words,
     steps_of,
 )
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -96,7 +96,7 @@ class QAModelArguments(ModelArguments):
     def check(self) -> None:
         super().check()
         if self.heads not in QA_HEADS:
-            raise OptionError(f"heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}")
+            raise OptionError(f"--heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}.")
 
 
 @dataclass
@@ -113,7 +113,7 @@ class QADataArguments(LabelledDataArguments):
         "question, words, boxes and answers (pages, as in DocVQA)."
     )  # fmt: skip
     validation: str = argument(
-        "", "Questions to answer before, during (eval_strategy) and after training, all of them, which also tune the no-answer threshold; "
+        "", "Questions to answer before, during (--eval-strategy) and after training; they also tune the no-answer threshold; "
         "default: a tenth of the questions of every source of --data, chosen by --seed; their documents may have others in training."
     )  # fmt: skip
     skip_bad_rows: bool = argument(False, "Leave out rows that cannot be used, such as answers that are not in their document.")
@@ -122,7 +122,7 @@ class QADataArguments(LabelledDataArguments):
         "windows", "What to do with documents longer than max_length: windows (overlapping, see stride), truncate (questions whose answer "
         "is cut off are left out of the training), or refuse."
     )  # fmt: skip
-    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length (BERT, run_qa).")
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length (BERT, run_qa).")
     packing: bool | None = argument(
         None, "Pack the documents of a batch into one row without padding; default: yes where the model keeps them apart (Long models)."
     )
@@ -135,11 +135,11 @@ class QADataArguments(LabelledDataArguments):
     def check(self) -> None:
         super().check()
         if self.long_documents not in LONG_DOCUMENTS:
-            raise OptionError(f"long_documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}")
+            raise OptionError(f"--long-documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}.")
         if self.long_documents == "truncate" and "stride" in self.explicit:
-            raise OptionError("stride is of windows, which --long_documents truncate does not make; leave one of them out")
+            raise OptionError("--stride has no effect with --long-documents truncate; leave one of the two out.")
         if self.max_question_tokens < 1:
-            raise OptionError(f"max_question_tokens must be at least 1, not {self.max_question_tokens}")
+            raise OptionError(f"--max-question-tokens must be at least 1, not {self.max_question_tokens}.")
 
 
 @dataclass
@@ -156,7 +156,7 @@ class QATrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step.")
-    learning_rate: float = argument(3e-5, "Highest learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
+    learning_rate: float = argument(3e-5, "Peak learning rate (BERT fine-tuning: 2e-5 to 5e-5).")
     train_sampling_strategy: str = argument("group_by_length", "Order of the training data; group_by_length pads least.")
 
 
@@ -164,39 +164,38 @@ QA = (QAModelArguments, QADataArguments, QATrainingArguments)
 
 
 def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments) -> dict[str, Any]:
-    """Train, and write the model to ``training_args.output_dir``, with the predictions on ``data_args.validation``, or else on a tenth of
-    the questions of every source.
+    """Train, and write the model and its predictions on the validation data to ``training_args.output_dir``.
 
     Returns:
         The log, as written to ``training_log.json``: arguments, versions, scores and loss on the validation data before and after,
         Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
-    records, validation = read_questions(data_args, training_args.seed)
+    examples, validation = read_questions(data_args, training_args.seed)
     model, tokenizer = load_qa_model(model_args.model, complete=training_args.only_scores)
     stride = None if data_args.long_documents == "truncate" else data_args.stride
-    form = dataclasses.replace(format_for(model, tokenizer, model_args, data_args), stride=stride)
-    has_sentences = model_args.heads == "auto" and any(records["sentences"])
+    encoding = dataclasses.replace(encoding_for(model, tokenizer, model_args, data_args), stride=stride)
+    has_sentences = model_args.heads == "auto" and any(examples["sentences"])
     if not training_args.only_scores and (model_args.heads == "hotpot" or has_sentences):
         attach_evidence(model, tokenizer)
-        model.config.evidence_paragraphs = supporting_paragraphs(records)
-    token_columns = pages_to_read(model, tokenizer, model_args, data_args, records, validation)
+        model.config.evidence_paragraphs = supporting_paragraphs(examples)
+    token_columns = pages_to_read(model, tokenizer, model_args, data_args, examples, validation)
     if token_columns and training_args.windows:
-        raise OptionError("windows: models of pages take no mask of which token sees which; leave --windows out")
-    form = dataclasses.replace(form, markers=hasattr(model, "evidence"), token_columns=token_columns)
+        raise OptionError("--windows has no effect on models of pages, which take no mask of token pairs; leave it out.")
+    encoding = dataclasses.replace(encoding, markers=hasattr(model, "evidence"), token_columns=token_columns)
     varied = training_args.random_positions or bool(training_args.windows)
-    features = training_features(records, tokenizer, form, data_args.long_documents, document_start=varied)
-    pack = chosen_packing(model, data_args.packing, training_args, "windows and random_positions vary padded rows" if varied else None)
-    training_args.remove_unused_columns = False  # targets go to the loss, the others are the model's
+    features = training_features(examples, tokenizer, encoding, data_args.long_documents, document_start=varied)
+    pack = chosen_packing(model, data_args.packing, training_args, "--windows and --random-positions vary padded rows." if varied else None)
+    training_args.remove_unused_columns = False  # the loss takes the targets, the model the rest
     if training_args.only_scores:
         threshold = getattr(model.config, "no_answer_threshold", None)
-    else:  # that of an earlier training is of other weights; it is found anew on the validation data, where some questions have no answer
-        threshold = 0.0 if "none" in {*records["kind"], *validation["kind"]} else None
+    else:  # an earlier threshold belongs to other weights; a new one is found on the validation data if some questions have no answer
+        threshold = 0.0 if "none" in {*examples["kind"], *validation["kind"]} else None
         vars(model.config).pop("no_answer_threshold", None)
         if threshold is not None:
             model.config.no_answer_threshold = threshold
     dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else None
-    reader = QAReader("", model, tokenizer, form, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
+    reader = QAReader("", model, tokenizer, encoding, batch_size=training_args.per_device_eval_batch_size, dtype=dtype)
     reader.null_threshold = threshold
     trainer = QATrainer(
         model,
@@ -210,7 +209,7 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         windows=training_args.windows,
         reader=reader,
     )
-    log: dict[str, Any] = {"input_length": form.max_length, "questions": len(records), "features": len(features), "packed": pack}
+    log: dict[str, Any] = {"input_length": encoding.max_length, "questions": len(examples), "features": len(features), "packed": pack}
     before = train(trainer, run, lambda: (trainer.losses(), trainer.scores))
     after = trainer.losses(), trainer.scores
     log["held_out_loss"] = compared_losses(None if before is None else before[0], after[0])
@@ -229,41 +228,40 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
 
 
 def read_questions(args: QADataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """The questions to train on and those to evaluate on, whole ones: see :func:`held_back`.
+    """Training and evaluation questions with all their documents; see :func:`train_test_split`.
 
     Raises:
         DataError: as :func:`load_qa`.
         OptionError: too few questions to hold some back.
     """
     read = partial(load_qa, skip_bad_rows=args.skip_bad_rows)
-    return held_back(args, read, seed, unit="id")
+    return train_test_split(args, read, seed, unit="id")
 
 
 def pages_to_read(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments, *parts: Dataset
 ) -> dict[str, int]:
-    """The columns of pages that the model is given, see :func:`~hf_longattn.data.pages.page_columns`; none where the data are text, or
-    ``--layout false`` says so.
+    """The model's columns of pages (:func:`~hf_longattn.data.pages.page_columns`). Empty for text, or with ``--layout false``.
 
     Raises:
-        OptionError: ``--layout`` is given with a model of text, HotpotQA's heads or varied inputs; the tokenizer wants boxes.
-        DataError: it is given with texts, or the words of some questions have boxes and those of others do not.
+        OptionError: ``--layout`` with a text model or HotpotQA's heads, or a tokenizer that requires boxes without them.
+        DataError: ``--layout`` with texts, or boxes for some questions only.
     """
     columns = chosen_columns(model.config, model_args.model, data_args.layout)
-    with_places = [has_places(record) for part in parts for record in part.select_columns(["words", "boxes", "xpaths"])]
+    with_places = [has_places(example) for part in parts for example in part.select_columns(["words", "boxes", "xpaths"])]
     if columns and data_args.layout and not any(with_places):
-        raise DataError(f"--layout: the questions of {', '.join(data_args.data)} have no words with boxes; leave --layout out")
+        raise DataError(f"--layout: the questions of {', '.join(data_args.data)} have no words with boxes; leave --layout out.")
     if not any(with_places):
         columns = {}
     if columns and not all(with_places):
         raise DataError(
             f"{with_places.count(False):,} of {len(with_places):,} questions have no words with boxes; give boxes to all, or "
-            "--layout false to read texts alone"
+            "--layout false to read texts alone."
         )
     if columns and hasattr(model, "evidence"):
-        raise OptionError("heads hotpot reads texts with markers, which have no boxes; leave it out, or add --layout false")
+        raise OptionError("--heads hotpot adds markers to the text, which have no boxes; leave it out, or add --layout false.")
     if not columns and word_argument(tokenizer):
-        raise OptionError(f"the tokenizer of {model_args.model!r} reads words with their boxes; give data that have them (DocVQA)")
+        raise OptionError(f"The tokenizer of {model_args.model!r} reads words with their boxes; give data that have them (DocVQA).")
     return columns
 
 
@@ -276,29 +274,29 @@ def baseline_scores(
     """
     model, tokenizer = load_qa_model(model_args.baseline)
     length = min(512, longest_input(model, tokenizer))
-    form = windows(length, length // 4, data_args.max_question_tokens)
-    reader = QAReader("", model.to(training_args.device), tokenizer, form, batch_size=training_args.per_device_eval_batch_size)
+    encoding = windows(length, length // 4, data_args.max_question_tokens)
+    reader = QAReader("", model.to(training_args.device), tokenizer, encoding, batch_size=training_args.per_device_eval_batch_size)
     answers = reader.read(validation)
     threshold = score_answers(validation, answers).get("best_f1_threshold")
     return {**score_answers(validation, answers, threshold), "input_length": length}
 
 
-def supporting_paragraphs(records: Dataset) -> int | None:
+def supporting_paragraphs(examples: Dataset) -> int | None:
     """From how many paragraphs the supporting sentences of every question are (HotpotQA: 2); ``None`` where that differs."""
-    known = ({sentence["paragraph"] for sentence in sentences if sentence["supports"]} for sentences in records["sentences"])
+    known = ({sentence["paragraph"] for sentence in sentences if sentence["supports"]} for sentences in examples["sentences"])
     counts = {len(paragraphs) for paragraphs in known if paragraphs}
     return counts.pop() if len(counts) == 1 else None
 
 
-class QATrainer(TimedTrainer):
+class QATrainer(LongTrainer):
     """A Trainer with the loss over all correct spans, that scores answers, and can vary positions and windows in every step.
 
     Args:
-        positions: put question and document at random rows of this range, so that the whole position table is trained and nothing
-            depends on absolute positions; ``None`` = the model's own positions.
+        positions: put question and document at random rows of this range, so that the whole position table is trained; ``None`` = the
+            model's own positions.
         windows: see :func:`window_mask`; for short models only. Empty = full attention.
-        reader: answers the questions of ``eval_dataset``, whose rows are then records of ``load_qa``; ``None`` = they are inputs, and only
-            their loss is measured.
+        reader: answers the questions of ``eval_dataset``, which has the columns of ``load_qa``; ``None`` = they are inputs, and only their
+            loss is measured.
 
     Training batches need ``document_start (B,)`` for the first two.
     """
@@ -315,7 +313,7 @@ class QATrainer(TimedTrainer):
         self.batches = (0, 0)  # the current step, and its batches so far
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The mean over the batch's inputs, of all correct spans; the model's own loss where a batch has ``start_positions`` instead."""
+        """The mean loss of the batch over all correct spans, or the model's own loss for a batch with ``start_positions``."""
         if "starts" not in inputs:
             return super().mean_loss(model, inputs)
         evidence = getattr(self.accelerator.unwrap_model(model), "evidence", None)
@@ -324,15 +322,15 @@ class QATrainer(TimedTrainer):
         loss = qa_loss(outputs, inputs, evidence).mean()
         return loss, {"loss": loss, "start_logits": outputs.start_logits, "end_logits": outputs.end_logits}
 
-    def answers(self, records: Dataset) -> list[Answer]:
-        """The reader's answers to records, in their order; each process reads its share."""
+    def answers(self, examples: Dataset) -> list[Answer]:
+        """The reader's answers in the order of the examples. Each process reads its share."""
         assert self.reader is not None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self.reader.model = self.model_wrapped if sharded else self.model
         if sharded or self.args.world_size == 1:  # sharded weights are gathered by all processes together
-            return self.reader.read(records)
-        mine = range(self.args.process_index, len(records), self.args.world_size)
-        numbered_answers = gather_object(list(zip(mine, self.reader.read(records.select(mine)), strict=True)))
+            return self.reader.read(examples)
+        mine = range(self.args.process_index, len(examples), self.args.world_size)
+        numbered_answers = gather_object(list(zip(mine, self.reader.read(examples.select(mine)), strict=True)))
         return [answer for _, answer in sorted(numbered_answers, key=lambda pair: pair[0])]
 
     def losses(self) -> dict[str, Any]:
@@ -341,26 +339,25 @@ class QATrainer(TimedTrainer):
         return {**scores, "n": sum(len(answer.losses) for answer in self.given_answers)}
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. Where some questions have no
-        answer, they are those with the :attr:`threshold` of "no answer" that has the best F1 on the trainer's own data; of a model that is
-        only scored, with its own."""
+        """With a reader: its loss and scores, which :attr:`scores` has by length and position as well. If some questions have no answer,
+        :attr:`threshold` decides. It has the best F1 on the trainer's evaluation data; a model that is only scored keeps its own."""
         if self.reader is None:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        records = self.eval_dataset if eval_dataset is None else eval_dataset
-        answers = self.answers(records)
-        self.scores = score_answers(records, answers)
+        examples = self.eval_dataset if eval_dataset is None else eval_dataset
+        answers = self.answers(examples)
+        self.scores = score_answers(examples, answers)
         if "best_f1_threshold" in self.scores and eval_dataset is None and not self.args.only_scores:
             self.threshold = self.scores["best_f1_threshold"]
         if self.threshold != self.reader.null_threshold:
             answers = [dataclasses.replace(answer, text=answer.above(self.threshold)) for answer in answers]
-            self.scores = score_answers(records, answers)
+            self.scores = score_answers(examples, answers)
         self.given_answers = answers
         loss, error = mean_and_error([loss for answer in answers for loss in answer.losses])
         return self.log_scores({"loss": loss, "loss_se": error, **self.scores}, metric_key_prefix)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """As Trainer's. Positions and windows are drawn with the step's own seed, so that a resumed run draws what the uninterrupted run
-        would have drawn; a collator has collated batches ahead by then."""
+        """As Trainer's. Positions and windows are drawn here by the step's seed, so that a resumed run draws the same. A collator works
+        ahead and does not know the step."""
         step = self.state.global_step
         self.batches = (step, self.batches[1] + 1 if self.batches[0] == step else 1)
         first = inputs.pop("document_start", None)
@@ -377,7 +374,7 @@ class QATrainer(TimedTrainer):
         mask = window_mask(first, real.cpu(), self.windows, generator) if self.windows else None
         if mask is not None:
             if attention_implementation(self.accelerator.unwrap_model(self.model).config) == "eager":
-                mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)  # added to the scores; transformers leaves 4-D masks alone
+                mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)  # added to the scores; transformers does not change 4-D masks
             changes["attention_mask"], changes["real"] = mask.to(real.device), real
         return changes
 
@@ -385,7 +382,7 @@ class QATrainer(TimedTrainer):
 def random_positions(first: Tensor, length: int, positions: PositionRange, generator: torch.Generator) -> Tensor:
     """Position ids ``(B, length)`` with question and document placed independently; a document wraps around the end of the table.
 
-    That is what a tiled table looks like: any row at any place, with a seam at every copy.
+    A tiled table looks the same: any row at any place, with a seam between copies.
     """
     places = torch.arange(length)
     starts = torch.randint(0, positions.count, (len(first), 2), generator=generator)
@@ -397,7 +394,7 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
     """Draw one w of ``windows``: document tokens see the question and w tokens on either side, as after a conversion.
 
     Returns:
-        Which tokens see which ``(B, 1, L, L)``; ``None`` if 0, full attention, was drawn.
+        A boolean mask ``(B, 1, L, L)``; ``None`` if 0, full attention, was drawn.
     """
     half = windows[int(torch.randint(0, len(windows), (1,), generator=generator))]
     if not half:
@@ -410,7 +407,7 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
 
 
 def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
-    """What a model card says about a run: its length, the arguments that were given, the held-out loss, and scores."""
+    """A run's paragraph of the model card: duration, arguments, held-out loss and scores."""
     settings = log["settings"]
     unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
     changed = {k: v for k, v in without_folders(settings).items() if k not in unsaid}
@@ -429,7 +426,7 @@ def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa"
 
 
 def qa_table(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run: the scores on the validation data before and after, a line for each."""
+    """The result on the terminal: scores on the validation data before and after, a line each."""
     lines = []
     compared = bool(log["held_out"]["before"])
     for when, scores in log["held_out"].items():
@@ -473,7 +470,7 @@ def load_qa_model(name: str, *, complete: bool = True) -> tuple[PreTrainedModel,
         with loading_errors(name):
             attach_evidence(model, tokenizer).load_state_dict(_evidence_weights(name))
     if not tokenizer.is_fast:
-        raise CheckpointError(f"the tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer")
+        raise CheckpointError(f"The tokenizer of {name!r} gives no character offsets; question answering needs a fast tokenizer.")
     tokenizer.padding_side = "right"
     pad_with_end(tokenizer, name)
     return model, tokenizer
@@ -492,10 +489,10 @@ def _evidence_weights(name: str) -> dict[str, Tensor]:
     return weights
 
 
-def format_for(
+def encoding_for(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, model_args: QAModelArguments, data_args: QADataArguments
-) -> QAFormat:
-    """Return how documents become inputs of this model; its config then says which tokens are global, so that inference matches training.
+) -> QAEncodingConfig:
+    """Return the encoding of documents for this model. Its config then marks global tokens, so that inference matches training.
 
     Raises:
         OptionError: a global question is requested for a model without global tokens.
@@ -504,11 +501,11 @@ def format_for(
     if model_args.global_question is False and getattr(model.config, "question_separator_id", None) is not None:
         model.config.question_separator_id = None
     if not model_args.global_question and (model_args.global_question is False or model_args.only_scores):  # as its config says
-        return QAFormat(length, max_question_tokens=question)
+        return QAEncodingConfig(length, max_question_tokens=question)
     chosen_by_model = carry_question(model, tokenizer)
     if model_args.global_question and not takes_globals(model):
-        raise OptionError(f"global_question was requested, but no layer of {model_args.model!r} takes global tokens; leave it out")
-    return QAFormat(length, None, bool(model_args.global_question) and not chosen_by_model, question)
+        raise OptionError(f"--global-question requires a mechanism with global tokens, and {model_args.model!r} has none; leave it out.")
+    return QAEncodingConfig(length, None, bool(model_args.global_question) and not chosen_by_model, question)
 
 
 TASK = Task(arguments=QA, train=finetune_qa, result=qa_table, evaluation="Score answers to questions about long documents.")

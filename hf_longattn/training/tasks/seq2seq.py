@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 from hf_longattn.data.batching import SummaryCollator
 from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import input_length
-from hf_longattn.data.sources import each_part, held_back
+from hf_longattn.data.sources import each_part, train_test_split
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
@@ -29,7 +29,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -49,9 +49,9 @@ class Seq2SeqDataArguments(LabelledDataArguments):
     def check(self) -> None:
         super().check()
         if self.text_column == self.summary_column:
-            raise OptionError(f"text_column and summary_column are both {self.text_column!r}; name two columns")
+            raise OptionError(f"--text-column and --summary-column are both {self.text_column!r}; name two columns.")
         if self.max_summary_length < 2:
-            raise OptionError(f"max_summary_length must be at least 2 tokens, not {self.max_summary_length}")
+            raise OptionError(f"--max-summary-length must be at least 2 tokens, not {self.max_summary_length}.")
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArgumen
     per_device_train_batch_size: int = batch_size_argument(1, "Documents per forward pass and process.")
     per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
-    learning_rate: float = argument(3e-5, "Highest learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
+    learning_rate: float = argument(3e-5, "Peak learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
     label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
 
     def check(self) -> None:
@@ -78,7 +78,7 @@ class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArgumen
 SEQ2SEQ = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 
 
-class LongSeq2SeqTrainer(TimedTrainer, Seq2SeqTrainer):
+class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
     """transformers' Seq2SeqTrainer with a time budget."""
 
 
@@ -93,7 +93,7 @@ def finetune_seq2seq(
     run = prepare_run(model_args, data_args, training_args)
     _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
     columns = data_args.text_column, data_args.summary_column
-    data, held = held_back(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
+    data, held = train_test_split(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
     model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer, complete=training_args.only_scores)
     write_in_one_language(model, tokenizer)
     length = input_length(model, tokenizer, data_args.max_length)
@@ -146,7 +146,7 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
             model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id
     if model.config.decoder_start_token_id is None:
         raise CheckpointError(
-            f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json"
+            f"{type(model).__name__} does not know with which token it begins to write; set decoder_start_token_id in config.json."
         )
 
 

@@ -22,7 +22,7 @@ from hf_longattn.data.batching import DataCollatorWithPacking, TokenCollator, ch
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns
-from hf_longattn.data.sources import DataError, each_part, held_back
+from hf_longattn.data.sources import DataError, each_part, train_test_split
 from hf_longattn.data.tokenization import IGNORED, for_words
 from hf_longattn.data.words import read_words, tag_names, to_windows
 from hf_longattn.errors import CheckpointError, OptionError, check_extra
@@ -32,14 +32,14 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import load_classifier, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import TimedTrainer
+from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 
 @dataclass
 class TokenDataArguments(LabelledDataArguments):
-    """Documents whose words are tagged, and how they become inputs."""
+    """Tagged documents, and their encoding."""
 
     shape: ClassVar[str] = "a tagged file"
     training_only: ClassVar[tuple[str, ...]] = ("packing",)
@@ -57,15 +57,15 @@ class TokenDataArguments(LabelledDataArguments):
         "to page_sizes, or width and height; or their XPaths. Words, tags and boxes may have a list for each page (FUNSD)."
     )  # fmt: skip
     max_length: int | None = argument(None, "Tokens of the longest input; default: the model's maximum.")
-    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than max_length.")
+    stride: int = argument(128, "Tokens shared by consecutive windows of a document that is longer than --max-length.")
     packing: bool | None = argument(None, "Pack the documents of a batch into one row without padding; default: yes where the model can.")
 
     def check(self) -> None:
         super().check()
         if self.words_column == self.tags_column:
-            raise OptionError(f"words_column and tags_column are both {self.words_column!r}; name two columns")
+            raise OptionError(f"--words-column and --tags-column are both {self.words_column!r}; name two columns.")
         if self.layout is False and "boxes_column" in self.explicit:
-            raise OptionError("boxes_column has no effect without layout; leave one of the two out")
+            raise OptionError("--boxes-column has no effect with --layout false; leave one of the two out.")
         check_extra("metrics", "seqeval")
 
 
@@ -76,7 +76,7 @@ class TokenTrainingArguments(LongTrainingArguments):
     per_device_train_batch_size: int = batch_size_argument(2)
     per_device_eval_batch_size: int = argument(2, "Inputs per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(8, "Forward passes per optimiser step; 16 inputs a step as in BERT, appendix A.3.")
-    learning_rate: float = argument(5e-5, "Highest learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
+    learning_rate: float = argument(5e-5, "Peak learning rate (BERT, appendix A.3: 2e-5 to 5e-5).")
 
 
 TOKENS = (ModelArguments, TokenDataArguments, TokenTrainingArguments)
@@ -92,7 +92,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     config, tokenizer = load_start(model_args.model, "token classification", MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES)
     if not tokenizer.is_fast:
         raise CheckpointError(
-            f"the tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer"
+            f"The tokenizer of {model_args.model!r} does not tell words apart; token classification needs a fast tokenizer."
         )
     columns = chosen_columns(config, model_args.model, data_args.layout)
     if word_argument(tokenizer) is None:
@@ -107,7 +107,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     pack = chosen_packing(model, data_args.packing, training_args)
     training_args.remove_unused_columns = False
     apart = ["word_ids", "document"]
-    trainer = TimedTrainer(
+    trainer = LongTrainer(
         model,
         training_args,
         train_dataset=rows.remove_columns(apart),
@@ -128,18 +128,18 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
 
 
 def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None = None) -> tuple[Dataset, Dataset]:
-    """Documents to train on and to evaluate on, with the columns ``words`` and ``tags`` (names), and ``boxes`` and ``xpaths`` where
-    ``places_column`` holds them.
+    """Training and evaluation documents with the columns ``words`` and ``tags`` (names), and ``boxes`` and ``xpaths`` if ``places_column``
+    is set.
 
     Raises:
         DataError: a missing column, words without tags, or a single tag.
     """
-    data, held_out = held_back(
+    data, held_out = train_test_split(
         args, lambda source, split: read_words(source, split, args.words_column, args.tags_column, places_column), seed
     )
     known = tag_names(data)
     if len(known) < 2 and not args.only_scores:
-        raise DataError(f"all words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn")
+        raise DataError(f"All words of {', '.join(args.data)} have the tag {known[0]!r}; there is nothing to learn.")
     return data, held_out
 
 

@@ -120,8 +120,8 @@ def fine_tune(options: argparse.Namespace, converted: Path, out: Path) -> Path:
     ]
     save_qa(records, out / "train.jsonl")
     command = ["--model", str(converted), "--output", str(out / "fine-tuned"), "--data", str(out / "train.jsonl")]
-    command += ["--max_minutes", f"{options.minutes:g}", "--learning_rate", "2e-5", "--threads", str(options.threads)]
-    command += ["--no_eval_before_training", "--max_eval_samples", "8"]  # all questions are asked below, and were asked above
+    command += ["--max-minutes", f"{options.minutes:g}", "--learning-rate", "2e-5", "--threads", str(options.threads)]
+    command += ["--no-eval-before-training", "--max-eval-samples", "8"]  # all questions are asked below, and were asked above
     console.print(f"   longattn train qa {' '.join(command)}")
     if train("qa", command):
         raise LongAttentionError("the fine-tuning failed; see above")

@@ -112,10 +112,10 @@ def build(work: Path, tokenizer: Any) -> None:
 
 def train(work: Path, seed: int, minutes: Minutes) -> None:
     """Train two readers of excerpts, which all seeds share, and go on with whole pages."""
-    task = "classify --question-column question --max_eval_samples 200"
+    task = "classify --question-column question --max-eval-samples 200"
     for name, windows in (("windows", "-windows"), ("long", "")):
         few, more = (
-            f"--warmup_steps 50 --tokens_per_batch {tokens} --learning_rate {rate}" for tokens, rate in ((2048, 1e-4), (4096, 5e-5))
+            f"--warmup-steps 50 --tokens-per-batch {tokens} --learning-rate {rate}" for tokens, rate in ((2048, 1e-4), (4096, 5e-5))
         )
         fine_tune(work, f"labels-{name}", task, name, "labels-short", minutes.excerpts, seed, few)
         held_out, pages = f"labels-validation{windows}", f"labels-train{windows}"

@@ -187,8 +187,8 @@ def build(work: Path, tokenizer: Any) -> None:
 def train(work: Path, seed: int, minutes: Minutes) -> None:
     """Train the two classifiers of excerpts to rank whole pages."""
     for name, windows in (("windows", "-windows"), ("long", "")):
-        more = f"--batch_size {4 if windows else 3} --learning_rate 5e-5"
-        task, data = "embed --reranker --max_eval_samples 12", f"ranking-pages{windows}"
+        more = f"--batch-size {4 if windows else 3} --learning-rate 5e-5"
+        task, data = "embed --reranker --max-eval-samples 12", f"ranking-pages{windows}"
         fine_tune(work, f"ranking-{name}-{seed}", task, f"labels-{name}", data, minutes.pages, seed, more)
 
 

@@ -280,19 +280,19 @@ class Nearest:
 
 def train(work: Path, seed: int, minutes: Minutes, quick: bool) -> None:
     """Train the reader of excerpts that all share, and from it the three readers of pages, on the same data."""
-    few = f"--max_eval_samples {12 if quick else 100} --warmup_steps 50 --tokens_per_batch 2048 --learning_rate"
+    few = f"--max-eval-samples {12 if quick else 100} --warmup-steps 50 --tokens-per-batch 2048 --learning-rate"
     fine_tune(work, "first", "qa", "minilm", "first", minutes.first, seed, f"{few} 2e-4")
-    like_converted = f"{few} 1.5e-4 --windows 0 64 128 --random_positions"
+    like_converted = f"{few} 1.5e-4 --windows 0 64 128 --random-positions"
     fine_tune(work, "second", "qa", "first", "second", minutes.second, seed, like_converted)
     fine_tune(work, "reader", "qa", "second", "second", minutes.third, seed + 1, f"{few} 1e-4")
     convert(work, "reader", "converted", *LAYOUT)
-    same = "--tokens_per_batch 4096" + " --max_eval_samples 12" * quick
+    same = "--tokens-per-batch 4096" + " --max-eval-samples 12" * quick
     for name, model in (("windows", "reader"), ("long", "converted")):
-        more = f"{same} --warmup_steps 50 --learning_rate 1e-4"
+        more = f"{same} --warmup-steps 50 --learning-rate 1e-4"
         fine_tune(work, name, "qa", model, "longer pages", minutes.pages, seed, more, held_out="validation")
     for name, titled in (("windows", ""), ("titled", "-titled"), ("long", "")):
         model, data = "long" if name == "long" else "windows", f"longer{titled} pages{titled}"
-        more = f"{same} --learning_rate 5e-5"
+        more = f"{same} --learning-rate 5e-5"
         fine_tune(work, f"{name}-{seed}", "qa", model, data, minutes.seed, seed, more, held_out=f"validation{titled}")
 
 
@@ -302,8 +302,8 @@ def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: 
         again = "--resume" if any((work / name).glob("checkpoint-*")) else "--overwrite"
         files = [work / f"{file}.jsonl" for file in data.split()]
         validation = ("--validation", work / f"{held_out}.jsonl") if held_out else ()
-        run("train", *task.split(), "--model", work / model, "--data", *files, "--max_minutes", minutes, "--seed", seed,
-            "--gradient_accumulation_steps", "1", "--no_eval_before_training", "--logging_steps", "50", *validation, *more.split(),
+        run("train", *task.split(), "--model", work / model, "--data", *files, "--max-minutes", minutes, "--seed", seed,
+            "--gradient-accumulation-steps", "1", "--no-eval-before-training", "--logging-steps", "50", *validation, *more.split(),
             "--output", work / name, again)  # fmt: skip
 
 

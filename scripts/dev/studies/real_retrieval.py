@@ -45,13 +45,13 @@ PAGES, LONG, TITLE = 250, 8192, 16
 CHUNKS = (128, 256, 512)
 SETS = {"pages": "the page of a sentence", "passages": "the passage of a page"}
 TRAINED = {
-    "chunks": ("minilm", "chunks", "--batch_size 32 --learning_rate 5e-5 --max-length 512"),
-    "named": ("minilm", "named", "--batch_size 32 --learning_rate 5e-5 --max-length 512"),
-    "one": ("long", "pages", "--batch_size 16 --mini_batch_size 1 --learning_rate 5e-5"),
-    "positions": ("long", "pages", "--batch_size 16 --mini_batch_size 1 --learning_rate 2e-3 --train positions"),
-    "late": ("long", "passages", "--batch_size 8 --learning_rate 5e-5"),
-    "titled": ("long-titled", "passages", "--batch_size 8 --learning_rate 5e-5"),
-    "tokens": ("long", "pages", "--batch_size 16 --mini_batch_size 1 --learning_rate 1e-5 --multi_vector"),
+    "chunks": ("minilm", "chunks", "--batch-size 32 --learning-rate 5e-5 --max-length 512"),
+    "named": ("minilm", "named", "--batch-size 32 --learning-rate 5e-5 --max-length 512"),
+    "one": ("long", "pages", "--batch-size 16 --mini-batch-size 1 --learning-rate 5e-5"),
+    "positions": ("long", "pages", "--batch-size 16 --mini-batch-size 1 --learning-rate 2e-3 --train positions"),
+    "late": ("long", "passages", "--batch-size 8 --learning-rate 5e-5"),
+    "titled": ("long-titled", "passages", "--batch-size 8 --learning-rate 5e-5"),
+    "tokens": ("long", "pages", "--batch-size 16 --mini-batch-size 1 --learning-rate 1e-5 --multi-vector"),
 }
 """What is trained: the model that it starts from, the pairs, and further options."""
 ROWS = {
@@ -324,7 +324,7 @@ def train(work: Path, seed: int, minutes: Minutes) -> None:
     """Train the models of a seed."""
     for name, (model, data, more) in TRAINED.items():
         length = minutes.pages if data == "pages" else minutes.passages
-        fine_tune(work, f"{name}-{seed}", "embed", model, f"{data}-train", length, seed, f"{more} --max_eval_samples 60")
+        fine_tune(work, f"{name}-{seed}", "embed", model, f"{data}-train", length, seed, f"{more} --max-eval-samples 60")
 
 
 def score(work: Path, seeds: Sequence[int]) -> list[Found]:

@@ -69,7 +69,7 @@ def test_the_harness_computes_our_likelihoods(settings: dict[str, Any], bundled:
     (tmp_path / "tasks" / "local_passkey.yaml").write_text(TASK.format(data=tmp_path / "data.jsonl"))
     command = ["-m", "lm_eval"] if bundled else ["-c", RUN]
     typed = [sys.executable, *command, "run", "--model", "hf", "--model_args", f"pretrained={long},dtype=float32", "--device", "cpu"]
-    typed += ["--tasks", "local_passkey", "--include_path", str(tmp_path / "tasks"), "--batch_size", "2"]
+    typed += ["--tasks", "local_passkey", "--include_path", str(tmp_path / "tasks"), "--batch-size", "2"]
     typed += ["--output_path", str(tmp_path / "out"), "--log_samples", *(["--trust_remote_code"] if bundled else [])]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(typed, capture_output=True, text=True, env=environment, timeout=500, check=False)

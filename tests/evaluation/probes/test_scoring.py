@@ -184,5 +184,5 @@ def test_heads_are_told_by_their_class() -> None:
     with pytest.raises(LongAttentionError, match="BertForSequenceClassification has no head that a probe can ask"):
         head_of(small_encoder("SequenceClassification"))
     vit = ViTForImageClassification(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
-    with pytest.raises(LongAttentionError, match="reads pictures, and probes ask what lies where in a text"):
+    with pytest.raises(LongAttentionError, match="reads images, and probes ask what lies where in a text"):
         head_of(vit)

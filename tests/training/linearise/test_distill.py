@@ -186,7 +186,7 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTra
         (CheckpointError, "num_hidden_layers is 3, not 2; num_attention_heads is 4, not 2", {"teacher": str(tmp_path / "other")}),
         (CheckpointError, "There is no folder", {"teacher": str(tmp_path / "none")}),
         (OptionError, "max_steps does not apply to the two stages", {"max_steps": 7}),
-        (OptionError, "stage must be one of", {"stage": "3"}),
+        (OptionError, "--stage must be one of", {"stage": "3"}),
         (OptionError, "transfer_steps must be at least 1", {"transfer_steps": 0}),
         (OptionError, "one of them above 0", {"output_factor": 0.0}),
         (OptionError, "require --mechanism", {"mechanism": "", "option": ["feature_dim=4"]}),
@@ -301,5 +301,5 @@ def test_several_processes_refuse_with_the_same_sentence(start: Start, tmp_path:
     with Ranks(2, tmp_path) as ranks:
         one, two = ranks.run(refusal_of_a_slow_process, {**values, "use_cpu": True})
     assert one == two
-    assert "stage 1 trains the mechanisms' parameters" in one
+    assert "--stage 1 trains the mechanisms' parameters" in one
     assert not (tmp_path / "out").exists()

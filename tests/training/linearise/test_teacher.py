@@ -97,7 +97,7 @@ def test_a_model_on_the_hub_that_was_fine_tuned_is_no_teacher(server: Hub, start
     for name, report in (("tuned", b'{"stage1": {}, "stage2": {}}'), ("transferred", b'{"stage1": {}}')):
         files = {"config.json": b"{}", "distillation_report.json": report}
         server.repos[f"writer/{name}"] = Repository("writer", branches={"main": files})
-    with pytest.raises(OptionError, match="stage 2 has changed the weights of 'writer/tuned'"):
+    with pytest.raises(OptionError, match="--stage 2 has changed the weights of 'writer/tuned'"):
         check_original(start(mechanism="", model="writer/tuned")[0])
     check_original(start(mechanism="", model="writer/transferred")[0])
 
@@ -171,11 +171,11 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path) -> None:
     cases: list[tuple[str, dict[str, Any]]] = [
         ("finetune_loss must be one of lm, kl, mixed, not 'js'", {"finetune_loss": "js"}),
         ("kl_positions must be one of all, predicted", {"finetune_loss": "kl", "kl_positions": "some"}),
-        ("temperature must be above 0", {"finetune_loss": "kl", "temperature": 0.0}),
-        ("kl_factor must be above 0", {"finetune_loss": "mixed", "kl_factor": 0.0}),
-        ("add --finetune_loss kl or mixed", {"hidden_factor": 1.0}),
-        ("add --finetune_loss kl or mixed", {"kl_positions": "all"}),
-        ("add --finetune_loss mixed or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
+        ("--temperature must be above 0", {"finetune_loss": "kl", "temperature": 0.0}),
+        ("--kl-factor must be above 0", {"finetune_loss": "mixed", "kl_factor": 0.0}),
+        ("add --finetune-loss kl or mixed", {"hidden_factor": 1.0}),
+        ("add --finetune-loss kl or mixed", {"kl_positions": "all"}),
+        ("add --finetune-loss mixed or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
         ("cannot be its own teacher; add --teacher", {"finetune_loss": "kl", "model": str(tmp_path / "done"), "mechanism": ""}),
     ]
     for words, changes in cases:
