@@ -19,7 +19,7 @@ from ..conversion.flops import with_storage
 from ..engines.common.call import UNBOUNDED, AttentionCall, MaskMod
 from ..engines.common.grid import Grid
 from ..errors import checkpoint_errors
-from ..inputs.sound import audio_family, sound_model
+from ..inputs.common.base import kind_of_model
 from ..loading import new_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism
@@ -378,7 +378,6 @@ def base_of(model: nn.Module) -> Any:
 
 def encoder_of(base: Any) -> Any:
     """The submodule that takes a model's input: the encoder, if there is one."""
-    family = audio_family(base.config)
-    if family is not None:
-        return sound_model(family, base)
+    if (kind := kind_of_model(base.config)) is not None:
+        return kind.stack(base)
     return base.get_encoder() if base.config.is_encoder_decoder else base

@@ -26,7 +26,6 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError, OptionError
 from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
-from ..inputs.sound import audio_family, sound_model
 from ..mechanisms import Mechanism
 from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
@@ -103,14 +102,15 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
     """As :func:`watched_stack`, for a model that may read other inputs than texts."""
     if not isinstance(model, PreTrainedModel):
         raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
-    stack: Any = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
-    if (family := audio_family(model.config)) is not None:
-        stack = sound_model(family, model)
+    if (kind := kind_of_model(model.config)) is not None:
+        stack = kind.stack(model)
+    else:
+        stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
     if not isinstance(stack, PreTrainedModel):
         raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
     if not has_mechanisms(stack):
-        if family is not None:
-            long_class = family.heads.get(type(model).__name__, "its Long class")
+        if kind is not None and kind.watched_as_long:
+            long_class = kind.family.heads.get(type(model).__name__, "its Long class")
             raise BackendError(
                 f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "
                 'long_attention={"mechanism": "full"} for what it attends to now.'
@@ -153,12 +153,12 @@ def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> t
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)
-    family = audio_family(getattr(model, "config", None))
-    if family is None:
-        stack, arguments, grid = watched_on_grid(model, inputs)
-        return stack, arguments, grid, grid.length
-    stack, rule = watched_layers(model), family.rule
-    return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
+    kind = kind_of_model(getattr(model, "config", None))
+    if kind is not None and kind.timed:
+        stack, rule = watched_layers(model), kind.rule
+        return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
+    stack, arguments, grid = watched_on_grid(model, inputs)
+    return stack, arguments, grid, grid.length
 
 
 def has_mechanisms(model: nn.Module) -> bool:
@@ -251,19 +251,19 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
 
 
 def _own_windows(stack: PreTrainedModel) -> list[int | None]:
-    """The sliding window of every layer in the base's own attention; empty if the config has no number of layers, and for sound."""
-    if audio_family(stack.config) is not None:
+    """The sliding window of every layer in the base's own attention; empty if the config has no number of layers."""
+    config, kind = stack.config.get_text_config(), kind_of_model(stack.config)
+    if not isinstance(layers := getattr(config, "num_hidden_layers", None), int):
         return []
-    config = stack.config.get_text_config()
-    return own_windows(config) if isinstance(getattr(config, "num_hidden_layers", None), int) else []
+    return own_windows(config) if kind is None else kind.base_windows(config, layers)
 
 
 def _own_mechanisms(stack: PreTrainedModel) -> Callable[[int, Tensor], Mechanism] | None:
-    """``(layer, q) ->`` the mechanism equal to a sound model's own attention in that layer; ``None`` if this is full attention."""
-    family = audio_family(stack.config)
-    if family is None or family.own_attention is None:
+    """``(layer, q) ->`` the mechanism equal to the base's own attention in that layer; ``None`` if a diagnosis reads all keys."""
+    kind = kind_of_model(stack.config)
+    if kind is None or not kind.watched_as_long or kind.family.own_attention is None:
         return None
-    attention = family.own_attention(stack.config)
+    attention = kind.family.own_attention(stack.config)
 
     def of_layer(layer: int, q: Tensor) -> Mechanism:
         name, options = attention.for_layer(layer)

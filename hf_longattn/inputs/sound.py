@@ -22,7 +22,7 @@ from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.audio_config import audio_seconds, check_mechanism_for_audio
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import FAMILIES, Family, known_family, without_head
+from ..modeling.family.definition import Family
 from ..processor_files import FEATURE_EXTRACTOR, FILE, ProcessorFile
 from .common.base import (
     AUTO,
@@ -60,20 +60,6 @@ MAX_IDS = 2**31
 """Vocabulary size for :class:`VerificationText` that accepts every tokenizer. The model reads no token ids."""
 PADDED = 0.9
 """Fraction of a sound that the padding check runs, alone and padded to the whole length."""
-
-
-def audio_family(config: Any) -> Family | None:
-    """The family of an audio model, Long or stock, from its config; ``None`` for other models."""
-    model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
-    family = known_family(config) or FAMILIES.get(model_type.removesuffix("_encoder"))  # Moonshine's encoder has a config of its own
-    return family if family is not None and isinstance(family.rule, AudioRule) else None
-
-
-def sound_model(family: Family, model: Any) -> Any:
-    """The part of a model that reads the sound: the encoder if the model has a decoder or wraps an encoder, otherwise the base model."""
-    if not (family.two_stacks or family.wraps_encoder):
-        return without_head(model)
-    return (model if hasattr(model, "encoder") else model.base_model).encoder
 
 
 def duration(seconds: float) -> str:
@@ -116,7 +102,7 @@ class SoundKind(SizedKind):
     }
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
-    graph, timed = ANY_LENGTH, True
+    graph, timed, watched_as_long = ANY_LENGTH, True, True
     diagnosed_with = "a recording or a folder: longattn diagnose MODEL talk.wav"
     heads = SOUND_HEADS
     classified = {
@@ -266,7 +252,13 @@ class SoundKind(SizedKind):
         return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
 
     def base(self, model: Any) -> Any:
-        return sound_model(self.family, model)
+        """The encoder if the model has a decoder or wraps an encoder, otherwise the model without its head."""
+        if not (self.family.two_stacks or self.family.wraps_encoder):
+            return super().base(model)
+        return (model if hasattr(model, "encoder") else model.base_model).encoder
+
+    def stack(self, model: Any) -> Any:
+        return self.base(model)
 
     def compared_part(self, model: Any, headless: bool) -> Any:
         return self.base(model) if headless else model

@@ -26,7 +26,7 @@ LONGFORMER = {"mechanism": "longformer", "window": 16}
 
 
 def boxes(config: Any, batch: int, length: int) -> Tensor:
-    return FAMILIES[BASE].page.seeded(config, batch, length)["bbox"]
+    return FAMILIES[BASE].rule.seeded(config, batch, length)["bbox"]
 
 
 @pytest.mark.parametrize("way", [name for name, way in WAYS.items() if not way.slow])

@@ -32,7 +32,7 @@ MECHANISMS: tuple[dict[str, Any], ...] = tuple({"mechanism": name, "window": 100
 
 
 def boxes(config: Any, batch: int, length: int) -> Tensor:
-    return FAMILIES[BASE].page.seeded(config, batch, length)["bbox"]
+    return FAMILIES[BASE].rule.seeded(config, batch, length)["bbox"]
 
 
 def pictures(batch: int) -> Tensor:

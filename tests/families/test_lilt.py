@@ -36,7 +36,7 @@ def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> N
 def test_mechanisms_see_text_and_boxes(mechanism: str) -> None:
     """One call for both flows: without boxes, other outputs."""
     model, ids = long_model(BASE, None, {"mechanism": mechanism}), tokens()
-    boxes = FAMILIES[BASE].page.seeded(model.config, *ids.shape)
+    boxes = FAMILIES[BASE].rule.seeded(model.config, *ids.shape)
     with torch.no_grad():
         assert (model(ids).last_hidden_state - model(ids, **boxes).last_hidden_state).abs().max() > 0.1
 
@@ -47,7 +47,7 @@ def test_global_tokens_are_those_of_the_call_padded_or_not() -> None:
     plain = plain_model(BASE, max_position_embeddings=512)
     model = long_like(plain, BASE, LONGFORMER, max_position_embeddings=512)
     ids, mask = tokens(2, 200), padding(2, 200)
-    arguments = {"input_ids": ids, "attention_mask": mask, **FAMILIES[BASE].page.seeded(model.config, 2, 200)}
+    arguments = {"input_ids": ids, "attention_mask": mask, **FAMILIES[BASE].rule.seeded(model.config, 2, 200)}
     everywhere = model(**arguments, global_attention_mask=torch.ones_like(ids)).last_hidden_state
     assert torch.allclose(everywhere[mask.bool()], plain(**arguments).last_hidden_state[mask.bool()], atol=1e-5)
     first = torch.zeros_like(ids)
@@ -65,7 +65,7 @@ def test_a_mechanism_with_its_own_projections_is_refused() -> None:
 def test_boxes_that_lie_nowhere_are_refused() -> None:
     model, ids = long_model(BASE, None, LONGFORMER), tokens(2, 30)
     with pytest.raises(PageError, match="but sides lie from 0 to 1000"):
-        model(ids, bbox=FAMILIES[BASE].page.seeded(model.config, 2, 30)["bbox"] + 1001)
+        model(ids, bbox=FAMILIES[BASE].rule.seeded(model.config, 2, 30)["bbox"] + 1001)
 
 
 def test_both_position_tables_grow_and_come_back(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_both_position_tables_grow_and_come_back(tmp_path: Path) -> None:
     names = {check.name: check.status for check in report.checks}
     assert names["equal where the mechanism covers the input"] == names["padding changes nothing"] == "passed"
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "long").eval()
-    pages = FAMILIES[BASE].page
+    pages = FAMILIES[BASE].rule
     ids = tokens(2, 64)
     with torch.no_grad():
         expected = plain(ids, **pages.seeded(plain.config, 2, 64)).start_logits

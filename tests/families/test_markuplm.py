@@ -28,7 +28,7 @@ OTHER_WAYS = {"memory": "refused", **dict.fromkeys(("cache", "gradient checkpoin
 
 
 def paths(config: Any, batch: int, length: int) -> dict[str, Tensor]:
-    return FAMILIES[BASE].page.seeded(config, batch, length)
+    return FAMILIES[BASE].rule.seeded(config, batch, length)
 
 
 @every_cell("way", [name for name, way in WAYS.items() if not way.slow])

@@ -56,7 +56,7 @@ def captions(length: int, count: int = 3) -> Tensor:
 
 def pictures(base: str, side: int = SIDE, count: int = 2) -> dict[str, Tensor]:
     """``count`` square pictures of ``side`` patches."""
-    rule: Any = FAMILIES[base].towers["vision"].grid
+    rule: Any = FAMILIES[base].towers["vision"].rule
     generator = torch.Generator().manual_seed(side)
     if rule.shapes is None:
         return {"pixel_values": torch.randn(count, 3, side * PATCH, side * PATCH, generator=generator)}

@@ -244,6 +244,7 @@ class InputKind(ABC):
     instead: purpose of a setting -> advice to give this kind's own option.
     diagnosed_with: the input of ``longattn diagnose``, and the command; empty if this kind cannot be diagnosed.
     drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
+    watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
     user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are neither searched nor probed.
     cells: the subclass of :class:`.cells.InputCells` for this kind; ``None`` if it is not probed.
     trained_by: arguments that ``longattn train`` needs to read all parts of the input.
@@ -260,6 +261,7 @@ class InputKind(ABC):
     diagnosed_with: str = ""
     drawn: ClassVar[bool] = False
     timed: ClassVar[bool] = False
+    watched_as_long: ClassVar[bool] = False
     user_inputs: Any = None
     cells: Any = None
     trained_by: Collection[str] = ()
@@ -362,6 +364,10 @@ class InputKind(ABC):
     def base(self, model: Any) -> Any:
         """The part of a model that reads the input and has the layers with attention."""
         return without_head(model)
+
+    def stack(self, model: Any) -> Any:
+        """The stack of layers that attends to the input: the encoder of an encoder-decoder, otherwise :meth:`base`."""
+        return model.get_encoder() if model.config.is_encoder_decoder else self.base(model)
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """``arguments`` of ``forward``, with the further arguments that the model's head needs."""

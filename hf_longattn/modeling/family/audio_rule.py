@@ -15,8 +15,6 @@ from .stream_rule import WAV2VEC2_STREAM, Chain, Section, StreamRule, normalised
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .definition import Family
-
 
 MASK = "attention_mask"
 """The argument of ``forward`` with 1 for every real sample, or row of features, and 0 for padding."""
@@ -114,7 +112,7 @@ the attention of {base} instead.
         """Whether the base reads a sound of this duration, which is longer than those in its training."""
         return True
 
-    def most_tokens(self, family: Family, config: Any) -> int:
+    def most_tokens(self, family: Any, config: Any) -> int:
         """Number of frames in a sound of the duration for which the model was converted."""
         return self.frames(config, self.length(self.durations(config)[1]))
 

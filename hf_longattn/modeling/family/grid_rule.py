@@ -14,8 +14,6 @@ from .input_rule import InputRule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .definition import Family
-
 
 PIXELS = "pixel_values"
 IMAGE_SIZE = "image_size"
@@ -222,7 +220,7 @@ class GridRule(InputRule):
         """The grid of every layer, for an input on ``grid``."""
         return [grid] * self.layers(config)
 
-    def most_tokens(self, family: Family, config: Any) -> int:
+    def most_tokens(self, family: Any, config: Any) -> int:
         """Number of tokens of the largest input for which a model with this config was made."""
         return self.of_size(config, self.sizes(config)[1]).length
 

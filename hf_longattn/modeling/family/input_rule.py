@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ...errors import BackendError
-
-if TYPE_CHECKING:
-    from .definition import Family
 
 
 class InputRule:
@@ -41,11 +38,11 @@ the attention of {base} instead.
         """The arguments of ``forward`` with numbers for each token."""
         return ()
 
-    def entry_problem(self, family: Family, fields: Collection[str]) -> str | None:
+    def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         """The error in a family's entry; ``None`` if it is correct. ``fields``: of its config."""
         return None
 
-    def most_tokens(self, family: Family, config: Any) -> int:
+    def most_tokens(self, family: Any, config: Any) -> int:
         """Maximum number of tokens of one input, for a config of the family or of its base. Special rows of a table do not count."""
         alone = family.two_stacks and not config.is_encoder_decoder
         table = next((entry for entry in family.position_tables if entry.decoder == alone), None)

@@ -13,8 +13,6 @@ from .input_rule import InputRule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .definition import Family
-
 BOX_LIMIT = 1000
 """Width and height of every page, in the units of boxes."""
 BOX_SIDES = ("left", "top", "right", "bottom")
@@ -162,7 +160,7 @@ class PageRule(InputRule):
     arguments: tuple[PageArgument, ...] = ()
     picture: str = ""
 
-    def entry_problem(self, family: Family, fields: Collection[str]) -> str | None:
+    def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         if family.rope or family.relative or family.position_tables or "max_position_embeddings" not in fields:
             return None
         return (

@@ -204,7 +204,7 @@ class ImageInputs:
 
 def rule_of(base: str) -> Any:
     """How the family's tokens lie on a grid."""
-    return FAMILIES[base].grid
+    return FAMILIES[base].rule
 
 
 class ImageModel(Implementation):

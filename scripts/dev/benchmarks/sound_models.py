@@ -69,7 +69,7 @@ def default_layers(name: str) -> int:
 
 def sound_of(name: str, model: Any, seconds: float) -> Tensor:
     """Random sound, the same at every call."""
-    rule: Any = FAMILIES[SHAPES[name][0]].audio
+    rule: Any = FAMILIES[SHAPES[name][0]].rule
     return rule.seeded(model.config, seconds)
 
 

@@ -198,7 +198,7 @@ class TowersTester(Tester):
         inputs["input_ids"][:, -1] = TOKENS["eos_token_id"]  # at which CLIP's text is read
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         pixels = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
-        pictures = towers["vision"].grid.arguments_for_all(config.vision_config, pixels)
+        pictures = towers["vision"].rule.arguments_for_all(config.vision_config, pixels)
         return config, {**inputs, **{name: value for name, value in pictures.items() if name != INTERPOLATE_ARGUMENT}}
 
 
