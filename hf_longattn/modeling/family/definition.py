@@ -89,6 +89,7 @@ class Family:
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
     relative: whether positions are only terms of the scores (T5), which do not limit the length.
+    no_positions: whether there are no positions at all (Jamba), unless a config chooses rotary ones.
     classes: the base's model classes, if its package has other models as well (CLIP's also has a text model).
     inner: model classes of the base that heads call in place of the base model (``OPTDecoder``), besides encoder and decoder.
     stack: the base's class of both the encoder and the decoder, if there is a single one (``T5Stack``).
@@ -110,6 +111,7 @@ class Family:
     position_tables: tuple[PositionTable, ...] = ()
     rope: bool = False
     relative: bool = False
+    no_positions: bool = False
     classes: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
     stack: str | None = None
@@ -152,7 +154,8 @@ class Family:
         if config.__dict__.get("model_type") != f"long_{base}":
             return f"{name} needs model_type = 'long_{base}'."
         fields = {*getattr(config, "__dataclass_fields__", ()), *config.attribute_map}
-        if self.reads_text and not (self.rope or self.relative or self.position_tables) and "max_position_embeddings" in fields:
+        said = self.rope or self.relative or self.no_positions or self.position_tables
+        if self.reads_text and not said and "max_position_embeddings" in fields:
             return (
                 f"{name} has max_position_embeddings, but the entry does not say where positions are; give "
                 r"position_tables=(PositionTable(r'position_embeddings\.weight$'),), or rope=True for rotary ones."
@@ -259,6 +262,11 @@ class Family:
         if table is None:
             return config.max_position_embeddings
         return table.tokens(config) if hasattr(config, table.field) else self.base_length(config, table) - table.config_value(0, config)
+
+    def scales_rotations(self, config: Any) -> bool:
+        """Whether ``rope_parameters`` of this config can scale rotary positions, in the whole family or with this config."""
+        chosen = getattr(config, "position_embedding_type", None) == "rope" or getattr(config, "use_mem_rope", False)
+        return hasattr(config, "rope_parameters") and (self.rope or (self.no_positions and bool(chosen)))
 
     def rotary(self, config: Any) -> bool:
         """Whether positions are rotary, in the whole family or with this config."""

@@ -198,6 +198,8 @@ def _positions(family: Family) -> str:
         return "of each tower"
     if family.rope:
         return "rotary"
+    if family.no_positions:
+        return "none"
     if family.grid is not None:
         return "of patches" if family.grid.has_positions else "relative"
     if family.audio is not None:
