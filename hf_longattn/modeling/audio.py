@@ -47,7 +47,7 @@ class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):
     """Mixin before the base model: checks the input, and requests weights from its attention modules."""
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        rule: AudioRule = self.family.audio  # type: ignore[assignment]
+        rule: AudioRule = self.family.audio
         rule.check(self.config, arguments, values=not in_graph())
         if (sound := arguments.get(rule.input)) is not None:
             arguments[rule.input] = sound.to(self.dtype)  # feature extractors return fp32

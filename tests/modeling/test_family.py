@@ -82,7 +82,7 @@ def test_the_families() -> None:
         assert family.config_class.model_type == f"long_{name}"
         assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
         table, reads = bool(family.position_tables), [family.grid is not None, family.audio is not None, bool(family.towers)]
-        assert [table, family.rope, family.relative, *reads].count(True) == 1
+        assert [table, family.rope, family.relative, family.no_positions, *reads].count(True) == 1
 
 
 def test_every_head_of_the_base_is_there() -> None:
