@@ -153,7 +153,7 @@ def plan_positions(
         PositionError: `positions` is unknown, or does not apply to the source's kind of positions.
     """
     family, base = architecture.family, architecture.source_config
-    if family.rope and hasattr(base, "rope_parameters"):
+    if family.scales_rotations(base):
         rope = plan_rotary(base, attention, positions, text.old, text.new)
         return PositionPlan(f"rope:{rope.kind}", rope.exact, rope, {})
     if family.relative:
@@ -164,6 +164,10 @@ def plan_positions(
             )
         of_decoder = {} if decoder is None else {"max_decoder_position_embeddings": decoder.new}
         return PositionPlan("relative", True, None, {"max_position_embeddings": text.new, **of_decoder})
+    if family.no_positions:
+        if positions != "auto":
+            raise PositionError(f"{positions!r} does not apply: a {architecture.source_class} has no positions; leave --positions out.")
+        return PositionPlan("absent", True, None, {"max_position_embeddings": text.new})
     lengths = {
         table.field: table.config_value(decoder.new if table.decoder and decoder is not None else text.new, base)
         for table in family.position_tables

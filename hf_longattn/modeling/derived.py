@@ -47,6 +47,8 @@ FACTS: dict[str, dict[str, Any]] = {
 }
 """Facts that replace those read from the small models. ModernBERT's global layers stay full unless a mechanism is chosen. The folding model
 of ESM is left out, because it computes on all pairs of tokens."""
+WITHOUT_POSITIONS = ("granitemoehybrid", "jamba", "kimi_linear", "nemotron_h", "zamba", "zamba2")
+"""Model types whose attention has no positions, by reading their code: a probe cannot tell them from those with a formula of their own."""
 PROBED: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
 }
@@ -81,7 +83,7 @@ def derive(model_type: str) -> dict[str, Any]:
     attributes: the class attributes of the Long config.
     module: the module of the base's config class, if its name is unusual.
     head_dim: the attribute of attention modules with the width of a key, if its name is unusual.
-    rope, position_tables, inner, classes: as in ``Family``, if they differ from the defaults.
+    rope, no_positions, position_tables, inner, classes: as in ``Family``, if they differ from the defaults.
 
     Raises:
         CheckpointError: the base can have no family; the message says why.
@@ -119,6 +121,8 @@ def derive(model_type: str) -> dict[str, Any]:
         "rotary" in type(module).__name__.lower() for module in body.modules()
     ):
         facts["rope"] = True
+    elif model_type in WITHOUT_POSITIONS:
+        facts["no_positions"] = True
     else:
         raise CheckpointError("its checkpoints have no position table, and it has no rotary positions")
     parts = [] if two_stacks else [type(part).__name__ for part in body.children() if isinstance(part, PreTrainedModel)]

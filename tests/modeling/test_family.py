@@ -82,7 +82,7 @@ def test_the_families() -> None:
         assert family.config_class.model_type == f"long_{name}"
         assert family.module == f"hf_longattn.families.{name.replace('-', '_')}"
         table, reads_other = bool(family.position_tables), not family.reads_text
-        assert [table, family.rope, family.relative, reads_other].count(True) == 1
+        assert [table, family.rope, family.relative, family.no_positions, reads_other].count(True) == 1
 
 
 def test_every_head_of_the_base_is_there() -> None:

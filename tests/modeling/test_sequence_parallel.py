@@ -317,7 +317,7 @@ def refusals() -> None:
         assert_refused("at most 1 processes, not 2", {"mechanism": "nsa"}, "LongLlamaForCausalLM", few, attention_mask=padding)
     assert_refused("is not known to sequence parallelism", WINDOW, name="LongBertForNextSentencePrediction")
     convolution = {"relative_attention": True, "conv_kernel_size": 3, "conv_act": "gelu"}
-    assert_refused("convolves", WINDOW, name="LongDebertaV2ForMaskedLM", settings=convolution)
+    assert_refused("convolutions or recurrent layers", WINDOW, name="LongDebertaV2ForMaskedLM", settings=convolution)
     assert_refused("in segments", {"mechanism": "recurrent_memory"}, name="LongLlamaForCausalLM")
     assert_refused("logits_to_keep would", WINDOW, name="LongLlamaForCausalLM", logits_to_keep=1)
     assert_refused("outputs by name", WINDOW, name="LongLlamaForCausalLM", labels=torch.ones(1, 50, dtype=torch.long), return_dict=False)

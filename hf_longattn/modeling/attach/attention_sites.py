@@ -119,7 +119,7 @@ def attention_sites(model: nn.Module) -> list[AttentionSite]:
         ordinal = counted[stack, cross]
         counted[stack, cross] += 1
         layer = getattr(module, "layer_idx", None)
-        sites.append(AttentionSite(name, module, layer if isinstance(layer, int) else ordinal, cross))
+        sites.append(AttentionSite(name, module, layer if isinstance(layer, int) and layer >= 0 else ordinal, cross))
     return sites
 
 

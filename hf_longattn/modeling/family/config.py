@@ -92,6 +92,8 @@ class LongConfig(_Base):
             cls.base_model_type = base.model_type
         if "layer_types" in cls.__dataclass_fields__:
             setattr(cls, "layer_types", None)  # noqa: B010 - the base has its own, by whose names its forward pass looks masks up
+        elif isinstance(of_base := getattr(base, "layer_types", None), property):  # computed from other fields (Jamba)
+            setattr(cls, "layer_types", of_base)  # noqa: B010
         cls.keys_to_ignore_at_inference = [*getattr(base, "keys_to_ignore_at_inference", []), "memory"]
         strict(cls)  # as transformers does for every config; without it, the base's validators would run instead of the ones below
 
@@ -259,7 +261,8 @@ class LongConfig(_Base):
         from .definition import family_of
 
         old, new = before.get("max_position_embeddings"), getattr(self, "max_position_embeddings", None)
-        if "rope_parameters" not in before or not family_of(self).rope or old is None or new is None or new <= old:
+        scales = "rope_parameters" in before and family_of(self).scales_rotations(self)
+        if not scales or old is None or new is None or new <= old:
             return
         try:
             plan = plan_rotary(self, self.long_attention, "auto", old, new)

@@ -87,6 +87,7 @@ class Family:
     position_tables: the tables to extend; empty for rotary models.
     rope: whether positions are rotary in every model; see :meth:`rotary`.
     relative: whether positions are only terms of the scores (T5), which do not limit the length.
+    no_positions: whether there are no positions at all (Jamba), unless a config chooses rotary ones.
     classes: the base's model classes, if its package has other models as well (CLIP's also has a text model).
     inner: model classes of the base that heads call in place of the base model (``OPTDecoder``), besides encoder and decoder.
     stack: the base's class of both the encoder and the decoder, if there is a single one (``T5Stack``).
@@ -106,6 +107,7 @@ class Family:
     position_tables: tuple[PositionTable, ...] = ()
     rope: bool = False
     relative: bool = False
+    no_positions: bool = False
     classes: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
     stack: str | None = None
@@ -238,6 +240,11 @@ class Family:
 
         For pictures and sound: tokens of the size for which the model was made. With towers: the text's tokens."""
         return int(self.rule.most_tokens(self, config))
+
+    def scales_rotations(self, config: Any) -> bool:
+        """Whether ``rope_parameters`` of this config can scale rotary positions, in the whole family or with this config."""
+        chosen = getattr(config, "position_embedding_type", None) == "rope" or getattr(config, "use_mem_rope", False)
+        return hasattr(config, "rope_parameters") and (self.rope or (self.no_positions and bool(chosen)))
 
     def rotary(self, config: Any) -> bool:
         """Whether positions are rotary, in the whole family or with this config."""

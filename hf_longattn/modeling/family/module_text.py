@@ -44,7 +44,8 @@ def module_text(model_type: str, facts: Mapping[str, Any]) -> str:
     config = CONFIG_MAPPING_NAMES[model_type]
     tables = [", ".join(f"{name}={value!r}" for name, value in table.items()) for table in facts.get("position_tables", ())]
     positions = "".join(f"PositionTable({table}), " for table in tables)
-    arguments = [f"position_tables=({positions.strip()})" if tables else "rope=True"]
+    absent = "no_positions" in facts
+    arguments = [f"position_tables=({positions.strip()})" if tables else "no_positions=True" if absent else "rope=True"]
     arguments += [f"{name}={tuple(facts[name])!r}" for name in ("inner", "classes") if name in facts]
     arguments += [f"attention=AttentionNames(head_dim={facts['head_dim']!r})"] if "head_dim" in facts else []
     fields = "``long_attention``"
@@ -54,7 +55,7 @@ def module_text(model_type: str, facts: Mapping[str, Any]) -> str:
         prefix=long_prefix(model_type),
         stem=config.removesuffix("Config"),
         config=config,
-        positions="positions in a table" if tables else "rotary positions",
+        positions="positions in a table" if tables else "no positions" if absent else "rotary positions",
         module=facts.get("module", usual_config_module(model_type)),
         kind=facts["kind"],
         names=", ".join(["AttentionNames"] * ("head_dim" in facts) + ["Family"] + ["PositionTable"] * bool(tables)),

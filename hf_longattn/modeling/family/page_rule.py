@@ -161,7 +161,8 @@ class PageRule(InputRule):
     picture: str = ""
 
     def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
-        if family.rope or family.relative or family.position_tables or "max_position_embeddings" not in fields:
+        stated = family.rope or family.relative or family.no_positions or family.position_tables
+        if stated or "max_position_embeddings" not in fields:
             return None
         return (
             f"{family.config_class.__name__} has max_position_embeddings, but the entry does not say where positions are; give "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,7 @@ else:
 PACKED_DOCUMENTS = "Several documents are packed into one row, but"
 OWN_ROWS = "give each document its own row with padding."
 WITH_A_CACHE = f"{PACKED_DOCUMENTS} with a cache nothing keeps them apart; pass use_cache=False, or {OWN_ROWS}"
+MIXED = f"{PACKED_DOCUMENTS} convolutions or recurrent layers of this model read across their borders;"
 CANNOT_TELL = "cannot tell its attention where each starts"
 
 
@@ -33,6 +35,7 @@ class FindsDocuments(_Base):
     """The part of a Long base model that finds the documents of a call."""
 
     if TYPE_CHECKING:
+        family: ClassVar[Any]
         recursion: Any
         hands_globals_down: bool
         position_table: ClassVar[Any]
@@ -109,12 +112,20 @@ class FindsDocuments(_Base):
             first = first & mask[:, : -positions.shape[1]].bool().any(1)
         return bool(first.any())
 
+    @functools.cached_property
+    def mixes_beside_attention(self) -> bool:
+        """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
+        recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
+        return self.family.reads_text and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
+
     def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
         """Why this call cannot have documents packed into one row; ``None`` if it can."""
         if self.recursion is not None:
             return f"{PACKED_DOCUMENTS} {type(self).__name__} runs in segments with memory tokens; {OWN_ROWS}"
         if self.config.is_encoder_decoder or not self.hands_globals_down:
             return f"{PACKED_DOCUMENTS} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
+        if self.mixes_beside_attention:
+            return f"{MIXED} {OWN_ROWS}"
         if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
             return WITH_A_CACHE
         if self.position_table is not None and not self.takes_positions:
@@ -125,6 +136,8 @@ class FindsDocuments(_Base):
         """Why a traced graph cannot have rows of ``length`` tokens with several documents.
 
         ``None`` if transformers' mask separates them, which is enough for mechanisms that depend only on distances and contents."""
+        if self.mixes_beside_attention:
+            return f"{MIXED} {OWN_ROWS}"
         causal = any(is_causal(module) for module in self.modules() if hasattr(module, "long_attention"))
         if not causal:
             return f"{PACKED_DOCUMENTS} nothing keeps them apart in a compiled encoder; call it without torch.compile, or {OWN_ROWS}"

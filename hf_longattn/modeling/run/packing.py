@@ -105,8 +105,6 @@ def packing_refusal(model: Any) -> str | None:
     """Why padded batches of this base model cannot run as one packed row; ``None`` if they can."""
     if not hasattr(model, "refusal_of_documents"):
         return f"{type(model).__name__} does not keep documents of one row apart; only the base models of Long classes do"
-    if any(isinstance(module, nn.Conv1d) for module in model.modules()):
-        return f"{type(model).__name__} convolves neighbouring tokens beside its attention"
     if model.main_input_name != "input_ids":
         return f"{type(model).__name__} reads {model.main_input_name}, which have no padding"
     if getattr(model.config, "token_dropout", False):

@@ -88,8 +88,10 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
         raise OptionError(
             f"{type(base).__name__} takes no position_ids, which would say where a process's part begins; leave sequence parallelism out."
         )
-    if any(isinstance(module, nn.Conv1d) for module in base.modules()):
-        raise OptionError(f"{type(base).__name__} convolves neighbouring tokens beside its attention; leave sequence parallelism out.")
+    if base.mixes_beside_attention:
+        raise OptionError(
+            f"{type(base).__name__} has convolutions or recurrent layers, which read across parts; leave sequence parallelism out."
+        )
     if getattr(base.config, "token_dropout", False):
         raise OptionError("Embeddings are scaled by each row's share of masked tokens (token_dropout); leave sequence parallelism out.")
     group = group.get_group() if hasattr(group, "get_group") else group

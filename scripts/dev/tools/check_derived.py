@@ -72,6 +72,11 @@ OWN: dict[str, dict[str, Any]] = {
     **{name: {"num_hidden_layers": 4} for name in ("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")},  # one layer of four attends
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 4, "mamba_d_state": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 16, "linear_num_heads": 2},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 32},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "n_mamba_heads": 4},
     "mimo_v2_flash": {"num_key_value_heads": 1},  # its sliding layers double it
 }
 """Further values of single families."""

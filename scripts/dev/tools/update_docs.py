@@ -200,6 +200,8 @@ def _positions(family: Family) -> str:
         return "of each tower"
     if family.rope:
         return "rotary"
+    if family.no_positions:
+        return "none"
     if family.rule.reads == "grid":
         return "of patches" if family.rule.has_positions else "relative"
     if family.rule.reads == "sound":

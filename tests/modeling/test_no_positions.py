@@ -1,0 +1,93 @@
+"""Models without positions, whose length no table and no rotation limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import hf_longattn
+from hf_longattn.errors import MaskError, PositionError
+from hf_longattn.modeling.derived import WITHOUT_POSITIONS
+from hf_longattn.modeling.family.definition import FAMILIES
+from hf_longattn.modeling.run.packing import packing_refusal
+from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
+from tests.cells import every_cell
+
+
+def short(base: str, folder: Path, **config: Any) -> Any:
+    auto, model = small_model(base)
+    if config:
+        for name, value in config.items():
+            setattr(model.config, name, value)
+        model = auto.from_config(model.config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_the_families_say_so() -> None:
+    assert all(FAMILIES[base].no_positions and not FAMILIES[base].position_tables for base in WITHOUT_POSITIONS)
+
+
+@every_cell("base", WITHOUT_POSITIONS)
+def test_longer_texts_are_read_as_by_the_stock_model(base: str, tmp_path: Path) -> None:
+    stock = short(base, tmp_path / "short")
+    report = hf_longattn.convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 2 * LONG}, max_length=LONG, verify=False
+    )
+    assert report.plan["positions"] == "absent"
+    long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
+    assert long.config.max_position_embeddings == LONG
+    ids = torch.randint(5, 150, (2, LONG), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, found = stock(ids).logits, long(ids).logits
+        assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+        assert decoded(long, ids[:, :90], found[:, :90], prompt=70) < 1e-3
+
+
+def test_positions_are_refused(tmp_path: Path) -> None:
+    short("jamba", tmp_path / "short")
+    with pytest.raises(PositionError, match=r"'rope:yarn' does not apply: a JambaForCausalLM has no positions"):
+        hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", positions="rope:yarn", max_length=LONG)
+
+
+@every_cell(("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})])
+def test_a_config_may_choose_rotary_positions(base: str, chosen: dict[str, Any], tmp_path: Path) -> None:
+    stock = short(base, tmp_path / "short", **chosen, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
+    report = hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="full", max_length=LONG)
+    assert report.plan["positions"] == "rope:yarn"
+    long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
+    kept = hf_longattn.convert_checkpoint(
+        tmp_path / "short", tmp_path / "kept", mechanism="window", options={"window": 16}, max_length=LONG
+    )
+    assert kept.plan["positions"] == "rope:none"
+    ids = torch.randint(5, 150, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert not torch.allclose(stock(ids).logits, long(ids).logits, atol=1e-6)
+
+
+def test_documents_are_not_packed_where_states_pass_their_borders(tmp_path: Path) -> None:
+    short("jamba", tmp_path / "short")
+    hf_longattn.convert_checkpoint(
+        tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=LONG, verify=False
+    )
+    long = AutoModelForCausalLM.from_pretrained(tmp_path / "long").eval()
+    ids, documents = torch.randint(5, 150, (1, 60)), (torch.arange(60) > 30).long()[None]
+    with pytest.raises(MaskError, match="recurrent layers of this model read across their borders; give each document its own row"):
+        long(ids, documents=documents)
+    assert "recurrent layers" in str(packing_refusal(long.base_model))
+
+
+def test_reverting_gives_the_source(tmp_path: Path) -> None:
+    stock = short("nemotron_h", tmp_path / "short")
+    hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", options={"window": 16}, max_length=LONG)
+    hf_longattn.revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "back").eval()
+    assert type(back) is type(stock)
+    assert back.config.max_position_embeddings == TOKENS
+    ids = torch.randint(5, 150, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(back(ids).logits, stock(ids).logits)
