@@ -113,3 +113,38 @@ def test_every_test_of_a_class_has_the_cells() -> None:
 
     with pytest.raises(AssertionError, match="1 of 2 cells failed: 2"):
         Tests().test_small()
+
+
+def quick_cells(test: Any) -> list[dict[str, Any]]:
+    return [arguments for _, arguments, slow in test.every_cell.cells if not slow]
+
+
+def test_a_part_of_the_values_is_quick_and_begins_elsewhere_in_each_test() -> None:
+    parts = set()
+    for name in "abcdefgh":
+
+        def test(x: int) -> None:
+            pass
+
+        test.__qualname__ = name
+        table = every_cell("x", range(9), of=3)(test)
+        assert len(table.every_cell.cells) == 9, "the others are slow"
+        parts.add(tuple(cell["x"] for cell in quick_cells(table)))
+    assert parts == {(0, 3, 6), (1, 4, 7), (2, 5, 8)}
+
+
+def test_every_code_has_a_quick_value() -> None:
+    @every_cell(("name", "size"), [("a", 1), ("a", 2), ("b", 1), ("c", 1), ("c", 2), pytest.param("d", 1, marks=pytest.mark.slow)], of=2,
+                alike=lambda name, size: name)  # fmt: skip
+    def test(name: str, size: int) -> None:
+        pass
+
+    assert [cell["name"] for cell in quick_cells(test)] == ["a", "b", "c"]
+
+
+def test_a_second_axis_is_in_turn_too() -> None:
+    @every_cell(("row", "way"), [(row, way) for row in range(4) for way in "xy"], of=2, alike=lambda row, way: way)
+    def test(row: int, way: str) -> None:
+        pass
+
+    assert sorted(cell["row"] for cell in quick_cells(test)) == [0, 1, 2, 3]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -13,10 +11,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from hf_longattn import attend
 from hf_longattn.families.bert import LongBertConfig
+from tests.warm import ROOT, run_fresh
 
 LIMITS = {
     "window": (86, 10),
@@ -83,8 +83,7 @@ def loading() -> Callable[[], Any]:
 
 def test_walks_are_no_longer_than_before() -> None:
     """They are walked in a process of their own: what other tests left in this one may lengthen them."""
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error"}
-    done = subprocess.run([sys.executable, "-m", "tests.test_walks"], capture_output=True, text=True, timeout=300, env=environment)
+    done = run_fresh("-m", "tests.test_walks", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     walks = json.loads(done.stdout.splitlines()[-1])
     longer = {
@@ -97,5 +96,6 @@ def test_walks_are_no_longer_than_before() -> None:
 
 
 if __name__ == "__main__":
+    transformers.logging.set_verbosity_error()
     models = {"bert": padded_bert, "load": loading}
     print(json.dumps({name: walked(models[name]() if name in models else attention(name)) for name in LIMITS}))

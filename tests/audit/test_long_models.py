@@ -12,7 +12,6 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.modeling.family.validation import known_length
 from tests.audit.long_models import LONG_MODELS, LONGEST
 from tests.cells import every_cell
-from tests.grids import grid
 
 WINDOWS = {
     "Longformer": [(4, 4), (8, 8)],
@@ -52,10 +51,7 @@ REFUSED = {
 }
 
 
-CASES = [(name,) for name in LONG_MODELS]
-
-
-@every_cell(("name",), grid(CASES, lambda name: name in WINDOWS or name in REFUSED or [*LONG_MODELS].index(name) % 2 == 0))
+@every_cell("name", LONG_MODELS, of=3, alike=lambda name: (name in REFUSED, name in WINDOWS))
 def test_an_audit_ends_in_a_verdict_or_a_sentence(name: str) -> None:
     torch.manual_seed(0)
     model = LONG_MODELS[name]()

@@ -17,6 +17,7 @@ from hf_longattn.audit.declared import LayerReach, Reach, StackReach
 from hf_longattn.audit.measure import CONFIRMATIONS, MAX_RUN_SETS, Settings, Stage, measure, measure_embedding, replacements
 from hf_longattn.audit.verdict import of_stage
 from tests.cells import every_cell
+from tests.grids import alternately
 from tests.reference.small_models import long_config
 
 LENGTH = 160
@@ -293,11 +294,11 @@ def leaking(attend: Attention, rows: Sequence[int], tokens: Sequence[int]) -> At
     return attention
 
 
-@every_cell("exhaustive", [False, True])
-@every_cell(("rows", "tokens"), [([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))])
+@every_cell(("rows_and_tokens", "exhaustive"), alternately([([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))]))
 def test_a_leak_at_a_single_position_is_found(
-    rows: Sequence[int], tokens: Sequence[int], exhaustive: bool, decoder: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    rows_and_tokens: tuple[Sequence[int], Sequence[int]], exhaustive: bool, decoder: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rows, tokens = rows_and_tokens
     registered = AttentionInterface._global_mapping  # one table for the process
     monkeypatch.setitem(registered, "longattn", leaking(registered["longattn"], rows, tokens))
     audit = audit_reach(decoder, length=LENGTH, exhaustive=exhaustive)

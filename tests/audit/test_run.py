@@ -28,6 +28,7 @@ from hf_longattn.cli import main
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.generic import towers_of
+from tests.alike import code_of_form
 from tests.audit.fakes import WORDS, graph, serving, window
 from tests.cells import every_cell
 from tests.grids import grid
@@ -43,6 +44,8 @@ FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(
 @every_cell(
     ("mechanism", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or (FORMS.index((name, False)) + causal) % 2 == 0),
+    of=2,
+    alike=code_of_form,
 )
 def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> None:
     """Of those with two forms, the quick tests take one, in turn."""

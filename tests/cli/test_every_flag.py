@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from hf_longattn.cli import app, main
+from scripts.dev.benchmarks import peak
 from scripts.dev.benchmarks.app import app as bench
 from tests.cells import every_cell
 
@@ -195,6 +196,8 @@ def test_every_value_of_a_flag(path: tuple[str, ...], parameter: Any, places: di
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the Hub, and with a small product of matrices for the peak of the machine, which takes a second at its real size."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(peak, "SIDE", 256)

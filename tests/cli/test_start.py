@@ -55,6 +55,7 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
         ("train linearise --mechanism window --option windw=4", 1),
         ("--version", 0),
     ],
+    of=2,
 )
 def test_nothing_slow_is_imported_before_it_is_needed(line: str, code: int, repository: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository)}

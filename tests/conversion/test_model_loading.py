@@ -106,7 +106,7 @@ def checked(report: Any) -> tuple[str, list[Any]]:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("BertForMaskedLM", WINDOW),
+        pytest.param("BertForMaskedLM", WINDOW, marks=pytest.mark.slow),
         ("LlamaForCausalLM", {**WINDOW, "dtype": "bf16", "max_shard_size": "20KB"}),
         ("GPT2LMHeadModel", {**LENGTHS, "mechanism": "delta"}),
         ("BartForConditionalGeneration", WINDOW),

@@ -25,6 +25,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev.tools.native_cases import long_attention, long_values, save_long
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model
+from tests.alike import code_of_family
 from tests.cells import every_cell
 
 WINDOW = {"mechanism": "window", "window": 6}
@@ -103,7 +104,7 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
 CASES = {**QUICK, **SLOW}
 
 
-@every_cell("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)])
+@every_cell("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], of=2)
 def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> None:
     base, attention, head, changes, expected = CASES[case]
     save_long(tmp_path / "long", base, attention, head, **changes)
@@ -203,7 +204,7 @@ def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
     assert ". " not in choice.reason, "one sentence"
 
 
-@every_cell("base", list(TEXT_FAMILIES))
+@every_cell("base", TEXT_FAMILIES, of=2, alike=code_of_family)
 def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
     family = FAMILIES[base]
     for mechanism in list_mechanisms(grid=False):
@@ -244,7 +245,7 @@ def test_experts_whose_router_logits_are_returned_generate_with_padding(tmp_path
     assert transformers.AutoConfig.from_pretrained(tmp_path / "twin").output_router_logits
 
 
-@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "RobertaForQuestionAnswering"])
+@pytest.mark.parametrize("name", [pytest.param("RobertaForMaskedLM", marks=pytest.mark.slow), "RobertaForQuestionAnswering"])
 def test_a_refusal_for_global_tokens_names_the_options_that_make_a_twin(name: str, checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("RobertaForMaskedLM", tokenizer="roberta")
     getattr(transformers, name).from_pretrained(source).save_pretrained(source)

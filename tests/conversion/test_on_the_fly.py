@@ -18,6 +18,7 @@ from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.alike import code_of_family
 from tests.cells import every_cell
 from tests.grids import grid
 
@@ -60,13 +61,13 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
 OF_ALL = [(base,) for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS]
 
 
-@every_cell(("base",), grid(OF_ALL, lambda base: [*TEXT_FAMILIES].index(base) % 2 == 0))  # test_revert has the others
+@every_cell(("base",), grid(OF_ALL, lambda base: [*TEXT_FAMILIES].index(base) % 2 == 0), of=3, alike=code_of_family)
 def test_every_family(base: str, short: Short, tmp_path: Path) -> None:
+    """The quick tests have half of them; test_revert.py has the others."""
     check(short(base, head_of(base)), tmp_path / "long")
 
 
-@every_cell("positions", ["interpolate", "random", "none", "alibi"])
-@every_cell("base", ["bert", "roberta", "gpt2", "bart"])
+@every_cell(("base", "positions"), itertools.product(["bert", "roberta", "gpt2", "bart"], ["interpolate", "random", "none", "alibi"]), of=3)
 def test_other_positions(base: str, positions: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long", positions=positions)
 
@@ -119,6 +120,7 @@ HEADS = ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"]
 @every_cell(
     ("base", "head"),
     grid(itertools.product(TWO_STACKS, HEADS), lambda base, head: (TWO_STACKS.index(base) + HEADS.index(head)) % 2 == 0),
+    of=2,
 )
 def test_heads_of_encoder_decoders(base: str, head: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base, head)), tmp_path / "long")
@@ -134,8 +136,11 @@ def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -
     check(short(base, head_of(base)), tmp_path / "long", mechanism="longformer", separate_global=True)
 
 
-@every_cell("mechanism", ["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"])
-@every_cell("base", ["bert", "gpt2", "llama"])
+@every_cell(
+    ("mechanism", "base"),
+    itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"], ["bert", "gpt2", "llama"]),
+    of=2,
+)
 def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and layers have different random features."""
     options = {"heads": "adaptive_span,performer"} if mechanism == "per_head" else mechanism_class(mechanism).sample

@@ -108,8 +108,7 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if family.table(name) is not None}
 
 
-@every_cell("positions", ["alibi", "none"])
-@every_cell("name", WITH_TABLES)
+@every_cell(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in ("alibi", "none")], of=3)
 def test_a_dropped_table_is_zeros_and_not_trained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions)
     assert report.passed

@@ -17,6 +17,7 @@ from hf_longattn.conversion.tensor_names import names_in_model
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import IN_FULL, NAMES
+from tests.alike import code_of_family
 from tests.cells import every_cell
 
 from .every_family import config_of, source_config
@@ -58,6 +59,8 @@ def refusal(folder: Path) -> str:
 @every_cell(
     ("base", "head"),
     [pytest.param(base, head, marks=() if FIRST_HEADS[base] == head else pytest.mark.slow) for base, head in HEADS],
+    of=3,
+    alike=code_of_family,
 )
 def test_every_tensor_of_a_file_is_compared(base: str, head: str, tmp_path: Path) -> None:
     """Every one becomes a parameter or buffer, is a part of one, or is dropped for a reason; none is compared with nothing."""

@@ -23,6 +23,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.positions import DROPPED, STRATEGIES, moves_rows
 from hf_longattn.positions.rope import ROPE_KINDS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
+from tests.alike import code_of_family
 from tests.cells import every_cell
 from tests.grids import grid
 
@@ -125,7 +126,12 @@ CHANGED = {
 
 
 @pytest.mark.filterwarnings("ignore:Its relative positions:UserWarning")
-@every_cell(("name", "positions"), grid(EVERY_WAY, quick_way))
+@every_cell(
+    ("name", "positions"),
+    grid(EVERY_WAY, quick_way),
+    of=2,
+    alike=lambda name, positions: (name, positions in DROPPED, positions in SOLVED_BACK),
+)
 def test_every_kind_of_positions_comes_back_or_is_said_to_be_lost(
     name: str, positions: str, built: Built, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -201,6 +207,8 @@ def test_an_interpolated_table_cut_to_fewer_tokens_has_the_sources_rows(length: 
         ],
         lambda base, head: head or [*TEXT_FAMILIES].index(base) % 2 == 1,  # test_on_the_fly has the others
     ),
+    of=2,
+    alike=code_of_family,
 )
 def test_every_family_there_and_back(base: str, head: str, short: Short, tmp_path: Path) -> None:
     source = short(base, head_of(base, head))

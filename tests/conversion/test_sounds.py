@@ -25,6 +25,7 @@ from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.sound import seeded_sound
 
+from ..grids import every_other
 from ..modeling import audio_models
 
 CTC = "Wav2Vec2ForCTC"
@@ -92,7 +93,7 @@ def test_a_model_converts_verifies_and_reverts(mechanism: str, saved: Checkpoint
             assert (back / file).read_bytes() == (source / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("base", audio_models.BASES)
+@pytest.mark.parametrize("base", every_other(audio_models.BASES))
 def test_every_family_of_sound(base: str, tmp_path: Path) -> None:
     """Converted, loaded by its card's example, and reverted to the same bytes."""
     head = sorted(FAMILIES[base].heads)[0]

@@ -1,5 +1,6 @@
 """Queries sorted by the blocks they chose: every choice is visited once, and nothing else."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -71,16 +72,21 @@ def test_attention_and_gradients_equal_the_mask(length: int, size: int, ranks: i
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.usefixtures("cuda_paths")
-@every_cell("causal", [False, True], pairs=True)
-@every_cell("padded", [False, True])
-@every_cell(("name", "options", "path"), [
+ON_CUDA: list[tuple[str, dict[str, Any], str]] = [
     ("nsa", {"block_size": 64, "num_blocks": 5}, "flex-blocks"),
     ("nsa", {"block_size": 128, "num_blocks": 4}, "flex-blocks"),
     ("nsa", {"block_size": 48, "num_blocks": 5}, "flex-gathered"),
     ("block_top_k", {"block_size": 32, "num_blocks": 4}, "flex-blocks"),
     ("block_top_k", {"block_size": 256, "num_blocks": 2}, "flex-blocks"),
-], ids=str)  # fmt: skip
+]
+
+
+@pytest.mark.usefixtures("cuda_paths")
+@every_cell(
+    ("name", "options", "path", "padded", "causal"),
+    [(*case, *how) for case in ON_CUDA for how in itertools.product([False, True], repeat=2)],
+    of=3,
+)
 def test_selected_blocks_on_the_paths_for_cuda(
     name: str, options: dict[str, Any], path: str, padded: bool, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_B
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.cpu import band
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.alike import code_of_form
 from tests.cells import every_cell
 
 
@@ -92,7 +93,7 @@ def test_threads_share_it() -> None:
     kept, failures = ByteCache(64 * (4000 + ENTRY_BYTES)), []
 
     def work(seed: int) -> None:
-        for step in range(2000):
+        for step in range(1000):
             key = (seed * 7 + step * step) % 97
             if not bool((kept.get(key, lambda key=key: torch.full((1000,), float(key))) == key).all()):
                 failures.append(key)
@@ -116,7 +117,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> ByteCache:
 CALLS = [("window", {"window": 64}), ("bigbird", {"block_size": 16}), ("strided", {"window": 24, "stride": 16}), ("hierarchical", {})]
 
 
-@pytest.mark.parametrize("calls", [25, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calls", [12, pytest.param(100, marks=pytest.mark.slow)])
 def test_calls_of_changing_lengths_on_twenty_threads(calls: int, small: ByteCache) -> None:
     """Bounded memory, and the results of one thread with nothing kept."""
     modules = [build_mechanism(name, num_heads=2, head_dim=8, **{**mechanism_class(name).sample, **options}) for name, options in CALLS]
@@ -149,7 +150,7 @@ def test_calls_of_changing_lengths_on_twenty_threads(calls: int, small: ByteCach
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # in KiB; loosely
 
 
-@every_cell("name", list_mechanisms(grid=False))
+@every_cell("name", list_mechanisms(grid=False), of=3, alike=code_of_form)
 def test_no_mechanism_keeps_more_than_the_budget_or_other_results(name: str, small: ByteCache) -> None:
     small.clear()
     cls = mechanism_class(name)

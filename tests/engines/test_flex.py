@@ -252,7 +252,7 @@ def test_what_a_call_without_gradients_made_serves_one_with_gradients() -> None:
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @every_cell("causal", [False, True])
-@every_cell("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)])
+@every_cell("name", [name for engine in ("block_sparse", "gathered") for name in list_mechanisms(engine=engine, grid=False)], of=2)
 @every_cell("in_graph", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_mechanisms_on_the_paths_for_cuda(in_graph: bool, name: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In one whole graph, too: nothing there may depend on how many tokens are global."""

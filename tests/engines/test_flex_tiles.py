@@ -87,7 +87,7 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
 }
 
 
-@every_cell(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]))
+@every_cell(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]), of=2, alike=lambda name, *rest: name)
 def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradients in float64, with grouped heads and a score term that reads positions."""
     monkeypatch.setattr(flex, "fused_flex", by_the_lists)
@@ -217,8 +217,11 @@ ENGINES = ("gathered", "block_selected", "bucketed", "grid_windows", "grid_halo"
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell("setting", ["plain", "padded", "gradients"])
-@every_cell("name", [name for engine in ENGINES for name in list_mechanisms(engine=engine)])
+@every_cell(
+    ("name", "setting"),
+    [(name, setting) for engine in ENGINES for name in list_mechanisms(engine=engine) for setting in ("plain", "padded", "gradients")],
+    of=2,
+)
 def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its default options, and not one of its tiles by plain operations."""
 

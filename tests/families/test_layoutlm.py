@@ -14,7 +14,7 @@ from hf_longattn import LongAttentionConfig, explain, export_checkpoint
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.errors import PageError
 from hf_longattn.families import FAMILIES
-from tests.grids import quickly
+from tests.grids import every_other, quickly
 from tests.modes.cells import Cell
 from tests.modes.ways import WAYS
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
@@ -29,7 +29,7 @@ def boxes(config: Any, batch: int, length: int) -> Tensor:
     return FAMILIES[BASE].rule.seeded(config, batch, length)["bbox"]
 
 
-@pytest.mark.parametrize("way", [name for name, way in WAYS.items() if not way.slow])
+@pytest.mark.parametrize("way", every_other((name for name, way in WAYS.items() if not way.slow), 0))
 def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
     outcome = Cell(BASE, way).outcome()
     assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)

@@ -19,6 +19,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import FULL, STATE_LAYER, SUMMARY_LAYER, AttentionCacheLayer, decode_layer_types
 from hf_longattn.memory.kept_cache import SLACK
 from tests.cells import every_cell
+from tests.grids import ONLY_QUICK
 from tests.reference.small_models import long_config, long_model, tokens
 
 HEADS, KEY_HEADS, WIDTH, ROWS, LONGEST = 2, 1, 4, 3, 400
@@ -89,7 +90,7 @@ def test_there_is_every_kind_of_cache() -> None:
 @every_cell("recording", [False, True], ids=["as-it-is", "recording"])
 @every_cell("kind", KINDS)
 def test_what_follows_is_right_or_taking_back_is_refused(kind: str, recording: bool) -> None:
-    for seed in range(3):
+    for seed in range(2 if ONLY_QUICK else 3):
         decoder, chance, since = Decoder(KINDS[kind], seed), random.Random(seed), 0
         if recording:
             decoder.cache.activate_past_recording()

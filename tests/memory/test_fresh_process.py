@@ -50,7 +50,7 @@ def decoding(attention: dict[str, Any], static: bool) -> bytes:
     model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention), tokens(2, LENGTH)
     cache = StaticCache(config=model.config, max_cache_len=LENGTH) if static else DynamicCache(config=model.config)
     with torch.no_grad():
-        for begin, end in ((0, 70), *((i, i + 1) for i in range(70, SEEN))):
+        for begin, end in ((0, 76), *((i, i + 1) for i in range(76, SEEN))):
             mask = torch.ones(2, end, dtype=torch.long)
             model(ids[:, begin:end], attention_mask=mask, past_key_values=cache)
         arguments = {"input_ids": ids[:, SEEN:], "attention_mask": torch.ones(2, LENGTH, dtype=torch.long), "past_key_values": cache}

@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from hf_longattn.memory.kept_cache import SLACK
 from tests.cells import every_cell
+from tests.grids import alternately
 from tests.reference.small_models import in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 PATTERNS: dict[str, tuple[dict[str, Any], int]] = {
@@ -25,8 +26,7 @@ ALL_KEPT: dict[str, dict[str, Any]] = {
 }
 
 
-@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
-@every_cell("pattern", [*PATTERNS, *ALL_KEPT])
+@every_cell(("pattern", "left"), alternately([*PATTERNS, *ALL_KEPT]))
 def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) -> None:
     length = 170
     attention = PATTERNS[pattern][0] if pattern in PATTERNS else ALL_KEPT[pattern]

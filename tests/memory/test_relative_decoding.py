@@ -17,6 +17,7 @@ from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.decoding import Columns
 from hf_longattn.mechanisms.common.registry import build_mechanism, mechanism_class
 from hf_longattn.positions.relative import RELATIVE
+from tests.alike import code_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
@@ -62,7 +63,12 @@ def quick(form: str, kind: str, base: str) -> bool:
 CASES = grid(itertools.product(FORMS, KINDS, DECODERS), quick)
 
 
-@every_cell(("form", "kind", "base"), CASES)
+@every_cell(
+    ("form", "kind", "base"),
+    CASES,
+    of=2,
+    alike=lambda form, kind, base: kind if form == "window" else code_of_form(FORMS[form]["mechanism"]),
+)
 def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, base: str) -> None:
     """Left padding, a prompt, several tokens at once, single ones, tokens taken back, and sequences that change places."""
     longer = model(base, form, kind)

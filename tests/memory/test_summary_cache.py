@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from typing import Any
 
@@ -15,7 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.summaries import SummarisedMechanism
 from hf_longattn.memory import SUMMARY_LAYER, SummaryLayer, decode_layer_types
 from tests.cells import every_cell
-from tests.grids import pairwise
+from tests.grids import alternately, grid, pairwise
 from tests.reference.small_models import (
     DECODERS,
     in_one_pass,
@@ -69,8 +70,7 @@ def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: 
     assert all(isinstance(layer, SummaryLayer) and layer.summarised == length for layer in cache.layers)
 
 
-@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
-@every_cell("name", SUMMARISED)
+@every_cell(("name", "left"), alternately([*SUMMARISED]))
 def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     length, longer = 85, model("gpt2", SUMMARISED[name])
     ids, mask = inputs(length, left)
@@ -101,13 +101,21 @@ def test_sequences_change_places_and_multiply(name: str) -> None:
     assert (steps - in_one_pass(longer, *moved)[:, 70:]).abs().max() < 1e-4
 
 
+GENERATED = ("blocks", "hashes", "clusters and window", "means")
+WAYS: dict[str, dict[str, Any]] = {
+    "beam": {"num_beams": 3},
+    "sample": {"do_sample": True, "top_k": 20},
+    "lookup": {"prompt_lookup_num_tokens": 4},
+    "static": {"cache_implementation": "static"},
+}
+
+
 @every_cell(
-    "how",
-    [{"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"prompt_lookup_num_tokens": 4}, {"cache_implementation": "static"}],
-    ids=["beam", "sample", "lookup", "static"],
+    ("name", "way"),
+    grid(itertools.product(GENERATED, WAYS), lambda name, way: (GENERATED.index(name) + [*WAYS].index(way)) % 2 == 0),
 )
-@every_cell("name", ["blocks", "hashes", "clusters and window", "means"])
-def test_generate_with_and_without_the_cache(name: str, how: dict[str, Any]) -> None:
+def test_generate_with_and_without_the_cache(name: str, way: str) -> None:
+    how = WAYS[way]
     longer, ids = model("gpt2", SUMMARISED[name]), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 25, **how}
     found = []

@@ -10,7 +10,6 @@ import torch
 import hf_longattn
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from tests.cells import every_cell
-from tests.grids import every_other
 from tests.modeling.audio_models import EVERY_FAMILY, inputs_of, long_model, saved, smallest_head
 
 WINDOW = {"mechanism": "window", "left": 6, "right": 3}
@@ -21,7 +20,7 @@ def model_of(base: str, folder: Path) -> Any:
     return long_model(base, smallest_head(base), folder, long_attention=WINDOW)
 
 
-@every_cell("base", every_other(EVERY_FAMILY, 1))
+@every_cell("base", EVERY_FAMILY, of=4)
 @torch.no_grad()
 def test_every_family_is_made_fast_and_explained(base: str, tmp_path: Path) -> None:
     model, inputs = model_of(base, tmp_path), inputs_of(base, (1.2,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,12 @@ def test_full_attention_is_the_base(base: str, head: str, tmp_path: Path) -> Non
             torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-5)
 
 
-@every_cell("mechanism", MECHANISMS, ids=lambda mechanism: mechanism["mechanism"])
-@every_cell("base", BASES)
+@every_cell(
+    ("base", "mechanism"),
+    itertools.product(BASES, MECHANISMS),
+    of=2,
+    ids=lambda value: value if isinstance(value, str) else value["mechanism"],
+)
 def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
     """Outputs and gradients of every parameter, in float64, with a padded batch."""
     head = base_model(base)
@@ -154,7 +159,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
-@every_cell(("base", "masked"), alternately(BASES))
+@every_cell(("base", "masked"), alternately(BASES), of=2)
 def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
     """Forward and backward; twice the sound makes no tensor more than twice as large."""
     saved(base, base_model(base), tmp_path, conv_dim=[4] * len(getattr(FAMILIES[base].config_class(), "conv_dim", ())))
@@ -168,7 +173,7 @@ def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path)
     assert largest[1] < 2 * frames_of(base, 40) ** 2  # of four heads
 
 
-@every_cell(("base", "head"), QUICK_HEADS)
+@every_cell(("base", "head"), QUICK_HEADS, of=2)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")

@@ -16,6 +16,7 @@ from hf_longattn.backend import longattn_attention_forward
 from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.errors import BackendError, DerivativeError, MaskError
 from tests.cells import every_cell
+from tests.grids import pairwise
 from tests.reference.small_models import long_model, padding, tokens
 
 LENGTH = 270
@@ -68,9 +69,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-5 * max(1.0, float(b.abs().max())), rtol=1e-5)  # Llama's norms and rotations are in float32
 
 
-@every_cell("left", [False, True], ids=["whole", "left-padded"])
-@every_cell("name", MECHANISMS)
-@every_cell("base", ["bert", "llama"])
+@every_cell(("base", "name", "left"), pairwise(["bert", "llama"], [*MECHANISMS], [False, True]))
 def test_forward_mode_over_the_parameters(base: str, name: str, left: bool) -> None:
     """Llama with the decode cache that its forward pass makes."""
     case = Case(base, name, left)

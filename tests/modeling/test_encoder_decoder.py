@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import Shape, small_values
+from tests.alike import code_of_family
 from tests.cells import every_cell
 from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
@@ -43,7 +44,7 @@ def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     assert pickle.loads(pickle.dumps(made)) is made
 
 
-@every_cell("base", BASES)
+@every_cell("base", BASES, of=2, alike=code_of_family)
 class TestEveryBase(EncoderDecoderContract):
     answer, end = "last_hidden_state", TOKENS["eos_token_id"]
     decoder_layers, decoder_heads = 2, 2

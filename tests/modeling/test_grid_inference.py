@@ -11,7 +11,6 @@ import torch
 from hf_longattn.errors import OptionError
 from hf_longattn.families import FAMILIES
 from tests.cells import every_cell
-from tests.grids import every_other
 
 from . import grid_models
 
@@ -24,7 +23,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         return [value for value in grid_models.tensors(model(**inputs)) if value.is_floating_point()]
 
 
-@every_cell("base", every_other(grid_models.BASES, 1))
+@every_cell("base", grid_models.BASES, of=4)
 def test_linear_layers_of_every_family(base: str, tmp_path: Path) -> None:
     head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}
     grid_models.saved(base, head, tmp_path)

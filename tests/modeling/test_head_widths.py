@@ -24,8 +24,7 @@ MECHANISMS = [
 ]
 
 
-@every_cell("base", HEADS)
-@every_cell(("name", "options"), MECHANISMS, ids=lambda value: str(value))
+@every_cell(("base", "name", "options"), [(base, *mechanism) for mechanism in MECHANISMS for base in HEADS], of=len(HEADS) + 1)
 def test_forward_backward_and_generation(base: str, name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     values = small_values(base, SHAPE, pad_token_id=1, initializer_range=0.2)

@@ -208,12 +208,12 @@ def test_generation_keeps_one_segment(base: str, options: dict[str, str]) -> Non
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]
     _, longer = pair(base, head, **options)
     ids, mask = tokens(3, 90), padding(3, 90, left=True)
-    arguments = {"attention_mask": mask, "max_new_tokens": 60, "do_sample": False, "eos_token_id": None}
+    arguments = {"attention_mask": mask, "max_new_tokens": 34, "do_sample": False, "eos_token_id": None}
     out = longer.generate(ids, return_dict_in_generate=True, **arguments)
     assert torch.equal(out.sequences, longer.generate(ids, use_cache=False, **arguments))
     for layer in out.past_key_values.layers:
         assert layer.state["keys"].shape[2] == 40 - MEMORY
-        assert layer.get_seq_length() == 149
+        assert layer.get_seq_length() == 123
 
 
 @torch.no_grad()

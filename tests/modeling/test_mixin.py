@@ -20,8 +20,9 @@ from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import predicts_tokens
+from tests.alike import code_of_family
 from tests.cells import every_cell
-from tests.grids import grid
+from tests.grids import alternately, grid
 from tests.reference import small_models
 from tests.reference.small_models import (
     BASES,
@@ -44,7 +45,7 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
     return small_models.long_model(base, head, long_attention or LONGFORMER, **changes)
 
 
-@every_cell(("base", "head"), grid(HEADS, is_quick_head), ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=3, alike=code_of_family, ids=[head for _, head in HEADS])
 class TestEveryHead:
     def test_the_signature_shows_what_was_added(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
@@ -67,7 +68,7 @@ class TestEveryHead:
         assert sum(isinstance(m, Mechanism) for m in model.modules()) == 3
 
 
-@every_cell("base", BASES)
+@every_cell("base", BASES, of=3, alike=code_of_family)
 class TestEveryBase:
     def test_attentions(self, base: str) -> None:
         model = long_model(base, long_attention={"mechanism": "window", "window": 8})
@@ -99,27 +100,6 @@ class TestEveryBase:
             assert type(twin) is type(model)
             with torch.no_grad():
                 assert torch.equal(twin(tokens()).last_hidden_state, model(tokens()).last_hidden_state)
-
-    @every_cell("reentrant", [True, False])
-    def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
-        if not base_class(base).supports_gradient_checkpointing:
-            with pytest.raises(ValueError, match="does not support"):
-                checkpoint_activations(long_model(base))
-            return
-        gradients = []
-        for checkpointing in (False, True):
-            model = long_model(
-                base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
-            ).train()
-            if checkpointing:
-                checkpoint_activations(model, use_reentrant=reentrant)
-                model.enable_input_require_grads()
-            is_global = torch.zeros(2, 40)
-            is_global[:, 3] = 1
-            model(tokens(2, 40), global_attention_mask=is_global).last_hidden_state.square().mean().backward()
-            gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-        for a, b in zip(*gradients, strict=True):
-            assert torch.allclose(a, b, atol=1e-6)
 
     def test_saved_bytes(self, base: str, tmp_path: Path) -> None:
         model = long_model(base, LANGUAGE_MODELS[base], tie_word_embeddings=True)
@@ -157,7 +137,29 @@ def trained_mechanism() -> Iterator[str]:
     del registry._REGISTRY["gated_for_a_test"]
 
 
-@every_cell("base", BASES)
+@every_cell(("base", "reentrant"), alternately(BASES))
+def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
+    if not base_class(base).supports_gradient_checkpointing:
+        with pytest.raises(ValueError, match="does not support"):
+            checkpoint_activations(long_model(base))
+        return
+    gradients = []
+    for checkpointing in (False, True):
+        model = long_model(
+            base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+        ).train()
+        if checkpointing:
+            checkpoint_activations(model, use_reentrant=reentrant)
+            model.enable_input_require_grads()
+        is_global = torch.zeros(2, 40)
+        is_global[:, 3] = 1
+        model(tokens(2, 40), global_attention_mask=is_global).last_hidden_state.square().mean().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+@every_cell("base", BASES, of=3, alike=code_of_family)
 def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: Path) -> None:
     plain = plain_model(base)
     plain.save_pretrained(tmp_path / "plain")

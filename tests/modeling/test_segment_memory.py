@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_longattn import list_mechanisms
 from hf_longattn.errors import LengthError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.alike import code_of_form
 from tests.cells import every_cell
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
@@ -77,7 +78,7 @@ def test_rotary_positions_continue_and_a_table_begins_anew() -> None:
 
 
 @torch.no_grad()
-@every_cell("name", list_mechanisms(causal=True, grid=False))
+@every_cell("name", list_mechanisms(causal=True, grid=False), of=2, alike=code_of_form)
 def test_a_row_begins_anew(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
     longer = model("gpt2", {"mechanism": name, **mechanism_class(name).sample})

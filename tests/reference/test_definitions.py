@@ -24,14 +24,15 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
+from tests.alike import code_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
 from tests.reference.definitions._relative import with_relative
 
 CASES = range(12)
-SHORT_CASES = (0, 1, 2, 3)
 LONG_CASES = (7, 10)  # longer than what engines compute densely
+IN_TURN = ((0, 1, 2, 7), (1, 2, 3, 10))
 
 
 def form(value: str | bool | int) -> str:
@@ -41,9 +42,9 @@ def form(value: str | bool | int) -> str:
 FORMS = [(name, causal) for name in defined_mechanisms() for causal in (False, True) if name in list_mechanisms(causal=causal)]
 DRAWN = grid(
     [(*form, case) for form in FORMS for case in CASES],
-    lambda name, causal, case: case in SHORT_CASES or case == LONG_CASES[FORMS.index((name, causal)) % 2],
+    lambda name, causal, case: case in IN_TURN[FORMS.index((name, causal)) % 2],
 )
-"""Every form in short cases; in one of the long ones, which take most of the time, and a mechanism with two forms in both."""
+"""Every form in short cases and in one of the long ones, which take most of the time; a mechanism with two forms in all of them."""
 SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
 RELATIVE = ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"]
 """Every form with two of them, `window` with all; slow tests have all with every form."""
@@ -71,6 +72,8 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
         [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
         lambda name, causal, relative: name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0,
     ),
+    of=2,
+    alike=code_of_form,
     ids=form,
 )
 def test_relative_positions_are_their_definitions(name: str, causal: bool, relative: str) -> None:

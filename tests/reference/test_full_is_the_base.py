@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.alike import code_of_family
 from tests.cells import every_cell
 from tests.reference.small_models import BASES, HEADS, IMPLEMENTATIONS, head_inputs, pair, plain_config, same
 
@@ -15,7 +16,14 @@ PADDING_IS_POOLED = ("siglip_text_model", "siglip2_text_model")
 texts have no padding, the Long model pools the last token."""
 
 
-@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS], by="base")
+@every_cell(
+    ("base", "head"),
+    HEADS,
+    of=2,
+    alike=lambda base, head: (code_of_family(base), head.rpartition("For")[2]),
+    ids=[head for _, head in HEADS],
+    by="base",
+)
 def test_every_head_gives_the_same_bits(base: str, head: str) -> None:
     extra = {"is_decoder": True} if head in ("BertLMHeadModel", "RobertaForCausalLM", "BigBirdForCausalLM") else {}
     plain, longer = pair(base, head, FULL, **extra)
@@ -48,7 +56,7 @@ def test_padding_without_a_mask_is_pooled_as_the_base_does(base: str) -> None:
         assert same(base, plain(ids).pooler_output, longer(ids).pooler_output)
 
 
-@every_cell("base", BASES)
+@every_cell("base", BASES, of=2, alike=code_of_family)
 def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: str) -> None:
     plain, longer = pair(base, None, FULL)
     inputs = {"input_ids": head_inputs("")["input_ids"]}
@@ -62,7 +70,12 @@ def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: s
         assert gradient is None or same(base, gradient, found[name]), name
 
 
-@every_cell(("base", "implementation"), [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible])
+@every_cell(
+    ("base", "implementation"),
+    [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible],
+    of=2,
+    alike=code_of_family,
+)
 def test_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})
     plain.set_attn_implementation(implementation)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from tests.alike import code_of_family
 from tests.cells import every_cell
 from tests.grids import grid, pairwise
 from tests.reference.small_models import (
@@ -47,6 +49,8 @@ def model(base: str, mechanism: str) -> Any:
 @every_cell(
     ("base", "mechanism", "left"),
     grid([(*step, left) for step in STEPS for left in (False, True)], lambda base, mechanism, left: left or base in DECODERS),
+    of=2,
+    alike=lambda base, mechanism, left: base if base in DECODERS else code_of_family(base),
 )
 def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
     longer, ids = model(base, mechanism), tokens(3, 90)
@@ -154,8 +158,12 @@ def test_global_tokens_are_seen_in_decoding(base: str) -> None:
     assert torch.equal(texts[2], texts[3])
 
 
-@every_cell("mechanism", ["full", "window", "windows by layer", "window and full", "longformer"])
-@every_cell("base", DECODERS)
+@every_cell(
+    ("mechanism", "base"),
+    itertools.product(["full", "window", "windows by layer", "window and full", "longformer"], DECODERS),
+    of=2,
+    alike=lambda mechanism, base: mechanism,
+)
 def test_static_cache(base: str, mechanism: str) -> None:
     longer, ids, mask = model(base, mechanism), tokens(3, 40), padding(3, 40, left=True)
     dynamic = longer.generate(ids, attention_mask=mask, **GREEDY)

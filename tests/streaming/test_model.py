@@ -23,6 +23,7 @@ from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config
 from tests.cells import every_cell
 from tests.families import test_moonshine_streaming as moonshine
+from tests.grids import alternately
 from tests.modeling.test_audio_models import Largest
 from tests.warm import run_fresh
 
@@ -78,10 +79,9 @@ def streamed(stream: Stream, x: Tensor, size: int, first: int = 0) -> Tensor:
     return torch.cat([*pieces, stream.finish()], 1)
 
 
-@every_cell("attention", [WINDOW, CHUNKED], ids=["window", "chunked"])
-@every_cell(("base", "head"), STREAMED)
-def test_a_stream_gives_what_one_pass_gives(base: str, head: str, attention: dict[str, Any]) -> None:
-    model = model_of(base, head, attention).double()
+@every_cell(("model", "chunked"), alternately(STREAMED))
+def test_a_stream_gives_what_one_pass_gives(model: tuple[str, str], chunked: bool) -> None:
+    model = model_of(*model, CHUNKED if chunked else WINDOW).double()
     seconds = 4.321 if model.family.rule.features is None else 15.27
     x = heard(model, seconds)
     stream = Stream(model)

@@ -160,7 +160,7 @@ class Family:
         """transformers' ``model_type`` of the base, such as ``"bert"``."""
         return self.base_config_class.model_type
 
-    @property
+    @cached_property
     def base_package(self) -> str:
         """transformers' package of the base, such as ``"transformers.models.xlm_roberta"``."""
         return base_package(self.base_model_type)

@@ -37,7 +37,7 @@ def saved(folder: Path, name: str, values: dict[str, Any], head: str) -> Path:
     return folder
 
 
-@every_cell(("name", "ours", "values", "head"), HEADS, ids=[f"{case[0]}{case[3]}" for case in HEADS])
+@every_cell(("name", "ours", "values", "head"), HEADS, of=2, ids=[f"{case[0]}{case[3]}" for case in HEADS])
 def test_every_head(name: str, ours: str, values: dict[str, Any], head: str, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(tmp_path / "theirs", name, values, head), tmp_path / "long")
     assert report.passed

@@ -38,12 +38,12 @@ from hf_longattn.training.linearise.trainer import DivergenceError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.processes import how_to_resume
 from hf_longattn.training.tasks.linearise import LINEARISE, linearise_attention
-from tests.grids import quickly
+from tests.grids import grid, quickly
 from tests.ranks import Ranks, announce
 from tests.training.linearise.conftest import FAST, Kill, Start
 
 
-@pytest.mark.parametrize("kind", quickly(("mlm", "clm", "llama"), ("mlm", "clm")))
+@pytest.mark.parametrize("kind", quickly(("mlm", "clm", "llama"), ("mlm",)))
 def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
     report = linearise_attention(*start(kind=kind, transfer_steps=30, transfer_learning_rate=3e-2))
     out = tmp_path / "out"
@@ -109,7 +109,10 @@ def test_a_killed_run_goes_on_to_the_same_result(stage: int, start: Start, tmp_p
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize(("stage", "where"), [(1, "output"), (2, "output"), (1, "gradient"), (2, "gradient")])
+@pytest.mark.parametrize(
+    ("stage", "where"),
+    grid([(1, "output"), (2, "output"), (1, "gradient"), (2, "gradient")], lambda stage, where: (stage == 1) == (where == "gradient")),
+)
 def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hedgehog = mechanism_class("hedgehog")
     forward, passes = hedgehog.forward, []
@@ -135,7 +138,7 @@ def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", quickly([1, 2], [2]))
 def test_a_step_whose_scaled_gradients_overflow_is_left_to_the_scaler(
     stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

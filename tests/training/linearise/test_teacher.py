@@ -22,12 +22,13 @@ from hf_longattn.training.linearise.trainer import DivergenceError
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.tasks.linearise import linearise_attention
 from scripts.dev.tools.small_models import TEXT_FAMILIES, language_model, predicts_tokens, small_config
+from tests.grids import grid, quickly
 from tests.hub_state import Hub, Repository
 from tests.training.conftest import checkpoint
 from tests.training.linearise.conftest import Kill, Start
 
 
-@pytest.mark.parametrize(("kind", "full"), [("mlm", False), ("clm", True), pytest.param("llama", False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kind", "full"), grid([("mlm", False), ("clm", True), ("llama", False)], lambda kind, full: full))
 def test_predictions_approach_the_originals(kind: str, full: bool, start: Start, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"kind": kind, "certain": True, "stage": "2", "finetune_loss": "kl", "finetune_steps": 20, "full": full}
     source = Path(start(**settings)[0].model) / "model.safetensors"
@@ -79,7 +80,7 @@ def test_a_killed_run_resumes_to_the_same_result(stage: int, start: Start, tmp_p
     assert report["stage2"] == whole_report["stage2"]
 
 
-@pytest.mark.parametrize("converted_before", [True, False])
+@pytest.mark.parametrize("converted_before", quickly([True, False], [True]))
 def test_the_original_reads_no_more_than_it_was_trained_for(converted_before: bool, start: Start, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_length": 128, "finetune_loss": "kl", "finetune_steps": 2, "transfer_steps": 1}
     if converted_before:

@@ -10,11 +10,17 @@ from typing import Any
 
 import pytest
 
-from scripts.dev.benchmarks import memory
+from scripts.dev.benchmarks import memory, peak
 from tests.engines.conftest import cuda_paths, emulated_flash, unfused_flex
 from tests.warm import run_fresh
 
 __all__ = ["cuda_paths", "emulated_flash", "unfused_flex", "warm_memory"]
+
+
+@pytest.fixture(autouse=True)
+def _small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak of the machine is no number of a test: its product of matrices takes a second at its real size."""
+    monkeypatch.setattr(peak, "SIDE", 256)
 
 
 @pytest.fixture
