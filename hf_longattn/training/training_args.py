@@ -40,7 +40,7 @@ class LongTrainingArguments(TrainingArguments):
     shards: ClassVar[bool] = True
     """Whether the task runs where FSDP or DeepSpeed split the weights."""
     without_effect: ClassVar[tuple[str, ...]] = ()
-    """Options of transformers that the task's own loss or model does not have, and that are refused."""
+    """Options of transformers that have no effect in this task and are refused."""
     only_scores: ClassVar[bool] = False
     """Whether the model is scored, and neither trained nor written."""
     evaluation_options: ClassVar[tuple[str, ...]] = (
@@ -110,7 +110,7 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError(" ".join(str(error).split())) from error
 
     def check(self) -> None:
-        """Refuse values that are missing or contradict one another, before anything is set up."""
+        """Refuse missing or contradictory values before anything is set up."""
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
         if self.folder.exists() and not self.folder.is_dir():
@@ -149,7 +149,7 @@ class LongTrainingArguments(TrainingArguments):
             )
 
     def _check_surroundings(self) -> None:
-        """Refuse what this machine, this process or what is installed cannot do."""
+        """Refuse options that this machine, process or installation does not support."""
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
             raise OptionError("--fp16 needs an accelerator; leave --fp16 out: on a CPU, bfloat16 autocast is the default.")
         if self.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -188,7 +188,7 @@ class LongTrainingArguments(TrainingArguments):
             self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
 
     def _accumulation_steps(self) -> int:
-        """How often every device goes forward for ``total_batch_size`` rows; devices that share a sequence count once."""
+        """Forward passes per device for ``total_batch_size`` rows. Devices that share a sequence count once."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         shares = getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
         devices = max(1, processes // shares) if processes > 1 or self.use_cpu else max(1, torch.accelerator.device_count())
@@ -215,7 +215,7 @@ class TaskArguments(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values that were given, for a log or a card."""
+        """The values that differ from their defaults, for a log or a card."""
         return {**self.model.explicit, **self.data.explicit, **self.training.explicit}
 
     def check(self) -> None:

@@ -303,3 +303,14 @@ def test_bf16_that_is_typed_and_not_there_is_said(
     line = f"--model m --data d --output {tmp_path / 'out'} --use-cpu {words}"
     assert not parse_arguments(QA, line.split(), "")[2].bf16
     assert ("--bf16 has no effect: this processor computes no bf16" in caplog.text) == warns
+
+
+def test_both_spellings_of_an_option_are_read_and_the_help_shows_hyphens(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--model", "m", "--data", "d"]
+    for spelled in ("--output-dir o --max-steps 7 --batch-size 2 --no-bf16", "--output_dir o --max_steps 7 --batch_size=2 --no_bf16"):
+        _, _, args = parse_arguments(QA, [*line, *spelled.split()], "")
+        assert (args.output_dir, args.max_steps, args.per_device_train_batch_size, args.bf16) == ("o", 7, 2, False)
+    for page in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse_arguments(QA, [page], "")
+        assert re.findall(r"--\w+_\w+", capsys.readouterr().out) == []
