@@ -15,7 +15,15 @@ from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import OptionError, flag, nearest
-from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, explicit_settings
+from hf_longattn.training.args import (
+    DataArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+    check_least,
+    check_positive,
+    explicit_settings,
+)
 from hf_longattn.training.evaluation import nothing_trained
 
 EPOCHS = 3.0
@@ -117,12 +125,9 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
         if self.resume and self.resume_from_checkpoint:
             raise OptionError("--resume and --resume-from-checkpoint name two checkpoints to start from; leave one of them out.")
-        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
-            if getattr(self, name) <= 0:
-                raise OptionError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
-        for name in ("tokens_per_batch", "save_steps", "save_minutes", "threads", "dataloader_num_workers", "early_stopping_patience"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{flag(name)} must be 0 or more, not {getattr(self, name)}.")
+        check_least(self, gradient_accumulation_steps=1, per_device_train_batch_size=1, tokens_per_batch=0, save_steps=0, save_minutes=0)
+        check_least(self, threads=0, dataloader_num_workers=0, early_stopping_patience=0, total_batch_size=0)
+        check_positive(self, "logging_steps")
         if self.max_steps == 0:
             raise nothing_trained()
         if self.max_minutes is not None and self.max_minutes <= 0:
@@ -130,8 +135,6 @@ class LongTrainingArguments(TrainingArguments):
         if unused := next((name for name in self.without_effect if name in self.explicit), None):
             raise OptionError(f"{flag(unused)} has no effect in this task; leave it out.")
         self._check_surroundings()
-        if self.total_batch_size < 0:
-            raise OptionError(f"--total-batch-size must be at least 1, or 0 to leave it out, not {self.total_batch_size}.")
         contradicting = [name for name in ("gradient_accumulation_steps", "tokens_per_batch") if name in self.explicit]
         if self.total_batch_size and contradicting:
             raise OptionError(

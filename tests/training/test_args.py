@@ -99,7 +99,7 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
         ({"max_minutes": 0.0}, "--max-minutes must be above 0, not 0; --max-steps 1"),
         ({"max_steps": 0}, "--max-steps 0 trains nothing; to score a model, type: longattn evaluate TASK"),
         ({"max_minutes": -1.0}, "--max-minutes must be above 0"),
-        ({"save_minutes": -1.0}, "--save-minutes must be 0 or more"),
+        ({"save_minutes": -1.0}, "--save-minutes must be at least 0"),
         ({"report_to": "tensorboard"}, "--report-to tensorboard needs the package 'tensorboard', which is not installed; type pip install"),
         ({"report_to": "tensorbord"}, "--report-to must be one of all, none, .* Did you mean 'tensorboard'"),
         ({"use_liger_kernel": True}, "needs the package liger-kernel, which is not installed; type pip install liger-kernel"),
@@ -221,7 +221,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(
     assert args.gradient_accumulation_steps == 16
     monkeypatch.setenv("WORLD_SIZE", processes)  # as launchers do
     monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", shares)
-    assert args._passes_per_step() == passes
+    assert args._accumulation_steps() == passes
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(
         ({"per_device_train_batch_size": 3}, "--total-batch-size 32 is not a multiple of the 3 rows"),
         ({"gradient_accumulation_steps": 2}, "--total-batch-size contradicts --gradient-accumulation-steps"),
         ({"tokens_per_batch": 100}, "--total-batch-size contradicts --tokens-per-batch"),
-        ({"total_batch_size": -1}, "must be at least 1"),
+        ({"total_batch_size": -1}, "must be at least 0"),
     ],
 )
 def test_a_batch_of_a_step_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:

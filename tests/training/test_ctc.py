@@ -297,7 +297,7 @@ def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_p
         (DataError, "bad.wav has no transcript", {"data": folder("empty", speech("ab"), text="")}),
         (
             DataError,
-            "1 of its 4 recordings have no transcript.*write bad.txt",
+            "1 of its 4 audio files have no transcript.*write bad.txt",
             {"data": folder("bare", speech("ab"), text=None)},
         ),
         (DataError, "columns a, b, and none of them is called audio, file_name.*--audio-column", {"data": [str(tmp_path / "texts.csv")]}),
@@ -404,7 +404,7 @@ class TestClasses:
         texts = {"audio": False, "data": [str(tmp_path / "texts.csv")]}
         cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
             (CheckpointError, r"\(bert\) has no head for audio classification; it reads texts: leave --audio out", {"model": text_model}),
-            (CheckpointError, r"\(wav2vec2\) has no head for text classification; it hears recordings: add --audio", texts),
+            (CheckpointError, r"\(wav2vec2\) has no head for text classification; it hears audio files: add --audio", texts),
             (CheckpointError, r"\(wav2vec2\) has no head for image .*: add --audio", {"audio": False, "images": True}),
             (OptionError, "--audio-column is an option for audio; add --audio", {**texts, "audio_column": "sound"}),
             (OptionError, "--packing is an option for texts; leave it out, or leave --audio out", {"packing": True}),

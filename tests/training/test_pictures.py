@@ -293,7 +293,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
     texts = {"images": False, "data": [str(tmp_path / "texts.csv")]}
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (CheckpointError, r"\(bert\) has no head for image classification; it reads texts: leave --images out", {"model": text_model}),
-        (CheckpointError, r"\(vit\) has no head for text classification; it reads pictures: add --images", texts),
+        (CheckpointError, r"\(vit\) has no head for text classification; it reads images: add --images", texts),
         (CheckpointError, r"\(long_vit\) has no head .*: add --images", {**texts, "model": models["long"]}),
         (CheckpointError, "The processor of .*no processor' cannot be loaded", {"model": str(missing)}),
         (

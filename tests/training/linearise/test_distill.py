@@ -188,7 +188,7 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTra
         (OptionError, "--max-steps does not apply to the two stages", {"max_steps": 7}),
         (OptionError, "--stage must be one of", {"stage": "3"}),
         (OptionError, "--transfer-steps must be at least 1", {"transfer_steps": 0}),
-        (OptionError, "one of them above 0", {"output_factor": 0.0}),
+        (OptionError, "so stage 1 has no loss", {"output_factor": 0.0}),
         (OptionError, "require --mechanism", {"mechanism": "", "option": ["feature_dim=4"]}),
         (OptionError, "must be even|even", {"option": ["feature_dim=5"]}),
         (LongAttentionError, "Did you mean 'hedgehog'", {"mechanism": "hedgehok"}),
