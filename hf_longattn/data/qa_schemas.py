@@ -384,11 +384,8 @@ def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[s
             title = example["title"] if isinstance(example["title"], str) else ""
             examples.append({**empty, "kind": "span" if gold else "none", **example, "gold": gold, "id": name, "title": title})
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-        why = (
-            str(error)
-            if isinstance(error, RowError)
-            else f"It does not match the schema of {schema.name} ({type(error).__name__}: {error})."
-        )
+        mismatch = f"It does not match the schema of {schema.name} ({type(error).__name__}: {error})."
+        why = str(error) if isinstance(error, RowError) else mismatch
         named = next((f"Question {row[key]}" for key in IDS if row.get(key) is not None), f"Row {number + 1}")
         return [{**empty, "id": str(number), "problem": f"{named}: {why}"}]
     return examples

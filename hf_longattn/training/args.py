@@ -8,6 +8,7 @@ in YAML (``parsing``).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -28,6 +29,27 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
 def batch_size_argument(default: int, help: str = "Inputs per forward pass and process.") -> Any:
     """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
     return argument(default, help, ["--batch-size", "--batch_size"])
+
+
+def check_choices(arguments: Any, **choices: Collection[str]) -> None:
+    """Refuse fields whose values are not among their choices."""
+    for name, known in choices.items():
+        if (value := getattr(arguments, name)) not in known:
+            raise OptionError(f"{flag(name)} must be one of {', '.join(known)}, not {value!r}.")
+
+
+def check_least(arguments: Any, **minima: float) -> None:
+    """Refuse numbers below their minimum. ``None`` is accepted."""
+    for name, least in minima.items():
+        if (value := getattr(arguments, name)) is not None and value < least:
+            raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
+
+
+def check_positive(arguments: Any, *names: str) -> None:
+    """Refuse numbers that are not above 0. ``None`` is accepted."""
+    for name in names:
+        if (value := getattr(arguments, name)) is not None and value <= 0:
+            raise OptionError(f"{flag(name)} must be above 0, not {value:g}.")
 
 
 class CheckedArguments:
@@ -76,10 +98,8 @@ class ModelArguments(CheckedArguments):
     def check(self) -> None:
         if not self.model:
             raise OptionError("No model given; add --model with a checkpoint folder or a Hub name.")
-        if self.dtype not in DTYPES:
-            raise OptionError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}.")
-        if self.lora_rank < 1:
-            raise OptionError(f"--lora-rank must be at least 1, not {self.lora_rank}.")
+        check_choices(self, dtype=DTYPES)
+        check_least(self, lora_rank=1)
         unused = [name for name in ("lora_rank", "lora_alpha") if name in self.explicit]
         if unused and not self.use_peft:
             raise OptionError(f"{flag(unused[0])} requires --use-peft; add it, or leave {flag(unused[0])} out.")
@@ -99,10 +119,7 @@ class DataArguments(CheckedArguments):
     max_eval_samples: int | None = argument(None, "Documents or rows to evaluate on at most, in the order of --seed; default: all.")
 
     def check(self) -> None:
-        for name, least in (("max_length", 2), ("max_train_samples", 1), ("max_eval_samples", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise OptionError(f"{flag(name)} must be at least {least}, not {value}.")
+        check_least(self, max_length=2, max_train_samples=1, max_eval_samples=1)
 
     def check_files(self) -> None:
         """Refuse a missing evaluation file, before the model is loaded and the training data are tokenised."""

@@ -153,7 +153,7 @@ def check_checkpoint(checkpoint: Path) -> str:
     """
     if not checkpoint.is_dir():
         beside = ", ".join(str(path) for path in checkpoints(checkpoint.parent))
-        advice = f"give one of {beside}" if beside else "leave --resume-from-checkpoint out"
+        advice = f"give {beside}" if beside else "leave --resume-from-checkpoint out"
         raise CheckpointError(f"There is no checkpoint {str(checkpoint)!r}; {advice}.")
     why = damage(checkpoint)
     if why is not None:

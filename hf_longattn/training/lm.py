@@ -27,7 +27,7 @@ from hf_longattn.data.tokenization import pad_with_end, to_documents, to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.loading import load_config, load_model, load_part, new_model
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS
-from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import check_reads_text
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.segment_trainer import SegmentTrainer
@@ -55,8 +55,7 @@ class TextModelArguments(ModelArguments):
 
     def check(self) -> None:
         super().check()
-        if self.objective not in OBJECTIVES:
-            raise OptionError(f"--objective must be one of {', '.join(OBJECTIVES)}, not {self.objective!r}.")
+        check_choices(self, objective=OBJECTIVES)
 
 
 @dataclass

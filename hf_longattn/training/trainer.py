@@ -1,4 +1,4 @@
-"""The Trainer of every task: it can be given a time instead of steps, and all processes stop after the same step."""
+"""The Trainer of every task. It takes a time limit in place of steps, and all processes stop after the same step."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class LongTrainer(Trainer):
 
     @contextmanager
     def _collating_evaluation(self) -> Iterator[None]:
-        """Within the context ``data_collator`` is the one of evaluations."""
+        """Use the evaluation's collator as ``data_collator`` within the context."""
         training_collator = self.data_collator
         self.data_collator = training_collator if self.eval_collator is None else self.eval_collator
         try:
@@ -147,11 +147,11 @@ class LongTrainer(Trainer):
             self.data_collator = training_collator
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """In the order of the rows: Trainer's groups them by length where it groups those of the training."""
+        """In the order of the rows. Trainer's sampler would group them by length if it does so in training."""
         return SequentialSampler(eval_dataset) if isinstance(eval_dataset, Sized) else None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Tensor | None]:
-        """The batches of a step, and the number of labels in them, of all processes."""
+        """The batches of a step, and the number of their labels in all processes."""
         self.step_batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.step_items = self.items_of_step(self.step_batches, device) if self.step_batches else None
         return self.step_batches, self.step_items
@@ -166,14 +166,14 @@ class LongTrainer(Trainer):
         return mean
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
-        """The number of labels over which :meth:`mean_loss` averages; rows, if the head averages over rows."""
+        """The number of labels over which :meth:`mean_loss` averages, or of rows if the head averages over rows."""
         count = label_count(self.head, inputs)
         return rows_of(inputs) if count is None else count
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The mean loss over the labels of a batch, and the outputs. Tasks with another loss override this.
 
-        A loss of several parts, each the mean over other labels, is a vector; so is what :meth:`items_of` returns.
+        If parts of the loss average over different labels, loss and :meth:`items_of` are vectors.
         """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         return loss.mean(), outputs  # of torch's DataParallel, a loss of each device
@@ -197,7 +197,7 @@ class LongTrainer(Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """As Trainer's. Before a step with a loss or gradient that is not finite the training ends.
 
-        The scaler of fp16 leaves such steps out and scales gradients down; the training ends when that does not help any more.
+        The scaler of fp16 skips such steps and lowers its scale. The training ends when the scale is below 1.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm)
         loss, self.step_loss = float(self.step_loss), 0.0
@@ -216,10 +216,10 @@ class LongTrainer(Trainer):
         raise DivergenceError(f"{what} is not a finite number at step {self.state.global_step + 1}; {self.advice()}.")
 
     def check_held_out(self, loss: float) -> None:
-        """Refuse to go on with a model whose evaluation is NaN or infinite.
+        """End a training whose held-out loss is NaN or infinite.
 
         Raises:
-            DivergenceError: it is.
+            DivergenceError: the loss is not finite.
         """
         if math.isfinite(loss):
             return
@@ -253,8 +253,8 @@ class LongTrainer(Trainer):
         return config is not None and config.cp_enabled and isinstance(self.model, LongAttentionMixin)
 
     def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Callable[[], Any], dict[str, Any]]:
-        """With ``ParallelismConfig(cp_size=…)`` a Long model's sequences are sharded by :func:`hf_longattn.sequence_parallel`: torch's
-        context parallelism computes full causal attention alone, and refuses other implementations."""
+        """With ``ParallelismConfig(cp_size=…)``, :func:`hf_longattn.sequence_parallel` shards a Long model's sequences. torch's context
+        parallelism supports only full causal attention."""
         if not self._shards_sequences():
             return super()._prepare_context_parallel_inputs(model, inputs)
         return partial(sequence_parallel, model, self.accelerator.torch_device_mesh["cp"]), inputs
@@ -276,7 +276,7 @@ class LongTrainer(Trainer):
         Batches without a label have no loss.
 
         Raises:
-            DivergenceError: the loss of another is not finite.
+            DivergenceError: the loss of a batch with labels is not finite.
         """
         self.batch_losses = []
         output = super().evaluation_loop(*args, **kwargs)
@@ -300,7 +300,7 @@ class LongTrainer(Trainer):
         return loss, logits, labels
 
     def log_scores(self, scores: Mapping[str, Any], prefix: str = "eval") -> dict[str, float]:
-        """Log scores as Trainer logs an evaluation, with ``prefix`` before their names; returns what is logged.
+        """Log scores like an evaluation of Trainer, with ``prefix`` before their names, and return them.
 
         Raises:
             DivergenceError: their loss is not finite.
@@ -312,7 +312,7 @@ class LongTrainer(Trainer):
         return metrics
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """As Trainer's; what the Hub refuses is one sentence, and so is a public repository for what is to be private."""
+        """As Trainer's. A refusal of the Hub, or a public repository in place of a private one, becomes one sentence."""
         name = str(self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name)
         if self.is_world_process_zero():
             check_login(name, **self._access(token, private))
@@ -323,8 +323,8 @@ class LongTrainer(Trainer):
         self, commit_message: str | None = None, blocking: bool = True, token: str | None = None, revision: str | None = None,
         private: bool | None = None, **card: Any,
     ) -> PushReport | Future[PushReport] | None:  # fmt: skip
-        """Save the model and its card, and upload them by :func:`~hf_longattn.hub.push_model`, which leaves out what is not the model's:
-        Trainer uploads the whole folder. Without ``blocking`` the upload runs in the background."""
+        """Save the model and its card, and upload them by :func:`~hf_longattn.hub.push_model`, without other files: Trainer uploads the
+        whole folder. Without ``blocking`` the upload runs in the background."""
         args: Any = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
         if self.hub_model_id is None:
@@ -341,14 +341,14 @@ class LongTrainer(Trainer):
         return upload() if blocking else HfApi().run_as_future(upload)
 
     def _access(self, token: str | None, private: bool | None) -> dict[str, Any]:
-        """The token of an upload, and whether its repository is private: as given, or else as the arguments of the training say."""
+        """The token of an upload, and whether its repository is private; by default from the training's arguments."""
         return {
             "token": self.args.hub_token if token is None else token,
             "private": bool(self.args.hub_private_repo if private is None else private),
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *model: Any) -> None:
-        """As Trainer's, which leaves weights as they are that have another name in files than in the model; see :func:`load_renamed`."""
+        """As Trainer's, also for weights that have other names in files; see :func:`load_renamed`."""
         if self._weights_are_sharded() or not load_renamed(model[0] if model else self.model, Path(resume_from_checkpoint)):
             super()._load_from_checkpoint(resume_from_checkpoint, *model)
 
@@ -365,9 +365,9 @@ class LongTrainer(Trainer):
         super().log({**logs, **speed, "minutes": round(self.clock.elapsed(), 2)}, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, without ``training_args.bin``: a pickle, which nobody needs to use the model.
+        """As Trainer's, without the pickle ``training_args.bin``, which no user of the model needs.
 
-        The tokenizer's file does not keep at which length the last batch was cut and padded.
+        The tokenizer is saved without the truncation and padding of the last batch.
         """
         tokenizer = getattr(getattr(self.processing_class, "tokenizer", self.processing_class), "backend_tokenizer", None)
         if tokenizer is not None:
@@ -386,7 +386,7 @@ class LongTrainer(Trainer):
 
 
 class MeasuringTrainer(LongTrainer):
-    """A trainer whose evaluations are the scores of a function.
+    """A trainer whose evaluations call a function.
 
     Args:
         measure: returns scores by name, the same in all processes: of the held-out data, or of the data in its argument.
@@ -403,11 +403,11 @@ class MeasuringTrainer(LongTrainer):
 
 
 def load_renamed(model: Any, folder: Path) -> bool:
-    """Load the weights of a checkpoint whose files have other names than the model, as ``from_pretrained`` does: transformers saves those
-    of a ViT, of a mixture's experts and of others under the names of older versions.
+    """Load a checkpoint whose weights have other names than the model's parameters, as ``from_pretrained`` does. transformers saves a ViT,
+    a mixture of experts and others under older names.
 
     Returns:
-        Whether its files have such names; if not, nothing was loaded.
+        Whether the names differ. Otherwise nothing is loaded.
     """
     if not isinstance(model, PreTrainedModel) or not (names := tensor_names(folder)) or names <= set(model.state_dict()):
         return False
@@ -449,7 +449,7 @@ class Throughput:
         self.since: float | None = None
 
     def count(self, inputs: dict[str, Any]) -> None:
-        """Add a batch; padding is what its mask says. The first batch starts the time."""
+        """Add a batch. Its mask defines the padding. The first batch starts the time."""
         self.since = time.monotonic() if self.since is None else self.since
         for name, ids in inputs.items():
             if name.endswith("input_ids") and isinstance(ids, Tensor):  # sentence-transformers has several
@@ -482,8 +482,8 @@ def peak_memory() -> int | None:
 
 
 class SeededGroups(torch.utils.data.Sampler[int]):
-    """Groups by length that depend on the seed and the epoch. Trainer draws them from the process's generator, whose state a resumed run
-    does not have at the start of an epoch."""
+    """Groups by length that depend on the seed and the epoch. Trainer draws them from the process's generator, which a resumed run does not
+    restore to the start of the epoch."""
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
         self.sampler, self.seed, self.epoch = sampler, seed, 0
@@ -501,10 +501,9 @@ class SeededGroups(torch.utils.data.Sampler[int]):
 
 
 class Clock:
-    """Minutes since a run began, with its evaluation before the first step.
+    """Minutes of a run, with its evaluation before the first step.
 
-    All processes use the first one's clock as it was at the last :meth:`tick`, so they stop and save after the same step and have the same
-    learning rate.
+    All processes use the first one's time at the last :meth:`tick`. So they stop and save after the same step, with the same learning rate.
 
     Args:
         minutes: the time allowed; ``None`` = no limit.
@@ -534,7 +533,7 @@ class Clock:
         return self.before + (0.0 if self.started is None else (time.monotonic() - self.started) / 60)
 
     def fraction(self) -> float:
-        """Fraction of the time from the first step to the limit that was spent at the last tick; the same in all processes."""
+        """Spent fraction of the time between the first step and the limit, at the last tick. It is the same in all processes."""
         if self.minutes is None:
             return 0.0
         allowed = self.minutes - self.first_step
@@ -638,8 +637,7 @@ class SetEpochCallback(TrainerCallback):
 
 
 class Processes(TrainerCallback, ExportableState):
-    """Notes in trainer_state.json how many processes write a checkpoint, so that one which lacks a process's file is told from a complete
-    one."""
+    """Stores the number of processes in trainer_state.json, so that a checkpoint without a process's file is recognised as incomplete."""
 
     def __init__(self, count: int = 1) -> None:
         self.count = count
@@ -659,7 +657,7 @@ class LogEnough(TrainerCallback):
 
 
 class CheckBestMetric(TrainerCallback):
-    """Refuses a metric for the best model that evaluations do not have.
+    """Refuses an unknown metric for the best model.
 
     Raises:
         OptionError: with the metrics that there are.
@@ -676,7 +674,7 @@ class CheckBestMetric(TrainerCallback):
 
 @contextmanager
 def refused_arguments() -> Iterator[None]:
-    """Turn what Trainer refuses when it is made into a sentence.
+    """Turn errors of Trainer's constructor into one sentence.
 
     Raises:
         OptionError: with Trainer's words.
@@ -698,10 +696,9 @@ def rows_of(inputs: Mapping[str, Any]) -> int:
 
 
 def without_idle_step(scheduler: Any, warmup: int) -> Any:
-    """A schedule of transformers whose warm-up ends with the highest rate instead of beginning with 0: its first step would change nothing.
+    """A transformers schedule whose warm-up does not begin with 0, since its first step would change nothing.
 
-    Step k of w in the warm-up has (k + 1) / w of the rate, as in torchtitan, in place of k / w. A schedule without warm-up is returned as
-    it is.
+    Step k of w in the warm-up has (k + 1) / w of the rate, as in torchtitan, not k / w. A schedule without warm-up is returned unchanged.
     """
     if not isinstance(scheduler, LambdaLR) or not warmup:
         return scheduler
@@ -713,7 +710,7 @@ def without_idle_step(scheduler: Any, warmup: int) -> Any:
 
 
 def timed_schedule(optimizer: Optimizer, clock: Clock, num_training_steps: int, warmup: float) -> LambdaLR:
-    """Linear warm-up and decay over the steps or the time, whichever is further along; a ``warmup`` below 1 is a fraction of them."""
+    """Linear warm-up and decay over steps or time, whichever is further along. A ``warmup`` below 1 is a fraction."""
     steps = max(1, num_training_steps)
 
     def scale(step: int) -> float:

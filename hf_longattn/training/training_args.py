@@ -15,7 +15,15 @@ from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import OptionError, flag, nearest
-from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, explicit_settings
+from hf_longattn.training.args import (
+    DataArguments,
+    ModelArguments,
+    argument,
+    batch_size_argument,
+    check_least,
+    check_positive,
+    explicit_settings,
+)
 from hf_longattn.training.evaluation import nothing_trained
 
 EPOCHS = 3.0
@@ -40,7 +48,7 @@ class LongTrainingArguments(TrainingArguments):
     shards: ClassVar[bool] = True
     """Whether the task runs where FSDP or DeepSpeed split the weights."""
     without_effect: ClassVar[tuple[str, ...]] = ()
-    """Options of transformers that the task's own loss or model does not have, and that are refused."""
+    """Options of transformers that have no effect in this task and are refused."""
     only_scores: ClassVar[bool] = False
     """Whether the model is scored, and neither trained nor written."""
     evaluation_options: ClassVar[tuple[str, ...]] = (
@@ -110,19 +118,16 @@ class LongTrainingArguments(TrainingArguments):
             raise OptionError(" ".join(str(error).split())) from error
 
     def check(self) -> None:
-        """Refuse values that are missing or contradict one another, before anything is set up."""
+        """Refuse missing or contradictory values before anything is set up."""
         if not self.output_dir:
             raise OptionError("No output folder given; add --output with the folder to write to.")
         if self.folder.exists() and not self.folder.is_dir():
             raise OptionError(f"The output {self.output_dir!r} is a file; give a folder, which is created if it does not exist.")
         if self.resume and self.resume_from_checkpoint:
             raise OptionError("--resume and --resume-from-checkpoint name two checkpoints to start from; leave one of them out.")
-        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "logging_steps"):
-            if getattr(self, name) <= 0:
-                raise OptionError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
-        for name in ("tokens_per_batch", "save_steps", "save_minutes", "threads", "dataloader_num_workers", "early_stopping_patience"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{flag(name)} must be 0 or more, not {getattr(self, name)}.")
+        check_least(self, gradient_accumulation_steps=1, per_device_train_batch_size=1, tokens_per_batch=0, save_steps=0, save_minutes=0)
+        check_least(self, threads=0, dataloader_num_workers=0, early_stopping_patience=0, total_batch_size=0)
+        check_positive(self, "logging_steps")
         if self.max_steps == 0:
             raise nothing_trained()
         if self.max_minutes is not None and self.max_minutes <= 0:
@@ -130,8 +135,6 @@ class LongTrainingArguments(TrainingArguments):
         if unused := next((name for name in self.without_effect if name in self.explicit), None):
             raise OptionError(f"{flag(unused)} has no effect in this task; leave it out.")
         self._check_surroundings()
-        if self.total_batch_size < 0:
-            raise OptionError(f"--total-batch-size must be at least 1, or 0 to leave it out, not {self.total_batch_size}.")
         contradicting = [name for name in ("gradient_accumulation_steps", "tokens_per_batch") if name in self.explicit]
         if self.total_batch_size and contradicting:
             raise OptionError(
@@ -149,7 +152,7 @@ class LongTrainingArguments(TrainingArguments):
             )
 
     def _check_surroundings(self) -> None:
-        """Refuse what this machine, this process or what is installed cannot do."""
+        """Refuse options that this machine, process or installation does not support."""
         if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
             raise OptionError("--fp16 needs an accelerator; leave --fp16 out: on a CPU, bfloat16 autocast is the default.")
         if self.fsdp and int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -188,7 +191,7 @@ class LongTrainingArguments(TrainingArguments):
             self.save_strategy, self.save_steps = ("steps", ENDLESS) if self.save_minutes else ("no", self.save_steps)
 
     def _accumulation_steps(self) -> int:
-        """How often every device goes forward for ``total_batch_size`` rows; devices that share a sequence count once."""
+        """Forward passes per device for ``total_batch_size`` rows. Devices that share a sequence count once."""
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         shares = getattr(self.parallelism_config, "cp_size", 0) or int(os.environ.get("PARALLELISM_CONFIG_CP_SIZE", "1"))
         devices = max(1, processes // shares) if processes > 1 or self.use_cpu else max(1, torch.accelerator.device_count())
@@ -215,7 +218,7 @@ class TaskArguments(NamedTuple):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The values that were given, for a log or a card."""
+        """The values that differ from their defaults, for a log or a card."""
         return {**self.model.explicit, **self.data.explicit, **self.training.explicit}
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""What every task shares: parse, train or resume, save the model with its log and card, and report errors as one sentence."""
+"""The run of every task: parse, train or resume, save the model with its log and card, and report errors as one sentence."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
 """What a run without ``--overwrite`` leaves alone."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
-"""How a full disk, a quota and a limit on the size of files are told; the last two by torch, "basic_ios::clear: iostream error"."""
+"""Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the last two."""
 OutputCheck = Callable[[Any], None]
 
 
 class FullDiskError(CheckpointError):
-    """The disk became full; the sentence says what a run can resume from."""
+    """The disk is full. The sentence says how to resume."""
 
 
 def run_task(task: Task, arguments: list[str] | None, description: str, prog: str | None = None) -> int:
@@ -122,14 +122,14 @@ def run_task(task: Task, arguments: list[str] | None, description: str, prog: st
 def prepare_run(
     model_args: ModelArguments, data_args: DataArguments, training_args: LongTrainingArguments, check: OutputCheck | None = None
 ) -> TaskArguments:
-    """Refuse arguments that contradict one another, and to write over another model; set threads and seed.
+    """Refuse contradictory arguments and an output with another model. Then set threads and seed.
 
     Args:
-        check: refuses what the output holds; default: :func:`check_output`, and what :func:`starting_point` refuses.
+        check: refuses an output; default: :func:`check_output` and :func:`starting_point`.
 
     Raises:
         OptionError: they do, or the output holds a model or checkpoints.
-        CheckpointError: the output cannot be written, or there is nothing to resume from.
+        CheckpointError: the output cannot be written, or no checkpoint can be resumed.
     """
     run = TaskArguments(model_args, data_args, training_args)
     run.check()
@@ -180,10 +180,10 @@ def check_output(args: LongTrainingArguments) -> None:
 
 
 def check_holds_no_model(args: LongTrainingArguments) -> None:
-    """Refuse an output with a model that no training of ours wrote.
+    """Refuse an output with a model of another program.
 
     Raises:
-        OptionError: it holds one.
+        OptionError: the output holds a model.
     """
     if holds_model(args.folder):
         raise OptionError(f"{args.output_dir!r} holds a model; give another --output, or add --overwrite to replace it.")
@@ -195,7 +195,7 @@ def holds_model(folder: Path) -> bool:
 
 
 def resumes_output(args: LongTrainingArguments) -> bool:
-    """Whether a run continues the one in its output, rather than one elsewhere or none."""
+    """Whether a run resumes the run in its own output."""
     if args.resume_from_checkpoint:
         return Path(args.resume_from_checkpoint).resolve().parent == args.folder.resolve()
     return args.resume
@@ -205,7 +205,7 @@ def starting_point(run: TaskArguments) -> str | None:
     """The checkpoint to resume from: the named one, or with ``resume`` the latest complete one; ``None`` if neither is given.
 
     Raises:
-        CheckpointError: there is no such checkpoint, none is complete, or it is of a training of another model.
+        CheckpointError: the checkpoint is missing, incomplete, or of another model.
     """
     args = run.training
     if args.resume_from_checkpoint:
@@ -225,7 +225,7 @@ def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] |
         measure: measures the model before its first step, unless ``eval_before_training`` is off; see :class:`MeasureFirst`.
 
     Returns:
-        What ``measure`` returned, as JSON keeps it (tuples are lists), also where a run is resumed; ``None`` without a measurement.
+        The result of ``measure`` as JSON (tuples become lists), also in a resumed run; ``None`` without a measurement.
 
     Raises:
         CheckpointError: the checkpoint to resume from is not complete or of another model, or the disk became full.
@@ -266,7 +266,7 @@ def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] |
 
 
 class RunSettings(TrainerCallback, ExportableState):
-    """Notes in trainer_state.json what a run was started with, so that another run is told from it."""
+    """Stores the arguments of a run in trainer_state.json, so that other runs are recognised."""
 
     def __init__(self, settings: dict[str, Any] | None = None) -> None:
         self.settings = dict(settings or {})
@@ -285,7 +285,7 @@ class MeasureFirst(TrainerCallback, ExportableState):
 
     Args:
         measure: returns what JSON can keep.
-        start: the checkpoint that the run is resumed from, which has the result; ``None`` = it starts.
+        start: the checkpoint to resume, which holds the result; ``None`` = it starts.
     """
 
     def __init__(self, measure: Callable[[], Any], start: str | None = None) -> None:
@@ -304,8 +304,8 @@ class MeasureFirst(TrainerCallback, ExportableState):
 
 @contextmanager
 def one_sentence_if_full(folder: Path, trainer: LongTrainer | None = None) -> Iterator[None]:
-    """Turn a full disk into a sentence that names what a run can resume from. Older checkpoints are deleted only after a newer one is
-    complete, so the training state is never lost; and the model of ``trainer`` is saved on the disk of temporary files, if that is another.
+    """Turn a full disk into a sentence that says how to resume. Older checkpoints are deleted only after a newer one is complete, so the
+    training state is never lost. The current model is saved on the disk of temporary files if that is another disk.
 
     Raises:
         FullDiskError: the disk became full.
@@ -321,7 +321,7 @@ def one_sentence_if_full(folder: Path, trainer: LongTrainer | None = None) -> It
 
 
 def save_elsewhere(trainer: LongTrainer, folder: Path) -> Path | None:
-    """Save the model in a new folder on the disk of temporary files; ``None`` if that disk is the same, or full, or weights are sharded."""
+    """Save the model in a new folder on the disk of temporary files; ``None`` if it is the same disk, is full, or weights are sharded."""
     temporary, parent = Path(tempfile.gettempdir()), next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not trainer.is_world_process_zero() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         return None
@@ -336,8 +336,7 @@ def save_elsewhere(trainer: LongTrainer, folder: Path) -> Path | None:
 
 
 def _disk_full(error: BaseException | None) -> bool:
-    """Whether an error or one of its causes is that of a full disk or of a limit on files; safetensors and torch raise it without an errno,
-    with words only."""
+    """Whether an error or one of its causes is a full disk or a limit on files. safetensors and torch raise it without an errno."""
     while error is not None:
         if getattr(error, "errno", None) in FULL or any(words in str(error) for words in FULL_WORDS):
             return True
@@ -353,12 +352,12 @@ def save_run(
     *,
     hub_task: str | None = None,
 ) -> dict[str, Any]:
-    """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set. The log appears whole and last, so that a folder with
-    one holds a finished training. An evaluation saves only the log, as ``scores.json``.
+    """Save model, tokenizer, log and card, and push them if ``push_to_hub`` is set. The log is written last and in one step. A folder with
+    a log holds a finished training. An evaluation saves only the log, as ``scores.json``.
 
     Args:
         describe: what the card says about a log.
-        hub_task: the Hub's name of what the data measure, where it is not that of the model's head.
+        hub_task: the Hub's name of the measured task, if it differs from the head's.
 
     Returns:
         The log: ``log`` with the given arguments, versions and Trainer's history.
@@ -392,7 +391,7 @@ def save_run(
 
 
 def forget_model(folder: Path, log: str) -> None:
-    """Remove the log of an earlier finished training, whose model is about to be replaced, and what a new one would inherit from it."""
+    """Remove the log and other leftovers of an earlier training whose model is about to be replaced."""
     from hf_longattn.conversion import remove_sidecars
 
     if (folder / log).is_file():
@@ -405,10 +404,10 @@ def forget_model(folder: Path, log: str) -> None:
 
 
 def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, source: str, *, output: Path) -> None:
-    """Save a model by itself, without a trainer: with its tokenizer, and whatever else belongs to ``source``, which it was trained from.
+    """Save a model without a trainer, with its tokenizer and the other files of its ``source``.
 
     Args:
-        output: the output of the run, which has what it can resume from.
+        output: of the run, with its checkpoints.
 
     Raises:
         CheckpointError: the disk became full.
@@ -422,8 +421,8 @@ def save_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 def write_trained_card(model: str, folder: Path, training: str, repo_id: str | None = None, results: Sequence[MeasuredResult] = ()) -> None:
-    """Write the card of a trained model into its folder, with the licence, language and base of ``model``, which it was trained from, and
-    the name it is pushed to; and copy what belongs to that model and is saved neither with a model nor with a tokenizer."""
+    """Write the card of a trained model: with the licence, language and base of the source ``model``, and the name on the Hub. Also copy
+    the source's other files, which neither model nor tokenizer saves."""
     from hf_longattn.conversion import complete_folder
 
     complete_folder(folder, model)

@@ -97,7 +97,7 @@ class TestRefusals:
     def test_files(self, tmp_path: Path) -> None:
         for name, sentence in {
             "clip.mp4": r"is a video file, which is not decoded here; extract its frames, .*ffmpeg -i clip.mp4 frames/%05d.png",
-            "photo.png": "is a picture, but the model reads videos of 4 frames; give a folder of numbered images",
+            "photo.png": "is an image, but the model reads videos of 4 frames; give a folder of numbered images",
             "notes.txt": "is not a video; give a folder of numbered images",
         }.items():
             (tmp_path / name).write_bytes(b"?")

@@ -233,7 +233,7 @@ def test_bad_input_is_refused_in_one_sentence(folder: str, data: str, tmp_path: 
         assert ending.value.code == 1, error
         assert re.search(words, " ".join(error.split())), (words, error)
         assert not Path(out + "2").exists()
-    with pytest.raises(LongAttentionError, match="Task is 'passage'"):
+    with pytest.raises(LongAttentionError, match="--task is 'passage'"):
         embed_documents(folder, data, out, task="passage")
 
 

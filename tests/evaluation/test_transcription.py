@@ -135,7 +135,7 @@ def test_words_of_characters_and_of_pieces(reader: tuple[Any, Any, Any]) -> None
 def test_bad_input_is_a_sentence(reader: tuple[Any, Any, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, processor, _ = reader
     cases: list[tuple[Any, str, Any, dict[str, Any]]] = [
-        (OptionError, "--stride-seconds is what chunks share", LONG, {"stride_seconds": 1.0}),
+        (OptionError, "stride_seconds requires chunk_seconds", LONG, {"stride_seconds": 1.0}),
         (OptionError, "Chunks of 1 seconds hold nothing but strides of 0.5 and 0.5", LONG, {"chunk_seconds": 1.0, "stride_seconds": 0.5}),
         (AudioError, "is shorter than one frame", LONG[:100], {}),
         (AudioError, "does not exist", tmp_path / "none.wav", {}),

@@ -99,7 +99,7 @@ def test_the_help_of_a_switch_off_says_off(capsys: pytest.CaptureFixture[str]) -
         ({"max_minutes": 0.0}, "--max-minutes must be above 0, not 0; --max-steps 1"),
         ({"max_steps": 0}, "--max-steps 0 trains nothing; to score a model, type: longattn evaluate TASK"),
         ({"max_minutes": -1.0}, "--max-minutes must be above 0"),
-        ({"save_minutes": -1.0}, "--save-minutes must be 0 or more"),
+        ({"save_minutes": -1.0}, "--save-minutes must be at least 0"),
         ({"report_to": "tensorboard"}, "--report-to tensorboard needs the package 'tensorboard', which is not installed; type pip install"),
         ({"report_to": "tensorbord"}, "--report-to must be one of all, none, .* Did you mean 'tensorboard'"),
         ({"use_liger_kernel": True}, "needs the package liger-kernel, which is not installed; type pip install liger-kernel"),
@@ -221,7 +221,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(
     assert args.gradient_accumulation_steps == 16
     monkeypatch.setenv("WORLD_SIZE", processes)  # as launchers do
     monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", shares)
-    assert args._passes_per_step() == passes
+    assert args._accumulation_steps() == passes
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_the_batch_of_a_step_does_not_depend_on_the_devices(
         ({"per_device_train_batch_size": 3}, "--total-batch-size 32 is not a multiple of the 3 rows"),
         ({"gradient_accumulation_steps": 2}, "--total-batch-size contradicts --gradient-accumulation-steps"),
         ({"tokens_per_batch": 100}, "--total-batch-size contradicts --tokens-per-batch"),
-        ({"total_batch_size": -1}, "must be at least 1"),
+        ({"total_batch_size": -1}, "must be at least 0"),
     ],
 )
 def test_a_batch_of_a_step_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str) -> None:
@@ -303,3 +303,14 @@ def test_bf16_that_is_typed_and_not_there_is_said(
     line = f"--model m --data d --output {tmp_path / 'out'} --use-cpu {words}"
     assert not parse_arguments(QA, line.split(), "")[2].bf16
     assert ("--bf16 has no effect: this processor computes no bf16" in caplog.text) == warns
+
+
+def test_both_spellings_of_an_option_are_read_and_the_help_shows_hyphens(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["--model", "m", "--data", "d"]
+    for spelled in ("--output-dir o --max-steps 7 --batch-size 2 --no-bf16", "--output_dir o --max_steps 7 --batch_size=2 --no_bf16"):
+        _, _, args = parse_arguments(QA, [*line, *spelled.split()], "")
+        assert (args.output_dir, args.max_steps, args.per_device_train_batch_size, args.bf16) == ("o", 7, 2, False)
+    for page in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse_arguments(QA, [page], "")
+        assert re.findall(r"--\w+_\w+", capsys.readouterr().out) == []

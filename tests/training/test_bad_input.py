@@ -47,7 +47,7 @@ LEFT_OUT = {
 }  # fmt: skip
 """A column without which it cannot be learnt."""
 WRONG: dict[str, list[tuple[dict[str, Any], str]]] = {
-    "qa": [({"answers": {"text": ["house"], "answer_start": [0]}}, "not at character 0.*correct them"), ({"context": 5}, "context|text")],
+    "qa": [({"answers": {"text": ["house"], "answer_start": [0]}}, "correct them.*not at character 0"), ({"context": 5}, "context|text")],
     "classify": [({"label": None}, "a class is a name or a whole number"), ({"text": 5}, "not text")],
     "tokens": [({"ner_tags": ["O"]}, "a tag for every word"), ({"tokens": "a tree"}, "lists")],
     "choice": [({"label": 9}, "none of its 2 choices"), ({"label": "house"}, "none of its"), ({"choices": "a"}, "two texts")],

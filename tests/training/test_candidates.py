@@ -125,7 +125,7 @@ def test_bad_rows_of_wikihop(tmp_path: Path) -> None:
     row = {"id": "1", "query": "q", "answer": "x", "candidates": ["x", "y"], "supports": ["s"]}
     cases = [
         ("lacks the column 'answer'", [{name: row[name] for name in row if name != "answer"}]),
-        ("row 2 .* 'z' is none of its 2 candidates", [row, {**row, "answer": "z"}]),
+        ("Row 2 .* 'z' is none of its 2 candidates", [row, {**row, "answer": "z"}]),
         ("'x' is none of its 1 candidates", [{**row, "candidates": ["x"]}]),
         ("supports must be a list of texts", [{**row, "supports": "s"}]),
     ]

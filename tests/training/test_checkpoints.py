@@ -135,7 +135,7 @@ def test_a_checkpoint_without_the_file_of_a_process_is_not_complete(checkpoints:
 
 
 def test_a_checkpoint_that_is_named_must_be_there(checkpoints: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"There is no checkpoint '.*checkpoint-3'; there are .*checkpoint-2, .*checkpoint-4$"):
+    with pytest.raises(CheckpointError, match=r"There is no checkpoint '.*checkpoint-3'; give .*checkpoint-2, .*checkpoint-4\.$"):
         check_checkpoint(checkpoints / "checkpoint-3")
     assert check_checkpoint(checkpoints / "checkpoint-2").endswith("checkpoint-2")
 

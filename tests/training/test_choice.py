@@ -89,9 +89,9 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     cases = [
         ("no column for label .* its columns are", [{name: row[name] for name in ("context", "question", "choices")}]),
         ("no column for choices", [{"context": "c", "label": 0}]),
-        ("row 2 .* label 5 is none of its 2 choices", [row, {**row, "label": 5}]),
+        ("Row 2 .* label 5 is none of its 2 choices", [row, {**row, "label": 5}]),
         ("label 'wolf' is none", [{**row, "label": "wolf"}]),
-        ("row 1 .* label '²' is none", [{**row, "label": "²"}]),
+        ("Row 1 .* label '²' is none", [{**row, "label": "²"}]),
         ("of several kinds; give all rows a number", [{**row, "label": "x"}, {**row, "label": "1"}]),
         ("at least two texts", [{**row, "choices": ["x"]}]),
         ("different numbers of choices", [row, {**row, "choices": ["x", "y", "z"]}]),

@@ -77,7 +77,7 @@ def test_what_is_asked_about_a_document_is_read_and_global(tmp_path: Path, token
     assert rule is not None
     marked = rule.mask(pair["input_ids"], pair["attention_mask"].bool()).sum()
     assert marked == pair["input_ids"][0].tolist().index(tokenizer.sep_token_id) + 1
-    with pytest.raises(OptionError, match="question_column is an option for texts"):
+    with pytest.raises(OptionError, match="--question-column is an option for texts"):
         build_arguments(CLASSIFICATION, **given, question_column="claim", images=True)
     with pytest.raises(DataError, match="name one with --question-column"):
         finetune_classification(*build_arguments(CLASSIFICATION, **{**given, "output_dir": str(tmp_path / "o")}, question_column="clame"))
@@ -172,10 +172,10 @@ def test_bad_input_is_a_sentence(tmp_path: Path, tokenizer: PreTrainedTokenizerB
         (OptionError, "exceeds the 64 tokens", {"max_length": 65}),
         (DataError, "not 'body'; name one with --text-column", {"text_column": "body"}),
         (DataError, "columns text, label, not 'labels'; name one with --label-column. Did you mean 'label'", {"label_column": "labels"}),
-        (DataError, "all documents .* have the label 'loops'", {"data": [one]}),
+        (DataError, "All documents .* have the label 'loops'", {"data": [one]}),
         (DataError, "holds float64, but a class is a name", {"data": [floats]}),
         (DataError, "holds a list, but a class", {"data": [floats], "label_column": "many"}),
-        (DataError, "row 2 of .* has no label", {"data": [gap]}),
+        (DataError, "Row 2 of .* has no label", {"data": [gap]}),
         (DataError, "column 'label' of .* holds values of different types", {"data": [mixed]}),
         (DataError, "column 'text' of .* holds values of different types, not text", {"data": [texts]}),
         (DataError, "empty.csv' is empty", {"data": [str(tmp_path / "empty.csv")]}),

@@ -92,8 +92,8 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
         ([], "add --teacher"),
         (["--teacher", teacher], "add --attention-factor 0"),
         (["--teacher", teacher, "--temperature", "0"], "--temperature must be above 0"),
-        (["--teacher", teacher, "--method", "logits", "--hidden-factor", "2"], "hidden_factor is of --method tinybert"),
-        (["--teacher", teacher, "--method", "logits", "--layer-map", "1"], "--layer-map pairs layers whose hidden states or attention"),
+        (["--teacher", teacher, "--method", "logits", "--hidden-factor", "2"], "--hidden-factor requires --method tinybert"),
+        (["--teacher", teacher, "--method", "logits", "--layer-map", "1"], "--layer-map has no effect"),
     ):
         assert train("distill", [*given, *more]) == 1
         assert words in capfd.readouterr().err

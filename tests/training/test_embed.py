@@ -288,8 +288,8 @@ def test_new_positions_alone_are_trained(tmp_path: Path, tokenizer: PreTrainedTo
     vectors = [st.SentenceTransformer(str(folder), device="cpu").encode(["tree file " * 10, "node " * 100]) for folder in (long, out)]
     assert (vectors[0] == vectors[1]).all(1).tolist() == [True, False]
     for other, sentence in (
-        ({"model": short}, "'.*short' has none; leave it out"), ({"train": "heads"}, "all or positions, not 'heads'"),
-        ({"reranker": True}, "reranker trains a new head"), ({"use_peft": True}, "use_peft trains updates"),
+        ({"model": short}, "'.*short' has none; leave --train out"), ({"train": "heads"}, "all or positions, not 'heads'"),
+        ({"reranker": True}, "so --reranker has no effect"), ({"use_peft": True}, "so --use-peft has no effect"),
         ({"weight_decay": 0.1}, "--weight-decay would change the positions that the source has, too; leave it out"),
     ):  # fmt: skip
         with pytest.raises(OptionError, match=sentence):
@@ -314,7 +314,7 @@ def test_pairs_and_what_is_wrong_with_them(tmp_path: Path) -> None:
     for number, (words, rows) in enumerate(
         [
             ("no column for the positive .* its columns are anchor, text", [{"anchor": "a", "text": "b"}]),
-            ("row 2 .* must be a text, not ''", [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": ""}]),
+            ("Row 2 .* must be a text, not ''", [{"anchor": "a", "positive": "b"}, {"anchor": "a", "positive": ""}]),
             ("must be a number, not 'x'", [{"anchor": "a", "positive": "b", "score": "x"}]),
         ]
     ):

@@ -138,12 +138,12 @@ def test_the_classes_are_those_of_the_model_by_name(tmp_path: Path, tokenizer: P
     assert outcome(named, few) == 100.0  # one class of three, whose number is the model's
     assert outcome(unnamed, zip(texts, numbers, strict=True)) == 100.0
     refusals = {
-        "The model does not know the labels 0, 1 of the data; its classes are bad, fair, good, so write the labels like these":
+        "The model does not know the labels 0, 1 of the data; its classes are bad, fair, good, so write the labels like these.":
             outcome(named, [(text, at % 2) for at, text in enumerate(texts)]),
-        "The model does not know the labels neutral of the data; its classes are bad, fair, good, so write the labels like these":
+        "The model does not know the labels neutral of the data; its classes are bad, fair, good, so write the labels like these.":
             outcome(named, [*few, (texts[0], "neutral")]),
         "The model has no names for its 3 classes, so the labels of the data must be numbers from 0, not good, neutral; write numbers, or "
-        "the names into id2label of its config.json":
+        "the names into id2label of its config.json.":
             outcome(unnamed, [(texts[0], "good"), (texts[1], "neutral")]),
     }  # fmt: skip
     assert {said: f"Error: {said}" for said in refusals} == refusals
@@ -205,9 +205,9 @@ def test_what_cannot_be_scored_is_a_sentence(
 def test_a_training_of_no_steps_says_how_to_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["--model", "m", "--data", "a b.csv", "c.csv", "--learning-rate", "1", "--max-steps", "0", "--output", "o", "--validation", "v"]
     assert train("classify", line) == 1
-    assert "type longattn evaluate classify --model m --data 'a b.csv' c.csv --output o\n" in capsys.readouterr().err
+    assert "type: longattn evaluate classify --model m --data 'a b.csv' c.csv --output o\n" in capsys.readouterr().err
     assert train("distill", ["--model", "m", "--text", "t", "--max-steps", "0", "--output", "o", "--method", "logits"]) == 1
-    assert "type longattn evaluate TASK --model MODEL --data DATA\n" in capsys.readouterr().err
+    assert "type: longattn evaluate TASK --model MODEL --data DATA\n" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 
 

@@ -101,7 +101,7 @@ def test_bad_input_is_a_sentence(tmp_path: Path, texts: str, tokenizer: PreTrain
         (DataError, "not 'body'", LM, {"text": [str(tmp_path / "a.jsonl")], "column": "body"}),
         (DataError, "holds int64, not text", LM, {"text": [str(tmp_path / "a.jsonl")], "column": "n"}),
         (DataError, "is not UTF-8 text .*decode", LM, {"text": [str(tmp_path / "bad.txt")]}),
-        (OptionError, "per_device_train_batch_size must be at least 1", LM, {"per_device_train_batch_size": 0}),
+        (OptionError, "--per-device-train-batch-size must be at least 1", LM, {"per_device_train_batch_size": 0}),
         (OptionError, "only one document", LM, {"text": [f"{texts}/0.txt"]}),
     ]
     for error, words, kind, changes in cases:

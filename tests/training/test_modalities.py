@@ -30,7 +30,7 @@ from hf_longattn import LongBertConfig, LongBertModel
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint
 from hf_longattn.data.audio import Hearing
-from hf_longattn.errors import AudioError, BackendError, CheckpointError, LongAttentionError, OptionError
+from hf_longattn.errors import AudioError, BackendError, CheckpointError, LongAttentionError, OptionError, flag
 from hf_longattn.modeling.multimodal import LongMultimodalForImageClassification, LongMultimodalModel
 from hf_longattn.training import load_multitask_head
 from hf_longattn.training.evaluation import evaluation_arguments
@@ -217,8 +217,8 @@ def test_two_processes_take_the_steps_of_one(backbone: str, tasks: dict[str, str
         ("photo: {kind: image, data: a}", r"Did you mean 'images'"),
         ("photo: {data: a}", "The kind of task 'photo' must be one of .*, not None"),
         ("photo: {kind: images, data: a, colum: b}", r"The task 'photo' has no option 'colum'"),
-        ("photo: {kind: images, data: a, audio_column: b}", "The task 'photo': audio_column is an option for recordings"),
-        ("photo: {kind: images}", "The task 'photo': no data given"),
+        ("photo: {kind: images, data: a, audio_column: b}", "The task 'photo': --audio-column is an option for audio"),
+        ("photo: {kind: images}", "The task 'photo': No data given"),
         ("photo: {kind: images, data: a}", "two tasks or more, not photo"),
         ("9: {kind: images, data: a}", "give it a name of letters"),
         ("- photo", "is not a file of tasks"),
@@ -244,9 +244,9 @@ def test_a_missing_file_of_tasks_and_a_task_twice_are_a_sentence(tmp_path: Path)
     [
         (
             {"image_size": [], "patch_size": 16},
-            r"kind images reads pictures, and '.*' has no embedder of images; add --image-size",
+            r"kind images needs an embedder of images, and '.*' has none; add --image-size",
         ),
-        ({"mel_bins": 0}, r"kind audio reads recordings, and '.*' has no embedder of audio; add --mel-bins"),
+        ({"mel_bins": 0}, r"kind audio needs an embedder of audio, and '.*' has none; add --mel-bins"),
         ({"mel_bins": 4}, "--mel-bins must be from 8"),
         ({"image_size": [16, 23]}, r"pictures of 16 × 23 pixels are not filled by patches of 8 × 8"),
         ({"image_size": [256], "patch_size": 4}, r"are 4,097 tokens, but the backbone reads 160; .*--max-length 4097"),
@@ -263,10 +263,10 @@ def test_a_modality_that_the_model_cannot_read_is_a_sentence(
 
 
 def test_embedders_without_a_task_are_a_sentence(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="mel_bins is for tasks of kind audio"):
+    with pytest.raises(OptionError, match="--mel-bins is for tasks of kind audio"):
         finetune_multitask(*settings(backbone, tmp_path / "out", lines(tasks)[:2]))
     for name in ("patch_size", "frame_stride"):
-        with pytest.raises(OptionError, match=f"{name} is of an embedder"):
+        with pytest.raises(OptionError, match=f"{flag(name)} requires --"):
             build_arguments(MULTITASK, model="m", output_dir=str(tmp_path), tasks=lines(tasks)[:2], **{name: 2})
 
 

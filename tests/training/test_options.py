@@ -126,7 +126,10 @@ class Option:
 
     @property
     def covered(self) -> tuple[str, ...]:
-        return (*self.names, *(word.removeprefix("--").removeprefix("no_") for word in self.line.split() if word.startswith("--")))
+        return (
+            *self.names,
+            *(word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in self.line.split() if word.startswith("--")),
+        )
 
 
 def holds(condition: object) -> None:
@@ -217,24 +220,25 @@ OPTIONS = {
     "report_to": Option("--report-to tensorboard", lambda run, plain: holds(any("loss" in logs for logs in run.reported))),
     "dataloader_num_workers": Option("--dataloader-num-workers 2", lambda run, plain: holds(run.losses == plain.losses), shared=True),
     "tokens_per_batch": Option(
-        f"--tokens-per-batch {BUDGET} --packing false", budgeted, refused={"embed": "tokens_per_batch", "multitask": "tokens_per_batch"},
+        f"--tokens-per-batch {BUDGET} --packing false", budgeted,
+        refused=dict.fromkeys(("embed", "multitask"), "--tokens-per-batch does not apply"),
     ),
     "bf16": Option("--bf16 True", lambda run, plain: holds(run.trainers[-1].accelerator.mixed_precision == PRECISION)),
     "fp16": Option("--fp16", refused={"": "--fp16 needs an accelerator"}),
     "neftune": Option(
         "--neftune-noise-alpha 5", lambda run, plain: holds(run.losses != plain.losses),
-        refused=dict.fromkeys(("embed", "linearise", "seq2seq", "ctc"), "neftune_noise_alpha has no effect"), shared=True,
+        refused=dict.fromkeys(("embed", "linearise", "seq2seq", "ctc"), "--neftune-noise-alpha has no effect"), shared=True,
     ),
     "label_smoothing": Option(
         "--label-smoothing-factor 0.5", lambda run, plain: holds(run.losses != plain.losses),
-        refused=dict.fromkeys(("qa", "embed", "multitask", "linearise", "distill", "ctc"), "label_smoothing_factor has no effect"),
+        refused=dict.fromkeys(("qa", "embed", "multitask", "linearise", "distill", "ctc"), "--label-smoothing-factor has no effect"),
         shared=True,
     ),
     "gradient_checkpointing": Option(
         "--gradient-checkpointing", lambda run, plain: holds(run.losses == pytest.approx(plain.losses, abs=0.05)), shared=True,
     ),
     "fsdp": Option("--fsdp full_shard", refused={"": "--fsdp splits the weights over several processes"}),
-    "max_minutes 0": Option("--max-minutes 0", refused={"": "max_minutes|two stages"}),
+    "max_minutes 0": Option("--max-minutes 0", refused={"": "max-minutes|two stages"}),
     "max_minutes": Option(
         "--max-minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES, shared=True
     ),
@@ -256,7 +260,7 @@ OPTIONS = {
     ), shared=True),
     "max_length": Option(
         "--max-length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain)),
-        refused={"ctc": "--max-length cuts texts"},
+        refused={"ctc": "--max-length has no effect"},
     ),
     "total_batch_size": Option("--total-batch-size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches)), shared=True),
     "overwrite": Option("--overwrite", shared=True),

@@ -102,7 +102,7 @@ def test_a_converted_layoutlm_learns_answers_that_boxes_alone_tell(tmp_path: Pat
     assert reader.answer(flat) == answers[0]
     swapped = [[[1000 - box[2], box[1], 1000 - box[0], box[3]] for box in page] for page in records[0]["boxes"]]
     assert reader.answer({**records[0], "boxes": swapped}) != answers[0]
-    with pytest.raises(OptionError, match="Some of the records have words with boxes"):
+    with pytest.raises(OptionError, match="Some of the examples have words with boxes"):
         reader.read([flat, {"question": "which", "context": "a b"}])
     assert QAReader("row", model, saved, windows(48, 16)).answer(flat) in {"tree", "file", "node", "path"}
     first, second = (json.loads((tmp_path / "out" / "predictions.json").read_text())[name] for name in ("60", "61"))
@@ -140,9 +140,9 @@ def test_a_converted_layoutlm_learns_classes_that_boxes_alone_tell(tmp_path: Pat
     bert = checkpoint("mlm", tmp_path / "bert", tokenizer)
     for words, values in (
         (r"--layout: .*bert' \(bert\) reads text alone; take a LayoutLM", {**given, "model": bert, "layout": True}),
-        ("boxes_column is an option for pages; add --layout", {**given, "boxes_column": "boxes"}),
-        ("text_column is an option for texts; leave it out, or leave --layout out", {**given, "layout": True, "text_column": "x"}),
-        ("layout and images are two kinds of data", {**given, "layout": True, "images": True}),
+        ("--boxes-column is an option for pages; add --layout", {**given, "boxes_column": "boxes"}),
+        ("--text-column is an option for texts; leave it out, or leave --layout out", {**given, "layout": True, "text_column": "x"}),
+        ("--layout and --images are two kinds of data", {**given, "layout": True, "images": True}),
     ):
         with pytest.raises(OptionError, match=words):
             finetune_classification(*build_arguments(CLASSIFICATION, **values, **FAST, max_steps=1))
@@ -160,8 +160,8 @@ def test_what_cannot_be_read_with_boxes_is_a_sentence(tmp_path: Path, tokenizer:
         (OptionError, r"--layout: .*bert' \(bert\) reads text alone; take a LayoutLM", {"model": bert, "data": [pages]}),
         (DataError, "--layout: the questions of .* have no words with boxes", {"model": short, "data": [texts]}),
         (DataError, "questions have no words with boxes; give boxes to all", {"model": short, "data": [pages, texts]}),
-        (OptionError, "--heads hotpot reads texts with markers", {"model": short, "data": [pages], "heads": "hotpot"}),
-        (OptionError, "Windows: models of pages take no mask", {"model": short, "data": [pages], "windows": [16]}),
+        (OptionError, "--heads hotpot adds markers", {"model": short, "data": [pages], "heads": "hotpot"}),
+        (OptionError, "--windows has no effect on models of pages", {"model": short, "data": [pages], "windows": [16]}),
     ]
     for error, words, given in cases:
         with pytest.raises(error, match=words):
@@ -169,5 +169,5 @@ def test_what_cannot_be_read_with_boxes_is_a_sentence(tmp_path: Path, tokenizer:
     given = {"model": bert, "data": [write(forms(4), tmp_path / "f.jsonl")], "words_column": "words", "layout": True}
     with pytest.raises(OptionError, match=r"--layout: .* reads text alone"):
         finetune_tokens(*build_arguments(TOKENS, **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=1))
-    with pytest.raises(OptionError, match="--boxes-column has no effect without layout"):
+    with pytest.raises(OptionError, match="--boxes-column has no effect with --layout false"):
         build_arguments(TOKENS, model=bert, data=[pages], output_dir="out", layout=False, boxes_column="boxes")

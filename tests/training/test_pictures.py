@@ -251,7 +251,7 @@ BAD_PICTURES = {
     "large.png": (bomb(11_000), "is damaged; copy it again, or leave it out"),  # of more pixels than those of which Pillow warns
     "bomb.png": (bomb(), "has more than 178,956,970 pixels, Pillow's limit; scale it down"),
     "empty.png": (b"", "is empty; leave it out"),
-    "text.png": (b"a text", "is not a picture, or of a format that Pillow does not read"),
+    "text.png": (b"a text", "is not an image, or of a format that Pillow does not read"),
 }
 
 
@@ -293,7 +293,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
     texts = {"images": False, "data": [str(tmp_path / "texts.csv")]}
     cases: list[tuple[type[LongAttentionError], str, dict[str, Any]]] = [
         (CheckpointError, r"\(bert\) has no head for image classification; it reads texts: leave --images out", {"model": text_model}),
-        (CheckpointError, r"\(vit\) has no head for text classification; it reads pictures: add --images", texts),
+        (CheckpointError, r"\(vit\) has no head for text classification; it reads images: add --images", texts),
         (CheckpointError, r"\(long_vit\) has no head .*: add --images", {**texts, "model": models["long"]}),
         (CheckpointError, "The processor of .*no processor' cannot be loaded", {"model": str(missing)}),
         (
@@ -301,19 +301,19 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
             "makes pictures of 16 × 16 pixels, but the model was converted for 32 × 48; set size",
             {"model": models["disagreeing"]},
         ),
-        (OptionError, "image_column is an option for pictures; add --images", {**texts, "image_column": "photo"}),
-        (OptionError, "packing is an option for texts; leave it out", {"packing": True}),
+        (OptionError, "--image-column is an option for images; add --images", {**texts, "image_column": "photo"}),
+        (OptionError, "--packing is an option for texts; leave it out", {"packing": True}),
         (OptionError, "--max-length is an option for texts", {"max_length": 64}),
-        (OptionError, "--tokens-per-batch counts the tokens of texts", {"tokens_per_batch": 64}),
-        (OptionError, "Augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
-        (OptionError, "image_column and label_column are both 'label'", {"image_column": "label"}),
+        (OptionError, "--tokens-per-batch has no effect with --images", {"tokens_per_batch": 64}),
+        (OptionError, "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
+        (OptionError, "--image-column and --label-column are both 'label'", {"image_column": "label"}),
         (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
         (DataError, "'image' of .* holds int64, not pictures; name another", {"data": [str(tmp_path / "numbers.csv")]}),
         (DataError, "none.png does not exist; correct its path .in a table: relative", {"data": [str(tmp_path / "missing.csv")]}),
-        (DataError, "row 2 of .*gap.csv has no picture", {"data": [str(tmp_path / "gap.csv")]}),
-        (DataError, "has no sub-folders; every label needs one, with its pictures", {"data": [str(tmp_path / "flat")]}),
-        (DataError, "cat' holds no pictures", {"data": [str(tmp_path / "without")]}),
-        (DataError, "all pictures .* have the label 'cat'", {"data": [str(tmp_path / "one")]}),
+        (DataError, "Row 2 of .*gap.csv has no image", {"data": [str(tmp_path / "gap.csv")]}),
+        (DataError, "has no sub-folders; every label needs one, with its images", {"data": [str(tmp_path / "flat")]}),
+        (DataError, "cat' holds no images", {"data": [str(tmp_path / "without")]}),
+        (DataError, "All images .* have the label 'cat'", {"data": [str(tmp_path / "one")]}),
     ]
     for error, words, changes in cases:
         with pytest.raises(error, match=words):

@@ -197,6 +197,6 @@ def test_a_training_that_diverges_ends_in_a_sentence_and_writes_no_model(task: s
     code, run = runner(task, line)
     assert code == 1, run.said
     is_one_sentence(
-        run.said, r"the (held-out )?(loss|gradient).* not a finite number (at|after) step \d.*lower --(transfer-)?learning.rate"
+        run.said, r"The (held-out )?(loss|gradient).* not a finite number (at|after) step \d.*lower --(transfer-)?learning.rate"
     )
     assert not [path for path in run.folder.rglob("*") if path.suffix in (".safetensors", ".md") and path.parent == run.folder]

@@ -113,9 +113,9 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
     numbers.cast(Features({**features, "ner_tags": List(Value("int64"))})).save_to_disk(str(tmp_path / "numbers"))
     cases = [
         (DataError, "not 'tokens'", [write([{"word": ["a"], "ner_tags": ["O"]}], tmp_path / "1.jsonl")]),
-        (DataError, "row 2 .* same length", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")]),
+        (DataError, "Row 2 .* same length", [write([*good[:1], {"tokens": ["a", "b"], "ner_tags": ["O"]}], tmp_path / "2.jsonl")]),
         (DataError, "All words .* have the tag 'O'", [write([{"tokens": ["a"], "ner_tags": ["O"]}] * 3, tmp_path / "3.jsonl")]),
-        (DataError, "line 1 .* has no tag", [str(tmp_path / "bad.conll")]),
+        (DataError, "Line 1 .* has no tag", [str(tmp_path / "bad.conll")]),
         (DataError, "There are no words", [str(tmp_path / "empty.conll")]),
         (OptionError, "only one row", [write(good[:1], tmp_path / "5.jsonl")]),
     ]

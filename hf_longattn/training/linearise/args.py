@@ -11,7 +11,7 @@ from hf_longattn.choice_text import read_choice
 from hf_longattn.configuration import LongAttentionConfig
 from hf_longattn.errors import OptionError, flag
 from hf_longattn.mechanisms.common.base import DENSE_LIMIT
-from hf_longattn.training.args import argument
+from hf_longattn.training.args import argument, check_choices, check_least, check_positive
 from hf_longattn.training.checkpoints import stage_checkpoints
 from hf_longattn.training.lm import TextModelArguments, TextTrainingArguments
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -103,27 +103,15 @@ class LineariseTrainingArguments(TextTrainingArguments):
                 "--transfer-learning-rate, --finetune-steps and --finetune-learning-rate."
             )
         super().check()
-        if self.stage not in STAGES:
-            raise OptionError(f"--stage must be one of {', '.join(STAGES)}, not {self.stage!r}.")
-        for name in ("transfer_steps", "finetune_steps", "held_out_inputs"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{flag(name)} must be at least 1, not {getattr(self, name)}.")
-        if min(self.output_factor, self.weights_factor) < 0 or self.output_factor + self.weights_factor == 0:
-            raise OptionError("--output-factor and --weights-factor must be 0 or more, and one of them above 0; give --output-factor 1.")
+        check_choices(self, stage=STAGES, finetune_loss=(LM_LOSS, KL_LOSS, MIXED_LOSS), kl_positions=(EVERYWHERE, PREDICTED))
+        check_least(self, transfer_steps=1, finetune_steps=1, held_out_inputs=1, output_factor=0, weights_factor=0, hidden_factor=0)
+        check_positive(self, "temperature", "kl_factor")
+        if self.output_factor == self.weights_factor == 0:
+            raise OptionError("--output-factor and --weights-factor are 0, so stage 1 has no loss; give one of them above 0.")
         if self.softmax_layers < 0 or (self.softmax_layers > 1 and self.softmax_layers % 1):
             raise OptionError(f"--softmax-layers must be a number of layers, or a share between 0 and 1, not {self.softmax_layers:g}.")
-        self._check_finetune_loss()
         if self.resume_from_checkpoint:
             raise OptionError("A distillation resumes from the latest checkpoints of its stages; give --resume in place of the checkpoint.")
-
-    def _check_finetune_loss(self) -> None:
-        for name, known in (("finetune_loss", (LM_LOSS, KL_LOSS, MIXED_LOSS)), ("kl_positions", (EVERYWHERE, PREDICTED))):
-            if getattr(self, name) not in known:
-                raise OptionError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
-        if self.temperature <= 0:
-            raise OptionError(f"--temperature must be above 0, not {self.temperature}.")
-        if min(self.kl_factor, self.hidden_factor) < 0 or self.kl_factor == 0:
-            raise OptionError("--kl-factor must be above 0, and --hidden-factor 0 or more; give --finetune-loss lm to leave both out.")
         unused = [name for name in ("kl_positions", "temperature", "hidden_factor", "kl_factor") if name in self.explicit]
         if unused and not self.needs_teacher:
             raise OptionError(f"{flag(unused[0])} has no effect with --finetune-loss lm; add --finetune-loss kl or mixed, or leave it out.")

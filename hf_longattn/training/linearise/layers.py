@@ -55,10 +55,10 @@ def number_to_restore(model: PreTrainedModel, number: float) -> int:
         OptionError: none or all of the layers, or as many as have it already.
     """
     sites = own_sites(model)
-    count = number_of_layers(number, len(sites), "softmax_layers")
+    count = number_of_layers(number, len(sites), "--softmax-layers")
     already = sum(_has_own(model, site) for site in sites.values())
     if count <= already:
-        raise OptionError(f"--softmax-layers is {count}, but {already} layers have softmax attention already; leave it out.")
+        raise OptionError(f"--softmax-layers is {count}, but {already} of the layers have softmax attention already; leave it out.")
     return count - already
 
 

@@ -23,11 +23,10 @@ from hf_longattn.data.batching import ChoiceCollator
 from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choices, read_joint, to_candidates, to_choices
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import each_part, read_source, train_test_split
-from hf_longattn.errors import OptionError, flag
 from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.candidates import (
     CandidateTrainer,
     accuracy_by_length,
@@ -71,9 +70,7 @@ class ChoiceDataArguments(LabelledDataArguments):
 
     def check(self) -> None:
         super().check()
-        for name, known in (("candidates", CANDIDATE_FORMS), ("long_documents", ("windows", "truncate"))):
-            if getattr(self, name) not in known:
-                raise OptionError(f"{flag(name)} must be one of {', '.join(known)}, not {getattr(self, name)!r}.")
+        check_choices(self, candidates=CANDIDATE_FORMS, long_documents=("windows", "truncate"))
 
 
 @dataclass

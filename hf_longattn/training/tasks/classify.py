@@ -167,6 +167,8 @@ def finetune_classification(
     """
     run = prepare_run(model_args, data_args, training_args)
     reader = data_args.reader
+    if training_args.tokens_per_batch and isinstance(reader, Files):
+        raise OptionError(f"--tokens-per-batch has no effect with --{FLAGS[reader.kind]}; give --batch-size instead.")
     _, processor = reader.load_start(model_args.model)
     parts = read_labelled(data_args, training_args.seed)
     tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
@@ -323,13 +325,7 @@ class Images(Files):
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
-        """The image processor's pixels, in training after an augmentation.
-
-        Raises:
-            OptionError: ``tokens_per_batch`` is set.
-        """
-        if training_args.tokens_per_batch:
-            raise OptionError("--tokens-per-batch has no effect with --images, which have as many patches each; give --batch-size instead.")
+        """The image processor's pixels, in training after an augmentation."""
         training_args.train_sampling_strategy = "random"
         size = checked_size(model, processor, rows[0][0])
         transparent = sum(map(count_transparent, set(rows)))
@@ -371,10 +367,7 @@ class Videos(Files):
         Raises:
             CheckpointError: the processor makes frames of another size than the model was converted for.
             DataError: a video cannot be read, or has too few frames.
-            OptionError: ``tokens_per_batch`` is set.
         """
-        if training_args.tokens_per_batch:
-            raise OptionError("--tokens-per-batch has no effect with --videos, which have as many patches each; give --batch-size instead.")
         training_args.train_sampling_strategy = "random"
         collator = VideoCollator.of(model, processor, names)
         size = checked_frames(model, collator, rows[0]["video"][0])
@@ -408,10 +401,7 @@ class Recordings(Files):
         Raises:
             AudioError: an audio file cannot be read.
             CheckpointError: the feature extractor makes spectrograms of another length than the model was converted for.
-            OptionError: ``tokens_per_batch`` is set.
         """
-        if training_args.tokens_per_batch:
-            raise OptionError("--tokens-per-batch has no effect with --audio; give --batch-size instead.")
         hearing = Hearing(processor, args.resample, args.mono)
         train_rows, held_out = each_part(lambda data: with_lengths(data, hearing), *rows)
         longest = max(map(max, (train_rows["length"], held_out["length"]))) / hearing.sampling_rate

@@ -44,7 +44,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.loading import load_part
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_positive
 from hf_longattn.training.loading import config_with_head, load_head
 from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import LongTrainer
@@ -97,11 +97,9 @@ class CTCDataArguments(LabelledDataArguments):
         super().check()
         if self.max_length is not None:
             raise OptionError("--max-length has no effect on audio files, which are kept whole; give --max-seconds instead.")
-        if self.max_seconds is not None and self.max_seconds <= 0:
-            raise OptionError(f"--max-seconds must be above 0, not {self.max_seconds:g}.")
+        check_positive(self, "max_seconds")
         rewritten("", self.letter_case)
-        if self.unknown_characters not in UNKNOWN:
-            raise OptionError(f"--unknown-characters must be one of {', '.join(UNKNOWN)}, not {self.unknown_characters!r}.")
+        check_choices(self, unknown_characters=UNKNOWN)
         if self.new_vocabulary and self.unknown_characters != "refuse":
             raise OptionError("--unknown-characters has no effect with --new-vocabulary; leave one of the two out.")
         if self.audio_column and self.audio_column == self.text_column:

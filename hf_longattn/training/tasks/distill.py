@@ -25,7 +25,7 @@ from hf_longattn.local_names import public_name
 from hf_longattn.modeling.attach.attention_sites import attention_projections, attention_sites
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import BESIDE_UPDATES
-from hf_longattn.training.args import argument
+from hf_longattn.training.args import argument, check_positive
 from hf_longattn.training.lm import (
     TextDataArguments,
     TextModelArguments,
@@ -84,8 +84,7 @@ class DistillTrainingArguments(TextTrainingArguments):
             raise OptionError(
                 f"{problem}; add --method tinybert or --method logits; {ATTENTION_DISTILLATION}.{nearest(self.method, METHODS)}"
             )
-        if self.temperature <= 0:
-            raise OptionError(f"--temperature must be above 0, not {self.temperature}.")
+        check_positive(self, "temperature")
         unused = next((part for part in PARTS[:-1] if self.method == "logits" and f"{part}_factor" in self.explicit), None)
         if unused is not None:
             raise OptionError(f"--{unused}-factor requires --method tinybert; add it, or leave --{unused}-factor out.")

@@ -32,7 +32,7 @@ from hf_longattn.modeling.family.validation import UNLIMITED_LENGTH
 from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import new_positions, transformers_model
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.embed_probes import is_probe, probe_pairs
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
@@ -114,8 +114,7 @@ class EmbedTrainingArguments(LongTrainingArguments):
         super().check()
         if self.tokens_per_batch:
             raise OptionError("--tokens-per-batch does not apply to embed, whose batches are of pairs; give --batch-size instead.")
-        if self.mini_batch_size < 1:
-            raise OptionError(f"--mini-batch-size must be at least 1, not {self.mini_batch_size}.")
+        check_least(self, mini_batch_size=1)
 
 
 EMBED = (EmbedModelArguments, EmbedDataArguments, EmbedTrainingArguments)

@@ -43,7 +43,7 @@ from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.multimodal import ImageInput
 from hf_longattn.modeling.run.losses import label_count
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.args import DataArguments, ModelArguments, argument, batch_size_argument, check_positive
 from hf_longattn.training.evaluation import evaluation_class
 from hf_longattn.training.loading import labels_of
 from hf_longattn.training.modalities import Start, load_multimodal_start
@@ -248,8 +248,7 @@ class MultiTaskTrainingArguments(LongTrainingArguments):
             )
         if self.load_best_model_at_end and "metric_for_best_model" not in self.explicit:
             self.metric_for_best_model = "mean"
-        if self.temperature <= 0:
-            raise OptionError(f"--temperature must be above 0, not {self.temperature}.")
+        check_positive(self, "temperature")
 
 
 MULTITASK = (MultiTaskModelArguments, MultiTaskDataArguments, MultiTaskTrainingArguments)
@@ -334,17 +333,9 @@ class MixedCollator(EpochAwareCollator):
     def __init__(self, tasks: Mapping[str, TaskHead]) -> None:
         self.count_epochs()
         self.collators = {name: task.collator for name, task in tasks.items()}
-
-    @property
-    def epoch(self) -> int:
-        return int(self.shared_epoch)
-
-    @epoch.setter
-    def epoch(self, number: int) -> None:
-        self.shared_epoch.fill_(number)
         for collator in self.collators.values():
             if isinstance(collator, EpochAwareCollator):
-                collator.epoch = number
+                collator.shared_epoch = self.shared_epoch
 
     def for_evaluation(self) -> MixedCollator:
         """This one: evaluations are made by the tasks."""

@@ -56,7 +56,7 @@ from hf_longattn.local_names import public_name, without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_least
 from hf_longattn.training.loading import SPAN_LABELS, check_reads_text
 from hf_longattn.training.results import (
     compared_losses,
@@ -95,8 +95,7 @@ class QAModelArguments(ModelArguments):
 
     def check(self) -> None:
         super().check()
-        if self.heads not in QA_HEADS:
-            raise OptionError(f"--heads must be one of {', '.join(QA_HEADS)}, not {self.heads!r}.")
+        check_choices(self, heads=QA_HEADS)
 
 
 @dataclass
@@ -134,12 +133,10 @@ class QADataArguments(LabelledDataArguments):
 
     def check(self) -> None:
         super().check()
-        if self.long_documents not in LONG_DOCUMENTS:
-            raise OptionError(f"--long-documents must be one of {', '.join(LONG_DOCUMENTS)}, not {self.long_documents!r}.")
+        check_choices(self, long_documents=LONG_DOCUMENTS)
+        check_least(self, max_question_tokens=1)
         if self.long_documents == "truncate" and "stride" in self.explicit:
             raise OptionError("--stride has no effect with --long-documents truncate; leave one of the two out.")
-        if self.max_question_tokens < 1:
-            raise OptionError(f"--max-question-tokens must be at least 1, not {self.max_question_tokens}.")
 
 
 @dataclass

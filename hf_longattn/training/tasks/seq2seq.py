@@ -26,7 +26,7 @@ from hf_longattn.errors import CheckpointError, OptionError, check_extra
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
+from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.trainer import LongTrainer
@@ -50,8 +50,7 @@ class Seq2SeqDataArguments(LabelledDataArguments):
         super().check()
         if self.text_column == self.summary_column:
             raise OptionError(f"--text-column and --summary-column are both {self.text_column!r}; name two columns.")
-        if self.max_summary_length < 2:
-            raise OptionError(f"--max-summary-length must be at least 2 tokens, not {self.max_summary_length}.")
+        check_least(self, max_summary_length=2)
 
 
 @dataclass

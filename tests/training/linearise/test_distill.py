@@ -131,8 +131,8 @@ def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp
         return output
 
     monkeypatch.setattr(hedgehog, "forward", poisoned)
-    what = "the loss" if where == "output" else "the gradient"
-    with pytest.raises(DivergenceError, match=rf"{what} is not a finite number at step 4 of stage {stage}, in layer 1 .*checkpoint-2;"):
+    what = "loss" if where == "output" else "gradient"
+    with pytest.raises(DivergenceError, match=rf"The {what} is not a finite number at step 4 of stage {stage}, in layer 1 .*checkpoint-2;"):
         linearise_attention(*start(stage=str(stage), save_steps=2))
     newest = tmp_path / "out" / "checkpoints" / f"stage{stage}" / "checkpoint-2" / "model.safetensors"
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
@@ -188,10 +188,10 @@ def test_bad_input_is_a_sentence(start: Start, tmp_path: Path, tokenizer: PreTra
         (OptionError, "has no long attention yet", {"mechanism": ""}),
         (CheckpointError, "num_hidden_layers is 3, not 2; num_attention_heads is 4, not 2", {"teacher": str(tmp_path / "other")}),
         (CheckpointError, "There is no folder", {"teacher": str(tmp_path / "none")}),
-        (OptionError, "max_steps does not apply to the two stages", {"max_steps": 7}),
+        (OptionError, "--max-steps does not apply to the two stages", {"max_steps": 7}),
         (OptionError, "--stage must be one of", {"stage": "3"}),
-        (OptionError, "transfer_steps must be at least 1", {"transfer_steps": 0}),
-        (OptionError, "one of them above 0", {"output_factor": 0.0}),
+        (OptionError, "--transfer-steps must be at least 1", {"transfer_steps": 0}),
+        (OptionError, "so stage 1 has no loss", {"output_factor": 0.0}),
         (OptionError, "require --mechanism", {"mechanism": "", "option": ["feature_dim=4"]}),
         (OptionError, "must be even|even", {"option": ["feature_dim=5"]}),
         (LongAttentionError, "Did you mean 'hedgehog'", {"mechanism": "hedgehok"}),

@@ -98,7 +98,7 @@ def test_a_model_on_the_hub_that_was_fine_tuned_is_no_teacher(server: Hub, start
     for name, report in (("tuned", b'{"stage1": {}, "stage2": {}}'), ("transferred", b'{"stage1": {}}')):
         files = {"config.json": b"{}", "distillation_report.json": report}
         server.repos[f"writer/{name}"] = Repository("writer", branches={"main": files})
-    with pytest.raises(OptionError, match="--stage 2 has changed the weights of 'writer/tuned'"):
+    with pytest.raises(OptionError, match="Stage 2 has changed the weights of 'writer/tuned'"):
         check_original(start(mechanism="", model="writer/tuned")[0])
     check_original(start(mechanism="", model="writer/transferred")[0])
 
@@ -163,20 +163,20 @@ def test_nan_is_found_in_its_layer(start: Start, monkeypatch: pytest.MonkeyPatch
         return total * float("nan"), parts, outputs
 
     monkeypatch.setattr(Teacher, "loss", spoilt)
-    with pytest.raises(DivergenceError, match=re.escape("the loss is not a finite number at step 1 of stage 2, in the parts after")):
+    with pytest.raises(DivergenceError, match=re.escape("The loss is not a finite number at step 1 of stage 2, in the parts after")):
         linearise_attention(*start(stage="2", finetune_loss="kl"))
 
 
 def test_bad_input_is_a_sentence(start: Start, tmp_path: Path) -> None:
     linearise_attention(*start("done", transfer_steps=1, finetune_steps=1))
     cases: list[tuple[str, dict[str, Any]]] = [
-        ("finetune_loss must be one of lm, kl, mixed, not 'js'", {"finetune_loss": "js"}),
-        ("kl_positions must be one of all, predicted", {"finetune_loss": "kl", "kl_positions": "some"}),
+        ("--finetune-loss must be one of lm, kl, mixed, not 'js'", {"finetune_loss": "js"}),
+        ("--kl-positions must be one of all, predicted", {"finetune_loss": "kl", "kl_positions": "some"}),
         ("--temperature must be above 0", {"finetune_loss": "kl", "temperature": 0.0}),
         ("--kl-factor must be above 0", {"finetune_loss": "mixed", "kl_factor": 0.0}),
         ("add --finetune-loss kl or mixed", {"hidden_factor": 1.0}),
         ("add --finetune-loss kl or mixed", {"kl_positions": "all"}),
-        ("add --finetune-loss mixed or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
+        ("add --finetune-loss mixed, or leave it out", {"finetune_loss": "kl", "kl_factor": 2.0}),
         ("cannot be its own teacher; add --teacher", {"finetune_loss": "kl", "model": str(tmp_path / "done"), "mechanism": ""}),
     ]
     for words, changes in cases:
