@@ -37,12 +37,12 @@ from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype, text_plan
 from .report import REPORT, ConversionReport, StageProgress, require_passed
 from .revert_generic import check_plain_outputs, plain_parts
-from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource, open_source
+from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource
+from .sources.folder import refuse_quantised
 from .sources.peft import ADAPTER_FOLDER
-from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
-from .verify import Step, check_tensors, check_written, named_step, run_steps
+from .verify import Step, check_written, named_step
 from .verify_outputs import length_from_files
 
 AUTO = "auto"
@@ -514,15 +514,16 @@ MAX_COMPARED_TOKENS = 1024
 def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
-    if isinstance(plan.architecture, GenericArchitecture):
-        return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
+    generic = isinstance(plan.architecture, GenericArchitecture)
 
     def compare(opened: Source, scratch: Path | None) -> list[Step]:
+        if generic:
+            return [partial(check_plain_outputs, plan, result)]
         parts = ((name, part, inputs[name] if name else inputs) for name, part in plan.parts.items())
         return [named_step(name, partial(_check_outputs, part, result, of_part, scratch)) for name, part, of_part in parts]
 
-    positions = [partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()]
-    return check_written(plan, result, inputs, compare, further=positions)
+    positions = [] if generic else [partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()]
+    return check_written(plan, result, inputs, compare, further=positions, in_memory=generic)
 
 
 def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:

@@ -77,9 +77,27 @@ def check_written(
         CheckpointError: a model does not run.
     """
     running, opened = choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=in_memory), open_source(result)
+    checks: list[Check] = []
     with running.scratch(result) as scratch:
-        of_files = [partial(check_tensors, plan, opened), *further, partial(plan.kind.check_reader, plan, result, inputs)]
-        return run_steps([*of_files, lambda: [running.check()], *([] if running.why_not else compare(opened, scratch))], progress)
+        steps: list[Step] = [partial(check_tensors, plan, opened), *further, partial(plan.kind.check_reader, plan, result, inputs)]
+        steps += [lambda: [running.check()], *([] if running.why_not else compare(opened, scratch))]
+        for done, step in enumerate(steps):
+            if progress is not None:
+                progress("verify", done, len(steps))
+            try:
+                checks += step()
+            except LongAttentionError:
+                raise
+            except Exception as error:  # models raise any type of error
+                why = f"{type(error).__name__}: {in_a_line(error)}"
+                raise CheckpointError(
+                    f"Verification failed, so nothing was kept: source or result does not run ({why}); --no-verify leaves the check out."
+                ) from error
+            if any(check.status == FAILED for check in checks):
+                return checks
+    if progress is not None:
+        progress("verify", len(steps), len(steps))
+    return checks
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -94,32 +112,6 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
         sentences = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
     warned = [Check(POSITIONS, label, sentence) for sentence in sentences]
     return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
-
-
-def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
-    """Run steps up to the first that fails, and return their checks.
-
-    Raises:
-        CheckpointError: a model does not run.
-    """
-    checks: list[Check] = []
-    for done, step in enumerate(steps):
-        if progress is not None:
-            progress("verify", done, len(steps))
-        try:
-            checks += step()
-        except LongAttentionError:
-            raise
-        except Exception as error:  # models raise any type of error
-            why = f"{type(error).__name__}: {in_a_line(error)}"
-            raise CheckpointError(
-                f"Verification failed, so nothing was kept: source or result does not run ({why}); --no-verify leaves the check out."
-            ) from error
-        if any(check.status == FAILED for check in checks):
-            return checks
-    if progress is not None:
-        progress("verify", len(steps), len(steps))
-    return checks
 
 
 def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:

@@ -226,13 +226,8 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     """Check that hidden states at the new length are finite and unchanged by padding. Returns the checks and these states."""
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
 
-    def run(tokens: Tensor, **arguments: Tensor) -> dict[str, Tensor]:
-        returned = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
-        states = {name: state for name, state in returned.items() if name.endswith(HIDDEN_STATES)}
-        return states or returned
-
     ids = text.passages(1, length)
-    states = run(ids)
+    states = _hidden_states(outputs(backbone, ids, decoder_tokens=decoded))
     finite = all_finite(states)
     at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
     finite_detail = f"hidden states {at} are {'' if finite else 'not '}finite"
@@ -264,10 +259,11 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
         gaps = {"right": (0, length - short), "left": (length - short, 0)}
         return torch.cat([nn.functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
 
-    unpadded = run(alone, **masked(torch.ones_like(alone), marked), **pages)
+    unpadded = _hidden_states(outputs(backbone, alone, decoder_tokens=decoded, **masked(torch.ones_like(alone), marked), **pages))
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
     padded_pages = {name: pad(values, rule.fill(plan.config, name)) for name, values in pages.items()}
-    padded = run(pad(alone, fill), **masked(pad(torch.ones_like(alone), 0), pad(marked, 0)), **padded_pages)
+    padded_masks = masked(pad(torch.ones_like(alone), 0), pad(marked, 0))
+    padded = _hidden_states(outputs(backbone, pad(alone, fill), decoder_tokens=decoded, **padded_masks, **padded_pages))
     real = {"right": slice(short), "left": slice(-short, None)}
     expected = {output: state[0] for output, state in unpadded.items()}
     differences = {
@@ -281,6 +277,11 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
     worst = Difference.worst(differences.values()) if all_finite(padded) else Difference(output="padding")
     return [first, equality(name, detail, worst, values)], states
+
+
+def _hidden_states(returned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The hidden states among outputs; all outputs if there are none."""
+    return {name: state for name, state in returned.items() if name.endswith(HIDDEN_STATES)} or returned
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:
@@ -426,19 +427,30 @@ def check_gradients(plan: ConversionPlan, of_source: dict[str, Tensor], of_resul
         renaming = converter.rename(name, plan.architecture.original_config)
         if renaming.target is not None:
             expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
+    return equal_gradients(GRADIENTS, expected, of_result, f" at {GRADIENT_LENGTH} tokens or fewer", {"length": GRADIENT_LENGTH})
+
+
+def equal_gradients(
+    name: str, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor], where: str = "", values: Mapping[str, Any] | None = None
+) -> Check:
+    """The check ``name``: gradients by parameter are equal, relative to the largest. One that only one model has must be zero.
+
+    Args:
+        where: added to "after one step". values: further values of the check.
+    """
     scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
-    worst, where = 0.0, "none"
-    for name in sorted(expected.keys() | of_result.keys()):
-        difference = _gradient_difference(expected.get(name), of_result.get(name))
+    worst, of = 0.0, "none"
+    for parameter in sorted(expected.keys() | measured.keys()):
+        difference = _gradient_difference(expected.get(parameter), measured.get(parameter))
         if not difference <= worst:  # true for NaN as well
-            worst, where = difference, name
-    values = {"length": GRADIENT_LENGTH, "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
+            worst, of = difference, parameter
+    figures = {**(values or {}), "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
     detail = (
-        f"gradients of {len(expected)} parameters after one step at {GRADIENT_LENGTH} tokens or fewer: largest difference {worst:.1e} "
-        f"({where}), largest gradient {scale:.1e}"
+        f"gradients of {len(expected)} parameters after one step{where}: largest difference {worst:.1e} ({of}), "
+        f"largest gradient {scale:.1e}"
     )
     good = scale > 0 and worst <= TOLERANCE * scale
-    return Check(GRADIENTS, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
+    return Check(name, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", figures)
 
 
 def _gradient_difference(a: Tensor | None, b: Tensor | None) -> float:

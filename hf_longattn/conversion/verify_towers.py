@@ -12,7 +12,7 @@ from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..inputs.common.base import TEXT
 from ..inputs.common.running import run_model
 from ..inputs.towers import VerificationTowers
-from ..mechanisms.common.short_texts import for_length
+from ..mechanisms.common.exact import for_length
 from .flops import layer_mechanisms, mechanisms_on
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan

@@ -24,8 +24,8 @@ from ..conversion.model_loading import newly_initialised, quiet_libraries, witho
 from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo, Source, open_source
+from ..conversion.sources.folder import refuse_quantised
 from ..conversion.sources.peft import refuse_adapter
-from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
