@@ -28,10 +28,9 @@ from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
-from .mechanisms.common.exact import by_length
+from .mechanisms.common.exact import by_length, check_form, exact_length_of, full_of
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
-from .mechanisms.common.short_texts import check_form, exact_length_of, full_of
 from .mechanisms.common.traits import aligns_sequences, needs_whole_batch
 from .options import LARGEST, SEED
 

@@ -34,9 +34,8 @@ from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
-from .mechanisms.common.exact import by_length_sharded
+from .mechanisms.common.exact import by_length_sharded, exact_length_of, for_length, full_of
 from .mechanisms.common.masked import SparseMechanism
-from .mechanisms.common.short_texts import exact_length_of, for_length, full_of
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in

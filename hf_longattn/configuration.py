@@ -7,8 +7,8 @@ from typing import Any
 
 from .choice_text import HIGHEST_LAYER, IN_TURN, read_choice, read_rules, write_choices
 from .errors import OptionError
+from .mechanisms.common.exact import check_form
 from .mechanisms.common.registry import check_options, mechanism_class, prototype
-from .mechanisms.common.short_texts import check_form
 from .options import OptionInfo
 
 Layers = str | Sequence[Any] | Mapping[Any, Any]

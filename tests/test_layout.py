@@ -56,7 +56,6 @@ CONVERSION = (
     ("flops", "model_loading", "pooling"),
     ("plain_parts",),
     ("plan_tensors", "plan_positions"),
-    ("short_texts",),
     ("plan",),
     ("inspection", "writing", "folders", "seeded_inputs"),
     ("verify_embeddings", "verify_loss"),

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import inspect
 import json
+import string
 import sys
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModel, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizerFast
 
 from hf_longattn import attend
+from hf_longattn.cli import main
 from hf_longattn.families.bert import LongBertConfig
 from tests.warm import ROOT, run_fresh
 
+CONVERSION = {"functions": 723, "files": 104, "depth": 29}
+"""Maximum functions and files of the package that `longattn convert` runs, and how deep it calls, as measured when they fell last.
+
+Calls of a module's first import, lambdas and comprehensions do not count, but a lambda counts as a step of the depth.
+"""
 LIMITS = {
     "window": (86, 10),
     "nsa": (205, 17),
     "neighborhood": (435, 16),
     "bert": (197, 20),
-    "load": (1170, 24),
+    "load": (1120, 24),
 }
 """Walk -> maximum calls and files, as measured when they fell last. Calls vary by a few with the number of threads."""
 ARGUMENTS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -81,11 +91,58 @@ def loading() -> Callable[[], Any]:
     return lambda: AutoModelForMaskedLM.from_pretrained(folder)
 
 
-def test_walks_are_no_longer_than_before() -> None:
-    """They are walked in a process of their own: what other tests left in this one may lengthen them."""
-    done = run_fresh("-m", "tests.test_walks", cwd=ROOT)
+def converted() -> dict[str, int]:
+    """Functions, files and depth of the command that converts a BERT with a WordPiece tokenizer of letters."""
+    folder = Path(tempfile.mkdtemp())
+    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase), *string.punctuation, *string.digits]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    config = BertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=len(vocabulary),
+        max_position_embeddings=64,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(folder / "bert")
+    vocab = {piece: number for number, piece in enumerate(vocabulary)}
+    BertTokenizerFast(vocab=vocab, model_max_length=64).save_pretrained(folder / "bert")
+    options = ("--mechanism", "longformer", "--option", "window=16", "--max-length", "256")
+    functions, deepest = set[tuple[str, str]](), 0
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        nonlocal deepest
+        code = frame.f_code
+        if event != "call" or not code.co_flags & inspect.CO_OPTIMIZED or code.co_name[0] == "<" or "/hf_longattn/" not in code.co_filename:
+            return
+        outer, depth = frame, 0
+        while outer is not None:
+            if "/hf_longattn/" in outer.f_code.co_filename:
+                if outer.f_code.co_name == "<module>":
+                    return
+                depth += 1
+            outer = outer.f_back
+        functions.add((code.co_filename, code.co_qualname))
+        deepest = max(deepest, depth)
+
+    sys.setprofile(note)
+    with contextlib.suppress(SystemExit):
+        main(["convert", str(folder / "bert"), str(folder / "long"), *options])
+    sys.setprofile(None)
+    assert (folder / "long" / "config.json").is_file()
+    return {"functions": len(functions), "files": len({file for file, _ in functions}), "depth": deepest}
+
+
+def walked_apart(walk: str) -> Any:
+    """What a walk prints in a process of its own: what other tests left in this one may lengthen it."""
+    done = run_fresh("-m", "tests.test_walks", walk, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    walks = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_conversion_is_no_longer_than_before() -> None:
+    walk = walked_apart("convert")
+    assert all(walk[name] <= CONVERSION[name] for name in CONVERSION), walk
+
+
+def test_walks_are_no_longer_than_before() -> None:
+    walks = walked_apart("calls")
     longer = {
         name: (len(files), sorted(set(files)))
         for name, files in walks.items()
@@ -98,4 +155,7 @@ def test_walks_are_no_longer_than_before() -> None:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     models = {"bert": padded_bert, "load": loading}
-    print(json.dumps({name: walked(models[name]() if name in models else attention(name)) for name in LIMITS}))
+    if sys.argv[1] == "convert":
+        print(json.dumps(converted()))
+    else:
+        print(json.dumps({name: walked(models[name]() if name in models else attention(name)) for name in LIMITS}))

@@ -22,10 +22,10 @@ from ..errors import checkpoint_errors
 from ..inputs.common.base import kind_of_model
 from ..loading import new_model
 from ..mechanisms import Mechanism
+from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.registry import mechanism_from
-from ..mechanisms.common.short_texts import for_length
 from ..mechanisms.common.token_order import token_order
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.token_globals import token_rule

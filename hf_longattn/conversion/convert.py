@@ -5,27 +5,26 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..checks import NEEDS_TRAINING, Check
+from ..checks import NEEDS_TRAINING
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
 from ..inputs.common.base import train_command
 from ..inputs.text import verification_text
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..sentence_files import EMBEDDINGS, sentence_kind
-from ..staging import check_destination, destination_path, ending_cleanly
+from ..staging import check_destination, destination_path, ending_cleanly, staged_folder
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
-from .folders import write_planned
+from .folders import complete_planned, write_planned
 from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
-from .report import REPORT, ConversionReport, StageProgress
+from .report import REPORT, ConversionReport, StageProgress, require_passed
 from .sources.base import LONGEST, ResultInfo
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
@@ -98,36 +97,29 @@ def _converted(
     if chosen.remote_code:
         check_remote_code(plan.config, user_code=chosen.user_code)
     inputs = plan.kind.verification_inputs(plan, text, chosen.verify_audio) if chosen.verify else None
-    added, first_checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
-
-    def verify(stage: Path) -> list[Check]:
-        return verify_result(plan, stage, inputs, given_text=chosen.verify_text is not None, progress=progress) if inputs else []
-
-    def finish(stage: Path) -> None:
+    added, checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
+    long_class, module = plan.architecture.long_class, plan.architecture.family.module
+    result = ResultInfo(destination_path(destination), long_class, module, plan.new_length, reads=LONGEST, name=str(destination))
+    with staged_folder(result.destination, needed_bytes=plan.needed_bytes, overwrite=chosen.overwrite) as stage:
+        files = write_planned(plan, result, stage, clock, added=added, generated=plan.decoder, progress=progress)
+        if inputs is not None:
+            checks += verify_result(plan, stage, inputs, given_text=chosen.verify_text is not None, progress=progress)
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
         if chosen.remote_code:
             bundle_remote_code(stage, user_code=chosen.user_code)
-
-    def training(checks: Sequence[Check]) -> dict[str, Any] | None:
-        return next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None
-
-    long_class, module = plan.architecture.long_class, plan.architecture.family.module
-    target = destination_path(destination)
-    return write_planned(
-        plan,
-        ResultInfo(target, long_class, module, plan.new_length, reads=LONGEST, name=str(destination)),
-        added=added,
-        verify=verify,
-        verified_on=None if inputs is None else "seeded inputs" if plan.generic else inputs.describe(),
-        earlier_checks=first_checks,
-        finish=finish,
-        next_step=training,
-        settings=chosen.to_dict(),
-        report_file=REPORT,
-        clock=clock,
-        generated=plan.decoder,
-        overwrite=chosen.overwrite,
-        progress=progress,
-    )
+        return complete_planned(
+            plan,
+            result,
+            stage,
+            clock,
+            files=files,
+            checks=checks,
+            verified_on=None if inputs is None else "seeded inputs" if plan.generic else inputs.describe(),
+            settings=chosen.to_dict(),
+            report_file=REPORT,
+            next_step=next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None,
+        )
 
 
 def next_step(plan: ConversionPlan) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from ..engines.common.call import AttentionCall
 from ..errors import LongAttentionError
 from ..inputs.common.base import InputSize, LengthCost
 from ..mechanisms import Mechanism
+from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.layout import full_pairs
 from ..mechanisms.common.locality import keys_per_query
 from ..mechanisms.common.masked import kept_of
 from ..mechanisms.common.registry import mechanism_from
-from ..mechanisms.common.short_texts import for_length
 from ..modeling.attach.attention_sites import MECHANISM_ATTRIBUTE, AttentionSite, attention_sites, input_width
 
 Result = TypeVar("Result")

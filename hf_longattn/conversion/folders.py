@@ -1,7 +1,8 @@
 """The folder of a result: weights and config of the command, and the source's other files.
 
-Every command that writes a model calls :func:`write_folder`, which adds tokenizer, templates, generation and processor configs, modules
-and prompts of sentence-transformers, an adapter, licence, report and card. The folder is built next to its destination and renamed.
+Every command that writes a model writes weights and config into a :func:`~hf_longattn.staging.staged_folder`. It then calls
+:func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers, an adapter,
+licence) and :func:`write_report` (report and card). Conversions, reversals and native twins have a plan: :func:`write_planned`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import filecmp
 import fnmatch
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -27,9 +28,9 @@ from ..naming import PREDICTIONS
 from ..processor_files import TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
 from ..sentence_files import MODULES, SETTINGS_FILE
-from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
+from ..staging import check_destination, copy_folder, destination_path, give_usual_modes
 from .plan_tensors import ResultPlan
-from .report import ConversionReport, StageProgress, require_passed, seconds, versions
+from .report import ConversionReport, StageProgress, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import folder_without_weights
 from .sources.sentence_transformers import SETTINGS, write_modules
@@ -58,68 +59,70 @@ class Report(Protocol):
         """JSON-serialisable form."""
 
 
-R = TypeVar("R", bound=Report)
-
-
-def write_folder(
+def add_source_files(
     source: Source,
     result: ResultInfo,
-    *,
-    weights: Callable[[Path], list[str]],
-    report: Callable[[Path, tuple[str, ...]], R],
-    report_file: str,
-    introduction: str | None = None,
-    card: Callable[[R], Mapping[str, Any]] = lambda report: {},
-    made_from: str | None = None,
+    stage: Path,
     tokenizer_length: int = 0,
     generated: StackLength | None = None,
     changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    needed_bytes: int = 0,
-    overwrite: bool = False,
-) -> R:
-    """Write the folder of a result, whole or not at all.
+) -> list[str]:
+    """Add everything that belongs to a model but is not written by the command, and return the names of the files.
 
     Args:
         source: the checkpoint that the result is made from.
-        result: facts about the result, for the source and the card.
-        weights: writes the weights and ``config.json`` into an empty folder, and returns their names.
-        report: called with the folder, complete but for report and card, and the names of all files; returns the report. If it raises,
-            nothing is written.
-        report_file: the name of the report's file.
-        introduction: the first sentence of the card.
-        card: more arguments of :func:`~hf_longattn.hub.model_card`, from the report.
-        made_from: what the user calls the source, for the card; the source's name if it is not given.
+        result: facts about the result.
+        stage: the result's folder, with its weights and ``config.json``.
         tokenizer_length: the tokenizer's new limit; 0 leaves it as it is.
         generated: old and new length of generated text; a generation config limited to the old length gets the new one.
         changed_files: new contents of copied JSON files, by file name.
-        needed_bytes: required free disk space.
-        overwrite: replace an existing folder.
-
-    Returns:
-        The report.
 
     Raises:
-        CheckpointError: a copied file is damaged; or as :func:`~hf_longattn.staging.staged_folder`.
+        CheckpointError: a copied file is damaged.
     """
-    with staged_folder(result.destination, needed_bytes=needed_bytes, overwrite=overwrite) as stage:
-        files = weights(stage)
-        files += copy_sidecars(source, stage, tokenizer_length, generated, changed_files)
-        files += source.write_beside(stage, result)
-        files += _keep_remote_code(source, stage)
-        finished = report(stage, (*dict.fromkeys(files), report_file, "README.md"))
-        values = finished.to_dict()
-        write_json(stage / report_file, values)
-        name = source.name if made_from is None else made_from
-        contents = {
-            "base_model": None if Path(name).expanduser().exists() else name,
-            "source": source.card_folder,
-            "report": values,
-            "name": str(result.destination) if result.name is None else result.name,
-            "introduction": introduction,
-        }
-        write_model_card(stage, **{**contents, **card(finished)})
-        give_usual_modes(stage)
-    return finished
+    files = copy_sidecars(source, stage, tokenizer_length, generated, changed_files)
+    return [*files, *source.write_beside(stage, result), *_keep_remote_code(source, stage)]
+
+
+def with_report(files: Iterable[str], report_file: str) -> tuple[str, ...]:
+    """The names of all files of a result: the given ones, its report and its card."""
+    return (*dict.fromkeys(files), report_file, "README.md")
+
+
+def write_report(
+    stage: Path,
+    source: Source,
+    result: ResultInfo,
+    report: Report,
+    report_file: str,
+    *,
+    introduction: str | None = None,
+    made_from: str | None = None,
+    **card: Any,
+) -> None:
+    """Complete a result's folder with report and card.
+
+    Args:
+        stage: the folder, with all other files.
+        source: the checkpoint that the result is made from.
+        result: facts about the result.
+        report_file: the name of the report's file.
+        introduction: the first sentence of the card.
+        made_from: what the user calls the source, for the card; the source's name if it is not given.
+        card: more arguments of :func:`~hf_longattn.hub.model_card`.
+    """
+    values = report.to_dict()
+    write_json(stage / report_file, values)
+    name = source.name if made_from is None else made_from
+    contents = {
+        "base_model": None if Path(name).expanduser().exists() else name,
+        "source": source.card_folder,
+        "report": values,
+        "name": str(result.destination) if result.name is None else result.name,
+        "introduction": introduction,
+    }
+    write_model_card(stage, **{**contents, **card})
+    give_usual_modes(stage)
 
 
 def open_for_writing(
@@ -148,80 +151,71 @@ def open_for_writing(
 def write_planned(
     plan: ResultPlan,
     result: ResultInfo,
+    stage: Path,
+    clock: dict[str, float],
     *,
     added: Mapping[str, Tensor] | None = None,
-    verify: Callable[[Path], list[Check]],
-    verified_on: str | None,
-    earlier_checks: Sequence[Check] = (),
-    finish: Callable[[Path], object] = lambda stage: None,
-    next_step: Callable[[Sequence[Check]], dict[str, Any] | None] = lambda checks: None,
-    settings: dict[str, Any],
-    report_file: str,
-    clock: dict[str, float],
     generated: StackLength | None = None,
-    introduction: str | None = None,
-    made_from: str | None = None,
-    overwrite: bool = False,
     progress: StageProgress | None = None,
-) -> ConversionReport:
-    """Write a planned checkpoint by :func:`write_folder`, and verify it.
+) -> list[str]:
+    """Write everything of a planned checkpoint but report and card into an empty folder, and return the names of the files.
 
     Args:
-        plan: what is written. result: facts about the result, for the card.
+        plan: what is written. result: facts about the result. stage: the folder.
+        clock: gets the time "written" of :func:`~.report.seconds`.
         added: values of the tensors that the source does not have.
-        verify: checks the written folder.
-        verified_on: description of the inputs for verification; ``None`` without verification.
-        earlier_checks: checks that come first in the report.
-        finish: completes the folder after it was verified.
-        next_step: makes :attr:`ConversionReport.next_step` from all checks.
-        settings: of the command, for the report.
-        clock: the times "start" and "planned" of :func:`~.report.seconds`.
         generated: old and new length of generated text; by default the plan's lengths.
-        report_file, introduction, made_from, overwrite: as for :func:`write_folder`.
         progress: called as progress(stage, done, total).
 
     Raises:
-        CheckpointError: a check failed, and nothing was written; or as :func:`write_folder`.
+        CheckpointError: a copied file is damaged.
     """
+    files = write_result(plan, stage, added or {}, progress=progress)
+    clock["written"] = time.perf_counter()
+    lengths = generated or StackLength(plan.old_length, plan.new_length)
+    return [*files, *add_source_files(plan.source, result, stage, plan.tokenizer_length, lengths, plan.files)]
 
-    def write(stage: Path) -> list[str]:
-        files = write_result(plan, stage, added or {}, progress=progress)
-        clock["written"] = time.perf_counter()
-        return files
 
-    def checked(stage: Path, files: tuple[str, ...]) -> ConversionReport:
-        checks = verify(stage)
-        require_passed(checks)
-        clock["verified"] = time.perf_counter()
-        finish(stage)
-        checks = [*earlier_checks, *checks]
-        return ConversionReport(
-            destination=result.destination,
-            config=settings,
-            plan=plan.to_dict(),
-            checks=tuple(checks),
-            text=verified_on or "not verified",
-            files=files,
-            bytes_written=plan.total_bytes,
-            seconds=seconds(clock),
-            versions=versions(),
-            next_step=next_step(checks),
-        )
+def complete_planned(
+    plan: ResultPlan,
+    result: ResultInfo,
+    stage: Path,
+    clock: dict[str, float],
+    *,
+    files: Sequence[str],
+    checks: Sequence[Check],
+    verified_on: str | None,
+    settings: dict[str, Any],
+    report_file: str,
+    next_step: dict[str, Any] | None = None,
+    introduction: str | None = None,
+    made_from: str | None = None,
+) -> ConversionReport:
+    """Write report and card of a planned checkpoint, and return the report.
 
-    return write_folder(
-        plan.source,
-        result,
-        weights=write,
-        report=checked,
-        report_file=report_file,
-        introduction=introduction,
-        made_from=made_from,
-        tokenizer_length=plan.tokenizer_length,
-        generated=generated or StackLength(plan.old_length, plan.new_length),
-        changed_files=plan.files,
-        needed_bytes=plan.total_bytes + 2**20,
-        overwrite=overwrite,
+    Args:
+        plan, result, stage, clock: as for :func:`write_planned`.
+        files: names of the files so far.
+        checks: of the conversion, none of which failed.
+        verified_on: description of the inputs for verification; ``None`` without verification.
+        settings: of the command, for the report.
+        next_step: for :attr:`ConversionReport.next_step`.
+        report_file, introduction, made_from: as for :func:`write_report`.
+    """
+    report = ConversionReport(
+        destination=result.destination,
+        config=settings,
+        plan=plan.to_dict(),
+        checks=tuple(checks),
+        text=verified_on or "not verified",
+        files=with_report(files, report_file),
+        bytes_written=plan.total_bytes,
+        seconds=seconds(clock),
+        versions=versions(),
+        next_step=next_step,
     )
+    write_report(stage, plan.source, result, report, report_file, introduction=introduction, made_from=made_from)
+    return report
 
 
 def short_name(source: Source) -> str:
@@ -240,7 +234,7 @@ def copy_sidecars(
 
     Args:
         source: copied from. folder: copied to.
-        tokenizer_length, generated, changed_files: as for :func:`write_folder`.
+        tokenizer_length, generated, changed_files: as for :func:`add_source_files`.
     """
     base_type, written = str(source.config.get("model_type")), []
     for path in sidecars(source):

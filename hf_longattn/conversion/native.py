@@ -7,14 +7,14 @@ import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
+from ..checks import FAILED, SKIPPED, Check, Difference, equality
 from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
 from ..hub import origin_of
 from ..inputs.common.base import InputKind, InputSize, kind_of
@@ -23,21 +23,22 @@ from ..inputs.common.sized import SizedKind
 from ..inputs.text import VerificationText, verification_text
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_long
+from ..staging import staged_folder
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
-from .folders import open_for_writing, write_planned
+from .folders import complete_planned, open_for_writing, write_planned
 from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters, with_decoder
-from .model_loading import available_memory, choose_memory_mode, load_result, load_source, newly_initialised, quiet_libraries
+from .model_loading import available_memory, load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import ConversionReport, StageProgress
-from .sources.base import ResultInfo, Source, open_source
+from .report import ConversionReport, StageProgress, require_passed
+from .sources.base import ResultInfo, Source
+from .sources.folder import refuse_quantised
 from .sources.peft import refuse_adapter, with_kept_adapter
-from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import ModelName, names_in_model
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
-from .verify import check_tensors, run_steps
-from .verify_outputs import GRADIENT_LENGTH, gradients, gradients_of_outputs, length_from_files, probe_outputs
+from .verify import check_written
+from .verify_outputs import GRADIENT_LENGTH, equal_gradients, gradients, gradients_of_outputs, length_from_files, probe_outputs
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
@@ -245,23 +246,28 @@ def export_native(
         made_from = str(model) if converted is None else converted.plan["source"]
         inputs = plan.kind.verification_inputs(plan, verification_text(None))
         twin_class = plan.architecture.source_class
-        return write_planned(
-            plan,
-            ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination)),
-            added=added_to_twin(plan),
-            verify=lambda stage: verify_twin(plan, stage, inputs, progress) if verify else [],
-            verified_on=inputs.describe() if verify else None,
-            earlier_checks=() if converted is None else converted.checks,
-            next_step=lambda checks: None if converted is None else converted.next_step,
-            settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
-            report_file=NATIVE_REPORT,
-            clock=clock,
-            introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
-            f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
-            made_from=made_from,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        result = ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination))
+        with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
+            files = write_planned(plan, result, stage, clock, added=added_to_twin(plan), progress=progress)
+            checks = [] if converted is None else [*converted.checks]
+            checks += verify_twin(plan, stage, inputs, progress) if verify else []
+            require_passed(checks)
+            clock["verified"] = time.perf_counter()
+            return complete_planned(
+                plan,
+                result,
+                stage,
+                clock,
+                files=files,
+                checks=checks,
+                verified_on=inputs.describe() if verify else None,
+                settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
+                report_file=NATIVE_REPORT,
+                next_step=None if converted is None else converted.next_step,
+                introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
+                f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
+                made_from=made_from,
+            )
 
 
 # The comparison of a twin with its long model.
@@ -269,17 +275,9 @@ def export_native(
 
 def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgress | None = None) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
-    opened = open_source(result)
-    running = choose_memory_mode(plan.parameters, plan.largest_tensor)
-    with running.scratch(result) as scratch:
-        steps: list[Callable[[], list[Check]]] = [
-            lambda: check_tensors(plan, opened),
-            lambda: plan.kind.check_reader(plan, result, inputs),
-            lambda: [running.check()],
-        ]
-        if not running.why_not:
-            steps.append(lambda: _checks_of(plan.kind, plan, opened, inputs, scratch))
-        return run_steps(steps, progress)
+    return check_written(
+        plan, result, inputs, lambda opened, scratch: [partial(_checks_of, plan.kind, plan, opened, inputs, scratch)], progress=progress
+    )
 
 
 def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
@@ -433,23 +431,14 @@ def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dic
     ``why_not``: reason why there are no gradients; empty if there are."""
     if why_not:
         return Check("gradients", SKIPPED, why_not)
-    scale = max((float(gradient.abs().max()) for gradient in of_long.values()), default=0.0)
-    worst, where, compared = 0.0, "none", 0
-    left = dict(of_twin)
+    left, expected, sums = dict(of_twin), dict[str, Tensor](), dict[str, Tensor]()
     for name, gradient in of_long.items():
         renamings = plan.renamings.get(name) or plan.twin.rename(name, plan.model)
-        copies = [left.pop(renaming.target, None) for renaming in renamings if renaming.target is not None]
-        change = renamings[0].change
-        gradient = gradient if change is None else change(gradient)
-        shares = [share for share in copies if share is not None]
-        difference = float((gradient - sum(shares, torch.zeros_like(gradient))).abs().max()) if copies else 0.0
-        compared += bool(copies)
-        if not difference <= worst:
-            worst, where = difference, name
-    values = {"compared": compared, "max_abs_difference": worst, "largest_gradient": scale}
-    detail = f"gradients of {compared} parameters after one step: largest difference {worst:.1e} ({where}), largest gradient {scale:.1e}"
-    good = scale > 0 and worst <= TOLERANCE * scale
-    return Check("equal gradients", PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
+        if targets := [renaming.target for renaming in renamings if renaming.target is not None]:
+            change = renamings[0].change
+            expected[name] = gradient if change is None else change(gradient)
+            sums[name] = sum((left.pop(target) for target in targets if target in left), torch.zeros_like(expected[name]))
+    return equal_gradients("equal gradients", expected, sums)
 
 
 def generated(model: Any, probe: Probe) -> tuple[Tensor, list[Tensor]]:

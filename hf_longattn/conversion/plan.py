@@ -34,9 +34,8 @@ from .config import AUTO, ConversionConfig
 from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape
 from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
-from .plan_positions import plan_positions, position_warnings, series_strategy, stack_lengths
+from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
 from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors
-from .short_texts import ShortTexts, with_short_texts
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
 from .twins.base import LongModel, TwinChoice, choose_twin
@@ -359,7 +358,7 @@ class ConversionPlan(ResultPlan):
             "old_length": self.old_length,
             "new_length": self.new_length,
             **self.inputs.report,
-            **self.plain.report,
+            **(self.plain.report if self.generic else {}),
             **({"decoder": self._decoder()} if self.decoder is not None else {}),
             "positions": self.positions,
             **({"short_texts": said} if (said := str(self.short_texts)) else {}),

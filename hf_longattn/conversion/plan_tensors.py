@@ -368,6 +368,11 @@ class ResultPlan(WithTowers):
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
+    def needed_bytes(self) -> int:
+        """Disk space for the result: its tensors, and a MiB for its other files."""
+        return self.total_bytes + 2**20
+
+    @property
     def parameters(self) -> int:
         return sum(torch.Size(tensor.new_shape).numel() for tensor in self.tensors if tensor.new_shape is not None)
 

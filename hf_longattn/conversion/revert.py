@@ -30,20 +30,21 @@ from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, move
 from ..positions.relative import relative_kind
 from ..processor_files import TOKENIZER_LIMIT, limits_before
 from ..reading import is_generic, is_long, read_json_object
+from ..staging import staged_folder
 from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
 from .config import RevertConfig
-from .folders import open_for_writing, write_planned
-from .model_loading import choose_memory_mode, load_result, load_source, newly_initialised, outputs, quiet_libraries
+from .folders import complete_planned, open_for_writing, write_planned
+from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype
-from .report import REPORT, ConversionReport, StageProgress
+from .report import REPORT, ConversionReport, StageProgress, require_passed
 from .revert_generic import check_plain_outputs, plain_parts
-from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource, open_source
+from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource
+from .sources.folder import refuse_quantised
 from .sources.peft import ADAPTER_FOLDER
-from .sources.quantised import refuse_quantised
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
-from .verify import Step, check_tensors, named_step, run_steps
+from .verify import Step, check_written, named_step
 from .verify_outputs import length_from_files
 
 AUTO = "auto"
@@ -481,19 +482,26 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     plan = plan_reversion(opened, settings)
     inputs = plan.kind.verification_inputs(plan, text, settings.verify_audio) if settings.verify else None
     base_class = plan.architecture.source_class
-    return write_planned(
-        plan,
-        ResultInfo(target, base_class, "transformers", plan.new_length, BEFORE if plan.reads_as_before else LONGEST, str(destination)),
-        verify=lambda stage: verify_reversion(plan, stage, inputs) if inputs else [],
-        verified_on=None if inputs is None else "seeded inputs" if is_generic(opened.config) else inputs.describe(),
-        settings=settings.to_dict(),
-        report_file=REVERT_REPORT,
-        clock=clock,
-        introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
-        f"{origin_of(opened.name, opened.folder)}.",
-        overwrite=settings.overwrite,
-        progress=progress,
-    )
+    reads = BEFORE if plan.reads_as_before else LONGEST
+    result = ResultInfo(target, base_class, "transformers", plan.new_length, reads, str(destination))
+    with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=settings.overwrite) as stage:
+        files = write_planned(plan, result, stage, clock, progress=progress)
+        checks = [] if inputs is None else verify_reversion(plan, stage, inputs)
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
+        return complete_planned(
+            plan,
+            result,
+            stage,
+            clock,
+            files=files,
+            checks=checks,
+            verified_on=None if inputs is None else "seeded inputs" if is_generic(opened.config) else inputs.describe(),
+            settings=settings.to_dict(),
+            report_file=REVERT_REPORT,
+            introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
+            f"{origin_of(opened.name, opened.folder)}.",
+        )
 
 
 MAX_COMPARED_TOKENS = 1024
@@ -503,22 +511,16 @@ MAX_COMPARED_TOKENS = 1024
 def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
-    if isinstance(plan.architecture, GenericArchitecture):
-        return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
-    running = choose_memory_mode(plan.parameters, plan.largest_tensor)
-    with running.scratch(result) as scratch:
-        steps: list[Step] = [
-            lambda: check_tensors(plan, open_source(result)),
-            *(partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()),
-            lambda: plan.kind.check_reader(plan, result, inputs),
-            lambda: [running.check()],
-        ]
-        if not running.why_not:
-            steps += [
-                named_step(name, partial(_check_outputs, part, result, inputs[name] if name else inputs, scratch))
-                for name, part in plan.parts.items()
-            ]
-        return run_steps(steps)
+    generic = isinstance(plan.architecture, GenericArchitecture)
+
+    def compare(opened: Source, scratch: Path | None) -> list[Step]:
+        if generic:
+            return [partial(check_plain_outputs, plan, result)]
+        parts = ((name, part, inputs[name] if name else inputs) for name, part in plan.parts.items())
+        return [named_step(name, partial(_check_outputs, part, result, of_part, scratch)) for name, part, of_part in parts]
+
+    positions = [] if generic else [partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()]
+    return check_written(plan, result, inputs, compare, further=positions, in_memory=generic)
 
 
 def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:

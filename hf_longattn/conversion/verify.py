@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,14 @@ from ..inputs.common.base import InputKind
 from ..inputs.common.sized import SizedKind
 from ..inputs.towers import TowersKind
 from ..positions import unchanged_rows
-from .model_loading import MemoryMode, choose_memory_mode
+from .model_loading import choose_memory_mode
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan, TensorPlan
-from .pooling import sentence_pooling
 from .report import POSITIONS, READY, VERDICT
 from .sources.base import Source, open_source
 from .tensor_files import BLOCK_BYTES, TensorHeader, read_blocks, read_tensor
-from .verify_embeddings import EmbeddingCheck
 from .verify_generic import check_generic
-from .verify_loss import LossCheck
-from .verify_outputs import Measurement, check_outputs, choose_lengths, why_no_gradients
+from .verify_outputs import check_texts, why_no_gradients
 from .verify_sizes import check_sizes
 from .verify_towers import check_together
 from .writing import source_values
@@ -48,18 +45,61 @@ def verify(
     Source and result run one after the other, whole in memory or with weights read from their files (`choose_memory_mode`).
     given_text: `inputs` are the user's text, so more time is spent on the losses. progress: called as progress("verify", done, total).
     """
-    running = _running(plan)
+
+    def compare(opened: Source, scratch: Path | None) -> list[Step]:
+        if plan.generic:
+            return [partial(check_generic, plan, result, scratch)]
+        return _output_steps(plan, result, inputs, scratch, given_text)
+
+    gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None  # then the models are whole in memory
+    return labelled(plan, check_written(plan, result, inputs, compare, in_memory=gradients, progress=progress))
+
+
+def check_written(
+    plan: ResultPlan,
+    result: Path,
+    inputs: Any,
+    compare: Callable[[Source, Path | None], list[Step]],
+    *,
+    further: Sequence[Step] = (),
+    in_memory: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Check]:
+    """Check the written folder ``result`` of any command, up to the first step that fails: its tensors, tokenizer or processor, outputs.
+
+    Args:
+        plan: what was written. inputs: for verification.
+        compare: makes the steps that run source and result, from the opened result and a folder for computed tensors, if the weights stay
+            in their files. They are left out if the models do not fit into memory.
+        further: steps after the check of the tensors.
+        in_memory: models must be loaded whole.
+        progress: called as progress("verify", done, total).
+
+    Raises:
+        CheckpointError: a model does not run.
+    """
+    running, opened = choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=in_memory), open_source(result)
+    checks: list[Check] = []
     with running.scratch(result) as scratch:
-        steps: list[Step] = [
-            lambda: check_tensors(plan, open_source(result)),
-            lambda: plan.kind.check_reader(plan, result, inputs),
-            lambda: [running.check()],
-        ]
-        if not running.why_not and plan.generic:
-            steps.append(lambda: check_generic(plan, result, scratch))
-        elif not running.why_not:
-            steps += _output_steps(plan, result, inputs, scratch, given_text)
-        return labelled(plan, run_steps(steps, progress))
+        steps: list[Step] = [partial(check_tensors, plan, opened), *further, partial(plan.kind.check_reader, plan, result, inputs)]
+        steps += [lambda: [running.check()], *([] if running.why_not else compare(opened, scratch))]
+        for done, step in enumerate(steps):
+            if progress is not None:
+                progress("verify", done, len(steps))
+            try:
+                checks += step()
+            except LongAttentionError:
+                raise
+            except Exception as error:  # models raise any type of error
+                why = f"{type(error).__name__}: {in_a_line(error)}"
+                raise CheckpointError(
+                    f"Verification failed, so nothing was kept: source or result does not run ({why}); --no-verify leaves the check out."
+                ) from error
+            if any(check.status == FAILED for check in checks):
+                return checks
+    if progress is not None:
+        progress("verify", len(steps), len(steps))
+    return checks
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
@@ -74,38 +114,6 @@ def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
         sentences = [f"{warning.problem}, but the result is {READY} ({deciding.name})" for warning in plan.warnings]
     warned = [Check(POSITIONS, label, sentence) for sentence in sentences]
     return [*(replace(check, status=label) if check.status == NEEDS_TRAINING else check for check in checks), *warned]
-
-
-def _running(plan: ConversionPlan) -> MemoryMode:
-    """How the models are run: whole in memory if gradients are compared."""
-    gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None
-    return choose_memory_mode(plan.parameters, plan.largest_tensor, in_memory=gradients)
-
-
-def run_steps(steps: Sequence[Step], progress: Callable[[str, int, int], None] | None = None) -> list[Check]:
-    """Run steps up to the first that fails, and return their checks.
-
-    Raises:
-        CheckpointError: a model does not run.
-    """
-    checks: list[Check] = []
-    for done, step in enumerate(steps):
-        if progress is not None:
-            progress("verify", done, len(steps))
-        try:
-            checks += step()
-        except LongAttentionError:
-            raise
-        except Exception as error:  # models raise any type of error
-            why = f"{type(error).__name__}: {in_a_line(error)}"
-            raise CheckpointError(
-                f"Verification failed, so nothing was kept: source or result does not run ({why}); --no-verify leaves the check out."
-            ) from error
-        if any(check.status == FAILED for check in checks):
-            return checks
-    if progress is not None:
-        progress("verify", len(steps), len(steps))
-    return checks
 
 
 def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
@@ -211,14 +219,7 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
 @singledispatch
 def _checks_of(kind: InputKind, plan: ConversionPlan, result: Path, text: Any, scratch: Path | None, given_text: bool) -> list[Check]:
     """Run source and result by their kind of input and compare them: here, on a text."""
-    lengths = choose_lengths(plan, from_files=scratch is not None)
-    pooling = sentence_pooling(result) if plan.decoder is None else None  # sentence encoders have no decoder
-    measurement: Measurement = (
-        LossCheck(plan, text, lengths.old, lengths.new, from_files=scratch is not None, given_text=given_text)
-        if pooling is None
-        else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
-    )
-    return check_outputs(plan, result, text, lengths, measurement, scratch)
+    return check_texts(plan, result, text, scratch, given_text)
 
 
 _checks_of.register(SizedKind, lambda kind, plan, result, inputs, scratch, given_text: check_sizes(plan, result, inputs, scratch))
@@ -232,7 +233,7 @@ def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path
         for name, part in plan.towers.items()
         for step in _output_steps(part, result, inputs[name], scratch, given_text)
     ]
-    return [*of_towers, lambda: _checks_of(plan.kind, plan, result, inputs, scratch, given_text)]
+    return [*of_towers, partial(_checks_of, plan.kind, plan, result, inputs, scratch, given_text)]
 
 
 def named_step(name: str, step: Step) -> Step:

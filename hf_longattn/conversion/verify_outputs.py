@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,11 +20,14 @@ from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
 from .flops import cost_at, layer_mechanisms
-from .long_models.base import CheckpointConverter, Probe
+from .long_models.base import Probe
 from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
 from .plan_tensors import ResultPlan
+from .pooling import sentence_pooling
 from .report import SHORT_TEXTS
+from .verify_embeddings import EmbeddingCheck
+from .verify_loss import LossCheck
 
 FLOPS_AT_NEW_LENGTH = 4e12
 """Maximum FLOPs of the checks at the new length: about a minute on two cores. BERT-base at 4,096 tokens fits."""
@@ -103,24 +107,106 @@ def length_from_files(plan: ResultPlan) -> int:
     return max(64, int(limit / (4 * plan.config.vocab_size)))
 
 
-def check_outputs(
-    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, measurement: Measurement, scratch: Path | None = None
-) -> list[Check]:
-    """All checks of outputs, run on `text` at the lengths from `choose_lengths`; the two models are never in memory together.
+AS_CONFIGURED, MECHANISMS, BASE = "as for texts of up to {}", "long attention", "full attention instead of the mechanism"
+"""The attention of the result in a comparison: as it is; by mechanisms also for texts of up to ``exact_length``; or the source's."""
 
-    `measurement`: taken on each model while it is loaded, on the result only if its outputs pass. `scratch`: if given, the weights stay in
-    their files, see `load_source`.
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison of the result's outputs with the source's for a text of ``length`` tokens.
+
+    why: reason why they may differ; empty if they must be equal.
     """
+
+    name: str
+    length: int
+    attention: str
+    why: str
+
+
+def comparisons(plan: ConversionPlan, lengths: Lengths) -> list[Comparison]:
+    """The comparisons up to the old length."""
+    change, covered, short = plan.position_change, lengths.covered, min(plan.short_texts.length, lengths.old)
+    unchanged = min(plan.unchanged_tokens, lengths.old) if plan.unchanged_tokens > 1 else 0  # though positions change longer texts
+    positions, chosen = "equal where positions are unchanged", list[Comparison]()
+    if short:
+        chosen.append(Comparison(SHORT_TEXTS, short, AS_CONFIGURED, plan.short_texts.reason))
+    if 0 < unchanged <= covered:
+        chosen.append(Comparison(positions, unchanged, MECHANISMS, ""))
+    if covered:
+        chosen.append(Comparison("equal where the mechanism covers the input", covered, MECHANISMS, change))
+    if covered < lengths.old:
+        if unchanged > covered:
+            chosen.append(Comparison(positions, unchanged, BASE, ""))
+        chosen.append(Comparison("equal at the old length with full attention", lengths.old, BASE, change))
+        covers = f"covers inputs up to {covered} tokens" if covered else "is full attention at no length"
+        why = " and ".join(filter(None, [change, f"the mechanism {covers}"]))
+        chosen.append(Comparison("at the old length", lengths.old, MECHANISMS, why))
+    return chosen
+
+
+@contextlib.contextmanager
+def attending(model: Any, attention: str, config: Any) -> Iterator[None]:
+    """Run ``model``, whose config is ``config``, with the ``attention`` of a :class:`Comparison`."""
+    if attention == BASE:
+        model.use_base_attention()
+    mechanisms = [module for module in model.modules() if isinstance(module, Mechanism)]
+    for mechanism in mechanisms:
+        mechanism.ignores_exact_length = attention != AS_CONFIGURED
+    yield
+    for mechanism in mechanisms:
+        mechanism.ignores_exact_length = False
+    if attention == BASE:
+        model.set_attn_implementation(attention_implementation(config) or "longattn")
+
+
+def check_texts(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool = False) -> list[Check]:
+    """All checks of outputs of a model of texts; source and result are never in memory together.
+
+    The loss or the embeddings are measured on each model while it is loaded, on the result only if its outputs pass.
+
+    Args:
+        text: the models run on parts of it, at the lengths from :func:`choose_lengths`.
+        scratch: if given, the weights stay in their files, see `load_source`.
+        given_text: the text is the user's, so more time is spent on the losses.
+    """
+    lengths, from_files = choose_lengths(plan, from_files=scratch is not None), scratch is not None
+    pooling = sentence_pooling(result) if plan.decoder is None else None  # sentence encoders have no decoder
+    measurement: Measurement = (
+        LossCheck(plan, text, lengths.old, lengths.new, from_files=from_files, given_text=given_text)
+        if pooling is None
+        else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
+    )
+    source, missing = _measured_source(plan, measurement, scratch)
+    headless = newly_initialised(missing, source)
     if plan.architecture.converter is not None:
-        checks, model = compare_with_original(plan, result, text, lengths.old, measurement, scratch)
+        original = OriginalCheck(plan, text, lengths.old, headless, scratch)
+        original.run_source(part_to_compare(source, headless))
+        del source
+        model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
+        checks = original.check(part_to_compare(model, headless))
     else:
-        checks, model = _compare_with_source(plan, result, text, lengths, measurement, scratch)
+        limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
+        part, chosen = part_to_compare(source, headless), comparisons(plan, lengths)
+        at = sorted({comparison.length for comparison in chosen})
+        expected = {length: outputs(part, text.tokens(length), decoder_tokens=limit) for length in at}
+        del source, part
+        model = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
+        what, checks = "hidden states (the source has no weights for its head)" if headless else "outputs", []
+        for comparison in chosen:
+            ids = text.tokens(comparison.length)
+            with attending(model, comparison.attention, plan.config):
+                measured = outputs(part_to_compare(model, headless), ids, decoder_tokens=limit)
+            how = comparison.attention.format(plan.short_texts.length)
+            detail = f"{what} at {comparison.length} tokens, {how}: largest difference from the source"
+            values = {"length": comparison.length, "tokens": ids.numel(), "outputs": sorted(expected[comparison.length])}
+            checks.append(equality(comparison.name, detail, Difference.of(expected[comparison.length], measured), values, comparison.why))
     at_new, states = _check_new(plan, model.base_model, text, lengths.new)
     checks += at_new
     return checks if any(check.status == FAILED for check in checks) else [*checks, *measurement.check(model, states)]
 
 
-def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Path | None) -> tuple[nn.Module, set[str]]:
+def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Path | None) -> tuple[Any, set[str]]:
     """Take `measurement` on the source, then return the source as it is compared: rounded to the result's dtype."""
     cast = plan.cast if measurement.skipped is not None else None
     source, missing = load_source(plan.source, plan.architecture, cast, scratch)
@@ -131,89 +217,17 @@ def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Pa
     return load_source(plan.source, plan.architecture, plan.cast, scratch)
 
 
-def _compare_with_source(
-    plan: ConversionPlan, result: Path, text: VerificationText, lengths: Lengths, measurement: Measurement, scratch: Path | None
-) -> tuple[list[Check], Any]:
-    """The checks at the old length, and the loaded result."""
-    source, missing = _measured_source(plan, measurement, scratch)
-    headless = newly_initialised(missing, source)
-    at = sorted({lengths.old, lengths.covered, _unchanged(plan, lengths), min(plan.short_texts.length, lengths.old)} - {0})
-    limit = _decoder_limit(plan)
-    expected = {length: outputs(part_to_compare(source, headless), text.tokens(length), decoder_tokens=limit) for length in at}
-    del source
-    model, _ = load_result(result, plan.architecture, plan.config, scratch=scratch)
-    return _compare_old(plan, model, headless, text, lengths, expected), model
-
-
-def _unchanged(plan: ConversionPlan, lengths: Lengths) -> int:
-    """Length at which outputs must be equal although positions change longer texts; 0 if this holds for one token at most."""
-    return min(plan.unchanged_tokens, lengths.old) if plan.unchanged_tokens > 1 else 0
-
-
-def _decoder_limit(plan: ConversionPlan) -> int | None:
-    """Maximum length of the source's decoder; `None` without a decoder, and if the head feeds the whole text to it."""
-    return None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old
-
-
 def part_to_compare(model: Any, headless: bool) -> Any:
     """The part whose outputs are compared: the base model if the source has no weights for its head."""
     return model.base_model if headless else model
-
-
-def _compare_old(
-    plan: ConversionPlan, model: Any, headless: bool, text: VerificationText, lengths: Lengths, expected: dict[int, dict[str, Tensor]]
-) -> list[Check]:
-    what = "hidden states (the source has no weights for its head)" if headless else "outputs"
-
-    def compare(name: str, length: int, how: str, why: str) -> Check:
-        ids = text.tokens(length)
-        measured = outputs(part_to_compare(model, headless), ids, decoder_tokens=_decoder_limit(plan))
-        values = {"length": length, "tokens": ids.numel(), "outputs": sorted(expected[length])}
-        detail = f"{what} at {length} tokens, {how}: largest difference from the source"
-        return equality(name, detail, Difference.of(expected[length], measured), values, why)
-
-    change = plan.position_change
-    checks = []
-    unchanged = _unchanged(plan, lengths)
-    if at := min(plan.short_texts.length, lengths.old):
-        checks.append(compare(SHORT_TEXTS, at, f"as for texts of up to {plan.short_texts.length}", plan.short_texts.reason))
-        attend_by_mechanisms(model)
-    if unchanged and unchanged <= lengths.covered:
-        checks.append(compare("equal where positions are unchanged", unchanged, "long attention", ""))
-    if lengths.covered:
-        checks.append(compare("equal where the mechanism covers the input", lengths.covered, "long attention", change))
-    if lengths.covered < lengths.old:
-        model.use_base_attention()
-        if unchanged > lengths.covered:
-            checks.append(compare("equal where positions are unchanged", unchanged, "full attention instead of the mechanism", ""))
-        name = "equal at the old length with full attention"
-        checks.append(compare(name, lengths.old, "full attention instead of the mechanism", change))
-        model.set_attn_implementation(attention_implementation(plan.config) or "longattn")
-        covers = f"covers inputs up to {lengths.covered} tokens" if lengths.covered else "is full attention at no length"
-        why = " and ".join(filter(None, [change, f"the mechanism {covers}"]))
-        checks.append(compare("at the old length", lengths.old, "long attention", why))
-    attend_by_mechanisms(model, False)
-    return checks
-
-
-def attend_by_mechanisms(model: nn.Module, short_texts: bool = True) -> None:
-    """Make the mechanisms ignore ``exact_length`` and process short texts themselves, or undo this."""
-    for module in model.modules():
-        if isinstance(module, Mechanism):
-            module.ignores_exact_length = short_texts
 
 
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> tuple[list[Check], dict[str, Tensor]]:
     """Check that hidden states at the new length are finite and unchanged by padding. Returns the checks and these states."""
     decoded = None if plan.decoder is None else min(plan.decoder.old, DECODED)
 
-    def run(tokens: Tensor, **arguments: Tensor) -> dict[str, Tensor]:
-        returned = outputs(backbone, tokens, decoder_tokens=decoded, **arguments)
-        states = {name: state for name, state in returned.items() if name.endswith(HIDDEN_STATES)}
-        return states or returned
-
     ids = text.passages(1, length)
-    states = run(ids)
+    states = _hidden_states(outputs(backbone, ids, decoder_tokens=decoded))
     finite = all_finite(states)
     at = f"at {length} tokens" + ("" if length == plan.new_length else f" (of {plan.new_length}: a large model, shortened)")
     finite_detail = f"hidden states {at} are {'' if finite else 'not '}finite"
@@ -237,22 +251,19 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     marked[:, short // 2] = 1
     rule, pages = plan.architecture.family.rule, seeded_pages(plan.config, alone)
 
-    def run_masked(tokens: Tensor, mask: Tensor, marks: Tensor, pages: dict[str, Tensor]) -> dict[str, Tensor]:
-        arguments = {"attention_mask": mask, **pages}
-        if places:
-            arguments["position_ids"] = _positions(mask, plan)
-        if takes_globals:
-            arguments["global_attention_mask"] = marks
-        return run(tokens, **arguments)
+    def masked(mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
+        positions = {"position_ids": _positions(mask, plan)} if places else {}
+        return {"attention_mask": mask, **positions, **({"global_attention_mask": marks} if takes_globals else {})}
 
     def pad(values: Tensor, fill: int) -> Tensor:
         gaps = {"right": (0, length - short), "left": (length - short, 0)}
         return torch.cat([nn.functional.pad(values, (*(0, 0) * (values.dim() - 2), *gaps[side]), value=fill) for side in sides])
 
-    unpadded = run_masked(alone, torch.ones_like(alone), marked, pages)
+    unpadded = _hidden_states(outputs(backbone, alone, decoder_tokens=decoded, **masked(torch.ones_like(alone), marked), **pages))
     fill = plan.config.pad_token_id if isinstance(plan.config.pad_token_id, int) and plan.config.pad_token_id >= 0 else 0
     padded_pages = {name: pad(values, rule.fill(plan.config, name)) for name, values in pages.items()}
-    padded = run_masked(pad(alone, fill), pad(torch.ones_like(alone), 0), pad(marked, 0), padded_pages)
+    padded_masks = masked(pad(torch.ones_like(alone), 0), pad(marked, 0))
+    padded = _hidden_states(outputs(backbone, pad(alone, fill), decoder_tokens=decoded, **padded_masks, **padded_pages))
     real = {"right": slice(short), "left": slice(-short, None)}
     expected = {output: state[0] for output, state in unpadded.items()}
     differences = {
@@ -266,6 +277,11 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
     worst = Difference.worst(differences.values()) if all_finite(padded) else Difference(output="padding")
     return [first, equality(name, detail, worst, values)], states
+
+
+def _hidden_states(returned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The hidden states among outputs; all outputs if there are none."""
+    return {name: state for name, state in returned.items() if name.endswith(HIDDEN_STATES)} or returned
 
 
 def all_finite(tensors: dict[str, Tensor]) -> bool:
@@ -282,43 +298,42 @@ def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
 # Long models of other architectures (Longformer, BigBird …), compared with transformers' model.
 
 
-def compare_with_original(
-    plan: ConversionPlan, result: Path, text: VerificationText, length: int, measurement: Measurement, scratch: Path | None = None
-) -> tuple[list[Check], Any]:
-    """Compare source and result on the converter's probes, and gradients on the last probe.
+class OriginalCheck:
+    """Compares source and result on the converter's probes, and their gradients on the last probe.
 
-    `length`: at most the source's maximum. `measurement`, `scratch`: as for `check_outputs`; with `scratch`, gradients are skipped.
-
-    Returns:
-        One check for each probe and one for the gradients, and the loaded result.
+    Args:
+        length: at most the source's maximum.
+        headless: whether the source has no weights for its head.
+        scratch: if given, the weights stay in their files, and gradients are skipped.
     """
-    architecture = plan.architecture
-    converter = architecture.converter
-    assert converter is not None
-    takes_globals = any(of_source.traits.takes_globals for of_source in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
 
-    def probes_of(length: int) -> list[Probe]:
-        all_probes = converter.probes(architecture.original_config, architecture.source_class, text, length)
+    def __init__(self, plan: ConversionPlan, text: VerificationText, length: int, headless: bool, scratch: Path | None) -> None:
+        self.plan, self.length, self.headless = plan, length, headless
+        self.probes, self.step = self._probes(text, length), self._probes(text, min(length, GRADIENT_LENGTH))[-1]
+        self.why_no_gradients = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
+
+    def _probes(self, text: VerificationText, length: int) -> list[Probe]:
+        plan, architecture = self.plan, self.plan.architecture
+        assert architecture.converter is not None
+        takes_globals = any(layer.traits.takes_globals for layer in layer_mechanisms(plan.attention, plan.shape, plan.new_length))
+        all_probes = architecture.converter.probes(architecture.original_config, architecture.source_class, text, length)
         return [probe for probe in all_probes if takes_globals or "global_attention_mask" not in probe.inputs]
 
-    probes, step = probes_of(length), probes_of(min(length, GRADIENT_LENGTH))[-1]
-    why_not = why_no_gradients(plan) or ("" if scratch is None else "the models were run from their files")
-    source, missing = _measured_source(plan, measurement, scratch)
-    headless = newly_initialised(missing, source)
-    part = part_to_compare(source, headless)
-    expected = [probe_outputs(part, probe.inputs) for probe in probes]
-    wanted = {} if why_not else gradients(part, step.inputs, step)
-    del source, part
-    model, _ = load_result(result, architecture, plan.config, scratch=scratch)
-    part = part_to_compare(model, headless)
-    checks = []
-    for probe, of_source in zip(probes, expected, strict=True):
-        outputs = probe_outputs(part, {**probe.inputs, **probe.result_inputs})
-        checks.append(_check_probe(plan, probe, of_source, outputs, length, headless))
-    if why_not:
-        return [*checks, Check(GRADIENTS, SKIPPED, why_not)], model
-    result_gradients = gradients(part, {**step.inputs, **step.result_inputs}, step)
-    return [*checks, check_gradients(plan, converter, wanted, result_gradients)], model
+    def run_source(self, source: Any) -> None:
+        """Keep the outputs and gradients of the source."""
+        self.expected = [probe_outputs(source, probe.inputs) for probe in self.probes]
+        self.gradients = {} if self.why_no_gradients else gradients(source, self.step.inputs, self.step)
+
+    def check(self, result: Any) -> list[Check]:
+        """One check for each probe, and one for the gradients."""
+        checks = []
+        for probe, of_source in zip(self.probes, self.expected, strict=True):
+            outputs = probe_outputs(result, {**probe.inputs, **probe.result_inputs})
+            checks.append(_check_probe(self.plan, probe, of_source, outputs, self.length, self.headless))
+        if self.why_no_gradients:
+            return [*checks, Check(GRADIENTS, SKIPPED, self.why_no_gradients)]
+        of_result = gradients(result, {**self.step.inputs, **self.step.result_inputs}, self.step)
+        return [*checks, check_gradients(self.plan, self.gradients, of_result)]
 
 
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -401,31 +416,41 @@ def gradients_of_outputs(model: Any, outputs: Mapping[str, Tensor]) -> dict[str,
     return by_name
 
 
-def check_gradients(
-    plan: ConversionPlan, converter: CheckpointConverter, of_source: dict[str, Tensor], of_result: dict[str, Tensor]
-) -> Check:
+def check_gradients(plan: ConversionPlan, of_source: dict[str, Tensor], of_result: dict[str, Tensor]) -> Check:
     """Compare the source's gradients, renamed like its tensors, with those of the result.
 
     New rows of a position table, and parameters that only the result has, must have zero gradients.
     """
-    expected: dict[str, Tensor] = {}
+    converter, expected = plan.architecture.converter, dict[str, Tensor]()
+    assert converter is not None
     for name, gradient in of_source.items():
         renaming = converter.rename(name, plan.architecture.original_config)
         if renaming.target is not None:
             expected[renaming.target] = gradient if renaming.change is None else renaming.change(gradient)
+    return equal_gradients(GRADIENTS, expected, of_result, f" at {GRADIENT_LENGTH} tokens or fewer", {"length": GRADIENT_LENGTH})
+
+
+def equal_gradients(
+    name: str, expected: Mapping[str, Tensor], measured: Mapping[str, Tensor], where: str = "", values: Mapping[str, Any] | None = None
+) -> Check:
+    """The check ``name``: gradients by parameter are equal, relative to the largest. One that only one model has must be zero.
+
+    Args:
+        where: added to "after one step". values: further values of the check.
+    """
     scale = max((float(gradient.abs().max()) for gradient in expected.values()), default=0.0)
-    worst, where = 0.0, "none"
-    for name in sorted(expected.keys() | of_result.keys()):
-        difference = _gradient_difference(expected.get(name), of_result.get(name))
+    worst, of = 0.0, "none"
+    for parameter in sorted(expected.keys() | measured.keys()):
+        difference = _gradient_difference(expected.get(parameter), measured.get(parameter))
         if not difference <= worst:  # true for NaN as well
-            worst, where = difference, name
-    values = {"length": GRADIENT_LENGTH, "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
+            worst, of = difference, parameter
+    figures = {**(values or {}), "compared": len(expected), "max_abs_difference": worst, "largest_gradient": scale}
     detail = (
-        f"gradients of {len(expected)} parameters after one step at {GRADIENT_LENGTH} tokens or fewer: largest difference {worst:.1e} "
-        f"({where}), largest gradient {scale:.1e}"
+        f"gradients of {len(expected)} parameters after one step{where}: largest difference {worst:.1e} ({of}), "
+        f"largest gradient {scale:.1e}"
     )
     good = scale > 0 and worst <= TOLERANCE * scale
-    return Check(GRADIENTS, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", values)
+    return Check(name, PASSED if good else FAILED, f"{detail}, {'equal' if good else 'but they must be equal'}", figures)
 
 
 def _gradient_difference(a: Tensor | None, b: Tensor | None) -> float:

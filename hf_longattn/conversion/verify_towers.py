@@ -16,7 +16,7 @@ from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
 from ..inputs.towers import VerificationTowers
 from ..mechanisms import Mechanism
-from ..mechanisms.common.short_texts import for_length
+from ..mechanisms.common.exact import for_length
 from .flops import layer_mechanisms, mechanisms_on
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan

@@ -10,10 +10,10 @@ from ..choice_text import read_choice, write_choice
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, OptionError
 from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
+from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.on_grid import on_grid
 from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
 from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
-from ..mechanisms.common.short_texts import check_form
 from ..modeling.family.audio_config import check_mechanism_for_audio
 from .layer_attention import LayerAttention
 

@@ -16,7 +16,7 @@ from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result
 from ..conversion.sources.base import Source, open_source
-from ..conversion.sources.quantised import refuse_quantised
+from ..conversion.sources.folder import refuse_quantised
 from ..errors import LengthError, OptionError
 from ..hub_errors import HUB_ID
 from ..inputs.text import load_tokenizer

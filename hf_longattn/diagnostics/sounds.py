@@ -20,7 +20,7 @@ from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
 from ..conversion.plan import ConversionPlan
 from ..conversion.sources.base import Source, open_source
-from ..conversion.sources.quantised import refuse_quantised
+from ..conversion.sources.folder import refuse_quantised
 from ..errors import BackendError, OptionError
 from ..inputs.common.base import kind_of, kind_of_model
 from ..inputs.common.processors import required_processor

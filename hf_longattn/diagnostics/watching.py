@@ -27,9 +27,9 @@ from ..engines.common.grid import RUNNING_GRID, Grid
 from ..errors import BackendError, LengthError, OptionError
 from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
 from ..mechanisms import Mechanism
+from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
-from ..mechanisms.common.short_texts import full_of
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.patch_places import packs_pictures

@@ -21,7 +21,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from ..conversion.folders import open_for_writing, write_folder
+from ..conversion.folders import add_source_files, open_for_writing, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo
@@ -33,6 +33,7 @@ from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
 from ..sentence_files import EMBEDDINGS, sentence_kind
+from ..staging import staged_folder
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
 from .int8 import accuracy
 from .prune import Compressed, prune_ffn, prune_heads
@@ -258,13 +259,13 @@ def compress_checkpoint(
     outputs_before = inputs.outputs(inputs.model, lengths[-1])
     compressed = METHODS[chosen.method](inputs)
 
-    def write(stage: Path) -> list[str]:
+    result = ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0, name=str(destination))
+    with staged_folder(target, needed_bytes=opened.total_bytes + 2**20, overwrite=overwrite) as stage:
         saved = compressed.model if compressed.dtype is None else copy.deepcopy(compressed.model).to(compressed.dtype)
         with quiet_torchao():
             saved.save_pretrained(stage)
-        return sorted(path.name for path in stage.iterdir())
-
-    def measured(stage: Path, files: tuple[str, ...]) -> CompressionReport:
+        del saved
+        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(opened, result, stage)]
         written = [header for file in stage.glob("*.safetensors") for header in read_headers(file).values()]
         changed = count_changed(opened.tensors.values(), written, compressed)
         if not changed["tensors"]:
@@ -285,7 +286,7 @@ def compress_checkpoint(
             )
         after = inputs.measure(again, stage, lengths)
         values = {**dataclasses.asdict(chosen), "text": None if chosen.text is None else Path(chosen.text).name}
-        return CompressionReport(
+        report = CompressionReport(
             destination=target,
             config=values,
             measured={"before": before, "after": after},
@@ -294,19 +295,10 @@ def compress_checkpoint(
             outputs=accuracy(outputs_before, outputs, None),
             pruned=compressed.pruned,
             text=inputs.text,
-            files=files,
+            files=with_report(files, REPORT),
             versions=versions(),
         )
-
-    origin = origin_of(opened.name, opened.folder)
-    return write_folder(
-        opened,
-        ResultInfo(target, class_name, type(inputs.model).__module__, longest_input(inputs.model.config) or 0, name=str(destination)),
-        weights=write,
-        report=measured,
-        report_file=REPORT,
-        introduction=f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}.",
-        card=lambda report: {"measured": report.table()},
-        needed_bytes=opened.total_bytes + 2**20,
-        overwrite=overwrite,
-    )
+        origin = origin_of(opened.name, opened.folder)
+        introduction = f"`{class_name}`, compressed by `longattn compress --method {chosen.method}` from {origin}."
+        write_report(stage, opened, result, report, REPORT, introduction=introduction, measured=report.table())
+    return report

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..checks import FAILED, PASSED, Check
-from ..conversion.folders import open_for_writing, short_name, write_folder
+from ..conversion.folders import add_source_files, open_for_writing, short_name, with_report, write_report
 from ..conversion.model_loading import quiet_libraries
 from ..conversion.native import TwinPlan, plan_twin, tensor_values
 from ..conversion.report import require_passed, versions
@@ -31,6 +31,7 @@ from ..errors import ExportError, needs_extra
 from ..hub import origin_of
 from ..inputs.text import load_tokenizer
 from ..modeling.family.sliding_window import FULL, SLIDING
+from ..staging import staged_folder
 from .onnx import ExportReport
 
 FILE, GGUF_REPORT = "model.gguf", "gguf_report.json"
@@ -178,7 +179,8 @@ def export_gguf(
     tokenizer = _tokenizer(source.folder, plan.config)
     names = _names(plan)
 
-    def write(stage: Path) -> list[str]:
+    result = ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length, name=str(destination))
+    with staged_folder(target, needed_bytes=plan.total_bytes + 2**24, overwrite=overwrite) as stage:
         writer = gguf.GGUFWriter(stage / FILE, ARCHITECTURES[plan.config.model_type].name)
         _write_hyperparameters(writer, plan)
         for add, values in tokenizer.items():
@@ -195,27 +197,19 @@ def export_gguf(
             writer.write_tensor_data(_packed(_in_llama_cpp(plan, tensor.name, tensor_values(plan, tensor)))[0].numpy())
         writer.close()
         write_json(stage / "config.json", json.loads(plan.config.to_json_string()))
-        return ["config.json", FILE]
-
-    def checked(stage: Path, files: tuple[str, ...]) -> ExportReport:
+        files = with_report(["config.json", FILE, *add_source_files(source, result, stage)], GGUF_REPORT)
         checks = [_check_tensors(plan, stage / FILE, names), _check_tokenizer(stage / FILE, tokenizer)]
         require_passed(checks)
-        return ExportReport(
+        report = ExportReport(
             target, "gguf", plan.architecture.source_class, ("tokens",), ("logits",), 1, plan.new_length, None, tuple(checks), files,
             (stage / FILE).stat().st_size, versions("gguf"), text="the written file",
         )  # fmt: skip
-
-    return write_folder(
-        source,
-        ResultInfo(target, plan.architecture.source_class, "transformers", plan.new_length, name=str(destination)),
-        weights=write,
-        report=checked,
-        report_file=GGUF_REPORT,
-        introduction=f"The long model as a GGUF file for llama.cpp, for inputs of up to {plan.new_length:,} tokens, made by "
-        f"`longattn export --format gguf` from {origin_of(source.name, source.folder)}.",
-        needed_bytes=plan.total_bytes + 2**24,
-        overwrite=overwrite,
-    )
+        introduction = (
+            f"The long model as a GGUF file for llama.cpp, for inputs of up to {plan.new_length:,} tokens, made by "
+            f"`longattn export --format gguf` from {origin_of(source.name, source.folder)}."
+        )
+        write_report(stage, source, result, report, GGUF_REPORT, introduction=introduction)
+    return report
 
 
 def _write_hyperparameters(writer: Any, plan: TwinPlan) -> None:

@@ -16,7 +16,7 @@ from ..conversion.pooling import SentencePooling
 from ..inputs.common.running import seeded_pages
 from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
-from ..mechanisms.common.short_texts import for_length
+from ..mechanisms.common.exact import for_length
 from ..modeling.family.definition import known_family
 from .graphs import Comparison, Int8Inputs, OnePassGraph
 

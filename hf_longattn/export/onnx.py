@@ -18,14 +18,14 @@ from torch import nn
 
 from ..checks import FAILED, Check
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
-from ..conversion.folders import short_name, write_folder
+from ..conversion.folders import add_source_files, short_name, with_report, write_report
 from ..conversion.inspection import inspect_checkpoint
 from ..conversion.model_loading import newly_initialised, quiet_libraries, without_random_pooler
 from ..conversion.pooling import sentence_pooling, write_for_servers
 from ..conversion.report import versions
 from ..conversion.sources.base import ResultInfo, Source, open_source
+from ..conversion.sources.folder import refuse_quantised
 from ..conversion.sources.peft import refuse_adapter
-from ..conversion.sources.quantised import refuse_quantised
 from ..conversion.tensor_files import write_json
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
@@ -38,7 +38,7 @@ from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
 from ..reading import is_long
-from ..staging import check_destination, destination_path
+from ..staging import check_destination, destination_path, staged_folder
 from .decoder import TASK as WITH_PAST
 from .decoder import DecoderGraph
 from .graphs import ExportedGraph, OnePassGraph, onnx_runner, runner
@@ -163,9 +163,10 @@ def export_checkpoint(
     words, graph = _graph_of(inspection.inputs.kind, loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
     tokenizer = getattr(words, "source_tokenizer", None)
-    written: dict[str, Any] = {}
-
-    def write(stage: Path) -> list[str]:
+    onnx = format == "onnx"
+    result = ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination))
+    needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
+    with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
         outputs, shortest, used = write_graph(graph, stage / FILES[format], format, max_length, opset, say)
         limits = (shortest, max_length)
         say(f"comparing {FILES[format]} with the model")
@@ -179,30 +180,19 @@ def export_checkpoint(
             say(f"writing and measuring {INT8_FILE}")
             quantised = _quantise(stage, graph, outputs, words.describe(), limits)
         _write_configs(loaded, source, stage)
-        written.update(outputs=outputs, min_length=shortest, opset=used, checks=tuple(checks), int8=quantised)
-        return sorted(path.name for path in stage.iterdir())
-
-    def described(stage: Path, files: tuple[str, ...]) -> ExportReport:
+        files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, result, stage)]
         write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
-        size = sum(path.stat().st_size for path in stage.iterdir())
-        return ExportReport(
-            target, format, type(loaded).__name__, graph.inputs, max_length=max_length, files=files, bytes_written=size,
-            text=words.describe(), image_size=getattr(graph, "size", None),
-            versions=versions(*(EXTRAS["onnx"] if format == "onnx" else ())), decoding=graph.describe(), **written,
+        report = ExportReport(
+            target, format, type(loaded).__name__, graph.inputs, outputs, shortest, max_length, used, tuple(checks),
+            with_report(files, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
+            int8=quantised, text=words.describe(), image_size=getattr(graph, "size", None), decoding=graph.describe(),
         )  # fmt: skip
-
-    kind = "ONNX" if format == "onnx" else "torch.export"
-    return write_folder(
-        source,
-        ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination)),
-        weights=write,
-        report=described,
-        report_file=REPORT,
-        introduction=f"The long model (`{type(loaded).__name__}`) as one {kind} graph for {inspection.longest_input}, made by "
-        f"`longattn export` from {origin_of(source.name, source.folder)}.",
-        needed_bytes=(14 if int8 else 5) * sum(p.numel() for p in loaded.parameters()),  # the quantiser writes its input anew
-        overwrite=overwrite,
-    )
+        introduction = (
+            f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
+            f"made by `longattn export` from {origin_of(source.name, source.folder)}."
+        )
+        write_report(stage, source, result, report, REPORT, introduction=introduction)
+    return report
 
 
 @singledispatch

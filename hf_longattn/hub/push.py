@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, ModelInfo, get_token
 
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
-from ..inputs.common.text_example import ADAPTER
+from ..inputs.common.examples import ADAPTER
 from ..local_names import without_folders
 from ..naming import PREDICTIONS
 from ..reading import check_link, homes_of, read_json_object, read_text

@@ -16,8 +16,7 @@ from typing import Any
 from jinja2 import Environment, Template
 
 from ..errors import CONTROL, in_one_line
-from ..inputs.common.examples import Example
-from ..inputs.common.text_example import DOMAINS, HEADS, TOKENIZER
+from ..inputs.common.examples import DOMAINS, HEADS, TOKENIZER, Example
 from ..inputs.grid import PICTURE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in

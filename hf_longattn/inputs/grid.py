@@ -49,7 +49,6 @@ from .common.base import (
     PositionWarning,
     register_kind,
 )
-from .common.cells import InputCells
 from .common.examples import Example, Head, auto_head
 from .common.processors import (
     picture_size,
@@ -60,7 +59,7 @@ from .common.processors import (
     values_with,
 )
 from .common.running import run_model
-from .common.sized import ONE_SIZE, FurtherChecks, SizedKind
+from .common.sized import ONE_SIZE, FurtherChecks, InputCells, SizedKind
 from .common.user_files import UserInputs
 from .sound import CLASSIFICATION, SAMPLING_RATE, WANTED_RECORDINGS, read_recordings
 

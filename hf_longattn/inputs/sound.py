@@ -36,11 +36,10 @@ from .common.base import (
     PositionWarning,
     register_kind,
 )
-from .common.cells import InputCells
 from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, values_with
 from .common.running import run_model
-from .common.sized import ANY_LENGTH, FurtherChecks, SizedKind
+from .common.sized import ANY_LENGTH, FurtherChecks, InputCells, SizedKind
 from .common.user_files import UserInputs
 from .text import PARAGRAPHS, VerificationText, check_tokenizer, load_tokenizer
 

@@ -23,8 +23,7 @@ from ..modeling.family.page_rule import PLAIN_TEXT
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
-from .common.examples import Example, Head
-from .common.text_example import text_example, text_head
+from .common.examples import Example, Head, text_example, text_head
 
 USUAL_LENGTH = 512
 LARGEST_TEXT = 2**30

@@ -15,8 +15,8 @@ from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_col
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.exact import exact_length_of, full_of
 from ..mechanisms.common.registry import prototype
-from ..mechanisms.common.short_texts import exact_length_of, full_of
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
 from ..memory.segment_memory import of_memory
@@ -26,11 +26,19 @@ from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
-from .attach.weights import drop_tables, freeze_tables, initialise, separate_parameters, shared_parameters, uninitialised_modules
+from .attach.weights import (
+    check_tables,
+    drop_tables,
+    freeze_tables,
+    initialise,
+    separate_parameters,
+    shared_parameters,
+    uninitialised_modules,
+)
 from .family.config import BASE_ATTENTION, attention_implementation
 from .family.definition import Family
 from .family.position_table import PositionTable, input_of
-from .family.validation import check_tables, refuse_scoreless
+from .family.validation import refuse_scoreless
 from .inference.optimize import optimize_for_inference, warn_of_overflow
 from .inference.pruning import KEPT_HEADS, cut_as_configured
 from .run.documents import FindsDocuments, leave_out_documents
@@ -271,22 +279,17 @@ class LongAttentionMixin(_Base):
         """
         return optimize_for_inference(self, precision, pack=pack)
 
-    def call_wrapped(
-        self, forward: Callable[..., Any], base_forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None,
-        reset: Tensor | None,
-    ) -> Any:  # fmt: skip
-        """The outputs of ``base_forward``. With a memory, the outputs of the wrapper ``forward``, called with the memory's contents.
+    def with_contents(
+        self, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
+    ) -> Any:
+        """The outputs of the wrapper ``forward``, called with the memory's contents.
 
         Raises:
             MemoryMismatchError: ``reset`` was given without a memory.
         """
-        if not self.hands_globals_down:
-            leave_out_documents(self, arguments)
-        if memory is not None:
-            return run_in_modes((Memory(memory, reset),), self, forward, arguments, (Memory.key, *self.modes_of(arguments)))
-        if reset is not None:
+        if memory is None:
             raise MemoryMismatchError("memory_reset was given without a memory; pass memory=model.new_memory() as well.")
-        return self.call_base(base_forward, arguments)
+        return run_in_modes((Memory(memory, reset),), self, forward, arguments, (Memory.key, *self.modes_of(arguments)))
 
     def new_memory(self, positions: str | None = None) -> SegmentMemory:
         """An empty memory, to read documents segment by segment: ``memory = model(input_ids, memory=memory).memory``.
@@ -558,7 +561,11 @@ def with_memory(base_forward: Any) -> Any:
     def forward(self: Any, *args: Any, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, **kwargs: Any) -> Any:
         keywords = {name: value for name, value in kwargs.items() if value is not None or name not in LONG_ARGUMENTS}
         arguments = {**dict(zip(names, args, strict=False)), **keywords}
-        return self.call_wrapped(forward, base_forward, arguments, memory, memory_reset)
+        if not self.hands_globals_down:
+            leave_out_documents(self, arguments)
+        if memory is not None or memory_reset is not None:
+            return self.with_contents(forward, arguments, memory, memory_reset)
+        return self.call_base(base_forward, arguments)
 
     return with_keywords(forward, base_forward, LONG_ARGUMENTS)
 
@@ -582,7 +589,11 @@ def with_long_arguments(base_forward: Any) -> Any:
         for name, value in along_the_text.items():
             if value is not None:  # multiple-choice heads flatten (B, choices, N)
                 arguments[name] = value.flatten(0, 1) if value.dim() == 3 else value
-        return self.call_wrapped(forward, base_forward, arguments, memory, memory_reset)
+        if not self.hands_globals_down:
+            leave_out_documents(self, arguments)
+        if memory is not None or memory_reset is not None:
+            return self.with_contents(forward, arguments, memory, memory_reset)
+        return self.call_base(base_forward, arguments)
 
     return with_keywords(forward, base_forward, LONG_ARGUMENTS)
 

@@ -10,10 +10,9 @@ import torch
 
 from ..errors import LongAttentionError, MaskError
 from ..naming import BACKEND, TAGS
-from .attach.weights import drop_tables, freeze_tables, shared_parameters
+from .attach.weights import check_tables, drop_tables, freeze_tables, shared_parameters
 from .family.config import IMPLEMENTATION_FIELD, attention_implementation
 from .family.definition import tower_field
-from .family.validation import check_tables
 from .mixin import TEXT_ARGUMENTS, LongAttentionMixin, tie_parameters
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from ..diagnostics import Candidate
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
+from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.registry import mechanism_from
-from ..mechanisms.common.short_texts import check_form
 from ..reading import read_json_object
 from ..staging import staged_file
 from .objectives import FAILURES, Progress

@@ -12,9 +12,9 @@ from ..attend import run_mechanism
 from ..engines.common.call import AttentionCall
 from ..errors import LengthError, OptionError, StreamError
 from ..mechanisms.common.base import Mechanism
+from ..mechanisms.common.exact import form_problem
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.registry import mechanism_from, prototype
-from ..mechanisms.common.short_texts import form_problem
 from ..positions.distances import Locality
 from ..sharding import only_locality
 from .tail import Tail

@@ -15,7 +15,7 @@ from hf_longattn.data.page_words import page_encoding, plain_boxes, text_encodin
 from hf_longattn.data.tokenization import special_ids
 from hf_longattn.errors import PageError
 from hf_longattn.hub.usage import snippet
-from hf_longattn.inputs.common.text_example import tokenizer_words
+from hf_longattn.inputs.common.examples import tokenizer_words
 from hf_longattn.inputs.text import token_ids
 from tests.byte_tokenizer import train_tokenizer
 from tests.cells import every_cell

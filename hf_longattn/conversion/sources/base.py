@@ -241,9 +241,12 @@ class SourceFormat(ABC):
     files: ClassVar[tuple[str, ...]] = ()
     """Patterns of the weight files in a folder. Files that are links to a place outside the folder are refused before `open` is called."""
 
-    @abstractmethod
+    markers: ClassVar[tuple[str, ...]] = ()
+    """Names of files that only folders of this format have."""
+
     def recognises(self, request: SourceRequest) -> bool:
-        """Whether this is such a checkpoint, from names of files and a look into small ones."""
+        """Whether this is such a checkpoint: by default, whether it has one of the ``markers``."""
+        return any((request.path / name).is_file() for name in self.markers)
 
     @abstractmethod
     def open(self, request: SourceRequest) -> Source:

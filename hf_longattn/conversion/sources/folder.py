@@ -1,8 +1,11 @@
-"""A folder as transformers saves it: config.json, and safetensors files with or without an index."""
+"""A folder as transformers saves it: config.json, and safetensors files with or without an index.
+
+Quantised checkpoints are refused: packed weights can be neither extended nor compared. The message says what to do instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,13 @@ from ...reading import check_counts, read_json_object
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_headers
 from .base import Source, SourceFormat, SourceRequest, register_source
 
+UNPACK = "AutoModelForCausalLM.from_pretrained(folder, quantization_config={}).save_pretrained(new_folder)"
+UNPACKING = {
+    "bitsandbytes": "AutoModelForCausalLM.from_pretrained(folder).dequantize().save_pretrained(new_folder)",
+    "fp8": UNPACK.format("FineGrainedFP8Config(dequantize=True)"),
+    "mxfp4": UNPACK.format("Mxfp4Config(dequantize=True)"),
+}
+"""Method -> code with which transformers unpacks its weights. transformers cannot unpack other methods."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
@@ -26,7 +36,7 @@ class Folder(SourceFormat):
         return request.path.is_dir()
 
     def open(self, request: SourceRequest) -> Source:
-        config = read_config(request.path)
+        config = read_plain_config(request)
         if request.remote_headers is not None:
             tensors = request.remote_headers()
         elif has_safetensors(request.path):
@@ -49,6 +59,50 @@ def read_config(folder: Path) -> dict[str, Any]:
     for inner in values.values():
         _forget_code(inner)
     return values
+
+
+def read_plain_config(request: SourceRequest) -> dict[str, Any]:
+    """The config.json of a folder, if its weights are not quantised. A quantised long checkpoint can be inspected.
+
+    Raises:
+        CheckpointError: there is no config, or the weights are quantised.
+    """
+    config = read_config(request.path)
+    if (settings := _quantisation(config)) is None or "long_attention" in config:
+        return config
+    method, named = _method(settings), config.get("architectures")
+    class_name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else "AutoModel"
+    unpacking = UNPACKING.get(method, "").replace("AutoModelForCausalLM", class_name)
+    raise CheckpointError(
+        f"{request.name!r} holds quantised weights ({method}): convert the checkpoint that it was quantised from, and quantise the result"
+        + (f"; or unpack it first with {unpacking}." if unpacking else ".")
+    )
+
+
+def refuse_quantised(source: Source) -> None:
+    """Refuse to change a long checkpoint that was quantised.
+
+    Raises:
+        CheckpointError: the checkpoint was quantised.
+    """
+    if (settings := _quantisation(source.config)) is not None:
+        raise CheckpointError(
+            f"{source.name!r} holds quantised weights ({_method(settings)}), which can only be loaded; give the checkpoint that it was "
+            "quantised from."
+        )
+
+
+def _quantisation(config: Mapping[str, Any]) -> Any:
+    return config.get("quantization_config") or config.get("compression_config") or None
+
+
+def _method(settings: Any) -> str:
+    """Name of the quantisation method, such as "gptq". Old bitsandbytes configs give only load_in_4bit or load_in_8bit."""
+    if not isinstance(settings, Mapping):
+        return "an unnamed method"
+    if settings.get("load_in_4bit") or settings.get("load_in_8bit"):
+        return "bitsandbytes"
+    return str(settings.get("quant_method") or "an unnamed method")
 
 
 def _forget_code(values: Any) -> None:

@@ -114,9 +114,7 @@ class Peft(SourceFormat):
     """A folder with an adapter_config.json."""
 
     priority = 80
-
-    def recognises(self, request: SourceRequest) -> bool:
-        return (request.path / ADAPTER_CONFIG).is_file()
+    markers = (ADAPTER_CONFIG,)
 
     def open(self, request: SourceRequest) -> Source:
         if request.for_adapter:

@@ -19,7 +19,7 @@ from ...private_apis import missing
 from ...reading import check_counts
 from ..tensor_files import TensorHeader, read_span
 from .base import Source, SourceFormat, SourceRequest, register_source
-from .folder import has_safetensors, indexed_headers, read_config
+from .folder import has_safetensors, indexed_headers, read_plain_config
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -45,7 +45,7 @@ class Pickled(SourceFormat):
         return pickled and not has_safetensors(request.path) and request.remote_headers is None
 
     def open(self, request: SourceRequest) -> Source:
-        config = read_config(request.path)
+        config = read_plain_config(request)
         if not request.allow_pickle:
             raise CheckpointError(only_pickles(str(request.path)))
         tensors = indexed_headers(request.path, WEIGHTS, INDEX, read_pickled_headers)

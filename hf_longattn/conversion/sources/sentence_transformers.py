@@ -49,9 +49,7 @@ class SentenceTransformers(SourceFormat):
     """A folder with a modules.json whose first module is a Transformer."""
 
     priority = 50
-
-    def recognises(self, request: SourceRequest) -> bool:
-        return (request.path / MODULES).is_file()
+    markers = (MODULES,)
 
     def open(self, request: SourceRequest) -> Source:
         root = request.path

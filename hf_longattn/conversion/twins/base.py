@@ -21,9 +21,9 @@ from ...engines.common.call import UNBOUNDED
 from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...inputs.common.base import kind_of
 from ...mechanisms import Mechanism
+from ...mechanisms.common.exact import exact_length_of, full_of
 from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype
-from ...mechanisms.common.short_texts import exact_length_of, full_of
 from ...modeling.family.definition import FAMILIES, Family
 from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows

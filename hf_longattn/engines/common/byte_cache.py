@@ -6,11 +6,12 @@ entries first. A value larger than the budget is not cached.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +64,8 @@ class ByteCache:
         if entry is not None:
             entry.used = next(self._clock)
             return entry.value
-        value = _make_outside_modes(make)
+        with _outside_modes():
+            value = make()
         if func_transforms():
             return value
         nbytes = (size or tensor_bytes)(value)
@@ -76,7 +78,8 @@ class ByteCache:
         cached = self.find(entry_key)
         if cached is not None and all(ref() is x for ref, x in zip(cached[0], tensors, strict=True)):
             return cached[1]
-        value = _make_outside_modes(make)
+        with _outside_modes():
+            value = make()
         if func_transforms():
             return value
         drop = self.drop  # a local, since modules lose their names at interpreter exit before the last tensors are freed
@@ -127,10 +130,11 @@ class ByteCache:
         return len(self._entries)
 
 
-def _make_outside_modes(make: Callable[[], Value]) -> Value:
-    """``make()`` without inference mode and with the CPU as default device, so that every later call can use its tensors."""
+@contextlib.contextmanager
+def _outside_modes() -> Iterator[None]:
+    """Without inference mode and with the CPU as default device, so that every later call can use the tensors that are made."""
     with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        return make()
+        yield
 
 
 BYTE_CACHE = ByteCache()

@@ -1,10 +1,20 @@
-"""Code in a model card that runs the model once: how models with a head are loaded, and how their inputs are made."""
+"""Code in a model card that runs the model once: how models with a head are loaded, and how their inputs are made.
+
+The example of models of texts and pages is in this file, those of other kinds are in the kind's file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from ...configuration import LongAttentionConfig
+from ...data.page_words import BOXES, PATHS, word_argument
+from ...mechanisms.common.registry import prototype
+from ...processor_files import tokenizer_values
+from ...reading import read_json_object
 
 
 @dataclass(frozen=True)
@@ -54,3 +64,128 @@ def written_example(head: Head, code: str) -> Example:
 def head_of(architecture: str, heads: Mapping[str, Head]) -> Head | None:
     """The entry of ``heads`` for a model class, by the ending of the class's name; ``None`` if no ending matches."""
     return next((head for ending, head in heads.items() if architecture.endswith(ending)), None)
+
+
+# Texts and pages.
+
+HEADS = {
+    "LayoutLMForQuestionAnswering": auto_head("ForDocumentQuestionAnswering", "document-question-answering", "page_question answer"),
+    "LayoutLMForTokenClassification": auto_head("ForTokenClassification", "token-classification", "page page_labels"),
+    "LayoutLMForSequenceClassification": auto_head("ForSequenceClassification", "text-classification", "page label"),
+    "ForQuestionAnswering": auto_head("ForQuestionAnswering", "question-answering", "question answer"),
+    "ForMaskedLM": auto_head("ForMaskedLM", "fill-mask", "masked"),
+    "ForCausalLM": auto_head("ForCausalLM", "text-generation", "continuation"),
+    "LMHeadModel": auto_head("ForCausalLM", "text-generation", "continuation"),
+    "ForConditionalGeneration": auto_head("ForSeq2SeqLM", None, "text summary"),
+    "ForSequenceClassification": auto_head("ForSequenceClassification", "text-classification", "text label"),
+    "ForTokenClassification": auto_head("ForTokenClassification", "token-classification", "text labels"),
+    "ForMultipleChoice": auto_head("ForMultipleChoice", "multiple-choice", "choices probabilities"),
+    "ForNextSentencePrediction": auto_head("ForNextSentencePrediction", None, "document_and_sentence probabilities"),
+    "ForPreTraining": auto_head("ForPreTraining", None, "text outputs"),
+    "MTModel": auto_head("ForSeq2SeqLM", "translation", "text summary"),
+    "DoubleHeadsModel": Head("", None, "text outputs"),  # without an Auto class
+    "ModelWithProjection": Head("", "feature-extraction", "text outputs"),
+    "Model": auto_head("", "feature-extraction", "text hidden"),
+}
+"""Ending of a class's name -> how its models are run."""
+LILT_HEADS = {
+    "LiltForQuestionAnswering": auto_head("ForQuestionAnswering", "question-answering", "page_question answer"),
+    "LiltForTokenClassification": auto_head("ForTokenClassification", "token-classification", "page page_labels"),
+    "LiltForSequenceClassification": auto_head("ForSequenceClassification", "text-classification", "page label"),
+}
+"""Ending of a class's name -> how LiLT runs with RoBERTa's tokenizer, which takes no boxes and needs a space before each word."""
+_PLACES = {
+    BOXES: "[[10, 20, 60, 40]] * {count}",  # (left, top, right, bottom) of every word, from 0 to 1000 on its page
+    PATHS: '["/html/body/p"] * {count}',
+}
+"""Argument of a tokenizer for the places of words -> Python code for its value."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Python literals of example texts: a passage to repeat, and a text with a mask token."""
+
+    document: str
+    masked: str
+
+
+DOMAINS = {
+    "text": Domain('"A long document starts here. "', 'f"The lighthouse stands where the river {tokenizer.mask_token} the sea. "'),
+    "code": Domain(r'"import numpy as np\n"', r'f"import {tokenizer.mask_token} as np\n"'),
+    "protein": Domain('"MKTVRQERLKSIVRILERSKEPVSGAQ"', 'f"MKTVRQERLKSI{tokenizer.mask_token}RILERSKEPVSGAQ"'),
+}
+CODE = frozenset(("code", "python", "java", "javascript", "c++", "go", "rust"))
+"""Languages and tags in cards of models that read source code."""
+PROTEINS = ("esm",)
+
+
+def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
+    """The domain of a model by its model type and its card's language and tags; by default natural language."""
+    if str(config.get("model_type")).removeprefix("long_") in PROTEINS:
+        return DOMAINS["protein"]
+    fields = (metadata.get(field) for field in ("language", "tags"))
+    said = {word.lower() for values in fields for word in (values if isinstance(values, list) else [values]) if isinstance(word, str)}
+    return DOMAINS["code" if said & CODE else "text"]
+
+
+CANDIDATE_LABEL = {"0": "candidate"}
+"""``id2label`` of a model that scores candidates."""
+ADAPTER = Path("adapter", "adapter_config.json")
+"""Path of the config of an adapter that was converted with its base."""
+ADAPTED = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+    "CAUSAL_LM": "ForCausalLM",
+    "SEQ_2_SEQ_LM": "ForConditionalGeneration",
+}
+"""Task of an adapter -> ending of the adapted class's name."""
+TOKENIZER = ("tokenizer", "AutoTokenizer")
+
+
+def class_to_load(folder: Path, architecture: str) -> str:
+    """The name of the class for loading a saved model: the class for its adapter's task if it has one, else ``architecture``."""
+    if not (folder / ADAPTER).is_file():
+        return architecture
+    task = read_json_object(folder / ADAPTER).get("task_type")
+    return ADAPTED.get(task, architecture) if isinstance(task, str) else architecture
+
+
+def text_head(folder: Path, architecture: str) -> Head | None:
+    """The head of a model of texts, or the head for its adapter's task; ``None`` for a class without an example."""
+    architecture = class_to_load(folder, architecture)
+    lilt = None if tokenizer_words(folder) is not None else head_of(architecture, LILT_HEADS)
+    return lilt or head_of(architecture, HEADS)
+
+
+def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example:
+    """The example for the card of a model of texts or pages."""
+    chosen, marks_question = config.get("long_attention"), config.get("question_separator_id") is not None
+    attention = None if chosen is None else LongAttentionConfig.from_dict(chosen)
+    takes_globals = attention is not None and prototype(attention.mechanism, attention.options).traits.takes_globals
+    candidates = config.get("id2label") == CANDIDATE_LABEL and head.task == "token-classification"
+    domain, adapted, words_with = domain_of(config, metadata), (folder / ADAPTER).is_file(), tokenizer_words(folder)
+    texts, words = f"{domain.document} * 50", ""
+    if words_with is not None:
+        places = f"{words_with}={_PLACES[words_with]}"
+        count = 50 * len(domain.document.strip('"').split())
+        texts = f"{domain.document}.split() * 50, {places.format(count=count)}"
+        words = f".split(), {places.format(count='len(document.split())')}"
+    values = {
+        **{"length": length, "texts": texts, "words": words, "document": domain.document, "masked": domain.masked, "adapted": adapted},
+        "evidence": bool(config.get("has_evidence_heads")),
+        "takes_globals": takes_globals and not marks_question,  # such a model makes the question global itself
+        "page_words": '[f" {word}" for word in words]' if any(head is lilt for lilt in LILT_HEADS.values()) else "words",
+        "pair": 'choice, document, truncation="only_second"' if marks_question else 'document, choice, truncation="only_first"',
+    }
+    blocks = "candidates" if candidates else head.blocks
+    return Example(head, blocks, values, TOKENIZER, ((), ("from peft import PeftModel",) if adapted else ()))
+
+
+def tokenizer_words(folder: Path) -> str | None:
+    """The argument for places of words of the tokenizer in a folder (LayoutLMv3, MarkupLM); ``None`` if it takes text only."""
+    import transformers
+
+    named = tokenizer_values(folder).get("tokenizer_class")
+    tokenizer_class = getattr(transformers, named, None) if isinstance(named, str) else None
+    return word_argument(tokenizer_class) if isinstance(tokenizer_class, type) else None

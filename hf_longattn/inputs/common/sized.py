@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,11 +11,36 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...checks import Check
+from ...engines.common.grid import Grid
 from ...mechanisms import Mechanism
 from .base import InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
 
 ONE_SIZE, ANY_LENGTH = "one size", "any length"
 """Values of :attr:`SizedKind.graph`: inputs of an exported graph."""
+
+
+class InputCells(ABC):
+    """How the inputs ``(B, …)`` of a model are cut into cells.
+
+    grid: grid of the features: prefix tokens first, then the cells.
+    axes: axes of one input, without the batch axis, along which it is cut. sides: length of a cell along each of these axes.
+    tokens: number of tokens of one input in the layers.
+    seconds: duration of a cell of sound; ``None`` for other inputs.
+    """
+
+    grid: Grid
+    axes: tuple[int, ...]
+    sides: tuple[int, ...]
+    tokens: int
+    seconds: float | None = None
+
+    @abstractmethod
+    def features(self, values: Tensor) -> Tensor:
+        """The last hidden states ``(B, N, D)`` of the inputs."""
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Within this context, the model drops no part of its input at random."""
+        return nullcontext()
 
 
 class FurtherChecks:

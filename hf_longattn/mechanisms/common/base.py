@@ -32,11 +32,10 @@ from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
 from ...sharding import Shard, attend_sharded
 from .decoding import AttendStep
-from .exact import weights_by_length
+from .exact import exact_length_of, full_of, weights_by_length
 from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms
-from .short_texts import exact_length_of, full_of
 from .traits import Handling, Traits, aligns_sequences
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from ...engines.common.call import AttentionCall, AttentionFunction
 from ...engines.common.grid import Grid
 from ...engines.common.score_terms import remapped
 from ...errors import GridError
-from .short_texts import for_length
+from .exact import for_length
 from .token_order import token_order
 
 WeightsFunction = Callable[[Tensor, Tensor, AttentionCall], Tensor]

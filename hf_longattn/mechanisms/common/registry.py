@@ -21,8 +21,8 @@ from ...errors import OptionError, RegistrationError, UnknownMechanismError, def
 from ...naming import FLAT_FILES, load_module, module_names
 from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from .base import Mechanism, reset
+from .exact import why_not_in_full
 from .on_grid import GridMechanism
-from .short_texts import why_not_in_full
 from .traits import Handling, Traits
 
 _REGISTRY: dict[str, type[Mechanism]] = {}

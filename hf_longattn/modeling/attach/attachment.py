@@ -17,8 +17,8 @@ from ...configuration import LongAttentionConfig
 from ...engines.common.derivatives import differentiated
 from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
+from ...mechanisms.common.exact import check_form
 from ...mechanisms.common.registry import mechanism_from
-from ...mechanisms.common.short_texts import check_form
 from ...memory import AttentionCacheLayer
 from ..family.config import attention_implementation
 from ..family.definition import attention_names

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ...engines.common.batch import Batch, in_graph
 from ...errors import MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
-from ...mechanisms.common.short_texts import for_length
+from ...mechanisms.common.exact import for_length
 from ...mechanisms.common.token_rules import TokenRule
 from ...naming import LOGGER
 from ..family.position_table import input_of

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
 
+from ...errors import PositionError
 from ...mechanisms.common.base import Mechanism
 from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..family.definition import Family, PositionTable
@@ -58,6 +59,35 @@ class ExtendPositions(Unchanged):
     @property
     def reverse_op(self) -> ConversionOps:
         return Unchanged()
+
+
+def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
+    """Raise :class:`PositionError` if ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
+    config = kwargs.get("config")
+    learned = [table for table in family.position_tables if table.learned]
+    if not learned or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
+        return
+    passed_on = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    try:
+        values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
+    except OSError:
+        return  # weights without a config file, so of unknown length
+    before: Any = None
+    for table in learned:
+        if not isinstance(rows := values.get(table.field), int):  # another name, or the base's default
+            before = before or _config_of_lengths(family, values)
+            rows = getattr(before, table.field)
+        if rows > getattr(config, table.field):
+            raise PositionError(
+                f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
+                f"but a position table can only grow; give {table.field}={rows} or more."
+            )
+
+
+def _config_of_lengths(family: Family, values: dict[str, Any]) -> Any:
+    """The config of a file's ``values``, without its attention, on which lengths do not depend."""
+    apart = ("long_attention", "attn_implementation")
+    return family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
 
 
 def drop_tables(model: PreTrainedModel, family: Family) -> None:
@@ -108,11 +138,13 @@ ADDED_MODULES = (Mechanism, MemoryTokens)
 def uninitialised_modules(model: nn.Module) -> list[nn.Module]:
     """The uninitialised mechanisms and memory tokens of ``model``; nested ones are left out."""
     modules: list[nn.Module] = []
-    for child in model.children():
-        if not isinstance(child, ADDED_MODULES):
-            modules += uninitialised_modules(child)
-        elif not is_initialised(child):
-            modules.append(child)
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        if not isinstance(module, ADDED_MODULES):
+            waiting += reversed([*module.children()])
+        elif not is_initialised(module):
+            modules.append(module)
     return modules
 
 

@@ -1,15 +1,14 @@
-"""Checks of lengths against position tables, and of mechanisms in models that add terms to attention scores."""
+"""The maximum length of a model's inputs, and a check of mechanisms in models that add terms to attention scores."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
 
-from ...errors import OptionError, PositionError
+from ...errors import OptionError
 from ...mechanisms.common.base import Mechanism
-from .definition import Family, longest_input
+from .definition import longest_input
 
 POSITION_TABLE_NAME = "position_embeddings"
 """Name of the learned position table in transformers' encoders."""
@@ -36,35 +35,6 @@ def _rows_after_padding(table: nn.Module) -> int | None:
     if not isinstance(table, nn.Embedding) or table.padding_idx is None:
         return None
     return table.num_embeddings - table.padding_idx - 1
-
-
-def check_tables(family: Family, source: Any, kwargs: dict[str, Any]) -> None:
-    """Raise :class:`PositionError` if ``kwargs["config"]`` has fewer positions than the checkpoint at ``source``."""
-    config = kwargs.get("config")
-    learned = [table for table in family.position_tables if table.learned]
-    if not learned or not isinstance(config, PreTrainedConfig) or source is None or kwargs.get("ignore_mismatched_sizes"):
-        return
-    passed_on = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    try:
-        values, _ = family.config_class.get_config_dict(source, **{key: kwargs[key] for key in passed_on if key in kwargs})
-    except OSError:
-        return  # weights without a config file, so of unknown length
-    before: Any = None
-    for table in learned:
-        if not isinstance(rows := values.get(table.field), int):  # another name, or the base's default
-            before = before or _config_of_lengths(family, values)
-            rows = getattr(before, table.field)
-        if rows > getattr(config, table.field):
-            raise PositionError(
-                f"The checkpoint has {rows} positions and the config asks for {getattr(config, table.field)}, "
-                f"but a position table can only grow; give {table.field}={rows} or more."
-            )
-
-
-def _config_of_lengths(family: Family, values: dict[str, Any]) -> Any:
-    """The config of a file's ``values``, without its attention, on which lengths do not depend."""
-    apart = ("long_attention", "attn_implementation")
-    return family.config_class(**{key: value for key, value in values.items() if not key.endswith(apart)})
 
 
 def refuse_scoreless(model: nn.Module, why: str) -> None:
