@@ -117,7 +117,7 @@ def _converted(
         ResultInfo(target, long_class, module, plan.new_length, reads=LONGEST, name=str(destination)),
         added=added,
         verify=verify,
-        verified_on=None if inputs is None else "seeded inputs" if plan.generic else inputs.describe(),
+        verified_on=None if inputs is None else inputs.describe(),
         earlier_checks=first_checks,
         finish=finish,
         next_step=training,
@@ -137,8 +137,6 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or pictures; question-answering
     models, and encoders without a head, on questions.
     """
-    if plan.generic:
-        return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
     if (step := plan.kind.training_step(plan)) is not None:
         return step
     length = f"texts of up to {plan.new_length} tokens"

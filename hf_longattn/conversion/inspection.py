@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..inputs.common.base import LengthCost, kind_of
+from ..inputs.common.base import PLAIN, TOWERS_APART, LengthCost, kind_of
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.family.definition import Family
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.inference.pruning import KEPT_HEADS
-from ..reading import is_generic, is_long
-from .architectures import find_architecture, read_generic, read_long
+from ..reading import is_long
+from .architectures import find_architecture, read_long
 from .flops import (
     DecodeState,
     cost_with,
@@ -97,17 +97,20 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 
 
 def _inspect(source: Source) -> Inspection:
-    if is_generic(source.config):
-        return _inspect_generic(source)
     long = is_long(source.config)
     if not long and (architecture := find_architecture(source)).family.towers:
         return _inspect_towers(source, architecture.family, architecture.source_class, long=False)
     config, class_name, family, skeleton = read_long(source) if long else _short(source)
-    if family.towers:
-        return _inspect_towers(source, family, class_name, long=True)
+    kind = kind_of(family)
+    in_parts = {
+        TOWERS_APART: lambda: _inspect_towers(source, family, class_name, long=True),
+        PLAIN: lambda: _inspect_plain(source, config, skeleton),
+    }
+    inspect = in_parts.get(kind.planned_as)
+    if inspect is not None:
+        return inspect()
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
-    kind = kind_of(family)
     sizes, further = kind.sizes(config), kind.further_operations(skeleton, config)
     shape = replace(shape, matrix_parameters=shape.matrix_parameters + further)
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
@@ -145,11 +148,8 @@ def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
     return replace(longest, source=source, nbytes=source.total_bytes, **fields)
 
 
-def _inspect_generic(source: Source) -> Inspection:
+def _inspect_plain(source: Source, config: Any, skeleton: Any) -> Inspection:
     """Inspect a checkpoint converted with ``--generic``: the whole model, or each tower if towers have their own mechanisms."""
-    architecture = read_generic(source)
-    config: Any = architecture.source_config
-    skeleton: Any = architecture.skeleton(config)
     longest = text_length(config)
     lengths = (min(512, longest), longest)
     attention = attention_of_towers(config)
@@ -161,7 +161,7 @@ def _inspect_generic(source: Source) -> Inspection:
     return _of_whole(
         source,
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
-        class_name=architecture.source_class,
+        class_name=type(skeleton).__name__,
         model_type=config.model_type,
         towers=towers,
         text_global=bool(config.long_attention.get(TEXT_GLOBAL)),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..checks import MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..hub import origin_of
-from ..inputs.common.base import SIZED, TEXT, TOWERS_APART, InputKind, InputSizes, kind_of
+from ..inputs.common.base import PLAIN, SIZED, TEXT, TOWERS_APART, InputKind, InputSizes, kind_of
 from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
 from ..inputs.text import text_sizes, verification_text
@@ -27,8 +27,8 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
 from ..processor_files import TOKENIZER_LIMIT, limits_before
-from ..reading import is_generic, is_long, read_json_object
-from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
+from ..reading import is_long, read_json_object
+from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, config_of_towers, read_long
 from .config import RevertConfig
 from .folders import open_for_writing, write_planned
 from .model_loading import choose_memory_mode, load_result, load_source, newly_initialised, outputs, quiet_libraries
@@ -109,9 +109,6 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
             "give a converted one."
         )
     refuse_quantised(source)
-    if is_generic(source.config):
-        fields = plain_parts(source, settings)
-        return RevertPlan(source, positions=UNCHANGED, max_shard_size=settings.max_shard_size, changed="", length_before=None, **fields)
     positions = settings.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
@@ -209,7 +206,13 @@ def _plan_towers(source: Source, settings: RevertConfig, long_model: LongParts) 
     )
 
 
-REVERSALS = {TEXT: _plan_stack, SIZED: _plan_stack, TOWERS_APART: _plan_towers}
+def _plan_plain(source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
+    """Plan the reversal of a plain class with mechanisms."""
+    fields = plain_parts(source, settings, *long_model[:3])
+    return RevertPlan(source, positions=UNCHANGED, max_shard_size=settings.max_shard_size, changed="", length_before=None, **fields)
+
+
+REVERSALS = {TEXT: _plan_stack, SIZED: _plan_stack, TOWERS_APART: _plan_towers, PLAIN: _plan_plain}
 """Planning functions, by the kind's ``planned_as``."""
 
 
@@ -488,7 +491,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
         plan,
         ResultInfo(target, base_class, "transformers", plan.new_length, BEFORE if plan.reads_as_before else LONGEST, str(destination)),
         verify=lambda stage: verify_reversion(plan, stage, inputs) if inputs else [],
-        verified_on=None if inputs is None else "seeded inputs" if is_generic(opened.config) else inputs.describe(),
+        verified_on=None if inputs is None else inputs.describe(),
         settings=settings.to_dict(),
         report_file=REVERT_REPORT,
         clock=clock,
@@ -506,8 +509,6 @@ MAX_COMPARED_TOKENS = 1024
 def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
-    if isinstance(plan.architecture, GenericArchitecture):
-        return run_steps([lambda: check_tensors(plan, open_source(result)), lambda: check_plain_outputs(plan, result)])
     running = choose_memory_mode(plan.parameters, plan.largest_tensor)
     with running.scratch(result) as scratch:
         steps: list[Step] = [
@@ -518,7 +519,7 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
         ]
         if not running.why_not:
             steps += [
-                named_step(name, partial(_check_outputs, part, result, inputs[name] if name else inputs, scratch))
+                named_step(name, partial(COMPARISONS[part.kind.planned_as], part, result, inputs[name] if name else inputs, scratch))
                 for name, part in plan.parts.items()
             ]
         return run_steps(steps)
@@ -526,10 +527,11 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
 
 def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
     """Check whether the written tables are the source's: extended by the conversion's rule, they then equal the long model's."""
-    name, rule, before = "positions of the model that was converted", plan.long_config.position_extension, plan.length_before
+    name, before = "positions of the model that was converted", plan.length_before
     tables = [tensor for tensor in plan.tensors if tensor.action == "shortened" and tensor.header is not None]
     if before is None or not tables:
         return []
+    rule = plan.long_config.position_extension
     if not extends_learned(rule):
         return [Check(name, MEASURED, "the conversion dropped the position table, so its values cannot be restored")]
     if plan.new_length != before:
@@ -566,6 +568,8 @@ def _check_outputs(plan: RevertPlan, result: Path, inputs: Any, scratch: Path | 
     return checks
 
 
+COMPARISONS = {TEXT: _check_outputs, SIZED: _check_outputs, PLAIN: check_plain_outputs}
+"""Functions that compare the outputs of source and result, by the kind's ``planned_as``."""
 Runner = Callable[[Any], dict[str, Tensor]]
 """Function that runs a model on the compared inputs and returns its tensors by name."""
 

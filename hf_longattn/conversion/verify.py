@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..inputs.common.base import SIZED, TEXT, TOWERS_APART
+from ..inputs.common.base import PLAIN, SIZED, TEXT, TOWERS_APART
 from ..inputs.text import VerificationText
 from ..positions import unchanged_rows
 from .model_loading import MemoryMode, choose_memory_mode
@@ -53,9 +53,7 @@ def verify(
             lambda: plan.kind.check_reader(plan, result, inputs),
             lambda: [running.check()],
         ]
-        if not running.why_not and plan.generic:
-            steps.append(lambda: check_generic(plan, result, scratch))
-        elif not running.why_not:
+        if not running.why_not:
             steps += _output_steps(plan, result, inputs, scratch, given_text)
         return labelled(plan, run_steps(steps, progress))
 
@@ -223,10 +221,11 @@ def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path
         TEXT: lambda: _text_checks(plan, result, inputs, scratch, given_text),
         SIZED: lambda: check_sizes(plan, result, inputs, scratch),
         TOWERS_APART: lambda: check_together(plan, result, inputs, scratch),
+        PLAIN: lambda: check_generic(plan, result, scratch),
     }
     of_towers = [
         named_step(name, step)
-        for name, part in plan.towers.items()
+        for name, part in ({} if plan.generic else plan.towers).items()  # check_generic compares its towers itself
         for step in _output_steps(part, result, inputs[name], scratch, given_text)
     ]
     return [*of_towers, steps[plan.kind.planned_as]]

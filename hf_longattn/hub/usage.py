@@ -22,7 +22,7 @@ from ..inputs.grid import PICTURE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..modeling.family.registration import MULTIMODAL_TYPE
-from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
+from ..reading import is_long, named_class, read_json_object
 from ..sentence_files import EMBEDDINGS, RERANKER, TOKEN_VECTORS, sentence_kind
 
 TEMPLATE = Path(__file__).with_name("usage.jinja")
@@ -100,8 +100,6 @@ def snippet(
         folder, config, name, length, metadata: as for :func:`usage_section`.
         trusts_code: load the model with its bundled code, without this package.
     """
-    if is_generic(config):
-        return _block("generic", {"name": _quoted(name), "base": named_class(plain_names(config), "model")}).strip()
     ours = is_long(config) and not trusts_code
     if (kind := sentence_kind(folder)) is not None:
         kind = kind if kind in (RERANKER, TOKEN_VECTORS) else EMBEDDINGS

@@ -235,14 +235,14 @@ SETTINGS = {
 
 NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
 """End of the error message for models that ``longattn diagnose`` cannot read."""
-TEXT, SIZED, TOWERS_APART = "text", "sized", "towers apart"
-"""Ways to plan and verify a conversion: by the lengths of stacks, by a size that changes no tensor, or tower by tower."""
+TEXT, SIZED, TOWERS_APART, PLAIN = "text", "sized", "towers apart", "plain"
+"""Ways to plan and verify a conversion: by the lengths of stacks, by a size that changes no tensor, tower by tower, or of a plain class."""
 
 
 class InputKind(ABC):
     """The input kind of a family's models.
 
-    planned_as: :data:`TEXT`, :data:`SIZED` or :data:`TOWERS_APART`.
+    planned_as: :data:`TEXT`, :data:`SIZED`, :data:`TOWERS_APART` or :data:`PLAIN`.
     noun, nouns: singular and plural noun of an input.
     units: units of a size; empty for tokens.
     material: noun for the inputs of a search.
