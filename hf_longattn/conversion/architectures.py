@@ -24,10 +24,10 @@ from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
-from ..modeling.generic import check_interface, plain_family, plain_family_in
+from ..modeling.generic import check_interface, family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions import DROPPED, RopePlan, extends_learned
-from ..reading import check_config, is_generic, is_long, named_class
+from ..reading import check_config, is_long, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
 from .tensor_files import TensorHeader
@@ -293,9 +293,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     """
     check_config(source.config, source.name)
     model_type = str(source.config.get("model_type"))
-    family = FAMILIES.get(model_type.removeprefix("long_")) if model_type.startswith("long_") else None
-    if is_generic(source.config):
-        family = plain_family_in(source.config)
+    family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:
         raise CheckpointError(
             f"{source.name!r} is one backbone with embedders and heads of several kinds of input, which this command does not read; load "

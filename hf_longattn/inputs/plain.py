@@ -12,9 +12,11 @@ import transformers
 from ..errors import OptionError
 from ..modeling.family.definition import Family
 from ..modeling.family.registration import auto_class_for
+from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
 from ..reading import GENERIC_CLASS, GENERIC_TYPE
 from .common.base import PLAIN, SETTINGS, register_kind
 from .common.examples import Example, Head
+from .grid import PILLOW
 from .text import TextKind, VerificationText
 
 OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
@@ -62,9 +64,16 @@ class PlainKind(TextKind):
 
     def head(self, folder: Path, architecture: str) -> Head | None:
         plain = architecture.removeprefix(GENERIC_CLASS)
-        if reads_only_text(getattr(transformers, plain)) and (head := super().head(folder, plain)) is not None:
+        model_class: Any = getattr(transformers, plain)
+        if reads_only_text(model_class) and (head := super().head(folder, plain)) is not None:
             return head
-        return Head(auto_class_for(f"{GENERIC_TYPE}{self.family.base_model_type}", architecture) or "", None, "plain")
+        blocks = "picture outputs" if model_class.main_input_name == "pixel_values" else "plain"
+        return Head(auto_class_for(f"{GENERIC_TYPE}{self.family.base_model_type}", architecture) or "", None, blocks)
 
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        return Example(head, head.blocks, {}, None) if head.blocks == "plain" else super().example(folder, config, head, length, metadata)
+        if head.blocks == "picture outputs" and ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None:
+            reader = ("processor", "AutoImageProcessor")
+            return Example(head, head.blocks, {"processed": True, "width": 640, "height": 480}, reader, ((), (PILLOW,)))
+        if head.blocks in ("picture outputs", "plain"):
+            return Example(head, "plain", {}, None)
+        return super().example(folder, config, head, length, metadata)

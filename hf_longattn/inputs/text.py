@@ -18,10 +18,10 @@ from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
-from ..modeling.family.definition import Family, family_in
-from ..modeling.generic import plain_family_in
+from ..modeling.family.definition import Family
+from ..modeling.generic import family_in
 from ..processor_files import TOKENIZER_CONFIG
-from ..reading import is_generic, read_text
+from ..reading import read_text
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
 from .common.examples import Example, Head
 from .common.text_example import text_example, text_head
@@ -63,7 +63,7 @@ def text_sizes(old: int, new: int) -> InputSizes:
 
 def kind_in(config: Mapping[str, Any]) -> InputKind:
     """The input kind of a model with these values in its config file: texts if no family knows it."""
-    family, of_any_family = plain_family_in(config) if is_generic(config) else family_in(config), None
+    family, of_any_family = family_in(config), None
     return TextKind(of_any_family) if family is None else kind_of(family)  # type: ignore[arg-type]
 
 

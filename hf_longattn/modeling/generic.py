@@ -22,7 +22,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError, CheckpointError, OptionError, nearest
 from ..loading import check_complete, load_config, load_weights
 from ..private_apis import missing
-from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, plain_names
+from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
 from .attach.memory_tokens import recursion_of
@@ -32,6 +32,7 @@ from .attach.token_globals import check_globals
 from .attach.weights import LoadsMechanisms, shared_parameters
 from .family.config import LongConfig, attention_implementation
 from .family.definition import TOWER_CONFIG, Family, base_names
+from .family.definition import family_in as named_family
 from .family.towers_config import TOWERS
 
 if TYPE_CHECKING:
@@ -114,7 +115,13 @@ class GenericModel(LoadsMechanisms, _Base):
 @cache
 def generic_model_class(base: Any) -> Any:
     """The model class of an architecture, with :class:`GenericModel` in front. transformers looks up renamed weights by its name."""
-    return type(base.__name__, (GenericModel, base), {"__module__": base.__module__, "plain_class": base})
+    members = {"__module__": base.__module__, "plain_class": base, "config_class": _generic_class(base.config_class)}
+    return type(base.__name__, (GenericModel, base), members)
+
+
+def loading_class(model: PreTrainedModel) -> Any:
+    """The class that loads a saved copy of ``model`` with its mechanisms."""
+    return generic_model_class(type(model)) if isinstance(model.config, GenericConfig) else type(model)
 
 
 def is_model_class(value: Any) -> bool:
@@ -153,9 +160,11 @@ def plain_family(model_type: str) -> PlainFamily:
     return PlainFamily(_generic_class(CONFIG_MAPPING[model_type]))
 
 
-def plain_family_in(values: Mapping[str, Any]) -> PlainFamily | None:
-    """The family of a ``config.json`` that ``--generic`` wrote; ``None`` if transformers has no such architecture."""
-    model_type = str(values.get("model_type")).removeprefix(GENERIC_TYPE)
+def family_in(values: Mapping[str, Any]) -> Family | None:
+    """The family of a ``config.json`` with these values, also of one that ``--generic`` wrote; ``None`` for other models."""
+    if not is_generic(values):
+        return named_family(values)
+    model_type = str(values["model_type"]).removeprefix(GENERIC_TYPE)
     return plain_family(model_type) if model_type in CONFIG_MAPPING else None
 
 
