@@ -22,7 +22,7 @@ from transformers.utils import cached_file, logging
 from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
-from .reading import is_generic, read_json, read_json_object
+from .reading import read_json
 from .sentence_files import MODULES
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
@@ -110,16 +110,10 @@ def check_loadable(name: str | Path, revision: str | None = None, token: str | b
     """Refuse a name that transformers' Auto classes cannot load on its own.
 
     Raises:
-        CheckpointError: neither a folder nor a repository, an adapter without its model, or a plain class with mechanisms.
+        CheckpointError: neither a folder nor a repository, or an adapter without its model.
     """
-    config = check_saved_model(str(name), revision, token) / "config.json"
-    if config.is_file():
-        if is_generic(read_json_object(config)):
-            raise CheckpointError(
-                f"{str(name)!r} was written by `longattn convert --generic`, which this command does not read; load it with "
-                "hf_longattn.load_generic, and use transformers' Trainer or generate."
-            )
-    elif config.with_name("adapter_config.json").is_file():
+    folder = check_saved_model(str(name), revision, token)
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{str(name)!r} holds an adapter, not a model; merge it with peft (merge_and_unload), or convert it with `longattn convert`, "
             "which merges it."

@@ -32,8 +32,8 @@ from ..loading import load_part, load_weights, loading_errors
 from ..modeling.attach.patch_places import packs_pictures
 from ..modeling.family.definition import known_family, model_name
 from ..modeling.family.validation import known_length
-from ..modeling.generic import attention_of_towers, load_generic, mark_generic, towers_of
-from ..reading import check_name, is_generic, named_class
+from ..modeling.generic import attention_of_towers, mark_generic, towers_of
+from ..reading import check_name, named_class
 from .declared import DeclaredReach, text_stack
 from .inputs import LONGEST, SHORTEST, AuditInputs, inputs_of_kind
 from .measure import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
@@ -258,9 +258,6 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
         if not weights:
             exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
             return None, load_part(AutoConfig, exported if exported.is_file() else folder, **source)
-        if is_generic(values):
-            loaded: Any = load_generic(folder, dtype=torch.float32, **source)
-            return loaded, loaded.config
         try:
             loader = _quantised_class(values) or AutoModel
             loaded, info = load_weights(loader, folder, dtype=torch.float32, output_loading_info=True, **source)

@@ -24,10 +24,10 @@ from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.family.definition import FAMILIES, MODEL_NAME, Family, tower_field
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
-from ..modeling.generic import check_interface, enable_long_attention
+from ..modeling.generic import check_interface, family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
 from ..positions import DROPPED, RopePlan, extends_learned
-from ..reading import check_config, is_long, named_class, plain_names
+from ..reading import check_config, is_long, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source
 from .tensor_files import TensorHeader
@@ -232,38 +232,7 @@ def config_of_towers(config: Any, towers: Mapping[str, Any], config_class: type[
     return result
 
 
-@dataclass(frozen=True)
-class PlainFamily(Family):
-    """The family of an architecture without Long classes. It is not registered."""
-
-    def __post_init__(self) -> None:
-        pass
-
-    def base_class(self, name: str) -> type[Any]:
-        return getattr(transformers, name)
-
-
-@dataclass(frozen=True)
-class GenericArchitecture(Architecture):
-    """An architecture for ``--generic``: the result keeps the source's class, config and weights."""
-
-    @property
-    def encoder_decoder(self) -> bool:
-        """Always false: encoder and decoder have the same attention."""
-        return False
-
-    @property
-    def model_class(self) -> type[nn.Module]:
-        return getattr(transformers, self.source_class)
-
-    def skeleton(self, config: Any) -> nn.Module:
-        """The plain model on the meta device, with mechanisms attached."""
-        plain: Any = super().skeleton(config)
-        with torch.device("meta"):
-            return enable_long_attention(plain, config.long_attention)
-
-
-def generic_architecture(source: Source) -> GenericArchitecture:
+def generic_architecture(source: Source) -> Architecture:
     """The architecture of a source without a family.
 
     Raises:
@@ -284,22 +253,8 @@ def generic_architecture(source: Source) -> GenericArchitecture:
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = AutoConfig.for_model(**dict(source.config))
-    return GenericArchitecture(PlainFamily(type(config)), config, base.__name__, base.__name__)
-
-
-def read_generic(source: Source) -> GenericArchitecture:
-    """The architecture of a folder that ``--generic`` wrote; its config has ``long_attention``.
-
-    Raises:
-        CheckpointError: the config is invalid, or names no class of transformers.
-    """
-    values = plain_names(source.config)
-    base = named_class(values, "")
-    with checkpoint_errors(f"The config.json of {source.name!r} is not valid for a {base}"):
-        config: Any = AutoConfig.for_model(**values)
-    if not hasattr(transformers, base):
-        raise CheckpointError(f"{source.name!r} names the class {base!r}, which transformers {transformers.__version__} does not have.")
-    return GenericArchitecture(PlainFamily(type(config)), config, base, base)
+    family = plain_family(config.model_type)
+    return Architecture(family, config, base.__name__, family.heads[base.__name__])
 
 
 def generic_hint(source: Source) -> str:
@@ -336,7 +291,7 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     """
     check_config(source.config, source.name)
     model_type = str(source.config.get("model_type"))
-    family = FAMILIES.get(model_type.removeprefix("long_")) if model_type.startswith("long_") else None
+    family = family_in(source.config) if model_type.startswith("long_") else None
     if model_type == MULTIMODAL_TYPE:
         raise CheckpointError(
             f"{source.name!r} is one backbone with embedders and heads of several kinds of input, which this command does not read; load "

@@ -115,7 +115,7 @@ def _converted(
             clock,
             files=files,
             checks=checks,
-            verified_on=None if inputs is None else "seeded inputs" if plan.generic else inputs.describe(),
+            verified_on=None if inputs is None else inputs.describe(),
             settings=chosen.to_dict(),
             report_file=REPORT,
             next_step=next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None,
@@ -129,8 +129,6 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or pictures; question-answering
     models, and encoders without a head, on questions.
     """
-    if plan.generic:
-        return {"advice": "fine-tune hf_longattn.load_generic('{model}') with transformers' Trainer"}
     if (step := plan.kind.training_step(plan)) is not None:
         return step
     length = f"texts of up to {plan.new_length} tokens"

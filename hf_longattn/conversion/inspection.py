@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..inputs.common.base import InputKind, LengthCost, kind_of
+from ..inputs.common.base import InputKind, LengthCost
+from ..inputs.plain import PlainKind
 from ..inputs.text import kind_in
 from ..inputs.towers import TowersKind, WithTowers, text_part
 from ..mechanisms import Mechanism
@@ -16,8 +17,8 @@ from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.family.definition import Family
 from ..modeling.generic import attention_of_towers, towers_of
 from ..modeling.inference.pruning import KEPT_HEADS
-from ..reading import is_generic, is_long
-from .architectures import find_architecture, read_generic, read_long
+from ..reading import is_long
+from .architectures import find_architecture, read_long
 from .flops import (
     DecodeState,
     cost_with,
@@ -100,7 +101,7 @@ def inspect_checkpoint(model: str | Path, *, revision: str | None = None, token:
 
 
 def _inspect(source: Source) -> Inspection:
-    return _inspect_generic(source) if is_generic(source.config) else _inspection_of(kind_in(source.config), source)
+    return _inspection_of(kind_in(source.config), source)
 
 
 @singledispatch
@@ -109,7 +110,6 @@ def _inspection_of(kind: InputKind, source: Source) -> Inspection:
     config, class_name, family, skeleton = read_long(source) if is_long(source.config) else _short(source)
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
-    kind = kind_of(family)
     sizes, further = kind.sizes(config), kind.further_operations(skeleton, config)
     shape = replace(shape, matrix_parameters=shape.matrix_parameters + further)
     mechanisms = tuple(layer_mechanisms(config.long_attention, shape, max_length))
@@ -148,11 +148,10 @@ def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
     return replace(longest, source=source, nbytes=source.total_bytes, **fields)
 
 
-def _inspect_generic(source: Source) -> Inspection:
+@_inspection_of.register(PlainKind)
+def _inspect_plain(kind: PlainKind, source: Source) -> Inspection:
     """Inspect a checkpoint converted with ``--generic``: the whole model, or each tower if towers have their own mechanisms."""
-    architecture = read_generic(source)
-    config: Any = architecture.source_config
-    skeleton: Any = architecture.skeleton(config)
+    config, _, _, skeleton = read_long(source)
     longest = text_length(config)
     lengths = (min(512, longest), longest)
     attention = attention_of_towers(config)
@@ -164,7 +163,7 @@ def _inspect_generic(source: Source) -> Inspection:
     return _of_whole(
         source,
         towers.get(text_tower(config, attention), next(iter(towers.values()))),
-        class_name=architecture.source_class,
+        class_name=type(skeleton).__name__,
         model_type=config.model_type,
         towers=towers,
         text_global=bool(config.long_attention.get(TEXT_GLOBAL)),

@@ -19,7 +19,7 @@ from ..checks import MEASURED, SKIPPED, Check
 from ..errors import CheckpointError, OptionError, in_a_line
 from ..inputs.common.running import seeded_pages
 from ..loading import load_weights, loading_errors, tied_weights
-from ..modeling.family.registration import auto_classes
+from ..modeling.family.registration import auto_class_for
 from ..private_apis import missing
 from .architectures import Architecture
 from .long_models.base import decoder_start
@@ -29,17 +29,8 @@ from .tensor_names import check_complete, names_in_model
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
-    """Name of the Auto class that maps this config to `class_name`, "AutoModelForQuestionAnswering"; `None` if there is none."""
-    for name, mapping in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # last: it maps other heads, too
-        if type(config) not in mapping:
-            continue
-        try:
-            classes = mapping[type(config)]
-        except ValueError:  # the family has no such head (Whisper's decoder without the encoder)
-            continue
-        if class_name in [entry.__name__ for entry in (classes if isinstance(classes, tuple | list) else [classes])]:
-            return name
-    return None
+    """Name of the Auto class that loads `class_name` with this config, "AutoModelForQuestionAnswering"; `None` if there is none."""
+    return auto_class_for(getattr(config, "registered_type", config.model_type), class_name)
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:
@@ -92,11 +83,6 @@ def load_source(
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, model_arguments)
     check_complete(missing, model, str(source.folder), architecture.family)
     return model, missing
-
-
-def load_plain(source: Source, architecture: Architecture, dtype: torch.dtype | None, scratch: Path | None = None) -> nn.Module:
-    """Load a model of an architecture without a family; missing weights are not checked."""
-    return _model_of(source, architecture.model_class, architecture, dtype, scratch, {})[0]
 
 
 def _model_of(
@@ -306,12 +292,11 @@ class WeightsInFiles:
 
         return with_loader(model_class, load)
 
-    def give_to(self, model: nn.Module, in_memory: str | None = None) -> None:
+    def give_to(self, model: nn.Module) -> None:
         """Make a loaded model read its parameters on the meta device from their files, on each access.
 
         Args:
             model: from `from_pretrained` of the class that `loading` returned.
-            in_memory: parameters whose names contain this text are read now and stay in memory.
 
         Raises:
             CheckpointError: the file's tensor has another shape.
@@ -321,12 +306,7 @@ class WeightsInFiles:
             for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
                 if not parameter.is_meta:
                     continue
-                full = f"{prefix}.{name}".removeprefix(".")
-                stored = self._stored(full, tuple(parameter.shape))
-                if in_memory is not None and in_memory in full:
-                    setattr(module, name, nn.Parameter(stored.read(), requires_grad=False))
-                else:
-                    later[name] = stored
+                later[name] = self._stored(f"{prefix}.{name}".removeprefix("."), tuple(parameter.shape))
             if later:
                 replace_parameters(module, partial(_FileParameters, stored=later))
 

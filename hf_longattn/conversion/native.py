@@ -22,7 +22,7 @@ from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
 from ..inputs.text import VerificationText, verification_text
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from ..reading import is_long
+from ..reading import is_generic, is_long
 from ..staging import staged_folder
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
@@ -95,6 +95,10 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
             f"{source.name!r} is a short checkpoint, which is its own; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
+    if is_generic(source.config):
+        raise ExportError(
+            f"{source.name!r} has the class of another architecture already, with mechanisms; `longattn revert` writes it without them."
+        )
     config, class_name, family, long_skeleton = read_long(source)
     model = LongModel(config, class_name, family, masked)
     choice = choose_twin(model)

@@ -12,10 +12,11 @@ import torch
 
 from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
-from ..inputs.common.base import SETTINGS, SIZE, InputKind, LengthCost, PositionWarning, StackLength
+from ..inputs.common.base import SETTINGS, InputKind, LengthCost, PositionWarning, StackLength
 from ..inputs.common.sized import SizedKind
+from ..inputs.plain import PlainKind
 from ..inputs.series import PlainLengths
-from ..inputs.text import TextKind, load_tokenizer, text_sizes
+from ..inputs.text import load_tokenizer, text_sizes
 from ..inputs.towers import TowersKind, text_part, tower_inputs
 from ..mechanisms import Mechanism
 from ..modeling.attach.text_globals import TEXT_GLOBAL
@@ -29,7 +30,7 @@ from ..options import RELATIVE
 from ..positions import DROPPED, keeps_old_rows
 from ..positions.relative import relative_kind
 from ..staging import check_destination
-from .architectures import Architecture, GenericArchitecture, config_of_towers, find_architecture, generic_architecture
+from .architectures import Architecture, config_of_towers, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape
 from .model_loading import quiet_libraries
@@ -75,7 +76,7 @@ def plan_conversion(
     opened = source if isinstance(source, Source) else open_requested(source, request, headers_only=True)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
-    return _plan_generic(opened, request, cast) if request.generic else _plan(opened, request, cast)
+    return _plan(opened, request, cast)
 
 
 def _plan_chosen(
@@ -102,7 +103,7 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
 
 
 def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
-    architecture = find_architecture(opened)
+    architecture = generic_architecture(opened) if request.generic else find_architecture(opened)
     architecture.kind.check_settings(f"a {architecture.source_class}", request)
     architecture.kind.check_has_size(architecture)
     architecture.kind.check_parts(f"a {architecture.source_class}", request)
@@ -316,11 +317,15 @@ class ConversionPlan(ResultPlan):
     short_texts: ShortTexts = field(default_factory=ShortTexts)
     unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
     decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
-    generic: bool = False  # the result keeps the source's class and has mechanisms
     plain: PlainLengths = field(default_factory=lambda: PlainLengths(0, 0))  # lengths of a plain class
     choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
     towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
     other_towers: tuple[str, ...] = field(default=(), kw_only=True)  # towers of a plain class that keep its attention
+
+    @property
+    def generic(self) -> bool:
+        """Whether the result keeps the source's class and has mechanisms."""
+        return isinstance(self.kind, PlainKind)
 
     @cached_property
     def native_twin(self) -> TwinChoice | None:
@@ -375,20 +380,13 @@ class ConversionPlan(ResultPlan):
         return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
 
 
-def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+@_plan_of.register(PlainKind)
+def _plan_plain(
+    kind: PlainKind, source: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
+) -> ConversionPlan:
     """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
-    settings = (request.decoder_long_attention, request.max_decoder_length, request.init_from_text)
-    unusable = any(setting is not None for setting in settings)
-    if unusable or source.needs_family:
-        raise OptionError(
-            "--generic only replaces the attention of a plain class; decoder options, --init-from-text and adapters do not apply, "
-            "leave them out."
-        )
-    architecture = generic_architecture(source)
-    for name, (_, gives) in SETTINGS.items():
-        if gives == SIZE and name not in TextKind.settings and getattr(request, name) is not None:
-            flag = f"--{name.replace('_', '-')}"
-            raise OptionError(f"--generic cannot change the size of the inputs of a {architecture.source_class}; leave {flag} out.")
+    if source.needs_family:
+        raise OptionError("--generic only replaces the attention of a plain class, to which adapters do not apply; merge it first.")
     chosen = _generic_attention(architecture.source_config, request)
     full = LongAttentionConfig("full")
     reading = chosen if isinstance(chosen, LongAttentionConfig) else chosen.get(text_tower(architecture.source_config, chosen), full)
@@ -418,7 +416,6 @@ def _plan_generic(source: Source, request: ConversionConfig, cast: torch.dtype |
         shape=shape,
         costs=(),
         warnings=tuple(warnings),
-        generic=True,
         plain=length,
     )
     if isinstance(chosen, LongAttentionConfig):
@@ -477,7 +474,7 @@ UNCHANGED = "as they were"
 
 
 def _generic_config(
-    architecture: GenericArchitecture,
+    architecture: Architecture,
     attention: LongAttentionConfig | Mapping[str, LongAttentionConfig],
     reading: LongAttentionConfig,
     positions: str,

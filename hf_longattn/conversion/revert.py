@@ -21,6 +21,7 @@ from ..inputs.common.base import InputKind, InputSizes, kind_of
 from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
+from ..inputs.plain import PlainKind
 from ..inputs.text import text_sizes, verification_text
 from ..inputs.towers import TowersKind, text_part
 from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
@@ -29,9 +30,9 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
 from ..processor_files import TOKENIZER_LIMIT, limits_before
-from ..reading import is_generic, is_long, read_json_object
+from ..reading import is_long, read_json_object
 from ..staging import staged_folder
-from .architectures import NAMES, OWN_FIELDS, Architecture, GenericArchitecture, attached_mechanisms, config_of_towers, read_long
+from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, config_of_towers, read_long
 from .config import RevertConfig
 from .folders import complete_planned, open_for_writing, write_planned
 from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
@@ -112,9 +113,6 @@ def plan_reversion(source: Source, settings: RevertConfig) -> RevertPlan:
             "give a converted one."
         )
     refuse_quantised(source)
-    if is_generic(source.config):
-        fields = plain_parts(source, settings)
-        return RevertPlan(source, positions=UNCHANGED, max_shard_size=settings.max_shard_size, changed="", length_before=None, **fields)
     positions = settings.positions
     if positions != AUTO and positions not in SHORTER:
         known = (AUTO, *SHORTER)
@@ -211,6 +209,13 @@ def _plan_towers(kind: TowersKind, source: Source, settings: RevertConfig, long_
         length_before=text_part(plans).length_before,
         **fields_of_towers(source, architecture, skeleton, plans, cast),
     )
+
+
+@_plan_of.register(PlainKind)
+def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
+    """Plan the reversal of a plain class with mechanisms."""
+    fields = plain_parts(source, settings, *long_model[:3])
+    return RevertPlan(source, positions=UNCHANGED, max_shard_size=settings.max_shard_size, changed="", length_before=None, **fields)
 
 
 def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
@@ -496,7 +501,7 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
             clock,
             files=files,
             checks=checks,
-            verified_on=None if inputs is None else "seeded inputs" if is_generic(opened.config) else inputs.describe(),
+            verified_on=None if inputs is None else inputs.describe(),
             settings=settings.to_dict(),
             report_file=REVERT_REPORT,
             introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
@@ -511,24 +516,22 @@ MAX_COMPARED_TOKENS = 1024
 def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]:
     """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
-    generic = isinstance(plan.architecture, GenericArchitecture)
 
     def compare(opened: Source, scratch: Path | None) -> list[Step]:
-        if generic:
-            return [partial(check_plain_outputs, plan, result)]
         parts = ((name, part, inputs[name] if name else inputs) for name, part in plan.parts.items())
-        return [named_step(name, partial(_check_outputs, part, result, of_part, scratch)) for name, part, of_part in parts]
+        return [named_step(name, partial(_compare_outputs, part.kind, part, result, of_part, scratch)) for name, part, of_part in parts]
 
-    positions = [] if generic else [partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()]
-    return check_written(plan, result, inputs, compare, further=positions, in_memory=generic)
+    positions = [partial(_check_positions, part, part.open_result(result)) for part in plan.parts.values()]
+    return check_written(plan, result, inputs, compare, further=positions)
 
 
 def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
     """Check whether the written tables are the source's: extended by the conversion's rule, they then equal the long model's."""
-    name, rule, before = "positions of the model that was converted", plan.long_config.position_extension, plan.length_before
+    name, before = "positions of the model that was converted", plan.length_before
     tables = [tensor for tensor in plan.tensors if tensor.action == "shortened" and tensor.header is not None]
     if before is None or not tables:
         return []
+    rule = plan.long_config.position_extension
     if not extends_learned(rule):
         return [Check(name, MEASURED, "the conversion dropped the position table, so its values cannot be restored")]
     if plan.new_length != before:
@@ -549,7 +552,9 @@ def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
     return [Check(name, MEASURED, f"{detail}: {why}", {"max_abs_difference": largest})]
 
 
-def _check_outputs(plan: RevertPlan, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
+@singledispatch
+def _compare_outputs(kind: InputKind, plan: RevertPlan, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
+    """Compare the outputs of source and result."""
     long_base = f"the long model with {plan.architecture.family.base_attention_name}"
     name = f"equal to {long_base}"
     run, size = _runner(plan.kind, plan, inputs, scratch)
@@ -565,6 +570,7 @@ def _check_outputs(plan: RevertPlan, result: Path, inputs: Any, scratch: Path | 
     return checks
 
 
+_compare_outputs.register(PlainKind, lambda kind, plan, result, inputs, scratch: check_plain_outputs(plan, result, inputs, scratch))
 Runner = Callable[[Any], dict[str, Tensor]]
 """Function that runs a model on the compared inputs and returns its tensors by name."""
 

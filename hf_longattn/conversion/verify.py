@@ -15,6 +15,7 @@ from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
 from ..inputs.common.base import InputKind
 from ..inputs.common.sized import SizedKind
+from ..inputs.plain import PlainKind
 from ..inputs.towers import TowersKind
 from ..positions import unchanged_rows
 from .model_loading import choose_memory_mode
@@ -47,8 +48,6 @@ def verify(
     """
 
     def compare(opened: Source, scratch: Path | None) -> list[Step]:
-        if plan.generic:
-            return [partial(check_generic, plan, result, scratch)]
         return _output_steps(plan, result, inputs, scratch, given_text)
 
     gradients = plan.architecture.converter is not None and why_no_gradients(plan) is None  # then the models are whole in memory
@@ -223,6 +222,7 @@ def _checks_of(kind: InputKind, plan: ConversionPlan, result: Path, text: Any, s
 
 
 _checks_of.register(SizedKind, lambda kind, plan, result, inputs, scratch, given_text: check_sizes(plan, result, inputs, scratch))
+_checks_of.register(PlainKind, lambda kind, plan, result, inputs, scratch, given_text: check_generic(plan, result, scratch))
 _checks_of.register(TowersKind, lambda kind, plan, result, inputs, scratch, given_text: check_together(plan, result, inputs, scratch))
 
 
@@ -230,7 +230,7 @@ def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path
     """The steps that run source and result."""
     of_towers = [
         named_step(name, step)
-        for name, part in plan.towers.items()
+        for name, part in ({} if plan.generic else plan.towers).items()  # check_generic compares its towers itself
         for step in _output_steps(part, result, inputs[name], scratch, given_text)
     ]
     return [*of_towers, partial(_checks_of, plan.kind, plan, result, inputs, scratch, given_text)]

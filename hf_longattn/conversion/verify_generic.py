@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backend import BACKEND
 from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..engines.common.call import AttentionCall
-from ..loading import load_weights
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
-from ..modeling.generic import MECHANISM_NAME_PART, load_generic, load_generic_with, set_implementation, towers_of
+from ..modeling.generic import set_implementation, towers_of
 from .architectures import attached_mechanisms
-from .model_loading import load_plain, weights_in_files
+from .model_loading import load_result, load_source
 from .plan import ConversionPlan
 from .seeded_inputs import TOKENS, run_inputs, seeded_inputs
-from .sources.base import open_source
 from .verify_outputs import all_finite
 
 LONGEST, LOGITS = 4096, 2**26
@@ -37,7 +34,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.
     """
-    source: Any = load_plain(plan.source, plan.architecture, plan.cast, scratch)
+    source: Any = load_source(plan.source, plan.architecture, plan.cast, scratch)[0]
     if lengthened := plan.plain.lengthened:
         source = plan.plain.at_new_length(source, plan.positions)
     position_change = "" if lengthened else plan.position_change
@@ -46,7 +43,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     implementation = attention_implementation(source.config)
     expected = run_inputs(source, inputs)
     del source
-    model: Any = nn.Module.float(load_generic(result)) if scratch is None else _from_files(result, scratch)
+    model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
     with_mechanism, covered = _run_and_note_covers(model, inputs)
     longest = seeded_inputs(
         model, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // getattr(model.config.get_text_config(), "vocab_size", 1)))
@@ -115,15 +112,3 @@ def _note_covers(name: str, seen: dict[str, bool]) -> Any:
 def _own_windows(config: Mapping[str, Any]) -> bool:
     """Whether the source's config sets fields for windows."""
     return config.get("sliding_window") is not None or config.get("layer_types") is not None
-
-
-def _from_files(result: Path, scratch: Path) -> Any:
-    weights = weights_in_files(open_source(result).tensors, scratch)
-
-    def load(model_class: Any, config: Any) -> tuple[Any, Any]:
-        loader = weights.loading(model_class)
-        model, info = load_weights(loader, result, config=config, dtype=torch.float32, output_loading_info=True)
-        weights.give_to(model, in_memory=MECHANISM_NAME_PART)
-        return model, info
-
-    return load_generic_with(load, result, str(result))

@@ -22,9 +22,8 @@ from ..hub_errors import HUB_ID
 from ..inputs.text import load_tokenizer
 from ..loading import loading_errors
 from ..modeling.family.definition import FAMILIES
-from ..modeling.generic import load_generic
 from ..naming import CONVERSION_REPORT
-from ..reading import is_generic, read_json_object
+from ..reading import read_json_object
 
 
 @dataclass(frozen=True)
@@ -98,8 +97,6 @@ def converted_from(folder: Path) -> str | None:
 
 def _load(source: Source) -> nn.Module:
     with loading_errors(source.name):
-        if is_generic(source.config):
-            return load_generic(source.folder, dtype=torch.float32)
         family = FAMILIES.get(str(source.config.get("model_type")))
         model_class: Any = AutoModel
         if family is not None and family.base_classes is not None:  # transformers' class cannot be built

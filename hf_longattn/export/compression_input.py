@@ -23,7 +23,8 @@ from ..evaluation.summaries import mean_and_error
 from ..inputs.text import load_tokenizer, token_ids, verification_text
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
-from ..reading import check_config, is_generic, named_class
+from ..modeling.generic import loading_class
+from ..reading import check_config, named_class
 
 SHORT_LENGTH, LONG_LENGTH = 512, 4096
 """Lengths in tokens at which the loss is measured; lower if the model or the text is shorter."""
@@ -89,8 +90,6 @@ class CompressionInput:
 
         import hf_longattn
 
-        if is_generic(source.config):
-            raise CheckpointError(f"{source.name!r} holds a model without a Long class, which cannot be compressed; give another one.")
         if source.config.get("quantization_config") is not None:
             raise CheckpointError(f"{source.name!r} holds quantised weights already; give the checkpoint that it was made from.")
         if source.loading != {}:
@@ -127,7 +126,7 @@ class CompressionInput:
     def load(self, folder: Path, **arguments: Any) -> Any:
         """Load a model of the same class from ``folder``."""
         with quiet_torchao():
-            return _load(type(self.model), folder, **arguments)
+            return _load(loading_class(self.model), folder, **arguments)
 
     def outputs(self, model: Any, length: int) -> dict[str, Tensor]:
         """All outputs in fp32 for the first ``length`` tokens of the text; the decoder of an encoder-decoder reads 16 of them."""

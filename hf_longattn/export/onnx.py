@@ -31,12 +31,13 @@ from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.common.base import InputKind
 from ..inputs.common.sized import ANY_LENGTH, SizedKind
+from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText, load_tokenizer, verification_text
 from ..loading import load_weights
-from ..modeling.family.definition import family_for_class, family_of
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.family.validation import known_length
+from ..modeling.generic import family_in
 from ..reading import is_long
 from ..staging import check_destination, destination_path, staged_folder
 from .decoder import TASK as WITH_PAST
@@ -242,7 +243,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
     """Load the model with the head for ``task`` (``None``: its own head), in float32."""
     import transformers
 
-    family = family_for_class(class_name)
+    family = family_in(source.config)
     assert family is not None
     model_class = family.model_class(class_name)
     if task is not None:
@@ -253,6 +254,8 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
+    if family.config_class.reads == "plain" and not reads_only_text(model_class):
+        raise ExportError(f"A graph of a plain class reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
     model, info = load_weights(model_class, source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     missing = without_random_pooler(model, set(info["missing_keys"]))
     if newly_initialised(missing, model):
@@ -290,9 +293,10 @@ def _write_configs(model: Any, source: Source, stage: Path) -> None:
     """Write the base's config as config.json, and the Long config next to it."""
     values = with_base_windows(model.config.to_dict())
     plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
-    heads = [name for name, class_name in family_of(model.config).heads.items() if class_name == type(model).__name__]
+    family: Any = family_in(source.config)
+    heads = [name for name, class_name in family.heads.items() if type(model).__name__ in (name, class_name)]
     shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
-    write_json(stage / "config.json", {"architectures": heads, "model_type": model.config.base_model_type, **plain})
+    write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
 
 
 FILES = {"onnx": "model.onnx", "torch": "model.pt2"}

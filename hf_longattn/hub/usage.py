@@ -21,7 +21,7 @@ from ..inputs.grid import PICTURE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..modeling.family.registration import MULTIMODAL_TYPE
-from ..reading import is_generic, is_long, named_class, plain_names, read_json_object
+from ..reading import is_long, named_class, read_json_object
 from ..sentence_files import EMBEDDINGS, RERANKER, TOKEN_VECTORS, sentence_kind
 
 TEMPLATE = Path(__file__).with_name("usage.jinja")
@@ -99,8 +99,6 @@ def snippet(
         folder, config, name, length, metadata: as for :func:`usage_section`.
         trusts_code: load the model with its bundled code, without this package.
     """
-    if is_generic(config):
-        return _block("generic", {"name": _quoted(name), "base": named_class(plain_names(config), "model")}).strip()
     ours = is_long(config) and not trusts_code
     if (kind := sentence_kind(folder)) is not None:
         kind = kind if kind in (RERANKER, TOKEN_VECTORS) else EMBEDDINGS
@@ -129,7 +127,8 @@ def _code(example: Example, architecture: str, name: str, *, ours: bool, trusts_
     loaded = [auto] if auto else [] if ours else [architecture]
     classes = [*loaded, *([example.reader[1]] if example.reader else []), *(["pipeline"] if example.pipeline else [])]
     first, last = example.imports
-    imports = [*first, *(["import torch"] if "torch." in body or example.reader != TOKENIZER else []), *([IMPORT_LINE] if ours else [])]
+    uses_torch = "torch." in body or (body.strip() and example.reader != TOKENIZER)
+    imports = [*first, *(["import torch"] if uses_torch else []), *([IMPORT_LINE] if ours else [])]
     imports += [*last, *([f"from transformers import {', '.join(sorted(classes))}"] if classes else [])]
     loaded_by = auto or (f"hf_longattn.{architecture}" if ours else architecture)
     values |= {"imports": imports, "reader": example.reader, "loaded_by": loaded_by, "trust": _trust(trusts_code), "body": body}

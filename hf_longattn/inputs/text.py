@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +18,9 @@ from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
-from ..modeling.family.definition import Family, family_in
+from ..modeling.family.definition import Family
 from ..modeling.family.page_rule import PLAIN_TEXT
+from ..modeling.generic import family_in
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
@@ -76,7 +77,14 @@ def text_length(config: Any) -> int:
 class TextKind(InputKind):
     """Texts, as token ids."""
 
-    settings = ("max_length", "max_decoder_length", "decoder_long_attention", "search_text", "verify_text", "init_from_text")
+    settings: Collection[str] = (
+        "max_length",
+        "max_decoder_length",
+        "decoder_long_attention",
+        "search_text",
+        "verify_text",
+        "init_from_text",
+    )
     instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
     noun = nouns = "text"
 

@@ -1,4 +1,4 @@
-"""Long attention for models of any architecture without a Long class: ``enable_long_attention``, and ``load_generic`` to load them again.
+"""Long attention for models of any architecture without a Long class: ``enable_long_attention``, and the classes that AutoModel loads.
 
 The ``config.json`` of a saved model has a ``model_type`` and a class name that only this package registers with transformers. Without it,
 AutoModel and serving engines refuse the folder, instead of computing the architecture's own attention with its weights.
@@ -7,33 +7,40 @@ AutoModel and serving engines refuse the folder, instead of computing the archit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import transformers
-from huggingface_hub import snapshot_download
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from ..backend import BACKEND
 from ..config_format import FIELD, FORMAT, in_current_format
 from ..configuration import LongAttentionConfig
-from ..errors import BackendError, CheckpointError, OptionError, checkpoint_errors, nearest
-from ..hub_errors import DOWNLOAD, check_revision, translated_errors
-from ..loading import load_weights
+from ..errors import BackendError, CheckpointError, OptionError, nearest
+from ..loading import check_complete, load_config, load_weights
 from ..private_apis import missing
-from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names, read_json_object
+from ..reading import GENERIC_CLASS, GENERIC_TYPE, generic_names, is_generic, plain_names
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites
 from .attach.memory_tokens import recursion_of
 from .attach.patch_places import hook_patch_places
 from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
 from .attach.token_globals import check_globals
-from .attach.weights import shared_parameters
+from .attach.weights import LoadsMechanisms, shared_parameters
 from .family.config import LongConfig, attention_implementation
-from .family.definition import TOWER_CONFIG
+from .family.definition import TOWER_CONFIG, Family, base_names
+from .family.definition import family_in as named_family
 from .family.towers_config import TOWERS
+
+if TYPE_CHECKING:
+
+    class _Base(PreTrainedModel):
+        pass
+else:
+    _Base = object
 
 OWN_STACK = "_model"
 """Suffix of the name of a tower that uses the model's own config."""
@@ -46,6 +53,14 @@ class GenericConfig:
 
     In memory the model type is still the architecture's, because transformers looks up weight conversions and processors by it.
     """
+
+    reads: ClassVar[str] = "plain"
+    score_cap: ClassVar[None] = None
+
+    @property
+    def registered_type(self) -> str:
+        """The ``model_type`` in saved files, by which transformers finds the classes."""
+        return f"{GENERIC_TYPE}{self.model_type}"  # type: ignore[attr-defined]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -68,29 +83,101 @@ def _generic_class(base: Any) -> Any:
     return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), {"__module__": base.__module__, "__init__": base.__init__})
 
 
-@cache
-def class_for_auto(name: str) -> Any:
-    """The config class, or the model class that AutoModel calls, by its registered name.
+class GenericModel(LoadsMechanisms, _Base):
+    """Mixin before an architecture's model class. A model that is loaded with it, or made from a config, has the architecture's class.
 
-    ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``.
+    plain_class: the architecture's class.
+    """
+
+    plain_class: ClassVar[Any]
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        _run_mechanisms(self, config.long_attention)
+
+    def post_init(self) -> None:
+        """Attach the mechanisms, so that transformers finds their parameters."""
+        _attach(self, _read_attention(getattr(self.config, "long_attention", None) or {}))
+        super().post_init()
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        model = super()._from_config(config, **kwargs)
+        model.__class__ = cls.plain_class  # this class adds no state
+        return model
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.__class__ = cls.plain_class
+        return loaded
+
+
+@cache
+def generic_model_class(base: Any) -> Any:
+    """The model class of an architecture, with :class:`GenericModel` in front. transformers looks up renamed weights by its name."""
+    members = {"__module__": base.__module__, "plain_class": base, "config_class": _generic_class(base.config_class)}
+    return type(base.__name__, (GenericModel, base), members)
+
+
+def loading_class(model: PreTrainedModel) -> Any:
+    """The class that loads a saved copy of ``model`` with its mechanisms."""
+    return generic_model_class(type(model)) if isinstance(model.config, GenericConfig) else type(model)  # type: ignore[arg-type]
+
+
+def is_model_class(value: Any) -> bool:
+    """Whether ``value`` is a model class of transformers."""
+    return isinstance(value, type) and issubclass(value, PreTrainedModel)
+
+
+@dataclass(frozen=True)
+class PlainFamily(Family):
+    """The family of an architecture without Long classes. It is not registered."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    @cached_property
+    def heads(self) -> dict[str, str]:
+        exported = {name: getattr(transformers, name, None) for name in base_names(self.base_model_type)}
+        return {name: f"{GENERIC_CLASS}{name}" for name, value in exported.items() if is_model_class(value)}
+
+    @property
+    def two_stacks(self) -> bool:
+        """Always false: encoder and decoder have the same attention."""
+        return False
+
+    def model_class(self, name: str) -> type[Any]:
+        return class_for_auto(name)
+
+
+@cache
+def plain_family(model_type: str) -> PlainFamily:
+    """The family of an architecture of transformers.
+
+    Raises:
+        KeyError: there is no such model type.
+    """
+    return PlainFamily(_generic_class(CONFIG_MAPPING[model_type]))
+
+
+def family_in(values: Mapping[str, Any]) -> Family | None:
+    """The family of a ``config.json`` with these values, also of one that ``--generic`` wrote; ``None`` for other models."""
+    if not is_generic(values):
+        return named_family(values)
+    model_type = str(values["model_type"]).removeprefix(GENERIC_TYPE)
+    return plain_family(model_type) if model_type in CONFIG_MAPPING else None
+
+
+def class_for_auto(name: str) -> Any:
+    """The config or model class by its registered name: ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``.
 
     Raises:
         AttributeError: transformers has no such architecture.
     """
     base = getattr(transformers, name.removeprefix(GENERIC_CLASS))
-    if issubclass(base, PreTrainedConfig):
-        return _generic_class(base)
-
-    def from_pretrained(folder: str | Path, *, trust_remote_code: Any = None, **arguments: Any) -> PreTrainedModel:
-        return _load(folder, arguments, base)
-
-    def post_init(self: Any) -> None:
-        base.post_init(self)
-        self.__class__ = base
-        enable_long_attention(self, self.config.long_attention)
-
-    methods = {"from_pretrained": staticmethod(from_pretrained), "post_init": post_init}
-    return type(name, (base,), {"__module__": base.__module__, **methods})
+    return _generic_class(base) if issubclass(base, PreTrainedConfig) else generic_model_class(base)
 
 
 def _empty_config(base: Any) -> Any:
@@ -110,86 +197,32 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
         config.__class__ = _generic_class(base)
 
 
-def load_generic(folder: str | Path, **arguments: Any) -> PreTrainedModel:
-    """Load a folder written by ``longattn convert --generic``: a class of transformers, with mechanisms and their parameters.
+def load_generic(folder: str | Path, **arguments: Any) -> Any:
+    """Load a folder written by ``longattn convert --generic`` with the class that it names. Kept for one release.
 
-        model = load_generic("vit-window")
-
-    ``save_pretrained`` writes such a folder again, also for a model after :func:`enable_long_attention`. The ``AutoModel…`` classes that
-    know the architecture load it too. Serving engines refuse it, because they do not know its ``model_type``.
+    New programs call the ``AutoModel…`` class that knows the architecture, after ``import hf_longattn``, as for every other checkpoint.
 
     Args:
-        folder: a local folder or a Hub repository. Its ``config.json`` has ``long_attention``, and the prefix ``long_generic_`` before
-            the architecture's ``model_type``.
+        folder: a local folder or a Hub repository.
         arguments: arguments of ``from_pretrained``.
 
     Raises:
-        CheckpointError: there is no such folder or repository, no ``long_attention``, an unknown class, or parameters are missing.
+        CheckpointError: there is no such folder or repository, it was not written by ``--generic``, or parameters are missing.
         BackendError: the architecture is not on transformers' AttentionInterface.
     """
-    return _load(folder, arguments)
-
-
-def _load(folder: str | Path, arguments: dict[str, Any], base: Any = None) -> PreTrainedModel:
-    path, config = _local(folder, arguments), arguments.pop("config", None)
-
-    def load(loading: Any, config: Any) -> tuple[Any, Mapping[str, Any]]:
-        return load_weights(loading, path, config=config, output_loading_info=True, **arguments)
-
-    return load_generic_with(load, path, str(folder), base, config)
-
-
-def load_generic_with(
-    load: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]], path: Path, named: str, chosen_class: Any = None, config: Any = None
-) -> PreTrainedModel:
-    """:func:`load_generic` for a local folder, with another ``from_pretrained``.
-
-    Args:
-        load: a function of class and config that returns the model with loaded parameters, and transformers' loading info.
-        path: the folder.
-        named: the name that the user typed.
-        chosen_class: the class of the model, whose head may be new; by default the one that the folder names.
-        config: by default the folder's config.
-    """
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{named!r} is not a folder with a config.json; give one that `longattn convert --generic` wrote.")
-    written = read_json_object(path / "config.json")
-    values = in_current_format(plain_names(PreTrainedConfig.get_config_dict(path)[0]))
-    chosen = values.get("long_attention") if config is None else config.long_attention
-    base = getattr(transformers, str((values["architectures"] or [None])[0]), None)
-    if not is_generic(written) or not isinstance(chosen, Mapping) or not isinstance(base, type) or not issubclass(base, PreTrainedModel):
+    config, with_info = arguments.pop("config", None), arguments.pop("output_loading_info", False)
+    if config is None:
+        config = load_config(folder, revision=arguments.get("revision"), token=arguments.get("token"))
+    base = getattr(transformers, str((config.architectures or [None])[0]), None)
+    if not isinstance(config, GenericConfig) or not is_model_class(base):
         raise CheckpointError(
-            f"The config.json of {named!r} needs long_attention, a model_type that begins with {GENERIC_TYPE!r}, and "
-            f"{GENERIC_CLASS!r} before the name of a class of transformers; make such a folder with `longattn convert SRC DST --generic`, "
-            "and load Long classes by AutoModel."
+            f"The config.json of {str(folder)!r} needs a model_type that begins with {GENERIC_TYPE!r}, and {GENERIC_CLASS!r} before the "
+            "name of a class of transformers; make such a folder with `longattn convert SRC DST --generic`, and load Long classes by "
+            "AutoModel."
         )
-    stored, base = base, chosen_class or base
-    check_interface(base)
-    with checkpoint_errors(f"The config.json of {named!r} is not valid for a {base.__name__}"):
-        config = AutoConfig.for_model(**values, name_or_path=str(path)) if config is None else config
-    model, report = load(_loading_class(base, _read_attention(chosen)), config)
-    model.__class__ = base  # the class used for loading adds no state
-    added = {name: values.clone() for name, values in model.state_dict().items() if MECHANISM_NAME_PART in name}
-    enable_long_attention(model, chosen)  # again, because buffers that mechanisms compute are not in the files
-    shared = shared_parameters(model)
-    lost = sorted(set(report["missing_keys"]) - set(model.all_tied_weights_keys) - shared.keys())
-    if base is not stored:  # transformers reports a new head
-        lost = [name for name in lost if MECHANISM_NAME_PART in name]
-    if lost:
-        raise CheckpointError(f"{len(lost)} tensors of {named!r} are missing, the first is {lost[0]!r}; convert its source again.")
-    model.load_state_dict({name: values for name, values in added.items() if name not in shared}, strict=False)
-    return model.eval()
-
-
-def _local(folder: str | Path, arguments: dict[str, Any]) -> Path:
-    """The folder, or a snapshot of the Hub repository."""
-    check_revision(str(folder), arguments.get("revision"))
-    path = Path(folder).expanduser()
-    if path.is_dir():
-        return path
-    options = {name: arguments.pop(name) for name in ("revision", "token", "cache_dir", "local_files_only") if name in arguments}
-    with translated_errors(str(folder), options.get("token"), DOWNLOAD):
-        return Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.safetensors"], **options))
+    model, info = load_weights(generic_model_class(base), folder, config=config, output_loading_info=True, **arguments)
+    check_complete(model, info, str(folder), "convert its source again")
+    return (model, info) if with_info else model
 
 
 def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAttentionConfig | dict[str, LongAttentionConfig]:
@@ -243,32 +276,27 @@ def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
 
-def _attached(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> list[PreTrainedModel]:
-    """Attach mechanisms to ``model``, or to each named tower. Returns the parts that have them.
+def _parts(
+    model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]
+) -> list[tuple[PreTrainedModel, LongAttentionConfig]]:
+    """The model, or its named towers, with the attention of each.
 
     Raises:
         OptionError: there is no such tower.
     """
     if isinstance(attention, LongAttentionConfig):
-        attach_mechanisms(model, attention)
-        return [model]
+        return [(model, attention)]
     towers = towers_of(model)
     if unknown := [name for name in attention if name not in towers]:
         known = f"its towers are {' and '.join(towers)}" if towers else "it has one stack, for which give the mechanism alone"
         raise OptionError(f"A {type(model).__name__} has no tower {unknown[0]!r}; {known}.{nearest(unknown[0], towers)}")
-    for name, of_tower in attention.items():
-        attach_mechanisms(towers[name], of_tower)
-    return [towers[name] for name in attention]
+    return [(towers[name], of_tower) for name, of_tower in attention.items()]
 
 
-def _loading_class(base: type[PreTrainedModel], attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> Any:
-    """``base`` with mechanisms attached before loading, so that transformers finds their parameters."""
-
-    def post_init(self: Any) -> None:
-        _attached(self, attention)
-        base.post_init(self)
-
-    return type(base.__name__, (base,), {"__module__": base.__module__, "post_init": post_init})
+def _attach(model: PreTrainedModel, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
+    check_interface(type(model))
+    for part, of_part in _parts(model, attention):
+        attach_mechanisms(part, of_part)
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -281,8 +309,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         enable_long_attention(model, {"mechanism": "window", "window": 64})
 
     Works for every architecture on transformers' AttentionInterface (Whisper, YOLOS, ModernBERT, BART …). The mechanism also replaces
-    sliding windows. ``save_pretrained`` writes a folder that only :func:`load_generic` reads. ``model.set_attn_implementation("sdpa")``
-    switches back in memory.
+    sliding windows. ``save_pretrained`` writes a folder that AutoModel reads after ``import hf_longattn``.
+    ``model.set_attn_implementation("sdpa")`` switches back in memory.
 
     Unlike Long classes, such a model caches every token, and ``generate`` is transformers'. For RoBERTa's decoders, ``generate`` counts
     positions from 0, but their forward pass starts them after the padding id, as ``LongRobertaForCausalLM`` does in both.
@@ -303,12 +331,22 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         UnknownMechanismError, OptionError: ``long_attention`` is invalid, or names a tower that does not exist.
     """
     chosen = _read_attention(long_attention)
-    check_interface(type(model))
     if isinstance(model.config, LongConfig):
         raise BackendError(
             f"{type(model).__name__} has its mechanisms from its config; load the checkpoint with another long_attention instead."
         )
-    parts = _attached(model, chosen)
+    _attach(model, chosen)
+    return _run_mechanisms(model, long_attention)
+
+
+def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttentionConfig) -> Model:
+    """Make ``model`` run its attached mechanisms, and note them in its config.
+
+    Raises:
+        BackendError: a part keeps its own attention, or a mechanism has memory tokens.
+    """
+    chosen = _read_attention(long_attention)
+    parts = [part for part, _ in _parts(model, chosen)]
     sites = [site for part in parts for site in attention_sites(part)]
     if recursion_of(model) is not None:
         raise BackendError(
@@ -343,7 +381,7 @@ def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[s
 
 def check_interface(model_class: type[Any]) -> None:
     """Raise :class:`BackendError` for a class whose attention is not on the AttentionInterface."""
-    if not issubclass(model_class, PreTrainedModel) or not can_set_implementation(model_class):
+    if not is_model_class(model_class) or not can_set_implementation(model_class):
         raise BackendError(
             f"{model_class.__name__} does not take its attention from transformers' AttentionInterface, so it cannot be replaced; "
             "on it are BERT, RoBERTa, ELECTRA, ModernBERT, GPT-2, GPT-NeoX, OPT, Llama, BART, T5, ViT, Wav2Vec2, Whisper and others."

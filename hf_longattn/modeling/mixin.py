@@ -26,15 +26,7 @@ from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
-from .attach.weights import (
-    check_tables,
-    drop_tables,
-    freeze_tables,
-    initialise,
-    separate_parameters,
-    shared_parameters,
-    uninitialised_modules,
-)
+from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
 from .family.config import BASE_ATTENTION, attention_implementation
 from .family.definition import Family
 from .family.position_table import PositionTable, input_of
@@ -60,7 +52,7 @@ else:
 IN_SEGMENTS = (SegmentDecoding(), Segments())
 
 
-class LongAttentionMixin(_Base):
+class LongAttentionMixin(LoadsMechanisms, _Base):
     """Mixin before the base's model class that makes it a Long class."""
 
     family: ClassVar[Family]
@@ -121,23 +113,6 @@ class LongAttentionMixin(_Base):
                 "choose one without, for example mechanism='nystrom' or 'window'."
             )
 
-    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base's tied weights, and parameters that mechanisms share, even if the config does not tie word embeddings."""
-        return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
-
-    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Untie parameters that mechanisms share, because transformers would mark them as initialised although the first may not be."""
-        separate_parameters(self)
-        super().mark_tied_weights_as_initialized(loading_info)
-
-    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
-        """Tie the base's weights and the parameters that mechanisms share. The latter are initialised by now, so never missing."""
-        missing = set() if missing_keys is None else missing_keys
-        initialised = missing & set(shared_parameters(self).values())
-        missing -= initialised
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)  # by name: Wav2Vec2ForCTC takes no others
-        missing |= initialised
-
     def after_class_swap(self) -> None:
         """Called once after an instance of the base has become a Long model."""
 
@@ -157,11 +132,9 @@ class LongAttentionMixin(_Base):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise as the base does, then mechanisms and memory tokens that were not loaded."""
-        added = uninitialised_modules(self)
+        """Initialise as the base does, and what was not loaded; position tables that are not used become zero."""
         super().initialize_weights()
         drop_tables(self, self.family)
-        initialise(self, added)
 
     def _initialize_weights(self, module: nn.Module, *_: Any) -> None:
         """As in transformers, where models initialise tensors of their layers. Of custom code, modules without tensors are skipped."""

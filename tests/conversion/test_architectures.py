@@ -117,7 +117,7 @@ def run(model: Any) -> torch.Tensor:
 def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -> None:
     source = saved(name, tmp_path / "plain")
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")
-    assert "hf_longattn.load_generic(" in (tmp_path / "long" / "README.md").read_text()
+    assert "load_generic" not in (tmp_path / "long" / "README.md").read_text()
     assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
     assert report.plan["generic"]
     assert report.plan["tensor_counts"]["added"] >= 4
@@ -277,7 +277,7 @@ def test_a_head_that_reads_all_patches_at_once_keeps_the_length_of_a_series(tmp_
             DETECTOR,
             {"max_decoder_length": 9},
             OptionError,
-            "decoder options, --init-from-text and adapters do not apply",
+            "to which --max-decoder-length does not apply; leave it out",
         ),
         (DETECTOR, {"mechanism": "recurrent_memory"}, BackendError, "for which only the Long classes are made"),
         (f"{ROTARY}ForCausalLM", {"max_length": 8}, LongAttentionError, "a maximum length of 8 is too small"),
@@ -319,34 +319,32 @@ def test_without_the_flag_it_is_named(name: str, sentence: str, tmp_path: Path) 
 
 class TestLoading:
     def test_folders_that_are_none(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match="is neither a folder nor a Hub repository"):
+        with pytest.raises(CheckpointError, match="There is no folder"):
             hf_longattn.load_generic(tmp_path / "nothing")
-        with pytest.raises(CheckpointError, match=r"is not a folder with a config\.json"):
+        with pytest.raises(CheckpointError, match=r"has no config\.json"):
             hf_longattn.load_generic(tmp_path)
-        with pytest.raises(CheckpointError, match="needs long_attention, a model_type that begins with 'long_generic_'"):
+        with pytest.raises(CheckpointError, match="needs a model_type that begins with 'long_generic_'"):
             hf_longattn.load_generic(saved(DETECTOR, tmp_path / "plain"))
         broken = unnamed(tmp_path / "plain", model_type=f"long_generic_{IMAGE_TYPE}t", long_attention={"mechanism": "full"})
         unnamed(broken, architectures=[f"LongGeneric{IMAGES}Model"])
-        with pytest.raises(CheckpointError, match=rf"is not valid for a {IMAGES}Model: .*{IMAGE_TYPE}t"):
+        with pytest.raises(CheckpointError, match=rf"cannot be loaded: .*{IMAGE_TYPE}t"):
             hf_longattn.load_generic(broken)
+        unnamed(broken, model_type=f"long_generic_{IMAGE_TYPE}", architectures=[f"LongGeneric{IMAGES}Model"], long_attention=None)
+        with pytest.raises(OptionError, match="long_attention names no mechanism"):
+            transformers.AutoModel.from_pretrained(broken)
 
-    def test_from_the_hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        convert_checkpoint(saved(DETECTOR, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="full", verify=False)
-        asked = {}
-
-        def snapshot(name: str, **arguments: Any) -> str:
-            asked.update(arguments, name=name)
-            return str(tmp_path / "long")
-
-        monkeypatch.setattr("hf_longattn.modeling.generic.snapshot_download", snapshot)
-        model = hf_longattn.load_generic("someone/vit", revision="abc", dtype="bfloat16")
-        assert (asked["name"], asked["revision"], model.dtype) == ("someone/vit", "abc", torch.bfloat16)
+    def test_loading_info_is_that_of_any_model(self, tmp_path: Path) -> None:
+        convert_checkpoint(saved(DETECTOR, tmp_path / "plain"), tmp_path / "long", generic=True, mechanism="hedgehog", verify=False)
+        for load in (hf_longattn.load_generic, transformers.AutoModelForObjectDetection.from_pretrained):
+            model, info = load(tmp_path / "long", output_loading_info=True, dtype="bfloat16")
+            assert (type(model).__name__, model.dtype) == (DETECTOR, torch.bfloat16)
+            assert not any(info.values())
 
     def test_lost_parameters(self, tmp_path: Path) -> None:
         source = saved(DETECTOR, tmp_path / "plain")
         config = json.loads((source / "config.json").read_text())
         (source / "config.json").write_text(json.dumps(generic_names({**config, "long_attention": {"mechanism": "hedgehog"}})))
-        with pytest.raises(CheckpointError, match=r"4 tensors of .* are missing, the first is .*long_attention"):
+        with pytest.raises(CheckpointError, match=r"lacks weights of .*long_attention\.query_map.*convert its source again"):
             hf_longattn.load_generic(source)
 
 
@@ -358,8 +356,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert "any number of tokens" in planned.output
     done = CliRunner().invoke(app, [*arguments, "--json"])
     assert done.exit_code == 0
-    assert f"a {DETECTOR} with mechanisms" in (tmp_path / "long" / "README.md").read_text()
-    assert json.loads(done.stdout)["train_command"].startswith("fine-tune hf_longattn.load_generic(")
+    loads = f'model = AutoModelForObjectDetection.from_pretrained("{tmp_path / "long"}").eval()'
+    assert loads in (tmp_path / "long" / "README.md").read_text()
+    assert json.loads(done.stdout)["train_command"] == f"fine-tune {tmp_path / 'long'} with transformers' Trainer"
     assert hf_longattn.load_generic(tmp_path / "long").config.long_attention == {"mechanism": "window", "window": 8}
     inspected = inspect_checkpoint(tmp_path / "long")
     assert (inspected.generic, inspected.attention.mechanism, inspected.class_name) == (True, "window", DETECTOR)

@@ -39,7 +39,7 @@ def test_each_tower_is_planned_written_compared_and_loaded(case: str, tmp_path: 
     assert report.plan["long_attention"] == {"towers": {"text": text, "vision": {"mechanism": "full"}}}
     card = (tmp_path / "long" / "README.md").read_text()
     assert "`window` attention in the tower text and `full` attention in the tower vision" in card
-    assert "load_generic" in card
+    assert "import hf_longattn  # registers the model with transformers" in card
     loaded = hf_longattn.load_generic(tmp_path / "long")
     assert {name: mechanisms(tower) for name, tower in towers_of(loaded).items()} == {"text": {"window"}, "vision": {"full"}}
     hf_longattn.enable_long_attention(model, {"towers": {"text": text, "vision": {"mechanism": "full"}}})

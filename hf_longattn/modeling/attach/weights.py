@@ -7,7 +7,7 @@ initialised. Parameters that mechanisms share across layers are tied, and saved 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,13 @@ from ...positions.tables import DROPPED, SINUSOIDAL, extend_table
 from ..family.definition import Family, PositionTable
 from .attention_sites import copy_projections, mechanisms_on
 from .memory_tokens import MemoryTokens
+
+if TYPE_CHECKING:
+
+    class _Base(PreTrainedModel):
+        pass
+else:
+    _Base = object
 
 
 class Unchanged(ConversionOps):
@@ -223,3 +230,31 @@ def separate_parameters(model: nn.Module) -> None:
 def is_initialised(value: Any) -> bool:
     """Whether transformers has loaded a tensor or initialised a module."""
     return getattr(value, "_is_hf_initialized", False)
+
+
+class LoadsMechanisms(_Base):
+    """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as the base's own."""
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """The base's tied weights, and parameters that mechanisms share, even if the config does not tie word embeddings."""
+        return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
+
+    def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
+        """Untie parameters that mechanisms share, because transformers would mark them as initialised although the first may not be."""
+        separate_parameters(self)
+        super().mark_tied_weights_as_initialized(loading_info)
+
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """Tie the base's weights and the parameters that mechanisms share. The latter are initialised by now, so never missing."""
+        missing = set() if missing_keys is None else missing_keys
+        initialised = missing & set(shared_parameters(self).values())
+        missing -= initialised
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)  # by name: Wav2Vec2ForCTC takes no others
+        missing |= initialised
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Initialise as the base does, then mechanisms and memory tokens that were not loaded."""
+        added = uninitialised_modules(self)
+        super().initialize_weights()
+        initialise(self, added)

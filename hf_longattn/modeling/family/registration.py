@@ -323,6 +323,15 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
     yield from ((name, table) for name, table in tables.items() if table is not None)
 
 
+def auto_class_for(model_type: str, class_name: str) -> str | None:
+    """Name of the Auto class that loads the class of a model type, "AutoModelForQuestionAnswering"; ``None`` if there is none."""
+    for name, table in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # last: it lists other heads, too
+        entry = mapped_names(table)[0].get(model_type)
+        if class_name in ((entry,) if isinstance(entry, str) else entry or ()):
+            return name
+    return None
+
+
 def model_type_table(name: str, module: ModuleType) -> Any:
     """The private table of ``module`` that ``PRIVATE_APIS[name]`` names. If this version lacks it, warn and return ``None``."""
     table = getattr(module, PRIVATE_APIS[name][0].partition(":")[2], None)
