@@ -11,9 +11,18 @@ from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_in
 def code_of_family(base: str, *rest: object) -> Hashable:
     """Where a family's positions, stacks, inputs and classes come from; one with code of its own is like no other."""
     one = FAMILIES[base]
-    inputs = (one.grid is None, one.audio is None, bool(one.page.arguments), bool(one.towers))
     own = (one.mixin, one.own_attention, one.base_classes)
-    return (one.rope, one.relative, len(one.position_tables), one.two_stacks, one.attention, bool(one.inner), *inputs, *own)
+    return (
+        one.rope,
+        one.relative,
+        len(one.position_tables),
+        one.two_stacks,
+        one.attention,
+        bool(one.inner),
+        type(one.rule),
+        bool(getattr(one.rule, "arguments", ())),
+        *own,
+    )
 
 
 def code_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:

@@ -29,9 +29,8 @@ from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
-from ..inputs.common.base import InputKind
+from ..inputs.common.base import InputKind, kind_of
 from ..inputs.common.sized import ANY_LENGTH, SizedKind
-from ..inputs.plain import reads_only_text
 from ..inputs.text import VerificationText, load_tokenizer, verification_text
 from ..loading import load_weights
 from ..modeling.family.registration import auto_mapping
@@ -254,8 +253,7 @@ def _load(source: Source, class_name: str, task: str | None) -> Any:
             raise ExportError(f"A {family.config_class.model_type!r} model has no head for the task {task!r}; leave --task out.")
         chosen = heads[family.config_class]
         model_class = chosen[0] if isinstance(chosen, tuple | list) else chosen
-    if family.config_class.reads == "plain" and not reads_only_text(model_class):
-        raise ExportError(f"A graph of a plain class reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
+    kind_of(family).check_graph(model_class)
     model, info = load_weights(model_class, source.folder, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     missing = without_random_pooler(model, set(info["missing_keys"]))
     if newly_initialised(missing, model):

@@ -9,9 +9,10 @@ from typing import Any
 
 import transformers
 
-from ..errors import OptionError
+from ..errors import ExportError, OptionError
 from ..modeling.family.definition import Family
 from ..modeling.family.registration import auto_class_for
+from ..modeling.generic import PlainRule
 from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
 from ..reading import GENERIC_CLASS, GENERIC_TYPE
 from .common.base import SETTINGS, register_kind
@@ -44,7 +45,7 @@ class PlainKind(TextKind):
 
     @classmethod
     def reads(cls, family: Family) -> bool:
-        return getattr(family.config_class, "reads", "") == "plain"
+        return isinstance(family.rule, PlainRule)
 
     def check_settings(self, source: str, request: Any) -> None:
         """Raise :class:`OptionError` for the settings of decoders and of other sizes."""
@@ -55,6 +56,10 @@ class PlainKind(TextKind):
 
     def check_parts(self, source: str, request: Any) -> None:
         """Accept mechanisms for towers, too."""
+
+    def check_graph(self, model_class: Any) -> None:
+        if not reads_only_text(model_class):
+            raise ExportError(f"A graph of a plain class reads a text, and a {model_class.__name__} reads other inputs; run it in PyTorch.")
 
     def verification_inputs(self, plan: Any, text: tuple[str, str], recording: str | Path | None = None) -> SeededInputs:
         of_text = super().verification_inputs(plan, text, recording)

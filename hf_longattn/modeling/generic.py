@@ -33,6 +33,7 @@ from .attach.weights import LoadsMechanisms, shared_parameters
 from .family.config import LongConfig, attention_implementation
 from .family.definition import TOWER_CONFIG, Family, base_names
 from .family.definition import family_in as named_family
+from .family.input_rule import InputRule
 from .family.towers_config import TOWERS
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ class GenericConfig:
     In memory the model type is still the architecture's, because transformers looks up weight conversions and processors by it.
     """
 
-    reads: ClassVar[str] = "plain"
     score_cap: ClassVar[None] = None
 
     @property
@@ -152,6 +152,15 @@ class PlainFamily(Family):
         return class_for_auto(name)
 
 
+class PlainRule(InputRule):
+    """What a class of transformers without a Long class reads: whatever its ``forward`` takes."""
+
+    reads = "text"
+
+
+PLAIN = PlainRule()
+
+
 @cache
 def plain_family(model_type: str) -> PlainFamily:
     """The family of an architecture of transformers.
@@ -159,7 +168,7 @@ def plain_family(model_type: str) -> PlainFamily:
     Raises:
         KeyError: there is no such model type.
     """
-    return PlainFamily(_generic_class(CONFIG_MAPPING[model_type]))
+    return PlainFamily(_generic_class(CONFIG_MAPPING[model_type]), rule=PLAIN)
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:
@@ -331,7 +340,7 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         UnknownMechanismError, OptionError: ``long_attention`` is invalid, or names a tower that does not exist.
     """
     chosen = _read_attention(long_attention)
-    if isinstance(model.config, LongConfig):
+    if isinstance(getattr(model, "config", None), LongConfig):
         raise BackendError(
             f"{type(model).__name__} has its mechanisms from its config; load the checkpoint with another long_attention instead."
         )

@@ -485,6 +485,9 @@ class InputKind(ABC):
             if getattr(request, name, None) is not None and name not in self.settings:
                 raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
 
+    def check_graph(self, model_class: Any) -> None:  # noqa: B027
+        """Raise :class:`ExportError` if models of this class cannot be exported as a graph."""
+
     def check_parts(self, source: str, request: Any) -> None:
         """Raise :class:`OptionError` if the request has mechanisms for towers and there is one stack, or the reverse."""
         if getattr(request, "towers", None) is not None:

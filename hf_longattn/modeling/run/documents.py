@@ -116,7 +116,7 @@ class FindsDocuments(_Base):
     def mixes_beside_attention(self) -> bool:
         """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
-        return self.family.reads_text and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
+        return self.family.rule.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
     def refusal_of_documents(self, kwargs: dict[str, Any]) -> str | None:
         """Why this call cannot have documents packed into one row; ``None`` if it can."""
