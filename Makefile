@@ -89,7 +89,7 @@ bench: $(READY)  ## make every benchmark's stored result anew, and the tables of
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
 	$(PY) -m scripts.dev.tools.update_docs
 
-# Executes notebooks that have changed since the last time; `make clean` has all of them executed anew.
+# Executes notebooks that have changed since the last time; without build/notebooks, all of them.
 site: $(READY)  ## the documentation as a site, in build/site/docs/index.html (the first time executes the notebooks, 10 minutes)
 	$(PY) -m sphinx -W --keep-going -q -D nb_execution_mode=cache -c docs . build/site
 	@echo "Open build/site/docs/index.html in a browser."

@@ -45,7 +45,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("olmo3")
-def test_the_example_of_contributing_is_a_twin_like_any_other(source: Path, tmp_path: Path) -> None:
+def test_the_example_of_extending_is_a_twin_like_any_other(source: Path, tmp_path: Path) -> None:
     planned = plan_conversion(source, mechanism="window", window=16, max_length=128).native_twin
     assert planned is not None
     assert planned.class_name == "Olmo3ForCausalLM"

@@ -246,7 +246,7 @@ class InputKind(ABC):
     drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
     watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
     user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are neither searched nor probed.
-    cells: the subclass of :class:`.cells.InputCells` for this kind; ``None`` if it is not probed.
+    cells: the subclass of :class:`.sized.InputCells` for this kind; ``None`` if it is not probed.
     trained_by: arguments that ``longattn train`` needs to read all parts of the input.
     heads: ending of a class's name -> how its models are run.
     """

@@ -504,7 +504,8 @@ def brief(record: Mapping[str, Any]) -> str:
     table, counts = record["table"], record["test"]
     rows = [[ROWS[name], *("{:.0f} [{:.0f}, {:.0f}]".format(*table[name][f"{kind}, exact"]) for kind in TEST)] for name in READERS]
     note = f"{sum(counts[kind] for kind in TEST)} questions about {counts['pages']} pages of {counts['shortest']:,} to "
-    note += f"{counts['longest']:,} tokens; 95 % intervals, {len(record['seeds'])} seeds ([how it was measured](docs/results/long_qa.md))."
+    note += f"{counts['longest']:,} tokens; 95 % intervals, {len(record['seeds'])} seeds. Converted with `--mechanism longformer --option "
+    note += "window=128 --layers 2=full` ([how it was measured](docs/results/long_qa.md))."
     return f"{markdown_table(['exact match, %', *TEST], rows)}\n\n*{note}*"
 
 

@@ -39,7 +39,7 @@ def npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("npz")
-def test_the_example_of_contributing_is_a_source_like_any_other(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_example_of_extending_is_a_source_like_any_other(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     old = load_file(source / "model.safetensors")
     np.savez(source / "weights.npz", **{name: values.numpy() for name, values in old.items()})
