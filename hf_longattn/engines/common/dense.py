@@ -108,6 +108,8 @@ def _with_sink_key(
 ) -> Tensor:  # fmt: skip
     """:func:`fused_attention` with a sink: a key with the value 0. A further feature makes its product with a query the sink's score."""
     scale, width, out_width = q.shape[-1] ** -0.5 if scale is None else scale, q.shape[-1], v.shape[-1]
+    if q.shape[2] == 1 and not is_causal:
+        return _one_query_and_sinks(q, k, v, attn_mask, sink_scores, scale, **settings)
     feature = (sink_scores.to(torch.promote_types(q.dtype, sink_scores.dtype)) / scale).to(q.dtype)
     feature = F.pad(feature[:, None, None], (0, SINK_FEATURES - 1))
     q = torch.cat([q, feature.expand(*q.shape[:3], -1)], -1)
@@ -120,6 +122,18 @@ def _with_sink_key(
         attn_mask = F.pad(attn_mask, (0, 1), value=True if attn_mask.dtype == torch.bool else 0.0)
     out = fused_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal, scale=scale, **settings)
     return out[:, :, ahead:, :out_width]
+
+
+def _one_query_and_sinks(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, sink_scores: Tensor, scale: float, dropout_p: float = 0.0
+) -> Tensor:
+    """:func:`_with_sink_key` for a decoding step ``q (B, H, 1, D)``, in plain operations, which copy no keys and values in float32."""
+    grouped = q[:, :, 0].unflatten(1, (k.shape[1], -1))
+    scores = products(grouped, k).flatten(1, 2)[:, :, None] * scale
+    if attn_mask is not None and attn_mask.dtype != torch.bool:
+        scores, attn_mask = scores + attn_mask, None
+    weights = F.dropout(masked_softmax(scores, attn_mask, sink_scores), dropout_p).to(v.dtype)
+    return (weights.reshape(*grouped.shape[:3], -1) @ v).flatten(1, 2)[:, :, None]
 
 
 def _plain_attention(
