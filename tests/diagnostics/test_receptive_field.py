@@ -143,7 +143,7 @@ def test_full_attention_is_measured_next_to_it_and_the_layers_run_their_mechanis
 PICTURES = [base for base in grid_models.BASES if FAMILIES[base].rule.reads_pictures and base != "siglip2_vision_model"]
 
 
-@every_cell("base", PICTURES)
+@every_cell("base", PICTURES, of=2)
 def test_families_short_and_of_larger_pictures(base: str, photos: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)

@@ -22,7 +22,7 @@ from tests.modeling.audio_models import EVERY_FAMILY, RATE, long_model, recordin
 WINDOW = {"mechanism": "window", "left": 3, "right": 3}
 
 
-@every_cell("base", EVERY_FAMILY)
+@every_cell("base", EVERY_FAMILY, of=2)
 def test_how_far_every_family_looks(base: str, tmp_path: Path) -> None:
     with_extractor(base, smallest_head(base), tmp_path / "short", **({"max_source_positions": 100} if base == "whisper" else {}))
     model = long_model(base, smallest_head(base), tmp_path / "short", long_attention=WINDOW)
@@ -89,7 +89,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recording(tmp_path_factory.mktemp("talks") / "talk.wav", 4.5)
 
 
-@every_cell("base", EVERY_FAMILY)
+@every_cell("base", EVERY_FAMILY, of=2)
 def test_every_family_is_diagnosed_as_transformers_has_it(base: str, talk: Path, tmp_path: Path) -> None:
     """What the model attends to is kept by full attention; by a window less, unless the base itself sees no more."""
     with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))

@@ -257,7 +257,7 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
         yield processes
 
 
-@every_cell(("name", "settings", "attention", "kind"), CASES, ids=[f"{case[0]}-{case[2]['mechanism']}" for case in CASES])
+@every_cell(("name", "settings", "attention", "kind"), CASES, of=2, ids=[f"{case[0]}-{case[2]['mechanism']}" for case in CASES])
 def test_a_sharded_head_equals_one_process(name: str, settings: dict[str, Any], attention: dict[str, Any], kind: str, ranks: Ranks) -> None:
     for errors in ranks.run(errors_of_a_head, name, settings, attention, kind):
         assert max(errors.values()) < TOLERANCE, errors

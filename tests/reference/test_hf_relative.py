@@ -99,7 +99,12 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }
 
 
-@every_cell(("base", "kind", "pattern"), pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS]))
+@every_cell(
+    ("base", "kind", "pattern"),
+    pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS]),
+    of=2,
+    alike=lambda base, kind, pattern: kind,
+)
 def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str) -> None:
     length = 130
     plain = plain_model(base, CACHED[base], num_hidden_layers=2)

@@ -390,13 +390,13 @@ def refusal(task: str, option: str) -> str | None:
 
 
 def cells() -> Iterator[Any]:
-    """Every task with every option."""
+    """Every task with every option; of those that are refused, the quick tests have half."""
     seen_together = {name for names in TOGETHER for name in names}
     for number, task in enumerate(task_names()):
         for place, (name, option) in enumerate(OPTIONS.items()):
             waits = name in seen_together or (option.shared and (number + place) % 3)
-            marks = [pytest.mark.slow] if waits and refusal(task, name) is None else []
-            yield pytest.param(task, name, id=f"{task}-{name}", marks=marks)
+            slow = waits if refusal(task, name) is None else (number + place) % 2
+            yield pytest.param(task, name, id=f"{task}-{name}", marks=pytest.mark.slow if slow else ())
 
 
 PlainRun = Callable[[str], Run]
