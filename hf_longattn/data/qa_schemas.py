@@ -70,13 +70,13 @@ PEEKED = 1000
 SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id")
-"""What the schemas call a question's id."""
+"""Names of a question's id in the schemas."""
 PAGE_IDS = ("id", "questionId", "question_id")
-"""What questions about pages call their id."""
+"""Names of the id of a question about pages."""
 YES_NO: dict[Any, str] = {0: "no", 1: "yes", "NO": "no", "YES": "yes"}
 """How Natural Questions says yes and no."""
 ANSWER_PAGES = ("answer_page_idx", "answer_page")
-"""What questions about pages call the number of the page with the answer."""
+"""Names of the number of the answer's page."""
 
 
 class RowError(ValueError):
@@ -269,7 +269,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     inside = [sentence for sentence in sentences if sentence["supports"]]
     spans = occurrences(context, [answer])
     near = [at for at in spans["answer_start"] if any(sentence["start"] <= at < sentence["end"] for sentence in inside)]
-    if near:  # the occurrences in the supporting sentences are those meant
+    if near:  # only occurrences in supporting sentences count
         places = [place for place, start in enumerate(spans["answer_start"]) if start in near]
         spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
@@ -420,7 +420,7 @@ def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Holds what was read, until the process ends."""
+    """Folder of the converted data until the process ends."""
     return tempfile.TemporaryDirectory(prefix="hf_longattn-questions-")
 
 

@@ -61,7 +61,7 @@ def check_exists(source: str) -> None:
     """Refuse a source with the name of a file that is not there.
 
     Raises:
-        DataError: with that name.
+        DataError: the file does not exist.
     """
     if source.lower().endswith((*FORMATS, *CONLL, ".gz")) and not Path(source).exists():
         raise DataError(f"Data file {source!r} does not exist.")
@@ -241,7 +241,7 @@ def named_columns(data: Dataset, known: Mapping[str, Sequence[str]], named: Mapp
     """Role -> column of the data.
 
     Args:
-        known: for each role, names of columns that are taken without being named; the first that the data have.
+        known: role -> recognised names of columns. The first existing one is taken.
         named: the columns that the user named by ``--ROLE_column``; empty = none.
 
     Raises:
@@ -370,7 +370,7 @@ def template_columns(template: str) -> list[str]:
     """The columns that a format string names.
 
     Raises:
-        OptionError: it is none, or names no column.
+        OptionError: the template is not a format string, or names no column.
     """
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -419,7 +419,7 @@ def label_folders(path: Path, what: str) -> list[Path]:
 
 
 def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int], str]:
-    """What gives the name of a label and its row.
+    """Return a function from a label and its row to the label's name.
 
     Raises:
         DataError: the column holds no classes.
@@ -520,7 +520,7 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
     """``data``, if no text has more than :data:`LARGEST_TEXT` bytes. A tokenizer needs up to 200 bytes of memory for each byte.
 
     Raises:
-        DataError: with the line or row of a larger one.
+        DataError: a text is too large.
     """
     for column in (name for name, feature in data.features.items() if _kind(feature) in ("string", "large_string")):
         sizes = pyarrow.compute.binary_length(data.data.column(column))
@@ -551,10 +551,10 @@ def _encoding_error(file: str) -> DataError | None:
 
 
 def _subsets(name: str) -> list[str]:
-    """The subsets of a dataset on the Hub; none where it cannot be read."""
+    """The subsets of a dataset on the Hub. Empty if it cannot be read."""
     try:
         return list(get_dataset_config_names(name))
-    except Exception:  # what failed before is told
+    except Exception:  # the earlier error is reported
         return []
 
 

@@ -86,7 +86,7 @@ def load_candidate_model(
         complete: refuse a checkpoint without the head and the markers; otherwise they are new, and must be trained.
 
     Raises:
-        CheckpointError: it cannot be loaded, its tokenizer is not a fast one, or a complete model lacks weights or markers.
+        CheckpointError: the checkpoint cannot be loaded, has no fast tokenizer, or, if complete, lacks weights or markers.
     """
     if tokenizer is None:
         check_loadable(name)

@@ -54,7 +54,7 @@ def training_options(kind: type[Any], inherited: Iterable[str] = ()) -> set[str]
 def evaluation_class(kind: type[Any]) -> type[Any]:
     """A class of arguments as `longattn evaluate` takes it; ``kind`` may be declared only.
 
-    It has the same fields, but the options of a training are not options: they have their defaults.
+    It has the same fields. Options of training are fixed at their defaults.
     """
     fields: list[Any] = []
     hidden = training_options(kind)
