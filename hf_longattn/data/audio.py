@@ -37,7 +37,7 @@ UNKNOWN_COUNT = 1 << 60
 ROWS_PER_SECOND = 100
 """Rows of a spectrogram in a second, by AST's feature extractor."""
 LEAST_MISSING = 0.01
-"""Seconds that may lack at the end of a file that is not called cut: encoders count in frames."""
+"""Minimum missing seconds of a cut file. Encoders round to frames."""
 Samples: TypeAlias = NDArray[np.float32]
 Sound: TypeAlias = str | PathLike[str] | bytes | Mapping[str, Any] | NDArray[Any]
 

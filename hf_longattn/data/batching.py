@@ -118,7 +118,7 @@ class DataCollatorWithGlobals(PadExtraColumnsMixin, DataCollatorWithPadding):
     global (question answering) need no such column.
 
     Args:
-        page: the columns that a model of pages reads, such as the boxes of tokens, and their padding: see :func:`.pages.page_columns`.
+        page: columns of a model of pages, such as boxes, mapped to their padding; see :func:`.pages.page_columns`.
     """
 
     page: Mapping[str, int] = field(default_factory=dict)

@@ -245,7 +245,7 @@ def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator
     longest = network.max_seq_length
     with evaluating(model):
         windows = token_states(model, tokens, longest, default_overlap(longest))
-        if count <= size:  # a text of one piece is averaged as sentence-transformers averages it
+        if count <= size:  # sentence-transformers averages a text of one piece
             total = sum((torch.cat(window).sum(0) for window in windows), torch.zeros(width))
             yield 0, len(text), F.normalize(total, dim=0)
             return

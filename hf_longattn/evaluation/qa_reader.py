@@ -241,7 +241,7 @@ class Answer:
         return "" if threshold is not None and self.kind == "span" and self.score < threshold else self.best
 
     def n_best(self) -> list[dict[str, Any]]:
-        """The candidates as in SQuAD's ``nbest_predictions.json``: probabilities are among them and "no answer"."""
+        """The candidates for SQuAD's ``nbest_predictions.json``. Their probabilities and that of "no answer" sum to 1."""
         scores = np.array([span.score for span in self.spans] + [0.0])
         shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
         spans = [*self.spans, Span("", -1, -1, 0.0)]

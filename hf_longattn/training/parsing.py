@@ -128,7 +128,7 @@ class TaskParser(HfArgumentParser):
 
 
 def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
-    """The parser of a task's command line. ``--help`` lists the task's own options, those of model and data, and the usual ones of the
+    """The parser of a task's command line. ``--help`` lists the task's options, the options of model and data, and the usual options of
     training, a line each; ``--help-all`` lists all in full."""
     source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
     needed = "".join(f" {flag(name)} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))

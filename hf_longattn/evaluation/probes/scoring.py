@@ -191,7 +191,7 @@ def masked_log_likelihoods(
 
 
 def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> ProbeAnswer:
-    """The best spans of the context, as many as there are answers and none inside another; beyond ``length`` tokens in windows."""
+    """The best spans of the context: one for each answer, without nesting. Contexts beyond ``length`` tokens are read in windows."""
     reader = QAReader("probe", model, tokenizer, whole(length), batch_size=1, n_best=200 if len(sample.answers) > 1 else 20)
     answer = reader.read([{"question": sample.question.strip(), "context": sample.context}])[0]
     chosen: list[Span] = []
