@@ -14,7 +14,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from hf_longattn.errors import OptionError, flag, nearest
+from hf_longattn.errors import OptionError, flag, in_a_line, nearest
 from hf_longattn.training.args import (
     DataArguments,
     ModelArguments,
@@ -115,7 +115,7 @@ class LongTrainingArguments(TrainingArguments):
         try:
             super().__post_init__()
         except (ValueError, ImportError, NotImplementedError) as error:
-            raise OptionError(" ".join(str(error).split())) from error
+            raise OptionError(f"{in_a_line(error)}.") from error
 
     def check(self) -> None:
         """Refuse missing or contradictory values before anything is set up."""
