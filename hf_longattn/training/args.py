@@ -28,7 +28,7 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
 
 def batch_size_argument(default: int, help: str = "Inputs per forward pass and process.") -> Any:
     """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
-    return argument(default, help, ["--batch-size", "--batch_size"])
+    return argument(default, help, ["--batch-size"])
 
 
 def check_choices(arguments: Any, **choices: Collection[str]) -> None:

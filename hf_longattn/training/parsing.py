@@ -141,7 +141,8 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     parser.add_argument(HELP_ALL, action="help", help="Show all options in full, also those of TrainingArguments.")
     refused = getattr(kinds[2], "without_effect", ())
     for action in parser._actions:
-        action.option_strings = list(dict.fromkeys(option.replace("_", "-") for option in action.option_strings))  # both are parsed
+        action.option_strings = list(dict.fromkeys(option.replace("_", "-") for option in action.option_strings))
+        parser._option_string_actions |= {f"--{name[2:].replace('-', '_')}": action for name in action.option_strings if name[:2] == "--"}
         if action.dest in refused:
             action.help = argparse.SUPPRESS
         elif action.dest == "help":
