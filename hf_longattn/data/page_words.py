@@ -85,8 +85,8 @@ def page_encoding(
         one, many = ("path", "paths") if argument == PATHS else ("box", "boxes")
         raise PageError(f"The page has {len(words)} words, but {len(places)} {many}; give one {one} for every word.")
     if any(isinstance(place, str) for place in places) != (argument == PATHS):
-        given, read, other = ("boxes", "XPaths", "LayoutLM") if argument == PATHS else ("XPaths", "boxes", "MarkupLM")
-        raise PageError(f"The words have {given}, but this model reads {read} ({type(tokenizer).__name__}); take a {other} for them.")
+        present, read, other = ("boxes", "XPaths", "LayoutLM") if argument == PATHS else ("XPaths", "boxes", "MarkupLM")
+        raise PageError(f"The words have {present}, but this model reads {read} ({type(tokenizer).__name__}); take a {other} for them.")
     if argument != PATHS:
         places = _checked_boxes(places)
     if argument is not None:

@@ -288,8 +288,8 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
         DataError: missing file, unknown split or column, or nothing to read.
         OptionError: a template that is not a format string, or names no column.
     """
-    forms = [(form, template_columns(form)) for form in template]
-    parts = [_load_text(source, split, column, forms).filter(_has_text) for source in sources]
+    templates = [(text, template_columns(text)) for text in template]
+    parts = [_load_text(source, split, column, templates).filter(_has_text) for source in sources]
     if not any(map(len, parts)):
         raise DataError(f"There is no text in {', '.join(sources)}.")
     return parts
@@ -381,16 +381,16 @@ def template_columns(template: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _load_text(source: str, split: str, column: str, forms: Sequence[tuple[str, list[str]]] = ()) -> Dataset:
+def _load_text(source: str, split: str, column: str, templates: Sequence[tuple[str, list[str]]] = ()) -> Dataset:
     data = read_source(source, split)
-    if forms:
-        for name in dict.fromkeys(name for _, names in forms for name in names):
+    if templates:
+        for name in dict.fromkeys(name for _, names in templates for name in names):
             check_column(data, name, source, "--template")
 
         def written(row: dict[str, Any]) -> dict[str, str]:
-            filled = (form for form, names in forms if all(str(row[name] if row[name] is not None else "").strip() for name in names))
-            form = next(filled, None)
-            return {"text": "" if form is None else form.format_map(row)}
+            filled = (text for text, names in templates if all(str("" if row[name] is None else row[name]).strip() for name in names))
+            template = next(filled, None)
+            return {"text": "" if template is None else template.format_map(row)}
 
         return data.map(written, remove_columns=data.column_names)
     column = "text" if is_plain_text(source) else check_column(data, column, source, "--column", text=True)

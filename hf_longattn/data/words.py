@@ -69,8 +69,9 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
             raise DataError(f"Row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes.")
         return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags], **placed}
 
-    form = TAGGED if places_column is None else PLACED
-    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=form).filter(lambda row: bool(row["words"]))
+    features = TAGGED if places_column is None else PLACED
+    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=features)
+    tagged = tagged.filter(lambda row: bool(row["words"]))
     if not len(tagged):
         raise DataError(f"There are no words in {source}.")
     return tagged

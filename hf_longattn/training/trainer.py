@@ -594,8 +594,8 @@ class MinutesBar(ProgressCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         if state.is_world_process_zero:
-            form = "{l_bar}{bar}| {n:.1f} of {total:g} minutes{postfix}"
-            self.training_bar = tqdm(total=self.clock.minutes, bar_format=form, dynamic_ncols=True)
+            bar_format = "{l_bar}{bar}| {n:.1f} of {total:g} minutes{postfix}"
+            self.training_bar = tqdm(total=self.clock.minutes, bar_format=bar_format, dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         if (bar := self.training_bar) is not None:
