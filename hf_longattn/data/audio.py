@@ -37,7 +37,7 @@ UNKNOWN_COUNT = 1 << 60
 ROWS_PER_SECOND = 100
 """Rows of a spectrogram in a second, by AST's feature extractor."""
 LEAST_MISSING = 0.01
-"""Seconds that may lack at the end of a file that is not called cut: encoders count in frames."""
+"""Minimum missing seconds of a cut file. Encoders round to frames."""
 Samples: TypeAlias = NDArray[np.float32]
 Sound: TypeAlias = str | PathLike[str] | bytes | Mapping[str, Any] | NDArray[Any]
 
@@ -69,9 +69,9 @@ def read_audio(
         The samples, (samples,), in float32.
 
     Raises:
-        MissingExtraError: soundfile is not installed, or scipy where it is needed.
-        AudioError: it does not exist, is empty, damaged, cut or not sound; has another sampling rate or several channels, unless these are
-            converted; holds values that are not finite; or is silent, unless that is read.
+        MissingExtraError: soundfile, or scipy for resampling, is not installed.
+        AudioError: the sound is missing, empty, damaged, cut, not finite or silent, or has another sampling rate or several channels. See
+            ``resample``, ``mono`` and ``silence``.
     """
     name = name or (f"{str(source)!r}" if isinstance(source, (str, PathLike)) else _cell_name(source))
     samples, rate = _decoded(source, sampling_rate, name, otherwise)
@@ -179,7 +179,7 @@ def with_lengths(data: Dataset, hearing: Hearing) -> Dataset:
 
 
 class RecordingCollator:
-    """Batches of audio files and labels: what the feature extractor makes of whole audio files, padded, and ``labels (B,)``.
+    """Batches of audio files: the feature extractor's padded inputs, and ``labels (B,)``.
 
     Args:
         hearing: how audio files become inputs.
@@ -200,7 +200,7 @@ class RecordingCollator:
 
 
 def _cell_name(source: Any) -> str:
-    """What a message calls a sound without a name."""
+    """Name in messages of a sound without a name."""
     path = source.get("path") if isinstance(source, Mapping) else None
     return f"{path!r}" if path else "the sound"
 

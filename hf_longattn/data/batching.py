@@ -199,7 +199,7 @@ def first_tokens(model: PreTrainedModel, lengths: Tensor) -> Iterator[None]:
 
 
 def pooling_module(model: PreTrainedModel) -> nn.Module | None:
-    """The module that is given all hidden states and reads the first token; ``None`` where the model picks the token itself."""
+    """The module that receives all hidden states and reads the first token; ``None`` if the model selects the token itself."""
     modules = (getattr(model.base_model, "pooler", None), getattr(model, "pooler", None), getattr(model, "classifier", None))
     module = next((candidate for candidate in modules if isinstance(candidate, nn.Module)), None)
     return None if isinstance(module, nn.Linear) else module

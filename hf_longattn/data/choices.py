@@ -63,7 +63,7 @@ def read_qangaroo(source: str, split: str) -> Dataset:
         A dataset with the columns id, question, candidates, supports and label, the answer's number.
 
     Raises:
-        DataError: a missing column, too few candidates, or an answer that is none of them.
+        DataError: a missing column, too few candidates, or an answer that is not a candidate.
     """
     data = read_source(source, split)
     missing = sorted({*QANGAROO, "answer"} - set(data.column_names))

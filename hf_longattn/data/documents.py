@@ -83,11 +83,11 @@ def to_page_documents(data: Dataset, tokenizer: PreTrainedTokenizerBase, length:
     numbers = {name: number for number, name in enumerate(names)}
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        whole = encode_pages(row, None, tokenizer, return_attention_mask=False, verbose=False)
-        document = len(whole["input_ids"])
+        encoded = encode_pages(row, None, tokenizer, return_attention_mask=False, verbose=False)
+        document = len(encoded["input_ids"])
         if document > length:
-            whole = encode_pages(row, None, tokenizer, truncation=True, max_length=length, return_attention_mask=False)
-        columns = {name: whole[name] for name in ("input_ids", *page)}
+            encoded = encode_pages(row, None, tokenizer, truncation=True, max_length=length, return_attention_mask=False)
+        columns = {name: encoded[name] for name in ("input_ids", *page)}
         return {**columns, "labels": numbers[row["label"]], "length": len(columns["input_ids"]), "document": document}
 
     return data.map(encode, remove_columns=data.column_names)

@@ -19,7 +19,7 @@ CELL = {"bytes": Value("binary"), "path": Value("string")}
 
 @dataclass(frozen=True)
 class FileKind:
-    """What the files of some rows are.
+    """A kind of file.
 
     unit: "image", "audio file"; with an s for several.
     column: their column in the rows that are returned.
@@ -40,7 +40,7 @@ class FileKind:
         return Features({self.column: CELL, "label": Value("string"), "name": Value("string")})
 
     def files(self, path: Path) -> list[Path]:
-        """The files of this kind in a folder and in those in it, in the order of their names; a file alone.
+        """The files of this kind in a folder and its sub-folders, sorted by name; or the file itself.
 
         Raises:
             DataError: there is none.
@@ -113,7 +113,7 @@ def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
         source: of the data; paths are relative to its folder.
 
     Raises:
-        DataError: the column holds something else, or a row has none.
+        DataError: the column has another type, or a row has no file.
     """
     files = _as_files(kind, data, column, source)
     cells = files.with_format("arrow")[:][kind.column]
@@ -126,7 +126,7 @@ def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
 
 
 def _as_files(kind: FileKind, data: Dataset, column: str, source: str) -> Dataset:
-    """The column of files alone, as ``kind.column``, without decoding it.
+    """Only the column of files, undecoded, as ``kind.column``.
 
     Raises:
         DataError: the column holds something else.

@@ -30,7 +30,7 @@ class PositionRange:
 
 
 def longest_input(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens, special ones included, an input of the model may have.
+    """Maximum number of tokens of an input, with special tokens.
 
     Raises:
         OptionError: neither its config nor its tokenizer tells.

@@ -22,7 +22,7 @@ EVALUATION = -1
 
 
 def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Token ids of any shape with :data:`MASKED` of them masked, and the labels, :data:`.tokenization.IGNORED` elsewhere.
+    """Token ids of any shape with a share :data:`MASKED` masked, and labels, which are :data:`.tokenization.IGNORED` elsewhere.
 
     For evaluations: each chosen token is masked, and none is replaced by a random token. Special tokens are never chosen. At least one
         other token is.
@@ -42,7 +42,7 @@ def masked_tokens(ids: Tensor, tokenizer: Any, seed: int = 0) -> tuple[Tensor, T
 
 
 def mask_places(ids: Sequence[int], places: Sequence[int], tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The token ids of a row with those at ``places`` masked, and the tokens that were there.
+    """The token ids of a row, masked at ``places``, and the original tokens there.
 
     Raises:
         CheckpointError: the tokenizer has no mask token.
@@ -67,7 +67,7 @@ def mask_token(tokenizer: Any) -> int:
 
 class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
     """transformers' collator of language models with masks that depend on the seed, on ``epoch`` and on the tokens of the
-    batch alone: a resumed run, which skips batches, and one with other workers draw what an uninterrupted one draws.
+    batch alone. Resumed runs and other numbers of workers therefore draw the same masks.
 
     At least one token of a batch is masked. With next-token labels, only padding is ignored. The base class also ignores end tokens if the
     padding token is the end token (GPT-2, Llama).

@@ -27,7 +27,7 @@ Box = Sequence[int]
 
 
 def word_argument(tokenizer: PreTrainedTokenizerBase | type) -> str | None:
-    """The argument, ``boxes`` or ``xpaths``, in which a tokenizer takes the place of every word; ``None`` where it takes text alone."""
+    """The argument, ``boxes`` or ``xpaths``, in which a tokenizer takes the place of every word; ``None`` if it takes only text."""
     tokenizer_class: Any = tokenizer if isinstance(tokenizer, type) else type(tokenizer)
     parameters = inspect.signature(tokenizer_class.__call__).parameters
     if BOXES in parameters or hasattr(tokenizer_class, "call_boxes"):
@@ -61,18 +61,18 @@ def page_encoding(
         tokenizer: of any model; without ``boxes=`` or ``xpaths=`` it must be a fast one.
         words: of the page, or its text.
         boxes_or_paths: of every word, ``(left, top, right, bottom)`` from 0 to 1,000 on its own page, or a path in the tree
-            (``/html/body/p[2]``) where the tokenizer takes ``xpaths``; those of a plain page if left out.
+            (``/html/body/p[2]``) where the tokenizer takes ``xpaths``; default: those of a plain page.
         question: read before the page. Its tokens have no place.
-        tokenizer_kwargs: others of ``tokenizer(...)``: ``truncation``, ``max_length``, ``stride``, ``return_overflowing_tokens``,
-            ``return_tensors`` …
+        tokenizer_kwargs: further arguments of ``tokenizer(...)``: ``truncation``, ``max_length``, ``stride``,
+            ``return_overflowing_tokens``, ``return_tensors`` …
 
     Returns:
         ``input_ids``, ``attention_mask`` and ``bbox`` ``(N, 4)``, or ``xpath_tags_seq`` and ``xpath_subs_seq`` ``(N, depth)``; in lists,
         with a batch axis where tensors or overflowing tokens are returned. ``word_ids(row)`` and ``sequence_ids(row)`` map tokens to words.
 
     Raises:
-        PageError: there are no words, or not one box or path for each, or boxes that lie on no page; there are boxes where the tokenizer
-            takes paths, or paths where it takes none.
+        PageError: there are no words, boxes or paths do not match the words, boxes lie outside of the page, or the tokenizer takes the
+            other kind.
     """
     words = words.split() if isinstance(words, str) else list(words)
     if not any(word.strip() for word in words):
@@ -85,8 +85,8 @@ def page_encoding(
         one, many = ("path", "paths") if argument == PATHS else ("box", "boxes")
         raise PageError(f"The page has {len(words)} words, but {len(places)} {many}; give one {one} for every word.")
     if any(isinstance(place, str) for place in places) != (argument == PATHS):
-        given, read, other = ("boxes", "XPaths", "LayoutLM") if argument == PATHS else ("XPaths", "boxes", "MarkupLM")
-        raise PageError(f"The words have {given}, but this model reads {read} ({type(tokenizer).__name__}); take a {other} for them.")
+        present, read, other = ("boxes", "XPaths", "LayoutLM") if argument == PATHS else ("XPaths", "boxes", "MarkupLM")
+        raise PageError(f"The words have {present}, but this model reads {read} ({type(tokenizer).__name__}); take a {other} for them.")
     if argument != PATHS:
         places = _checked_boxes(places)
     if argument is not None:
@@ -96,7 +96,7 @@ def page_encoding(
 
 
 def text_encoding(tokenizer: PreTrainedTokenizerBase, text: str, **tokenizer_kwargs: Any) -> BatchEncoding:
-    """What ``tokenizer(text, …)`` gives, also from a tokenizer that takes words with a place each: those of a plain page."""
+    """The result of ``tokenizer(text, …)``. A tokenizer that requires boxes or paths gets those of a plain page."""
     if word_argument(tokenizer) is None:
         return tokenizer(text, **tokenizer_kwargs)
     return page_encoding(tokenizer, text, **tokenizer_kwargs)

@@ -24,9 +24,9 @@ from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.page_rule import BOX_LIMIT, BOX_SIDES, check_boxes
 
 BOX_COLUMNS = ("boxes", "bboxes", "bounding_boxes")
-"""What datasets call the boxes of words."""
+"""Names of columns of boxes."""
 PAGE_COLUMNS = ("pages", "page_numbers")
-"""What datasets call the number of each word's page."""
+"""Names of columns of page numbers."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def node_pages(nodes: Sequence[Any], paths: Sequence[Any]) -> Pages:
     """The texts of a web page's nodes with their XPaths.
 
     Raises:
-        PageError: there are none, or their numbers differ.
+        PageError: there are no nodes, or not one path per node.
     """
     if len(nodes) != len(paths):
         raise PageError(f"{len(nodes)} nodes have {len(paths)} xpaths; give one for every node.")
@@ -99,7 +99,7 @@ def node_pages(nodes: Sequence[Any], paths: Sequence[Any]) -> Pages:
 
 
 def read_pages(words: Any, boxes: Any, *, numbers: Any = None, sizes: Any = None) -> Pages:
-    """Words with their boxes, checked.
+    """Check words and their boxes.
 
     Args:
         words, boxes: a list of the document, or a list for each page; a box is (left, top, right, bottom).
@@ -186,7 +186,7 @@ def page_columns(config: PreTrainedConfig | None) -> dict[str, int]:
 
 
 def chosen_columns(config: PreTrainedConfig, name: str, layout: bool | None) -> dict[str, int]:
-    """As :func:`page_columns`, for a model of this config that is called ``name``; none where ``layout`` is False.
+    """As :func:`page_columns`, but empty if ``layout`` is False. ``name`` is the model's name in messages.
 
     Raises:
         OptionError: ``layout`` is True, but the model reads only text.
@@ -217,15 +217,15 @@ def with_context(example: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def encode_pages(example: Mapping[str, Any], question: str | None, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> BatchEncoding:
-    """A question and the pages of an example, as ``tokenizer(question, context)`` gives them without boxes.
+    """Encode a question and the pages of an example, as ``tokenizer(question, context)`` does without boxes.
 
     Args:
         example: with ``words``, and ``boxes`` or ``xpaths``; ``context`` is the words with a space between them.
-        question: None = the words alone.
+        question: None = only the words.
         settings: of the call of the tokenizer (truncation, max_length, stride …).
 
     Returns:
-        The tokenizer's columns and those of the boxes or paths; offsets, if they are requested, are characters of the context.
+        The tokenizer's columns, and those of boxes or paths. Requested offsets are characters of the context.
     """
     encoded = page_encoding(tokenizer, example["words"], example.get("boxes") or example.get("xpaths"), question=question, **settings)
     if "offset_mapping" not in encoded:
@@ -267,7 +267,7 @@ def placed_words(row: Mapping[str, Any], words_column: str, places_column: str) 
 def page_windows(
     documents: Sequence[Sequence[str]], places: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
 ) -> tuple[dict[str, list[list[Any]]], list[list[int]], list[list[bool]], list[int]]:
-    """As :func:`.tokenization.word_windows`, with the columns of the boxes or paths ``places`` of the words."""
+    """As :func:`.tokenization.word_windows`, with columns for the words' ``places`` (boxes or paths)."""
     columns: dict[str, list[list[Any]]] = {}
     words: list[list[int]] = []
     owners: list[int] = []

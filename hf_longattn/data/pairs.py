@@ -116,12 +116,12 @@ def labelled_pairs(data: Dataset, relevant: Relevant, seed: int) -> Dataset:
 
 
 def reranking(held_out: Dataset, relevant: Relevant, seed: int) -> list[dict[str, Any]]:
-    """Each held-out anchor with the texts that belong to it there and others, :data:`CANDIDATES` in all, as sentence-transformers'
-    ``CrossEncoderRerankingEvaluator`` takes them.
+    """Each held-out anchor with its texts and negatives, :data:`CANDIDATES` in all, for sentence-transformers'
+    ``CrossEncoderRerankingEvaluator``.
 
     Args:
         relevant: the texts of each anchor in all data. Negatives are drawn from them.
-        seed: chooses the others.
+        seed: of the negatives.
 
     Raises:
         DataError: an anchor to which all texts belong.

@@ -12,7 +12,7 @@ NAMES = ("china.jpg", "flower.jpg")
 
 @cache
 def photographs() -> tuple[Tensor, ...]:
-    """scikit-learn's photographs of 427 × 640 pixels, ``(3, height, width)`` uint8; none where it, or Pillow, is not installed."""
+    """scikit-learn's photographs of 427 × 640 pixels, ``(3, height, width)`` uint8. Empty without scikit-learn or Pillow."""
     try:
         from sklearn.datasets import load_sample_image
 

@@ -45,7 +45,7 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
 
     Args:
         image: ``path``, or ``bytes``.
-        name: what a message calls it.
+        name: the image's name in messages.
         otherwise: the last advice of a message.
 
     Returns:

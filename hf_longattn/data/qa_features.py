@@ -30,7 +30,7 @@ PADDING = {"starts": -1, "ends": -1, "sentences": -1, "supports": 0, "paragraphs
 
 @dataclass(frozen=True)
 class QAEncodingConfig:
-    """How a question and its document become one or several inputs.
+    """The encoding of a question and its document as one or several inputs.
 
     Attributes:
         max_length: longest input in tokens, special tokens included.
@@ -39,7 +39,7 @@ class QAEncodingConfig:
         max_question_tokens: a longer question is cut, with a warning.
         markers: mark question, paragraphs and sentences (HotpotQA); see :mod:`hf_longattn.data.qa_markers`.
         token_columns: columns for each word besides its text, such as its box, mapped to their padding (:func:`.pages.page_columns`).
-            Examples then have ``words`` with boxes or paths. Empty = text alone; None = a
+            Examples then have ``words`` with boxes or paths. Empty = only text; None = a
             :class:`~hf_longattn.evaluation.qa_reader.QAReader` decides by its model and examples.
     """
 
@@ -53,7 +53,7 @@ class QAEncodingConfig:
 
 @dataclass
 class QAFeature:
-    """One model input of length L and where it came from.
+    """One model input of length L and its origin.
 
     Attributes:
         inputs: lists of L: input_ids and, where they apply, token_type_ids, global_attention_mask and the columns of pages.
@@ -188,8 +188,8 @@ def pad_features(features: Sequence[QAFeature], padding: Mapping[str, int]) -> d
 
 
 def pad_targets(features: Sequence[QAFeature]) -> dict[str, torch.Tensor]:
-    """What a loss compares with, padded: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their tokens, and
-    ``supports (B, S)``; ``paragraphs (B, P)``, their tokens, and ``relevant (B, P)``."""
+    """The padded targets: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their tokens, and ``supports (B, S)``;
+    ``paragraphs (B, P)``, their tokens, and ``relevant (B, P)``."""
     rows = [feature.targets() for feature in features]
     return {name: pad_lists([row[name] for row in rows], padding) for name, padding in PADDING.items()}
 

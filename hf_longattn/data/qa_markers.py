@@ -65,13 +65,12 @@ def insert(text: str, marks: Iterable[tuple[int, str]]) -> Marked:
 
 
 def marked_document(example: Mapping[str, Any]) -> Marked:
-    """The document of an example with its paragraphs and sentences marked: ``places`` holds the markers of the paragraphs, then those of
-    the sentences."""
+    """An example's document with marked paragraphs and sentences. ``places`` holds the paragraphs' markers, then the sentences'."""
     context = plain(example["context"], (TITLE, END_TITLE, SENTENCE))
     paragraphs, sentences = example.get("paragraphs") or [], example.get("sentences") or []
     marks = [(span["start"], f"{TITLE} ") for span in paragraphs] + [(span["end"], f" {SENTENCE}") for span in sentences]
     marks += [(span["end"], f" {END_TITLE} ") for span in paragraphs]
-    order = sorted(range(len(marks)), key=lambda number: (marks[number][0], -number))  # at one place, what ends comes before what begins
+    order = sorted(range(len(marks)), key=lambda number: (marks[number][0], -number))  # at one place, end markers come first
     marked = insert(context, [marks[number] for number in order])
     places = dict(zip(order, marked.places, strict=True))
     return Marked(marked.text, marked.origin, [places[number] for number in range(len(paragraphs) + len(sentences))])

@@ -70,13 +70,13 @@ PEEKED = 1000
 SHOWN = 3
 """Bad rows that a message quotes."""
 IDS = ("id", "_id", "qid", "question_id")
-"""What the schemas call a question's id."""
+"""Names of a question's id in the schemas."""
 PAGE_IDS = ("id", "questionId", "question_id")
-"""What questions about pages call their id."""
+"""Names of the id of a question about pages."""
 YES_NO: dict[Any, str] = {0: "no", 1: "yes", "NO": "no", "YES": "yes"}
 """How Natural Questions says yes and no."""
 ANSWER_PAGES = ("answer_page_idx", "answer_page")
-"""What questions about pages call the number of the page with the answer."""
+"""Names of the number of the answer's page."""
 
 
 class RowError(ValueError):
@@ -233,8 +233,8 @@ def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
     question = row["question"]["text"] if isinstance(row["question"], dict) else row["question"]
     answers = {"text": [text for _, text in spans], "answer_start": [start for start, _ in spans]}
     example = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}
-    said = next((YES_NO[kind] for kind in notes.get("yes_no_answer") or [] if kind in YES_NO), None)
-    return example if said is None or spans else {**example, "kind": said, "gold": [said]}
+    verdict = next((YES_NO[kind] for kind in notes.get("yes_no_answer") or [] if kind in YES_NO), None)
+    return example if verdict is None or spans else {**example, "kind": verdict, "gold": [verdict]}
 
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
     inside = [sentence for sentence in sentences if sentence["supports"]]
     spans = occurrences(context, [answer])
     near = [at for at in spans["answer_start"] if any(sentence["start"] <= at < sentence["end"] for sentence in inside)]
-    if near:  # the occurrences in the supporting sentences are those meant
+    if near:  # only occurrences in supporting sentences count
         places = [place for place, start in enumerate(spans["answer_start"]) if start in near]
         spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
@@ -342,18 +342,18 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
     Raises:
         DataError: none fits.
     """
-    there = set(columns)
+    present = set(columns)
     for schema in SCHEMAS:
-        if schema.columns <= there:
+        if schema.columns <= present:
             return schema
     for columns, what in OTHERS.items():
-        if columns <= there:
+        if columns <= present:
             raise DataError(f"{name} has {what}.")
-    closest = max(SCHEMAS[::-1], key=lambda schema: len(schema.columns & there) / len(schema.columns))
-    missing = sorted(closest.columns - there)
+    closest = max(SCHEMAS[::-1], key=lambda schema: len(schema.columns & present) / len(schema.columns))
+    missing = sorted(closest.columns - present)
     raise DataError(
         f"{name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))} of the schema {closest.name!r} "
-        f"({', '.join(sorted(closest.columns))}); it has {', '.join(sorted(there)) or 'no columns'}."
+        f"({', '.join(sorted(closest.columns))}); it has {', '.join(sorted(present)) or 'no columns'}."
     )
 
 
@@ -411,16 +411,16 @@ def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
         raise DataError(f"{name} contains no questions.")
     schema = recognised(set().union(*first), name)
     examples = (example for number, row in enumerate(chain(first, rows)) for example in _convert(schema, row, number))
-    form = _WITH_PROBLEM.arrow_schema
-    with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, form) as writer:
+    types = _WITH_PROBLEM.arrow_schema
+    with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, types) as writer:
         while batch := list(islice(examples, AT_ONCE)):
-            writer.write_table(pa.Table.from_pylist([{key: example[key] for key in _WITH_PROBLEM} for example in batch], schema=form))
+            writer.write_table(pa.Table.from_pylist([{key: example[key] for key in _WITH_PROBLEM} for example in batch], schema=types))
     return Dataset.from_file(file.name)
 
 
 @functools.cache
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Holds what was read, until the process ends."""
+    """Folder of the converted data until the process ends."""
     return tempfile.TemporaryDirectory(prefix="hf_longattn-questions-")
 
 

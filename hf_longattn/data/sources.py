@@ -61,7 +61,7 @@ def check_exists(source: str) -> None:
     """Refuse a source with the name of a file that is not there.
 
     Raises:
-        DataError: with that name.
+        DataError: the file does not exist.
     """
     if source.lower().endswith((*FORMATS, *CONLL, ".gz")) and not Path(source).exists():
         raise DataError(f"Data file {source!r} does not exist.")
@@ -241,7 +241,7 @@ def named_columns(data: Dataset, known: Mapping[str, Sequence[str]], named: Mapp
     """Role -> column of the data.
 
     Args:
-        known: for each role, names of columns that are taken without being named; the first that the data have.
+        known: role -> recognised names of columns. The first existing one is taken.
         named: the columns that the user named by ``--ROLE_column``; empty = none.
 
     Raises:
@@ -288,8 +288,8 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
         DataError: missing file, unknown split or column, or nothing to read.
         OptionError: a template that is not a format string, or names no column.
     """
-    forms = [(form, template_columns(form)) for form in template]
-    parts = [_load_text(source, split, column, forms).filter(_has_text) for source in sources]
+    templates = [(text, template_columns(text)) for text in template]
+    parts = [_load_text(source, split, column, templates).filter(_has_text) for source in sources]
     if not any(map(len, parts)):
         raise DataError(f"There is no text in {', '.join(sources)}.")
     return parts
@@ -370,7 +370,7 @@ def template_columns(template: str) -> list[str]:
     """The columns that a format string names.
 
     Raises:
-        OptionError: it is none, or names no column.
+        OptionError: the template is not a format string, or names no column.
     """
     try:
         names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
@@ -381,16 +381,16 @@ def template_columns(template: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _load_text(source: str, split: str, column: str, forms: Sequence[tuple[str, list[str]]] = ()) -> Dataset:
+def _load_text(source: str, split: str, column: str, templates: Sequence[tuple[str, list[str]]] = ()) -> Dataset:
     data = read_source(source, split)
-    if forms:
-        for name in dict.fromkeys(name for _, names in forms for name in names):
+    if templates:
+        for name in dict.fromkeys(name for _, names in templates for name in names):
             check_column(data, name, source, "--template")
 
         def written(row: dict[str, Any]) -> dict[str, str]:
-            filled = (form for form, names in forms if all(str(row[name] if row[name] is not None else "").strip() for name in names))
-            form = next(filled, None)
-            return {"text": "" if form is None else form.format_map(row)}
+            filled = (text for text, names in templates if all(str("" if row[name] is None else row[name]).strip() for name in names))
+            template = next(filled, None)
+            return {"text": "" if template is None else template.format_map(row)}
 
         return data.map(written, remove_columns=data.column_names)
     column = "text" if is_plain_text(source) else check_column(data, column, source, "--column", text=True)
@@ -419,7 +419,7 @@ def label_folders(path: Path, what: str) -> list[Path]:
 
 
 def label_reader(feature: Any, column: str, source: str) -> Callable[[Any, int], str]:
-    """What gives the name of a label and its row.
+    """Return a function from a label and its row to the label's name.
 
     Raises:
         DataError: the column holds no classes.
@@ -520,7 +520,7 @@ def checked_texts(data: Dataset, source: str) -> Dataset:
     """``data``, if no text has more than :data:`LARGEST_TEXT` bytes. A tokenizer needs up to 200 bytes of memory for each byte.
 
     Raises:
-        DataError: with the line or row of a larger one.
+        DataError: a text is too large.
     """
     for column in (name for name, feature in data.features.items() if _kind(feature) in ("string", "large_string")):
         sizes = pyarrow.compute.binary_length(data.data.column(column))
@@ -551,10 +551,10 @@ def _encoding_error(file: str) -> DataError | None:
 
 
 def _subsets(name: str) -> list[str]:
-    """The subsets of a dataset on the Hub; none where it cannot be read."""
+    """The subsets of a dataset on the Hub. Empty if it cannot be read."""
     try:
         return list(get_dataset_config_names(name))
-    except Exception:  # what failed before is told
+    except Exception:  # the earlier error is reported
         return []
 
 

@@ -1,4 +1,4 @@
-"""Token ids: the special tokens around a text, documents as language models are trained on them, and documents that are given as words.
+"""Token ids: special tokens around a text, documents for language models, and documents as lists of words.
 
 Training reads the ids of ``tokenizer(text)``, as inference does (``run_mlm``, ``run_clm``, ``run_ner``). Documents of a language model also
 get the end token if the tokenizer adds nothing after a text (GPT-2, Llama), so that the model learns where texts end.
@@ -24,7 +24,7 @@ IGNORED = -100
 
 
 def special_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that a tokenizer puts before and after a text; none where the text's own tokens change between them."""
+    """The special tokens before and after a text. Empty if they change the text's own tokens."""
     body, framed = (list(text_encoding(tokenizer, "a", add_special_tokens=added)["input_ids"]) for added in (False, True))
     for start in range(len(framed) - len(body) + 1):
         if framed[start : start + len(body)] == body:
@@ -44,7 +44,7 @@ def pad_with_end(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Let a tokenizer without a padding token pad with its end token.
 
     Raises:
-        CheckpointError: it has neither.
+        CheckpointError: the tokenizer has neither token.
     """
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise CheckpointError(f"The tokenizer of {name!r} has neither a padding nor an end token; give it one (tokenizer.pad_token = ...).")
@@ -104,7 +104,7 @@ def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
     words.
 
     Args:
-        name: what it was loaded from.
+        name: of its checkpoint.
     """
     if reads_words(tokenizer):
         return tokenizer
@@ -120,7 +120,7 @@ def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
 def word_windows(
     documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
 ) -> tuple[dict[str, list[list[int]]], list[list[int]], list[list[bool]], list[int]]:
-    """Documents given as words, in windows of at most ``length`` tokens.
+    """Windows of at most ``length`` tokens for documents as lists of words.
 
     Args:
         tokenizer: a fast one.
@@ -152,7 +152,7 @@ def first_tokens_of_words(words: Sequence[Sequence[int]], owners: Sequence[int],
     firsts = []
     for window, owner in enumerate(owners):
         before = -1
-        if window and owners[window - 1] == owner:  # the word of the token before those that both windows have
+        if window and owners[window - 1] == owner:  # the word of the last token before the overlap
             before = [word for word in words[window - 1] if word >= 0][-1 - stride]
         row = []
         for word in words[window]:

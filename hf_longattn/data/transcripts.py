@@ -29,9 +29,9 @@ COLUMNS = {
 }
 """Columns that are recognised: those of ``audiofolder``, LibriSpeech, Common Voice, VoxPopuli and NeMo's manifests."""
 CASES: dict[str, Callable[[str], str]] = {"keep": str, "lower": str.lower, "upper": str.upper}
-"""What becomes of the letters of transcripts."""
+"""Treatment of the case of letters -> function."""
 UNKNOWN = ("refuse", "drop")
-"""What becomes of characters of transcripts that the vocabulary lacks."""
+"""Treatments of characters that the vocabulary lacks."""
 MOST_NAMED = 20
 """Characters that a message names."""
 PADDING, UNKNOWN_TOKEN, WORD_DELIMITER = "[PAD]", "[UNK]", "|"
@@ -198,7 +198,7 @@ def to_utterances(
     Args:
         data: rows of :func:`load_transcribed`.
         frames: the frames of a model for a length of its input.
-        most_seconds: longer ones are left out; ``None`` = no limit.
+        most_seconds: longer utterances are left out; ``None`` = no limit.
 
     Returns:
         The rows with ``labels``, ``length`` (frames) and ``seconds``, and the names of rows that are left out: "seconds" (too long) and

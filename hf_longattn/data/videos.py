@@ -1,5 +1,4 @@
-"""Videos as frames: a folder of numbered images, or an array in a file. An encoded video is refused with the command that extracts its
-frames."""
+"""Videos as folders of numbered images, or arrays in files. An encoded video is refused with the command that extracts its frames."""
 
 from __future__ import annotations
 
@@ -126,7 +125,7 @@ def _size_in_header(file: Path) -> tuple[int, int]:
         with Pillow.open(file) as picture:
             return picture.size
     except Exception:  # whatever a damaged file raises
-        return read_picture_file(file).size  # which says what is wrong
+        return read_picture_file(file).size  # which raises the error
 
 
 def _frame_files(folder: Path) -> list[Path]:
@@ -136,7 +135,7 @@ def _frame_files(folder: Path) -> list[Path]:
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:
-    """What orders names by the numbers in them: frame2 before frame10."""
+    """Sort key by the numbers in a name: frame2 before frame10."""
     parts = NUMBERS.split(path.name)
     return [(int(part), "") if number % 2 else (-1, part) for number, part in enumerate(parts)]
 
@@ -222,7 +221,7 @@ def frames_as_pixels(processor: Any, frames: Sequence[Any]) -> Tensor:
 
 
 def frame_processor(values: Mapping[str, Any]) -> Any:
-    """What makes frames by the values of a video processor's file, without torchvision: VideoMAE's processor on Pillow. It resizes the
+    """A frame processor with the values of a video processor's file, without torchvision: VideoMAE's processor on Pillow. It resizes the
     shorter side of every frame, crops the centre, rescales and normalises, as V-JEPA 2's does with torchvision."""
     from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
 
@@ -241,7 +240,7 @@ def load_frame_processor(name: str) -> Any:
         name: a folder or a Hub repository id.
 
     Raises:
-        CheckpointError: it has none, or transformers cannot load it.
+        CheckpointError: the checkpoint has no processor, or transformers cannot load it.
     """
     from transformers import AutoImageProcessor
     from transformers.utils import cached_file

@@ -15,9 +15,9 @@ from hf_longattn.data.tokenization import IGNORED, word_windows
 from hf_longattn.errors import PageError
 
 TAGGED = Features({"words": List(Value("string")), "tags": List(Value("string"))})
-"""What :func:`read_words` returns of documents of text."""
+"""Features of :func:`read_words` for text."""
 PLACED = Features({**TAGGED, "boxes": List(List(Value("int32"))), "xpaths": List(Value("string"))})
-"""What :func:`read_words` returns of pages."""
+"""Features of :func:`read_words` for pages."""
 WORDS = ("tokens", "words")
 """Columns of words that need not be named: CoNLL's and FUNSD's."""
 
@@ -30,10 +30,10 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
         words_column, tags_column: lists of the same length; tags are names, or numbers of a ``datasets.ClassLabel``. ``None`` = the first
             of :data:`WORDS` that the data have.
         places_column: the boxes or XPaths of the words, see :func:`.pages.read_pages`; words, tags and boxes may have a list for each
-            page. ``None`` = text alone.
+            page. ``None`` = only text.
 
     Raises:
-        DataError: it cannot be read, lacks a column, has words without tags or boxes that do not fit, or no words.
+        DataError: the source cannot be read, lacks a column, or has no words, missing tags or wrong boxes.
     """
     if Path(source).suffix.lower() in CONLL:
         if places_column is not None:
@@ -69,8 +69,9 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
             raise DataError(f"Row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes.")
         return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags], **placed}
 
-    form = TAGGED if places_column is None else PLACED
-    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=form).filter(lambda row: bool(row["words"]))
+    features = TAGGED if places_column is None else PLACED
+    tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=features)
+    tagged = tagged.filter(lambda row: bool(row["words"]))
     if not len(tagged):
         raise DataError(f"There are no words in {source}.")
     return tagged

@@ -48,7 +48,7 @@ TASKS = ("document", "query")
 
 @dataclass(frozen=True)
 class Vectors:
-    """What gets a vector: a document, each of its ``size`` parts, each passage of ``size`` tokens, or each token."""
+    """The unit of a vector: a document, each of its ``size`` parts, each passage of ``size`` tokens, or each token."""
 
     of: str
     size: int | None = None
@@ -97,7 +97,7 @@ def embed_documents(
         note: is called with the documents that this process has embedded, and its share.
 
     Returns:
-        How many documents and vectors this process has written.
+        Number of documents and vectors written by this process.
 
     Raises:
         DataError: documents without text, duplicate ids, or queries longer than the model.
@@ -161,7 +161,7 @@ def check_queries(network: Any, queries: Sequence[str]) -> None:
     """Refuse queries that the model would cut.
 
     Raises:
-        DataError: with the first of them.
+        DataError: a query is too long.
     """
     longest, prompt = network.max_seq_length, network.prompts.get("query") or ""
     for query in queries:
@@ -196,7 +196,7 @@ Row = tuple[int, int, Tensor]
 
 
 def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[[Sequence[str]], Iterator[Iterator[Row]]]:
-    """What gives the vectors of each of some texts."""
+    """Return the function that computes the vectors of texts."""
     prompt = network.prompts.get(task) or ""
     if network.model_type == "MultiVectorEncoder":
         if vectors.of not in ("parts", "tokens"):
@@ -245,7 +245,7 @@ def _of_text(network: Any, vectors: Vectors, prompt: str, text: str) -> Iterator
     longest = network.max_seq_length
     with evaluating(model):
         windows = token_states(model, tokens, longest, default_overlap(longest))
-        if count <= size:  # a text of one piece is averaged as sentence-transformers averages it
+        if count <= size:  # sentence-transformers averages a text of one piece
             total = sum((torch.cat(window).sum(0) for window in windows), torch.zeros(width))
             yield 0, len(text), F.normalize(total, dim=0)
             return

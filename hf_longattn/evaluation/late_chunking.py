@@ -64,7 +64,7 @@ def late_chunks(
         spans: for each document the passages as (start, end) in characters, for example sentences; of a single text, also the passages
             themselves. A token belongs to the passage in which it starts. Default: passages of ``chunk_tokens`` tokens; the last one may be
             shorter.
-        prefix: what the model was trained to read before documents, such as "search_document: "; in no passage that is a part of a text.
+        prefix: the model's prompt for documents, such as "search_document: "; in no passage that is a part of a text.
         max_length: tokens of one pass; the tokenizer's ``model_max_length`` and the model's length if not given.
         overlap: tokens shared by windows of a longer document; default: :func:`default_overlap`. Each state comes from the window in which
             its token is further from an end (algorithm 2 of the paper takes the earlier window).

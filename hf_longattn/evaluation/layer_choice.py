@@ -88,7 +88,7 @@ def number_of_layers(number: float, layers: int, option: str) -> int:
     """Layers that keep softmax attention: ``number`` layers, or this share of ``layers`` if it is below 1.
 
     Raises:
-        OptionError: none or all of them.
+        OptionError: the number is 0 or that of all layers.
     """
     count = max(1, round(number * layers)) if 0 < number < 1 else int(number)
     if not 0 < count < layers or (number >= 1 and count != number):

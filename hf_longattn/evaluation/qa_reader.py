@@ -1,5 +1,4 @@
-"""Answers questions about long documents with a question-answering model. Documents are read whole, cut or in windows; the best span of all
-inputs wins."""
+"""Answers questions about long documents. Documents are read whole, cut or in windows; the best span of all inputs wins."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from hf_longattn.modeling.attach.token_globals import takes_globals, token_rule
 from hf_longattn.modeling.inference.optimize import evaluating
 
 RECORDS_AT_ONCE = 256
-"""Records whose inputs are sorted by length together."""
+"""Examples whose inputs are sorted by length together."""
 
 
 class QAReader:
@@ -32,7 +31,7 @@ class QAReader:
         name: the row's name in tables.
         model: a question-answering model.
         tokenizer: its tokenizer.
-        encoding: how documents become inputs.
+        encoding: of documents as inputs.
         seed: the seed the model was trained with, for tables that average several seeds.
         batch_size: windows per forward pass.
         dtype: autocast to this type; None = the model's own.
@@ -58,7 +57,7 @@ class QAReader:
     ) -> None:
         if encoding.global_question and (
             token_rule(model) is not None or not takes_globals(model)
-        ):  # the model marks them itself, or has none
+        ):  # the model marks them itself, or has no global tokens
             encoding = dataclasses.replace(encoding, global_question=False)
         if getattr(getattr(model, "config", None), "has_evidence_heads", False):
             encoding = dataclasses.replace(encoding, markers=True)
@@ -176,7 +175,7 @@ def _highest(scores: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 
 def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAEncodingConfig:
-    """The document cut to what fits."""
+    """The document, cut to the model's length."""
     return QAEncodingConfig(max_length, max_question_tokens=max_question_tokens)
 
 
@@ -242,7 +241,7 @@ class Answer:
         return "" if threshold is not None and self.kind == "span" and self.score < threshold else self.best
 
     def n_best(self) -> list[dict[str, Any]]:
-        """The candidates as in SQuAD's ``nbest_predictions.json``: probabilities are among them and "no answer"."""
+        """The candidates for SQuAD's ``nbest_predictions.json``. Their probabilities and that of "no answer" sum to 1."""
         scores = np.array([span.score for span in self.spans] + [0.0])
         shares = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
         spans = [*self.spans, Span("", -1, -1, 0.0)]

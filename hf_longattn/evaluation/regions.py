@@ -1,4 +1,4 @@
-"""Features of regions of an image that know the rest of it: late pooling, as :mod:`.late_chunking` does for passages of a text.
+"""Features of regions of an image with the context of the whole image: late pooling, as :mod:`.late_chunking` for text.
 
 The whole image is read in one pass, and the features of its patches are averaged box by box afterwards. Usually, regions are cut out and
 read alone. That loses their surroundings and costs one pass per region.
@@ -32,7 +32,7 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
         model: a vision model, long or not, with or without a head; or a backbone, of which the last feature map is taken.
         inputs: ``pixel_values (B, channels, height, width)``, or the image processor's result.
     Raises:
-        BackendError: a model that reads no images on one grid of patches, or whose layers are on several.
+        BackendError: the model does not read images on a single grid of patches.
         GridError: a size that is not a multiple of the patch.
     """
     base: Any = without_head(model)
@@ -76,8 +76,8 @@ def region_features(
         model, inputs: as for :func:`dense_features`.
         boxes: for each image its boxes ``(n, 4)``, as ``(left, top, right, bottom)`` in pixels, ``right`` and ``bottom`` not included, as
             torchvision has them; one tensor ``(n, 4)`` for all images alike.
-        tile: in place of boxes, the side of square tiles, or their height and width; those at the right and at the bottom may be smaller.
-            They come row by row.
+        tile: in place of boxes, the side of square tiles, or their height and width; tiles at the right and bottom may be smaller. They
+            come row by row.
         size: height and width of the image to which boxes and tiles refer, if the image processor has resized it; default: those of
             ``pixel_values``.
         normalize: scale features to length 1.

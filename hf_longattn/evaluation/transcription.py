@@ -20,7 +20,7 @@ from hf_longattn.private_apis import missing
 CTC_CLASS = "ForCTC"
 """The end of the names of the classes that transcribe."""
 START_OF_WORD = "▁"
-"""What SentencePiece writes before the first piece of a word."""
+"""SentencePiece's mark of a word's first piece."""
 MEASURED_SECONDS = 10
 """Seconds that are added to a sound to count the frames in them."""
 

@@ -59,11 +59,11 @@ class ImageInput:
         object.__setattr__(self, "size", tuple(self.size))
         if len(self.size) != 2 or min(*self.size, self.patch, self.channels) < 1 or any(side % self.patch for side in self.size):
             raise GridError(
-                f"pictures of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × {self.patch}; give a "
-                "height and a width that are multiples of the patch, for example 224 224 and 16"
+                f"Images of {' × '.join(map(str, self.size))} pixels are not filled by patches of {self.patch} × {self.patch}; give a "
+                "height and a width that are multiples of the patch, for example 224 224 and 16."
             )
         if self.order not in ORDERS:
-            raise OptionError(f"the order of patches must be one of {', '.join(ORDERS)}, not {self.order!r}.{nearest(self.order, ORDERS)}")
+            raise OptionError(f"The order of patches must be one of {', '.join(ORDERS)}, not {self.order!r}.{nearest(self.order, ORDERS)}")
 
     @property
     def grid(self) -> Grid:
@@ -87,7 +87,7 @@ class AudioInput:
 
     def __post_init__(self) -> None:
         if self.subsampling < 1 or self.subsampling & (self.subsampling - 1):
-            raise OptionError(f"the frames of a token must be a power of two, such as 8, not {self.subsampling}")
+            raise OptionError(f"The frames of a token must be a power of two, such as 8, not {self.subsampling}.")
 
     def tokens(self, frames: int) -> int:
         """Number of tokens of a recording, including the learned first token."""
@@ -198,8 +198,8 @@ class PatchEmbedder(Embedder):
         expected = (self.images.channels, *self.images.size)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
             raise GridError(
-                f"the pictures are {' × '.join(map(str, pixels.shape[1:]))}, but this model reads {' × '.join(map(str, expected))} "
-                "(colours, height, width); resize them with the model's image processor"
+                f"The images are {' × '.join(map(str, pixels.shape[1:]))}, but this model reads {' × '.join(map(str, expected))} "
+                "(colours, height, width); resize them with the model's image processor."
             )
         cells = self.patches(pixels.to(self.patches.weight.dtype)).permute(0, 2, 3, 1)
         cells = (cells + self.rows.weight[:, None] + self.columns.weight).flatten(1, 2)
@@ -227,8 +227,8 @@ class FrameEmbedder(Embedder):
         """
         if features.dim() != 3 or features.shape[2] != self.sound.features:
             raise AudioError(
-                f"the recordings are features of the shape {tuple(features.shape)}, but this model reads (recordings, frames, "
-                f"{self.sound.features}); make them with the model's feature extractor"
+                f"The audio features have the shape {tuple(features.shape)}, but this model reads (batch, frames, "
+                f"{self.sound.features}); make them with the model's feature extractor."
             )
         frames = self.norm(features.to(self.kind.weight.dtype))
         for convolution, step in zip(self.convolutions, self.steps, strict=True):
@@ -273,9 +273,9 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         self.longest = longest_input(self.text_model.config)
         if images is not None and self.longest is not None and images.grid.cells + 1 > self.longest:
             raise GridError(
-                f"pictures of {' × '.join(map(str, images.size))} pixels in patches of {images.patch} are {images.grid.cells + 1:,} "
+                f"Images of {' × '.join(map(str, images.size))} pixels in patches of {images.patch} are {images.grid.cells + 1:,} "
                 f"tokens, but the backbone reads {self.longest:,}; give larger patches, or convert it with --max-length "
-                f"{images.grid.cells + 1}"
+                f"{images.grid.cells + 1}."
             )
         self.post_init()
 
@@ -335,7 +335,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         inputs = {TEXTS: input_ids, PICTURES: pixel_values, SOUND: input_features}
         names = [name for name, value in inputs.items() if value is not None]
         if len(names) != 1:
-            raise OptionError(f"a batch is of one kind: give one of {', '.join(inputs)}, not {' and '.join(names) or 'none'}")
+            raise OptionError(f"A batch is of one kind; give one of {', '.join(inputs)}, not {' and '.join(names) or 'none'}.")
         if input_ids is not None:
             arguments = {TEXTS: input_ids, "attention_mask": attention_mask}
         else:
@@ -355,8 +355,8 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         embeddings, mask = self._embedder("audio")(features, mask)
         if self.longest is not None and embeddings.shape[1] > self.longest:
             raise AudioError(
-                f"a recording of {features.shape[1]:,} frames is {embeddings.shape[1]:,} tokens, but the backbone reads {self.longest:,}; "
-                f"cut it, or convert the backbone with --max-length {embeddings.shape[1]}"
+                f"Audio of {features.shape[1]:,} frames is {embeddings.shape[1]:,} tokens, but the backbone reads {self.longest:,}; "
+                f"cut it, or convert the backbone with --max-length {embeddings.shape[1]}."
             )
         return embeddings, mask
 
@@ -474,11 +474,11 @@ def check_backbone(model: PreTrainedModel) -> None:
     name, embeddings = type(model).__name__, model.get_input_embeddings()
     takes = "inputs_embeds" in inspect.signature(model.forward).parameters
     if not takes or not isinstance(embeddings, nn.Embedding) or model.config.is_encoder_decoder:
-        raise BackendError(f"{name} is not an encoder or decoder of texts that takes inputs_embeds; take one, such as a converted BERT")
+        raise BackendError(f"{name} is not an encoder or decoder of texts that takes inputs_embeds; take one, such as a converted BERT.")
     if grids := sorted({mechanism.name for mechanism in with_members(layer_mechanisms(model)) if mechanism.reads_grid}):
         raise BackendError(
-            f"the mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches and frames in one line; "
-            "convert it with a mechanism of one dimension, such as window"
+            f"The mechanism {grids[0]} of {name} compares places on a grid, and this backbone reads texts, patches and frames in one line; "
+            "convert it with a mechanism of one dimension, such as window."
         )
 
 

@@ -1,4 +1,4 @@
-"""What the arguments of all tasks share: model arguments and data arguments; ``training_args`` has those of the training.
+"""Model and data arguments shared by all tasks. ``training_args`` holds the training arguments.
 
 Each task has one dataclass of each kind, next to its trainer, which ``HfArgumentParser`` fills from the command line and from a flat recipe
 in YAML (``parsing``).
@@ -28,7 +28,7 @@ def argument(default: Any, help: str, aliases: list[str] | None = None) -> Any:
 
 def batch_size_argument(default: int, help: str = "Inputs per forward pass and process.") -> Any:
     """A task's field ``per_device_train_batch_size``, which is also called ``--batch-size``."""
-    return argument(default, help, ["--batch-size", "--batch_size"])
+    return argument(default, help, ["--batch-size"])
 
 
 def check_choices(arguments: Any, **choices: Collection[str]) -> None:
@@ -58,7 +58,7 @@ class CheckedArguments:
     explicit: dict[str, Any]
     """The values that differ from their defaults, by name."""
     training_only: ClassVar[tuple[str, ...]] = ()
-    """Options that `longattn evaluate` does not have, besides those of base classes."""
+    """Options that `longattn evaluate` lacks, in addition to those of base classes."""
     only_scores: ClassVar[bool] = False
     """Whether the model is only scored."""
     required: ClassVar[tuple[str, ...]] = ()
@@ -74,7 +74,7 @@ class CheckedArguments:
 
 @dataclass
 class ModelArguments(CheckedArguments):
-    """What a training starts from.
+    """The checkpoint to start from.
 
     Raises:
         OptionError: a missing or contradictory value.
@@ -109,7 +109,7 @@ class ModelArguments(CheckedArguments):
 
 @dataclass
 class DataArguments(CheckedArguments):
-    """What every training reads."""
+    """The data of a training."""
 
     _argument_group_name: ClassVar[str] = "data arguments"
     training_only: ClassVar[tuple[str, ...]] = ("max_train_samples",)

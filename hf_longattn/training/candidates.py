@@ -70,7 +70,7 @@ def accuracy_by_length(chosen: Sequence[int], rows: Dataset) -> dict[str, Any]:
     references = [{"label": label, "length": length} for label, length in zip(rows["labels"], rows["length"], strict=True)]
     scores = load_metric("long_classification").compute(predictions=chosen, references=references)
     for part in (scores, *scores["buckets"].values()):
-        for name in ("macro_f1", "macro_f1_se"):  # which candidate has which number means nothing
+        for name in ("macro_f1", "macro_f1_se"):  # the numbers of candidates have no meaning
             part.pop(name, None)
     return dict(scores)
 
@@ -86,7 +86,7 @@ def load_candidate_model(
         complete: refuse a checkpoint without the head and the markers; otherwise they are new, and must be trained.
 
     Raises:
-        CheckpointError: it cannot be loaded, its tokenizer is not a fast one, or a complete model lacks weights or markers.
+        CheckpointError: the checkpoint cannot be loaded, has no fast tokenizer, or, if complete, lacks weights or markers.
     """
     if tokenizer is None:
         check_loadable(name)

@@ -26,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 STAGE_1 = "stage1"
 """The folder of the model after stage 1, in the output of an attention distillation; it appears whole."""
 DISTILLATION_REPORT = "distillation_report.json"
-"""What an attention distillation writes last."""
+"""The last file of an attention distillation."""
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 logger = logging.get_logger(LOGGER)
@@ -58,7 +58,7 @@ def checkpoint_to_resume(folder: Path) -> str:
     """The latest complete checkpoint in ``folder``.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: no checkpoint is complete.
     """
     newest = newest_checkpoint(folder)
     if newest is None:
@@ -110,7 +110,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def stage_checkpoints(folder: Path, stage: int) -> Path:
-    """The folder of the checkpoints of a training's stage 1 or 2, where it has stages; ``folder`` is its output."""
+    """The folder of checkpoints of stage 1 or 2; ``folder`` is its output."""
     return folder / CHECKPOINTS / f"stage{stage}"
 
 
@@ -138,8 +138,7 @@ def stage_1_is_complete(folder: Path) -> bool:
 
 
 def finished_part(folder: Path) -> str | None:
-    """In words, the finished part from which a distillation in ``folder`` resumes without a checkpoint; ``None`` if no part of it is
-    finished."""
+    """The finished part from which a distillation in ``folder`` resumes without a checkpoint, in words; ``None`` if there is none."""
     if stage_1_is_complete(folder):
         return f"stage 1 is complete in {folder / STAGE_1}"
     return None
@@ -149,7 +148,7 @@ def check_checkpoint(checkpoint: Path) -> str:
     """Return a checkpoint that was named explicitly.
 
     Raises:
-        CheckpointError: it is not there, or not complete.
+        CheckpointError: the checkpoint is missing or incomplete.
     """
     if not checkpoint.is_dir():
         beside = ", ".join(str(path) for path in checkpoints(checkpoint.parent))

@@ -54,7 +54,7 @@ def training_options(kind: type[Any], inherited: Iterable[str] = ()) -> set[str]
 def evaluation_class(kind: type[Any]) -> type[Any]:
     """A class of arguments as `longattn evaluate` takes it; ``kind`` may be declared only.
 
-    It has the same fields, but the options of a training are not options: they have their defaults.
+    It has the same fields. Options of training are fixed at their defaults.
     """
     fields: list[Any] = []
     hidden = training_options(kind)
@@ -63,7 +63,7 @@ def evaluation_class(kind: type[Any]) -> type[Any]:
             default: Any = {"default": entry.default, "default_factory": entry.default_factory}
             fields.append((entry.name, Any, dataclasses.field(**default, init=False)))
         elif entry.name == "per_device_eval_batch_size":
-            fields.append((entry.name, int, argument(entry.default, entry.metadata["help"], ["--batch-size", "--batch_size"])))
+            fields.append((entry.name, int, argument(entry.default, entry.metadata["help"], ["--batch-size"])))
         elif entry.name in REWORDED:
             fields.append((entry.name, *REWORDED[entry.name]))
     title = kind._argument_group_name.replace("training", "evaluation")

@@ -49,7 +49,7 @@ OBJECTIVES = ("auto", "mlm", "clm")
 
 @dataclass
 class TextModelArguments(ModelArguments):
-    """What a training on plain text starts from."""
+    """The checkpoint of a training on plain text."""
 
     objective: str = argument("auto", "mlm (predict masked tokens), clm (predict the next token), or auto: what the model has a head for.")
 
@@ -60,7 +60,7 @@ class TextModelArguments(ModelArguments):
 
 @dataclass
 class LMModelArguments(TextModelArguments):
-    """What a training of a language model starts from."""
+    """The checkpoint of a language model's training."""
 
     training_only: ClassVar[tuple[str, ...]] = ("from_scratch",)
 
@@ -74,7 +74,7 @@ class LMModelArguments(TextModelArguments):
 
 @dataclass
 class TextDataArguments(DataArguments):
-    """Plain text, and how inputs are made from it."""
+    """Plain text, and its encoding."""
 
     training_only: ClassVar[tuple[str, ...]] = ("validation",)
 
@@ -182,7 +182,7 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
 
 
 def describe_lm_training(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     kind = {"mlm": "masked", "clm": "next"}[log["objective"]]
     return (
         f"{steps_of(log)} with `longattn train {log['objective']}` on {sources_in_words(log['settings'])}, inputs of "
@@ -191,7 +191,7 @@ def describe_lm_training(log: dict[str, Any]) -> str:
 
 
 def describe_lm_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     return f"held-out loss {loss_in_words(log['held_out_loss'])}"
 
 

@@ -44,7 +44,7 @@ def config_with_head(name: str, head: str, names: Any, otherwise: Mapping[str, A
         otherwise: advice in words -> the model types that need it.
 
     Raises:
-        CheckpointError: it cannot be loaded, or has no such head.
+        CheckpointError: the checkpoint cannot be loaded, or has no such head.
     """
     config: PreTrainedConfig = load_config(name)
     if config.model_type not in names:

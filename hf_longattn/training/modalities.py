@@ -62,10 +62,10 @@ HEADS = {
 
 @dataclass
 class Start:
-    """What heads are built on.
+    """The base of new heads.
 
     name: the checkpoint.
-    processors: what makes inputs.
+    processors: of the inputs.
     model: of several modalities; ``None`` = every head is of the checkpoint's own architecture.
     heads: the checkpoint's, from ``multitask_heads`` of its config: the task's name -> kind, labels and fields of its config.
     only_scores: use the checkpoint's heads only; otherwise a task without one gets a new head.
@@ -93,7 +93,7 @@ class Start:
 
         Raises:
             CheckpointError: the checkpoint cannot be loaded.
-            OptionError: only its heads are used, and it has none for this task.
+            OptionError: the model is only scored and has no head for this task.
         """
         entry = self.heads.get(task)
         if entry is None:
@@ -129,7 +129,7 @@ class Start:
         """Refuse an audio file of more tokens than the backbone reads, before the training.
 
         Raises:
-            AudioError: with the length that the backbone needs.
+            AudioError: the audio file is too long for the backbone.
         """
         assert self.model is not None
         frames = hearing.length(hearing.samples(row))
@@ -173,7 +173,7 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 def load_multimodal_start(
     name: str, kinds: Collection[str], images: ImageInput | None, mel_bins: int, subsampling: int, *, only_scores: bool = False
 ) -> Start:
-    """A start for tasks of these kinds.
+    """The model and heads for tasks of these kinds.
 
     Args:
         name: a checkpoint of texts, or one of several modalities.

@@ -37,9 +37,9 @@ Model = TypeVar("Model", bound="ModelArguments")
 Data = TypeVar("Data", bound="DataArguments")
 Training = TypeVar("Training", bound="LongTrainingArguments")
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a string", string_to_bool: "true or false"}
-"""What the types of options are called in a message."""
+"""Type of an option -> its name in messages."""
 PLACEHOLDERS: dict[Any, str] = {int: "N", float: "X", string_to_bool: "BOOL"}
-"""What stands for an option's value in the short help; TEXT for others."""
+"""Type of an option -> placeholder of its value in the short help; TEXT for other types."""
 USUAL = (
     "output_dir", "num_train_epochs", "max_steps", "max_minutes", "learning_rate", "per_device_train_batch_size",
     "gradient_accumulation_steps", "tokens_per_batch", "total_batch_size", "eval_before_training", "resume", "overwrite", "save_minutes",
@@ -128,7 +128,7 @@ class TaskParser(HfArgumentParser):
 
 
 def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None = None) -> TaskParser:
-    """The parser of a task's command line. ``--help`` lists the task's own options, those of model and data, and the usual ones of the
+    """The parser of a task's command line. ``--help`` lists the task's options, the options of model and data, and the usual options of
     training, a line each; ``--help-all`` lists all in full."""
     source = next((f" --{field.name} {field.name.upper()}" for field in fields(kinds[1]) if field.name in ("data", "text", "tasks")), "")
     needed = "".join(f" {flag(name)} {name.upper()}" for kind in kinds for name in getattr(kind, "required", ()))
@@ -141,7 +141,8 @@ def task_parser(kinds: tuple[type[Any], ...], description: str, prog: str | None
     parser.add_argument(HELP_ALL, action="help", help="Show all options in full, also those of TrainingArguments.")
     refused = getattr(kinds[2], "without_effect", ())
     for action in parser._actions:
-        action.option_strings = list(dict.fromkeys(option.replace("_", "-") for option in action.option_strings))  # both are parsed
+        action.option_strings = list(dict.fromkeys(option.replace("_", "-") for option in action.option_strings))
+        parser._option_string_actions |= {f"--{name[2:].replace('-', '_')}": action for name in action.option_strings if name[:2] == "--"}
         if action.dest in refused:
             action.help = argparse.SUPPRESS
         elif action.dest == "help":
@@ -181,7 +182,7 @@ class OneLineHelp(argparse.HelpFormatter):
 
 
 def _shorten_help(parser: TaskParser, kinds: tuple[type[Any], ...]) -> None:
-    """Let the help list what a run usually needs, the task's own options first, a line each."""
+    """Reduce the help to the usual options, the task's own first, a line each."""
     usual = EVALUATION if kinds[2].only_scores else TRAINING
     groups: dict[str, list[argparse.Action]] = {OWN: [], COMMON: [], usual: []}
     for kind in (kinds[2], *kinds[:2]):
@@ -228,14 +229,14 @@ def tasks_with(option: str) -> str:
 
 
 def _arguments(task: str) -> tuple[type[Any], ...]:
-    """A task's classes of arguments; only a new task is imported for them."""
+    """A task's classes of arguments. Only a task without a declaration is imported."""
     return declared_arguments(task) or load_task(task).arguments
 
 
 def answer_early(task: str, arguments: list[str], description: str, prog: str, *, is_evaluation: bool = False) -> None:
     """Show the short help and exit, or refuse a wrong command line, before the task is imported.
 
-    What cannot be said without importing it is left to :func:`parse_arguments`.
+    :func:`parse_arguments` checks the rest after the import.
 
     Raises:
         SystemExit: the help was shown.
@@ -321,7 +322,7 @@ def _typed(action: argparse.Action, value: Any) -> Any:
     """A recipe's value in the type that the command line gives it, since argparse converts texts only.
 
     Raises:
-        TypeError, ValueError, argparse.ArgumentTypeError: it is of another type.
+        TypeError, ValueError, argparse.ArgumentTypeError: the value has another type.
     """
     if value is None and action.default is None:
         return None

@@ -34,7 +34,7 @@ def is_distributed() -> bool:
 
 
 def how_to_resume(folder: Path) -> str:
-    """What was saved in ``folder``, and how to continue from it."""
+    """The saved checkpoint in ``folder``, and the advice to resume."""
     stages = (2,) if stage_1_is_complete(folder) else (2, 1)
     for place in (folder, *(stage_checkpoints(folder, stage) for stage in stages)):
         with suppress(CheckpointError):
@@ -76,7 +76,7 @@ def sentence_if_lost(folder: Path) -> Iterator[None]:
 
 
 def hard_exit(code: int = 1) -> NoReturn:
-    """End this process at once: taking a process group down whose other processes are gone may hang."""
+    """End this process at once. Destroying a process group without its other processes may hang."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

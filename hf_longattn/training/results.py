@@ -1,4 +1,4 @@
-"""What people look at after a run: rows for the model card and its metadata, and curves of loss and scores."""
+"""Results of a run: rows for the model card and its metadata, and curves of loss and scores."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def held_out_in_words(held_out: Mapping[str, Scores | None], words: Callable[[Sc
     Args:
         held_out: the scores before and after; ``None`` or empty = not measured here.
         words: describes one evaluation.
-        rows: what is counted, in the singular.
+        rows: the counted unit, in the singular.
     """
     measured = {when: scores for when, scores in held_out.items() if scores}
     count = next((scores["n"] for scores in reversed(measured.values()) if "n" in scores), None)

@@ -61,16 +61,15 @@ class LongTrainer(Trainer):
     - ``create_scheduler``: follow the minutes with a time budget, and let no step have a learning rate of 0.
     - ``get_train_dataloader``, ``_get_train_sampler``: batches of ``tokens_per_batch`` tokens, and groups that depend on the seed.
     - ``get_eval_dataloader``, ``get_test_dataloader``, ``_get_eval_sampler``: evaluation in the order of the rows, by ``eval_collator``.
-    - ``evaluation_loop``, ``prediction_step``: standard errors of the loss, and an end if it is not finite.
+    - ``evaluation_loop``, ``prediction_step``, ``log``: standard errors of the loss, an end if it is not finite, and tokens per second.
     - ``create_accelerator_and_postprocess``, ``_prepare_context_parallel_inputs``: sequences shared by several devices.
     - ``_run_epoch``: a resumed run takes no further step once its steps or minutes are spent.
     - ``_load_from_checkpoint``, ``_load_best_model``: weights that have another name in files than in the model.
-    - ``log``: tokens per second and minutes.
     - ``save_model``, ``create_model_card``, ``init_hf_repo``, ``push_to_hub``: a complete folder, our card, and one sentence for an error.
 
     Args:
         max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
-            limit: the schedule is Trainer's own, but that the first step has a learning rate as well (:func:`without_idle_step`).
+            limit: Trainer's schedule, with a first step that is not idle (:func:`without_idle_step`).
         eval_collator: makes the batches of evaluations and predictions, if not ``data_collator``.
         *args, **kwargs: Trainer's.
 
@@ -195,7 +194,7 @@ class LongTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """As Trainer's. Before a step with a loss or gradient that is not finite the training ends.
+        """As Trainer's. A loss or gradient that is not finite ends the training before the step.
 
         The scaler of fp16 skips such steps and lowers its scale. The training ends when the scale is below 1.
         """
@@ -353,7 +352,7 @@ class LongTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, *model)
 
     def _load_best_model(self) -> None:
-        """As Trainer's, and :meth:`_load_from_checkpoint`."""
+        """As Trainer's, with the names of :meth:`_load_from_checkpoint`."""
         if self._weights_are_sharded() or not load_renamed(self.model, Path(str(self.state.best_model_checkpoint))):
             super()._load_best_model()
 
@@ -519,7 +518,7 @@ class Clock:
 
         Args:
             before: the minutes that a resumed run has spent already.
-            first_step: those before its first step; ``None`` = it comes now.
+            first_step: minutes before the first step; ``None`` = now.
         """
         self.started, self.before, self.agreed = time.monotonic(), before, before
         self.first_step = before if first_step is None else first_step
@@ -541,7 +540,7 @@ class Clock:
 
 
 class FollowClock(TrainerCallback, ExportableState):
-    """Stops the training when its time is spent, and asks for a checkpoint where the last one is older than ``save_minutes``.
+    """Stops the training at its time limit, and saves a checkpoint when the last one is older than ``save_minutes``.
 
     Raises:
         OptionError: the evaluation before the first step took all of the time.
@@ -595,8 +594,8 @@ class MinutesBar(ProgressCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         if state.is_world_process_zero:
-            form = "{l_bar}{bar}| {n:.1f} of {total:g} minutes{postfix}"
-            self.training_bar = tqdm(total=self.clock.minutes, bar_format=form, dynamic_ncols=True)
+            bar_format = "{l_bar}{bar}| {n:.1f} of {total:g} minutes{postfix}"
+            self.training_bar = tqdm(total=self.clock.minutes, bar_format=bar_format, dynamic_ncols=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         if (bar := self.training_bar) is not None:
@@ -660,7 +659,7 @@ class CheckBestMetric(TrainerCallback):
     """Refuses an unknown metric for the best model.
 
     Raises:
-        OptionError: with the metrics that there are.
+        OptionError: the metric is unknown.
     """
 
     def on_evaluate(
@@ -677,7 +676,7 @@ def refused_arguments() -> Iterator[None]:
     """Turn errors of Trainer's constructor into one sentence.
 
     Raises:
-        OptionError: with Trainer's words.
+        OptionError: Trainer refuses its arguments.
     """
     try:
         yield

@@ -14,7 +14,7 @@ from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_rep
 from transformers.utils import is_liger_kernel_available
 
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from hf_longattn.errors import OptionError, flag, nearest
+from hf_longattn.errors import OptionError, flag, in_a_line, nearest
 from hf_longattn.training.args import (
     DataArguments,
     ModelArguments,
@@ -31,7 +31,7 @@ EPOCHS = 3.0
 ENDLESS = 1_000_000
 """Optimiser steps of a run that only the clock ends."""
 SHARDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-"""What `accelerate launch` sets where weights are split over processes."""
+"""Variables that `accelerate launch` sets for sharded weights."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ class LongTrainingArguments(TrainingArguments):
         try:
             super().__post_init__()
         except (ValueError, ImportError, NotImplementedError) as error:
-            raise OptionError(" ".join(str(error).split())) from error
+            raise OptionError(f"{in_a_line(error)}.") from error
 
     def check(self) -> None:
         """Refuse missing or contradictory values before anything is set up."""
@@ -182,7 +182,7 @@ class LongTrainingArguments(TrainingArguments):
                 raise OptionError(f"--report-to {name} needs the package {name!r}, which is not installed; type pip install {name}.")
 
     def _set_checkpoints(self) -> None:
-        """Checkpoints by default, at the steps of evaluations where the best model is to be loaded."""
+        """Set the defaults of checkpoints. With ``load_best_model_at_end``, they follow the evaluations."""
         if self.load_best_model_at_end and "save_strategy" not in self.explicit:
             self.save_strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
         if self.load_best_model_at_end and self.eval_strategy == "steps" and "save_steps" not in self.explicit:

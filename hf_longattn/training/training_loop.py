@@ -58,11 +58,11 @@ from hf_longattn.training.training_args import LongTrainingArguments, TaskArgume
 
 LOG_NAME = "training_log.json"
 SCORES_NAME = "scores.json"
-"""What an evaluation writes."""
+"""The file of an evaluation."""
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 KEPT = ("config.json", "*.safetensors", "*.bin", "checkpoint-*")
-"""What a run without ``--overwrite`` leaves alone."""
+"""Files that a run without ``--overwrite`` does not replace."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FULL_WORDS = ("No space left on device", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed writing file", "iostream")
 """Messages about a full disk, a quota, or a limit on file sizes. torch says "basic_ios::clear: iostream error" for the last two."""
@@ -128,7 +128,7 @@ def prepare_run(
         check: refuses an output; default: :func:`check_output` and :func:`starting_point`.
 
     Raises:
-        OptionError: they do, or the output holds a model or checkpoints.
+        OptionError: arguments contradict one another, or the output holds a model or checkpoints.
         CheckpointError: the output cannot be written, or no checkpoint can be resumed.
     """
     run = TaskArguments(model_args, data_args, training_args)
@@ -284,7 +284,7 @@ class MeasureFirst(TrainerCallback, ExportableState):
     out: every process trains its model alone. FSDP 2 prepares no model without its optimizer.
 
     Args:
-        measure: returns what JSON can keep.
+        measure: returns a value for JSON.
         start: the checkpoint to resume, which holds the result; ``None`` = it starts.
     """
 
@@ -356,7 +356,7 @@ def save_run(
     a log holds a finished training. An evaluation saves only the log, as ``scores.json``.
 
     Args:
-        describe: what the card says about a log.
+        describe: returns the card's text about a log.
         hub_task: the Hub's name of the measured task, if it differs from the head's.
 
     Returns:
@@ -383,7 +383,7 @@ def save_run(
 
     trainer.card = complete
     with one_sentence_if_full(args.folder, trainer):
-        trainer.save_model()  # pushes if asked to, after the card
+        trainer.save_model()  # pushes after the card, with --push-to-hub
         if not args.push_to_hub:
             trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()

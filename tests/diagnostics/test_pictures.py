@@ -122,7 +122,7 @@ def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_pa
 
 def test_refusals(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"The picture .*cut\.png is damaged; copy it again, or give another file"):
+    with pytest.raises(DataError, match=r"The image .*cut\.png is damaged; copy it again, or give another file"):
         diagnose_picture(folder, tmp_path / "cut.png")
     model = ViTForImageClassification.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):

@@ -167,7 +167,7 @@ def test_costs_are_those_of_the_grid(vit: Path, tmp_path: Path, monkeypatch: pyt
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"text": "words " * 99}, OptionError, "give a picture or a folder of pictures"),
-    ({"text": Path("missing")}, DataError, "does not exist; give a picture, or a folder"),
+    ({"text": Path("missing")}, DataError, "does not exist; give an image, or a folder"),
     ({"length": 512}, OptionError, "give the size as --image-size 1024"),
     ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
     ({"compare_at": 96}, LengthError, "pictures of up to 64 × 64 pixels"),
@@ -201,7 +201,7 @@ def test_a_text_or_pictures_for_the_wrong_model_are_refused(vit: Path, encoder: 
     with pytest.raises(OptionError, match="are for --mechanism auto"):
         plan_conversion(vit, image_size=64, search_images=pictures)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures"):
+    with pytest.raises(DataError, match="holds no images"):
         plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", search_images=tmp_path / "empty")
     grid_models.saved("vit", VIT, tmp_path / "bare")
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):

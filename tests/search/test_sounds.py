@@ -127,7 +127,7 @@ def test_what_is_a_candidate(wav2vec2: Path) -> None:
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"text": "words " * 99}, OptionError, "give a recording or a folder of recordings"),
-    ({"text": Path("missing")}, DataError, "does not exist; give a recording, or a folder"),
+    ({"text": Path("missing")}, DataError, "does not exist; give an audio file, or a folder"),
     ({"length": 512}, OptionError, "give its duration as --audio-seconds 600"),
     ({"image_size": 512}, OptionError, "give its duration as --audio-seconds 600"),
     ({"audio_seconds": 3}, LengthError, "3 seconds are too few"),

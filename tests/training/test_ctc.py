@@ -305,7 +305,7 @@ def test_bad_input_is_a_sentence(recordings: Path, models: dict[str, str], tmp_p
         (DataError, "Row 2 of .*gap.csv has no audio file", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "01.wav has no transcript; leave such rows out", {"data": [str(tmp_path / "untold.csv")]}),
         (AudioError, "none.wav does not exist", {"data": [str(tmp_path / "gone.csv")]}),
-        (DataError, "'audio' of .* holds int64, not recordings", {"data": [str(tmp_path / "numbers.csv")]}),
+        (DataError, "'audio' of .* holds int64, not audio files", {"data": [str(tmp_path / "numbers.csv")]}),
         (DataError, "No utterance of .* can be used", {"max_seconds": 1e-3}),
         (CheckpointError, r"\(bert\) has no head for transcribing speech", {"model": text_model}),
         (OptionError, "--max-length has no effect on audio files.*--max-seconds", {"max_length": 64}),
@@ -352,7 +352,7 @@ class TestClasses:
         extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "out")
         inputs = extractor(speech("bbb", 99), sampling_rate=RATE, return_tensors="pt")
         assert model.config.id2label[int(model(**inputs).logits.argmax())] == "b"
-        assert "on 22 recordings of" in (tmp_path / "out" / "README.md").read_text()
+        assert "on 22 audio files of" in (tmp_path / "out" / "README.md").read_text()
 
     def test_recordings_of_a_table_and_of_the_hub(self, tones: Path, tmp_path: Path) -> None:
         files = sorted(tones.rglob("*.wav"))

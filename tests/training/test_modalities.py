@@ -248,7 +248,7 @@ def test_a_missing_file_of_tasks_and_a_task_twice_are_a_sentence(tmp_path: Path)
         ),
         ({"mel_bins": 0}, r"kind audio needs an embedder of audio, and '.*' has none; add --mel-bins"),
         ({"mel_bins": 4}, "--mel-bins must be from 8"),
-        ({"image_size": [16, 23]}, r"pictures of 16 × 23 pixels are not filled by patches of 8 × 8"),
+        ({"image_size": [16, 23]}, r"Images of 16 × 23 pixels are not filled by patches of 8 × 8"),
         ({"image_size": [256], "patch_size": 4}, r"are 4,097 tokens, but the backbone reads 160; .*--max-length 4097"),
         ({"patch_order": "hilberd"}, r"Did you mean 'hilbert'"),
         ({"frame_stride": 3}, "must be a power of two, such as 8, not 3"),
@@ -322,5 +322,5 @@ def test_arguments_on_the_command_line(backbone: str, tasks: dict[str, str], tmp
     assert train("multitask", line) == 0
     printed = capsys.readouterr().err
     assert "- photo: held out: accuracy" in printed
-    assert "(2 pictures)" in printed
-    assert "(2 recordings)" in printed
+    assert "(2 images)" in printed
+    assert "(2 audio files)" in printed

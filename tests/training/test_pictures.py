@@ -105,7 +105,7 @@ def test_a_converted_model_learns_two_colours(photos: Path, models: dict[str, st
     pixels = processor(picture_of(COLOURS["red"], 99), return_tensors="pt")["pixel_values"]
     assert trained.eval()(pixels).logits.argmax().item() == 1
     card = (output / "README.md").read_text()
-    assert "on 22 pictures of" in card
+    assert "on 22 images of" in card
     assert "32 × 48 pixels each" in card
 
 
@@ -124,8 +124,8 @@ def test_the_command_prints_scores_and_what_was_transparent(
     line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--threads", "1"]
     assert train("classify", line) == 0
     said = capsys.readouterr().err
-    assert "(24 pictures)" in said
-    assert "2 pictures with transparent parts, which are shown on white" in said
+    assert "(24 images)" in said
+    assert "2 images with transparent parts, which are shown on white" in said
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["augmented"] is False
 
 
@@ -298,7 +298,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
         (CheckpointError, "The processor of .*no processor' cannot be loaded", {"model": str(missing)}),
         (
             CheckpointError,
-            "makes pictures of 16 × 16 pixels, but the model was converted for 32 × 48; set size",
+            "makes images of 16 × 16 pixels, but the model was converted for 32 × 48; set size",
             {"model": models["disagreeing"]},
         ),
         (OptionError, "--image-column is an option for images; add --images", {**texts, "image_column": "photo"}),

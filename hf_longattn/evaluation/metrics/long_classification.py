@@ -54,7 +54,7 @@ def summarise(pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
 
 
 def _macro_f1(counts: Counter[tuple[int, int]]) -> float:
-    """The mean over the classes of counted (label, prediction) pairs of their F1."""
+    """Mean F1 over the classes, from counts of (label, prediction) pairs."""
     right: Counter[int] = Counter()
     total: Counter[int] = Counter()
     for (label, prediction), count in counts.items():

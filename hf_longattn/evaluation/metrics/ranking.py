@@ -1,5 +1,5 @@
-"""How well scores rank the candidates of each query: the share of queries whose first candidate is relevant, the mean reciprocal rank of
-the first relevant one, and scikit-learn's nDCG (Järvelin & Kekäläinen 2002). The latter two count the first ten candidates."""
+"""Ranking of each query's candidates: the share of queries whose first candidate is relevant, the mean reciprocal rank of the first
+relevant one, and scikit-learn's nDCG (Järvelin & Kekäläinen 2002). The latter two count the first ten candidates."""
 
 from __future__ import annotations
 

@@ -168,8 +168,7 @@ class CommonWords(TextTask):
         )
 
     def listed(self, size: int, common: int, uncommon: int, rng: random.Random) -> tuple[list[str], list[str]]:
-        """A shuffled list of ``size`` different words, and the words that appear ``common`` times. Other words appear ``uncommon``
-        times."""
+        """A shuffled list of ``size`` different words, and the words that appear ``common`` times; others appear ``uncommon`` times."""
         pool = list(WORDS) if size <= len(WORDS) else [*WORDS, *itertools.islice(invented_words(), size - len(WORDS))]
         words = rng.sample(pool, size)
         chosen, rest = words[: self.common_words], words[self.common_words :]
@@ -183,8 +182,7 @@ def numbered(words: list[str]) -> str:
 
 
 class FrequentWords(TextTask):
-    """Coded words whose frequencies follow a zeta distribution; the most frequent word is noise, and the question asks for the next
-    three."""
+    """Coded words with frequencies of a zeta distribution. The most frequent word is noise; the answers are the next three."""
 
     name = "fwe"
     paper = PAPER

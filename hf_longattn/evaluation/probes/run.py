@@ -47,9 +47,9 @@ DEFAULT_WINDOW = 512
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """One text and what was answered.
+    """One text and its answer.
 
-    tokens: of the input. depth: of the needle, 0 to 1; ``None`` where there is none.
+    tokens: of the input. depth: of the needle, 0 to 1; ``None`` without a needle.
     """
 
     answers: tuple[str, ...]
@@ -80,7 +80,7 @@ class ProbeCell:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What a model answered.
+    """The answers of a model.
 
     mode: "generate", "likelihood" or "span".
     """
@@ -144,14 +144,14 @@ def probe_model(
         choices: candidates for likelihood, with the answers. There are more if a task has many answers, since a question has at least as
             many wrong candidates as answers.
         seed: of the texts.
-        dtype: of the weights; float32 if not given.
+        dtype: of the weights; default: float32.
         revision, token: of the Hub repository.
         progress: called with every cell that is complete.
     Raises:
         LengthError: a length beyond the model's maximum, or too short for a task.
         OptionError: a mode that the head does not have, or a value out of range.
         CheckpointError: the model cannot be loaded.
-        LongAttentionError: an unknown task, or a model without a head that can be asked.
+        LongAttentionError: an unknown task, or a model without a supported head.
     """
     chosen = [probe_task(name) for name in tasks]
     _check(lengths, depths, samples, choices, mode, chosen)
@@ -178,7 +178,7 @@ def probe_model(
 
 
 class Asker:
-    """A model that is asked in one mode."""
+    """A model with one mode."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: str, mode: str, choices: int) -> None:
         self.model, self.tokenizer, self.head, self.mode, self.choices = model, tokenizer, head, mode, choices
@@ -292,8 +292,8 @@ def open_model(
     """A checkpoint with its head, its tokenizer, and the kind of its head (see :func:`.scoring.head_of`).
 
     Raises:
-        CheckpointError: it cannot be loaded, or has no weights for its head.
-        LongAttentionError: a head that cannot be asked.
+        CheckpointError: the checkpoint cannot be loaded, or lacks its head's weights.
+        LongAttentionError: an unsupported head.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""How a model is asked and its answer scored: by generation, by the likelihood of candidates, or as a span of the text."""
+"""Modes of asking and scoring: generation, likelihood of candidates, or a span of the text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ProbeAnswer:
     """A model's answer.
 
     score: 0 to 1.
-    text: what it answered.
+    text: the answer.
     tokens: number of tokens of the input.
     chance: the score of a random choice among the candidates; ``None`` without candidates.
     """
@@ -191,7 +191,7 @@ def masked_log_likelihoods(
 
 
 def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> ProbeAnswer:
-    """The best spans of the context, as many as there are answers and none inside another; beyond ``length`` tokens in windows."""
+    """The best spans of the context: one for each answer, without nesting. Contexts beyond ``length`` tokens are read in windows."""
     reader = QAReader("probe", model, tokenizer, whole(length), batch_size=1, n_best=200 if len(sample.answers) > 1 else 20)
     answer = reader.read([{"question": sample.question.strip(), "context": sample.context}])[0]
     chosen: list[Span] = []
@@ -243,7 +243,7 @@ def head_of(model: Any) -> str:
     """ "decoder", "encoder-decoder", "masked" or "span", by the model's head.
 
     Raises:
-        LongAttentionError: it has none of these heads.
+        LongAttentionError: the model has another head.
     """
     name = type(model).__name__
     if name.endswith("ForQuestionAnswering"):

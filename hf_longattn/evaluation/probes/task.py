@@ -21,9 +21,9 @@ class ProbeSample:
 
     before: instruction and examples, in front of the context.
     context: the text that holds the answers.
-    question: what is asked after it.
+    question: after the context.
     prefix: the beginning of the answer, which the model continues.
-    answers: all of them are asked for.
+    answers: the model must give all of them.
     distractors: wrong answers of the same kind, if possible from the same text.
     lead: stands between prefix and answer where candidates are compared (" 1." in a numbered list).
     new_tokens: that a model may generate, RULER's number for its tasks.
@@ -44,12 +44,12 @@ class ProbeSample:
 
     @property
     def prompt(self) -> str:
-        """What a language model reads."""
+        """The input of a language model."""
         return f"{self.before}{self.context}{self.question}{self.prefix}"
 
     def continuations(self, most: int) -> tuple[list[str], int]:
-        """Candidate continuations of :attr:`prompt`, and how many of them, the first ones, are answers: At most ``most`` in all, but at
-        least as many distractors as answers, so that guessing is right at most half of the time."""
+        """Candidate continuations of :attr:`prompt`, answers first, and the number of answers. At most ``most`` in all, but at least as
+        many distractors as answers, so that guessing is right at most half of the time."""
         wrong = max(len(self.answers), most - len(self.answers))
         return [f"{self.lead} {text}" for text in (*self.answers, *self.distractors[:wrong])], len(self.answers)
 
@@ -87,7 +87,7 @@ class TextTask(ProbeTask):
 
         Args:
             count: tokens of a text, special ones included.
-            depth: where the needle lies, at random if not given.
+            depth: place of the needle; default: random.
 
         Raises:
             LengthError: not even the smallest text fits.
@@ -184,7 +184,7 @@ def probe_task(name: str) -> ProbeTask:
     """The task of this name.
 
     Raises:
-        LongAttentionError: there is none.
+        LongAttentionError: an unknown probe.
     """
     if name not in _TASKS:
         raise LongAttentionError(f"There is no probe {name!r}; the probes are {', '.join(_TASKS)}.{nearest(name, _TASKS)}")

@@ -1,6 +1,6 @@
 """Tasks over tokens that mean nothing: recall of pairs (Zoology), induction, copying.
 
-Each class is a task of given size; ``batch(size, generator)`` returns tokens and labels ``(B, N)``: the next token at targets,
+Each class is a task of a fixed size; ``batch(size, generator)`` returns tokens and labels ``(B, N)``: the next token at targets,
 :data:`IGNORED` elsewhere. They train small models. `longattn probe` asks checkpoints with the tokenizer's ids as symbols.
 """
 
@@ -20,14 +20,15 @@ ZOOLOGY = "Arora et al. 2023, Zoology"
 
 @dataclass(frozen=True)
 class Mqar:
-    """Multi-query associative recall (Arora et al. 2023, Zoology, section 3 and appendix E): key–value pairs, and the keys asked for later.
+    """Multi-query associative recall (Arora et al. 2023, Zoology, section 3 and appendix E): key–value pairs, and later queries of the
+    keys.
 
         k₁ v₁ k₂ v₂ … k_P v_P   x x k₂ x x x k₇ x k₁ …
 
     After each queried key, the next token is its value. The distance of a query from the pairs follows a power law, so that most are near.
     Random tokens fill the rest.
 
-    pairs: key–value pairs of a text; each key is asked for once.
+    pairs: key–value pairs of a text. Each key is queried once.
     length: tokens of a text, at least four for each pair.
     vocab: tokens; the lower half are keys, the upper half values.
     power: exponent of the distances' law, ``p(gap) ∝ gap^(power - 1)``; small values ask for near pairs.
@@ -48,7 +49,7 @@ class Mqar:
             raise OptionError(f"{self.pairs} pairs need {2 * self.pairs} tokens at least, but the vocabulary has {self.vocab}.")
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``size`` texts: tokens ``(B, N)`` and labels ``(B, N)``, the value at each asked key and -100 elsewhere."""
+        """``size`` texts: tokens ``(B, N)`` and labels ``(B, N)``, the value at each queried key, -100 elsewhere."""
         half, pairs = self.vocab // 2, self.pairs
         keys = torch.rand(size, half, generator=generator).topk(pairs, -1).indices
         values = torch.randint(half, self.vocab, (size, pairs), generator=generator)
@@ -100,7 +101,7 @@ class Compositional:
         return self.side**2
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens and labels ``(B, N)``: the value at each asked second key."""
+        """Tokens and labels ``(B, N)``: the value at each queried second key."""
         third, pairs = self.vocab // 3, self.pairs
 
         def chosen(count: int) -> Tensor:
@@ -148,7 +149,7 @@ class Forgetting:
             raise OptionError(f"{self.pairs} pairs need {max(4, 2 * self.pairs)} tokens at least, but the vocabulary has {self.vocab}.")
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens and labels ``(B, N)``: the latest value at each asked key."""
+        """Tokens and labels ``(B, N)``: the latest value at each queried key."""
         half, pairs, context = self.vocab // 2, self.pairs, 2 * (self.pairs + self.updates)
         keys = torch.rand(size, half, generator=generator).topk(pairs, -1).indices
         values = torch.randint(self.vocab - half, (size, pairs), generator=generator)

@@ -154,7 +154,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
         return stage_checkpoints(self.folder, stage)
 
     def learning_rate_of(self, stage: int) -> float:
-        """The highest learning rate that is asked for."""
+        """The peak learning rate of a stage."""
         if stage == 1:
             return self.transfer_learning_rate
         return (FULL_RATE if self.full else LORA_RATE) if self.finetune_learning_rate is None else self.finetune_learning_rate

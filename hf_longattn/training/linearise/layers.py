@@ -31,7 +31,8 @@ def keep_softmax(model: PreTrainedModel, number: float, batches: Sequence[Batch]
 
     Args:
         model: the student, with the weights of the original.
-        number: how many layers keep softmax attention: a number, or below 1 a share of all layers. Those that have it already count.
+        number: how many layers keep softmax attention: a number, or below 1 a share of all layers. Layers with softmax attention already
+            count.
         batches: held-out inputs with labels.
     Raises:
         OptionError: as of :func:`number_to_restore`, or mechanisms that change nothing on these inputs.

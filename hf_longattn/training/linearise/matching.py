@@ -224,7 +224,7 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
 
     Args:
         batches: with labels, ``IGNORED`` = not predicted.
-        layers: what :func:`matching` yields, if the layers' errors are wanted.
+        layers: of :func:`matching`, for the layers' errors.
 
     Returns:
         ``loss``: nats per predicted token; ``loss_se``: its standard error over inputs, as of a ratio; ``n``: the inputs; ``predictions``:
@@ -251,8 +251,8 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
 
 
 def measured(model: PreTrainedModel, batches: Sequence[Batch]) -> dict[str, Any]:
-    """``original``: the loss with softmax attention in every layer; ``layers``: the mechanisms' errors; ``loss``: with the mechanisms, with
-    ``loss_se`` and ``n``, the inputs."""
+    """``original``: the loss with softmax attention in every layer; ``layers``: the mechanisms' errors; ``loss`` with the mechanisms,
+    ``loss_se``, and ``n`` inputs."""
     with matching(model) as layers:
         original = held_out_loss(model, batches, layers)
     result = held_out_loss(model, batches)

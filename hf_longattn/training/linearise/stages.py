@@ -169,7 +169,7 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """What :func:`write_report` wrote there, or ``None``."""
+    """The report of :func:`write_report`, or ``None``."""
     path = folder / DISTILLATION_REPORT
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
@@ -241,7 +241,7 @@ def loss_by_stage(report: dict[str, Any], stages: dict[str, str], inputs: str) -
 
 
 def describe_distillation(report: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     last = [name for name in STAGE_TITLES if name in report][-1]
     run = (
         f"Attention distillation with `longattn train linearise` on {sources_in_words(report['settings'])}, "

@@ -31,7 +31,7 @@ def load_student(
     With ``model_args.mechanism``, ``model_args.model`` is converted into OUTPUT/converted first (by the first process).
 
     Raises:
-        CheckpointError: it cannot be loaded, or the teacher differs in shape.
+        CheckpointError: the model cannot be loaded, or the teacher differs in shape.
         OptionError: the model is not converted and no mechanism is set, or the model predicts no tokens.
     """
     source = student_source(model_args, training_args)
@@ -72,7 +72,7 @@ def as_saved(model: PreTrainedModel, source: str) -> PreTrainedModel:
     if predicts_tokens(model):
         return model
     base: PreTrainedModel = load_model(AutoModel, source, config=model.config, dtype=model.dtype)
-    base.load_state_dict(model.base_model.state_dict(), strict=False)  # a pooler is in the base alone
+    base.load_state_dict(model.base_model.state_dict(), strict=False)  # only the base has a pooler
     return base
 
 

@@ -56,7 +56,7 @@ class Teacher:
         """The teacher that the arguments name.
 
         Raises:
-            CheckpointError: it cannot be loaded.
+            CheckpointError: the original cannot be loaded.
             OptionError: the model is fine-tuned and ``--teacher`` is missing, so the original is unknown.
         """
         check_original(model_args)

@@ -29,14 +29,14 @@ class LineariseTrainer(LongTrainer):
     Args:
         stage: 1 or 2.
         log_path: of the JSONL log.
-        teacher: what the loss compares with; ``None`` = it is the model's own.
+        teacher: of the loss; ``None`` = it is the model's own.
         *args, **kwargs: Trainer's.
     """
 
     def __init__(self, *args: Any, stage: int, log_path: Path, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage, self.teacher = stage, teacher
-        self.sums: dict[str, tuple[Any, Any]] = {}  # of each part of the loss its values times their shares of a step, and these shares
+        self.sums: dict[str, tuple[Any, Any]] = {}  # for each part of the loss: sums of its weighted values, and of the weights
         self.gradients: dict[str, Tensor] = {}
         self.layer_names = [site.name for site in attention_sites(_inner(self.model)) if not site.cross]
         self.add_callback(JSONLog(log_path, stage))
@@ -126,8 +126,8 @@ class LineariseTrainer(LongTrainer):
 
 
 class JSONLog(TrainerCallback):
-    """Every log entry as a line of a JSONL file: stage, step, tokens seen, and what Trainer logged. A resumed run continues
-    from its checkpoint's entry."""
+    """Writes every log entry of Trainer as a line of a JSONL file, with stage, step and tokens seen. A resumed run continues from its
+    checkpoint's entry."""
 
     def __init__(self, path: Path, stage: int) -> None:
         self.path, self.stage = path, stage

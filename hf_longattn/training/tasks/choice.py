@@ -150,14 +150,14 @@ def _chosen(predictions: Any) -> np.ndarray:
 
 
 def describe_choice(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     questions, sources = f"{log['questions']:,} questions", sources_in_words(log["settings"])
     inputs = f"inputs of up to {log['input_length']:,} tokens"
     return f"{steps_of(log)} with `longattn train choice` on {questions} of {sources}, {inputs}. {choice_result(log)}."
 
 
 def choice_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     return held_out_in_words(log["held_out"], lambda scores: score_in_words(scores, "accuracy"), "question")
 
 

@@ -200,7 +200,7 @@ class Inputs(NamedTuple):
 
     train, held_out: rows to train on and to evaluate on.
     collator, eval_collator: make batches of them.
-    log: what the log says about them.
+    log: entries for the log.
     """
 
     train: Dataset
@@ -235,7 +235,7 @@ class Texts:
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
     ) -> Inputs:
-        """Their tokens, packed where the model and its head allow it."""
+        """The documents' tokens, packed if model and head allow it."""
         length = input_length(model, processor, args.max_length)
         if args.question_column and not args.only_scores:
             carry_question(model, processor)
@@ -257,12 +257,12 @@ class Texts:
         return to_documents(data, processor, length, names)
 
     def described(self, log: Mapping[str, Any]) -> str:
-        """What a card says about the inputs of a run."""
+        """The text of the model card about the inputs."""
         cut = log["documents"]["cut"]
         return f"inputs of up to {log['input_length']:,} tokens ({cut:,} documents were cut)"
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
-        """What is printed about them at the end of a run."""
+        """Notes about the inputs for the terminal."""
         cut = log["documents"]["cut"]
         return [f"{cut:,} documents are longer than {log['input_length']:,} tokens and were cut"] if cut else []
 
@@ -276,7 +276,7 @@ class Pages(Texts):
         """Config and tokenizer of a checkpoint.
 
         Raises:
-            OptionError: it reads text alone.
+            OptionError: the model reads only text.
         """
         config, tokenizer = load_start(
             name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind)
@@ -335,11 +335,11 @@ class Images(Files):
         return Inputs(*rows, collator, collator.for_evaluation(), log)
 
     def described(self, log: Mapping[str, Any]) -> str:
-        """What a card says about the inputs of a run."""
+        """The text of the model card about the inputs."""
         return f"{' × '.join(map(str, log['input_size']))} pixels each, {'with' if log['augmented'] else 'without'} random augmentation"
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
-        """What is printed about them at the end of a run."""
+        """Notes about the inputs for the terminal."""
         transparent = log["images"]["transparent"]
         return [f"{counted(transparent, 'image')} with transparent parts, which are shown on white"] if transparent else []
 
@@ -377,12 +377,12 @@ class Videos(Files):
         return Inputs(*rows, collator, collator, {"input_size": list(size), "videos": counts})
 
     def described(self, log: Mapping[str, Any]) -> str:
-        """What a card says about the inputs of a run."""
+        """The text of the model card about the inputs."""
         frames, *sides = log["input_size"]
         return f"{frames} frames of {' × '.join(map(str, sides))} pixels each"
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
-        """What is printed about them at the end of a run."""
+        """Notes about the inputs for the terminal."""
         return []
 
 
@@ -421,11 +421,11 @@ class Recordings(Files):
         return Inputs(train_rows, held_out, collator, collator, log)
 
     def described(self, log: Mapping[str, Any]) -> str:
-        """What a card says about the inputs of a run."""
+        """The text of the model card about the inputs."""
         return f"the longest of {log['longest_seconds']:.1f} seconds ({log['audio_files']['cut']:,} audio files were cut)"
 
     def notes(self, log: Mapping[str, Any]) -> list[str]:
-        """What is printed about them at the end of a run."""
+        """Notes about the inputs for the terminal."""
         cut = log["audio_files"]["cut"]
         return [f"{counted(cut, 'audio file')} longer than the {log['read_seconds']:g} seconds of the model's input, cut"] if cut else []
 
@@ -496,7 +496,7 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
 
 
 def describe_classification(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     reader, settings = _reader_of(log), log["settings"]
     return (
         f"{steps_of(log)} with `longattn train classify` on {counted(log[rows_key(reader)]['train'], reader.unit)} of "
@@ -506,7 +506,7 @@ def describe_classification(log: dict[str, Any]) -> str:
 
 
 def describe_classification_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     reader = _reader_of(log)
     return "\n".join([held_out_in_words(log["held_out"], _in_words, reader.unit), *reader.notes(log)])
 

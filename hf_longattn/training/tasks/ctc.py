@@ -255,7 +255,7 @@ def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -
 
 
 def describe_ctc(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     seconds = log["seconds"]
     return (
         f"{steps_of(log)} with `longattn train ctc` on {counted(log['utterances']['train'], 'utterance')} of "
@@ -272,7 +272,7 @@ def ctc_scores(log: dict[str, Any]) -> str:
 
 
 def ctc_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     notes = {"seconds": "longer than max_seconds", "transcript": "too short for their transcripts, which CTC cannot write in their frames"}
     left_out = [
         f"left out, since {'it is' if len(names) == 1 else 'they are'} {notes[reason]}: {counted(len(names), 'utterance')}, "

@@ -292,14 +292,14 @@ class _ScoreError(torch.autograd.Function):
 
 
 def describe_distillation_run(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     settings = log["settings"]
     command = f"longattn train distill --method {settings['method']}"
     return f"{steps_of(log)} with `{command}` from `{in_one_line(public_name(settings['teacher']))}`. {distillation_result(log)}."
 
 
 def distillation_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     return f"held-out loss of the student {loss_in_words(log['held_out_loss'])}"
 
 

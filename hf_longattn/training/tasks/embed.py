@@ -170,7 +170,7 @@ def check_without_checkpoints(args: EmbedTrainingArguments) -> None:
     """Refuse options that need checkpoints with LoRA updates, which sentence-transformers' trainers do not load.
 
     Raises:
-        OptionError: with the option to leave out.
+        OptionError: such an option is set.
     """
     names = ("resume", "resume_from_checkpoint", "load_best_model_at_end", "save_steps", "save_minutes", "save_strategy")
     values = {name: args.explicit[name] for name in names if name in args.explicit}
@@ -369,7 +369,7 @@ def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, 
     Args:
         kind: their class.
         best: the score by which the best model is chosen, unless ``metric_for_best_model`` says so.
-        **more: those that only this class has.
+        **more: arguments of this class only.
     """
     values = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainingArguments) if field.init}
     if args.load_best_model_at_end and "metric_for_best_model" not in args.explicit:
@@ -381,14 +381,14 @@ def trainer_arguments(kind: type[Any], args: EmbedTrainingArguments, best: str, 
 
 
 def describe_embeddings(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     pairs, sources, cut = f"{log['pairs']:,} pairs", sources_in_words(log["settings"]), log["settings"].get("max_length")
     cut_at = f", cut at {cut:,} tokens" if cut else ""
     return f"{steps_of(log)} with `longattn train embed` on {pairs} of {sources}{cut_at}. {embeddings_result(log)}."
 
 
 def embeddings_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     rows = "pair" if {"spearman", "pearson"} & set(log["held_out"]["after"]) else "query"
     read = log["read_length"]
     lengths = f", texts of up to {read:,} tokens" if read else ""

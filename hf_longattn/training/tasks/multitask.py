@@ -75,7 +75,7 @@ Scores = dict[str, float]
 
 @dataclass
 class MultiTaskModelArguments(ModelArguments):
-    """What a training starts from, and the embedders that a model of texts gets for images and audio files."""
+    """The checkpoint to start from, and new embedders of images and audio files for a text model."""
 
     training_only: ClassVar[tuple[str, ...]] = ("image_size", "patch_size", "patch_order", "mel_bins", "frame_stride")
 
@@ -132,7 +132,7 @@ class MultiTaskDataArguments(DataArguments):
             data.check_files()
 
     def named_tasks(self) -> dict[str, tuple[str, str, str]]:
-        """Kind, data and validation ("" for none) of each task of ``tasks``, by its name.
+        """Task name -> kind, data and validation ("" for none), from ``tasks``.
 
         Raises:
             OptionError: a wrong task, or validation data of an unknown task.
@@ -184,7 +184,7 @@ def read_task_file(file: str) -> dict[str, dict[str, Any]]:
     """Task name -> entry of a file of tasks, with paths unchanged.
 
     Raises:
-        OptionError: it cannot be read, or an entry is not one of a task.
+        OptionError: the file cannot be read, or an entry is not a task.
     """
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
@@ -281,7 +281,7 @@ class MultiTaskModel(nn.Module):
         for name, model in models.items():
             setattr(model, prefix, backbone)
             self.heads[name] = nn.ModuleDict({child: module for child, module in model.named_children() if module is not backbone})
-        self.models = dict(models)  # no modules of this one: they hold the backbone each
+        self.models = dict(models)  # not registered as modules, since each holds the backbone
 
     def train(self, mode: bool = True) -> MultiTaskModel:
         for model in self.models.values():
@@ -505,7 +505,7 @@ def _recordings(name: str, run: TaskArguments, start: Start, data: Classificatio
 
 
 def _files(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments, kind: str, processor: Any) -> TaskHead:
-    """A task whose inputs are files, read and fed as by ``longattn train classify``."""
+    """A task of files, with the inputs of ``longattn train classify``."""
     parts = read_labelled(data, run.training.seed)
     model, names = start.head(name, kind, label_names(*parts))
     inputs = data.reader.inputs(model, processor, parts, names, data, run.training)
@@ -515,7 +515,7 @@ def _files(name: str, run: TaskArguments, start: Start, data: ClassificationData
 
 
 def _class_scores(model: PreTrainedModel, rows: Dataset, collator: Any, labels: Sequence[int], run: TaskArguments) -> Callable[[], Scores]:
-    """What computes the scores of classes on held-out rows with these labels."""
+    """Return the function that scores classes on held-out rows with these labels."""
 
     def scores() -> Scores:
         predictions = [int(logits.argmax()) for logits in predicted(model, rows, collator, run.training)]
@@ -577,7 +577,7 @@ def predicted(model: PreTrainedModel, rows: Dataset, collator: Any, args: LongTr
 
 
 def describe_multitask(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     heads = ", ".join(f"`{name}` ({kind})" for name, kind in log["tasks"].items())
     return (
         f"{steps_of(log)} with `longattn train multitask`; heads: {heads}. Load one with "
@@ -586,7 +586,7 @@ def describe_multitask(log: dict[str, Any]) -> str:
 
 
 def multitask_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     lines = []
     for name, kind in log["tasks"].items():
         metric, rows = HEAD_SCORES[kind]

@@ -78,7 +78,7 @@ QA_HEADS = ("auto", "span", "hotpot")
 
 @dataclass
 class QAModelArguments(ModelArguments):
-    """What extractive question answering starts from, and is compared with."""
+    """The checkpoint to start from, and the baseline."""
 
     training_only: ClassVar[tuple[str, ...]] = ("heads",)
 
@@ -100,7 +100,7 @@ class QAModelArguments(ModelArguments):
 
 @dataclass
 class QADataArguments(LabelledDataArguments):
-    """Questions about documents, and how documents become inputs."""
+    """Questions about documents, and their encoding."""
 
     shape: ClassVar[str] = "a SQuAD-shaped file"
     training_only: ClassVar[tuple[str, ...]] = ("packing",)
@@ -279,7 +279,7 @@ def baseline_scores(
 
 
 def supporting_paragraphs(examples: Dataset) -> int | None:
-    """From how many paragraphs the supporting sentences of every question are (HotpotQA: 2); ``None`` where that differs."""
+    """Number of paragraphs with supporting sentences, if it is the same for all questions (HotpotQA: 2); otherwise ``None``."""
     known = ({sentence["paragraph"] for sentence in sentences if sentence["supports"]} for sentences in examples["sentences"])
     counts = {len(paragraphs) for paragraphs in known if paragraphs}
     return counts.pop() if len(counts) == 1 else None
@@ -364,7 +364,7 @@ class QATrainer(LongTrainer):
         return super().training_step(model, inputs, *args, **kwargs)
 
     def varied(self, first: Tensor, real: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """``position_ids`` and ``attention_mask`` where they are to vary; ``first (B,)`` is where documents start."""
+        """``position_ids`` and ``attention_mask``, if they vary; ``first (B,)`` is where documents start."""
         changes: dict[str, Tensor] = {}
         if self.positions is not None:
             changes["position_ids"] = random_positions(first, real.shape[1], self.positions, generator).to(real.device)

@@ -150,7 +150,7 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 
 def describe_seq2seq(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     return (
         f"{steps_of(log)} with `longattn train seq2seq` on {log['documents']:,} documents of {sources_in_words(log['settings'])}, cut to "
         f"{log['input_length']:,} tokens. {seq2seq_result(log)}."
@@ -158,7 +158,7 @@ def describe_seq2seq(log: dict[str, Any]) -> str:
 
 
 def seq2seq_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     return held_out_in_words(log["held_out"], _in_words, "document")
 
 

@@ -97,7 +97,7 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     columns = chosen_columns(config, model_args.model, data_args.layout)
     if word_argument(tokenizer) is None:
         tokenizer = for_words(tokenizer, model_args.model)
-    tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
+    tokenizer.padding_side = tokenizer.truncation_side = "right"  # tokens and windows keep the order of the words
     texts, held_texts = read_tagged(data_args, training_args.seed, data_args.boxes_column if columns else None)
     tags, complete = tag_names(texts, held_texts), training_args.only_scores
     model, names = load_classifier(AutoModelForTokenClassification, model_args.model, tokenizer, tags, complete=complete)
@@ -159,7 +159,7 @@ def tag_scores(window_logits: Iterable[Any], rows: Dataset, texts: Dataset, name
 
 
 def describe_tokens(log: dict[str, Any]) -> str:
-    """What a model card says about a run."""
+    """The text of the model card about a run."""
     return (
         f"{steps_of(log)} with `longattn train tokens` on {log['documents']:,} documents of {sources_in_words(log['settings'])} with "
         f"{len(log['tags'])} tags, inputs of up to {log['input_length']:,} tokens. {tokens_result(log)}."
@@ -167,7 +167,7 @@ def describe_tokens(log: dict[str, Any]) -> str:
 
 
 def tokens_result(log: dict[str, Any]) -> str:
-    """What is printed at the end of a run."""
+    """The result of a run for the terminal."""
     return held_out_in_words(
         log["held_out"],
         lambda scores: f"{score_in_words(scores, 'f1', 'F1 of entities')}, {score_in_words(scores, 'accuracy', 'words')}",
