@@ -107,7 +107,7 @@ def test_every_page_of_a_diagnosis_recommends_what_plan_and_convert_agree_with(
     terminal = run(*line, "--html", "page.html", "--save", "numbers.json")
     page, numbers = Path("page.html").read_text(encoding="utf-8"), json.loads(Path("numbers.json").read_text(encoding="utf-8"))
     convert, search = (re.search(rf"^  (longattn {name} .*)$", terminal, re.M) for name in ("convert", "search"))
-    copied = re.search(r'<code id="command">(.*?)</code>', page)
+    copied = re.search(r'<div class="command"><code>(.*?)</code>', page)
     assert convert is not None
     assert search is not None
     assert copied is not None

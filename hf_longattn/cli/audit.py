@@ -56,7 +56,7 @@ def audit(
     from .terminal import print_json, say
 
     if plot is not None:
-        from .plot import check_image
+        from ..drawing import check_image
 
         check_image(plot)
     result = audit_reach(

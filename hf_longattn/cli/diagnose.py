@@ -112,59 +112,61 @@ def diagnose(
         check_extra("plot", "matplotlib")
 
     for_texts = ("--lengths", "--extend", "--mechanism", "--needle", "--no-needle", "--depths")
-    refuse = partial(flags.refuse_typed, context)
-    files: dict[str, Any] = {"html": html, "save": save, "as_json": as_json}
-    settings: dict[str, Any] = {
-        "candidates": candidate, "queries": queries, "device": device, "revision": revision, "token": token
-    }  # fmt: skip
     for_sound = ("--audio-seconds",)
-    if text.suffix.lower() in PICTURE_SUFFIXES or _holds_frames(text):
+    refuse = partial(flags.refuse_typed, context)
+    frames, sound = _holds_frames(text), _holds_sound(text)
+    drawn = frames or text.suffix.lower() in PICTURE_SUFFIXES
+    if drawn:
         what = "a picture" if text.suffix.lower() in PICTURE_SUFFIXES else "a video"
         refuse((*for_texts, "--within-mechanism"), f"is for texts, but {str(text)!r} is {what}; leave it out.")
         refuse(for_sound, f"is for recordings, but {str(text)!r} is {what}; leave it out.")
-        _diagnose_picture(model, text, **files, **settings)
-        return
-    if _holds_sound(text):
+    elif sound:
         refuse(for_texts, f"is for texts, but {str(text)!r} is sound; leave it out, or give durations as --audio-seconds.")
         from ..diagnostics.pictures import is_drawn
 
-        if is_drawn(model, revision=revision, token=token):
+        drawn = is_drawn(model, revision=revision, token=token)
+        if drawn:
             refuse(
                 (*for_sound, "--within-mechanism"),
                 "is not for a model of spectrograms, whose feature extractor cuts recordings; leave it out.",
             )
-            _diagnose_picture(model, text, **files, **settings)
-            return
-        _diagnose_sound(model, text, audio_seconds, **files, **settings, within_mechanism=within_mechanism)
-        return
-    refuse(for_sound, f"is for recordings, but {str(text)!r} is none; leave it out, or give a recording.")
+    else:
+        refuse(for_sound, f"is for recordings, but {str(text)!r} is none; leave it out, or give a recording.")
 
-    from ..diagnostics import diagnose as run
-    from ..diagnostics import html_page
+    from ..diagnostics import Diagnosis, PictureDiagnosis, diagnose_picture, diagnose_sound, html_page
+    from ..diagnostics import diagnose as diagnose_text
+    from ..diagnostics.report import diagnosis_report
     from ..diagnostics.texts import NEEDLE, QUESTION, Needle, read_depths, read_lengths
-    from .show_diagnosis import show_diagnosis
-    from .terminal import progress, report_results
+    from .terminal import progress, report_results, show
 
-    planted = None if no_needle else Needle(needle or NEEDLE, question or QUESTION, read_depths(depths))
-    with progress() as show:
-        diagnosis = run(
-            model,
-            text,
-            lengths=None if lengths is None else read_lengths(lengths.split(",")),
-            queries=queries,
-            needle=planted,
-            candidates=candidate,
-            within_mechanism=within_mechanism,
-            extend=extend,
-            mechanism=flags.parse_mechanism(mechanism, "--mechanism"),
-            device=device,
-            revision=revision,
-            token=token,
-            progress=show,
-        )
+    settings: dict[str, Any] = {
+        "candidates": candidate, "queries": queries, "device": device, "revision": revision, "token": token
+    }  # fmt: skip
+    found: Diagnosis | PictureDiagnosis
+    if drawn:
+        found = diagnose_picture(model, text, **settings)
+        report = found.report()
+        report.say("" if html else f"--html FILE draws the attention of every layer over the {found.noun}.", "quiet", only="terminal")
+    else:
+        seconds = None if audio_seconds is None else _read_durations(audio_seconds)
+        with progress() as tell:
+            settings |= {"within_mechanism": within_mechanism, "progress": tell}
+            if sound:
+                found = diagnose_sound(model, text, audio_seconds=seconds, **settings)
+            else:
+                found = diagnose_text(
+                    model,
+                    text,
+                    lengths=None if lengths is None else read_lengths(lengths.split(",")),
+                    needle=None if no_needle else Needle(needle or NEEDLE, question or QUESTION, read_depths(depths)),
+                    extend=extend,
+                    mechanism=flags.parse_mechanism(mechanism, "--mechanism"),
+                    **settings,
+                )
+        report = diagnosis_report(found, str(text))
     report_results(
-        diagnosis, lambda: show_diagnosis(diagnosis, text), save=save, as_json=as_json,
-        page=html, draw=lambda file: write_text(file, html_page(diagnosis), overwrite=False),
+        found, lambda: show(report), save=save, as_json=as_json,
+        page=html, draw=lambda file: write_text(file, html_page(found), overwrite=False),
     )  # fmt: skip
 
 
@@ -180,36 +182,6 @@ def _holds_frames(path: Path) -> bool:
     if path.is_dir():
         return any(file.suffix.lower() in PICTURE_SUFFIXES for file in path.iterdir())
     return path.suffix.lower() in VIDEO_SUFFIXES
-
-
-def _diagnose_picture(model: str, picture: Path, *, html: Path | None, save: Path | None, as_json: bool, **settings: Any) -> None:
-    """What a model of pictures attends to on a photo."""
-    from ..diagnostics import diagnose_picture, picture_page
-    from .show_diagnosis import show_picture
-    from .terminal import report_results
-
-    diagnosis = diagnose_picture(model, picture, **settings)
-    report_results(
-        diagnosis, lambda: show_picture(diagnosis, with_hint=html is None), save=save, as_json=as_json,
-        page=html, draw=lambda file: write_text(file, picture_page(diagnosis), overwrite=False),
-    )  # fmt: skip
-
-
-def _diagnose_sound(
-    model: str, recordings: Path, durations: str | None, *, html: Path | None, save: Path | None, as_json: bool, **settings: Any
-) -> None:
-    """What a model of sound attends to on recordings."""
-    from ..diagnostics import diagnose_sound, html_page
-    from .show_diagnosis import show_diagnosis
-    from .terminal import progress, report_results
-
-    seconds = None if durations is None else _read_durations(durations)
-    with progress() as show:
-        diagnosis = diagnose_sound(model, recordings, audio_seconds=seconds, progress=show, **settings)
-    report_results(
-        diagnosis, lambda: show_diagnosis(diagnosis, recordings), save=save, as_json=as_json,
-        page=html, draw=lambda file: write_text(file, html_page(diagnosis), overwrite=False),
-    )  # fmt: skip
 
 
 def _read_durations(text: str) -> list[float]:

@@ -44,7 +44,7 @@ def inspect(
     from .terminal import print_json, say
 
     if plot is not None:
-        from .plot import check_image
+        from ..drawing import check_image
 
         check_image(plot)
     if mechanism is not None and plot is not None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..audit import ReachAudit
+from ..drawing import new_figure, save
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
-from ..errors import LongAttentionError, check_extra, needs_extra
 from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
-from ..staging import check_new_file, staged_file
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
 """The patches of a picture and its class token, on which a mechanism on a grid is drawn."""
@@ -73,7 +72,6 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
         CheckpointError: the file cannot be written.
     """
-    new_figure = _figures()
     forms = [causal] * len(mechanisms) if isinstance(causal, bool) else causal
     rows: dict[str, list[Panel]] = {}
     for (name, mechanism), form in zip(mechanisms.items(), forms, strict=True):
@@ -85,7 +83,7 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
     columns = max(len(panels) for panels in rows.values())
     in_one_row = columns == 1  # single panels stand side by side
     shape = (1, len(rows)) if in_one_row else (len(rows), columns)
-    figure = new_figure(figsize=(max(3.4 * shape[1], 4.2), 3.6 * shape[0]), layout="constrained")
+    figure = new_figure(max(3.4 * shape[1], 4.2), 3.6 * shape[0], layout="constrained")
     grid = figure.subplots(*shape, squeeze=False)
     for axes, panels in zip(grid.T if in_one_row else grid, rows.values(), strict=True):
         for number, axis in enumerate(axes):
@@ -99,7 +97,7 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
                 axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
             axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
             axis.set_title(fill(title, TITLE), fontsize=8)
-    _save(figure, file)
+    save(figure, file)
 
 
 def draw_audit(audit: ReachAudit, file: Path) -> None:
@@ -109,14 +107,13 @@ def draw_audit(audit: ReachAudit, file: Path) -> None:
         LongAttentionError: matplotlib is not installed, or does not support the file's extension.
         CheckpointError: the file cannot be written.
     """
-    new_figure = _figures()
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
     kinds = audit.changed.int() + 2 * audit.expected.int()  # neither, changed only, expected only, both
     pooled = kinds.shape[-1] == 1
     panels = kinds[:, :, 0].t()[None] if pooled else kinds
-    figure = new_figure(figsize=(max(3.6 * len(panels), 6), 1.6 + 0.22 * panels.shape[1]), layout="constrained")
+    figure = new_figure(max(3.6 * len(panels), 6), 1.6 + 0.22 * panels.shape[1], layout="constrained")
     for number, (axis, panel) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
         axis.imshow(
             panel.numpy(), cmap=ListedColormap([color for color, _ in KINDS]), vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest"
@@ -133,7 +130,7 @@ def draw_audit(audit: ReachAudit, file: Path) -> None:
         ncol=2,
         fontsize=7,
     )
-    _save(figure, file)
+    save(figure, file)
 
 
 KINDS = (
@@ -143,19 +140,6 @@ KINDS = (
     ("royalblue", "may change, did"),
 )
 """Colours of :func:`draw_audit`, by changed + 2 · expected."""
-
-
-def check_image(file: Path) -> None:
-    """Refuse a file that cannot be drawn into, before what is drawn is computed.
-
-    Raises:
-        LongAttentionError: matplotlib is not installed or does not support the file's extension, the file exists, or its folder does not.
-    """
-    check_extra("plot")
-    known = sorted(_figures()().canvas.get_supported_filetypes())
-    if file.suffix.lstrip(".").lower() not in known:
-        raise LongAttentionError(f"Cannot draw into {str(file)!r}: give a name that ends in one of {', '.join(known)}.")
-    check_new_file(file)
 
 
 def draw_probe(report: ProbeReport, file: Path) -> None:
@@ -176,42 +160,21 @@ def draw_probe(report: ProbeReport, file: Path) -> None:
     if plain:
         panels.insert(0, ("", [(task, None) for task in plain], ""))
     most = max(len(rows) for _, rows, _ in panels)
-    new_figure = _figures()
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "hf_longattn", "svg.fonttype": "none"}):
-        figure = new_figure(figsize=(1.6 + (1.4 + 0.75 * len(report.lengths)) * len(panels), 1.4 + 0.4 * most), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
-        for axis, (title, rows, label) in zip(grid, panels, strict=True):
-            scores = [[cells[task, depth, length] for length in report.lengths] for task, depth in rows]
-            image = axis.imshow(scores, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
-            axis.set_xticks(range(len(report.lengths)), [f"{n / 1024:g}K" if n >= 1024 else str(n) for n in report.lengths], fontsize=8)
-            axis.set_yticks(range(len(rows)), [task if depth is None else f"{100 * depth:g} %" for task, depth in rows], fontsize=8)
-            axis.set(xlabel="tokens of a text", ylabel=label)
-            axis.set_title(title, fontsize=9)
-            for y, row in enumerate(scores):
-                for x, score in enumerate(row):
-                    axis.text(x, y, f"{score:.0f}", ha="center", va="center", fontsize=7)
-        figure.colorbar(image, ax=list(grid), label="percent right")
-        figure.suptitle(f"{report.model}, by {'generation' if report.mode == 'generate' else report.mode}", fontsize=9)
-        _save(figure, file)
-
-
-def _figures() -> Any:
-    """matplotlib's class of figures, which need no display."""
-    with needs_extra("plot"):
-        from matplotlib.figure import Figure
-    return Figure
-
-
-def _save(figure: Any, file: Path) -> None:
-    try:
-        with staged_file(file) as stage:
-            figure.savefig(stage, dpi=120, **({"metadata": {"Date": None}} if file.suffix.lower() == ".svg" else {}))
-    except LongAttentionError:
-        raise
-    except ValueError as error:
-        raise LongAttentionError(f"Cannot draw into {str(file)!r}: {error}.") from error
+    figure = new_figure(1.6 + (1.4 + 0.75 * len(report.lengths)) * len(panels), 1.4 + 0.4 * most, layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, rows, label) in zip(grid, panels, strict=True):
+        scores = [[cells[task, depth, length] for length in report.lengths] for task, depth in rows]
+        image = axis.imshow(scores, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+        axis.set_xticks(range(len(report.lengths)), [f"{n / 1024:g}K" if n >= 1024 else str(n) for n in report.lengths], fontsize=8)
+        axis.set_yticks(range(len(rows)), [task if depth is None else f"{100 * depth:g} %" for task, depth in rows], fontsize=8)
+        axis.set(xlabel="tokens of a text", ylabel=label)
+        axis.set_title(title, fontsize=9)
+        for y, row in enumerate(scores):
+            for x, score in enumerate(row):
+                axis.text(x, y, f"{score:.0f}", ha="center", va="center", fontsize=7)
+    figure.colorbar(image, ax=list(grid), label="percent right")
+    figure.suptitle(f"{report.model}, by {'generation' if report.mode == 'generate' else report.mode}", fontsize=9)
+    save(figure, file)
 
 
 def _different_heads(weights: Tensor) -> list[Tensor]:

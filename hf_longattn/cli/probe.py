@@ -115,18 +115,19 @@ def probe(
     from ..conversion.model_loading import quiet_libraries
     from ..conversion.plan_tensors import parse_dtype
     from ..diagnostics.texts import read_depths, read_lengths
+    from ..drawing import check_image
     from ..evaluation.probes import probe_model
     from ..evaluation.probes.run import TASKS
-    from .plot import check_image, draw_probe
-    from .show import probe_progress, show_probe
-    from .terminal import report_results
+    from .plot import draw_probe
+    from .show import show_probe
+    from .terminal import progress, report_results
 
     if save is not None:
         check_new_file(save)
     weights = parse_dtype(dtype)
     if plot is not None:
         check_image(plot)
-    with quiet_libraries(), probe_progress(as_json) as progress:
+    with quiet_libraries(), progress() as tell:
         report = probe_model(
             model,
             tasks=task or TASKS,
@@ -139,7 +140,7 @@ def probe(
             dtype=weights,
             revision=revision,
             token=token,
-            progress=progress,
+            progress=lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %"),
         )
     report_results(report, lambda: show_probe(report), save=save, as_json=as_json, page=plot, draw=lambda file: draw_probe(report, file))
 
@@ -148,13 +149,12 @@ def _probe_pictures(model: str, pictures: Path | None, *, dtype: str, save: Path
     """How far the patches or frames of a model depend on one another."""
     from ..conversion.plan_tensors import parse_dtype
     from ..diagnostics import measure_receptive_field
-    from .show import show_receptive_field
-    from .terminal import progress, report_results
+    from .terminal import progress, report_results, show
 
     assert pictures is not None
     if save is not None:
         check_new_file(save)
     weights = parse_dtype(dtype)
-    with progress() as show:
-        field = measure_receptive_field(model, pictures, dtype=weights, progress=show, **settings)
-    report_results(field, lambda: show_receptive_field(field), save=save, as_json=as_json)
+    with progress() as tell:
+        field = measure_receptive_field(model, pictures, dtype=weights, progress=tell, **settings)
+    report_results(field, lambda: show(field.report()), save=save, as_json=as_json)

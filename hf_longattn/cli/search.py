@@ -105,11 +105,10 @@ def search(
     if mode == "full-layers":
         flags.refuse_typed(context, ("--score",), "is for --mode mechanisms; full-layers judges by kl.")
     from ..search import search_design
-    from .show_search import show_search
-    from .terminal import print_json, progress, say
+    from .terminal import print_json, progress, say, show
 
     try:
-        with progress() as show:
+        with progress() as tell:
             result = search_design(
                 model,
                 text,
@@ -135,7 +134,7 @@ def search(
                 overwrite=overwrite,
                 revision=revision,
                 token=token,
-                progress=show,
+                progress=tell,
             )
     except KeyboardInterrupt:
         say("Stopped; type the same command with --resume to continue.", stderr=True)
@@ -143,4 +142,4 @@ def search(
     if as_json:
         print_json(result.to_dict())
     else:
-        show_search(result)
+        show(result.report())

@@ -1,4 +1,4 @@
-"""Readable output: tables or one JSON object on stdout, a progress bar on stderr."""
+"""What the commands report of plans, conversions, checkpoints, audits, probes, exports and mechanisms; progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from ..evaluation.summaries import plus_minus
+from ..reports import Fact, Report, Style, Table
 from . import terminal
 
 if TYPE_CHECKING:
@@ -24,8 +20,7 @@ if TYPE_CHECKING:
     from ..catalogue import Listed
     from ..conversion import ConversionPlan, ConversionReport, Inspection
     from ..conversion.flops import MechanismCost
-    from ..diagnostics import ReceptiveField
-    from ..evaluation.probes import ProbeCell, ProbeReport
+    from ..evaluation.probes import ProbeReport
     from ..export import CompressionReport, ExportReport
     from ..inputs.common.base import InputSizes, LengthCost
     from ..mechanisms import MechanismInfo
@@ -33,63 +28,12 @@ if TYPE_CHECKING:
 
 SHOWN_LENGTHS = (0, 2, 4, 6)
 """Indices of the lengths at which mechanisms are compared in the table; the JSON object has all of them."""
-STYLES = {"passed": "green", "failed": "bold red", "needs training": "yellow", "measured": "cyan", "skipped": "dim"}
-
-
-def show_plan(plan: ConversionPlan) -> None:
-    """What a conversion would do."""
-    console = terminal.console()
-    console.print(
-        _facts(
-            ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})"),
-            ("result", f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters"),
-            *([("texts", said)] if (said := str(plan.short_texts)) else []),
-            ("positions", plan.positions + ("" if plan.positions_exact else f"  ({plan.position_change}: needs training)")),
-            ("tensors", _counts(plan.counts())),
-            ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
-            *([] if plan.native_twin is None else [("native twin", plan.native_twin.describe())]),
-        )
-    )
-    for tensor in plan.tensors:
-        if tensor.action != "kept":
-            shapes = " → ".join(str(list(shape)) for shape in (tensor.old_shape, tensor.new_shape) if shape is not None)
-            comes_from = "" if tensor.header is None or tensor.action == "dropped" else tensor.header.name
-            name = f"{comes_from} → {tensor.name}" if comes_from not in ("", tensor.name) else tensor.name
-            why = f"  ({tensor.reason})" if tensor.reason else ""
-            console.print(f"  {tensor.action}  {name}  {shapes}{why}", style="dim", highlight=False)
-    _show_warnings(console, [*map(str, plan.warnings)])
-    console.print()
-    if plan.choice is not None:
-        console.print(f"{escape(plan.choice['reason'])}\n", style="bold", highlight=False)
-    for name, part in plan.parts.items():
-        if name:
-            console.print(f"tower {name}: {part.new_input}, {_counts(part.counts())} tensors", style="bold", highlight=False)
-        _show_attention(part)
-    _show_of_plain_class(console, plan)
-
-
-def _show_of_plain_class(console: terminal.Console, model: ConversionPlan | Inspection) -> None:
-    """What is to know of a plain class besides the towers that have mechanisms."""
-    for name in model.other_towers:
-        console.print(f"tower {name}: the attention of its class", style="bold", highlight=False)
-    if model.text_global:
-        console.print("Tokens of texts are global in the language model; those of pictures are not.", highlight=False)
-
-
-def _show_attention(plan: ConversionPlan) -> None:
-    """The mechanism of every layer, and what it costs."""
-    console = terminal.console()
-    console.print(plan.attention.table(plan.shape.layers), highlight=False)
-    if plan.decoder is not None:
-        console.print(f"\ndecoder, {plan.decoder.old} → {plan.decoder.new} tokens", highlight=False)
-        console.print(plan.config.decoder_attention.table(plan.config.decoder_layers), highlight=False)
-    if plan.costs:
-        console.print()
-        show_costs(plan.costs, plan.inputs)
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {action}" for action, count in counts.items() if count)
+SIZES = {
+    "image_size": ("pixels", "tokens"), "video_size": ("frames and pixels", "tokens"), "spectrogram_size": ("frames", "tokens"),
+    "audio_seconds": ("seconds", "frames"), "context_length": ("steps", "tokens"),
+}  # fmt: skip
+"""Sizes of inputs in a report's plan -> the units of the size and of the tokens."""
+STYLES: dict[str, Style] = {"passed": "good", "failed": "bad", "needs training": "warning", "measured": "measured", "skipped": "quiet"}
 
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
@@ -101,11 +45,57 @@ def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
         values = {name: {**sizes, "mechanisms": [asdict(row) for row in rows]} for name, (rows, sizes, _, _) in compared.items()}
         terminal.print_json({**plan.to_dict(), "comparison": values.get("", values)})
         return
-    show_plan(plan)
+    report = _plan(plan)
     for name, (rows, _, headings, unit) in compared.items():
-        if name:
-            terminal.console().print(f"\ntower {name}", style="bold", highlight=False)
-        show_comparison(rows, headings, matrix_speed(), unit)
+        report.say(name and f"\ntower {name}", "strong")
+        add_comparison(report, rows, headings, matrix_speed(), unit)
+    terminal.show(report)
+
+
+def _plan(plan: ConversionPlan) -> Report:
+    """What a conversion would do."""
+    report = Report()
+    report.facts(
+        ("source", f"{plan.source.name}  ({plan.architecture.source_class}, {plan.old_input})"),
+        ("result", f"{plan.architecture.long_class}, {plan.new_input}, {plan.parameters:,} parameters"),
+        ("texts", str(plan.short_texts)),
+        ("positions", plan.positions + ("" if plan.positions_exact else f"  ({plan.position_change}: needs training)")),
+        ("tensors", _counts(plan.counts())),
+        ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
+        ("native twin", "" if plan.native_twin is None else plan.native_twin.describe()),
+    )
+    for tensor in plan.tensors:
+        if tensor.action != "kept":
+            shapes = " → ".join(str(list(shape)) for shape in (tensor.old_shape, tensor.new_shape) if shape is not None)
+            comes_from = "" if tensor.header is None or tensor.action == "dropped" else tensor.header.name
+            name = f"{comes_from} → {tensor.name}" if comes_from not in ("", tensor.name) else tensor.name
+            why = f"  ({tensor.reason})" if tensor.reason else ""
+            report.say(f"  {tensor.action}  {name}  {shapes}{why}", "quiet")
+    _warn(report, [*map(str, plan.warnings)])
+    report.gap()
+    report.say("" if plan.choice is None else f"{plan.choice['reason']}\n", "strong")
+    for name, part in plan.parts.items():
+        report.say(name and f"tower {name}: {part.new_input}, {_counts(part.counts())} tensors", "strong")
+        report.say(part.attention.table(part.shape.layers))
+        if part.decoder is not None:
+            report.say(f"\ndecoder, {part.decoder.old} → {part.decoder.new} tokens")
+            report.say(part.config.decoder_attention.table(part.config.decoder_layers))
+        if part.costs:
+            report.gap()
+            report.table(_costs(part.costs, part.inputs))
+    _add_plain_class(report, plan)
+    return report
+
+
+def _add_plain_class(report: Report, model: ConversionPlan | Inspection) -> None:
+    """What is to know of a plain class besides the towers that have mechanisms."""
+    for name in model.other_towers:
+        report.say(f"tower {name}: the attention of its class", "strong")
+    report.say("Tokens of texts are global in the language model; those of pictures are not." if model.text_global else "")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {action}" for action, count in counts.items() if count)
 
 
 def _compared(plan: ConversionPlan) -> tuple[Sequence[MechanismCost], dict[str, Any], list[str], str]:
@@ -122,35 +112,22 @@ def _one(inputs: InputSizes) -> str:
     return inputs.noun if inputs.units else "sequence"
 
 
-def show_comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, unit: str = "sequence") -> None:
-    """Each mechanism's cost for one ``unit``, at the longest of the lengths where not all fit side by side; then why others have none."""
-    console = terminal.console()
+def add_comparison(report: Report, rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, unit: str = "sequence") -> None:
+    """Add each mechanism's cost for one ``unit``; then why others have none."""
     shown = [index for index in SHOWN_LENGTHS if index < len(headings)] if len(headings) > len(SHOWN_LENGTHS) else range(len(headings))
-    tables = [_comparison(rows, headings, speed, shown[start:], unit) for start in range(len(shown))]
-    unbounded = console.options.update(max_width=10 * console.width)
-    fitting = (table for table in tables if Measurement.get(console, unbounded, table).maximum <= console.width)
-    console.print(next(fitting, tables[-1]), highlight=False)
-    for row in rows:
-        if row.refused:
-            console.print(f"{row.mechanism}: {escape(row.refused)}", style="dim", highlight=False)
-
-
-def _comparison(rows: Sequence[MechanismCost], headings: Sequence[str], speed: float, shown: Sequence[int], unit: str) -> Table:
     counted = [row for row in rows if not row.refused]
     same = len({row.bytes for row in counted}) == 1  # an encoder has no cache, and its largest activation is not in attention
     title = f"least seconds for one {unit} through the whole model, at this machine's {speed / 1e9:,.0f} GFLOP/s"
-    table = _table([], title if same else f"{title} / memory besides the weights")
-    table.add_column("mechanism", no_wrap=True)
-    for index in shown:
-        table.add_column(headings[index], justify="right", no_wrap=True)
+    cells = []
     for row in counted:
-        seconds = [_number(row.flops[index] / speed) for index in shown]
         memory = ["" if same else f" / {_round(row.bytes[index])}" for index in shown]
-        table.add_row(row.mechanism, *map("".join, zip(seconds, memory, strict=True)))
+        cells.append([row.mechanism, *(_number(row.flops[index] / speed) + held for index, held in zip(shown, memory, strict=True))])
     if same:
-        table.add_section()
-        table.add_row("memory besides the weights", *(_round(counted[0].bytes[index]) for index in shown))
-    return table
+        cells += [[], ["memory besides the weights", *(_round(counted[0].bytes[index]) for index in shown)]]
+    columns = ["mechanism", *(headings[index] for index in shown)]
+    report.table(Table(columns, cells, title if same else f"{title} / memory besides the weights", shrinks=True))
+    for row in rows:
+        report.say(f"{row.mechanism}: {row.refused}" if row.refused else "", "quiet")
 
 
 def _round(count: int) -> str:
@@ -170,49 +147,33 @@ def _grown(plan: Mapping[str, Any]) -> str:
     if "towers" in plan:
         return "; ".join(f"{name} {_grown(tower)}" for name, tower in plan["towers"].items())
     old, new = plan["old_length"], plan["new_length"]
-    if "new_image_size" in plan:
-        before, after = ("×".join(map(str, plan[name])) for name in ("old_image_size", "new_image_size"))
-        return f"{before} → {after} pixels, {old:,} → {new:,} tokens"
-    if "new_video_size" in plan:
-        before, after = ("×".join(map(str, plan[name])) for name in ("old_video_size", "new_video_size"))
-        return f"{before} → {after} frames and pixels, {old:,} → {new:,} tokens"
-    if "new_spectrogram_size" in plan:
-        before, after = (f"{plan[name][1]:,}" for name in ("old_spectrogram_size", "new_spectrogram_size"))
-        return f"{before} → {after} frames, {old:,} → {new:,} tokens"
-    if "new_audio_seconds" in plan:
-        return f"{plan['old_audio_seconds']:,g} → {plan['new_audio_seconds']:,g} seconds, {old:,} → {new:,} frames"
-    if "new_context_length" in plan:
-        return f"{plan['old_context_length']:,} → {plan['new_context_length']:,} steps, {old:,} → {new:,} tokens"
+    for name, (unit, token_unit) in SIZES.items():
+        if f"new_{name}" in plan:
+            values = [plan[f"{which}_{name}"] for which in ("old", "new")]
+            if name == "spectrogram_size":
+                values = [frames for _, frames in values]
+            before, after = ("×".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:,g}" for value in values)
+            return f"{before} → {after} {unit}, {old:,} → {new:,} {token_unit}"
     length = f"{new} tokens" if new else "any number of tokens"
     return f"{old} → {length}" if old else length
 
 
-def show_costs(costs: Sequence[LengthCost], inputs: InputSizes) -> None:
+def _costs(costs: Sequence[LengthCost], inputs: InputSizes) -> Table:
     """Cost at each length or size of one input."""
-    decodes = any(cost.cache_bytes is not None for cost in costs)
-    headings = [
-        *([inputs.units] if inputs.units else []),
-        inputs.token_unit,
-        "attention",
-        "full attention",
-        "ratio",
-        "whole model",
-        "activations",
-        *(["decode cache"] if decodes else []),
-    ]
-    table = _table(headings, f"operations and memory for one {_one(inputs)}, computed from the model's shape", justify="right")
-    for cost in costs:
-        row = [
-            *([cost.shown_size] if inputs.units else []),
-            f"{cost.length:,}",
-            flops(cost.attention_flops),
-            flops(cost.full_attention_flops),
-            f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×",
-            flops(cost.total_flops),
-            size(cost.activation_bytes),
-        ]
-        table.add_row(*row, *([size(cost.cache_bytes or 0)] if decodes else []))
-    terminal.console().print(table)
+    columns = {
+        **({inputs.units: [cost.shown_size for cost in costs]} if inputs.units else {}),
+        inputs.token_unit: [f"{cost.length:,}" for cost in costs],
+        "attention": [flops(cost.attention_flops) for cost in costs],
+        "full attention": [flops(cost.full_attention_flops) for cost in costs],
+        "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
+        "whole model": [flops(cost.total_flops) for cost in costs],
+        "activations": [size(cost.activation_bytes) for cost in costs],
+        "decode cache": [size(cost.cache_bytes or 0) for cost in costs],
+    }
+    if all(cost.cache_bytes is None for cost in costs):
+        columns.pop("decode cache")
+    title = f"operations and memory for one {_one(inputs)}, computed from the model's shape"
+    return Table([*columns], [*zip(*columns.values(), strict=True)], title, align="r")
 
 
 def show_report(report: ConversionReport) -> None:
@@ -220,38 +181,28 @@ def show_report(report: ConversionReport) -> None:
     from ..conversion.report import POSITIONS, READY
     from ..hub.usage import next_step
 
-    console = terminal.console()
-    plan = report.plan
-    class_name = plan.get("class", plan["long_class"])
-    console.print(
-        _facts(
-            ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
-            ("model", f"{class_name}, {_grown(plan)}, positions {plan['positions']}"),
-            *([("texts", _short_texts(report))] if "short_texts" in plan else []),
-            ("tensors", _counts(plan["tensor_counts"])),
-        )
+    plan, shown = report.plan, Report()
+    shown.facts(
+        ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
+        ("model", f"{plan.get('class', plan['long_class'])}, {_grown(plan)}, positions {plan['positions']}"),
+        ("texts", _short_texts(report) if "short_texts" in plan else ""),
+        ("tensors", _counts(plan["tensor_counts"])),
     )
-    if "choice" in plan:
-        console.print(f"\n{escape(plan['choice']['reason'])}", style="bold", highlight=False)
+    shown.say(f"\n{plan['choice']['reason']}" if "choice" in plan else "", "strong")
     if not any(check.name == POSITIONS for check in report.checks):
-        _show_warnings(console, plan.get("warnings", ()))
+        _warn(shown, plan.get("warnings", ()))
     if not report.checks:
-        console.print("\nNot verified (--no-verify).", style="yellow")
+        shown.say("\nNot verified (--no-verify).", "warning")
+        terminal.show(shown)
         return
-    console.print()
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for check in report.checks:
-        table.add_row(f"[{STYLES[check.status]}]{check.status}[/]", f"{check.name}\n[dim]{escape(check.detail)}[/]")
-    console.print(table, highlight=False)
-    console.print()
-    console.print(f"Verified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}.", highlight=False)
-    if report.verdict == READY:
-        console.print(f"{READY.capitalize()}.", style="green")
+    shown.gap()
+    shown.facts(*(Fact(check.status, check.name, check.detail, STYLES[check.status]) for check in report.checks))
+    shown.gap()
+    shown.say(f"Verified in {report.seconds['verify']:.1f} s on {report.text}; details are in {report.files[-2]}.")
+    shown.say(f"{READY.capitalize()}." if report.verdict == READY else "", "good")
     if report.next_step is not None:
-        command = next_step(report.next_step, _as_typed(report.destination))
-        console.print(f"Next: {escape(command)}", highlight=False, soft_wrap=True)
+        shown.say(f"Next: {next_step(report.next_step, _as_typed(report.destination))}", typed=True)
+    terminal.show(shown)
 
 
 def _short_texts(report: ConversionReport) -> str:
@@ -271,41 +222,37 @@ def _as_typed(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _show_warnings(console: terminal.Console, sentences: Sequence[str]) -> None:
+def _warn(report: Report, sentences: Sequence[str]) -> None:
     for sentence in sentences:
-        console.print(f"\nWarning: {escape(sentence)}", style="yellow", highlight=False)
+        report.say(f"\nWarning: {sentence}", "warning")
 
 
 def show_audit(audit: ReachAudit) -> None:
     """What a config says of its tokens' reach, and what was measured."""
-    console = terminal.console()
-    pooled = bool(audit.probes)
-    cost = f"{audit.runs:,} runs in {audit.seconds:,.0f} s"
+    report, pooled = Report(), bool(audit.probes)
     replaced = f"; replaced, one at a time: {', '.join(f'{position:,}' for position in audit.probes)}" if pooled else ""
-    console.print(
-        _facts(("config", audit.model), ("audited", audit.subject), ("tokens", f"{audit.length:,}{replaced}"), ("cost", cost)),
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "mechanism", *(() if pooled else ("config: back, ahead", "measured")), "verdict"):
-        table.add_column(column, overflow="fold")
+    report.facts(
+        ("config", audit.model), ("audited", audit.subject), ("tokens", f"{audit.length:,}{replaced}"),
+        ("cost", f"{audit.runs:,} runs in {audit.seconds:,.0f} s"),
+    )  # fmt: skip
+    rows = []
     for stage in audit.stages:
         reach = () if pooled else tuple(f"{back:,}, {ahead:,}" for back, ahead in (stage.declared, stage.measured))
-        verdict = f"[bold red]{escape(stage.problem)}[/]" if stage.problem else "[green]agrees[/]"
-        table.add_row(stage.stage, escape(stage.mechanism), *reach, verdict)
-    console.print(table)
-    if audit.note:
-        console.print(audit.note, highlight=False)
+        rows.append((stage.stage, stage.mechanism, *reach, stage.problem or "agrees"))
+    columns = ("", "mechanism", *(() if pooled else ("config: back, ahead", "measured")), "verdict")
+    report.table(Table(columns, rows, align="l", styles=["bad" if stage.problem else "" for stage in audit.stages]))
+    report.say(audit.note)
     if not audit.exhaustive and audit.tested < 1:
         seconds = audit.seconds / audit.runs * audit.exhaustive_runs
-        console.print(
+        report.say(
             f"Tested: {int(1000 * audit.tested) / 10} % of the outputs and tokens that the config keeps apart; --exhaustive tests all "
-            f"of them, in {audit.exhaustive_runs:,} runs, some {_duration(seconds)}.",
-            highlight=False,
+            f"of them, in {audit.exhaustive_runs:,} runs, some {_duration(seconds)}."
         )
     if audit.agrees:
-        console.print("The outputs that changed are those that the config lets these tokens reach.", style="green", highlight=False)
+        report.say("The outputs that changed are those that the config lets these tokens reach.", "good")
     else:
-        console.print("What runs is not what the config says.", style="bold red", highlight=False)
+        report.say("What runs is not what the config says.", "bad")
+    terminal.show(report)
 
 
 def _duration(seconds: float) -> str:
@@ -315,90 +262,35 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
 
 
-def show_compression(report: CompressionReport) -> None:
+def show_compression(compression: CompressionReport) -> None:
     """What a compression costs and saves."""
-    console = terminal.console()
-    console.print(
-        _facts(
-            ("written", str(report.destination)),
-            ("method", report.config["method"]),
-            ("changed", report.changed_in_words()),
-            ("outputs", _accuracy(report.outputs)),
-            ("measured on", report.text),
-        )
-    )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "before", "after"):
-        table.add_column(column, overflow="fold", justify="left" if not column else "right")
-    for row in report.rows():
-        table.add_row(*row)
-    console.print(table)
+    report = Report()
+    report.facts(
+        ("written", str(compression.destination)), ("method", compression.config["method"]), ("changed", compression.changed_in_words()),
+        ("outputs", _accuracy(compression.outputs)), ("measured on", compression.text),
+    )  # fmt: skip
+    report.table(Table(("", "before", "after"), compression.rows()))
+    terminal.show(report)
 
 
-def show_probe(report: ProbeReport) -> None:
+def show_probe(probe: ProbeReport) -> None:
     """The scores of each task by length, and by depth where depths were given."""
-    console = terminal.console()
-    console.print(_facts(("model", f"{report.model}  ({report.class_name})"), ("asked", ASKED[report.mode])))
-    cells = {(cell.task, cell.depth, cell.length): cell for cell in report.cells}
-    depths = any(cell.depth is not None for cell in report.cells)
-    chances = any(cell.chance is not None for cell in report.cells)
-    headings = ["task", *(["depth"] if depths else []), *(f"{length:,}" for length in report.lengths), *(["chance"] if chances else [])]
-    samples = report.cells[0].samples
-    measured = "percent right" if report.cells[0].error is None else "percent right ± standard error"
-    title = f"{measured}, by tokens of a text; {samples} text{'s' * (samples > 1)} each"
-    table = _table(headings, title, justify="right")
-    table.columns[0].justify = "left"
-    for task, depth in dict.fromkeys((cell.task, cell.depth) for cell in report.cells):
-        row = [cells[task, depth, length] for length in report.lengths]
+    report = Report()
+    report.facts(("model", f"{probe.model}  ({probe.class_name})"), ("asked", ASKED[probe.mode]))
+    cells = {(cell.task, cell.depth, cell.length): cell for cell in probe.cells}
+    depths = any(cell.depth is not None for cell in probe.cells)
+    chances = any(cell.chance is not None for cell in probe.cells)
+    headings = ["task", *(["depth"] if depths else []), *(f"{length:,}" for length in probe.lengths), *(["chance"] if chances else [])]
+    samples = probe.cells[0].samples
+    measured = "percent right" if probe.cells[0].error is None else "percent right ± standard error"
+    rows = []
+    for task, depth in dict.fromkeys((cell.task, cell.depth) for cell in probe.cells):
+        row = [cells[task, depth, length] for length in probe.lengths]
         where = ["–" if depth is None else f"{depth:g}"] if depths else []
         by_chance = [f"{row[-1].chance:.0f}"] if row[-1].chance is not None else [""] * chances
-        table.add_row(task, *where, *(plus_minus(cell.score, cell.error, 0) for cell in row), *by_chance)
-    console.print(table)
-
-
-def show_receptive_field(field: ReceptiveField) -> None:
-    """How much features change by distance from a patch that was replaced, and how far that reaches."""
-    console = terminal.console()
-    timed = field.cell_seconds is not None
-    files = f"{len(field.pictures)} {'recording' if timed else field.noun}s" if len(field.pictures) > 1 else "".join(field.pictures)
-    duration = f"{field.image_size[0] / field.patch[0] * (field.cell_seconds or 0):,.3g} s"
-    read = duration if timed else f"{_sides(field.image_size)} {field.units}"
-    what = f"frames of {1000 * (field.cell_seconds or 0):g} ms" if timed else f"patches of {_sides(field.patch)} {field.units}"
-    console.print(
-        _facts(
-            ("model", f"{field.model}  ({field.model_class})"),
-            ("layers", ", ".join(field.mechanisms) or "as the base attends"),
-            ("read", f"{files}: {read}, {field.grid}"),
-            (
-                "replaced",
-                f"{field.samples} {what} in each {field.noun}, one at a time, by {field.cells} of the same {field.noun}",
-            ),
-        )
-    )
-    runs = [changes for changes in (field.measured, field.full) if changes is not None]
-    table = _table(
-        [
-            f"{field.cells} away",
-            *(["seconds away"] if timed else []),
-            "pairs",
-            "change",
-            *([field.base_attention] if field.full is not None else []),
-        ],
-        "mean change of features ÷ their norm",
-        justify="right",
-    )
-    table.columns[0].justify = "left"
-    for rows in zip(*(changes.bins() for changes in runs), strict=True):
-        away = [f"{rows[0].last * (field.cell_seconds or 0):.3g}"] if timed else []
-        table.add_row(str(rows[0]), *away, f"{rows[0].pairs:,}", *(f"{row.change:.3g}" for row in rows))
-    if field.grid.prefix:
-        table.add_row(field.prefix_name, f"{field.measured.prefix_pairs:,}", *(f"{changes.prefix_change:.3g}" for changes in runs))
-    console.print(table)
-    console.print(field.conclusion(), highlight=False)
-
-
-def _sides(sizes: Sequence[int]) -> str:
-    return " × ".join(map(str, sizes))
+        rows.append([task, *where, *(plus_minus(cell.score, cell.error, 0) for cell in row), *by_chance])
+    report.table(Table(headings, rows, f"{measured}, by tokens of a text; {samples} text{'s' * (samples > 1)} each"))
+    terminal.show(report)
 
 
 ASKED = {
@@ -408,44 +300,27 @@ ASKED = {
 }
 
 
-@contextlib.contextmanager
-def probe_progress(quiet: bool) -> Iterator[Callable[[ProbeCell], None]]:
-    """Yields the `progress` argument of `probe_model`: a line on stderr for each cell, on a terminal."""
-    console = terminal.console(stderr=True)
-
-    def tell(cell: ProbeCell) -> None:
-        if console.is_terminal and not quiet:
-            where = "" if cell.depth is None else f", depth {cell.depth:g}"
-            console.print(f"{cell.task}, {cell.length:,} tokens{where}: {cell.score:.0f} %", style="dim", highlight=False)
-
-    yield tell
-
-
-def show_export(report: ExportReport) -> None:
+def show_export(export: ExportReport) -> None:
     """What was written, its inputs and outputs, and the comparison with the model."""
-    console = terminal.console()
-    form = report.format if report.opset is None else f"{report.format}, opset {report.opset}"
-    inputs = f"{report.min_length:,} to {report.max_length:,} tokens"
-    if report.image_size is not None:
-        inputs = f"pictures of {' × '.join(map(str, report.image_size))} pixels"
-    console.print(
-        _facts(
-            ("written", f"{report.destination}  ({size(report.bytes_written)})"),
-            (
-                "file" if report.format == "gguf" else "graph",
-                f"{report.class_name}, {form}, any batch size, {inputs}",
-            ),
-            ("inputs", _without_state(report, report.inputs)),
-            ("outputs", _without_state(report, report.outputs)),
-            *((check.status, f"{check.name}: {check.detail}") for check in report.checks),
-            *([] if report.int8 is None else [("int8", _int8(report.int8))]),
-        )
+    form = export.format if export.opset is None else f"{export.format}, opset {export.opset}"
+    inputs = f"{export.min_length:,} to {export.max_length:,} tokens"
+    if export.image_size is not None:
+        inputs = f"pictures of {' × '.join(map(str, export.image_size))} pixels"
+    report = Report()
+    report.facts(
+        ("written", f"{export.destination}  ({size(export.bytes_written)})"),
+        ("file" if export.format == "gguf" else "graph", f"{export.class_name}, {form}, any batch size, {inputs}"),
+        ("inputs", _without_state(export, export.inputs)),
+        ("outputs", _without_state(export, export.outputs)),
+        *((check.status, f"{check.name}: {check.detail}") for check in export.checks),
+        ("int8", "" if export.int8 is None else _int8(export.int8)),
     )
+    terminal.show(report)
 
 
-def _without_state(report: ExportReport, names: Sequence[str]) -> str:
+def _without_state(export: ExportReport, names: Sequence[str]) -> str:
     """The names of inputs or outputs; of a decoder's state only how many there are, since every layer has some."""
-    state = [] if report.decoding is None else report.decoding["state"]
+    state = [] if export.decoding is None else export.decoding["state"]
     held = {row[end] for row in state for end in ("input", "output")}
     return ", ".join([name for name in names if name not in held] + ([f"{len(state)} tensors of the state"] if state else []))
 
@@ -470,111 +345,93 @@ def _accuracy(outputs: Mapping[str, Mapping[str, float]]) -> str:
 
 def show_inspection(model: Inspection) -> None:
     """A checkpoint: its model, mechanisms, state and cost."""
-    console = terminal.console()
+    report = Report()
+    _add_inspection(report, model)
+    terminal.show(report)
+
+
+def _add_inspection(report: Report, model: Inspection) -> None:
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
-    kind = f"{model.class_name}{of_transformers}, model type {model.model_type}"
-    if model.apart:
-        facts = [("model", f"{model.source.name}  ({kind})")]
-        facts.append(("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {model.tensors} tensors)"))
-        console.print(_facts(*facts))
-        for name, tower in model.towers.items():
-            console.print(f"\ntower {name}", style="bold", highlight=False)
-            show_inspection(tower)
-        _show_of_plain_class(console, model)
-        return
     pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items())
-    console.print(
-        _facts(
-            ("model", f"{model.source.name}  ({kind})"),
-            ("input", f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}"),
-            ("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {model.tensors} tensors)"),
-            *([("pruned heads", f"{pruned} kept")] if pruned else []),
-        )
+    reads = "" if model.apart else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}"
+    report.facts(
+        ("model", f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})"),
+        ("input", reads),
+        ("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {model.tensors} tensors)"),
+        ("pruned heads", f"{pruned} kept" if pruned else ""),
     )
-    console.print()
-    console.print(model.attention.table(len(model.mechanisms)), highlight=False)
-    console.print()
-    if model.states:
-        console.print(_state_table(model), highlight=False)
+    if model.apart:
+        for name, tower in model.towers.items():
+            report.say(f"\ntower {name}", "strong")
+            _add_inspection(report, tower)
+        _add_plain_class(report, model)
+        return
+    report.gap()
+    report.say(model.attention.table(len(model.mechanisms)))
+    report.gap()
+    report.table(_states(model))
     if model.costs:
-        show_costs(model.costs, model.inputs)
+        report.table(_costs(model.costs, model.inputs))
 
 
-def _state_table(model: Inspection) -> Table:
+def _states(model: Inspection) -> Table:
     """The decode state of each run of equal layers."""
-    headings = ["layers", "mechanism", "state", "added by each further token"]
-    table = _table(headings, f"state of each layer while decoding a sequence of {model.max_length:,} tokens")
-    first = 0
-    for (name, state), run in groupby(zip((mechanism.name for mechanism in model.mechanisms), model.states, strict=True)):
+    rows, first = [], 0
+    for (name, state), run in groupby(zip((mechanism.name for mechanism in model.mechanisms), model.states, strict=False)):
         last = first + len(list(run)) - 1
         layers = f"{first}-{last}" if last > first else str(first)
-        table.add_row(layers, name, size(state.bytes), size(state.per_token) if state.per_token else "nothing")
+        rows.append((layers, name, size(state.bytes), size(state.per_token) if state.per_token else "nothing"))
         first = last + 1
-    return table
+    title = f"state of each layer while decoding a sequence of {model.max_length:,} tokens"
+    return Table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
 
 
 def show_mechanisms(infos: Sequence[MechanismInfo | Listed]) -> None:
     """One line per mechanism."""
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("name", no_wrap=True)
-    for heading in ("what it does", "cost", "causal"):
-        table.add_column(heading, overflow="fold")
-    for info in infos:
-        causal = {"both": "both", True: "only", False: "no"}[info.causal]
-        table.add_row(info.name, escape(info.summary), info.cost, causal)
-    console = terminal.console()
-    console.print(table)
-    console.print("Options of each: longattn mechanisms NAME", highlight=False)
+    report, causal = Report(), {"both": "both", True: "only", False: "no"}
+    rows = [(info.name, info.summary, info.cost, causal[info.causal]) for info in infos]
+    report.table(Table(("name", "what it does", "cost", "causal"), rows, align="l"))
+    report.say("Options of each: longattn mechanisms NAME")
+    terminal.show(report)
 
 
 def show_recipes(recipes: Sequence[Recipe]) -> None:
     """The recipes of each command: name and title, with the published score below."""
-    console = terminal.console()
-    width = max(len(recipe.name) for recipe in recipes)
+    report, width = Report(), max(len(recipe.name) for recipe in recipes)
     for command, group in groupby(sorted(recipes, key=lambda recipe: recipe.command), key=lambda recipe: recipe.command):
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True, min_width=width)
-        table.add_column()
-        for recipe in group:
-            table.add_row(recipe.name, escape(recipe.entries["title"]))
-            if score := recipe.entries.get("score"):
-                table.add_row("", f"Published: {escape(score)}", style="dim")
-        console.print(command, style="bold", highlight=False)
-        console.print(Padding(table, (0, 0, 1, 2)))
-    console.print("The commands of each, its values and their source: longattn recipes NAME", highlight=False)
+        report.say(command, "strong")
+        scored = [(recipe, recipe.entries.get("score")) for recipe in group]
+        rows = [Fact(one.name.ljust(width), one.entries["title"], f"Published: {score}" if score else "", "") for one, score in scored]
+        report.facts(*rows, indent=2)
+        report.gap()
+    report.say("The commands of each, its values and their source: longattn recipes NAME")
+    terminal.show(report)
 
 
 def show_mechanism(info: MechanismInfo) -> None:
     """One mechanism in full."""
     from ..mechanisms.common.registry import input_in_words
 
-    console = terminal.console()
-    console.print(
-        _facts(
-            ("name", info.name),
-            ("summary", info.summary),
-            *[("when", info.when)] * bool(info.when),
-            ("paper", info.paper),
-            ("cost", info.cost),
-            ("causal", {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal]),
-            ("equals full attention", info.exact_when),
-            ("adds parameters", "yes: needs training" if info.trains else "no"),
-            ("global tokens", "taken (global_attention_mask)" if info.takes_globals else "not taken"),
-            ("input", input_in_words(info.name)),
-            ("engine", info.engine),
-        )
+    report = Report()
+    report.facts(
+        ("name", info.name),
+        ("summary", info.summary),
+        ("when", info.when),
+        ("paper", info.paper),
+        ("cost", info.cost),
+        ("causal", {"both": "causal and bidirectional", True: "causal only", False: "bidirectional only"}[info.causal]),
+        ("equals full attention", info.exact_when),
+        ("adds parameters", "yes: needs training" if info.trains else "no"),
+        ("global tokens", "taken (global_attention_mask)" if info.takes_globals else "not taken"),
+        ("input", input_in_words(info.name)),
+        ("engine", info.engine),
     )
-    if not info.options:
-        console.print("\nno options")
-        return
+    report.say("" if info.options else "\nno options")
     for option in info.options:
-        console.print()
         unit = f", in {option.unit}" if option.unit else ""
-        console.print(
-            f"[bold]{option.name}[/]  {escape(option.type_in_words)}{unit}, default {escape(option.readable(option.default))}",
-            highlight=False,
-        )
-        console.print(Padding(escape(option.help), (0, 0, 0, 4)), highlight=False)
+        report.say(f"\n{option.name}  {option.type_in_words}{unit}, default {option.readable(option.default)}", "strong")
+        report.say(option.help, indent=4)
+    terminal.show(report)
 
 
 def size(count: int) -> str:
@@ -589,22 +446,6 @@ def flops(count: int) -> str:
 
 def _in_units(count: int, units: Sequence[tuple[str, float]]) -> str:
     return next((f"{count / scale:.1f} {unit}" for unit, scale in units if count >= scale), "")
-
-
-def _table(headings: Sequence[str], title: str, justify: Literal["left", "right"] = "left") -> Table:
-    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=title, title_style="dim", title_justify="left")
-    for heading in headings:
-        table.add_column(heading, justify=justify)
-    return table
-
-
-def _facts(*pairs: tuple[str, str]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    for name, value in pairs:
-        table.add_row(name, escape(value))
-    return table
 
 
 @contextlib.contextmanager

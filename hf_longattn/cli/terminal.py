@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.segment import Segment
+from rich.table import Table as Grid
 from rich.text import Text
 
 from ..errors import CONTROL, visible
+from ..reports import Facts, Report, Sentence, Table
 from ..staging import write_text
 
 
@@ -82,3 +87,52 @@ def print_json(value: Any) -> None:
     """One JSON object on stdout."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     print(CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+STYLES = {"strong": "bold", "quiet": "dim", "warning": "yellow", "good": "green", "bad": "bold red", "measured": "cyan"}
+"""Styles of a report's parts as rich's."""
+
+
+def show(report: Report) -> None:
+    """Print a report."""
+    screen = console(width=report.width)
+    for part in report.shown("terminal"):
+        if isinstance(part, Sentence) and part.typed:
+            say(part.text)
+        elif isinstance(part, Sentence):
+            text = Padding(escape(part.text), (0, 0, 0, part.indent)) if part.indent else escape(part.text)
+            screen.print(text, style=STYLES.get(part.style, ""), highlight=False)
+        elif isinstance(part, Facts):
+            screen.print(Padding(_facts(part), (0, 0, 0, part.indent)) if part.indent else _facts(part), highlight=False)
+        elif isinstance(part, Table):
+            screen.print(_fitting(screen, part), highlight=False)
+
+
+def _facts(facts: Facts) -> Grid:
+    grid = Grid.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for fact in facts.rows:
+        detail = f"\n[dim]{escape(fact.detail)}[/]" if fact.detail else ""
+        grid.add_row(Text(fact.name, STYLES.get(fact.style, "")), escape(fact.value) + detail)
+    return grid
+
+
+def _fitting(screen: Console, table: Table) -> Grid:
+    """The table, without leading columns after the first that do not fit, if it may shrink."""
+    unbounded = screen.options.update(max_width=10 * screen.width)
+    starts = range(1, len(table.columns)) if table.shrinks else [1]
+    grids = [_grid(table, [0, *range(start, len(table.columns))]) for start in starts]
+    return next((grid for grid in grids if Measurement.get(screen, unbounded, grid).maximum <= screen.width), grids[-1])
+
+
+def _grid(table: Table, columns: Sequence[int]) -> Grid:
+    grid = Grid(
+        box=box.SIMPLE, pad_edge=False, collapse_padding=True, title=escape(table.title) or None, title_style="dim", title_justify="left"
+    )
+    for number in columns:
+        grid.add_column(escape(table.columns[number]), justify="right" if table.alignment(number) == "r" else "left", overflow="fold")
+    for number, row in enumerate(table.rows):
+        style = STYLES.get(table.styles[number], "") if table.styles else ""
+        grid.add_row(*(escape(row[column]) for column in columns if row), style=style)
+    return grid

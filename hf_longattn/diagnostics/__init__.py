@@ -10,7 +10,8 @@ diagnosis        the result: numbers, conclusion, recommendation, JSON
 pictures         the diagnosis of a picture model: attention on one picture, and how much mechanisms on a grid would keep of it
 sounds           the diagnosis of a sound model, in frames and seconds
 receptive_field  effective receptive field of a picture or sound model: feature changes when patches or frames are replaced
-page             the result as one HTML page from a template; charts draws its figures
+report           what terminal and page say of it; charts draws its figures
+page             any report as one HTML page
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from .measure import captured_mass as captured_mass
     from .measure import diagnose as diagnose
     from .page import html_page as html_page
+    from .page import picture_page as picture_page
     from .pictures import PictureDiagnosis as PictureDiagnosis
     from .pictures import diagnose_picture as diagnose_picture
-    from .pictures import picture_page as picture_page
     from .receptive_field import ReceptiveField as ReceptiveField
     from .receptive_field import measure_receptive_field as measure_receptive_field
     from .sounds import diagnose_sound as diagnose_sound
@@ -43,8 +44,8 @@ __getattr__, __all__ = public_names(
         "candidates": ("Candidate",),
         "measure": ("CapturedMass", "captured_mass", "diagnose"),
         "diagnosis": ("Diagnosis", "LayerDiagnosis", "LengthDiagnosis", "Recommendation"),
-        "page": ("html_page",),
-        "pictures": ("PictureDiagnosis", "diagnose_picture", "picture_page"),
+        "page": ("html_page", "picture_page"),
+        "pictures": ("PictureDiagnosis", "diagnose_picture"),
         "receptive_field": ("ReceptiveField", "measure_receptive_field"),
         "sounds": ("diagnose_sound",),
         "texts": ("Needle",),

@@ -30,6 +30,8 @@ ENOUGH = 0.9
 ALIKE = 1e-4
 """Maximum difference of two masses that count as equal."""
 NOTHING_FITS = "no mechanism compared is cheaper than full attention and sees only distances that positions were trained for."
+WIDTH = 80
+"""Columns of a report on a terminal."""
 DIGITS = 5
 """Number of significant digits in JSON."""
 
@@ -486,6 +488,14 @@ def percent(share: float) -> str:
     """A share for readers: ``71 %``, ``0.4 %``."""
     value = 100 * share
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
+
+
+def thousands(value: float) -> str:
+    """A number of tokens as a short text: 512, 2K, 2.3K, 64K."""
+    if value < 1000:
+        return f"{value:.0f}"
+    kilo = value / 1024
+    return f"{kilo:.0f}K" if kilo >= 9.95 or abs(kilo - round(kilo)) < 0.05 else f"{kilo:.1f}K"
 
 
 def _short(value: float) -> float | None:

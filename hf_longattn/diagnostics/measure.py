@@ -21,15 +21,16 @@ from ..data.masking import masked_tokens
 from ..engines.common.grid import Grid
 from ..errors import LengthError, LongAttentionError, OptionError
 from ..evaluation.token_loss import LossChange, token_losses
+from ..inputs.text import load_tokenizer
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input, model_name
+from ..modeling.family.definition import FAMILIES, LANGUAGE_MODELS, length_before_conversion, longest_input
 from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.mixin import LongAttentionMixin
 from ..staging import unused_name
 from .candidates import Candidate, all_readings, read_candidates, usual_candidates
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Target, costs, stack_heads, untrained
 from .layer_attention import MEANS, LayerAttention, RowSums, distance_bins, mass_on, sampled_rows
-from .loading import LoadedCheckpoint, converted_from, known_checkpoint, length_error, load_for_diagnosis
+from .loading import LoadedCheckpoint, length_error, load_for_diagnosis
 from .texts import DiagnosisText, Needle
 from .trial_model import LossAgainstChunks, TrialModel, check_predicts_tokens
 from .watching import (
@@ -123,14 +124,10 @@ def diagnose(
         raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
     if lengths is not None and (not lengths or min(lengths) < SHORTEST):
         raise LengthError(f"Lengths start at {SHORTEST} tokens, not {min(lengths, default=0)}; give for example --lengths 512,2K.")
-    loaded: LoadedCheckpoint | None = None
-    if isinstance(model, nn.Module):
-        if extend is not None or mechanism is not None:
-            raise OptionError("Positions are extended while a checkpoint is loaded; give its name instead of a model, or leave extend out.")
-        network, name = model, model_name(model)
-    else:
-        loaded = load_for_diagnosis(model, lengths, extend=extend, mechanism=mechanism, device=device, revision=revision, token=token)
-        network, name, tokenizer = loaded.model, str(model), loaded.tokenizer if tokenizer is None else tokenizer
+    loaded = load_for_diagnosis(model, lengths, extend=extend, mechanism=mechanism, device=device, revision=revision, token=token)
+    name, network = loaded.name, loaded.model
+    if tokenizer is None and loaded.source is not None:
+        tokenizer = load_tokenizer(loaded.folder)
     whole, (network, tower) = network, tower_that_reads(network, text=True)
     stack = watched_stack(network)
     causal = is_causal(stack)
@@ -143,7 +140,7 @@ def diagnose(
         raise length_error(name, chosen_lengths[-1], limit)
     source = DiagnosisText(text, tokenizer, chosen_lengths[-1], stack.config.get_text_config().vocab_size)
     is_long = has_mechanisms(stack) and extend is None
-    trained = None if loaded is None else loaded.trained_length
+    trained = None if loaded.plan is None else loaded.plan.old_length
     notes = _notes(source, chosen_lengths, limit, lengths is None)
     if trained is not None and chosen_lengths[-1] > trained:
         notes.append(
@@ -182,30 +179,28 @@ LOSSES_TRIED = 3
 """Maximum number of candidates whose loss is measured; the first whose loss is not worse ends the measurement."""
 
 
-def _target(model: Any, tower: str, loaded: LoadedCheckpoint | None, is_long: bool, length: int, extend: str | None) -> Target:
+def _target(model: Any, tower: str, loaded: LoadedCheckpoint, is_long: bool, length: int, extend: str | None) -> Target:
     """The conversion that a diagnosis recommends."""
-    named = getattr(model.config, "name_or_path", "") if loaded is None else loaded.source.name
-    folder = Path(str(named)) if loaded is None else loaded.source.folder
-    source = converted_from(folder) if is_long else known_checkpoint(named) if loaded is None else loaded.source.name
+    source = loaded.to_convert(is_long)
     destination = unused_name(f"{Path(source or type(model).__name__).name}-{length}")
     return Target(source, destination, length, None if extend in AUTOMATIC else extend, _is_generic(model), tower)
 
 
-def _position_rule(config: Any, loaded: LoadedCheckpoint | None, target: Target, is_long: bool) -> tuple[str, int]:
+def _position_rule(config: Any, loaded: LoadedCheckpoint, target: Target, is_long: bool) -> tuple[str, int]:
     """How the target's positions are extended (``""`` if a conversion chooses by the mechanism), and the length before that."""
     if is_long:
         family = FAMILIES.get(getattr(config, "base_model_type", ""))
         before = length_before_conversion(config)
         learned = family is not None and any(table.learned for table in family.position_tables)
         return (config.position_extension if learned else "", target.length if before is None else before)
-    if loaded is None or loaded.positions is None or loaded.trained_length is None:
+    if loaded.plan is None:
         return "", target.length
-    chosen_there = loaded.positions.startswith("rope:") and target.positions is None
-    return "" if chosen_there else loaded.positions, loaded.trained_length
+    chosen_there = loaded.plan.positions.startswith("rope:") and target.positions is None
+    return "" if chosen_there else loaded.plan.positions, loaded.plan.old_length
 
 
 def _with_losses(
-    diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint | None, text: DiagnosisText, progress: Progress
+    diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint, text: DiagnosisText, progress: Progress
 ) -> Diagnosis:
     """Add to the diagnosis the loss at the longest length of the first recommended candidates, up to the first whose loss is not worse.
     If the loss cannot be measured, the reason is added."""
@@ -227,7 +222,7 @@ def _with_losses(
 
 
 def _loss_measure(
-    diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint | None, text: DiagnosisText
+    diagnosis: Diagnosis, model: Any, stack: PreTrainedModel, loaded: LoadedCheckpoint, text: DiagnosisText
 ) -> Callable[[LongAttentionConfig], LossChange | None]:
     """A function that measures how the loss changes if every layer runs the given attention.
 
@@ -242,8 +237,9 @@ def _loss_measure(
     if not diagnosis.causal and getattr(text.tokenizer, "mask_token_id", None) is None:
         raise OptionError("There is no tokenizer with a mask token.")
     inputs = (ids, ids) if diagnosis.causal else masked_tokens(ids, text.tokenizer)
-    if loaded is not None:
-        config = ConversionConfig(max_length=diagnosis.target.length, positions=loaded.positions or "auto")
+    if loaded.source is not None:
+        positions = "auto" if loaded.plan is None else loaded.plan.positions
+        config = ConversionConfig(max_length=diagnosis.target.length, positions=positions)
         trial = TrialModel(loaded.source, config, stack.device)
         check_predicts_tokens(trial)
         return LossAgainstChunks(trial, [inputs])
@@ -281,8 +277,7 @@ def captured_mass(
     reasons = dict[str, str]()
     stack, arguments, grid, length = watched_inputs(model, ids)
     layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
-    with watching(stack, layers.see):
-        run_stack(stack, arguments)
+    layers.watch(stack, arguments)
     mass = stack_heads([means["captured"] for means in layers.means()])
     causal = is_causal(stack)
     return CapturedMass(
@@ -304,7 +299,13 @@ class MeasuredLayers:
         self.shape = (1, 1)
         """Number of heads, and width of a head."""
 
+    def watch(self, stack: PreTrainedModel, inputs: Any, *, within_mechanism: bool = False) -> None:
+        """Add one forward pass; the arguments are those of :func:`.watching.run_stack` and :func:`.watching.watching`."""
+        with watching(stack, self.see, within_mechanism=within_mechanism):
+            run_stack(stack, inputs)
+
     def see(self, number: int, layer: LayerAttention) -> None:
+        """Add the queries at :attr:`rows` of one layer."""
         layer = layer.on(self.grid)
         readings = all_readings(self.candidates, layer, number)
         for candidate, reason in zip(self.candidates, readings, strict=True):
@@ -360,8 +361,7 @@ def _measure(
     start, rows = time.perf_counter(), sampled_rows(length, queries)
     progress(f"{length:,} tokens")
     layers = MeasuredLayers(candidates, reasons, rows)
-    with watching(stack, layers.see, within_mechanism=within_mechanism):
-        run_stack(stack, source.plain(length))
+    layers.watch(stack, source.plain(length), within_mechanism=within_mechanism)
     shares, tokens = list[list[Tensor]](), 0
     for depth in () if needle is None else needle.depths:
         progress(f"{length:,} tokens, needle at {depth:.0%}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from ..engines.common.grid import Grid
 from ..inputs.common.base import kind_of
 from ..inputs.common.processors import processor_of, required_processor
 from ..mechanisms.common.layout import full_pairs
-from ..modeling.family.definition import family_in, model_name
+from ..modeling.family.definition import family_in
 from ..modeling.family.grid_config import check_mechanism_for_grid
 from ..modeling.grids import family_of, grid_rule
+from ..reports import Drawing, Report, Table
 from .candidates import Candidate, read_candidates
-from .diagnosis import costs
+from .diagnosis import WIDTH, costs, percent
 from .layer_attention import LayerAttention, sampled_rows
 from .loading import load_for_diagnosis
 from .measure import MeasuredLayers
@@ -82,6 +85,41 @@ class PictureDiagnosis:
         """The queries whose attention the maps show, as text."""
         return "the class token" if self.grid.prefix else "the patches, on average,"
 
+    def report(self) -> Report:
+        """For terminal and page: what mechanisms keep of the attention, and maps of it over the picture."""
+        read = f"{self.model_class} on {self.picture}: {self.size}, {self.grid}"
+        about = f"{read}. Shares of the softmax over all tokens, mean over heads and {self.queries:,} queries."
+        report = Report(f"What {self.model} attends to on {self.picture}", about, WIDTH)
+        report.say(read, "strong", only="terminal")
+        rows, names = [], [str(candidate) for candidate in self.candidates]
+        shares = [[layer.mass[number] for layer in self.layers] for number in range(len(names))]
+        costs = [percent(pairs / self.full_pairs) for pairs in self.pairs]
+        for name, masses, cost in zip(names, shares, costs, strict=True):
+            if name not in self.reasons:
+                least = min(range(len(masses)), key=masses.__getitem__)
+                rows.append((name, percent(sum(masses) / len(masses)), f"{percent(masses[least])} ({least})", cost))
+        report.section("What mechanisms keep of it")
+        report.table(Table(("mechanism", "kept", "least (layer)", "pairs"), rows, "kept of the attention"))
+        by_layer = [
+            (f"{number} ({layer.mechanism})", *("" if math.isnan(share) else percent(share) for share in layer.mass))
+            for number, layer in enumerate(self.layers)
+        ]
+        report.table(Table(("layer", *names), by_layer, "kept in each layer"), only="page")
+        for name, reason in self.reasons.items():
+            report.say(f"{name}: {reason}", "quiet")
+        report.section(f"Where {self.reader} looks")
+        for number, layer in enumerate(self.layers):
+            report.add(Drawing(partial(self._map, layer), f"attention of layer {number}"), "page")
+        return report
+
+    def _map(self, layer: PictureLayer) -> str:
+        """A layer's attention over the picture; of a video, with the time steps side by side."""
+        from .charts import attention_on_picture
+
+        attention = layer.attention if layer.attention.dim() == 2 else torch.cat(list(layer.attention), 1)
+        from_below = self.noun == "spectrogram"  # high frequencies are drawn at the top
+        return attention_on_picture(*((part.flip(0) if from_below else part) for part in (self.pixels, attention)))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {
@@ -138,17 +176,13 @@ def diagnose_picture(
         check_mechanism_for_grid(candidate.mechanism, candidate.options)
     if candidates is None:
         choices = [replace(candidate, by_user=False) for candidate in choices]
-    folder: Path | None = None
-    if isinstance(model, nn.Module):
-        network, name = model, model_name(model)
-    else:
-        loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
-        network, name, folder = loaded.model, str(model), loaded.source.folder
+    loaded = load_for_diagnosis(model, device=device, revision=revision, token=token)
+    name, network = loaded.name, loaded.model
     whole, (network, tower) = network, tower_that_reads(network, text=False)
     stack: Any = watched_layers(network)
     rule = grid_rule(stack, of_pixels=False)
-    if processor is None and folder is not None:
-        processor = processor_of(rule, folder)
+    if processor is None and loaded.source is not None:
+        processor = processor_of(rule, loaded.folder)
     kind: Any = kind_of(family_of(stack, of_pixels=False))
     user = kind.user_inputs
     processor = required_processor(processor, name, user.reads)
@@ -186,27 +220,6 @@ def _attention(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
 
 
 def is_drawn(name: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> bool:
-    """Whether :func:`picture_page` can draw the attention of this checkpoint."""
+    """Whether :func:`html_page` can draw the attention of this checkpoint."""
     family = family_in(open_source(name, revision=revision, token=token).config)
     return family is not None and kind_of(family).drawn
-
-
-def picture_page(diagnosis: PictureDiagnosis) -> str:
-    """The diagnosis as one HTML page that opens offline.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    from .charts import attention_on_picture
-    from .page import render
-
-    from_below = diagnosis.noun == "spectrogram"  # high frequencies are drawn at the top
-    pixels = diagnosis.pixels.flip(0) if from_below else diagnosis.pixels
-    attentions = [_drawn(layer.attention) for layer in diagnosis.layers]
-    maps = [attention_on_picture(pixels, attention.flip(0) if from_below else attention) for attention in attentions]
-    return render("picture.html", diagnosis=diagnosis, maps=maps)
-
-
-def _drawn(attention: Tensor) -> Tensor:
-    """The attention on the patches ``(rows, columns)``; for a video, with the time steps side by side."""
-    return attention if attention.dim() == 2 else torch.cat(list(attention), 1)

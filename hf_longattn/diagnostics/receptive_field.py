@@ -37,10 +37,11 @@ from ..inputs.common.sized import SizedKind
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites, mechanisms_restored
-from ..modeling.family.definition import family_in, model_name, without_head
+from ..modeling.family.definition import family_in, without_head
 from ..modeling.family.grid_rule import IMAGE_SIZE
 from ..modeling.grids import family_of
 from ..modeling.inference.optimize import evaluating
+from ..reports import Report, Table
 from .loading import load_for_diagnosis
 from .watching import has_mechanisms
 
@@ -169,6 +170,31 @@ class ReceptiveField:
             said += f". Nothing changes further than {self.distance(self.measured.furthest)} away"
         return f"{said}."
 
+    def report(self) -> Report:
+        """How much features change by distance from a patch that was replaced, and how far that reaches."""
+        timed, seconds, report = self.cell_seconds is not None, self.cell_seconds or 0.0, Report()
+        many = f"{len(self.pictures)} {'recording' if timed else self.noun}s" if len(self.pictures) > 1 else "".join(self.pictures)
+        size, patch = (" × ".join(map(str, sides)) for sides in (self.image_size, self.patch))
+        read = f"{self.image_size[0] / self.patch[0] * seconds:,.3g} s" if timed else f"{size} {self.units}"
+        what = f"frames of {1000 * seconds:g} ms" if timed else f"patches of {patch} {self.units}"
+        report.facts(
+            ("model", f"{self.model}  ({self.model_class})"),
+            ("layers", ", ".join(self.mechanisms) or "as the base attends"),
+            ("read", f"{many}: {read}, {self.grid}"),
+            ("replaced", f"{self.samples} {what} in each {self.noun}, one at a time, by {self.cells} of the same {self.noun}"),
+        )
+        runs = [changes for changes in (self.measured, self.full) if changes is not None]
+        columns = [f"{self.cells} away", *["seconds away"] * timed, "pairs", "change", *[self.base_attention] * (len(runs) - 1)]
+        rows = []
+        for bins in zip(*(changes.bins() for changes in runs), strict=True):
+            away = [f"{bins[0].last * seconds:.3g}"] if timed else []
+            rows.append([str(bins[0]), *away, f"{bins[0].pairs:,}", *(f"{row.change:.3g}" for row in bins)])
+        if self.grid.prefix:
+            rows.append([self.prefix_name, f"{self.measured.prefix_pairs:,}", *(f"{changes.prefix_change:.3g}" for changes in runs)])
+        report.table(Table(columns, rows, "mean change of features ÷ their norm"))
+        report.say(self.conclusion())
+        return report
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {
@@ -250,17 +276,17 @@ def measure_receptive_field(
                 "A model in memory is probed with pixels or with samples; give processor(images=…, return_tensors='pt')['pixel_values'], "
                 "or the feature extractor's values of a sound."
             )
-        network, name, files = model, model_name(model), tuple[Path, ...]()
+        files = tuple[Path, ...]()
     else:
         kind = _checked_kind(model, revision, token, image_size, audio_seconds)
         files = () if isinstance(pictures, Tensor) else tuple(kind.user_inputs.files_of(pictures, PICTURES))
-        loaded = load_for_diagnosis(model, None, device=device, revision=revision, token=token)
-        network, name = loaded.model if dtype is None else loaded.model.to(dtype), str(model)
+    loaded = load_for_diagnosis(model, device=device, revision=revision, token=token)
+    name, network = loaded.name, loaded.model if dtype is None or loaded.source is None else loaded.model.to(dtype)
     kind, stack = stack_of_layers(network)
     if isinstance(pictures, Tensor):
         values = kind.values_of_input(pictures)
     else:
-        user = kind.user_inputs(kind.rule, network.config, loaded.source.folder, name, pictures, PICTURES)
+        user = kind.user_inputs(kind.rule, network.config, loaded.folder, name, pictures, PICTURES)
         size = user.size(image_size if audio_seconds is None else audio_seconds, any_size=has_mechanisms(network))
         values = torch.cat(user.values(size))
     values = values.to(stack.device, stack.dtype)

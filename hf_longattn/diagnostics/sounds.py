@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
-from ..conversion.model_loading import chosen_device, load_as_result, quiet_libraries
+from ..conversion.model_loading import quiet_libraries
 from ..conversion.plan import ConversionPlan
 from ..conversion.sources.base import Source, open_source
 from ..conversion.sources.folder import refuse_quantised
@@ -28,35 +28,19 @@ from ..inputs.common.sized import SizedKind
 from ..inputs.sound import UserSounds, duration
 from ..modeling.family.audio_config import audio_seconds as checked_seconds
 from ..modeling.family.audio_config import check_mechanism_for_audio
-from ..modeling.family.definition import family_in, model_name
+from ..modeling.family.definition import family_in
 from ..staging import unused_name
 from .candidates import read_candidates, usual_for_sound
 from .diagnosis import Diagnosis, LengthDiagnosis, Target
 from .layer_attention import sampled_rows
-from .loading import converted_from, load_for_diagnosis
+from .loading import LoadedCheckpoint, load_for_diagnosis, load_planned
 from .measure import QUERIES, MeasuredLayers, Progress, device_name, silent
-from .watching import is_causal, run_stack, watched_inputs, watching
+from .watching import is_causal, watched_inputs
 
 SECONDS = (7.5, 15.0, 30.0)
 """Durations in seconds that are measured by default, as far as the model and the recordings are long enough."""
 STRETCHES = 4
 """Maximum number of excerpts of the recordings for each duration."""
-
-
-@dataclass(frozen=True)
-class SoundModel:
-    """A sound model for a diagnosis.
-
-    network: the model with mechanisms. name: of the checkpoint. class_name: of the checkpoint's class.
-    plan: the conversion that loads a transformers checkpoint into its Long class; ``None`` for a Long model.
-    converted_from: name of the checkpoint to convert, as in a command; ``None`` if unknown.
-    """
-
-    network: Any
-    name: str
-    class_name: str
-    plan: ConversionPlan | None = None
-    converted_from: str | None = None
 
 
 @quiet_libraries()
@@ -106,14 +90,15 @@ def diagnose_sound(
         check_mechanism_for_audio(candidate.mechanism, candidate.options)
     durations = None if audio_seconds is None else sorted({checked_seconds(seconds, "--audio-seconds") for seconds in audio_seconds})
     if isinstance(model, nn.Module):
-        loaded = SoundModel(model, model_name(model), type(model).__name__)
+        loaded = load_for_diagnosis(model)
         extractor = required_processor(extractor, loaded.name, "sound")
         kind = _checked_kind(kind_of_model(model.config), loaded.name, str(getattr(model.config, "model_type", "")))
         sounds: Any = kind.user_inputs(kind.rule, model.config, Path(), loaded.name, recordings, STRETCHES, extractor)
         durations = _usual_durations(sounds) if durations is None else durations
     else:
         loaded, sounds, durations = _load(open_source(model, revision=revision, token=token), recordings, durations, device)
-    network, rule = loaded.network, sounds.rule
+    network, rule = loaded.model, sounds.rule
+    class_name = type(network).__name__ if loaded.plan is None else loaded.plan.architecture.source_class
     reasons: dict[str, str] = {}
     measured = []
     for seconds in durations:
@@ -124,40 +109,36 @@ def diagnose_sound(
             (progress or silent)(f"{duration(seconds)}, stretch {number + 1} of {len(stretches)}")
             stack, arguments, _, frames = watched_inputs(network, rule.arguments(stretch))
             layers.rows = sampled_rows(frames, share, seed=number)
-            with watching(stack, layers.see, within_mechanism=within_mechanism):
-                run_stack(stack, arguments)
+            layers.watch(stack, arguments, within_mechanism=within_mechanism)
         causal, count = is_causal(stack), len(layers.rows) * len(stretches)
         measured.append(layers.at_length(frames, count, causal, time.perf_counter() - start))
     return Diagnosis(
-        model=loaded.name, model_class=loaded.class_name, text=recordings.resolve().name, device=device_name(stack), causal=causal,
+        model=loaded.name, model_class=class_name, text=recordings.resolve().name, device=device_name(stack), causal=causal,
         is_long=loaded.plan is None, trained_length=_trained_frames(loaded.plan, durations[-1]), within_mechanism=within_mechanism,
         needle=None, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured),
-        target=_target(loaded, sounds, durations[-1], measured[-1]),
+        target=_target(loaded, class_name, sounds, durations[-1], measured[-1]),
         notes=tuple(_notes(loaded.plan, sounds, durations[-1], audio_seconds is None)), frame_seconds=rule.frame_seconds(sounds.config),
     )  # fmt: skip
 
 
 def _load(
     source: Source, recordings: Path, durations: list[float] | None, device: str | None
-) -> tuple[SoundModel, UserSounds, list[float]]:  # fmt: skip
+) -> tuple[LoadedCheckpoint, UserSounds, list[float]]:  # fmt: skip
     """Load a checkpoint with mechanisms. Also returns its recordings, and the durations to measure."""
     family = family_in(source.config)
     kind = _checked_kind(None if family is None else kind_of(family), source.name, str(source.config.get("model_type")))
     refuse_quantised(source)
     if "long_attention" in source.config:
-        network: Any = load_for_diagnosis(source.folder, None, device=device).model
-        loaded = SoundModel(network, source.name, type(network).__name__, converted_from=converted_from(source.folder))
-        sounds: Any = kind.user_inputs(kind.rule, network.config, source.folder, source.name, recordings, STRETCHES)
+        loaded = replace(load_for_diagnosis(source.folder, device=device), name=source.name)
+        sounds: Any = kind.user_inputs(kind.rule, loaded.model.config, source.folder, source.name, recordings, STRETCHES)
         return loaded, sounds, _usual_durations(sounds) if durations is None else durations
-    target = chosen_device(device)
     attention = LongAttentionConfig("full") if kind.family.own_attention is None else None  # by default, a conversion keeps the base's own
     plan = plan_conversion(source, config=ConversionConfig(long_attention=attention))
     sounds = kind.user_inputs(kind.rule, plan.architecture.source_config, source.folder, source.name, recordings, STRETCHES)
     durations = _usual_durations(sounds) if durations is None else durations
     if durations[-1] > plan.inputs.new.value:
         plan = plan_conversion(source, config=ConversionConfig(long_attention=attention, audio_seconds=durations[-1], needs_training=True))
-    network = load_as_result(source, plan.architecture, plan.config).eval().to(target)
-    return SoundModel(network, source.name, plan.architecture.source_class, plan, source.name), sounds, durations
+    return load_planned(source, plan, device, source.name), sounds, durations
 
 
 def _checked_kind(kind: Any, name: str, model_type: str) -> SizedKind:
@@ -177,14 +158,15 @@ def _usual_durations(sounds: UserSounds) -> list[float]:
     return [seconds for seconds in SECONDS if seconds <= longest] or [longest]
 
 
-def _target(loaded: SoundModel, sounds: UserSounds, seconds: float, last: LengthDiagnosis) -> Target:
+def _target(loaded: LoadedCheckpoint, class_name: str, sounds: UserSounds, seconds: float, last: LengthDiagnosis) -> Target:
     """The conversion to recommend, for the longest measured sounds or, if longer, the longest that the model reads already."""
     rule, config = sounds.rule, sounds.config
     longest = max(seconds, rule.durations(config)[1]) if loaded.plan is None else loaded.plan.inputs.new.value
-    name = Path(loaded.converted_from or loaded.class_name).name
+    source = loaded.to_convert(loaded.plan is None)
+    name = Path(source or class_name).name
     compare_at = max(1, int(seconds)) if seconds < longest else None
     return Target(
-        loaded.converted_from, unused_name(f"{name}-{longest:g}s"), last.length, audio_seconds=longest, compare_at=compare_at
+        source, unused_name(f"{name}-{longest:g}s"), last.length, audio_seconds=longest, compare_at=compare_at
     )  # fmt: skip
 
 

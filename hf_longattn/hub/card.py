@@ -25,6 +25,7 @@ from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
+from ..reports import markdown_table
 from ..sentence_files import RERANKER, sentence_kind
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
@@ -434,8 +435,7 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
         "note": [row.note for row in rows],
     }
     filled = {head: cells for head, cells in columns.items() if any(cells)}
-    lines = ["| " + " | ".join(filled) + " |", "|---" * len(filled) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in zip(*filled.values(), strict=True))])
+    return markdown_table([*filled], zip(*filled.values(), strict=True))
 
 
 def _versions(report: dict[str, Any]) -> str:

@@ -57,8 +57,7 @@ class SearchFolder:
         """Recipe, report and picture; each appears whole, in place of an earlier one."""
         head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
-        with staged_file(self.file(PLOT)) as stage:
-            draw_search(result, stage)
+        draw_search(result, self.file(PLOT))
         write_text(self.file(PAGE), result.to_markdown())
         with staged_file(self.file(REPORT)) as stage:
             write_json(stage, result.to_dict())

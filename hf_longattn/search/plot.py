@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import needs_extra
+from ..drawing import new_figure, save
 
 if TYPE_CHECKING:
     from .design import CostedDesign
@@ -17,19 +17,14 @@ LABELS = {"mass": "captured mass (mean over layers)", "kl": "−Σ KL of single 
 
 def draw_search(result: SearchResult, file: Path) -> None:
     """Write an SVG: the best designs by score and the uniform ones; next to them, if there was a stage 2, every design that was tried."""
-    with needs_extra("search"):
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-
     panels = 1 + bool(result.tried)
-    with rc_context({"svg.hashsalt": "longattn", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(6.4 * panels, 4.6), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        _draw_scores(axes[0], result)
-        if result.tried:
-            _draw_losses(axes[1], result)
-        figure.suptitle(f"{result.model}, {result.target}", fontsize=10)
-        figure.savefig(file, metadata={"Date": None})
+    figure = new_figure(6.4 * panels, 4.6, layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_scores(axes[0], result)
+    if result.tried:
+        _draw_losses(axes[1], result)
+    figure.suptitle(f"{result.model}, {result.target}", fontsize=10)
+    save(figure, file)
 
 
 def _draw_scores(axis: Any, result: SearchResult) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.token_loss import LossChange
 from ..inputs.common.base import InputSize
+from ..reports import Report, Table
 from ..staging import unused_name
 from .budget import Budget, readable_bytes, readable_seconds
 from .design import CostedDesign, pareto
@@ -158,48 +159,63 @@ class SearchResult:
             "machine": dict(self.machine),
         }
 
-    def to_markdown(self) -> str:
-        """The report as a page."""
-        score, full = SCORES[self.score], self.full_seconds
+    def report(self) -> Report:
+        """For terminal and page: the design and why it, what it was chosen from, and what to type."""
+        report = Report(f"A design for {self.model} at {self.target}", width=100)
+        report.say(self.reason, "strong")
+        report.say(self.loss_sentence)
+        report.say(self.command, typed=True, only="page")
         limit = f"{self.layers_kept} layers with the checkpoint's own attention" if self.budget is None else f"a budget of {self.budget}"
         read, compared = f"with the text {self.text}", f"{self.compared_at:,} tokens"
         if self.sizes is not None:
             read, compared = f"by {self.material} ({self.text})", self.sizes[1].describe()
-        lines = [
-            f"# A design for {self.model} at {self.target}",
-            "",
-            *(part for sentence in (self.reason, self.loss_sentence) if sentence for part in (sentence, "")),
-            f"    {self.command}",
-            "",
-            f"Searched under {limit}, {read}. Costs are those of attention alone, for one sequence of {self.length:,} "
-            f"tokens; full attention in every layer takes {readable_seconds(full)}. The score is {score} at {compared}.",
-            "",
-            *(f"- {note}" for note in self.notes),
-            *([""] if self.notes else []),
-            "| layer | runs | score there | seconds |",
-            "|---|---|---|---|",
-        ]
-        for number, row in enumerate(self.rows):
-            score = f"{row.scores[row.chosen]:.4f}" if row.chosen in row.scores else ""
-            gain = f", gains {self.importance[number]:.4f} nats" if self.importance else ""
-            lines.append(f"| {number} | {row.chosen} | {score}{gain} | {readable_seconds(self.costs[row.chosen][0])} |")
-        if self.compared:
-            lines += ["", "| full layers | KL divergence (nats) |", "|---|---|"]
-            lines += [f"| {name} | {value:.4f} |" for name, value in self.compared.items()]
+        report.say(
+            f"Searched under {limit}, {read}. Costs are those of attention alone, for one sequence of {self.length:,} tokens; full "
+            f"attention in every layer takes {readable_seconds(self.full_seconds)}. The score is {SCORES[self.score]} at {compared}.",
+            only="page",
+        )
+        for note in self.notes:
+            report.say(note)
+        report.gap()
+        report.table(self._layers())
         if self.tried:
-            lines += [
-                "", f"## Tried: {len(self.tried)} designs", "", "The best for their cost:", "",
-                f"| design | {self.objective} | share of full attention's time |", "|---|---|---|",
-                *(f"| {costed.design} | {costed.loss:.4f} | {costed.seconds / full:.3f} |" for costed in self.pareto),
-            ]  # fmt: skip
-        if self.uniform:
-            lines += ["", "## The same candidate in every layer", ""]
-            lines += ["| candidate | score | share of full attention's time | memory |", "|---|---|---|---|"]
-        for costed in self.uniform:
-            score = "" if costed.score is None else f"{costed.score:.4f}"
-            size = "" if costed.bytes is None else readable_bytes(costed.bytes)
-            lines.append(f"| {costed.design.default} | {score} | {costed.seconds / full:.3f} | {size} |")
-        if self.reasons:
-            lines += ["", "Left out:", "", *(f"- {name}: {why}" for name, why in self.reasons.items())]
-        about = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        return "\n".join([*lines, "", f"Machine: {about}.", ""])
+            report.section(f"Tried: {len(self.tried)} designs")
+        report.table(self._designs("designs with the least loss for their cost", self.pareto))
+        report.table(self._designs("the same in every layer", self.uniform))
+        for name, value in self.compared.items():
+            report.say(f"full layers, {name}: {value:.4f} nats of KL divergence")
+        left_out = ", ".join(sorted(self.reasons))
+        report.say(f"left out: {left_out} (report.md says why)" if left_out else "", "quiet", only="terminal")
+        report.facts(*((f"left out: {name}", why) for name, why in self.reasons.items()), only="page")
+        report.say(f"\nlength {self.target}, cost of attention {self.cost_of(self.chosen)}", only="terminal")
+        if self.folder is not None:
+            files = "report.md, report.json, pareto.svg, design.yaml"
+            report.say(f"written: {self.folder}/{files}\nnext: {self.command}", typed=True, only="terminal")
+        report.say(f"Machine: {', '.join(f'{name} {value}' for name, value in self.machine.items())}.", only="page")
+        return report
+
+    def to_markdown(self) -> str:
+        """The report as a page."""
+        return self.report().markdown()
+
+    def _layers(self) -> Table:
+        judged = any(row.chosen in row.scores for row in self.rows)
+        score = ["captured mass" if self.score == "mass" else "−KL (nats)"] * judged
+        rows = []
+        for number, row in enumerate(self.rows):
+            scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else ""] * judged
+            gains = [f"{self.importance[number]:.4f}"] if self.importance else []
+            rows.append((str(number), row.chosen, *scores, *gains))
+        return Table(("layer", "runs", *score, *["gain if full (nats)"] * bool(self.importance)), rows, align="rlr")
+
+    def _designs(self, title: str, designs: Sequence[CostedDesign]) -> Table:
+        measured = any(costed.loss is not None for costed in designs)
+        of_time = self.budget is None or not self.budget.of_memory
+        rows = []
+        for costed in designs:
+            score = "" if costed.score is None else f"{costed.score:.3f}"
+            loss = ["" if costed.loss is None else f"{costed.loss:.4f}"] * measured
+            name, cost = str(costed.design).removesuffix(" in every layer"), self.cost_of(costed).replace(" of full attention", "")
+            rows.append((name, score, *loss, cost))
+        loss_name = [self.objective or "loss"] * measured
+        return Table(("design", "score", *loss_name, "cost (of full)" if of_time else "cost"), rows, title)

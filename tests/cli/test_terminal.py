@@ -12,11 +12,12 @@ from rich.table import Table
 from transformers import BertConfig, BertModel
 
 from hf_longattn.cli.app import main
-from hf_longattn.cli.show import show_comparison
-from hf_longattn.cli.terminal import SafeConsole, print_json, say
+from hf_longattn.cli.show import add_comparison
+from hf_longattn.cli.terminal import SafeConsole, print_json, say, show
 from hf_longattn.conversion.flops import MechanismCost
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
+from hf_longattn.reports import Report
 from tests.audit.fakes import serving
 from tests.trained import tokenizer_of
 
@@ -130,7 +131,9 @@ def test_a_comparison_has_whole_numbers_at_any_width(
     monkeypatch.setenv("COLUMNS", str(width))
     counts = tuple(12345 * 10**9 * 4**power for power in range(7))
     rows = [MechanismCost("recurrent_memory", counts, counts), MechanismCost("window", counts, tuple(1000 + count for count in counts))]
-    show_comparison([*rows, MechanismCost("fixed", refused="needs a stride; " * 20)], [f"{2**power}K" for power in range(7)], 1e9)
+    report = Report()
+    add_comparison(report, [*rows, MechanismCost("fixed", refused="needs a stride; " * 20)], [f"{2**power}K" for power in range(7)], 1e9)
+    show(report)
     page = capsys.readouterr().out
     assert "…" not in page
     assert "50,565,120 / 50,565,120 GB" in page

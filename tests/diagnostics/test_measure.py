@@ -147,6 +147,10 @@ def test_a_model_in_memory_is_measured_and_left_as_it_was(checkpoint: Make, text
     assert torch.equal(model(ids).logits, before)
     headless = diagnose(model.base_model, text, tokenizer=tokenizer, lengths=[256], candidates=["window:window=64"])
     assert headless.no_loss == "A BertModel predicts no tokens."
+    model.config.name_or_path = ""
+    nameless = diagnose(model, text, tokenizer=tokenizer, lengths=[256], candidates=["window:window=64"]).recommend()
+    assert nameless is not None
+    assert nameless.command == ""
 
 
 def test_lengths_are_those_that_model_and_text_reach(checkpoint: Make, text: Path, tmp_path: Path) -> None:
