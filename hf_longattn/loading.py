@@ -22,8 +22,8 @@ from transformers.utils import cached_file, logging
 from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
+from .processor_files import MODULES
 from .reading import read_json
-from .sentence_files import MODULES
 
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 POOLER = re.compile(r"(^|\.)pooler\.")

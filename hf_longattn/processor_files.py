@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder that say how data becomes inputs: those of its processors and its tokenizer.
+"""The files of a checkpoint folder that say how data becomes inputs: of its processors, its tokenizer, and sentence-transformers.
 
 transformers 5 writes the parts of a processor into processor_config.json, and reads a part from there before the part's separate file.
 
@@ -22,6 +22,11 @@ FIELD_BEFORE = "extended_from"
 """The field of a tokenizer's or processor's file with its limits or sizes before the conversion."""
 TOKENIZER_LIMIT, SENTENCE_LIMIT = "model_max_length", "max_seq_length"
 """Maximum tokens of a text: a field of the tokenizer's config, and one of sentence-transformers'."""
+
+MODULES, SETTINGS_FILE = "modules.json", "config_sentence_transformers.json"
+"""Files of a sentence-transformers folder: the list of its modules, and its settings."""
+EMBEDDINGS, RERANKER, TOKEN_VECTORS = "SentenceTransformer", "CrossEncoder", "MultiVectorEncoder"
+"""The classes of sentence-transformers that load a folder."""
 
 
 class ProcessorKind(NamedTuple):
@@ -116,3 +121,11 @@ def limited_tokenizer(values: Mapping[str, Any], length: int) -> dict[str, Any]:
     elif limit > length:
         limited.pop(FIELD_BEFORE, None)
     return limited
+
+
+def sentence_kind(folder: Path) -> str | None:
+    """The class of sentence-transformers that loads a folder; ``None`` without modules."""
+    if not (folder / MODULES).is_file():
+        return None
+    file = folder / SETTINGS_FILE
+    return str(read_json_object(file).get("model_type", EMBEDDINGS)) if file.is_file() else EMBEDDINGS

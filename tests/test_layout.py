@@ -19,8 +19,8 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "
 LAYERS = (
     ("errors", "lazy", "naming"),
     ("config_format", "declarations", "hub_errors", "private_apis", "reading"),
-    ("sentence_files",),
-    ("checks", "choice_text", "loading", "local_names", "processor_files", "recipes", "reports", "staging", "tasks"),
+    ("processor_files",),
+    ("checks", "choice_text", "loading", "local_names", "recipes", "reports", "staging", "tasks"),
     ("engines",),
     ("documents", "positions"),
     ("sharding",),

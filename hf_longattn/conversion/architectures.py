@@ -65,7 +65,7 @@ class Architecture:
     original_config: Any = None  # the source's own config, if there is a converter
     tower: str | None = None  # name of the tower, if the source is one of several towers in its folder
 
-    @property
+    @cached_property
     def kind(self) -> InputKind:
         """The kind of input that the source reads."""
         return kind_of(self.family)

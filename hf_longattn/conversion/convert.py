@@ -16,7 +16,7 @@ from ..hub import bundle_remote_code, check_remote_code
 from ..inputs.common.base import train_command
 from ..inputs.text import verification_text
 from ..modeling.family.definition import LANGUAGE_MODELS
-from ..sentence_files import EMBEDDINGS, sentence_kind
+from ..processor_files import EMBEDDINGS, sentence_kind
 from ..staging import check_destination, destination_path, ending_cleanly, staged_folder
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
@@ -140,8 +140,7 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
         return train_command("linearise", "--stage", "1", *texts, output="trained")
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else train_command(*hint, output="trained")
-    skeleton: Any = plan.architecture.skeleton(plan.config)
-    if head.endswith(LANGUAGE_MODELS) and skeleton.get_output_embeddings() is not None:
+    if head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None:
         task = "linearise" if learns else "clm" if plan.shape.causal else "mlm"
         return train_command(task, *texts, output="trained")
     if head.endswith("ForConditionalGeneration"):

@@ -249,6 +249,13 @@ def cost_at(length: int, shape: ModelShape, mechanisms: Iterable[Mechanism]) -> 
     )
 
 
+def affordable_length(length: int, shape: ModelShape, mechanisms: Sequence[Mechanism], limit: float) -> int:
+    """``length``, halved down to 64 tokens while a forward pass takes more than ``limit`` FLOPs."""
+    while length > 64 and cost_at(length, shape, mechanisms).total_flops > limit:
+        length = max(64, length // 2)
+    return length
+
+
 def mechanisms_on(size: InputSize, attention: LongAttentionConfig, shape: ModelShape) -> list[Mechanism]:
     """The mechanism of every layer for inputs of this size."""
     return size.bound(layer_mechanisms(attention, shape, size.tokens))

@@ -25,9 +25,8 @@ from ..hub import bundled_code, write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
 from ..naming import PREDICTIONS
-from ..processor_files import TOKENIZER_CONFIG, limited_tokenizer
+from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
-from ..sentence_files import MODULES, SETTINGS_FILE
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes
 from .plan_tensors import ResultPlan
 from .report import ConversionReport, StageProgress, seconds, versions

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..checks import MEASURED, SKIPPED, Check
 from ..errors import CheckpointError, OptionError, in_a_line
-from ..inputs.common.running import seeded_pages
+from ..inputs.common.base import seeded_pages
 from ..loading import load_weights, loading_errors, tied_weights
 from ..modeling.family.registration import auto_class_for
 from ..private_apis import missing

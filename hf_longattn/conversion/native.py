@@ -25,7 +25,7 @@ from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_generic, is_long
 from ..staging import staged_folder
 from .architectures import Architecture, current_name, read_long
-from .flops import ModelShape, cost_at, cost_of, layer_mechanisms, model_shape
+from .flops import ModelShape, affordable_length, cost_of, layer_mechanisms, model_shape
 from .folders import complete_planned, open_for_writing, write_planned
 from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters, with_decoder
 from .model_loading import available_memory, load_result, load_source, newly_initialised, quiet_libraries
@@ -290,10 +290,7 @@ def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
     if plan.twin.only_length and plan.note:
         return (longest,)
     shape = plan.shape
-    layers = layer_mechanisms(plan.model.config.long_attention, shape, longest)
-    long = longest
-    while long > 64 and cost_at(long, shape, layers).total_flops > FLOPS:
-        long = max(64, long // 2)
+    long = affordable_length(longest, shape, layer_mechanisms(plan.model.config.long_attention, shape, longest), FLOPS)
     return tuple(dict.fromkeys((min(SHORT_LENGTH, long), min(long, length_from_files(plan)) if from_files else long)))
 
 

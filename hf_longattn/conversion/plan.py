@@ -328,6 +328,11 @@ class ConversionPlan(ResultPlan):
         return isinstance(self.kind, PlainKind)
 
     @cached_property
+    def skeleton(self) -> Any:
+        """The result on the meta device."""
+        return self.architecture.skeleton(self.config)
+
+    @cached_property
     def native_twin(self) -> TwinChoice | None:
         """The stock architecture that computes the same, or why there is none; ``None`` for a result without a Long class."""
         if self.generic:

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..processor_files import SENTENCE_LIMIT, TOKENIZER_LIMIT, limits_of, tokenizer_values
+from ..processor_files import MODULES, SENTENCE_LIMIT, TOKENIZER_LIMIT, limits_of, tokenizer_values
 from ..reading import read_json_object
-from ..sentence_files import MODULES
 from .sources.sentence_transformers import SETTINGS, sentence_modules
 from .tensor_files import write_json
 

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..errors import CheckpointError
-from ..inputs.common.running import seeded_pages
+from ..inputs.common.base import seeded_pages
 from ..inputs.series import SERIES_INPUT
 from ..modeling.generic import towers_of
 

@@ -102,8 +102,7 @@ class LossCheck:
         plan = self.plan
         if auto_class_name(plan.config, plan.architecture.long_class) not in HEADS:
             return []
-        skeleton: Any = plan.architecture.skeleton(plan.config)
-        if skeleton.get_output_embeddings() is None:  # not pre-trained to predict tokens (ELECTRA's discriminator)
+        if plan.skeleton.get_output_embeddings() is None:  # not pre-trained to predict tokens (ELECTRA's discriminator)
             return []
         if plan.decoder is not None:
             return [Check(LOSS, SKIPPED, "an encoder-decoder predicts its own output, not the positions of the text")]

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
-from ..inputs.common.running import seeded_pages
+from ..inputs.common.base import seeded_pages
 from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.sliding_window import keeps_window, own_windows
-from .flops import cost_at, layer_mechanisms
+from .flops import affordable_length, layer_mechanisms
 from .long_models.base import Probe
 from .model_loading import available_memory, load_result, load_source, newly_initialised, outputs
 from .plan import ConversionPlan
@@ -74,11 +74,6 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
     decoder = [] if plan.decoder is None else layer_mechanisms(plan.config.decoder_attention, plan.decoder_shape, plan.decoder.new)
     windows = own_windows(plan.architecture.source_config) if plan.decoder is None else [None] * len(layers)
 
-    def affordable(length: int, passes: int, limit: float) -> int:
-        while length > 64 and passes * cost_at(length, plan.shape, layers).total_flops > limit:
-            length = max(64, length // 2)
-        return length
-
     def same(number: int, width: int | None, length: int) -> bool:
         if keeps_window(plan.attention, number, width):
             return True
@@ -88,12 +83,11 @@ def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths
         encoder_covers = all(same(number, width, length) for number, width in enumerate(windows))
         return encoder_covers and all(_covers(layer, length, True) for layer in decoder)
 
-    old = affordable(plan.old_length, 3, FLOPS_AT_OLD_LENGTH)
-    skeleton: Any = plan.architecture.skeleton(plan.config) if from_files else None
-    if from_files and skeleton.get_output_embeddings() is not None:
+    old = affordable_length(plan.old_length, plan.shape, layers, FLOPS_AT_OLD_LENGTH / 3)  # three passes
+    if from_files and plan.skeleton.get_output_embeddings() is not None:
         old = min(old, length_from_files(plan))
     longest = bisect.bisect_left(range(1, old + 1), True, key=lambda length: not covered(length))  # shorter lengths are covered as well
-    return Lengths(longest, old, affordable(plan.new_length, 4, FLOPS_AT_NEW_LENGTH))
+    return Lengths(longest, old, affordable_length(plan.new_length, plan.shape, layers, FLOPS_AT_NEW_LENGTH / 4))
 
 
 def _covers(layer: Mechanism, length: int, causal: bool) -> bool:

@@ -101,7 +101,7 @@ def named_values(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
     """Every mechanism of the result by its name, with initialised parameters."""
     mechanisms, generator = {}, torch.Generator().manual_seed(SEED)
-    for prefix, planned in attached_mechanisms(plan.architecture.skeleton(plan.config)).items():
+    for prefix, planned in attached_mechanisms(plan.skeleton).items():
         mechanisms[prefix] = mechanism_from(
             planned.name,
             planned.options.to_dict(),
@@ -118,7 +118,7 @@ def built_mechanisms(plan: ConversionPlan) -> dict[str, Mechanism]:
 def initial_memory(plan: ConversionPlan) -> dict[str, MemoryTokens]:
     """The initialised memory tokens of the result by their module's name."""
     generator = torch.Generator().manual_seed(SEED)
-    return {name: tokens.drawn(generator) for name, tokens in attached_memory(plan.architecture.skeleton(plan.config)).items()}
+    return {name: tokens.drawn(generator) for name, tokens in attached_memory(plan.skeleton).items()}
 
 
 # Parameters of mechanisms initialised from what the source computes on a text, not at random.
@@ -131,11 +131,10 @@ SEQUENCES = 17
 
 def check_can_initialise(plan: ConversionPlan) -> None:
     """Refuse a result without a mechanism that can be initialised from text, or a source that cannot be run with full attention."""
-    skeleton = plan.architecture.skeleton(plan.config)
-    added = attached_mechanisms(skeleton).values()
+    added = attached_mechanisms(plan.skeleton).values()
     if not any(mechanism.traits.fits_activations for mechanism in added):
         raise OptionError(f"Mechanism {plan.attention.mechanism!r} has no parameters to initialise from text; leave --init-from-text out.")
-    shared = any(site.shared for site in attention_sites(skeleton))
+    shared = any(site.shared for site in attention_sites(plan.skeleton))
     if plan.architecture.converter is not None or plan.decoder is not None or shared:
         raise CheckpointError(
             f"init_from_text does not support a {plan.architecture.source_class}, only models of one stack with full attention and without "

@@ -32,7 +32,7 @@ from ..evaluation.summaries import plus_minus
 from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
-from ..sentence_files import EMBEDDINGS, sentence_kind
+from ..processor_files import EMBEDDINGS, sentence_kind
 from ..staging import staged_folder
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
 from .int8 import accuracy

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..conversion.architectures import attached_mechanisms
 from ..conversion.pooling import SentencePooling
-from ..inputs.common.running import seeded_pages
+from ..inputs.common.base import seeded_pages
 from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length

@@ -24,9 +24,9 @@ from ..local_names import public_name
 from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
 from ..naming import CONVERSION_REPORT, TAGS
+from ..processor_files import RERANKER, sentence_kind
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
 from ..reports import markdown_table
-from ..sentence_files import RERANKER, sentence_kind
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
 from .usage import (

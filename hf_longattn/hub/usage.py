@@ -21,8 +21,8 @@ from ..inputs.grid import PICTURE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..modeling.family.registration import MULTIMODAL_TYPE
+from ..processor_files import EMBEDDINGS, RERANKER, TOKEN_VECTORS, sentence_kind
 from ..reading import is_long, named_class, read_json_object
-from ..sentence_files import EMBEDDINGS, RERANKER, TOKEN_VECTORS, sentence_kind
 
 TEMPLATE = Path(__file__).with_name("usage.jinja")
 

@@ -253,7 +253,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         """
         return optimize_for_inference(self, precision, pack=pack)
 
-    def with_contents(
+    def call_with_memory(
         self, forward: Callable[..., Any], arguments: dict[str, Any], memory: SegmentMemory | None, reset: Tensor | None
     ) -> Any:
         """The outputs of the wrapper ``forward``, called with the memory's contents.
@@ -538,7 +538,7 @@ def with_memory(base_forward: Any) -> Any:
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
         if memory is not None or memory_reset is not None:
-            return self.with_contents(forward, arguments, memory, memory_reset)
+            return self.call_with_memory(forward, arguments, memory, memory_reset)
         return self.call_base(base_forward, arguments)
 
     return with_keywords(forward, base_forward, LONG_ARGUMENTS)
@@ -566,7 +566,7 @@ def with_long_arguments(base_forward: Any) -> Any:
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
         if memory is not None or memory_reset is not None:
-            return self.with_contents(forward, arguments, memory, memory_reset)
+            return self.call_with_memory(forward, arguments, memory, memory_reset)
         return self.call_base(base_forward, arguments)
 
     return with_keywords(forward, base_forward, LONG_ARGUMENTS)

@@ -20,7 +20,7 @@ from ...loading import load_weights, loading_errors
 from ...modeling.family.definition import tower_field
 from ...naming import load_module, module_names
 from ...reading import check_files, check_name
-from ..tensor_files import WEIGHTS, TensorHeader, read_tensor
+from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_tensor
 
 W = TypeVar("W", bound="WrappedSource")
 F = TypeVar("F", bound="type[SourceFormat]")
@@ -243,6 +243,8 @@ class SourceFormat(ABC):
 
     markers: ClassVar[tuple[str, ...]] = ()
     """Names of files that only folders of this format have."""
+    after_safetensors: ClassVar[bool] = False
+    """Whether safetensors files in the same folder are read instead."""
 
     def recognises(self, request: SourceRequest) -> bool:
         """Whether this is such a checkpoint: by default, whether it has one of the ``markers``."""
@@ -314,6 +316,11 @@ def open_source(
     return opened
 
 
+def has_safetensors(folder: Path) -> bool:
+    """Whether a folder has weights as transformers saves them."""
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+
+
 def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
     """Open a request by the first format that recognises it.
 
@@ -329,8 +336,9 @@ def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
     if request.path.is_dir():
         patterns = [pattern for entry in FORMATS.values() for pattern in entry.files]
         check_files(request.path, (*SIDECARS, "README.md", *patterns), SIDECAR_FOLDERS)
+    has_weights = request.remote_headers is not None or has_safetensors(request.path)
     for entry in sorted(formats, key=lambda entry: (-entry.priority, entry.name)):
-        if entry.recognises(request):
+        if not (has_weights and entry.after_safetensors) and entry.recognises(request):
             return entry.open(request)
     if request.path.is_file():
         raise CheckpointError(f"{request.name!r} is a file; give the folder that holds config.json and {WEIGHTS}, or a .gguf file.")

@@ -13,7 +13,7 @@ from ...config_format import in_current_format
 from ...errors import CheckpointError
 from ...reading import check_counts, read_json_object
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_headers
-from .base import Source, SourceFormat, SourceRequest, register_source
+from .base import Source, SourceFormat, SourceRequest, has_safetensors, register_source
 
 UNPACK = "AutoModelForCausalLM.from_pretrained(folder, quantization_config={}).save_pretrained(new_folder)"
 UNPACKING = {
@@ -45,10 +45,6 @@ class Folder(SourceFormat):
             raise CheckpointError(_no_weights(request.path))
         check_counts(config, request.name, len(tensors))
         return Source(request.name, request.path, config, tensors, {})
-
-
-def has_safetensors(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

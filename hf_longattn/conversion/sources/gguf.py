@@ -27,7 +27,6 @@ from ...private_apis import look_up
 from ...reading import MOST_LAYERS, check_counts
 from ..tensor_files import TensorHeader
 from .base import Source, SourceFormat, SourceRequest, register_source
-from .folder import has_safetensors
 
 KEPT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """GGUF types with plain values; the others are quantised and unpacked to fp32."""
@@ -49,11 +48,12 @@ class Gguf(SourceFormat):
     """A .gguf file, or a folder with one .gguf file and no safetensors files."""
 
     priority = 60
+    after_safetensors = True
 
     def recognises(self, request: SourceRequest) -> bool:
         if request.path.is_file():
             return request.path.suffix == ".gguf"
-        return any(request.path.glob("*.gguf")) and not has_safetensors(request.path)
+        return any(request.path.glob("*.gguf"))
 
     def open(self, request: SourceRequest) -> Source:
         files = [request.path] if request.path.is_file() else sorted(request.path.glob("*.gguf"))

@@ -19,7 +19,7 @@ from ...private_apis import missing
 from ...reading import check_counts
 from ..tensor_files import TensorHeader, read_span
 from .base import Source, SourceFormat, SourceRequest, register_source
-from .folder import has_safetensors, indexed_headers, read_plain_config
+from .folder import indexed_headers, read_plain_config
 
 WEIGHTS = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -39,10 +39,8 @@ class Pickled(SourceFormat):
 
     priority = 20
     files = ("pytorch_model*.bin",)
-
-    def recognises(self, request: SourceRequest) -> bool:
-        pickled = any((request.path / name).is_file() for name in (WEIGHTS, INDEX))
-        return pickled and not has_safetensors(request.path) and request.remote_headers is None
+    markers = (WEIGHTS, INDEX)
+    after_safetensors = True
 
     def open(self, request: SourceRequest) -> Source:
         config = read_plain_config(request)

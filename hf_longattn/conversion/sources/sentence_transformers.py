@@ -8,9 +8,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...errors import CheckpointError
-from ...processor_files import FIELD_BEFORE, SENTENCE_LIMIT, TOKENIZER_CONFIG, limits_before, tokenizer_values
+from ...processor_files import (
+    EMBEDDINGS,
+    FIELD_BEFORE,
+    MODULES,
+    RERANKER,
+    SENTENCE_LIMIT,
+    SETTINGS_FILE,
+    TOKEN_VECTORS,
+    TOKENIZER_CONFIG,
+    limits_before,
+    sentence_kind,
+    tokenizer_values,
+)
 from ...reading import check_files, read_json, read_json_object
-from ...sentence_files import EMBEDDINGS, MODULES, RERANKER, SETTINGS_FILE, TOKEN_VECTORS, sentence_kind
 from ...staging import copy_folder
 from ..tensor_files import write_json
 from .base import BEFORE, LONGEST, ResultInfo, Source, SourceFormat, SourceRequest, WrappedSource, open_request, register_source

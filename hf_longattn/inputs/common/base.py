@@ -14,6 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
+
 from ...checks import Check
 from ...configuration import LongAttentionConfig
 from ...engines.common.grid import Grid
@@ -539,3 +541,9 @@ def kind_of_model(config: Any) -> InputKind | None:
         model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
         family = FAMILIES.get(model_type.removesuffix("_encoder"))
     return None if family is None else kind_of(family)
+
+
+def seeded_pages(config: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Deterministic further inputs for ``ids (B, N)``, such as LayoutLM's boxes; empty for most models."""
+    kind = kind_of_model(config)
+    return {} if kind is None else kind.seeded(config, ids)

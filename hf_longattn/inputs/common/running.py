@@ -34,9 +34,3 @@ def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False)
         if isinstance(entries, tuple):
             returned |= {f"{name}[{index}]": entry for index, entry in enumerate(entries)}
     return {name: value for name, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()}
-
-
-def seeded_pages(config: Any, ids: Tensor) -> dict[str, Tensor]:
-    """Deterministic further inputs for ``ids (B, N)``, such as LayoutLM's boxes; empty for most models."""
-    kind = kind_of_model(config)
-    return {} if kind is None else kind.seeded(config, ids)

@@ -153,8 +153,7 @@ def mechanism_class(name: str) -> type[Mechanism]:
         raise UnknownMechanismError(
             f"The mechanism is {name!r}, but must be a name, for example 'longformer', or a module from build_mechanism."
         )
-    name = current_name(name)
-    if name not in _REGISTRY:
+    if name not in _REGISTRY and (name := current_name(name)) not in _REGISTRY:
         raise unknown_mechanism(name, _REGISTRY)
     return _REGISTRY[name]
 
