@@ -49,11 +49,6 @@ class SearchedModel(TrialModel):
 def check_one_stack(source: Source) -> None:
     """Raise :class:`CheckpointError` for a checkpoint of several towers, or one without a Long class, which a search does not take."""
     model_type = str(source.config.get("model_type"))
-    if is_generic(source.config):
-        raise CheckpointError(
-            f"{source.name!r} was written by `longattn convert --generic`, and a search is for Long classes; `longattn diagnose` says what "
-            "mechanisms would keep of its attention."
-        )
     family = family_in(source.config)
     if family is not None and family.towers:
         towers, (first, *_) = " and ".join(family.towers), family.towers
@@ -64,7 +59,7 @@ def check_one_stack(source: Source) -> None:
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
             f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
-    if family is None and converter_of(source) is None and "long_attention" not in source.config:
+    if family is None and converter_of(source) is None and (is_generic(source.config) or "long_attention" not in source.config):
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn diagnose` says what "
             "mechanisms would keep of its attention."

@@ -22,7 +22,7 @@ from .attention_sites import copy_projections, mechanisms_on
 from .memory_tokens import MemoryTokens
 
 if TYPE_CHECKING:
-    _Base = PreTrainedModel
+    from transformers import PreTrainedModel as _Base
 else:
     _Base = object
 
