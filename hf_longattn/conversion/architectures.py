@@ -252,8 +252,9 @@ def generic_architecture(source: Source) -> Architecture:
         )
     check_interface(base)
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
-        config = AutoConfig.for_model(**dict(source.config))
-    family = plain_family(config.model_type)
+        config: Any = AutoConfig.for_model(**dict(source.config))
+    config_class: Any = type(config)
+    family = plain_family(config_class)
     return Architecture(family, config, base.__name__, family.heads[base.__name__])
 
 

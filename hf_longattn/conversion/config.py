@@ -280,7 +280,6 @@ class ConversionConfig(Settings):
             )
         if self.generic and self.remote_code:
             raise OptionError("--remote-code bundles the code of Long classes, and --generic makes none; leave one of them out.")
-
         if self.native and (self.generic or self.remote_code):
             flag = "--generic" if self.generic else "--remote-code"
             raise OptionError(f"--native writes a stock architecture, to which {flag} does not apply; leave one of them out.")

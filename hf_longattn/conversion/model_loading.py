@@ -19,18 +19,13 @@ from ..checks import MEASURED, SKIPPED, Check
 from ..errors import CheckpointError, OptionError, in_a_line
 from ..inputs.common.base import seeded_pages
 from ..loading import load_weights, loading_errors, tied_weights
-from ..modeling.family.registration import auto_class_for
+from ..modeling.family.registration import auto_class_name
 from ..private_apis import missing
 from .architectures import Architecture
 from .long_models.base import decoder_start
 from .sources.base import Source, open_source
 from .tensor_files import TensorHeader, read_blocks, read_headers, read_tensor
 from .tensor_names import check_complete, names_in_model
-
-
-def auto_class_name(config: Any, class_name: str) -> str | None:
-    """Name of the Auto class that loads `class_name` with this config, "AutoModelForQuestionAnswering"; `None` if there is none."""
-    return auto_class_for(getattr(config, "registered_type", config.model_type), class_name)
 
 
 def result_class(architecture: Architecture, config: Any) -> Any:

@@ -22,10 +22,12 @@ from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind
+from ..inputs.series import series_table
 from ..inputs.text import text_sizes, verification_text
 from ..inputs.towers import TowersKind, text_part
 from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows
+from ..modeling.generic import MECHANISM_NAME_PART
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import relative_kind
@@ -39,13 +41,13 @@ from .model_loading import load_result, load_source, newly_initialised, outputs,
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype
 from .report import REPORT, ConversionReport, StageProgress, require_passed
-from .revert_generic import check_plain_outputs, plain_parts
 from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource
 from .sources.folder import refuse_quantised
 from .sources.peft import ADAPTER_FOLDER
 from .tensor_files import read_tensor
 from .tensor_names import names_in_model
 from .verify import Step, check_written, named_step
+from .verify_generic import check_reverted
 from .verify_outputs import length_from_files
 
 AUTO = "auto"
@@ -55,6 +57,8 @@ UNCHANGED = "unchanged"
 RESTORED = "restored"
 """The meaning of "auto" for an interpolated or stretched table: the table is solved for the original rows."""
 
+NOT_PLAIN = "not a parameter of the plain model"
+"""Why a tensor is dropped."""
 OWN_PARTS = (".long_attention.", "long_memory.")
 """Substrings of the names of parameters that only Long models have."""
 
@@ -213,9 +217,43 @@ def _plan_towers(kind: TowersKind, source: Source, settings: RevertConfig, long_
 
 @_plan_of.register(PlainKind)
 def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
-    """Plan the reversal of a plain class with mechanisms."""
-    fields = plain_parts(source, settings, *long_model[:3])
-    return RevertPlan(source, positions=UNCHANGED, max_shard_size=settings.max_shard_size, changed="", length_before=None, **fields)
+    """Plan the reversal of a plain class with mechanisms, whose positions stay those of the conversion.
+
+    Raises:
+        OptionError: ``max_length`` or ``positions`` is set.
+    """
+    flags = ["--max-length"] * (settings.max_length is not None) + ["--positions"] * (settings.positions != AUTO)
+    if flags:
+        raise OptionError(f"{source.name!r} was converted with --generic, which left its positions as they were; leave {flags[0]} out.")
+    long_config, long_class, family, _ = long_model
+    config: Any = family.base_config_class.from_dict({key: value for key, value in long_config.to_dict().items() if key not in OWN_FIELDS})
+    cast = parse_dtype(settings.dtype)
+    if cast is not None:
+        config.dtype = cast
+    tensors = []
+    for name, header in source.tensors.items():
+        dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
+        if MECHANISM_NAME_PART in name:
+            tensors.append(TensorPlan(name, "dropped", dtype, header.shape, None, header, reason=NOT_PLAIN))
+        else:
+            tensors.append(TensorPlan(name, "kept", dtype, header.shape, header.shape, header))
+    report = source.folder / REPORT
+    plan = (read_json_object(report).get("plan") if report.is_file() else None) or {}
+    old, new = (int(plan.get(name) or 0) for name in ("old_length", "new_length"))
+    changed = "rotary positions" if series_table(config) is None else "positions"
+    return RevertPlan(
+        source=source,
+        architecture=Architecture(family, config, config.architectures[0], long_class),
+        config=config,
+        inputs=text_sizes(new, new),
+        positions=UNCHANGED,
+        tensors=tuple(tensors),
+        max_shard_size=settings.max_shard_size,
+        long_config=long_config,
+        warnings=(f"The {changed} stay those of the conversion, for {new:,} tokens instead of {old:,}.",) if old != new else (),
+        changed="",
+        length_before=None,
+    )
 
 
 def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
@@ -343,7 +381,7 @@ def _planned(
     header = source.tensors[name]
     dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
     if key is None and any(part in name for part in OWN_PARTS):
-        return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason="not a parameter of the plain model")
+        return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason=NOT_PLAIN)
     action, shape = "kept", header.shape
     change: Callable[[Tensor], Tensor] | None = None
     if leading is not None and header.shape[0] > length + leading:
@@ -570,7 +608,7 @@ def _compare_outputs(kind: InputKind, plan: RevertPlan, result: Path, inputs: An
     return checks
 
 
-_compare_outputs.register(PlainKind, lambda kind, plan, result, inputs, scratch: check_plain_outputs(plan, result, inputs, scratch))
+_compare_outputs.register(PlainKind, lambda kind, plan, result, inputs, scratch: check_reverted(plan, result, inputs, scratch))
 Runner = Callable[[Any], dict[str, Tensor]]
 """Function that runs a model on the compared inputs and returns its tensors by name."""
 

@@ -18,6 +18,7 @@ from .architectures import attached_mechanisms
 from .model_loading import load_result, load_source
 from .plan import ConversionPlan
 from .seeded_inputs import TOKENS, run_inputs, seeded_inputs
+from .sources.base import open_source
 from .verify_outputs import all_finite
 
 LONGEST, LOGITS = 4096, 2**26
@@ -29,7 +30,7 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     """Check a ``--generic`` result: outputs equal the source's with the class's attention, and are finite with the mechanisms. If the
     position table of a time-series model was lengthened, the reference is the class at the new length, with the source's weights.
 
-    `scratch`: if given, the weights stay in their files, see `load_source`, except those of the mechanisms.
+    `scratch`: if given, the weights stay in their files, see `load_source`.
 
     Raises:
         CheckpointError: the class takes inputs of an unknown kind.
@@ -62,28 +63,23 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         detail = f"outputs for {_shapes(inputs)}, {how}: largest difference from {reference}"
         return equality(name, detail, Difference.of(expected, measured), {}, why)
 
+    keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
+
     def why_not_equal(of_tower: ConversionPlan, covered: bool) -> str:
-        return ("" if lengthened else of_tower.position_change) or ("" if covered and not _own_windows(plan.source.config) else NOT_COVERED)
+        return ("" if lengthened else of_tower.position_change) or ("" if covered and not keeps_windows else NOT_COVERED)
+
+    def compare_tower(name: str, measured: dict[str, Tensor], covered: bool) -> Check:
+        tower = plan.towers[name]
+        mechanisms = " and ".join(dict.fromkeys(tower.attention.for_layer(layer)[0] for layer in range(tower.shape.layers)))
+        why = plan.position_change or why_not_equal(tower, covered)
+        return compare(f"with the mechanism of the tower {name}", measured, f"{mechanisms} in the tower {name} alone", why)
 
     return [
         compare("equal with the source's attention", plain, "the class's attention", position_change),
-        *(
-            compare(
-                f"with the mechanism of the tower {name}",
-                measured,
-                f"{_mechanisms(plan.towers[name])} in the tower {name} alone",
-                plan.position_change or why_not_equal(plan.towers[name], covered_alone),
-            )
-            for name, (measured, covered_alone) in alone.items()
-        ),
+        *(compare_tower(name, *of_tower) for name, of_tower in alone.items()),
         compare("with the mechanism", with_mechanism, "long attention", why_not_equal(plan, covered)),
         Check("finite", PASSED if finite else FAILED, f"outputs for {_shapes(longest)} are {'' if finite else 'not '}finite"),
     ]
-
-
-def _mechanisms(plan: ConversionPlan) -> str:
-    """The names of the mechanisms of a tower's layers."""
-    return " and ".join(dict.fromkeys(plan.attention.for_layer(layer)[0] for layer in range(plan.shape.layers)))
 
 
 def _shapes(inputs: Mapping[str, Any]) -> str:
@@ -93,22 +89,26 @@ def _shapes(inputs: Mapping[str, Any]) -> str:
 
 def _run_and_note_covers(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], bool]:
     """The outputs of a model, and whether every mechanism that ran covered its input."""
-    seen: dict[str, bool] = {}
-    hooks = [mechanism.register_forward_pre_hook(_note_covers(name, seen)) for name, mechanism in attached_mechanisms(model).items()]
+    covered: list[bool] = []
+
+    def note(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+        _, k, _, call = args
+        covered.append(mechanism.covers(k.shape[2], causal=call.causal))
+
+    hooks = [mechanism.register_forward_pre_hook(note) for mechanism in attached_mechanisms(model).values()]
     outputs = run_inputs(model, inputs)
     for hook in hooks:
         hook.remove()
-    return outputs, bool(seen) and all(seen.values())
+    return outputs, bool(covered) and all(covered)
 
 
-def _note_covers(name: str, seen: dict[str, bool]) -> Any:
-    def hook(mechanism: Mechanism, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
-        _, k, _, call = args
-        seen[name] = seen.get(name, True) and mechanism.covers(k.shape[2], causal=call.causal)
-
-    return hook
-
-
-def _own_windows(config: Mapping[str, Any]) -> bool:
-    """Whether the source's config sets fields for windows."""
-    return config.get("sliding_window") is not None or config.get("layer_types") is not None
+def check_reverted(plan: Any, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
+    """Check that a reverted model gives the same outputs as its source when that runs its class's own attention."""
+    plain: Any = load_source(open_source(result), plan.architecture, None, scratch)[0]
+    seeded, implementation = seeded_inputs(plain), attention_implementation(plain.config)
+    outputs = run_inputs(plain, seeded)
+    del plain
+    long: Any = load_result(plan.source.folder, plan.architecture, plan.long_config, plan.cast, scratch)[0]
+    set_implementation(long, implementation, is_tower=False)
+    detail = f"outputs for {_shapes(seeded)}: largest difference from the source with the class's attention"
+    return [equality("equal to the source with the class's attention", detail, Difference.of(run_inputs(long, seeded), outputs), {})]

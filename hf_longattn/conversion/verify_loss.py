@@ -12,8 +12,8 @@ from ..checks import MEASURED, SKIPPED, Check
 from ..data.masking import MASKED, masked_tokens
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..inputs.text import VerificationText
+from ..modeling.family.registration import auto_class_name
 from .flops import cost_at, layer_mechanisms
-from .model_loading import auto_class_name
 from .plan import ConversionPlan
 from .report import decision
 

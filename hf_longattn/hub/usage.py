@@ -25,8 +25,6 @@ from ..processor_files import EMBEDDINGS, RERANKER, TOKEN_VECTORS, sentence_kind
 from ..reading import is_long, named_class, read_json_object
 
 TEMPLATE = Path(__file__).with_name("usage.jinja")
-
-
 AUTO_CLASSES = {
     head.task: head.auto_class
     for heads in (SOUND_HEADS, SPECTROGRAM_HEADS, HEADS, VIDEO_HEADS, PICTURE_HEADS)

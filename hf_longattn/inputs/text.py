@@ -162,6 +162,9 @@ class TextKind(InputKind):
 class VerificationText:
     """A text and its token ids."""
 
+    described = ""
+    """What outputs are compared on, if not on this text."""
+
     def __init__(self, text: str, origin: str, tokenizer: Any | None, vocab_size: int) -> None:
         self.text, self.origin, self.tokenizer, self.vocab_size = text, origin, tokenizer, vocab_size
         self.source_tokenizer = tokenizer
@@ -199,7 +202,7 @@ class VerificationText:
 
     def describe(self) -> str:
         """The origin of the tokens, for a report."""
-        return self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}"
+        return self.described or (self.origin if self.tokenizer is not None else f"seeded token ids, since {self.why_seeded}")
 
     def _mostly_unknown(self, unknown: int | None) -> bool:
         return unknown is not None and int((self._encoded() == unknown).sum()) > len(self._encoded()) // 2

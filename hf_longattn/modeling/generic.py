@@ -7,11 +7,12 @@ AutoModel and serving engines refuse the folder, instead of computing the archit
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
@@ -31,17 +32,10 @@ from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, ma
 from .attach.token_globals import check_globals
 from .attach.weights import LoadsMechanisms, shared_parameters
 from .family.config import LongConfig, attention_implementation
-from .family.definition import TOWER_CONFIG, Family, base_names
+from .family.definition import TOWER_CONFIG, Family
 from .family.definition import family_in as named_family
 from .family.input_rule import InputRule
 from .family.towers_config import TOWERS
-
-if TYPE_CHECKING:
-
-    class _Base(PreTrainedModel):
-        pass
-else:
-    _Base = object
 
 OWN_STACK = "_model"
 """Suffix of the name of a tower that uses the model's own config."""
@@ -56,11 +50,7 @@ class GenericConfig:
     """
 
     score_cap: ClassVar[None] = None
-
-    @property
-    def registered_type(self) -> str:
-        """The ``model_type`` in saved files, by which transformers finds the classes."""
-        return f"{GENERIC_TYPE}{self.model_type}"  # type: ignore[attr-defined]
+    registered_type: ClassVar[str]  # the model type in saved files
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -79,11 +69,12 @@ class GenericConfig:
 @cache
 def _generic_class(base: Any) -> Any:
     """The config class of an architecture, with :class:`GenericConfig` in front, by the name that is registered with transformers."""
-    # __init__ is given, so that transformers generates none
-    return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), {"__module__": base.__module__, "__init__": base.__init__})
+    members = {"__module__": base.__module__, "__init__": base.__init__}  # without __init__, transformers would generate one
+    members["registered_type"] = f"{GENERIC_TYPE}{base.model_type}"
+    return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), members)
 
 
-class GenericModel(LoadsMechanisms, _Base):
+class GenericModel(LoadsMechanisms):
     """Mixin before an architecture's model class. A model that is loaded with it, or made from a config, has the architecture's class.
 
     plain_class: the architecture's class.
@@ -123,7 +114,8 @@ def generic_model_class(base: Any) -> Any:
 
 def loading_class(model: PreTrainedModel) -> Any:
     """The class that loads a saved copy of ``model`` with its mechanisms."""
-    return generic_model_class(type(model)) if isinstance(model.config, GenericConfig) else type(model)  # type: ignore[arg-type]
+    base: Any = type(model)
+    return generic_model_class(base) if isinstance(model.config, GenericConfig) else base
 
 
 def is_model_class(value: Any) -> bool:
@@ -140,7 +132,7 @@ class PlainFamily(Family):
 
     @cached_property
     def heads(self) -> dict[str, str]:
-        exported = {name: getattr(transformers, name, None) for name in base_names(self.base_model_type)}
+        exported = {name: getattr(transformers, name, None) for name in dir(sys.modules[self.base_package])}
         return {name: f"{GENERIC_CLASS}{name}" for name, value in exported.items() if is_model_class(value)}
 
     @property
@@ -162,13 +154,9 @@ PLAIN = PlainRule()
 
 
 @cache
-def plain_family(model_type: str) -> PlainFamily:
-    """The family of an architecture of transformers.
-
-    Raises:
-        KeyError: there is no such model type.
-    """
-    return PlainFamily(_generic_class(CONFIG_MAPPING[model_type]), rule=PLAIN)
+def plain_family(config_class: Any) -> PlainFamily:
+    """The family of an architecture, by its config class."""
+    return PlainFamily(_generic_class(config_class), rule=PLAIN)
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:
@@ -176,15 +164,11 @@ def family_in(values: Mapping[str, Any]) -> Family | None:
     if not is_generic(values):
         return named_family(values)
     model_type = str(values["model_type"]).removeprefix(GENERIC_TYPE)
-    return plain_family(model_type) if model_type in CONFIG_MAPPING else None
+    return plain_family(CONFIG_MAPPING[model_type]) if model_type in CONFIG_MAPPING else None
 
 
 def class_for_auto(name: str) -> Any:
-    """The config or model class by its registered name: ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``.
-
-    Raises:
-        AttributeError: transformers has no such architecture.
-    """
+    """The config or model class by its registered name: ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``."""
     base = getattr(transformers, name.removeprefix(GENERIC_CLASS))
     return _generic_class(base) if issubclass(base, PreTrainedConfig) else generic_model_class(base)
 
@@ -225,9 +209,8 @@ def load_generic(folder: str | Path, **arguments: Any) -> Any:
     base = getattr(transformers, str((config.architectures or [None])[0]), None)
     if not isinstance(config, GenericConfig) or not is_model_class(base):
         raise CheckpointError(
-            f"The config.json of {str(folder)!r} needs a model_type that begins with {GENERIC_TYPE!r}, and {GENERIC_CLASS!r} before the "
-            "name of a class of transformers; make such a folder with `longattn convert SRC DST --generic`, and load Long classes by "
-            "AutoModel."
+            f"{str(folder)!r} was not written by `longattn convert --generic`: its config.json needs a model_type that begins with "
+            f"{GENERIC_TYPE!r} and a class of transformers; load it by AutoModel."
         )
     model, info = load_weights(generic_model_class(base), folder, config=config, output_loading_info=True, **arguments)
     check_complete(model, info, str(folder), "convert its source again")

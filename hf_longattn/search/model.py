@@ -49,11 +49,6 @@ class SearchedModel(TrialModel):
 def check_one_stack(source: Source) -> None:
     """Raise :class:`CheckpointError` for a checkpoint of several towers, or one without a Long class, which a search does not take."""
     model_type = str(source.config.get("model_type"))
-    if is_generic(source.config):
-        raise CheckpointError(
-            f"{source.name!r} was written by `longattn convert --generic`, and a search is for Long classes; `longattn diagnose` says what "
-            "mechanisms would keep of its attention."
-        )
     kind = kind_in(source.config)
     if kind.apart:
         towers, first = " and ".join(kind.apart), kind.apart[0]
@@ -64,7 +59,8 @@ def check_one_stack(source: Source) -> None:
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
             f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."
         )
-    if kind.family is None and converter_of(source) is None and "long_attention" not in source.config:
+    known = kind.family is not None or converter_of(source) is not None or "long_attention" in source.config
+    if is_generic(source.config) or not known:
         raise CheckpointError(
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn diagnose` says what "
             "mechanisms would keep of its attention."

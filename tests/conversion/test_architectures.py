@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import hf_longattn
+from hf_longattn.audit import audit_reach
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.conversion.seeded_inputs import seeded_inputs
-from hf_longattn.errors import BackendError, CheckpointError, LengthError, LongAttentionError, OptionError, PositionError
+from hf_longattn.errors import BackendError, CheckpointError, ExportError, LengthError, LongAttentionError, OptionError, PositionError
+from hf_longattn.export import compress_checkpoint, export_checkpoint, export_native
 from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.positions import extend_table
 from hf_longattn.reading import generic_names
 from tests.cells import every_cell
@@ -323,7 +326,7 @@ class TestLoading:
             hf_longattn.load_generic(tmp_path / "nothing")
         with pytest.raises(CheckpointError, match=r"has no config\.json"):
             hf_longattn.load_generic(tmp_path)
-        with pytest.raises(CheckpointError, match="needs a model_type that begins with 'long_generic_'"):
+        with pytest.raises(CheckpointError, match="was not written by `longattn convert --generic`"):
             hf_longattn.load_generic(saved(DETECTOR, tmp_path / "plain"))
         broken = unnamed(tmp_path / "plain", model_type=f"long_generic_{IMAGE_TYPE}t", long_attention={"mechanism": "full"})
         unnamed(broken, architectures=[f"LongGeneric{IMAGES}Model"])
@@ -364,6 +367,24 @@ def test_the_command(tmp_path: Path) -> None:
     assert (inspected.generic, inspected.attention.mechanism, inspected.class_name) == (True, "window", DETECTOR)
     with pytest.raises(CheckpointError, match=rf"is already a long checkpoint \(long_generic_{IMAGE_TYPE}\)"):
         plan_conversion(tmp_path / "long", mechanism="window")
+
+
+def test_the_commands_for_long_models_take_the_folder(tmp_path: Path) -> None:
+    sizes = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0}
+    source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain", **sizes)
+    convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="window", window=8, verify=False)
+    assert audit_reach(tmp_path / "long", length=48).agrees
+    assert all(check.status == "passed" for check in export_checkpoint(tmp_path / "long", tmp_path / "graph", format="torch").checks)
+    config = json.loads((tmp_path / "graph" / "config.json").read_text())
+    assert config["architectures"] == [f"{ROTARY}ForCausalLM"]
+    assert "long_attention" not in config
+    compress_checkpoint(tmp_path / "long", tmp_path / "small", method="bf16", length=48, documents=1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert (model.dtype, {site.mechanism.name for site in attention_sites(model)}) == (torch.bfloat16, {"window"})
+    with pytest.raises(ExportError, match="has the class of another architecture already, with mechanisms; `longattn revert`"):
+        export_native(tmp_path / "long", tmp_path / "twin")
+    revert_checkpoint(tmp_path / "long", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads((source / "config.json").read_text())
 
 
 def test_the_tokenizer_is_found_without_the_model_type(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint
-from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import register_mechanism
 from hf_longattn.mechanisms.window import Window
+from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.tasks import task_names
 from tests.cells import every_cell
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from hf_longattn.modeling.family.registration import auto_class_name
 from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.alike import code_of_family
 from tests.cells import every_cell

@@ -24,11 +24,11 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
-from hf_longattn.conversion.model_loading import auto_class_name
 from hf_longattn.errors import CheckpointError, RemoteCodeError
 from hf_longattn.families import LongBertConfig, LongBertForMaskedLM
 from hf_longattn.hub import bundle_remote_code, push_model, remote_code
 from hf_longattn.hub.remote_code import Provenance, provenance
+from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.staging import write_text
 
 from ..hub_server import serve

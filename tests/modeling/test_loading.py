@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 import hf_longattn.families as families
-from hf_longattn.conversion.model_loading import auto_class_name
+from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.positions.tables import extend_table
 from tests.alike import code_of_family
 from tests.cells import every_cell

@@ -23,9 +23,7 @@ from .attention_sites import copy_projections, mechanisms_on
 from .memory_tokens import MemoryTokens
 
 if TYPE_CHECKING:
-
-    class _Base(PreTrainedModel):
-        pass
+    from transformers import PreTrainedModel as _Base
 else:
     _Base = object
 

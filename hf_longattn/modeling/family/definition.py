@@ -325,11 +325,6 @@ def base_package(base_model_type: str) -> str:
     return f"transformers.models.{model_type_to_module_name(base_model_type)}"
 
 
-def base_names(base_model_type: str) -> list[str]:
-    """The public names of transformers' package of a model type."""
-    return dir(importlib.import_module(base_package(base_model_type)))
-
-
 def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]:
     """Name of every model class of a base -> name of its Long class; no model is imported.
 
@@ -337,7 +332,7 @@ def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]
         base_model_type: transformers' ``model_type`` of the base.
         classes: the family's ``classes``; empty for all models of the package.
     """
-    names = classes or filter(MODEL_NAME.search, base_names(base_model_type))
+    names = classes or filter(MODEL_NAME.search, dir(importlib.import_module(base_package(base_model_type))))
     prefix = long_prefix(base_model_type)
     return {name: f"{prefix}{name}" for name in names if "pretrained" not in name.lower()}
 
@@ -360,7 +355,7 @@ def class_names(base_model_type: str, classes: tuple[str, ...]) -> tuple[str, ..
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     config = CONFIG_MAPPING_NAMES[base_model_type]
-    defined = config in base_names(base_model_type)  # False for types that only name a tokenizer
+    defined = config in dir(importlib.import_module(base_package(base_model_type)))  # False for types that only name a tokenizer
     names = long_names(base_model_type, classes).values()
     return (f"{long_prefix(base_model_type)}{config}", *names) if defined else tuple(names)
 
@@ -491,7 +486,7 @@ def why_no_class(name: str) -> str:
     for base in FAMILIES:
         head = name.removeprefix(long_prefix(base))
         stem = CONFIG_MAPPING_NAMES[base].removesuffix("Config")
-        if head == name or not head.startswith(stem) or head not in base_names(base):
+        if head == name or not head.startswith(stem) or head not in dir(importlib.import_module(base_package(base))):
             continue
         if (family := FAMILIES[base]).classes:
             return (

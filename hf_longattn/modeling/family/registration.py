@@ -323,8 +323,9 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
     yield from ((name, table) for name, table in tables.items() if table is not None)
 
 
-def auto_class_for(model_type: str, class_name: str) -> str | None:
-    """Name of the Auto class that loads the class of a model type, "AutoModelForQuestionAnswering"; ``None`` if there is none."""
+def auto_class_name(config: Any, class_name: str) -> str | None:
+    """Name of the Auto class that loads ``class_name`` with a config or config class; ``None`` if there is none."""
+    model_type = getattr(config, "registered_type", config.model_type)
     for name, table in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # last: it lists other heads, too
         entry = mapped_names(table)[0].get(model_type)
         if class_name in ((entry,) if isinstance(entry, str) else entry or ()):
