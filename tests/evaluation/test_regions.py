@@ -120,7 +120,7 @@ def test_layers_on_different_grids(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({}, "Regions are boxes or tiles"),
     ({"boxes": BOXES, "tile": 8}, "Regions are boxes or tiles"),
-    ({"boxes": BOXES[:1]}, "boxes for 1 pictures, but 2 pictures"),
+    ({"boxes": BOXES[:1]}, "boxes for 1 images, but 2 images"),
     ({"boxes": [[(0, 0, 25, 1)], []]}, r"no box \(0.0, 0.0, 25.0, 1.0\); give 0 <= left < right <= 24"),
     ({"boxes": [[(4, 4, 4, 9)], []]}, "no box"),
     ({"boxes": [[(0, 0, 4)], []]}, r"A box is \(left, top, right, bottom\)"),

@@ -308,7 +308,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
         (OptionError, "--augmentation must be one of crop.flip, crop, flip, none, not 'mixup'", {"augmentation": "mixup"}),
         (OptionError, "--image-column and --label-column are both 'label'", {"image_column": "label"}),
         (DataError, "columns text, label, not 'image'; name one with --image-column", {"data": [str(tmp_path / "texts.csv")]}),
-        (DataError, "'image' of .* holds int64, not pictures; name another", {"data": [str(tmp_path / "numbers.csv")]}),
+        (DataError, "'image' of .* holds int64, not images; name another", {"data": [str(tmp_path / "numbers.csv")]}),
         (DataError, "none.png does not exist; correct its path .in a table: relative", {"data": [str(tmp_path / "missing.csv")]}),
         (DataError, "Row 2 of .*gap.csv has no image", {"data": [str(tmp_path / "gap.csv")]}),
         (DataError, "has no sub-folders; every label needs one, with its images", {"data": [str(tmp_path / "flat")]}),
