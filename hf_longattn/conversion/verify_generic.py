@@ -52,9 +52,9 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
     finite = all_finite(with_mechanism if _shapes(longest) == _shapes(inputs) else run_inputs(model, longest))
     parts = {name: towers_of(model)[name] if name else model for name in plan.parts}
     alone = {}
-    for name, tower in parts.items() if len(parts) > 1 else ():
+    for name, alone_part in parts.items() if plan.apart else ():
         for part in parts.values():
-            set_implementation(part, BACKEND if part is tower else implementation, is_tower=True)
+            set_implementation(part, BACKEND if part is alone_part else implementation, is_tower=True)
         alone[name] = _run_and_note_covers(model, inputs)
     set_implementation(model, implementation, is_tower=False)
     plain = run_inputs(model, inputs)
