@@ -253,7 +253,7 @@ class DeclaredReach:
             if self.inputs is not None and self.inputs.binds(mechanism):
                 self._built[key] = self._on_grid(with_storage(mechanism), self.inputs.grid)
             else:
-                self._built[key] = self._of_mechanism(with_storage(mechanism), causal, chosen)
+                self._built[key] = self._of_mechanism(mechanism, causal, chosen)
         return self._built[key]
 
     def _of_mixing(self, mixing: Mixing) -> LayerReach:
@@ -296,7 +296,7 @@ class DeclaredReach:
     def _of_mechanism(self, mechanism: Mechanism, causal: bool, chosen: Tensor | None) -> LayerReach:
         """The reach by a mechanism's mask if the mask defines the mechanism, else by its locality."""
         name = " ".join([mechanism.name, *mechanism.options.changed()])
-        mechanism = for_length(mechanism, self.length, causal)
+        mechanism = with_storage(for_length(mechanism, self.length, causal))
         call = AttentionCall(causal=causal, global_mask=chosen if mechanism.traits.takes_globals else None)
         tokens = mechanism.resolve_globals(torch.empty(1, 1, self.length, 1), call)
         local = only_locality(mechanism, causal)
