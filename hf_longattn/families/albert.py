@@ -15,7 +15,6 @@ from ..backend import LAYER_INDEX
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable, long_config
 
@@ -64,5 +63,3 @@ FAMILY = Family(
     position_tables=(PositionTable(r"position_embeddings\.weight$"),),
     mixin=AlbertCountsItsLayers,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

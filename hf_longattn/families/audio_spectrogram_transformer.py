@@ -13,7 +13,6 @@ from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogra
 
 from ..errors import OptionError
 from ..modeling.attach.custom_attention import replacing
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import SpectrogramGrid
@@ -68,5 +67,3 @@ class LongASTEmbeddings(ASTEmbeddings):
 
 
 FAMILY = Family(LongASTConfig, mixin=replacing(__name__, {ASTEmbeddings: LongASTEmbeddings}), rule=SpectrogramGrid(prefix=2))
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -12,7 +12,6 @@ from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePo
 from ..backend import BACKEND
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.relative_bias import MaskWithBias, bias_by_distance
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
@@ -55,5 +54,3 @@ class BeitWithBias(ReplacedModules):
 FAMILY = Family(
     long_config(__name__, LongGridConfig, BeitConfig), mixin=BeitWithBias, rule=GridRule(prefix=1, interpolates=False, adds_positions=False)
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

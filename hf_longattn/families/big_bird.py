@@ -15,7 +15,6 @@ from transformers.models.big_bird.configuration_big_bird import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import Family, PositionTable
 
@@ -104,5 +103,3 @@ FAMILY = Family(
     position_tables=(PositionTable(r"position_embeddings\.weight$"),),
     mixin=BigBirdOnTheInterface,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -17,7 +17,6 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
 )
 
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderDecoderConfig
 from ..modeling.family.definition import Family, encoder_decoder_tables
 from .big_bird import equivalent_settings
@@ -87,5 +86,3 @@ FAMILY = Family(
     position_tables=encoder_decoder_tables(),
     mixin=BigBirdPegasusOnTheInterface,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

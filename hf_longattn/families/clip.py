@@ -2,16 +2,13 @@
 
 from transformers.models.clip.configuration_clip import CLIPConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.towers_config import LongTowersConfig, TowersRule
-from .clip_text_model import LongCLIPTextConfig
-from .clip_vision_model import LongCLIPVisionConfig
+from .clip_text_model import FAMILY as TEXT
+from .clip_vision_model import FAMILY as VISION
 
 FAMILY = Family(
-    long_config(__name__, LongTowersConfig, CLIPConfig, tower_classes={"text": LongCLIPTextConfig, "vision": LongCLIPVisionConfig}),
+    long_config(__name__, LongTowersConfig, CLIPConfig, tower_classes={"text": TEXT.config_class, "vision": VISION.config_class}),
     rule=TowersRule(),
     classes=("CLIPModel",),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -16,7 +16,6 @@ from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from transformers.utils import ModelOutput
 
 from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import Family, PositionTable, long_config
 
@@ -60,5 +59,3 @@ FAMILY = Family(
     classes=("CLIPTextModel", "CLIPTextModelWithProjection"),
     mixin=LongCLIPTextMixin,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

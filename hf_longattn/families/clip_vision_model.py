@@ -2,7 +2,6 @@
 
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
@@ -12,5 +11,3 @@ FAMILY = Family(
     rule=GridRule(prefix=1),
     classes=("CLIPVisionModel", "CLIPVisionModelWithProjection"),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

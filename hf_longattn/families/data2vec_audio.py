@@ -4,7 +4,6 @@ from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAu
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward
 
 from ..modeling.attach.stretches import in_stretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family, long_config
@@ -28,5 +27,3 @@ FAMILY = Family(
         ),
     ),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -15,7 +15,6 @@ from transformers.models.data2vec.modeling_data2vec_vision import (
 from ..backend import BACKEND, GRID
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.relative_bias import bias_by_distance
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import BASE_ATTENTION, IMPLEMENTATION_FIELD, attention_implementation
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
@@ -99,5 +98,3 @@ FAMILY = Family(
     mixin=Data2VecVisionOnTheBackend,
     rule=RULE,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

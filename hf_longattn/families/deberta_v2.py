@@ -24,7 +24,6 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from ..backend import BACKEND
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..modeling.marked_mask import GlobalsInTheMask, MaskOfLayers, unmarked
@@ -157,5 +156,3 @@ FAMILY = Family(
     position_tables=(PositionTable(r"position_embeddings\.weight$"),),
     mixin=DebertaV2OnTheBackend,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

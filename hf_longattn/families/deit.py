@@ -2,11 +2,8 @@
 
 from transformers.models.deit.configuration_deit import DeiTConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 
 FAMILY = Family(long_config(__name__, LongGridConfig, DeiTConfig), rule=GridRule(prefix=2, square=("DeiTForMaskedImageModeling",)))
-
-__getattr__ = lazy_classes(FAMILY, globals())

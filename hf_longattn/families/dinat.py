@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from transformers.models.dinat.configuration_dinat import DinatConfig
 
 from ..configuration import LongAttentionConfig
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import StagedGrid
@@ -82,5 +81,3 @@ FAMILY = Family(
     base_classes=base_classes,
     own_attention=own_attention,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -2,7 +2,6 @@
 
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
@@ -10,5 +9,3 @@ from ..modeling.family.grid_rule import GridRule
 FAMILY = Family(
     long_config(__name__, LongGridConfig, Dinov2Config), backbone_classes=("Dinov2Backbone",), rule=GridRule(prefix=1, interpolates=False)
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -2,7 +2,6 @@
 
 from transformers.models.dinov2_with_registers.configuration_dinov2_with_registers import Dinov2WithRegistersConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
@@ -12,5 +11,3 @@ FAMILY = Family(
     backbone_classes=("Dinov2WithRegistersBackbone",),
     rule=GridRule(prefix=lambda config: 1 + config.num_register_tokens, interpolates=False),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

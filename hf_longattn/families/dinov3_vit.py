@@ -7,7 +7,6 @@ from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTCon
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
 
 from ..modeling.attach.custom_attention import replacing
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import TILE, LongGridConfig, image_size
 from ..modeling.family.grid_rule import GridRule
@@ -33,5 +32,3 @@ FAMILY = Family(
     mixin=replacing(__name__, {DINOv3ViTRopePositionEmbedding: LongDINOv3ViTRope}),
     rule=RULE,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 from transformers.models.gpt_bigcode.configuration_gpt_bigcode import GPTBigCodeConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import AttentionNames, Family, PositionTable, long_config
 
@@ -26,5 +25,3 @@ FAMILY = Family(
     position_tables=(PositionTable(r"wpe\.weight$"),),
     attention=AttentionNames(fused="c_attn", split=_split),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -18,7 +18,6 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASS
 
 from ..backend import BACKEND, longattn_attention_forward
 from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable, long_config
 
@@ -93,5 +92,3 @@ FAMILY = Family(
     position_tables=(PositionTable(r"wpe\.weight$"),),
     mixin=GPTNeoOnTheBackend,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -15,7 +15,6 @@ from transformers.models.gptj.modeling_gptj import GPTJ_ATTENTION_CLASSES, GPTJA
 
 from ..backend import BACKEND, longattn_attention_forward
 from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig, attention_implementation
 from ..modeling.family.definition import Family
 
@@ -76,5 +75,3 @@ class GPTJOnTheBackend(ReplacedModules):
 
 
 FAMILY = Family(LongGPTJConfig, rope=True, mixin=GPTJOnTheBackend)
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -6,7 +6,6 @@ from transformers.models.hubert.configuration_hubert import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertFeedForward
 
 from ..modeling.attach.stretches import in_stretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
 from ..modeling.family.definition import Family, long_config
@@ -16,5 +15,3 @@ FAMILY = Family(
     mixin=in_stretches(__name__, HubertFeatureEncoder, HubertFeedForward),
     rule=replace(WAV2VEC2, outputs=None, hands_keywords_down=False),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

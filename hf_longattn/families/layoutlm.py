@@ -5,7 +5,6 @@ from transformers.models.layoutlm.modeling_layoutlm import LayoutLMEncoder
 
 from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.one_row_mask import ReadsPadding
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import BOXES
@@ -16,5 +15,3 @@ FAMILY = Family(
     rule=BOXES,
     mixin=replacing(__name__, {LayoutLMEncoder: ReadsPadding}),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -22,7 +22,6 @@ from ..engines.common.score_terms import PlaceTerm
 from ..errors import MaskError, OptionError, PageError
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.attach.memory_tokens import MemoryTokens
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import BOXES_AND_PICTURE
@@ -166,5 +165,3 @@ FAMILY = Family(
     rule=BOXES_AND_PICTURE,
     mixin=LayoutLMv3OnTheBackend,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

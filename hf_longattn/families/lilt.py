@@ -18,7 +18,6 @@ from ..backend import BACKEND
 from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import BOXES
@@ -101,5 +100,3 @@ FAMILY = Family(
     rule=BOXES,
     mixin=LiltOnTheBackend,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

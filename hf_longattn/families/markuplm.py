@@ -5,7 +5,6 @@ from transformers.models.markuplm.modeling_markuplm import MarkupLMEncoder
 
 from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.one_row_mask import ReadsPadding
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable, long_config
 from ..modeling.family.page_rule import MARKUP_PATHS
@@ -16,5 +15,3 @@ FAMILY = Family(
     rule=MARKUP_PATHS,
     mixin=replacing(__name__, {MarkupLMEncoder: ReadsPadding}),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -25,7 +25,6 @@ from ..configuration import LongAttentionConfig
 from ..errors import AudioError
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.frame_padding import FramePadding
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.config import BASE_ATTENTION, attention_implementation
@@ -170,5 +169,3 @@ FAMILY = Family(
         why_padding_changes=lambda config: "its convolutions count a frame after the end, in which some rows are real, as sound",
     ),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

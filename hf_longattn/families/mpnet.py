@@ -16,7 +16,6 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAtte
 from ..backend import BACKEND
 from ..engines.common.score_terms import DistanceBias
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import Family, PositionTable
 from ..positions.relative import buckets
@@ -79,5 +78,3 @@ FAMILY = Family(
     position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),),
     mixin=MPNetOnTheBackend,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -4,7 +4,6 @@ from transformers.models.mt5.configuration_mt5 import MT5Config
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 
 from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 
 
@@ -23,5 +22,3 @@ class MT5OnTheBackend(BucketedOnTheBackend):
 
 
 FAMILY = Family(LongMT5Config, relative=True, stack="MT5Stack", mixin=MT5OnTheBackend)
-
-__getattr__ = lazy_classes(FAMILY, globals())

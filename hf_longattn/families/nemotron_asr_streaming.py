@@ -2,7 +2,6 @@
 
 from transformers.models.nemotron_asr_streaming.configuration_nemotron_asr_streaming import NemotronAsrStreamingConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from .nemotron_asr_streaming_encoder import NEMOTRON, LongNemotronAsrStreamingEncoderConfig, own_attention
@@ -13,5 +12,3 @@ FAMILY = Family(
     own_attention=own_attention,
     rule=NEMOTRON,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

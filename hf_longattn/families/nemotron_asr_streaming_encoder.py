@@ -23,7 +23,6 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend
 from ..modeling.attach.frame_padding import FramePadding
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.config import attention_implementation
@@ -169,5 +168,3 @@ FAMILY = Family(
     own_attention=own_attention,
     rule=NEMOTRON,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -13,7 +13,6 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 
 from ..errors import CheckpointError
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable
 
@@ -107,5 +106,3 @@ FAMILY = Family(
     position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, counted=False),),
     mixin=NystromformerOnTheInterface,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

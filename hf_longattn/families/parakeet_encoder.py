@@ -27,7 +27,6 @@ from ..mechanisms.common.locality import largest_distances
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FramesInStretches, needs_one_pass
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
 from ..modeling.family.config import attention_implementation
@@ -147,5 +146,3 @@ PARAKEET = AudioRule(
 )
 """The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""
 FAMILY = Family(LongParakeetEncoderConfig, classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, rule=PARAKEET)
-
-__getattr__ = lazy_classes(FAMILY, globals())

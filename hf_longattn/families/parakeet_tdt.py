@@ -2,7 +2,6 @@
 
 from transformers.models.parakeet.configuration_parakeet import ParakeetTDTConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
@@ -12,5 +11,3 @@ FAMILY = Family(
     classes=("ParakeetForTDT",),
     rule=PARAKEET,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

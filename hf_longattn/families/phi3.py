@@ -7,7 +7,6 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import Family
 
@@ -34,5 +33,3 @@ class LongPhi3Config(LongConfig, Phi3Config):
 
 
 FAMILY = Family(LongPhi3Config, rope=True)
-
-__getattr__ = lazy_classes(FAMILY, globals())

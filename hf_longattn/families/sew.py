@@ -12,7 +12,6 @@ from transformers.models.sew.modeling_sew import SEWEncoder, SEWFeatureEncoder, 
 from ..engines.common.plain import first_rows
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, convolved
 from ..modeling.family.definition import Family, long_config
@@ -97,5 +96,3 @@ FAMILY = Family(
         ),
     ),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -2,16 +2,13 @@
 
 from transformers.models.siglip.configuration_siglip import SiglipConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.towers_config import LongTowersConfig, TowersRule
-from .siglip_text_model import LongSiglipTextConfig
-from .siglip_vision_model import LongSiglipVisionConfig
+from .siglip_text_model import FAMILY as TEXT
+from .siglip_vision_model import FAMILY as VISION
 
 FAMILY = Family(
-    long_config(__name__, LongTowersConfig, SiglipConfig, tower_classes={"text": LongSiglipTextConfig, "vision": LongSiglipVisionConfig}),
+    long_config(__name__, LongTowersConfig, SiglipConfig, tower_classes={"text": TEXT.config_class, "vision": VISION.config_class}),
     rule=TowersRule(),
     classes=("SiglipModel",),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

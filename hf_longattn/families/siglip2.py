@@ -2,18 +2,13 @@
 
 from transformers.models.siglip2.configuration_siglip2 import Siglip2Config
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.towers_config import LongTowersConfig, TowersRule
-from .siglip2_text_model import LongSiglip2TextConfig
-from .siglip2_vision_model import LongSiglip2VisionConfig
+from .siglip2_text_model import FAMILY as TEXT
+from .siglip2_vision_model import FAMILY as VISION
 
 FAMILY = Family(
-    long_config(
-        __name__, LongTowersConfig, Siglip2Config, tower_classes={"text": LongSiglip2TextConfig, "vision": LongSiglip2VisionConfig}
-    ),
+    long_config(__name__, LongTowersConfig, Siglip2Config, tower_classes={"text": TEXT.config_class, "vision": VISION.config_class}),
     rule=TowersRule(),
     classes=("Siglip2Model",),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -4,7 +4,6 @@ from transformers.models.siglip2.configuration_siglip2 import Siglip2TextConfig
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2TextEmbeddings
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable, long_config
 from .clip_text_model import TakesPackedRows
@@ -24,5 +23,3 @@ FAMILY = Family(
     mixin=Siglip2ReadsLastToken,
     padding_caveat=READ_WITHOUT_MASK,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

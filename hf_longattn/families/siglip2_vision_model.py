@@ -17,7 +17,6 @@ from transformers.models.siglip2.modeling_siglip2 import (
 )
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
@@ -89,5 +88,3 @@ FAMILY = Family(
     classes=("Siglip2VisionModel",),
     mixin=Siglip2OnItsGrids,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -17,7 +17,6 @@ from transformers.utils import ModelOutput
 
 from ..engines.common.batch import last_real
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import Family, PositionTable, long_config
 from .clip_text_model import TakesPackedRows
@@ -53,5 +52,3 @@ FAMILY = Family(
     mixin=ReadsLastToken,
     padding_caveat=READ_WITHOUT_MASK,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

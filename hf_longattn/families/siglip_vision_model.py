@@ -4,7 +4,6 @@ from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipAttention
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown, replacing
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
@@ -15,5 +14,3 @@ FAMILY = Family(
     classes=("SiglipVisionModel",),
     mixin=replacing(__name__, {SiglipAttention: HandsKeywordsDown}),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -6,7 +6,6 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 
 
@@ -24,5 +23,3 @@ class T5OnTheBackend(BucketedOnTheBackend):
 
 
 FAMILY = Family(LongAttentionT5Config, relative=True, stack="T5Stack", mixin=T5OnTheBackend)
-
-__getattr__ = lazy_classes(FAMILY, globals())

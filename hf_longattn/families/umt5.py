@@ -10,7 +10,6 @@ from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from ..modeling.attach.t5_attention import NAMES, BucketedAttention, BucketedConfig, BucketedOnTheBackend
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 
 
@@ -46,5 +45,3 @@ class UMT5OnTheBackend(BucketedOnTheBackend):
 
 
 FAMILY = Family(LongUMT5Config, relative=True, stack="UMT5Stack", mixin=UMT5OnTheBackend)
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -4,7 +4,6 @@ from transformers.models.unispeech_sat.configuration_unispeech_sat import UniSpe
 from transformers.models.unispeech_sat.modeling_unispeech_sat import UniSpeechSatFeatureEncoder, UniSpeechSatFeedForward
 
 from ..modeling.attach.stretches import in_stretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
 from ..modeling.family.definition import Family, long_config
@@ -14,5 +13,3 @@ FAMILY = Family(
     mixin=in_stretches(__name__, UniSpeechSatFeatureEncoder, UniSpeechSatFeedForward),
     rule=WAV2VEC2,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -27,7 +27,6 @@ from ..backend import BACKEND, COLLECT_WEIGHTS, GRID
 from ..errors import MaskError
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig, LongVideoConfig
@@ -175,5 +174,3 @@ def _resized(base: Any, size: tuple[int, ...]) -> Iterator[None]:
 
 RULE = VideoGrid(resizing=_resized)
 FAMILY = Family(LongVideoMAEConfig, mixin=VideoMAEOnItsGrid, rule=RULE)
-
-__getattr__ = lazy_classes(FAMILY, globals())

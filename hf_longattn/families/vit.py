@@ -2,11 +2,8 @@
 
 from transformers.models.vit.configuration_vit import ViTConfig
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 
 FAMILY = Family(long_config(__name__, LongGridConfig, ViTConfig), rule=GridRule(prefix=1, square=("ViTForMaskedImageModeling",)))
-
-__getattr__ = lazy_classes(FAMILY, globals())

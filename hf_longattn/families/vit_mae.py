@@ -18,7 +18,6 @@ from ..engines.common.grid import Grid
 from ..errors import GridError
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, GridRule
@@ -114,5 +113,3 @@ class ViTMAEOnItsGrid(ReplacedModules):
 
 
 FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, rule=GridRule(prefix=1, noise="noise", adds_positions=False))
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -17,7 +17,6 @@ from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.window2d import ZEROS, Window2d
 from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import AttentionNames, Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
@@ -152,5 +151,3 @@ FAMILY = Family(
     ),
     own_attention=own_attention,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

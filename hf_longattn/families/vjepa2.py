@@ -25,7 +25,6 @@ from ..backend import GRID
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_config, split_heads
-from ..modeling.classes import lazy_classes
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongVideoConfig
 from ..modeling.family.video_rule import VideoGrid
@@ -133,5 +132,3 @@ RULE = VideoGrid(
     counts_places=True, numbers_by_side=True, leaves_out="skip_predictor", resizing=_resized,
 )  # fmt: skip
 FAMILY = Family(LongVJEPA2Config, mixin=VJEPA2OnItsGrid, rule=RULE)
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -4,7 +4,6 @@ from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward
 
 from ..modeling.attach.stretches import in_stretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
 from ..modeling.family.definition import Family, long_config
@@ -14,5 +13,3 @@ FAMILY = Family(
     mixin=in_stretches(__name__, Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward),
     rule=WAV2VEC2,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -21,7 +21,6 @@ from ..modeling.attach.conformer_attention import (
     positions_in_stream,
 )
 from ..modeling.attach.stretches import FramesInStretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
 from ..modeling.family.definition import Family, long_config
@@ -62,5 +61,3 @@ FAMILY = Family(
         stream=StreamRule(inside=causal_convolution, positions=positions_in_stream),
     ),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -19,7 +19,6 @@ from ..modeling.attach.conformer_attention import (
     positions_in_stream,
 )
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.definition import Family, long_config
@@ -50,5 +49,3 @@ FAMILY = Family(
         stream=StreamRule(inside=centred_convolution, positions=positions_in_stream, refusal=normalised_feature_encoder),
     ),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -19,7 +19,6 @@ from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
 from ..modeling.family.config import attention_implementation
@@ -100,5 +99,3 @@ FAMILY = Family(
     mixin=WavLMOnTheBackend,
     rule=replace(WAV2VEC2, positions="convolved and relative"),
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -21,7 +21,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration import LongAttentionConfig
 from ..errors import AudioError
-from ..modeling.classes import lazy_classes
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.definition import Family
@@ -170,5 +169,3 @@ FAMILY = Family(
     mixin=WhisperOfAnyLength,
     rule=RULE,
 )
-
-__getattr__ = lazy_classes(FAMILY, globals())

@@ -6,7 +6,7 @@ They are made on first use, in the family's module, so that no model is imported
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def lazy_classes(family: Family, namespace: dict[str, Any]) -> Callable[[str], Any]:
-    """A module ``__getattr__`` that makes the Long classes and stores them in ``namespace``, which gets the config class at once."""
-
-    namespace[family.config_class.__name__] = family.config_class
+def give_classes(family: Family) -> None:
+    """Give the config's module the config class, and a ``__getattr__`` that makes the Long classes on first use."""
+    module = sys.modules[family.config_class.__module__]
 
     def module_getattr(name: str) -> Any:
         if name not in (*family.heads.values(), *family.parts.values()):
-            raise AttributeError(f"module {namespace['__name__']!r} has no attribute {name!r}")
-        namespace.update(make_classes(family))
-        return namespace[name]
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        vars(module).update(make_classes(family))
+        return vars(module)[name]
 
-    return module_getattr
+    vars(module).update({family.config_class.__name__: family.config_class, "__getattr__": module_getattr})
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:

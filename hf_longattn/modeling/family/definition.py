@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...declarations import declared
 from ...errors import RegistrationError
+from ...lazy import on_first_call
 from ...naming import load_module, module_names
 from .page_rule import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
@@ -121,7 +122,7 @@ class Family:
     padding_caveat: str = ""
 
     def __post_init__(self) -> None:
-        """Register the family.
+        """Register the family, and let its module make the Long classes.
 
         Raises:
             RegistrationError: the entry is incomplete, or another file has registered the same model type.
@@ -137,6 +138,7 @@ class Family:
                 f"{self.config_class.model_type!r}; leave one of them out."
             )
         _REGISTERED[self.base_model_type] = where, self
+        on_first_call(__name__.partition(".modeling.")[0], "modeling.classes", "give_classes")(self)
 
     def _problem(self) -> str | None:
         """The error in the entry; ``None`` if it is correct."""
@@ -410,9 +412,10 @@ class _Families(Mapping[str, Family]):
             raise KeyError(base_model_type)
         module = load_module("families", module_name(base_model_type))
         family = getattr(module, "FAMILY", None)
-        if not isinstance(family, Family) or "__getattr__" not in vars(module):
-            lacking = "FAMILY = Family(...)" if not isinstance(family, Family) else "__getattr__ = lazy_classes(FAMILY, globals())"
-            raise RegistrationError(f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}.")
+        if not isinstance(family, Family):
+            raise RegistrationError(
+                f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no FAMILY = Family(...)."
+            )
         if family.base_model_type != base_model_type:
             raise RegistrationError(
                 f"{module.__file__}:1 is named after the model type {base_model_type!r}, but its FAMILY is that of "

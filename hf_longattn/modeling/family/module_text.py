@@ -15,7 +15,6 @@ Made by :mod:`hf_longattn.modeling.derived` from what the base's class shows.
 
 from {module} import {config}
 
-from ..modeling.classes import lazy_classes
 from ..modeling.family.config import {kind}
 from ..modeling.family.definition import {names}
 
@@ -27,8 +26,6 @@ class {prefix}{config}({kind}, {config}):
 {attributes}
 
 FAMILY = Family({prefix}{config}{arguments})
-
-__getattr__ = lazy_classes(FAMILY, globals())
 '''
 
 
