@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configuration import LongAttentionConfig
-from ..inputs.common.base import InputKind, LengthCost
+from ..inputs.common.base import InputKind, LengthCost, kind_of
 from ..inputs.plain import PlainKind
 from ..inputs.text import kind_in
 from ..inputs.towers import TowersKind, WithTowers, text_part
@@ -108,6 +108,7 @@ def _inspect(source: Source) -> Inspection:
 def _inspection_of(kind: InputKind, source: Source) -> Inspection:
     """Inspect a model of one stack."""
     config, class_name, family, skeleton = read_long(source) if is_long(source.config) else _short(source)
+    kind = kind_of(family)  # a source of another architecture has none in its config
     max_length = family.longest(config)
     shape = model_shape(config, skeleton, [header.dtype for header in source.tensors.values()])
     sizes, further = kind.sizes(config), kind.further_operations(skeleton, config)

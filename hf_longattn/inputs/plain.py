@@ -79,4 +79,4 @@ class PlainKind(TextKind):
             return Example(head, head.blocks, {"processed": True, "width": 640, "height": 480}, reader, ((), (PILLOW,)))
         if head.blocks in ("picture outputs", ""):
             return Example(head, "", {}, None)
-        return super().example(folder, config, head, length, metadata)
+        return super().example(folder, {**config, "long_attention": None}, head, length, metadata)  # forward takes no global tokens

@@ -119,8 +119,8 @@ def base() -> dict[tuple[str, str], Launches]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_no_layer_waits_and_few_operations_are_added(name: str) -> None:
-    logging.getLogger("hf_longattn").setLevel(logging.ERROR)
+def test_no_layer_waits_and_few_operations_are_added(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "hf_longattn")
     model = model_of(PLANS[name])
     for cell in CELLS:
         step, plain = step_of(model, *cell), base()[cell]

@@ -94,7 +94,7 @@ def test_commands_answer_bad_videos_with_a_sentence(videos: Path, tmp_path: Path
     (tmp_path / "clip.mp4").write_bytes(b"?")
     for command, words in {
         ("diagnose", str(source), str(tmp_path / "clip.mp4")): "extract its frames, for example with mkdir frames && ffmpeg -i clip.mp4",
-        ("diagnose", str(source), str(videos / "light" / "clip0" / "0.png")): "is a picture, but the model reads videos of 4 frames",
+        ("diagnose", str(source), str(videos / "light" / "clip0" / "0.png")): "is an image, but the model reads videos of 4 frames",
         ("probe", str(source), str(tmp_path / "clip.mp4")): "extract its frames",
         ("diagnose", str(source), str(videos / "light" / "clip0"), "--lengths", "8"): "is a video; leave it out",
     }.items():
