@@ -15,8 +15,9 @@ from ..backend import LAYER_INDEX
 from ..errors import OptionError
 from ..modeling.attach.attention_sites import SERVED_LAYERS_ATTRIBUTE
 from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 
 
 class LongAlbertTransformer(AlbertTransformer):

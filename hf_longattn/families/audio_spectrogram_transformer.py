@@ -13,7 +13,7 @@ from transformers.models.audio_spectrogram_transformer.modeling_audio_spectrogra
 
 from ..errors import OptionError
 from ..modeling.attach.custom_attention import replacing
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import SpectrogramGrid
 from ..modeling.grids import tiled_cells

@@ -12,8 +12,8 @@ from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePo
 from ..backend import BACKEND
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.relative_bias import MaskWithBias, bias_by_distance
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless

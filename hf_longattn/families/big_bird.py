@@ -15,8 +15,9 @@ from transformers.models.big_bird.configuration_big_bird import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
+from ..modeling.classes import Family
 from ..modeling.family.config import LongConfig
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import PositionTable
 
 
 class LongBigBirdConfig(LongConfig, BigBirdConfig):

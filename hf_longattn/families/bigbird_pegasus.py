@@ -17,8 +17,9 @@ from transformers.models.bigbird_pegasus.modeling_bigbird_pegasus import (
 )
 
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
+from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderDecoderConfig
-from ..modeling.family.definition import Family, encoder_decoder_tables
+from ..modeling.family.definition import encoder_decoder_tables
 from .big_bird import equivalent_settings
 
 

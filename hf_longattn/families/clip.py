@@ -2,7 +2,7 @@
 
 from transformers.models.clip.configuration_clip import CLIPConfig
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .clip_text_model import FAMILY as TEXT
 from .clip_vision_model import FAMILY as VISION

@@ -16,8 +16,9 @@ from transformers.models.clip.modeling_clip import CLIPTextEmbeddings
 from transformers.utils import ModelOutput
 
 from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongConfig
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 
 if TYPE_CHECKING:
     _Module: Any = nn.Module

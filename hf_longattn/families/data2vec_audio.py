@@ -4,9 +4,9 @@ from transformers.models.data2vec.configuration_data2vec_audio import Data2VecAu
 from transformers.models.data2vec.modeling_data2vec_audio import Data2VecAudioFeatureEncoder, Data2VecAudioFeedForward
 
 from ..modeling.attach.stretches import in_stretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import Convolution, StreamRule
 
 FAMILY = Family(

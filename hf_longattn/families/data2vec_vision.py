@@ -15,8 +15,8 @@ from transformers.models.data2vec.modeling_data2vec_vision import (
 from ..backend import BACKEND, GRID
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.relative_bias import bias_by_distance
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import BASE_ATTENTION, IMPLEMENTATION_FIELD, attention_implementation
-from ..modeling.family.definition import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless

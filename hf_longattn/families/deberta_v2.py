@@ -24,8 +24,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from ..backend import BACKEND
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
+from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import PositionTable
 from ..modeling.marked_mask import GlobalsInTheMask, MaskOfLayers, unmarked
 from ..positions.disentangled import disentangled
 

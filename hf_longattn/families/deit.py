@@ -2,7 +2,7 @@
 
 from transformers.models.deit.configuration_deit import DeiTConfig
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 

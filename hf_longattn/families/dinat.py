@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from transformers.models.dinat.configuration_dinat import DinatConfig
 
 from ..configuration import LongAttentionConfig
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import StagedGrid
 from ..modeling.family.validation import refuse_scoreless

@@ -2,7 +2,7 @@
 
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 

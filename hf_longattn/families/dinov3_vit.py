@@ -7,7 +7,7 @@ from transformers.models.dinov3_vit.configuration_dinov3_vit import DINOv3ViTCon
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTRopePositionEmbedding
 
 from ..modeling.attach.custom_attention import replacing
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import TILE, LongGridConfig, image_size
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.grids import tiled_cells

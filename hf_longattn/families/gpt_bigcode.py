@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 from transformers.models.gpt_bigcode.configuration_gpt_bigcode import GPTBigCodeConfig
 
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongConfig
-from ..modeling.family.definition import AttentionNames, Family, PositionTable, long_config
+from ..modeling.family.definition import AttentionNames, PositionTable
 
 
 def _split(attention: Any, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,8 +18,9 @@ from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASS
 
 from ..backend import BACKEND, longattn_attention_forward
 from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 
 
 class LongGPTNeoSelfAttention(GPTNeoSelfAttention):

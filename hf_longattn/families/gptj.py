@@ -15,8 +15,8 @@ from transformers.models.gptj.modeling_gptj import GPTJ_ATTENTION_CLASSES, GPTJA
 
 from ..backend import BACKEND, longattn_attention_forward
 from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import Family
 from ..modeling.family.config import LongConfig, attention_implementation
-from ..modeling.family.definition import Family
 
 
 class LongGPTJConfig(LongConfig, GPTJConfig):

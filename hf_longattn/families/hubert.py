@@ -6,9 +6,9 @@ from transformers.models.hubert.configuration_hubert import HubertConfig
 from transformers.models.hubert.modeling_hubert import HubertFeatureEncoder, HubertFeedForward
 
 from ..modeling.attach.stretches import in_stretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
-from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, HubertConfig),

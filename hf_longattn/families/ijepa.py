@@ -2,7 +2,7 @@
 
 from transformers.models.ijepa.configuration_ijepa import IJepaConfig
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 

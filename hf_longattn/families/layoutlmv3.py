@@ -22,8 +22,9 @@ from ..engines.common.score_terms import PlaceTerm
 from ..errors import MaskError, OptionError, PageError
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.attach.memory_tokens import MemoryTokens
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 from ..modeling.family.page_rule import BOXES_AND_PICTURE
 from ..modeling.family.position_table import input_of
 

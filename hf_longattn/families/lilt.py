@@ -18,8 +18,9 @@ from ..backend import BACKEND
 from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 from ..modeling.family.page_rule import BOXES
 from ..modeling.marked_mask import MARKED, GlobalsInTheMask, MaskOfLayers
 

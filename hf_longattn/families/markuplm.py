@@ -5,8 +5,9 @@ from transformers.models.markuplm.modeling_markuplm import MarkupLMEncoder
 
 from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.one_row_mask import ReadsPadding
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 from ..modeling.family.page_rule import MARKUP_PATHS
 
 FAMILY = Family(

@@ -25,10 +25,10 @@ from ..configuration import LongAttentionConfig
 from ..errors import AudioError
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.frame_padding import FramePadding
+from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.config import BASE_ATTENTION, attention_implementation
-from ..modeling.family.definition import Family
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from ..modeling.family.stream_rule import Convolution, StreamRule
 

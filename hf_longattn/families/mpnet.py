@@ -16,8 +16,9 @@ from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAtte
 from ..backend import BACKEND
 from ..engines.common.score_terms import DistanceBias
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
+from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import PositionTable
 from ..positions.relative import buckets
 
 

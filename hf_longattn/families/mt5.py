@@ -4,7 +4,7 @@ from transformers.models.mt5.configuration_mt5 import MT5Config
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 
 from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 
 
 class LongMT5Config(BucketedConfig, MT5Config):

@@ -2,7 +2,7 @@
 
 from transformers.models.nemotron_asr_streaming.configuration_nemotron_asr_streaming import NemotronAsrStreamingConfig
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from .nemotron_asr_streaming_encoder import NEMOTRON, LongNemotronAsrStreamingEncoderConfig, own_attention
 

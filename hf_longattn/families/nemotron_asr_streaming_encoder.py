@@ -23,10 +23,10 @@ from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend
 from ..modeling.attach.frame_padding import FramePadding
+from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
 from .parakeet_encoder import LongParakeetAttention, normalised_features
 

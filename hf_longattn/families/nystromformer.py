@@ -13,8 +13,9 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 
 from ..errors import CheckpointError
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
+from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import PositionTable
 
 
 class LongNystromformerConfig(LongEncoderConfig, NystromformerConfig):

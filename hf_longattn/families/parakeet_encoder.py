@@ -27,10 +27,10 @@ from ..mechanisms.common.locality import largest_distances
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FramesInStretches, needs_one_pass
+from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
 
 ROWS_PER_STRETCH = 4096

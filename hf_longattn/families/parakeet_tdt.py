@@ -2,7 +2,7 @@
 
 from transformers.models.parakeet.configuration_parakeet import ParakeetTDTConfig
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
 

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
+from ..modeling.classes import Family
 from ..modeling.family.config import LongConfig
-from ..modeling.family.definition import Family
 
 
 class LongPhi3Config(LongConfig, Phi3Config):

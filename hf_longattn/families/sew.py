@@ -12,9 +12,9 @@ from transformers.models.sew.modeling_sew import SEWEncoder, SEWFeatureEncoder, 
 from ..engines.common.plain import first_rows
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, convolved
-from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import Convolution, normalised_over_time, unpadded_convolutions
 
 

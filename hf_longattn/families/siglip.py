@@ -2,7 +2,7 @@
 
 from transformers.models.siglip.configuration_siglip import SiglipConfig
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .siglip_text_model import FAMILY as TEXT
 from .siglip_vision_model import FAMILY as VISION

@@ -2,7 +2,7 @@
 
 from transformers.models.siglip2.configuration_siglip2 import Siglip2Config
 
-from ..modeling.family.definition import Family, long_config
+from ..modeling.classes import Family, long_config
 from ..modeling.family.towers_config import LongTowersConfig, TowersRule
 from .siglip2_text_model import FAMILY as TEXT
 from .siglip2_vision_model import FAMILY as VISION

@@ -4,8 +4,9 @@ from transformers.models.siglip2.configuration_siglip2 import Siglip2TextConfig
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2TextEmbeddings
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 from .clip_text_model import TakesPackedRows
 from .siglip_text_model import READ_WITHOUT_MASK, ReadsLastToken
 

@@ -17,7 +17,7 @@ from transformers.models.siglip2.modeling_siglip2 import (
 )
 
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.grids import tiled_cells

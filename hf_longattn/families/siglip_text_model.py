@@ -17,8 +17,9 @@ from transformers.utils import ModelOutput
 
 from ..engines.common.batch import last_real
 from ..modeling.attach.custom_attention import HandsKeywordsDown, ReplacedModules
+from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
-from ..modeling.family.definition import Family, PositionTable, long_config
+from ..modeling.family.definition import PositionTable
 from .clip_text_model import TakesPackedRows
 
 

@@ -6,7 +6,7 @@ from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 
 
 class LongAttentionT5Config(BucketedConfig, T5Config):

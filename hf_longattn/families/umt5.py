@@ -10,7 +10,7 @@ from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
 from ..modeling.attach.t5_attention import NAMES, BucketedAttention, BucketedConfig, BucketedOnTheBackend
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 
 
 class LongUMT5Config(BucketedConfig, UMT5Config):

@@ -4,9 +4,9 @@ from transformers.models.unispeech.configuration_unispeech import UniSpeechConfi
 from transformers.models.unispeech.modeling_unispeech import UniSpeechFeatureEncoder, UniSpeechFeedForward
 
 from ..modeling.attach.stretches import in_stretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
-from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, UniSpeechConfig),

@@ -4,9 +4,9 @@ from transformers.models.unispeech_sat.configuration_unispeech_sat import UniSpe
 from transformers.models.unispeech_sat.modeling_unispeech_sat import UniSpeechSatFeatureEncoder, UniSpeechSatFeedForward
 
 from ..modeling.attach.stretches import in_stretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
-from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, UniSpeechSatConfig),

@@ -27,8 +27,8 @@ from ..backend import BACKEND, COLLECT_WEIGHTS, GRID
 from ..errors import MaskError
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
+from ..modeling.classes import Family
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig, LongVideoConfig
 from ..modeling.family.grid_rule import PATCH_MASK
 from ..modeling.family.video_rule import VideoGrid

@@ -18,7 +18,7 @@ from ..engines.common.grid import Grid
 from ..errors import GridError
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, GridRule
 from ..modeling.grids import InterpolationOnGrid, LongGridModelMixin, grid_of_input, tiled_positions

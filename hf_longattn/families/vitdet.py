@@ -17,8 +17,9 @@ from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.window2d import ZEROS, Window2d
 from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.classes import Family
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import AttentionNames, Family
+from ..modeling.family.definition import AttentionNames
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless

@@ -25,7 +25,7 @@ from ..backend import GRID
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_config, split_heads
-from ..modeling.family.definition import Family
+from ..modeling.classes import Family
 from ..modeling.family.grid_config import TILE, LongVideoConfig
 from ..modeling.family.video_rule import VideoGrid
 from ..modeling.grids import LongGridModelMixin, grid_of_input

@@ -4,9 +4,9 @@ from transformers.models.wav2vec2.configuration_wav2vec2 import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder, Wav2Vec2FeedForward
 
 from ..modeling.attach.stretches import in_stretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
-from ..modeling.family.definition import Family, long_config
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Wav2Vec2Config),

@@ -21,9 +21,9 @@ from ..modeling.attach.conformer_attention import (
     positions_in_stream,
 )
 from ..modeling.attach.stretches import FramesInStretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
-from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import StreamRule
 
 

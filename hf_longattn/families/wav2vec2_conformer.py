@@ -19,9 +19,9 @@ from ..modeling.attach.conformer_attention import (
     positions_in_stream,
 )
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.definition import Family, long_config
 from ..modeling.family.stream_rule import StreamRule, normalised_feature_encoder, normalised_over_time
 
 

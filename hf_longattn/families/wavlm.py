@@ -19,10 +19,10 @@ from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
 from ..modeling.family.config import attention_implementation
-from ..modeling.family.definition import Family, long_config
 from ..private_apis import missing
 
 

@@ -21,9 +21,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration import LongAttentionConfig
 from ..errors import AudioError
+from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
-from ..modeling.family.definition import Family
 from ..modeling.family.stream_rule import Convolution
 
 if TYPE_CHECKING:

@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..private_apis import warn_missing
-from .family.definition import Family
+from .family.definition import ENTERED
+from .family.definition import Family as Family
+from .family.definition import long_config as long_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,6 +30,9 @@ def give_classes(family: Family) -> None:
         return vars(module)[name]
 
     vars(module).update({family.config_class.__name__: family.config_class, "__getattr__": module_getattr})
+
+
+ENTERED.append(give_classes)
 
 
 def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:

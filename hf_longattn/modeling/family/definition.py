@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ...declarations import declared
 from ...errors import RegistrationError
-from ...lazy import on_first_call
 from ...naming import load_module, module_names
 from .page_rule import PLAIN_TEXT
 from .position_table import PositionTable as PositionTable
@@ -80,6 +79,10 @@ class AttentionNames:
     head_dim: str | None = None
 
 
+ENTERED: list[Callable[[Any], None]] = []
+"""Functions that get each family when it is registered. :mod:`..classes`, from which entries import :class:`Family`, adds one."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A base architecture and its Long classes (:mod:`.classes`).
@@ -138,7 +141,8 @@ class Family:
                 f"{self.config_class.model_type!r}; leave one of them out."
             )
         _REGISTERED[self.base_model_type] = where, self
-        on_first_call(__name__.partition(".modeling.")[0], "modeling.classes", "give_classes")(self)
+        for enter in ENTERED:
+            enter(self)
 
     def _problem(self) -> str | None:
         """The error in the entry; ``None`` if it is correct."""

@@ -15,9 +15,9 @@ Made by :mod:`hf_longattn.modeling.derived` from what the base's class shows.
 
 from {module} import {config}
 
+from ..modeling.classes import Family
 from ..modeling.family.config import {kind}
-from ..modeling.family.definition import {names}
-
+{names}
 
 class {prefix}{config}({kind}, {config}):
     """{config} with {fields}."""
@@ -48,6 +48,7 @@ def module_text(model_type: str, facts: Mapping[str, Any]) -> str:
     fields = "``long_attention``"
     if facts["kind"] == "LongEncoderDecoderConfig":
         fields += ", ``decoder_long_attention`` and ``max_decoder_position_embeddings``"
+    further = ["AttentionNames"] * ("head_dim" in facts) + ["PositionTable"] * bool(tables)
     return SOURCE.format(
         prefix=long_prefix(model_type),
         stem=config.removesuffix("Config"),
@@ -55,7 +56,7 @@ def module_text(model_type: str, facts: Mapping[str, Any]) -> str:
         positions="positions in a table" if tables else "no positions" if absent else "rotary positions",
         module=facts.get("module", usual_config_module(model_type)),
         kind=facts["kind"],
-        names=", ".join(["AttentionNames"] * ("head_dim" in facts) + ["Family"] + ["PositionTable"] * bool(tables)),
+        names=f"from ..modeling.family.definition import {', '.join(further)}\n" if further else "",
         fields=fields,
         model_type=model_type,
         attributes="".join(f"    {name} = {value!r}\n" for name, value in facts["attributes"].items()),
