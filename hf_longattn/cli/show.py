@@ -37,7 +37,7 @@ STYLES: dict[str, Style] = {"passed": "good", "failed": "bad", "needs training":
 
 
 def print_plan(plan: ConversionPlan, *, as_json: bool) -> None:
-    """The plan, and the cost of all mechanisms at 1K to 64K tokens, or at sizes of pictures around the new one; of several towers, each."""
+    """Print a plan, and what every mechanism costs at several lengths or sizes. Towers have a table each."""
     from ..conversion.flops import matrix_speed
 
     compared = {name: _compared(part) for name, part in plan.parts.items() if not (plan.generic and name)}

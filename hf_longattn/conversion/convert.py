@@ -104,8 +104,7 @@ def _converted(
         files = write_planned(plan, result, stage, clock, added=added, generated=plan.decoder, progress=progress)
         if inputs is not None:
             checks += verify_result(plan, stage, inputs, given_text=chosen.verify_text is not None, progress=progress)
-        require_passed(checks)
-        clock["verified"] = time.perf_counter()
+        require_passed(checks, clock)
         if chosen.remote_code:
             bundle_remote_code(stage, user_code=chosen.user_code)
         return complete_planned(

@@ -66,7 +66,7 @@ def add_source_files(
     generated: StackLength | None = None,
     changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[str]:
-    """Add everything that belongs to a model but is not written by the command, and return the names of the files.
+    """Copy what belongs to a model besides weights and config, and return the names of the files.
 
     Args:
         source: the checkpoint that the result is made from.
@@ -157,10 +157,10 @@ def write_planned(
     generated: StackLength | None = None,
     progress: StageProgress | None = None,
 ) -> list[str]:
-    """Write everything of a planned checkpoint but report and card into an empty folder, and return the names of the files.
+    """Write a planned checkpoint without report and card, and return the names of the files.
 
     Args:
-        plan: what is written. result: facts about the result. stage: the folder.
+        plan: what is written. result: facts about the result. stage: an empty folder.
         clock: gets the time "written" of :func:`~.report.seconds`.
         added: values of the tensors that the source does not have.
         generated: old and new length of generated text; by default the plan's lengths.

@@ -323,7 +323,7 @@ def _needed(model: Any, names: Collection[str], mapping: Sequence[Any]) -> set[s
 
 @dataclass
 class _WhileLoading:
-    """Stand-in for a tensor in a file while transformers loads a model. Slicing gives its values if ``needed``, else NaN."""
+    """Stands in for a tensor in a file while a model is loaded. Slicing gives its values if ``needed``, else NaN."""
 
     stored: StoredTensor
     needed: bool = True

@@ -255,8 +255,7 @@ def export_native(
             files = write_planned(plan, result, stage, clock, added=added_to_twin(plan), progress=progress)
             checks = [] if converted is None else [*converted.checks]
             checks += verify_twin(plan, stage, inputs, progress) if verify else []
-            require_passed(checks)
-            clock["verified"] = time.perf_counter()
+            require_passed(checks, clock)
             return complete_planned(
                 plan,
                 result,

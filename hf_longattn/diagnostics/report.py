@@ -154,7 +154,7 @@ def _add_drawings(report: Report, diagnosis: Diagnosis) -> None:
 
 
 def _add_mechanisms(report: Report, diagnosis: Diagnosis) -> None:
-    """Add what each mechanism would keep at which cost."""
+    """Add how much attention each mechanism keeps, and its cost."""
     rows = diagnosis.candidate_rows()
     report.section(
         "What each mechanism would keep",

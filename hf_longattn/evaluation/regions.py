@@ -29,7 +29,7 @@ def dense_features(model: PreTrainedModel, inputs: Mapping[str, Tensor] | Tensor
     """The features of the patches of each image, ``(B, rows, columns, D)`` in the model's dtype.
 
     Args:
-        model: a vision model, long or not, with or without a head; or a backbone, of which the last feature map is taken.
+        model: a vision model, long or not, with or without a head; or a backbone, whose last feature map is used.
         inputs: ``pixel_values (B, channels, height, width)``, or the image processor's result.
     Raises:
         BackendError: the model does not read images on a single grid of patches.

@@ -124,7 +124,8 @@ class TestRefusals:
         ("content", "sentence"),
         [
             ({}, "has no FAMILY = "),
-            ({"FAMILY": families.FAMILIES["roberta"]}, "rename the file to roberta.py"),
+            ({"FAMILY": families.FAMILIES["bert"]}, "has no from ..modeling.classes import Family"),
+            ({"FAMILY": families.FAMILIES["roberta"], "__getattr__": None}, "rename the file to roberta.py"),
         ],
     )
     def test_a_file_that_is_not_complete(self, content: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,7 +282,7 @@ class InputKind(ABC):
 
     @property
     def parts(self) -> Mapping[str, InputKind]:
-        """Name of each part with an input and mechanisms of its own -> its kind; a model of one stack is a part without a name."""
+        """The kind of each part, by its name. A model of one stack is a single part named ""."""
         return {"": self}
 
     @property

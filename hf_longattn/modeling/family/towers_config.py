@@ -25,7 +25,7 @@ TOWERS = "towers"
 
 
 class TowersRule(InputRule):
-    """The inputs of several towers, each of which follows the rule of its own family."""
+    """The inputs of several towers. Each tower has the rule of its family."""
 
     reads = "towers"
     mixins = ("LongTowersMixin", "LongTowersMixin")
