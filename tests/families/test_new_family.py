@@ -124,7 +124,7 @@ class TestRefusals:
         ("content", "sentence"),
         [
             ({}, "has no FAMILY = "),
-            ({"FAMILY": families.FAMILIES["bert"]}, "has no from ..modeling.classes import Family"),
+            ({"FAMILY": families.FAMILIES["bert"]}, "has no import of Family from hf_longattn.modeling.classes"),
             ({"FAMILY": families.FAMILIES["roberta"], "__getattr__": None}, "rename the file to roberta.py"),
         ],
     )

@@ -417,7 +417,7 @@ class _Families(Mapping[str, Family]):
         module = load_module("families", module_name(base_model_type))
         family = getattr(module, "FAMILY", None)
         if not isinstance(family, Family) or "__getattr__" not in vars(module):
-            lacking = "from ..modeling.classes import Family" if isinstance(family, Family) else "FAMILY = Family(...)"
+            lacking = "import of Family from hf_longattn.modeling.classes" if isinstance(family, Family) else "FAMILY = Family(...)"
             raise RegistrationError(f"{module.__file__}:1 is named after the model type {base_model_type!r}, but has no {lacking}.")
         if family.base_model_type != base_model_type:
             raise RegistrationError(
