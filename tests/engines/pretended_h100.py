@@ -151,6 +151,14 @@ STARTED = "PRETENDED_H100"
 """The variable of a process that has been started with :func:`environment`."""
 
 
+def variables(triton: bool = True) -> dict[str, str]:
+    """:func:`environment`, of a process that need not begin anew; this one's, where this machine does not have what that needs."""
+    try:
+        return environment(triton) | {STARTED: "1"}
+    except Lacking:  # which the process says
+        return {**os.environ}
+
+
 def started(module: str, triton: bool = True) -> bool:
     """Whether this process, the program ``module``, has the hooks; where it has not, it begins anew with them and the same arguments.
 
@@ -271,12 +279,13 @@ def fake_tensors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def results(module: str, key: str, *arguments: str) -> Iterator[Callable[[str], dict[str, Any]]]:
+def results(module: str, key: str, *arguments: str, triton: bool = True) -> Iterator[Callable[[str], dict[str, Any]]]:
     """The result of a name, which ``python -m module`` with the arguments prints as lines of JSON, one after another, with the name under
     ``key``."""
     found: dict[str, dict[str, Any]] = {}
     command = [sys.executable, "-m", module, *arguments]
-    with subprocess.Popen(command, cwd=CACHE.parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, cwd=CACHE.parent, env=variables(triton), **pipes) as process:
         output = process.stdout
         assert output is not None
 

@@ -18,7 +18,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE, ENTRY_BYTES, MAX_B
 from hf_longattn.engines.common.call import GatherTile
 from hf_longattn.engines.cpu import band
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
 
 
@@ -122,8 +122,8 @@ def test_calls_of_changing_lengths_on_twenty_threads(calls: int, small: ByteCach
     """Bounded memory, and the results of one thread with nothing kept."""
     modules = [build_mechanism(name, num_heads=2, head_dim=8, **{**mechanism_class(name).sample, **options}) for name, options in CALLS]
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 1, 2, 700, 8, generator=generator)
-    lengths = torch.randint(257, 700, (100,), generator=generator).tolist()
+    x = torch.randn(3, 1, 2, 450, 8, generator=generator)
+    lengths = torch.randint(257, 450, (100,), generator=generator).tolist()
     expected, most, lock = {}, [0], threading.Lock()
     for number, module in enumerate(modules):
         for length in lengths[:25]:
@@ -150,7 +150,7 @@ def test_calls_of_changing_lengths_on_twenty_threads(calls: int, small: ByteCach
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # in KiB; loosely
 
 
-@every_cell("name", list_mechanisms(grid=False), of=3, alike=code_of_form)
+@every_cell("name", list_mechanisms(grid=False), of=4, alike=engine_of_form)
 def test_no_mechanism_keeps_more_than_the_budget_or_other_results(name: str, small: ByteCache) -> None:
     small.clear()
     cls = mechanism_class(name)

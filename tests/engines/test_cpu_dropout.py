@@ -64,7 +64,7 @@ PADDED = [*itertools.product(CASES, ["", "left", "right", "inside"]), *((name, "
 """A window's engine runs short rows with long ones; the others run few pairs of a row by plain operations."""
 
 
-@every_cell(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=2)
+@every_cell(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=3)
 def test_weights_are_kept_or_zero_and_gradients_are_theirs(name: str, padded: str) -> None:
     (q, k, v), mechanism, arguments, real = case(name, padded)
     whole, dropped = (weights(q, k, mechanism, arguments, p)[real[:, None].expand(-1, 4, -1)] for p in (0.0, P))

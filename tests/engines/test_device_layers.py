@@ -26,13 +26,13 @@ WAITING: dict[str, set[str]] = {"cosformer": {*SETTINGS}, "performer": {*SETTING
 
 @pytest.fixture(scope="module")
 def counted() -> Iterator[Callable[[str], dict[str, Any]]]:
-    with results("tests.engines.device_layers", "mechanism") as result_of:
+    with results("tests.engines.device_layers", "mechanism", triton=False) as result_of:
         yield result_of
 
 
 @pytest.fixture(scope="module")
 def counted_first() -> Iterator[Callable[[str], dict[str, Any]]]:
-    with results("tests.engines.device_layers", "mechanism", *QUICK) as result_of:
+    with results("tests.engines.device_layers", "mechanism", *QUICK, triton=False) as result_of:
         yield result_of
 
 

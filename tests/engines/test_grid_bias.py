@@ -69,7 +69,7 @@ CASES: list[tuple[str, dict[str, Any], Grid, Cell, int]] = [
 WAYS = ("fused", "without fused kernels", "with holes", "listed pairs", "bound grid")
 
 
-@every_cell(("name", "options", "grid", "sizes", "dilation", "way"), [(*case, way) for case in CASES for way in WAYS], of=2)
+@every_cell(("name", "options", "grid", "sizes", "dilation", "way"), [(*case, way) for case in CASES for way in WAYS], of=3)
 def test_bias_and_its_gradient(way: str, name: str, options: dict[str, Any], grid: Grid, sizes: Cell, dilation: int) -> None:
     mechanism = build_mechanism(name, num_heads=HEADS, head_dim=DIM, **options).eval()
     mechanism.layer = 1

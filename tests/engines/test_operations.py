@@ -78,7 +78,7 @@ MOST: list[tuple[str, int, bool, int, int, int]] = [
 
 
 @pytest.mark.usefixtures("cuda_paths")
-@every_cell(("name", "length", "causal", "documents", "most", "most_backward"), MOST, of=2)
+@every_cell(("name", "length", "causal", "documents", "most", "most_backward"), MOST, of=3)
 def test_the_linear_family(name: str, length: int, causal: bool, documents: int, most: int, most_backward: int) -> None:
     forward, backward = asked(name, length, causal, documents, gradients=True)
     assert backward is not None

@@ -47,7 +47,7 @@ def run_cpu_band(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: Attent
 @pytest.mark.usefixtures("unfused_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @every_cell("path", [run_cpu_band, blockwise_attention, flex_band])
-@every_cell(("visited", "causal", "length", "side", "few_queries"), CASES, of=2)
+@every_cell(("visited", "causal", "length", "side", "few_queries"), CASES, of=3)
 def test_path_equals_the_definition(path, visited: str, causal: bool, length: int, side: str, few_queries: bool) -> None:
     torch.manual_seed(0)
     dtype = torch.float32 if path is flex_band else torch.float64

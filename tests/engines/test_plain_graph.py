@@ -13,6 +13,7 @@ from hf_longattn import build_mechanism, reference_attend
 from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.plain import QUERIES_PER_BLOCK as BLOCK
+from tests.grids import quickly
 
 HEADS, DIM, WINDOW = 2, 8, 48
 PATTERNS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -43,7 +44,7 @@ def inputs(length: int, batch: int = 2) -> tuple[Tensor, ...]:
     return q, k, v, real, chosen
 
 
-@pytest.fixture(scope="module", params=PATTERNS)
+@pytest.fixture(scope="module", params=quickly(PATTERNS, ("causal band", "band, columns and rows")))
 def exported(request: pytest.FixtureRequest) -> tuple[Attention, Any]:
     attention = Attention(request.param).eval()
     batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=2, max=4096)
