@@ -25,7 +25,19 @@ def code_of_family(base: str, *rest: object) -> Hashable:
     )
 
 
+def kind_of_family(base: str, *rest: object) -> Hashable:
+    """Which parts a family has, whatever their code: for tests that follow another one of every :func:`code_of_family`."""
+    one = FAMILIES[base]
+    parts = (one.rope, one.relative, one.position_tables, one.two_stacks, one.inner, one.own_attention, one.mixin)
+    return type(one.rule), *map(bool, parts)
+
+
 def code_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:
     """A mechanism's engine and form, and how it decodes."""
     traits = mechanism_class(name).traits
     return mechanism_info(name).engine, causal, traits.stateful, traits.recursion is not None, traits.takes_globals
+
+
+def engine_of_form(name: str, causal: bool | None = None, *rest: object) -> Hashable:
+    """A mechanism's engine, and how it decodes, in either form: for tests that follow another one of every form."""
+    return code_of_form(name)

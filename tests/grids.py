@@ -79,6 +79,6 @@ def every_other(values: Iterable[Any], first: int = 0) -> list[Any]:
     return [pytest.param(value, marks=() if number % 2 == first else pytest.mark.slow) for number, value in enumerate(values)]
 
 
-def drawn(count: int, **more: Any) -> settings:
-    """hypothesis' settings for ``count`` examples, always the same; of them the quick tests try the first half."""
-    return settings(max_examples=(count + 1) // 2 if ONLY_QUICK else count, deadline=None, derandomize=True, **more)
+def drawn(count: int, quick: int | None = None, **more: Any) -> settings:
+    """hypothesis' settings for ``count`` examples, always the same; of them the quick tests try the first ``quick``, or half."""
+    return settings(max_examples=(quick or (count + 1) // 2) if ONLY_QUICK else count, deadline=None, derandomize=True, **more)

@@ -17,7 +17,7 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from tests import grids as grids_of_tests
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import drawn, grid
 
@@ -36,8 +36,10 @@ LINE_FORMS = [(name, causal) for name, causal in FORMS if name not in GRID_NAMES
 every_form = every_cell(("name", "causal"), FORMS)
 every_form_by_name = every_cell(("name", "causal"), FORMS, by="name")
 """A test for each mechanism, where one for all takes long."""
-every_engine = every_cell(("name", "causal"), FORMS, of=3, alike=code_of_form)
-"""Every engine in each form; the quick tests have a third of the mechanisms that share one, in turn."""
+every_engine = every_cell(("name", "causal"), FORMS, of=4, alike=engine_of_form)
+"""Every engine; the quick tests have a quarter of the forms that share one, in turn."""
+every_mechanism = every_cell(("name", "causal"), FORMS, of=2, alike=lambda name, causal: name)
+"""Every mechanism; of one with two forms the quick tests have one."""
 SIMPLE = ("block_top_k", "linear", "strided", "window")
 """Mechanisms that add little to their engine."""
 ENGINES = {(mechanism_info(name).engine, causal): name for name, causal in sorted(FORMS, key=lambda form: form[0] in SIMPLE)}
@@ -47,9 +49,9 @@ GRAPHS = ("compiled", "exported")
 
 def quick_graph(name: str, causal: bool, graph: str) -> bool:
     """Every engine in one form is compiled or exported, in turn. Graphs of mechanisms on grids are in test_grid_mechanisms.py, and those of
-    mechanisms by head, which hold all of their members, in tests/memory/test_static_decoding.py."""
+    mechanisms by head, which hold all of their members, in tests/memory/test_static_decoding.py, and that of routing in test_routing.py."""
     engine = mechanism_info(name).engine
-    if name in GRID_NAMES or name == "per_head":
+    if name in GRID_NAMES or name in ("per_head", "routing"):
         return False
     turn = sorted({engine for engine, _ in ENGINES}).index(engine)
     in_turn = causal == (turn % 4 > 1) or (engine, not causal) not in ENGINES
@@ -98,8 +100,9 @@ def globals_for(name: str, length: int) -> Tensor | None:
 @every_form_by_name
 def test_output_and_gradients_equal_the_float64_reference(name: str, causal: bool) -> None:
     module = mechanism_from(name, small_options(name), num_heads=4, head_dim=16, max_length=300)
-    sides = SIDES[causal::2] if grids_of_tests.ONLY_QUICK else SIDES
-    for length, side in (*SHAPES, *((300, side) for side in sides)):
+    longer = [(300, side) for side in SIDES]
+    quick = [*SHAPES[causal::2], longer[FORMS.index((name, causal)) % 4]]
+    for length, side in quick if grids_of_tests.ONLY_QUICK else (*SHAPES, *longer):
         if name in GRID_NAMES and length not in GRIDS:
             continue  # a single cell is smaller than a neighbourhood
         q, k, v = inputs(length, grad=True)
@@ -222,7 +225,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
     torch.testing.assert_close(out, whole[:, :, -q_len:], atol=1e-5, rtol=0)
 
 
-@every_form_by_name
+@every_mechanism
 def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
     arguments = {"causal": causal, "scaling": 0.7, **place(name, 300), **small_options(name)}
@@ -285,7 +288,7 @@ class Call(torch.nn.Module):
         return attend(q, k, v, self.mechanism, causal=self.causal, padding_mask=mask, **self.place)
 
 
-@every_form
+@every_engine
 def test_copy_and_pickle(name: str, causal: bool) -> None:
     call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")
     expected = call(q, k, v, mask)
@@ -333,7 +336,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, int, int, int, tuple[int, int, int]]:
 
 
 @every_cell(("name", "causal"), LINE_FORMS, by="name", of=2, alike=lambda name, causal: name)
-@drawn(20)
+@drawn(20, quick=6)
 @given(shapes(), st.integers(0, 1000))
 def test_any_shape_equals_the_reference(name: str, causal: bool, shape: tuple[int, int, int, int, tuple[int, int, int]], seed: int) -> None:
     kv_len, q_len, kv_heads, group, (left, right, hole) = shape

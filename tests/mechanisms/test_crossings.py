@@ -15,21 +15,22 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.positions.relative import RELATIVE
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
-from tests.grids import grid, pairwise
+from tests.grids import grid
 
 NAMES = list_mechanisms(grid=False)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).traits.takes_score_mod]
 STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
 every_form = every_cell(("name", "causal"), FORMS)
-every_scored_form = every_cell(("name", "causal"), SCORED, of=3, alike=code_of_form)
-every_engine = every_cell(("name", "causal"), FORMS, of=3, alike=code_of_form)
-"""The quick tests have a third of the mechanisms that share an engine, in turn."""
+every_scored_form = every_cell(("name", "causal"), SCORED, of=4, alike=engine_of_form)
+every_engine = every_cell(("name", "causal"), FORMS, of=4, alike=engine_of_form)
+"""The quick tests have a quarter of the forms that share an engine, in turn."""
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
 KINDS = sorted(RELATIVE)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16)
+HALVES = [*itertools.product(DTYPES[1:], (False, True), LENGTHS)]
 
 
 def turn(forms: Sequence[Any], form: Any, values: Sequence[Any]) -> Any:
@@ -146,7 +147,13 @@ def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> Non
             assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
-@every_cell(("form", "length"), grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)), ids=str)
+@every_cell(
+    ("form", "length"),
+    grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)),
+    of=2,
+    alike=lambda form, length: form[0],
+    ids=str,
+)
 def test_large_scores_are_finite_and_right(form: tuple[str, bool], length: int) -> None:
     """Scores of ±80 and more: the definition in float64, and near it in float32."""
     name, causal = form
@@ -169,7 +176,10 @@ def test_large_scores_are_finite_and_right(form: tuple[str, bool], length: int) 
 
 @every_cell(
     ("form", "dtype", "term", "length"),
-    pairwise(FORMS, DTYPES, (False, True), LENGTHS, fully=lambda form, *rest: form[0] == "window"),
+    grid(
+        itertools.product(FORMS, DTYPES, (False, True), LENGTHS),
+        lambda form, *rest: form[0] == "window" or tuple(rest) == turn(FORMS, form, HALVES),
+    ),
     ids=str,
 )
 def test_each_dtype_comes_back_as_exact_as_fused_attention(form: tuple[str, bool], dtype: torch.dtype, term: bool, length: int) -> None:
@@ -208,7 +218,7 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
-@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=3, alike=code_of_form)
+@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=4, alike=engine_of_form)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).sample else {}
@@ -224,8 +234,8 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
 @every_cell(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
-    of=2,
-    alike=code_of_form,
+    of=3,
+    alike=engine_of_form,
     ids=str,
 )
 def test_parameters_count_as_they_are(name: str, causal: bool) -> None:
@@ -255,7 +265,7 @@ def test_parameters_count_as_they_are(name: str, causal: bool) -> None:
             same(attend(q, k, v, module, causal=causal), expected, atol=1e-4)
 
 
-@every_form
+@every_cell(("name", "causal"), FORMS, of=2, alike=lambda name, causal: name)
 def test_options_left_out_are_the_documented_defaults(name: str, causal: bool) -> None:
     explicit = mechanism_class(name).options_type().to_dict()
     modules = []

@@ -17,7 +17,7 @@ from hf_longattn.engines.common.byte_cache import BYTE_CACHE
 from hf_longattn.errors import DerivativeError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid, quickly
 
@@ -39,8 +39,8 @@ def forms(turn: int) -> Any:
     return every_cell(
         ("name", "causal"),
         grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or ([*OPTIONS].index(name) + causal) % 2 == turn),
-        of=2,
-        alike=lambda name, causal: (name == STOPPED, code_of_form(OPTIONS[name][0], causal)),
+        of=3,
+        alike=lambda name, causal: (name == STOPPED, engine_of_form(OPTIONS[name][0])),
         ids=str,
     )
 

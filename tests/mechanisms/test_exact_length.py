@@ -19,7 +19,7 @@ from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from, prototype
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.reference.small_models import long_model
 
@@ -267,7 +267,7 @@ def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_
     assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {"mechanism": "window"}
 
 
-@every_cell("base", TEXT_FAMILIES, of=3, alike=code_of_family)
+@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
 def test_a_config_says_whether_its_layers_look_back_only(base: str) -> None:
     """The default is decided by the config, before there is a model."""
     model = long_model(base, None, {"mechanism": "window"})

@@ -207,7 +207,7 @@ def test_definition(name: str, options: dict[str, Any], sizes: Cell, prefix: int
 PATH_CASES = [case for case in cells_of_table() if case[2] in [(17, 19), (6, 7, 8)]][::2]
 
 
-@every_cell(("name", "options", "sizes", "prefix", "mode"), PATH_CASES)
+@every_cell(("name", "options", "sizes", "prefix", "mode"), PATH_CASES, of=2, alike=lambda name, *rest: name)
 @every_cell("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
 def test_every_path(path: str, name: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
     """Gathered tiles, listed pairs, and padding between the cells."""
@@ -270,8 +270,7 @@ OF_A_VIDEO: list[tuple[str, dict[str, Any], str]] = [
 
 @every_cell(
     ("sizes", "name", "options", "path"),
-    [((37, 41), *case) for case in LARGE] + [((7, 17, 13), *case) for case in OF_A_VIDEO],
-    by="path",
+    [((29, 31), *case) for case in LARGE] + [((5, 13, 11), *case) for case in OF_A_VIDEO],
     of=2,
     alike=lambda sizes, name, *rest: name,
 )
@@ -386,9 +385,9 @@ GRAPH_CASES: list[tuple[str, dict[str, Any]]] = [
     ("axial", {"axes": "rows"}),
     ("axial", {"axes": "both"}),
 ]
-"""Each is compiled or exported by the quick tests, the last both."""
-COMPILED = [case for case in GRAPH_CASES if case[0] in ("window2d", "neighborhood") or case[1] == {"axes": "both"}]
-EXPORTED = [case for case in GRAPH_CASES if case[0] in ("local2d", "axial")]
+"""Each mechanism is compiled or exported by the quick tests."""
+COMPILED = [case for case in GRAPH_CASES if case[0] in ("window2d", "neighborhood")]
+EXPORTED = [case for case in GRAPH_CASES if case[0] == "local2d" or case[1] == {"axes": "both"}]
 
 
 def of_graphs(quick: Sequence[Any], first: bool = False) -> list[Any]:

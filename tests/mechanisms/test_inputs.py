@@ -14,13 +14,14 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
+from tests.grids import grid
 
 ON_GRIDS = list_mechanisms(grid=True)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
-every_form = every_cell(("name", "causal"), FORMS, of=3, alike=code_of_form)
-"""The quick tests have a third of the mechanisms that share an engine, in turn."""
+every_engine = every_cell(("name", "causal"), FORMS, of=4, alike=engine_of_form)
+"""The quick tests have a quarter of the forms that share an engine, in turn."""
 GRIDS = {60: Grid((7, 8), 4), 300: Grid((12, 24), 12)}
 """Where so many tokens lie; the larger one has more prefix tokens than plain operations attend to."""
 
@@ -53,7 +54,7 @@ def strided(x: Tensor) -> Tensor:
     return stored.copy_(x.detach()).requires_grad_(x.requires_grad)
 
 
-@every_form
+@every_engine
 def test_the_layout_of_inputs_and_gradients_in_memory_does_not_matter(name: str, causal: bool) -> None:
     module = built(name)
     for length in GRIDS:
@@ -65,7 +66,7 @@ def test_the_layout_of_inputs_and_gradients_in_memory_does_not_matter(name: str,
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
-@every_form
+@every_engine
 def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
     out = attend(q, k, v, built(name), padding_mask=torch.zeros(2, 300, dtype=torch.bool), **arguments_for(name, causal, 300))
@@ -75,7 +76,7 @@ def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) ->
         assert torch.equal(grad, torch.zeros_like(x))
 
 
-@every_form
+@every_engine
 def test_a_default_device_changes_neither_a_call_nor_those_after_it(name: str, causal: bool) -> None:
     """As where weights are made on the meta device around a model that runs."""
     module, arguments, leaves, weight = built(name), arguments_for(name, causal, 300), inputs(300), torch.randn(2, 4, 300, 16)
@@ -139,13 +140,19 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
     return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
 
 
-@every_cell("length", [60, 300], pairs=True)
-@every_cell("side", SIDES)
-@every_cell("causal", [False, True], by="causal")
-def test_no_value_of_padding_reaches_a_real_token(causal: bool, side: str, length: int) -> None:
-    forms = [name for name, form in FORMS if form == causal]
-    failed = [case for name in forms for case in differences(built(name), causal, length, side, NAN)]
-    assert not failed, "\n".join(dict.fromkeys(failed))
+@every_cell(
+    ("form", "side", "length"),
+    grid(
+        itertools.product(FORMS, SIDES, GRIDS),
+        lambda form, side, length: (side, length == 300) == (SIDES[FORMS.index(form) % 3], FORMS.index(form) % 2),
+    ),
+    ids=str,
+)
+def test_no_value_of_padding_reaches_a_real_token(form: tuple[str, bool], side: str, length: int) -> None:
+    """Of every form at one length and with one side, in turn."""
+    name, causal = form
+    failed = differences(built(name), causal, length, side, NAN)
+    assert not failed, failed[0]
 
 
 @pytest.mark.parametrize("queries", [40, 300])

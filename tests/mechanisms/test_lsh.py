@@ -12,6 +12,7 @@ from hf_longattn import LongAttentionConfig, attend, build_mechanism, reference_
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from tests.cells import every_cell
+from tests.grids import alternately
 from tests.reference.small_models import pair, tokens
 
 OPTIONS = {"num_hashes": 3, "bucket_size": 16, "num_buckets": 8}
@@ -33,8 +34,7 @@ def inputs(length: int, q_len: int | None = None, heads: int = 4, grad: bool = F
     return [torch.randn(shape).requires_grad_(grad) for shape in shapes]
 
 
-@every_cell("causal", [False, True])
-@every_cell("options", FORMS, ids=str)
+@every_cell(("options", "causal"), alternately(FORMS), ids=str)
 def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
     options = {**OPTIONS, **options}
     q, k, v = inputs(320, grad=True)

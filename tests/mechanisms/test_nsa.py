@@ -154,7 +154,8 @@ def test_equal_blocks_go_to_the_earlier_one() -> None:
 
 
 def test_a_cache_keeps_compressed_keys_and_gives_the_same_tokens() -> None:
-    longer = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", {"mechanism": "nsa", **SMALL})
+    layers = {"num_hidden_layers": 2}
+    longer = long_like(plain_model("llama", "LlamaForCausalLM", **layers), "llama", {"mechanism": "nsa", **SMALL}, **layers)
     for name, parameter in longer.named_parameters():
         if "long_attention" in name:
             torch.nn.init.normal_(parameter, std=0.2)

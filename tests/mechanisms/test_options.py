@@ -95,7 +95,7 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
     ("name", "option", "turn"),
     grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]),
     by="name",
-    of=2,
+    of=3,
     alike=lambda name, *rest: name,
 )
 def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
@@ -124,8 +124,8 @@ def test_a_config_refuses_what_the_mechanism_refuses(name: str, option: str) -> 
 VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3), st.floats())
 
 
-@every_cell("name", list_mechanisms(), by="name")
-@drawn(40)
+@every_cell("name", list_mechanisms())
+@drawn(40, quick=12)
 @given(st.data())
 def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> None:
     known = [option.name for option in mechanism_info(name).options]
@@ -179,7 +179,8 @@ LEAST = [
 @every_cell(
     ("name", "option", "least", "training"),
     grid([(*one, training) for one in LEAST for training in (False, True)], lambda *cell: LEAST.index(cell[:3]) % 2 == cell[3]),
-    by="name",
+    of=2,
+    alike=lambda name, *rest: name,
 )
 def test_the_least_value_of_an_option_computes_the_definition_with_its_gradients(
     name: str, option: str, least: int, training: bool

@@ -18,8 +18,9 @@ from hf_longattn.mechanisms.common import feature_map
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.mechanisms.common.traits import needs_whole_batch
 from hf_longattn.positions.relative import RELATIVE
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
+from tests.grids import quickly
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
 
 SIZES = [60, 45, 1, 190]
@@ -73,7 +74,7 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
     return found
 
 
-@every_cell(("name", "causal"), FORMS, of=2, alike=code_of_form, ids=str)
+@every_cell(("name", "causal"), FORMS, of=3, alike=engine_of_form, ids=str)
 def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
     sizes = [SIZES, [100, LENGTH - 100]]
@@ -218,14 +219,14 @@ def forms(causal: bool) -> dict[str, dict[str, Any]]:
     return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
 
 
-@every_cell("form", forms(True), of=2, alike=lambda form: form in VARIANTS or code_of_form(form, True))
+@every_cell("form", forms(True), of=3, alike=lambda form: form in VARIANTS or engine_of_form(form))
 def test_a_decoder_keeps_documents_apart(form: str) -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form]).double().eval()
     for way in WAYS if form in ("window", "bigbird", "linear") else ("position_ids", "bool mask"):
         assert_packed_equals_alone(model, packed(way, True) | ({"use_cache": False} if "mask" in way else {}))
 
 
-@every_cell("form", forms(False), of=2, alike=lambda form: form in VARIANTS or code_of_form(form, False))
+@every_cell("form", forms(False), of=3, alike=lambda form: form in VARIANTS or engine_of_form(form))
 def test_an_encoder_keeps_documents_apart(form: str) -> None:
     model = long_model("bert", None, forms(False)[form]).double().eval()
     for way in WAYS if form in ("window", "longformer", "nystrom") else ("position_ids", "documents"):
@@ -316,7 +317,7 @@ def test_models_that_cannot_pack_say_so() -> None:
         model(tokens(1, 6), documents=torch.tensor([[0, 0, 1, 1, 0, 2]]))
 
 
-@pytest.mark.parametrize("form", ["window", "bigbird"])
+@pytest.mark.parametrize("form", quickly(["window", "bigbird"], ["window"]))
 def test_a_compiled_model_keeps_them_apart_or_refuses(form: str) -> None:
     model = long_model("llama", "LlamaForCausalLM", forms(True)[form], num_hidden_layers=1).eval()
     torch._dynamo.reset()

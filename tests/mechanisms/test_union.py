@@ -82,7 +82,7 @@ def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask
 
 
 @every_cell("causal", [False, True])
-@every_cell("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), of=2, ids="+".join)
+@every_cell("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), of=3, ids="+".join)
 def test_any_two_masks_join(names: tuple[str, str], causal: bool) -> None:
     if any(mechanism_class(name).causal not in ("both", causal) for name in names):
         pytest.skip("one of them has no such form")
