@@ -14,7 +14,8 @@ from hf_longattn import LongAttentionConfig, explain, export_checkpoint
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.errors import PageError
 from hf_longattn.families import FAMILIES
-from tests.grids import every_other, quickly
+from tests.cells import every_cell
+from tests.grids import quickly
 from tests.modes.cells import Cell
 from tests.modes.ways import WAYS
 from tests.reference.small_models import long_like, long_model, padding, plain_model, tokens
@@ -29,7 +30,11 @@ def boxes(config: Any, batch: int, length: int) -> Tensor:
     return FAMILIES[BASE].rule.seeded(config, batch, length)["bbox"]
 
 
-@pytest.mark.parametrize("way", every_other((name for name, way in WAYS.items() if not way.slow), 0))
+QUICK = [name for name, way in WAYS.items() if not way.slow][::2]
+"""But for the processes that share a sequence, which tests/modeling/test_sequence_parallel.py has for its boxes."""
+
+
+@every_cell("way", quickly((name for name, way in WAYS.items() if not way.slow), {*QUICK} - {"sharded"}))
 def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> None:
     outcome = Cell(BASE, way).outcome()
     assert outcome.kind == OTHER_WAYS.get(way, "equal"), str(outcome)
@@ -101,7 +106,8 @@ def test_a_checkpoint_is_converted_verified_with_boxes_and_reverted(tmp_path: Pa
     assert all(torch.equal(value, again[name]) for name, value in plain.state_dict().items())
 
 
-@pytest.mark.parametrize("format", quickly(["onnx", "torch"], ["torch"]))  # LiLT's quick test is of onnx
+@pytest.mark.slow  # LiLT's quick test is of onnx, with the same input
+@pytest.mark.parametrize("format", ["onnx", "torch"])
 def test_a_graph_takes_boxes(format: str, tmp_path: Path) -> None:
     """Each comparison with the model has boxes, so a graph without them would fail."""
     pytest.importorskip("onnxruntime")

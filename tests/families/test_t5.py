@@ -19,6 +19,7 @@ from hf_longattn import convert_checkpoint, list_mechanisms, plan_conversion, re
 from hf_longattn.errors import OptionError, PositionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from scripts.dev.tools.small_models import Shape, language_model, small_values
+from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoderContract
@@ -95,15 +96,15 @@ def test_transformers_own_long_t5_is_another() -> None:
     assert type(transformers.AutoConfig.for_model("long_t5")).__name__ == "LongAttentionT5Config"
 
 
-@every_cell("base", ["t5", "umt5"])
+@every_cell("base", ["t5", "umt5"], of=2)
 class TestEitherAttention(EncoderDecoderContract):
     """mT5's is T5's."""
 
     answer, end = "logits", EOS
     decoder_layers, decoder_heads = 3, 4
 
-    def plain(self, base: str, generates: bool = False) -> Any:
-        return plain_model(base)
+    def plain(self, base: str, generates: bool = False, **changes: Any) -> Any:
+        return plain_model(base, **changes)
 
     def long_like(self, plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
         return long_like(plain, base, long_attention, **changes)
@@ -182,7 +183,7 @@ CROSSED = {
 }
 
 
-@every_cell("mechanism", CROSSED)
+@every_cell("mechanism", CROSSED, of=3, alike=engine_of_form)
 def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str) -> None:
     """A layer's output is that of the mechanism's definition, in float64, with the bias of T5's own code."""
     try:
@@ -209,7 +210,7 @@ def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str)
 @pytest.mark.parametrize("base", quickly(("t5", "umt5"), ("t5",)))
 def test_compiled(base: str) -> None:
     """One graph, without breaks; slow tests have UMT5, whose layers run the same :class:`BucketedAttention`."""
-    TestEitherAttention().check_compiled(base)
+    TestEitherAttention().check_compiled(base, num_layers=1, num_decoder_layers=1)
 
 
 @pytest.mark.slow  # a cache copies the config, which takes seconds to trace

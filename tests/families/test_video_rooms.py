@@ -20,8 +20,14 @@ from hf_longattn.diagnostics import diagnose_picture, measure_receptive_field, p
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import OptionError
 from tests.conversion.test_videos import saved
+from tests.grids import grid
 
 CLASSIFIERS = [("videomae", "VideoMAEForVideoClassification"), ("vjepa2", "VJEPA2ForVideoClassification")]
+
+
+def in_turn(first: int) -> list[Any]:
+    """The classifiers, of which one is quick."""
+    return grid(CLASSIFIERS, lambda base, head: (base, head) == CLASSIFIERS[first])
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
-@pytest.mark.parametrize(("base", "head"), CLASSIFIERS)
+@pytest.mark.parametrize(("base", "head"), in_turn(0))
 def test_probed_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source, clip = saved(base, head, tmp_path / "short"), videos / "light" / "clip0"
     convert_checkpoint(source, tmp_path / "long", mechanism="local2d", radius="1+1+1", image_size=40, frames=8, verify=False)
@@ -59,7 +65,7 @@ def test_probed_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_pa
     assert audit.agrees, audit.to_dict()
 
 
-@pytest.mark.parametrize(("base", "head"), CLASSIFIERS)
+@pytest.mark.parametrize(("base", "head"), in_turn(1))
 def test_a_mechanism_is_searched_by_videos(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source = saved(base, head, tmp_path / "short")
     candidates = ["local2d:radius=1", "window2d:window=2+4+4"]
@@ -73,7 +79,7 @@ def test_a_mechanism_is_searched_by_videos(base: str, head: str, videos: Path, t
         hf_longattn.search_design(source, videos / "light", **{**settings, "frames": 12})
 
 
-@pytest.mark.parametrize(("base", "head"), CLASSIFIERS)
+@pytest.mark.parametrize(("base", "head"), in_turn(0))
 def test_videos_are_classified(base: str, head: str, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved(base, head, tmp_path / "short")
     convert_checkpoint(source, tmp_path / "long", image_size=40, frames=8, window="2+5+5", verify=False)

@@ -47,7 +47,7 @@ def maps(outputs: Any) -> list[torch.Tensor]:
     return [*getattr(outputs, "feature_maps", [outputs[0]]), *outputs.hidden_states]
 
 
-@every_cell("head", HEADS)
+@every_cell("head", HEADS, pairs=True)
 @every_cell("size", PICTURES, ids=str)
 @every_cell("values", [{}, {"qkv_bias": False}, RELATIVE], ids=["biases", "no biases", "relative positions"])
 def test_states_and_gradients_are_transformers(head: str, size: tuple[int, int], values: dict[str, Any], tmp_path: Path) -> None:

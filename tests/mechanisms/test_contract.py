@@ -142,7 +142,7 @@ def test_gradcheck(name: str, causal: bool, length: int) -> None:
     assert torch.autograd.gradcheck(lambda *x: attend(*x, name, causal=causal, **options), (q, k, v), fast_mode=True)
 
 
-@every_form
+@every_mechanism
 def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
     alone = inputs(200)
     where = place(name, 200)
@@ -156,7 +156,7 @@ def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
         torch.testing.assert_close(out[:, :, before : before + 200], expected, atol=1e-5, rtol=0)
 
 
-@every_form
+@every_mechanism
 def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> None:
     mask = torch.ones(2, 300, dtype=torch.bool)
     mask[1] = False
@@ -247,7 +247,7 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
     assert attend(q, k, ones, name, dropout_p=1.0, **arguments).abs().max() == 0
 
 
-@every_form
+@every_mechanism
 def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     q, k, v = inputs(200)
     module = build_mechanism(name, num_heads=4, head_dim=16, **small_options(name))

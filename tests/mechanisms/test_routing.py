@@ -14,6 +14,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
 from tests.cells import every_cell
+from tests.grids import alternately
 from tests.ranks import Ranks
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
@@ -39,8 +40,7 @@ def routing(**options: object) -> Routing:
     return build_mechanism("routing", num_heads=4, head_dim=16, **{**OPTIONS, **options})
 
 
-@every_cell("causal", [False, True])
-@every_cell("options", FORMS, ids=str)
+@every_cell(("options", "causal"), alternately(FORMS), ids=str)
 def test_every_form_equals_its_definition(options: dict, causal: bool) -> None:
     module = routing(**options)
     q, k, v = inputs(320, grad=True)

@@ -33,7 +33,7 @@ class EncoderDecoderContract(ABC):
     decoder_heads: int
 
     @abstractmethod
-    def plain(self, base: str, generates: bool = False) -> Any:
+    def plain(self, base: str, generates: bool = False, **changes: Any) -> Any:
         """A small model of the base, with the head that generates where it is asked for."""
 
     @abstractmethod
@@ -152,9 +152,9 @@ class EncoderDecoderContract(ABC):
         assert out.encoder_attentions[0][0, 0, 29, :20].max() == 0
         assert out.cross_attentions[0].min() > 0
 
-    def check_compiled(self, base: str, *, use_cache: bool = False) -> None:
-        """Called by a test of the module, for the bases whose graphs the quick tests compile."""
-        model = self.long_like(self.plain(base), base, LONGFORMER)
+    def check_compiled(self, base: str, *, use_cache: bool = False, **one_layer: int) -> None:
+        """Called by a test of the module, for the bases whose graphs the quick tests compile; of models with these numbers of layers."""
+        model = self.long_like(self.plain(base, **one_layer), base, LONGFORMER, **one_layer)
         inputs = {**self.inputs(), "global_attention_mask": torch.eye(2, 40), "use_cache": use_cache}
         with torch.no_grad():
             expected = model(**inputs)[self.answer]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import hf_longattn.families as families
 from scripts.dev.tools.small_models import Shape, small_values
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.grids import quickly
 from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderDecoderContract
@@ -44,13 +44,13 @@ def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     assert pickle.loads(pickle.dumps(made)) is made
 
 
-@every_cell("base", BASES, of=2, alike=code_of_family)
+@every_cell("base", BASES, of=4, alike=kind_of_family)
 class TestEveryBase(EncoderDecoderContract):
     answer, end = "last_hidden_state", TOKENS["eos_token_id"]
     decoder_layers, decoder_heads = 2, 2
 
-    def plain(self, base: str, generates: bool = False) -> Any:
-        return plain_model(base, GENERATING[base] if generates else None)
+    def plain(self, base: str, generates: bool = False, **changes: Any) -> Any:
+        return plain_model(base, GENERATING[base] if generates else None, **changes)
 
     def long_like(self, plain: Any, base: str, long_attention: Any, **changes: Any) -> Any:
         return long_like(plain, base, long_attention, **changes)
@@ -113,7 +113,7 @@ def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
 @pytest.mark.parametrize("base", quickly(BASES, ("bart",)))
 def test_compiled(base: str) -> None:
     """One graph, without breaks; slow tests have the bases whose layers are written as BART's are."""
-    TestEveryBase().check_compiled(base)
+    TestEveryBase().check_compiled(base, encoder_layers=1, decoder_layers=1)
 
 
 @pytest.mark.slow  # a cache copies the config, which takes seconds to trace

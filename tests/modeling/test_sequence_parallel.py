@@ -257,10 +257,16 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
         yield processes
 
 
-@every_cell(("name", "settings", "attention", "kind"), CASES, of=2, ids=[f"{case[0]}-{case[2]['mechanism']}" for case in CASES])
+@every_cell(("name", "settings", "attention", "kind"), CASES, of=3, ids=[f"{case[0]}-{case[2]['mechanism']}" for case in CASES])
 def test_a_sharded_head_equals_one_process(name: str, settings: dict[str, Any], attention: dict[str, Any], kind: str, ranks: Ranks) -> None:
     for errors in ranks.run(errors_of_a_head, name, settings, attention, kind):
         assert max(errors.values()) < TOLERANCE, errors
+
+
+def boxes_of_a_page() -> Tensor:
+    """One for every token: left, top, right and bottom."""
+    corners = torch.randint(500, (2, SHORT, 2, 2), generator=torch.Generator().manual_seed(4))
+    return torch.cat([corners[:, :, 0], corners.sum(2)], -1)
 
 
 BASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Tensor]]] = [
@@ -271,6 +277,7 @@ BASES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Tensor]]] = [
     ("LongRobertaModel", {**BERT, "pad_token_id": 1}, WINDOW, {"input_ids": short_ids().masked_fill(torch.arange(SHORT) > 40, 1)}),
     ("LongLlamaModel", LLAMA, WINDOW, {}),  # frequencies follow the length
     ("LongAttentionT5EncoderModel", T5, WINDOW, {}),
+    ("LongLayoutLMModel", BERT, WINDOW, {"bbox": boxes_of_a_page()}),  # each goes with its token
 ]
 
 
