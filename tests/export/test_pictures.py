@@ -63,6 +63,7 @@ def check_int8(int8: Any, folder: Path) -> None:
     assert 0 < (found - expected).norm() / expected.norm() < 0.1
 
 
+@pytest.mark.slow  # the quick tests have programs of texts and of sounds
 @pytest.mark.usefixtures("programs_loaded_once")
 def test_a_program_of_torch(tmp_path: Path) -> None:
     source = saved(tmp_path / "long", window=5)

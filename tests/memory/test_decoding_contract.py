@@ -15,7 +15,7 @@ from hf_longattn.errors import LengthError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.memory import STATE_LAYER
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
@@ -43,7 +43,7 @@ PRECISIONS = grid(
 """Mechanisms of one kind of cache on the bases in turn; slow tests have every mechanism on each, in both precisions."""
 
 
-@every_cell(("base", "name", "dtype"), PRECISIONS, of=2, alike=lambda base, name, dtype: code_of_form(name), ids=str)
+@every_cell(("base", "name", "dtype"), PRECISIONS, of=3, alike=lambda base, name, dtype: engine_of_form(name), ids=str)
 def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: str, dtype: torch.dtype) -> None:
     """A layer that keeps scattered keys drops those that nobody sees any more after 134 tokens."""
     length, longer = 150, model(base, name)
@@ -57,7 +57,7 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
     assert cache.get_seq_length() == length
 
 
-@every_cell("name", list_mechanisms(causal=True, grid=False), of=3, alike=code_of_form)
+@every_cell("name", list_mechanisms(causal=True, grid=False), of=4, alike=engine_of_form)
 def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
     arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}

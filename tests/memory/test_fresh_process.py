@@ -47,7 +47,8 @@ print(json.dumps(different))
 
 def decoding(attention: dict[str, Any], static: bool) -> bytes:
     """A model with its cache after a few steps, and what it says next."""
-    model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention), tokens(2, LENGTH)
+    layers = {"num_hidden_layers": 2}
+    model, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel", **layers), "gpt2", attention, **layers), tokens(2, LENGTH)
     cache = StaticCache(config=model.config, max_cache_len=LENGTH) if static else DynamicCache(config=model.config)
     with torch.no_grad():
         for begin, end in ((0, 76), *((i, i + 1) for i in range(76, SEEN))):

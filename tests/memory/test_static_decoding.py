@@ -79,7 +79,8 @@ def graphs_of_base() -> list[int]:
     return decoded(base, StaticCache(config=base.config, max_cache_len=ROOM), padding(3, LENGTH, left=True), fullgraph=True)[0]
 
 
-QUICK = ("longformer", "window, linear")
+QUICK = ("window, linear",)
+"""A longformer is compiled by generate, below."""
 CELLS = grid([(plan, padded) for plan in PLANS for padded in (True, False)], lambda plan, padded: padded and plan in QUICK)
 
 
@@ -118,7 +119,7 @@ def test_transformers_sliding_layers_are_read_where_their_tokens_are(width: int)
     assert torch.equal(decoded(generic, cache, mask, fullgraph=True)[1], expected)
 
 
-@pytest.mark.parametrize("mechanism", quickly(CAUSAL, ["per_head", "delta"]))
+@pytest.mark.parametrize("mechanism", quickly(CAUSAL, ["per_head"]))
 def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: str) -> None:
     options = mechanism_class(mechanism).sample
     model, mask = long_model({"mechanism": mechanism, **options}), padding(3, LENGTH, left=True)

@@ -59,7 +59,7 @@ def inputs(length: int, left: bool) -> tuple[Tensor, Tensor]:
     return tokens(3, length), mask
 
 
-@every_cell(("name", "base", "left"), pairwise([*SUMMARISED], DECODERS, [False, True]))
+@every_cell(("name", "base", "left"), pairwise([*SUMMARISED], DECODERS, [False, True]), of=2, alike=lambda name, *rest: name)
 def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: bool) -> None:
     length, longer = 90, model(base, SUMMARISED[name])
     given = inputs(length, left)

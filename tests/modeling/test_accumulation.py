@@ -35,7 +35,7 @@ from hf_longattn.families import (
 )
 from hf_longattn.modeling.family.definition import CAUSAL_LANGUAGE_MODELS, LANGUAGE_MODELS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.modeling import audio_models, grid_models
 from tests.reference.small_models import long_model
@@ -113,7 +113,7 @@ def heads_with_labels() -> Iterator[tuple[str, str]]:
                 yield base, head
 
 
-@every_cell(("base", "head"), list(heads_with_labels()), of=3, alike=lambda base, head: (code_of_family(base), head.rpartition("For")[2]))
+@every_cell(("base", "head"), list(heads_with_labels()), of=4, alike=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]))
 def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str) -> None:
     """Of a step with ten times as many labels it is a tenth; Trainer, which adds the batches up, is told so."""
     torch.manual_seed(0)

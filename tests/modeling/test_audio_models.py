@@ -108,7 +108,7 @@ def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> No
         torch.testing.assert_close(states[: len(alone)], alone, rtol=1e-9, atol=1e-9)
 
 
-@every_cell("base", BASES)
+@every_cell("base", BASES, of=2)
 @torch.no_grad()
 def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) -> None:
     """Frames farther from a changed sample than all layers and convolutions reach are unchanged, bit for bit."""
@@ -159,7 +159,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
-@every_cell(("base", "masked"), alternately(BASES), of=2)
+@every_cell(("base", "masked"), alternately(BASES), of=3)
 def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
     """Forward and backward; twice the sound makes no tensor more than twice as large."""
     saved(base, base_model(base), tmp_path, conv_dim=[4] * len(getattr(FAMILIES[base].config_class(), "conv_dim", ())))
@@ -212,7 +212,7 @@ COMPILED = {"wav2vec2": "Wav2Vec2ForCTC", "wav2vec2-bert": "Wav2Vec2BertForCTC",
 """One of each kind of positions: none in the layers, by distance and query, by distance and gate, and by distance, query and content."""
 
 
-@pytest.mark.parametrize(("base", "head"), grid(COMPILED.items(), lambda base, head: base in ("wav2vec2", "parakeet_ctc")))
+@pytest.mark.parametrize(("base", "head"), grid(COMPILED.items(), lambda base, head: base == "parakeet_ctc"))
 @torch.no_grad()
 def test_a_compiled_model_is_one_graph(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path, num_hidden_layers=1, **THREE_CONVOLUTIONS)
@@ -221,7 +221,7 @@ def test_a_compiled_model_is_one_graph(base: str, head: str, tmp_path: Path) -> 
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
-@every_cell("base", BASES)
+@every_cell("base", BASES, of=2)
 @torch.no_grad()
 def test_attentions_and_states_are_returned(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
@@ -235,7 +235,7 @@ def test_attentions_and_states_are_returned(base: str, tmp_path: Path) -> None:
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
 
 
-@every_cell("base", BASES)
+@every_cell("base", BASES, of=2)
 @torch.no_grad()
 def test_the_base_s_attention_again(base: str, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path)

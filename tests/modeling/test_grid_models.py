@@ -123,7 +123,7 @@ def test_positions_are_repeated_along_both_axes() -> None:
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 
 
-@every_cell("base", [base for base in BASES if base != "dinat"], of=2)  # which transformers does not compute again
+@every_cell("base", [base for base in BASES if base != "dinat"], of=3)  # which transformers does not compute again
 def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
     head = base_model(base)
     saved(base, head, tmp_path)
@@ -143,7 +143,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
         torch.testing.assert_close(grad, grads[0])
 
 
-@every_cell("base", BASES, of=2)
+@every_cell("base", BASES, of=3)
 def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, **({"position_extension": "tile"} if FAMILIES[base].rule.has_positions else {}))
@@ -237,7 +237,7 @@ def automatic_heads(base: str) -> set[str]:
     return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
 
 
-@every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=2)
+@every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=3)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
@@ -279,7 +279,7 @@ def test_exported(base: str, head: str, tmp_path: Path) -> None:
         torch.testing.assert_close(of_graph, of_model, rtol=1e-4, atol=1e-4)
 
 
-@every_cell("base", BASES, of=2)
+@every_cell("base", BASES, of=3)
 def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
     heads = FAMILIES[base].heads
     head = next((head for head in heads if head.endswith(("ForPreTraining", *CLASSIFIERS))), None)

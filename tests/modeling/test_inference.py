@@ -33,7 +33,7 @@ from hf_longattn.modeling.inference.fast_linear import InferenceLinear, Int8Line
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.run.packing import packing_refusal
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import code_of_family, code_of_form
+from tests.alike import engine_of_form, kind_of_family
 from tests.cells import every_cell
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
@@ -65,7 +65,7 @@ def packs(model: Any, **inputs: Any) -> bool:
     return shapes[0][0] == 1 and shapes[0] != inputs["attention_mask"].shape
 
 
-@every_cell("base", BASES, of=3, alike=code_of_family)
+@every_cell("base", BASES, of=4, alike=kind_of_family)
 def test_packed_batches_equal_padded_ones(base: str) -> None:
     model = long_model(base, None, WINDOW)
     for left in (False, True):
@@ -101,7 +101,7 @@ def test_positions_where_padding_takes_none(pad: int, filled: int, left: bool) -
     assert packs(fast, input_ids=ids, attention_mask=mask)
 
 
-@every_cell("base", TEXT_FAMILIES, of=4, alike=code_of_family)
+@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
 def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
     long_model(base, None, WINDOW).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -130,7 +130,7 @@ def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any,
     assert all(torch.equal(loaded[name], values) for name, values in expected.items())
 
 
-@every_cell("base", TEXT_FAMILIES, of=4, alike=code_of_family)
+@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
 def test_int8_is_close_to_bf16(base: str) -> None:
     small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
     model = long_model(base, None, WINDOW, **small)
@@ -147,7 +147,7 @@ def test_int8_is_close_to_bf16(base: str) -> None:
         assert (found - expected).norm() / expected.norm() < 0.1
 
 
-@every_cell("name", list_mechanisms(grid=False), of=3, alike=code_of_form)
+@every_cell("name", list_mechanisms(grid=False), of=4, alike=engine_of_form)
 def test_every_mechanism_after_it(name: str) -> None:
     """Packed rows equal padded ones; bf16 and 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"
@@ -281,7 +281,7 @@ IN_PIECES = (
 """Those whose layers have a ``feed_forward_chunk``."""
 
 
-@every_cell("base", BASES, of=3, alike=code_of_family)
+@every_cell("base", BASES, of=4, alike=kind_of_family)
 def test_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = long_model(base, None, WINDOW).optimize_for_inference("int8", pack=False)
     assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)
@@ -403,7 +403,15 @@ def graphs_of(model: Any, **inputs: Tensor) -> tuple[Any, list[torch.fx.GraphMod
         return torch.compile(model, backend=keep)(**inputs), graphs
 
 
-@pytest.mark.parametrize(("base", "precision"), [("bert", "int8"), pytest.param("llama", "bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_a_whole_graph_of_an_optimised_model_is_refused(precision: str) -> None:
+    model = long_model("bert", None, WINDOW, num_hidden_layers=1).optimize_for_inference(precision)
+    with pytest.raises(Exception, match="compile without fullgraph=True"), torch.no_grad():
+        torch.compile(model, backend="eager", fullgraph=True)(tokens(1, 40))
+
+
+@pytest.mark.slow  # quick is the test below, of a layer
+@pytest.mark.parametrize(("base", "precision"), [("bert", "int8"), ("llama", "bf16")])
 def test_compiled_graphs_hold_no_packed_weights(base: str, precision: str) -> None:
     """Inductor fails at them."""
     model = long_model(base, None, WINDOW, num_hidden_layers=1).optimize_for_inference(precision)
@@ -415,8 +423,6 @@ def test_compiled_graphs_hold_no_packed_weights(base: str, precision: str) -> No
     targets = {str(node.target) for graph in graphs for node in graph.graph.nodes}
     assert not any(library in target for target in targets for library in ("mkldnn", "onednn"))
     assert torch.equal(out.last_hidden_state, expected)
-    with pytest.raises(Exception, match="compile without fullgraph=True"), torch.no_grad():
-        torch.compile(model, backend="eager", fullgraph=True)(**inputs)
 
 
 class Between(nn.Module):

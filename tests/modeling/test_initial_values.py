@@ -21,7 +21,7 @@ from hf_longattn.mechanisms.common.registry import has_tensors, mechanism_class,
 from hf_longattn.modeling.attach import weights
 from hf_longattn.modeling.attach.attention_sites import CROSS_MECHANISM, attention_sites, copied_parameters
 from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.grids import grid, quickly
 from tests.reference.small_models import is_quick_head
@@ -153,7 +153,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 
 @every_cell("enough", quickly([2, len(KINDS)], [2]))
-@every_cell("base", [base for base in TEXT_FAMILIES if base not in CONVERTED_ONLY], of=3, alike=code_of_family)
+@every_cell("base", [base for base in TEXT_FAMILIES if base not in CONVERTED_ONLY], of=4, alike=kind_of_family)
 def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path) -> None:
     """Each family with two kinds of tensors, in turn; slow tests have all kinds."""
     plain, loaded, first = saved_base(base, tmp_path), 0, [*FAMILIES].index(base) % len(KINDS)
@@ -175,7 +175,7 @@ def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path
 ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() if base not in CONVERTED_ONLY for head in family.heads]
 
 
-@every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=3, alike=code_of_family, ids=[head for _, head in ALL_HEADS])
+@every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=4, alike=kind_of_family, ids=[head for _, head in ALL_HEADS])
 def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) -> None:
     """The head's own parameters are loaded, and what the mechanism adds is initialised."""
     torch.manual_seed(0)
@@ -227,7 +227,7 @@ def test_below_a_head(tmp_path: Path) -> None:
 @every_cell(
     ("base", "name", "options"),
     [one for one in BOTH_FORMS if one.values[0] == "bert" or one.values[1] == "delta"],
-    of=2,
+    of=3,
     alike=lambda base, name, options: name,
 )
 def test_a_saved_model_that_lacks_some_of_it(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import hf_longattn.families as families
 from hf_longattn.modeling.family.registration import auto_class_name
 from hf_longattn.positions.tables import extend_table
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.reference.small_models import (
@@ -58,7 +58,7 @@ def table_of(base: str) -> tuple[str, families.PositionTable]:
     return next((name, table) for name in plain_model(base, HEAD[base]).state_dict() if (table := family.table(name)) is not None)
 
 
-@every_cell("base", BASES, of=4, alike=code_of_family)
+@every_cell("base", BASES, of=4, alike=kind_of_family)
 def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path / "short")
@@ -126,7 +126,7 @@ def test_buffers_have_the_new_length(tmp_path: Path) -> None:
     assert torch.equal(embeddings.token_type_ids, torch.zeros(1, 1000, dtype=torch.long))
 
 
-@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=3, alike=code_of_family, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=4, alike=kind_of_family, ids=[head for _, head in HEADS])
 def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: Path) -> None:
     plain = plain_model(base)
     plain.save_pretrained(tmp_path)

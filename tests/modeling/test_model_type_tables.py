@@ -165,7 +165,7 @@ def is_its_turn(base: str, named: str) -> bool:
     return [*TOKENIZED].index(base) % len(NAMED) == NAMED.index(named)
 
 
-@every_cell(("base", "named"), grid(itertools.product(TOKENIZED, NAMED), is_its_turn), of=2)
+@every_cell(("base", "named"), grid(itertools.product(TOKENIZED, NAMED), is_its_turn), of=4)
 def test_a_tokenizer_loads_as_its_base_s_whatever_class_the_files_name(base: str, named: str, tmp_path: Path) -> None:
     try:
         tokenizer_of(base).save_pretrained(tmp_path)

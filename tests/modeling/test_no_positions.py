@@ -32,7 +32,7 @@ def test_the_families_say_so() -> None:
     assert all(FAMILIES[base].no_positions and not FAMILIES[base].position_tables for base in WITHOUT_POSITIONS)
 
 
-@every_cell("base", WITHOUT_POSITIONS)
+@every_cell("base", WITHOUT_POSITIONS, of=2)
 def test_longer_texts_are_read_as_by_the_stock_model(base: str, tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short")
     report = hf_longattn.convert_checkpoint(

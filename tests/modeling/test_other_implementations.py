@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from hf_longattn.errors import BackendError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import TEXT_FAMILIES, small_values
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 
 WINDOW = {"mechanism": "window", "window": 6}
@@ -57,7 +57,7 @@ def hidden(model: Any) -> torch.Tensor:
     return outputs.encoder_last_hidden_state if decoded else outputs.last_hidden_state
 
 
-@every_cell("base", TEXT_FAMILIES, of=4, alike=code_of_family)
+@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
 class TestEveryFamily:
     def test_transformers_defaults_run_the_mechanism(self, base: str, tmp_path: Path) -> None:
         model = built(base)

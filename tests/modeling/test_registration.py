@@ -12,7 +12,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
 import hf_longattn.families as families
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.grids import grid, quickly
 from tests.reference.small_models import BASES, long_config, long_model, plain_config, plain_model
@@ -123,7 +123,7 @@ EXPERTS = ("mixtral", "qwen3_moe")
 
 
 @every_cell("recipe", ["LoraConfig", "IA3Config"])
-@every_cell("base", [base for base in BASES if base not in EXPERTS], of=2, alike=code_of_family)
+@every_cell("base", [base for base in BASES if base not in EXPERTS], of=4, alike=kind_of_family)
 def test_a_recipe_without_target_modules_adapts_what_it_adapts_in_the_base(base: str, recipe: str) -> None:
     peft = pytest.importorskip("peft")
     chosen = []

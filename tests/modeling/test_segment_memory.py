@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor
 from hf_longattn import list_mechanisms
 from hf_longattn.errors import LengthError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
+from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
 from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
 
@@ -48,8 +50,9 @@ def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, cha
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [32, 50, 1])
-@pytest.mark.parametrize("base", DECODERS)
+@pytest.mark.parametrize(
+    ("base", "size"), grid(itertools.product(DECODERS, (32, 50, 1)), lambda base, size: (base == DECODERS[0]) == (size == 32))
+)
 def test_segments_are_the_one_call_over_all_of_them(base: str, size: int) -> None:
     longer, length = model(base), 300 if size > 1 else 140
     ids = tokens(3, length)
@@ -78,7 +81,7 @@ def test_rotary_positions_continue_and_a_table_begins_anew() -> None:
 
 
 @torch.no_grad()
-@every_cell("name", list_mechanisms(causal=True, grid=False), of=2, alike=code_of_form)
+@every_cell("name", list_mechanisms(causal=True, grid=False), of=3, alike=engine_of_form)
 def test_a_row_begins_anew(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
     longer = model("gpt2", {"mechanism": name, **mechanism_class(name).sample})

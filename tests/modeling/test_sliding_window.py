@@ -43,7 +43,7 @@ def both(base: str, long_attention: Any = None, **changes: Any) -> tuple[Any, An
     return plain, long_like(plain, base, chosen, **CASES[base], **changes)
 
 
-@every_cell("base", CASES)
+@every_cell("base", CASES, of=2)
 class TestEveryBase:
     @every_cell("left", [False, True], ids=["right-padded", "left-padded"])
     def test_equal_to_transformers_own(self, base: str, left: bool) -> None:

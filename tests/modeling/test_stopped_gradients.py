@@ -14,8 +14,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from hf_longattn import enable_long_attention
 from hf_longattn.errors import BackendError
 from hf_longattn.modeling.attach.attention_sites import attention_sites
+from tests.alike import kind_of_family
 from tests.cells import every_cell
-from tests.grids import every_other
 from tests.reference.small_models import BASES, base_class, in_float64, long_like, plain_model, tokens
 
 SIZE, MEMORY, LENGTH = 24, 16, 72
@@ -44,7 +44,12 @@ def embedded(module: Any) -> Tensor:
     return torch.randn(2, LENGTH, width, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-@every_cell("base", every_other(base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters))
+@every_cell(
+    "base",
+    [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters],
+    of=4,
+    alike=kind_of_family,
+)
 def test_nothing_flows_into_the_memorys_hidden_states_but_all_of_it_into_the_projections(base: str) -> None:
     """What feeds the last layer does not matter to its own projections, so they must learn as if nothing were stopped."""
     found = {}

@@ -15,6 +15,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach import stretches
 from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from tests.cells import every_cell
+from tests.grids import quickly
 from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
 from tests.modeling.test_audio_models import Largest
 
@@ -48,7 +49,7 @@ def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-@every_cell(("base", "norm"), ENCODERS)
+@every_cell(("base", "norm"), ENCODERS, of=2)
 def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
     """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
     plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
@@ -87,7 +88,7 @@ def test_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-@every_cell("base", OF_SAMPLES)
+@every_cell("base", OF_SAMPLES, of=2)
 def test_a_long_sound_takes_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
     """The first convolution of the whole sound would have 64 rows for each frame."""
     for norm in norms_of(base):
@@ -123,7 +124,7 @@ def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_p
 
 
 @torch.no_grad()
-@every_cell("base", BASES)
+@every_cell("base", BASES, of=2)
 def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path).double()
     model = long_model(base, base_model(base), tmp_path).double()
@@ -136,7 +137,7 @@ def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: N
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", quickly(NORMS, NORMS[:1]))
 def test_one_exported_graph_reads_short_and_long_sounds(norm: str, short_stretches: None, tmp_path: Path) -> None:
     """A graph computes at once, so that it is not bound to a number of stretches."""
     _, encoder = encoders("wav2vec2", norm, tmp_path)

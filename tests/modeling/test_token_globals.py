@@ -58,7 +58,7 @@ def test_a_plain_call_is_the_call_with_the_mask(mechanism: str, separators: int,
     assert torch.equal(chosen[0].start_logits, chosen[1].start_logits)  # a mask that is given has the last word
 
 
-@every_cell(("base", "head"), ANSWERING, ids=[head for _, head in ANSWERING])
+@every_cell(("base", "head"), ANSWERING, of=3, ids=[head for _, head in ANSWERING])
 def test_every_head_reads_it_from_its_config(base: str, head: str, tmp_path: Any) -> None:
     model = long_model(base, head, LONGFORMER)
     inputs, before = question_and_document(2, "right")
