@@ -11,7 +11,7 @@ from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.mixin import LongBaseModelMixin
 from hf_longattn.modeling.run.outputs import FIELDS
 from scripts.dev.tools.small_models import TEXT_FAMILIES
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.reference.small_models import long_model
 
@@ -54,7 +54,7 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     return runs
 
 
-@every_cell(("base", "head"), HEADS, of=3, alike=lambda base, head: (code_of_family(base), head.rpartition("For")[2]))
+@every_cell(("base", "head"), HEADS, of=4, alike=kind_of_family)
 def test_every_base_runs_and_gets_documents_and_positions(base: str, head: str) -> None:
     """A head that calls a module inside its base instead, or drops an argument, would leave the base's modes out without a word.
 
@@ -95,7 +95,7 @@ def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False) else {}
 
 
-@every_cell("base", TEXT_FAMILIES)
+@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
 def test_every_field_of_a_base_is_known(base: str) -> None:
     """Modes give back the fields that :data:`FIELDS` knows, and refuse others."""
     family = FAMILIES[base]

@@ -24,7 +24,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from tests.alike import code_of_form
+from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
@@ -81,8 +81,8 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
         [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
         lambda name, causal, relative: name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0,
     ),
-    of=2,
-    alike=code_of_form,
+    of=3,
+    alike=engine_of_form,
     ids=form,
 )
 def test_relative_positions_are_their_definitions(name: str, causal: bool, relative: str) -> None:

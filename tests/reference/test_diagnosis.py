@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_longattn.diagnostics import diagnose
 from hf_longattn.diagnostics.layer_attention import MEANS
-from tests.alike import code_of_family
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.reference.small_models import BASES, EAGER, SHAPE, in_float64, long_like, plain_model, tokens
 
@@ -90,7 +90,7 @@ def attentions_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
     return getattr(found, "encoder_attentions", None) or found.attentions
 
 
-@every_cell("base", [base for base in BASES if base not in NOT_WATCHED], of=2, alike=code_of_family)
+@every_cell("base", [base for base in BASES if base not in NOT_WATCHED], of=4, alike=kind_of_family)
 def test_plain_models(base: str) -> None:
     model, ids = in_float64(plain_model(base)), tokens(1, LENGTH)[0]
     attentions = attentions_of(model, ids)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.alike import code_of_family
+from tests.alike import code_of_family, kind_of_family
 from tests.cells import every_cell
 from tests.reference.small_models import BASES, HEADS, IMPLEMENTATIONS, head_inputs, pair, plain_config, same
 
@@ -19,8 +19,8 @@ texts have no padding, the Long model pools the last token."""
 @every_cell(
     ("base", "head"),
     HEADS,
-    of=2,
-    alike=lambda base, head: (code_of_family(base), head.rpartition("For")[2]),
+    of=3,
+    alike=code_of_family,
     ids=[head for _, head in HEADS],
     by="base",
 )
@@ -56,7 +56,7 @@ def test_padding_without_a_mask_is_pooled_as_the_base_does(base: str) -> None:
         assert same(base, plain(ids).pooler_output, longer(ids).pooler_output)
 
 
-@every_cell("base", BASES, of=2, alike=code_of_family)
+@every_cell("base", BASES, of=3, alike=code_of_family)
 def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: str) -> None:
     plain, longer = pair(base, None, FULL)
     inputs = {"input_ids": head_inputs("")["input_ids"]}
@@ -73,8 +73,8 @@ def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: s
 @every_cell(
     ("base", "implementation"),
     [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible],
-    of=2,
-    alike=code_of_family,
+    of=4,
+    alike=kind_of_family,
 )
 def test_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
     plain, longer = pair(base, None, {"mechanism": "window", "window": 8})

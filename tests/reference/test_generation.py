@@ -49,7 +49,7 @@ def model(base: str, mechanism: str) -> Any:
 @every_cell(
     ("base", "mechanism", "left"),
     grid([(*step, left) for step in STEPS for left in (False, True)], lambda base, mechanism, left: left or base in DECODERS),
-    of=2,
+    of=3,
     alike=lambda base, mechanism, left: base if base in DECODERS else code_of_family(base),
 )
 def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
