@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
 import json
 import os
@@ -17,6 +18,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import jinja2
 import pytest
 import torch
 
@@ -138,6 +140,14 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _card_templates_are_compiled_once() -> Iterator[None]:
+    """A card is filled from a text that jinja2 compiles, which takes ten times as long as the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Template", functools.cache(jinja2.Template))
+        yield
+
+
 @pytest.fixture
 def families_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model types in ``tests.unsupported.HIDDEN`` have no family."""
@@ -241,3 +251,13 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     training_loop = sys.modules.get("hf_longattn.training.training_loop")
     if training_loop is not None and "drawn_curves" not in request.fixturenames:
         monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _no_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the time of a tiny training is names of cached tables, hashed from their functions; here every table has a new one."""
+    if "datasets.arrow_dataset" in sys.modules:
+        from datasets import arrow_dataset, fingerprint
+
+        for module in (arrow_dataset, fingerprint):
+            monkeypatch.setattr(module, "update_fingerprint", lambda *_: fingerprint.generate_random_fingerprint())
