@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads that read the tensors of a tiny checkpoint take longer to start
 
 import jinja2
 import pytest
