@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,6 @@ class Recipe:
         return f"train {task[1]}" if task else "train"
 
 
-@cache
 def ready_recipes() -> dict[str, Recipe]:
     """The recipes that come with the package, by name."""
     return {path.stem: Recipe(path) for path in sorted(CONFIGS.rglob("*.yaml"))}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import functools
 import gc
+import importlib.metadata
 import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before transformers and datasets are imported: they read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
 
 ROOT = Path(__file__).resolve().parent.parent
+importlib.metadata.version = functools.cache(importlib.metadata.version)  # every report and every card reads several
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -252,6 +254,22 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     training_loop = sys.modules.get("hf_longattn.training.training_loop")
     if training_loop is not None and "drawn_curves" not in request.fixturenames:
         monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)
+
+
+@functools.cache
+def first_result(module: str, name: str) -> Callable[..., Any]:
+    """The function of a module, which computes its result for the same arguments once."""
+    return functools.cache(getattr(sys.modules[module], name))
+
+
+@pytest.fixture(autouse=True)
+def _made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sounds of verifications, and recipes, which are read for every help text."""
+    if (sound := sys.modules.get("hf_longattn.inputs.sound")) is not None:
+        made = first_result(sound.__name__, "seeded_sound")
+        monkeypatch.setattr(sound, "seeded_sound", lambda count, rate: made(count, rate).copy())
+    if (recipes := sys.modules.get("hf_longattn.recipes")) is not None:
+        monkeypatch.setattr(recipes, "ready_recipes", first_result(recipes.__name__, "ready_recipes"))
 
 
 @pytest.fixture(autouse=True)

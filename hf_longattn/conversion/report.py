@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -122,12 +121,9 @@ def seconds(clock: dict[str, float]) -> dict[str, float]:
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 
 
-version_of = cache(version)  # which reads the library's metadata
-
-
 def versions(*further: str) -> dict[str, str]:
     """Versions of this package, Python, and the installed libraries, with ``further`` libraries added."""
     from .. import __version__
 
-    libraries = {name: version_of(name) for name in ("transformers", "torch", "safetensors", *further)}
+    libraries = {name: version(name) for name in ("transformers", "torch", "safetensors", *further)}
     return {"hf_longattn": __version__, **libraries, "python": platform.python_version()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -463,11 +463,6 @@ class VerificationSound:
 
 def seeded_sound(count: int, rate: int) -> Samples:
     """``count`` deterministic samples like a voice: harmonics of a gliding tone, modulated as syllables, with noise."""
-    return _seeded_sound(count, rate).copy()
-
-
-@lru_cache(maxsize=4)
-def _seeded_sound(count: int, rate: int) -> Samples:
     generator = np.random.default_rng(0)
     seconds = np.arange(count) / rate
     pitch = 130 + 30 * np.sin(2 * np.pi * 0.4 * seconds)

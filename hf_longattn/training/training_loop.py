@@ -13,7 +13,6 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -434,7 +433,6 @@ def write_trained_card(model: str, folder: Path, training: str, repo_id: str | N
     )
 
 
-@cache
 def versions() -> dict[str, str]:
     """Python and the libraries that determine a run."""
     return {"python": platform.python_version(), **{name: version(name) for name in ("torch", "transformers", "datasets")}}

@@ -175,15 +175,8 @@ def values_of(parameter: Any) -> tuple[str, ...]:
     return ("",) if getattr(parameter, "is_flag", False) else VALUES
 
 
-def quick_flags() -> Iterator[Any]:
-    """The flags of commands that take less than seconds, and every other one of the benchmark's, which are no part of the package."""
-    for number, flag in enumerate(flag for flag in FLAGS if is_quick(*flag.values)):
-        slow = flag.values[0][0] == "bench" and number % 2
-        yield pytest.param(*flag.values, id=flag.id, marks=pytest.mark.slow) if slow else flag
-
-
 @pytest.mark.usefixtures("offline")
-@every_cell(("path", "parameter"), [*quick_flags()], of=2, alike=lambda path, parameter: path)
+@every_cell(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)], of=2, alike=lambda path, parameter: path)
 def test_a_flag_out_of_its_range(path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any) -> None:
     """Every other flag of each command with one of the values, in turn; :func:`test_every_value_of_a_flag` has all."""
     turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))

@@ -42,9 +42,7 @@ CODES_OF_TASKS = {
 
 
 @pytest.mark.parametrize(("codes", "imported"), [(CODES, []), (CODES_OF_TASKS, ["transformers"])], ids=["commands", "tasks"])
-def test_nothing_slow_is_imported_before_it_is_needed(
-    codes: dict[str, int], imported: list[str], repository: Path, tmp_path: Path
-) -> None:
+def test_nothing_slow_is_imported_before_it_is_needed(codes: dict[str, int], imported: list[str], repository: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     done = run_fresh(list_slow_imports, *codes, cwd=tmp_path, env=environment, level="interpreter")
     assert done.returncode == 0, done.stderr[-500:]
