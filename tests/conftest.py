@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import gc
+import importlib.metadata
 import json
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before transformers and datasets are imported: they read these once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads that read the tensors of a tiny checkpoint take longer to start
 
+import jinja2
 import pytest
 import torch
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("tests.modeling.encoder_decoder_contract")
 
 ROOT = Path(__file__).resolve().parent.parent
+importlib.metadata.version = functools.cache(importlib.metadata.version)  # every report and every card reads several
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -138,6 +143,14 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _card_templates_are_compiled_once() -> Iterator[None]:
+    """A card is filled from a text that jinja2 compiles, which takes ten times as long as the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jinja2, "Template", functools.cache(jinja2.Template))
+        yield
+
+
 @pytest.fixture
 def families_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model types in ``tests.unsupported.HIDDEN`` have no family."""
@@ -241,3 +254,29 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     training_loop = sys.modules.get("hf_longattn.training.training_loop")
     if training_loop is not None and "drawn_curves" not in request.fixturenames:
         monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)
+
+
+@functools.cache
+def first_result(module: str, name: str) -> Callable[..., Any]:
+    """The function of a module, which computes its result for the same arguments once."""
+    return functools.cache(getattr(sys.modules[module], name))
+
+
+@pytest.fixture(autouse=True)
+def _made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sounds of verifications, and recipes, which are read for every help text."""
+    if (sound := sys.modules.get("hf_longattn.inputs.sound")) is not None:
+        made = first_result(sound.__name__, "seeded_sound")
+        monkeypatch.setattr(sound, "seeded_sound", lambda count, rate: made(count, rate).copy())
+    if (recipes := sys.modules.get("hf_longattn.recipes")) is not None:
+        monkeypatch.setattr(recipes, "ready_recipes", first_result(recipes.__name__, "ready_recipes"))
+
+
+@pytest.fixture(autouse=True)
+def _no_fingerprints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the time of a tiny training is names of cached tables, hashed from their functions; here every table has a new one."""
+    if "datasets.arrow_dataset" in sys.modules:
+        from datasets import arrow_dataset, fingerprint
+
+        for module in (arrow_dataset, fingerprint):
+            monkeypatch.setattr(module, "update_fingerprint", lambda *_: fingerprint.generate_random_fingerprint())

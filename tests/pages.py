@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Protocol
 
 from tests.not_typed import reason_not_typed
 from tests.stand_ins import StandIns, setting_of
+from tests.warm import run_fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("console", "bash", "python", "text", "json", "yaml")
@@ -147,7 +148,12 @@ class Here:
         return printed.getvalue()
 
     def shell(self, line: str) -> str:
-        return run_in_shell(line, self.env)
+        words = shlex.split(line, comments=True)
+        if words[0] != "python" or {"|", ">"} & {*words}:
+            return run_in_shell(line, self.env)
+        done = run_fresh(*words[1:], env=self.env)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
 
     def install(self, line: str) -> None:
         """Everything is there; ``tests/test_installed_pages.py`` types it in an empty environment."""

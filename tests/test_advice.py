@@ -209,13 +209,17 @@ def conversions() -> Iterator[tuple[str, list[str], str]]:
 def test_conversions_of_documents_and_recipes_are_not_warned_of(stand_in: Callable[[str], Path | None], run: Callable[..., str]) -> None:
     """Unless the same block trains the result."""
     wrong, seen = [], 0
+    warned_by_words: dict[tuple[str, ...], list[str]] = {}  # the same command is in several places, with another destination
     for where, (command, name, *words), block in conversions():
         source = stand_in(name)
         if source is None or "--generic" in words or "auto" in words or "study/design.yaml" in words:
             continue
         if command == "plan":
             words = ["DST", *words]
-        warned = warnings_of(run, ["convert", str(source), *words])
+        key = (str(source), *words[1:])
+        if key not in warned_by_words:
+            warned_by_words[key] = warnings_of(run, ["convert", str(source), *words])
+        warned = warned_by_words[key]
         seen += 1
         if warned and "longattn train" not in block:
             wrong.append(f"{where}: {name} {' '.join(words)}: {warned[0]}")

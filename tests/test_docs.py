@@ -244,4 +244,5 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
 
 def holds(message: str, quote: str) -> bool:
     """Whether a quote with … for some words fits a message."""
-    return re.search(".*".join(re.escape(piece.strip()) for piece in quote.split("…")), message) is not None
+    pieces = [piece.strip() for piece in quote.split("…")]
+    return all(piece in message for piece in pieces) and re.search(".*".join(map(re.escape, pieces)), message) is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import ConversionReport, convert_checkpoint
 from tests.grids import quickly
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
@@ -31,9 +31,9 @@ def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path
     """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
     if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
         pytest.skip("model_cards/bert-python-512 has not been trained here yet")
-    losses = {}
+    losses, reports = {}, {}
     for positions in ("tile", "random"):
-        report = convert_checkpoint(
+        reports[positions] = convert_checkpoint(
             CHECKPOINTS / "bert-python-512",
             tmp_path / positions,
             mechanism="window",
@@ -42,18 +42,23 @@ def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path
             positions=positions,
             verify_text=argparse.__file__,
         )
-        check = next(check for check in report.checks if check.name.startswith("language-model loss"))
+        check = next(check for check in reports[positions].checks if check.name.startswith("language-model loss"))
         losses[positions] = check.values["buckets"][-1]
     assert losses["tile"]["result"] < losses["tile"]["source_on_chunks"] * 1.1
     assert losses["random"]["result"] > losses["tile"]["result"] + 0.2
+    assert_labelled(reports["tile"], needs_training=False)
 
 
-@pytest.mark.parametrize(("window", "needs_training"), [(512, False), (1024, True)])
+@pytest.mark.parametrize(("window", "needs_training"), [pytest.param(512, False, marks=pytest.mark.slow), (1024, True)])
 def test_a_report_is_labelled_by_the_loss_at_the_new_length(window: int, needs_training: bool, tmp_path: Path) -> None:
     """A window in which two keys have the same position is exact up to the old length, and much worse beyond it."""
     if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
         pytest.skip("model_cards/bert-python-512 has not been trained here yet")
     report = convert_checkpoint(CHECKPOINTS / "bert-python-512", tmp_path / "long", mechanism="window", window=window, max_length=1024)
+    assert_labelled(report, needs_training)
+
+
+def assert_labelled(report: ConversionReport, needs_training: bool) -> None:
     assert report.passed
     assert report.needs_training == needs_training
     assert bool(report.train_command) == needs_training

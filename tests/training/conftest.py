@@ -66,11 +66,15 @@ def tiny_model() -> BertForQuestionAnswering:
 
 @pytest.fixture
 def texts(tmp_path: Path) -> str:
-    """A folder of text files."""
-    folder = tmp_path / "texts"
+    """A folder of text files, the beginnings of long ones."""
+    return written_texts(tmp_path / "texts", 12_000)
+
+
+def written_texts(folder: Path, most: int | None = None) -> str:
+    """A new folder with the sources in text files, of at most so many characters each."""
     folder.mkdir()
     for number, source in enumerate(SOURCES):
-        (folder / f"{number}.txt").write_text(source)
+        (folder / f"{number}.txt").write_text(source[:most])
     return str(folder)
 
 

@@ -182,9 +182,11 @@ def test_a_probe_s_documents_differ_by_one_fact_each(source: str, tmp_path: Path
         depths.append(row["positive"].index(f"the {name[1]}") / len(row["positive"]))
     assert min(depths) < 0.2
     assert max(depths) > 0.8
-    short = checkpoint("mlm", tmp_path / "short", tokenizer)
-    assert evaluate("embed", ["--model", short, "--data", source, "--output", str(tmp_path / "out"), "--no-bf16", "--threads", "1"]) == 0
-    assert json.loads((tmp_path / "out" / "scores.json").read_text())["held_out"]["after"]["n"] == 50
+    if source == "passkey:256":  # the others are read by the same code
+        short = checkpoint("mlm", tmp_path / "short", tokenizer)
+        line = ["--model", short, "--data", source, "--output", str(tmp_path / "out"), "--no-bf16", "--threads", "1"]
+        assert evaluate("embed", line) == 0
+        assert json.loads((tmp_path / "out" / "scores.json").read_text())["held_out"]["after"]["n"] == 50
     with pytest.raises(DataError, match="must have 64 to"):
         probe_pairs("needle:8")
 

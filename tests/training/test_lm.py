@@ -21,7 +21,7 @@ from hf_longattn.training.tasks.clm import CLM
 from hf_longattn.training.tasks.mlm import MLM
 from hf_longattn.training.training_loop import LOG_NAME
 from tests.grids import quickly
-from tests.training.conftest import FAST, SOURCES, checkpoint
+from tests.training.conftest import FAST, SOURCES, checkpoint, written_texts
 
 
 @pytest.mark.parametrize("kind", quickly(["mlm", "clm"], ["clm"]))
@@ -65,7 +65,8 @@ def test_the_batches_of_a_step_are_averaged(kind: str, tmp_path: Path, texts: st
     assert loss == pytest.approx(log["held_out_loss"]["before"], rel=0.1)
 
 
-def test_text_from_files_folders_and_data_sets(tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_text_from_files_folders_and_data_sets(tmp_path: Path) -> None:
+    texts = written_texts(tmp_path / "texts")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": source, "n": 1}) + "\n" for source in SOURCES))
     Dataset.from_list([{"body": source} for source in SOURCES]).save_to_disk(str(tmp_path / "saved"))
     Dataset.from_list([{"body": source} for source in SOURCES]).to_parquet(str(tmp_path / "a.parquet"))

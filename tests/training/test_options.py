@@ -115,14 +115,14 @@ class Option:
     seen: fails where the run does not have the option's effect; it is also given a run without the option.
     refused: the titles of tasks that refuse it, each with a part of the sentence; "" = all tasks.
     names: of the fields that it covers.
-    shared: one place handles it for all tasks, so where it is in no row of :data:`TOGETHER`, the quick tests try a third of the tasks.
+    shared: one place handles it for all tasks, so where it is in no row of :data:`TOGETHER`, the quick tests try one task in so many.
     """
 
     line: str
     seen: Callable[[Run, Run], object] = lambda run, plain: None
     refused: dict[str, str] = field(default_factory=dict)
     names: tuple[str, ...] = ()
-    shared: bool = False
+    shared: int = 1
 
     @property
     def covered(self) -> tuple[str, ...]:
@@ -200,7 +200,7 @@ OPTIONS = {
     "checkpoints by default": Option("--save-strategy steps", lambda run, plain: holds(run.checkpoints[-1].name == "checkpoint-2")),
     "save_steps": Option("--save-strategy steps --save-steps 1", lambda run, plain: holds(len(run.checkpoints) >= 2)),
     "save_minutes": Option(
-        "--save-strategy steps --save-steps 0 --save-minutes 1e-9", lambda run, plain: holds(len(run.checkpoints) >= 2), shared=True
+        "--save-strategy steps --save-steps 0 --save-minutes 1e-9", lambda run, plain: holds(len(run.checkpoints) >= 2), shared=3
     ),
     "save_strategy epoch": Option(
         "--save-strategy epoch --epochs 1 --max-steps -1", lambda run, plain: holds(len(run.checkpoints) == 1), refused=TWO_STAGES
@@ -218,29 +218,29 @@ OPTIONS = {
         and not [name for name in run.pushed if name.endswith((".bin", ".pt")) or any(fnmatch(name, pattern) for pattern in PREDICTIONS)]
     )),
     "report_to": Option("--report-to tensorboard", lambda run, plain: holds(any("loss" in logs for logs in run.reported))),
-    "dataloader_num_workers": Option("--dataloader-num-workers 2", lambda run, plain: holds(run.losses == plain.losses), shared=True),
+    "dataloader_num_workers": Option("--dataloader-num-workers 2", lambda run, plain: holds(run.losses == plain.losses), shared=6),
     "tokens_per_batch": Option(
         f"--tokens-per-batch {BUDGET} --packing false", budgeted,
-        refused=dict.fromkeys(("embed", "multitask"), "--tokens-per-batch does not apply"),
+        refused=dict.fromkeys(("embed", "multitask"), "--tokens-per-batch does not apply"), shared=3,
     ),
     "bf16": Option("--bf16 True", lambda run, plain: holds(run.trainers[-1].accelerator.mixed_precision == PRECISION)),
     "fp16": Option("--fp16", refused={"": "--fp16 needs an accelerator"}),
     "neftune": Option(
         "--neftune-noise-alpha 5", lambda run, plain: holds(run.losses != plain.losses),
-        refused=dict.fromkeys(("embed", "linearise", "seq2seq", "ctc"), "--neftune-noise-alpha has no effect"), shared=True,
+        refused=dict.fromkeys(("embed", "linearise", "seq2seq", "ctc"), "--neftune-noise-alpha has no effect"), shared=3,
     ),
     "label_smoothing": Option(
         "--label-smoothing-factor 0.5", lambda run, plain: holds(run.losses != plain.losses),
         refused=dict.fromkeys(("qa", "embed", "multitask", "linearise", "distill", "ctc"), "--label-smoothing-factor has no effect"),
-        shared=True,
+        shared=3,
     ),
     "gradient_checkpointing": Option(
-        "--gradient-checkpointing", lambda run, plain: holds(run.losses == pytest.approx(plain.losses, abs=0.05)), shared=True,
+        "--gradient-checkpointing", lambda run, plain: holds(run.losses == pytest.approx(plain.losses, abs=0.05)), shared=3,
     ),
     "fsdp": Option("--fsdp full_shard", refused={"": "--fsdp splits the weights over several processes"}),
     "max_minutes 0": Option("--max-minutes 0", refused={"": "max-minutes|two stages"}),
     "max_minutes": Option(
-        "--max-minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES, shared=True
+        "--max-minutes 5", lambda run, plain: holds(run.trainers[-1].clock.minutes == 5), refused=TWO_STAGES, shared=3
     ),
     "resume into nothing": Option("--resume", refused={"": "There is no checkpoint in .* to resume from"}),
     "max_train_samples": Option(
@@ -257,13 +257,13 @@ OPTIONS = {
     ),
     "dtype": Option("--dtype bfloat16", lambda run, plain: holds(
         {tensor.dtype for tensor in load_file(run.folder / "model.safetensors").values()} == {torch.bfloat16}
-    ), shared=True),
+    ), shared=3),
     "max_length": Option(
         "--max-length 20 --packing false", lambda run, plain: holds(longest(run) <= 20 < longest(plain)),
         refused={"ctc": "--max-length has no effect"},
     ),
-    "total_batch_size": Option("--total-batch-size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches)), shared=True),
-    "overwrite": Option("--overwrite", shared=True),
+    "total_batch_size": Option("--total-batch-size 4", lambda run, plain: holds(len(run.batches) == 2 * len(plain.batches)), shared=3),
+    "overwrite": Option("--overwrite", shared=3),
     "model": Option(
         "", lambda run, plain: holds(run.losses and all(entry["learning_rate"] > 0 for entry in run.history if "learning_rate" in entry)),
         names=("model", "output_dir", "threads"),
@@ -273,7 +273,7 @@ OPTIONS = {
 TOGETHER = (
     ("eval_strategy", "save_steps", "early_stopping_patience", "load_best_model_at_end", "push_to_hub", "report_to", "max_eval_samples"),
     ("eval_strategy epoch", "save_strategy epoch", "bf16"),
-    ("eval_before_training", "checkpoints by default", "max_train_samples", "max_minutes", "dtype"),
+    ("eval_before_training", "checkpoints by default", "max_train_samples", "max_minutes", "dtype", "overwrite"),
     ("use_peft", "use_peft, from a checkpoint", "max_length", "total_batch_size"),
 )
 """Options whose effects can be seen in one run."""
@@ -394,7 +394,7 @@ def cells() -> Iterator[Any]:
     seen_together = {name for names in TOGETHER for name in names}
     for number, task in enumerate(task_names()):
         for place, (name, option) in enumerate(OPTIONS.items()):
-            waits = name in seen_together or (option.shared and (number + place) % 3)
+            waits = name in seen_together or (number + place) % option.shared
             slow = waits if refusal(task, name) is None else (number + place) % 2
             yield pytest.param(task, name, id=f"{task}-{name}", marks=pytest.mark.slow if slow else ())
 

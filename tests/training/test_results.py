@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.results import counted, draw_curves, loss_in_words, measured, score_in_words
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
 from hf_longattn.training.trainer import Throughput
+from tests.grids import grid
 from tests.training.conftest import FAST, checkpoint
 from tests.training.test_classification import rows, table
 
@@ -64,12 +66,15 @@ def test_no_error_is_said_of_a_score_without_one() -> None:
     assert loss_in_words({"before": None, "after": 2.9352, "standard_error": None, "n": 6}) == "2.935 (6 inputs)"
 
 
+def one_of_each(where: str, kind: str) -> bool:
+    return (where == "end") == (kind == "errno")
+
+
 def test_nothing_is_drawn_of_a_single_entry(tmp_path: Path) -> None:
     assert draw_curves([{"loss": 1.0, "step": 1}], tmp_path / "a.png") is None
 
 
-@pytest.mark.parametrize("where", ["checkpoint", "end"])
-@pytest.mark.parametrize("kind", ["errno", "torch"])
+@pytest.mark.parametrize(("where", "kind"), grid(itertools.product(["checkpoint", "end"], ["errno", "torch"]), one_of_each))
 def test_a_full_disk_is_a_sentence_and_the_state_is_kept(
     where: str, kind: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
