@@ -89,9 +89,10 @@ bench: $(READY)  ## make every benchmark's stored result anew, and the tables of
 docs: $(READY)  ## put the stored results and the registries into README.md and docs/
 	$(PY) -m scripts.dev.tools.update_docs
 
-# Executes notebooks that have changed since the last time; without build/notebooks, all of them.
-site: $(READY)  ## the documentation as a site, in build/site/docs/index.html (the first time executes the notebooks, 10 minutes)
-	$(PY) -m sphinx -W --keep-going -q -D nb_execution_mode=cache -c docs . build/site
+# NOTEBOOKS=cache executes notebooks that have changed since the last time; without build/notebooks, all of them.
+NOTEBOOKS ?= off
+site: $(READY)  ## the documentation as a site, in build/site/docs/index.html; NOTEBOOKS=cache adds the notebooks' outputs (10 minutes once)
+	$(PY) -m sphinx -W --keep-going -q -j $(if $(filter off,$(NOTEBOOKS)),auto,1) -D nb_execution_mode=$(NOTEBOOKS) -c docs . build/site
 	@echo "Open build/site/docs/index.html in a browser."
 
 release: $(STUBS) sbom  ## the distributions in dist/, checked and not uploaded, and their bill of materials

@@ -1,6 +1,6 @@
 """The site: `make site` in a clone builds it into build/site, without a network and with every warning as an error.
 
-The notebooks are executed by `make site` alone, which sets nb_execution_mode to "cache"; any other build shows them without outputs.
+The notebooks are executed by `make site NOTEBOOKS=cache` alone; any other build shows them without outputs.
 """
 
 import os

@@ -30,12 +30,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         '"""Trajectories': SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
         "import hf_longattn\nfrom transformers import DecisionTransformerConfig": SHOWN_ELSEWHERE + "tests/inputs/test_new_kind.py",
     },
-    "docs/extending.md": {
-        '"""OLMo 2': SHOWN_ELSEWHERE + "tests/conversion/test_new_twin.py",
-        '"""A folder with config.json and weights.npz': SHOWN_ELSEWHERE + "tests/conversion/sources/test_registry.py",
-        '"""Fine-tune to predict a number': SHOWN_ELSEWHERE + "tests/training/test_contributing.py",
-        '"""Share of predicted texts': SHOWN_ELSEWHERE + "tests/evaluation/metrics/test_contributing.py",
-    },
     "docs/how-to/measure.md": {
         "python -m scripts.dev.benchmarks attention": TIMES,
         "python -m scripts.dev.benchmarks model": TIMES,
@@ -50,7 +44,6 @@ NOT_TYPED: dict[str, dict[str, str]] = {
     },
     "docs/how-to/lm_eval.md": {"python -c": INSTALLED},
     "docs/install.md": {"git clone REPOSITORY": SERVICE},
-    "docs/results/recipes.md": {"": "at full size, for days on GPUs: tests/training/test_recipes.py types every one with tiny checkpoints"},
 }
 """Page -> the beginning of a command, or of a block of Python (of every one, if empty) -> why it is not typed."""
 

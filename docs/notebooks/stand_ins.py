@@ -139,28 +139,6 @@ def python_writer(folder: str, steps: int = 250) -> None:
     _save(folder, model, tokenizer)
 
 
-def random_bert(folder: str) -> None:
-    """A BERT of two layers that reads 512 tokens, with random weights."""
-    torch.manual_seed(0)
-    tokenizer = _words([])
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
-    _save(folder, transformers.BertForMaskedLM(config), tokenizer)
-
-
-def random_gpt2(folder: str) -> None:
-    """A GPT-2 of one layer that reads 1,024 tokens, with random weights."""
-    torch.manual_seed(0)
-    pieces = ByteLevelBPETokenizer()
-    pieces.train_from_iterator(SENTENCES, vocab_size=1000, special_tokens=["<|endoftext|>"], show_progress=False)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=pieces._tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>", model_max_length=1024
-    )
-    config = transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0, pad_token_id=0
-    )
-    _save(folder, transformers.GPT2LMHeadModel(config), tokenizer)
-
-
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RATE = 8000
 

@@ -1,8 +1,8 @@
-"""A native twin is one file dropped in place: the example of docs/extending.md is planned, written and compared like any other."""
+"""A native twin is one file dropped in place: examples/extend/olmo3.py is planned, written and compared like any other."""
 
 from __future__ import annotations
 
-import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def olmo3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example as a file of the package."""
-    section = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a native twin\n")[2]
     base.native_twins()  # those of the package, which stay
     (tmp_path / "dropped").mkdir()
-    (tmp_path / "dropped" / "olmo3.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0], encoding="utf-8")
+    shutil.copy(ROOT / "examples" / "extend" / "olmo3.py", tmp_path / "dropped")
     monkeypatch.setattr(twins, "__path__", [*twins.__path__, str(tmp_path / "dropped")])
     monkeypatch.setattr(base, "TWINS", dict(base.TWINS))
     base._discover.cache_clear()

@@ -1,9 +1,8 @@
-"""The task that docs/extending.md shows: one file, put in place, is a command with help and recipe, which trains and resumes."""
+"""The task examples/extend/score.py: one file, put in place, is a command with help and recipe, which trains and resumes."""
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from tests.training.test_bad_input import check_refusals, refusal, written
 from tests.training.test_options import LINE as OPTIONS_OF_ALL_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTION = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a task\n")[2]
 LINE = "--max-steps 2 --no-bf16 --save-steps 1 --disable-tqdm True --learning-rate 1e-3 --gradient-accumulation-steps 1"
 
 
@@ -36,10 +34,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def put_in_place(folder: Path) -> None:
-    """Write the section's task into the folder."""
-    code = re.search(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
-    assert code is not None
-    (folder / "score.py").write_text(code[1], encoding="utf-8")
+    """Copy the example into the folder."""
+    shutil.copy(ROOT / "examples" / "extend" / "score.py", folder)
 
 
 def test_a_task_dropped_in_place_is_a_command(

@@ -58,29 +58,33 @@ def draw(folder: Path) -> None:
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
     rows = [[f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
-    table = "This mechanism has no options of its own."
-    if rows:
-        table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---")
     *others, last = ["", *(f"`{one}`" for one in _shared_options(name))]
     shared = " and ".join(filter(None, [", ".join(filter(None, others)), last]))
-    table += f"\n\nIt also has {shared}, as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) do." if shared else ""
+    paragraphs = ["This mechanism has no options of its own."] * (not rows and not shared)
+    if rows:
+        paragraphs.append(markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---"))
+    if shared:
+        also = "also has" if rows else "has only"
+        paragraphs.append(f"It {also} {shared}, as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) do.")
+    table = "\n\n".join(paragraphs)
     facts = {
+        "when": info.when,
         "source": info.paper,
-        "cost (N tokens, D per head)": info.cost,
+        "cost": info.cost,
         "forms": FORMS[info.causal],
         "equals full attention": info.exact_when,
-        "training": "adds parameters that need it" if info.trains else "adds no parameters",
-        "global tokens": "takes `global_attention_mask`" if info.takes_globals else "none",
+        "training": "adds parameters that need it" if info.trains else "",
+        "global tokens": "takes `global_attention_mask`" if info.takes_globals else "",
         "input": input_in_words(name),
         "engine": f"`{info.engine}`" if " " not in info.engine else info.engine,
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
     picture = f"![pattern of {name}](../pictures/{picture_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
-    about = markdown_table(["", ""], [[key, value] for key, value in facts.items()]).replace("---:", "---")
+    about = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
     summary, _, definition = _text(cls).partition("\n\n")
     definition = f"## Definition\n\n{definition}\n\n" if definition else ""
-    return f"# {name}\n\n{summary}\n\n**When:** {info.when}.\n\n{picture}\n\n{definition}## Options\n\n{table}\n\n## Facts\n\n{about}"
+    return f"# {name}\n\n{summary}\n\n{about}\n\n{picture}\n\n{definition}## Options\n\n{table}"
 
 
 def _own_options(name: str) -> list[OptionInfo]:

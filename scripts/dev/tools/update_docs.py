@@ -98,42 +98,40 @@ OURS, FULL = "longattn", "sdpa"
 
 
 def benchmarks() -> str:
-    """Every stored benchmark: a table for each kind, a row for each length; then memory, and the machines."""
+    """Every stored benchmark: a table for each kind, a column for each length; then memory, and the machines."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     records = [record for record in records if "timings" in record and "kind" in record]
     if not records:
         return "*Nothing is stored yet: type `make bench`.*"
     sections = []
     for kind, title in {"attention": "Attention alone", "model": "Whole models", "train": "Training steps"}.items():
-        rows = [row for record in records if record["kind"] == kind for row in benchmark_rows(record)]
-        sections.append(f"### {title}\n\n{left(markdown_table(['measured', 'tokens', 'ours, ms', 'sdpa', 'others'], rows))}")
+        chosen = [record for record in records if record["kind"] == kind]
+        lengths = sorted({length for record in chosen for length in record["lengths"]})
+        heads = ["ms (× sdpa)", *(f"{length:,}" for length in lengths), "others"]
+        sections.append(f"### {title}\n\n{left(markdown_table(heads, [benchmark_row(record, lengths) for record in chosen]))}")
     for record in records:
         if record["memory"]:
             about = "peak memory on top of the inputs, each length in a fresh process. It grows as a power of the length, the exponent"
-            sections.append(f"### Memory\n\n{describe(record)}: {about}.\n\n{memory_table(record)}")
+            sections.append(f"### Memory of attention alone\n\n{describe(record)}: {about}.\n\n{memory_table(record)}")
     worst = max((check for record in records for check in record["checks"]), key=lambda check: check["error"] / check["tolerance"])
     error = f"The largest difference from the definition, of its tolerance, was {worst['error']:.1e} of {worst['tolerance']:.0e}."
     machines = sorted({where(record) for record in records})
     return "\n\n".join([*sections, error, *(f"*{machine}*" for machine in machines)])
 
 
-def benchmark_rows(record: dict[str, Any]) -> list[list[str]]:
-    """What was measured, and times by length: ours, and those of others with how many times as fast ours is."""
-    times = {(timing["implementation"], timing["length"]): timing["median_ms"] for timing in record["timings"]}
-    faster = {(ratio["implementation"], ratio["length"]): ratio["times_faster"] for ratio in record["ratios"]}
-    others = [name for name in dict.fromkeys(name for name, _ in times) if name not in (OURS, FULL)]
-
-    def cell(name: str, length: int) -> str:
-        if (name, length) not in times:
-            return ""
-        shown = f"{times[name, length]:,.1f}" if times[name, length] < 100 else f"{times[name, length]:,.0f}"
-        return f"{shown} ({faster[name, length]:.1f}×)" if (name, length) in faster else shown
-
-    rows = []
-    for number, length in enumerate(record["lengths"]):
-        named = ", ".join(f"{name} {text}" for name in others if (text := cell(name, length)))
-        rows.append([describe(record) if number == 0 else "", f"{length:,}", cell(OURS, length), cell(FULL, length) or "–", named])
-    return rows
+def benchmark_row(record: dict[str, Any], lengths: list[int]) -> list[str]:
+    """What was measured; our time at each length and how many times as fast as full attention it is; the same factor for other modules."""
+    ours = {timing["length"]: timing["median_ms"] for timing in record["timings"] if timing["implementation"] == OURS}
+    faster: dict[str, dict[int, float]] = {}
+    for ratio in record["ratios"]:
+        faster.setdefault(ratio["implementation"], {})[ratio["length"]] = ratio["times_faster"]
+    full = faster.pop(FULL, {})
+    cells = []
+    for length in lengths:
+        time = "–" if length not in ours else f"{ours[length]:,.1f}" if ours[length] < 100 else f"{ours[length]:,.0f}"
+        cells.append(f"{time} ({full[length]:.1f}×)" if length in full else time)
+    others = [f"{name} {factors[max(factors)]:.1f}×" for name, factors in faster.items()]
+    return [describe(record), *cells, ", ".join(others)]
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -148,17 +146,10 @@ def describe(record: dict[str, Any]) -> str:
 
 
 def recipes() -> str:
-    """The trainings with published values: what, where from, the score, the start, the hardware; then what to type for each."""
+    """The trainings with published values, one line each; ``longattn recipes NAME`` prints the rest."""
     recipes = [recipe for recipe in ready_recipes().values() if recipe.command.startswith("train")]
-    heads = ["paper", "score", "base", "hardware"]
-    rows = [
-        [f"[`{recipe.name}`](#{recipe.name})", recipe.entries["title"], *(recipe.entries[head] for head in heads)] for recipe in recipes
-    ]
-    table = left(markdown_table(["recipe", "setting", "source", "published", "starts from", "the authors' hardware"], rows))
-    parts = [
-        f"### {recipe.name}\n\n```bash\n{recipe.entries['commands']}\n```\n\nDiffers: {recipe.entries['differs']}" for recipe in recipes
-    ]
-    return "\n\n".join([table, "## What to type", *parts])
+    rows = [[f"`{recipe.name}`", recipe.entries["title"], recipe.entries["score"]] for recipe in recipes]
+    return left(markdown_table(["recipe", "training", "published score"], rows))
 
 
 def conversions() -> str:
@@ -173,10 +164,9 @@ def mechanisms() -> str:
     infos = [mechanism_info(name) for name in list_mechanisms()]
     forms = {"both": "both", True: "causal", False: "bidirectional"}
     rows = [
-        [f"[`{i.name}`](mechanisms/{mechanism_pages.page_of(i.name)})", i.summary, forms[i.causal], i.cost, i.exact_when, i.paper]
-        for i in infos
+        [f"[`{info.name}`](mechanisms/{mechanism_pages.page_of(info.name)})", info.summary, forms[info.causal], info.cost] for info in infos
     ]
-    return left(markdown_table(["mechanism", "what is attended to", "form", "cost", "equals full attention", "source"], rows))
+    return left(markdown_table(["mechanism", "what is attended to", "form", "cost"], rows))
 
 
 def decoding(name: str) -> str:
@@ -211,22 +201,23 @@ def _positions(family: Family) -> str:
     return "; ".join(sorted(kinds)) or "relative"
 
 
+READS = {"text": "texts", "grid": "images, videos, spectrograms", "sound": "sound", "towers": "several inputs"}
+
+
 def families() -> str:
-    """All families: the base, its Long classes, and how positions are encoded."""
-    rows = []
+    """All families, grouped by what they read and by how positions are encoded."""
+    groups: dict[tuple[str, str], list[str]] = {}
     for base, family in sorted(FAMILIES.items()):
-        names = sorted(family.heads.values())
-        prefix = re.split("For[A-Z]", names[0])[0] if family.wraps_encoder else family.config_class.__name__.removesuffix("Config")
-        heads = ", ".join(f"`{head.removeprefix(prefix) or head}`" for head in names)
-        rows.append([f"`{base}`", f"`{prefix}…`", heads, _positions(family)])
-    return left(markdown_table(["base", "prefix", "heads", "positions"], rows))
+        groups.setdefault((READS[family.rule.reads], _positions(family)), []).append(f"`{base}`")
+    rows = [[reads, positions, ", ".join(names)] for (reads, positions), names in sorted(groups.items())]
+    return left(markdown_table(["reads", "positions", "model types"], rows))
 
 
 def derived_families() -> str:
-    """The families that ``check_derived`` verified."""
+    """How many families ``check_derived`` verified, and those whose rotary positions cannot be scaled."""
     table: Any = stored("derived_families")
-    shown = [f"`{base}`{'' if result == VERIFIED else ' (rope:none)'}" for base, result in sorted(table["families"].items())]
-    return f"{', '.join(shown)}.\n"
+    unscaled = [f"`{base}`" for base, result in sorted(table["families"].items()) if result != VERIFIED]
+    return f"{len(table['families'])} families. Rotary positions of {', '.join(unscaled)} cannot be scaled further (`rope:none`).\n"
 
 
 def refused_families() -> str:
@@ -248,6 +239,11 @@ def study(name: str, markdown: Callable[[dict[str, Any]], str], command: str) ->
     """The tables of a study, as its command writes them beside its JSON."""
     record = stored(name)
     return NOT_MEASURED.format(name, command) + "\n" if record is None else markdown(record)
+
+
+def without_bounds(record: dict[str, Any]) -> str:
+    """The table of a grid model without the paragraph on bounds, which stands above the first of them."""
+    return re.sub(r"^\*Bound by operations\*.+\n\n", "", grid_model_table(record), flags=re.MULTILINE)
 
 
 def study_page(name: str) -> str:
@@ -281,7 +277,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "grid-models": partial(study, "grid_models", grid_model_table, "python -m scripts.dev.benchmarks grid-models"),
     **{
         f"grid-models-{base}": partial(
-            study, f"grid_models_{base}", grid_model_table, f"python -m scripts.dev.benchmarks grid-models --base {base} --threads 1"
+            study, f"grid_models_{base}", without_bounds, f"python -m scripts.dev.benchmarks grid-models --base {base} --threads 1"
         )
         for base in ("videomae", "vjepa2")
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +26,10 @@ HERE = re.escape(str(Path(__file__).resolve()))
 
 @pytest.fixture
 def npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example of docs/extending.md as a file of the package."""
+    """The example of a source as a file of the package."""
     base._discover()  # the formats of the package, which stay
-    section = (ROOT / "docs" / "extending.md").read_text().partition("## Add a source\n")[2]
     (tmp_path / "dropped").mkdir()
-    (tmp_path / "dropped" / "npz.py").write_text(re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)[0])
+    shutil.copy(ROOT / "examples" / "extend" / "npz.py", tmp_path / "dropped")
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "dropped")])
     monkeypatch.setattr(base, "FORMATS", dict(base.FORMATS))
     base._discover.cache_clear()

@@ -1,9 +1,9 @@
-"""Every metric loads by its name and by its path; the one of docs/extending.md does as a file dropped in place."""
+"""Every metric loads by its name and by its path; examples/extend/same_length.py does as a file dropped in place."""
 
 from __future__ import annotations
 
 import importlib
-import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +18,6 @@ from hf_longattn.evaluation import list_metrics, load_metric
 from tests.cells import every_cell
 
 ROOT = Path(__file__).resolve().parents[3]
-SECTION = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8").partition("## Add a metric\n")[2].partition("\n## ")[0]
-(SNIPPET,) = re.findall(r"```python\n(.*?)```", SECTION, flags=re.DOTALL)
 
 
 def example_of(name: str) -> tuple[Any, Any, str]:
@@ -63,7 +61,7 @@ def dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_metric_dropped_in_place_is_found_by_its_name(dropped: Path, no_network: None) -> None:
-    (dropped / "same_length.py").write_text(SNIPPET, encoding="utf-8")
+    shutil.copy(ROOT / "examples" / "extend" / "same_length.py", dropped)
     assert "same_length" in list_metrics()
     result = load_metric("same_length").compute(predictions=["ab", "c"] * 5, references=["xy", "xyz"] * 5)
     assert result == pytest.approx({"same_length": 50.0, "same_length_se": 50 / 3, "n": 10})
