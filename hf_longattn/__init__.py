@@ -19,7 +19,6 @@ from .naming import BEFORE_UPLOAD
 
 if TYPE_CHECKING:
     from .attend import attend, reference_attend
-    from .audit import ReachAudit, audit_reach
     from .configuration import LongAttentionConfig
     from .conversion import (
         ConversionConfig,
@@ -30,11 +29,9 @@ if TYPE_CHECKING:
         plan_conversion,
         revert_checkpoint,
     )
-    from .diagnostics import Diagnosis, diagnose
     from .engines.common.grid import Grid
     from .errors import LongAttentionError
     from .evaluation.probes import ProbeReport, probe_model
-    from .explain import Explanation, explain
     from .export import (
         CompressionConfig,
         CompressionReport,
@@ -45,6 +42,7 @@ if TYPE_CHECKING:
         export_native,
     )
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi
+    from .inspect import Diagnosis, Explanation, ReachAudit, audit_reach, diagnose, explain
     from .mechanisms import Mechanism, MechanismInfo, build_mechanism, list_mechanisms, mechanism_info, register_mechanism
     from .modeling.generic import enable_long_attention, load_generic
     from .modeling.inference.optimize import optimize_for_inference
@@ -55,7 +53,6 @@ __version__ = "0.2.0"
 
 PUBLIC_NAMES = {
     "attend": ("attend", "reference_attend"),
-    "audit": ("ReachAudit", "audit_reach"),
     "configuration": ("LongAttentionConfig",),
     "conversion": (
         *("ConversionConfig", "ConversionPlan", "ConversionReport", "RevertConfig"),
@@ -66,11 +63,10 @@ PUBLIC_NAMES = {
         *("CompressionConfig", "CompressionReport", "ExportReport"),
         *("compress_checkpoint", "export_checkpoint", "export_gguf", "export_native"),
     ),
-    "diagnostics": ("Diagnosis", "diagnose"),
     "evaluation.probes": ("ProbeReport", "probe_model"),
     "evaluation.transcription": ("Transcript", "transcribe"),
-    "explain": ("Explanation", "explain"),
     "errors": ("LongAttentionError",),
+    "inspect": ("Diagnosis", "Explanation", "ReachAudit", "audit_reach", "diagnose", "explain"),
     "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
     "modeling.generic": ("enable_long_attention", "load_generic"),
     "modeling.inference.optimize": ("optimize_for_inference",),

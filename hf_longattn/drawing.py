@@ -1,7 +1,7 @@
 """Drawings by matplotlib, which is imported when something is drawn: figures in files, and charts as SVG for an HTML page.
 
-Colours of a :class:`Chart` are CSS variables of the page, so that it follows the page's light or dark theme. The ``<title>`` of a point or
-mark says what it stands for: browsers show it as a tooltip, and screen readers read it.
+Colours of a :class:`Chart` are CSS variables of the page, so that it follows the page's light or dark theme. The ``<title>`` of a point
+says what it stands for: browsers show it as a tooltip, and screen readers read it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ WIDTH, HEIGHT = 460, 300
 """Width and height of a chart in points. Text of 12 points stays legible if the chart is scaled to 360 pixels."""
 LABEL_HEIGHT = 13
 """Minimum vertical distance in points between labels at the ends of lines."""
-INK, SOFT, RULE, MARK, HEAT, ON_HEAT, CARD = (f"#00000{number}" for number in range(1, 8))
-VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", MARK: "mark", HEAT: "heat", ON_HEAT: "on-heat", CARD: "card"}
+INK, SOFT, RULE, MARK = (f"#00000{number}" for number in range(1, 5))
+VARIABLES = {INK: "ink", SOFT: "soft", RULE: "rule", MARK: "mark"}
 """Placeholder colours that nothing else has -> CSS variables of the page that replace them."""
 SVG = {"svg.hashsalt": "longattn", "svg.fonttype": "none"}
 """matplotlib's settings for SVG files that are equal for equal drawings, with text as text."""
@@ -87,7 +87,7 @@ class Axis(NamedTuple):
 
 
 class Chart:
-    """Lines and marks over two axes; text has 12 units. title: the label for screen readers."""
+    """Lines over two axes; text has 12 units. title: the label for screen readers."""
 
     def __init__(self, title: str, x: Axis, y: Axis, *, height: int = HEIGHT) -> None:
         self.title, self.titles, self.labels = title, list[str](), list[tuple[float, float, str, str]]()
@@ -116,19 +116,6 @@ class Chart:
             self._entitle(point, title)
         if label:
             self.labels.append((*points[-1][:2], label, colour))
-
-    def mark(self, x: float, y: float, text: str, title: str, *, strong: bool, chosen: bool) -> None:
-        """Draw a circle with ``text`` in it, filled if ``strong``, with a ring if ``chosen``."""
-        edge, width = (INK, 2.5) if chosen else (HEAT if strong else MARK, 1.5)
-        (circle,) = self.axis.plot(
-            [x], [y], "o", markersize=18, markerfacecolor=HEAT if strong else CARD, markeredgecolor=edge, markeredgewidth=width,
-            clip_on=False, zorder=3 + strong + 2 * chosen,
-        )  # fmt: skip
-        number = self.axis.text(
-            x, y, text, fontsize=10.5, color=ON_HEAT if strong else SOFT, ha="center", va="center_baseline", zorder=circle.zorder
-        )
-        for artist in (circle, number):
-            self._entitle(artist, title)
 
     def svg(self) -> Markup:
         """The chart as an SVG element."""

@@ -8,7 +8,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-DEPRECATED_NAMES: dict[str, tuple[str, str]] = {}
+DEPRECATED_NAMES: dict[str, tuple[str, str]] = {
+    "hf_longattn.diagnostics.captured_mass": ("hf_longattn.inspect.captured_mass", "0.4"),
+    "hf_longattn.diagnostics.diagnose": ("hf_longattn.inspect.diagnose", "0.4"),
+    "hf_longattn.diagnostics.diagnose_picture": ("hf_longattn.inspect.diagnose", "0.4"),
+    "hf_longattn.diagnostics.diagnose_sound": ("hf_longattn.inspect.diagnose", "0.4"),
+    "hf_longattn.diagnostics.html_page": ("hf_longattn.inspect.html_page", "0.4"),
+}
 """Former public name -> (new name, version that removes the former name). Names include the package:
 ``"hf_longattn.search.Priced": ("hf_longattn.search.CostedDesign", "0.4")``."""
 

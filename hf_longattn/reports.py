@@ -1,12 +1,12 @@
 """Reports: what a command found, as facts, sentences, tables and drawings in order.
 
-A product says once what its report has. ``cli/terminal.py`` prints a report, ``diagnostics/page.py`` writes it as an HTML page, and
+A product says once what its report has. ``cli/terminal.py`` prints a report, ``inspect/page.py`` writes it as an HTML page, and
 :meth:`Report.markdown` as Markdown. Texts are plain: every printer escapes them. Empty parts are left out, so callers need not ask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -71,14 +71,6 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Views:
-    """Tables of which a page shows one at a time. choices: label -> value -> words; a table's key joins one value of each by a space."""
-
-    choices: Mapping[str, Mapping[str, str]]
-    tables: Mapping[str, Table]
-
-
-@dataclass(frozen=True)
 class Drawing:
     """draw: returns an SVG element or the address of an image. It is called by what shows it, since it imports matplotlib."""
 
@@ -94,7 +86,7 @@ class Section:
     text: str = ""
 
 
-Part = Sentence | Facts | Table | Views | Drawing | Section
+Part = Sentence | Facts | Table | Drawing | Section
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Advice does not contradict itself: what one page recommends, no other warns of, and a measured loss stands beside it.
 
-Recommendations are those of diagnose (terminal, page, JSON, copy button), of search, of a plan's warnings, of a conversion's report, of the
+Recommendations are those of audit (terminal, page, JSON), of search, of a plan's warnings, of a conversion's report, of the
 documents and of the recipes.
 """
 
@@ -23,7 +23,6 @@ from hf_longattn.cli import main
 from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.recipes import ready_recipes
 from hf_longattn.search.costs import LayerCost, LayerCosts
-from tests.grids import quickly
 from tests.test_commands_in_messages import DOCUMENTS, problem, words_of
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -78,7 +77,7 @@ def warnings_of(run: Callable[..., str], words: list[str]) -> list[str]:
     return json.loads(run(*words, "--dry-run", "--json")).get("warnings", [])
 
 
-# What diagnose and search recommend.
+# What audit and search recommend.
 
 
 @pytest.fixture(scope="module")
@@ -98,43 +97,23 @@ BY_CONTENT = ("top_k:num_keys=4", "block_top_k:num_blocks=1,block_size=8", "lsh:
 CONTENT = [word for name in BY_CONTENT for word in ("--candidate", name)]
 
 
-@pytest.mark.parametrize("extend", quickly(["tile", "interpolate"], ["tile"]))
-def test_every_page_of_a_diagnosis_recommends_what_plan_and_convert_agree_with(
-    extend: str, short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+def test_what_an_audit_chooses_is_what_plan_and_convert_agree_with(
+    short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = ["diagnose", *short.values(), "--lengths", "64,256", "--extend", extend, *WIDTHS, *CONTENT]
-    terminal = run(*line, "--html", "page.html", "--save", "numbers.json")
-    page, numbers = Path("page.html").read_text(encoding="utf-8"), json.loads(Path("numbers.json").read_text(encoding="utf-8"))
-    convert, search = (re.search(rf"^  (longattn {name} .*)$", terminal, re.M) for name in ("convert", "search"))
-    copied = re.search(r'<div class="command"><code>(.*?)</code>', page)
-    assert convert is not None
-    assert search is not None
-    assert copied is not None
-    assert convert[1] == html.unescape(copied[1]).replace("\N{NO-BREAK SPACE}", " ") == numbers["recommended"]["command"]
-    words = shlex.split(convert[1])[1:]
-    moved = [f"{extend} changes the positions of every text"] if extend == "interpolate" else []  # what no mechanism changes
-
-    def other_warnings(command: list[str]) -> list[str]:
-        warnings = warnings_of(run, command)
-        assert [one for one in warnings if one.startswith(tuple(moved) or "\0")] == warnings[: len(moved)]
-        return warnings[len(moved) :]
-
-    assert not other_warnings(words)
-    loss = numbers["recommended"]["loss"]
-    told = f"{loss['before']:.3f} → {loss['after']:.3f} nats per token"
-    assert told in " ".join(terminal.split())
-    assert told in page
-    report = json.loads(run(*words, "--verify-text", short["text"], "--json"))
-    assert report["needs_training"] == loss["worse"] or abs(loss["change"]) < 4 * loss["error"]
-    wide = {one["name"]: one["untrained_positions"] for one in numbers["candidates"]}
-    assert bool(wide["window:window=128"]) == bool(wide["full"]) == (extend == "tile")
-    for name, why in wide.items():  # what is left out is what a plan warns of
-        values = name.partition(":")
+    line = ["audit", *short.values(), "--lengths", "64", *WIDTHS, *CONTENT]
+    terminal = run(*line, "--html", "page.html")
+    page, numbers = Path("page.html").read_text(encoding="utf-8"), json.loads(run(*line, "--json"))["attention"]
+    flags = re.search(r"add to longattn convert:\n  (.*)$", terminal, re.M)
+    assert flags is not None
+    assert flags[1] == shlex.join(numbers["chosen"]["flags"])
+    assert flags[1] in html.unescape(page)
+    typed = [str(word) for word in ("convert", short["model"], "other", "--max-length", "128")]
+    assert not warnings_of(run, [*typed, *shlex.split(flags[1])])
+    for one in numbers["candidates"]:  # what is left out is what a plan warns of
+        values = one["name"].partition(":")
         given = [word for option in values[2].split(",") if option for word in ("--option", option)]
-        typed = ["convert", short["model"], "other", "--mechanism", values[0], *given, "--max-length", "256", "--positions", extend]
-        assert bool(other_warnings([str(word) for word in typed])) == bool(why), name
-    assert not problem(shlex.split(search[1])[1:], whole=True)
+        assert bool(warnings_of(run, [*typed, "--mechanism", values[0], *given])) == bool(one["untrained_positions"]), one["name"]
 
 
 def test_a_search_recommends_what_plan_and_convert_agree_with(
@@ -229,11 +208,11 @@ def test_conversions_of_documents_and_recipes_are_not_warned_of(stand_in: Callab
     assert not wrong, "\n".join(wrong)
 
 
-def test_diagnoses_and_plans_ask_the_same_owner(stand_in: Callable[[str], Path]) -> None:
-    """A sentence of a plan is the clause of the mechanism that a diagnosis shows."""
+def test_audits_and_plans_ask_the_same_owner(stand_in: Callable[[str], Path]) -> None:
+    """A sentence of a plan is the clause of the mechanism that an audit shows."""
     plan = plan_conversion(stand_in("bert-base"), mechanism="window", window=1024, max_length=4096)
     (warning,) = plan.warnings
-    from hf_longattn.diagnostics import Candidate
+    from hf_longattn.inspect import Candidate
 
     clause = needs_training_by(Candidate.read("window:window=1024").sized(4096, 4, 4), "tile", 512, 4096, False)
     assert warning.problem == f"window:window=1024 in every layer {clause}"

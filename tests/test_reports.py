@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hf_longattn.cli.terminal import show
-from hf_longattn.diagnostics import html_page
-from hf_longattn.reports import Drawing, Report, Table, Views
+from hf_longattn.inspect import html_page
+from hf_longattn.reports import Drawing, Report, Table
 
 
 class Found:
@@ -22,7 +22,7 @@ class Found:
         report.table(Table(("name", "first", "last"), [("a", "1", "2"), (), ("b", "3" * 30, "4" * 30)], "a table", shrinks=True))
         report.table(Table(("no", "rows"), []))
         heat = Table(("layer", "0", "1"), [("0", "7", "8")], "heat", shares=[[0.2, 0.9]], tooltips=[["few", "many"]])
-        report.add(Views({"at": {"8": "8 tokens"}}, {"8": heat}), "page")
+        report.table(heat, only="page")
         report.add(Drawing(lambda: "data:,", "a drawing"), "page")
         return report
 
@@ -40,9 +40,9 @@ def test_a_terminal_shows_plain_texts_within_its_width(capsys: pytest.CaptureFix
 
 
 def test_a_page_shows_every_part_as_text() -> None:
-    page = html_page(Found())
+    page = html_page(Found().report())
     assert "<h1>A &lt;title&gt;</h1>" in page
-    for shown in ("<h2>Numbers</h2>", "<p>They are few.</p>", ">[bold]bert<", "3" * 30, 'title="many"', 'alt="a drawing"', "8 tokens"):
+    for shown in ("<h2>Numbers</h2>", "<p>They are few.</p>", ">[bold]bert<", "3" * 30, 'title="many"', 'alt="a drawing"'):
         assert shown in page
     assert "terminals" not in page
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, shortened
-from . import audit, compress, convert, diagnose, embed, env, export, hub, inspect, probe, search, train
+from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
 from .help import add_command
 
 app = typer.Typer(
@@ -44,7 +44,6 @@ COMMANDS = (
     compress.compress,
     convert.plan,
     inspect.inspect,
-    diagnose.diagnose,
     search.search,
     embed.embed,
     audit.audit,
@@ -58,6 +57,7 @@ COMMANDS = (
 )
 for command in COMMANDS:
     add_command(app, command)
+app.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(audit.diagnose)
 app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
 app.add_typer(train.app, name="evaluate", help="Score a model with its own head, without training.")
 

@@ -1,18 +1,33 @@
-"""`longattn audit MODEL`: whether a model, an ONNX file or a server computes the attention that the config says."""
+"""`longattn audit MODEL [INPUT]`: what a model, an ONNX file or a server sees, and how attention spreads over an input.
+
+`longattn diagnose MODEL INPUT` is its former name, for one release.
+"""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import check_extra
+from ..staging import check_new_file, write_text
 from . import options as flags
 
 
 def audit(
     context: typer.Context,
     model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
+    given: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="INPUT",
+            help="Also measure how attention spreads over this: a UTF-8 text file; for a model of pictures a photo, for one of sound a "
+            "recording or a folder of them, for one of videos a folder of frames or an array (.npy).",
+            show_default=False,
+        ),
+    ] = None,
     onnx: Annotated[
         Path | None, typer.Option(help="Audit this ONNX file, or the model.onnx in this folder, against MODEL's config.")
     ] = None,
@@ -24,7 +39,7 @@ def audit(
         int | None,
         typer.Option(
             min=1,
-            help="Number of tokens, or frames of a sound.",
+            help="Number of tokens, or frames of a sound, that are replaced.",
             show_default="2,048 or the model's maximum; a server's is the maximum",
         ),
     ] = None,
@@ -38,54 +53,113 @@ def audit(
     attn_implementation: Annotated[
         str | None, typer.Option(help="Load the model with this attention of transformers.", show_default="the checkpoint's")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw what reached what into this image file, which must not exist.")] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            help="Lengths of INPUT at which attention is measured: in tokens, for example 512,2K,8K; for recordings in seconds, 15,60.",
+            show_default="512,1K,2K,4K,8K tokens or 7.5,15,30 seconds, as far as MODEL and INPUT reach",
+        ),
+    ] = None,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MECHANISM[:NAME=VALUE,...]",
+            help="A mechanism of which to say what it would keep of the attention, for example window:window=512. Repeatable.",
+            show_default="all of them, with usual options; for a photo, those on a grid",
+        ),
+    ] = None,
+    queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the report as one HTML page into this file, which must not exist; needs matplotlib.")
+    ] = None,
+    device: flags.Device = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Measure how far tokens reach, and compare it with the config.
+    """Measure what is seen: how far tokens reach, and how attention spreads.
 
     Tokens, patches of a picture or frames of a sound are replaced. The outputs that change are compared with those that the config lets
     them reach; where MODEL itself is audited, layer by layer. Exits with 1 if they differ, as when a window was dropped or has another
     width, or an input was cut off.
+
+    With INPUT, the attention of every layer and head is measured as INPUT grows, with what each mechanism would keep of it. Of a checkpoint
+    without mechanisms, only this is measured.
     """
     if url is None:
         flags.refuse_typed(context, ("--timeout",), "requires --url.")
-    from ..audit import audit_reach
-    from .show import show_audit
-    from .terminal import print_json, say
+    if given is None:
+        flags.refuse_typed(
+            context, ("--lengths", "--candidate", "--queries", "--device"), "requires INPUT; give a text, photo or recording."
+        )
+    elif onnx is not None or url is not None:
+        raise typer.BadParameter("measures attention inside MODEL, not in a graph or a server; leave it out.", param_hint="INPUT")
+    if html is not None:
+        check_new_file(html)
+        check_extra("plot", "matplotlib")
+    access: dict[str, Any] = {"revision": revision, "token": token}
+    reach_flags = ("--length", "--exhaustive", "--tolerance", "--attn-implementation")
+    measures_reach = given is None or _has_mechanisms(model, **access)
+    if not measures_reach:
+        flags.refuse_typed(context, reach_flags, f"is for reach, but {model!r} has no mechanisms; leave it or INPUT out.")
 
-    if plot is not None:
-        from ..drawing import check_image
+    from ..inspect import audit_reach, diagnose, html_page
+    from ..inspect.attention import is_text
+    from ..inspect.report import audit_report
+    from ..inspect.texts import read_durations, read_lengths
+    from .terminal import print_json, progress, say, show
 
-        check_image(plot)
-    result = audit_reach(
-        model,
-        onnx=onnx,
-        url=url,
-        length=length,
-        exhaustive=exhaustive,
-        tolerance=tolerance,
-        attn_implementation=attn_implementation,
-        timeout=timeout,
-        revision=revision,
-        token=token,
-    )
-    audits = [*result.parts.values()]
-    if plot is not None:
-        from .plot import draw_audit
-
-        if len(audits) > 1:
-            raise typer.BadParameter("draws one stack, and this model has towers with mechanisms apart; leave it out.", param_hint="--plot")
-        draw_audit(audits[0], plot)
+    reach = found = None
+    if measures_reach:
+        reach = audit_reach(
+            model,
+            onnx=onnx,
+            url=url,
+            length=length,
+            exhaustive=exhaustive,
+            tolerance=tolerance,
+            attn_implementation=attn_implementation,
+            timeout=timeout,
+            **access,
+        )
+    if given is not None:
+        asked: list[float] | list[int] | None = None
+        if lengths is not None:
+            asked = read_lengths(lengths.split(",")) if is_text(given) else read_durations(lengths)
+        with progress() as tell:
+            found = diagnose(
+                model,
+                given,
+                lengths=asked,
+                candidates=candidate,
+                queries=queries,
+                device=device,
+                progress=tell,
+                **access,
+            )
+    report = audit_report(reach, found)
+    if html is not None:
+        write_text(html, html_page(report), overwrite=False)
     if as_json:
-        print_json({**result.to_dict(), **({"plot": str(plot)} if plot else {})})
+        print_json({**(reach.to_dict() if reach else {}), **({"attention": found.to_dict()} if found else {})})
     else:
-        for audit in audits:
-            show_audit(audit)
-        for note in result.notes:
-            say(note)
-        if plot is not None:
-            say(f"drawn: {plot}")
-    if not result.agrees:
+        show(report)
+        say("" if html is None else f"written: {html}")
+    if reach is not None and not reach.agrees:
         raise typer.Exit(1)
+
+
+def _has_mechanisms(model: str, **access: Any) -> bool:
+    from ..conversion.sources.base import open_source
+    from ..reading import is_long
+
+    return is_long(open_source(model, headers_only=True, **access).config)
+
+
+def diagnose(context: typer.Context) -> None:
+    """The former name of `longattn audit MODEL INPUT`, for one release."""
+    words = ["--lengths" if word == "--audio-seconds" else word for word in context.args]
+    typer.echo(f"`longattn diagnose` is part of `longattn audit` now; type: {shlex.join(['longattn', 'audit', *words])}", err=True)
+    assert context.parent is not None
+    context.parent.command.main(["audit", *words], prog_name="longattn")

@@ -25,7 +25,7 @@ def inspect(
     revision: flags.Revision = None,
     token: flags.Token = None,
 ) -> None:
-    """Show a checkpoint's layers, parameters and cost.
+    """Show what runs in a checkpoint's layers and why, parameters and cost.
 
     With --plot, also draw their attention patterns, or with --mechanism that of a mechanism instead.
     """

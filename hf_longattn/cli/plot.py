@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..audit import ReachAudit
 from ..drawing import new_figure, save
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
@@ -98,48 +97,6 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
             axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
             axis.set_title(fill(title, TITLE), fontsize=8)
     save(figure, file)
-
-
-def draw_audit(audit: ReachAudit, file: Path) -> None:
-    """Write an image: a panel for each of the first runs, with a row per layer and a column per token; for embeddings, a row of probes.
-
-    Raises:
-        LongAttentionError: matplotlib is not installed, or does not support the file's extension.
-        CheckpointError: the file cannot be written.
-    """
-    from matplotlib.colors import ListedColormap
-    from matplotlib.patches import Patch
-
-    kinds = audit.changed.int() + 2 * audit.expected.int()  # neither, changed only, expected only, both
-    pooled = kinds.shape[-1] == 1
-    panels = kinds[:, :, 0].t()[None] if pooled else kinds
-    figure = new_figure(max(3.6 * len(panels), 6), 1.6 + 0.22 * panels.shape[1], layout="constrained")
-    for number, (axis, panel) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True)):
-        axis.imshow(
-            panel.numpy(), cmap=ListedColormap([color for color, _ in KINDS]), vmin=-0.5, vmax=3.5, aspect="auto", interpolation="nearest"
-        )
-        axis.set_yticks(range(len(audit.stages)), [stage.stage for stage in audit.stages], fontsize=7)
-        if pooled:
-            axis.set_xticks(range(len(audit.probes)), [str(probe) for probe in audit.probes], fontsize=6, rotation=90)
-        axis.set_xlabel("token replaced" if pooled else "output")
-        if not pooled:
-            axis.set_title(f"run {number + 1} of {audit.runs}", fontsize=8)
-    figure.legend(
-        handles=[Patch(facecolor=color, edgecolor="grey", label=label) for color, label in KINDS],
-        loc="outside lower center",
-        ncol=2,
-        fontsize=7,
-    )
-    save(figure, file)
-
-
-KINDS = (
-    ("white", "must not change, did not"),
-    ("crimson", "must not change, did"),
-    ("lightsteelblue", "may change, did not"),
-    ("royalblue", "may change, did"),
-)
-"""Colours of :func:`draw_audit`, by changed + 2 · expected."""
 
 
 def draw_probe(report: ProbeReport, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the commands report of plans, conversions, checkpoints, audits, probes, exports and mechanisms; progress bars on stderr."""
+"""What the commands report of plans, conversions, checkpoints, probes, exports and mechanisms; progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ..reports import Fact, Report, Style, Table
 from . import terminal
 
 if TYPE_CHECKING:
-    from ..audit import ReachAudit
     from ..catalogue import Listed
     from ..conversion import ConversionPlan, ConversionReport, Inspection
     from ..conversion.flops import MechanismCost
@@ -227,41 +226,6 @@ def _warn(report: Report, sentences: Sequence[str]) -> None:
         report.say(f"\nWarning: {sentence}", "warning")
 
 
-def show_audit(audit: ReachAudit) -> None:
-    """What a config says of its tokens' reach, and what was measured."""
-    report, pooled = Report(), bool(audit.probes)
-    replaced = f"; replaced, one at a time: {', '.join(f'{position:,}' for position in audit.probes)}" if pooled else ""
-    report.facts(
-        ("config", audit.model), ("audited", audit.subject), ("tokens", f"{audit.length:,}{replaced}"),
-        ("cost", f"{audit.runs:,} runs in {audit.seconds:,.0f} s"),
-    )  # fmt: skip
-    rows = []
-    for stage in audit.stages:
-        reach = () if pooled else tuple(f"{back:,}, {ahead:,}" for back, ahead in (stage.declared, stage.measured))
-        rows.append((stage.stage, stage.mechanism, *reach, stage.problem or "agrees"))
-    columns = ("", "mechanism", *(() if pooled else ("config: back, ahead", "measured")), "verdict")
-    report.table(Table(columns, rows, align="l", styles=["bad" if stage.problem else "" for stage in audit.stages]))
-    report.say(audit.note)
-    if not audit.exhaustive and audit.tested < 1:
-        seconds = audit.seconds / audit.runs * audit.exhaustive_runs
-        report.say(
-            f"Tested: {int(1000 * audit.tested) / 10} % of the outputs and tokens that the config keeps apart; --exhaustive tests all "
-            f"of them, in {audit.exhaustive_runs:,} runs, some {_duration(seconds)}."
-        )
-    if audit.agrees:
-        report.say("The outputs that changed are those that the config lets these tokens reach.", "good")
-    else:
-        report.say("What runs is not what the config says.", "bad")
-    terminal.show(report)
-
-
-def _duration(seconds: float) -> str:
-    """ "12 s", "3 minutes" or "2.5 hours"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"
-
-
 def show_compression(compression: CompressionReport) -> None:
     """What a compression costs and saves."""
     report = Report()
@@ -351,6 +315,8 @@ def show_inspection(model: Inspection) -> None:
 
 
 def _add_inspection(report: Report, model: Inspection) -> None:
+    from ..inspect.paths import COLUMNS, planned_length, planned_paths
+
     of_transformers = " of transformers, with mechanisms" if model.generic else ""
     pruned = ", ".join(f"{heads} in layer {layer}" for layer, heads in model.kept_heads.items())
     reads = "" if model.apart else f"{model.longest_input}, {'causal' if model.causal else 'bidirectional'}"
@@ -369,6 +335,11 @@ def _add_inspection(report: Report, model: Inspection) -> None:
     report.gap()
     report.say(model.attention.table(len(model.mechanisms)))
     report.gap()
+    runs = planned_paths(model)
+    title = (
+        f"what runs on this machine for {planned_length(model):,} tokens in fp32, and why; of a model and its inputs: hf_longattn.explain"
+    )
+    report.table(Table(COLUMNS, runs.rows(), title, align="l"))
     report.table(_states(model))
     if model.costs:
         report.table(_costs(model.costs, model.inputs))

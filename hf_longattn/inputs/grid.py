@@ -29,11 +29,10 @@ from ..data.photographs import NAMES, photographs
 from ..data.pictures import PICTURE_FILES, read_picture_file
 from ..data.videos import frame_processor, frames_as_pixels, read_video, video_places
 from ..engines.common.grid import Grid
-from ..errors import BackendError, CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
+from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.on_grid import GLOBAL, grid_blocks, on_grid
 from ..mechanisms.common.registry import prototype
-from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_config import INTERPOLATE, TILE, check_mechanism_for_grid
 from ..modeling.family.grid_rule import FRAMES_PER_SECOND, INTERPOLATE_ARGUMENT, PIXELS, GridRule, image_size
@@ -59,7 +58,7 @@ from .common.processors import (
     values_with,
 )
 from .common.running import run_model
-from .common.sized import ONE_SIZE, FurtherChecks, InputCells, SizedKind
+from .common.sized import ONE_SIZE, FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 from .sound import CLASSIFICATION, SAMPLING_RATE, WANTED_RECORDINGS, read_recordings
 
@@ -110,7 +109,7 @@ class GridKind(SizedKind):
         self.noun, self.nouns, self.units = self.rule.noun, f"{self.rule.noun}s", self.rule.units
         self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
-        self.heads, self.user_inputs, self.cells = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun], PictureCells
+        self.heads, self.user_inputs = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun]
 
     @classmethod
     def reads(cls, family: Family) -> bool:
@@ -244,9 +243,6 @@ class GridKind(SizedKind):
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         return self.rule.arguments(config, values)
 
-    def values_of_input(self, values: Tensor) -> Tensor:
-        return self.rule.pixels_of_input(values)
-
     def check_reader(self, plan: Any, result: Path, inputs: VerificationPictures) -> list[Check]:
         """Check that the written image processor or feature extractor makes inputs of the new size."""
         rule, size, place = self.rule, plan.inputs.new.value, place_on_grid(self.rule, result)
@@ -331,19 +327,19 @@ PILLOW = "from PIL import Image"
 SETTINGS_OF = {
     "picture": (
         ("image_size", "search_images"),
-        "a picture: longattn diagnose MODEL photo.jpg",
+        "a picture: longattn audit MODEL photo.jpg",
         "give the size as --image-size 1024",
         "give pictures as --search-images FOLDER",
     ),
     "video": (
         ("image_size", "frames", "search_images"),
-        "its frames: longattn diagnose MODEL frames/",
+        "its frames: longattn audit MODEL frames/",
         "give the size as --image-size 448 --frames 32",
         "give videos as --search-images FOLDER",
     ),
     "spectrogram": (
         ("audio_seconds", "search_audio"),
-        "a recording: longattn diagnose MODEL talk.wav, or diagnose_picture(model, recording)",
+        "a recording: longattn audit MODEL talk.wav",
         "give the length as --audio-seconds 30",
         "give recordings as --search-audio FILE",
     ),
@@ -625,11 +621,6 @@ class UserPictures(UserInputs):
             raise OptionError("There are no pictures to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
         return "scikit-learn's photographs", ()
 
-    def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
-        size: tuple[int, ...] = self.rule.enlarged(self.rule.sizes(self.config)[1], None if asked is None else read_size(asked), None)
-        self.rule.of_size(self.config, size)
-        return size
-
     @cached_property
     def place(self) -> Any:
         """The processor's file."""
@@ -707,17 +698,6 @@ class UserSpectrograms(UserInputs):
     files_in = staticmethod(RECORDING_FILES.files)
     reads, wanted = "sound", WANTED_RECORDINGS
 
-    def size(self, asked: Any, *, any_size: bool) -> tuple[int, ...]:
-        rule, config = self.rule, self.config
-        size: tuple[int, ...] = rule.sizes(config)[1] if asked is None else rule.of_seconds(config, audio_seconds(asked, "--audio-seconds"))
-        trained = rule.sizes(config)[0]
-        if rule.of_size(config, size) != rule.of_size(config, trained) and not any_size:
-            raise GridError(
-                f"{self.model!r} has positions for spectrograms of {rule.typed(trained)} s; leave --audio-seconds out, or probe what "
-                f"longattn convert --audio-seconds {rule.typed(size)} makes of it."
-            )
-        return size
-
     @staticmethod
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
         if file.is_dir():
@@ -741,31 +721,6 @@ class UserSpectrograms(UserInputs):
         sized = type(self.processor).from_dict({**self.processor.to_dict(), **self.rule.extractor_fields(size)})
         settings = {"sampling_rate": sized.sampling_rate, "return_tensors": "pt"}
         return [self.rule.pixels_of_input(sized(sound, **settings)[self.rule.input]) for sound in self.sounds]
-
-
-class PictureCells(InputCells):
-    """Cells of pictures ``(B, channels, height, width)``, of videos, or of spectrograms ``(B, 1, mel bins, frames)``. If patches overlap,
-    a cell ends where the next patch begins.
-
-    Raises:
-        BackendError: the model is a backbone.
-        GridError: the size is not a multiple of the patch.
-    """
-
-    def __init__(self, rule: GridRule, stack: Any, values: Tensor) -> None:
-        if hasattr(stack, "out_features"):
-            kind = type(stack).__name__
-            raise BackendError(f"A {kind} returns feature maps of several layers; probe {kind.replace('Backbone', 'Model')} instead.")
-        self.rule, self.stack = rule, stack
-        grid = rule.of_size(stack.config, tuple(values.shape[2:]))
-        self.tokens, self.grid = grid.length, rule.output_grid(stack.config, grid)
-        self.axes, self.sides = tuple(range(1, values.dim() - 1)), rule.output_cell(stack.config)
-
-    def features(self, values: Tensor) -> Tensor:
-        return self.rule.rows(self.stack(**self.rule.arguments_for_all(self.stack.config, values)).last_hidden_state, self.grid)
-
-    def measuring(self) -> AbstractContextManager[None]:
-        return self.rule.leaving_nothing_out(self.stack)
 
 
 USER_INPUTS: dict[str, Any] = {"picture": UserPictures, "video": UserVideos, "spectrogram": UserSpectrograms}

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ..checks import FAILED, MEASURED, PASSED, SKIPPED, Check, Difference, equality
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES, Samples, read_audio
-from ..engines.common.grid import Grid
 from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
@@ -39,7 +38,7 @@ from .common.base import (
 from .common.examples import Example, Head, auto_head
 from .common.processors import load_processor, values_with
 from .common.running import run_model
-from .common.sized import ANY_LENGTH, FurtherChecks, InputCells, SizedKind
+from .common.sized import ANY_LENGTH, FurtherChecks, SizedKind
 from .common.user_files import UserInputs
 from .text import PARAGRAPHS, VerificationText, check_tokenizer, load_tokenizer
 
@@ -102,7 +101,7 @@ class SoundKind(SizedKind):
     noun = nouns = "sound"
     units, material, size_noun, smaller = "seconds", "recordings", "duration", "shorter"
     graph, timed, watched_as_long = ANY_LENGTH, True, True
-    diagnosed_with = "a recording or a folder: longattn diagnose MODEL talk.wav"
+    diagnosed_with = "a recording or a folder: longattn audit MODEL talk.wav"
     heads = SOUND_HEADS
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
@@ -111,7 +110,7 @@ class SoundKind(SizedKind):
 
     def __init__(self, family: Family) -> None:
         super().__init__(family)
-        self.user_inputs, self.cells = UserSounds, SoundCells
+        self.user_inputs = UserSounds
 
     @classmethod
     def reads(cls, family: Family) -> bool:
@@ -314,8 +313,6 @@ WANTED_RECORDINGS = (
     "by which mechanisms are chosen; give a recording or a folder of recordings, to `longattn search` in place of the text, to "
     "--mechanism auto as --search-audio, in Python as a Path."
 )
-PROBED_SECONDS = 30.0
-"""Default maximum duration of each sound of a probe."""
 
 
 class UserSounds(UserInputs):
@@ -339,12 +336,6 @@ class UserSounds(UserInputs):
         """Duration of the longest recording, in seconds."""
         return max(self.rule.seconds(row.shape[1]) for row in self.rows)
 
-    def size(self, asked: Any, *, any_size: bool) -> float:
-        rule, config = self.rule, self.config
-        longest: float = min(PROBED_SECONDS, rule.longest_seconds(config), self.longest)
-        duration = longest if asked is None else audio_seconds(asked, "--audio-seconds")
-        return duration if any_size or rule.base_reads(config, duration) else float(rule.durations(config)[0])
-
     def values(self, size: float) -> list[Tensor]:
         """Excerpts of ``size`` seconds, at most ``count``: the first of every recording, then the second of every recording, and so on."""
         length = self.rule.length(size)
@@ -360,22 +351,6 @@ class UserSounds(UserInputs):
 
     def too_few(self, pieces: int, wanted: int) -> str:
         return f"The recordings are enough for {pieces} of {wanted} stretches; more or longer ones give a surer choice."
-
-
-class SoundCells(InputCells):
-    """Cells of sounds without padding. A cell is the stretch of sound for one row of the last hidden state."""
-
-    def __init__(self, rule: AudioRule, stack: Any, values: Tensor) -> None:
-        self.rule, self.stack = rule, stack
-        length = values.shape[rule.time_axis]
-        self.tokens = rule.frames(stack.config, length)
-        self.grid = Grid((rule.output_rows(stack.config, length),))
-        self.axes, self.sides = (rule.time_axis - 1,), (rule.step(stack.config),)
-        self.seconds = rule.seconds(self.sides[0])
-
-    def features(self, values: Tensor) -> Tensor:
-        states: Tensor = self.stack(**self.rule.arguments(values)).last_hidden_state
-        return states
 
 
 class VerificationSound:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..diagnostics import Candidate
-from ..diagnostics.candidates import USUAL_CHUNKS, unique_candidates
-from ..diagnostics.candidates import read_candidates as candidates_from
 from ..errors import LongAttentionError, OptionError
 from ..inputs.common.base import InputSizes
 from ..inputs.text import text_sizes
+from ..inspect import Candidate
+from ..inspect.candidates import USUAL_CHUNKS, unique_candidates
+from ..inspect.candidates import read_candidates as candidates_from
 from ..mechanisms.common.registry import prototype
 
 USUAL = (

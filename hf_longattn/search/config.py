@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..conversion.config import ConversionConfig
 from ..conversion.sources.base import Source
-from ..diagnostics import Candidate
 from ..errors import OptionError
 from ..inputs.common.base import InputSize
 from ..inputs.text import verification_text
+from ..inspect import Candidate
 from .budget import Budget
 from .candidates import read_candidates
 from .inputs import SearchInputs, digest

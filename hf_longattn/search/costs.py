@@ -25,10 +25,10 @@ from torch import Tensor
 from ..attend import run_batch
 from ..conversion.flops import ModelShape, state_bytes
 from ..conversion.tensor_files import write_json
-from ..diagnostics import Candidate
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
+from ..inspect import Candidate
 from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.registry import mechanism_from
 from ..reading import read_json_object

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..choice_text import write_numbers
 from ..configuration import LongAttentionConfig
-from ..diagnostics import Candidate
+from ..inspect import Candidate
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from ..diagnostics import Candidate
 from ..errors import OptionError
 from ..evaluation.layer_choice import KeptLayers, choose_layers
+from ..inspect import Candidate
 from .design import Design
 
 

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ..conversion.architectures import converter_of
 from ..conversion.plan import open_requested
 from ..conversion.sources.base import Source
-from ..diagnostics import Candidate
-from ..diagnostics.trial_model import TrialModel
 from ..errors import CheckpointError
 from ..inputs.text import kind_in
+from ..inspect import Candidate
 from ..modeling.attach.attention_sites import attention_sites
 from ..reading import is_generic, is_long
 from .design import Design
+from .trial_model import TrialModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,8 +62,8 @@ def check_one_stack(source: Source) -> None:
     known = kind.family is not None or converter_of(source) is not None or "long_attention" in source.config
     if is_generic(source.config) or not known:
         raise CheckpointError(
-            f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn diagnose` says what "
-            "mechanisms would keep of its attention."
+            f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn audit MODEL INPUT` "
+            "says what mechanisms would keep of its attention."
         )
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..diagnostics import Candidate
-from ..diagnostics.measure import Progress
-from ..diagnostics.trial_model import Weights, check_predicts_tokens
 from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
+from ..inspect import Candidate
+from ..inspect.attention import Progress
 from .design import Design
 from .inputs import SearchInputs
 from .model import SearchedModel
 from .texts import SearchText
+from .trial_model import Weights, check_predicts_tokens
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """What a mechanism may raise while it is measured: a search goes on without it."""

@@ -17,14 +17,13 @@ from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
-from ..diagnostics import Candidate
-from ..diagnostics.candidates import unique_candidates
-from ..diagnostics.measure import Progress, silent
-from ..diagnostics.trial_model import LossAgainstChunks, check_predicts_tokens
 from ..errors import OptionError, check_extra, in_a_line
 from ..evaluation.layer_choice import layers_keep
 from ..evaluation.token_loss import LossChange
 from ..inputs.grid import size_text
+from ..inspect import Candidate
+from ..inspect.attention import Progress, silent
+from ..inspect.candidates import unique_candidates
 from ..positions import widest_span
 from .budget import Budget
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
@@ -37,6 +36,7 @@ from .objectives import FAILURES, Divergence, Transferred, weights_of
 from .result import LayerRow, SearchResult
 from .scores import QUERIES, CostTable, ScoreTable, choose, divergence_table, mass_table
 from .study import ROUNDING, check_trials, remove_torn_line
+from .trial_model import LossAgainstChunks, check_predicts_tokens
 from .workers import WorkerJob, run_workers, try_designs
 
 SEEDS = 12

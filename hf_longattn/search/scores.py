@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..diagnostics import Candidate, captured_mass
 from ..errors import OptionError
+from ..inspect import Candidate, captured_mass
 from .budget import Budget
 from .candidates import FULL
 from .costs import LayerCost

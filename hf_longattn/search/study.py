@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..diagnostics import Candidate
 from ..errors import CheckpointError, LongAttentionError, OptionError, check_extra, in_a_line, needs_extra
+from ..inspect import Candidate
 from .design import Design
 from .objectives import FAILURES, Progress
 

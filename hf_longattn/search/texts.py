@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..data.masking import masked_tokens
-from ..diagnostics.texts import DiagnosisText
 from ..errors import LengthError
+from ..inspect.texts import TextIds
 
 
 class SearchText:
@@ -27,7 +27,7 @@ class SearchText:
     """Whether a model predicts parts of a piece, so that its loss can be measured."""
 
     def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, tokens: int, vocabulary: int) -> None:
-        self.source = DiagnosisText(text, tokenizer, tokens, vocabulary)
+        self.source = TextIds(text, tokenizer, tokens, vocabulary)
         self.tokenizer, self.name = tokenizer, self.source.name
 
     def pieces(self, length: int, count: int) -> list[Tensor]:

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
-from ..diagnostics import Candidate
-from ..diagnostics.trial_model import Weights
 from ..errors import OptionError
+from ..inspect import Candidate
 from ..loading import load_model
 from ..mechanisms.common.registry import prototype
 from ..staging import staged_file
 from .model import layer_weights
 from .objectives import Transferred
+from .trial_model import Weights
 
 
 def transfer_attention(

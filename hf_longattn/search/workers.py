@@ -15,9 +15,9 @@ import torch
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 from ..conversion.model_loading import quiet_libraries
-from ..diagnostics import Candidate
-from ..diagnostics.measure import silent
 from ..errors import LongAttentionError
+from ..inspect import Candidate
+from ..inspect.attention import silent
 from .config import SearchConfig
 from .folder import TRANSFER
 from .study import DesignStudy

@@ -36,7 +36,7 @@ def written() -> set[str]:
     return {option for option, flag in flags.items() if flag not in READ and not flag.startswith(("--search-", "--verify-"))} - FOLDERS
 
 
-BEFORE = {"inspect": "{here}", "audit": "{here}", "probe": "{here}", "diagnose": "{here} {here}/text.txt"}
+BEFORE = {"inspect": "{here}", "audit": "{here}", "probe": "{here}"}
 """The arguments of the commands that write files, in a folder without a model."""
 
 
@@ -70,8 +70,8 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("export {here} out --format gguf --task fill-mask", "--task"),
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
-        ("diagnose {here} text.txt --no-needle --depths 0.1,0.5,0.9", "--depths"),
-        ("probe {here} photo.png --choices 8", "--choices"),
+        ("audit {here} --lengths 512", "--lengths"),
+        ("probe {here} photo.png", "PHOTO"),
         ("search {here} text.txt --output out --objective kl", "--objective"),
         ("search {here} text.txt --output out --workers 2", "--workers"),
         ("search {here} text.txt --output out --seed 1", "--seed"),

@@ -18,7 +18,7 @@ from hf_longattn.conversion.flops import MechanismCost
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, in_one_line, visible
 from hf_longattn.reports import Report
-from tests.audit.fakes import serving
+from tests.inspect.fakes import serving
 from tests.trained import tokenizer_of
 
 HOSTILE = "a\x1b[31m\x1b]0;owned\x07b\x9b2J\u202ec\r"

@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import hf_longattn
-from hf_longattn.audit import audit_reach
 from hf_longattn.cli.app import app
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.conversion.seeded_inputs import seeded_inputs
 from hf_longattn.errors import BackendError, CheckpointError, ExportError, LengthError, LongAttentionError, OptionError, PositionError
 from hf_longattn.export import compress_checkpoint, export_checkpoint, export_native
+from hf_longattn.inspect import audit_reach
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from hf_longattn.positions import extend_table

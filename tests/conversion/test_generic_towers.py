@@ -192,6 +192,6 @@ def test_a_search_of_several_towers_says_what_to_type(case: str, settings: dict[
     if settings:
         convert_checkpoint(folder, tmp_path / "long", generic=True, towers={"text": WINDOW}, verify=False)
         folder = tmp_path / "long"
-    said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn diagnose"
+    said = "SiglipTextModel.from_pretrained" if case == "siglip" and not settings else "longattn audit"
     with pytest.raises(CheckpointError, match=said):
         search_design(folder, "a text " * 2000, output=tmp_path / "search")

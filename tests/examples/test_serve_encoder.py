@@ -15,8 +15,8 @@ import torch
 from transformers import BertTokenizerFast, pipeline
 
 from hf_longattn import LongBertConfig, LongBertForSequenceClassification, export_checkpoint
-from hf_longattn.audit import audit_reach
-from tests.audit.fakes import WORDS, graph, window
+from hf_longattn.inspect import audit_reach
+from tests.inspect.fakes import WORDS, graph, window
 
 from .serving import ask, refusal, serving
 

@@ -27,7 +27,6 @@ from transformers import (
 
 import hf_longattn
 from hf_longattn import CompressionConfig, compress_checkpoint, convert_checkpoint, revert_checkpoint
-from hf_longattn.audit import audit_reach
 from hf_longattn.cli.show import show_compression
 from hf_longattn.conversion import inspect_checkpoint
 from hf_longattn.conversion.model_loading import outputs as run_model
@@ -36,6 +35,7 @@ from hf_longattn.export import compress, export_checkpoint, export_native
 from hf_longattn.export.compress import METHODS, REPORT
 from hf_longattn.export.compression_input import CompressionInput
 from hf_longattn.families import FAMILIES
+from hf_longattn.inspect import audit_reach
 from hf_longattn.mechanisms import list_mechanisms
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.inference import optimize

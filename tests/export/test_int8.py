@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from hf_longattn import export_checkpoint
-from hf_longattn.audit import audit_reach
 from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.errors import ExportError, MissingExtraError
 from hf_longattn.export import int8
 from hf_longattn.export.int8 import INT8_FILE, accuracy, graph_bytes, measure, quantise
+from hf_longattn.inspect import audit_reach
 
 from .conftest import LENGTH, saved
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification, ASTModel, AutoFeatureExtractor, pipeline
 
 import hf_longattn
-from hf_longattn.audit.run import audit_reach
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, plan_conversion, revert_checkpoint
 from hf_longattn.errors import BackendError, ExportError, GridError, LongAttentionError, OptionError
 from hf_longattn.evaluation.regions import dense_features
 from hf_longattn.export import export_checkpoint, export_native
 from hf_longattn.families import LongASTConfig, LongASTForAudioClassification, LongASTModel
 from hf_longattn.inputs import grid
+from hf_longattn.inspect.audit import audit_reach
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_length": 104, "num_mel_bins": 64,

@@ -23,8 +23,8 @@ from transformers.models.dinat import modeling_dinat as stock
 
 import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, revert_checkpoint
-from hf_longattn.diagnostics import diagnose_picture
 from hf_longattn.errors import BackendError, OptionError, PositionError
+from hf_longattn.inspect import diagnose
 from hf_longattn.modeling.attach import dinat_base
 from hf_longattn.modeling.attach.attention_sites import layer_mechanisms
 from tests.cells import every_cell
@@ -265,4 +265,4 @@ def test_refusals(tmp_path: Path) -> None:
     processor = ViTImageProcessor(size={"height": 224, "width": 224})
     model = AutoModel.from_pretrained(tmp_path / "long")
     with pytest.raises(BackendError, match="on different grids, which are not watched together"):
-        diagnose_picture(model, tmp_path / "photo.png", processor=processor)
+        diagnose(model, tmp_path / "photo.png", processor=processor)

@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from hf_longattn import export_checkpoint
-from hf_longattn.audit import audit_reach
 from hf_longattn.conversion import convert_checkpoint, revert_checkpoint
 from hf_longattn.errors import OptionError, PageError
 from hf_longattn.families import FAMILIES
+from hf_longattn.inspect import audit_reach
 from tests.cells import every_cell
 from tests.grids import every_other
 from tests.modes.cells import Cell

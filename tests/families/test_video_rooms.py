@@ -1,4 +1,4 @@
-"""Models of videos in the rooms of pictures: search, audit, diagnosis, probe and training, by folders of frames and arrays."""
+"""Models of videos in the rooms of pictures: search, audit, diagnosis and training, by folders of frames and arrays."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 
 import hf_longattn
-from hf_longattn.audit import audit_reach
 from hf_longattn.cli import main
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.sources import DataError
-from hf_longattn.diagnostics import diagnose_picture, measure_receptive_field, picture_page
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import OptionError
+from hf_longattn.inspect import audit_reach, diagnose, html_page
 from tests.conversion.test_videos import saved
 from tests.grids import grid
 
@@ -49,18 +48,17 @@ def videos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("base", "head"), in_turn(0))
-def test_probed_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Path) -> None:
+def test_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source, clip = saved(base, head, tmp_path / "short"), videos / "light" / "clip0"
     convert_checkpoint(source, tmp_path / "long", mechanism="local2d", radius="1+1+1", image_size=40, frames=8, verify=False)
-    field = measure_receptive_field(tmp_path / "long", clip, samples=3)
-    assert (field.grid, field.image_size, field.noun) == (Grid((4, 10, 10)), (8, 40, 40), "video")
-    assert field.measured.furthest == 4  # a cell in each of four layers
-    assert field.full is not None
-    assert field.full.furthest == 9
-    diagnosis = diagnose_picture(tmp_path / "long", clip)
-    assert (diagnosis.grid, diagnosis.noun, tuple(diagnosis.pixels.shape)) == (Grid((4, 10, 10)), "video", (40, 4 * 40, 3))
-    assert diagnosis.layers[0].attention.shape == (4, 10, 10)
-    assert "<svg" in picture_page(diagnosis) or "<img" in picture_page(diagnosis)
+    diagnosis = diagnose(tmp_path / "long", clip)
+    picture = diagnosis.picture
+    assert picture is not None
+    assert (picture.grid, picture.noun, tuple(picture.pixels.shape)) == (Grid((4, 10, 10)), "video", (40, 4 * 40, 3))
+    attention = diagnosis.last.layers[0].attention
+    assert attention is not None
+    assert attention.shape == (4, 10, 10)
+    assert "<img" in html_page(diagnosis)
     audit = audit_reach(tmp_path / "long")
     assert audit.agrees, audit.to_dict()
 
@@ -99,10 +97,9 @@ def test_commands_answer_bad_videos_with_a_sentence(videos: Path, tmp_path: Path
     source = saved(*CLASSIFIERS[0], tmp_path / "short")
     (tmp_path / "clip.mp4").write_bytes(b"?")
     for command, words in {
-        ("diagnose", str(source), str(tmp_path / "clip.mp4")): "extract its frames, for example with mkdir frames && ffmpeg -i clip.mp4",
-        ("diagnose", str(source), str(videos / "light" / "clip0" / "0.png")): "is an image, but the model reads videos of 4 frames",
-        ("probe", str(source), str(tmp_path / "clip.mp4")): "extract its frames",
-        ("diagnose", str(source), str(videos / "light" / "clip0"), "--lengths", "8"): "is a video; leave it out",
+        ("audit", str(source), str(tmp_path / "clip.mp4")): "extract its frames, for example with mkdir frames && ffmpeg -i clip.mp4",
+        ("audit", str(source), str(videos / "light" / "clip0" / "0.png")): "is an image, but the model reads videos of 4 frames",
+        ("audit", str(source), str(videos / "light" / "clip0"), "--lengths", "8"): "measured at one size; leave --lengths out",
     }.items():
         with pytest.raises(SystemExit) as ended:
             main(list(command))

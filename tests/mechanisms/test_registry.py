@@ -16,9 +16,9 @@ from packaging.version import Version
 import hf_longattn
 from hf_longattn import LongAttentionConfig, LongViTConfig, attend, build_mechanism, list_mechanisms, mechanism_info
 from hf_longattn.catalogue import FORMER_NAMES, check_early
-from hf_longattn.diagnostics.candidates import Candidate
 from hf_longattn.errors import OptionError, RegistrationError
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
+from hf_longattn.inspect.candidates import Candidate
 from hf_longattn.mechanisms.common import registry
 from tests.cells import every_cell
 

@@ -11,8 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from hf_longattn.diagnostics import diagnose
-from hf_longattn.diagnostics.layer_attention import MEANS
+from hf_longattn.inspect import diagnose
+from hf_longattn.inspect.layer_attention import MEANS
 from tests.alike import kind_of_family
 from tests.cells import every_cell
 from tests.reference.small_models import BASES, EAGER, SHAPE, in_float64, long_like, plain_model, tokens
@@ -49,13 +49,9 @@ def definition(attention: Tensor, causal: bool, kept: dict[str, Callable[[int, i
         distance = [0.0] * (1 + math.ceil(math.log2(len(weights))))
         for i, row in enumerate(weights):
             entropy = -sum(p * math.log(p) for p in row if p > 0)
-            rows["entropy"].append(entropy)
             rows["effective_tokens"].append(math.exp(entropy))
-            rows["participation"].append(1 / sum(p * p for p in row))
             rows["largest_weight"].append(max(row))
-            rows["attended_share"].append(math.exp(entropy) / sum(p > 0 for p in row))
             rows["first_tokens"].append(sum(row[:4]))
-            rows["ahead"].append(sum(row[i + 1 :]))
             for name, keeps in kept.items():
                 rows[name].append(sum(p for j, p in enumerate(row) if keeps(i, j)))
             rows["top_k:num_keys=5"].append(sum(sorted(row)[-5:]))
@@ -129,8 +125,8 @@ def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: 
     attentions = attentions_of(plain, ids)
     result = diagnose(longer, ids, lengths=[LENGTH], queries=10**6, candidates=["window:window=8"])
     for layer, weights in list(zip(result.last.layers, attentions, strict=True))[: None if mechanism == "full" else 1]:
-        entropy = torch.special.entr(weights[0].double()).sum(-1).mean(-1)
-        torch.testing.assert_close(layer.numbers["entropy"], entropy, atol=ROUNDING, rtol=0)
+        spread = torch.special.entr(weights[0].double()).sum(-1).exp().mean(-1)
+        torch.testing.assert_close(layer.numbers["effective_tokens"], spread, atol=ROUNDING, rtol=ROUNDING)
 
 
 @every_cell("relative", ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])
@@ -156,11 +152,3 @@ def test_terms_that_the_architecture_adds_are_in_the_scores(base: str) -> None:
     with torch.no_grad():
         attentions = plain(input_ids=ids[None], output_attentions=True).attentions
     check(longer, ids, attentions, causal=False)
-
-
-def test_within_its_mechanism_a_long_model_is_measured_by_its_own_weights() -> None:
-    plain = plain_model("bert")
-    longer, ids = long_like(plain, "bert", {"mechanism": "longformer", "window": 10}), tokens(1, LENGTH)[0]
-    with torch.no_grad():
-        attentions = longer(input_ids=ids[None], output_attentions=True).attentions
-    check(longer, ids, attentions, causal=False, within_mechanism=True)

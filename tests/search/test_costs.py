@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hf_longattn.conversion.flops import ModelShape
-from hf_longattn.diagnostics import Candidate
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.inspect import Candidate
 from hf_longattn.search.costs import LayerCost, LayerCosts
 
 CPU = torch.device("cpu")

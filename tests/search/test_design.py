@@ -10,7 +10,7 @@ import yaml
 
 from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.cli import main
-from hf_longattn.diagnostics import Candidate
+from hf_longattn.inspect import Candidate
 from hf_longattn.search.candidates import USUAL
 from hf_longattn.search.design import CostedDesign, Design, pareto, unique
 

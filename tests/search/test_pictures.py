@@ -15,10 +15,10 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.data.sources import DataError
-from hf_longattn.diagnostics import Candidate, captured_mass, diagnose_picture
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import BackendError, CheckpointError, GridError, LengthError, LongAttentionError, OptionError
 from hf_longattn.families import FAMILIES
+from hf_longattn.inspect import Candidate, captured_mass, diagnose
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import FULL, unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts
@@ -86,9 +86,9 @@ def test_without_pictures_photographs_are_taken(vit: Path) -> None:
 def test_the_mass_is_that_of_a_diagnosis(vit: Path, pictures: Path, tmp_path: Path) -> None:
     photo = pictures / "part0" / "0.png"
     result = search_design(vit, photo, candidates=CANDIDATES, image_size=32)
-    diagnosis = diagnose_picture(vit, photo, candidates=CANDIDATES)
-    for row, layer in zip(result.rows, diagnosis.layers, strict=True):
-        assert [row.scores[name] for name in CANDIDATES] == pytest.approx(layer.mass, abs=1e-5)
+    diagnosis = diagnose(vit, photo, candidates=CANDIDATES)
+    for row, layer in zip(result.rows, diagnosis.last.layers, strict=True):
+        assert [row.scores[name] for name in CANDIDATES] == pytest.approx(layer.captured.mean(0).tolist(), abs=1e-5)
     assert result.notes == ("There are 1 of 4 pictures; more give a surer choice.",)
 
 

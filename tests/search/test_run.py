@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 
 import hf_longattn
 from hf_longattn.cli import main
-from hf_longattn.diagnostics import Candidate, captured_mass
 from hf_longattn.errors import DestinationExistsError, LengthError, LongAttentionError, OptionError, UnknownMechanismError
+from hf_longattn.inspect import Candidate, captured_mass
 from hf_longattn.search import search_design
 from hf_longattn.search.costs import LayerCost, LayerCosts
 from hf_longattn.search.design import Design

@@ -14,8 +14,8 @@ import hf_longattn
 from hf_longattn.cli import main
 from hf_longattn.conversion import plan_conversion
 from hf_longattn.data.sources import DataError
-from hf_longattn.diagnostics import Candidate
 from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, OptionError
+from hf_longattn.inspect import Candidate
 from hf_longattn.search import choose_mechanisms, search_design
 from hf_longattn.search.candidates import unsuitable, usual_candidates
 from hf_longattn.search.costs import LayerCost, LayerCosts

@@ -21,7 +21,7 @@ ONE_EPOCH = {"--epochs 3": "--epochs 1"}
 
 page(
     "docs/how-to/images.md",
-    Setting(instead={"probe": "probe --samples 4", "diagnose": "diagnose --candidate window2d:window=7", **ONE_EPOCH}),
+    Setting(instead={"vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7", **ONE_EPOCH}),
 )
 page(
     "docs/how-to/videos.md",
@@ -29,7 +29,6 @@ page(
         before='clips = "clips"',
         instead={
             "ffmpeg -v error -i clip12.mp4 clips/walk/clip12/%05d.png": "cp clips/walk/clip0/* clips/walk/clip12/",
-            "probe videomae-448": "probe --samples 4 videomae-448",
             **ONE_EPOCH,
         },
         slow=True,
@@ -63,7 +62,7 @@ page(
 )
 page("docs/how-to/pages.md", Setting(copies=20, instead=ONE_EPOCH))
 page("docs/how-to/train_speech.md", Setting(instead=ONE_EPOCH))
-page("docs/how-to/speech.md", Setting(instead={"probe": "probe --samples 4"}, slow=True))
+page("docs/how-to/speech.md", Setting(slow=True))
 
 
 def save(name: str, config: Any, folder: Path, *parts: Any) -> None:

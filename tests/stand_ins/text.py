@@ -307,10 +307,7 @@ arguments = TrainingArguments("trained", use_cpu=True, report_to="none")
 data = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]
 """
 SHORT_TEXTS = {
-    "--lengths 512,4096": "--lengths 512,1024",
     "[512, 4096]": "[512, 1024]",
-    "vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7",
-    "self talk.wav": "self talk.wav --audio-seconds 5",
 }
 PHOTO = """
 from PIL import Image
@@ -369,7 +366,7 @@ page(
     "docs/how-to/embed.md", Setting(before=PHOTO, copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True)
 )
 page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True))
-page("docs/how-to/diagnose.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
+page("docs/how-to/audit.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
 page(
     "docs/how-to/measure.md",
     Setting(

@@ -230,7 +230,7 @@ SETTINGS = {
 
 
 NOT_DIAGNOSED = "look at hf_longattn.explain(model, inputs)."
-"""End of the error message for models that ``longattn diagnose`` cannot read."""
+"""End of the error message for models that ``longattn audit MODEL INPUT`` cannot read."""
 
 
 class InputKind(ABC):
@@ -244,11 +244,10 @@ class InputKind(ABC):
     compared: number of sizes for comparing mechanisms.
     settings: names in :data:`SETTINGS` that apply to this kind.
     instead: purpose of a setting -> advice to give this kind's own option.
-    diagnosed_with: the input of ``longattn diagnose``, and the command; empty if this kind cannot be diagnosed.
+    diagnosed_with: the input of ``longattn audit MODEL INPUT``, and the command; empty if this kind cannot be diagnosed.
     drawn, timed: whether a diagnosis draws a map of attention for one input, or compares inputs of several durations.
     watched_as_long: whether a diagnosis watches Long classes only, within the base's own attention.
-    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are neither searched nor probed.
-    cells: the subclass of :class:`.sized.InputCells` for this kind; ``None`` if it is not probed.
+    user_inputs: the subclass of :class:`.user_files.UserInputs` for this kind; ``None`` if its files are not read by a search or an audit.
     trained_by: arguments that ``longattn train`` needs to read all parts of the input.
     heads: ending of a class's name -> how its models are run.
     """
@@ -265,7 +264,6 @@ class InputKind(ABC):
     timed: ClassVar[bool] = False
     watched_as_long: ClassVar[bool] = False
     user_inputs: Any = None
-    cells: Any = None
     trained_by: Collection[str] = ()
     heads: Mapping[str, Head] = {}
     settings: Collection[str]

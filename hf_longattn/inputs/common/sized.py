@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,36 +11,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ...checks import Check
-from ...engines.common.grid import Grid
 from ...mechanisms import Mechanism
 from .base import InputKind, InputPlan, InputSize, InputSizes, Layers, train_command
 
 ONE_SIZE, ANY_LENGTH = "one size", "any length"
 """Values of :attr:`SizedKind.graph`: inputs of an exported graph."""
-
-
-class InputCells(ABC):
-    """How the inputs ``(B, …)`` of a model are cut into cells.
-
-    grid: grid of the features: prefix tokens first, then the cells.
-    axes: axes of one input, without the batch axis, along which it is cut. sides: length of a cell along each of these axes.
-    tokens: number of tokens of one input in the layers.
-    seconds: duration of a cell of sound; ``None`` for other inputs.
-    """
-
-    grid: Grid
-    axes: tuple[int, ...]
-    sides: tuple[int, ...]
-    tokens: int
-    seconds: float | None = None
-
-    @abstractmethod
-    def features(self, values: Tensor) -> Tensor:
-        """The last hidden states ``(B, N, D)`` of the inputs."""
-
-    def measuring(self) -> AbstractContextManager[None]:
-        """Within this context, the model drops no part of its input at random."""
-        return nullcontext()
 
 
 class FurtherChecks:
@@ -135,10 +110,6 @@ class SizedKind(InputKind):
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         """The arguments of ``forward`` for an input from ``UserInputs.values``."""
         return {self.rule.input: values}
-
-    def values_of_input(self, values: Tensor) -> Tensor:
-        """The input of ``forward`` in the form of ``UserInputs.values``, the inverse of :meth:`arguments`."""
-        return values
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The hidden states among a base model's ``outputs``."""

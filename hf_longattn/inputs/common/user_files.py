@@ -69,15 +69,6 @@ class UserInputs(ABC):
             GridError: the processor makes inputs of another size.
         """
 
-    @abstractmethod
-    def size(self, asked: Any, *, any_size: bool) -> Any:
-        """The size at which a model is probed.
-
-        Args:
-            asked: the size that the user asks for, or ``None``.
-            any_size: whether the model is a Long model, which reads inputs of every size.
-        """
-
     def too_few(self, pieces: int, wanted: int) -> str:
         """A note that mechanisms were compared on fewer inputs than wanted."""
         return f"There are {pieces} of {wanted} {self.unit}s; more give a surer choice."

@@ -209,7 +209,7 @@ class Mechanism(nn.Module, ABC):
     def attended_keys(self, q: Tensor, k: Tensor, call: AttentionCall) -> KeysOrWeights | None:
         """A function that returns a mask of the attended keys, or the weights of all keys (:data:`~.ordered.KeysOrWeights`).
 
-        ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.diagnostics` measures how much of full attention's weight
+        ``None`` if the output is not one softmax over keys. :mod:`hf_longattn.inspect` measures how much of full attention's weight
         falls on these keys. It calls the function for some queries at a time, in memory linear in N.
 
         Args:

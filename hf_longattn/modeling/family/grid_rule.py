@@ -24,8 +24,6 @@ PADDING_ARGUMENT = "pixel_attention_mask"
 """The argument of ``forward`` that marks real patches, ``(B, patches)``, if the shapes of inputs are an argument too."""
 PATCH_MASK = "bool_masked_pos"
 """The argument of ``forward`` that marks the patches to rebuild, ``(B, patches)`` bool."""
-MASK_RATIO = "mask_ratio"
-"""The config's field with the share of patches that the base drops at random."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +60,7 @@ class GridRule(InputRule):
     mixins = ("LongGridMixin", "LongGridModelMixin")
     counts_tokens = False
     not_probed = (
-        "reads images, and probes ask what lies where in a text; to measure how far its patches depend on one another, type longattn "
-        "probe MODEL photo.jpg"
+        "reads images, and probes ask what lies where in a text; to see what its patches attend to, type longattn audit MODEL photo.jpg"
     )
     prefix: int | Callable[[Any], int] = 0
     input: str = PIXELS
@@ -191,10 +188,6 @@ class GridRule(InputRule):
         """The size of the inputs ``pixels`` of ``forward``."""
         return tuple(pixels.shape[-len(self.axes) :])
 
-    def pixels_of_input(self, values: Tensor) -> Tensor:
-        """Inputs of ``forward`` that are not patches, as pixels ``(B, channels, …)``."""
-        return values
-
     def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
         """The part of inputs of ``forward`` with the given ``size`` that starts at ``corner``."""
         for axis, (start, side) in enumerate(zip(corner, size, strict=True)):
@@ -246,7 +239,7 @@ class GridRule(InputRule):
     def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
         """Arguments of ``forward`` for which the base or its Long class reads every patch of ``pixels (B, channels, …)`` in raster order.
 
-        Noise takes effect only within :meth:`leaving_nothing_out`."""
+        Noise is for a model whose ``mask_ratio`` is 0."""
         import torch
 
         grid = self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
@@ -264,19 +257,6 @@ class GridRule(InputRule):
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The ``arguments`` of ``forward`` and further arguments that the model's head needs."""
         return dict(arguments)
-
-    @contextmanager
-    def leaving_nothing_out(self, model: Any) -> Iterator[None]:
-        """Within the context, a model that drops patches at random reads all of them."""
-        configs = {id(module.config): module.config for module in model.modules() if hasattr(getattr(module, "config", None), MASK_RATIO)}
-        ratios = [(config, config.mask_ratio) for config in configs.values()] if self.noise is not None else []
-        for config, _ in ratios:
-            config.mask_ratio = 0.0
-        try:
-            yield
-        finally:
-            for config, ratio in ratios:
-                config.mask_ratio = ratio
 
     def pixels_of(self, config: Any, patches: Tensor, size: tuple[int, ...]) -> Tensor:
         """Pixels ``(B, channels, …)`` of ``size``, made of patches ``(B, patches, D)``."""
@@ -308,14 +288,6 @@ class GridRule(InputRule):
                     f"resize it, for example to {nearest}."
                 )
         return Grid(tuple(pixels // side for pixels, side in zip(size, patch, strict=True)), self.prefix_of(config))
-
-    def output_cell(self, config: Any) -> tuple[int, ...]:
-        """Size of a cell of the last layer's grid along each axis, in pixels."""
-        return self.patch(config)
-
-    def output_grid(self, config: Any, grid: Grid) -> Grid:
-        """The grid of the hidden states that the base returns for an input on ``grid``."""
-        return grid
 
     def rows(self, states: Tensor, grid: Grid) -> Tensor:
         """Hidden states of the base on the output grid, as rows ``(B, N, D)``."""
@@ -381,12 +353,6 @@ class StagedGrid(GridRule):
             Grid(tuple(max(side, -(-size // 2**stage)) for size in grid.sizes), grid.prefix)
             for stage, side in zip(stages, least, strict=True)
         ]
-
-    def output_cell(self, config: Any) -> tuple[int, ...]:
-        return tuple(side * 2 ** (len(config.depths) - 1) for side in self.patch(config))
-
-    def output_grid(self, config: Any, grid: Grid) -> Grid:
-        return Grid(tuple(-(-size // 2 ** (len(config.depths) - 1)) for size in grid.sizes), grid.prefix)
 
     def rows(self, states: Tensor, grid: Grid) -> Tensor:
         return super().rows(states.flatten(1, -2), grid)  # (B, height, width, D)
@@ -493,10 +459,6 @@ class SpectrogramGrid(GridRule):
 
     def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
         return self.arguments(config, pixels)
-
-    def output_cell(self, config: Any) -> tuple[int, ...]:
-        """Distance between neighbouring patches in mel bins and frames."""
-        return self.step(config)
 
 
 def image_size(size: Any) -> tuple[int, ...]:

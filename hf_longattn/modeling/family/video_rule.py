@@ -97,9 +97,6 @@ class VideoGrid(GridRule):
     def size_of(self, pixels: Tensor) -> tuple[int, ...]:
         return pixels.shape[FRAME_AXIS], *pixels.shape[-2:]
 
-    def pixels_of_input(self, values: Tensor) -> Tensor:
-        return values.transpose(1, 2)
-
     def crop(self, pixels: Tensor, corner: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
         for axis, start, side in zip((FRAME_AXIS, -2, -1), corner, size, strict=True):
             pixels = pixels.narrow(axis, start, side)

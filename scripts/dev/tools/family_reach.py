@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import transformers
 
-from hf_longattn.audit import ReachAudit, audit_reach
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES, Family
+from hf_longattn.inspect import ReachAudit, audit_reach
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table, store_study
 from scripts.dev.tools.small_models import IN_FULL, Shape, small_audio_config, small_config, small_picture_config

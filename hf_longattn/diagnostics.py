@@ -1,0 +1,7 @@
+"""Former names of :mod:`hf_longattn.inspect`, for one release."""
+
+from __future__ import annotations
+
+from .lazy import public_names
+
+__getattr__, __all__ = public_names(__name__, {})

@@ -1,0 +1,392 @@
+"""Diagnose a model: run it on a text, picture or sound, at several lengths, and measure its attention."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..conversion.model_loading import quiet_libraries
+from ..engines.common.grid import Grid
+from ..errors import BackendError, LengthError, OptionError
+from ..inputs.common.base import InputKind, kind_of, kind_of_model
+from ..inputs.common.processors import processor_of, required_processor
+from ..inputs.sound import duration
+from ..inputs.text import load_tokenizer
+from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.locality import needs_training_by
+from ..modeling.family.audio_config import audio_seconds
+from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
+from ..modeling.grids import family_of
+from ..naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
+from ..positions.distances import TILE
+from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
+from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Picture, stack_heads
+from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows
+from .loading import LoadedCheckpoint, load_to_watch
+from .texts import TextIds
+from .watching import (
+    is_causal,
+    of_tower,
+    run_stack,
+    tower_that_reads,
+    watched_inputs,
+    watched_layers,
+    watched_stack,
+    watching,
+)
+
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+"""Lengths in tokens that are measured by default, as far as the model and the text are long enough."""
+SHORTEST = 16
+SECONDS = (7.5, 15.0, 30.0)
+"""Durations in seconds that are measured by default, as far as the model and the recordings are long enough."""
+STRETCHES = 4
+"""Maximum number of excerpts of the recordings for each duration."""
+QUERIES = 1024
+"""Number of queries measured at each length by default, one from each of as many equal parts of the input."""
+PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of the names of files that are read as pictures."""
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CapturedMass:
+    """The share of the softmax of every layer and head that each candidate keeps, for one input.
+
+    mass: ``(layers, H, candidates)`` float64, from 0 to 1, mean over queries; nan for a candidate that is not applicable.
+    pairs: number of query–key products per head for each candidate. full_pairs: for full attention.
+    reasons: candidate as text -> why it is not applicable.
+    """
+
+    candidates: tuple[Candidate, ...]
+    mass: Tensor
+    pairs: tuple[int, ...]
+    full_pairs: int
+    reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ReadInputs:
+    """What a model reads.
+
+    name: of the file. lengths: for each length, its name in messages, and inputs of this length for :func:`.watching.watched_inputs`.
+    frame_seconds: of sounds, seconds per frame. picture: ``grid ->`` the picture.
+    """
+
+    name: str
+    lengths: list[tuple[str, list[Any]]]
+    notes: tuple[str, ...] = ()
+    frame_seconds: float | None = None
+    picture: Callable[[Grid], Picture] | None = None
+
+
+@quiet_libraries()
+def diagnose(
+    model: str | Path | nn.Module,
+    text: str | Path | Tensor,
+    *,
+    processor: Any | None = None,
+    lengths: Sequence[float] | None = None,
+    queries: int = QUERIES,
+    candidates: Sequence[str] | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Measure how the attention of every layer and head spreads as a text grows, and how much of it mechanisms would keep.
+
+        print(hf_longattn.diagnose("bert-base-uncased", Path("book.txt"), lengths=[128, 512]).conclusion())
+
+    Numbers are computed from the layers' queries and keys, with a softmax over all keys that the base's own attention sees;
+    :mod:`hf_longattn.inspect.layer_attention` defines them. A long model runs its mechanisms, so its hidden states are the same as in
+    use, but the softmax is over all keys. In an encoder-decoder model, the encoder is measured. Memory is linear in the length.
+
+    Args:
+        model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.
+            Models of sound in memory must be Long models.
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of pictures a photo, for one of
+            videos a folder of frames or an array, for one of spectrograms a recording. For one of sound a recording, or a folder from which
+            up to :data:`STRETCHES` are read.
+        processor: the tokenizer, image processor or feature extractor of a model in memory.
+        lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long enough. For
+            sounds, durations in seconds; by default 7.5, 15 and 30. A picture has one size, which its processor makes.
+        queries: number of measured queries at each length; an input with fewer tokens is measured at all of them.
+        candidates: mechanisms such as ``"window:window=512"``; by default usual ones, see :mod:`hf_longattn.inspect.candidates`.
+        device: "cpu", "cuda" …; by default the accelerator if there is one. A model in memory stays on its device.
+        revision, token: of the Hub repository.
+        progress: called with a sentence before each forward pass.
+    Returns:
+        The diagnosis.
+    Raises:
+        LengthError: the input or the model ends before a length.
+        CheckpointError: the text is empty, or the checkpoint cannot be loaded, is quantised or has no processor.
+        DataError, AudioError: a file cannot be read.
+        BackendError: the model's attention does not use transformers' AttentionInterface, or the model reads something else.
+        OptionError, UnknownMechanismError, GridError: a candidate or setting does not exist, or a picture's size does not fit.
+    """
+    if queries < 1:
+        raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
+    if lengths is not None and not lengths:
+        raise OptionError("There is no length; give for example --lengths 512,2K, or leave it out.")
+    loaded, progress = load_to_watch(model, device=device, revision=revision, token=token), progress or silent
+    reads_text = is_text(text)
+    network, tower = tower_that_reads(loaded.model, text=reads_text)
+    kind = None if reads_text else _kind_of_files(network, loaded.name)
+    if kind is None:
+        read = _read_text(network, loaded, text, processor, lengths)
+    elif kind.timed:
+        read = _read_sounds(kind, network, loaded, Path(str(text)), processor, lengths)
+    else:
+        read = _read_picture(kind, network, loaded, Path(str(text)), processor, lengths)
+    stack = watched_inputs(network, read.lengths[0][1][0])[0]
+    causal = is_causal(stack)
+    chosen, reasons, measured = candidates_for(kind, candidates, causal), dict[str, str](), list[LengthDiagnosis]()
+    for name, pieces in read.lengths:
+        start, layers, share = time.perf_counter(), MeasuredLayers(chosen, reasons, draws=True), -(-queries // len(pieces))
+        for number, piece in enumerate(pieces):
+            progress(name + (f", stretch {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""))
+            stack, arguments, layers.grid, tokens = watched_inputs(network, piece)
+            layers.rows = sampled_rows(tokens, share, seed=number)
+            layers.watch(stack, arguments)
+        measured.append(layers.at_length(tokens, len(layers.rows) * len(pieces), causal, time.perf_counter() - start))
+    return Diagnosis(
+        model=loaded.name, model_class=of_tower(loaded.class_name, tower), text=read.name, device=device_name(stack), causal=causal,
+        is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
+        untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
+        tower=tower, frame_seconds=read.frame_seconds,
+        picture=None if read.picture is None or layers.grid is None else read.picture(layers.grid),
+    )  # fmt: skip
+
+
+def is_text(given: object) -> bool:
+    """Whether it is a text, token ids or a file of a text, and not a picture, video or recording, or a folder of these."""
+    if not isinstance(given, Path):
+        return True
+    known = (*PICTURE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
+    files = given.rglob("*") if given.is_dir() else [given]
+    return not any(file.suffix.lower() in known for file in files)
+
+
+def _kind_of_files(network: Any, name: str) -> InputKind:
+    """The input kind of a model that reads pictures or sounds.
+
+    Raises:
+        BackendError: the model reads something else.
+    """
+    kind = kind_of_model(network.config)
+    if kind is not None and kind.units and not (kind.drawn or kind.timed):
+        raise BackendError(f"{name!r} is of type {network.config.model_type!r}, which reads {kind.nouns}; {kind.how_to_diagnose}")
+    return kind if kind is not None and (kind.drawn or kind.timed) else kind_of(family_of(watched_layers(network), of_pixels=False))
+
+
+def _read_text(
+    network: Any, loaded: LoadedCheckpoint, text: str | Path | Tensor, tokenizer: Any | None, asked: Sequence[float] | None
+) -> ReadInputs:
+    """One text at each length.
+
+    Raises:
+        LengthError: a length is too small, or beyond the model's positions or the text.
+    """
+    if asked is not None and min(asked) < SHORTEST:
+        raise LengthError(f"Lengths start at {SHORTEST} tokens, not {min(asked):g}; give for example --lengths 512,2K.")
+    if tokenizer is None and loaded.folder is not None:
+        tokenizer = load_tokenizer(loaded.folder)
+    stack = watched_stack(network)
+    limit = longest_input(stack.config)
+    if asked is not None:
+        lengths = sorted({int(length) for length in asked})
+    else:
+        lengths = [length for length in LENGTHS if limit is None or length <= limit] or [limit or 0]
+    if limit is not None and lengths[-1] > limit:
+        raise LengthError(
+            f"{loaded.name!r} ends at {limit:,} tokens, but a length of {lengths[-1]:,} was given; convert it first (longattn convert), or "
+            f"give lengths of at most {limit}."
+        )
+    source, notes = TextIds(text, tokenizer, lengths[-1], stack.config.get_text_config().vocab_size), list[str]()
+    if asked is None:
+        if limit is not None and limit < LENGTHS[-1]:
+            notes.append(f"The model ends at {limit:,} tokens; convert it to see its attention in longer texts.")
+        if source.tokens < lengths[-1]:
+            notes.append(f"The text has {source.tokens:,} tokens; a longer one shows greater lengths.")
+        lengths = [length for length in lengths if length <= source.tokens] or lengths[:1]
+    return ReadInputs(source.name, [(f"{length:,} tokens", [source.plain(length)]) for length in lengths], tuple(notes))
+
+
+def _read_sounds(
+    kind: Any, network: Any, loaded: LoadedCheckpoint, recordings: Path, extractor: Any | None, asked: Sequence[float] | None
+) -> ReadInputs:
+    """Excerpts of recordings of each duration.
+
+    Raises:
+        LengthError: a duration exceeds the model's maximum or the recordings.
+        CheckpointError: the model has no feature extractor.
+    """
+    if loaded.folder is None:
+        required_processor(extractor, loaded.name, "sound")
+    rule, config = kind.rule, network.config
+    sounds = kind.user_inputs(rule, config, loaded.folder or Path(), loaded.name, recordings, STRETCHES, extractor)
+    limit, notes = rule.longest_seconds(config), list[str]()
+    if not loaded.is_long and not rule.base_reads(config, max(asked or SECONDS)):
+        limit = min(limit, float(rule.durations(config)[0]))
+    longest = min(sounds.longest, limit)
+    durations = [seconds for seconds in SECONDS if seconds <= longest] or [longest]
+    if asked is not None:
+        durations = sorted({audio_seconds(seconds, "--lengths") for seconds in asked})
+        if durations[-1] > limit:
+            raise LengthError(
+                f"{loaded.name!r} reads up to {duration(round(limit, 1))}, but {duration(durations[-1])} were given; convert it first "
+                "(longattn convert --audio-seconds), or give less."
+            )
+    elif sounds.longest < SECONDS[-1]:
+        notes.append(f"The longest recording has {duration(round(sounds.longest, 1))}; a longer one shows greater distances.")
+    lengths = [(duration(seconds), [rule.arguments(row) for row in sounds.values(seconds)]) for seconds in durations]
+    return ReadInputs(recordings.resolve().name, lengths, tuple(notes), rule.frame_seconds(config))
+
+
+def _read_picture(
+    kind: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, asked: Sequence[float] | None
+) -> ReadInputs:
+    """One picture, video or spectrogram, at the size that the processor makes.
+
+    Raises:
+        OptionError: lengths were asked for.
+        CheckpointError: the model has no processor.
+    """
+    rule, user, stack = kind.rule, kind.user_inputs, watched_layers(network)
+    if asked is not None:
+        raise OptionError(f"{loaded.name!r} reads {kind.nouns}, which are measured at one size; leave --lengths out.")
+    if processor is None and loaded.folder is not None:
+        processor = processor_of(rule, loaded.folder)
+    processor = required_processor(processor, loaded.name, user.reads)
+    values = user.processed(rule, stack.config, processor, file).to(stack.device, stack.dtype)
+    size = rule.describe(rule.size_of(values))
+
+    def picture(grid: Grid) -> Picture:
+        return Picture(user.as_seen(values[0], processor, grid.sizes[0]), grid, kind.noun, size)
+
+    return ReadInputs(file.name, [(size, [{rule.input: values}])], picture=picture)
+
+
+def untrained(
+    stack: PreTrainedModel, candidates: Sequence[Candidate], reasons: Mapping[str, str], causal: bool, heads: int, width: int
+) -> dict[str, str]:
+    """Candidate as text -> why learned positions need training with it in texts of twice the trained length; others are left out."""
+    config: Any = stack.config
+    family, limit = FAMILIES.get(getattr(config, "base_model_type", config.model_type)), longest_input(config)
+    if limit is None or family is None or not any(table.learned for table in family.position_tables):
+        return {}
+    rule, trained = getattr(config, "position_extension", TILE), length_before_conversion(config) or limit
+    longer, problems = max(limit, 2 * trained), {}
+    for candidate in candidates:
+        if str(candidate) in reasons:
+            continue
+        if why := needs_training_by(candidate.sized(longer, heads, width), rule, trained, longer, causal):
+            problems[str(candidate)] = f"{why}."
+    return problems
+
+
+def captured_mass(
+    model: PreTrainedModel, ids: Tensor | Mapping[str, Tensor], candidates: Sequence[str | Candidate], *, queries: int = QUERIES,
+    seed: int = 0,
+) -> CapturedMass:  # fmt: skip
+    """Measure how much of the softmax of every layer and head of ``model`` each candidate would keep, on a text, picture or sound.
+
+    It helps to choose a mechanism. It takes one forward pass, and memory linear in N.
+
+    Args:
+        model: a transformers model, long or not; it is left as it was.
+        ids: token ids ``(N,)`` with the tokenizer's special tokens, or the processor's output for one picture or sound.
+        candidates: mechanisms such as ``"longformer:window=512"``.
+        queries: number of measured queries.
+        seed: for the choice of queries.
+    Raises:
+        BackendError, OptionError, UnknownMechanismError: as :func:`diagnose`.
+    """
+    chosen, reasons = read_candidates(candidates), dict[str, str]()
+    stack, arguments, grid, length = watched_inputs(model, ids)
+    layers = MeasuredLayers(chosen, reasons, sampled_rows(length, queries, seed), grid)
+    layers.watch(stack, arguments)
+    mass = stack_heads([means["captured"] for means in layers.means()])
+    causal = is_causal(stack)
+    pairs = costs(chosen, reasons, length, causal, *layers.shape, grid)
+    return CapturedMass(tuple(chosen), mass, pairs, full_pairs(length, causal), reasons)
+
+
+class MeasuredLayers:
+    """Sums of every layer's numbers over one or more forward passes of the same length.
+
+    rows: indices of the queries that the next pass adds. grid: of the tokens of a picture. draws: whether its maps of attention are kept.
+    """
+
+    def __init__(
+        self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor | None = None, grid: Grid | None = None, *,
+        draws: bool = False,
+    ) -> None:  # fmt: skip
+        self.candidates, self.reasons, self.grid, self.draws = candidates, reasons, grid, draws
+        self.rows = torch.zeros(0, dtype=torch.long) if rows is None else rows
+        self.sums: dict[int, RowSums] = {}
+        self.names: dict[int, tuple[str, str]] = {}
+        """Layer -> names of its attention module and mechanism."""
+        self.maps: dict[int, Tensor] = {}
+        """Layer -> attention on the patches of a picture."""
+        self.shape = (1, 1)
+        """Number of heads, and width of a head."""
+
+    def watch(self, stack: PreTrainedModel, inputs: Any) -> None:
+        """Add one forward pass; the arguments are those of :func:`.watching.run_stack`."""
+        with watching(stack, self.see):
+            run_stack(stack, inputs)
+
+    def see(self, number: int, layer: LayerAttention) -> None:
+        """Add the queries at :attr:`rows` of one layer."""
+        layer = layer.on(self.grid)
+        readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
+        for candidate, reason in zip(self.candidates, readings, strict=True):
+            if isinstance(reason, str):
+                self.reasons.setdefault(str(candidate), reason)
+        sums = self.sums.setdefault(number, RowSums(layer.furthest, layer.heads, len(readings)))
+        sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
+        self.shape = (layer.heads, layer.q.shape[-1])
+        self.names[number] = (layer.name, layer.mechanism)
+        if self.draws and self.grid is not None:
+            self.maps[number] = attention_map(layer, self.grid, self.rows)
+
+    def means(self) -> list[dict[str, Tensor]]:
+        """The means of every layer, in order; nan for a candidate that is not applicable in some layer."""
+        missing = [number for number, candidate in enumerate(self.candidates) if str(candidate) in self.reasons]
+        means = [dict(self.sums[number].mean()) for number in sorted(self.sums)]
+        for mean in means:
+            mean["captured"][:, missing] = torch.nan
+        return means
+
+    def at_length(self, length: int, queries: int, causal: bool, seconds: float) -> LengthDiagnosis:
+        """All layers at one length. queries: number of measured queries. seconds: duration of the measurement."""
+        layers = [
+            LayerDiagnosis(*self.names[number], {name: mean[name] for name in MEANS}, mean["distance"], mean["captured"],
+                           self.maps.get(number))
+            for number, mean in zip(sorted(self.sums), self.means(), strict=True)
+        ]  # fmt: skip
+        return LengthDiagnosis(
+            length=length, queries=queries, bins=tuple(self.sums[min(self.sums)].bins), layers=tuple(layers),
+            pairs=costs(self.candidates, self.reasons, length, causal, *self.shape, self.grid),
+            full_pairs=full_pairs(length, causal), seconds=seconds,
+        )  # fmt: skip
+
+
+def device_name(stack: PreTrainedModel) -> str:
+    if stack.device.type == "cpu":
+        return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    return torch.cuda.get_device_name(stack.device) if stack.device.type == "cuda" else str(stack.device)
+
+
+def silent(sentence: str) -> None:
+    """A ``progress`` function that does nothing."""

@@ -1,0 +1,186 @@
+"""Mechanisms that a diagnosis compares, and the part of a layer's softmax that each would keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..choice_text import read_choice, write_choice
+from ..engines.common.grid import Grid
+from ..errors import LongAttentionError, OptionError
+from ..inputs.common.base import InputKind
+from ..mechanisms import Mechanism, list_mechanisms, mechanism_info
+from ..mechanisms.common.exact import check_form
+from ..mechanisms.common.layout import full_pairs
+from ..mechanisms.common.on_grid import on_grid
+from ..mechanisms.common.ordered import KeysOrWeights, keys_or_weights
+from ..mechanisms.common.registry import check_options, mechanism_class, mechanism_from
+from ..modeling.family.audio_config import check_mechanism_for_audio
+from ..modeling.family.grid_config import check_mechanism_for_grid
+from .layer_attention import LayerAttention
+
+USUAL = (
+    "window:window=128", "window:window=256", "window:window=512", "window:window=1024",
+    "longformer:window=256", "longformer:window=512", "bigbird", "lsg", "lsg:selection=strided", "strided", "fixed",
+    "union:of=[window:window=256+strided]", "segmented:block_size=512,integration=previous", "transformer_xl", "shifted_groups",
+    "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
+)  # fmt: skip
+"""Candidates by default. All other mechanisms are compared with their default options."""
+USUAL_CAUSAL = ("window:window=512,num_sinks=4",)
+"""Further candidates by default for causal layers. In bidirectional layers global tokens take the role of attention sinks."""
+USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
+"""Chunked mechanisms among the default candidates for sound."""
+USUAL_FOR_SOUND = ("window:window=32", "window:window=64", *USUAL_CHUNKS)
+"""Candidates by default for sound, in addition to the candidates for texts that support it."""
+USUAL_ON_GRIDS = (
+    "window2d:window=14", "window2d:window=7", "local2d:radius=8", "neighborhood:kernel_size=17", "axial",
+    "segmented:block_size=196,integration=pooled,order=tiles:14x14", "bigbird:block_size=64,order=tiles:8x8",
+    "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
+)  # fmt: skip
+"""Candidates by default for pictures. Most pre-trained models with windows have a width of 14."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mechanism with options.
+
+    by_user: whether the user named it. If it cannot be built for a layer, it then raises an error instead of being left out.
+    """
+
+    mechanism: str
+    options: dict[str, Any] = field(default_factory=dict)
+    by_user: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> Candidate:
+        """Read ``window:window=512``; raises :class:`OptionError` and :class:`UnknownMechanismError`."""
+        values = read_choice(text)
+        name = mechanism_class(values.pop("mechanism")).name
+        check_options(name, values)
+        return cls(name, values, by_user=True)
+
+    def __str__(self) -> str:
+        options = {name: f"[{value}]" if set(str(value)) & set(",;+") else value for name, value in self.options.items()}
+        return write_choice({"mechanism": self.mechanism, **options})
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags of ``longattn convert`` that choose this candidate."""
+        options = [word for name, value in self.options.items() for word in ("--option", f"{name}={value}")]
+        return ["--mechanism", self.mechanism, *options]
+
+    def build(self, layer: LayerAttention, number: int) -> Mechanism:
+        """Build the mechanism for the layer with this ``number`` and the layer's length, as a conversion does."""
+        heads, width = layer.heads, layer.q.shape[-1]
+        built = self.sized(layer.length, heads, width)
+        built.layer = number
+        return built.to(layer.k.device)
+
+    def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
+        """Build the mechanism for one layer, in evaluation mode."""
+        return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).eval()
+
+    def pairs(self, length: int, causal: bool, heads: int, head_dim: int, grid: Grid | None = None) -> int:
+        """Number of query–key products per head, the unit of cost."""
+        return on_grid(self.sized(length, heads, head_dim), grid).pairs(length, causal)
+
+
+def usual_candidates(causal: bool = False) -> list[Candidate]:
+    """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default options."""
+    usual = _unasked((*USUAL, *USUAL_CAUSAL * causal))
+    named = {candidate.mechanism for candidate in usual}
+    return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
+
+
+def candidates_for(kind: InputKind | None, asked: Sequence[str | Candidate] | None, causal: bool) -> list[Candidate]:
+    """The candidates ``asked`` for, or those by default, for models that read inputs of this ``kind`` (``None``: texts).
+
+    Raises:
+        OptionError: a mechanism that was asked for does not support these inputs.
+        UnknownMechanismError: it does not exist.
+    """
+    if kind is None or not (kind.drawn or kind.timed):
+        return usual_candidates(causal) if asked is None else read_candidates(asked)
+    check = check_mechanism_for_grid if kind.drawn else check_mechanism_for_audio
+    if asked is not None:
+        chosen = read_candidates(asked)
+        for candidate in chosen:
+            check(candidate.mechanism, candidate.options)
+        return chosen
+    usual = _unasked(USUAL_ON_GRIDS) if kind.drawn else [*_unasked(USUAL_FOR_SOUND), *usual_candidates()]
+    return [candidate for candidate in usual if _fits(candidate, check)]
+
+
+def _unasked(texts: Iterable[str]) -> list[Candidate]:
+    return [replace(Candidate.read(text), by_user=False) for text in texts]
+
+
+def _fits(candidate: Candidate, check: Callable[[str, dict[str, Any]], None]) -> bool:
+    try:
+        check(candidate.mechanism, candidate.options)
+    except OptionError:
+        return False
+    return True
+
+
+def read_candidates(texts: Iterable[str | Candidate]) -> list[Candidate]:
+    """Candidates from texts such as ``window:window=512``, without duplicates; raises as :meth:`Candidate.read`."""
+    return unique_candidates([Candidate.read(text) if isinstance(text, str) else text for text in texts])
+
+
+def unique_candidates(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates without duplicates; of candidates with the same text, the first is kept."""
+    unique: dict[str, Candidate] = {}
+    for candidate in candidates:
+        unique.setdefault(str(candidate), candidate)
+    return list(unique.values())
+
+
+def not_applicable(candidate: Candidate, causal: bool) -> str:
+    """Why ``candidate`` does not exist for causal (or for bidirectional) layers, as a sentence; empty if it exists."""
+    form = mechanism_class(candidate.mechanism).causal
+    if form not in ("both", causal):
+        kinds = ["causal" if is_causal else "bidirectional" for is_causal in (form, causal)]
+        return f"exists in the {kinds[0]} form only, and these layers are {kinds[1]}."
+    return ""
+
+
+def no_selection(candidate: Candidate) -> str:
+    """A sentence for mechanisms that are no softmax over keys or means of keys: why the mass that they keep is not defined."""
+    return (
+        f"is not a softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
+    )
+
+
+def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
+    """The keys that ``candidate`` keeps in a layer; mechanisms that select by content use the layer's queries and keys.
+
+    Returns:
+        ``reading(rows, scores)``: a mask of the kept keys, or the weights of all keys. Or a sentence why neither is defined.
+    Raises:
+        LongAttentionError: the candidate was named by the user, and cannot be built for this layer.
+    """
+    causal = layer.call.causal
+    if why := not_applicable(candidate, causal):
+        return why
+    try:
+        mechanism = candidate.build(layer, number)
+        check_form(mechanism, causal, "the model")
+        call = layer.call if mechanism.traits.takes_globals else layer.call.replace(global_mask=None)
+        reading = keys_or_weights(mechanism, layer.q, layer.k, call)
+    except LongAttentionError as error:
+        if candidate.by_user:
+            raise
+        return str(error)
+    return no_selection(candidate) if reading is None else reading
+
+
+def costs(
+    candidates: Sequence[Candidate], reasons: Mapping[str, str], length: int, causal: bool, heads: int, width: int, grid: Grid | None = None
+) -> tuple[int, ...]:  # fmt: skip
+    """Number of query–key products per head for each candidate; for one that is not applicable, the number of full attention."""
+    everything = full_pairs(length, causal)
+    return tuple(
+        everything if str(candidate) in reasons else candidate.pairs(length, causal, heads, width, grid) for candidate in candidates
+    )

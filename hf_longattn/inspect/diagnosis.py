@@ -1,0 +1,360 @@
+"""The result of a diagnosis: numbers per length, layer and head, conclusion, the mechanism to choose, and JSON form.
+
+docs/api/measure.md describes the JSON object of :meth:`Diagnosis.to_dict`. Its key ``format`` is the version of that format.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..engines.common.grid import Grid
+from .candidates import Candidate
+from .layer_attention import MEANS, SINK
+
+FORMAT = 2
+"""Version of the JSON form. It changes when a key is removed or changes its meaning."""
+ENOUGH = 0.9
+"""Minimum share of the mass that the chosen mechanism keeps, if one that costs less than full attention keeps so much."""
+ALIKE = 1e-4
+"""Maximum difference of two masses that count as equal."""
+DIGITS = 5
+"""Number of significant digits in JSON."""
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """One layer at one length; every tensor is float64, with the heads first.
+
+    name: of the attention module.
+    mechanism: name of the mechanism that runs in the layer.
+    numbers: :data:`~hf_longattn.inspect.layer_attention.MEANS` by name, ``(H,)``.
+    distance: mass in each bin of distances, ``(H, bins)``.
+    captured: mass that each candidate keeps, ``(H, candidates)``; nan for a candidate that is not applicable.
+    attention: for a picture, the weights on its patches, ``(rows, columns)``; see :func:`.layer_attention.attention_map`.
+    """
+
+    name: str
+    mechanism: str
+    numbers: Mapping[str, Tensor]
+    distance: Tensor
+    captured: Tensor
+    attention: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LengthDiagnosis:
+    """All layers at one length.
+
+    length: number of tokens.
+    queries: number of measured queries.
+    bins: first and last distance of each bin.
+    pairs: number of query–key products per head for each candidate, the unit of cost. full_pairs: for full attention.
+    seconds: duration of the measurement, all forward passes included.
+    """
+
+    length: int
+    queries: int
+    bins: tuple[tuple[int, int], ...]
+    layers: tuple[LayerDiagnosis, ...]
+    pairs: tuple[int, ...]
+    full_pairs: int
+    seconds: float
+
+    def captured(self) -> Tensor:
+        """Mass that each candidate keeps, ``(layers, H, candidates)``; nan if not applicable, and for heads that a layer lacks."""
+        return stack_heads([layer.captured for layer in self.layers])
+
+    def number(self, name: str) -> Tensor:
+        """One of :data:`~hf_longattn.inspect.layer_attention.MEANS`, ``(layers, H)``; nan for heads that a layer does not have."""
+        return stack_heads([layer.numbers[name] for layer in self.layers])
+
+    def by_distance(self) -> Tensor:
+        """Mass in each bin of distances, mean over heads, ``(layers, bins)``."""
+        return torch.stack([layer.distance.mean(0) for layer in self.layers])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, video or spectrogram as the model reads it.
+
+    pixels: ``(height, width, 3)``, 0 to 1; of a spectrogram ``(mel bins, frames, 3)``, from the lowest frequency.
+    grid: of its tokens. noun, size: the noun for the input, for example "picture", and its size as text.
+    """
+
+    pixels: Tensor
+    grid: Grid
+    noun: str
+    size: str
+
+    @property
+    def reader(self) -> str:
+        """The queries whose attention the maps show, as text."""
+        return "the class token" if self.grid.prefix else "the patches, on average,"
+
+
+@dataclass(frozen=True)
+class CandidateRow:
+    """A row of the table of candidates.
+
+    place: number in the table, from 1, by ascending cost.
+    mass: mass kept at the longest length, mean over layers and heads. least, least_layer: minimum over layers, and the layer's number.
+    cost: query–key products at the longest length, divided by the products of full attention.
+    on_front: whether no candidate of the same or lower cost keeps more. chosen: whether it is :meth:`Diagnosis.chosen`.
+    """
+
+    place: int
+    candidate: Candidate
+    mass: float
+    least: float
+    least_layer: int
+    cost: float
+    on_front: bool
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The attention of a model on a file at growing lengths.
+
+    model, text: names of the model and of the file. device: description.
+    causal: whether the layers are causal.
+    candidates: the compared mechanisms. reasons: candidate as text -> why it is not applicable.
+    is_long: whether the checkpoint has mechanisms already.
+    untrained: candidate as text -> why positions of longer texts need training with it. These candidates are not chosen.
+    tower: name of the measured tower; empty for a model without towers.
+    frame_seconds: for a sound model, whose tokens are frames: seconds per frame.
+    picture: for a picture model, what it reads; there is one length.
+    """
+
+    model: str
+    model_class: str
+    text: str
+    device: str
+    causal: bool
+    is_long: bool
+    candidates: tuple[Candidate, ...]
+    reasons: Mapping[str, str]
+    lengths: tuple[LengthDiagnosis, ...]
+    notes: tuple[str, ...] = ()
+    untrained: Mapping[str, str] = field(default_factory=dict)
+    tower: str = ""
+    frame_seconds: float | None = None
+    picture: Picture | None = field(default=None, repr=False)
+
+    @property
+    def unit(self) -> str:
+        """The noun for tokens: "tokens", or "frames" for a sound model."""
+        return "tokens" if self.frame_seconds is None else "frames"
+
+    @property
+    def input_noun(self) -> str:
+        """The noun for the input, such as "text"."""
+        if self.picture is not None:
+            return self.picture.noun
+        return "text" if self.frame_seconds is None else "sound"
+
+    def in_words(self, tokens: float, *, digits: int = 0) -> str:
+        """A number of tokens as text, "512 tokens", or of frames with their duration, "1,499 frames (30 s)"."""
+        count = f"{tokens:,.{digits}f} {self.unit}"
+        return count if self.frame_seconds is None else f"{count} ({in_seconds(tokens * self.frame_seconds)})"
+
+    @property
+    def last(self) -> LengthDiagnosis:
+        """The diagnosis at the longest length."""
+        return self.lengths[-1]
+
+    def applicable(self) -> list[int]:
+        """Indices of the candidates whose mass was measured, by ascending cost at the longest length."""
+        numbers = [number for number, candidate in enumerate(self.candidates) if str(candidate) not in self.reasons]
+        return sorted(numbers, key=lambda number: (self.last.pairs[number], len(str(self.candidates[number]))))
+
+    def mass(self, number: int) -> float:
+        """The mass that a candidate keeps at the longest length, mean over layers and heads."""
+        return float(self.last.captured()[..., number].nanmean())
+
+    def cost(self, number: int) -> float:
+        """A candidate's query–key products at the longest length, divided by the products of full attention."""
+        return self.last.pairs[number] / self.last.full_pairs
+
+    def front(self) -> list[int]:
+        """Indices of the Pareto-optimal candidates, cheapest first: none of the same or lower cost keeps more mass."""
+        front: list[int] = []
+        for number in self.applicable():
+            if not front or self.mass(number) > self.mass(front[-1]) + ALIKE:
+                if front and self.cost(front[-1]) == self.cost(number):
+                    front.pop()
+                front.append(number)
+        return front
+
+    def chosen(self, enough: float = ENOUGH) -> int | None:
+        """Index of the cheapest candidate that keeps at least ``enough`` of the mass. If none cheaper than full attention keeps so much, of
+        the one that keeps most for at most half of that cost. ``None`` if no candidate is cheaper than full attention.
+
+        Costs are compared in whole percent; of equal ones, the larger mass is chosen.
+        """
+        holding = [number for number in self.applicable() if str(self.candidates[number]) not in self.untrained]
+        cheaper = [number for number in holding if self.cost(number) < 1]
+        keeping = [number for number in cheaper if self.mass(number) >= enough]
+        if keeping:
+            return min(keeping, key=lambda number: (round(self.cost(number), 2), -self.mass(number)))
+        half = [number for number in cheaper if self.cost(number) <= 0.5] or cheaper
+        return max(half, key=self.mass, default=None)
+
+    def flags(self, number: int) -> list[str]:
+        """The flags of ``longattn convert`` that choose a candidate."""
+        candidate = self.candidates[number]
+        return ["--towers", f"{self.tower}={candidate}"] if self.tower else candidate.flags
+
+    def candidate_rows(self) -> dict[int, CandidateRow]:
+        """Index -> row in the table of applicable candidates, by ascending cost."""
+        front, captured, chosen = self.front(), self.last.captured(), self.chosen()
+        rows = {}
+        for place, number in enumerate(self.applicable(), 1):
+            by_layer = captured[..., number].nanmean(1)
+            rows[number] = CandidateRow(
+                place, self.candidates[number], self.mass(number), float(by_layer.min()), int(by_layer.argmin()), self.cost(number),
+                number in front, number == chosen,
+            )  # fmt: skip
+        return rows
+
+    def conclusion(self) -> str:
+        """The conclusion from the numbers at the longest length, as one sentence."""
+        spread = self.last.number("effective_tokens").nanmean(1)
+        widest, narrowest = int(spread.argmax()), int(spread.argmin())
+        sentence = f"At {self.in_words(self.last.length)} the heads of layer {widest} spread over {self._spread(float(spread[widest]))}"
+        if widest != narrowest:
+            sentence += f", those of layer {narrowest} over {self._spread(float(spread[narrowest]))}"
+        number = self.chosen()
+        if number is None:
+            return f"{sentence}."
+        kept = f"{self.candidates[number]} keeps {percent(self.mass(number))} of the attention"
+        return f"{sentence}; {kept}, at {percent(self.cost(number))} of the cost."
+
+    def _spread(self, tokens: float) -> str:
+        """A mean of effective tokens as text, rounded, but to no more than the length."""
+        rounded = round(tokens, -2 if tokens >= 2000 else 0)
+        return self.in_words(tokens, digits=1) if tokens < 10 else self.in_words(min(rounded, self.last.length))
+
+    def dilution(self) -> str:
+        """How effective tokens grow from the shortest to the longest length, as a sentence; empty for a single length."""
+        first, last = self.lengths[0], self.last
+        if first is last:
+            return ""
+        before, after = (float(diagnosis.number("effective_tokens").nanmean()) for diagnosis in (first, last))
+        largest = [float(diagnosis.number("largest_weight").nanmean()) for diagnosis in (first, last)]
+        growth = math.log(after / before) / math.log(last.length / first.length)
+        text = f"the {self.input_noun}"
+        kind = f"almost as fast as {text}" if growth > 0.8 else f"more slowly than {text}" if growth > 0.2 else "hardly grows"
+        return (
+            f"From {first.length:,} to {last.length:,} {self.unit} the attention of the average head widens from {before:,.0f} to "
+            f"{after:,.0f} effective {self.unit} ({kind}), and its largest weight goes from {percent(largest[0])} to {percent(largest[1])}."
+        )
+
+    def reach(self) -> str:
+        """Distances within which half and :data:`ENOUGH` of the attention lie at the longest length, as a sentence."""
+        mass = self.last.by_distance().mean(0).cumsum(0)
+        furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
+        half, most = (f"{distance:,} patches" if self.picture is not None else self.in_words(distance) for distance in furthest)
+        return f"Half of the attention of the average head lies within {half}, {percent(ENOUGH)} within {most}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        chosen, picture = self.chosen(), self.picture
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "class": self.model_class,
+            "text": self.text,
+            "device": self.device,
+            "causal": self.causal,
+            "first_tokens": SINK,
+            **({} if self.frame_seconds is None else {"frame_seconds": self.frame_seconds}),
+            **({} if picture is None else {"grid": list(picture.grid.sizes), "prefix_tokens": picture.grid.prefix, "size": picture.size}),
+            "conclusion": self.conclusion(),
+            "dilution": self.dilution(),
+            "reach": self.reach(),
+            "notes": list(self.notes),
+            "chosen": None
+            if chosen is None
+            else {
+                "candidate": str(self.candidates[chosen]),
+                "mass": _short(self.mass(chosen)),
+                "cost": _short(self.cost(chosen)),
+                "flags": self.flags(chosen),
+            },
+            "candidates": [
+                {
+                    "name": str(candidate),
+                    "mechanism": candidate.mechanism,
+                    "options": candidate.options,
+                    "not_applicable": self.reasons.get(str(candidate)),
+                    "untrained_positions": self.untrained.get(str(candidate)),
+                }
+                for candidate in self.candidates
+            ],
+            "lengths": [self._length(diagnosis) for diagnosis in self.lengths],
+        }
+
+    def _length(self, diagnosis: LengthDiagnosis) -> dict[str, Any]:
+        names = list(map(str, self.candidates))
+        return {
+            "length": diagnosis.length,
+            "queries": diagnosis.queries,
+            "seconds": round(diagnosis.seconds, 2),
+            "distance_bins": [list(distances) for distances in diagnosis.bins],
+            "full_pairs": diagnosis.full_pairs,
+            "pairs": {name: pairs for name, pairs in zip(names, diagnosis.pairs, strict=True) if name not in self.reasons},
+            "layers": [
+                {
+                    "name": layer.name,
+                    "mechanism": layer.mechanism,
+                    **{name: _numbers(layer.numbers[name]) for name in MEANS},
+                    "distance": _numbers(layer.distance),
+                    "captured": {
+                        name: _numbers(layer.captured[:, number]) for number, name in enumerate(names) if name not in self.reasons
+                    },
+                    **({} if layer.attention is None else {"attention": _numbers(layer.attention)}),
+                }
+                for layer in diagnosis.layers
+            ],
+        }
+
+
+def stack_heads(layers: Sequence[Tensor]) -> Tensor:
+    """Stack one tensor ``(heads, ...)`` per layer to ``(layers, H, ...)``; nan for heads that a layer lacks, for example after pruning."""
+    return pad_sequence(list(layers), batch_first=True, padding_value=math.nan)
+
+
+def in_seconds(seconds: float) -> str:
+    """A duration for readers: ``0.02 s``, ``30 s``, ``3,600 s``."""
+    return f"{seconds:,.0f} s" if seconds >= 99.5 else f"{seconds:.3g} s"
+
+
+def percent(share: float) -> str:
+    """A share for readers: ``71 %``, ``0.4 %``."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %" if value >= 0.095 else f"{value:.1g} %"
+
+
+def thousands(value: float) -> str:
+    """A number of tokens as a short text: 512, 2K, 2.3K, 64K."""
+    if value < 1000:
+        return f"{value:.0f}"
+    kilo = value / 1024
+    return f"{kilo:.0f}K" if kilo >= 9.95 or abs(kilo - round(kilo)) < 0.05 else f"{kilo:.1f}K"
+
+
+def _short(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
+
+
+def _numbers(values: Tensor) -> Any:
+    """Nested lists of numbers with :data:`DIGITS` significant digits; ``None`` for nan."""
+    return [_numbers(row) for row in values] if values.dim() else _short(float(values))

@@ -1,0 +1,197 @@
+"""The softmax of one layer for some queries at a time, and the numbers that are measured from it.
+
+With the scores s_ij of the keys that query i sees and p_ij = softmax_j(s_ij), the numbers of a head are means over queries:
+
+    effective_tokens   exp(-Σ_j p_ij log p_ij), the perplexity: number of tokens with equal weights that have the same entropy
+    largest_weight     max_j p_ij
+    first_tokens       Σ_{j < 4} p_ij: the attention sink (Xiao et al. 2023, StreamingLLM, section 3.1)
+    distance[b]        Σ_{j: d_ij in bin b} p_ij, for the bins 0, 1, 2-3, 4-7, 8-15, …, where d_ij is |i-j|. On a grid it is the larger of
+                       the distances in rows and columns, and 0 to and from prefix tokens.
+    captured[c]        Σ_j min(p_ij, w_ij), where w_ij are the weights of candidate c: 1 minus the total variation distance of p and w.
+                       If c is a softmax over some of the keys, this equals Σ_j p_ij over the keys that c keeps.
+
+Scores are computed in fp32 (fp64 for fp64 inputs), for so few queries at a time that memory is linear in N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..engines.common.call import AttentionCall
+from ..engines.common.dense import at_least_fp32
+from ..engines.common.grid import Grid
+from ..mechanisms.common.ordered import KeysOrWeights
+from ..positions.relative import RelativePositions
+
+SINK = 4
+"""Number of tokens at the start of the text that count as first tokens."""
+SCORES_IN_MEMORY = 1 << 22
+"""Maximum number of scores in memory at a time, over all heads."""
+MEANS = ("effective_tokens", "largest_weight", "first_tokens")
+"""The numbers of a head, in the order of tables."""
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Queries and keys of a layer's attention call, for one sequence.
+
+    q, k: ``(1, H, N, D)``, ``(1, H_kv, N, D)``, after norms and rotations.
+    call: causality, padding, the scale, and the terms and caps that the model applies to its scores.
+    relative: relative positions of the layer's mechanism.
+    within: the keys over which the reference softmax runs, for example a sliding window of the base; ``None``: all keys.
+    name, mechanism: names of the attention module and of its mechanism.
+    """
+
+    q: Tensor
+    k: Tensor
+    call: AttentionCall
+    relative: RelativePositions | None = None
+    within: KeysOrWeights | None = None
+    name: str = ""
+    mechanism: str = ""
+
+    @property
+    def length(self) -> int:
+        """N."""
+        return self.k.shape[2]
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.q.shape[1]
+
+    @property
+    def furthest(self) -> int:
+        """The largest distance between two tokens."""
+        grid = self.call.grid
+        return max(grid.sizes) - 1 if isinstance(grid, Grid) else self.length - 1
+
+    def distance(self, rows: Tensor) -> Tensor:
+        """Distances from the queries at ``rows (n,)`` to all keys, ``(n, N)``."""
+        tokens, grid = torch.arange(self.length, device=rows.device), self.call.grid
+        if not isinstance(grid, Grid):
+            return (rows[:, None] - tokens).abs()
+        axes = zip(grid.places(rows), grid.places(tokens), strict=True)
+        distance = torch.stack([(query[:, None] - key).abs() for query, key in axes]).amax(0)
+        return distance.masked_fill((rows[:, None] < grid.prefix) | (tokens < grid.prefix), 0)
+
+    def on(self, grid: Grid | None) -> LayerAttention:
+        """The same attention of tokens on ``grid``; without one, as it is."""
+        return self if grid is None else replace(self, call=self.call.replace(grid=grid))
+
+    def scores(self, rows: Tensor) -> Tensor:
+        """The scores ``(1, H, n, N)`` of the queries at ``rows (n,)``; -inf for keys that a query does not see."""
+        heads, groups, places = self.heads, self.k.shape[1], torch.arange(self.length, device=self.k.device)
+        q, scale = self.q[:, :, rows], self.call.scale_for(self.q.shape[-1])
+        with torch.autocast(q.device.type, enabled=False):
+            scores = at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ at_least_fp32(self.k).mT * scale
+        scores = scores.view(len(q), heads, len(rows), self.length)
+        if self.relative is not None:
+            distance = (rows[:, None] - places)[None]
+            scores = scores + self.relative.term(at_least_fp32(q), at_least_fp32(self.k), distance, self.call.causal, scale).to(
+                scores.dtype
+            )
+        if self.call.score_mod is not None:
+            b, h = torch.arange(len(q), device=q.device), torch.arange(heads, device=q.device)
+            scores = self.call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), places.view(1, 1, 1, -1))
+        if self.call.causal:
+            scores = scores.masked_fill(places > rows[:, None], float("-inf"))
+        if self.call.key_mask is not None:
+            scores = scores.masked_fill(~self.call.key_mask[:, None, None, :], float("-inf"))
+        if self.within is not None:
+            scores = scores.masked_fill(~self.within(rows, scores), float("-inf"))
+        return scores
+
+    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        """Split the query indices ``rows`` so that each part has at most :data:`SCORES_IN_MEMORY` scores. Padding is left out."""
+        rows = rows.to(self.k.device)
+        if self.call.key_mask is not None:
+            rows = rows[self.call.key_mask[0, rows]]
+        yield from rows.split(max(1, SCORES_IN_MEMORY // (self.heads * self.length)))
+
+
+class RowSums:
+    """Sums of one layer's numbers over queries. ``mean`` divides them by the number of queries."""
+
+    def __init__(self, furthest: int, heads: int, candidates: int) -> None:
+        self.bins = distance_bins(furthest)
+        self.count = 0
+        self.sums = {name: torch.zeros(heads, dtype=torch.float64) for name in MEANS}
+        self.distance = torch.zeros(heads, len(self.bins), dtype=torch.float64)
+        self.captured = torch.zeros(heads, candidates, dtype=torch.float64)
+
+    def add(self, layer: LayerAttention, rows: Tensor, candidates: Sequence[KeysOrWeights | None]) -> None:
+        """Add the queries at ``rows``. For a candidate that is ``None``, the sum stays 0."""
+        for block in layer.blocks(rows):
+            scores = layer.scores(block)
+            seen = scores > torch.finfo(scores.dtype).min / 2
+            block, scores, seen = _without_blind(block, scores, seen)
+            weights = scores.softmax(-1)
+            self.count += len(block)
+            for name, values in _row_numbers(scores, seen, weights).items():
+                self.sums[name] += values.double().sum((0, 2)).cpu()
+            of_bin = bin_of(layer.distance(block))
+            mass = weights.new_zeros(*weights.shape[:3], len(self.bins)).scatter_add_(-1, of_bin.expand(weights.shape), weights)
+            self.distance += mass.double().sum((0, 2)).cpu()
+            for number, reading in enumerate(candidates):
+                if reading is not None:
+                    keys = reading(block, scores)
+                    common = weights * keys if keys.dtype == torch.bool else torch.minimum(weights, keys)
+                    self.captured[:, number] += common.sum(-1).double().sum((0, 2)).cpu()
+
+    def mean(self) -> Mapping[str, Tensor]:
+        """:data:`MEANS` ``(H,)``, ``distance (H, bins)`` and ``captured (H, candidates)``, float64."""
+        count = max(1, self.count)
+        means = {name: total / count for name, total in self.sums.items()}
+        return {**means, "distance": self.distance / count, "captured": self.captured / count}
+
+
+def attention_map(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
+    """Attention weights on the patches of ``grid``, mean over heads, which sum to 1: of the first prefix token or, without one, the mean of
+    the queries at ``rows``."""
+    total = torch.zeros(grid.cells, dtype=torch.float64)
+    for block in layer.blocks(torch.tensor([0]) if grid.prefix else rows):
+        total += layer.scores(block).softmax(-1)[..., grid.prefix :].double().sum((0, 1, 2)).cpu()
+    return (total / total.sum()).view(grid.sizes)
+
+
+def sampled_rows(length: int, count: int, seed: int = 0) -> Tensor:
+    """Stratified sample of positions: ``min(count, length)`` equal parts of the text, one position from each, in ascending order.
+
+    Equally spaced positions could always have the same offset in a mechanism's blocks or strides.
+    """
+    if count >= length:
+        return torch.arange(length)
+    edges = torch.arange(count + 1) * length // count
+    drawn = torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return edges[:-1] + (drawn * (edges[1:] - edges[:-1])).long()
+
+
+def distance_bins(furthest: int) -> list[tuple[int, int]]:
+    """First and last distance of every bin: (0, 0), (1, 1), (2, 3), (4, 7) …; the last one ends at ``furthest``."""
+    bins = [(0, 0)]
+    while bins[-1][1] < furthest:
+        low = 1 << (len(bins) - 1)
+        bins.append((low, min(2 * low - 1, furthest)))
+    return bins
+
+
+def bin_of(distance: Tensor) -> Tensor:
+    """Index of the bin of each integer ``distance``, exact below 2⁵²."""
+    return torch.frexp(distance.double()).exponent.long()
+
+
+def _without_blind(rows: Tensor, scores: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments without queries that see no key in some head."""
+    sighted = seen.any(-1).all(1).all(0)
+    return (rows, scores, seen) if bool(sighted.all()) else (rows[sighted], scores[:, :, sighted], seen[:, :, sighted])
+
+
+def _row_numbers(scores: Tensor, seen: Tensor, weights: Tensor) -> dict[str, Tensor]:
+    """:data:`MEANS` of every query, ``(1, H, n)``."""
+    entropy = scores.logsumexp(-1) - (weights * scores.masked_fill(~seen, 0.0)).sum(-1)
+    return {"effective_tokens": entropy.exp(), "largest_weight": weights.amax(-1), "first_tokens": weights[..., :SINK].sum(-1)}

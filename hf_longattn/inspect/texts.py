@@ -1,0 +1,109 @@
+"""Token ids of one text at several lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.tokenization import special_ids
+from ..errors import CheckpointError, LengthError, OptionError
+from ..inputs.text import excerpt, text_of, token_ids
+
+MAX_FILE_NAME = 200
+"""Texts with fewer characters are refused if they are the name of a file."""
+
+
+class TextIds:
+    """Token ids of a text, with the tokenizer's special tokens around them.
+
+    Args:
+        text: the text, a text file, or token ids ``(N,)`` without special tokens.
+        tokenizer: the model's tokenizer. Token ids do not need it.
+        longest: maximum number of tokens that will be read.
+        vocabulary: number of the model's embeddings.
+    """
+
+    def __init__(self, text: str | Path | Tensor, tokenizer: Any | None, longest: int, vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.prefix: list[int] = []
+        self.suffix: list[int] = []
+        self.name = "token ids" if isinstance(text, Tensor) else text.name if isinstance(text, Path) else "text"
+        self.described = f"text {self.name!r}" if isinstance(text, Path) else "text"
+        if isinstance(text, Tensor):
+            if text.dim() != 1:
+                raise LengthError(f"Token ids have the shape {tuple(text.shape)}, but must be those of one text, (tokens,).")
+            self.ids: list[int] = text.tolist()
+        else:
+            full_text = _read(text)
+            if tokenizer is None:
+                raise OptionError("The model has no tokenizer; pass one as processor=, or token ids in place of the text.")
+            self.prefix, self.suffix = special_ids(tokenizer)
+            beginning = excerpt(full_text, longest)
+            self.ids = self.encode(beginning)
+            if len(self.ids) < longest and len(beginning) < len(full_text):
+                self.ids = self.encode(full_text)
+        if self.ids and not 0 <= min(self.ids) <= max(self.ids) < vocabulary:
+            raise CheckpointError(
+                f"The token ids are up to {max(self.ids)}, but the model has {vocabulary} embeddings; the tokenizer is another model's."
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without special tokens."""
+        assert self.tokenizer is not None
+        return token_ids(self.tokenizer, text, special_tokens=False)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of the longest input from this text, special tokens included."""
+        return len(self.ids) + len(self.prefix) + len(self.suffix)
+
+    def check(self, length: int) -> None:
+        """Raise :class:`LengthError` if there are fewer than ``length`` tokens."""
+        if self.tokens < length:
+            raise LengthError(
+                f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or --lengths "
+                f"{self.tokens}."
+            )
+
+    def plain(self, length: int) -> Tensor:
+        """The first tokens of the text between the special tokens, ``(length,)``."""
+        self.check(length)
+        body = length - len(self.prefix) - len(self.suffix)
+        return torch.tensor(self.prefix + self.ids[:body] + self.suffix)
+
+
+def _read(text: str | Path) -> str:
+    if isinstance(text, Path):
+        return text_of(text)
+    if len(text) < MAX_FILE_NAME and "\n" not in text and Path(text).is_file():
+        raise OptionError(f"{text!r} is the name of a file; give Path({text!r}) for its text.")
+    if not text.strip():
+        raise CheckpointError("The text is empty.")
+    return text
+
+
+def read_lengths(texts: Sequence[str]) -> list[int]:
+    """Read lengths such as ``["512", "1K", "2048"]``, in ascending order without duplicates; K is 1,024.
+
+    Raises:
+        OptionError: a text is not a number of tokens.
+    """
+    lengths = []
+    for text in texts:
+        number, thousands = (text[:-1], 1024) if text[-1:] in ("K", "k") else (text, 1)
+        if not (number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0):
+            raise OptionError(f"{text!r:.60} is not a number of tokens; give for example --lengths 512,2K,8K.")
+        lengths.append(int(number) * thousands)
+    return sorted(set(lengths))
+
+
+def read_durations(text: str) -> list[float]:
+    """Read durations in seconds such as ``"7.5,30"``; raises :class:`OptionError` if one is not a number."""
+    try:
+        return [float(seconds) for seconds in text.split(",")]
+    except ValueError:
+        raise OptionError(f"{text!r:.60} are not seconds; give for example --lengths 30, or 15,60,300.") from None

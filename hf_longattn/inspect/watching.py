@@ -1,0 +1,299 @@
+"""Watch a model's attention while it runs: queries, keys and all other arguments of its mechanisms.
+
+A mechanism is a module, so a forward pre-hook sees its arguments. While a plain transformers model is watched, it gets mechanisms that
+compute its own attention, full or with sliding windows. This package's attention function then receives the same arguments as any function
+of transformers' AttentionInterface: queries and keys after norms and rotations, scale, score cap and biases. No attention weights are
+stored, and no N×N tensor is built. The model's output does not change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..backend import BACKEND
+from ..configuration import LongAttentionConfig
+from ..conversion.plain_parts import text_tower
+from ..engines.common.call import AttentionCall
+from ..engines.common.grid import RUNNING_GRID, Grid
+from ..errors import BackendError, LengthError
+from ..inputs.common.base import NOT_DIAGNOSED, kind_of_model
+from ..mechanisms import Mechanism
+from ..mechanisms.common.exact import full_of
+from ..mechanisms.common.ordered import in_raster_order
+from ..mechanisms.common.registry import mechanism_from
+from ..modeling.attach.attachment import attach_mechanisms
+from ..modeling.attach.attention_sites import AttentionSite, attention_sites
+from ..modeling.attach.patch_places import packs_pictures
+from ..modeling.family.config import attention_implementation
+from ..modeling.family.definition import without_head
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
+from ..modeling.family.registration import MULTIMODAL_TYPE
+from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
+from ..modeling.generic import check_interface, towers_of
+from ..modeling.grids import grid_rule
+from ..modeling.inference.optimize import evaluating
+from .layer_attention import LayerAttention
+
+See = Callable[[int, LayerAttention], None]
+"""``see(layer, attention)``, called for every self-attention layer, in the order in which layers run."""
+
+
+def watched_stack(model: nn.Module) -> PreTrainedModel:
+    """The stack of ``model`` that reads the text: the encoder, or the decoder if there is no encoder. It has no head, since logits
+    would take the most memory.
+
+    Raises:
+        BackendError: the model is not from transformers, or its attention cannot be watched.
+    """
+    _check_text(model, model)
+    stack = watched_layers(model)
+    _check_text(model, stack)
+    return stack
+
+
+def _check_text(model: nn.Module, stack: nn.Module) -> None:
+    """Raise :class:`BackendError` unless the ``stack`` of ``model`` reads texts."""
+    read: Any = getattr(stack, "main_input_name", "input_ids")
+    if read != "input_ids":
+        kind = kind_of_model(stack.config)
+        nouns, instead = (read, NOT_DIAGNOSED) if kind is None else (kind.nouns, kind.how_to_diagnose)
+        raise BackendError(f"{type(model).__name__} reads {nouns} and no text; {instead}")
+
+
+def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
+    """The tower that reads texts (or pictures of one size), and its name; for a model without such a tower, the model and ``""``.
+
+    Raises:
+        BackendError: the only picture towers pack pictures of different sizes.
+    """
+    several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # these have one backbone for all inputs
+    if not several or not (towers := towers_of(model)):
+        return model, ""
+    reading = text_tower(model.config, towers)
+    if text:
+        return (towers[reading], reading) if reading in towers else (model, "")
+    others = {name: tower for name, tower in towers.items() if name != reading}
+    kinds = {name: kind_of_model(tower.config) for name, tower in others.items()}
+    if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.drawn), None):
+        return others[drawn], drawn
+    if packing := next((name for name, tower in others.items() if packs_pictures(tower)), None):
+        raise BackendError(
+            f"The tower {packing} of a {type(model).__name__} packs pictures of different sizes, which are not watched; give a text for "
+            "its language model, or look at hf_longattn.explain(model, inputs)."
+        )
+    return model, ""
+
+
+def of_tower(class_name: str, tower: str) -> str:
+    """The class name, followed by the name of the watched tower if there is one."""
+    return f"{class_name}, tower {tower}" if tower else class_name
+
+
+def watched_layers(model: nn.Module) -> PreTrainedModel:
+    """As :func:`watched_stack`, for a model that may read other inputs than texts."""
+    if not isinstance(model, PreTrainedModel):
+        raise BackendError(f"A {type(model).__name__} is not a model of transformers; load one with AutoModel.from_pretrained.")
+    if (kind := kind_of_model(model.config)) is not None:
+        stack = kind.stack(model)
+    else:
+        stack = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else without_head(model)
+    if not isinstance(stack, PreTrainedModel):
+        raise BackendError(f"{type(model).__name__} has no stack of layers that could be watched.")
+    if not has_mechanisms(stack):
+        if kind is not None and kind.watched_as_long:
+            long_class = kind.family.heads.get(type(model).__name__, "its Long class")
+            raise BackendError(
+                f"The attention of {type(model).__name__} is watched in {long_class}; load it as that, with "
+                'long_attention={"mechanism": "full"} for what it attends to now.'
+            )
+        check_interface(type(stack))
+        _check_kinds(stack)
+    elif any(isinstance(module, Mechanism) and module.traits.recursion is not None for module in stack.modules()):
+        raise BackendError(
+            f"{type(model).__name__} reads its text segment by segment, so no layer has the attention of a whole text; diagnose the "
+            "checkpoint that it was made from."
+        )
+    return stack
+
+
+def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Any], Grid]:
+    """:func:`watched_layers` of a picture model, its arguments for ``inputs``, and the grid of the tokens.
+
+    Raises:
+        BackendError: the model does not read pictures on one grid of patches.
+        GridError: the picture's size does not fit.
+    """
+    stack = watched_layers(model)
+    rule = grid_rule(stack, of_pixels=False)
+    grid = rule.of_size(stack.config, rule.size_of(inputs[rule.input]))
+    if len(set(rule.layer_grids(stack.config, grid))) > 1:
+        raise BackendError(
+            f"The layers of a {type(stack).__name__} are on different grids, which are not watched together; look at "
+            "hf_longattn.explain(model, inputs) instead."
+        )
+    return stack, {**rule.arguments_of_head(stack, inputs), **({INTERPOLATE_ARGUMENT: True} if rule.interpolates else {})}, grid
+
+
+def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
+    """The stack to watch, its arguments, the grid of a picture's tokens (else ``None``), and the number of tokens.
+
+    ``inputs`` are token ids ``(N,)``, or the processor's output for a picture or a sound.
+    Raises:
+        BackendError: as :func:`watched_stack` and :func:`watched_on_grid`.
+        GridError: the picture's size does not fit.
+    """
+    if isinstance(inputs, Tensor):
+        return watched_stack(model), inputs, None, len(inputs)
+    kind = kind_of_model(getattr(model, "config", None))
+    if kind is not None and kind.timed:
+        stack, rule = watched_layers(model), kind.rule
+        return stack, inputs, None, rule.frames(stack.config, rule.as_input(inputs[rule.input]).shape[1])
+    stack, arguments, grid = watched_on_grid(model, inputs)
+    return stack, arguments, grid, grid.length
+
+
+def has_mechanisms(model: nn.Module) -> bool:
+    """Whether ``model`` is a Long model, or was changed by :func:`hf_longattn.enable_long_attention`."""
+    return any(isinstance(module, Mechanism) for module in model.modules())
+
+
+@contextlib.contextmanager
+def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
+    """Context in which every forward pass of ``stack`` calls ``see`` for each layer, before that layer's attention.
+
+    ``stack`` is from :func:`watched_stack`. The softmax that is seen is over all keys that the base's own attention sees.
+    """
+    with evaluating(stack), with_mechanisms(stack):
+        windows, passed = _own_windows(stack), itertools.count()
+        own_mechanisms = _own_mechanisms(stack)
+
+        def start(module: nn.Module, args: Any) -> None:
+            nonlocal passed
+            passed = itertools.count()  # layers may share a module (ALBERT), so they are counted as they run
+
+        def hook(site: AttentionSite, mechanism: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> None:
+            q, k, _, call = args
+            grid, order = RUNNING_GRID.get(), mechanism.options.order
+            if order is not None and isinstance(grid, Grid):
+                q, k, call = in_raster_order(order, grid, q, k, call)
+            if q.shape[2] != k.shape[2] or len(q) != 1:
+                raise LengthError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
+            window = windows[site.layer] if site.layer < len(windows) else None
+            within = _in_window(window, call.causal) if window is not None else None
+            if own_mechanisms is not None:
+                within = own_mechanisms(site.layer, q).attended_keys(q, k, call)
+            see(next(passed), LayerAttention(q, k, call, mechanism.relative, within, site.name, mechanism.name))
+
+        handles = [stack.register_forward_pre_hook(start)]
+        try:
+            for site in _sites(stack):
+                if not isinstance(site.mechanism, Mechanism):
+                    raise BackendError(f"{site.name} of {type(stack).__name__} has no mechanism, so its attention cannot be watched.")
+                for mechanism in filter(None, (site.mechanism, full_of(site.mechanism))):
+                    handles.append(mechanism.register_forward_pre_hook(functools.partial(hook, site), prepend=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _in_window(width: int, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """``(rows, scores) ->`` mask of the keys in the base's window; ``width`` is counted as by the mechanism ``window``."""
+    back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
+
+    def in_window(rows: Tensor, scores: Tensor) -> Tensor:
+        distance = rows[:, None] - torch.arange(scores.shape[-1], device=rows.device)
+        return (distance <= back) & (distance >= -ahead)
+
+    return in_window
+
+
+def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> None:
+    """Run one forward pass on token ids ``(N,)`` or with the given arguments, without gradients; token ids run without a cache."""
+    if not isinstance(inputs, Tensor):
+        with torch.no_grad():
+            stack(**{name: value.to(stack.device) if isinstance(value, Tensor) else value for name, value in inputs.items()})
+        return
+    takes = inspect.signature(stack.forward).parameters
+    settings = {"use_cache": False} if "use_cache" in takes else {}
+    with torch.no_grad():
+        stack(input_ids=inputs[None].to(stack.device), **settings)
+
+
+def is_causal(stack: PreTrainedModel) -> bool:
+    """Whether a self-attention layer of ``stack`` is causal."""
+    return any(site.causal for site in _sites(stack))
+
+
+def _sites(stack: nn.Module) -> list[AttentionSite]:
+    return [site for site in attention_sites(stack) if not site.cross]
+
+
+def _own_windows(stack: PreTrainedModel) -> list[int | None]:
+    """The sliding window of every layer in the base's own attention; empty if the config has no number of layers."""
+    config, kind = stack.config.get_text_config(), kind_of_model(stack.config)
+    if not isinstance(layers := getattr(config, "num_hidden_layers", None), int):
+        return []
+    return own_windows(config) if kind is None else kind.base_windows(config, layers)
+
+
+def _own_mechanisms(stack: PreTrainedModel) -> Callable[[int, Tensor], Mechanism] | None:
+    """``(layer, q) ->`` the mechanism equal to the base's own attention in that layer; ``None`` if a diagnosis reads all keys."""
+    kind = kind_of_model(stack.config)
+    if kind is None or not kind.watched_as_long or kind.family.own_attention is None:
+        return None
+    attention = kind.family.own_attention(stack.config)
+
+    def of_layer(layer: int, q: Tensor) -> Mechanism:
+        name, options = attention.for_layer(layer)
+        return mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
+
+    return of_layer
+
+
+def _check_kinds(stack: PreTrainedModel) -> None:
+    kinds = set(stack.config.get_text_config().__dict__.get("layer_types") or ()) - {FULL, SLIDING}
+    if kinds:
+        raise BackendError(
+            f"{type(stack).__name__} has layers of {sorted(kinds)[0]!r}, for whose keys there is no mechanism; full attention and sliding "
+            "windows can be diagnosed."
+        )
+
+
+@contextlib.contextmanager
+def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
+    """Context in which a plain model's layers run its own attention as mechanisms. A model that has mechanisms does not change."""
+    if has_mechanisms(stack):
+        running = {attention_implementation(getattr(site.module, "config", None)) for site in _sites(stack)}
+        if not running <= {None, BACKEND}:
+            raise BackendError(
+                f"{type(stack).__name__} attends by {sorted(map(str, running))[0]!r}, not by its mechanisms; call "
+                f"model.set_attn_implementation({BACKEND!r}) first."
+            )
+        yield
+        return
+    windows = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(_own_windows(stack)) if width is not None}
+    before = {id(part): (part, attention_implementation(part.config)) for part in stack.modules() if isinstance(part, PreTrainedModel)}
+    sites = attach_mechanisms(stack, LongAttentionConfig("full", windows))
+    try:
+        for part, _ in before.values():
+            part.set_attn_implementation(BACKEND)
+        unchanged = [site.name for site in sites if attention_implementation(getattr(site.module, "config", None)) not in (None, BACKEND)]
+        if unchanged:
+            raise BackendError(f"{type(stack).__name__} keeps its own attention in {unchanged[0]}, so it cannot be watched.")
+        yield
+    finally:
+        for part, name in before.values():
+            part.set_attn_implementation(name or "eager")
+        for site in sites:
+            if hasattr(site.module, "long_attention"):
+                del site.module.long_attention

@@ -1,0 +1,229 @@
+"""A diagnosis of checkpoints: lengths and candidates; refusals in one sentence; memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import hf_longattn
+from hf_longattn import compress_checkpoint, convert_checkpoint
+from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError, UnknownMechanismError
+from hf_longattn.inspect import Diagnosis, captured_mass, diagnose, html_page
+from hf_longattn.inspect.candidates import Candidate, usual_candidates
+from hf_longattn.mechanisms import list_mechanisms
+from tests.cells import every_cell
+
+Make = Callable[[str], Path]
+
+
+def test_the_result_has_every_length_layer_head_and_candidate(diagnosis: Diagnosis) -> None:
+    assert [row.length for row in diagnosis.lengths] == [64, 128, 256]
+    for report in diagnosis.lengths:
+        assert report.captured().shape == (3, 4, 6)
+        assert report.number("effective_tokens").shape == (3, 4)
+        assert len(report.layers[0].distance[0]) == len(report.bins)
+        for layer in report.layers:
+            torch.testing.assert_close(layer.distance.sum(-1), torch.ones(4).double(), atol=1e-5, rtol=0)
+    assert list(diagnosis.reasons) == ["linear"]
+    assert "not a softmax over some of the keys" in diagnosis.reasons["linear"]
+    assert diagnosis.last.captured()[..., 5].isnan().all()
+    full = [str(candidate) for candidate in diagnosis.candidates].index("full")
+    torch.testing.assert_close(diagnosis.last.captured()[..., full], torch.ones(3, 4).double(), atol=1e-5, rtol=0)
+
+
+def test_json_is_complete_and_strict(diagnosis: Diagnosis) -> None:
+    values = json.loads(json.dumps(diagnosis.to_dict(), allow_nan=False))
+    assert values["format"] == 2
+    layer = values["lengths"][-1]["layers"][0]
+    assert len(layer["captured"]["window:window=32"]) == 4
+    assert "linear" not in layer["captured"]
+    assert values["candidates"][-1]["not_applicable"]
+    assert values["chosen"]["flags"][0] == "--mechanism"
+
+
+def test_captured_mass_is_what_a_search_needs(checkpoint: Make) -> None:
+    model = transformers.AutoModel.from_pretrained(checkpoint("llama"))
+    ids = torch.randint(5, 300, (128,))
+    report = captured_mass(model, ids, ["window:window=16", Candidate("longformer", {"window": "16"}), "delta"], queries=50)
+    assert report.mass.shape == (3, 4, 3)
+    assert list(report.reasons) == ["delta"]
+    assert report.mass[..., 2].isnan().all()
+    assert bool((report.mass[..., 0] <= report.mass[..., 1] + 1e-6).all())
+    assert report.pairs[0] < report.full_pairs == 128 * 129 // 2
+
+
+def test_nothing_is_dropped_out_of_a_model_that_trains() -> None:
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    longer = hf_longattn.LongBertModel(hf_longattn.LongBertConfig(**sizes, hidden_dropout_prob=0.5, long_attention={"mechanism": "window"}))
+    ids = torch.randint(5, 99, (64,))
+    report = [
+        diagnose(longer.train(mode), ids, lengths=[48], candidates=["full"]).last.number("effective_tokens") for mode in (True, False)
+    ]
+    assert torch.equal(*report)
+    assert not longer.training
+
+
+@pytest.mark.parametrize("base", ["bert", "llama"])
+def test_every_mechanism_is_compared_or_says_why_not(base: str, checkpoint: Make, text: Path) -> None:
+    report = diagnose(checkpoint(base), text, lengths=[64])
+    assert {candidate.mechanism for candidate in report.candidates} == set(list_mechanisms(grid=False))
+    assert all(reason.endswith(".") for reason in report.reasons.values())
+    assert len(report.applicable()) > 15
+    assert [str(candidate) for candidate in usual_candidates(base == "llama")] == [str(candidate) for candidate in report.candidates]
+    assert all(Candidate.read(str(candidate)).options == candidate.options for candidate in report.candidates)
+
+
+def test_a_model_in_memory_is_measured_and_left_as_it_was(checkpoint: Make, text: Path) -> None:
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(checkpoint("bert")), AutoTokenizer.from_pretrained(checkpoint("bert"))
+    ids = torch.randint(5, 500, (1, 200))
+    before = model.eval()(ids).logits
+    found = [
+        diagnose(model, text, processor=tokenizer, lengths=[256], candidates=["window:window=64"]),
+        diagnose(checkpoint("bert"), text, lengths=[256], candidates=["window:window=64"]),
+    ]
+    assert found[0].mass(0) == pytest.approx(found[1].mass(0), rel=1e-5)
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_lengths_are_those_that_model_and_text_reach(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    report = diagnose(checkpoint("bert"), text, candidates=["full"])
+    assert [row.length for row in report.lengths] == [256]
+    assert report.notes == ("The model ends at 256 tokens; convert it to see its attention in longer texts.",)
+
+
+def test_a_converted_model_is_diagnosed(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="linear", max_length=512, verify=False)
+    report = diagnose(tmp_path / "long", text, lengths=[300], candidates=["window:window=64"])
+    assert report.is_long
+    assert report.chosen() == 0
+    assert "the checkpoint that this model was made from" in html_page(report)
+
+
+REFUSED = {
+    "a text that is too short": ({"lengths": [128], "text": "three short words"}, LengthError, "has .* tokens, but 128 are needed"),
+    "an empty text": ({"text": " \n"}, CheckpointError, "is empty"),
+    "a missing text": ({"text": Path("/nowhere/text.txt")}, CheckpointError, "The text '/nowhere/text.txt' cannot be read"),
+    "a length beyond the model": ({"lengths": [512]}, LengthError, "ends at 256 tokens.*convert it first"),
+    "a length that is too small": ({"lengths": [3]}, LengthError, "start at 16"),
+    "an unknown mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
+    "an unknown option": ({"candidates": ["window:widht=3"]}, OptionError, "has no option"),
+    "a file's name as the text": ({"text": __file__}, OptionError, r"give Path\("),
+    "no queries": ({"queries": 0}, OptionError, "at least 1 query"),
+    "an unknown device": ({"device": "toaster"}, OptionError, "There is no device 'toaster'"),
+}
+
+
+@every_cell("case", REFUSED)
+def test_what_is_refused_is_told_in_one_sentence(case: str, checkpoint: Make, text: Path) -> None:
+    settings, kind, sentence = REFUSED[case]
+    arguments = {"text": text, "lengths": [64], **settings}
+    with pytest.raises(kind, match=sentence) as refused:
+        diagnose(checkpoint("bert"), **arguments)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_quantised_checkpoint_is_refused(checkpoint: Make, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    for file in checkpoint("bert").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    with pytest.raises(CheckpointError, match="quantised weights"):
+        diagnose(folder, text, lengths=[64])
+    hf_longattn.convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", max_length=512)
+    config = json.loads((tmp_path / "long" / "config.json").read_text())
+    (tmp_path / "long" / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(CheckpointError, match=r"quantised weights \(torchao\)"):
+        diagnose(tmp_path / "long", text, lengths=[64])
+
+
+def test_an_architecture_off_the_interface_is_refused(text: Path) -> None:
+    config = transformers.LongformerConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, attention_window=[4]
+    )
+    with pytest.raises(BackendError, match="does not take its attention from transformers' AttentionInterface"):
+        diagnose(transformers.LongformerModel(config), torch.arange(5, 50), lengths=[32])
+
+
+def test_a_model_that_reads_no_text_is_refused() -> None:
+    config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(BackendError, match="reads pictures and no text; give it a picture"):
+        diagnose(transformers.ViTModel(config), torch.arange(5, 50), lengths=[32])
+
+
+def test_a_model_that_reads_segment_by_segment_is_refused(checkpoint: Make, text: Path) -> None:
+    config = hf_longattn.LongLlamaConfig(
+        vocab_size=99, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        long_attention={"mechanism": "recurrent_memory", "segment_length": 16, "num_memory_tokens": 2},
+    )  # fmt: skip
+    with pytest.raises(BackendError, match="segment by segment"):
+        diagnose(hf_longattn.LongLlamaModel(config), torch.arange(5, 50), lengths=[32])
+
+
+def test_a_model_is_left_as_it_was_after_a_refusal() -> None:
+    config = transformers.BertConfig(vocab_size=99, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    model = transformers.BertModel(config).train()
+    before = {name for name, _ in model.named_modules()}
+    with pytest.raises(OptionError):
+        diagnose(model, torch.arange(5, 50), lengths=[32], candidates=["lsh:num_buckets=4,shared_qk=1", "per_head:heads=0-30=full"])
+    assert {name for name, _ in model.named_modules()} == before
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+MEMORY = """
+import pathlib, sys, torch, transformers
+from hf_longattn.inspect import diagnose
+torch.set_num_threads(1)
+length = int(sys.argv[1])
+config = transformers.BertConfig(vocab_size=99, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                                 max_position_embeddings=length)
+model = transformers.BertModel(config).eval()
+ids = torch.randint(5, 99, (length,))
+model(ids[None, :64])
+def resident(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark, which loading the libraries raised
+before = resident("VmRSS")
+diagnose(model, ids, lengths=[length], queries=64)
+print((resident("VmHWM") - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_linear_in_the_length() -> None:
+    """All candidates, at 16K, 32K and 64K tokens: N×N scores of one head would take 16 GB at 64K."""
+    report = []
+    for length in (16_384, 32_768, 65_536):
+        out = subprocess.run([sys.executable, "-c", MEMORY, str(length)], capture_output=True, text=True, check=True)
+        report.append(float(out.stdout.split()[-1]))
+    assert report[2] < 1500, report
+    assert report[2] / report[0] < 6, report
+
+
+def test_layers_may_have_different_numbers_of_heads(checkpoint: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
+    convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", window=32, verify=False)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+    model.bert.encoder.layer[0].attention.output.dense.weight.data[:, :16] = 0  # two of four heads matter for nothing, so they go
+    model.save_pretrained(tmp_path / "long")
+    compress_checkpoint(tmp_path / "long", tmp_path / "pruned", method="prune-heads", share=0.25, documents=1, length=64)
+    fewer = json.loads((tmp_path / "pruned" / "config.json").read_text())["kept_heads"]
+    kept = [fewer.get(str(layer), 4) for layer in range(3)]
+    assert len(set(kept)) > 1
+    report = diagnose(tmp_path / "pruned", text, lengths=[64, 128], candidates=["window:window=16"], queries=16)
+    spread = report.last.number("effective_tokens")
+    assert (~spread.isnan()).sum(1).tolist() == kept
+    assert report.mass(0) == pytest.approx(float(torch.cat([layer.captured[:, 0] for layer in report.last.layers]).mean()))
+    page = html_page(report)
+    assert "nan" not in page
+    assert "nan" not in (report.conclusion() + report.dilution() + json.dumps(report.to_dict())).lower()
