@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..constants import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from ..errors import check_extra
-from ..naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from ..staging import check_new_file, write_text
 from . import options as flags
 

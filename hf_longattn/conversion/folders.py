@@ -20,11 +20,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..checks import Check
+from ..constants import PREDICTIONS
 from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
-from ..naming import PREDICTIONS
 from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
 from ..staging import check_destination, copy_folder, destination_path, give_usual_modes

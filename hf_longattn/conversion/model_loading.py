@@ -72,7 +72,8 @@ def load_source(
         model_class, model_arguments = architecture.converter.source_model(architecture.original_config, architecture.source_class)
     else:
         family, name = architecture.family, architecture.source_class
-        model_class = family.base_class(name) if name in family.heads else getattr(transformers, name)  # a native twin of another base
+        of_family = name in family.model_classes  # unlike a native twin of another base
+        model_class = family.base_class(name) if of_family else getattr(transformers, name)
     if architecture.family.config_class.score_cap is not None:
         model_arguments["attn_implementation"] = "eager"  # SDPA ignores the cap; transformers before 5.23 selects it nevertheless
     model, missing = _model_of(source, model_class, architecture, dtype, scratch, model_arguments)

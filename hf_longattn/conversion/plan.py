@@ -14,8 +14,7 @@ from ..configuration import LongAttentionConfig
 from ..errors import LengthError, OptionError, PositionError
 from ..inputs.common.base import SETTINGS, InputKind, LengthCost, PositionWarning, StackLength
 from ..inputs.common.sized import SizedKind
-from ..inputs.plain import PlainKind
-from ..inputs.series import PlainLengths
+from ..inputs.plain import PlainKind, PlainLengths
 from ..inputs.text import load_tokenizer, text_sizes
 from ..inputs.towers import TowersKind, text_part, tower_inputs
 from ..mechanisms import Mechanism

@@ -110,7 +110,7 @@ def _source_length(
 
 def _shape_in_base(architecture: Architecture, name: str) -> tuple[int, ...] | None:
     """The shape of a tensor in transformers' own model with the source's config; ``None`` if it has no such tensor."""
-    base_class = next((base for base, long_class in architecture.family.heads.items() if long_class == architecture.long_class), "")
+    base_class = next((base for base, long_class in architecture.family.model_classes.items() if long_class == architecture.long_class), "")
     if not hasattr(transformers, base_class):
         return None
     with checkpoint_errors(f"The source's config makes no valid {base_class}"), torch.device("meta"):

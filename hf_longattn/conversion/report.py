@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, TOLERANCE, Check
+from ..constants import CONVERSION_REPORT
 from ..errors import CheckpointError
 from ..hub import next_step
-from ..naming import CONVERSION_REPORT
 
 REPORT = CONVERSION_REPORT
 

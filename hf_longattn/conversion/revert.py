@@ -21,8 +21,7 @@ from ..inputs.common.base import InputKind, InputSizes, kind_of
 from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
-from ..inputs.plain import PlainKind
-from ..inputs.series import series_table
+from ..inputs.plain import PlainKind, series_table
 from ..inputs.text import text_sizes, verification_text
 from ..inputs.towers import TowersKind, text_part
 from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
@@ -136,7 +135,7 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
     """Plan a reversal by the kind of input: here, of a model without towers."""
     long_config, long_class, family, long_skeleton = long_model
     cast = parse_dtype(settings.dtype)
-    base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
+    base_class = next(name for name, class_name in family.model_classes.items() if class_name == long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     _refuse_settings(settings, kind, long_class)
     inputs, before, positions = _lengths_of(kind, source, settings, long_config, tables)
@@ -188,12 +187,12 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
 def _plan_towers(kind: TowersKind, source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
     """Plan the reversal of a model of several towers, each by its own plan. Tensors outside the towers are at most cast."""
     long_config, long_class, family, _ = long_model
-    base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
+    base_class = next(name for name, class_name in family.model_classes.items() if class_name == long_class)
     plans: dict[str, RevertPlan] = {}
     for name, part in kind.parts.items():
         unused: dict[str, Any] = dict.fromkeys({"max_length", "verify_text"}.difference(part.settings))
         of_tower = replace(settings, **unused, positions=AUTO) if unused else settings
-        plans[name] = plan_reversion(TowerSource.of(source, name, part.family.heads[part.family.base_model_name]), of_tower)
+        plans[name] = plan_reversion(TowerSource.of(source, name, part.family.model_classes[part.family.base_model_name]), of_tower)
     configs = {name: plan.config for name, plan in plans.items()}
     config = config_of_towers(long_config, configs, family.base_config_class, base_class, f"The config.json of {source.name!r}")
     cast = parse_dtype(settings.dtype)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from ..errors import CheckpointError
 from ..inputs.common.base import seeded_pages
-from ..inputs.series import SERIES_INPUT
+from ..inputs.plain import SERIES_INPUT
 from ..modeling.generic import towers_of
 
 TOKENS, DECODER_TOKENS = 48, 8

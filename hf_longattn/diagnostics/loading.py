@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel
 
 from ..configuration import LongAttentionConfig
+from ..constants import CONVERSION_REPORT
 from ..conversion import plan_conversion
 from ..conversion.config import ConversionConfig
 from ..conversion.model_loading import chosen_device, load_as_result
@@ -22,7 +23,6 @@ from ..errors import LengthError, OptionError
 from ..hub_errors import HUB_ID
 from ..loading import loading_errors
 from ..modeling.family.definition import FAMILIES, model_name
-from ..naming import CONVERSION_REPORT
 from ..reading import read_json_object
 
 

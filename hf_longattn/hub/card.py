@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from .. import __version__
 from ..config_format import in_current_format
 from ..configuration import LongAttentionConfig
+from ..constants import CONVERSION_REPORT, TAGS
 from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..inputs.grid import PICTURE_HEADS
 from ..inputs.sound import SOUND_HEADS
@@ -23,7 +24,6 @@ from ..inputs.text import kind_in
 from ..local_names import public_name
 from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
-from ..naming import CONVERSION_REPORT, TAGS
 from ..processor_files import RERANKER, sentence_kind
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
 from ..reports import markdown_table

@@ -16,11 +16,11 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, get_token
 
+from ..constants import PREDICTIONS
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
 from ..inputs.common.examples import ADAPTER
 from ..local_names import without_folders
-from ..naming import PREDICTIONS
 from ..reading import check_link, homes_of, read_json_object, read_text
 from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card

@@ -131,7 +131,7 @@ class PlainFamily(Family):
         pass
 
     @cached_property
-    def heads(self) -> dict[str, str]:
+    def model_classes(self) -> dict[str, str]:
         exported = {name: getattr(transformers, name, None) for name in dir(sys.modules[self.base_package])}
         return {name: f"{GENERIC_CLASS}{name}" for name, value in exported.items() if is_model_class(value)}
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_columns
+from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism
@@ -20,7 +21,7 @@ from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
 from ..memory.segment_memory import of_memory
-from ..naming import BEFORE_UPLOAD, TAGS
+from ..naming import BEFORE_UPLOAD
 from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, layer_mechanisms

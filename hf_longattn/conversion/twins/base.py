@@ -55,7 +55,7 @@ class LongModel:
     @cached_property
     def head(self) -> str:
         """Name of the base class, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
-        return next(name for name, long_class in self.family.heads.items() if long_class == self.class_name)
+        return next(name for name, long_class in self.family.model_classes.items() if long_class == self.class_name)
 
     @property
     def two_stacks(self) -> bool:

@@ -177,7 +177,7 @@ class Family:
         return self.config_class.__module__
 
     @cached_property
-    def heads(self) -> dict[str, str]:
+    def model_classes(self) -> dict[str, str]:
         """Name of every model class of the base -> name of its Long class."""
         return long_names(self.base_model_type, self.classes)
 
@@ -263,11 +263,11 @@ class Family:
     @cached_property
     def exports(self) -> tuple[str, ...]:
         """The family's public names: the config's and the models'."""
-        return (self.config_class.__name__, *self.heads.values())
+        return (self.config_class.__name__, *self.model_classes.values())
 
     def model_class(self, name: str) -> type[Any]:
         """The Long class ``name``, or the Long class of the base's class ``name``."""
-        return getattr(importlib.import_module(self.module), {**self.heads, **self.parts}.get(name, name))
+        return getattr(importlib.import_module(self.module), {**self.model_classes, **self.parts}.get(name, name))
 
     @property
     def base_attention_name(self) -> str:
@@ -280,7 +280,7 @@ class Family:
 
     def long_class_of(self, base: type) -> type[Any] | None:
         """The Long class made from ``base``, or ``None`` if that is not a model class of this family's base."""
-        if base.__name__ not in self.heads and base.__name__ not in self.parts:
+        if base.__name__ not in self.model_classes and base.__name__ not in self.parts:
             return None
         built = self.base_classes is not None and self.base_classes().get(base.__name__) is base
         return self.model_class(base.__name__) if built or base.__module__.startswith(f"{self.base_package}.") else None
@@ -495,10 +495,8 @@ def why_no_class(name: str) -> str:
         if head == name or not head.startswith(stem) or head not in dir(importlib.import_module(base_package(base))):
             continue
         if (family := FAMILIES[base]).classes:
-            return (
-                f"{head} has no Long class; load the model as {' or '.join(sorted(family.heads.values()))}, or the checkpoint that it was "
-                f"made from as {head}."
-            )
+            long_classes = " or ".join(sorted(family.model_classes.values()))
+            return f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from as {head}."
     return ""
 
 

@@ -215,7 +215,7 @@ def register_standalone_encoders() -> None:
         for base in family_names([config_class.model_type]):
             with contextlib.suppress(Exception):  # a faulty family raises its error when its models are loaded
                 family = FAMILIES[base]
-                table.insert(0, (family.config_class, family.module, {**family.heads, **family.parts}[name]))
+                table.insert(0, (family.config_class, family.module, {**family.model_classes, **family.parts}[name]))
 
 
 def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> None:

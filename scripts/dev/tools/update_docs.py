@@ -215,7 +215,7 @@ def families() -> str:
     """All families: the base, its Long classes, and how positions are encoded."""
     rows = []
     for base, family in sorted(FAMILIES.items()):
-        names = sorted(family.heads.values())
+        names = sorted(family.model_classes.values())
         prefix = re.split("For[A-Z]", names[0])[0] if family.wraps_encoder else family.config_class.__name__.removesuffix("Config")
         heads = ", ".join(f"`{head.removeprefix(prefix) or head}`" for head in names)
         rows.append([f"`{base}`", f"`{prefix}…`", heads, _positions(family)])
