@@ -112,10 +112,6 @@ class GridKind(SizedKind):
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
         self.heads, self.user_inputs, self.cells = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun], PictureCells
 
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return isinstance(family.rule, GridRule)
-
     @property
     def any_size(self) -> bool:
         return self.rule.shapes is not None

@@ -11,9 +11,8 @@ from typing import Any
 import transformers
 
 from ..errors import ExportError, LengthError, OptionError
-from ..modeling.family.definition import Family, PositionTable
+from ..modeling.family.definition import PositionTable
 from ..modeling.family.registration import auto_class_name
-from ..modeling.generic import PlainRule
 from ..positions import extend_table
 from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
 from ..reading import GENERIC_CLASS
@@ -37,10 +36,6 @@ class PlainKind(TextKind):
     """The inputs of a plain class with mechanisms. Only the length of texts and series can change."""
 
     settings = ("max_length", "verify_text")
-
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return isinstance(family.rule, PlainRule)
 
     def check_settings(self, source: str, request: Any) -> None:
         """Raise :class:`OptionError` for the settings of decoders and of other sizes."""

@@ -113,10 +113,6 @@ class SoundKind(SizedKind):
         super().__init__(family)
         self.user_inputs, self.cells = UserSounds, SoundCells
 
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return isinstance(family.rule, AudioRule)
-
     def introduce(self, plan: Any) -> str:
         return "sounds of any duration"
 

@@ -18,8 +18,6 @@ from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
-from ..modeling.family.definition import Family
-from ..modeling.family.page_rule import PLAIN_TEXT
 from ..modeling.generic import family_in
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
@@ -87,10 +85,6 @@ class TextKind(InputKind):
     )
     instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
     noun = nouns = "text"
-
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return family.rule == PLAIN_TEXT
 
     def sizes(self, config: Any) -> InputSizes:
         """Lengths from :data:`USUAL_LENGTH`, the length of most short models, to the maximum of this model."""

@@ -79,10 +79,6 @@ class TowersKind(InputKind):
         self.settings = tuple(name for kind in kinds for name in kind.settings)
         self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # first tower wins
 
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return bool(family.towers)
-
     @cached_property
     def parts(self) -> Mapping[str, InputKind]:
         return {name: kind_of(tower) for name, tower in self.family.towers.items()}

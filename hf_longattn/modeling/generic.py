@@ -148,6 +148,7 @@ class PlainRule(InputRule):
     """What a class of transformers without a Long class reads: whatever its ``forward`` takes."""
 
     reads = "text"
+    kind = "plain"
 
 
 PLAIN = PlainRule()

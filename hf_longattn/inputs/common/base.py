@@ -1,7 +1,7 @@
 """The contract of an input kind: its sizes and how they are written, the plan of a conversion, and the inputs and checks of verification.
 
-Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. The rest of the package calls the methods of
-:class:`InputKind`.
+Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. A family's rule names the file. The rest of the
+package calls the methods of :class:`InputKind`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
@@ -275,11 +274,6 @@ class InputKind(ABC):
         self.family = family
         self.rule: Any = getattr(family, "rule", None)
 
-    @classmethod
-    @abstractmethod
-    def reads(cls, family: Family) -> bool:
-        """Whether the models of a family read this kind of input."""
-
     @property
     def parts(self) -> Mapping[str, InputKind]:
         """The kind of each part, by its name. A model of one stack is a single part named ""."""
@@ -501,37 +495,31 @@ def train_command(task: str, *arguments: str, output: str = "trained") -> dict[s
     return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
 
 
+_KINDS: dict[str, type[InputKind]] = {}
+"""Name of a file of :mod:`hf_longattn.inputs` -> the kind of input that it defines."""
+
+
 def register_kind(kind: Kind) -> Kind:
-    """Class decorator that registers an input kind."""
-    _KINDS[kind.__module__] = kind
+    """Class decorator that registers an input kind under the name of its file."""
+    _KINDS[kind.__module__.rpartition(".")[2]] = kind
     return kind
 
 
-_KINDS: dict[str, type[InputKind]] = {}
-"""Module -> the kind of input that it defines."""
-
-
-@cache
-def input_kinds() -> tuple[type[InputKind], ...]:
-    """All input kinds. Imports every file of :mod:`hf_longattn.inputs`."""
-    for name in module_names("inputs"):
-        load_module("inputs", name)
-    return tuple(_KINDS.values())
-
-
 def kind_of(family: Family) -> InputKind:
-    """The input kind of a family's models.
+    """The input kind of a family's models, from the file that the family's rule names.
 
     Raises:
-        RegistrationError: no kind, or more than one, reads the family's inputs.
+        RegistrationError: there is no such file, or it registers no kind.
     """
-    kinds = [kind for kind in input_kinds() if kind.reads(family)]
-    if len(kinds) != 1:
+    name = family.rule.kind
+    if name not in _KINDS and name in module_names("inputs"):
+        load_module("inputs", name)
+    if name not in _KINDS:
         raise RegistrationError(
-            f"The inputs of the family {family.base_model_type!r} are of {len(kinds)} kinds "
-            f"({', '.join(kind.__name__ for kind in kinds) or 'none'}), and must be of one; correct reads() in hf_longattn/inputs."
+            f"The rule of the family {family.base_model_type!r} reads {name!r}, for which there is no kind of input; add the file "
+            f"hf_longattn/inputs/{name}.py with a class under @register_kind."
         )
-    return kinds[0](family)
+    return _KINDS[name](family)
 
 
 def kind_of_model(config: Any) -> InputKind | None:

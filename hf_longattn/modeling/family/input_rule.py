@@ -12,7 +12,7 @@ class InputRule:
     """What the models of a family read: its :attr:`.definition.Family.rule`."""
 
     reads: ClassVar[str]
-    """Name of the kind of input."""
+    """Name of what the models read, such as "sound"."""
     mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
     """Names of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
@@ -32,6 +32,11 @@ the attention of {base} instead.
     """Why probes of texts cannot ask the models, and what to do instead, as a clause; empty if they can."""
     stream: Any = None
     no_stream: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Name of the file of :mod:`hf_longattn.inputs` with the kind of input."""
+        return self.reads
 
     @property
     def names(self) -> tuple[str, ...]:

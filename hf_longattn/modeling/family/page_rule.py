@@ -160,6 +160,10 @@ class PageRule(InputRule):
     arguments: tuple[PageArgument, ...] = ()
     picture: str = ""
 
+    @property
+    def kind(self) -> str:
+        return "page" if self.arguments else "text"
+
     def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         stated = family.rope or family.relative or family.no_positions or family.position_tables
         if stated or "max_position_embeddings" not in fields:
