@@ -2,7 +2,8 @@
 
 Every command that writes a model writes weights and config into a :func:`~hf_longattn.staging.staged_folder`. It then calls
 :func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers, an adapter,
-licence) and :func:`write_report` (report and card). Conversions, reversals and native twins have a plan: :func:`write_planned`.
+licence) and :func:`write_report` (report and card). Conversions, reversals and native twins have a plan, and do all of this by
+:func:`write_verified`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import filecmp
 import fnmatch
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..checks import Check
+from ..checks import NEEDS_TRAINING, Check
 from ..constants import PREDICTIONS
 from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
@@ -27,9 +28,9 @@ from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
 from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
-from ..staging import check_destination, copy_folder, destination_path, give_usual_modes
+from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
-from .report import ConversionReport, StageProgress, seconds, versions
+from .report import ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import folder_without_weights
 from .sources.sentence_transformers import SETTINGS, write_modules
@@ -147,74 +148,68 @@ def open_for_writing(
     return source, target
 
 
-def write_planned(
+def write_verified(
     plan: ResultPlan,
     result: ResultInfo,
-    stage: Path,
     clock: dict[str, float],
+    inputs: Any,
+    verify: Callable[[Any, Path, Any], list[Check]],
     *,
+    settings: dict[str, Any],
+    report_file: str,
+    overwrite: bool = False,
     added: Mapping[str, Tensor] | None = None,
     generated: StackLength | None = None,
+    checks: Sequence[Check] = (),
+    finish: Callable[[Path], object] = lambda stage: None,
+    next_step: Callable[[], dict[str, Any] | None] = lambda: None,
+    introduction: str | None = None,
+    made_from: str | None = None,
     progress: StageProgress | None = None,
-) -> list[str]:
-    """Write a planned checkpoint without report and card, and return the names of the files.
+) -> ConversionReport:
+    """Write a planned checkpoint, check it, complete its folder with report and card, and put it in place.
 
     Args:
-        plan: what is written. result: facts about the result. stage: an empty folder.
-        clock: gets the time "written" of :func:`~.report.seconds`.
+        plan: what is written. result: facts about the result.
+        clock: the times "start" and "planned" of :func:`~.report.seconds`.
+        inputs: for verification; ``None`` leaves it out.
+        verify: called as ``verify(plan, folder, inputs)``.
+        settings: of the command, for the report.
+        overwrite: replace an existing folder.
         added: values of the tensors that the source does not have.
         generated: old and new length of generated text; by default the plan's lengths.
+        checks: earlier ones, for the report.
+        finish: called with the folder once the checks have passed.
+        next_step: called for :attr:`ConversionReport.next_step` if a check says that the result needs training.
+        report_file, introduction, made_from: as for :func:`write_report`.
         progress: called as progress(stage, done, total).
 
     Raises:
-        CheckpointError: a copied file is damaged.
+        CheckpointError: a copied file is damaged, or a check failed. Nothing is kept.
     """
-    files = write_result(plan, stage, added or {}, progress=progress)
-    clock["written"] = time.perf_counter()
-    lengths = generated or StackLength(plan.old_length, plan.new_length)
-    return [*files, *add_source_files(plan.source, result, stage, plan.tokenizer_length, lengths, plan.files)]
-
-
-def complete_planned(
-    plan: ResultPlan,
-    result: ResultInfo,
-    stage: Path,
-    clock: dict[str, float],
-    *,
-    files: Sequence[str],
-    checks: Sequence[Check],
-    verified_on: str | None,
-    settings: dict[str, Any],
-    report_file: str,
-    next_step: dict[str, Any] | None = None,
-    introduction: str | None = None,
-    made_from: str | None = None,
-) -> ConversionReport:
-    """Write report and card of a planned checkpoint, and return the report.
-
-    Args:
-        plan, result, stage, clock: as for :func:`write_planned`.
-        files: names of the files so far.
-        checks: of the conversion, none of which failed.
-        verified_on: description of the inputs for verification; ``None`` without verification.
-        settings: of the command, for the report.
-        next_step: for :attr:`ConversionReport.next_step`.
-        report_file, introduction, made_from: as for :func:`write_report`.
-    """
-    report = ConversionReport(
-        destination=result.destination,
-        config=settings,
-        plan=plan.to_dict(),
-        checks=tuple(checks),
-        text=verified_on or "not verified",
-        files=with_report(files, report_file),
-        bytes_written=plan.total_bytes,
-        seconds=seconds(clock),
-        versions=versions(),
-        next_step=next_step,
-    )
-    write_report(stage, plan.source, result, report, report_file, introduction=introduction, made_from=made_from)
-    return report
+    with staged_folder(result.destination, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
+        files = write_result(plan, stage, added or {}, progress=progress)
+        clock["written"] = time.perf_counter()
+        lengths = generated or StackLength(plan.old_length, plan.new_length)
+        files += add_source_files(plan.source, result, stage, plan.tokenizer_length, lengths, plan.files)
+        checks = [*checks, *(() if inputs is None else verify(plan, stage, inputs))]
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
+        finish(stage)
+        report = ConversionReport(
+            destination=result.destination,
+            config=settings,
+            plan=plan.to_dict(),
+            checks=tuple(checks),
+            text="not verified" if inputs is None else inputs.describe(),
+            files=with_report(files, report_file),
+            bytes_written=plan.total_bytes,
+            seconds=seconds(clock),
+            versions=versions(),
+            next_step=next_step() if any(check.status == NEEDS_TRAINING for check in checks) else None,
+        )
+        write_report(stage, plan.source, result, report, report_file, introduction=introduction, made_from=made_from)
+        return report
 
 
 def short_name(source: Source) -> str:

@@ -23,14 +23,13 @@ from ..inputs.common.sized import SizedKind
 from ..inputs.text import VerificationText, verification_text
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_generic, is_long
-from ..staging import staged_folder
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, affordable_length, cost_of, layer_mechanisms, model_shape
-from .folders import complete_planned, open_for_writing, write_planned
+from .folders import open_for_writing, write_verified
 from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters, with_decoder
 from .model_loading import available_memory, load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import ConversionReport, StageProgress, require_passed
+from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source
 from .sources.folder import refuse_quantised
 from .sources.peft import refuse_adapter, with_kept_adapter
@@ -92,7 +91,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     """
     if not is_long(source.config):
         raise ExportError(
-            f"{source.name!r} is a short checkpoint, which is its own; convert it first (longattn convert {source.name} DST)."
+            f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
     if is_generic(source.config):
@@ -248,29 +247,25 @@ def export_native(
             refuse_adapter(opened)  # an adapter has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
-        inputs = plan.kind.verification_inputs(plan, verification_text(None))
+        inputs = plan.kind.verification_inputs(plan, verification_text(None)) if verify else None
         twin_class = plan.architecture.source_class
-        result = ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination))
-        with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
-            files = write_planned(plan, result, stage, clock, added=added_to_twin(plan), progress=progress)
-            checks = [] if converted is None else [*converted.checks]
-            checks += verify_twin(plan, stage, inputs, progress) if verify else []
-            require_passed(checks, clock)
-            return complete_planned(
-                plan,
-                result,
-                stage,
-                clock,
-                files=files,
-                checks=checks,
-                verified_on=inputs.describe() if verify else None,
-                settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
-                report_file=NATIVE_REPORT,
-                next_step=None if converted is None else converted.next_step,
-                introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
-                f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
-                made_from=made_from,
-            )
+        return write_verified(
+            plan,
+            ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination)),
+            clock,
+            inputs,
+            partial(verify_twin, progress=progress),
+            settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
+            report_file=NATIVE_REPORT,
+            overwrite=overwrite,
+            added=added_to_twin(plan),
+            checks=() if converted is None else converted.checks,
+            next_step=lambda: None if converted is None else converted.next_step,
+            introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
+            f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
+            made_from=made_from,
+            progress=progress,
+        )
 
 
 # The comparison of a twin with its long model.

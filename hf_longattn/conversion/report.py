@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -106,13 +105,11 @@ class ConversionReport:
         }
 
 
-def require_passed(checks: Sequence[Check], clock: dict[str, float] | None = None) -> None:
-    """Raise :class:`CheckpointError` with the details of failed checks. If there are none, ``clock`` gets the time "verified"."""
+def require_passed(checks: Sequence[Check]) -> None:
+    """Raise :class:`CheckpointError` with the details of failed checks, if there are any."""
     failed = [check.detail for check in checks if check.status == FAILED]
     if failed:
         raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
-    if clock is not None:
-        clock["verified"] = time.perf_counter()
 
 
 def seconds(clock: dict[str, float]) -> dict[str, float]:

@@ -32,14 +32,13 @@ from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, move
 from ..positions.relative import relative_kind
 from ..processor_files import TOKENIZER_LIMIT, limits_before
 from ..reading import is_long, read_json_object
-from ..staging import staged_folder
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, config_of_towers, read_long
 from .config import RevertConfig
-from .folders import complete_planned, open_for_writing, write_planned
+from .folders import open_for_writing, write_verified
 from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype
-from .report import REPORT, ConversionReport, StageProgress, require_passed
+from .report import REPORT, ConversionReport, StageProgress
 from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource
 from .sources.folder import refuse_quantised
 from .sources.peft import ADAPTER_FOLDER
@@ -526,23 +525,19 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     base_class = plan.architecture.source_class
     reads = BEFORE if plan.reads_as_before else LONGEST
     result = ResultInfo(target, base_class, "transformers", plan.new_length, reads, str(destination))
-    with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=settings.overwrite) as stage:
-        files = write_planned(plan, result, stage, clock, progress=progress)
-        checks = [] if inputs is None else verify_reversion(plan, stage, inputs)
-        require_passed(checks, clock)
-        return complete_planned(
-            plan,
-            result,
-            stage,
-            clock,
-            files=files,
-            checks=checks,
-            verified_on=None if inputs is None else inputs.describe(),
-            settings=settings.to_dict(),
-            report_file=REVERT_REPORT,
-            introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
-            f"{origin_of(opened.name, opened.folder)}.",
-        )
+    return write_verified(
+        plan,
+        result,
+        clock,
+        inputs,
+        verify_reversion,
+        settings=settings.to_dict(),
+        report_file=REVERT_REPORT,
+        overwrite=settings.overwrite,
+        introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
+        f"{origin_of(opened.name, opened.folder)}.",
+        progress=progress,
+    )
 
 
 MAX_COMPARED_TOKENS = 1024
