@@ -221,9 +221,11 @@ def quiet_libraries() -> Iterator[None]:
 
 # Models whose weights stay in their files: each tensor is read when it is used, and released afterwards.
 #
-# The disk offload of from_pretrained(device_map="disk") cannot be used instead. It needs accelerate, copies weights that are not in
-# safetensors files, and loads weights in forward hooks of the module that owns them. Such a hook does not run if another module reads the
-# parameter (DeBERTa's table of relative positions, the parameters of mechanisms).
+# The disk offload of accelerate, from_pretrained(device_map={"": "disk"}), cannot be used instead. It fills a parameter in a hook of the
+# module that owns it. Where another module reads the parameter, the model does not run: DeBERTa-v2, and Long models with the mechanism
+# synthesizer or the option relative=shaw. It also reads no pickled files, no GGUF and no towers. It saves nothing: a Llama of 1,131 MiB
+# in fp32 took 276 MiB and 4.7 s for 64 tokens here, 266 MiB and 3.1 s there; from a bf16 file 317 MiB and 4.6 s here, 807 MiB and 4.6 s
+# there (peak resident memory over that of the imports, one core).
 
 ANY_FILE = "model.safetensors"
 """File name passed to transformers for every tensor. transformers never opens this file."""
