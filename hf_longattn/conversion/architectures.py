@@ -1,4 +1,4 @@
-"""The model class of a source and the Long class for its weights, with their configs, and models on the meta device."""
+"""Model classes of a source: its own and the Long class for its weights. With their configs, and models on the meta device."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Architecture:
         return kind_of(self.family)
 
     def original_attention(self) -> LongAttentionConfig | None:
-        """The attention that computes the same as a source with a converter; ``None`` for other sources."""
+        """The attention that computes the same as a source with a converter. ``None`` for other sources."""
         return None if self.converter is None else self.converter.attention(self.original_config, self.source_class)
 
     @property
@@ -86,7 +86,7 @@ class Architecture:
 
     @property
     def decoder_reads_text(self) -> bool:
-        """Whether the head feeds the whole text to the decoder, which must then be as long as the encoder."""
+        """Whether the head feeds the whole text to the decoder. The decoder must then be as long as the encoder."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
 
     def long_config(
@@ -217,7 +217,7 @@ def _without_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_of_towers(config: Any, towers: Mapping[str, Any], config_class: type[Any], class_name: str, origin: str) -> Any:
-    """A ``config_class`` for ``class_name``: the values of ``config``, with the configs of ``towers`` in their fields.
+    """A ``config_class`` with the values of ``config`` and the configs of ``towers``. ``class_name`` is its model class.
 
     Raises:
         CheckpointError: the config is invalid. ``origin`` says in the message where its values come from.

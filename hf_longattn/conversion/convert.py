@@ -1,4 +1,4 @@
-"""Convert a checkpoint: plan → write → verify, in a folder that is complete or does not appear."""
+"""Convert a checkpoint: plan → write → verify. The folder is complete or does not appear."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _converted(
 
 
 def next_step(plan: ConversionPlan) -> dict[str, Any]:
-    """How to train the result, for the report: {"command": words} or {"advice": text}, with "{model}" for the model's name.
+    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
 
     Language models train on long text (mlm or clm, by their head), or by attention distillation if a mechanism has parameters to learn;
     sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or pictures; question-answering

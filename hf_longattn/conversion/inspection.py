@@ -1,4 +1,4 @@
-"""Describe a checkpoint from its config and headers: layers and mechanisms, parameters, decode state and cost."""
+"""Describe a checkpoint from its config and headers. Layers and mechanisms, parameters, decode state and cost."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
 
 @_inspection_of.register(PlainKind)
 def _inspect_plain(kind: PlainKind, source: Source) -> Inspection:
-    """Inspect a checkpoint converted with ``--generic``: the whole model, or each tower if towers have their own mechanisms."""
+    """Inspect a checkpoint converted with ``--generic``. Towers with their own mechanisms are inspected one by one."""
     config, _, _, skeleton = read_long(source)
     longest = text_length(config)
     lengths = (min(512, longest), longest)

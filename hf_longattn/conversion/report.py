@@ -1,4 +1,4 @@
-"""The report of a conversion: its settings, its plan and the checks of the written files."""
+"""The report of a conversion: settings, plan, and checks of the written files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ConversionReport:
 
     @property
     def verdict(self) -> str | None:
-        """Whether the result needs training: "ready to use" or "train before use"; ``None`` if no check decides."""
+        """Whether the result needs training: "ready to use" or "train before use". ``None`` if no check decides."""
         return next((check.values[VERDICT] for check in self.checks if VERDICT in check.values), None)
 
     @property
@@ -113,7 +113,7 @@ def require_passed(checks: Sequence[Check]) -> None:
 
 
 def seconds(clock: dict[str, float]) -> dict[str, float]:
-    """Durations in seconds of "plan", "convert" (which includes planning) and "verify", from the recorded clock times."""
+    """Durations in seconds of "plan", "convert" and "verify", from the recorded clock times. "convert" includes planning."""
     spans = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 

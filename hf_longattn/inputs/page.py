@@ -1,4 +1,4 @@
-"""Pages: texts with further inputs for every token, such as the token's box on the page."""
+"""Pages: texts with further inputs for every token, such as its box."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ SERIES_INPUT = "past_values"
 
 
 def series_table(config: Any) -> PositionTable | None:
-    """The extendable position table of a time-series model, one row per patch; ``None`` if the model type has none."""
+    """The extendable position table of a time-series model, one row per patch. ``None`` if the model type has none."""
     if config.model_type != "patchtst":
         return None
     learned = config.positional_encoding_type == "random"
@@ -94,14 +94,14 @@ def series_table(config: Any) -> PositionTable | None:
 
 
 def patches_of(config: Any, steps: int) -> int:
-    """Number of tokens for a series of ``steps`` steps: one per patch, or one per step in a model without patches."""
+    """Number of tokens for a series of ``steps`` steps. One per patch, or one per step in a model without patches."""
     patch = getattr(config, "patch_length", 1)
     return int((steps - patch) // getattr(config, "patch_stride", patch) + 1)
 
 
 @dataclass(frozen=True)
 class PlainLengths(StackLength):
-    """Maximum input of source and result of a ``--generic`` conversion, in tokens; 0 if the config does not say.
+    """Maximum input of source and result of a ``--generic`` conversion, in tokens. 0 if the config does not say.
 
     steps: the maximum input in time steps, for time series.
     table: the position table of a time-series model.
@@ -112,7 +112,7 @@ class PlainLengths(StackLength):
 
     @classmethod
     def of(cls, model_class: Any, config: Any, asked: int | None) -> PlainLengths:
-        """The lengths for a result of length ``asked``, in steps for time series, otherwise in tokens. Default: the source's length.
+        """The lengths for a result of length ``asked``. In steps for time series, otherwise in tokens. Default: the source's length.
 
         Raises:
             LengthError: ``asked`` is below the source's number of steps, or does not add whole patches.
@@ -134,7 +134,7 @@ class PlainLengths(StackLength):
 
     @property
     def lengthened(self) -> bool:
-        """Whether the class reads only inputs of one length, and the result's length is greater than the source's."""
+        """Whether the class reads only one length, and the result's is greater than the source's."""
         return self.table is not None and self.steps is not None and self.steps.grows
 
     def write(self, config: Any) -> None:
@@ -143,7 +143,7 @@ class PlainLengths(StackLength):
             config.context_length = self.steps.new
 
     def tables(self, source: Any, skeleton: Any) -> dict[str, tuple[int, int]]:
-        """Name of each position table to extend -> (number of rows before the positions, total rows in the result).
+        """Position tables to extend, by name. (number of rows before the positions, total rows in the result) of each.
 
         Raises:
             LengthError: the shape of another tensor depends on the number of patches.

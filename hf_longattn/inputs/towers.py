@@ -19,14 +19,14 @@ from .grid import PILLOW
 
 
 def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
-    """The InputSizes of a model with these ``towers``; ``old`` and ``new`` are those of ``texts``, the sizes of the text tower."""
+    """The InputSizes of a model with these ``towers``. ``old`` and ``new`` are those of ``texts``, the sizes of the text tower."""
     old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
     report = {name: value for tower in towers for name, value in tower.report.items()}
     return InputSizes(texts.kind, texts.old, texts.new, old, new, longest, "input", report=report)
 
 
 def text_part(parts: Mapping[str, Any]) -> Any:
-    """The plan or inspection, among those of a model's ``parts``, of the one that reads the longest texts."""
+    """The plan or inspection that reads the longest texts. One of a model's ``parts``."""
     return max((part for part in parts.values() if not part.inputs.units), key=lambda part: part.inputs.new.tokens)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def give_classes(family: Family) -> None:
-    """Give the config's module the config class, and a ``__getattr__`` that makes the Long classes on first use."""
+    """Give the config's module the config class and the Long classes. A ``__getattr__`` makes the latter on first use."""
     module = sys.modules[family.config_class.__module__]
 
     def module_getattr(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""A GGUF file: config, tokenizer, names and layouts are read by transformers, values one tensor at a time.
+"""A GGUF file. transformers reads config, tokenizer, names and layouts; values are read one tensor at a time.
 
 transformers' own loader holds the whole model: for a file of 444 MiB (Q8_0, 438 million parameters) it takes 1,843 MiB, or 1,091 MiB in
 bf16, and 45 seconds. One tensor at a time takes 733 MiB, four times the largest tensor in fp32, and 22 seconds. So its processors of single
@@ -38,7 +38,7 @@ SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 @dataclass(frozen=True)
 class GgufSource(Source):
-    """A GGUF file with its config and tokenizer in a temporary folder, which lives as long as the source."""
+    """A GGUF file with its config and tokenizer in a temporary folder. The folder lives as long as the source."""
 
     held: _Folder | None = None
 
@@ -133,7 +133,7 @@ class _Folder:
 
 
 def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
-    """The config as transformers reads it, and the language model of its architecture on the meta device."""
+    """The config as transformers reads it, and its language model on the meta device."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = load_part(AutoConfig, folder, gguf_file=file)
@@ -147,7 +147,7 @@ def _skeleton(folder: Path, file: str) -> tuple[dict[str, Any], nn.Module]:
 
 
 def _check_rotary(reader: Any, file: str, config: dict[str, Any]) -> None:
-    """Refuse scaled rotary positions that are not in the config, since transformers' reader may read only the base."""
+    """Refuse scaled rotary positions that are not in the config. transformers' reader may read only the base."""
     said = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items() if ".rope.scal" in key}
     kind = said.get("rope.scaling.type", "linear")
     factor = said.get("rope.scaling.factor", said.get("rope.scale_linear", 1.0))
@@ -196,7 +196,7 @@ def _headers(reader: Any, file: Path, config: dict[str, Any], skeleton: nn.Modul
 
 
 def _values(file: Path, name: str, start: int, shape: tuple[int, ...], dtype: Any, kind: Any) -> np.ndarray:
-    """One tensor of the file, unpacked; the file is read, not mapped, so that it does not stay in memory."""
+    """One tensor of the file, unpacked. The file is read, not mapped, so that it does not stay in memory."""
     from gguf import dequantize
 
     packed = np.fromfile(file, dtype=dtype, count=int(np.prod(shape)), offset=start)

@@ -40,7 +40,7 @@ STICKS = "transformers' BigBird computes full attention for good after its first
 
 
 def blocks_refusal(model: LongModel) -> str | None:
-    """Reason why the layers are not transformers' block-sparse attention with equal options; ``None`` if they are."""
+    """Reason why the layers are not transformers' block-sparse attention with equal options. ``None`` if they are."""
     first = model.layers[0]
     for index, mechanism in enumerate(model.layers):
         if not isinstance(mechanism, BigBird) or mechanism.relative is not None:
@@ -113,7 +113,7 @@ INNER_NAMES = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": 
 
 @register_twin("bigbird_pegasus")
 class BigBirdPegasusTwin(NativeTwin):
-    """BigBird-Pegasus, for long models of BigBird-Pegasus, and of Pegasus (with biases, and a table of its sinusoids)."""
+    """BigBird-Pegasus, for long models of itself and of Pegasus. Pegasus gets biases, and a table of its sinusoids."""
 
     model_type = "bigbird_pegasus"
     families = frozenset(("bigbird_pegasus", "pegasus"))

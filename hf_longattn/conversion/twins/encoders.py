@@ -1,4 +1,4 @@
-"""Common tensor names of encoders like BERT, from which twins derive the names of their own architecture.
+"""Common tensor names of encoders like BERT. Twins derive the names of their own architecture from them.
 
 A tensor of the encoder is called ``body.`` and BERT's name; names in heads start with ``mlm.dense``, ``mlm.norm``, ``mlm.decoder``,
 ``mlm.bias``, ``class.dense``, ``class.out``, ``classifier`` or ``qa_outputs``.
@@ -79,7 +79,7 @@ def leading_rows(model: LongModel) -> int:
 
 
 def with_leading(before: int, after: int) -> Callable[[Tensor], Tensor] | None:
-    """A function that replaces the first ``before`` rows of a table by ``after`` rows of zeros; ``None`` if the numbers are equal."""
+    """A function that replaces the first rows of a table by zeros. ``before`` rows become ``after``; ``None`` if the numbers are equal."""
     if before == after:
         return None
     return lambda table: torch.cat([table.new_zeros(after, table.shape[1]), table[before:]])
@@ -132,7 +132,7 @@ def mlm_activation(model: LongModel) -> str:
 
 
 def mlm_refusal(model: LongModel, name: str) -> str | None:
-    """Reason why the masked-LM head of ``name``, which has the activation of the layers, differs; ``None`` if it does not."""
+    """Reason why the masked-LM head of ``name``, which has the activation of the layers, differs. ``None`` if it does not."""
     activation = layer_activation(model)
     if head_of(model) != "MaskedLM" or mlm_activation(model) == activation:
         return None
@@ -140,7 +140,7 @@ def mlm_refusal(model: LongModel, name: str) -> str | None:
 
 
 def token_types(model: LongModel) -> dict[str, Callable[[tuple[int, ...]], Tensor]]:
-    """A table of token types, with zeros, for a model without one; empty for other models."""
+    """A table of token types, with zeros, for a model without one. Empty for other models."""
     return {"body.embeddings.token_type_embeddings.weight": torch.zeros} if model.base == "distilbert" else {}
 
 

@@ -1,4 +1,4 @@
-"""Encoders with windows and global tokens become transformers' Longformer: RoBERTa's layers, separate projections for global tokens.
+"""Encoders with windows and global tokens become transformers' Longformer. RoBERTa's layers, with separate projections for global tokens.
 
 Without ``separate_global``, the projections of the global tokens are copies of the layer's projections. Positions start after the padding
 token's id, as in RoBERTa; a table that starts with position 0 gets rows in front up to this id. If a head of Longformer chooses global
@@ -47,7 +47,7 @@ PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)\.")
 
 
 def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
-    """The reason why Longformer cannot compute one of these layers; ``None`` if it can compute all."""
+    """The reason why Longformer cannot compute one of these layers. ``None`` if it can compute all."""
     for index, mechanism in enumerate(layers):
         width = band_around(mechanism)
         if width is None:
@@ -58,7 +58,7 @@ def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
 
 
 def global_rule(options: LongformerOptions, separator: int | None) -> tuple[Any, ...]:
-    """Which tokens a layer makes global: positions, ids, first segment, second segment, and the separator of the segments."""
+    """Which tokens a layer makes global. Positions, ids, first segment, second segment, and the separator of the segments."""
     o = options
     ends = (
         (o.separator_token_id if o.separator_token_id is not None else separator)
@@ -72,7 +72,8 @@ NO_GLOBALS = ((), (), False, False, None)
 
 
 def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: tuple[Any, ...], twin_class: str) -> str | None:
-    """Reason why a layer has other global tokens than the twin's ``twin_rule``, or takes no mask in a masked model; else ``None``."""
+    """Reason why a layer has other global tokens than the twin's ``twin_rule``. Or why it takes no mask in a masked model; else
+    ``None``."""
     if model.masked:
         odd = next((index for index, mechanism in enumerate(layers) if not isinstance(mechanism, Longformer)), None)
         if odd is None:
