@@ -8,7 +8,7 @@ tokens, these must be the config's global tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -18,19 +18,18 @@ from ...mechanisms.longformer import Longformer, LongformerOptions
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import band_around
 from ..long_models.base import TensorRename
-from .base import LongModel, NativeTwin, described, register_twin
+from .base import LongModel, described, register_twin
 from .encoders import (
     ENCODERS,
     HEADS,
     ROBERTAS,
+    EncoderTwin,
     common_name,
     encoder_refusal,
     encoder_values,
     head_of,
     leading_rows,
     mlm_activation,
-    renamed,
-    token_types,
     with_leading,
 )
 
@@ -111,17 +110,14 @@ def _options(rule: tuple[Any, ...]) -> str:
 
 
 @register_twin("longformer")
-class LongformerTwin(NativeTwin):
+class LongformerTwin(EncoderTwin):
     """Longformer, for long models of RoBERTa, BERT and other encoders with the same layers."""
 
     model_type = "longformer"
     families = ENCODERS
     computes = (Longformer, Window)
     takes_globals = True
-
-    def class_name(self, model: LongModel) -> str:
-        head = head_of(model)
-        return f"LongformerFor{head}" if head in HEADS else "LongformerModel"
+    prefix, heads, names = "longformer", HEADS, NAMES
 
     def refusal(self, model: LongModel) -> str | None:
         heads = HEADS if model.base in (*ROBERTAS, "bert") else ("MaskedLM", "TokenClassification", "QuestionAnswering")
@@ -172,7 +168,7 @@ class LongformerTwin(NativeTwin):
         return self._padding(model) + 1
 
     def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
-        target = renamed(common_name(name, model), "longformer", head_of(model), NAMES)
+        target = self.own_name(common_name(name, model), model)
         change: Callable[[Tensor], Tensor] | None = None
         if target.endswith("position_embeddings.weight"):
             change = None if model.base in ROBERTAS else with_leading(leading_rows(model), self._leading(model))
@@ -184,9 +180,6 @@ class LongformerTwin(NativeTwin):
         if getattr(layer.options, "separate_global", False):
             return (TensorRename(target),)
         return TensorRename(target), TensorRename(PROJECTION.sub(r".attention.self.\1_global.", target))
-
-    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
-        return {renamed(name, "longformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
 
     def note(self, model: LongModel) -> str:
         return "every call must be given the global_attention_mask" if model.masked else ""
