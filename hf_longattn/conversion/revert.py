@@ -156,11 +156,11 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     full_shapes = whole_shapes(long_skeleton)
     keys = {name: tensor.key for name, tensor in names_in_model(source.tensors, skeleton).items()}
-    leading = {name: table.offset_rows(long_config) for name, table in tables.items()}
+    offset_rows = {name: table.offset_rows(long_config) for name, table in tables.items()}
     tensors = [
         _with_all_heads(source, name, full_shapes[name], cast)
         if name in full_shapes and key is not None and expected[key] == full_shapes[name]
-        else _planned(source, name, key, expected, leading.get(name), new_length, positions, restored, cast)
+        else _planned(source, name, key, expected, offset_rows.get(name), new_length, positions, restored, cast)
         for name, key in keys.items()
     ]
     changed = _changed(long_config, config, tensors, new_length, positions)
@@ -358,7 +358,7 @@ def _planned(
     name: str,
     key: str | None,
     expected: Mapping[str, tuple[int, ...]],
-    leading: int | None,
+    offset_rows: int | None,
     length: int,
     positions: str,
     restored: Restored | None,
@@ -367,7 +367,7 @@ def _planned(
     """Plan one tensor.
 
     key: its name in the plain model. expected: shapes of the plain model's tensors, by name.
-    leading: number of rows of a position table that are not positions; `None` for other tensors.
+    offset_rows: number of rows of a position table that are not positions; `None` for other tensors.
     restored: the original table, if the extended one is solved for it before it is cut to `length`.
     """
     header = source.tensors[name]
@@ -375,19 +375,19 @@ def _planned(
         return TensorPlan.dropped(header, NOT_PLAIN, cast)
     action, shape = "kept", header.shape
     change: Callable[[Tensor], Tensor] | None = None
-    if leading is not None and header.shape[0] > length + leading:
+    if offset_rows is not None and header.shape[0] > length + offset_rows:
 
         def shorter(values: Tensor) -> Tensor:
             if restored is not None:
-                if restored.tokens + leading < len(values):
-                    values = shorten_table(values, restored.tokens + leading, offset=leading, strategy=restored.extension)
-                return shorten_table(values, length + leading, offset=leading)
-            return shorten_table(values, length + leading, offset=leading, strategy=positions)
+                if restored.tokens + offset_rows < len(values):
+                    values = shorten_table(values, restored.tokens + offset_rows, offset=offset_rows, strategy=restored.extension)
+                return shorten_table(values, length + offset_rows, offset=offset_rows)
+            return shorten_table(values, length + offset_rows, offset=offset_rows, strategy=positions)
 
-        action, shape, change = "shortened", (length + leading, *header.shape[1:]), shorter
+        action, shape, change = "shortened", (length + offset_rows, *header.shape[1:]), shorter
     if key is not None and expected[key] != shape:
         raise CheckpointError(f"Tensor {name!r} of {source.name!r} has shape {shape} when plain, but must have {expected[key]}.")
-    return TensorPlan(name, action, dtype_of(header, cast), header.shape, shape, header, leading or 0, change)
+    return TensorPlan(name, action, dtype_of(header, cast), header.shape, shape, header, offset_rows or 0, change)
 
 
 def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:

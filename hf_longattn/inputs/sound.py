@@ -173,9 +173,7 @@ class SoundKind(SizedKind):
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
         """As in :class:`SizedKind`. Also raises :class:`LengthError` for a duration at which an untrained result is of no use."""
         if request.positions != AUTO:
-            raise PositionError(
-                f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out."
-            )
+            raise PositionError(f"A {architecture.source_class} has no position table or rotary positions; leave --positions out.")
         sound = audio_durations(architecture, request)
         problem = self.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
         advice = "train the result with transformers' Trainer on sounds of the new duration"

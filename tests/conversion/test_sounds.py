@@ -226,7 +226,7 @@ REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
     ),
     ({"image_size": 64}, OptionError, "--image-size is the size of pictures, but a Wav2Vec2ForCTC reads sound"),
     ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sound; give a recording as --verify-audio FILE"),
-    ({"positions": "tile"}, PositionError, "--positions is for tables and rotary positions, which a Wav2Vec2ForCTC has not; leave it out"),
+    ({"positions": "tile"}, PositionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),
     ({"audio_seconds": 5}, LengthError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
     ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
     (
