@@ -85,7 +85,7 @@ class Gguf(SourceFormat):
         return GgufSource(request.name, folder, config, tensors, {"gguf_file": file.name}, (file,), held)
 
 
-MOST_READS = 5_000_000
+MOST_VALUES = 5_000_000
 """Maximum number of values in a header, such as the tokens of a vocabulary. Untuned."""
 COUNTS = ("block_count", "expert_count")
 """Endings of the keys that count parts of a model."""
@@ -103,13 +103,13 @@ def _open_reader(file: Path) -> Any:
     class Reader(GGUFReader):
         """Ends at the end of the file. The package trusts counts, and would read empty values up to 2^64 times."""
 
-        reads = 0
+        count = 0
 
         def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
             values = super()._get(offset, dtype, count, override_order)
-            self.reads += 1
-            if len(values) < int(count) or self.reads > MOST_READS:
-                raise ValueError("it ends inside its header" if len(values) < int(count) else f"more than {MOST_READS:,} values")
+            self.count += 1
+            if len(values) < int(count) or self.count > MOST_VALUES:
+                raise ValueError("it ends inside its header" if len(values) < int(count) else f"more than {MOST_VALUES:,} values")
             return values
 
     try:
