@@ -25,25 +25,9 @@ OPERATORS = f"hf_longattn{COPY}"
 """The namespace of torch operators."""
 LOGGER = "transformers.hf_longattn"
 """The logger's name. It is below transformers' logger, whose verbosity then applies."""
-PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
-"""Files with a training's answers to the validation data. Some of them quote the data."""
-TAGS = ("hf_longattn", "long-context")
-"""The tags of every long model on the Hub."""
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64")
-"""Extensions of files that are read as sound."""
-FRAMES_SUFFIX = ".npy"
-"""The extension of a file with an array of frames."""
-CODEC_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
-"""Extensions of video files, which need a decoder. Excludes .ts, which TypeScript uses, too."""
-VIDEO_SUFFIXES = (FRAMES_SUFFIX, *CODEC_SUFFIXES)
-"""Extensions of files that are read, or refused, as videos."""
-
 BEFORE_UPLOAD: dict[str, Callable[[str, str, str], None]] = {}
 """Functions called before a saved model is pushed. Arguments: the model's folder, repository, and the name that it was loaded from. The
 installed package registers one for the model card; a bundled copy has none."""
-
-CONVERSION_REPORT = "conversion_report.json"
-"""File name of the report on how a checkpoint was converted."""
 
 FLAT_FILES: dict[str, dict[str, str]] = {}
 """Package -> module -> flat file name. Filled in a bundled copy, which has no folders (:mod:`hf_longattn.hub.remote_code`)."""

@@ -1,4 +1,4 @@
-"""The model class of a source and the Long class for its weights, with their configs, and models on the meta device."""
+"""Model classes of a source: its own and the Long class for its weights. With their configs, and models on the meta device."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Architecture:
         return kind_of(self.family)
 
     def original_attention(self) -> LongAttentionConfig | None:
-        """The attention that computes the same as a source with a converter; ``None`` for other sources."""
+        """The attention that computes the same as a source with a converter. ``None`` for other sources."""
         return None if self.converter is None else self.converter.attention(self.original_config, self.source_class)
 
     @property
@@ -86,7 +86,7 @@ class Architecture:
 
     @property
     def decoder_reads_text(self) -> bool:
-        """Whether the head feeds the whole text to the decoder, which must then be as long as the encoder."""
+        """Whether the head feeds the whole text to the decoder. The decoder must then be as long as the encoder."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
 
     def long_config(
@@ -194,21 +194,21 @@ def find_architecture(source: Source) -> Architecture:
         named = [MODEL_MAPPING_NAMES[model_type] if converter is not None else class_of_tensors(family, config, source.tensors)]
     source_class = named[0] if isinstance(named, list) and len(named) == 1 else None
     base_class = source_class if converter is None or not isinstance(source_class, str) else converter.base_class(source_class)
-    if not isinstance(source_class, str) or base_class not in family.heads:
+    if not isinstance(source_class, str) or base_class not in family.model_classes:
         raise CheckpointError(
             f"{source.name!r} is a {' and a '.join(map(str, named)) if isinstance(named, list) else repr(named)}, which is not supported;"
             f" the supported {model_type} classes are"
             f" {', '.join(_supported(family, converter, model_type))}."
         )
-    return Architecture(family, config, source_class, family.heads[base_class], converter, original, source.tower)
+    return Architecture(family, config, source_class, family.model_classes[base_class], converter, original, source.tower)
 
 
 def _supported(family: Family, converter: CheckpointConverter | None, model_type: str) -> list[str]:
     """The supported model classes of a source's model type."""
     if converter is None:
-        return list(family.heads)
+        return list(family.model_classes)
     package = importlib.import_module(f"transformers.models.{model_type}")
-    return [name for name in dir(package) if MODEL_NAME.search(name) and converter.base_class(name) in family.heads]
+    return [name for name in dir(package) if MODEL_NAME.search(name) and converter.base_class(name) in family.model_classes]
 
 
 def _without_names(values: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _without_names(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_of_towers(config: Any, towers: Mapping[str, Any], config_class: type[Any], class_name: str, origin: str) -> Any:
-    """A ``config_class`` for ``class_name``: the values of ``config``, with the configs of ``towers`` in their fields.
+    """A ``config_class`` with the values of ``config`` and the configs of ``towers``. ``class_name`` is its model class.
 
     Raises:
         CheckpointError: the config is invalid. ``origin`` says in the message where its values come from.
@@ -255,7 +255,7 @@ def generic_architecture(source: Source) -> Architecture:
         config: Any = AutoConfig.for_model(**dict(source.config))
     config_class: Any = type(config)
     family = plain_family(config_class)
-    return Architecture(family, config, base.__name__, family.heads[base.__name__])
+    return Architecture(family, config, base.__name__, family.model_classes[base.__name__])
 
 
 def generic_hint(source: Source) -> str:
@@ -307,8 +307,8 @@ def read_long(source: Source) -> tuple[Any, str, Family, Any]:
     with checkpoint_errors(f"The config.json of {source.name!r} is not valid for {model_type}"):
         config = family.config_class.from_dict(dict(source.config))
     named = named_class(source.config, "none")
-    if named not in family.heads.values():
-        raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.heads.values())}.")
+    if named not in family.model_classes.values():
+        raise CheckpointError(f"{source.name!r} names the class {named!r}; expected one of {', '.join(family.model_classes.values())}.")
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {named}"), torch.device("meta"):
         return config, named, family, family.model_class(named)(config)
 
@@ -339,7 +339,7 @@ def class_of_tensors(family: Family, config: Any, tensors: Mapping[str, TensorHe
         return 2 * len(taken) - len(expected.keys() - tied)
 
     base = family.base_model_name
-    heads = sorted(family.heads.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))
+    heads = sorted(family.model_classes.keys() - {base}, key=lambda name: (not name.endswith(FIRST[0]), not name.endswith(FIRST), name))
     ordered = [base, *heads]
     return max(ordered, key=fit)
 

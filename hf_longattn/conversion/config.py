@@ -1,4 +1,4 @@
-"""Settings of a conversion and of a reversal: the single source for command line, plan, conversion and report.
+"""Settings of a conversion and of a reversal. Command line, plan, conversion and report read them here.
 
 Nothing heavy is imported here, since the command line reads the help texts when it starts.
 """
@@ -68,7 +68,7 @@ class Settings:
     """Base class of the settings of a conversion and of a reversal."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Settings that differ from their defaults, JSON-serialisable, for the report: paths as file names, without secrets."""
+        """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and secrets are left out."""
         values = {}
         for setting in fields(self):
             value = getattr(self, setting.name)

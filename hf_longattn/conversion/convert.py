@@ -1,30 +1,30 @@
-"""Convert a checkpoint: plan → write → verify, in a folder that is complete or does not appear."""
+"""Convert a checkpoint: plan → write → verify. The folder is complete or does not appear."""
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..checks import NEEDS_TRAINING
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
 from ..inputs.common.base import train_command
 from ..inputs.text import verification_text
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..processor_files import EMBEDDINGS, sentence_kind
-from ..staging import check_destination, destination_path, ending_cleanly, staged_folder
+from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
 from .flops import layer_mechanisms
-from .folders import complete_planned, write_planned
+from .folders import write_verified
 from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
-from .report import REPORT, ConversionReport, StageProgress, require_passed
+from .report import REPORT, ConversionReport, StageProgress
 from .sources.base import LONGEST, ResultInfo
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
@@ -100,29 +100,26 @@ def _converted(
     added, checks = (added_values(plan), []) if chosen.init_from_text is None else initial_values(plan, chosen.init_from_text)
     long_class, module = plan.architecture.long_class, plan.architecture.family.module
     result = ResultInfo(destination_path(destination), long_class, module, plan.new_length, reads=LONGEST, name=str(destination))
-    with staged_folder(result.destination, needed_bytes=plan.needed_bytes, overwrite=chosen.overwrite) as stage:
-        files = write_planned(plan, result, stage, clock, added=added, generated=plan.decoder, progress=progress)
-        if inputs is not None:
-            checks += verify_result(plan, stage, inputs, given_text=chosen.verify_text is not None, progress=progress)
-        require_passed(checks, clock)
-        if chosen.remote_code:
-            bundle_remote_code(stage, user_code=chosen.user_code)
-        return complete_planned(
-            plan,
-            result,
-            stage,
-            clock,
-            files=files,
-            checks=checks,
-            verified_on=None if inputs is None else inputs.describe(),
-            settings=chosen.to_dict(),
-            report_file=REPORT,
-            next_step=next_step(plan) if any(check.status == NEEDS_TRAINING for check in checks) else None,
-        )
+    return write_verified(
+        plan,
+        result,
+        clock,
+        inputs,
+        partial(verify_result, given_text=chosen.verify_text is not None, progress=progress),
+        settings=chosen.to_dict(),
+        report_file=REPORT,
+        overwrite=chosen.overwrite,
+        added=added,
+        generated=plan.decoder,
+        checks=checks,
+        finish=partial(bundle_remote_code, user_code=chosen.user_code) if chosen.remote_code else lambda stage: None,
+        next_step=partial(next_step, plan),
+        progress=progress,
+    )
 
 
 def next_step(plan: ConversionPlan) -> dict[str, Any]:
-    """How to train the result, for the report: {"command": words} or {"advice": text}, with "{model}" for the model's name.
+    """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
 
     Language models train on long text (mlm or clm, by their head), or by attention distillation if a mechanism has parameters to learn;
     sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or pictures; question-answering

@@ -1,4 +1,4 @@
-"""Costs of a model at each length, computed from its shape: operations, activations, and the decode cache of each layer."""
+"""Costs of a model at each length, computed from its shape. Operations, activations, and the decode cache of each layer."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, config: Any, *, causal: bool, matrix_parameters: int, element_bytes: int, cross_layers: int = 0) -> ModelShape:
-        """The shape from a transformers config; of an encoder-decoder, the decoder's if `causal`, else the encoder's."""
+        """The shape from a transformers config. Of an encoder-decoder, the decoder's if `causal`, else the encoder's."""
         stack = "decoder" if causal else "encoder"
         heads = getattr(config, f"{stack}_attention_heads", config.num_attention_heads)
         hidden, layers = config.hidden_size, getattr(config, f"{stack}_layers", config.num_hidden_layers)
@@ -84,7 +84,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DecodeState:
-    """The decode cache of one layer: its bytes, and the bytes that each further token adds (0 if its size is constant)."""
+    """The decode cache of one layer: its bytes, and those that each further token adds. The latter are 0 if its size is constant."""
 
     bytes: int
     per_token: int
@@ -141,7 +141,7 @@ def _growth(mechanism: Mechanism, shape: ModelShape) -> int:
 
 
 def with_storage(mechanism: Mechanism) -> Mechanism:
-    """A newly initialised copy of a mechanism, since the given one may be on the meta device."""
+    """A newly initialised copy of a mechanism. The given one may be on the meta device."""
     sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size, mechanism.max_length
     again = type(mechanism)(*sizes, mechanism.options)
     again.layer = mechanism.layer
@@ -191,7 +191,7 @@ def _layer_matrices(skeleton: nn.Module, sites: Iterable[AttentionSite]) -> tupl
 
 
 def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
-    """The shape of a plain model with mechanisms, or of a tower of one, from its first layer and the dtypes of its tensors."""
+    """The shape of a plain model with mechanisms, or of one of its towers. Read from its first layer and the dtypes of its tensors."""
     sites = [site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)]
     first: Any = sites[0].mechanism
     module: Any = sites[0].module
@@ -212,7 +212,7 @@ def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelSh
 
 
 def layer_mechanisms(attention: LongAttentionConfig, shape: ModelShape, max_length: int | None) -> list[Mechanism]:
-    """The mechanism of every layer; layers with equal options share one, since cost does not depend on the layer.
+    """The mechanism of every layer. Layers with equal options share one, since cost does not depend on the layer.
 
     max_length: the longest input in tokens; ``None`` if the config does not say, for example for images.
     """
@@ -291,7 +291,7 @@ def _of_width(shape: ModelShape, width: int, matrices: int) -> ModelShape:
 
 @dataclass(frozen=True)
 class MechanismCost:
-    """The cost of a model with one mechanism in every layer at several lengths, for one sequence.
+    """The cost of a model with one mechanism in every layer, at several lengths. For one sequence.
 
     mechanism: its name, or "as planned" for the plan's attention.
     flops: of the whole model.
@@ -308,7 +308,7 @@ class MechanismCost:
 def compare_at_sizes(
     attention: LongAttentionConfig, shape: ModelShape, sizes: Sequence[InputSize], names: Sequence[str]
 ) -> list[MechanismCost]:
-    """Costs of the planned attention, then of each mechanism in ``names`` with default options; counted from shapes."""
+    """Costs of the planned attention, then of each mechanism in ``names`` with default options. Counted from shapes."""
 
     def count(chosen: LongAttentionConfig) -> list[LengthCost]:
         return [cost_with(size, _without_values(chosen, shape, size.tokens), shape) for size in sizes]
@@ -329,14 +329,14 @@ def _cost(
 
 
 def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: int) -> list[Mechanism]:
-    """The mechanism of every layer for this length, on the meta device, since its parameters can be larger than the model."""
+    """The mechanism of every layer for this length, on the meta device. Its parameters can be larger than the model."""
     with torch.device("meta"):
         return layer_mechanisms(attention, shape, length)
 
 
 @cache
 def matrix_speed(size: int = 1024, rounds: int = 5, dtype: torch.dtype = torch.float32) -> float:
-    """FLOPs per second of a matrix product on this machine, the best of ``rounds``; an upper bound for any model."""
+    """FLOPs per second of a matrix product on this machine, the best of ``rounds``. An upper bound for any model."""
     a = torch.ones(size, size, dtype=dtype)
     a @ a
     best = float("inf")

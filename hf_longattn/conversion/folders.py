@@ -1,8 +1,9 @@
-"""The folder of a result: weights and config of the command, and the source's other files.
+"""The folder of a result: weights and config, and the source's other files.
 
 Every command that writes a model writes weights and config into a :func:`~hf_longattn.staging.staged_folder`. It then calls
 :func:`add_source_files` (tokenizer, templates, generation and processor configs, modules and prompts of sentence-transformers, an adapter,
-licence) and :func:`write_report` (report and card). Conversions, reversals and native twins have a plan: :func:`write_planned`.
+licence) and :func:`write_report` (report and card). Conversions, reversals and native twins have a plan, and do all of this by
+:func:`write_verified`.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ import filecmp
 import fnmatch
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..checks import Check
+from ..checks import NEEDS_TRAINING, Check
+from ..constants import PREDICTIONS
 from ..errors import CheckpointError, in_one_line
 from ..hub import bundled_code, write_model_card
 from ..inputs.common.base import StackLength
 from ..modeling.family.registration import model_type_table
-from ..naming import PREDICTIONS
 from ..processor_files import MODULES, SETTINGS_FILE, TOKENIZER_CONFIG, limited_tokenizer
 from ..reading import read_json_object
-from ..staging import check_destination, copy_folder, destination_path, give_usual_modes
+from ..staging import check_destination, copy_folder, destination_path, give_usual_modes, staged_folder
 from .plan_tensors import ResultPlan
-from .report import ConversionReport, StageProgress, seconds, versions
+from .report import ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
 from .sources.hub import folder_without_weights
 from .sources.sentence_transformers import SETTINGS, write_modules
@@ -66,7 +67,7 @@ def add_source_files(
     generated: StackLength | None = None,
     changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[str]:
-    """Copy what belongs to a model besides weights and config, and return the names of the files.
+    """Copy what belongs to a model besides weights and config. Returns the names of the files.
 
     Args:
         source: the checkpoint that the result is made from.
@@ -79,12 +80,31 @@ def add_source_files(
     Raises:
         CheckpointError: a copied file is damaged.
     """
-    files = copy_sidecars(source, stage, tokenizer_length, generated, changed_files)
-    return [*files, *source.write_beside(stage, result), *_keep_remote_code(source, stage)]
+    base_type, written = str(source.config.get("model_type")), []
+    for path in sidecars(source):
+        if path.name == TOKENIZER_CONFIG:
+            write_json(stage / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
+        elif path.name == "generation_config.json" and generated is not None:
+            write_json(stage / path.name, _longer_generation(read_json_object(path), generated))
+        elif path.name == "tokenizer.json" and tokenizer_length and (values := read_json_object(path)).get("truncation"):
+            write_json(stage / path.name, {**values, "truncation": {**values["truncation"], "max_length": tokenizer_length}})
+        elif path.name in changed_files:
+            write_json(stage / path.name, dict(changed_files[path.name]))
+        else:
+            shutil.copyfile(path, stage / path.name)
+        written.append(path.name)
+    for name in SIDECAR_FOLDERS:
+        if (source.folder / name).is_dir():
+            copy_folder(source.folder / name, stage / name)
+            written.append(name)
+    if TOKENIZER_CONFIG not in written and any(name in written for name in TOKENIZER_FILES):
+        write_json(stage / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
+        written.append(TOKENIZER_CONFIG)
+    return [*written, *source.write_beside(stage, result), *_keep_remote_code(source, stage)]
 
 
 def with_report(files: Iterable[str], report_file: str) -> tuple[str, ...]:
-    """The names of all files of a result: the given ones, its report and its card."""
+    """The names of all files of a result, with its report and its card."""
     return (*dict.fromkeys(files), report_file, "README.md")
 
 
@@ -147,74 +167,68 @@ def open_for_writing(
     return source, target
 
 
-def write_planned(
+def write_verified(
     plan: ResultPlan,
     result: ResultInfo,
-    stage: Path,
     clock: dict[str, float],
+    inputs: Any,
+    verify: Callable[[Any, Path, Any], list[Check]],
     *,
+    settings: dict[str, Any],
+    report_file: str,
+    overwrite: bool = False,
     added: Mapping[str, Tensor] | None = None,
     generated: StackLength | None = None,
+    checks: Sequence[Check] = (),
+    finish: Callable[[Path], object] = lambda stage: None,
+    next_step: Callable[[], dict[str, Any] | None] = lambda: None,
+    introduction: str | None = None,
+    made_from: str | None = None,
     progress: StageProgress | None = None,
-) -> list[str]:
-    """Write a planned checkpoint without report and card, and return the names of the files.
+) -> ConversionReport:
+    """Write a planned checkpoint, check it, and put the complete folder in place.
 
     Args:
-        plan: what is written. result: facts about the result. stage: an empty folder.
-        clock: gets the time "written" of :func:`~.report.seconds`.
+        plan: what is written. result: facts about the result.
+        clock: the times "start" and "planned" of :func:`~.report.seconds`.
+        inputs: for verification; ``None`` leaves it out.
+        verify: called as ``verify(plan, folder, inputs)``.
+        settings: of the command, for the report.
+        overwrite: replace an existing folder.
         added: values of the tensors that the source does not have.
         generated: old and new length of generated text; by default the plan's lengths.
+        checks: earlier ones, for the report.
+        finish: called with the folder once the checks have passed.
+        next_step: called for :attr:`ConversionReport.next_step` if a check says that the result needs training.
+        report_file, introduction, made_from: as for :func:`write_report`.
         progress: called as progress(stage, done, total).
 
     Raises:
-        CheckpointError: a copied file is damaged.
+        CheckpointError: a copied file is damaged, or a check failed. Nothing is kept.
     """
-    files = write_result(plan, stage, added or {}, progress=progress)
-    clock["written"] = time.perf_counter()
-    lengths = generated or StackLength(plan.old_length, plan.new_length)
-    return [*files, *add_source_files(plan.source, result, stage, plan.tokenizer_length, lengths, plan.files)]
-
-
-def complete_planned(
-    plan: ResultPlan,
-    result: ResultInfo,
-    stage: Path,
-    clock: dict[str, float],
-    *,
-    files: Sequence[str],
-    checks: Sequence[Check],
-    verified_on: str | None,
-    settings: dict[str, Any],
-    report_file: str,
-    next_step: dict[str, Any] | None = None,
-    introduction: str | None = None,
-    made_from: str | None = None,
-) -> ConversionReport:
-    """Write report and card of a planned checkpoint, and return the report.
-
-    Args:
-        plan, result, stage, clock: as for :func:`write_planned`.
-        files: names of the files so far.
-        checks: of the conversion, none of which failed.
-        verified_on: description of the inputs for verification; ``None`` without verification.
-        settings: of the command, for the report.
-        next_step: for :attr:`ConversionReport.next_step`.
-        report_file, introduction, made_from: as for :func:`write_report`.
-    """
-    report = ConversionReport(
-        destination=result.destination,
-        config=settings,
-        plan=plan.to_dict(),
-        checks=tuple(checks),
-        text=verified_on or "not verified",
-        files=with_report(files, report_file),
-        bytes_written=plan.total_bytes,
-        seconds=seconds(clock),
-        versions=versions(),
-        next_step=next_step,
-    )
-    write_report(stage, plan.source, result, report, report_file, introduction=introduction, made_from=made_from)
-    return report
+    with staged_folder(result.destination, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
+        files = write_result(plan, stage, added or {}, progress=progress)
+        clock["written"] = time.perf_counter()
+        lengths = generated or StackLength(plan.old_length, plan.new_length)
+        files += add_source_files(plan.source, result, stage, plan.tokenizer_length, lengths, plan.files)
+        checks = [*checks, *(() if inputs is None else verify(plan, stage, inputs))]
+        require_passed(checks)
+        clock["verified"] = time.perf_counter()
+        finish(stage)
+        report = ConversionReport(
+            destination=result.destination,
+            config=settings,
+            plan=plan.to_dict(),
+            checks=tuple(checks),
+            text="not verified" if inputs is None else inputs.describe(),
+            files=with_report(files, report_file),
+            bytes_written=plan.total_bytes,
+            seconds=seconds(clock),
+            versions=versions(),
+            next_step=next_step() if any(check.status == NEEDS_TRAINING for check in checks) else None,
+        )
+        write_report(stage, plan.source, result, report, report_file, introduction=introduction, made_from=made_from)
+        return report
 
 
 def short_name(source: Source) -> str:
@@ -222,44 +236,8 @@ def short_name(source: Source) -> str:
     return in_one_line(source.folder.name if Path(source.name).expanduser().exists() else source.name)
 
 
-def copy_sidecars(
-    source: Source,
-    folder: Path,
-    tokenizer_length: int = 0,
-    generated: StackLength | None = None,
-    changed_files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-) -> list[str]:
-    """Copy a model's files other than weights, config, card and reports, and return their names.
-
-    Args:
-        source: copied from. folder: copied to.
-        tokenizer_length, generated, changed_files: as for :func:`add_source_files`.
-    """
-    base_type, written = str(source.config.get("model_type")), []
-    for path in sidecars(source):
-        if path.name == TOKENIZER_CONFIG:
-            write_json(folder / path.name, _tokenizer_settings(read_json_object(path), base_type, tokenizer_length))
-        elif path.name == "generation_config.json" and generated is not None:
-            write_json(folder / path.name, _longer_generation(read_json_object(path), generated))
-        elif path.name == "tokenizer.json" and tokenizer_length and (values := read_json_object(path)).get("truncation"):
-            write_json(folder / path.name, {**values, "truncation": {**values["truncation"], "max_length": tokenizer_length}})
-        elif path.name in changed_files:
-            write_json(folder / path.name, dict(changed_files[path.name]))
-        else:
-            shutil.copyfile(path, folder / path.name)
-        written.append(path.name)
-    for name in SIDECAR_FOLDERS:
-        if (source.folder / name).is_dir():
-            copy_folder(source.folder / name, folder / name)
-            written.append(name)
-    if TOKENIZER_CONFIG not in written and any(name in written for name in TOKENIZER_FILES):
-        write_json(folder / TOKENIZER_CONFIG, _tokenizer_settings({}, base_type, tokenizer_length))
-        written.append(TOKENIZER_CONFIG)
-    return written
-
-
 def complete_folder(folder: Path, source: str | Path) -> list[str]:
-    """Add files that a training library did not save, copied from the model that it trained, and return their names.
+    """Add files that a training library did not save, from the model that it trained. Returns their names.
 
     Args:
         folder: the saved model, with its tokenizer.
@@ -290,14 +268,14 @@ def _class_of(folder: Path) -> Any:
 
 
 def _files_around(place: Path, patterns: Sequence[str]) -> dict[str, Path]:
-    """Files in a checkpoint's folder, and in the sentence encoder's folder that contains it, by name."""
+    """Files in a checkpoint's folder, by name. With those in the sentence encoder's folder that contains it."""
     around = (place, place.parent) if (place.parent / MODULES).is_file() else (place,)
     files = {path.name: path for home in reversed(around) for pattern in patterns for path in home.glob(pattern)}
     return {name: path for name, path in files.items() if path.is_file()}
 
 
 def remove_sidecars(folder: Path, source: str | None) -> None:
-    """Remove an earlier model's files before another is saved in its folder, which could inherit a chat template, for example.
+    """Remove an earlier model's files before another is saved in its folder. The other could inherit a chat template, for example.
 
     Args:
         folder: of the earlier model.
@@ -317,7 +295,7 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
 
 
 def sidecars(source: Source) -> list[Path]:
-    """Files beside a source's weights that are copied to a result, with the licences in its card's folder."""
+    """Files beside a source's weights that are copied to a result. With the licences in its card's folder."""
     files = {path.name: path for pattern in LICENCES for path in source.card_folder.glob(pattern)}
     files |= {path.name: path for pattern in SIDECARS for path in source.folder.glob(pattern)}
     left = {name for name in files for pattern in LEFT_OUT if fnmatch.fnmatchcase(name, pattern)}
@@ -325,7 +303,7 @@ def sidecars(source: Source) -> list[Path]:
 
 
 def _keep_remote_code(source: Source, folder: Path) -> list[str]:
-    """Copy bundled code that the result's config names if the model type is the source's; otherwise remove ``auto_map``."""
+    """Copy bundled code that the result's config names if the model type is the source's. Otherwise remove ``auto_map``."""
     config = read_json_object(folder / "config.json")
     if "auto_map" not in config:
         return []
@@ -339,14 +317,14 @@ def _keep_remote_code(source: Source, folder: Path) -> list[str]:
 
 
 def _longer_generation(values: dict[str, Any], length: StackLength) -> dict[str, Any]:
-    """Replace a ``max_length`` equal to the model's limit by the new length; a shorter one is the author's choice."""
+    """Replace a ``max_length`` equal to the model's limit by the new length. A shorter one is the author's choice."""
     if values.get("max_length") == length.old:
         return {**values, "max_length": length.new}
     return values
 
 
 def _tokenizer_settings(values: dict[str, Any], base_type: str, length: int) -> dict[str, Any]:
-    """Tokenizer settings with a new limit (0: unchanged) and the tokenizer class that transformers loads for the source.
+    """Tokenizer settings with a new limit and the class that transformers loads. A limit of 0 leaves it unchanged.
 
     The class is written since programs may not know the result's model type. It is the file's class, or the model type's if the file
     names none or transformers overrides it (Qwen2).

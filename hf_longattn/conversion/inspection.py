@@ -1,4 +1,4 @@
-"""Describe a checkpoint from its config and headers: layers and mechanisms, parameters, decode state and cost."""
+"""Describe a checkpoint from its config and headers. Layers and mechanisms, parameters, decode state and cost."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _inspect_towers(kind: TowersKind, source: Source) -> Inspection:
     class_name = read_long(source)[1] if long else find_architecture(source).source_class
     for name, part in kind.parts.items():
         base = part.family.base_model_name
-        towers[name] = _inspect(TowerSource.of(source, name, part.family.heads[base] if long else base))
+        towers[name] = _inspect(TowerSource.of(source, name, part.family.model_classes[base] if long else base))
     return _of_whole(source, text_part(towers), class_name=class_name, model_type=source.config["model_type"], towers=towers)
 
 
@@ -151,7 +151,7 @@ def _of_whole(source: Source, longest: Inspection, **fields: Any) -> Inspection:
 
 @_inspection_of.register(PlainKind)
 def _inspect_plain(kind: PlainKind, source: Source) -> Inspection:
-    """Inspect a checkpoint converted with ``--generic``: the whole model, or each tower if towers have their own mechanisms."""
+    """Inspect a checkpoint converted with ``--generic``. Towers with their own mechanisms are inspected one by one."""
     config, _, _, skeleton = read_long(source)
     longest = text_length(config)
     lengths = (min(512, longest), longest)

@@ -1,4 +1,4 @@
-"""A native twin of a long checkpoint: the checkpoint of a stock architecture that computes the same, written and compared."""
+"""A native twin of a long checkpoint, written and compared. It is the checkpoint of a stock architecture that computes the same."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ from ..inputs.common.sized import SizedKind
 from ..inputs.text import VerificationText, verification_text
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_generic, is_long
-from ..staging import staged_folder
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, affordable_length, cost_of, layer_mechanisms, model_shape
-from .folders import complete_planned, open_for_writing, write_planned
+from .folders import open_for_writing, write_verified
 from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters, with_decoder
-from .model_loading import available_memory, load_result, load_source, newly_initialised, quiet_libraries
+from .model_loading import load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
-from .report import ConversionReport, StageProgress, require_passed
+from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source
 from .sources.folder import refuse_quantised
 from .sources.peft import refuse_adapter, with_kept_adapter
@@ -38,7 +37,15 @@ from .tensor_files import read_tensor
 from .tensor_names import ModelName, names_in_model
 from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
 from .verify import check_written
-from .verify_outputs import GRADIENT_LENGTH, equal_gradients, gradients, gradients_of_outputs, length_from_files, probe_outputs
+from .verify_outputs import (
+    GRADIENT_LENGTH,
+    equal_gradients,
+    gradients,
+    gradients_of_outputs,
+    length_from_files,
+    probe_outputs,
+    why_no_memory_for_gradients,
+)
 
 NATIVE_REPORT = "native_report.json"
 SHORT_LENGTH = 24
@@ -92,7 +99,7 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     """
     if not is_long(source.config):
         raise ExportError(
-            f"{source.name!r} is a short checkpoint, which is its own; convert it first (longattn convert {source.name} DST)."
+            f"{source.name!r} is a short checkpoint, which is already a stock model; convert it first (longattn convert {source.name} DST)."
         )
     refuse_quantised(source)
     if is_generic(source.config):
@@ -182,10 +189,8 @@ def _planned(
 ) -> TensorPlan:
     """Plan one tensor. ``names``: names in the twin's files, mapped to names in its model."""
     header = source.tensors[name]
-    if renaming.target is None:
-        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason=renaming.reason)
-    if not names[renaming.target].exists:
-        return TensorPlan(name, "dropped", header.dtype, header.shape, None, header, reason="the stock class has no such tensor")
+    if renaming.target is None or not names[renaming.target].exists:
+        return TensorPlan.dropped(header, renaming.reason if renaming.target is None else "the stock class has no such tensor")
     shape, key = header.shape, names[renaming.target].key
     if renaming.change is not None:
         shape = tuple(renaming.change(torch.empty(shape, dtype=header.dtype, device="meta")).shape)
@@ -216,7 +221,7 @@ def export_native(
     progress: StageProgress | None = None,
     converted: ConversionReport | None = None,
 ) -> ConversionReport:
-    """Write and check the native twin of a long checkpoint: a stock architecture of transformers that computes the same.
+    """Write and check the native twin of a long checkpoint. It is a stock architecture of transformers that computes the same.
 
     Software that knows this architecture can serve the twin without this package. Outputs, gradients and generated tokens are compared for
     a short and a long input, with padding.
@@ -248,43 +253,39 @@ def export_native(
             refuse_adapter(opened)  # an adapter has the long model's names
         clock["planned"] = time.perf_counter()
         made_from = str(model) if converted is None else converted.plan["source"]
-        inputs = plan.kind.verification_inputs(plan, verification_text(None))
+        inputs = plan.kind.verification_inputs(plan, verification_text(None)) if verify else None
         twin_class = plan.architecture.source_class
-        result = ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination))
-        with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=overwrite) as stage:
-            files = write_planned(plan, result, stage, clock, added=added_to_twin(plan), progress=progress)
-            checks = [] if converted is None else [*converted.checks]
-            checks += verify_twin(plan, stage, inputs, progress) if verify else []
-            require_passed(checks, clock)
-            return complete_planned(
-                plan,
-                result,
-                stage,
-                clock,
-                files=files,
-                checks=checks,
-                verified_on=inputs.describe() if verify else None,
-                settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
-                report_file=NATIVE_REPORT,
-                next_step=None if converted is None else converted.next_step,
-                introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
-                f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
-                made_from=made_from,
-            )
+        return write_verified(
+            plan,
+            ResultInfo(target, twin_class, "transformers", plan.new_length, name=str(destination)),
+            clock,
+            inputs,
+            partial(verify_twin, progress=progress),
+            settings={"format": "native", **({"global_attention_mask": True} if plan.model.masked else {})},
+            report_file=NATIVE_REPORT,
+            overwrite=overwrite,
+            added=added_to_twin(plan),
+            checks=() if converted is None else converted.checks,
+            next_step=lambda: None if converted is None else converted.next_step,
+            introduction=f"A `{twin_class}` for {plan.kind.introduce(plan)}, which computes what the long model does, made by "
+            f"`longattn export --format native` from {origin_of(made_from, opened.folder)}.",
+            made_from=made_from,
+            progress=progress,
+        )
 
 
 # The comparison of a twin with its long model.
 
 
 def verify_twin(plan: TwinPlan, result: Path, inputs: Any, progress: StageProgress | None = None) -> list[Check]:
-    """Check the written folder `result`: every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
+    """Check the written folder `result`. Every tensor, the tokenizer or image processor, outputs, gradients and generated tokens."""
     return check_written(
         plan, result, inputs, lambda opened, scratch: [partial(_checks_of, plan.kind, plan, opened, inputs, scratch)], progress=progress
     )
 
 
 def _lengths(plan: TwinPlan, from_files: bool) -> tuple[int, ...]:
-    """Lengths of a short and a long input in tokens, or the only length that the twin takes."""
+    """Lengths of a short and a long input in tokens. Only one if the twin takes only one."""
     longest = plan.new_length
     if plan.twin.only_length and plan.note:
         return (longest,)
@@ -299,7 +300,7 @@ class StockProbing(Probing):
     takes_globals = False
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """For an encoder-decoder classifier, which reads the end token's state: texts with one end token, as the last token."""
+        """For an encoder-decoder classifier: texts with one end token, as the last token. The head reads its state."""
         if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
             return ids
         ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
@@ -312,7 +313,7 @@ class StockProbing(Probing):
 
 
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:
-    """Texts of at most `length` tokens with padding, and with global tokens if both models take them."""
+    """Texts of at most `length` tokens with padding. With global tokens, too, if both models take them."""
     checkpoint_converters()
     converter = CONVERTERS.get(plan.config.model_type) or StockProbing()
     probes = converter.probes(plan.config, plan.architecture.source_class, text, length)
@@ -330,7 +331,7 @@ def _without_mask(probe: Probe) -> Probe:
 
 
 def _run_both(plan: TwinPlan, opened: Source, scratch: Path | None, run: Callable[[Any, bool], T]) -> tuple[T, T]:
-    """Return ``run(model, headless)`` for the long model and for the twin, which are never in memory together. ``headless``: the long
+    """Return ``run(model, headless)`` for the long model and for the twin. They are never in memory together. ``headless``: the long
     checkpoint has no weights for its head."""
     long, missing = load_result(plan.source.folder, plan.architecture, plan.model.config, None, scratch)
     headless = newly_initialised(missing, long)
@@ -345,7 +346,7 @@ def _checks_of(kind: InputKind, plan: TwinPlan, opened: Source, text: Any, scrat
     lengths = _lengths(plan, scratch is not None)
     probes = [(length, probe) for length in lengths for probe in probes_of(plan, text, length)]
     step = probes_of(plan, text, lengths[-1] if len(lengths) == 1 else min(lengths[-1], GRADIENT_LENGTH))[-1]
-    why_not = _why_no_gradients(plan, scratch)
+    why_not = why_no_memory_for_gradients(plan, from_files=scratch is not None)
     pooler = [renamings for name, renamings in plan.renamings.items() if "pooler." in name]
     lacking = ("pooler_output",) if pooler and all(renaming.target is None for renamings in pooler for renaming in renamings) else ()
 
@@ -370,8 +371,8 @@ def _checks_of(kind: InputKind, plan: TwinPlan, opened: Source, text: Any, scrat
 
 @_checks_of.register(SizedKind)
 def _checks_of_sizes(kind: SizedKind, plan: TwinPlan, opened: Source, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Compare gradients and outputs at the first size, the base model's outputs at further sizes; the new size only up to ``FLOPS``."""
-    config, why_not = plan.model.config, _why_no_gradients(plan, scratch)
+    """Compare gradients and outputs at the first size, the base model's outputs at further sizes. The new size only up to ``FLOPS``."""
+    config, why_not = plan.model.config, why_no_memory_for_gradients(plan, from_files=scratch is not None)
     sizes: list[InputSize] = kind.twin_sizes(plan.inputs, config)
     if plan.inputs.grows and cost_of(plan.inputs.new, config.long_attention, plan.shape).total_flops <= FLOPS:
         sizes.append(plan.inputs.new)
@@ -417,13 +418,6 @@ def _with_tied(model: Any, by_name: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gradients under every name of tied parameters, since the first name differs between architectures."""
     of = {id(parameter): by_name[name] for name, parameter in model.named_parameters() if name in by_name}
     return {name: of[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in of}
-
-
-def _why_no_gradients(plan: TwinPlan, scratch: Path | None) -> str:
-    needed, available = 4 * plan.parameters * 3.5, available_memory()
-    if scratch is not None or needed > available:
-        return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
-    return ""
 
 
 def _compared_gradients(plan: TwinPlan, of_long: dict[str, Tensor], of_twin: dict[str, Tensor], why_not: str) -> Check:

@@ -1,4 +1,4 @@
-"""Input sizes and costs of a plain class with mechanisms, or of one of its towers."""
+"""Input sizes and costs of a plain class with mechanisms, or of a tower."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PlainPart:
 
     @property
     def sizes(self) -> InputSizes | None:
-        """The sizes of inputs that are not texts and have a fixed size; ``None`` for other inputs."""
+        """The sizes of inputs that are not texts and have a fixed size. ``None`` for other inputs."""
         kind = None if self.packs else kind_of_model(self.module.config)
         return None if kind is None else kind.fixed_sizes(self.module.config)
 
@@ -71,7 +71,7 @@ class PlainPart:
         return replace(sizes, **words, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
 
     def costs(self) -> tuple[LengthCost, ...]:
-        """The cost at each size that source and result read, or at example sizes of packed pictures; empty if no size is known."""
+        """The cost at each size that source and result read. At example sizes for packed pictures; empty if no size is known."""
         if self.packs:
             return tuple(self._cost_of_picture(side) for side in self._sides())
         sizes = self.sizes or text_sizes(self.old_length, self.new_length)
@@ -87,7 +87,7 @@ class PlainPart:
         return replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes)
 
     def _sides(self) -> list[int]:
-        """Sides of square pictures in pixels: multiples of the base's windows, or else of its merged patches."""
+        """Sides of square pictures in pixels. Multiples of the base's windows, or else of its merged patches."""
         config = self.module.config
         multiple = getattr(config, "window_size", None) or config.patch_size * getattr(config, "spatial_merge_size", 1)
         most = getattr(config, "image_size", None) or EXAMPLES[-1]

@@ -1,4 +1,4 @@
-"""The plan of a conversion, from its settings, the source's config and the headers of its tensors; values are read only by a search."""
+"""The plan of a conversion, from its settings, the source's config and tensor headers. Values are read only by a search."""
 
 from __future__ import annotations
 
@@ -8,14 +8,11 @@ from functools import cached_property, partial, singledispatch
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..configuration import LongAttentionConfig
-from ..errors import LengthError, OptionError, PositionError
+from ..errors import OptionError, PositionError
 from ..inputs.common.base import SETTINGS, InputKind, LengthCost, PositionWarning, StackLength
 from ..inputs.common.sized import SizedKind
-from ..inputs.plain import PlainKind
-from ..inputs.series import PlainLengths
+from ..inputs.plain import PlainKind, PlainLengths
 from ..inputs.text import load_tokenizer, text_sizes
 from ..inputs.towers import TowersKind, text_part, tower_inputs
 from ..mechanisms import Mechanism
@@ -36,7 +33,7 @@ from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanis
 from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
 from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
-from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors
+from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, set_dtype
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
 from .twins.base import LongModel, TwinChoice, choose_twin
@@ -72,11 +69,11 @@ def plan_conversion(
         return _plan_chosen(source, destination, request, choose)
     if request.mechanism is not None or request.long_attention is not None:  # a mistyped name is refused before anything is fetched
         request.attention()
-    cast = parse_dtype(request.dtype)
+    parse_dtype(request.dtype)
     opened = source if isinstance(source, Source) else open_requested(source, request, headers_only=True)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
-    return _plan(opened, request, cast)
+    return _plan(opened, request)
 
 
 def _plan_chosen(
@@ -102,19 +99,18 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
     return open_source(source, headers_only=headers_only, **how)
 
 
-def _plan(opened: Source, request: ConversionConfig, cast: torch.dtype | None) -> ConversionPlan:
+def _plan(opened: Source, request: ConversionConfig) -> ConversionPlan:
     architecture = generic_architecture(opened) if request.generic else find_architecture(opened)
     architecture.kind.check_settings(f"a {architecture.source_class}", request)
     architecture.kind.check_has_size(architecture)
     architecture.kind.check_parts(f"a {architecture.source_class}", request)
-    return _plan_of(architecture.kind, opened, architecture, request, cast)
+    return _plan_of(architecture.kind, opened, architecture, request)
 
 
 @singledispatch
-def _plan_of(
-    kind: InputKind, opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
-) -> ConversionPlan:
+def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a model by its kind of input: here, by the lengths of its stacks."""
+    cast = parse_dtype(request.dtype)
     base = architecture.source_config
     original = architecture.original_attention()
     chosen = original is not None or request.names_attention
@@ -152,8 +148,7 @@ def _plan_of(
         of_layers = windows if decoder is None else [None] * encoding  # encoders with a decoder have no windows
         attention, short_texts = with_short_texts(attention, of_layers, length, position_change, unasked=not request.native)
         config = with_attention(attention, decoder_attention=decoder_attention)
-    if cast is not None:
-        config.dtype = cast
+    set_dtype(config, cast)
     skeleton = architecture.skeleton(config)
     if marks_question and takes_globals(skeleton) and not chooses_by_ids(skeleton):
         config.question_separator_id = separator
@@ -198,10 +193,9 @@ def _plan_of(
 
 
 @_plan_of.register(SizedKind)
-def _plan_sized(
-    kind: SizedKind, opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
-) -> ConversionPlan:
-    """Plan a model whose inputs are not texts. Source tensors keep their shapes and, unless ``cast`` is given, their values."""
+def _plan_sized(kind: SizedKind, opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
+    """Plan a model whose inputs are not texts. Source tensors keep their shapes, and their values unless they are cast."""
+    cast = parse_dtype(request.dtype)
 
     def layers_of(attention: LongAttentionConfig, length: int) -> list[Mechanism]:
         base = ModelShape.of(architecture.source_config, causal=False, matrix_parameters=0, element_bytes=4)
@@ -210,8 +204,7 @@ def _plan_sized(
     inputs = kind.decide(opened, architecture, request, layers_of)
     sizes, attention = inputs.sizes, inputs.attention
     config = architecture.long_config(attention, inputs.fields, None, inputs.extension)
-    if cast is not None:
-        config.dtype = cast
+    set_dtype(config, cast)
     skeleton = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: False)
     tensors = plan_tensors(opened, architecture, renamed_tensors(opened, architecture), skeleton, {}, sizes.old.tokens, cast)
@@ -235,18 +228,16 @@ def _plan_sized(
 
 
 @_plan_of.register(TowersKind)
-def _plan_towers(
-    kind: TowersKind, opened: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
-) -> ConversionPlan:
+def _plan_towers(kind: TowersKind, opened: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a model with several towers, one plan for each. Tensors outside the towers are kept; only their dtype may change."""
+    cast = parse_dtype(request.dtype)
     requests = tower_requests(architecture, request)
     base_classes = {name: part.family.base_model_name for name, part in kind.parts.items()}
-    plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part, cast) for name, part in requests.items()}
+    plans = {name: _plan(TowerSource.of(opened, name, base_classes[name]), part) for name, part in requests.items()}
     configs = {name: plan.config for name, plan in plans.items()}
     family = architecture.family
     config = config_of_towers(architecture.source_config, configs, family.config_class, architecture.long_class, "The source's config")
-    if cast is not None:
-        config.dtype = cast
+    set_dtype(config, cast)
     skeleton: Any = architecture.skeleton(config)
     opened.check_result(skeleton, lambda name: any(plan.architecture.family.table(name) is not None for plan in plans.values()))
     longest, changed = text_part(plans), [plan for plan in plans.values() if plan.position_change]
@@ -334,14 +325,14 @@ class ConversionPlan(ResultPlan):
 
     @cached_property
     def native_twin(self) -> TwinChoice | None:
-        """The stock architecture that computes the same, or why there is none; ``None`` for a result without a Long class."""
+        """The stock architecture that computes the same, or why there is none. ``None`` for a result without a Long class."""
         if self.generic:
             return None
         return choose_twin(LongModel(self.config, self.architecture.long_class, self.architecture.family))
 
     @property
     def text_global(self) -> bool:
-        """Whether all tokens except image tokens are global in the language model of a plain class."""
+        """Whether all tokens except image tokens are global, in a plain class's language model."""
         return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
 
     @property
@@ -386,10 +377,9 @@ class ConversionPlan(ResultPlan):
 
 
 @_plan_of.register(PlainKind)
-def _plan_plain(
-    kind: PlainKind, source: Source, architecture: Architecture, request: ConversionConfig, cast: torch.dtype | None
-) -> ConversionPlan:
+def _plan_plain(kind: PlainKind, source: Source, architecture: Architecture, request: ConversionConfig) -> ConversionPlan:
     """Plan a ``--generic`` conversion: the source's class and config, with mechanisms added."""
+    cast = parse_dtype(request.dtype)
     if source.needs_family:
         raise OptionError("--generic only replaces the attention of a plain class, to which adapters do not apply; merge it first.")
     chosen = _generic_attention(architecture.source_config, request)
@@ -400,8 +390,7 @@ def _plan_plain(
     if request.text_global:
         config.long_attention = {**config.long_attention, TEXT_GLOBAL: True}
     length.write(config)
-    if cast is not None:
-        config.dtype = cast
+    set_dtype(config, cast)
     skeleton: Any = architecture.skeleton(config)
     renamed = renamed_tensors(source, architecture)
     tensors = plan_tensors(source, architecture, renamed, skeleton, length.tables(source, skeleton), length.old, cast)
@@ -485,7 +474,7 @@ def _generic_config(
     positions: str,
     length: PlainLengths,
 ) -> tuple[Any, str, str]:
-    """The config of the result, the rule for positions, and the reason why these change outputs (empty if they do not).
+    """The config of the result, the rule for positions, and why they change outputs. The last is empty if they do not.
 
     Args:
         reading: the attention of the stack that reads texts.
@@ -498,11 +487,7 @@ def _generic_config(
     mark_generic(config, attention)
     text = config.get_text_config()
     if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
-        if length.new < length.old:
-            raise LengthError(
-                f"The source takes {length.old} tokens and conversion only extends it: a maximum length of {length.new} is too small, give "
-                f"at least {length.old}."
-            )
+        length.check_grows()
         rope = plan_rotary(text, reading, positions, length.old, length.new)
         rope.write(text)
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"

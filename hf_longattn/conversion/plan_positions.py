@@ -1,4 +1,4 @@
-"""Plan the lengths of encoder and decoder, the positions for these lengths, and the short texts that get full attention."""
+"""Plan the lengths of encoder and decoder, and the positions for these lengths. Also the short texts that get full attention."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from ..choice_text import write_choice, write_numbers
+from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
-from ..inputs.common.base import PositionWarning, StackLength
+from ..inputs.common.base import PositionWarning, StackLength, layers_in_words
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import why_not_in_full
 from ..mechanisms.common.locality import needs_training_by
@@ -46,7 +46,7 @@ from .tensor_names import names_in_model
 def stack_lengths(
     source: Source, architecture: Architecture, renamed: list[RenamedTensor], tables: Mapping[str, PositionTable], request: ConversionConfig
 ) -> tuple[StackLength, StackLength | None]:
-    """Lengths of the encoder or only stack, and of the decoder of an encoder-decoder (else ``None``).
+    """Lengths of the encoder or only stack, and of an encoder-decoder's decoder. The latter is else ``None``.
 
     By default the decoder's length is unchanged, since a summary does not grow with its text. If the head feeds the whole text to the
     decoder, the decoder becomes as long as the encoder.
@@ -58,13 +58,9 @@ def stack_lengths(
 
     def stack(decoder: bool, wanted: int | None, unasked: int, what: str) -> StackLength:
         old = _source_length(source, architecture, renamed, tables, decoder=decoder)
-        new = max(old, unasked) if wanted is None else int(wanted)
-        if new < old:
-            raise LengthError(
-                f"The source takes {old} tokens and conversion only extends it: a maximum {what} of {new} is too small, give at least "
-                f"{old}."
-            )
-        return StackLength(old, new)
+        length = StackLength(old, max(old, unasked) if wanted is None else int(wanted))
+        length.check_grows(what)
+        return length
 
     text = stack(architecture.decoder_alone, request.max_length, 0, "length")
     if architecture.encoder_decoder:
@@ -109,8 +105,8 @@ def _source_length(
 
 
 def _shape_in_base(architecture: Architecture, name: str) -> tuple[int, ...] | None:
-    """The shape of a tensor in transformers' own model with the source's config; ``None`` if it has no such tensor."""
-    base_class = next((base for base, long_class in architecture.family.heads.items() if long_class == architecture.long_class), "")
+    """The shape of a tensor in transformers' own model with the source's config. ``None`` if it has no such tensor."""
+    base_class = architecture.family.base_of(architecture.long_class)
     if not hasattr(transformers, base_class):
         return None
     with checkpoint_errors(f"The source's config makes no valid {base_class}"), torch.device("meta"):
@@ -120,7 +116,7 @@ def _shape_in_base(architecture: Architecture, name: str) -> tuple[int, ...] | N
 
 
 def _check_padding(source: Source, architecture: Architecture, rows: int) -> None:
-    """Refuse a padding id that leaves no positions in a table of ``rows``; positions are counted from the row after it."""
+    """Refuse a padding id that leaves no positions in a table of ``rows``. Positions are counted from the row after it."""
     pad = architecture.source_config.pad_token_id
     if pad is None or not -1 <= pad < rows - 1:
         raise CheckpointError(
@@ -141,7 +137,7 @@ class PositionPlan:
 
     @property
     def position_change(self) -> str:
-        """Reason why the new positions change outputs below the old length; empty if they do not."""
+        """Reason why the new positions change outputs below the old length. Empty if they do not."""
         if self.exact:
             return ""
         return f"{self.rule} changes the old positions {f'after the first {self.unchanged}' if self.unchanged > 1 else 'too'}"
@@ -257,8 +253,7 @@ def position_warnings(
     advice = f"use a window of at most {width:,} tokens ({flags}), or train the result"
     warnings = []
     for name, (problem, numbers) in problems.items():
-        where = f"every {stack}" if len(numbers) == len(layers) else f"{stack}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"
-        warnings.append(PositionWarning(f"{name} in {where} {problem}", advice))
+        warnings.append(PositionWarning(f"{name} in {layers_in_words(numbers, len(layers), stack)} {problem}", advice))
     return warnings
 
 
@@ -295,7 +290,7 @@ def why_off(mechanism: Mechanism) -> str:
 def with_short_texts(
     attention: LongAttentionConfig, windows: Sequence[int | None], length: StackLength, change: str, unasked: bool = True
 ) -> tuple[LongAttentionConfig, ShortTexts]:
-    """Set ``exact_length`` to the source's length if possible, and return the texts that then get full attention.
+    """Set ``exact_length`` to the source's length if possible. Returns the texts that then get full attention, too.
 
     It is possible if the result is longer than the source, its positions do not change outputs, and no layer objects (:func:`why_off`).
     Layers that keep a window of the source, or are full attention for such texts anyway, are left out.

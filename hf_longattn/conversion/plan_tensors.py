@@ -25,7 +25,7 @@ from .tensor_names import ModelName, check_complete, check_layers, converted, na
 
 @dataclass(frozen=True)
 class RenamedTensor:
-    """A tensor of the source with its name and shape in a model of the family."""
+    """A tensor of the source with its name and shape in the family's model."""
 
     header: TensorHeader
     target: str | None
@@ -57,7 +57,7 @@ def renamed_tensors(source: Source, architecture: Architecture) -> list[RenamedT
 
 
 def dtype_of(header: TensorHeader, cast: torch.dtype | None) -> torch.dtype:
-    """The dtype of a tensor in the result: ``cast`` for floating-point tensors, unless it is ``None``."""
+    """The dtype of a tensor in the result. ``cast`` for floating-point tensors, unless it is ``None``."""
     return cast if cast is not None and header.dtype.is_floating_point else header.dtype
 
 
@@ -102,7 +102,7 @@ def plan_tensors(
         key = keys[header.name]
         reason = _why_dropped(tensor, names.get(tensor.target or ""), {old_length, old_rows}) or _why_tied(key, shared, skeleton)
         if tensor.target is None or reason:
-            planned.append(TensorPlan(header.name, "dropped", dtype, header.shape, None, header, reason=reason))
+            planned.append(TensorPlan.dropped(header, reason, cast))
             continue
         offset, rows = tables.get(tensor.target, (0, 0))
         new_shape = (rows, *tensor.shape[1:]) if tensor.target in tables else tensor.shape
@@ -162,7 +162,7 @@ def tensors_with_towers(
             raise CheckpointError(
                 f"Tensor {name!r} of {source.name!r} has the shape {header.shape}, but its config requires {expected[name]}."
             )
-        planned.append(TensorPlan(name, "kept", dtype_of(header, cast), header.shape, header.shape, header))
+        planned.append(TensorPlan.kept(name, header, cast))
     check_complete(expected.keys() - source.tensors.keys(), skeleton, source.name, architecture.family, architecture.source_class)
     return planned
 
@@ -170,7 +170,7 @@ def tensors_with_towers(
 def fields_of_towers(
     source: Source, architecture: Architecture, skeleton: Any, plans: Mapping[str, ResultPlan], cast: torch.dtype | None
 ) -> dict[str, Any]:
-    """Fields of a plan with several towers, computed from the towers' plans; lengths are the text tower's."""
+    """Fields of a plan with several towers, computed from the towers' plans. Lengths are the text tower's."""
     return {
         "inputs": tower_inputs([plan.inputs for plan in plans.values()], text_part(plans).inputs),
         "positions": ", ".join(f"{name} {plan.positions}" for name, plan in plans.items()),
@@ -183,7 +183,7 @@ def fields_of_towers(
 def _computed(
     source: Source, renamed: list[RenamedTensor], names: Mapping[str, ModelName], skeleton: Any, expected: Mapping[str, tuple[int, ...]]
 ) -> set[str]:
-    """Names of the result's tensors that transformers makes by merging or splitting tensors of the source.
+    """Names of the result's tensors that transformers merges or splits from tensors of the source.
 
     Raises:
         CheckpointError: a merged or split tensor has another shape than the config requires.
@@ -219,7 +219,8 @@ def _refuse_unmatched(family: Family, name: str, targets: list[str]) -> None:
 def _added(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, skeleton: nn.Module, sources: dict[str, RenamedTensor], cast: torch.dtype | None
 ) -> TensorPlan:
-    """Plan a mechanism's parameter, copied from its layer if the mechanism says so and the source has it; or plan memory tokens."""
+    """Plan a mechanism's parameter or memory tokens. A parameter is copied from its layer if the mechanism says so and the source has
+    it."""
     added = TensorPlan(name, "added", dtype, None, shape)
     owner = next(((at, mechanism) for at, mechanism in attached_mechanisms(skeleton).items() if name.startswith(f"{at}.")), None)
     if owner is None:  # memory tokens
@@ -250,13 +251,13 @@ def _why_dropped(tensor: RenamedTensor, name: ModelName | None, lengths: set[int
 
 
 def _why_tied(key: str | None, shared: dict[str, str], skeleton: Any) -> str:
-    """Reason to drop one name of a tensor that the file has under two names; empty to keep it."""
+    """Reason to drop one name of a tensor that the file has under two names. Empty to keep it."""
     tied = skeleton.all_tied_weights_keys.get(key)
     return f"tied to {tied}" if key in shared and shared[key] == shared.get(tied) else ""
 
 
 def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
-    """Whether a shape is that of position ids (1, P) or a causal mask (1, 1, P, P), which old checkpoints store."""
+    """Whether a shape is that of position ids or a causal mask. They are (1, P) and (1, 1, P, P). Old checkpoints store them."""
     return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
 
 
@@ -278,6 +279,16 @@ class TensorPlan:
     offset: int = 0
     change: Callable[[Tensor], Tensor] | None = None  # applied to the source's values
     reason: str = ""  # why it was dropped
+
+    @classmethod
+    def kept(cls, name: str, header: TensorHeader, cast: torch.dtype | None) -> TensorPlan:
+        """The plan of a tensor that is at most cast."""
+        return cls(name, "kept", dtype_of(header, cast), header.shape, header.shape, header)
+
+    @classmethod
+    def dropped(cls, header: TensorHeader, reason: str, cast: torch.dtype | None = None) -> TensorPlan:
+        """The plan of a tensor that the result does not have."""
+        return cls(header.name, "dropped", dtype_of(header, cast), header.shape, None, header, reason=reason)
 
     @property
     def streamed(self) -> TensorHeader | None:
@@ -360,7 +371,7 @@ class ResultPlan(WithTowers):
 
     @property
     def cast(self) -> torch.dtype | None:
-        """The dtype that tensors of the source are cast to; ``None`` if each keeps its own."""
+        """The dtype that tensors of the source are cast to. ``None`` if each keeps its own."""
         return self.config.dtype if any(tensor.header and tensor.dtype != tensor.header.dtype for tensor in self.tensors) else None
 
     @property
@@ -419,6 +430,12 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
+
+
+def set_dtype(config: Any, cast: torch.dtype | None) -> None:
+    """Write the dtype that tensors are cast to into a config. ``None`` leaves it as it is."""
+    if cast is not None:
+        config.dtype = cast
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -72,7 +72,7 @@ class SentencePooling(nn.Module):
 
 
 def sentence_pooling(folder: Path) -> SentencePooling | None:
-    """The pooling after the transformer, with normalisation if there is one; ``None`` if there are other modules.
+    """The pooling after the transformer, with normalisation if there is one. ``None`` if there are other modules.
 
     Raises:
         CheckpointError: the list of modules is damaged.
@@ -92,7 +92,7 @@ def sentence_pooling(folder: Path) -> SentencePooling | None:
 
 
 def write_for_servers(folder: Path, max_length: int) -> None:
-    """Rewrite the files about modules in the form that servers and all versions of sentence-transformers read.
+    """Rewrite the files about modules as servers and all versions of sentence-transformers read them.
 
     text-embeddings-inference takes ``max_seq_length`` and the keys ``pooling_mode_…`` only, and sentence-transformers before version 6 the
     old names of modules.

@@ -1,9 +1,8 @@
-"""The report of a conversion: its settings, its plan and the checks of the written files."""
+"""The report of a conversion: settings, plan, and checks of the written files."""
 
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, TOLERANCE, Check
+from ..constants import CONVERSION_REPORT
 from ..errors import CheckpointError
 from ..hub import next_step
-from ..naming import CONVERSION_REPORT
 
 REPORT = CONVERSION_REPORT
 
@@ -78,7 +77,7 @@ class ConversionReport:
 
     @property
     def verdict(self) -> str | None:
-        """Whether the result needs training: "ready to use" or "train before use"; ``None`` if no check decides."""
+        """Whether the result needs training: "ready to use" or "train before use". ``None`` if no check decides."""
         return next((check.values[VERDICT] for check in self.checks if VERDICT in check.values), None)
 
     @property
@@ -106,17 +105,15 @@ class ConversionReport:
         }
 
 
-def require_passed(checks: Sequence[Check], clock: dict[str, float] | None = None) -> None:
-    """Raise :class:`CheckpointError` with the details of failed checks. If there are none, ``clock`` gets the time "verified"."""
+def require_passed(checks: Sequence[Check]) -> None:
+    """Raise :class:`CheckpointError` with the details of failed checks, if there are any."""
     failed = [check.detail for check in checks if check.status == FAILED]
     if failed:
         raise CheckpointError(f"Verification failed, so nothing was kept: {'; '.join(failed)}.")
-    if clock is not None:
-        clock["verified"] = time.perf_counter()
 
 
 def seconds(clock: dict[str, float]) -> dict[str, float]:
-    """Durations in seconds of "plan", "convert" (which includes planning) and "verify", from the recorded clock times."""
+    """Durations in seconds of "plan", "convert" and "verify", from the recorded clock times. "convert" includes planning."""
     spans = {"plan": ("start", "planned"), "convert": ("start", "written"), "verify": ("written", "verified")}
     return {name: round(clock[to] - clock[since], 3) for name, (since, to) in spans.items() if to in clock}
 

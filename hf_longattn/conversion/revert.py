@@ -1,4 +1,4 @@
-"""From a long checkpoint back to a plain one of its base: plan → write → verify."""
+"""From a long checkpoint back to a plain one: plan → write → verify."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from ..inputs.common.base import InputKind, InputSizes, kind_of
 from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
-from ..inputs.plain import PlainKind
-from ..inputs.series import series_table
+from ..inputs.plain import PlainKind, series_table
 from ..inputs.text import text_sizes, verification_text
 from ..inputs.towers import TowersKind, text_part
 from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
@@ -33,14 +32,13 @@ from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, move
 from ..positions.relative import relative_kind
 from ..processor_files import TOKENIZER_LIMIT, limits_before
 from ..reading import is_long, read_json_object
-from ..staging import staged_folder
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, config_of_towers, read_long
 from .config import RevertConfig
-from .folders import complete_planned, open_for_writing, write_planned
+from .folders import open_for_writing, write_verified
 from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
-from .plan_tensors import ResultPlan, TensorPlan, fields_of_towers, parse_dtype
-from .report import REPORT, ConversionReport, StageProgress, require_passed
+from .plan_tensors import ResultPlan, TensorPlan, dtype_of, fields_of_towers, parse_dtype, set_dtype
+from .report import REPORT, ConversionReport, StageProgress
 from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource
 from .sources.folder import refuse_quantised
 from .sources.peft import ADAPTER_FOLDER
@@ -80,7 +78,7 @@ class RevertPlan(ResultPlan):
 
     @property
     def tokenizer_length(self) -> int:
-        """The limit of the result's tokenizer: at most the original's, unless the result takes more tokens."""
+        """The limit of the result's tokenizer. At most the original's, unless the result takes more tokens."""
         length = super().tokenizer_length
         before = limits_before(self.source.folder) if self.reads_as_before else {}
         return min(length, before.get(TOKENIZER_LIMIT, length))
@@ -136,7 +134,7 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
     """Plan a reversal by the kind of input: here, of a model without towers."""
     long_config, long_class, family, long_skeleton = long_model
     cast = parse_dtype(settings.dtype)
-    base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
+    base_class = family.base_of(long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
     _refuse_settings(settings, kind, long_class)
     inputs, before, positions = _lengths_of(kind, source, settings, long_config, tables)
@@ -149,7 +147,8 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
                 " length for all tables; give a smaller --max-length."
             )
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {base_class}"):
-        config = _base_config(family, long_config, new_length, cast)
+        config = _base_config(family, long_config, new_length)
+    set_dtype(config, cast)
     config.architectures = [base_class]
     architecture = Architecture(family, config, base_class, long_class, tower=source.tower)
     skeleton = _base_skeleton(source, family, base_class, config, long_skeleton)
@@ -157,11 +156,11 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
     expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
     full_shapes = whole_shapes(long_skeleton)
     keys = {name: tensor.key for name, tensor in names_in_model(source.tensors, skeleton).items()}
-    leading = {name: table.offset_rows(long_config) for name, table in tables.items()}
+    offset_rows = {name: table.offset_rows(long_config) for name, table in tables.items()}
     tensors = [
         _with_all_heads(source, name, full_shapes[name], cast)
         if name in full_shapes and key is not None and expected[key] == full_shapes[name]
-        else _planned(source, name, key, expected, leading.get(name), new_length, positions, restored, cast)
+        else _planned(source, name, key, expected, offset_rows.get(name), new_length, positions, restored, cast)
         for name, key in keys.items()
     ]
     changed = _changed(long_config, config, tensors, new_length, positions)
@@ -188,17 +187,16 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
 def _plan_towers(kind: TowersKind, source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
     """Plan the reversal of a model of several towers, each by its own plan. Tensors outside the towers are at most cast."""
     long_config, long_class, family, _ = long_model
-    base_class = next(name for name, class_name in family.heads.items() if class_name == long_class)
+    base_class = family.base_of(long_class)
     plans: dict[str, RevertPlan] = {}
     for name, part in kind.parts.items():
         unused: dict[str, Any] = dict.fromkeys({"max_length", "verify_text"}.difference(part.settings))
         of_tower = replace(settings, **unused, positions=AUTO) if unused else settings
-        plans[name] = plan_reversion(TowerSource.of(source, name, part.family.heads[part.family.base_model_name]), of_tower)
+        plans[name] = plan_reversion(TowerSource.of(source, name, part.family.model_classes[part.family.base_model_name]), of_tower)
     configs = {name: plan.config for name, plan in plans.items()}
     config = config_of_towers(long_config, configs, family.base_config_class, base_class, f"The config.json of {source.name!r}")
     cast = parse_dtype(settings.dtype)
-    if cast is not None:
-        config.dtype = cast
+    set_dtype(config, cast)
     architecture = Architecture(family, config, base_class, long_class)
     with checkpoint_errors(f"The config of {source.name!r} makes no valid {base_class}"), torch.device("meta"):
         skeleton: Any = family.base_class(base_class)(config)
@@ -217,7 +215,7 @@ def _plan_towers(kind: TowersKind, source: Source, settings: RevertConfig, long_
 
 @_plan_of.register(PlainKind)
 def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_model: LongParts) -> RevertPlan:
-    """Plan the reversal of a plain class with mechanisms, whose positions stay those of the conversion.
+    """Plan the reversal of a plain class with mechanisms. Its positions stay those of the conversion.
 
     Raises:
         OptionError: ``max_length`` or ``positions`` is set.
@@ -228,15 +226,11 @@ def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_mo
     long_config, long_class, family, _ = long_model
     config: Any = family.base_config_class.from_dict({key: value for key, value in long_config.to_dict().items() if key not in OWN_FIELDS})
     cast = parse_dtype(settings.dtype)
-    if cast is not None:
-        config.dtype = cast
+    set_dtype(config, cast)
     tensors = []
     for name, header in source.tensors.items():
-        dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
-        if MECHANISM_NAME_PART in name:
-            tensors.append(TensorPlan(name, "dropped", dtype, header.shape, None, header, reason=NOT_PLAIN))
-        else:
-            tensors.append(TensorPlan(name, "kept", dtype, header.shape, header.shape, header))
+        dropped = MECHANISM_NAME_PART in name
+        tensors.append(TensorPlan.dropped(header, NOT_PLAIN, cast) if dropped else TensorPlan.kept(name, header, cast))
     report = source.folder / REPORT
     plan = (read_json_object(report).get("plan") if report.is_file() else None) or {}
     old, new = (int(plan.get(name) or 0) for name in ("old_length", "new_length"))
@@ -272,7 +266,7 @@ def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -
 def _lengths_of(
     kind: InputKind, source: Source, settings: RevertConfig, long_config: Any, tables: Mapping[str, PositionTable]
 ) -> tuple[InputSizes, int | None, str]:
-    """The lengths of source and result, the length before the conversion, and the rule for positions."""
+    """The lengths of source and result, the length before the conversion, and the position rule."""
     old_length, positions = kind.family.longest(long_config), settings.positions
     before = _length_before(source, long_config)
     new_length = _length(source, before if settings.max_length is None else settings.max_length, old_length)
@@ -313,18 +307,18 @@ def _length(source: Source, length: int | None, longest_possible: int) -> int:
     return length
 
 
-def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtype | None) -> Any:
-    """The plain config: the long one's without our fields, and with the values before the conversion."""
+def _base_config(family: Family, long_config: Any, length: int) -> Any:
+    """The plain config: without our fields, and with the values before the conversion."""
     long_only = set(family.config_class().to_dict()) - set(family.base_config_class().to_dict())
     dropped = {*NAMES, *OWN_FIELDS, *long_only}
     values = {name: value for name, value in with_base_windows(long_config.to_dict()).items() if name not in dropped}
     before = getattr(long_config, "extended_from", None) or {}
-    if family.relative or not kind_of(family).lengthens:
-        plain = family.base_config_class.from_dict({**values, **{name: value for name, value in before.items() if name not in long_only}})
-        if cast is not None:
-            plain.dtype = cast
-        return plain
+    keeps_length = family.relative or not kind_of(family).lengthens
+    if keeps_length:
+        before = {name: value for name, value in before.items() if name not in long_only}
     plain = family.base_config_class.from_dict({**values, **before})
+    if keeps_length:
+        return plain
     table = next(iter(family.position_tables), None)
     short = plain.max_position_embeddings - (table.config_value(0, plain) if table is not None else 0)
     if length > short:  # longer than before the conversion: rotary positions stay scaled
@@ -333,8 +327,6 @@ def _base_config(family: Family, long_config: Any, length: int, cast: torch.dtyp
         )
     if length != short or table is not None:
         plain.max_position_embeddings = length if table is None else table.config_value(length, plain)
-    if cast is not None:
-        plain.dtype = cast
     return plain
 
 
@@ -366,7 +358,7 @@ def _planned(
     name: str,
     key: str | None,
     expected: Mapping[str, tuple[int, ...]],
-    leading: int | None,
+    offset_rows: int | None,
     length: int,
     positions: str,
     restored: Restored | None,
@@ -375,32 +367,31 @@ def _planned(
     """Plan one tensor.
 
     key: its name in the plain model. expected: shapes of the plain model's tensors, by name.
-    leading: number of rows of a position table that are not positions; `None` for other tensors.
+    offset_rows: number of rows of a position table that are not positions; `None` for other tensors.
     restored: the original table, if the extended one is solved for it before it is cut to `length`.
     """
     header = source.tensors[name]
-    dtype = cast if cast is not None and header.dtype.is_floating_point else header.dtype
     if key is None and any(part in name for part in OWN_PARTS):
-        return TensorPlan(name, "dropped", dtype, header.shape, None, header, reason=NOT_PLAIN)
+        return TensorPlan.dropped(header, NOT_PLAIN, cast)
     action, shape = "kept", header.shape
     change: Callable[[Tensor], Tensor] | None = None
-    if leading is not None and header.shape[0] > length + leading:
+    if offset_rows is not None and header.shape[0] > length + offset_rows:
 
         def shorter(values: Tensor) -> Tensor:
             if restored is not None:
-                if restored.tokens + leading < len(values):
-                    values = shorten_table(values, restored.tokens + leading, offset=leading, strategy=restored.extension)
-                return shorten_table(values, length + leading, offset=leading)
-            return shorten_table(values, length + leading, offset=leading, strategy=positions)
+                if restored.tokens + offset_rows < len(values):
+                    values = shorten_table(values, restored.tokens + offset_rows, offset=offset_rows, strategy=restored.extension)
+                return shorten_table(values, length + offset_rows, offset=offset_rows)
+            return shorten_table(values, length + offset_rows, offset=offset_rows, strategy=positions)
 
-        action, shape, change = "shortened", (length + leading, *header.shape[1:]), shorter
+        action, shape, change = "shortened", (length + offset_rows, *header.shape[1:]), shorter
     if key is not None and expected[key] != shape:
         raise CheckpointError(f"Tensor {name!r} of {source.name!r} has shape {shape} when plain, but must have {expected[key]}.")
-    return TensorPlan(name, action, dtype, header.shape, shape, header, leading or 0, change)
+    return TensorPlan(name, action, dtype_of(header, cast), header.shape, shape, header, offset_rows or 0, change)
 
 
 def _changed(long_config: Any, config: Any, tensors: list[TensorPlan], length: int, positions: str) -> str:
-    """Reason why outputs at the new length differ even with full attention; empty if they must be equal."""
+    """Reason why outputs at the new length differ even with full attention. Empty if they must be equal."""
     if positions != "truncate" and any(tensor.action == "shortened" for tensor in tensors):
         return "its positions are those before the conversion" if positions == RESTORED else "its positions are interpolated"
     if getattr(long_config, "rope_parameters", None) != getattr(config, "rope_parameters", None):
@@ -492,7 +483,7 @@ def revert_checkpoint(
     progress: StageProgress | None = None,
     **settings: Any,
 ) -> ConversionReport:
-    """Turn a long checkpoint, converted or trained further, into a plain one that loads without this package.
+    """Turn a long checkpoint into a plain one that loads without this package. It may have been trained further.
 
     The result has full attention. Parameters of the mechanisms are dropped, and positions are those before the conversion; a
     ``UserWarning`` says what is lost. Reverting a conversion gives the tensors of the source. An interpolated table is solved for the
@@ -527,23 +518,19 @@ def _reverted(source: str | Path, destination: str | Path, settings: RevertConfi
     base_class = plan.architecture.source_class
     reads = BEFORE if plan.reads_as_before else LONGEST
     result = ResultInfo(target, base_class, "transformers", plan.new_length, reads, str(destination))
-    with staged_folder(target, needed_bytes=plan.needed_bytes, overwrite=settings.overwrite) as stage:
-        files = write_planned(plan, result, stage, clock, progress=progress)
-        checks = [] if inputs is None else verify_reversion(plan, stage, inputs)
-        require_passed(checks, clock)
-        return complete_planned(
-            plan,
-            result,
-            stage,
-            clock,
-            files=files,
-            checks=checks,
-            verified_on=None if inputs is None else inputs.describe(),
-            settings=settings.to_dict(),
-            report_file=REVERT_REPORT,
-            introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
-            f"{origin_of(opened.name, opened.folder)}.",
-        )
+    return write_verified(
+        plan,
+        result,
+        clock,
+        inputs,
+        verify_reversion,
+        settings=settings.to_dict(),
+        report_file=REVERT_REPORT,
+        overwrite=settings.overwrite,
+        introduction=f"A plain `{base_class}` for {plan.kind.introduce(plan)}, made by `longattn revert` from "
+        f"{origin_of(opened.name, opened.folder)}.",
+        progress=progress,
+    )
 
 
 MAX_COMPARED_TOKENS = 1024
@@ -551,7 +538,7 @@ MAX_COMPARED_TOKENS = 1024
 
 
 def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]:
-    """Check the written folder `result`: every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
+    """Check the written folder `result`. Every tensor, the tokenizer or image processor, and outputs equal to the long model's with full
     attention."""
 
     def compare(opened: Source, scratch: Path | None) -> list[Step]:
@@ -563,7 +550,7 @@ def verify_reversion(plan: RevertPlan, result: Path, inputs: Any) -> list[Check]
 
 
 def _check_positions(plan: RevertPlan, result: Source) -> list[Check]:
-    """Check whether the written tables are the source's: extended by the conversion's rule, they then equal the long model's."""
+    """Check whether the written tables are the source's. Extended by the conversion's rule, they then equal the long model's."""
     name, before = "positions of the model that was converted", plan.length_before
     tables = [tensor for tensor in plan.tensors if tensor.action == "shortened" and tensor.header is not None]
     if before is None or not tables:
@@ -607,14 +594,14 @@ def _compare_outputs(kind: InputKind, plan: RevertPlan, result: Path, inputs: An
     return checks
 
 
-_compare_outputs.register(PlainKind, lambda kind, plan, result, inputs, scratch: check_reverted(plan, result, inputs, scratch))
+_compare_outputs.register(PlainKind, check_reverted)
 Runner = Callable[[Any], dict[str, Tensor]]
 """Function that runs a model on the compared inputs and returns its tensors by name."""
 
 
 @singledispatch
 def _runner(kind: InputKind, plan: RevertPlan, inputs: Any, scratch: Path | None) -> tuple[Runner, tuple[int, str]]:
-    """The function that runs a model on the compared inputs, and their length with its unit."""
+    """The function that runs a model on the compared inputs. With their length and its unit."""
     length = min(plan.new_length, MAX_COMPARED_TOKENS if scratch is None else min(MAX_COMPARED_TOKENS, length_from_files(plan)))
     ids = inputs.tokens(length)
     return lambda model: outputs(model, ids, decoder_tokens=length), (length, "tokens")
@@ -628,7 +615,7 @@ def _runner_at_size(kind: SizedKind, plan: RevertPlan, inputs: Any, scratch: Pat
 
 
 def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | None) -> tuple[dict[str, Tensor], bool]:
-    """Outputs of the long model with full attention (of its base if the head is missing), and whether the head is missing.
+    """Outputs of the long model with full attention, and whether the head is missing. If it is, they are the base's.
 
     config: the config to load the long model with; `None` means the model's own.
     """
@@ -640,7 +627,7 @@ def _full_attention(plan: RevertPlan, config: Any, run: Runner, scratch: Path | 
 
 
 def _as_before(plan: RevertPlan) -> Any:
-    """The long model's config with the rotary positions before the conversion; `None` if the result does not have those."""
+    """The long model's config with the rotary positions before the conversion. `None` if the result does not have those."""
     before = getattr(plan.long_config, "extended_from", None)
     if not isinstance(before, dict) or not before.get("rope_parameters") or plan.length_before is None:
         return None

@@ -1,4 +1,4 @@
-"""Random inputs for one forward pass of any class of transformers, the same at every call.
+"""Random inputs for one forward pass of any class of transformers. The same at every call.
 
 The arguments of ``forward`` tell which inputs a class takes, and its config tells their sizes.
 """
@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 
 from ..errors import CheckpointError
 from ..inputs.common.base import seeded_pages
-from ..inputs.series import SERIES_INPUT
+from ..inputs.common.running import floating_tensors
+from ..inputs.plain import SERIES_INPUT
 from ..modeling.generic import towers_of
 
 TOKENS, DECODER_TOKENS = 48, 8
@@ -29,7 +30,7 @@ IMAGE_TOKEN, VIDEO_TOKEN = "image_token_id", "video_token_id"
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
-    """Random inputs for one forward pass, as the class takes them: token ids, images, audio features or samples, or a time series.
+    """Random inputs for one forward pass, as the class takes them. Token ids, images, audio features or samples, or a time series.
 
     Args:
         tokens: number of token ids; fewer if the model has fewer positions.
@@ -76,7 +77,7 @@ def _ids(text: Any, shape: tuple[int, ...], random: Generator) -> Tensor:
 
 
 def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
-    """Random pictures: one of the config's size, or two of different sizes if the class takes pictures of any size."""
+    """Random pictures of the config's size. Two of different sizes if the class takes pictures of any size."""
     taken = inspect.signature(type(model).forward).parameters
     vision = getattr(model.config, "vision_config", model.config)
     channels = next(getattr(vision, name) for name in ("num_channels", "in_channels") if hasattr(vision, name))
@@ -97,7 +98,7 @@ def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
 
 
 def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``input_ids`` with pictures in front: one image token per feature of a picture, and one text token after each picture."""
+    """``input_ids`` with pictures in front. One image token per feature of a picture, and one text token after each picture."""
     image, taken = getattr(model.config, IMAGE_TOKEN), inspect.signature(type(model).forward).parameters
     with torch.no_grad():
         features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
@@ -110,7 +111,7 @@ def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _series(config: Any, random: Generator) -> dict[str, Any]:
-    """Inputs of time-series models: past values, mask and features of the past, features of the future, and future values."""
+    """Inputs of time-series models. Past values, mask and features of the past, features of the future, and future values."""
     past = config.context_length + max(getattr(config, "lags_sequence", None) or [0])
     future = config.horizon_length if hasattr(config, "horizon_length") else config.prediction_length
     channels = getattr(config, "num_input_channels", None)
@@ -134,9 +135,4 @@ def run_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """All floating-point tensors that one forward pass returns, by name. The model's random numbers are the same at every call."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        returned = model(**inputs, return_dict=True)
-    tensors: dict[str, Tensor] = {}
-    for name, value in returned.items():
-        parts = {f"{name}[{index}]": part for index, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
-        tensors |= {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()}
-    return tensors
+        return floating_tensors(model(**inputs, return_dict=True))

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: read their headers, read or write one tensor or block at a time."""
+"""Tensors in safetensors files. Headers are read alone, values one tensor or block at a time."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def read_tensor(header: TensorHeader) -> Tensor:
 
 
 def read_blocks(header: TensorHeader, dtype: torch.dtype | None = None, size: int = BLOCK_BYTES) -> Iterator[memoryview]:
-    """Yield the bytes of a tensor that is contiguous in its file, cast to `dtype` if given. A block is valid until the next one.
+    """Yield the bytes of a tensor that is contiguous in its file. They are cast to `dtype` if given. A block is valid until the next one.
 
     `size`: bytes read at once, a multiple of 8.
     """
@@ -227,7 +227,7 @@ def split_by_size(tensors: Sequence[OutputTensor], max_shard_size: str | int) ->
 
 
 def write_weights(folder: Path, files: dict[str, list[OutputTensor]], progress: Progress | None = None) -> list[str]:
-    """Write each file of `files` (name -> its tensors), and an index if there are several, and return the file names.
+    """Write `files` (name -> its tensors), and an index if there are several. Returns the file names.
 
     Everything is on disk (fsync) when this returns; `progress` is called after each block of bytes.
     """

@@ -1,4 +1,4 @@
-"""Names in a model for tensors in a file, and a check that the file has all tensors that the model needs.
+"""Names in a model for tensors in a file. With a check that the file has all tensors that the model needs.
 
 transformers saves the tensors of many architectures under the names of older versions (a ViT's layers, a mixture's experts one by one), and
 renames, merges and splits them while it loads them. Code that compares a file with a model uses this module.
@@ -125,7 +125,7 @@ def check_complete(missing: Collection[str], model: nn.Module, file: str, family
 
 
 def _of_begun_lists(missing: Collection[str], model: nn.Module) -> set[str]:
-    """Missing parameters in lists of layers that the file has in part (the decoder of a ViT-MAE)."""
+    """Missing parameters in lists of layers that the file has in part. An example is the decoder of a ViT-MAE."""
     there = [name for name in model.state_dict() if name not in missing]
     begun = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and any(_within(path, there))]
     return {name for path in begun for name in _within(path, missing)}
@@ -164,7 +164,7 @@ def check_layers(names: Iterable[ModelName], model: Any, file: str) -> None:
 
 
 def _layers_field(config: Any, path: str, count: int) -> str:
-    """Name of the config field with the number of layers at ``path``, for a message; a description if no field matches."""
+    """Name of the config field with the number of layers at ``path``, for a message. A description if no field matches."""
     fields = {
         "decoder": ("decoder_layers", "num_decoder_layers", "decoder_num_hidden_layers"),
         "encoder": ("encoder_layers",),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, PASSED, Check
 from ..errors import CheckpointError, LongAttentionError, in_a_line
-from ..inputs.common.base import InputKind
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind
 from ..inputs.towers import TowersKind
@@ -41,7 +40,7 @@ def verify(
     given_text: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Check]:
-    """Check the written folder `result` against the source of `plan`, up to the first step that fails.
+    """Check the written folder `result` against the source of `plan`. Ends at the first step that fails.
 
     Source and result run one after the other, whole in memory or with weights read from their files (`choose_memory_mode`).
     given_text: `inputs` are the user's text, so more time is spent on the losses. progress: called as progress("verify", done, total).
@@ -64,7 +63,8 @@ def check_written(
     in_memory: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Check]:
-    """Check the written folder ``result`` of any command, up to the first step that fails: its tensors, tokenizer or processor, outputs.
+    """Check the written folder ``result`` of any command. Its tensors, tokenizer or processor, and outputs, up to the first step that
+    fails.
 
     Args:
         plan: what was written. inputs: for verification.
@@ -102,7 +102,7 @@ def check_written(
 
 
 def labelled(plan: ConversionPlan, checks: Sequence[Check]) -> list[Check]:
-    """The checks, and the plan's warnings as checks, with the status of the check that decides on training.
+    """The checks, and the plan's warnings as checks. Warnings get the status of the check that decides on training.
 
     Without a deciding check, the status of differing outputs and of untrained positions is "needs training".
     """
@@ -151,7 +151,7 @@ def check_tensors(plan: ResultPlan, result: Source) -> list[Check]:
 
 
 def _say_infinite(source_is_finite: dict[str, bool], plan: ResultPlan) -> str:
-    """`source_is_finite`: name of a tensor with NaN or infinity -> whether the source's tensor is finite."""
+    """`source_is_finite`: name of a tensor with NaN or infinity -> whether the source's is finite."""
     names = sorted(source_is_finite)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     if all(source_is_finite.values()):
@@ -215,15 +215,11 @@ def _same_block(a: memoryview, b: memoryview) -> bool:
     return torch.equal(torch.frombuffer(a, dtype=dtype), torch.frombuffer(b, dtype=dtype))
 
 
-@singledispatch
-def _checks_of(kind: InputKind, plan: ConversionPlan, result: Path, text: Any, scratch: Path | None, given_text: bool) -> list[Check]:
-    """Run source and result by their kind of input and compare them: here, on a text."""
-    return check_texts(plan, result, text, scratch, given_text)
-
-
-_checks_of.register(SizedKind, lambda kind, plan, result, inputs, scratch, given_text: check_sizes(plan, result, inputs, scratch))
-_checks_of.register(PlainKind, lambda kind, plan, result, inputs, scratch, given_text: check_generic(plan, result, scratch))
-_checks_of.register(TowersKind, lambda kind, plan, result, inputs, scratch, given_text: check_together(plan, result, inputs, scratch))
+_checks_of = singledispatch(check_texts)
+"""Runs source and result by their kind of input, and compares them: ``(kind, plan, result, inputs, scratch, given_text)``."""
+_checks_of.register(SizedKind, check_sizes)
+_checks_of.register(PlainKind, check_generic)
+_checks_of.register(TowersKind, check_together)
 
 
 def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Step]:
@@ -237,5 +233,5 @@ def _output_steps(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path
 
 
 def named_step(name: str, step: Step) -> Step:
-    """``step`` with the tower's ``name`` in front of the names of its checks; ``step`` itself if ``name`` is empty."""
+    """``step`` with the tower's ``name`` in front of the names of its checks. ``step`` itself if ``name`` is empty."""
     return (lambda: [replace(check, name=f"{name}: {check.name}") for check in step()]) if name else step

@@ -1,4 +1,4 @@
-"""Compare a result's sentence embeddings with the source's, for short passages and for a document longer than the source reads.
+"""Compare a result's sentence embeddings with the source's. For short passages, and for a document longer than the source reads.
 
 Embeddings are pooled and normalised as sentence-transformers does. For the document, the reference is the mean over its chunks, each
 embedded by the source: the usual way to embed a text that is too long for a model.
@@ -99,7 +99,7 @@ class EmbeddingCheck:
         return normalize(self.pooling(states.float(), torch.ones(states.shape[:2])), dim=-1)
 
     def _affordable(self, tokens: int, chunk: int) -> int:
-        """Tokens of a document within the limit, in whole chunks; 0 if these are fewer than two."""
+        """Tokens of a document within the limit, in whole chunks. 0 if these are fewer than two."""
         layers = layer_mechanisms(self.plan.attention, self.plan.shape, self.plan.new_length)
         while tokens >= 2 * chunk and 2 * cost_at(tokens, self.plan.shape, layers).total_flops > FLOPS:
             tokens = tokens // 2 // chunk * chunk

@@ -1,4 +1,4 @@
-"""Compare source and result of a ``--generic`` conversion: with the class's attention, all mechanisms, and one tower's at a time."""
+"""Compare source and result of a ``--generic`` conversion. With the class's attention, all mechanisms, and one tower's at a time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backend import BACKEND
 from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..engines.common.call import AttentionCall
+from ..inputs.plain import PlainKind
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
 from ..modeling.generic import set_implementation, towers_of
@@ -26,9 +27,9 @@ LONGEST, LOGITS = 4096, 2**26
 NOT_COVERED = "the mechanism does not cover the input"
 
 
-def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = None) -> list[Check]:
-    """Check a ``--generic`` result: outputs equal the source's with the class's attention, and are finite with the mechanisms. If the
-    position table of a time-series model was lengthened, the reference is the class at the new length, with the source's weights.
+def check_generic(kind: PlainKind, plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Check]:
+    """Check the outputs of a ``--generic`` result. They equal the source's with the class's attention, and are finite with the mechanisms.
+    If the position table of a time-series model was lengthened, the reference is the class at the new length, with the source's weights.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
 
@@ -40,27 +41,27 @@ def check_generic(plan: ConversionPlan, result: Path, scratch: Path | None = Non
         source = plan.plain.at_new_length(source, plan.positions)
     position_change = "" if lengthened else plan.position_change
     reference = "the class at that length, with the source's weights" if lengthened else "the source"
-    inputs = seeded_inputs(source)
+    seeded = seeded_inputs(source)
     implementation = attention_implementation(source.config)
-    expected = run_inputs(source, inputs)
+    expected = run_inputs(source, seeded)
     del source
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-    with_mechanism, covered = _run_and_note_covers(model, inputs)
+    with_mechanism, covered = _run_and_note_covers(model, seeded)
     longest = seeded_inputs(
         model, max(TOKENS, min(plan.new_length, LONGEST, LOGITS // getattr(model.config.get_text_config(), "vocab_size", 1)))
     )
-    finite = all_finite(with_mechanism if _shapes(longest) == _shapes(inputs) else run_inputs(model, longest))
+    finite = all_finite(with_mechanism if _shapes(longest) == _shapes(seeded) else run_inputs(model, longest))
     parts = {name: towers_of(model)[name] if name else model for name in plan.parts}
     alone = {}
     for name, alone_part in parts.items() if plan.apart else ():
         for part in parts.values():
             set_implementation(part, BACKEND if part is alone_part else implementation, is_tower=True)
-        alone[name] = _run_and_note_covers(model, inputs)
+        alone[name] = _run_and_note_covers(model, seeded)
     set_implementation(model, implementation, is_tower=False)
-    plain = run_inputs(model, inputs)
+    plain = run_inputs(model, seeded)
 
     def compare(name: str, measured: dict[str, Tensor], how: str, why: str) -> Check:
-        detail = f"outputs for {_shapes(inputs)}, {how}: largest difference from {reference}"
+        detail = f"outputs for {_shapes(seeded)}, {how}: largest difference from {reference}"
         return equality(name, detail, Difference.of(expected, measured), {}, why)
 
     keeps_windows = any(plan.source.config.get(field) is not None for field in ("sliding_window", "layer_types"))
@@ -102,8 +103,8 @@ def _run_and_note_covers(model: Any, inputs: Mapping[str, Any]) -> tuple[dict[st
     return outputs, bool(covered) and all(covered)
 
 
-def check_reverted(plan: Any, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
-    """Check that a reverted model gives the same outputs as its source when that runs its class's own attention."""
+def check_reverted(kind: PlainKind, plan: Any, result: Path, inputs: Any, scratch: Path | None) -> list[Check]:
+    """Check that a reverted model gives the same outputs as its source. The source runs its class's own attention."""
     plain: Any = load_source(open_source(result), plan.architecture, None, scratch)[0]
     seeded, implementation = seeded_inputs(plain), attention_implementation(plain.config)
     outputs = run_inputs(plain, seeded)

@@ -1,4 +1,4 @@
-"""Compare a language model's loss at the new length with the source's loss on chunks of the source's maximum length."""
+"""Compare a language model's loss at the new length with the source's. The source reads chunks of its maximum length."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOGITS_BYTES, LOGITS_FROM_FILES = 2e9, 2e8
 
 
 class LossCheck:
-    """Measures the losses of source and result on the same text, each while the model is loaded for the comparison of outputs.
+    """Measures the losses of source and result on the same text. Each is measured while it is loaded for the comparison of outputs.
 
     Args:
         old, new: the lengths in tokens at which the conversion is checked.
@@ -98,7 +98,7 @@ class LossCheck:
         return [decision(LOSS, not change.worse, detail, {**values, "change": change.to_dict()})]
 
     def _not_predicted(self) -> list[Check] | None:
-        """Checks (often none) for a model whose losses are not worth measuring; ``None`` if it predicts the tokens of the text."""
+        """Checks (often none) for a model whose losses are not worth measuring. ``None`` if it predicts the tokens of the text."""
         plan = self.plan
         if auto_class_name(plan.config, plan.architecture.long_class) not in HEADS:
             return []
@@ -111,7 +111,7 @@ class LossCheck:
         return None
 
     def _affordable(self, count: int) -> int:
-        """Maximum tokens within the limits: whole chunks, at least two if the result takes two; 0 if these exceed the limits."""
+        """Maximum tokens within the limits: whole chunks, at least two if the result takes two. 0 if these exceed the limits."""
         plan, chunk = self.plan, self.chunk
         limit = FLOPS_WITH_TEXT if self.given_text else FLOPS_UNASKED
         logits = LOGITS_FROM_FILES if self.from_files else LOGITS_BYTES

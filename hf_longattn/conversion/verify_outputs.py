@@ -1,4 +1,4 @@
-"""Run source and result on the same inputs, one after the other, and compare what they return."""
+"""Run source and result on the same inputs, one after the other. Compare what they return."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
-from ..inputs.common.base import seeded_pages
+from ..inputs.common.base import InputKind, seeded_pages
 from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
@@ -154,8 +154,10 @@ def attending(model: Any, attention: str, config: Any) -> Iterator[None]:
         model.set_attn_implementation(attention_implementation(config) or "longattn")
 
 
-def check_texts(plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool = False) -> list[Check]:
-    """All checks of outputs of a model of texts; source and result are never in memory together.
+def check_texts(
+    kind: InputKind, plan: ConversionPlan, result: Path, text: VerificationText, scratch: Path | None, given_text: bool
+) -> list[Check]:
+    """All checks of outputs of a model of texts. Source and result are never in memory together.
 
     The loss or the embeddings are measured on each model while it is loaded, on the result only if its outputs pass.
 
@@ -175,13 +177,13 @@ def check_texts(plan: ConversionPlan, result: Path, text: VerificationText, scra
     headless = newly_initialised(missing, source)
     if plan.architecture.converter is not None:
         original = OriginalCheck(plan, text, lengths.old, headless, scratch)
-        original.run_source(part_to_compare(source, headless))
+        original.run_source(kind.compared_part(source, headless))
         del source
         model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
-        checks = original.check(part_to_compare(model, headless))
+        checks = original.check(kind.compared_part(model, headless))
     else:
         limit = None if plan.decoder is None or plan.architecture.decoder_reads_text else plan.decoder.old  # of the source's decoder
-        part, chosen = part_to_compare(source, headless), comparisons(plan, lengths)
+        part, chosen = kind.compared_part(source, headless), comparisons(plan, lengths)
         at = sorted({comparison.length for comparison in chosen})
         expected = {length: outputs(part, text.tokens(length), decoder_tokens=limit) for length in at}
         del source, part
@@ -190,7 +192,7 @@ def check_texts(plan: ConversionPlan, result: Path, text: VerificationText, scra
         for comparison in chosen:
             ids = text.tokens(comparison.length)
             with attending(model, comparison.attention, plan.config):
-                measured = outputs(part_to_compare(model, headless), ids, decoder_tokens=limit)
+                measured = outputs(kind.compared_part(model, headless), ids, decoder_tokens=limit)
             how = comparison.attention.format(plan.short_texts.length)
             detail = f"{what} at {comparison.length} tokens, {how}: largest difference from the source"
             values = {"length": comparison.length, "tokens": ids.numel(), "outputs": sorted(expected[comparison.length])}
@@ -201,7 +203,7 @@ def check_texts(plan: ConversionPlan, result: Path, text: VerificationText, scra
 
 
 def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Path | None) -> tuple[Any, set[str]]:
-    """Take `measurement` on the source, then return the source as it is compared: rounded to the result's dtype."""
+    """Take `measurement` on the source, and return the source as it is compared. It is rounded to the result's dtype."""
     cast = plan.cast if measurement.skipped is not None else None
     source, missing = load_source(plan.source, plan.architecture, cast, scratch)
     measurement.measure_source(source)
@@ -209,11 +211,6 @@ def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Pa
         return source, missing
     del source
     return load_source(plan.source, plan.architecture, plan.cast, scratch)
-
-
-def part_to_compare(model: Any, headless: bool) -> Any:
-    """The part whose outputs are compared: the base model if the source has no weights for its head."""
-    return model.base_model if headless else model
 
 
 def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, length: int) -> tuple[list[Check], dict[str, Tensor]]:
@@ -284,7 +281,7 @@ def all_finite(tensors: dict[str, Tensor]) -> bool:
 
 
 def _positions(mask: Tensor, plan: ConversionPlan) -> Tensor:
-    """Positions counted over real tokens; padding repeats the last position, or the first one in front of the text."""
+    """Positions counted over real tokens. Padding repeats the last position, or the first one in front of the text."""
     offset = max((table.first_id(plan.config) for table in plan.architecture.family.position_tables), default=0)
     return (mask.cumsum(-1) - 1).clamp(min=0) + offset
 
@@ -331,7 +328,7 @@ class OriginalCheck:
 
 
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of one forward pass by name, with the hidden states of every layer, without caches and attentions."""
+    """All tensors of one forward pass by name, with every layer's hidden states. Without caches and attentions."""
     with torch.no_grad():
         returned = model(**_inputs_for_part(model, inputs), output_hidden_states=True, return_dict=True)
     tensors: dict[str, Tensor] = {}
@@ -344,7 +341,7 @@ def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _inputs_for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inputs, with the choices of an example flattened for a model without a multiple-choice head."""
+    """The inputs, with an example's choices flattened. Only for a model without a multiple-choice head."""
     if model.base_model is model and inputs["input_ids"].dim() == 3:
         return {name: value.flatten(0, 1) for name, value in inputs.items()}
     return inputs
@@ -353,7 +350,7 @@ def _inputs_for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]
 def _check_probe(
     plan: ConversionPlan, probe: Probe, expected: dict[str, Tensor], measured: dict[str, Tensor], length: int, headless: bool
 ) -> Check:
-    """Compare every common output at the real tokens, relative to the largest value of this output in the source."""
+    """Compare every common output at the real tokens. Relative to the largest value of this output in the source."""
     name = f"equal to the source, {probe.name}"
     common = sorted(expected.keys() & measured.keys())
     if not common:
@@ -381,10 +378,15 @@ def why_no_gradients(plan: ConversionPlan) -> str | None:
     """Reason why gradients of the two models are not compared; ``None`` if they are."""
     if plan.attention != plan.architecture.original_attention() or not plan.positions_exact:
         return "the result is not meant to be equal to the source"
+    return why_no_memory_for_gradients(plan) or None
+
+
+def why_no_memory_for_gradients(plan: ResultPlan, *, from_files: bool = False) -> str:
+    """Reason why a model and the gradients of two do not fit into memory. Empty if they do. from_files: not even one model does."""
     needed, available = 4 * plan.parameters * 3.5, available_memory()
-    if needed > available:
+    if from_files or needed > available:
         return f"a model and the gradients of two take {needed / 1e9:.1f} GB in fp32 and {available / 1e9:.1f} GB are free"
-    return None
+    return ""
 
 
 def gradients(model: Any, inputs: dict[str, Tensor], probe: Probe, without: Collection[str] = ()) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Run source and result on the same input at an old and a new size, for kinds of input that have a size, and compare what they return."""
+"""Run source and result on the same input at an old and a new size. For kinds of input that have a size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import run_model
-from ..inputs.common.sized import FurtherChecks
+from ..inputs.common.sized import FurtherChecks, SizedKind
 from ..mechanisms import Mechanism
 from ..modeling.family.config import attention_implementation
 from .flops import cost_of, mechanisms_on
@@ -22,8 +22,8 @@ from .verify_outputs import FLOPS_AT_NEW_LENGTH, all_finite
 
 
 def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[Mechanism], FurtherChecks]:
-    """The size for checks: the new size, halved towards the old one while its checks need too many FLOPs. Returns this size, the mechanism
-    of every layer for it, and the further checks."""
+    """The size for checks. The new size is halved towards the old one while its checks need too many FLOPs. Returns this size, the
+    mechanism of every layer for it, and the further checks."""
     kind: Any = plan.kind
     sizes, config = plan.inputs, plan.architecture.source_config
     value = sizes.new.value
@@ -39,12 +39,11 @@ def affordable_size(plan: ConversionPlan, inputs: Any) -> tuple[InputSize, list[
         value = smaller
 
 
-def check_sizes(plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None = None) -> list[Check]:
+def check_sizes(kind: SizedKind, plan: ConversionPlan, result: Path, inputs: Any, scratch: Path | None, given_text: bool) -> list[Check]:
     """Run all checks of outputs; the two models are never in memory together.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
-    kind: Any = plan.kind
     old, (new, layers, further) = plan.inputs.old, affordable_size(plan, inputs)
     grows, at_old, at_new = new != old, inputs.at(old), inputs.at(new)
     source: Any
@@ -125,7 +124,7 @@ class SizeChecks:
         return equality(name, f"{how}: largest difference from {source}", Difference.of(expected, measured), values, why)
 
     def at_old(self, expected: dict[str, Tensor], outputs: dict[str, Tensor], with_base_attention: dict[str, Tensor]) -> list[Check]:
-        """Check ``outputs`` at the old size, and the outputs with the source's attention (empty if the mechanisms compute it)."""
+        """Check ``outputs`` at the old size, and those with the source's attention. The latter are empty if the mechanisms compute it."""
         old, noun = self.plan.inputs.old, self.plan.inputs.kind.size_noun
         what = f"{'hidden states (the source has no weights for its head)' if self.headless else 'outputs'} at {old.describe()}"
         if not with_base_attention:
@@ -139,7 +138,7 @@ class SizeChecks:
     def at_new(
         self, new: InputSize, expected: dict[str, Tensor], states: dict[str, Tensor], with_base_attention: dict[str, Tensor], why: str
     ) -> list[Check]:
-        """Check hidden ``states`` at the new size, or a smaller one, and the hidden states with the source's attention.
+        """Check hidden ``states`` at the new size, or a smaller one. Also those with the source's attention.
 
         why: reason why ``states`` may differ from the source's; empty if they must be equal.
         """

@@ -1,4 +1,4 @@
-"""Run source and result of a model of several towers on a text and a picture together, and compare their similarity."""
+"""Run source and result of a model of several towers, and compare their similarity. On a text and a picture together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..checks import FAILED, PASSED, Check, Difference, equality
 from ..inputs.common.base import InputKind, InputSize
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
-from ..inputs.towers import VerificationTowers
+from ..inputs.towers import TowersKind, VerificationTowers
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from .flops import layer_mechanisms, mechanisms_on
@@ -27,8 +27,11 @@ LONGEST_CAPTION = 512
 """Maximum number of tokens of the text whose similarity with a picture is compared."""
 
 
-def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None = None) -> list[Check]:
-    """Check the similarity of the longest text with unchanged positions and a picture of the old size; and the loss at the new sizes.
+def check_together(
+    kind: TowersKind, plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None, given_text: bool
+) -> list[Check]:
+    """Check a text's similarity with a picture, and the loss at new sizes. The text is the longest with unchanged positions, the
+    picture has the old size.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
@@ -57,7 +60,7 @@ def check_together(plan: ConversionPlan, result: Path, inputs: VerificationTower
 
 
 def _caption_length(plan: ConversionPlan) -> tuple[int, str]:
-    """Length of the compared text in tokens, and the reason why its outputs may differ; empty if they must be equal."""
+    """Length of the compared text in tokens, and the reason why its outputs may differ. Empty if they must be equal."""
     if plan.position_change and plan.unchanged_tokens <= 1:
         return min(plan.old_length, LONGEST_CAPTION), plan.position_change
     return min(plan.unchanged_tokens if plan.position_change else plan.old_length, plan.old_length, LONGEST_CAPTION), ""
@@ -76,7 +79,7 @@ def _covers(layers: Sequence[Mechanism], size: InputSize, causal: bool) -> bool:
 
 @singledispatch
 def _at_old(kind: InputKind, plan: ConversionPlan, length: int) -> tuple[InputSize, list[Mechanism]]:
-    """The size of a tower's compared input, and every layer's mechanism for it: here, of a text of ``length`` tokens."""
+    """The size of a tower's compared input, and every layer's mechanism for it. Here, of a text of ``length`` tokens."""
     layers = layer_mechanisms(plan.attention, plan.shape, plan.new_length)
     return kind.size(plan.config, length), [for_length(layer, length, plan.shape.causal) for layer in layers]
 

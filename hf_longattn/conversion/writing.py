@@ -37,7 +37,7 @@ SEED = 0
 
 
 def write_result(plan: ResultPlan, folder: Path, added: Mapping[str, Tensor], *, progress: StageProgress | None = None) -> list[str]:
-    """Write the weights and the config of a result into an empty folder, and return the names of the files.
+    """Write a result's weights and config into an empty folder. Returns the names of the files.
 
     Args:
         plan: what is written. folder: the empty folder.
@@ -51,7 +51,7 @@ def write_result(plan: ResultPlan, folder: Path, added: Mapping[str, Tensor], *,
 
 
 def files_of(plan: ResultPlan, added: Mapping[str, Tensor]) -> dict[str, list[OutputTensor]]:
-    """The weight files of the result: as in the source, or shards of the requested size."""
+    """The weight files of the result. As in the source, or shards of the requested size."""
     outputs = {
         tensor.name: OutputTensor(tensor.name, tensor.dtype, tensor.new_shape, _loader(tensor, plan, added), tensor.streamed)
         for tensor in plan.tensors
@@ -130,7 +130,7 @@ SEQUENCES = 17
 
 
 def check_can_initialise(plan: ConversionPlan) -> None:
-    """Refuse a result without a mechanism that can be initialised from text, or a source that cannot be run with full attention."""
+    """Refuse a result without a mechanism that can be initialised from text. Or a source that cannot be run with full attention."""
     added = attached_mechanisms(plan.skeleton).values()
     if not any(mechanism.traits.fits_activations for mechanism in added):
         raise OptionError(f"Mechanism {plan.attention.mechanism!r} has no parameters to initialise from text; leave --init-from-text out.")
@@ -143,7 +143,7 @@ def check_can_initialise(plan: ConversionPlan) -> None:
 
 
 def initial_values(plan: ConversionPlan, file: str | Path) -> tuple[dict[str, Tensor], list[Check]]:
-    """The parameters of the mechanisms by their names in the result, initialised from the text in ``file``.
+    """The mechanisms' parameters by name, initialised from the text in ``file``.
 
     The source runs on sequences of the text with full attention. Each mechanism is given the queries, keys and values of its layer for all
     but the last sequence. On the last one, its error relative to full attention is measured, with random and with initialised parameters.
@@ -199,7 +199,7 @@ def _sequences(plan: ConversionPlan, file: str | Path) -> Tensor:
 
 @torch.inference_mode()
 def _activations(plan: ConversionPlan, ids: Tensor) -> dict[str, Tensor]:
-    """Name of every mechanism of the result -> queries, keys and values ``(3, S, H, N, D)`` of its layer in the source."""
+    """Queries, keys and values ``(3, S, H, N, D)`` of the source's layers. By the name of each mechanism of the result."""
     source: Any = load_source(plan.source, plan.architecture, plan.config.dtype)[0]
     enable_long_attention(source, {"mechanism": "full"})
     seen: dict[str, list[Tensor]] = {}

@@ -12,13 +12,13 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from hf_longattn.constants import CODEC_SUFFIXES, FRAMES_SUFFIX, VIDEO_SUFFIXES
 from hf_longattn.data.files import evenly_spread, folder_of_split
 from hf_longattn.data.pictures import EXTRA, SUFFIXES, read_picture_file
 from hf_longattn.data.sources import DataError, label_folders
 from hf_longattn.errors import CheckpointError, needs_extra
 from hf_longattn.loading import load_part, loading_errors
 from hf_longattn.modeling.family.definition import known_family
-from hf_longattn.naming import CODEC_SUFFIXES, FRAMES_SUFFIX, VIDEO_SUFFIXES
 from hf_longattn.processor_files import PROCESSOR_FILE, VIDEO_PROCESSOR, ProcessorFile
 
 if TYPE_CHECKING:

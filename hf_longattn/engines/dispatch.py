@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import grid_halo, grid_lines, grid_windows
 from .common.call import DENSE_CELLS, AttentionCall, DispatchContext
-from .common.paths import OBSERVERS, Kind, Path, Result, report
+from .common.paths import OBSERVERS, Kind, PathName, Result, report
 from .common.sequences import why_not_masked, why_not_packed, why_not_split, why_not_stacked
 from .cpu import band, block_selected, distance_band, gathered
 from .cpu import grid_halo as cpu_grid_halo
@@ -98,9 +98,9 @@ def _no_split(context: DispatchContext) -> str | None:
     return why_not_split(context, trimmed=trims)
 
 
-ROW_PATHS: tuple[tuple[Path, Reason], ...] = (("split", _no_split), ("masked", why_not_masked), ("rolled", _always_runs))
-DOCUMENT_PATHS: tuple[tuple[Path, Reason], ...] = (("stacked", why_not_stacked), ("split", _always_runs))
-PATHS: dict[Kind, tuple[tuple[Path, Reason], ...]] = {
+ROW_PATHS: tuple[tuple[PathName, Reason], ...] = (("split", _no_split), ("masked", why_not_masked), ("rolled", _always_runs))
+DOCUMENT_PATHS: tuple[tuple[PathName, Reason], ...] = (("stacked", why_not_stacked), ("split", _always_runs))
+PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
     "rows": ROW_PATHS,
     "packed rows": (("packed", why_not_packed), *DOCUMENT_PATHS),
     "packed bands": (("packed", flash_band.why_not), *DOCUMENT_PATHS),
@@ -143,7 +143,7 @@ DELEGATED_TO_PAIRS: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
 """Kinds whose paths ``dense``, ``dense-masked`` and ``tiles`` run as the kind ``pairs``. That kind then reports the path."""
 
 
-def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> Path:
+def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> PathName:
     """Choose and report the path of a call. Use :func:`try_path` for kernels that a machine may lack (flash, flex).
 
     Args:
@@ -156,7 +156,7 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
     return path
 
 
-def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, Path]:
+def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[], Result]]) -> tuple[Result | None, PathName]:
     """Choose a path and, if it is in ``runs``, run it. A kernel that this machine lacks is skipped.
 
     Returns:
@@ -174,7 +174,7 @@ def try_path(kind: Kind, context: DispatchContext, runs: Mapping[str, Callable[[
             return out, path
 
 
-def first_path(kind: Kind, context: DispatchContext) -> tuple[Path, list[tuple[str, str]]]:
+def first_path(kind: Kind, context: DispatchContext) -> tuple[PathName, list[tuple[str, str]]]:
     """The first path that may run, and ``(path, reason)`` for each path before it."""
     refused: list[tuple[str, str]] = []
     for name, reason_of in PATHS[kind]:

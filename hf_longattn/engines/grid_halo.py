@@ -20,7 +20,7 @@ from .common.byte_cache import BYTE_CACHE
 from .common.call import AttentionCall, DispatchContext, GatherTile
 from .common.dense import fused_attention, same_dtype
 from .common.grid import Grid
-from .common.paths import Path
+from .common.paths import PathName
 from .common.score_terms import NO_GRID_BIAS
 from .cpu.grid_halo import halo_numbers
 from .cpu.softmax import attend_parts
@@ -35,7 +35,7 @@ def why_not(context: DispatchContext) -> str | None:
 
 
 def halo_attention(
-    path: Path, q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, call: AttentionCall
+    path: PathName, q: Tensor, k: Tensor, v: Tensor, grid: Grid, windows: tuple[AxisWindows, ...], shared: int, call: AttentionCall
 ) -> Tensor:
     """Softmax attention of grid cells over their windows and the shared prefix tokens.
 

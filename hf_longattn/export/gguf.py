@@ -82,7 +82,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
 
 
 def gguf_refusal(config: Any) -> str | None:
-    """Why llama.cpp's outputs would differ from a stock model with this config, as a sentence; ``None`` if they are the same."""
+    """Why llama.cpp's outputs would differ from a stock model with this config, as a sentence. ``None`` if they are the same."""
     known = ARCHITECTURES.get(config.model_type)
     if known is None:
         listed = ", ".join(sorted(ARCHITECTURES))
@@ -154,7 +154,7 @@ def _other_refusal(config: Any) -> str | None:
 def export_gguf(
     model: str | Path, destination: str | Path, *, overwrite: bool = False, revision: str | None = None, token: str | bool | None = None
 ) -> ExportReport:
-    """Write a long decoder as a GGUF file for llama.cpp, with its tokenizer, and read it back.
+    """Write a long decoder as a GGUF file for llama.cpp. With its tokenizer; the file is read back.
 
     llama.cpp must compute the same as the model's native twin, so only full attention and the windows of Gemma 2 and Gemma 3 are written.
 
@@ -280,7 +280,7 @@ def _heads(name: str, config: Any) -> int:
 
 
 def _packed(values: Tensor) -> tuple[Tensor, Any]:
-    """The values in a dtype that numpy supports (bfloat16 as bytes, vectors as float32), and their type in the file."""
+    """The values in a dtype that numpy supports, and their type in the file. bfloat16 becomes bytes, vectors float32."""
     from gguf import GGMLQuantizationType as Kind
 
     if values.dim() < 2:

@@ -292,7 +292,7 @@ def _write_configs(model: Any, source: Source, stage: Path) -> None:
     values = with_base_windows(model.config.to_dict())
     plain = {name: value for name, value in values.items() if name not in {*NAMES, *OWN_FIELDS}}
     family: Any = family_in(source.config)
-    heads = [name for name, class_name in family.heads.items() if type(model).__name__ in (name, class_name)]
+    heads = [name for name, class_name in family.model_classes.items() if type(model).__name__ in (name, class_name)]
     shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
     write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..inputs.grid import VerificationPictures
+from ..inputs.grid import VerificationImages
 from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 
 COMPARED_BATCHES = (3, 1)
@@ -25,7 +25,7 @@ class PictureGraph(OnePassGraph):
 
     advised = "window2d"
 
-    def __init__(self, model: nn.Module, pictures: VerificationPictures, size: tuple[int, ...]) -> None:
+    def __init__(self, model: nn.Module, pictures: VerificationImages, size: tuple[int, ...]) -> None:
         arguments = pictures.rule.arguments(pictures.config, pictures.pixels(size))
         of_head = pictures.rule.arguments_of_head(model, arguments)
         arguments |= {name: value for name, value in of_head.items() if not isinstance(value, Tensor)}

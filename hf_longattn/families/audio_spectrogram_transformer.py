@@ -53,7 +53,7 @@ class LongASTEmbeddings(ASTEmbeddings):
         return self.dropout(torch.cat([*tokens, patches], 1) + self.positions(rows, columns, patches.shape[1] // rows))
 
     def positions(self, rows: int, columns: int, length: int) -> Tensor:
-        """Positions ``(1, 2 + rows · length, D)``, from the stored table for ``rows`` × ``columns`` patches."""
+        """Positions ``(1, 2 + rows · length, D)``. The stored table is for ``rows`` × ``columns`` patches."""
         table = self.position_embeddings
         if length == columns:
             return table

@@ -42,7 +42,8 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
 
 
 def equivalent_settings(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
-    """Config fields with which a LongBigBird computes what transformers' model with this ``config.json`` does in eval mode.
+    """Config fields with which a LongBigBird computes the same as transformers' model. The latter has this ``config.json`` and is in eval
+    mode.
 
     In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In training it draws random
     blocks, which a LongBigBird does not. It cuts blocks from the padded input, and has no dropout on attention weights.

@@ -48,7 +48,8 @@ class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
 
 
 def equivalent_encoder_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Config fields with which a LongBigBirdPegasus computes what transformers' model with this ``config.json`` does in eval mode."""
+    """Config fields with which a LongBigBirdPegasus computes the same as transformers' model. The latter has this ``config.json`` and is in
+    eval mode."""
     if not values.get("is_encoder_decoder", True):  # a decoder-only model: full attention
         return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
     settings = equivalent_settings(values, BigBirdPegasusConfig())

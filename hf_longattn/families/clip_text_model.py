@@ -27,7 +27,7 @@ else:
 
 
 class TakesPackedRows(_Module):
-    """Mixin before a base's text embeddings: packed rows may be longer than the table, since positions restart with every text."""
+    """Mixin before a base's text embeddings. Packed rows may be longer than the table, since positions restart with every text."""
 
     def forward(self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
         if input_ids is None or position_ids is None:
@@ -36,7 +36,7 @@ class TakesPackedRows(_Module):
 
 
 class LongCLIPTextMixin(ReplacedModules):
-    """Pools every text at its end token, also if the base ran on packed rows or segments."""
+    """Pools every text at its end token. Also if the base ran on packed rows or segments."""
 
     replaced = {CLIPTextEmbeddings: TakesPackedRows}
 

@@ -1,4 +1,4 @@
-"""LongDinat: Dilated Neighborhood Attention Transformer (Hassani and Shi 2022), stages of layers; each stage halves the grid. transformers'
+"""LongDinat: Dilated Neighborhood Attention Transformer (Hassani and Shi 2022), stages of layers. Each stage halves the grid. transformers'
 classes need functions that NATTEN has removed. Here the attention is the mechanism ``neighborhood`` with a relative position bias."""
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from ..modeling.family.definition import AttentionNames, PositionTable
 
 
 def _split(attention: Any, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split the fused parameter into query, key and value: consecutive with ``multi_query``, otherwise interleaved by head."""
+    """Split the fused parameter into query, key and value. They are consecutive with ``multi_query``, otherwise interleaved by head."""
     if attention.multi_query:
         query, key, value = parameter.split([attention.embed_dim, attention.kv_dim, attention.kv_dim])
     else:

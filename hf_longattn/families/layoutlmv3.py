@@ -30,7 +30,7 @@ from ..modeling.family.position_table import input_of
 
 
 class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
-    """LayoutLMv3Encoder that passes its biases as a term of the scores, and makes patches global tokens."""
+    """LayoutLMv3Encoder that passes its biases as a score term and makes patches global."""
 
     def forward(
         self,
@@ -53,7 +53,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def with_patches(self, tokens: Tensor | None, hidden_states: Tensor, patches: int) -> Tensor:
-        """Global tokens ``(B, N)``, 1 = global: ``tokens (B, text)`` (``None``: no global ones), then 1 for each of the ``patches``.
+        """Global tokens ``(B, N)``, 1 = global. ``tokens (B, text)`` (``None``: no global ones), then 1 for each of the ``patches``.
 
         Raises:
             PageError: a mechanism neither takes global tokens nor covers all N tokens.
@@ -70,7 +70,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         return F.pad(text, (0, patches), value=1)
 
     def place_term(self, hidden_states: Tensor, bbox: Tensor | None, position_ids: Tensor | None) -> PlaceTerm | None:
-        """The biases by text and page distance as a score term, in the dtype of ``hidden_states (B, N, C)``, for ``bbox (B, N, 4)`` and
+        """The biases by text and page distance as a score term. In the dtype of ``hidden_states (B, N, C)``, for ``bbox (B, N, 4)`` and
         ``position_ids (B, N)``; ``None`` for a model without biases."""
         kinds: list[tuple[Tensor, nn.Module, int, int]] = []
         if self.has_relative_attention_bias and position_ids is not None:
@@ -85,7 +85,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
 
     @torch.no_grad()
     def table(self, layer: nn.Module, bins: int, furthest: int, like: Tensor) -> Tensor:
-        """Biases ``(H, 2·furthest + 1)`` of the distances from ``-furthest`` to ``furthest``; further distances have the outermost
+        """Biases ``(H, 2·furthest + 1)`` of the distances from ``-furthest`` to ``furthest``. Further distances have the outermost
         buckets. As in the base, biases are divided by the root of the head size and get no gradient."""
         distances = torch.arange(-furthest, furthest + 1, device=like.device)
         buckets = self.relative_position_bucket(distances, num_buckets=bins, max_distance=furthest)

@@ -52,7 +52,7 @@ class LongLiltSelfAttention(LiltSelfAttention):
         return self.attention_head_size + self.layout_head_size
 
     def adapt_mechanism(self, mechanism: Mechanism) -> None:
-        """Refuse a mechanism that projects hidden states itself, since it would get only the text's hidden states."""
+        """Refuse a mechanism that projects hidden states itself. It would get only the text's hidden states."""
         if mechanism.traits.takes_hidden_states:
             raise OptionError(
                 f"Mechanism {mechanism.name!r} projects hidden states of its own with these options, but LiLT attends by text and boxes "

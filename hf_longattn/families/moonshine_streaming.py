@@ -82,7 +82,7 @@ class LongMoonshineStreamingEmbedder(MoonshineStreamingEncoderEmbedder):
     config: Any
 
     def forward(self, input_values: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Frames ``(B, F, D)`` of samples ``(B, N)``, and the mask ``(B, 1, 1, F)``; ``(B, F)`` for other attention implementations."""
+        """Frames ``(B, F, D)`` of samples ``(B, N)``, and the mask ``(B, 1, 1, F)``. ``(B, F)`` for other attention implementations."""
         states, frames = super().forward(input_values, padding_mask)
         if frames is None or attention_implementation(self.config) != BACKEND:
             return states, frames
@@ -126,7 +126,7 @@ def samples_per_row(config: Any) -> int:
 
 
 def front(config: Any) -> list[Convolution]:
-    """The step from samples to rows, and two convolutions, each of which halves the number of rows."""
+    """The step from samples to rows, and two convolutions. Each of these halves the number of rows."""
     row = samples_per_row(config)
     return [Convolution(row, row), *[Convolution.causal(CONVOLVED, 2)] * 2]
 

@@ -34,7 +34,7 @@ LOOKAHEAD, CACHES = "num_lookahead_tokens", ("past_key_values", "padding_cache",
 
 
 def own_attention(config: Any) -> LongAttentionConfig:
-    """The mechanism that equals the attention of an encoder with this config, at its default lookahead."""
+    """The mechanism that equals an encoder's attention with this config, at its default lookahead."""
     config = encoder_config(config)
     chunk = config.default_num_lookahead_tokens + 1
     return LongAttentionConfig("chunked", chunk_size=chunk, left_chunks=(config.sliding_window - 1) // chunk)
@@ -58,7 +58,8 @@ class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """``(B, N, C)`` and the weights, from ``hidden_states (B, N, C)``, positions ``(1, 2 N - 1, C)`` and padding ``(B, 1, 1, N)``."""
+        """``(B, N, C)`` and the weights, from hidden states, positions and padding. These are ``(B, N, C)``, ``(1, 2 N - 1, C)`` and ``(B,
+        1, 1, N)``."""
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         padding = FramePadding.of(attention_mask[:, 0, 0])

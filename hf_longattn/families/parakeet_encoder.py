@@ -83,8 +83,8 @@ class LongParakeetAttention(ParakeetEncoderAttention):
     def forward(
         self, hidden_states: Tensor, position_embeddings: Tensor | None, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """``(B, N, C)`` and the weights, from ``hidden_states (B, N, C)``, positions ``(1, 2 K - 1, C)`` and :class:`FramePadding`. K is
-        the number of keys: N, or more in a stream."""
+        """``(B, N, C)`` and the weights, from hidden states, positions and :class:`FramePadding`. The first two are ``(B, N, C)`` and ``(1,
+        2 K - 1, C)``. K is the number of keys: N, or more in a stream."""
         if attention_implementation(self.config) != BACKEND or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         query, key, value = (

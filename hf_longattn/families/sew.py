@@ -28,7 +28,7 @@ FRAMES: ContextVar[Any] = ContextVar("longattn_sew_frames")
 
 
 class LongSEWPool(nn.AvgPool1d):
-    """AvgPool1d that computes its output length, in an export, by the same arithmetic as the base's positions."""
+    """AvgPool1d that computes its output length in an export. It uses the same arithmetic as the base's positions."""
 
     def forward(self, frames: Tensor) -> Tensor:
         """Means ``(B, D, N // size)`` of frames ``(B, D, N)``."""
@@ -43,7 +43,7 @@ class LongSEWUpsampling(SEWUpsampling):
     """SEWUpsampling that, in an export, returns as many frames as the encoder reads."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Frames ``(B, n · squeeze_factor, D)`` of means ``(B, n, D)``; in an export, also the zero frames that the base appends."""
+        """Frames ``(B, n · squeeze_factor, D)`` of means ``(B, n, D)``. In an export, also the zero frames that the base appends."""
         if not torch.compiler.is_exporting():
             return super().forward(hidden_states)
         parts = self.activation(self.projection(hidden_states)).unflatten(-1, (self.squeeze_factor, -1))
@@ -65,7 +65,7 @@ class LongSEWEncoder(SEWEncoder):
 
 
 def why_padding_changes(config: Any) -> str:
-    """Why a sound padded in a batch has other frames than alone, as a clause; empty if it does not."""
+    """Why a sound padded in a batch has other frames than alone, as a clause. Empty if it does not."""
     means = f"the last of its means of {config.squeeze_factor} frames may have padding in it"
     return normalised_over_time(config) or (means if config.squeeze_factor > 1 else "")
 

@@ -30,7 +30,7 @@ class LongSiglip2VisionConfig(LongGridConfig, Siglip2VisionConfig):
 
     @property
     def image_size(self) -> int:
-        """Side, in pixels, of a square picture with as many patches as the position table has rows."""
+        """Side in pixels of a square picture with one patch per row of the table."""
         return int(self.num_patches**0.5) * self.patch_size
 
 
@@ -42,7 +42,7 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
     def resize_positional_embeddings(
         self, positional_embeddings: Tensor, spatial_shapes: Tensor | tuple[int, int], max_length: int
     ) -> Tensor:
-        """Positions ``(B, max_length, D)`` for pictures of ``spatial_shapes (B, 2)`` patches, from a table ``(height, width, D)``. If
+        """Positions ``(B, max_length, D)`` for pictures of ``spatial_shapes (B, 2)`` patches. From a table ``(height, width, D)``. If
         ``spatial_shapes`` is one tuple (height, width) for all pictures: ``(1, height · width, D)``."""
         if isinstance(spatial_shapes, tuple):
             return self._resized(positional_embeddings, *spatial_shapes)
@@ -61,7 +61,7 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
 
 
 class LongSiglip2PoolingHead(Siglip2MultiheadAttentionPoolingHead):
-    """Siglip2MultiheadAttentionPoolingHead that always gets a mask ``(B, 1, 1, N)``, for every attention implementation of the layers."""
+    """Siglip2MultiheadAttentionPoolingHead that always gets a mask ``(B, 1, 1, N)``. For every attention implementation of the layers."""
 
     def forward(self, hidden_state: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         return super().forward(hidden_state, None if attention_mask is None else attention_mask.bool()[:, None, None])

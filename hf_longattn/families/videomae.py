@@ -100,7 +100,7 @@ class LongVideoMAEDecoder(VideoMAEDecoder):
 
 
 class VideoMAEOnItsGrid(ReplacedModules):
-    """Replaces modules of the base, and passes them the grid and, if there is a mask, the places of the cells."""
+    """Replaces modules of the base. They get the grid and, if there is a mask, the places of the cells."""
 
     replaced = {
         VideoMAESelfAttention: LongVideoMAESelfAttention,
@@ -139,7 +139,7 @@ class VideoMAEOnItsGrid(ReplacedModules):
 
 
 def positions(config: Any, table: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Positions ``(1, cells, D)`` of a video of ``size``, extended from ``table``, the positions of videos of the trained size."""
+    """Positions ``(1, cells, D)`` of a video of ``size``. Extended from ``table``, the positions of videos of the trained size."""
     old, new = (RULE.of_size(config, video).sizes for video in (RULE.sizes(config)[0], size))
     extended = tiled_cells if getattr(config, "position_extension", None) == TILE else interpolated_frames
     return extended(table.unflatten(1, old), *new).flatten(1, 3)
@@ -161,7 +161,7 @@ def _order(mask: Tensor, cells: int) -> Tensor:
 
 @contextmanager
 def _resized(base: Any, size: tuple[int, ...]) -> Iterator[None]:
-    """Context in which transformers' base reads videos of this size, with positions interpolated from its table."""
+    """Context in which transformers' base reads videos of this size. Positions are interpolated from its table."""
     embeddings, table = base.embeddings, base.embeddings.position_embeddings
     patches = embeddings.patch_embeddings
     before = patches.image_size

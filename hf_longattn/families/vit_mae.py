@@ -81,7 +81,7 @@ class LongViTMAEDecoder(ViTMAEDecoder):
 
 
 class ViTMAEOnItsGrid(ReplacedModules):
-    """Replaces modules of the base, and passes them the places of the patches that the base will keep."""
+    """Replaces modules of the base. They get the places of the patches that the base will keep."""
 
     replaced = {ViTMAEAttention: LongViTMAEAttention, ViTMAEDecoder: LongViTMAEDecoder}
 

@@ -62,7 +62,7 @@ class LongVitDetEmbeddings(VitDetEmbeddings):
     config: Any
 
     def get_absolute_positions(self, abs_pos_embeddings: Tensor, has_cls_token: bool, height: int, width: int) -> Tensor:
-        """Positions ``(1, height, width, C)`` for ``height`` × ``width`` cells, from the table ``(1, 1 + n·n, C)``."""
+        """Positions ``(1, height, width, C)`` for ``height`` × ``width`` cells. From the table ``(1, 1 + n·n, C)``."""
         if self.config.position_extension != TILE:
             return super().get_absolute_positions(abs_pos_embeddings, has_cls_token, height, width)
         cells = abs_pos_embeddings[:, 1:] if has_cls_token else abs_pos_embeddings
@@ -105,12 +105,12 @@ class LongVitDetAttention(VitDetAttention):
         return tuple(interpolated_rows(table, 2 * size - 1) for table, size in zip(tables, grid.sizes, strict=True))
 
     def adapt_mechanism(self, mechanism: Mechanism) -> None:
-        """Make windows take the padding's key and value from the projection's biases, so that training changes them as in the base."""
+        """Make windows take the padding's key and value from the projection's biases. Training then changes them as in the base."""
         if isinstance(mechanism, Window2d) and mechanism.pads:
             mechanism.take_padding_from(self.padding)
 
     def padding(self) -> tuple[Tensor | None, Tensor | None]:
-        """The key and the value ``(H · D,)`` of a cell whose input is zero; ``None`` without biases."""
+        """The key and the value ``(H · D,)`` of a cell whose input is zero. ``None`` without biases."""
         bias = self.qkv.bias
         return (None, None) if bias is None else tuple(bias.chunk(3)[1:])
 

@@ -110,7 +110,7 @@ class VJEPA2OnItsGrid(ReplacedModules):
 
 @contextmanager
 def _resized(base: Any, size: tuple[int, ...]) -> Iterator[None]:
-    """Context in which transformers' base computes positions from the rows and columns of videos of this size."""
+    """Context in which transformers' base computes positions for videos of this size. They come from rows and columns."""
     grid = RULE.of_size(base.config, size)
 
     def places(hidden_states: Tensor, masks: Tensor | None = None) -> tuple[Tensor, ...]:

@@ -1,5 +1,5 @@
-"""LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023), rows of features of 20 ms, Conformer layers with
-embeddings of clipped distances."""
+"""LongWav2Vec2Bert: W2v-BERT 2.0 (Seamless Communication 2023). Rows of features of 20 ms, Conformer layers with embeddings of clipped
+distances."""
 
 from typing import Any
 

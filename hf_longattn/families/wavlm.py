@@ -48,7 +48,7 @@ class LongWavLMAttention(WavLMAttention):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, position_bias: Any = None, index: int = 0, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None, Any]:
-        """The output ``(B, N, C)``, the weights, and :meth:`biases` of the first layer for the next layer.
+        """The output ``(B, N, C)``, the weights, and the biases for the next layer. They are :meth:`biases` of the first layer.
 
         Args:
             attention_mask: ``(B, N)``, 1 = real.

@@ -65,7 +65,7 @@ class WhisperRule(AudioRule):
         return math.ceil(seconds)
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """As in the base rule, but without a check of the mask: the encoder reads padding as silence, without a mask."""
+        """As in the base rule, but without a check of the mask. The encoder reads padding as silence, without a mask."""
         sound = arguments.get(self.input)
         if sound is None:
             return
@@ -138,7 +138,7 @@ def extractor_fields(seconds: float) -> Mapping[str, Any]:
 
 
 def why_train(config: Any, head: str) -> str:
-    """Why a model with a decoder needs training for longer sounds, as a clause; empty for other heads."""
+    """Why a model with a decoder needs training for longer sounds, as a clause. Empty for other heads."""
     if not head.endswith("ForConditionalGeneration"):
         return ""
     return (

@@ -16,14 +16,14 @@ from transformers import AutoConfig
 from .. import __version__
 from ..config_format import in_current_format
 from ..configuration import LongAttentionConfig
+from ..constants import CONVERSION_REPORT, TAGS
 from ..errors import CheckpointError, LongAttentionError, in_one_line
-from ..inputs.grid import PICTURE_HEADS
+from ..inputs.grid import IMAGE_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..local_names import public_name
 from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
-from ..naming import CONVERSION_REPORT, TAGS
 from ..processor_files import RERANKER, sentence_kind
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
 from ..reports import markdown_table
@@ -52,7 +52,7 @@ _SOUNDS = tuple(
     for number in (1, 2)
 )
 WIDGETS = {
-    PICTURE_HEADS["ForImageClassification"].task: _PICTURES,
+    IMAGE_HEADS["ForImageClassification"].task: _PICTURES,
     SOUND_HEADS["ForCTC"].task: _SOUNDS,
     SOUND_HEADS["ForSequenceClassification"].task: _SOUNDS,
 }
@@ -95,12 +95,12 @@ def _existing_fields(readme: Path, contents: Mapping[str, Any]) -> dict[str, Any
 
 
 def _layers(config: Mapping[str, Any]) -> int:
-    """Number of layers with attention; the sum over all stages if the config counts layers per stage."""
+    """Number of layers with attention. The sum over all stages if the config counts layers per stage."""
     return int(config.get("num_hidden_layers") or config.get("n_layer") or sum(config.get("depths") or [1]))
 
 
 def section(text: str, heading: str) -> str:
-    """The text of a card below its ``##`` heading; empty if the card lacks that heading."""
+    """The text of a card below its ``##`` heading. Empty if the card lacks that heading."""
     match = re.search(rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return match[1].strip() if match else ""
 
@@ -193,7 +193,7 @@ def _task(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 def _card_data(folder: Path, task: str | None, metadata: dict[str, Any], *, is_long: bool) -> ModelCardData:
-    """The metadata of a card, with the library, the task and the tags of a model in ``folder``."""
+    """The metadata of a card, for a model in ``folder``. With the library, the task and the tags."""
     tags = {*metadata["tags"]}
     fields = {
         "library_name": _library(folder) if sentence_kind(folder) is None else "sentence-transformers",
@@ -210,7 +210,7 @@ def _library(folder: Path) -> str:
 
 
 def _global_tokens(folder: Path, config: dict[str, Any]) -> str:
-    """Description of the tokens that ``config.json`` makes global, apart from the mechanism's options; empty if there are none."""
+    """Description of the tokens that ``config.json`` makes global, apart from the mechanism's options. Empty if there are none."""
     separator, marked = config.get("question_separator_id"), config.get("global_token_ids") or []
     named = _token_names(folder, [*([separator] if separator is not None else []), *marked])
     groups = [f"a question before the document, up to the first `{named.pop(0)}`"] if separator is not None else []
@@ -230,7 +230,7 @@ def _token_names(folder: Path, ids: Sequence[int]) -> list[str]:
 
 
 def with_name(text: str, folder: Path, name: str) -> str:
-    """Put another model name into a card: into its title, its metadata and its marked parts. Other text stays."""
+    """Put another model name into a card. Into its title, its metadata and its marked parts. Other text stays."""
     metadata = ModelCard(text, ignore_metadata_errors=True).data.to_dict()
     parts = _parts(folder, read_config(folder), read_report(folder), name, metadata)
     text = MARKED.sub(lambda match: parts.get(match[1], match[0]), text)
@@ -240,7 +240,7 @@ def with_name(text: str, folder: Path, name: str) -> str:
 
 
 def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: str, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Part -> its text, for the parts of a card that name the model; each is enclosed in ``MARK`` and ``END``."""
+    """Part -> its text, for the parts of a card that name the model. Each is enclosed in ``MARK`` and ``END``."""
     length = int((report.get("plan") or {}).get("new_length") or tokens_of(config))
     step = report.get("next_step") or {}
     training = in_one_line(next_step(step, name))
@@ -252,7 +252,7 @@ def _parts(folder: Path, config: dict[str, Any], report: dict[str, Any], name: s
 
 
 def _inherited(folder: Path, source: str | Path | None, converted_from: str | None) -> dict[str, Any]:
-    """Metadata that a card inherits: the folder's ``README.md``, completed by the card of ``source``, but never by its ``base_model``.
+    """Metadata that a card inherits from the folder's ``README.md``. Completed by the card of ``source``, but never by its ``base_model``.
     If the folder has no ``README.md`` and ``source`` is ``None``, the card of ``converted_from`` is read instead."""
     of_folder = inherited_metadata(folder / "README.md") if (folder / "README.md").is_file() else None
     named = source if source is not None or of_folder is not None else converted_from
@@ -326,7 +326,7 @@ def _attentions(config: Mapping[str, Any]) -> dict[str, LongAttentionConfig]:
 
 
 def _table_of_layers(name: str, attention: LongAttentionConfig, config: Mapping[str, Any]) -> str:
-    """Table of the mechanism of every layer; below a heading with the tower's ``name`` if that is not empty."""
+    """Table of the mechanism of every layer. Below a heading with the tower's ``name`` if that is not empty."""
     if not name:
         return attention.table(_layers(config))
     of_model = AutoConfig.for_model(**plain_names(config))
@@ -368,7 +368,7 @@ def _introduction(architecture: str, origin: str, attentions: Mapping[str, LongA
 
 
 def _origin(metadata: Mapping[str, Any], source: str | Path | None, plan: Mapping[str, Any]) -> str:
-    """The source of a conversion as text; empty if neither the metadata nor the report names one.
+    """The source of a conversion as text. Empty if neither the metadata nor the report names one.
 
     A Hub model is given by name, any other source as "a local folder" with the base model that its card names.
     """
@@ -379,7 +379,7 @@ def _origin(metadata: Mapping[str, Any], source: str | Path | None, plan: Mappin
 
 
 def origin_of(source: str, folder: Path) -> str:
-    """A model's name on the Hub, or "a local folder" with the model that it was converted from or is based on.
+    """A model's name on the Hub, or "a local folder". The latter with the model that it was converted from or is based on.
 
     Args:
         source: the model, as the user typed it.
@@ -401,7 +401,7 @@ def _local_folder(card: Path | None) -> str:
 
 
 def _hub_name(source: str) -> str:
-    """Name of a repository that is given by name or by its folder in the Hub cache; empty for other folders."""
+    """Name of a repository that is given by name or cached folder. Empty for other folders."""
     path = Path(source).expanduser()
     cached = [part for part in path.resolve().parts if part.startswith("models--")]
     if cached and path.is_dir():

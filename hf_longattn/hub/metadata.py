@@ -1,4 +1,4 @@
-"""Metadata of model cards: inheritance from the source's card, and the check that it can be read back."""
+"""Metadata of model cards. Inheritance from the source's card, and the check that it can be read back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMATS = frozenset((
 
 
 def inherited_metadata(card: str | Path) -> dict[str, Any]:
-    """Fields of a ``README.md``'s front matter that are in :data:`KEPT`, without tags in :data:`FORMATS`, and ``base_model``.
+    """Fields of a ``README.md``'s front matter that are in :data:`KEPT`. Without tags in :data:`FORMATS`, and with ``base_model``.
 
     Warns if the card cannot be read, and returns no metadata then. Fields of an unexpected type are left out with a warning.
     """
@@ -66,7 +66,7 @@ def read_card(path: Path) -> ModelCard:
 
 
 def source_card(source: str | Path) -> Path | None:
-    """Path of the ``README.md`` of a folder or, if it is in the Hub cache, of a Hub repository; else ``None``."""
+    """Path of the ``README.md`` of a folder or a cached Hub repository. Else ``None``."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder / "README.md" if (folder / "README.md").is_file() else None
@@ -105,7 +105,7 @@ def with_inherited(stated: Mapping[str, Any], inherited: Mapping[str, Any]) -> d
 
 
 def check_metadata(text: str, expected: dict[str, Any]) -> None:
-    """Read the card's metadata back, as the Hub does, and compare it with what was written.
+    """Read the card's metadata back, as the Hub does. Compares it with what was written.
 
     Raises:
         LongAttentionError: it cannot be read, or it differs.

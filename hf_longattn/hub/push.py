@@ -1,4 +1,4 @@
-"""Upload a saved model to the Hub: its files in one commit, with a card that tells others how to load it."""
+"""Upload a saved model to the Hub in one commit. With a card that tells others how to load it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, get_token
 
+from ..constants import PREDICTIONS
 from ..errors import CheckpointError, HubError
 from ..hub_errors import TOKEN, check_token, is_broken_connection, translated_errors
 from ..inputs.common.examples import ADAPTER
 from ..local_names import without_folders
-from ..naming import PREDICTIONS
 from ..reading import check_link, homes_of, read_json_object, read_text
 from .card import model_card, read_config, read_report, with_name
 from .metadata import read_card
@@ -182,7 +182,7 @@ def _check_folder(place: Path) -> None:
 
 
 def _check_code(place: Path) -> None:
-    """Refuse a folder that lacks a file that config.json names under auto_map, or one that these files import."""
+    """Refuse a folder that lacks a file named under auto_map. Or one that these files import."""
     from transformers.dynamic_module_utils import get_relative_imports
 
     named = read_config(place).get("auto_map") or {}
@@ -254,12 +254,12 @@ def _card(place: Path, name: str, has_card: bool) -> tuple[str | None, str]:
 
 
 def _changed(place: Path, files: list[str], name: str) -> dict[str, str]:
-    """Path -> text to upload in place of a file that names folders of this machine."""
+    """Path -> text to upload in place of a file. The file names folders of this machine."""
     return {**_adapter(place, name), **_records(place, files, name)}
 
 
 def _adapter(place: Path, name: str) -> dict[str, str]:
-    """Path -> config of the model's PEFT adapter, with the repository as its base; empty if no adapter has this folder as its base."""
+    """Path -> config of the model's PEFT adapter, with the repository as its base. Empty if no adapter has this folder as its base."""
     file = place / ADAPTER
     if not file.is_file():
         return {}
@@ -270,7 +270,7 @@ def _adapter(place: Path, name: str) -> dict[str, str]:
 
 
 def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
-    """Path -> text of a report or log, with the repository's name and without folders of this machine."""
+    """Path -> text of a report or log, with the repository's name. Without folders of this machine."""
     read_report(place)  # refuses a report that no conversion wrote
     changed = {}
     for file in files:
@@ -286,7 +286,7 @@ def _records(place: Path, files: list[str], name: str) -> dict[str, str]:
 
 
 def _public(record: Any, name: str) -> Any:
-    """A report or an entry of a log without folders of this machine; ``train_command`` is added if there is a next step."""
+    """A report or an entry of a log without folders of this machine. ``train_command`` is added if there is a next step."""
     public = without_folders(record)
     if isinstance(record, dict) and isinstance(step := record.get("next_step"), dict) and step:
         public["train_command"] = next_step(without_folders(step), name)

@@ -1,4 +1,4 @@
-"""Bundle a model's code with its weights, so that it loads where this package is not installed.
+"""Bundle a model's code with its weights. It then loads where this package is not installed.
 
     bundle_remote_code("my-long-bert")
     AutoModel.from_pretrained("my-long-bert", trust_remote_code=True)     # without hf_longattn
@@ -65,7 +65,7 @@ LICENSE = """\
 
 
 def bundle_remote_code(folder: str | Path, *, user_code: bool = False) -> list[str]:
-    """Write the modelling code of a saved Long model into its folder, and name it in ``config.json``.
+    """Write the modelling code of a saved Long model into its folder. ``config.json`` names it.
 
     Args:
         folder: a saved Long model. Files of an earlier bundle are replaced; no other file but ``config.json`` changes. This file stops
@@ -135,7 +135,7 @@ def bundled_code(folder: Path) -> list[Path]:
 
 
 def check_remote_code(config: Any, *, user_code: bool = False) -> tuple[dict[str, Module], str]:
-    """Name -> module, for all modules that a model with this config needs, and their origin as text for headers.
+    """Name -> module, for all modules that a model with this config needs. With their origin as text for headers.
 
     Args:
         config: of a Long model.
@@ -162,7 +162,7 @@ def _seeds(family: Family, config: Any) -> Iterator[Module]:
 
 
 def _mechanisms(config: Any, family: Family) -> set[str]:
-    """Names of the mechanisms in the model's config, members of composites included, and in the default configs of family and package.
+    """Names of the mechanisms in the model's config, members of composites included. Also in the default configs of family and package.
     transformers creates default configs. The package's default is added since the family's can change with transformers' version."""
     kind = kind_of(family)
     if kind.apart:
@@ -180,7 +180,7 @@ def _mechanisms(config: Any, family: Family) -> set[str]:
 
 
 def _members(choice: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the name of the chosen mechanism and of all mechanisms among its options, default values included."""
+    """Yield the name of the chosen mechanism and of mechanisms among its options. Default values are included."""
     options = {name: value for name, value in choice.items() if name not in ("mechanism", "heads")}
     yield choice["mechanism"]
     for value in check_options(choice["mechanism"], options).to_dict().values():
@@ -199,7 +199,7 @@ def _custom_module(name: str) -> Module:
 
 
 def _check_self_contained(module: Module) -> None:
-    """Refuse a custom file that imports anything but this package, the standard library and installed packages."""
+    """Refuse a custom file with other imports. Allowed are this package, the standard library and installed packages."""
     installed = {*sys.stdlib_module_names, *importlib.metadata.packages_distributions(), PACKAGE}
     for node in ast.walk(module.tree):
         if isinstance(node, ast.ImportFrom):
@@ -259,7 +259,7 @@ class Module:
         return statements
 
     def flattened(self, files: Mapping[str, str]) -> str:
-        """The text with flat imports of this package's modules; ``files`` maps dotted names to flat file names without ``.py``."""
+        """The text with flat imports of this package's modules. ``files`` maps dotted names to flat file names without ``.py``."""
         lines = self.text.splitlines()
         for node, imports in sorted(self.imports, key=lambda pair: -pair[0].lineno):
             written = [" " * node.col_offset + line for line in _flat_imports(imports, files)]
@@ -290,7 +290,7 @@ def package_module(name: str) -> Module | None:
 
 
 def closure(seeds: Iterable[Module]) -> dict[str, Module]:
-    """The given modules and every module of this package that they import, directly or indirectly; sorted by name."""
+    """The given modules and every module of this package that they import, directly or indirectly. Sorted by name."""
     modules: dict[str, Module] = {}
     waiting = list(seeds)
     while waiting:
@@ -357,7 +357,7 @@ class Provenance:
 
 
 def provenance(files: Iterable[Path]) -> Provenance | None:
-    """Compare files of this package with the installed distribution's record or, in a checkout, with git's last commit; ``None`` if neither
+    """Compare files of this package with the installed distribution's record. In a checkout, with git's last commit; ``None`` if neither
     knows them."""
     paths = [path.resolve() for path in files]
     return _of_distribution(paths) or _of_checkout(paths)

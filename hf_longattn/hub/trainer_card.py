@@ -1,4 +1,4 @@
-"""Write our model card instead of the one that transformers writes when it pushes a model."""
+"""Write our model card in place of transformers' when it pushes a model."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def complete_pushed_card(folder: str | Path, repo_id: str, source: str) -> None:
 
 
 class ModelCardMixin:
-    """Mixin that goes before ``Trainer`` in a class's bases, so that ``push_to_hub`` adds the training to the model's card.
-    Trainer itself would replace that card.
+    """Mixin that goes before ``Trainer`` in a class's bases. ``push_to_hub`` then adds the training to the model's card. Trainer itself
+    would replace that card.
 
         class CardTrainer(ModelCardMixin, Trainer): ...
 
@@ -85,7 +85,7 @@ class ModelCardMixin:
 
 
 def introduction(source: str, datasets: Sequence[str]) -> str:
-    """The first sentence of the card of a model that was loaded from ``source`` and trained by transformers' Trainer."""
+    """The first sentence of a trained model's card. It was loaded from ``source`` and trained by transformers' Trainer."""
     start = "Trained"
     if source:
         start = f"Fine-tuned from `{in_one_line(public_name(source))}`"
@@ -101,7 +101,7 @@ def training_section(summary: TrainingSummary) -> str:
 
 
 def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
-    """Arguments of :func:`model_card` for a model loaded from ``source``, the base model or a folder whose card names it."""
+    """Arguments of :func:`model_card` for a model loaded from ``source``. That is the base model or a folder whose card names it."""
     contents = {name: value for name, value in stated.items() if value}
     if not source:
         return contents

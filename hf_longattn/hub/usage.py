@@ -1,4 +1,4 @@
-"""Usage sections of cards: code that loads and runs the model, and the command that trains it further.
+"""Usage sections of cards. Code that loads and runs the model, and the command that trains it further.
 
 The texts are blocks of ``usage.jinja``: one for every kind of input and every head. ``InputKind.example`` chooses the blocks of a model.
 """
@@ -17,7 +17,7 @@ from jinja2 import Environment, Template
 
 from ..errors import CONTROL, in_one_line
 from ..inputs.common.examples import DOMAINS, HEADS, TOKENIZER, Example
-from ..inputs.grid import PICTURE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
+from ..inputs.grid import IMAGE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
 from ..inputs.sound import SOUND_HEADS
 from ..inputs.text import kind_in
 from ..modeling.family.registration import MULTIMODAL_TYPE
@@ -27,7 +27,7 @@ from ..reading import is_long, named_class, read_json_object
 TEMPLATE = Path(__file__).with_name("usage.jinja")
 AUTO_CLASSES = {
     head.task: head.auto_class
-    for heads in (SOUND_HEADS, SPECTROGRAM_HEADS, HEADS, VIDEO_HEADS, PICTURE_HEADS)
+    for heads in (SOUND_HEADS, SPECTROGRAM_HEADS, HEADS, VIDEO_HEADS, IMAGE_HEADS)
     for head in heads.values()
     if head.auto_class and head.task is not None
 }
@@ -43,7 +43,7 @@ IMPORT_LINE = "import hf_longattn  # registers the model with transformers"
 
 
 def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any]) -> str:
-    """The section of a card on loading the model, with this package and, if its code is bundled, also without this package.
+    """The section of a card on loading the model with this package. If its code is bundled, also without this package.
 
     Args:
         folder, config: of the model.
@@ -62,14 +62,14 @@ def usage_section(folder: Path, config: dict[str, Any], name: str, length: int, 
 
 
 def remote_usage(folder: Path, config: dict[str, Any], name: str, metadata: Mapping[str, Any], length: int | None = None) -> str:
-    """The section of a card about loading a model with its bundled code, where this package is not installed."""
+    """The section of a card about loading a model with its bundled code. For places where this package is not installed."""
     code = snippet(folder, config, name, length or tokens_of(config), metadata, trusts_code=True)
     how = f"```python\n{code}\n```" if code else "Pass `trust_remote_code=True` to `from_pretrained`."
     return f"## Use without hf_longattn\n\nThe model's code is in this repository. Read it before you run it:\n\n{how}"
 
 
 def exported_usage(folder: Path, name: str, length: int) -> str | None:
-    """How to run a folder's graph or GGUF file; ``None`` for a folder with safetensors weights or without an exported file."""
+    """How to run a folder's graph or GGUF file. ``None`` for a folder with safetensors weights or without an exported file."""
     if any(folder.glob("*.safetensors")):
         return None
     if (folder / "model.gguf").is_file():
@@ -91,7 +91,7 @@ def exported_usage(folder: Path, name: str, length: int) -> str | None:
 def snippet(
     folder: Path, config: dict[str, Any], name: str, length: int, metadata: Mapping[str, Any], *, trusts_code: bool = False
 ) -> str | None:
-    """Python code that loads a model as ``name`` and runs it on up to ``length`` tokens; ``None`` if its head has no example.
+    """Python code that loads a model as ``name`` and runs it. On up to ``length`` tokens; ``None`` if its head has no example.
 
     Args:
         folder, config, name, length, metadata: as for :func:`usage_section`.
@@ -110,7 +110,7 @@ def snippet(
 
 
 def _code(example: Example, architecture: str, name: str, *, ours: bool, trusts_code: bool) -> str | None:
-    """The code of an example; ``None`` if ``trusts_code`` is set and no Auto class loads the model's head.
+    """The code of an example. ``None`` if ``trusts_code`` is set and no Auto class loads the model's head.
 
     Args:
         example, architecture, name: the parts of the code, the model's class, and the name that a reader types.
@@ -144,7 +144,7 @@ def _block(name: str, values: Mapping[str, Any]) -> str:
 
 
 def next_step(step: Mapping[str, Any], name: str) -> str:
-    """Shell command or advice on training the model ``name``, from ``next_step`` of its conversion report; empty if there is none."""
+    """Shell command or advice on training the model ``name``, from ``next_step`` of its conversion report. Empty if there is none."""
     if step.get("command"):
         return shlex.join(word.replace(MODEL, name) for word in step["command"])
     return (step.get("advice") or "").replace(MODEL, name)
@@ -157,7 +157,7 @@ def backbone_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokens_of(config: dict[str, Any]) -> int:
-    """Maximum input length in tokens of a model with this config; for a multimodal model, the backbone's."""
+    """Maximum input length in tokens of a model with this config. For a multimodal model, the backbone's."""
     backbone = backbone_of(config)
     return kind_in(backbone).tokens_of(backbone)
 

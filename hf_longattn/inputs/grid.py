@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
-from ..choice_text import write_choice, write_numbers
+from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES
 from ..data.photographs import NAMES, photographs
@@ -46,6 +46,7 @@ from .common.base import (
     InputSizes,
     Layers,
     PositionWarning,
+    layers_in_words,
     register_kind,
 )
 from .common.examples import Example, Head, auto_head
@@ -75,7 +76,7 @@ def size_text(size: tuple[int, ...]) -> str:
 
 
 def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
-    """A size in pixels, one number per axis, from a number, text such as "768x1024", or a sequence of numbers.
+    """A size in pixels, one number per axis. From a number, text such as "768x1024", or a sequence of numbers.
 
     Raises:
         GridError: ``size`` is none of these, or does not have ``axes`` axes.
@@ -110,10 +111,6 @@ class GridKind(SizedKind):
         self.settings, self.diagnosed_with, *instead = SETTINGS_OF[self.noun]
         self.instead = dict(zip((SIZE, SEARCH), instead, strict=True))
         self.heads, self.user_inputs = HEADS_ON_GRIDS[self.noun], USER_INPUTS[self.noun]
-
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return isinstance(family.rule, GridRule)
 
     @property
     def any_size(self) -> bool:
@@ -172,7 +169,7 @@ class GridKind(SizedKind):
         return self.size(config, size)
 
     def resizing(self) -> str:
-        """How the base finds positions for inputs larger than its position table; empty if it has no positions."""
+        """How the base finds positions for inputs larger than its position table. Empty if it has no positions."""
         if not self.rule.has_positions:
             return ""
         if self.rule.counts_places:
@@ -214,7 +211,7 @@ class GridKind(SizedKind):
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
         limits, attention = [self.longest_read(config, length)], attentions.get("")
         if attention is not None and self.family.own_attention is None and self.rule.reads_pictures:
-            limits.append(full_attention_on_pictures(self.rule, self.values_of(config), attention))
+            limits.append(full_attention_on_images(self.rule, self.values_of(config), attention))
         return limits
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
@@ -233,17 +230,17 @@ class GridKind(SizedKind):
             files=processor_files(source, architecture, sizes),
         )
 
-    def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationPictures:
+    def inputs(self, config: Any, folder: Path, recording: Path | None = None) -> VerificationImages:
         if not self.rule.reads_photographs:
             return VerificationSpectrograms(self.rule, config)
         processor = processor_of(self.rule, folder)
         mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-        return (VerificationPictures if self.rule.reads_pictures else VerificationVideos)(self.rule, config, mean, std)
+        return (VerificationImages if self.rule.reads_pictures else VerificationVideos)(self.rule, config, mean, std)
 
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         return self.rule.arguments(config, values)
 
-    def check_reader(self, plan: Any, result: Path, inputs: VerificationPictures) -> list[Check]:
+    def check_reader(self, plan: Any, result: Path, inputs: VerificationImages) -> list[Check]:
         """Check that the written image processor or feature extractor makes inputs of the new size."""
         rule, size, place = self.rule, plan.inputs.new.value, place_on_grid(self.rule, result)
         name = "image processor" if rule.reads_photographs else "feature extractor"
@@ -269,7 +266,7 @@ class GridKind(SizedKind):
         return [Check(name, PASSED, f"{' and '.join(sizes)} become inputs of {rule.describe(processed)}", values)]
 
     def states(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The last hidden states if ``outputs`` has them, without a pooled state that is computed from them; otherwise all outputs."""
+        """The last hidden states if ``outputs`` has them, otherwise all outputs. Without a pooled state that is computed from them."""
         states = {name: value for name, value in outputs.items() if name == STATES}
         return states or dict(outputs)
 
@@ -285,12 +282,12 @@ class GridKind(SizedKind):
         config.position_extension = INTERPOLATE
         return config
 
-    def further_checks(self, plan: Any, inputs: VerificationPictures, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
+    def further_checks(self, plan: Any, inputs: VerificationImages, size: InputSize, layers: Sequence[Mechanism]) -> FurtherChecks:
         return CropChecks(plan, size, layers)
 
     def twin_sizes(self, sizes: InputSizes, config: Any) -> list[InputSize]:
-        """The old size, and one a few patches larger, whose grid the old grid need not divide. If the stock model reads only the new height
-        and width: a video of two tubelets, or the old size if nothing grows."""
+        """The old size, and one a few patches larger. The old grid need not divide the larger one's. If the stock model reads only the new
+        height and width: a video of two tubelets, or the old size if nothing grows."""
         patch = self.rule.patch(config)
         if self.rule.resizes == "none":  # the stock model of videos reads the new size alone
             few_frames = (2 * patch[0], *sizes.new.value[1:])
@@ -299,7 +296,7 @@ class GridKind(SizedKind):
         return [sizes.old, self.size(config, uneven)]
 
 
-PICTURE_HEADS = {
+IMAGE_HEADS = {
     "ForImageClassification": auto_head("ForImageClassification", "image-classification", "label"),
     "ForImageClassificationWithTeacher": Head("", "image-classification", "label"),
     "ForMaskedImageModeling": auto_head("ForMaskedImageModeling", None, "outputs"),
@@ -321,7 +318,7 @@ SPECTROGRAM_HEADS = {
     "Model": auto_head("", "feature-extraction", "patches"),
 }
 """Ending of a class's name -> how its models are run, for models of spectrograms."""
-HEADS_ON_GRIDS = {"picture": PICTURE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
+HEADS_ON_GRIDS = {"picture": IMAGE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
 """Noun of an input -> ending of a class's name -> how its models are run."""
 PILLOW = "from PIL import Image"
 SETTINGS_OF = {
@@ -350,8 +347,8 @@ SETTINGS_OF = {
 STATES = "last_hidden_state"
 
 
-def full_attention_on_pictures(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
-    """A sentence: the square pictures, up to the model's size, on which every layer equals full attention, or a layer that never does."""
+def full_attention_on_images(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
+    """A sentence: on which square pictures every layer equals full attention. Up to the model's size; or a layer that never does."""
     made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
     squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
     sides_by_layer = [
@@ -426,7 +423,8 @@ def grid_attention(architecture: Any, request: Any, sizes: InputSizes) -> LongAt
 
 
 def _with_defaults(value: Any, name: str, default: Mapping[str, Any]) -> Any:
-    """The configuration ``value`` with ``default`` options added wherever it chooses the mechanism ``name`` without giving them."""
+    """The configuration ``value`` with ``default`` options added. They are added wherever it chooses the mechanism ``name`` without giving
+    them."""
     if isinstance(value, Mapping):
         inside = {key: _with_defaults(inner, name, default) for key, inner in value.items()}
         return (
@@ -449,7 +447,7 @@ def _check_layer(architecture: Any, name: str, options: Mapping[str, Any], grid:
 
 
 def grid_positions(positions: str, sizes: InputSizes, layers: Sequence[Mechanism]) -> str:
-    """The rule for positions; ``"auto"`` tiles if the size grows and every layer's windows lie within one repetition of the table.
+    """The rule for positions. ``"auto"`` tiles if the size grows and every layer's windows lie within one repetition of the table.
 
     Args:
         positions: the requested rule.
@@ -495,7 +493,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
             numbers.setdefault((write_choice({"mechanism": name, **options}), windowed), []).append(number)
     warnings = []
     for (name, _), at in numbers.items():
-        where = "every layer" if len(at) == len(layers) else f"layer{'s' if len(at) > 1 else ''} {write_numbers(at)}"
+        where = layers_in_words(at, len(layers))
         if rule == TILE:
             problem = f"{name} in {where} sees cells of several windows of {old} cells, and tiled positions repeat every {old} cells"
             advice = "use --positions interpolate, or train the result"
@@ -513,7 +511,7 @@ def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Me
 
 
 def computes_source(architecture: Any, positions: str, attention: LongAttentionConfig, sizes: InputSizes) -> bool:
-    """Whether the result has the source's own attention and positions, and the input size that the source reads."""
+    """Whether the result has the source's own attention, positions and input size."""
     base_attention, config = architecture.family.own_attention, architecture.source_config
     if base_attention is None or positions != INTERPOLATE or sizes.new.value != sizes.kind.rule.sizes(config)[1]:
         return False
@@ -521,7 +519,7 @@ def computes_source(architecture: Any, positions: str, attention: LongAttentionC
 
 
 def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[str, dict[str, Any]]:
-    """The image processor's or feature extractor's file for the new size; empty if the source has none or the file does not change.
+    """The image processor's or feature extractor's file for the new size. Empty if the source has none or the file does not change.
 
     Raises:
         CheckpointError: the processor makes inputs that the source cannot read, or cannot be set to the new size.
@@ -551,7 +549,7 @@ def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[s
 COLOURS = 3
 
 
-class VerificationPictures:
+class VerificationImages:
     """Verification inputs of any size.
 
     Args:
@@ -585,8 +583,8 @@ class VerificationPictures:
         return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded
 
 
-class VerificationVideos(VerificationPictures):
-    """Verification videos of any size: a photograph that moves by a pixel per frame along both axes, or seeded noise (``why_seeded``)."""
+class VerificationVideos(VerificationImages):
+    """Verification videos of any size. A photograph that moves by a pixel per frame along both axes, or seeded noise (``why_seeded``)."""
 
     def pixels(self, size: tuple[int, ...]) -> Tensor:
         """One input ``(1, channels, frames, height, width)``."""
@@ -597,14 +595,14 @@ class VerificationVideos(VerificationPictures):
         return torch.stack([photograph[..., at : at + height, at : at + width] for at in range(frames)], 2)
 
 
-class VerificationSpectrograms(VerificationPictures):
+class VerificationSpectrograms(VerificationImages):
     """Seeded verification spectrograms of any length."""
 
     def describe(self) -> str:
         return "seeded spectrograms"
 
 
-class UserPictures(UserInputs):
+class UserImages(UserInputs):
     """The user's pictures, or scikit-learn's photographs if none are given."""
 
     unit = "picture"
@@ -647,7 +645,7 @@ class UserPictures(UserInputs):
 
     @staticmethod
     def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """One input as a picture ``(height, width, 3)`` with values from 0 to 1, without the processor's normalisation."""
+        """One input as a picture ``(height, width, 3)`` with values from 0 to 1. Without the processor's normalisation."""
         mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
@@ -662,7 +660,7 @@ class UserPictures(UserInputs):
         return [self.rule.pixels_of(self.config, of_picture, size) for of_picture in patches]
 
 
-class UserVideos(UserPictures):
+class UserVideos(UserImages):
     """The user's videos: folders of frames, or arrays."""
 
     unit = "video"
@@ -683,7 +681,7 @@ class UserVideos(UserPictures):
     @staticmethod
     def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
         """The first frame of every tubelet, side by side."""
-        return UserPictures.as_seen(torch.cat(list(values[:: -(-len(values) // tubelets)]), -1), processor, 1)
+        return UserImages.as_seen(torch.cat(list(values[:: -(-len(values) // tubelets)]), -1), processor, 1)
 
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         sized = self.sized_processor(size)
@@ -707,7 +705,7 @@ class UserSpectrograms(UserInputs):
 
     @staticmethod
     def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """``values (frames, mel bins)`` as a grey picture ``(mel bins, frames, 3)``, scaled so that its range is 0 to 1."""
+        """``values (frames, mel bins)`` as a grey picture ``(mel bins, frames, 3)``. Scaled so that its range is 0 to 1."""
         seen = values.float().cpu().mT
         low, high = seen.min(), seen.max()
         return ((seen - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
@@ -723,7 +721,7 @@ class UserSpectrograms(UserInputs):
         return [self.rule.pixels_of_input(sized(sound, **settings)[self.rule.input]) for sound in self.sounds]
 
 
-USER_INPUTS: dict[str, Any] = {"picture": UserPictures, "video": UserVideos, "spectrogram": UserSpectrograms}
+USER_INPUTS: dict[str, Any] = {"picture": UserImages, "video": UserVideos, "spectrogram": UserSpectrograms}
 """Noun of an input -> the class that reads a user's files as inputs."""
 
 
@@ -755,7 +753,8 @@ CROPS = "patch features equal to the source's on each crop of the old size"
 
 
 class CropChecks(FurtherChecks):
-    """Compares each window of the old size with the source's output for that crop, if positions are tiled and no token sees two windows."""
+    """Compares each window of the old size with the source's output for that crop. Only if positions are tiled and no token sees two
+    windows."""
 
     def __init__(self, plan: Any, size: InputSize, layers: Sequence[Mechanism]) -> None:
         self.sizes, self.size, self.positions = plan.inputs, size, plan.positions
@@ -764,7 +763,7 @@ class CropChecks(FurtherChecks):
         self.crops: dict[tuple[int, ...], Tensor] = {}
 
     def _why_not(self, layers: Sequence[Mechanism]) -> str:
-        """Why patch features need not equal the source's on crops, as a clause; empty if they must."""
+        """Why patch features need not equal the source's on crops, as a clause. Empty if they must."""
         rule: GridRule = self.sizes.kind.rule
         if rule.why_no_crops:
             return rule.why_no_crops
@@ -780,7 +779,7 @@ class CropChecks(FurtherChecks):
         return ""
 
     def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
-        """Run the source without prefix tokens on every whole window, and store the patch features by the window's place."""
+        """Run the source without prefix tokens on every whole window. Stores the patch features by the window's place."""
         if self.why_not:
             return
         prefix = self.size.grid.prefix

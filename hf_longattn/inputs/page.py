@@ -1,4 +1,4 @@
-"""Pages: texts with further inputs for every token, such as the token's box on the page."""
+"""Pages: texts with further inputs for every token, such as its box."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..modeling.family.definition import Family
-from ..modeling.family.page_rule import PageRule
 from .common.base import register_kind
 from .text import TextKind
 
@@ -17,10 +15,6 @@ class PageKind(TextKind):
     """Token ids and further arguments of ``forward``, such as boxes (``Family.page``)."""
 
     trained_by = ("--layout",)
-
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return isinstance(family.rule, PageRule) and bool(family.rule.arguments)
 
     def seeded(self, config: Any, ids: Tensor) -> dict[str, Tensor]:
         return self.family.rule.seeded(config, ids.shape[0], ids.shape[1])

@@ -112,10 +112,6 @@ class SoundKind(SizedKind):
         super().__init__(family)
         self.user_inputs = UserSounds
 
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return isinstance(family.rule, AudioRule)
-
     def introduce(self, plan: Any) -> str:
         return "sounds of any duration"
 
@@ -147,7 +143,7 @@ class SoundKind(SizedKind):
         check_mechanism_for_audio(mechanism.name, mechanism.options.to_dict())
 
     def compared_at(self, sizes: InputSizes, config: Any, at: float | None) -> InputSize:
-        """``at``, by default the result's duration up to :data:`COMPARED_SECONDS`; the source's duration if the base cannot read that."""
+        """``at``, by default the result's duration up to :data:`COMPARED_SECONDS`. The source's duration if the base cannot read that."""
         old, new = sizes.old.value, sizes.new.value
         seconds = min(new, max(old, COMPARED_SECONDS)) if at is None else at
         if seconds > new:
@@ -174,11 +170,9 @@ class SoundKind(SizedKind):
         return Example(head, blocks, facts, reader, (("import numpy as np",) if processed else (), ()), piped)
 
     def decide(self, source: Any, architecture: Any, request: Any, layers_of: Layers) -> InputPlan:
-        """As in :class:`SizedKind`; also raises :class:`LengthError` for a duration at which an untrained result is of no use."""
+        """As in :class:`SizedKind`. Also raises :class:`LengthError` for a duration at which an untrained result is of no use."""
         if request.positions != AUTO:
-            raise PositionError(
-                f"--positions is for tables and rotary positions, which a {architecture.source_class} has not; leave it out."
-            )
+            raise PositionError(f"A {architecture.source_class} has no position table or rotary positions; leave --positions out.")
         sound = audio_durations(architecture, request)
         problem = self.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
         advice = "train the result with transformers' Trainer on sounds of the new duration"
@@ -199,7 +193,7 @@ class SoundKind(SizedKind):
         )
 
     def attention(self, architecture: Any, request: Any) -> LongAttentionConfig:
-        """The requested attention; by default the source's own attention or, if that is full, the family's default.
+        """The requested attention. By default the source's own attention or, if that is full, the family's default.
 
         Raises:
             OptionError: a mechanism cannot read sound.
@@ -250,7 +244,7 @@ class SoundKind(SizedKind):
         return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
 
     def base(self, model: Any) -> Any:
-        """The encoder if the model has a decoder or wraps an encoder, otherwise the model without its head."""
+        """The encoder if the model has a decoder or wraps an encoder. Otherwise the model without its head."""
         if not (self.family.two_stacks or self.family.wraps_encoder):
             return super().base(model)
         return (model if hasattr(model, "encoder") else model.base_model).encoder
@@ -293,7 +287,7 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
 
 
 def extractor_files(source: Any, plan: InputSizes) -> dict[str, dict[str, Any]]:
-    """The feature extractor's file for the new duration; empty if nothing grows or no feature extractor cuts or pads sounds."""
+    """The feature extractor's file for the new duration. Empty if nothing grows or no feature extractor cuts or pads sounds."""
     changed, place = plan.kind.rule.extractor_fields(plan.new.value), ProcessorFile.find(source.folder, FEATURE_EXTRACTOR)
     if place is None or not (changed and plan.grows):
         return {}
@@ -337,7 +331,7 @@ class UserSounds(UserInputs):
         return max(self.rule.seconds(row.shape[1]) for row in self.rows)
 
     def values(self, size: float) -> list[Tensor]:
-        """Excerpts of ``size`` seconds, at most ``count``: the first of every recording, then the second of every recording, and so on."""
+        """Excerpts of ``size`` seconds, at most ``count``. The first of every recording, then the second of every recording, and so on."""
         length = self.rule.length(size)
         length -= length % self.rule.step(self.config)
         starts = range(0, max(row.shape[1] for row in self.rows) - length + 1, max(1, length))
@@ -376,7 +370,7 @@ class VerificationSound:
         self.sampling_rate = rate
 
     def extracted(self, samples: Samples) -> Tensor:
-        """The model's input ``(1, N, …)`` for one sound ``(samples,)``, computed once, from the whole sound.
+        """The model's input ``(1, N, …)`` for one sound ``(samples,)``. Computed once, from the whole sound.
 
         Raises:
             CheckpointError: the feature extractor is damaged, or belongs to another model.
@@ -404,14 +398,14 @@ class VerificationSound:
         return seeded_sound(count, self.sampling_rate) if recorded is None else np.resize(recorded, count)
 
     def features(self, seconds: float) -> Tensor:
-        """The model's input ``(1, N, …)`` for one sound of this duration, computed once, from the whole sound."""
+        """The model's input ``(1, N, …)`` for one sound of this duration. Computed once, from the whole sound."""
         length = max(self.rule.length(seconds), self.rule.length_of(self.config, 1))
         if self.extractor is None and self.rule.features is not None:
             return self.rule.seeded(self.config, seconds)
         return self.extracted(self.samples(length / self.rule.rate))
 
     def processed(self, seconds: float) -> Tensor:
-        """The output of the feature extractor, called with default settings, for a sound of this duration."""
+        """The feature extractor's output for a sound of this duration. It is called with default settings."""
         count = round(seconds * self.sampling_rate)
         samples = np.resize(self.samples(min(seconds, REPEATED_SECONDS)), count)
         extractor: Any = self.extractor
@@ -423,7 +417,7 @@ class VerificationSound:
         return self.rule.arguments(self.features(size.value))
 
     def why_chunks_differ(self) -> str:
-        """Why frames of a chunk differ from the same frames in the whole sound even before attention, as a clause; empty if they do not."""
+        """Why a chunk's frames differ from the whole sound's even before attention, as a clause. Empty if they do not."""
         reasons = []
         if getattr(self.extractor, "do_normalize", self.rule.features is None):
             reasons.append(f"{'samples are' if self.rule.features is None else 'features are'} normalised over it")
@@ -437,7 +431,7 @@ class VerificationSound:
 
 
 def seeded_sound(count: int, rate: int) -> Samples:
-    """``count`` deterministic samples like a voice: harmonics of a gliding tone, modulated as syllables, with noise."""
+    """``count`` deterministic samples like a voice. Harmonics of a gliding tone, modulated as syllables, with noise."""
     generator = np.random.default_rng(0)
     seconds = np.arange(count) / rate
     pitch = 130 + 30 * np.sin(2 * np.pi * 0.4 * seconds)
@@ -470,7 +464,7 @@ def _check_extractor(plan: Any, result: Path, inputs: VerificationSound) -> Chec
 
 
 class PaddingChecks(FurtherChecks):
-    """Checks that padding changes no frame, and reports what depends on the whole sound besides attention."""
+    """Checks that padding changes no frame. Also reports what depends on the whole sound besides attention."""
 
     runs = 3
 
@@ -486,7 +480,7 @@ class PaddingChecks(FurtherChecks):
 
 
 def _check_padding(config: Any, base: Any, inputs: VerificationSound, at: InputSize) -> Check:
-    """Check that the frames of a sound are the same with and without padding after it."""
+    """Check that a sound's frames are the same with and without padding after it."""
     name, rule = "padding changes nothing", inputs.rule
     if why := rule.why_padding_changes(config):
         return Check(name, SKIPPED, f"does not apply: {why}, so that padding changes what the source computes as well")

@@ -18,8 +18,6 @@ from ..data.tokenization import between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError, checkpoint_errors
 from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
-from ..modeling.family.definition import Family
-from ..modeling.family.page_rule import PLAIN_TEXT
 from ..modeling.generic import family_in
 from ..processor_files import TOKENIZER_CONFIG
 from ..reading import read_text
@@ -56,13 +54,13 @@ no page is interesting, she said, but the shelf is.
 
 
 def text_sizes(old: int, new: int) -> InputSizes:
-    """The InputSizes of a source of ``old`` tokens and a result of ``new`` tokens; 0 for no limit."""
+    """The InputSizes of a source of ``old`` tokens and a result of ``new`` tokens. 0 for no limit."""
     of_any_family: Any = None
     return TextKind(of_any_family).sizes_between(None, old, new)
 
 
 def kind_in(config: Mapping[str, Any]) -> InputKind:
-    """The input kind of a model with these values in its config file: texts if no family knows it."""
+    """The input kind of a model with these values in its config file. Texts if no family knows it."""
     family, of_any_family = family_in(config), None
     return TextKind(of_any_family) if family is None else kind_of(family)  # type: ignore[arg-type]
 
@@ -87,10 +85,6 @@ class TextKind(InputKind):
     )
     instead = {SIZE: "give its length as --max-length 4096", SEARCH: "give a text as --search-text"}
     noun = nouns = "text"
-
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return family.rule == PLAIN_TEXT
 
     def sizes(self, config: Any) -> InputSizes:
         """Lengths from :data:`USUAL_LENGTH`, the length of most short models, to the maximum of this model."""
@@ -131,7 +125,7 @@ class TextKind(InputKind):
         return text_example(folder, config, head, length, metadata)
 
     def tokens_of(self, config: Mapping[str, Any]) -> int:
-        """The config's number of positions, less the rows of the position table that are not positions."""
+        """The config's number of positions, less rows of the table that are not positions."""
         known, tables = SimpleNamespace(**{"pad_token_id": None, **config}), self.family.position_tables if self.family else ()
         leading = max((table.config_value(0, known) for table in tables), default=0)
         return int(config.get("max_position_embeddings") or config.get("n_positions") or USUAL_LENGTH) - leading
@@ -174,7 +168,7 @@ class VerificationText:
             self.tokenizer, self.why_seeded = None, f"the source's tokenizer does not know most of the {origin}"
 
     def tokens(self, count: int) -> Tensor:
-        """The text's token ids ``(1, count)``, int64, with special tokens; repeated if the text is shorter.
+        """The text's token ids ``(1, count)``, int64, with special tokens. Repeated if the text is shorter.
 
         If there is no tokenizer, or most of the text is unknown to it: seeded ids from the vocabulary.
         """
@@ -221,7 +215,7 @@ class VerificationText:
 
 
 def verification_text(file: str | Path | None) -> tuple[str, str]:
-    """(text, name of its origin), from the user's file; if ``file`` is ``None``, built-in paragraphs and Python's manual.
+    """(text, name of its origin), from the user's file. If ``file`` is ``None``, built-in paragraphs and Python's manual.
 
     Raises:
         CheckpointError: the file cannot be read, is not UTF-8 text or is empty; give another file.
@@ -259,7 +253,7 @@ def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list
 
 
 def truncated_lengths(tokenizer: Any, text: str) -> dict[str, int]:
-    """Length of each of a tokenizer's outputs, by name, for a text longer than its limit, with ``truncation=True``.
+    """Length of each of a tokenizer's outputs, by name, with ``truncation=True``. For a text longer than its limit.
 
     Args:
         text: the text, which is repeated until it is longer than the limit.
@@ -297,7 +291,7 @@ def load_tokenizer(folder: Path) -> Any | None:
 
 
 def _python_manual() -> str:
-    """The language reference that comes with CPython: 600 kB of English prose, missing in some slim installations."""
+    """The language reference that comes with CPython. 600 kB of English prose, missing in some slim installations."""
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
@@ -306,7 +300,7 @@ def _python_manual() -> str:
 
 
 def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:
-    """Check that the written tokenizer gives the source's ids, and truncates a longer text to the result's length."""
+    """Check that the written tokenizer gives the source's ids. It must also truncate a longer text to the result's length."""
     if text.source_tokenizer is None:
         return [Check("tokenizer", SKIPPED, "the source has no tokenizer")]
     try:

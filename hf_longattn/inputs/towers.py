@@ -19,14 +19,14 @@ from .grid import PILLOW
 
 
 def tower_inputs(towers: Sequence[InputSizes], texts: InputSizes) -> InputSizes:
-    """The InputSizes of a model with these ``towers``; ``old`` and ``new`` are those of ``texts``, the sizes of the text tower."""
+    """The InputSizes of a model with these ``towers``. ``old`` and ``new`` are those of ``texts``, the sizes of the text tower."""
     old, new, longest = (" and ".join(getattr(tower, name) for tower in towers) for name in ("old_words", "new_words", "longest"))
     report = {name: value for tower in towers for name, value in tower.report.items()}
     return InputSizes(texts.kind, texts.old, texts.new, old, new, longest, "input", report=report)
 
 
 def text_part(parts: Mapping[str, Any]) -> Any:
-    """The plan or inspection, among those of a model's ``parts``, of the one that reads the longest texts."""
+    """The plan or inspection that reads the longest texts. One of a model's ``parts``."""
     return max((part for part in parts.values() if not part.inputs.units), key=lambda part: part.inputs.new.tokens)
 
 
@@ -78,10 +78,6 @@ class TowersKind(InputKind):
         self.noun, self.nouns = "input", " and ".join(kind.nouns for kind in kinds)
         self.settings = tuple(name for kind in kinds for name in kind.settings)
         self.instead = {gives: words for kind in reversed(kinds) for gives, words in kind.instead.items()}  # first tower wins
-
-    @classmethod
-    def reads(cls, family: Family) -> bool:
-        return bool(family.towers)
 
     @cached_property
     def parts(self) -> Mapping[str, InputKind]:

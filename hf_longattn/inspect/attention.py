@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..constants import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from ..conversion.model_loading import quiet_libraries
 from ..engines.common.grid import Grid
 from ..errors import BackendError, LengthError, OptionError
@@ -25,7 +26,6 @@ from ..mechanisms.common.locality import needs_training_by
 from ..modeling.family.audio_config import audio_seconds
 from ..modeling.family.definition import FAMILIES, length_before_conversion, longest_input
 from ..modeling.grids import family_of
-from ..naming import AUDIO_SUFFIXES, VIDEO_SUFFIXES
 from ..positions.distances import TILE
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
 from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Picture, stack_heads

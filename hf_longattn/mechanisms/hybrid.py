@@ -24,7 +24,7 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.segments import Layout, segmented_linear_attention
+from ..engines.linear_documents import Layout, segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality

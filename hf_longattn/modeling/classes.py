@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def give_classes(family: Family) -> None:
-    """Give the config's module the config class, and a ``__getattr__`` that makes the Long classes on first use."""
+    """Give the config's module the config class and the Long classes. A ``__getattr__`` makes the latter on first use."""
     module = sys.modules[family.config_class.__module__]
 
     def module_getattr(name: str) -> Any:
-        if name not in (*family.heads.values(), *family.parts.values()):
+        if name not in (*family.model_classes.values(), *family.parts.values()):
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
         vars(module).update(make_classes(family))
         return vars(module)[name]
@@ -58,7 +58,7 @@ def make_classes(family: Family) -> dict[str, type[PreTrainedModel]]:
     of_stacks = (base_mixin, LongDecoderMixin) if family.stack is None else (LongStackMixin,)
     mixins |= dict(zip(family.stacks, of_stacks, strict=False))
     classes = {}
-    for base_name, long_name in {**family.parts, **family.heads}.items():
+    for base_name, long_name in {**family.parts, **family.model_classes}.items():
         base = getattr(modeling_module(package), base_name) if base_name in family.parts else family.base_class(base_name)
         if not isinstance(base, type) or not issubclass(base, PreTrainedModel):
             continue

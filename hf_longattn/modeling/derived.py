@@ -166,7 +166,7 @@ def _check_text(config_class: type[PreTrainedConfig], body_class: type[PreTraine
 
 
 def _build(config_class: type[PreTrainedConfig], body_class: type[PreTrainedModel], length: int) -> tuple[Any, nn.Module]:
-    """A config of this length, and its model on the meta device, with one layer or, if that fails, the default number."""
+    """A config of this length, and its model on the meta device. With one layer or, if that fails, the default number."""
     known = {*config_class.__dataclass_fields__, *config_class.attribute_map}
     usual = {"max_position_embeddings": length, "pad_token_id": PADDING, **PROBED.get(config_class.model_type, {})}
     problem: Exception | None = None

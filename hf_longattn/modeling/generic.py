@@ -1,4 +1,4 @@
-"""Long attention for models of any architecture without a Long class: ``enable_long_attention``, and the classes that AutoModel loads.
+"""Long attention for models of any architecture without a Long class. ``enable_long_attention``, and the classes that AutoModel loads.
 
 The ``config.json`` of a saved model has a ``model_type`` and a class name that only this package registers with transformers. Without it,
 AutoModel and serving engines refuse the folder, instead of computing the architecture's own attention with its weights.
@@ -68,7 +68,7 @@ class GenericConfig:
 
 @cache
 def _generic_class(base: Any) -> Any:
-    """The config class of an architecture, with :class:`GenericConfig` in front, by the name that is registered with transformers."""
+    """The config class of an architecture, with :class:`GenericConfig` in front. Its name is registered with transformers."""
     members = {"__module__": base.__module__, "__init__": base.__init__}  # without __init__, transformers would generate one
     members["registered_type"] = f"{GENERIC_TYPE}{base.model_type}"
     return type(GENERIC_CLASS + base.__name__, (GenericConfig, base), members)
@@ -131,7 +131,7 @@ class PlainFamily(Family):
         pass
 
     @cached_property
-    def heads(self) -> dict[str, str]:
+    def model_classes(self) -> dict[str, str]:
         exported = {name: getattr(transformers, name, None) for name in dir(sys.modules[self.base_package])}
         return {name: f"{GENERIC_CLASS}{name}" for name, value in exported.items() if is_model_class(value)}
 
@@ -148,6 +148,7 @@ class PlainRule(InputRule):
     """What a class of transformers without a Long class reads: whatever its ``forward`` takes."""
 
     reads = "text"
+    kind = "plain"
 
 
 PLAIN = PlainRule()
@@ -160,7 +161,7 @@ def plain_family(config_class: Any) -> PlainFamily:
 
 
 def family_in(values: Mapping[str, Any]) -> Family | None:
-    """The family of a ``config.json`` with these values, also of one that ``--generic`` wrote; ``None`` for other models."""
+    """The family of a ``config.json`` with these values, also of one that ``--generic`` wrote. ``None`` for other models."""
     if not is_generic(values):
         return named_family(values)
     model_type = str(values["model_type"]).removeprefix(GENERIC_TYPE)
@@ -168,7 +169,7 @@ def family_in(values: Mapping[str, Any]) -> Family | None:
 
 
 def class_for_auto(name: str) -> Any:
-    """The config or model class by its registered name: ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``."""
+    """The config or model class by its registered name. ``LongGenericYolosModel`` loads and makes instances of ``YolosModel``."""
     base = getattr(transformers, name.removeprefix(GENERIC_CLASS))
     return _generic_class(base) if issubclass(base, PreTrainedConfig) else generic_model_class(base)
 
@@ -179,7 +180,7 @@ def _empty_config(base: Any) -> Any:
 
 
 def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, LongAttentionConfig]) -> None:
-    """Write ``long_attention``, for the model or by tower, into the config of an architecture, and mark its file as generic."""
+    """Write ``long_attention`` into the config of an architecture, and mark its file as generic. For the model or by tower."""
     setattr(config, FIELD, FORMAT)
     if isinstance(attention, LongAttentionConfig):
         config.long_attention = attention.to_dict()
@@ -233,14 +234,14 @@ def _read_attention(chosen: Mapping[str, Any] | LongAttentionConfig) -> LongAtte
 
 
 def attention_of_towers(config: Any) -> dict[str, LongAttentionConfig]:
-    """The attention of each tower, by name; empty if a config has one attention for all towers, or none."""
+    """The attention of each tower, by name. Empty if a config has one attention for all towers, or none."""
     chosen = getattr(config, "long_attention", None)
     attention = _read_attention(chosen) if isinstance(chosen, Mapping) and TOWERS in chosen else {}
     return attention if isinstance(attention, dict) else {}
 
 
 def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-    """The parts of a model that have a config of their own, by that config's name: ``vision_config`` is the tower ``vision``.
+    """The parts of a model that have a config of their own. By that config's name: ``vision_config`` is the tower ``vision``.
 
     A part with the model's own config, beside towers and without towers inside, is a tower too. It is named after its attribute: CSM's
     ``backbone_model`` is the tower ``backbone``.
@@ -258,13 +259,13 @@ def towers_of(model: PreTrainedModel) -> dict[str, PreTrainedModel]:
 
 
 def set_implementation(part: PreTrainedModel, implementation: str | None, *, is_tower: bool) -> None:
-    """Set the attention implementation of a model, or of a single tower, whose config may contain other towers' configs."""
+    """Set the attention implementation of a model, or of a single tower. A tower's config may contain other towers' configs."""
     for stack in stacks_of(part):
         stack.set_attn_implementation({"": implementation} if is_tower else implementation)
 
 
 def stacks_of(model: PreTrainedModel) -> list[PreTrainedModel]:
-    """A model and its parts that are models themselves and may have configs of their own."""
+    """A model and its parts that are models themselves. They may have configs of their own."""
     return [module for module in model.modules() if isinstance(module, PreTrainedModel)]
 
 
@@ -366,7 +367,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
 
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of a model without a Long class: checks global tokens for all its attention modules."""
+    """Forward pre-hook of a model without a Long class: checks global tokens. For all its attention modules."""
     if kwargs.get(GLOBAL_MASK) is not None and attention_implementation(model.config) == BACKEND:
         check_globals(model, arguments_by_name(model, args, kwargs))
 

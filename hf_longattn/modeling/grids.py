@@ -114,7 +114,7 @@ def family_of(model: Any, *, of_pixels: bool = True) -> Family:
 
 @dataclass(frozen=True)
 class InterpolationOnGrid:
-    """Value of ``interpolate_pos_encoding`` that also holds the picture's grid: ViT-MAE's head passes nothing else to its decoder.
+    """Value of ``interpolate_pos_encoding`` that also holds the picture's grid. ViT-MAE's head passes nothing else to its decoder.
 
     keywords: keywords that the decoder passes on to its layers.
     """
@@ -128,7 +128,7 @@ class InterpolationOnGrid:
 
 
 def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
-    """The grid rule of a model of pictures in which all patches are on one grid.
+    """The grid rule of a model of pictures. All its patches are on one grid.
 
     of_pixels: whether to refuse videos and spectrograms.
 
@@ -255,7 +255,7 @@ def _table(embeddings: Any) -> Tensor:
 
 
 def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:
-    """A square table ``(1, prefix + n·n, D)`` tiled for a picture of ``height`` × ``width`` pixels.
+    """A square table ``(1, prefix + n·n, D)``, tiled for a larger picture. The picture has ``height`` × ``width`` pixels.
 
     Cell (r, c) has the position of (r mod n, c mod n). The prefix has its own positions."""
     side = int((table.shape[1]) ** 0.5)
@@ -275,7 +275,7 @@ def tiled_cells(cells: Tensor, *sizes: int) -> Tensor:
 
 
 def interpolated_frames(cells: Tensor, *sizes: int) -> Tensor:
-    """A table's ``cells (1, time, height, width, D)``, interpolated linearly along time, then bicubically: ``(1, *sizes, D)``."""
+    """A table's ``cells (1, time, height, width, D)``, interpolated to ``(1, *sizes, D)``. Linearly along time, then bicubically."""
     if cells.shape[1] != sizes[0]:
         lines = interpolate(cells[0].flatten(1, 2).permute(1, 2, 0), sizes[0], mode="linear", align_corners=False)
         cells = lines.permute(2, 0, 1).unflatten(1, tuple(cells.shape[2:4]))[None]

@@ -1,4 +1,4 @@
-"""Global tokens in the attention mask, for bases that pass no keyword arguments on to attention."""
+"""Global tokens in the attention mask. For bases that pass no keyword arguments on to attention."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _marked(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _taken_apart(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a Long base model, with mask and global tokens separated if a head has combined them."""
+    """Arguments of a Long base model, with mask and global tokens separated. A head may have combined them."""
     mask = arguments.get(MASK)
     marked = isinstance(model, LongBaseModelMixin) and isinstance(mask, Tensor) and mask.dtype == MARKED and mask.dim() == 2
     if not marked or arguments.get(GLOBALS) is not None:

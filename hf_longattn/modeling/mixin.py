@@ -1,4 +1,4 @@
-"""Mixins that make a base's classes Long classes: mechanisms on attention modules, and arguments of ``forward``."""
+"""Mixins that make a base's classes Long classes. Mechanisms on attention modules, and arguments of ``forward``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_columns
+from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism
@@ -20,7 +21,7 @@ from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
 from ..memory.segment_memory import of_memory
-from ..naming import BEFORE_UPLOAD, TAGS
+from ..naming import BEFORE_UPLOAD
 from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
 from .attach.attention_sites import MECHANISM_ATTRIBUTE, layer_mechanisms
@@ -75,7 +76,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return with_memory(base_forward)
 
     def post_init(self) -> None:
-        """Called at the end of every base's ``__init__``: makes the model inside a head a Long model, and attaches mechanisms."""
+        """Called at the end of every base's ``__init__``. Makes the model inside a head a Long model, and attaches mechanisms."""
         for module in self.modules():
             long_class = None if module is self else self.family.long_class_of(type(module))
             if long_class is not None:  # the Long class adds no state, so that the instance can become one
@@ -104,7 +105,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _refuse_globals(self) -> None:
-        """Raise :class:`OptionError` for mechanisms with global tokens if the model cannot pass these to its layers."""
+        """Raise :class:`OptionError` for mechanisms with global tokens that cannot reach the layers. The model does not pass them on."""
         if self.hands_globals_down or self.marks_globals:
             return
         chosen = (self.config.long_attention.for_layer(layer) for layer in range(self.config.num_hidden_layers))
@@ -133,7 +134,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Initialise as the base does, and what was not loaded; position tables that are not used become zero."""
+        """Initialise as the base does, and what was not loaded. Position tables that are not used become zero."""
         super().initialize_weights()
         drop_tables(self, self.family)
 
@@ -235,7 +236,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return model_kwargs
 
     def optimize_for_inference(self, precision: str = "bf16", *, pack: bool | None = None) -> Self:
-        """Make this model fast for inference on the CPU, in place: linear layers in bf16 or 8 bits, no work on padding.
+        """Make this model fast for inference on the CPU, in place. Linear layers in bf16 or 8 bits, no work on padding.
 
             model = LongBertModel.from_pretrained("longformer-base").optimize_for_inference()
 
@@ -282,7 +283,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         return new_memory(self, positions)
 
     def _valid_auto_compile_criteria(self, model_kwargs: dict[str, Any], generation_config: Any) -> bool:
-        """The base's criteria, and that every mechanism decodes from a static cache in a single graph."""
+        """The base's criteria. Also, every mechanism decodes from a static cache in a single graph."""
         valid = super()._valid_auto_compile_criteria(model_kwargs, generation_config)
         if not valid or not self.runs_mechanisms:
             return valid
@@ -310,7 +311,7 @@ def _counted_padding(model: nn.Module) -> Iterator[None]:
 
 
 def _in_fixed_shapes(inputs: dict[str, Any]) -> None:
-    """Extend a step's padding mask and global tokens to the width of a static cache, so that every step is the same graph."""
+    """Extend a step's padding mask and global tokens to a static cache's width. Every step is then the same graph."""
     cache: Any = inputs.get("past_key_values")
     mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
     seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
@@ -328,7 +329,7 @@ class LongGenerationMixin(_Base):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, inputs_embeds: Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Find tokens that are global by id now, while the whole text is available, not only its last token.
+        """Find tokens that are global by id now, while the whole text is available. Later there is only its last token.
 
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
@@ -354,7 +355,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
     @property
     def recursion(self) -> Recursion | None:
-        """How memory tokens pass from segment to segment; ``None`` if the model runs over the whole text."""
+        """How memory tokens pass from segment to segment. ``None`` if the model runs over the whole text."""
         tokens = getattr(self, "long_memory", None)
         return tokens.recursion if isinstance(tokens, MemoryTokens) else None
 
@@ -430,7 +431,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             arguments["global_attention_mask"] = global_tokens_of(rule, arguments, arguments.get("documents"))
 
     def check_inputs(self, arguments: dict[str, Any]) -> None:
-        """Refuse inputs that this model cannot run, and add documents, their positions, and a mask to ``arguments``.
+        """Refuse inputs that this model cannot run. Adds documents, their positions, and a mask to ``arguments``.
 
         Raises:
             MaskError, LengthError, PageError: masks or documents do not fit, the text is too long, or boxes do not fit.
@@ -545,7 +546,7 @@ def with_memory(base_forward: Any) -> Any:
 
 
 def with_long_arguments(base_forward: Any) -> Any:
-    """``base_forward`` with our arguments in its signature, because Trainer drops columns that the signature does not name."""
+    """``base_forward`` with our arguments in its signature. Trainer drops columns that the signature does not name."""
     names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
 
     @functools.wraps(base_forward)
@@ -595,7 +596,7 @@ def refuse_text_arguments(model: Any, keywords: dict[str, Any], names: tuple[str
 
 
 def with_keywords(forward: Any, base_forward: Any, keywords: Mapping[str, str]) -> Any:
-    """``forward`` with the signature of ``base_forward`` and further ``keywords`` (name -> type), each ``None`` by default."""
+    """``forward`` with the signature of ``base_forward`` and further ``keywords`` (name -> type). Each is ``None`` by default."""
     parameters = list(inspect.signature(base_forward).parameters.values())
     added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind) for name, kind in keywords.items()]
     last = len(parameters) - 1 if parameters and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else len(parameters)

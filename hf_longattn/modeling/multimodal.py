@@ -1,4 +1,4 @@
-"""A text backbone that also reads pictures and recordings, through embedders of patches and frames in front of its layers.
+"""A text backbone that also reads pictures and recordings. Embedders of patches and frames are in front of its layers.
 
 A convolution embeds the patches of a picture, and learned rows and columns encode their positions. Convolutions along time shorten a
 spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its
@@ -125,7 +125,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def embedded(self) -> dict[str, Any]:
-        """The inputs that the model reads besides texts: "images" and "sound", as far as it has embedders of them."""
+        """The inputs that the model reads besides texts: "images" and "sound". As far as it has embedders of them."""
         given = {"images": (ImageInput, self.image), "sound": (AudioInput, self.audio)}
         return {name: kind(**fields) for name, (kind, fields) in given.items() if fields is not None}
 
@@ -141,7 +141,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def long_image_size(self) -> tuple[int, int] | None:
-        """Height and width of the pictures that the model reads, by the name that a Long config of pictures gives them."""
+        """Height and width of the pictures that the model reads. By the name that a Long config of pictures gives them."""
         return None if self.images is None else self.images.size
 
 
@@ -161,7 +161,7 @@ class LongMultimodalOutput(ModelOutput):
 
 
 class Embedder(nn.Module):
-    """Prepends a learned first token to pictures or to recordings, and adds a learned embedding to all their tokens.
+    """Prepends a learned first token to pictures or to recordings. Also adds a learned embedding to all their tokens.
 
     width: width of the backbone's embeddings.
     """
@@ -174,7 +174,7 @@ class Embedder(nn.Module):
         self.kind = nn.Embedding(2, width)  # the first token, and the embedding added to all
 
     def with_first(self, tokens: Tensor) -> Tensor:
-        """Prepend the learned first token, and add the learned embedding to all tokens: ``(B, N, D)`` -> ``(B, 1 + N, D)``."""
+        """Prepend the learned first token: ``(B, N, D)`` -> ``(B, 1 + N, D)``. Adds the learned embedding to all tokens."""
         first = self.kind.weight[:1].expand(len(tokens), 1, -1)
         return torch.cat([first, tokens], 1) + self.kind.weight[1]
 
@@ -207,7 +207,7 @@ class PatchEmbedder(Embedder):
 
 
 class FrameEmbedder(Embedder):
-    """Spectrograms as tokens: each frame is normalised over its features, then convolutions along time halve the number of frames."""
+    """Spectrograms as tokens. Each frame is normalised over its features, then convolutions along time halve the number of frames."""
 
     def __init__(self, sound: AudioInput, width: int) -> None:
         super().__init__(width)
@@ -218,7 +218,7 @@ class FrameEmbedder(Embedder):
         self.convolutions = nn.ModuleList(nn.Conv1d(size, width, 3, step, 1) for size, step in zip(inputs, self.steps, strict=True))
 
     def forward(self, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """``features (B, T, F)`` with the frames' mask ``(B, T)`` as ``(B, 1 + N, D)`` with the tokens' mask.
+        """``features (B, T, F)`` as ``(B, 1 + N, D)`` with the tokens' mask. The frames' mask is ``(B, T)``.
 
         Padding is set to zero before every convolution, so that no token sees it.
 
@@ -348,7 +348,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         return LongMultimodalOutput(outputs.last_hidden_state, attention_mask, outputs.get("hidden_states"), outputs.get("attentions"))
 
     def embedded(self, pixels: Tensor | None, features: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The embeddings ``(B, N, D)`` of pictures or of recordings, and the mask of their tokens; ``None`` = no padding."""
+        """The embeddings ``(B, N, D)`` of pictures or of recordings. With the mask of their tokens; ``None`` = no padding."""
         if pixels is not None:
             return self._embedder("image")(pixels), None
         assert features is not None
@@ -425,7 +425,7 @@ class LongMultimodalForTokenClassification(LongMultimodalHead):
     """Classifies the tokens of texts."""
 
     def forward(self, labels: Tensor | None = None, **inputs: Any) -> TokenClassifierOutput:
-        """The class scores of each token, ``(B, N, classes)``, and with ``labels (B, N)`` (-100 = none) the loss."""
+        """The class scores of each token, ``(B, N, classes)``. With ``labels (B, N)`` (-100 = none), the loss, too."""
         outputs = self.multimodal(**inputs)
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None if labels is None else F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
@@ -442,7 +442,7 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
     def forward(
         self, start_positions: Tensor | None = None, end_positions: Tensor | None = None, **inputs: Any
     ) -> QuestionAnsweringModelOutput:
-        """Start and end scores of every token, ``(B, N)`` each; with ``start_positions`` and ``end_positions (B,)``, the loss as well."""
+        """Start and end scores of every token, ``(B, N)`` each. With ``start_positions`` and ``end_positions (B,)``, the loss as well."""
         outputs = self.multimodal(**inputs)
         starts, ends = self.classifier(self.dropout(outputs.last_hidden_state)).unbind(-1)
         loss = None
@@ -466,7 +466,7 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def check_backbone(model: PreTrainedModel) -> None:
-    """Raise :class:`BackendError` for a backbone that cannot read embeddings of patches and frames in one line.
+    """Raise :class:`BackendError` for a backbone that cannot read patches and frames. Their embeddings are in one line.
 
     Raises:
         BackendError: it does not read texts, has a decoder beside the encoder, or has mechanisms on a grid.

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..constants import TAGS
 from ..errors import LongAttentionError, MaskError
-from ..naming import BACKEND, TAGS
+from ..naming import BACKEND
 from .attach.weights import check_tables, drop_tables, freeze_tables, shared_parameters
 from .family.config import IMPLEMENTATION_FIELD, attention_implementation
 from .family.definition import tower_field
@@ -22,7 +23,8 @@ REFUSED_ARGUMENTS = ("global_attention_mask", *TEXT_ARGUMENTS)
 
 
 class LongTowersMixin(LongAttentionMixin):
-    """Mixin before the base's model class, whose towers are ``text_model``, ``vision_model`` … as in the config's ``tower_classes``."""
+    """Mixin before the base's model class with towers ``text_model``, ``vision_model`` …. They are named as in the config's
+    ``tower_classes``."""
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
@@ -54,7 +56,7 @@ class LongTowersMixin(LongAttentionMixin):
         super().__init__(config, *args, **kwargs)
 
     def post_init(self) -> None:
-        """Called at the end of the base's ``__init__``: attaches mechanisms to each tower, as in a model of its own."""
+        """Called at the end of the base's ``__init__``. Attaches mechanisms to each tower, as in a model of its own."""
         for name, tower in self.towers.items():
             module: Any = tower
             module.__class__ = self.family.towers[name].long_class_of(type(tower))

@@ -54,7 +54,8 @@ def check_one_stack(source: Source) -> None:
         towers, first = " and ".join(kind.apart), kind.apart[0]
         stack = kind.parts[first].family
         long = is_long(source.config)
-        whole = f"{'hf_longattn' if long else 'transformers'}.{stack.heads[stack.base_model_name] if long else stack.base_model_name}"
+        name = stack.base_model_name
+        whole = f"hf_longattn.{stack.model_classes[name]}" if long else f"transformers.{name}"
         raise CheckpointError(
             f"A search is of one stack, and {source.name!r} has the towers {towers}; save one, for example {whole}.from_pretrained("
             f"{source.name!r}).save_pretrained('{first}-tower'), and search that folder."

@@ -38,4 +38,4 @@ def source_config(base: str) -> Any:
 
 def head_of(base: str, ending: str = "") -> str:
     """The class with this ending, or else the one that predicts tokens."""
-    return next((head for head in FAMILIES[base].heads if ending and head.endswith(ending)), language_model(base))
+    return next((head for head in FAMILIES[base].model_classes if ending and head.endswith(ending)), language_model(base))

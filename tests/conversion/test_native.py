@@ -196,7 +196,7 @@ def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
     base, attention, head, changes, says = REFUSED[case]
     family = FAMILIES[base]
     config = family.config_class(**{**long_values(base), "long_attention": attention, **changes})
-    choice = choose_twin(LongModel(config, family.heads[head or language_model(base)], family))
+    choice = choose_twin(LongModel(config, family.model_classes[head or language_model(base)], family))
     with pytest.raises(AssertionError, match=says):
         raise AssertionError(choice.reason)
     assert choice.twin is None
@@ -213,7 +213,7 @@ def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
             config = family.config_class(**values)
         except LongAttentionError:  # the mechanism has no form for this base
             continue
-        model = LongModel(config, family.heads[language_model(base)], family)
+        model = LongModel(config, family.model_classes[language_model(base)], family)
         choice = choose_twin(model)
         if choice.twin is None:
             assert choice.reason.endswith(".")

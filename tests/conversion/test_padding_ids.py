@@ -48,7 +48,7 @@ def saved(folder: Path, base: str, pad: int, **values: Any) -> Path:
         base, **{**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "mask_token_id": 4, **values}
     )
     torch.manual_seed(0)
-    model = getattr(transformers, next(name for name in FAMILIES[base].heads if name.endswith(head_of(base))))(config)
+    model = getattr(transformers, next(name for name in FAMILIES[base].model_classes if name.endswith(head_of(base))))(config)
     with torch.no_grad():  # the usual initial values hardly let positions show in the outputs
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2:

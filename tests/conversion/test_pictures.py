@@ -102,7 +102,7 @@ def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp
 
 @pytest.mark.parametrize("base", every_other(base for base in grid_models.BASES if FAMILIES[base].rule.shapes is None))
 def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
-    head = sorted(FAMILIES[base].heads)[0]
+    head = sorted(FAMILIES[base].model_classes)[0]
     grid_models.saved(base, head, tmp_path / head)
     rule: Any = FAMILIES[base].rule
     size = {"image_size": 64 if rule.trained_pixels is None else 256}  # some configs do not say that of the source

@@ -96,7 +96,7 @@ def test_a_model_converts_verifies_and_reverts(mechanism: str, saved: Checkpoint
 @pytest.mark.parametrize("base", every_other(audio_models.BASES))
 def test_every_family_of_sound(base: str, tmp_path: Path) -> None:
     """Converted, loaded by its card's example, and reverted to the same bytes."""
-    head = sorted(FAMILIES[base].heads)[0]
+    head = sorted(FAMILIES[base].model_classes)[0]
     audio_models.saved(base, head, tmp_path / head)
     report = convert_checkpoint(tmp_path / head, tmp_path / "long", audio_seconds=20)
     checks = statuses(report)
@@ -226,7 +226,7 @@ REFUSED: tuple[tuple[dict[str, Any], type[LongAttentionError], str], ...] = (
     ),
     ({"image_size": 64}, OptionError, "--image-size is the size of pictures, but a Wav2Vec2ForCTC reads sound"),
     ({"verify_text": "x"}, OptionError, "--verify-text is a text, but .* reads sound; give a recording as --verify-audio FILE"),
-    ({"positions": "tile"}, PositionError, "--positions is for tables and rotary positions, which a Wav2Vec2ForCTC has not; leave it out"),
+    ({"positions": "tile"}, PositionError, "A Wav2Vec2ForCTC has no position table or rotary positions; leave --positions out"),
     ({"audio_seconds": 5}, LengthError, "sounds of up to 15 seconds and conversion only extends it: 5 seconds are too few"),
     ({"audio_seconds": -1}, OptionError, "--audio-seconds is -1, but must be a number of seconds above 0"),
     (

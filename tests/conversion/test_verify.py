@@ -117,8 +117,10 @@ def test_a_base_without_hidden_states_runs(built: Built, tmp_path: Path, monkeyp
 
 def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
-    copy = folders.copy_sidecars
-    monkeypatch.setattr(folders, "copy_sidecars", lambda source, folder, length, *rest: copy(source, folder, LENGTH, *rest))
+    add = folders.add_source_files
+    monkeypatch.setattr(
+        folders, "add_source_files", lambda source, result, folder, length, *rest: add(source, result, folder, LENGTH, *rest)
+    )
     (tmp_path / "results").mkdir()
     refused(source, tmp_path / "results", "model_max_length 64")
 

@@ -90,7 +90,7 @@ def test_a_region_knows_the_rest_of_the_picture(model: Any) -> None:
 def test_families_and_backbones(base: str, tmp_path: Path) -> None:
     family, size = FAMILIES[base], SIZE if FAMILIES[base].rule.interpolates else (32, 32)
     pixels = torch.randn(1, 3, *size)
-    heads = [grid_models.base_model(base), *[head for head in family.heads if head.endswith("Backbone")]]
+    heads = [grid_models.base_model(base), *[head for head in family.model_classes if head.endswith("Backbone")]]
     for head in heads:
         plain = grid_models.saved(base, head, tmp_path / head)
         chosen = {"long_attention": {"mechanism": "full"}} if family.own_attention is None else {}

@@ -324,7 +324,7 @@ FEW_CELLS = [("bert", None), ("bert", "BertForMultipleChoice"), ("bart", "BartFo
     "cells",
     [
         *(pytest.param([cell], id=f"{cell[0]}-{cell[1]}") for cell in FEW_CELLS),
-        pytest.param([(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].heads], id="all", marks=pytest.mark.slow),
+        pytest.param([(base, head) for base in TEXT_FAMILIES for head in FAMILIES[base].model_classes], id="all", marks=pytest.mark.slow),
     ],
 )
 def test_8_bits_cover_the_linear_layers_of_every_head_and_none(cells: list[tuple[str, str | None]], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 def head_of(base: str) -> str:
     """The class of a family that writes text, or its only one."""
-    heads = FAMILIES[base].heads
+    heads = FAMILIES[base].model_classes
     return next((head for ending in ("ForConditionalGeneration", "ForCTC") for head in heads if head.endswith(ending)), next(iter(heads)))
 
 

@@ -22,7 +22,7 @@ FULL = {"mechanism": "full"}
 
 
 BASES = ("gpt_neo", "gptj")
-HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
+HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
 WINDOW = {"mechanism": "window", "window": 8}
 
 

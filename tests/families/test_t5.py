@@ -26,7 +26,7 @@ from tests.modeling.encoder_decoder_contract import FULL, WINDOW, EncoderDecoder
 from tests.reference.small_models import checkpoint_activations, tokens
 
 BASES = ("t5", "mt5", "umt5")
-HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
 SHAPE = Shape(width=32, layers=2, heads=4, inner=40, tokens=96, vocabulary=200)
 EOS = 3
 WHOLE = ("ForSequenceClassification", "ForQuestionAnswering", "EncoderModel", "ForTokenClassification")
@@ -90,7 +90,7 @@ def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> Non
 
 
 def test_transformers_own_long_t5_is_another() -> None:
-    assert families.FAMILIES["t5"].heads["T5Model"] == "LongAttentionT5Model"
+    assert families.FAMILIES["t5"].model_classes["T5Model"] == "LongAttentionT5Model"
     assert not hasattr(families, "LongT5Model")
     assert type(transformers.AutoConfig.for_model("longt5")) is transformers.LongT5Config
     assert type(transformers.AutoConfig.for_model("long_t5")).__name__ == "LongAttentionT5Config"
@@ -154,7 +154,7 @@ class TestEitherAttention(EncoderDecoderContract):
     @pytest.mark.parametrize("head", ["", "EncoderModel", "ForSequenceClassification"])
     def test_lengths_through_a_conversion_and_back(self, base: str, head: str, tmp_path: Path) -> None:
         """The encoder's grows; a decoder's stays, unless it reads the text or is asked for."""
-        name = next(one for one in families.FAMILIES[base].heads if one.endswith(head or "ForConditionalGeneration"))
+        name = next(one for one in families.FAMILIES[base].model_classes if one.endswith(head or "ForConditionalGeneration"))
         plain = plain_model(base, name)
         plain.save_pretrained(tmp_path / "short")
         report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **WINDOW, max_length=400)

@@ -32,14 +32,14 @@ def base(request: pytest.FixtureRequest) -> str:
 def plain_model(base: str) -> Any:
     torch.manual_seed(0)
     config = small_towers_config(base, SHAPE, eos_token_id=END, bos_token_id=97, pad_token_id=1, initializer_factor=10.0)
-    model: Any = FAMILIES[base].base_class(next(iter(FAMILIES[base].heads)))(config).eval()
+    model: Any = FAMILIES[base].base_class(next(iter(FAMILIES[base].model_classes)))(config).eval()
     with torch.no_grad():
         model.text_model.embeddings.position_embedding.weight.normal_()
     return model
 
 
 def long_class(base: str) -> Any:
-    return getattr(families, next(iter(FAMILIES[base].heads.values())))
+    return getattr(families, next(iter(FAMILIES[base].model_classes.values())))
 
 
 def long_model(base: str, folder: Path, length: int = NEW, **values: Any) -> Any:

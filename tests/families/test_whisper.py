@@ -187,7 +187,7 @@ class TestRefusals:
                 LongWhisperConfig(**SIZES, long_attention={"mechanism": mechanism})
 
     def test_the_decoder_alone_is_no_long_model(self) -> None:
-        assert "WhisperForCausalLM" not in FAMILIES["whisper"].heads
+        assert "WhisperForCausalLM" not in FAMILIES["whisper"].model_classes
 
 
 class TestConversion:

@@ -37,7 +37,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def saved(folder: Path, kind: str) -> Path:
     attention = {"mechanism": "longformer", "window": 8, "layers": {1: {"window": 16}}}
-    family = next((FAMILIES[base] for base in PAGES if kind in FAMILIES[base].heads), FAMILIES["bert"])
+    family = next((FAMILIES[base] for base in PAGES if kind in FAMILIES[base].model_classes), FAMILIES["bert"])
     sizes = {**SIZES, "hidden_size": 24, "coordinate_size": 4, "shape_size": 4} if family.rule.names else SIZES
     config = family.config_class(**sizes, max_position_embeddings=64, long_attention=attention)
     if kind.startswith("GPT2"):
@@ -51,7 +51,7 @@ def saved(folder: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize(
     "kind",
-    every_other(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].heads if head != "BertLMHeadModel"),
+    every_other(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].model_classes if head != "BertLMHeadModel"),
 )
 def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = saved(tmp_path / "model", kind)
@@ -167,10 +167,10 @@ def test_the_blocks_that_a_query_sees_are_not_parts_of_the_model(tmp_path: Path)
 
 
 def test_every_head_has_a_usage(tmp_path: Path) -> None:
-    texts = [long for family in FAMILIES.values() if family.reads_text for long in family.heads.values()]
+    texts = [long for family in FAMILIES.values() if family.reads_text for long in family.model_classes.values()]
     without = [long for long in texts if not shown(long, tmp_path)]
     for family in FAMILIES.values():
-        without += [long for long in family.heads.values() if kind_of(family).head(tmp_path, long) is None]
+        without += [long for long in family.model_classes.values() if kind_of(family).head(tmp_path, long) is None]
     assert not without
     assert "AutoModelForSeq2SeqLM" in (shown("LongMarianMTModel", tmp_path) or "")
 

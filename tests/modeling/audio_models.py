@@ -38,7 +38,7 @@ APART = ("moonshine_streaming", "nemotron_asr_streaming", "nemotron_asr_streamin
 FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound" and name not in APART]
 BASES = [name for name in FAMILIES_OF_SOUND if not FAMILIES[name].wraps_encoder]
 """Families with a model below their heads."""
-HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].heads]
+HEADS = [(base, head) for base in FAMILIES_OF_SOUND for head in FAMILIES[base].model_classes]
 SHAPE = Shape(layers=2, inner=64)
 SECONDS = (1.2, 0.7)
 """Duration of each sound of a batch, the longest first."""
@@ -129,7 +129,7 @@ RATE = 16_000
 
 def smallest_head(base: str) -> str:
     """The base's model without a head, or that with the shortest name where there is none."""
-    return min(FAMILIES[base].heads, key=len)
+    return min(FAMILIES[base].model_classes, key=len)
 
 
 def with_extractor(base: str, head: str, folder: Path, **values: Any) -> Any:

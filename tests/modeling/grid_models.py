@@ -25,7 +25,7 @@ SPECTROGRAMS = [name for name in BASES if FAMILIES[name].rule.noun == "spectrogr
 VIDEOS = [name for name in BASES if FAMILIES[name].rule.noun == "video"]
 """Bases of videos of ``FRAMES`` frames, two to a tubelet; a size is that of a frame."""
 FRAMES = 4
-HEADS = [(base, head) for base in BASES for head in FAMILIES[base].heads]
+HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
 SHAPE = Shape(layers=4, inner=64)
 PATCH, SIDE = 4, 8
 """Pixels of a patch, and patches along each axis of the picture for which the small models are made."""

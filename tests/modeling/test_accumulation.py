@@ -108,7 +108,7 @@ def test_accumulated_batches_are_one_batch(model_class: Any, config_class: Any, 
 def heads_with_labels() -> Iterator[tuple[str, str]]:
     """(base, model class) of every head that predicts tokens or a class of each, which differ in what their loss is divided by."""
     for base, family in TEXT_FAMILIES.items():
-        for head in family.heads:
+        for head in family.model_classes:
             if head.endswith((*LANGUAGE_MODELS, "ForConditionalGeneration", "ForTokenClassification")):
                 yield base, head
 

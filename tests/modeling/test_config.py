@@ -94,7 +94,7 @@ def chosen_in(base: str) -> LongAttentionConfig:
 
 def _model(base: str, long_attention: dict) -> object:
     family = families.FAMILIES[base]
-    return family.model_class(next(iter(family.heads)))(long_config(base, long_attention))
+    return family.model_class(next(iter(family.model_classes)))(long_config(base, long_attention))
 
 
 def test_layer_types_follow_the_mechanisms() -> None:

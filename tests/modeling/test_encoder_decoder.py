@@ -19,7 +19,7 @@ from tests.modeling.encoder_decoder_contract import LONGFORMER, WINDOW, EncoderD
 from tests.modeling.two_stacks import BASES, GENERATING, inputs_of, long_like, plain_model
 from tests.reference.small_models import TOKENS, checkpoint_activations, tokens
 
-HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
 
 
 @every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])

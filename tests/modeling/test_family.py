@@ -90,11 +90,11 @@ def test_every_head_of_the_base_is_there() -> None:
         tables = [table for name, table in vars(modeling_auto).items() if name.startswith("MODEL_") and base in table]
         known = {head for table in tables for head in (table[base] if isinstance(table[base], tuple) else (table[base],))}
         # Qwen2's weights may go into the first; the second is a decoder alone, of a family whose encoder has mechanisms
-        head_of_a_tower = {f"{name.removesuffix('Model')}ForImageClassification" for name in family.heads if family.towers}
-        assert known - {"JevForDecision", "WhisperForCausalLM"} - head_of_a_tower <= set(family.heads), base
-    assert "EsmForProteinFolding" not in FAMILIES["esm"].heads
-    assert FAMILIES["llama"].heads["LlamaForCausalLM"] == "LongLlamaForCausalLM"
-    assert FAMILIES["gpt2"].heads["GPT2DoubleHeadsModel"] == "LongGPT2DoubleHeadsModel"
+        head_of_a_tower = {f"{name.removesuffix('Model')}ForImageClassification" for name in family.model_classes if family.towers}
+        assert known - {"JevForDecision", "WhisperForCausalLM"} - head_of_a_tower <= set(family.model_classes), base
+    assert "EsmForProteinFolding" not in FAMILIES["esm"].model_classes
+    assert FAMILIES["llama"].model_classes["LlamaForCausalLM"] == "LongLlamaForCausalLM"
+    assert FAMILIES["gpt2"].model_classes["GPT2DoubleHeadsModel"] == "LongGPT2DoubleHeadsModel"
 
 
 @every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])

@@ -159,7 +159,7 @@ def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Pat
 
 
 def test_twenty_threads_with_pictures_of_different_sizes(tmp_path: Path) -> None:
-    saved("vit", "ViTModel" if "ViTModel" in FAMILIES["vit"].heads else "ViTForImageClassification", tmp_path)
+    saved("vit", "ViTModel" if "ViTModel" in FAMILIES["vit"].model_classes else "ViTForImageClassification", tmp_path)
     model = long_model("vit", "ViTForImageClassification", tmp_path, long_attention={**WINDOWS, "window": 3})
     pictures = [torch.randn(1, 3, 16 + 4 * (number % 5), 48 - 4 * (number % 7)) for number in range(20)]
     with torch.no_grad():
@@ -281,7 +281,7 @@ def test_exported(base: str, head: str, tmp_path: Path) -> None:
 
 @every_cell("base", BASES, of=3)
 def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
-    heads = FAMILIES[base].heads
+    heads = FAMILIES[base].model_classes
     head = next((head for head in heads if head.endswith(("ForPreTraining", *CLASSIFIERS))), None)
     if head is None:  # towers and backbones have no loss: that of the model's output takes its place
         head = base_model(base)
@@ -310,7 +310,7 @@ def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_p
 
 @pytest.mark.parametrize("base", ["vit", "beit", "dinov2"])
 def test_pipelines_classify_a_picture_of_any_size(base: str, tmp_path: Path) -> None:
-    head = next(head for head in FAMILIES[base].heads if head.endswith("ForImageClassification"))
+    head = next(head for head in FAMILIES[base].model_classes if head.endswith("ForImageClassification"))
     saved(base, head, tmp_path / "short")
     model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3})
     model.save_pretrained(tmp_path / "long")

@@ -172,7 +172,7 @@ def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path
     assert loaded
 
 
-ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() if base not in CONVERTED_ONLY for head in family.heads]
+ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() if base not in CONVERTED_ONLY for head in family.model_classes]
 
 
 @every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=4, alike=kind_of_family, ids=[head for _, head in ALL_HEADS])
@@ -197,7 +197,7 @@ def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) 
             continue
         break
     check(model)
-    assert type(model).__name__ == FAMILIES[base].heads[head]
+    assert type(model).__name__ == FAMILIES[base].model_classes[head]
     assert not report["unexpected_keys"]
     assert all(".long_attention." in key for key in report["missing_keys"])
     values = model.state_dict()

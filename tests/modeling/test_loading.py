@@ -47,7 +47,7 @@ def converted(folder: Path, base: str, rows: int, **changes: Any) -> Any:
 
 def auto_class(base: str) -> Any:
     """The Auto class that gives the Long class of the head of ``HEAD``."""
-    name = auto_class_name(long_config(base, None), families.FAMILIES[base].heads[HEAD[base]])
+    name = auto_class_name(long_config(base, None), families.FAMILIES[base].model_classes[HEAD[base]])
     assert name is not None
     return getattr(transformers, name)
 

@@ -72,7 +72,7 @@ LEFT = {
 def classes() -> frozenset[str]:
     """Config classes and model classes of all bases."""
     families = FAMILIES.values()
-    return frozenset(name for family in families for name in (family.base_config_class.__name__, *family.heads, *family.parts))
+    return frozenset(name for family in families for name in (family.base_config_class.__name__, *family.model_classes, *family.parts))
 
 
 @cache

@@ -37,14 +37,14 @@ def test_every_auto_class_of_the_base_knows_the_long_class(base: str) -> None:
         mapping = getattr(auto, "_model_mapping", None)
         if not isinstance(auto, type) or mapping is None or type(plain) not in mapping:
             continue
-        if mapping[type(plain)].__name__ in families.FAMILIES[base].heads:
+        if mapping[type(plain)].__name__ in families.FAMILIES[base].model_classes:
             assert mapping[type(config)].__name__ == f"Long{mapping[type(plain)].__name__}", auto.__name__
             known += 1
     if type(plain) not in modeling_auto.MODEL_MAPPING:  # a part of other models, which transformers loads by its class alone
         name = families.FAMILIES[base].base_model_name
         assert modeling_auto.MODEL_MAPPING[type(config)].__name__ == f"Long{name}"
         return
-    assert known >= min(3, len(families.FAMILIES[base].heads))
+    assert known >= min(3, len(families.FAMILIES[base].model_classes))
 
 
 @every_cell("base", BASES)

@@ -16,7 +16,7 @@ from tests.cells import every_cell
 from tests.reference.small_models import long_model
 
 WINDOW = {"mechanism": "window", "window": 16}
-HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in family.heads]
+HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() for head in family.model_classes]
 LENGTH, FIRST = 20, 8
 
 
@@ -100,7 +100,7 @@ def test_every_field_of_a_base_is_known(base: str) -> None:
     """Modes give back the fields that :data:`FIELDS` knows, and refuse others."""
     family = FAMILIES[base]
     names: set[str] = set()
-    head = next(head for head in family.heads if head.endswith("Model"))
+    head = next(head for head in family.model_classes if head.endswith("Model"))
     model = long_model(base, head, WINDOW)
     for module in model.modules():
         if isinstance(module, LongBaseModelMixin):

@@ -44,7 +44,7 @@ OFF_THE_INTERFACE = ("big_bird",)
 OTHER_KERNEL = (*OFF_THE_INTERFACE, "markuplm")
 """Bases by default without sdpa: the Long model calls another kernel, and bits may differ."""
 ENCODERS, DECODERS = ("bert", "roberta"), ("gpt2", "llama")
-HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].heads]
+HEADS = [(base, head) for base in BASES for head in families.FAMILIES[base].model_classes]
 ALL_HEADS_OF = ("bert", "gpt2")
 LANGUAGE_MODELS = {base: language_model(base) for base in BASES}
 """The class of every base that predicts tokens."""
@@ -54,7 +54,7 @@ CAUSAL = tuple(base for base in BASES if LANGUAGE_MODELS[base].endswith(("ForCau
 
 def is_quick_head(base: str, head: str) -> bool:
     """Whether the quick tests have this head: all of an encoder and of a decoder, and two of every other base."""
-    return base in ALL_HEADS_OF or head in [*families.FAMILIES[base].heads][:2]
+    return base in ALL_HEADS_OF or head in [*families.FAMILIES[base].model_classes][:2]
 
 
 IMPLEMENTATIONS = {base: ("eager",) if base in EAGER else ("sdpa", "eager") for base in BASES}
@@ -162,7 +162,7 @@ def singly(begin: int, end: int) -> list[tuple[int, int]]:
 def head_inputs(head: str, batch: int = 3, length: int = 100, pad_token: int = 1) -> dict[str, Tensor]:
     """input_ids with padding and attention_mask, with boxes where pages are read, in the shape that the head takes."""
     mask = padding(batch, length)
-    base = next((base for base, family in TEXT_FAMILIES.items() if head in family.heads), None)
+    base = next((base for base, family in TEXT_FAMILIES.items() if head in family.model_classes), None)
     pages = {} if base is None else TEXT_FAMILIES[base].rule.seeded(plain_config(base), batch, length)
     inputs = {"input_ids": torch.where(mask.bool(), tokens(batch, length), pad_token), "attention_mask": mask, **pages}
     if head.endswith(("MultipleChoice", "DoubleHeadsModel")):

@@ -75,7 +75,7 @@ SETTINGS = {
     "max_position_embeddings": 1024, "block_size": BLOCK, "num_random_blocks": RANDOM, "initializer_range": 0.2, "sep_token_id": 3,
     "hidden_dropout_prob": 0.0,
 }  # fmt: skip
-HEADED = sorted(set(FAMILIES["big_bird"].heads) - {"BigBirdForCausalLM"})
+HEADED = sorted(set(FAMILIES["big_bird"].model_classes) - {"BigBirdForCausalLM"})
 
 
 def adopted(head: str, folder: Path, **changes: Any) -> tuple[Any, Any]:

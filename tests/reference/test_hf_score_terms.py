@@ -20,7 +20,7 @@ V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_in
 VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3, "lilt": {}, "layoutlmv3": {}}
 BY_DISTANCE = ("mpnet", "deberta-v2")
 """Those whose base takes no global tokens, or not by itself."""
-HEADS = [(base, head) for base in VALUES for head in families.FAMILIES[base].heads]
+HEADS = [(base, head) for base in VALUES for head in families.FAMILIES[base].model_classes]
 BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model"), ("lilt", "LiltModel"), ("layoutlmv3", "LayoutLMv3Model")]
 COVERING = {"mechanism": "window", "window": 800, "layers": {1: {"mechanism": "full"}}}
 

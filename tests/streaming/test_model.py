@@ -33,7 +33,7 @@ STREAMED = [
     (name, head)
     for name in FAMILIES
     if FAMILIES[name].rule.stream is not None
-    for head in FAMILIES[name].heads
+    for head in FAMILIES[name].model_classes
     if head.endswith(("ForCTC",) if FAMILIES[name].wraps_encoder else ("Model", "ForCTC", "Encoder"))
 ]
 SHAPE = Shape(layers=2, inner=48)
@@ -47,7 +47,7 @@ def model_of(base: str = "wav2vec2", head: str = "ForCTC", attention: dict[str, 
     """A small Long model in whose outputs attention shows."""
     torch.manual_seed(0)
     config, family = small_audio_config(base, SHAPE, **{"feat_extract_norm": "layer", **values}).to_dict(), FAMILIES[base]
-    name = next(name for name in family.heads if name.endswith(head))
+    name = next(name for name in family.model_classes if name.endswith(head))
     config = family.config_class(**{**config, "model_type": family.config_class.model_type}, long_attention=attention or WINDOW)
     model: Any = family.model_class(name)(config)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_a_stopped_stream_goes_on(attention: dict[str, Any], tmp_path: Path) -> 
 def test_streams_of_every_family_go_on_in_another_process(tmp_path: Path) -> None:
     streams, rest = {}, {}
     for base, head in STREAMED:
-        if head.endswith("ForCTC") or not any(name.endswith("ForCTC") for name in FAMILIES[base].heads):
+        if head.endswith("ForCTC") or not any(name.endswith("ForCTC") for name in FAMILIES[base].model_classes):
             model, folder = model_of(base, head), tmp_path / base
             x, stream = heard(model, 5).float(), Stream(model)
             out = stream.feed(x[:, : x.shape[1] // 2])

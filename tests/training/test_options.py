@@ -24,9 +24,9 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from hf_longattn.cli.train import evaluate, train
+from hf_longattn.constants import PREDICTIONS
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
-from hf_longattn.naming import PREDICTIONS
 from hf_longattn.tasks import evaluated_tasks, load_task, task_names
 from hf_longattn.training import training_args as training_args_module
 from hf_longattn.training import training_loop

@@ -21,7 +21,7 @@ from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.trainer import LongTrainer
 from tests.cells import every_cell
 from tests.training import test_options
-from tests.training.test_candidates import wikihop
+from tests.training.test_candidate_reader import wikihop
 from tests.training.test_options import DATA, Runner, is_one_sentence
 
 models, runner = test_options.models, test_options.runner

@@ -1,1 +1,1 @@
-"""Long models of other architectures (Longformer, BigBird …), converted into our families with equal outputs: one file each."""
+"""Long models of other architectures (Longformer, BigBird …), converted with equal outputs. One file each."""

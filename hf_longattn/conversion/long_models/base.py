@@ -1,4 +1,4 @@
-"""The interface of checkpoint converters: the family, config and tensors of the result, and inputs to compare it with the source."""
+"""The interface of checkpoint converters. The family, config and tensors of the result, and inputs to compare it with the source."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Probe:
     result_inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, name: str, output: Tensor) -> Tensor:
-        """The vectors of real tokens in the output called ``name``; the whole output if it has no token axis."""
+        """The vectors of real tokens in the output called ``name``. The whole output if it has no token axis."""
         real = self.real if self.decoder_real is None or name.startswith("encoder_") else self.decoder_real
         return output[real] if output.shape[:2] == real.shape else output
 
@@ -65,7 +65,7 @@ class Probing:
     """Whether the source's forward takes ``global_attention_mask``."""
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """Inputs to run both models on: two texts, one of them padded, without and with a global mask."""
+        """Inputs to run both models on, without and with a global mask. Two texts, one of them padded."""
         ids, real = padded_texts(text, length, config.pad_token_id)
         ids = self.segmented(ids, real, config, source_class)
         inputs = {"input_ids": ids, "attention_mask": real.long()}
@@ -80,7 +80,7 @@ class Probing:
         return probes
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """``ids (B, N)`` with the special tokens that a head looks for, such as separators; unchanged by default."""
+        """``ids (B, N)`` with the special tokens that a head looks for, such as separators. Unchanged by default."""
         return ids
 
 
@@ -126,7 +126,7 @@ class CheckpointConverter(Probing, ABC):
         return TensorRename(name)
 
     def max_length(self, config: Any) -> int | None:
-        """Maximum length of a source without a position table, or with tables of different lengths; else ``None``."""
+        """Maximum length of a source without a position table, or with tables of different lengths. Else ``None``."""
         return None
 
     def source_model(self, config: Any, source_class: str) -> tuple[type[Any], dict[str, Any]]:
@@ -148,13 +148,13 @@ def padded_texts(text: VerificationText, length: int, pad_token_id: int | None) 
 
 
 def decoder_start(config: Any) -> int:
-    """The decoder's start token; if the config has none (mBART, some T5), the end token or the padding token."""
+    """The decoder's start token. If the config has none (mBART, some T5), the end token or the padding token."""
     named = (getattr(config, name, None) for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"))
     return next((token for token in named if isinstance(token, int)), 0)
 
 
 def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
-    """The probes with a short text for the decoder: the start of the encoder's text, shifted right by one."""
+    """The probes with a short text for the decoder. It is the start of the encoder's text, shifted right by one."""
     decoder_probes = []
     for probe in probes:
         ids = probe.inputs["input_ids"]
@@ -166,7 +166,7 @@ def with_decoder(probes: list[Probe], config: Any) -> list[Probe]:
 
 
 def layer_options(mechanism: str, name: str, values: int | Sequence[int], **options: Any) -> LongAttentionConfig:
-    """A configuration in which the option ``name`` has one value, or one for each layer; ``options`` are the same in all."""
+    """A configuration in which the option ``name`` has one value, or one for each layer. ``options`` are the same in all."""
     listed = list(values) if isinstance(values, Sequence) else [values]
     usual = max(listed, key=listed.count)
     layers = {index: {name: value} for index, value in enumerate(listed) if value != usual}
@@ -206,5 +206,5 @@ def checkpoint_converters() -> tuple[CheckpointConverter, ...]:
 
 
 def converter_of(source: Source) -> CheckpointConverter | None:
-    """The converter that recognises a source; ``None`` when it is a plain model of a family, or unknown."""
+    """The converter that recognises a source. ``None`` when it is a plain model of a family, or unknown."""
     return next((converter for converter in checkpoint_converters() if converter.recognises(source)), None)

@@ -43,7 +43,7 @@ class BigBirdConverter(CheckpointConverter):
         return LongAttentionConfig.from_dict(_long_values(config)["long_attention"])
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """A question and a text: to the head, the tokens before the first separator are the question."""
+        """A question and a text. To the head, the tokens before the first separator are the question."""
         if not source_class.endswith("ForQuestionAnswering") or ids.shape[1] <= QUESTION:
             return ids
         ids = ids.clone()

@@ -27,7 +27,7 @@ class BigBirdPegasusConverter(CheckpointConverter):
         return LongAttentionConfig.from_dict(_long_values(config)["long_attention"])
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """For classification, which reads the end token's state: texts with one end token, as the last token."""
+        """For classification: texts with one end token, as the last token. The head reads its state."""
         if not source_class.endswith("ForSequenceClassification"):
             return ids
         ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)

@@ -56,7 +56,7 @@ class LongformerConverter(CheckpointConverter):
         return TensorRename(GLOBAL_PROJECTION.sub(r".attention.self.long_attention.separate.\1.", name))
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """A question and a text as the tokenizer formats them: exactly three separators, two of them between the segments."""
+        """A question and a text as the tokenizer formats them. Exactly three separators, two of them between the segments."""
         question = min(QUESTION, ids.shape[1] // 4)
         if not source_class.endswith(("ForQuestionAnswering", "ForMultipleChoice")) or not question:
             return ids
@@ -97,7 +97,7 @@ class LongformerRobertaConverter(LongformerConverter):
         return model_class, {"config": config, "key_mapping": {r"^roberta\.": "longformer."}}
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """Always with a global mask: without one, Longformer's heads would mark tokens that these models do not."""
+        """Always with a global mask. Without one, Longformer's heads would mark tokens that these models do not."""
         probes_with_mask = []
         for probe in super().probes(config, source_class, text, length):
             none = torch.zeros_like(probe.inputs["input_ids"])

@@ -1,4 +1,4 @@
-"""Stock decoders with windows in some layers become the family with the same layers: Ministral LongLlama, VaultGemma LongGemma.
+"""Stock decoders with windows in some layers become the family with the same layers. Ministral becomes LongLlama, VaultGemma LongGemma.
 
 A VaultGemma with caps on its scores or logits, as Google's has them, is not a Gemma and is refused.
 """

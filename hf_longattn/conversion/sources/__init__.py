@@ -1,1 +1,1 @@
-"""Where a checkpoint comes from: a folder, the Hub, a GGUF file, an adapter, sentence-transformers … One file per format."""
+"""Where checkpoints come from: folders, the Hub, GGUF files, adapters … One file per format."""

@@ -1,4 +1,4 @@
-"""The interface of sources: a format recognises a checkpoint and opens it as a `Source`, from which all later steps read.
+"""The interface of sources. A format recognises a checkpoint and opens it as a `Source`, from which all later steps read.
 
 A format is one file of this folder with a :class:`SourceFormat` in it, which ``@register_source`` makes known.
 """
@@ -107,7 +107,7 @@ class Source:
             return load_weights(model_class, None, config=config, state_dict=values, **arguments)
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """Complete the loaded model, for example by merging an adapter into it; by default nothing is missing."""
+        """Complete the loaded model, for example by merging an adapter into it. By default nothing is missing."""
         return model
 
     def result_files(self) -> dict[Path, str]:
@@ -118,7 +118,7 @@ class Source:
         return {file: f"{file.stem}.safetensors" for file in files}
 
     def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        """Raise CheckpointError if a part of this source, such as an adapter, does not fit the result. By default all parts fit.
+        """Raise CheckpointError if a part of this source does not fit the result. An adapter is such a part. By default all parts fit.
 
         Args:
             skeleton: the result on the meta device.
@@ -126,7 +126,7 @@ class Source:
         """
 
     def write_beside(self, folder: Path, result: ResultInfo) -> list[str]:
-        """Write the source's files other than model, config and tokenizer into the result's folder, and return their names."""
+        """Write the source's files other than model, config and tokenizer. Returns the names of those in the result's folder."""
         return []
 
     def tensors_beside(self) -> Mapping[str, TensorHeader]:
@@ -134,7 +134,7 @@ class Source:
         return {}
 
     def training_hint(self, max_length: int) -> str | tuple[str, ...] | None:
-        """How to train a result: a task of ``longattn train`` with its arguments, or advice with ``{model}`` for the result's name.
+        """How to train a result. A task of ``longattn train`` with its arguments, or advice with ``{model}`` for the result's name.
         ``None`` means that the model's head determines the task."""
         return None
 
@@ -177,7 +177,7 @@ class WrappedSource(Source):
 
 
 def tower_prefix(name: str) -> str:
-    """Prefix of the names of a tower's tensors in the files of the whole model, such as "text_model."."""
+    """Prefix of a tower's tensors in the files of the whole model, such as "text_model."."""
     return f"{name}_model."
 
 
@@ -252,7 +252,7 @@ class SourceFormat(ABC):
 
     @abstractmethod
     def open(self, request: SourceRequest) -> Source:
-        """Read the config and the headers of the tensors; their values are read later, one at a time.
+        """Read the config and the headers of the tensors. Their values are read later, one at a time.
 
         Raises:
             CheckpointError: the message says in one sentence what is wrong and what to do.
@@ -294,7 +294,7 @@ def open_source(
     allow_pickle: bool = False,
     merge_adapter: bool = False,
 ) -> Source:
-    """Open a checkpoint in any of the formats: its config and the headers of its tensors.
+    """Open a checkpoint in any of the formats. Reads its config and the headers of its tensors.
 
     Args:
         source: a file, a folder, or a Hub repository id such as "google-bert/bert-base-uncased".

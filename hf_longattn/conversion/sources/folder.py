@@ -110,7 +110,7 @@ def _forget_code(values: Any) -> None:
 
 
 def indexed_headers(folder: Path, weights: str, index: str, read: Callable[[Path], dict[str, TensorHeader]]) -> dict[str, TensorHeader]:
-    """The headers of a folder's single weight file, or of all shards that its index lists."""
+    """Headers of a folder's single weight file, or of all shards in its index."""
     if (folder / weights).is_file():
         return read(folder / weights)
     ending = Path(weights).suffix

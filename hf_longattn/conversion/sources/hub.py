@@ -1,4 +1,4 @@
-"""A repository of the Hub: its small files are downloaded and, for a plan, only the headers of its weights."""
+"""A repository of the Hub. Its small files are downloaded and, for a plan, only the headers of its weights."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Hub(SourceFormat):
 
 
 def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
-    """Download the files of a repository that match `patterns` into the Hub cache and return their folder.
+    """Download matching files of a repository into the Hub cache. Returns their folder.
 
     Raises:
         CheckpointError: no such repository, no access, or no connection.
@@ -53,7 +53,7 @@ def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
 
 
 def fetch_model(name: str, revision: str | None, token: str | bool | None, *, weights: bool) -> Path:
-    """Download a repository into the Hub cache and return its folder: small files, and the weights if requested.
+    """Download a repository into the Hub cache and return its folder. Small files, and the weights if requested.
 
     Raises:
         CheckpointError: no such repository, no access, or no connection.
@@ -63,7 +63,7 @@ def fetch_model(name: str, revision: str | None, token: str | bool | None, *, we
 
 
 def folder_without_weights(name: str | Path) -> Path:
-    """``name`` if it is a folder; else the folder in the Hub cache of the repository, downloaded without weights.
+    """``name`` if it is a folder. Else the folder in the Hub cache of the repository, downloaded without weights.
 
     Raises:
         CheckpointError: no such repository, no access, or no connection.

@@ -1,4 +1,4 @@
-"""A PEFT adapter: its base is converted, and the adapter put beside the result or merged into it."""
+"""A PEFT adapter. Its base is converted, and the adapter put beside the result or merged into it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AdapterSource(WrappedSource):
     needs_family = True
 
     def check_result(self, skeleton: nn.Module, is_position_table: Callable[[str], bool]) -> None:
-        """Refuse an adapter that holds a position table of the old length, or has no module in common with the result.
+        """Refuse an adapter that does not fit the result. It holds a position table of the old length, or none of the result's modules.
 
         Nothing is checked if the adapter's weights were not downloaded from the Hub.
         """
@@ -73,7 +73,7 @@ class AdapterSource(WrappedSource):
 
 
 def with_kept_adapter(source: Source) -> Source:
-    """The source with the adapter that a conversion kept next to its weights, if there is one."""
+    """The source with the adapter beside its weights, if a conversion kept one there."""
     adapter = source.folder / ADAPTER_FOLDER
     if isinstance(source, AdapterSource) or not (adapter / ADAPTER_CONFIG).is_file():
         return source
@@ -286,7 +286,7 @@ def _merge(model: nn.Module, folder: Path) -> nn.Module:
 
 
 def _foreign(model: nn.Module, folder: Path) -> str | None:
-    """Name of a module that the adapter brings and the model does not have; ``None`` if there is none."""
+    """Name of a module that the adapter brings and the model does not have. ``None`` if there is none."""
     saved = read_json_object(folder / ADAPTER_CONFIG).get("modules_to_save") or []  # usual heads, present or not
     present = {part for name, _ in model.named_modules() for part in name.split(".")}
     brought = {part for name in read_headers(folder / ADAPTER_WEIGHTS) for part in name.split(".")}

@@ -1,4 +1,4 @@
-"""A folder with torch's .bin files, read if that is allowed: only tensors, by torch's restricted unpickler; no code is run."""
+"""A folder with torch's .bin files, read if that is allowed. Only tensors, by torch's restricted unpickler; no code is run."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Pickled(SourceFormat):
 
 
 def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:
-    """The headers of all tensors of a state dict; no code of the file is run (`weights_only=True`).
+    """The headers of all tensors of a state dict. No code of the file is run (`weights_only=True`).
 
     A zip archive, as torch writes it since 1.6, is read one tensor at a time. A file in the older format must be loaded whole.
 
@@ -75,7 +75,7 @@ def read_pickled_headers(file: Path) -> dict[str, TensorHeader]:
 
 
 def _shared(state: dict[str, Tensor]) -> dict[str, str]:
-    """Name of a tensor -> the first one with the same memory; empty if there is no other."""
+    """Name of a tensor -> the first one with the same memory. Empty if there is no other."""
     groups: dict[Any, list[str]] = {}
     for name, value in state.items():
         groups.setdefault((_offset(value), value.storage_offset(), value.shape, value.stride()), []).append(name)
@@ -83,7 +83,7 @@ def _shared(state: dict[str, Tensor]) -> dict[str, str]:
 
 
 def _check_archive(file: Path) -> None:
-    """Refuse an archive whose bytes cannot be read in place: compressed, or of another byte order."""
+    """Refuse an archive whose bytes cannot be read in place. It is compressed, or of another byte order."""
     try:
         with zipfile.ZipFile(file) as opened:
             records = opened.infolist()
@@ -127,7 +127,7 @@ def _header(name: str, file: Path, value: Tensor, size: int | None) -> TensorHea
 
 
 def _offset(value: Tensor) -> int:
-    """Offset of a tensor's storage in the file if it was loaded on the meta device (torch.load records it); else its memory address."""
+    """Offset of a tensor's storage in its file. torch.load records it on the meta device. Else its memory address."""
     return storage_offset(value) if value.is_meta else value.untyped_storage().data_ptr()
 
 
@@ -148,7 +148,7 @@ def _damaged(file: Path, error: Exception) -> str:
 
 
 def storage_offset(tensor: Tensor) -> int:
-    """Byte offset of a tensor's storage in its checkpoint file, for tensors loaded on the meta device."""
+    """Byte offset of a meta tensor's storage in its checkpoint file."""
     offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     if offset is None:
         raise missing("storage_offset")

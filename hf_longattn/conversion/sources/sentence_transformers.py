@@ -1,4 +1,4 @@
-"""A sentence-transformers folder: its transformer is converted, and its other modules are copied beside the result."""
+"""A sentence-transformers folder. Its transformer is converted, and its other modules are copied beside the result."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SentenceTransformers(SourceFormat):
 
 
 def write_modules(root: Path, folder: Path, max_length: int = 0, reads: str = "") -> list[str]:
-    """Write all modules of ``root`` except the transformer, whose files are in ``folder`` itself, for AutoModel.
+    """Write all modules of ``root`` except the transformer. Its files are in ``folder`` itself, for AutoModel.
 
     After a conversion ``max_seq_length`` is the new length; after a reversion it is the value from before the conversion.
 

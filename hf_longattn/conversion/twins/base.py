@@ -1,4 +1,4 @@
-"""The interface of native twins: the long models that a stock architecture of transformers can hold, its config and tensor names.
+"""The interface of native twins: the long models that a stock architecture can hold. Also its config and tensor names.
 
 Software that knows the stock architecture can serve a twin's checkpoint without this package. Each twin is one file with a class under
 ``@register_twin``. Other modules choose a twin, write it, account for every tensor, and compare it with the long model.
@@ -55,7 +55,7 @@ class LongModel:
     @cached_property
     def head(self) -> str:
         """Name of the base class, ``"BertForMaskedLM"`` for a ``LongBertForMaskedLM``."""
-        return next(name for name, long_class in self.family.heads.items() if long_class == self.class_name)
+        return self.family.base_of(self.class_name)
 
     @property
     def two_stacks(self) -> bool:
@@ -117,7 +117,7 @@ class NativeTwin(ABC):
 
     @abstractmethod
     def refusal(self, model: LongModel) -> str | None:
-        """Reason why the twin does not compute the same, as a sentence that names the layer; ``None`` if it does."""
+        """Reason why the twin does not compute the same, as a sentence. It names the layer. ``None`` if the twin does."""
 
     @abstractmethod
     def config_values(self, model: LongModel) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def register_twin(name: str) -> Callable[[T], T]:
 
 
 def _check_model_types(name: str, cls: type[NativeTwin]) -> None:
-    """Refuse model types that transformers does not know, and families that the package does not have."""
+    """Refuse model types unknown to transformers, and families that the package does not have."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     here = f"The native twin {name!r} ({defined_at(cls)})"
@@ -240,7 +240,7 @@ class TwinChoice:
 
 
 def choose_twin(model: LongModel) -> TwinChoice:
-    """The first twin that fits the model, or else the reason of a twin that comes near."""
+    """The first twin that fits the model. Otherwise the reason of a twin that comes near."""
     if kind_of(model.family).apart:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
     if exact := next((exact_length_of(layer) for layer in model.layers if full_of(layer) is not None), 0):
@@ -283,7 +283,7 @@ def _no_twin(model: LongModel) -> str:
 
 
 def decoder_refusal(model: LongModel) -> str | None:
-    """Reason why the decoder of an encoder-decoder is not a stock decoder (full attention); ``None`` if it is."""
+    """Reason why the decoder of an encoder-decoder is not a stock decoder (full attention). ``None`` if it is."""
     for index, mechanism in enumerate(model.decoder_layers):
         if not is_full(mechanism, True):
             return f"Decoder layer {index} has {mechanism.name!r}, and stock decoders beside an encoder have full attention."
@@ -291,7 +291,7 @@ def decoder_refusal(model: LongModel) -> str | None:
 
 
 def tiled_refusal(model: LongModel) -> str | None:
-    """Reason why the stock model has other positions for larger inputs, or none; ``None`` if it has the same."""
+    """Reason why the stock model has other positions for larger inputs, or none. ``None`` if it has the same."""
     rule = model.family.rule
     if not rule.has_positions:
         return None
@@ -322,7 +322,7 @@ def described(mechanism: Mechanism) -> str:
 
 
 def one_width(widths: list[int | None]) -> tuple[str | None, int | None]:
-    """The common width of all windows: ``(None, width)``, ``(None, None)`` without windows, ``(reason, None)`` if widths differ."""
+    """The common width of all windows: ``(None, width)``. ``(None, None)`` without windows, ``(reason, None)`` if widths differ."""
     first: tuple[int, int] | None = None
     for index, width in enumerate(widths):
         if width is not None and first is not None and width != first[1]:

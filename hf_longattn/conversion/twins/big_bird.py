@@ -18,14 +18,12 @@ from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, decoder_refusal, described, is_full, register_twin
 from .encoders import (
     ENCODERS,
+    EncoderTwin,
     common_name,
     encoder_refusal,
     encoder_values,
-    head_of,
     leading_rows,
     mlm_refusal,
-    renamed,
-    token_types,
     with_leading,
 )
 
@@ -40,7 +38,7 @@ STICKS = "transformers' BigBird computes full attention for good after its first
 
 
 def blocks_refusal(model: LongModel) -> str | None:
-    """Reason why the layers are not transformers' block-sparse attention with equal options; ``None`` if they are."""
+    """Reason why the layers are not transformers' block-sparse attention with equal options. ``None`` if they are."""
     first = model.layers[0]
     for index, mechanism in enumerate(model.layers):
         if not isinstance(mechanism, BigBird) or mechanism.relative is not None:
@@ -69,18 +67,13 @@ def fallback_note(model: LongModel) -> str:
 
 
 @register_twin("big_bird")
-class BigBirdTwin(NativeTwin):
+class BigBirdTwin(EncoderTwin):
     """BigBird, for long models of BigBird, BERT, RoBERTa and other encoders with the same layers."""
 
     model_type = "big_bird"
     families = ENCODERS | {"big_bird"}
     computes = (BigBird,)
-
-    def class_name(self, model: LongModel) -> str:
-        head = head_of(model)
-        if model.base == "big_bird":
-            return model.head
-        return f"BigBirdFor{head}" if head in HEADS else "BigBirdModel"
+    prefix, heads, names = "bert", HEADS, NAMES
 
     def refusal(self, model: LongModel) -> str | None:
         if (reason := blocks_refusal(model)) is not None or model.base == "big_bird":
@@ -96,12 +89,9 @@ class BigBirdTwin(NativeTwin):
     def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
         if model.base == "big_bird":
             return (TensorRename(name),)
-        target = renamed(common_name(name, model), "bert", head_of(model), NAMES).replace("pooler.dense.", "pooler.")
+        target = self.own_name(common_name(name, model), model).replace("pooler.dense.", "pooler.")
         table = target.endswith("position_embeddings.weight")
         return (TensorRename(target, with_leading(leading_rows(model), 0) if table else None),)
-
-    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
-        return {renamed(name, "bert", head_of(model), NAMES): value for name, value in token_types(model).items()}
 
     def note(self, model: LongModel) -> str:
         return fallback_note(model)
@@ -113,7 +103,7 @@ INNER_NAMES = {"q": "self.query.", "k": "self.key.", "v": "self.value.", "out": 
 
 @register_twin("bigbird_pegasus")
 class BigBirdPegasusTwin(NativeTwin):
-    """BigBird-Pegasus, for long models of BigBird-Pegasus, and of Pegasus (with biases, and a table of its sinusoids)."""
+    """BigBird-Pegasus, for long models of itself and of Pegasus. Pegasus gets biases, and a table of its sinusoids."""
 
     model_type = "bigbird_pegasus"
     families = frozenset(("bigbird_pegasus", "pegasus"))

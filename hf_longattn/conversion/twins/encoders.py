@@ -1,4 +1,4 @@
-"""Common tensor names of encoders like BERT, from which twins derive the names of their own architecture.
+"""Common tensor names of encoders like BERT. Twins derive the names of their own architecture from them.
 
 A tensor of the encoder is called ``body.`` and BERT's name; names in heads start with ``mlm.dense``, ``mlm.norm``, ``mlm.decoder``,
 ``mlm.bias``, ``class.dense``, ``class.out``, ``classifier`` or ``qa_outputs``.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..long_models.base import TensorRename
-from .base import LongModel
+from .base import LongModel, NativeTwin, stem_of
 
 ROBERTAS = frozenset(("roberta", "xlm-roberta", "camembert"))
 ENCODERS = ROBERTAS | {"bert", "electra", "distilbert"}
@@ -41,7 +40,6 @@ DISTILBERT = {
     r"\.ffn\.lin2\.": ".output.dense.",
     r"\.output_layer_norm\.": ".output.LayerNorm.",
 }
-OWN = re.compile(r"\.long_attention\.")
 
 
 def head_of(model: LongModel) -> str:
@@ -79,7 +77,7 @@ def leading_rows(model: LongModel) -> int:
 
 
 def with_leading(before: int, after: int) -> Callable[[Tensor], Tensor] | None:
-    """A function that replaces the first ``before`` rows of a table by ``after`` rows of zeros; ``None`` if the numbers are equal."""
+    """A function that replaces the first rows of a table by zeros. ``before`` rows become ``after``; ``None`` if the numbers are equal."""
     if before == after:
         return None
     return lambda table: torch.cat([table.new_zeros(after, table.shape[1]), table[before:]])
@@ -132,7 +130,7 @@ def mlm_activation(model: LongModel) -> str:
 
 
 def mlm_refusal(model: LongModel, name: str) -> str | None:
-    """Reason why the masked-LM head of ``name``, which has the activation of the layers, differs; ``None`` if it does not."""
+    """Reason why the masked-LM head of ``name``, which has the activation of the layers, differs. ``None`` if it does not."""
     activation = layer_activation(model)
     if head_of(model) != "MaskedLM" or mlm_activation(model) == activation:
         return None
@@ -140,20 +138,32 @@ def mlm_refusal(model: LongModel, name: str) -> str | None:
 
 
 def token_types(model: LongModel) -> dict[str, Callable[[tuple[int, ...]], Tensor]]:
-    """A table of token types, with zeros, for a model without one; empty for other models."""
+    """A table of token types, with zeros, for a model without one. Empty for other models."""
     return {"body.embeddings.token_type_embeddings.weight": torch.zeros} if model.base == "distilbert" else {}
 
 
-def renamed(common: str, prefix: str, head: str, names: Mapping[str, str]) -> str:
-    """Translate a common name. prefix: of the encoder in models with a head. names: start of a head's common name -> new start."""
-    if common.startswith("body."):
-        return common.replace("body.", "" if head == "Model" else f"{prefix}.", 1)
-    for start, target in names.items():
-        if common.startswith(start):
-            return target + common.removeprefix(start)
-    return common
+class EncoderTwin(NativeTwin):
+    """A twin for encoders like BERT, and for long models of its own architecture."""
 
+    prefix: ClassVar[str]
+    """Prefix of the encoder's tensors in models with a head."""
+    heads: ClassVar[tuple[str, ...]]
+    """Heads that the twin can hold; of other models, it holds the encoder alone."""
+    names: ClassVar[Mapping[str, str]]
+    """Start of a tensor's common name in a head -> its start in the twin."""
 
-def plain(target: str, change: Callable[[Tensor], Tensor] | None = None) -> tuple[TensorRename, ...]:
-    """The renaming to ``target``, as a tuple of one."""
-    return (TensorRename(target, change),)
+    def class_name(self, model: LongModel) -> str:
+        if model.base == self.model_type:
+            return model.head
+        head = head_of(model)
+        return f"{stem_of(self.model_type)}{f'For{head}' if head in self.heads else 'Model'}"
+
+    def own_name(self, common: str, model: LongModel) -> str:
+        """Translate a common name."""
+        if common.startswith("body."):
+            return common.replace("body.", "" if head_of(model) == "Model" else f"{self.prefix}.", 1)
+        start = next(filter(common.startswith, self.names), "")
+        return self.names.get(start, "") + common.removeprefix(start)
+
+    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
+        return {self.own_name(name, model): values for name, values in token_types(model).items()}

@@ -1,4 +1,4 @@
-"""BART with windows and global tokens in its encoder becomes transformers' LED; the decoder has full attention."""
+"""BART with windows and global tokens in its encoder becomes transformers' LED. The decoder has full attention."""
 
 from __future__ import annotations
 

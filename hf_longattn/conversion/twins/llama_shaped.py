@@ -1,4 +1,4 @@
-"""Llama and Mistral with windows become Mistral (a window in all layers), or Ministral or SmolLM3 (windows in some layers).
+"""Llama and Mistral with windows become Mistral, Ministral or SmolLM3. Mistral has a window in all layers, the others in some.
 
 All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have biases. ``no_rope_layers`` of SmolLM3 is 1
 for every layer, which means that every layer has rotary positions.
@@ -28,7 +28,7 @@ class LlamaShaped(NativeTwin):
 
     @abstractmethod
     def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
-        """Reason why the twin cannot hold this model, whose windows have one width; ``None`` if it can."""
+        """Reason why the twin cannot hold this model, whose windows have one width. ``None`` if it can."""
 
     def lookbacks(self, model: LongModel) -> list[int | None]:
         """How many tokens back each layer sees; ``None`` for all."""
@@ -40,7 +40,7 @@ class LlamaShaped(NativeTwin):
 
 
 def biased(model: LongModel) -> str | None:
-    """Reason why an architecture without biases cannot hold this model; ``None`` if the model has no biases."""
+    """Reason why an architecture without biases cannot hold this model. ``None`` if the model has no biases."""
     name_of_bias = next((name for name in BIASES if getattr(model.config, name, False)), None)
     return None if name_of_bias is None else f"Layer 0 has biases ({name_of_bias}=True)"
 

@@ -1,4 +1,4 @@
-"""Encoders with windows and global tokens become transformers' Longformer: RoBERTa's layers, separate projections for global tokens.
+"""Encoders with windows and global tokens become transformers' Longformer. RoBERTa's layers, with separate projections for global tokens.
 
 Without ``separate_global``, the projections of the global tokens are copies of the layer's projections. Positions start after the padding
 token's id, as in RoBERTa; a table that starts with position 0 gets rows in front up to this id. If a head of Longformer chooses global
@@ -8,7 +8,7 @@ tokens, these must be the config's global tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -18,19 +18,18 @@ from ...mechanisms.longformer import Longformer, LongformerOptions
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import band_around
 from ..long_models.base import TensorRename
-from .base import LongModel, NativeTwin, described, register_twin
+from .base import LongModel, described, register_twin
 from .encoders import (
     ENCODERS,
     HEADS,
     ROBERTAS,
+    EncoderTwin,
     common_name,
     encoder_refusal,
     encoder_values,
     head_of,
     leading_rows,
     mlm_activation,
-    renamed,
-    token_types,
     with_leading,
 )
 
@@ -47,7 +46,7 @@ PROJECTION = re.compile(r"\.attention\.self\.(query|key|value)\.")
 
 
 def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
-    """The reason why Longformer cannot compute one of these layers; ``None`` if it can compute all."""
+    """The reason why Longformer cannot compute one of these layers. ``None`` if it can compute all."""
     for index, mechanism in enumerate(layers):
         width = band_around(mechanism)
         if width is None:
@@ -58,7 +57,7 @@ def window_refusal(layers: tuple[Mechanism, ...]) -> str | None:
 
 
 def global_rule(options: LongformerOptions, separator: int | None) -> tuple[Any, ...]:
-    """Which tokens a layer makes global: positions, ids, first segment, second segment, and the separator of the segments."""
+    """Which tokens a layer makes global. Positions, ids, first segment, second segment, and the separator of the segments."""
     o = options
     ends = (
         (o.separator_token_id if o.separator_token_id is not None else separator)
@@ -72,7 +71,8 @@ NO_GLOBALS = ((), (), False, False, None)
 
 
 def globals_refusal(model: LongModel, layers: tuple[Mechanism, ...], twin_rule: tuple[Any, ...], twin_class: str) -> str | None:
-    """Reason why a layer has other global tokens than the twin's ``twin_rule``, or takes no mask in a masked model; else ``None``."""
+    """Reason why a layer has other global tokens than the twin's ``twin_rule``. Or why it takes no mask in a masked model; else
+    ``None``."""
     if model.masked:
         odd = next((index for index, mechanism in enumerate(layers) if not isinstance(mechanism, Longformer)), None)
         if odd is None:
@@ -110,17 +110,14 @@ def _options(rule: tuple[Any, ...]) -> str:
 
 
 @register_twin("longformer")
-class LongformerTwin(NativeTwin):
+class LongformerTwin(EncoderTwin):
     """Longformer, for long models of RoBERTa, BERT and other encoders with the same layers."""
 
     model_type = "longformer"
     families = ENCODERS
     computes = (Longformer, Window)
     takes_globals = True
-
-    def class_name(self, model: LongModel) -> str:
-        head = head_of(model)
-        return f"LongformerFor{head}" if head in HEADS else "LongformerModel"
+    prefix, heads, names = "longformer", HEADS, NAMES
 
     def refusal(self, model: LongModel) -> str | None:
         heads = HEADS if model.base in (*ROBERTAS, "bert") else ("MaskedLM", "TokenClassification", "QuestionAnswering")
@@ -171,7 +168,7 @@ class LongformerTwin(NativeTwin):
         return self._padding(model) + 1
 
     def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
-        target = renamed(common_name(name, model), "longformer", head_of(model), NAMES)
+        target = self.own_name(common_name(name, model), model)
         change: Callable[[Tensor], Tensor] | None = None
         if target.endswith("position_embeddings.weight"):
             change = None if model.base in ROBERTAS else with_leading(leading_rows(model), self._leading(model))
@@ -183,9 +180,6 @@ class LongformerTwin(NativeTwin):
         if getattr(layer.options, "separate_global", False):
             return (TensorRename(target),)
         return TensorRename(target), TensorRename(PROJECTION.sub(r".attention.self.\1_global.", target))
-
-    def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
-        return {renamed(name, "longformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
 
     def note(self, model: LongModel) -> str:
         return "every call must be given the global_attention_mask" if model.masked else ""

@@ -1,4 +1,4 @@
-"""T5 with one window in all layers of its encoder becomes transformers' LongT5 with local attention; the decoder has full attention."""
+"""T5 with one window in all layers of its encoder becomes transformers' LongT5. Its attention is local; the decoder has full attention."""
 
 from __future__ import annotations
 

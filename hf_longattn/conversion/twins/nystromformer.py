@@ -15,18 +15,17 @@ from torch import Tensor
 
 from ...mechanisms.nystrom import Nystrom
 from ..long_models.base import TensorRename
-from .base import LongModel, NativeTwin, described, is_full, register_twin
+from .base import LongModel, described, is_full, register_twin
 from .big_bird import NAMES
 from .encoders import (
     ENCODERS,
+    EncoderTwin,
     common_name,
     encoder_refusal,
     encoder_values,
     head_of,
     leading_rows,
     mlm_refusal,
-    renamed,
-    token_types,
     with_leading,
 )
 
@@ -37,19 +36,14 @@ ITERATIONS = 6
 
 
 @register_twin("nystromformer")
-class NystromformerTwin(NativeTwin):
+class NystromformerTwin(EncoderTwin):
     """Nyströmformer, for long models of Nyströmformer, BERT, RoBERTa and other encoders with the same layers."""
 
     model_type = "nystromformer"
     families = ENCODERS | {"nystromformer"}
     computes = (Nystrom,)
     only_length = True
-
-    def class_name(self, model: LongModel) -> str:
-        head = head_of(model)
-        if model.base == "nystromformer":
-            return model.head
-        return f"NystromformerFor{head}" if head in HEADS else "NystromformerModel"
+    prefix, heads, names = "nystromformer", HEADS, NAMES
 
     def refusal(self, model: LongModel) -> str | None:
         has_nystrom_base, first = model.base == "nystromformer", model.layers[0]
@@ -102,10 +96,7 @@ class NystromformerTwin(NativeTwin):
         return {**values, **fields}
 
     def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
-        if model.base == "nystromformer":
-            target = name
-        else:
-            target = renamed(common_name(name, model), "nystromformer", head_of(model), NAMES)
+        target = name if model.base == "nystromformer" else self.own_name(common_name(name, model), model)
         if CONVOLUTION.search(target):
             return (TensorRename(CONVOLUTION.sub(".conv.weight", target), lambda kernel: kernel[:, None, :, None]),)
         if "pooler." in target:
@@ -114,7 +105,7 @@ class NystromformerTwin(NativeTwin):
         return (TensorRename(target, change),)
 
     def added(self, model: LongModel) -> Mapping[str, Callable[[tuple[int, ...]], Tensor]]:
-        tensors = {renamed(name, "nystromformer", head_of(model), NAMES): value for name, value in token_types(model).items()}
+        tensors = {**super().added(model)}
         if self._kernel(model) is None:  # Nyströmformer always has a convolution; zeros add nothing
             inner = "" if head_of(model) == "Model" else "nystromformer."
             tensors |= {f"{inner}encoder.layer.{layer}.attention.self.conv.weight": torch.zeros for layer in range(len(model.layers))}

@@ -1,5 +1,6 @@
-"""The base class as the twin: full attention, or windows if the config has a field for them (``sliding_window``, ``layer_types``,
-GPT-Neo's ``attention_types``).
+"""The base class as the twin. Full attention, or windows if its config has a field for them.
+
+The fields are ``sliding_window``, ``layer_types`` and GPT-Neo's ``attention_types``.
 
 In a decoder ``sliding_window`` includes the query; the windows of ModernBERT and of bidirectional Gemma are distances to either side.
 """
@@ -56,7 +57,7 @@ class OwnTwin(NativeTwin):
 
 
 def _lengths_differ(model: LongModel) -> str | None:
-    """Reason why the lengths of encoder and decoder do not fit a config with one length; ``None`` if they do."""
+    """Reason why encoder and decoder do not fit a config with one length. ``None`` if they do."""
     learned = any(table.learned for table in model.family.position_tables)
     if not model.two_stacks or not learned or model.config.max_decoder_position_embeddings == model.config.max_position_embeddings:
         return None
@@ -67,7 +68,7 @@ def _lengths_differ(model: LongModel) -> str | None:
 
 
 def _windows(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None, dict[str, Any]]:
-    """Config fields for these windows: ``(None, fields)``, or ``(reason, {})`` if the base's config cannot express them."""
+    """Config fields for these windows: ``(None, fields)``. ``(reason, {})`` if the base's config cannot express them."""
     config, values = model.config, model.values()
     before = own_windows(config)
     now = [None if back is None else back + 1 if model.causal else 2 * back for back in lookbacks]
@@ -117,7 +118,7 @@ def _uniform(model: LongModel, lookbacks: list[int | None]) -> tuple[str | None,
 
 
 def _rotary_differs(values: dict[str, Any], types: list[str]) -> str | None:
-    """Reason why a layer's type cannot change, as rotary positions depend on the type; ``None`` if it can."""
+    """Reason why a layer's type cannot change, as rotary positions depend on the type. ``None`` if it can."""
     rope, before = values.get("rope_parameters"), values.get("layer_types") or types
     if not isinstance(rope, dict) or not {FULL, SLIDING} <= rope.keys() or rope[FULL] == rope[SLIDING]:
         return None

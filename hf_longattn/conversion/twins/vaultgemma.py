@@ -1,4 +1,4 @@
-"""Gemma with windows becomes VaultGemma: Gemma 2 without the norms after attention and MLP, here without caps on scores and logits."""
+"""Gemma with windows becomes VaultGemma: Gemma 2 without the norms after attention and MLP. Here without caps on scores and logits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LongVitDet with windows of one size, padded with zeros, in some layers and full attention in the others becomes transformers' ViTDet."""
+"""LongVitDet with windows or full attention becomes transformers' ViTDet. The windows have one size and are padded with zeros."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class VitDetTwin(NativeTwin):
         return {**model.values(), **fields, **({} if read is None else {"image_size": read})}
 
     def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
-        """Keep the name, and cut a table of relative positions to the distances within a smaller window."""
+        """Keep the name, and cut tables of relative positions to a smaller window's distances."""
         table, (_, windows) = RELATIVE_TABLE.search(name), _windows(model)
         surplus = 0 if table is None else model.config.window_size - windows.get(int(table[1]), model.config.window_size)
         return (TensorRename(name, (lambda rows: rows[surplus:-surplus]) if surplus else None),)
 
 
 def _relative_positions(model: LongModel, windows: dict[int, int]) -> str | None:
-    """Reason why the tables of relative positions do not fit a ViTDet with these windows; ``None`` if they do, or there are none. A layer's
+    """Reason why the tables of relative positions do not fit a ViTDet with these windows. ``None`` if they do, or there are none. A layer's
     table is for its windows, or for the whole picture."""
     config = model.config
     if not config.use_relative_position_embeddings:
@@ -61,7 +61,7 @@ def _relative_positions(model: LongModel, windows: dict[int, int]) -> str | None
 
 
 def _windows(model: LongModel) -> tuple[str | None, dict[int, int]]:
-    """The windows as layer -> cells along each side: ``(None, windows)``, or ``(reason, {})`` if ViTDet cannot compute a layer."""
+    """The windows as layer -> cells along each side: ``(None, windows)``. ``(reason, {})`` if ViTDet cannot compute a layer."""
     windows: dict[int, int] = {}
     for index, mechanism in enumerate(model.layers):
         if is_full(mechanism, False):

@@ -21,7 +21,7 @@ Kind = Literal[
     "tiles", "windows", "lines", "halo", "chosen blocks", "linear", "delta",
 ]  # fmt: skip
 """Kinds of calls, chosen by mechanisms and engines. Each has its own list of paths in :data:`hf_longattn.engines.dispatch.PATHS`."""
-Path = Literal[
+PathName = Literal[
     "packed", "stacked", "split", "masked", "rolled",
     "dense", "dense-masked", "sparse", "selected", "low-rank", "tiles", "blockwise", "windows", "lines", "halo", "cpu-band",
     "cpu-distances", "cpu-gathered", "cpu-halo", "cpu-blocks", "plain-gathered", "flash", "flex", "flex-gathered", "flex-blocks",

@@ -29,7 +29,7 @@ from ...errors import GridError
 from .batch import graph_property
 from .byte_cache import BYTE_CACHE
 from .grid import Grid
-from .paths import Path
+from .paths import PathName
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """``score_mod(score, b, h, q_idx, kv_idx) -> score``, as in ``torch.nn.attention.flex_attention``."""
@@ -49,7 +49,7 @@ class ScoreTerm(ABC):
     The engines in :attr:`engines` add it without calling it for every pair. The default methods suit any function of absolute positions.
     """
 
-    engines: tuple[Path, ...] = ()
+    engines: tuple[PathName, ...] = ()
     """Paths that add the term without calling it. Other paths call it for their pairs."""
     by_distance_alone: bool = False
     """Whether the term depends only on distance and head, so that positions may count from any token."""
@@ -409,7 +409,7 @@ class PlaceTerm(ScoreTerm):
         return total.movedim(0, -3)
 
     @property
-    def engines(self) -> tuple[Path, ...]:  # type: ignore[override]
+    def engines(self) -> tuple[PathName, ...]:  # type: ignore[override]
         """``cpu-band``, unless a table needs gradients now."""
         return () if torch.is_grad_enabled() and any(table.requires_grad for table in self.tables) else ("cpu-band",)
 

@@ -30,7 +30,7 @@ from .call import AttentionCall, AttentionFunction, DispatchContext, State, with
 from .derivatives import no_fused_kernels
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
-from .paths import Path
+from .paths import PathName
 from .score_terms import ScoreMod, ScoreTerm
 
 UNKNOWN_STARTS = "a graph does not know where sequences start"
@@ -88,7 +88,7 @@ def why_not_stacked(context: DispatchContext) -> str | None:
 
 
 def attend_per_sequence(
-    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: Path, stacking: Stacking | None = None, *,
+    run: AttentionFunction, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, layout: PathName, stacking: Stacking | None = None, *,
     clears_padding: bool = False,
 ) -> Tensor:  # fmt: skip
     """The output ``(B, H, Nq, D)`` of ``run`` for a batch with padding anywhere and with packed documents.

@@ -1,7 +1,7 @@
-"""The contract of an input kind: its sizes and how they are written, the plan of a conversion, and the inputs and checks of verification.
+"""The contract of an input kind. Its sizes and their words, the plan of a conversion, and the inputs and checks of verification.
 
-Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. The rest of the package calls the methods of
-:class:`InputKind`.
+Each kind is one file of :mod:`hf_longattn.inputs` with a class under ``@register_kind``. A family's rule names the file. The rest of the
+package calls the methods of :class:`InputKind`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
@@ -17,9 +16,10 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor
 
 from ...checks import Check
+from ...choice_text import write_numbers
 from ...configuration import LongAttentionConfig
 from ...engines.common.grid import Grid
-from ...errors import GridError, OptionError, RegistrationError
+from ...errors import GridError, LengthError, OptionError, RegistrationError
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
 from ...mechanisms.common.on_grid import on_grid
@@ -43,6 +43,14 @@ class StackLength:
     def grows(self) -> bool:
         """Whether the result reads larger inputs than the source."""
         return self.new != self.old
+
+    def check_grows(self, what: str = "length") -> None:
+        """Raise :class:`LengthError` if the result reads fewer tokens than the source."""
+        if self.new < self.old:
+            raise LengthError(
+                f"The source takes {self.old} tokens and conversion only extends it: a maximum {what} of {self.new} is too small, give at "
+                f"least {self.old}."
+            )
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,7 @@ class InputSizes:
         return self.new != self.old
 
     def steps(self, config: Any) -> list[InputSize]:
-        """The sizes that a plan lists for a model with this config: the old size, its doublings, and the new size."""
+        """The sizes that a plan lists for a model with this config. The old size, its doublings, and the new size."""
         values = [self.old.value]
         while values[-1] != self.new.value:
             values.append(self.kind.limited(self.kind.doubled(values[-1]), self.new.value))
@@ -170,6 +178,11 @@ class InputSizes:
         """Sizes for comparing mechanisms, JSON-serialisable."""
         named = {f"{self.new.name.removesuffix('s')}s": [size.number for size in sizes]} if self.new.name else {}
         return {"lengths": [size.tokens for size in sizes], **named}
+
+
+def layers_in_words(numbers: Sequence[int], count: int, noun: str = "layer") -> str:
+    """Some of ``count`` layers as text: "every layer", "layer 3" or "layers 0-2,5"."""
+    return f"every {noun}" if len(numbers) == count else f"{noun}{'s' if len(numbers) > 1 else ''} {write_numbers(numbers)}"
 
 
 @dataclass(frozen=True)
@@ -273,11 +286,6 @@ class InputKind(ABC):
         self.family = family
         self.rule: Any = getattr(family, "rule", None)
 
-    @classmethod
-    @abstractmethod
-    def reads(cls, family: Family) -> bool:
-        """Whether the models of a family read this kind of input."""
-
     @property
     def parts(self) -> Mapping[str, InputKind]:
         """The kind of each part, by its name. A model of one stack is a single part named ""."""
@@ -294,7 +302,7 @@ class InputKind(ABC):
 
     @abstractmethod
     def sizes(self, config: Any) -> InputSizes:
-        """The size for which a model was trained, and the size for which it was converted."""
+        """The sizes for which a model was trained, and for which it was converted."""
 
     def size(self, config: Any, value: Any) -> InputSize:
         """The InputSize of ``value``, for a model with this config.
@@ -305,11 +313,11 @@ class InputKind(ABC):
         raise NotImplementedError
 
     def fixed_sizes(self, config: Any) -> InputSizes | None:
-        """The sizes of models that read inputs of one size only; ``None`` for others, such as texts."""
+        """The sizes of models that read inputs of one size only. ``None`` for others, such as texts."""
         return None
 
     def sizes_between(self, config: Any, old: Any, new: Any) -> InputSizes:
-        """The InputSizes of a source of size ``old`` and a result of size ``new``, for a model with this config."""
+        """The InputSizes of a source of size ``old`` and a result of size ``new``. For a model with this config."""
         first, last = self.size(config, old), self.size(config, new)
         of_model, report = {}, {}
         if last.name:
@@ -358,7 +366,7 @@ class InputKind(ABC):
         raise OptionError(f"Mechanisms are not compared on {self.nouns}; name one, for example --mechanism window.")
 
     def own_windows(self, sizes: InputSizes) -> list[str]:
-        """Option strings of mechanisms with windows as large as the source's grid, such as "window2d:window=14"; empty without a grid."""
+        """Option strings of mechanisms with windows as large as the source's grid, such as "window2d:window=14". Empty without a grid."""
         return []
 
     def base(self, model: Any) -> Any:
@@ -366,7 +374,7 @@ class InputKind(ABC):
         return without_head(model)
 
     def stack(self, model: Any) -> Any:
-        """The stack of layers that attends to the input: the encoder of an encoder-decoder, otherwise :meth:`base`."""
+        """The stack of layers that attends to the input. The encoder of an encoder-decoder, otherwise :meth:`base`."""
         return model.get_encoder() if model.config.is_encoder_decoder else self.base(model)
 
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,11 +382,11 @@ class InputKind(ABC):
         return dict(arguments)
 
     def base_windows(self, config: Any, layers: int) -> list[int | None]:
-        """Width of the sliding window in every layer of the base; ``None`` for a layer without one."""
+        """Width of the sliding window in every layer of the base. ``None`` for a layer without one."""
         return own_windows(config)
 
     def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
-        """Why the plan's positions need training with this mechanism, as a clause; empty if they do not.
+        """Why the plan's positions need training with this mechanism, as a clause. Empty if they do not.
 
         Args:
             positions: the requested rule, which may be :data:`AUTO`.
@@ -405,11 +413,12 @@ class InputKind(ABC):
         return f"give it {self.diagnosed_with}." if self.diagnosed_with else NOT_DIAGNOSED
 
     def compared_part(self, model: Any, headless: bool) -> Any:
-        """The part of a model whose outputs are compared: all, or the base model if the source has no head weights (``headless``)."""
+        """The part of a model whose outputs are compared. The base model if the source has no head weights (``headless``), otherwise
+        all."""
         return model.base_model if headless else model
 
     def training_step(self, plan: Any) -> dict[str, Any] | None:
-        """How to train a result: :func:`train_command` or ``{"advice": text}``; ``None`` for texts, for which ``convert`` decides."""
+        """How to train a result: :func:`train_command` or ``{"advice": text}``. ``None`` for texts, for which ``convert`` decides."""
         return None
 
     def tokenizer_length(self, plan: Any) -> int:
@@ -446,11 +455,11 @@ class InputKind(ABC):
             )
 
     def head(self, folder: Path, architecture: str) -> Head | None:
-        """How a saved model of the class ``architecture`` is loaded and run; ``None`` for a class without an example."""
+        """How a saved model of the class ``architecture`` is loaded and run. ``None`` for a class without an example."""
         return head_of(architecture, self.heads)
 
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        """The code in a card that runs a saved model once; ``None`` if files that it needs are missing.
+        """The code in a card that runs a saved model once. ``None`` if files that it needs are missing.
 
         Args:
             folder, config: the model's folder, and the values in its config file.
@@ -468,7 +477,7 @@ class InputKind(ABC):
         return self.family.longest(self.values_of(config))
 
     def longest_read(self, config: Mapping[str, Any], length: int) -> str:
-        """Sentences for a card: the maximum input of a model of ``length`` tokens, and what happens to longer inputs."""
+        """Sentences for a card: the maximum input, and what happens to longer inputs. The model has ``length`` tokens."""
         return f"It was made for inputs of up to {length:,} tokens. Longer ones may run, but were not verified."
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
@@ -480,7 +489,7 @@ class InputKind(ABC):
         return limits
 
     def check_settings(self, source: str, request: Any) -> None:
-        """Raise :class:`OptionError` if the request has a setting that applies only to other kinds of input."""
+        """Raise :class:`OptionError` for a setting that applies only to other kinds of input."""
         for name, (reason, gives) in SETTINGS.items():
             if getattr(request, name, None) is not None and name not in self.settings:
                 raise OptionError(f"{reason}, but {source} reads {self.nouns}; {self.instead.get(gives, 'leave it out')}.")
@@ -489,7 +498,7 @@ class InputKind(ABC):
         """Raise :class:`ExportError` if models of this class cannot be exported as a graph."""
 
     def check_parts(self, source: str, request: Any) -> None:
-        """Raise :class:`OptionError` if the request has mechanisms for towers and there is one stack, or the reverse."""
+        """Raise :class:`OptionError` for mechanisms of towers, if there is one stack. Or the reverse."""
         if getattr(request, "towers", None) is not None:
             raise OptionError(f"--towers is for models of several towers, and {source} has one stack; give --mechanism.")
 
@@ -499,41 +508,35 @@ def train_command(task: str, *arguments: str, output: str = "trained") -> dict[s
     return {"command": ["longattn", "train", task, "--model", "{model}", *arguments, "--output", f"{{model}}-{output}"]}
 
 
+_KINDS: dict[str, type[InputKind]] = {}
+"""Name of a file of :mod:`hf_longattn.inputs` -> the kind of input that it defines."""
+
+
 def register_kind(kind: Kind) -> Kind:
-    """Class decorator that registers an input kind."""
-    _KINDS[kind.__module__] = kind
+    """Class decorator that registers an input kind under the name of its file."""
+    _KINDS[kind.__module__.rpartition(".")[2]] = kind
     return kind
 
 
-_KINDS: dict[str, type[InputKind]] = {}
-"""Module -> the kind of input that it defines."""
-
-
-@cache
-def input_kinds() -> tuple[type[InputKind], ...]:
-    """All input kinds. Imports every file of :mod:`hf_longattn.inputs`."""
-    for name in module_names("inputs"):
-        load_module("inputs", name)
-    return tuple(_KINDS.values())
-
-
 def kind_of(family: Family) -> InputKind:
-    """The input kind of a family's models.
+    """The input kind of a family's models, from the file that the family's rule names.
 
     Raises:
-        RegistrationError: no kind, or more than one, reads the family's inputs.
+        RegistrationError: there is no such file, or it registers no kind.
     """
-    kinds = [kind for kind in input_kinds() if kind.reads(family)]
-    if len(kinds) != 1:
+    name = family.rule.kind
+    if name not in _KINDS and name in module_names("inputs"):
+        load_module("inputs", name)
+    if name not in _KINDS:
         raise RegistrationError(
-            f"The inputs of the family {family.base_model_type!r} are of {len(kinds)} kinds "
-            f"({', '.join(kind.__name__ for kind in kinds) or 'none'}), and must be of one; correct reads() in hf_longattn/inputs."
+            f"The rule of the family {family.base_model_type!r} reads {name!r}, for which there is no kind of input; add the file "
+            f"hf_longattn/inputs/{name}.py with a class under @register_kind."
         )
-    return kinds[0](family)
+    return _KINDS[name](family)
 
 
 def kind_of_model(config: Any) -> InputKind | None:
-    """The input kind of a Long or stock model with this config; ``None`` if it belongs to no family."""
+    """The input kind of a Long or stock model with this config. ``None`` if it belongs to no family."""
     family = known_family(config)
     if family is None:  # Moonshine's encoder has a config of its own
         model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))

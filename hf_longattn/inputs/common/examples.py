@@ -1,4 +1,4 @@
-"""Code in a model card that runs the model once: how models with a head are loaded, and how their inputs are made.
+"""Code in a model card that runs the model once. How models with a head are loaded, and how their inputs are made.
 
 The example of models of texts and pages is in this file, those of other kinds are in the kind's file.
 """
@@ -57,12 +57,12 @@ class Example:
 
 
 def written_example(head: Head, code: str) -> Example:
-    """An example in which ``code`` follows the loading of the model: lines that make an input and run ``model``."""
+    """An example in which ``code`` follows the loading of the model. Its lines make an input and run ``model``."""
     return Example(head, "written", {"code": code}, None)
 
 
 def head_of(architecture: str, heads: Mapping[str, Head]) -> Head | None:
-    """The entry of ``heads`` for a model class, by the ending of the class's name; ``None`` if no ending matches."""
+    """The entry of ``heads`` for a model class, by the ending of the class's name. ``None`` if no ending matches."""
     return next((head for ending, head in heads.items() if architecture.endswith(ending)), None)
 
 
@@ -103,7 +103,7 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Domain:
-    """Python literals of example texts: a passage to repeat, and a text with a mask token."""
+    """Python literals of example texts. A passage to repeat, and a text with a mask token."""
 
     document: str
     masked: str
@@ -120,7 +120,7 @@ PROTEINS = ("esm",)
 
 
 def domain_of(config: Mapping[str, Any], metadata: Mapping[str, Any]) -> Domain:
-    """The domain of a model by its model type and its card's language and tags; by default natural language."""
+    """The domain of a model by its model type and its card's language and tags. By default natural language."""
     if str(config.get("model_type")).removeprefix("long_") in PROTEINS:
         return DOMAINS["protein"]
     fields = (metadata.get(field) for field in ("language", "tags"))
@@ -144,7 +144,7 @@ TOKENIZER = ("tokenizer", "AutoTokenizer")
 
 
 def class_to_load(folder: Path, architecture: str) -> str:
-    """The name of the class for loading a saved model: the class for its adapter's task if it has one, else ``architecture``."""
+    """The name of the class for loading a saved model. The class for its adapter's task if it has one, else ``architecture``."""
     if not (folder / ADAPTER).is_file():
         return architecture
     task = read_json_object(folder / ADAPTER).get("task_type")
@@ -152,7 +152,7 @@ def class_to_load(folder: Path, architecture: str) -> str:
 
 
 def text_head(folder: Path, architecture: str) -> Head | None:
-    """The head of a model of texts, or the head for its adapter's task; ``None`` for a class without an example."""
+    """The head of a model of texts, or the head for its adapter's task. ``None`` for a class without an example."""
     architecture = class_to_load(folder, architecture)
     lilt = None if tokenizer_words(folder) is not None else head_of(architecture, LILT_HEADS)
     return lilt or head_of(architecture, HEADS)
@@ -183,7 +183,7 @@ def text_example(folder: Path, config: Mapping[str, Any], head: Head, length: in
 
 
 def tokenizer_words(folder: Path) -> str | None:
-    """The argument for places of words of the tokenizer in a folder (LayoutLMv3, MarkupLM); ``None`` if it takes text only."""
+    """The argument for places of words of the tokenizer in a folder (LayoutLMv3, MarkupLM). ``None`` if it takes text only."""
     import transformers
 
     named = tokenizer_values(folder).get("tokenizer_class")

@@ -1,4 +1,4 @@
-"""The image processor or feature extractor of a checkpoint: the size of its outputs, and its file for another size.
+"""The image processor or feature extractor of a checkpoint. The size of its outputs, and its file for another size.
 
 In the file only the size is changed, in its present form (height and width, or the shortest edge and a crop). The old size is kept in the
 file for a reversal.
@@ -36,7 +36,7 @@ def load_processor(folder: Path, kind: ProcessorKind) -> Any | None:
 
 
 def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
-    """The file of a grid model's processor; for videos, the image processor's if there is no video processor. ``None`` without a file."""
+    """The file of a grid model's processor. For videos, the image processor's if there is no video processor. ``None`` without a file."""
     if not rule.reads_photographs:
         return ProcessorFile.find(folder, FEATURE_EXTRACTOR)
     of_videos = ProcessorFile.find(folder, VIDEO_PROCESSOR) if rule.noun == "video" else None
@@ -44,7 +44,7 @@ def place_on_grid(rule: GridRule, folder: Path) -> ProcessorFile | None:
 
 
 def processor_of(rule: GridRule, folder: Path) -> Any | None:
-    """The processor of a model whose inputs lie on a grid; ``None`` if ``folder`` has none."""
+    """The processor of a model whose inputs lie on a grid. ``None`` if ``folder`` has none."""
     place = place_on_grid(rule, folder)
     return None if place is None else load_processor(folder, place.kind)
 
@@ -118,13 +118,13 @@ def files_before(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _sizes(processor: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """(crop size, size after resizing), each by its sides; empty if the processor does not crop or resize."""
+    """(crop size, size after resizing), each by its sides. Empty if the processor does not crop or resize."""
     crop = _as_sides(processor, "crop_size") if getattr(processor, "do_center_crop", None) else {}
     return crop, _as_sides(processor, "size") if getattr(processor, "do_resize", None) else {}
 
 
 def _as_sides(processor: Any, name: str) -> dict[str, int]:
-    """The size in the processor's attribute ``name``, by its sides; empty if it is not set."""
+    """The size in the processor's attribute ``name``, by its sides. Empty if it is not set."""
     size = getattr(processor, name, None)
     if isinstance(size, int):
         return {"height": size, "width": size}

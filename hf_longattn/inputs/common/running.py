@@ -16,7 +16,7 @@ DECODER_INPUT = "decoder_input_ids"
 
 
 def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ``forward``, with one start token for the decoder if the model has a decoder."""
+    """The arguments of ``forward``. With one start token for the decoder if the model has one."""
     if DECODER_INPUT not in inspect.signature(type(model).forward).parameters:
         return dict(inputs)
     start = getattr(model.config, "decoder_start_token_id", None) or 0
@@ -24,13 +24,18 @@ def with_decoder_input(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_model(model: Any, inputs: Mapping[str, Any], *, gradients: bool = False) -> dict[str, Tensor]:
-    """All floating-point tensors that one forward pass returns, by name. Tensors in tuples (a backbone's maps) are ``name[index]``."""
+    """All floating-point tensors that one forward pass returns, by name."""
     arguments, kind = with_decoder_input(model, inputs), kind_of_model(model.config)
     if kind is not None:
         arguments = kind.arguments_of_head(model, arguments)
     with torch.set_grad_enabled(gradients):
-        returned = dict(model(**arguments, return_dict=True))
-    for name, entries in list(returned.items()):
-        if isinstance(entries, tuple):
-            returned |= {f"{name}[{index}]": entry for index, entry in enumerate(entries)}
-    return {name: value for name, value in returned.items() if isinstance(value, Tensor) and value.is_floating_point()}
+        return floating_tensors(model(**arguments, return_dict=True))
+
+
+def floating_tensors(returned: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The floating-point tensors among a model's outputs, by name. Tensors in tuples (a backbone's maps) are ``name[index]``."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in returned.items():
+        parts = {f"{name}[{index}]": part for index, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        tensors |= {name: part for name, part in parts.items() if isinstance(part, Tensor) and part.is_floating_point()}
+    return tensors

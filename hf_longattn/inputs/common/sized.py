@@ -27,7 +27,7 @@ class FurtherChecks:
     runs: int = 1
 
     def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
-        """Run the source's base model for these checks; ``inputs`` are its arguments at the new size."""
+        """Run the source's base model for these checks. ``inputs`` are its arguments at the new size."""
 
     def run_result(self, base: Any) -> None:
         """Run the result's base model, with its mechanisms, for these checks."""
@@ -97,7 +97,7 @@ class SizedKind(InputKind):
         return []
 
     def tokenizer_length(self, plan: Any) -> int:
-        """0: the tokenizer keeps its limit, since it is for the texts that the model writes."""
+        """0: the tokenizer keeps its limit. It is for the texts that the model writes."""
         return 0
 
     def untrained_distances(self, plan: Any, mechanism: Mechanism, positions: str) -> str:
@@ -116,19 +116,19 @@ class SizedKind(InputKind):
         return dict(outputs)
 
     def resizing(self) -> str:
-        """How the base reads larger inputs than in its training; empty if it needs no setting for them."""
+        """How the base reads larger inputs than in its training. Empty if it needs no setting for them."""
         return ""
 
     def resized(self, base: Any, size: InputSize) -> AbstractContextManager[dict[str, Any]]:
-        """Context in which transformers' base model reads inputs of this larger size, called with the yielded arguments."""
+        """Context in which transformers' base model reads inputs of this larger size. It is called with the yielded arguments."""
         return nullcontext({})
 
     def base_reads(self, config: Any, size: Any) -> bool:
-        """Whether the base can read inputs of this size, which is larger than in its training."""
+        """Whether the base can read inputs of this size. It is larger than in its training."""
         return True
 
     def config_as_source(self, plan: Any) -> Any:
-        """The result's config, changed to the source's positions for larger inputs; ``None`` if the result has the same ones."""
+        """The result's config, changed to the source's positions for larger inputs. ``None`` if the result has the same ones."""
         return None
 
     def further_checks(self, plan: Any, inputs: Any, size: Any, layers: Sequence[Mechanism]) -> FurtherChecks:

@@ -25,7 +25,7 @@ from ...engines.common.sequences import attend_per_sequence
 from ...engines.cuda import fla
 from ...engines.dispatch import choose
 from ...engines.linear import CHUNK, absorb, empty_state, fla_dtype, linear_attention, masked, read
-from ...engines.segments import Layout, segmented_linear_attention
+from ...engines.linear_documents import Layout, segmented_linear_attention
 from ...options import Options
 from ...sharding import Shard, attend_by_heads
 from .base import Mechanism

@@ -45,7 +45,7 @@ WIDTHS = ("embed_dim", "hidden_size", "dim", "all_head_size")
 def attach_mechanisms(
     model: nn.Module, long_attention: LongAttentionConfig, decoder_attention: LongAttentionConfig | None = None
 ) -> list[AttentionSite]:
-    """Set ``module.long_attention`` on every attention module of ``model``: the layer's mechanism, or full attention for cross-attention.
+    """Set ``module.long_attention`` on every attention module of ``model``. The layer's mechanism, or full attention for cross-attention.
 
     Args:
         model: any model of transformers.
@@ -129,7 +129,7 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the layer's cache to the attention function if it is one of ours or a static one."""
+    """Forward pre-hook: pass the layer's cache to the attention function. Only if it is one of ours or a static one."""
     cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
     index = getattr(module, "layer_idx", None)
@@ -141,7 +141,8 @@ def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the module's input, or keys and values computed from the detached input, to mechanisms that need them.
+    """Forward pre-hook: pass inputs of a module to mechanisms that need them. The module's input, or keys and values computed from the
+    detached input.
 
     Raises:
         BackendError: the module's input was not found.
@@ -183,7 +184,7 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
 
 
 def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Module) -> None:
-    """Raise :class:`OptionError` if the layer's projections cannot be copied: they are not found, or rotated by position afterwards."""
+    """Raise :class:`OptionError` if the layer's projections cannot be copied. They are not found, or rotated by position afterwards."""
     config = getattr(model, "config", None)
     if mechanism.traits.copies and getattr(config, "rope_parameters", None):
         raise OptionError(
@@ -199,7 +200,7 @@ def _check_projections(site: AttentionSite, mechanism: Mechanism, model: nn.Modu
 
 
 def _first(module: nn.Module, names: tuple[str, ...]) -> Any:
-    """First integer among the attributes ``names`` of the module, or else of its config; ``None`` if there is none."""
+    """First integer among the attributes ``names`` of the module, or else of its config. ``None`` if there is none."""
     for owner in (module, getattr(module, "config", None)):
         for name in names:
             if isinstance(value := getattr(owner, name, None), int):

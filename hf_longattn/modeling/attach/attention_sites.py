@@ -44,7 +44,7 @@ def is_causal(attention: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """The attention of one layer: its module, the layer's number in its stack, and whether it is cross-attention.
+    """The attention of one layer. Its module, the layer's number in its stack, and whether it is cross-attention.
 
     shared: whether the module serves other layers as well, each with its own site.
     """
@@ -168,7 +168,7 @@ Split = Callable[[Any, Tensor], Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class OwnParameter:
-    """A parameter of the layer, or one of the three parts of a fused parameter, in the layout of ``nn.Linear``.
+    """A parameter of the layer in the layout of ``nn.Linear``. Or one of the three parts of a fused parameter.
 
     name: the parameter's name below the attention module.
     split: the function that splits a fused parameter; ``None`` if it is not fused.
@@ -189,7 +189,7 @@ def _gpt2(attention: Any, parameter: Tensor) -> list[Tensor]:
 
 
 def _gpt_neox(attention: Any, parameter: Tensor) -> list[Tensor]:
-    """Split rows that hold query, key and value of the first head, then those of the next head, and so on."""
+    """Split rows that hold query, key and value head by head. Those of the first head, then those of the next, and so on."""
     return [part.flatten(0, 1) for part in parameter.unflatten(0, (attention.config.num_attention_heads, 3, -1)).unbind(1)]
 
 
@@ -262,7 +262,7 @@ def copy_projections(attention: nn.Module, mechanism: Mechanism) -> None:
 
 
 def attention_projections(model: nn.Module, attention: str) -> list[str]:
-    """Names in ``model`` of the q, k, v and output projections of its module ``attention``; empty if the query projection is unknown."""
+    """Names in ``model`` of the q, k, v and output projections of its module ``attention``. Empty if the query projection is unknown."""
     module = model.get_submodule(attention)
     inner = dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in own_projections(module).values())
     names = [f"{attention}.{name}" for name in inner]

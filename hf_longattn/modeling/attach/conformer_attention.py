@@ -66,7 +66,7 @@ class ConformerAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """The output, in the shape of ``hidden_states (B, N, C)``, and the weights if they are requested."""
+        """The output, in the shape of ``hidden_states (B, N, C)``. With the weights if they are requested."""
         if attention_implementation(self.config) != BACKEND:
             return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
         placed = hidden_states
@@ -103,7 +103,7 @@ def causal_convolution(config: Any) -> list[Convolution]:
 
 
 def positions_in_stream(config: Any) -> Positions | None:
-    """How rotary positions count in a stream: from its start, since they rotate frames before projection. ``None`` if distances suffice."""
+    """How rotary positions count in a stream. From its start, since they rotate frames before projection. ``None`` if distances suffice."""
     if config.position_embeddings_type != "rotary":
         return None
     return Positions("encoder.embed_positions", "relative_position_embeddings", counted=True)
@@ -115,7 +115,7 @@ class CountedRotary(nn.Module):
     inv_freq: Tensor
 
     def forward(self, hidden_states: Tensor, first: int = 0) -> Tensor:
-        """Cosines and sines ``(2, N, 1, 1, D)`` for hidden states ``(B, N, C)`` whose first frame has the number ``first``."""
+        """Cosines and sines ``(2, N, 1, 1, D)`` for hidden states ``(B, N, C)``. The first frame has the number ``first``."""
         if not first:
             return super().forward(hidden_states)
         angles = torch.arange(first, first + hidden_states.shape[1]).type_as(self.inv_freq)[:, None] * self.inv_freq
@@ -130,7 +130,7 @@ class ConformerOnTheBackend(OnTheBackend):
 
 
 def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:
-    """Hidden states ``(B, N, C)`` rotated by their positions, as a Conformer's attention does before its projections.
+    """Hidden states ``(B, N, C)`` rotated by their positions. A Conformer's attention does this before its projections.
 
     Raises:
         BackendError: the module has no method for it.

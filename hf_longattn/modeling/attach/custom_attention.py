@@ -60,7 +60,7 @@ def _attended(
 
 
 class HandsKeywordsDown(_Module):
-    """Mixin for attention modules of the base that are on the interface but do not pass on keyword arguments (SigLIP)."""
+    """Mixin for attention modules that do not pass on keyword arguments (SigLIP). The base's modules are on the interface."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if attention_implementation(self.config) != BACKEND:
@@ -75,12 +75,12 @@ class HandsKeywordsDown(_Module):
 
 
 class NearPositions(_Module):
-    """Mixin for the base's relative positional encoding: computes only distances that a layer sees, the same for all batch rows."""
+    """Mixin for the base's relative positional encoding. Computes only distances that a layer sees, the same for all batch rows."""
 
     attending: tuple[Any, ...]  # the attention modules of all layers
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(1, 2 n - 1, C)`` for the visible distances n - 1, …, 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
+        """``(1, 2 n - 1, C)`` for the visible distances, n - 1 to 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
         if attention_implementation(self.config) == BACKEND:
             length = hidden_states.shape[1]
             furthest = max(max(largest_distances(attention.long_attention, length, length, False)) for attention in self.attending)
@@ -105,7 +105,7 @@ class ReplacedModules(_Base):
             }
 
     def adapt_module(self, name: str, module: Any) -> None:
-        """Set what the subclass needs on a replaced module; ``name`` is the module's name in the model."""
+        """Set what the subclass needs on a replaced module. ``name`` is the module's name in the model."""
 
     def post_init(self) -> None:
         for name, module in self.named_modules():
@@ -118,7 +118,7 @@ class ReplacedModules(_Base):
 
 
 def replacing(module: str, replaced: Mapping[type[nn.Module], type[Any]]) -> type[ReplacedModules]:
-    """A mixin for the family in ``module`` that replaces modules by the mapping ``replaced``, and changes nothing else."""
+    """A mixin for the family in ``module`` that replaces modules. It does so by the mapping ``replaced``, and changes nothing else."""
     return type("Replacing", (ReplacedModules,), {"__module__": module, "replaced": replaced})
 
 

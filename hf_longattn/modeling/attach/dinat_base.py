@@ -39,7 +39,7 @@ class NeighborhoodAttention(stock.NeighborhoodAttention):
     is_causal = False
 
     def forward(self, hidden_states: Tensor, output_attentions: bool | None = False) -> tuple[Tensor, ...]:
-        """The output, in the shape of ``hidden_states (B, height, width, C)``, and the weights if they are requested."""
+        """The output, in the shape of ``hidden_states (B, height, width, C)``. With the weights if they are requested."""
         grid, tokens = Grid(tuple(hidden_states.shape[1:-1])), hidden_states.flatten(1, 2)
         query, key, value = (split_heads(self, projection(tokens)) for projection in (self.query, self.key, self.value))
         bias = GridBias.of_neighborhood(self.rpb, (self.dilation,))
@@ -97,7 +97,7 @@ def eager_neighborhood_attention(
 
 
 def _neighbours(cells: int, kernel: int, dilation: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The neighbours of every cell along an axis, ``(k, cells)``, and their indices in the bias table.
+    """The neighbours of every cell along an axis, ``(k, cells)``. With their indices in the bias table.
 
     Neighbours are cells with an equal index modulo the dilation. At a border, the window of k cells slides inwards.
     """

@@ -1,4 +1,4 @@
-"""A padding mask of frames in place of the masks ``(frames, frames)`` that audio bases make from it."""
+"""A padding mask of frames in place of masks ``(frames, frames)``. Audio bases make the latter from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...backend import longattn_mask
 
 @dataclass(frozen=True)
 class FramePadding:
-    """Replaces the mask ``(B, 1, N, N)`` that the base would make from ``frames (B, N)`` by the operations below.
+    """Replaces the mask ``(B, 1, N, N)`` by the operations below. The base would make it from ``frames (B, N)``.
 
     mask: the padding mask that the attention function takes; ``None`` if all frames are real.
     """

@@ -1,4 +1,4 @@
-"""Learned memory tokens of a model whose mechanisms pass them from segment to segment (Bulatov et al. 2022)."""
+"""Learned memory tokens, passed from segment to segment by a model's mechanisms (Bulatov et al. 2022)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .attention_sites import attention_sites
 
 
 class MemoryTokens(nn.Module):
-    """The initial memory of a text's first segment: ``tokens (M, hidden_size)``, learned and used as embeddings."""
+    """The initial memory of a text's first segment. ``tokens (M, hidden_size)`` are learned and used as embeddings."""
 
     def __init__(self, recursion: Recursion, hidden_size: int, std: float) -> None:
         super().__init__()

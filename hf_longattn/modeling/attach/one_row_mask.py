@@ -1,4 +1,4 @@
-"""A padding mask ``(B, N)`` in place of the additive masks ``(B, 1, 1, N)`` that some bases make from it."""
+"""A padding mask ``(B, N)`` in place of additive masks ``(B, 1, 1, N)``. Some bases make the latter from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ else:
 
 
 class ReadsPadding(_Module):
-    """Mixin before an encoder of the base that receives an additive padding mask ``(B, 1, 1, N)``.
+    """Mixin before a base's encoder that receives an additive padding mask ``(B, 1, 1, N)``.
 
     If mechanisms run, its layers receive the padding mask ``(B, N)`` instead, also in graphs."""
 

@@ -118,7 +118,7 @@ def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
 
 
 def _enter_grid(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Forward pre-hook of an attention module: sets the grid if the module passes no keywords to its attention function (SigLIP)."""
+    """Forward pre-hook of an attention module: sets the grid. Only if the module passes no keywords to its attention function (SigLIP)."""
     if GRID in kwargs and not torch.compiler.is_dynamo_compiling():
         RUNNING_GRID.set(kwargs[GRID])
 
@@ -169,7 +169,7 @@ def _offsets(lengths: Tensor) -> Tensor:
 
 
 def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook for packed pictures: make one attention call, with each picture as a document in raster order.
+    """Forward pre-hook for packed pictures: make one attention call. Each picture is a document in raster order.
 
     A module that runs every picture separately still does so for mechanisms that read no grid.
     """

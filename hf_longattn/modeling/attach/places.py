@@ -19,7 +19,7 @@ PLACES = "places"
 
 
 def places_of_cells(cells: Tensor, grid: Grid) -> Places:
-    """The grid positions of the prefix and of ``cells (B, K)``, which are numbered in raster order."""
+    """The grid positions of the prefix and of ``cells (B, K)``. Cells are numbered in raster order."""
     index = cells + grid.prefix
     if grid.prefix:
         index = torch.cat([torch.arange(grid.prefix, device=cells.device).expand(cells.shape[0], -1), index], 1)
@@ -37,7 +37,7 @@ def needs_places(module: Any) -> bool:
 def attend_at_places(
     module: Any, query: Tensor, key: Tensor, value: Tensor, places: Places, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the ``longattn`` backend on query, key and value ``(B, H, K, D)`` of the tokens at ``places``.
+    """Run the ``longattn`` backend on the tokens at ``places``. Query, key and value are ``(B, H, K, D)``.
 
     Args:
         attention_mask: padding, ``(B, K)``.

@@ -1,4 +1,4 @@
-"""BEiT's bias by distance on the grid, for families whose base adds it to the scores as a tensor ``(H, N, N)``."""
+"""BEiT's bias by distance on the grid. For families whose base adds it to the scores as a tensor ``(H, N, N)``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..family.grid_config import TILE
 
 @dataclass(frozen=True)
 class MaskWithBias:
-    """The mask that a base passes to its attention modules: a bias by distance, and the padding mask ``(B, N)``."""
+    """The mask that a base passes to its attention modules. A bias by distance, and the padding mask ``(B, N)``."""
 
     bias: GridBias
     mask: Tensor | None = None
@@ -26,7 +26,7 @@ class MaskWithBias:
 
 
 def bias_by_distance(module: Any, grid: tuple[int, int], config: Any) -> GridBias:
-    """The bias of a base's ``relative_position_bias_table (M + 3, H)`` for a grid of the given sizes.
+    """The bias of a base's ``relative_position_bias_table (M + 3, H)``. For a grid of the given sizes.
 
     Args:
         module: a BeitRelativePositionBias, or a module with its ``relative_position_bias_table`` and ``window_size``.

@@ -1,4 +1,4 @@
-"""Runs convolutions and feed-forward parts of audio models on pieces of a long sound if no gradients are needed.
+"""Runs parts of audio models on pieces of a long sound. Convolutions and feed-forward parts, if no gradients are needed.
 
 Temporaries for a whole recording would dominate memory. wav2vec 2.0's convolutions over samples make 1,600 rows of 512 channels for each
 second of sound: 2 GB after the first convolution for five minutes.
@@ -30,7 +30,7 @@ FRAMES_PER_PRODUCT = 4096
 
 
 def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
-    """Whether ``module`` must compute ``states`` in one pass: if gradients are needed, or in a graph, whose input may have any length."""
+    """Whether ``module`` must compute ``states`` in one pass. If gradients are needed, or in a graph, whose input may have any length."""
     if in_graph():
         return True
     if not torch.is_grad_enabled():
@@ -39,7 +39,7 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
 
 
 class FeatureEncoderInStretches(_Module):
-    """Mixin before the feature encoder of wav2vec 2.0 or a successor: a chain of convolutions over samples, without padding.
+    """Mixin before the feature encoder of wav2vec 2.0 or a successor. It is a chain of convolutions over samples, without padding.
 
     A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights
     (:class:`NormalisedConvolution`).
@@ -81,7 +81,7 @@ def convolution_of(layer: Any) -> Convolution:
 
 
 def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of up to ``size`` outputs of unpadded convolutions, each with the part ``(B, n)`` of ``inputs (B, N)`` that it needs."""
+    """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)`` that it needs."""
     chain = Chain(tuple(convolutions))
     total = chain.total(inputs.shape[1])
     for first in range(0, total, size):
@@ -93,14 +93,14 @@ def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) ->
 
 
 def weights_at_hand(layer: Any, samples: Tensor) -> bool:
-    """Whether the weights of a layer can be read outside of ``forward``: not sharded, not on another device, not in a wrapper."""
+    """Whether the weights of a layer can be read outside of ``forward``. Not sharded, not on another device, not in a wrapper."""
     weights = [*layer.conv.parameters(), *layer.layer_norm.parameters()]
     plain = all(type(weight) is nn.Parameter and weight.device == samples.device and weight.numel() for weight in weights)
     return plain and type(layer.conv) is nn.Conv1d
 
 
 class NormalisedConvolution:
-    """The first layer of a feature encoder, with an ``nn.GroupNorm`` of one group per channel, for pieces of ``samples (B, N)``.
+    """The first layer of a feature encoder, for pieces of ``samples (B, N)``. It has an ``nn.GroupNorm`` of one group per channel.
 
     Row w of the convolution's weight maps a window u of samples to ``w·u + b``. Over time, this has the mean ``w·mean(u) + b`` and the
     variance ``wᵀ Cov(u) w``. The normalised rows are therefore a convolution too, with separate weights for each sound of the batch.
@@ -128,7 +128,7 @@ class NormalisedConvolution:
 
 
 def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tensor, Tensor]:
-    """The mean ``(B, K)`` and covariance ``(B, K, K)`` over time of the windows of ``samples (B, N)`` under a convolution, in float64."""
+    """Mean ``(B, K)`` and covariance ``(B, K, K)`` over time of a convolution's windows. Of ``samples (B, N)``, in float64."""
     centre = samples.double().mean(1, keepdim=True)
     total: Any = 0.0
     products: Any = 0.0
@@ -154,5 +154,6 @@ class FramesInStretches(_Module):
 
 
 def in_stretches(module: str, feature_encoder: type[nn.Module], feed_forward: type[nn.Module]) -> type[ReplacedModules]:
-    """A mixin for the family in ``module`` that runs the base's ``feature_encoder`` and ``feed_forward`` on pieces of a long sound."""
+    """A mixin for the family in ``module``, for pieces of a long sound. It runs the base's ``feature_encoder`` and ``feed_forward`` on
+    them."""
     return replacing(module, {feature_encoder: FeatureEncoderInStretches, feed_forward: FramesInStretches})

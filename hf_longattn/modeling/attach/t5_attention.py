@@ -1,4 +1,4 @@
-"""For T5, mT5 and UMT5: an encoder and a decoder of one class, with T5's relative positions in self-attention scores.
+"""For T5, mT5 and UMT5: an encoder and a decoder of one class. Their self-attention has T5's relative positions in its scores.
 
 All distances from ``relative_attention_max_distance`` on share one bucket. Positions therefore need no extension and limit no length.
 """
@@ -98,7 +98,7 @@ class BucketedAttention(nn.Module):
         cache: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Output ``(B, Nq, d)``, the bias, and the weights ``(B, H, Nq, Nk)`` if they are requested.
+        """Output ``(B, Nq, d)``, the bias, and the weights if requested. The weights are ``(B, H, Nq, Nk)``.
 
         Args:
             hidden_states: ``(B, Nq, d)``.

@@ -1,4 +1,4 @@
-"""Makes text tokens global in a language model that also reads pictures, so that a window limits only image tokens."""
+"""Makes text tokens global in a language model that also reads pictures. A window then limits only image tokens."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def arguments_by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of the whole model, the only module that sees token ids: finds the text tokens."""
+    """Forward pre-hook of the whole model: finds the text tokens. No other module sees token ids."""
     if not (getattr(model.config, "long_attention", None) or {}).get(TEXT_GLOBAL) or GLOBAL_MASK in kwargs:
         return None
     ids = arguments_by_name(model, args, kwargs).get(IDS)
@@ -68,7 +68,7 @@ def _tell_text_tokens(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of the language model: appends the new text tokens to those of the cache."""
+    """Forward pre-hook of the language model: appends new text tokens to the cache's."""
     tokens: Tensor | None = kwargs.get(TEXT_TOKENS)
     if tokens is None:
         return None
@@ -89,7 +89,7 @@ def _take_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: 
 
 
 def _keep_text_tokens(language_model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook of the language model: stores in the cache which of its tokens are text."""
+    """Forward hook of the language model: stores in the cache which tokens are text."""
     cache = getattr(output, CACHE, None)
     if isinstance(cache, Cache) and GLOBAL_MASK in kwargs:
         setattr(cache, TEXT_TOKENS, kwargs[GLOBAL_MASK])

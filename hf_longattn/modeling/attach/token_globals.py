@@ -27,7 +27,7 @@ LONGEST_QUESTION = 512
 
 
 def token_rule(model: nn.Module) -> TokenRule | None:
-    """The rule by which the layers of ``model`` choose global tokens by id, with the config's separators; ``None`` if none does.
+    """The rule by which layers of ``model`` choose global tokens by id. With the config's separators; ``None`` if none does.
 
     Raises:
         OptionError: layers have different rules, or a rule lacks its separator.
@@ -74,7 +74,7 @@ def takes_globals(model: nn.Module) -> bool:
 
 
 def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes, unless a layer sees the whole input anyway.
+    """Raise :class:`MaskError` for a ``global_attention_mask`` that no layer takes. Unless a layer sees the whole input anyway.
 
     Raises:
         MaskError: the message names the mechanisms.
@@ -92,7 +92,7 @@ def check_globals(model: nn.Module, arguments: Mapping[str, Any]) -> None:
 
 
 def question_separator(tokenizer: Any) -> int | None:
-    """The id of the token that ``tokenizer`` puts between a question and a document; ``None`` if it puts none (GPT-2, Llama)."""
+    """The id of the token that ``tokenizer`` puts between a question and a document. ``None`` if it puts none (GPT-2, Llama)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)  # tokenizers of pages do not take texts without boxes
     if backend is None:
         ids, document = list(tokenizer("a", "b")["input_ids"]), list(tokenizer("b", add_special_tokens=False)["input_ids"])
@@ -111,7 +111,7 @@ def _without_padding(encoding: Any) -> list[int]:
 
 
 def carry_question(model: nn.Module, tokenizer: Any) -> bool:
-    """Make the question before a document global in ``model``, now and when it is loaded again.
+    """Make the question before a document global in ``model``. Now, and when it is loaded again.
 
     Sets ``config.question_separator_id``, unless the mechanisms choose global tokens by id already.
 
@@ -129,7 +129,7 @@ def carry_question(model: nn.Module, tokenizer: Any) -> bool:
 
 
 def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: Tensor | None = None) -> Tensor:
-    """The ``global_attention_mask (B, N)`` of a forward pass that has none, found separately in each of the packed ``documents (B, N)``.
+    """The ``global_attention_mask (B, N)`` of a forward pass that has none. Found separately in each of the packed ``documents (B, N)``.
 
     Raises:
         MaskError: ids are unknown, for the input or for tokens in the cache.
@@ -162,7 +162,7 @@ def global_tokens_of(rule: TokenRule, arguments: Mapping[str, Any], documents: T
 
 
 def _warn_of_order(question: Tensor, real: Tensor) -> None:
-    """Warn if the first text is probably not the question: it is long, and longer than the second."""
+    """Warn if the first text is probably not the question. It is long, and longer than the second."""
     if question.shape[-1] <= LONGEST_QUESTION:
         return
     counts = question.sum(-1)

@@ -191,7 +191,7 @@ def initialise(model: nn.Module, modules: list[nn.Module]) -> None:
 
 
 def shared_parameters(model: nn.Module) -> dict[str, str]:
-    """Name of every parameter that layers share -> its name in the first layer with equal options.
+    """Parameters that layers share: name -> its name in the first layer with equal options.
 
     ``model.share_within``: the parts of a model whose layers share nothing with other parts.
     """
@@ -234,11 +234,11 @@ class LoadsMechanisms(_Base):
     """Mixin before a base's model class. transformers then loads, ties and initialises the parameters of mechanisms as the base's own."""
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """The base's tied weights, and parameters that mechanisms share, even if the config does not tie word embeddings."""
+        """The base's tied weights, and parameters that mechanisms share. The latter also if the config does not tie word embeddings."""
         return {**super().get_expanded_tied_weights_keys(all_submodels), **shared_parameters(self)}
 
     def mark_tied_weights_as_initialized(self, loading_info: Any) -> None:
-        """Untie parameters that mechanisms share, because transformers would mark them as initialised although the first may not be."""
+        """Untie parameters that mechanisms share. transformers would mark them as initialised although the first may not be."""
         separate_parameters(self)
         super().mark_tied_weights_as_initialized(loading_info)
 

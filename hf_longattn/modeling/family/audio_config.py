@@ -59,7 +59,7 @@ def audio_seconds(seconds: Any, name: str) -> float:
 
 
 def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that needs token ids, a grid, or segments with a memory, which sound does not have."""
+    """Raise :class:`OptionError` for a mechanism that cannot read sound. It needs token ids, a grid, or segments with a memory."""
     built = prototype(mechanism, options)
     instead = "choose for example 'window', or 'chunked' for what is computed chunk by chunk."
     if built.traits.recursion is not None or built.traits.remembers:

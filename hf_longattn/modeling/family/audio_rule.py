@@ -21,7 +21,7 @@ MASK = "attention_mask"
 
 
 def encoder_config(config: Any) -> Any:
-    """The config of the layers with attention: the inner encoder's, if there is one (Parakeet's heads)."""
+    """The config of the layers with attention. The inner encoder's, if there is one (Parakeet's heads)."""
     encoder = getattr(config, "encoder_config", config)
     return SimpleNamespace(**encoder) if isinstance(encoder, dict) else encoder  # a dict if read from a file
 
@@ -32,7 +32,7 @@ def convolved(config: Any, length: int) -> int:
 
 
 def adapted(config: Any, length: int) -> int:
-    """Number of rows of the last hidden state for ``length`` samples: one per frame, fewer after Wav2Vec2's adapter."""
+    """Number of rows of the last hidden state for ``length`` samples. One per frame, fewer after Wav2Vec2's adapter."""
     frames = convolved(config, length)
     for _ in range(config.num_adapter_layers if getattr(config, "add_adapter", False) else 0):
         frames = (frames - 1) // config.adapter_stride + 1
@@ -100,7 +100,7 @@ the attention of {base} instead.
         return "samples" if self.features is None else "rows of features"
 
     def durations(self, config: Any) -> tuple[float, float]:
-        """Two durations in seconds: the maximum in the base's training, and the one for which the model was converted."""
+        """Two durations in seconds: the base's maximum in training, and the converted model's."""
         trained, converted = self.trained_seconds(config), getattr(config, "long_audio_seconds", None)
         return trained, trained if converted is None else converted
 
@@ -109,7 +109,7 @@ the attention of {base} instead.
         return 15
 
     def base_reads(self, config: Any, seconds: float) -> bool:
-        """Whether the base reads a sound of this duration, which is longer than those in its training."""
+        """Whether the base reads a sound of this duration. It is longer than those in its training."""
         return True
 
     def most_tokens(self, family: Any, config: Any) -> int:
@@ -126,7 +126,7 @@ the attention of {base} instead.
         return seconds
 
     def step(self, config: Any) -> int:
-        """Number of samples, or rows of features, from one row of the last hidden state to the next."""
+        """Samples, or rows of features, between rows of the last hidden state."""
         hour = self.length(3600)
         return round(hour / self.output_rows(config, hour))
 
@@ -170,7 +170,7 @@ the attention of {base} instead.
         return 1
 
     def seeded(self, config: Any, seconds: float) -> Tensor:
-        """A fixed random input of this duration, ``(1, N)`` or with an axis of features, from a normal distribution."""
+        """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal distribution."""
         import torch
 
         length = max(self.length(seconds), self.length_of(config, 1))
@@ -182,7 +182,7 @@ the attention of {base} instead.
         return rows.movedim(1, self.time_axis)
 
     def arguments(self, sound: Tensor, lengths: list[int] | None = None) -> dict[str, Any]:
-        """Keyword arguments of ``forward`` for ``sound (B, N, …)``, the sound first, with a mask if the sounds' ``lengths`` are given."""
+        """Keyword arguments of ``forward`` for ``sound (B, N, …)``. The sound first, with a mask if the sounds' ``lengths`` are given."""
         import torch
 
         if lengths is None:
@@ -190,7 +190,7 @@ the attention of {base} instead.
         return {self.input: sound, MASK: (torch.arange(sound.shape[1]) < torch.tensor(lengths)[:, None]).long()}
 
     def check(self, config: Any, arguments: Mapping[str, Any], *, values: bool = True) -> None:
-        """Raise an error for an input that the model cannot read, or whose padding it would take for sound.
+        """Raise an error for an input that the model cannot read. Or for one whose padding it would take for sound.
 
         Args:
             values: whether the values of a mask can be read (not in a graph).

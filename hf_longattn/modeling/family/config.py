@@ -1,4 +1,4 @@
-"""The fields and methods that Long configs add to their base's, such as ``long_attention`` and cache layer types."""
+"""The fields and methods that Long configs add to their base's. Such as ``long_attention`` and cache layer types."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class LongConfig(_Base):
 
     @classmethod
     def default_attention(cls) -> LongAttentionConfig | None:
-        """The default attention; ``None`` for the base's sliding window if all layers have one, otherwise Longformer's defaults."""
+        """The default attention. ``None`` for the base's sliding window if all layers have one, otherwise Longformer's defaults."""
         return None if cls.default_mechanism is None else LongAttentionConfig(cls.default_mechanism)
 
     def _attention_without_choice(self) -> LongAttentionConfig | Mapping[str, Any] | None:
@@ -224,7 +224,7 @@ class LongConfig(_Base):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a config file of the base as one of ours, also as part of another config (CLIP's text tower)."""
+        """Read a config file of the base as one of ours. Also as part of another config (CLIP's text tower)."""
         values, kwargs = super().get_config_dict(*args, **kwargs)
         values = in_current_format(values)
         part = values.get(cls.base_config_key) if cls.base_config_key else None

@@ -48,7 +48,7 @@ def without_head(model: Any) -> Any:
 
 
 def model_name(model: Any) -> str:
-    """The name of a model in messages and reports: the folder or Hub name that it was loaded from, or else its class."""
+    """The name of a model in messages and reports. The folder or Hub name that it was loaded from, or else its class."""
     return str(getattr(getattr(model, "config", None), "name_or_path", "")) or type(model).__name__
 
 
@@ -177,18 +177,18 @@ class Family:
         return self.config_class.__module__
 
     @cached_property
-    def heads(self) -> dict[str, str]:
+    def model_classes(self) -> dict[str, str]:
         """Name of every model class of the base -> name of its Long class."""
         return long_names(self.base_model_type, self.classes)
 
     @property
     def reads_text(self) -> bool:
-        """Whether the input is a text's tokens, rather than pictures, sound, or inputs of several towers."""
+        """Whether the input is a text's tokens. Other inputs are pictures, sound, or inputs of several towers."""
         return bool(self.rule.reads == PLAIN_TEXT.reads)
 
     @cached_property
     def base_model_name(self) -> str:
-        """Name of the base's model class without a head, also if it has no ``AutoModel`` entry (SigLIP's text model)."""
+        """Name of the base's model class without a head. Also if it has no ``AutoModel`` entry (SigLIP's text model)."""
         from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
         return MODEL_MAPPING_NAMES.get(self.base_model_type) or next(name for name in self.classes if name.endswith("Model"))
@@ -211,7 +211,7 @@ class Family:
 
     @cached_property
     def stacks(self) -> dict[str, str]:
-        """Base name -> Long name of the encoder and the decoder of a base that has both: ``{"BartEncoder": "LongBartEncoder", …}``."""
+        """Base name -> Long name of an encoder and a decoder: ``{"BartEncoder": "LongBartEncoder", …}``. Empty for a base of one stack."""
         stem = self.base_model_name.removesuffix("Model")
         names = (self.stack,) if self.stack is not None else (f"{stem}Encoder", f"{stem}Decoder")
         return {name: f"{long_prefix(self.base_model_type)}{name}" for name in names} if self.two_stacks else {}
@@ -220,6 +220,10 @@ class Family:
     def parts(self) -> dict[str, str]:
         """Base name -> Long name of model classes that are used only inside others."""
         return {**self.stacks, **{name: f"{long_prefix(self.base_model_type)}{name}" for name in self.inner}}
+
+    def base_of(self, long_class: str) -> str:
+        """Name of the base's class with the same head as a Long class."""
+        return next(name for name, long_name in self.model_classes.items() if long_name == long_class)
 
     def has_decoder(self, head: str) -> bool:
         """Whether the class ``head``, the base's or the Long one, has a decoder."""
@@ -242,13 +246,13 @@ class Family:
         return int(getattr(config, field))
 
     def longest(self, config: Any) -> int:
-        """Maximum number of tokens of one input, for a config of the family or of its base. Special rows of a table do not count.
+        """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count.
 
         For pictures and sound: tokens of the size for which the model was made. With towers: the text's tokens."""
         return int(self.rule.most_tokens(self, config))
 
     def scales_rotations(self, config: Any) -> bool:
-        """Whether ``rope_parameters`` of this config can scale rotary positions, in the whole family or with this config."""
+        """Whether ``rope_parameters`` of this config can scale rotary positions. In the whole family or with this config."""
         chosen = getattr(config, "position_embedding_type", None) == "rope" or getattr(config, "use_mem_rope", False)
         return hasattr(config, "rope_parameters") and (self.rope or (self.no_positions and bool(chosen)))
 
@@ -263,11 +267,11 @@ class Family:
     @cached_property
     def exports(self) -> tuple[str, ...]:
         """The family's public names: the config's and the models'."""
-        return (self.config_class.__name__, *self.heads.values())
+        return (self.config_class.__name__, *self.model_classes.values())
 
     def model_class(self, name: str) -> type[Any]:
         """The Long class ``name``, or the Long class of the base's class ``name``."""
-        return getattr(importlib.import_module(self.module), {**self.heads, **self.parts}.get(name, name))
+        return getattr(importlib.import_module(self.module), {**self.model_classes, **self.parts}.get(name, name))
 
     @property
     def base_attention_name(self) -> str:
@@ -279,15 +283,15 @@ class Family:
         return getattr(importlib.import_module(self.base_package), name) if self.base_classes is None else self.base_classes()[name]
 
     def long_class_of(self, base: type) -> type[Any] | None:
-        """The Long class made from ``base``, or ``None`` if that is not a model class of this family's base."""
-        if base.__name__ not in self.heads and base.__name__ not in self.parts:
+        """The Long class made from ``base``. ``None`` if that is not a model class of this family's base."""
+        if base.__name__ not in self.model_classes and base.__name__ not in self.parts:
             return None
         built = self.base_classes is not None and self.base_classes().get(base.__name__) is base
         return self.model_class(base.__name__) if built or base.__module__.startswith(f"{self.base_package}.") else None
 
 
 def family_names(model_types: Collection[str]) -> list[str]:
-    """The base model types with a family: a file of :mod:`hf_longattn.families` of that name, or facts that were derived."""
+    """The base model types with a family. A file of :mod:`hf_longattn.families` of that name, or facts that were derived."""
     modules = {*module_names("families"), *derived_facts()}
     return sorted(model_type for model_type in model_types if model_type.replace("-", "_") in modules)  # `module_name`, for long tables
 
@@ -300,7 +304,7 @@ def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
 
 @cache
 def long_prefix(base_model_type: str) -> str:
-    """The prefix of a base's Long classes: ``Long``, or ``LongAttention`` if transformers itself has such a class (``LongT5Model``)."""
+    """The prefix of a base's Long classes: ``Long``. ``LongAttention`` if transformers itself has such a class (``LongT5Model``)."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     taken = (name for model_type, name in CONFIG_MAPPING_NAMES.items() if not model_type.startswith("long_"))
@@ -332,7 +336,7 @@ def base_package(base_model_type: str) -> str:
 
 
 def long_names(base_model_type: str, classes: tuple[str, ...]) -> dict[str, str]:
-    """Name of every model class of a base -> name of its Long class; no model is imported.
+    """Name of every model class of a base -> name of its Long class. No model is imported.
 
     Args:
         base_model_type: transformers' ``model_type`` of the base.
@@ -382,7 +386,7 @@ def _all_stored() -> bool:
 
 @cache
 def _stored_exports() -> Mapping[str, list[str]]:
-    """Base -> its family's public names, if they were stored with the installed version of transformers."""
+    """Base -> its family's public names. Only if they were stored with the installed version of transformers."""
     current = declared()["transformers"].get("version") == importlib.metadata.version("transformers")
     return declared()["exports"] if current else {}
 
@@ -461,7 +465,7 @@ def longest_input(config: Any) -> int | None:
 
 
 def length_before_conversion(config: Any) -> int | None:
-    """Maximum number of tokens of the short checkpoint that a long one was made from; ``None`` if the config does not say.
+    """Maximum number of tokens of the short checkpoint that a long one was made from. ``None`` if the config does not say.
 
     Raises:
         Exception: any error of the config class about invalid values.
@@ -484,7 +488,7 @@ def family_for_class(name: str) -> Family | None:
 
 
 def why_no_class(name: str) -> str:
-    """A sentence on why a base's head has no Long class ``name``, and what to load instead; empty for other names."""
+    """A sentence on why a base's head has no Long class ``name``. It says what to load instead; empty for other names."""
     if _all_stored() and not name.startswith(_incomplete_families()):
         return ""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -495,15 +499,13 @@ def why_no_class(name: str) -> str:
         if head == name or not head.startswith(stem) or head not in dir(importlib.import_module(base_package(base))):
             continue
         if (family := FAMILIES[base]).classes:
-            return (
-                f"{head} has no Long class; load the model as {' or '.join(sorted(family.heads.values()))}, or the checkpoint that it was "
-                f"made from as {head}."
-            )
+            long_classes = " or ".join(sorted(family.model_classes.values()))
+            return f"{head} has no Long class; load the model as {long_classes}, or the checkpoint that it was made from as {head}."
     return ""
 
 
 def _incomplete_families() -> tuple[str, ...]:
-    """Prefixes of Long class names, such as ``LongWhisper``, of families that list only some of the base's classes."""
+    """Prefixes of Long class names, such as ``LongWhisper``. Of families that list only some of the base's classes."""
     bases = {*declared()["families"], *(base for base, facts in declared()["derived"].items() if "classes" in facts)}
     names = (name for base in bases for name in _stored_exports()[base])
     return tuple(name.removesuffix("Config") for name in names if name.endswith("Config"))

@@ -40,7 +40,7 @@ class LongGridConfig(LongEncoderConfig):
         super().__post_init__(**kwargs)
 
     def _take_size(self, values: dict[str, Any]) -> None:
-        """Set the size for which the model was converted, and remove it from ``values``, the other fields."""
+        """Set the size for which the model was converted. Removes it from ``values``, the other fields."""
         size = values.pop("long_image_size", None)
         self.long_image_size = None if size is None else list(image_size(size))
 
@@ -73,7 +73,7 @@ class LongVideoConfig(LongGridConfig):
 
 
 class LongMaskedAutoencoderConfig(LongGridConfig):
-    """Mixin before the base's config class if the head for pre-training has a decoder that sees all cells.
+    """Mixin before the base's config class, for pre-training. The head has a decoder that sees all cells.
 
     decoder_long_attention: the attention of that decoder; ``None`` for full attention.
     """
@@ -113,7 +113,7 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
 
 
 def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that would read a picture as a line of text or as segments of it."""
+    """Raise :class:`OptionError` for a mechanism that would not read a picture as a grid. It reads a line of text or segments."""
     if mechanism_class(mechanism).traits.pictures_need_order and options.get(ORDER) is None:
         raise OptionError(
             f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example "

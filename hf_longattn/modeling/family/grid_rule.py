@@ -1,4 +1,4 @@
-"""How tokens lie on a grid: the patches of a picture, video or spectrogram, after class and register tokens."""
+"""How tokens lie on a grid. The patches of a picture, video or spectrogram, after class and register tokens."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class GridRule(InputRule):
         return tuple(2 * side for side in size)
 
     def enlarged(self, size: tuple[int, ...], pixels: tuple[int, ...] | None, frames: int | None) -> tuple[int, ...]:
-        """``size`` with the height and width ``pixels`` and the number of ``frames`` replaced; ``None`` leaves them as they are.
+        """``size`` with the height and width ``pixels`` and the number of ``frames`` replaced. ``None`` leaves them as they are.
 
         Raises:
             GridError: frames were given, but inputs are not videos.
@@ -146,12 +146,12 @@ class GridRule(InputRule):
         return self.noun == "picture"
 
     def extractor_fields(self, size: tuple[int, ...]) -> dict[str, Any]:
-        """Fields of the feature extractor's file that set the size of its outputs; empty for image processors."""
+        """Fields of the feature extractor's file that set the size of its outputs. Empty for image processors."""
         return {}
 
     @contextmanager
     def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """Within the context, transformers' headless model reads inputs of this larger size, with the arguments that are returned."""
+        """Context in which transformers' headless model reads inputs of this larger size. With the arguments that are returned."""
         yield {INTERPOLATE_ARGUMENT: True} if self.interpolates else {}
 
     def fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class GridRule(InputRule):
         return {"long_image_size": list(size)}
 
     def base_fields_of_size(self, size: tuple[int, ...]) -> dict[str, Any] | None:
-        """Config fields and values with which the base has positions for inputs of this size; ``None`` if no fields can do that."""
+        """Config fields and values with which the base has positions for inputs of this size. ``None`` if no fields can do that."""
         return None
 
     def base_fields(self, config: Any) -> Mapping[str, Any]:
@@ -195,7 +195,7 @@ class GridRule(InputRule):
         return pixels
 
     def sizes(self, config: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The sizes, in pixels, for which the position table was trained and for which the model was converted."""
+        """Sizes in pixels: of the table's training, and of the conversion."""
         table = getattr(config, self.table_size, self.trained_pixels)
         if table is None and self.shapes is not None:  # every size is read, and the table is a square
             table = round(config.num_patches ** (1 / len(self.axes))) * self.patch(config)[0]
@@ -214,7 +214,7 @@ class GridRule(InputRule):
         return [grid] * self.layers(config)
 
     def most_tokens(self, family: Any, config: Any) -> int:
-        """Number of tokens of the largest input for which a model with this config was made."""
+        """Number of tokens of the largest input for which a model was made. It has this config."""
         return self.of_size(config, self.sizes(config)[1]).length
 
     def seeded(self, config: Any, size: tuple[int, ...]) -> Tensor:
@@ -237,7 +237,7 @@ class GridRule(InputRule):
         return arguments
 
     def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
-        """Arguments of ``forward`` for which the base or its Long class reads every patch of ``pixels (B, channels, …)`` in raster order.
+        """Arguments of ``forward`` for reading every patch of ``pixels (B, channels, …)`` in raster order. Of the base or its Long class.
 
         Noise is for a model whose ``mask_ratio`` is 0."""
         import torch
@@ -296,7 +296,7 @@ class GridRule(InputRule):
         return rows
 
     def features(self, states: Tensor, grid: Grid) -> Tensor:
-        """Hidden states of the base on the output grid, by cell and without the prefix: ``(B, height, width, D)``."""
+        """Hidden states of the base on the output grid, without the prefix. By cell: ``(B, height, width, D)``."""
         return self.rows(states, grid)[:, grid.prefix :].unflatten(1, grid.sizes)
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
@@ -317,7 +317,7 @@ class GridRule(InputRule):
             )
 
     def of_input(self, config: Any, arguments: Mapping[str, Any]) -> Grid | tuple[Grid, ...] | None:
-        """The grid of a forward pass, or one grid per input if they differ or have padding; ``None`` without an input."""
+        """The grid of a forward pass, or one per input. There are several if they differ or have padding; ``None`` without an input."""
         pixels = arguments.get(self.input)
         if pixels is None or (self.shapes is not None and arguments.get(self.shapes) is None):
             return None
@@ -402,7 +402,7 @@ class SpectrogramGrid(GridRule):
 
     @contextmanager
     def resized(self, base: Any, size: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-        """Within the context, the base's position table is stretched along time, row by row, because the base adds it to all patches."""
+        """Context in which the base's position table is stretched along time, row by row. The base adds it to all patches."""
         import torch
         from torch import nn
         from torch.nn.functional import interpolate
@@ -462,7 +462,7 @@ class SpectrogramGrid(GridRule):
 
 
 def image_size(size: Any) -> tuple[int, ...]:
-    """A size in pixels, given as one number or several, as a tuple with the height first.
+    """A size in pixels as a tuple, the height first. Given as one number or several.
 
     Raises:
         GridError: ``size`` is neither.

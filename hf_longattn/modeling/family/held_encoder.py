@@ -1,4 +1,4 @@
-"""The config of a Long model whose attention is in an encoder with a separate config (Parakeet's heads)."""
+"""The config of a Long model whose attention is in an encoder. The encoder has a separate config (Parakeet's heads)."""
 
 from __future__ import annotations
 

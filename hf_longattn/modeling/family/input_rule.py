@@ -1,4 +1,4 @@
-"""What the models of a family read: the base of the rules of pages, grids, sound and towers."""
+"""What the models of a family read. The base of the rules of pages, grids, sound and towers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class InputRule:
     """What the models of a family read: its :attr:`.definition.Family.rule`."""
 
     reads: ClassVar[str]
-    """Name of the kind of input."""
+    """Name of what the models read, such as "sound"."""
     mixins: ClassVar[tuple[str, str]] = ("LongAttentionMixin", "LongBaseModelMixin")
     """Names of the mixins of models with a head, and of the base model."""
     docstring: ClassVar[str] = """{base} with the mechanisms of ``config.long_attention``.
@@ -34,6 +34,11 @@ the attention of {base} instead.
     no_stream: str = ""
 
     @property
+    def kind(self) -> str:
+        """Name of the file of :mod:`hf_longattn.inputs` with the kind of input."""
+        return self.reads
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The arguments of ``forward`` with numbers for each token."""
         return ()
@@ -43,7 +48,7 @@ the attention of {base} instead.
         return None
 
     def most_tokens(self, family: Any, config: Any) -> int:
-        """Maximum number of tokens of one input, for a config of the family or of its base. Special rows of a table do not count."""
+        """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count."""
         alone = family.two_stacks and not config.is_encoder_decoder
         table = next((entry for entry in family.position_tables if entry.decoder == alone), None)
         if table is None:
@@ -64,7 +69,7 @@ the attention of {base} instead.
         raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a {other} instead.")
 
     def base_fields(self, config: Any) -> Mapping[str, Any]:
-        """Config fields and values with which the base reads inputs of the size for which a model was converted; empty if it needs none."""
+        """Config fields with which the base reads inputs of the converted size. Empty if it needs none."""
         return {}
 
     def fill(self, config: Any, name: str) -> int:
@@ -72,4 +77,4 @@ the attention of {base} instead.
         return 0
 
     def check_tokens(self, config: Any, arguments: Mapping[str, Any], shape: tuple[int, int]) -> None:
-        """Raise :class:`PageError` for arguments that the model cannot read, in a forward pass over tokens of ``shape (B, N)``."""
+        """Raise :class:`PageError` for arguments that the model cannot read. In a forward pass over tokens of ``shape (B, N)``."""

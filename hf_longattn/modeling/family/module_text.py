@@ -1,4 +1,4 @@
-"""The module of a family without a file, as text; for imports, and for code that is bundled with a model."""
+"""The module of a family without a file, as text. For imports, and for code that is bundled with a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments that models of pages read for each token besides its id, such as its place on the page."""
+"""Arguments that models of pages read for each token. Besides its id, for example its place on the page."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ class PageArgument(ABC):
 
     @abstractmethod
     def advice(self, limit: int) -> str:
-        """The second half of the error message for numbers beyond ``limit``: what is wrong, and what to give instead."""
+        """The second half of the error message for numbers beyond ``limit``. What is wrong, and what to give instead."""
 
 
 @dataclass(frozen=True)
 class Boxes(PageArgument):
-    """The box of every token, ``(left, top, right, bottom)`` from 0 to 1,000 on its own page, whatever the page's size (LayoutLM)."""
+    """The box of every token, ``(left, top, right, bottom)``. From 0 to 1,000 on its own page, whatever the page's size (LayoutLM)."""
 
     name: str = "bbox"
     noun: ClassVar[str] = "box"
@@ -106,7 +106,7 @@ class Boxes(PageArgument):
 
 
 def check_boxes(name: str, boxes: Tensor, limit: int = BOX_LIMIT) -> None:
-    """Raise :class:`PageError` for integer boxes ``(…, 4)`` outside the page, or with sides in the wrong order.
+    """Raise :class:`PageError` for integer boxes ``(…, 4)`` outside the page. Or with sides in the wrong order.
 
     Args:
         name: the boxes' name in messages.
@@ -125,7 +125,7 @@ def check_boxes(name: str, boxes: Tensor, limit: int = BOX_LIMIT) -> None:
 
 @dataclass(frozen=True)
 class TreePaths(PageArgument):
-    """Each token's path in the tree of a web page, from the root: one number per level, padded to the maximum depth (MarkupLM).
+    """Each token's path in the tree of a web page, from the root. One number per level, padded to the maximum depth (MarkupLM).
 
     limit: the config's field with the number of different values, which start at 0.
     padding: the config's field with the number for levels below the token.
@@ -150,7 +150,7 @@ class TreePaths(PageArgument):
 
 @dataclass(frozen=True)
 class PageRule(InputRule):
-    """The arguments of ``forward`` with numbers for each token; none in a model of plain text.
+    """The arguments of ``forward`` with numbers for each token. None in a model of plain text.
 
     picture: the argument with each row's picture of its page; empty without one.
     """
@@ -159,6 +159,10 @@ class PageRule(InputRule):
     flash_windows = True
     arguments: tuple[PageArgument, ...] = ()
     picture: str = ""
+
+    @property
+    def kind(self) -> str:
+        return "page" if self.arguments else "text"
 
     def entry_problem(self, family: Any, fields: Collection[str]) -> str | None:
         stated = family.rope or family.relative or family.no_positions or family.position_tables

@@ -66,7 +66,7 @@ class PositionTable:
         return 0 if self.added else self.offset_rows(config)
 
     def padding_id(self, config: Any) -> int:
-        """The id of tokens that take no position, in models that detect padding by id (RoBERTa, MPNet)."""
+        """The id of tokens that take no position. In models that detect padding by id (RoBERTa, MPNet)."""
         return self.offset_rows(config) - 1
 
     def matches(self, name: str) -> bool:

@@ -109,7 +109,7 @@ def _families() -> ModuleType:
 
 
 def _enter(table: Any, *, long: bool, complete: bool = False) -> None:
-    """Enter every Long model type in a table, with the name of its Long class or, if not ``long``, of the base's class.
+    """Enter every Long model type in a table. With the name of its Long class or, if not ``long``, of the base's class.
 
     complete: whether to enter also types whose base has no entry because it is part of other models (SigLIP's text model).
     """
@@ -146,7 +146,7 @@ class FamilyNames(NamedTuple):
 
 @cache
 def _family_entries() -> list[FamilyNames]:
-    """The names of every family and of every plain class with mechanisms, computed once for all tables."""
+    """The names of every family and of every plain class with mechanisms. Computed once for all tables."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     entries = []
@@ -178,7 +178,7 @@ def register_prompt_adapters() -> None:
 
 
 def register_expert_adapters() -> None:
-    """Make peft rename expert weights of Long mixture-of-experts models from their transformers 4 names, as for the base."""
+    """Make peft rename expert weights of Long mixture-of-experts models. From their transformers 4 names, as for the base."""
     _enter_types(model_type_table("expert_adapters", sys.modules["peft.utils.transformers_weight_conversion"]))
 
 
@@ -203,7 +203,7 @@ def register_pipelines() -> None:
 
 
 def register_standalone_encoders() -> None:
-    """Make sentence-transformers load a Long encoder-decoder's encoder by its Long class, and read a Long audio model as its base.
+    """Make sentence-transformers load encoders by their Long class. Of Long encoder-decoders; a Long audio model is read as its base.
 
     sentence-transformers uses the first entry whose config class fits. This would otherwise be the base's, with full attention.
     """
@@ -215,7 +215,7 @@ def register_standalone_encoders() -> None:
         for base in family_names([config_class.model_type]):
             with contextlib.suppress(Exception):  # a faulty family raises its error when its models are loaded
                 family = FAMILIES[base]
-                table.insert(0, (family.config_class, family.module, {**family.heads, **family.parts}[name]))
+                table.insert(0, (family.config_class, family.module, {**family.model_classes, **family.parts}[name]))
 
 
 def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> None:
@@ -296,7 +296,7 @@ def enter_config(mapping: Any, module_name: str, module: ModuleType) -> bool:
 
 
 def mapped_names(table: Any) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-    """Two mappings from model type: to the name of its class, and to the name of its config."""
+    """Two mappings from model type. To the name of its class, and to the name of its config."""
     return table._model_mapping, table._config_mapping
 
 
@@ -324,7 +324,7 @@ def auto_classes() -> Iterator[tuple[str, Any]]:
 
 
 def auto_class_name(config: Any, class_name: str) -> str | None:
-    """Name of the Auto class that loads ``class_name`` with a config or config class; ``None`` if there is none."""
+    """Name of the Auto class that loads ``class_name`` with a config or config class. ``None`` if there is none."""
     model_type = getattr(config, "registered_type", config.model_type)
     for name, table in sorted(auto_classes(), key=lambda entry: entry[0] == "AutoModelForPreTraining"):  # last: it lists other heads, too
         entry = mapped_names(table)[0].get(model_type)

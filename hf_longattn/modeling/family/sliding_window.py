@@ -30,7 +30,7 @@ BASE_WINDOWS = "base_windows"
 
 
 def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
-    """The width of every layer's window in the units of mechanism ``window``; ``None`` for full attention.
+    """The width of every layer's window in the units of mechanism ``window``. ``None`` for full attention.
 
     Args:
         causal: whether the layers are causal. ``None`` derives it from the config: only ModernBERT's see both sides.
@@ -59,7 +59,7 @@ def own_windows(config: Any, causal: bool | None = None) -> list[int | None]:
 
 
 def base_attention(windows: list[int | None]) -> LongAttentionConfig:
-    """The base's attention: full, with a window (:func:`own_windows`) in the layers that have one, each listed by number."""
+    """The base's attention: full, with a window in layers that have one. Each of these (:func:`own_windows`) is listed by number."""
     return LongAttentionConfig("full", layers={layer: _window_spec(width) for layer, width in enumerate(windows) if width is not None})
 
 
@@ -98,7 +98,7 @@ def equals_base(attention: LongAttentionConfig, windows: list[int | None], causa
 
 
 def window_widths(attention: LongAttentionConfig, layers: int) -> list[int | None] | None:
-    """The window width of every causal layer, ``None`` for full attention; ``None`` instead of a list if a layer has neither."""
+    """The window width of every causal layer, ``None`` for full attention. ``None`` instead of a list if a layer has neither."""
     bands = [band_of(prototype(*attention.for_layer(layer)), True) for layer in range(layers)]
     if any(band is None for band in bands):
         return None
@@ -142,7 +142,7 @@ def with_base_windows(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def band_around(mechanism: Mechanism) -> int | None:
-    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens; ``None`` if it has no
+    """An encoder layer's window width as transformers' Longformer counts it, with or without global tokens. ``None`` if it has no
     window that is equally wide on both sides."""
     if isinstance(mechanism, Longformer):
         pattern = mechanism.pattern(False)

@@ -1,4 +1,4 @@
-"""How far each part of an audio model looks along time, so that streams can be read in constant memory."""
+"""How far each part of an audio model looks along time. Streams can then be read in constant memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...positions.distances import Locality
 
 
 class Section(Protocol):
-    """A part of a model that maps inputs along time to outputs, and knows which inputs an output depends on."""
+    """A part of a model that maps inputs along time to outputs. It knows which inputs an output depends on."""
 
     @property
     def stride(self) -> int:
@@ -23,12 +23,12 @@ class Section(Protocol):
         """Number of outputs if the stream ends after ``seen`` inputs."""
 
     def first(self, output: int) -> int:
-        """The input at which to start in order to compute the outputs from ``output`` on; a multiple of the stride."""
+        """The input at which to start in order to compute the outputs from ``output`` on. A multiple of the stride."""
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """Output t depends on the inputs ``stride * t - left … stride * t - left + kernel - 1``.
+    """Output t depends on ``kernel`` inputs from ``stride * t - left`` on.
 
     left, right: number of zeros before the first input and after the last one.
     """
@@ -161,7 +161,7 @@ def normalised_over_time(config: Any) -> str:
 
 
 def normalised_feature_encoder(config: Any) -> str:
-    """The text that refuses streams if the feature encoder needs the whole sound; empty for others."""
+    """The text that refuses streams if the feature encoder needs the whole sound. Empty for others."""
     why, instead = normalised_over_time(config), "use a checkpoint with a norm over the channels of each frame (feat_extract_norm='layer')"
     return why and f"{why}; {instead}, such as those of wav2vec2-large-lv60 and XLS-R"
 

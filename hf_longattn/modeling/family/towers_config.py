@@ -1,4 +1,4 @@
-"""The config of a Long model with several towers, such as CLIP's text and vision, each with a Long config."""
+"""The config of a Long model with several towers. Such as CLIP's text and vision, each with a Long config."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class LongTowersConfig(_Base):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The base's ``from_dict``, which reads a ``long_attention`` among the keyword arguments as part of the dictionary."""
+        """The base's ``from_dict``. A ``long_attention`` among the keyword arguments is read as part of the dictionary."""
         chosen, values = kwargs.pop("long_attention", None), in_current_format(config_dict)
         return super().from_dict(values if chosen is None else {**values, "long_attention": chosen}, **kwargs)
 

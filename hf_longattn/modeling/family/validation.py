@@ -1,4 +1,4 @@
-"""The maximum length of a model's inputs, and a check of mechanisms in models that add terms to attention scores."""
+"""The maximum length of a model's inputs. And a check of mechanisms in models that add terms to attention scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNLIMITED_LENGTH = 1 << 30
 
 
 def known_length(config: Any, tokenizer: Any | None, model: nn.Module | None = None) -> int | None:
-    """Maximum number of tokens of an input, special ones included, by config and tokenizer; ``None`` if neither has one.
+    """Maximum number of tokens of an input, special ones included, by config and tokenizer. ``None`` if neither has one.
 
     model: may be of another architecture. Its position table may have a padding row, after which positions start (Longformer).
     """
@@ -31,7 +31,7 @@ def known_length(config: Any, tokenizer: Any | None, model: nn.Module | None = N
 
 
 def _rows_after_padding(table: nn.Module) -> int | None:
-    """Number of rows of a position table after its padding row, as in RoBERTa's embeddings; ``None`` without a padding row."""
+    """Number of rows of a position table after its padding row, as in RoBERTa's embeddings. ``None`` without a padding row."""
     if not isinstance(table, nn.Embedding) or table.padding_idx is None:
         return None
     return table.num_embeddings - table.padding_idx - 1

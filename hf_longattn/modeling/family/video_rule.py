@@ -23,7 +23,7 @@ FRAME_AXIS, CHANNEL_AXIS = 1, 2
 
 @dataclass(frozen=True)
 class VideoGrid(GridRule):
-    """The grid of a video ``(B, frames, channels, height, width)``, cut into tubelets of patches without overlap.
+    """The grid of a video ``(B, frames, channels, height, width)``. It is cut into tubelets of patches without overlap.
 
     Sizes are ``(frames, height, width)``.
 

@@ -1,1 +1,1 @@
-"""A model made faster or smaller for inference: packed linear layers, and attention with fewer heads."""
+"""A model made faster or smaller for inference. Packed linear layers, and attention with fewer heads."""

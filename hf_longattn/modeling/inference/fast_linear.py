@@ -30,7 +30,7 @@ SMALLEST_SCALE = 1e-8
 
 
 def outside_of_graphs(layer: nn.Module, x: Tensor) -> Tensor:
-    """The output of ``layer`` for ``x``, computed between two graphs of torch.compile: Inductor cannot read oneDNN's layout.
+    """The output of ``layer`` for ``x``, computed between two graphs of torch.compile. Inductor cannot read oneDNN's layout.
 
     Raises:
         BackendError: the model is being exported into a single graph.
@@ -47,7 +47,7 @@ def _run_uncompiled(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 class InferenceLinear(nn.Module):
-    """Base class of linear layers without gradients, on a fixed device and in a fixed dtype."""
+    """Base class of linear layers without gradients. On a fixed device and in a fixed dtype."""
 
     in_features: int
     out_features: int
@@ -84,7 +84,7 @@ class InferenceLinear(nn.Module):
         return self
 
     def check_stays(self, fn: Any) -> None:
-        """Raise :class:`BackendError` if ``fn``, which ``to``, ``half``, ``cuda`` … apply to all tensors, would change packed weights.
+        """Raise :class:`BackendError` if ``fn`` would change packed weights. ``to``, ``half``, ``cuda`` … apply it to all tensors.
 
         Raises:
             BackendError: the dtype or the device would change.
@@ -147,7 +147,7 @@ class PackedLinear(InferenceLinear):
 
 
 class Int8Linear(InferenceLinear):
-    """A linear layer with 8-bit weights and inputs, 32-bit sums, and outputs in the original weight's dtype.
+    """A linear layer with 8-bit weights and inputs. Sums have 32 bits, outputs the original weight's dtype.
 
     Args:
         weight: ``(out_features, in_features)``, on the CPU.
@@ -189,7 +189,7 @@ class Int8Linear(InferenceLinear):
 
 
 def quantise(x: Tensor, codes: Tensor | None = None, space: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Quantise every row of ``x (M, K)``: int8 codes ``(M, K)`` and float32 scales ``(M, 1)``. Codes are x · (1 / scale), as in torchao.
+    """Quantise every row of ``x (M, K)``. int8 codes ``(M, K)`` and float32 scales ``(M, 1)``. Codes are x · (1 / scale), as in torchao.
 
     ``codes (M, K)`` int8 and ``space (M, K)`` float32 are reused if given, which saves allocating them.
     """

@@ -1,4 +1,4 @@
-"""Makes whole models fast on a CPU: linear layers in bf16 or 8 bits, and no work on padding.
+"""Makes whole models fast on a CPU. Linear layers in bf16 or 8 bits, and no work on padding.
 
 At 4,096 tokens, linear layers take three quarters of the time of a base-sized encoder with a window. :func:`optimize_for_inference`
 replaces them (:mod:`.fast_linear`). It also makes base models run a padded batch as one packed row of separate documents.
@@ -128,7 +128,7 @@ def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
 
 
 def _apply_to_all(model: nn.Module, fn: Any, recurse: bool = True) -> Any:
-    """Replaces ``_apply``, which ``to``, ``half`` … call: before any tensor changes, refuse another dtype or device for packed layers."""
+    """Replaces ``_apply``, which ``to``, ``half`` … call. Before any tensor changes, refuses another dtype or device for packed layers."""
     for module in model.modules():
         if isinstance(module, InferenceLinear):
             module.check_stays(fn)
@@ -158,7 +158,7 @@ def _check(model: Any, precision: str) -> None:
 
 
 def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast parameters and buffers as ``from_pretrained(dtype=…)`` does, except rotary frequencies and others that stay in float32."""
+    """Cast parameters and buffers as ``from_pretrained(dtype=…)`` does. Rotary frequencies and others stay in float32."""
     float32_modules = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not any(part in float32_modules for part in name.split(".")):
@@ -177,7 +177,7 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def _in_float32(module: nn.Module, inputs: Any, features: dict[str, Any]) -> dict[str, Any]:
-    """Forward hook of a sentence-transformers module: cast features to float32, for modules that pool and normalise them."""
+    """Forward hook of a sentence-transformers module: cast features to float32. For modules that pool and normalise them."""
     return {name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for name, x in features.items()}
 
 
@@ -211,7 +211,7 @@ def _input_embeddings(model: PreTrainedModel) -> nn.Module | None:
 
 
 def _run_in_pieces(model: nn.Module) -> None:
-    """Run the feed-forward block, and the output layer between attention and it, on some tokens at a time.
+    """Run the feed-forward block on some tokens at a time. Also the output layer between attention and it.
 
     Applies to models of transformers with a method for pieces of any length. In 8 bits a token's result depends on no other token, so this
     changes no bit; products in bf16 may depend on their number of rows.

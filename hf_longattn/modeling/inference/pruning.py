@@ -1,4 +1,4 @@
-"""Attention with fewer heads in some layers: removes heads, and builds models whose config says that heads are removed.
+"""Attention with fewer heads in some layers. Removes heads, and builds models whose config says that heads are removed.
 
 ``kept_heads`` in a Long config maps these layers to their number of heads, ``{"0": 7, "3": 2}``. With grouped queries, it counts
 key-value heads, each with its queries.
@@ -28,7 +28,7 @@ WIDTHS = ("all_head_size",)
 
 @dataclass(frozen=True)
 class Heads:
-    """The heads of one layer: the projections that compute them, and the one that reads them.
+    """The heads of one layer. The projections that compute them, and the one that reads them.
 
     count: number of key-value heads, each with ``queries`` query heads.
     width: width of a head.
@@ -63,7 +63,8 @@ class Heads:
             values.data = values.data[spread(index, self.queries)].clone()
 
     def check(self) -> None:
-        """Raise :class:`OptionError` if a norm spans all heads, or if a mechanism's parameters cannot be divided by heads."""
+        """Raise :class:`OptionError` if heads cannot be removed. A norm spans all heads, or a mechanism's parameters cannot be divided by
+        heads."""
         mechanism = getattr(self.site.module, "long_attention", None)
         widths = {layer.out_features for layer in self.projections} - {self.width}
         for name, module in self.site.module.named_children():
@@ -133,7 +134,7 @@ def _integer(module: Any, names: Sequence[str]) -> int | None:
 
 
 def cut_as_configured(model: Any) -> None:
-    """Remove heads from a new model, so that each layer has as many as ``config.kept_heads`` says.
+    """Remove heads from a new model. Each layer then has as many as ``config.kept_heads`` says.
 
     Raises:
         OptionError: ``kept_heads`` is not a mapping from layers to possible numbers of heads.

@@ -1,4 +1,4 @@
-"""Several documents packed into one row: how a base model finds them, and calls that are refused because nothing separates them."""
+"""Several documents packed into one row. How a base model finds them, and calls that are refused because nothing separates them."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class FindsDocuments(_Base):
         self.rule_out_packing(arguments)  # otherwise transformers makes an N×N mask for positions that restart
 
     def _restarts(self, arguments: dict[str, Any], shape: tuple[int, int]) -> Tensor | None:
-        """Real tokens whose position is not after the previous real token's, ``(B or 1, N)`` bool.
+        """Real tokens, ``(B or 1, N)`` bool, whose position is not after the previous one's.
 
         ``None`` if positions or padding say nothing about documents."""
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
@@ -97,7 +97,7 @@ class FindsDocuments(_Base):
         return nn.functional.pad(real[:, 1:] & (before >= 0) & (positions[:, 1:] <= positions.gather(1, before.clamp(min=0))), (1, 0))
 
     def _begins_anew(self, arguments: dict[str, Any]) -> bool:
-        """Whether a row's next token has the first position although the cache already holds tokens of that row."""
+        """Whether a row's next token has the first position. The cache already holds tokens of that row."""
         positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get("past_key_values")
         if (
             cache is None
@@ -114,7 +114,7 @@ class FindsDocuments(_Base):
 
     @functools.cached_property
     def mixes_beside_attention(self) -> bool:
-        """Whether convolutions or recurrent layers of a text model carry information from token to token (Jamba, LFM2)."""
+        """Whether convolutions or recurrent layers of a text model carry information along. From token to token (Jamba, LFM2)."""
         recurrent = "linear_attention" in (getattr(self.config, "layer_types", None) or ())
         return self.family.rule.counts_tokens and (recurrent or any(isinstance(module, nn.Conv1d) for module in self.modules()))
 
@@ -162,7 +162,7 @@ def seen_before(arguments: Mapping[str, Any]) -> bool:
 
 
 def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
-    """Refuse global tokens and packed documents in a model that does not pass them to its layers. One document per row is accepted.
+    """Refuse global tokens and packed documents that a model does not pass to its layers. One document per row is accepted.
 
     Raises:
         MaskError: global tokens or several documents in a row were given.

@@ -1,4 +1,4 @@
-"""A head's training loss: terms that mechanisms add, and a batch's share of the loss of a whole step."""
+"""A head's training loss. Terms that mechanisms add, and a batch's share of the loss of a whole step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def auxiliary_loss(model: nn.Module) -> Tensor | None:
 
 
 def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
-    """A batch's part of a step's mean: ``loss``, a mean over ``count`` labels, times ``count / items``.
+    """A batch's part of a step's mean, ``loss`` times ``count / items``. ``loss`` is a mean over ``count`` labels.
 
     The parts of all batches add up to that mean. A batch without labels has a part of 0; its mean is NaN.
     """
@@ -50,7 +50,7 @@ def share_of_step(loss: Tensor, count: Tensor, items: Any) -> Tensor:
 
 
 def with_training_loss(model: Any, outputs: Any, arguments: Mapping[str, Any], items: Any = None) -> Any:
-    """``outputs`` of a forward pass with the training loss in place of the base's, if they have a loss.
+    """``outputs`` of a forward pass with the training loss in place of the base's. Only if they have a loss.
 
     Args:
         model: while it trains, its mechanisms' auxiliary losses are added.

@@ -48,7 +48,7 @@ def new_memory(model: Any, positions: str | None) -> SegmentMemory:
 
 @dataclass(frozen=True)
 class MemoryInputs:
-    """A call's arguments, with the memory that it reads and the memory for the next call."""
+    """A call's arguments, with the memory that it reads. And the memory for the next call."""
 
     arguments: dict[str, Any]
     following: SegmentMemory

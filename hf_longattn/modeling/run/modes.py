@@ -16,7 +16,7 @@ Inputs = TypeVar("Inputs")
 
 
 class Mode(ABC, Generic[Inputs]):
-    """A way to run a model differently from a single run with the caller's arguments, in three steps.
+    """A way to run a model in three steps. It differs from a single run with the caller's arguments.
 
     The inputs are prepared, the model runs once or several times, and the output's fields get the shapes that the caller expects."""
 
@@ -27,7 +27,7 @@ class Mode(ABC, Generic[Inputs]):
 
     @abstractmethod
     def prepare(self, model: Any, arguments: dict[str, Any]) -> Inputs | None:
-        """The inputs of this mode for a call; ``None`` if the call does not run in this mode.
+        """The inputs of this mode for a call. ``None`` if the call does not run in this mode.
 
         Raises:
             LongAttentionError: this mode applies to the call but cannot run it.
@@ -93,7 +93,7 @@ def should_run(key: str, applying: Iterable[str], model: Any) -> bool:
 def run_in_modes(
     modes: Iterable[Mode[Any] | None], model: Any, forward: Forward, arguments: dict[str, Any], applying: Collection[str]
 ) -> Any:
-    """The outputs of ``model`` in the first of ``modes`` that runs the call ``arguments``; ``None`` if none does.
+    """The outputs of ``model`` in the first of ``modes`` that runs the call ``arguments``. ``None`` if none does.
 
     Args:
         applying: the modes that apply to the call.

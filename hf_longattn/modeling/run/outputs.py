@@ -36,7 +36,7 @@ Join = Callable[[Sequence[Tensor]], Tensor]
 
 
 def joined(parts: Sequence[Any], joins: Mapping[Kind, Join], mode: str) -> Any:
-    """The outputs of one or several runs of a base model, joined to those of the whole input.
+    """The outputs of one or several runs, joined to those of the whole input. Of a base model.
 
     Args:
         parts: outputs by name, all with the same fields. The first is changed and returned.
@@ -65,7 +65,7 @@ def _joined(values: Sequence[Any], join: Join) -> Any:
 
 
 def by_rows(join: Join, rows: int) -> Join:
-    """``join``, which takes tensors ``(B, n, …)``, adapted to flattened tensors ``(B·n, …)``; ``B = rows``."""
+    """``join``, which takes tensors ``(B, n, …)``, adapted to flattened tensors ``(B·n, …)``. ``B = rows``."""
 
     def join_flat(values: Sequence[Tensor]) -> Tensor:
         return join([value.unflatten(0, (rows, -1)) for value in values]).flatten(0, 1)

@@ -21,8 +21,8 @@ SCALAR_TYPES = (bool, int, float, str)
 
 @dataclass(frozen=True)
 class PackedInputs:
-    """The arguments of the packed row, the flat indices ``places (T,)`` of its tokens in the batch, the ``starts (B,)`` of the batch's
-    rows in it, and the batch's number of rows and length."""
+    """The packed row: its arguments, and where its tokens belong. ``places (T,)`` are their flat indices in the batch, ``starts (B,)`` the
+    batch's rows in it; then the batch's number of rows and length."""
 
     arguments: dict[str, Any]
     places: Tensor
@@ -65,7 +65,7 @@ class Packing(Mode[PackedInputs]):
         return PackedInputs({**packed, "return_dict": True}, places, starts, rows, length)
 
     def _real_tokens(self, base: Any, arguments: dict[str, Any]) -> Tensor | None:
-        """The real tokens ``(B, N)`` of a call to be packed; ``None`` if the call is not packed."""
+        """The real tokens ``(B, N)`` of a call to be packed. ``None`` if the call is not packed."""
         mask = arguments.get("attention_mask")
         if in_graph() or not base.runs_mechanisms or not isinstance(mask, Tensor) or mask.dim() != 2:
             return None
@@ -102,7 +102,7 @@ class Packing(Mode[PackedInputs]):
 
 
 def packing_refusal(model: Any) -> str | None:
-    """Why padded batches of this base model cannot run as one packed row; ``None`` if they can."""
+    """Why padded batches of this base model cannot run as one packed row. ``None`` if they can."""
     if not hasattr(model, "refusal_of_documents"):
         return f"{type(model).__name__} does not keep documents of one row apart; only the base models of Long classes do"
     if model.main_input_name != "input_ids":
@@ -117,7 +117,7 @@ def packing_refusal(model: Any) -> str | None:
 
 @dataclass
 class _Pooling:
-    """The starts of documents in the packed row that a base model is running, and the hidden states for its pooling."""
+    """The starts of documents in the packed row that a base model is running. With the hidden states for its pooling."""
 
     starts: Tensor
     hidden: Tensor | None = field(default=None)
@@ -127,7 +127,7 @@ _POOLING: ContextVar[_Pooling | None] = ContextVar("pooling", default=None)
 
 
 def _pool_first_tokens(base: nn.Module) -> None:
-    """Make the pooling of ``base``, which reads the first token of a row, read each document's first token."""
+    """Make the pooling of ``base`` read each document's first token. By itself it reads the first token of a row."""
     pooler: Any = getattr(base, "pooler", None)
     if hasattr(pooler, "out_features"):  # a linear layer, packed or not: the model itself takes the first token
         base.encoder.register_forward_hook(_remember_hidden)  # type: ignore[union-attr]

@@ -24,8 +24,8 @@ from .segments import TOKEN_MEMORY_ARGUMENT, Segments, Text, first_memory, is_ca
 
 @dataclass
 class _Rows:
-    """The cache of some batch rows: keys and values of every layer ``(B, H_kv, C, D)``, slots with real tokens ``(B, C)``, number of
-    filled slots ``(B,)``, and memory ``(B, M, d)``."""
+    """The cache of some batch rows. Keys and values of every layer ``(B, H_kv, C, D)``, slots with real tokens ``(B, C)``, number of filled
+    slots ``(B,)``, and memory ``(B, M, d)``."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -117,7 +117,7 @@ class SegmentDecoder:
         return parts
 
     def in_columns(self, states: Sequence[Tensor]) -> Tensor:
-        """Tensors ``(B, n, …)`` of all runs, joined to one for the whole text, ``(B, N, …)``."""
+        """Tensors ``(B, n, …)`` of all runs, joined for the whole text: ``(B, N, …)``."""
         batch, length = self.text.real.shape
         text = states[0].new_zeros(batch, length + 1, *states[0].shape[2:])
         for state, columns in zip(states, self.columns, strict=True):
@@ -211,7 +211,7 @@ class SegmentDecoder:
 
 
 def _put(old: Tensor, new: Tensor, slots: Tensor) -> Tensor:
-    """Write ``new (B, H, n, D)`` to the slots ``(B, n)`` of ``old (B, H, C, D)``. Entries for slot C are dropped."""
+    """Write ``new (B, H, n, D)`` to slots of ``old (B, H, C, D)``. The slots are ``(B, n)``. Entries for slot C are dropped."""
     with_spare = nn.functional.pad(_shaped(old, new), (0, 0, 0, 1))
     return with_spare.scatter(2, slots[:, None, :, None].expand_as(new), new)[:, :, :-1]
 
@@ -222,5 +222,5 @@ def _take(x: Tensor, slots: Tensor) -> Tensor:
 
 
 def _shaped(old: Tensor, new: Tensor) -> Tensor:
-    """``old``, or empty slots with the heads and width of ``new`` if there are no keys yet."""
+    """``old``, or empty slots if there are no keys yet. They have the heads and width of ``new``."""
     return old if old.shape[1] else new.new_zeros(old.shape[0], new.shape[1], old.shape[2], new.shape[3])

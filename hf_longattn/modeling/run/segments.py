@@ -54,7 +54,7 @@ ALONG_THE_TEXT = ("token_type_ids",)
 
 @dataclass(frozen=True)
 class Text:
-    """A call's input: embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other arguments."""
+    """A call's input. Embeddings ``(B, N, d)``, real tokens ``(B, N)``, other per-token tensors, and all other arguments."""
 
     embeddings: Tensor
     real: Tensor
@@ -130,7 +130,7 @@ class SegmentedInputs:
 
 
 class Segments(Mode[SegmentedInputs]):
-    """Runs a base model with memory tokens over the segments of a text, one after another."""
+    """Runs a base model with memory tokens over a text's segments, one after another."""
 
     name, key = "memory tokens", "segments"
 
@@ -182,7 +182,7 @@ def is_causal(model: Any) -> bool:
 
 
 def first_memory(model: Any, text: Text, remembered: TokenMemory | None) -> Tensor:
-    """The memory ``(B, M, d)`` that the first segment reads: the learned one, or the previous call's."""
+    """The memory ``(B, M, d)`` that the first segment reads. The learned one, or the previous call's."""
     learned, batch = model.long_memory.tokens, text.real.shape[0]
     memory: Tensor = learned[None].expand(batch, -1, -1) if remembered is None else remembered.filled(learned, batch)
     return memory.to(text.embeddings.dtype)

@@ -1,4 +1,4 @@
-"""Sequence parallelism: several processes share one long input, and each computes the outputs of its part.
+"""Sequence parallelism: several processes share one long input. Each computes the outputs of its part.
 
 Windows fetch keys and values of nearby tokens from neighbouring processes, global tokens go to all processes, and linear mechanisms send
 their states. A process exchanges only what a mechanism sees (:mod:`hf_longattn.sharding`).
@@ -122,7 +122,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
 
 
 def _follows_length(module: nn.Module) -> bool:
-    """Whether a module computes rotary frequencies that depend on the last position (dynamic NTK scaling, LongRoPE)."""
+    """Whether rotary frequencies of a module depend on the last position. Examples are dynamic NTK scaling and LongRoPE."""
     kinds = getattr(module, "rope_type", None)
     return any("dynamic" in kind or kind == "longrope" for kind in (kinds.values() if isinstance(kinds, dict) else [kinds]) if kind)
 
@@ -142,7 +142,7 @@ def _by_token(model: nn.Module) -> bool:
 
 @dataclasses.dataclass(eq=False)
 class Sharding(Mode[dict[str, Any]]):
-    """Splits the calls within one :func:`sequence_parallel` context: the base model's inputs, and the labels of its head."""
+    """Splits the calls within one :func:`sequence_parallel` context. The base model's inputs, and the labels of its head."""
 
     name, key = "sequence parallelism", "sharding"
     base: Any

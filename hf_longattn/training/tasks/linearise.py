@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_longattn.constants import CONVERSION_REPORT
 from hf_longattn.data.batching import processes
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.masking import RepeatableMasks
@@ -17,7 +18,6 @@ from hf_longattn.data.tokenization import to_inputs
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.hub import check_login
 from hf_longattn.mechanisms import Mechanism
-from hf_longattn.naming import CONVERSION_REPORT
 from hf_longattn.reading import read_json_object
 from hf_longattn.tasks import Task
 from hf_longattn.training.checkpoints import (

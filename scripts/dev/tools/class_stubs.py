@@ -92,7 +92,7 @@ def module_of(family: Family) -> str:
 def family_stub(family: Family) -> str:
     """The stub of a family's module: its config, its entry, its classes, and what else the module defines as it is."""
     module = importlib.import_module(family.module)
-    models = [*family.heads.values(), *family.parts.values()]
+    models = [*family.model_classes.values(), *family.parts.values()]
     needed = {("..modeling.family.definition", "Family")}
     bodies = ["FAMILY: Family\n"]
     for text, imports in (config_stub(family), *(model_stub(family, name) for name in models)):

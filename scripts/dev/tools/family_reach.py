@@ -63,7 +63,7 @@ def small_long_model(base: str) -> Any:
     chosen = {} if family.own_attention else {"long_attention": WINDOWS[kind]}
     config = family.config_class(**values, **chosen)
     torch.manual_seed(0)
-    model = family.model_class(family.heads[family.base_model_name])(config).eval()
+    model = family.model_class(family.model_classes[family.base_model_name])(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2 and parameter.requires_grad:

@@ -42,7 +42,7 @@ def save_long(folder: Path, base: str, attention: Any, head: str | None = None, 
     family = FAMILIES[base]
     torch.manual_seed(0)
     config: Any = family.config_class(**{**long_values(base), "long_attention": attention, **changes})
-    model = family.model_class(family.heads[head or language_model(base)])(config)
+    model = family.model_class(family.model_classes[head or language_model(base)])(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1 or "conv" in name:  # biases and norms, which are initialised to constants

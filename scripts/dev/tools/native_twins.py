@@ -68,7 +68,7 @@ def cell(base: str, mechanism: str, folder: Path) -> Cell:
         return {"reason": reason}
     family, changes = FAMILIES[base], PATTERNS.get(base, {})
     config = family.config_class(**{**long_values(base), "long_attention": long_attention(mechanism), **changes})
-    model = LongModel(config, family.heads[language_model(base)], family)
+    model = LongModel(config, family.model_classes[language_model(base)], family)
     choice: Any = choose_twin(model)
     save_long(folder / "long", base, long_attention(mechanism), **changes)
     checks = export_native(folder / "long", folder / "twin").checks
@@ -92,7 +92,7 @@ def text_refusal(base: str, mechanism: str) -> str | None:
     family = FAMILIES[base]
     try:
         values = {**long_values(base), "long_attention": long_attention(mechanism), **PATTERNS.get(base, {})}
-        choice = choose_twin(LongModel(family.config_class(**values), family.heads[language_model(base)], family))
+        choice = choose_twin(LongModel(family.config_class(**values), family.model_classes[language_model(base)], family))
     except LongAttentionError as error:
         return str(error)
     return choice.reason if choice.twin is None else None
@@ -110,8 +110,8 @@ def planned_cell(base: str, mechanism: str) -> Cell:
     attention = {"towers": {name: long_attention(mechanism) for name in family.towers}} if family.towers else long_attention(mechanism)
     try:
         config = family.config_class(**values, long_attention=attention)
-        head = next((name for task in OTHER_HEADS for name in family.heads if name.endswith(task)), family.base_model_name)
-        choice = choose_twin(LongModel(config, family.heads[head], family))
+        head = next((name for task in OTHER_HEADS for name in family.model_classes if name.endswith(task)), family.base_model_name)
+        choice = choose_twin(LongModel(config, family.model_classes[head], family))
     except LongAttentionError as error:
         return {"reason": str(error)}
     return {"twin": choice.class_name} if choice.twin is not None else {"reason": choice.reason}
@@ -158,7 +158,7 @@ def read_elsewhere(results: Table, work: Path) -> None:
     expected: dict[Path, Tensor] = {}
     for folder in cells:
         family = FAMILIES[folder.name]
-        model: Any = family.model_class(family.heads[language_model(folder.name)]).from_pretrained(folder / "long").eval()
+        model: Any = family.model_class(family.model_classes[language_model(folder.name)]).from_pretrained(folder / "long").eval()
         inputs = inputs_of(model.config)
         save_file(inputs, folder / "inputs.safetensors")
         with torch.no_grad():

@@ -31,7 +31,7 @@ USUAL_PROCESSOR = "ViTImageProcessorPil"
 
 def make_picture_checkpoint(base: str, folder: Path) -> Checkpoint:
     """Save a checkpoint with its image processor through transformers."""
-    heads = FAMILIES[base].heads
+    heads = FAMILIES[base].model_classes
     head = next((name for task in TASKS for name in heads if name.endswith(f"For{task}")), None)
     patch = PATCH // 2 if isinstance(FAMILIES[base].rule, StagedGrid) else PATCH  # DiNAT's has one size alone
     config = small_picture_config(base, SHAPE, patch, PATCH * SIDE // patch)

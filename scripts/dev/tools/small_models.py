@@ -113,7 +113,7 @@ PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadM
 
 def language_model(base: str) -> str:
     """The model class of ``base`` that predicts tokens; its base model where none does (CLIP's text model)."""
-    heads = (head for ending in PREDICT_TOKENS for head in FAMILIES[base].heads if head.endswith(ending))
+    heads = (head for ending in PREDICT_TOKENS for head in FAMILIES[base].model_classes if head.endswith(ending))
     return next(heads, FAMILIES[base].base_model_name)
 
 
@@ -125,7 +125,7 @@ def predicts_tokens(base: str) -> bool:
 def token_model(base: str) -> str:
     """The model class of ``base`` with outputs for every token: that which predicts tokens or, where none does, labels of tokens; its base
     model without either."""
-    labels = (head for head in FAMILIES[base].heads if head.endswith("ForTokenClassification"))
+    labels = (head for head in FAMILIES[base].model_classes if head.endswith("ForTokenClassification"))
     return language_model(base) if predicts_tokens(base) else next(labels, language_model(base))
 
 

@@ -28,7 +28,7 @@ def make_sound_checkpoint(base: str, folder: Path) -> Checkpoint:
     """Save a checkpoint with its feature extractor, where that needs no further library, through transformers."""
     family, rule = SOUND_FAMILIES[base], SOUND_FAMILIES[base].rule
     assert rule is not None
-    head = next((name for ending in WRITES for name in family.heads if name.endswith(ending)), next(iter(family.heads)))
+    head = next((name for ending in WRITES for name in family.model_classes if name.endswith(ending)), next(iter(family.model_classes)))
     config = small_audio_config(base, SHAPE, max_source_positions=SECONDS * 50)
     torch.manual_seed(0)
     model: Any = family.base_class(head)(config)

@@ -67,7 +67,7 @@ ALL_LAYERS_SLIDE = ("mistral",)
 
 def is_transducer(base: str) -> bool:
     """Whether the head of a family joins an encoder's frames with a recurrent decoder."""
-    return any(head.endswith(("RNNT", "TDT")) for head in long_families.FAMILIES[base].heads)
+    return any(head.endswith(("RNNT", "TDT")) for head in long_families.FAMILIES[base].model_classes)
 
 
 COUNTS_TOKENS = ("test_attention_outputs", "test_hidden_states_output")
@@ -108,7 +108,7 @@ class Tester:
         shape = {**small_values(self.base, SHAPE, **COMMON), **OWN.get(self.base, {})}
         if self.plain:
             return family.base_config_class(**shape)
-        masked = any(head.endswith("ForMaskedLM") for head in family.heads)
+        masked = any(head.endswith("ForMaskedLM") for head in family.model_classes)
         mechanism = MECHANISMS.get(self.base, "longformer" if masked and not family.two_stacks else "window")
         chosen = {"mechanism": mechanism, "window": 4}
         if self.parent._testMethodName.startswith(ANY_IMPLEMENTATION):
@@ -250,7 +250,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
     class FamilyTest(ModelTesterMixin, unittest.TestCase):
         all_model_classes = tuple(
             family.base_class(name) if plain else family.model_class(name)
-            for name in family.heads
+            for name in family.model_classes
             if not is_backbone(name)
             if not family.two_stacks
             or (family.has_encoder(name) and family.has_decoder(name))  # one alone takes other inputs: tests/modeling
@@ -333,7 +333,7 @@ def make_backbone(base: str, *, plain: bool) -> type[unittest.TestCase]:
     @require_torch
     class BackboneTest(BackboneTesterMixin, unittest.TestCase):
         all_model_classes = tuple(
-            family.base_class(name) if plain else family.model_class(name) for name in family.heads if is_backbone(name)
+            family.base_class(name) if plain else family.model_class(name) for name in family.model_classes if is_backbone(name)
         )
         config_class = family.base_config_class if plain else family.config_class
 
@@ -354,6 +354,6 @@ def skip_for_a_reason(case: unittest.TestCase, reasons: dict[str, str]) -> None:
 PLAIN = (False, True) if os.environ["LONGATTN_WITH_BASE"] == "1" else (False,)
 BASES = os.environ["LONGATTN_FAMILIES"].split(",")
 CASES = [make(base, plain=plain) for base in BASES for plain in PLAIN]
-WITH_BACKBONE = [base for base in BASES if any(map(is_backbone, long_families.FAMILIES[base].heads))]
+WITH_BACKBONE = [base for base in BASES if any(map(is_backbone, long_families.FAMILIES[base].model_classes))]
 CASES += [make_backbone(base, plain=plain) for base in WITH_BACKBONE for plain in PLAIN]
 globals().update({case.__name__: case for case in CASES})

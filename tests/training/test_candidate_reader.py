@@ -15,7 +15,7 @@ from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.choices import CandidateCollator, encode_candidates, read_qangaroo, tidy, to_candidates
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError, OptionError
-from hf_longattn.training.candidates import (
+from hf_longattn.training.candidate_reader import (
     CandidateReader,
     candidate_scores,
     load_candidate_model,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hf_longattn import attend, build_mechanism, reference_attend
-from hf_longattn.engines import segments
+from hf_longattn.engines import linear_documents
 from hf_longattn.engines.common import accelerator
 from hf_longattn.engines.common.paths import observe
 from hf_longattn.engines.linear import gated_delta_rule
-from hf_longattn.engines.segments import Layout, segmented_linear_attention
+from hf_longattn.engines.linear_documents import Layout, segmented_linear_attention
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common.log_features import LogLinearMechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class
@@ -45,7 +45,7 @@ def test_sums_and_gradients_are_those_of_a_mask(
     chunk: int, group: int, causal: bool, late: int, normalise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """late: how many tokens the keys' labels lag behind the queries'."""
-    monkeypatch.setattr(segments, "CHUNKS_PER_GROUP", group)
+    monkeypatch.setattr(linear_documents, "CHUNKS_PER_GROUP", group)
     torch.manual_seed(0)
     q, k, v = (torch.rand(3, heads, LENGTH, 5, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2))
     queries = torch.stack([numbers(one) for one in LENGTHS])
