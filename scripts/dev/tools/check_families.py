@@ -127,7 +127,7 @@ class Subject:
             size = rule.sizes(config)[0]
             words = [rule.size_flag, *rule.typed(rule.doubled(size)).split()]
             typed = {name.removeprefix("--").replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)}
-            numbers = {name: float(value) if name == "audio_seconds" else value for name, value in typed.items()}
+            numbers = {name: {"audio_seconds": float, "frames": int}.get(name, str)(value) for name, value in typed.items()}
             return {"mechanism": "window2d", "window": max(rule.of_size(config, size).sizes)}, numbers
         if rule.reads == "sound":
             seconds = GROWTH * rule.durations(config)[0]
