@@ -16,14 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.family.definition import family_names
 from hf_longattn.modeling.family.registration import TABLES
-from scripts.dev.tools.family_checkpoints import make_checkpoint
-from scripts.dev.tools.small_models import TEXT_FAMILIES
+from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, small_config
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.reference.small_models import long_config, long_model, plain_config, plain_model, tokens
@@ -142,8 +141,11 @@ def test_every_table_that_knows_a_base_knows_its_long_type(module: str) -> None:
 
 def test_sentence_transformers_loads_the_encoder_of_a_long_encoder_decoder(tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    checkpoint = make_checkpoint("t5", tmp_path / "short")
-    convert_checkpoint(checkpoint.folder, tmp_path / "long", mechanism="window", window=2048, max_length=1024, verify=False)
+    tokenizer = tokenizer_of("t5", 512)
+    config = small_config("t5", Shape(tokens=512, vocabulary=len(tokenizer)), pad_token_id=tokenizer.pad_token_id)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=2048, max_length=1024, verify=False)
     texts, embeddings = ["The keeper lights the lamp. " * 8, "A short one."], []
     for folder, name in (("short", "T5EncoderModel"), ("long", "LongAttentionT5EncoderModel")):
         model = sentence_transformers.SentenceTransformer(str(tmp_path / folder), device="cpu")

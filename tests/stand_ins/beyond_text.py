@@ -358,7 +358,7 @@ def timesfm(folder: Path) -> None:
 
 @stand_in("facebook/esm2_t12_35M_UR50D")
 def esm(folder: Path) -> None:
-    from scripts.dev.tools.family_checkpoints import esm_tokenizer
+    from tests.trained import esm_tokenizer
 
     tokenizer = esm_tokenizer()
     tokenizer.model_max_length = 1026

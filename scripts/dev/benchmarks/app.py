@@ -1,4 +1,4 @@
-"""The benchmark's command line, used by scripts/benchmark.py and `python -m scripts.dev.benchmarks`."""
+"""The benchmark's command line: `python -m scripts.dev.benchmarks`."""
 
 from __future__ import annotations
 

@@ -31,7 +31,6 @@ import numpy as np
 import torch
 
 from hf_longattn.conversion.tensor_files import write_json
-from hf_longattn.errors import LongAttentionError
 from hf_longattn.reading import read_json_object
 from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, one_sentence_errors, output_of, study_parser
 from scripts.dev.real import real_checkpoint
@@ -305,32 +304,6 @@ def fine_tune(work: Path, name: str, task: str, model: str, data: str, minutes: 
         run("train", *task.split(), "--model", work / model, "--data", *files, "--max-minutes", minutes, "--seed", seed,
             "--gradient-accumulation-steps", "1", "--no-eval-before-training", "--logging-steps", "50", *validation, *more.split(),
             "--output", work / name, again)  # fmt: skip
-
-
-def test_of(work: Path, name: str, build: Callable[[Path, Any], None], study: str, reader: str) -> list[dict[str, Any]]:
-    """The test of a study that starts from the readers of another one; ``build(work, tokenizer)`` writes it where it is not there.
-
-    Args:
-        study: the other one.
-        reader: the last that it trains before its seeds.
-
-    Raises:
-        LongAttentionError: ``work`` has no readers.
-    """
-    from transformers import AutoTokenizer
-
-    if not (work / reader / "model.safetensors").exists():
-        raise LongAttentionError(f"{work} has no readers to start from; first run python -m scripts.dev.studies.{study} --work {work}")
-    if not (work / f"{name}.jsonl").exists():
-        build(work, AutoTokenizer.from_pretrained(work / "minilm"))
-    return read(work / f"{name}.jsonl")
-
-
-def asked_of(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the questions for a description that the page has."""
-    for record in records:
-        if record["answers"]["text"] and record["question"].startswith("How"):
-            yield record
 
 
 def convert(work: Path, model: str, name: str, *more: str, length: int = LONG) -> None:

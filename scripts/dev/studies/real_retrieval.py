@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
-from scripts.dev.studies.joint_ranking import Words
 from scripts.dev.studies.joint_reading import (
     convert,
     fine_tune,
@@ -258,6 +257,23 @@ def ranks(queries: Vectors, documents: Vectors, rights: Mapping[str, str]) -> di
         scores = np.maximum.reduceat(rows @ flat.T, first, axis=1).sum(0)
         found[query] = 1.0 / (1 + int((scores > scores[numbers[rights[query]]]).sum()))
     return found
+
+
+class Words:
+    """BM25 of bm25s over pages."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        import bm25s
+
+        self.bm25s = bm25s
+        self.texts, self.index = list(texts), bm25s.BM25()
+        self.index.index(bm25s.tokenize(self.texts, stopwords="en", show_progress=False), show_progress=False)
+
+    def order(self, query: str) -> list[int]:
+        """Numbers of all pages, the best first."""
+        tokens = self.bm25s.tokenize([query], stopwords="en", show_progress=False)
+        found, _ = self.index.retrieve(tokens, k=len(self.texts), show_progress=False)
+        return [int(number) for number in found[0]]
 
 
 def by_words(texts: Sequence[Mapping[str, Any]], queries: Sequence[Mapping[str, Any]]) -> dict[str, float]:

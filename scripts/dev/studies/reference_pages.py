@@ -335,23 +335,10 @@ def halfway(question: Question) -> Question | None:
     return replace(question, kind="one place", text=text, target=target)
 
 
-def without_entry(text: str, at: int) -> str:
-    """A page without the entry in which character ``at`` stands."""
-    start = text.rindex("\n\n", 0, at)
-    after = re.compile(r"\n\n(?=\S)").search(text, at)
-    return text[:start] + (text[after.start() :] if after else "\n")
-
-
 ENTRY = re.compile(r"^(?P<head>(?:class )?(?P<name>[\w.]+)\(.*)\n(?:    (?P<first>.+\n(?:    .*\n)*))?", re.MULTILINE)
 _ASKED = re.compile(
     r"How is (?:the class that )?`(?P<name>[\w.]+)`(?: (?P<how>extends|returns|takes as `(?P<argument>\w+)`))? described\?$"
 )
-
-
-def asked_name(question: str) -> str:
-    """The name of the entry that a question of this form asks about; "" for other questions."""
-    form = _ASKED.search(question)
-    return form["name"] if form else ""
 
 
 def related(head: str, form: re.Match[str]) -> re.Match[str] | None:
@@ -384,17 +371,12 @@ def program(record: Mapping[str, Any]) -> str:
 
 def most_words(record: Mapping[str, Any]) -> str:
     """The first sentence of the entry with most words of the question, as a share of its own."""
-    return share_of_words(record)[1]
-
-
-def share_of_words(record: Mapping[str, Any]) -> tuple[float, str]:
-    """That share, and the sentence."""
     asked = words(record["question"]) - _ORDINARY
     shares = []
     for head, sentence in sentences(record["context"]).values():
         its = words(f"{head} {sentence}")
         shares.append((len(asked & its) / (1 + len(its)) if sentence else 0.0, sentence))
-    return max(shares, key=lambda share: share[0], default=(0.0, ""))
+    return max(shares, key=lambda share: share[0], default=(0.0, ""))[1]
 
 
 def any_sentence(record: Mapping[str, Any]) -> str:

@@ -1,103 +1,325 @@
-"""Check every family on a realistic random checkpoint of its base, and store the table.
+"""Check every family on a small checkpoint of its base with random weights, and store the table.
 
     python -m scripts.dev.tools.check_families                          what is not stored yet, or failed
     python -m scripts.dev.tools.check_families bert gpt2 --again        these, from the beginning
 
-Each cell is stored as soon as it is known, in families.json and families.md, so that an interrupted run resumes where it stopped. The
-column of transformers' own suite is read from model_tester.json, which `python -m scripts.dev.tools.run_transformers_tests` writes; without
-a family to check, the page is made anew from both files. Exit code 1 when a stored cell of these families says "failed"."""
+A check is a function in :data:`CHECKS`. A family needs nothing here: the package knows what it reads. Each cell is stored as soon as it is
+known, in families.json and families.md, so that an interrupted run resumes where it stopped. The column of transformers' own suite is read
+from model_tester.json, which `python -m scripts.dev.tools.run_transformers_tests` writes. Exit code 1 when a stored cell of these
+families says "failed". :mod:`check_derived` has the families that follow from transformers alone."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
+from collections.abc import Callable
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 
+from hf_longattn import convert_checkpoint, export_checkpoint
+from hf_longattn.checks import FAILED as FAILED_CHECK
+from hf_longattn.conversion.long_models.base import checkpoint_converters
 from hf_longattn.conversion.model_loading import quiet_libraries
+from hf_longattn.conversion.plan import plan_conversion
+from hf_longattn.errors import ExportError, LongAttentionError
+from hf_longattn.families import FAMILIES
+from hf_longattn.inputs.common.base import kind_of
+from hf_longattn.inputs.text import verification_text
+from hf_longattn.inspect import ReachAudit, audit_reach
+from hf_longattn.positions import moves_rows
 from scripts.dev import RESULTS
-from scripts.dev.benchmarks.report import markdown_table, store_study
-from scripts.dev.tools import family_checks
-from scripts.dev.tools.family_checkpoints import make_checkpoint
-from scripts.dev.tools.picture_families import PICTURE_FAMILIES, PictureSubject, make_picture_checkpoint
+from scripts.dev.benchmarks.report import markdown_table, store_study, stored_study
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
-from scripts.dev.tools.small_models import TEXT_FAMILIES
-from scripts.dev.tools.sound_families import SOUND_FAMILIES, SoundSubject, make_sound_checkpoint
-from scripts.dev.tools.tower_families import TOWER_FAMILIES, TowersSubject, make_towers_checkpoint
+from scripts.dev.tools.small_models import IN_FULL, Shape, known_head, of_trained_size, predicts_tokens, small_config_of, values_of_base
 
-TITLES = {
-    "convert": "convert",
-    "on_the_fly": "on the fly",
-    "old_length": "equal at old length",
-    "save_load": "save, load",
-    "model_tester": "ModelTesterMixin",
-    "lora": "LoRA",
-    "compile": "compile",
-    "export": "export",
-    "generate": "generate",
+PASSED, FAILED, NOT_APPLICABLE, NOT_RUN = "passed", "failed", "not applicable", "not run"
+TOLERANCE = 1e-4
+"""Largest difference called equal, relative to the largest output (at least 1)."""
+TOKENS, GROWTH = 64, 4
+SHAPE = Shape(layers=4)
+SPECIAL = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "decoder_start_token_id": 2}
+AUDITED: dict[str, dict[str, Any]] = {
+    "text": {"mechanism": "window", "window": 8},
+    "grid": {"mechanism": "window2d", "window": 3},
+    "sound": {"mechanism": "window", "left": 5, "right": 3},
 }
-INTRODUCTION = """\
+"""The mechanism whose reach is audited, unless the family has an attention of its own."""
+AUDITED_TOKENS = 48
+SUITE = "ModelTesterMixin"
+INTRODUCTION = f"""\
 # Every family, checked
 
-Written by `python -m scripts.dev.tools.check_families` (torch {torch}, transformers {transformers}). Each base is a random
-checkpoint of its default shape, scaled down, as transformers saves it; the command line converts it to four times its length, pictures
-to twice their height and width, sounds to four times their duration.
+Written by `python -m scripts.dev.tools.check_families` (torch {{torch}}, transformers {{transformers}}). Each base is a small checkpoint
+with random weights, as transformers saves it. It is converted to four times its length, pictures to twice their height and width, sounds to
+four times their duration. Rows checked before 2026-11-28 are of the former checker (commit 8bf428dc3), whose checkpoints had a
+tokenizer or a processor.
 
-- *equal at old length*: largest difference from the base
-- *ModelTesterMixin*: transformers' own suite ([model_tester.md](model_tester.md))
+- *convert*: the conversion's own checks, and the largest difference from the base
 - *LoRA*: two steps through peft, then merged
 - *compile*: fullgraph, aot_eager
-- *export*: ONNX in onnxruntime for encoders and pictures, otherwise torch.export; three lengths with padding
-- *generate*: greedy, a padded batch
+- *export*: ONNX in onnxruntime for encoders and pictures, otherwise torch.export
+- *generate*: greedy, with a cache and without
+- *reach*: `longattn audit` of a window: every layer's outputs change where the config lets them, and nowhere else
+- *{SUITE}*: transformers' own suite ([model_tester.md](model_tester.md))
 """
-KINDS = (
-    (PICTURE_FAMILIES, make_picture_checkpoint, PictureSubject),
-    (SOUND_FAMILIES, make_sound_checkpoint, SoundSubject),
-    (TEXT_FAMILIES, make_checkpoint, family_checks.Subject),
-    (TOWER_FAMILIES, make_towers_checkpoint, TowersSubject),
-)
-"""Families of one kind of input, how a checkpoint of one is made, and what is checked of it."""
-PASSED, FAILED, NOT_RUN = family_checks.PASSED, family_checks.FAILED, family_checks.NOT_RUN
+Cell = dict[str, str]
 
 
-def check_family(base: str, record: dict[str, Any], store: Any, *, again: bool) -> None:
+class Differs(Exception):
+    """A check that does not hold, in one sentence."""
+
+
+class NotApplicable(Exception):
+    """A check that does not apply to this kind of model, and why."""
+
+
+class Subject:
+    """A family's small checkpoint, converted on first use.
+
+    head: the class that is checked.
+    short: the folder of the checkpoint.
+    """
+
+    def __init__(self, base: str, folder: Path) -> None:
+        self.base, self.folder, self.family = base, folder, FAMILIES[base]
+        self.kind, self.head, self.short = kind_of(self.family), known_head(base), folder / "short"
+        self.reads = self.family.rule.reads if not self.family.towers else "towers"
+
+    @cached_property
+    def config(self) -> Any:
+        """The base's config; its checkpoint is saved on the way."""
+        torch.manual_seed(0)
+        model: Any = self.family.base_class(self.head)(small_config_of(self.base, SHAPE, **SPECIAL))
+        of_trained_size(model).save_pretrained(self.short)
+        return model.config
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Those of a conversion to larger inputs by a window of all that the base sees, and positions that keep its outputs."""
+        if self.kind.any_size:
+            raise NotApplicable("reads pictures of any size, so that there is no size to convert")
+        settings: dict[str, Any] = {}
+        for name, part in self.kind.parts.items():
+            config = self.kind.configs(self.config)[name]
+            if part.any_size:
+                raise NotApplicable("reads pictures of any size, so that there is no size to convert")
+            attention, size = self.of_part(part, config)
+            settings |= size
+            if name:
+                settings.setdefault("towers", {})[name] = attention
+            elif not self.keeps_its_attention:
+                settings |= {"mechanism": attention.pop("mechanism"), "options": attention}
+        if not self.family.towers and moves_rows(self.family.config_class.default_extension):
+            settings["positions"] = "tile"
+        return settings | ({"positions": "rope:none"} if self.family.rope else {})
+
+    def of_part(self, part: Any, config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The attention of a stack, and the settings of its size."""
+        rule: Any = part.rule
+        if rule.reads == "grid":
+            size = rule.sizes(config)[0]
+            words = [rule.size_flag, *rule.typed(rule.doubled(size)).split()]
+            typed = {name.removeprefix("--").replace("-", "_"): value for name, value in zip(words[::2], words[1::2], strict=True)}
+            numbers = {name: {"audio_seconds": float, "frames": int}.get(name, str)(value) for name, value in typed.items()}
+            return {"mechanism": "window2d", "window": max(rule.of_size(config, size).sizes)}, numbers
+        if rule.reads == "sound":
+            seconds = GROWTH * rule.durations(config)[0]
+            if (limit := rule.longest(config)) is not None:
+                seconds = min(seconds, rule.seconds(rule.length_of(config, limit)))
+            frames = rule.frames(config, rule.length(rule.durations(config)[0]))
+            return {"mechanism": "window", "left": frames, "right": frames}, {"audio_seconds": seconds, "needs_training": True}
+        tables = part.family.position_tables
+        length = tables[0].tokens(config) if tables else part.family.base_length(config)
+        return {"mechanism": "window", "window": 2 * length}, {"max_length": GROWTH * length}
+
+    @property
+    def keeps_its_attention(self) -> bool:
+        """Whether the base has its own long attention, which the result keeps."""
+        own = any(converter.model_type == self.base for converter in checkpoint_converters())
+        return own or self.family.own_attention is not None
+
+    @cached_property
+    def report(self) -> Any:
+        """The report of the conversion, and the result in the folder "long"."""
+        return convert_checkpoint(self.short, self.folder / "long", **self.settings)
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """Arguments of ``forward`` for one input of the new size: those by which the package verifies a conversion."""
+        plan = plan_conversion(self.short, **self.settings)
+        given: dict[str, Tensor] = {}
+        for part in plan.towers.values() if self.family.towers else [plan]:
+            arguments = part.kind.arguments_at(part.kind.verification_inputs(part, verification_text(None)), part.config, part.inputs.new)
+            if "input_ids" in arguments:
+                arguments |= part.kind.seeded(part.config, arguments["input_ids"])
+            given |= arguments
+        if self.config.is_encoder_decoder and "decoder_input_ids" not in given:
+            some = torch.arange(1 if hasattr(self.config, "blank_token_id") else 6)[None]
+            given["decoder_input_ids"] = given["input_ids"][:, :20].contiguous() if "input_ids" in given else some
+        return given
+
+    def long(self) -> Any:
+        """The result, loaded."""
+        assert self.report
+        model: Any = self.family.model_class(self.head).from_pretrained(self.folder / "long").eval()
+        if hasattr(model.config, "use_cache"):
+            model.config.use_cache = False  # of no use to a pass over a whole text, and no graph has it
+        return model
+
+    def outputs(self, model: Any) -> Tensor:
+        """The scores of a pass, or the hidden states where there are none; with the graph of gradients where the model trains."""
+        with torch.set_grad_enabled(model.training):
+            outputs = model(**self.inputs)
+        names = ("logits", "logits_per_text")
+        found: Tensor = next((outputs[name] for name in names if name in outputs), outputs[0])
+        return found
+
+
+def equal(expected: Tensor, measured: Tensor) -> str:
+    """The largest difference, in words."""
+    if expected.shape != measured.shape:
+        raise Differs(f"outputs have the shapes {tuple(measured.shape)} and {tuple(expected.shape)}")
+    largest = (expected - measured).abs().max().item()
+    if not largest <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise Differs(f"outputs differ by {largest:.1e}, the largest is {expected.abs().max().item():.1f}")
+    return f"{largest:.0e}" if largest else "0"
+
+
+def convert(subject: Subject) -> str:
+    """The conversion, with the package's checks: of tensors, of outputs at the old size and of those at the new one."""
+    checks = subject.report.checks
+    if wrong := [check.name for check in checks if check.status == FAILED_CHECK]:
+        raise Differs(f"failed: {', '.join(wrong)}")
+    same = [check for check in checks if check.status == PASSED and "max_abs_difference" in check.values]
+    if not same:
+        raise Differs("no outputs were compared")
+    largest = max(check.values["max_abs_difference"] for check in same)
+    return f"{sum(check.status == PASSED for check in checks)} checks, {largest:.0e}"
+
+
+def lora(subject: Subject) -> str:
+    """Two steps with adapters, which are merged."""
+    import peft
+
+    model = peft.get_peft_model(subject.long(), peft.LoraConfig(r=4, target_modules="all-linear"))
+    before = subject.outputs(model.eval())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # the first step trains B, which is initialised to zero, and the second A
+        loss = subject.outputs(model.train()).float().square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = subject.outputs(model.eval())
+    if not torch.isfinite(loss) or torch.equal(before, after):
+        raise Differs(f"two steps with loss {loss:.3f} did not change the outputs")
+    return f"trains, merges ({equal(after, subject.outputs(model.merge_and_unload().eval()))})"
+
+
+def compiled(subject: Subject) -> str:
+    """One graph without a break; of a transducer, whose decoder is an LSTM, the encoder's."""
+    model = subject.long()
+    if hasattr(model, "joint"):
+        model = model.get_encoder()
+        subject.inputs.pop("decoder_input_ids", None)
+    torch.compiler.reset()
+    return equal(subject.outputs(model), subject.outputs(torch.compile(model, fullgraph=True, backend="aot_eager")))
+
+
+def export(subject: Subject) -> str:
+    """A graph, compared by the package."""
+    if subject.family.towers:
+        raise NotApplicable("each tower is exported by itself")
+    causal = getattr(subject.family.config_class, "is_decoder", True) and subject.reads == "text"
+    format = "torch" if causal or subject.config.is_encoder_decoder or subject.reads == "sound" else "onnx"
+    assert subject.report
+    try:
+        report = export_checkpoint(subject.folder / "long", subject.folder / "graph", format=format)
+    except ExportError as error:
+        if "is a transducer" not in str(error):
+            raise
+        raise NotApplicable("a transducer, whose encoder is exported by itself") from error
+    largest = max(check.values["difference"] for check in report.checks)
+    return f"{'ONNX' if format == 'onnx' else 'torch.export'}, {largest:.0e}"
+
+
+def generate(subject: Subject) -> str:
+    """The same tokens with and without a cache."""
+    if subject.reads != "text" or not predicts_tokens(subject.base) or not subject.long().can_generate():
+        raise NotApplicable("writes no text")
+    model, inputs = subject.long(), {"input_ids": subject.inputs["input_ids"][:, :100]}
+    inputs |= {name: value[:, :100] for name, value in subject.inputs.items() if name not in ("input_ids", "decoder_input_ids")}
+    settings = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
+    with torch.no_grad():
+        texts = [model.generate(**inputs, **settings, use_cache=use_cache) for use_cache in (True, False)]
+    if not torch.equal(*texts):
+        raise Differs("other tokens with the cache than without")
+    return "same tokens with and without cache"
+
+
+def reach(subject: Subject) -> str:
+    """What `longattn audit` says of a small model with windows."""
+    if subject.family.towers:
+        raise NotApplicable(f"audited as {', '.join(tower.base_model_type for tower in subject.family.towers.values())}")
+    attention = {} if subject.family.own_attention else {"long_attention": AUDITED[subject.reads]}
+    config = subject.family.config_class(
+        **values_of_base(small_config_of(subject.base, Shape(tokens=2 * AUDITED_TOKENS), **SPECIAL)), **attention
+    )
+    torch.manual_seed(0)
+    model = of_trained_size(subject.family.model_class(subject.family.model_classes[subject.family.base_model_name])(config).eval())
+    try:
+        audit = audit_reach(model, length=None if subject.reads == "grid" or subject.base == "whisper" else AUDITED_TOKENS)
+    except LongAttentionError as error:
+        raise NotApplicable(str(error)) from error
+    assert isinstance(audit, ReachAudit), "towers are audited as families of their own"
+    if not audit.agrees:
+        raise Differs("the reach is not the declared one")
+    return f"{model.config.long_attention.mechanism}: {len(audit.stages)} stages, {100 * audit.tested:.0f} % of the pairs"
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "convert": convert, "LoRA": lora, "compile": compiled, "export": export, "generate": generate, "reach": reach,
+}  # fmt: skip
+"""Column -> the check, which says what it found in a few words, or raises."""
+
+
+def cell_of(check: Callable[[Subject], str], subject: Subject) -> Cell:
+    """The cell of one check; never raises what the checked code raises."""
+    try:
+        return {"status": PASSED, "detail": check(subject)}
+    except NotApplicable as reason:
+        return {"status": NOT_APPLICABLE, "detail": str(reason)}
+    except Exception as error:  # whatever the model, transformers or peft raise is the result
+        kind = "" if isinstance(error, Differs) else f"{type(error).__name__}: "
+        return {"status": FAILED, "detail": kind + " ".join(str(error).split())[:240].replace("|", "/")}
+
+
+def check_family(base: str, record: dict[str, Any], store: Callable[[], None]) -> None:
     """Fill the cells of ``record`` that are missing or failed, and call ``store`` after each."""
-    if again:
-        record.clear()
     cells = record.setdefault("cells", {})
-    todo = [name for name in TITLES if name != "model_tester" and cells.get(name, {}).get("status") in (None, FAILED)]
-    if not todo:
-        return
-    with tempfile.TemporaryDirectory(prefix=f"family-{base}-") as temporary:
-        folder = Path(temporary)
-        try:
-            make, subject_class = next((make, subject) for families, make, subject in KINDS if base in families)
-            checkpoint = make(base, folder / "short")
-            record |= {"head": checkpoint.head, "kind": checkpoint.kind, "tokenizer": checkpoint.tokenizer, "length": checkpoint.length}
-        except Exception as error:  # any architecture may have a config that cannot be made small by its fields' names
-            cells |= {name: family_checks.failed(error) for name in todo}
-            store()
-            return
-        subject = subject_class(checkpoint, folder)
-        for name in todo:
-            cells[name] = subject.run(name)
-            record["date"] = date.today().isoformat()
-            print(f"{base:20} {TITLES[name]:20} {said(cells[name])}", flush=True)
-            store()
+    with tempfile.TemporaryDirectory(prefix=f"family-{base}-") as folder:
+        subject = Subject(base, Path(folder))
+        record |= {"head": subject.head, "kind": subject.reads}
+        for name, check in CHECKS.items():
+            if cells.get(name, {}).get("status") in (None, FAILED):
+                cells[name] = cell_of(check, subject)
+                record["date"] = date.today().isoformat()
+                print(f"{base:20} {name:20} {said(cells[name])}", flush=True)
+                store()
 
 
-def said(cell: dict[str, Any]) -> str:
+def said(cell: Cell) -> str:
     """A cell in words."""
     return cell["detail"] if cell["status"] == PASSED else f"{cell['status']}: {cell['detail']}"
 
 
-def suite_cell(base: str, suite: dict[str, Any]) -> dict[str, Any]:
+def suite_cell(base: str, suite: dict[str, Any]) -> Cell:
     """What transformers' suite found, as `run_transformers_tests` stored it."""
     entry = suite.get(f"long_{base}")
     if entry is None:
@@ -108,59 +330,45 @@ def suite_cell(base: str, suite: dict[str, Any]) -> dict[str, Any]:
 
 def markdown(stored: dict[str, Any], suite: dict[str, Any]) -> str:
     """The table of all stored families; ``suite`` is what is stored of transformers' suite."""
-
-    def words(base: str, name: str, cells: dict[str, Any]) -> str:
-        cell = suite_cell(base, suite) if name == "model_tester" else cells.get(name)
-        return NOT_RUN if cell is None else said(cell)
-
-    families = sorted(stored["families"].items())
-    rows = [[f"`{base}`", record.get("kind", ""), *(words(base, name, record["cells"]) for name in TITLES)] for base, record in families]
-    heads = [[f"`{base}`", f"`{record.get('head', '')}`", record.get("tokenizer", ""), record.get("date", "")] for base, record in families]
-    return "\n".join(
-        [
-            INTRODUCTION.format(**stored),
-            markdown_table(["base", "kind", *TITLES.values()], rows).replace("---:", "---"),
-            "",
-            "The checkpoints:",
-            "",
-            markdown_table(["base", "head", "tokenizer or processor", "checked on"], heads).replace("---:", "---"),
-            "",
-        ]
-    )
+    rows = []
+    for base, record in sorted(stored["families"].items()):
+        cells = [record["cells"].get(name) for name in CHECKS]
+        words = [NOT_RUN if cell is None else said(cell) for cell in (*cells, suite_cell(base, suite))]
+        rows.append([f"`{base}`", record["kind"], f"`{record['head']}`", *words, record["date"]])
+    header = ["base", "reads", "head", *CHECKS, SUITE, "checked on"]
+    return f"{INTRODUCTION.format(**stored)}\n{markdown_table(header, rows).replace('---:', '---')}\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Check the families and store what is found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="default: all")
     parser.add_argument("--again", action="store_true", help="also what is stored as passed")
-    parser.add_argument(
-        "--output", type=Path, default=RESULTS, help="folder of families.json, families.md and model_tester.json, default %(default)s"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of families.json and model_tester.json, default %(default)s")
     options = parser.parse_args(arguments)
-    known = [base for families, _, _ in KINDS for base in families]
-    unknown = [base for base in options.families if base not in known]
-    if unknown:
-        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(known)}")
-    chosen = options.families or known
-    options.output.mkdir(parents=True, exist_ok=True)
+    if unknown := [base for base in options.families if base not in IN_FULL]:
+        parser.error(f"unknown family {unknown[0]!r}, expected some of {', '.join(IN_FULL)}")
     file = options.output / "families.json"
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"families": {}}
+    stored = {"families": {}, **stored_study(file)}
     stored |= {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}
+    families: dict[str, Any] = stored["families"]
 
     def store() -> None:
-        ordered = {**stored, "families": {base: stored["families"][base] for base in sorted(stored["families"])}}
+        ordered = {**stored, "families": dict(sorted(families.items()))}
         store_study(file, ordered, markdown(stored, stored_suite(options.output, stored["transformers"])))
 
+    chosen = options.families or IN_FULL
     with quiet_libraries():
         for base in chosen:
-            record = stored["families"].setdefault(base, {})
-            check_family(base, record, store, again=options.again)
+            if options.again:
+                families.pop(base, None)
+            check_family(base, families.setdefault(base, {}), store)
     store()
-    wrong = [(base, name) for base in chosen for name, cell in stored["families"][base]["cells"].items() if cell["status"] == FAILED]
+    wrong = [(base, name) for base in chosen for name, cell in families[base]["cells"].items() if cell["status"] == FAILED]
     for base, name in wrong:
-        print(f"FAILED {base}: {TITLES[name]}: {stored['families'][base]['cells'][name]['detail']}", file=sys.stderr)
-    return 1 if wrong else 0
+        print(f"FAILED {base}: {name}: {families[base]['cells'][name]['detail']}", file=sys.stderr)
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

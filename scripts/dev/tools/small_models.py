@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_longattn.modeling.family.definition import FAMILIES, module_name, tower_field
@@ -107,6 +109,13 @@ PATCH = 8
 """The height and width of a patch of a page's picture."""
 BOX_PARTS = 6
 """The embedding of a box has as many parts of one width in LiLT."""
+OTHER_HEADS = (
+    *("ForTokenClassification", "ForCTC", "ForRNNT", "ForTDT", "ForImageClassification", "ForVideoClassification"),
+    *("ForAudioClassification", "ForPreTraining"),
+)
+"""Endings of the classes by which other models are known, the most usual first."""
+OF_THE_BASE = ("model_type", "transformers_version", "architectures")
+"""Fields that a Long config does not take from its base's."""
 PREDICT_TOKENS = ("ForMaskedLM", "ForConditionalGeneration", "MTModel", "LMHeadModel", "ForCausalLM")
 """Endings of the classes that predict tokens, the one first that an architecture is known for."""
 
@@ -127,6 +136,43 @@ def token_model(base: str) -> str:
     model without either."""
     labels = (head for head in FAMILIES[base].model_classes if head.endswith("ForTokenClassification"))
     return language_model(base) if predicts_tokens(base) else next(labels, language_model(base))
+
+
+def known_head(base: str) -> str:
+    """The model class by which a base is known: that which predicts tokens, or else another head; its base model without any."""
+    heads = (head for ending in (*PREDICT_TOKENS, *OTHER_HEADS) for head in FAMILIES[base].heads if head.endswith(ending))
+    return next(heads, FAMILIES[base].base_model_name)
+
+
+def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
+    """The config of any base, of these sizes: of texts, pictures, videos, sound or several towers.
+
+    Args:
+        tokens: special tokens of models that read text alone.
+    """
+    if FAMILIES[base].towers:
+        return small_towers_config(base, shape)
+    if FAMILIES[base].rule.reads == "sound":
+        return small_audio_config(base, shape, max_source_positions=200)  # 4 seconds of Whisper's
+    if FAMILIES[base].rule.reads == "grid":
+        return small_picture_config(base, shape)
+    return small_config(base, shape, attention_type="original_full", **tokens)
+
+
+def values_of_base(config: Any) -> dict[str, Any]:
+    """The values of a base's config that its Long config takes."""
+    return {name: value for name, value in config.to_dict().items() if name not in OF_THE_BASE}
+
+
+def of_trained_size(model: Any) -> Any:
+    """The model with weights of trained size: attention of an untrained one hardly shows in its outputs."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("bias_table", "rpb", "rel_pos", "register_tokens")):  # zeros in a model that is untrained
+                nn.init.normal_(parameter)
+            elif parameter.ndim == 2 and parameter.requires_grad and not hasattr(model.config, "initializer_factor"):  # T5's are large
+                parameter.mul_(4)
+    return model
 
 
 @functools.cache

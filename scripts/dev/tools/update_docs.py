@@ -33,11 +33,11 @@ from scripts.dev.benchmarks.streams import markdown as streams_markdown
 from scripts.dev.benchmarks.training_steps import markdown as training_steps_markdown
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
 from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
-from scripts.dev.tools import declared, first_look, grid_pictures, mechanism_pages, sound_pictures
+from scripts.dev.tools import declared, first_look, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-STUDIES = ("joint_labels", "joint_ranking", "joint_reading", "real_retrieval", "seams")
+STUDIES = ("joint_reading", "real_retrieval", "seams")
 """Stored results whose page is a block of its own name."""
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
 
@@ -317,14 +317,12 @@ def main(arguments: list[str] | None = None) -> int:
                 path.write_text(after, encoding="utf-8")
     pictures = ROOT / "docs" / "pictures"
     if check:
-        names = [*map(mechanism_pages.picture_of, list_mechanisms()), first_look.FILE, grid_pictures.FILE, sound_pictures.FILE]
+        names = [*map(mechanism_pages.picture_of, list_mechanisms()), first_look.FILE]
         stale += [path for name in names if not (path := pictures / name).exists()]
     else:
         mechanism_pages.draw(pictures)
         if (record := stored(first_look.RESULT)) is not None:
             first_look.draw(record, pictures / first_look.FILE)
-        grid_pictures.draw(pictures / grid_pictures.FILE)
-        sound_pictures.draw(pictures / sound_pictures.FILE)
     print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
     return 1 if check and stale else 0
 

@@ -2,65 +2,41 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import itertools
 from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import pytest
 
-from hf_longattn.mechanisms import list_mechanisms
 from scripts.dev import RESULTS
-from scripts.dev.tools import check_families, family_reach, native_twins
-from scripts.dev.tools.small_models import IN_FULL, TEXT_FAMILIES
-from tests.alike import code_of_family
+from scripts.dev.benchmarks.report import stored_study
+from scripts.dev.tools import check_families, native_twins
+from scripts.dev.tools.run_transformers_tests import stored_suite
+from scripts.dev.tools.small_models import IN_FULL
 from tests.cells import every_cell
 
-
-@cache
-def stored(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+stored = functools.cache(stored_study)
 
 
 def checked(base: str) -> set[str]:
     """Columns of the table of families without a cell."""
-    cells = stored("families")["families"].get(base, {}).get("cells", {})
-    return {title for title in check_families.TITLES if title != "model_tester" and not cells.get(title, {}).get("detail")}
+    cells = stored(RESULTS / "families")["families"].get(base, {}).get("cells", {})
+    return {title for title in check_families.CHECKS if not cells.get(title, {}).get("detail")}
 
 
 def in_the_suite(base: str) -> set[str]:
     """The family, unless transformers' own suite ran."""
-    return {base} - {name.removeprefix("long_") for name in stored("model_tester")["families"]}
-
-
-def twinned(base: str) -> set[str]:
-    """Mechanisms with a twin that is not stored, or with a stored twin that there is not."""
-    of_text = base in TEXT_FAMILIES
-    cells = stored("native_twins")["twins" if of_text else "others"]
-    if of_text:
-        found = {name for name in list_mechanisms(grid=False) if native_twins.text_refusal(base, name) is None}
-    else:
-        found = {name for name in list_mechanisms() if "twin" in native_twins.planned_cell(base, name)}
-    return found ^ {name for name, twins in cells.items() if base in twins}
-
-
-def audited(base: str) -> set[str]:
-    """The family, unless its reach was measured, or it is said why not."""
-    row = stored("reach")["families"].get(base, {})
-    return set() if row.get("reason") or row.get("agrees") else {base}
+    return {base} - {name.removeprefix("long_") for name in stored(RESULTS / "model_tester")["families"]}
 
 
 TABLES: dict[str, tuple[Callable[[str], set[str]], str]] = {
     "families": (checked, "scripts.dev.tools.check_families {base}"),
     "model_tester": (in_the_suite, "scripts.dev.tools.run_transformers_tests {base} --output scripts/dev/results"),
-    "native_twins": (twinned, "scripts.dev.tools.native_twins --only {base}"),
-    "reach": (audited, "scripts.dev.tools.family_reach {base}"),
 }
-"""Table -> what it lacks of a family, and the command that completes it; for a family that does not read text, `--only none`."""
+"""Table -> what it lacks of a family, and the command that completes it."""
 
 
-@every_cell("base", sorted(IN_FULL))
-@every_cell("table", sorted({*TABLES} - {"native_twins"}))
+@every_cell(("table", "base"), itertools.product(sorted(TABLES), sorted(IN_FULL)))
 def test_every_family_has_all_cells(table: str, base: str) -> None:
     check_cells(table, base)
 
@@ -73,18 +49,21 @@ def test_every_family_has_all_twins(base: str) -> None:
 def check_cells(table: str, base: str) -> None:
     lacking, command = TABLES[table]
     missing = lacking(base)
-    only = base if base in TEXT_FAMILIES or table != "native_twins" else "none"
-    assert not missing, f"{base} lacks {sorted(missing)} in results/{table}.json; type python -m {command.format(base=only)}"
+    assert not missing, f"{base} lacks {sorted(missing)} in results/{table}.json; type python -m {command.format(base=base)}"
 
 
-@pytest.mark.parametrize("table", sorted({*TABLES} - {"native_twins"}))
+@every_cell("base", sorted(IN_FULL), of=10)
+def test_every_twin_is_stored(base: str) -> None:
+    assert native_twins.twins_of(base) == stored(native_twins.OUTPUT)["twins"][base], "type python -m scripts.dev.tools.native_twins"
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
 def test_a_family_without_a_row_is_named(table: str) -> None:
     assert TABLES[table][0]("a_new_family")
 
 
 def test_stored_pages_say_what_the_results_say() -> None:
-    reach, twins = stored("reach"), stored("native_twins")
-    assert (RESULTS / "reach.md").read_text(encoding="utf-8") == family_reach.page(reach)
-    described = f"{twins['machine']['processor']} with transformers {twins['machine']['transformers']}"
-    page = native_twins.markdown(twins["twins"], twins["others"], described)
-    assert (RESULTS / "native_twins.md").read_text(encoding="utf-8") == page
+    families, twins = stored(RESULTS / "families"), stored(native_twins.OUTPUT)
+    page = check_families.markdown(families, stored_suite(RESULTS, families["transformers"]))
+    assert (RESULTS / "families.md").read_text(encoding="utf-8") == page
+    assert native_twins.OUTPUT.with_suffix(".md").read_text(encoding="utf-8") == native_twins.markdown(twins)
