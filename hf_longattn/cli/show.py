@@ -269,7 +269,8 @@ def show_export(export: ExportReport) -> None:
     form = export.format if export.opset is None else f"{export.format}, opset {export.opset}"
     inputs = f"{export.min_length:,} to {export.max_length:,} tokens"
     if export.image_size is not None:
-        inputs = f"pictures of {' × '.join(map(str, export.image_size))} pixels"
+        inputs = f"images of {' × '.join(map(str, export.image_size))} pixels"
+        inputs += f", or less in multiples of {export.image_step}" if export.image_step else ""
     report = Report()
     report.facts(
         ("written", f"{export.destination}  ({size(export.bytes_written)})"),

@@ -191,7 +191,8 @@ def _region(
         if shared is None:
             return x.reshape(batch * windows, rows, tokens, features)
         if recorded:
-            return torch.cat([shared.repeat_interleave(windows, 0), x.reshape(batch * windows, rows, tokens, features)], 2)
+            front = shared.unsqueeze(1).expand(-1, windows, -1, -1, -1).flatten(0, 1)  # repeat_interleave takes no symbolic count in ONNX
+            return torch.cat([front, x.reshape(batch * windows, rows, tokens, features)], 2)
         for _ in range(rank):
             shared = shared.unsqueeze(1)
         front = shared.expand(-1, *counts, -1, -1, -1)

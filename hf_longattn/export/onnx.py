@@ -59,7 +59,8 @@ class ExportReport:
 
     inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum tokens that the graph takes.
     text: description of the inputs on which graph and model were compared.
-    image_size: the only picture size that a picture model's graph takes, in pixels along each axis.
+    image_size: the largest image size that an image model's graph takes, in pixels along each axis.
+    image_step: the graph takes smaller heights and widths too, which are multiples of this many pixels; ``None``: it takes one size.
     decoding: the state tensors of a decoder with a cache, and how they are initialised.
     int8: the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
     """
@@ -78,6 +79,7 @@ class ExportReport:
     versions: dict[str, str]
     text: str = ""
     image_size: tuple[int, ...] | None = None
+    image_step: int | None = None
     decoding: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
 
@@ -104,7 +106,8 @@ def export_checkpoint(
 ) -> ExportReport:
     """Export a long checkpoint as one graph, and compare it with the model at three lengths (for sounds, three durations).
 
-    The graph of a picture model takes only pictures of the size for which the model was converted. Weights are written in float32. A
+    The graph of an image model takes images of the size for which the model was converted. With ``window2d`` or ``full`` it takes smaller
+    ones, too, if whole windows cover that size. Weights are written in float32. A
     decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``, as one step of generation, which takes
     and returns the cache of every layer. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled and
     normalised by the model's modules; their files are copied next to the graph. config.json is the base's config, for programs without
@@ -185,7 +188,8 @@ def export_checkpoint(
         report = ExportReport(
             target, format, type(loaded).__name__, graph.inputs, outputs, shortest, max_length, used, tuple(checks),
             with_report(files, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
-            int8=quantised, text=words.describe(), image_size=getattr(graph, "size", None), decoding=graph.describe(),
+            int8=quantised, text=words.describe(), image_size=getattr(graph, "size", None),
+            image_step=getattr(graph, "step", 0) if shortest < max_length else None, decoding=graph.describe(),
         )  # fmt: skip
         introduction = (
             f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "

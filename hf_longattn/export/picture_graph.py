@@ -1,18 +1,23 @@
-"""Picture models as one graph for one size and any batch size: the inputs for tracing, and for comparing the written file."""
+"""Image models as one graph for any batch size and, with windows, many sizes: the inputs for tracing and for comparing the written file."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..conversion.architectures import attached_mechanisms
 from ..inputs.grid import VerificationImages
+from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 
 COMPARED_BATCHES = (3, 1)
 """Batch sizes to compare."""
+FREE_SIZES = ("full", "window2d")
+"""Mechanisms whose graph takes several sizes, since they compute the same operations on each."""
 INT8_BATCHES = (6, 1)
 """Batch sizes for comparing an int8 copy, and for timing it."""
 
@@ -21,6 +26,7 @@ class PictureGraph(OnePassGraph):
     """A model as a function of pixels, patches or a spectrogram, and of the noise that its base would draw at random (ViT-MAE).
 
     pictures: the inputs for tracing and comparing. size: pixels along each axis.
+    step: a graph of several sizes takes heights and widths that are multiples of it, from two on; 0 if the graph takes one size.
     """
 
     advised = "window2d"
@@ -32,6 +38,21 @@ class PictureGraph(OnePassGraph):
         super().__init__(model, {name: value for name, value in arguments.items() if not isinstance(value, Tensor)})
         self.pictures, self.size = pictures, size
         self.names = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
+        self.step = self._step() if self.names == ("pixel_values",) and len(size) == 2 and arguments["pixel_values"].dim() == 4 else 0
+        if self.step and all(side % self.step == 0 and side > 2 * self.step for side in size):
+            self.fixed |= {INTERPOLATE_ARGUMENT: True} if pictures.rule.interpolates else {}
+        else:
+            self.step = 0
+
+    def _step(self) -> int:
+        """Pixels after which windows and tiled positions begin anew along both axes; 0 for mechanisms whose graph is of one size."""
+        mechanisms = attached_mechanisms(self.model).values()
+        if not all(one.name in FREE_SIZES and getattr(one.options, "shift", "none") == "none" for one in mechanisms):
+            return 0
+        config, rule = self.pictures.config, self.pictures.rule
+        tiled = rule.of_size(config, rule.sizes(config)[0]).sizes if config.position_extension == "tile" else ()
+        cells = math.lcm(*tiled, *(side for one in mechanisms for side in getattr(one.options, "window", ())))
+        return cells * math.lcm(*rule.patch(config))
 
     def forward(
         self,
@@ -46,24 +67,38 @@ class PictureGraph(OnePassGraph):
     def inputs(self) -> tuple[str, ...]:
         return self.names
 
-    def example(self, batch: int) -> dict[str, Tensor]:
+    def example(self, batch: int, size: tuple[int, ...] | None = None) -> dict[str, Tensor]:
         """A batch of one picture, with each copy rolled by another number of columns."""
-        pixels = turned(self.pictures.pixels(self.size), batch, -1)
+        pixels = turned(self.pictures.pixels(size or self.size), batch, -1)
         arguments = self.pictures.rule.arguments(self.pictures.config, pixels)
         return {name: arguments[name] for name in self.names}
 
+    def tokens(self, size: tuple[int, ...]) -> int:
+        """The tokens of an image of this size."""
+        return self.pictures.rule.of_size(self.pictures.config, size).length
+
     def shortest_lengths(self, max_length: int) -> list[int]:
-        """The number of tokens of the only size."""
-        return [max_length]
+        """The tokens of the least size of a graph of several, and of the only size."""
+        return [*([self.tokens(self.least)] if self.step else []), max_length]
+
+    @property
+    def least(self) -> tuple[int, ...]:
+        """The least size of a graph of several."""
+        return (2 * self.step, 2 * self.step)
 
     def traceable(self, shortest: int, max_length: int) -> tuple[dict[str, Tensor], dict[str, dict[int, Any]]]:
         example, batch = self.example(2), torch.export.Dim("batch", min=1)
-        return example, {name: {0: batch} for name in example}
+        sizes: dict[str, dict[int, Any]] = {name: {0: batch} for name in example}
+        if shortest < max_length:
+            for axis, (name, side) in enumerate(zip(("height", "width"), self.size, strict=True), 2):
+                sizes["pixel_values"][axis] = self.step * torch.export.Dim(f"{name}_steps", min=2, max=side // self.step)
+        return example, sizes
 
     def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
-        size = self.pictures.rule.describe(self.size)
-        for batch in COMPARED_BATCHES:
-            yield Comparison(self.example(batch), f"{batch} × {size}", {"batch": batch, "size": list(self.size)})
+        for number, batch in enumerate(COMPARED_BATCHES):
+            size = self.least if number and limits[0] < limits[1] else self.size
+            values = {"batch": batch, "size": list(size)}
+            yield Comparison(self.example(batch, size), f"{batch} × {self.pictures.rule.describe(size)}", values)
 
     def int8_inputs(self, limits: tuple[int, int]) -> Int8Inputs:
         compared, timed = INT8_BATCHES

@@ -26,7 +26,7 @@ from ..engines.common.score_terms import DistanceTerm
 from ..mechanisms.common.locality import largest_distances
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
 from ..modeling.attach.frame_padding import FramePadding
-from ..modeling.attach.stretches import FramesInStretches, needs_one_pass
+from ..modeling.attach.stretches import FramesInStretches, InStretches, needs_one_pass
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
@@ -55,7 +55,7 @@ class LongParakeetConvolution(ParakeetEncoderConvolutionModule):
         return super().forward(hidden_states, attention_mask)
 
 
-class LongParakeetSubsampling(ParakeetEncoderSubsamplingConv2D):
+class LongParakeetSubsampling(InStretches, ParakeetEncoderSubsamplingConv2D):
     """ParakeetEncoderSubsamplingConv2D that computes long inputs in stretches if no gradients are needed.
 
     A frame depends on 2 f - 1 rows if f rows make a frame. So each later stretch starts f rows early, and its first frame is dropped.

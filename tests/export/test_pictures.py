@@ -1,4 +1,4 @@
-"""Models of pictures as graphs for pictures of one size: equal to the model, without a matrix of all pairs of patches."""
+"""Models of pictures as graphs: equal to the model, for several sizes with windows, without a matrix of all pairs of patches."""
 
 from __future__ import annotations
 
@@ -50,6 +50,27 @@ def test_onnx_is_equal_and_has_no_matrix_of_all_pairs(tmp_path: Path) -> None:
     graph = check_no_matrix_of_all_pairs(tmp_path / "graph" / "model.onnx", TOKENS)
     assert [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim][1:] == [3, *SIZE]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_a_graph_of_windows_takes_sizes_that_are_whole_windows_smaller(tmp_path: Path) -> None:
+    """Windows and tiled positions of 8 patches of 4 pixels."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    config = LongViTConfig(
+        **SIZES, image_size=32, patch_size=4, long_image_size=[96, 128], position_extension="tile",
+        long_attention={"mechanism": "window2d", "window": 8},
+    )  # fmt: skip
+    model = LongViTForImageClassification(config).eval()
+    model.save_pretrained(tmp_path / "long")
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
+    assert (report.image_size, report.image_step, report.min_length) == ((96, 128), 32, 1 + 16 * 16)
+    assert [check.values["size"] for check in report.checks] == [[96, 128], [64, 64]]
+    run = onnx_runner(tmp_path / "graph" / "model.onnx", ("logits",))
+    for height, width in ((64, 96), (96, 64), (64, 128)):
+        pixels = torch.randn(2, 3, height, width)
+        with torch.no_grad():
+            expected = model(pixels, interpolate_pos_encoding=True).logits
+        torch.testing.assert_close(run({"pixel_values": pixels})["logits"], expected, rtol=0, atol=1e-5)
 
 
 def check_int8(int8: Any, folder: Path) -> None:

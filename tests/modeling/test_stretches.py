@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+import hf_longattn
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach import stretches
-from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
+from hf_longattn.modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches, InStretches
 from tests.cells import every_cell
 from tests.grids import quickly
 from tests.modeling.audio_models import BASES, base_model, inputs_of, long_model, saved
@@ -134,6 +135,23 @@ def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: N
     for name, module in layers.items():
         states = torch.randn(2, 2 * SIZE + 3, model.config.hidden_size, dtype=torch.float64)
         torch.testing.assert_close(module(states), expected[name](states), rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+@every_cell("base", BASES)
+def test_a_model_that_was_not_converted_takes_pieces(base: str, short_stretches: None, tmp_path: Path) -> None:
+    """After ``optimize_for_inference(model, "fp32")`` the stock model computes stretches, with its own attention and the same outputs."""
+    plain = saved(base, base_model(base), tmp_path).double()
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs_of(base, (0.9, 0.5)).items()}
+    expected = plain(**inputs)[0]
+    classes = {type(module) for module in plain.modules()}
+    assert hf_longattn.optimize_for_inference(plain, "fp32") is plain
+    replaced = {type(module) for module in plain.modules()} - classes
+    assert replaced
+    assert all(issubclass(one, InStretches) for one in replaced)
+    torch.testing.assert_close(plain(**inputs)[0], expected, rtol=1e-10, atol=1e-10)
+    plain.save_pretrained(tmp_path / "again")
+    assert type(type(plain).from_pretrained(tmp_path / "again")) is type(plain)
 
 
 @torch.no_grad()

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...engines.common.batch import in_graph
+from ..family.definition import known_family
 from ..family.stream_rule import Chain, Convolution
 from .custom_attention import ReplacedModules, replacing
 
@@ -38,7 +40,11 @@ def needs_one_pass(module: nn.Module, states: Tensor) -> bool:
     return states.requires_grad or any(parameter.requires_grad for parameter in module.parameters())
 
 
-class FeatureEncoderInStretches(_Module):
+class InStretches(_Module):
+    """A module that gives what its base class gives, in pieces of a long sound, with any attention."""
+
+
+class FeatureEncoderInStretches(InStretches):
     """Mixin before the feature encoder of wav2vec 2.0 or a successor. It is a chain of convolutions over samples, without padding.
 
     A norm over time after the first convolution (``feat_extract_norm="group"``) becomes part of that convolution's weights
@@ -141,7 +147,7 @@ def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tenso
     return mean + centre, products / count - mean[:, :, None] * mean[:, None]
 
 
-class FramesInStretches(_Module):
+class FramesInStretches(InStretches):
     """Mixin before a module of the base that computes each frame by itself."""
 
     training: bool
@@ -157,3 +163,13 @@ def in_stretches(module: str, feature_encoder: type[nn.Module], feed_forward: ty
     """A mixin for the family in ``module``, for pieces of a long sound. It runs the base's ``feature_encoder`` and ``feed_forward`` on
     them."""
     return replacing(module, {feature_encoder: FeatureEncoderInStretches, feed_forward: FramesInStretches})
+
+
+def run_in_stretches(model: nn.Module) -> None:
+    """Compute long sounds in pieces in the audio models of transformers that ``model`` contains, converted or not; in place."""
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel) and (family := known_family(part.config)) is not None:
+            replaced = getattr(family.mixin, "replaced", {})
+            for module in part.modules():
+                if issubclass(replaced.get(type(module), object), InStretches):
+                    module.__class__ = replaced[type(module)]

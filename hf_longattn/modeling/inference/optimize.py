@@ -24,6 +24,7 @@ from ...errors import BackendError, OptionError, nearest
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.masked import has_hooks
 from ...naming import LOGGER
+from ..attach.stretches import run_in_stretches
 from ..run.modes import RunsInModes
 from ..run.packing import Packing, packing_refusal
 from .fast_linear import InferenceLinear, Int8Linear, PackedLinear
@@ -72,6 +73,8 @@ def optimize_for_inference(model: Model, precision: str = "bf16", *, pack: bool 
       replaces no layer.
     - In ``int8``, layers with a ``feed_forward_chunk`` (BERT, RoBERTa …) run everything after attention on 512 tokens at a time, which
       then stay in the CPU cache. This changes no result.
+    - Audio models of the families with convolutions over samples or feature rows (wav2vec 2.0, WavLM, Parakeet …), converted or not, run
+      these and their feed-forward layers on pieces of a long sound. The outputs are those of one pass, in a fraction of its memory.
     - Base models of Long classes run a padded batch as one packed row, so that no layer works on padding. Each document has the same
       outputs as alone, and rows of padding in ``last_hidden_state`` become zeros. A batch is not packed if attentions or a cache are
       requested (``use_cache=False`` packs decoders), if it has padding between real tokens, or if the model is compiled.
@@ -111,6 +114,7 @@ def _optimized(model: Any, precision: str, pack: bool | None) -> Any:
     if precision == "int8" and has_amx():
         logger.warning_once(INT8_IS_SLOWER)
     model.eval().requires_grad_(False)
+    run_in_stretches(model)
     if precision != "fp32":
         _cast(model, torch.bfloat16)
         _replace(model, Int8Linear if precision == "int8" else PackedLinear)

@@ -1,8 +1,12 @@
-"""Seams of patch features: a photograph that a small ViT reads in tiles, in windows, in neighbourhoods, and with full attention.
+"""Seams of patch features: photographs that a small ViT reads in tiles, in windows, in neighbourhoods, and with full attention.
 
-The ViT learns to predict masked patches (transformers' ``ViTForMaskedImageModeling``) of small crops of scikit-learn's two photographs.
-Then it reads 60 times as many pixels: tile by tile, and as a Long model with several mechanisms. The reference is what the small model says
-of each patch in the middle of a crop of its own, whose features have no seams.
+The ViT learns to predict masked patches (transformers' ``ViTForMaskedImageModeling``) of small crops of five photographs of scikit-learn
+and scikit-image. Then it reads three others, of 24 times as many pixels: in tiles, in overlapping tiles, and as a Long model with several
+mechanisms. Three things are measured next to the borders of tiles and elsewhere: how far features jump; how far they are from those of a
+crop in whose middle the patch lies; and how well masked patches are restored.
+
+    pip download --no-deps scikit-image; unzip scikit_image*.whl 'skimage/data/*'
+    python -m scripts.dev.studies.seams --photographs skimage/data
 
 It is trained anew in each run, from a seed and for a fixed number of steps; only the picture and the table are stored.
 """
@@ -12,52 +16,66 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
-from transformers import ViTConfig, ViTForMaskedImageModeling, ViTModel
+from transformers import ViTConfig, ViTForMaskedImageModeling
 
 from hf_longattn.families import FAMILIES
 from scripts.dev import RESULTS, ROOT
+from scripts.dev.benchmarks.grid_models import in_tiles
 from scripts.dev.benchmarks.report import machine, markdown_table, store_study
 
-PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+OF_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
+TRAINED_ON = (*OF_SCIKIT_LEARN, "coffee.png", "motorcycle_left.png", "rocket.jpg")
+HELD_OUT = ("chelsea.png", "astronaut.png", "ihc.png")
+"""A cat, a person and tissue; the first one is drawn."""
 SIDE, PATCH = 64, 8
 CELLS = SIDE // PATCH
 """Pixels and patches along the sides of the pictures that the small model reads."""
-SHOWN = (384, 640)
-"""Pixels that are read of the first photograph, its middle."""
-LONGER_SIDE = 256
-"""Pixels along the sides of the pictures of the further training."""
+SHOWN = (256, 384)
+"""Pixels that are read of a photograph, its middle."""
 MASKED = 0.5
 """The share of patches that the model has to predict."""
+DRAWS = 4
+"""Masks of each photograph."""
+RESAMPLES = 2_000
 PICTURE = ROOT / "docs" / "pictures" / "seams.png"
-PHOTOGRAPH, REFERENCE = "photograph", "reference: each patch in the middle of its own crop"
+TILES, OVERLAPPING = f"tiles of {SIDE} px, the unconverted model", "the same, half overlapping"
+REFERENCE = "each patch in the middle of its own crop"
 WINDOWS: dict[str, Any] = {"mechanism": "window2d", "window": CELLS}
-TWO_FULL = {**WINDOWS, "layers": {1: {"mechanism": "full"}, 3: {"mechanism": "full"}}}
-FURTHER = "window2d, 2 of 4 layers full, trained further"
 READINGS: dict[str, tuple[dict[str, Any], str]] = {
     "window2d": (WINDOWS, "tile"),
-    "window2d, 2 of 4 layers full": (TWO_FULL, "tile"),
-    FURTHER: (TWO_FULL, "tile"),
+    "window2d, 2 of 4 layers full": ({**WINDOWS, "layers": {1: {"mechanism": "full"}, 3: {"mechanism": "full"}}}, "tile"),
     "window2d, shift=alternate": ({**WINDOWS, "shift": "alternate"}, "tile"),
+    "local2d": ({"mechanism": "local2d", "radius": CELLS // 2}, "tile"),
     "neighborhood, kernel_size=9": ({"mechanism": "neighborhood", "kernel_size": CELLS + 1}, "tile"),
     "full, positions interpolated": ({"mechanism": "full"}, "interpolate"),
 }
 """Mechanisms and positions by name."""
+Reading = Callable[[Tensor, Tensor], Tensor]
+"""Pixels ``(B, 3, H, W)`` and what is masked of them ``(B, rows, columns)`` -> states ``(B, rows, columns, C)``."""
 
 
-def photograph(name: str) -> Tensor:
+def photograph(name: str, folder: Path) -> Tensor:
     """(3, height, width) from -1 to 1."""
-    return torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1).float() / 127.5 - 1
+    values = load_sample_image(name) if name in OF_SCIKIT_LEARN else np.asarray(Image.open(folder / name).convert("RGB"))
+    return torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def middle(picture: Tensor) -> Tensor:
+    """(1, 3, *SHOWN)"""
+    top, left = ((length - shown) // 2 for length, shown in zip(picture.shape[1:], SHOWN, strict=True))
+    return picture[None, :, top : top + SHOWN[0], left : left + SHOWN[1]]
 
 
 def crops(photographs: Sequence[Tensor], count: int, side: int, largest: int, generator: torch.Generator) -> Tensor:
@@ -76,19 +94,16 @@ def crops(photographs: Sequence[Tensor], count: int, side: int, largest: int, ge
     return torch.stack(pictures)
 
 
-def train(model: Any, *, steps: int, batch: int, side: int, largest: int, rate: float, seed: int) -> list[float]:
+def train(model: Any, photographs: Sequence[Tensor], *, steps: int, batch: int, rate: float, seed: int) -> list[float]:
     """Train to predict masked patches of crops; the loss of each step."""
-    generator, photographs = torch.Generator().manual_seed(seed), [photograph(name) for name in PHOTOGRAPHS]
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    cells, losses = side // PATCH, []
+    losses = []
     for step in range(steps):
-        pixels = crops(photographs, batch, side, largest, generator)
-        masked = torch.rand(batch, cells * cells, generator=generator) < MASKED
-        states = model.vit(pixels, bool_masked_pos=masked).last_hidden_state[:, 1:]  # the head's loss knows one size only
-        reconstruction = model.decoder(states.transpose(1, 2).unflatten(2, (cells, cells)))
-        shown = masked.view(batch, 1, cells, cells).repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
-        loss = ((reconstruction - pixels).abs() * shown).sum() / (3 * shown.sum())
+        pixels = crops(photographs, batch, SIDE, 4 * SIDE, generator)
+        masked = torch.rand(batch, CELLS * CELLS, generator=generator) < MASKED
+        loss: Tensor = model(pixels, bool_masked_pos=masked).loss
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -111,54 +126,42 @@ def small_model() -> ViTForMaskedImageModeling:
     )  # fmt: skip
 
 
-def long_model(folder: Path, name: str, size: Sequence[int]) -> Any:
-    """The small model of a folder as a Long one for pictures of this size."""
-    attention, positions = READINGS[name]
-    kind: Any = FAMILIES["vit"].model_class("ViTForMaskedImageModeling")
-    return kind.from_pretrained(folder, long_attention=attention, long_image_size=list(size), position_extension=positions).eval()
+def readings(small: Any, folder: Path) -> dict[str, Reading]:
+    """Every reading by name; the small model is in ``folder``."""
 
+    def tiled(stride: int) -> Reading:
+        def of_crops(crops: Tensor) -> Tensor:
+            masked = crops[:, 3, ::PATCH, ::PATCH].flatten(1) > 0
+            states: Tensor = small.vit(crops[:, :3], bool_masked_pos=masked).last_hidden_state
+            return states[:, 1:]
 
-def features_by_reading(folder: Path, steps: int, seed: int) -> dict[str, Tensor]:
-    """Patch features of the photograph, (rows, columns, width), by name of the reading; the small model is in ``folder``."""
-    picture = photograph(PHOTOGRAPHS[0])
-    top, left = ((length - shown) // 2 for length, shown in zip(picture.shape[1:], SHOWN, strict=True))
-    pixels = picture[None, :, top : top + SHOWN[0], left : left + SHOWN[1]]
-    small: Any = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    features = {f"tiles of {SIDE} px, the unconverted model": in_tiles(small, pixels)}
-    for name in READINGS:
-        if name == FURTHER:
-            model = long_model(folder, name, (LONGER_SIDE, LONGER_SIDE))
-            train(model, steps=steps, batch=2, side=LONGER_SIDE, largest=LONGER_SIDE, rate=5e-4, seed=seed + 1)
-        else:
-            model = long_model(folder, name, SHOWN)
-        with torch.no_grad():
-            features[name] = model.vit(pixels).last_hidden_state[0, 1:].unflatten(0, [side // PATCH for side in SHOWN])
-    features[REFERENCE] = centred(small, pixels)
-    return features
+        def read(pixels: Tensor, masked: Tensor) -> Tensor:
+            shown = masked[:, None].repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3).to(pixels.dtype)
+            return in_tiles(of_crops, torch.cat([pixels, shown], 1), PATCH, SIDE, stride)
 
+        return read
 
-@torch.no_grad()
-def in_tiles(model: Any, pixels: Tensor) -> Tensor:
-    """The features of pictures of one size next to each other, none of which knows of the others."""
-    tiles = pixels.unflatten(3, (-1, SIDE)).unflatten(2, (-1, SIDE)).permute(0, 2, 4, 1, 3, 5)
-    rows, columns = tiles.shape[1:3]
-    states = model(tiles.flatten(0, 2)).last_hidden_state[:, 1:].view(rows, columns, CELLS, CELLS, -1)
-    return states.permute(0, 2, 1, 3, 4).flatten(2, 3).flatten(0, 1)
+    def converted(attention: dict[str, Any], positions: str) -> Reading:
+        kind: Any = FAMILIES["vit"].model_class("ViTForMaskedImageModeling")
+        values = {"long_attention": attention, "long_image_size": list(SHOWN), "position_extension": positions}
+        model = kind.from_pretrained(folder, **values).eval()
+
+        @torch.no_grad()
+        def read(pixels: Tensor, masked: Tensor) -> Tensor:
+            states: Tensor = model.vit(pixels, bool_masked_pos=masked.flatten(1)).last_hidden_state
+            return states[:, 1:].unflatten(1, masked.shape[1:])
+
+        return read
+
+    long = {name: converted(*how) for name, how in READINGS.items()}
+    return {TILES: tiled(SIDE), OVERLAPPING: tiled(SIDE // 2), **long, REFERENCE: tiled(PATCH)}
 
 
 @torch.no_grad()
-def centred(model: Any, pixels: Tensor) -> Tensor:
-    """The feature of each patch as the model gives it in the crop in whose middle it lies; at the border of the picture, nearest to it."""
-    rows, columns = (side // PATCH for side in SHOWN)
-    corners = [(row, column) for row in range(rows - CELLS + 1) for column in range(columns - CELLS + 1)]
-    states = []
-    for start in range(0, len(corners), 64):
-        batch = [pixels[0, :, PATCH * r : PATCH * r + SIDE, PATCH * c : PATCH * c + SIDE] for r, c in corners[start : start + 64]]
-        states.append(model(torch.stack(batch)).last_hidden_state[:, 1:].unflatten(1, (CELLS, CELLS)))
-    by_corner = torch.cat(states).unflatten(0, (rows - CELLS + 1, columns - CELLS + 1))
-    row, column = torch.arange(rows)[:, None], torch.arange(columns)
-    first_row, first_column = ((place - CELLS // 2).clamp(0, side - CELLS) for place, side in ((row, rows), (column, columns)))
-    return by_corner[first_row, first_column, row - first_row, column - first_column]
+def errors(small: Any, states: Tensor, pixels: Tensor) -> Tensor:
+    """(B, rows, columns): the mean distance of each patch's restored pixels from the photograph's, of 255."""
+    restored = small.decoder(states.permute(0, 3, 1, 2))
+    return 127.5 * nn.functional.avg_pool2d((restored - pixels).abs().mean(1), PATCH)
 
 
 def step_over_borders(features: Tensor) -> float:
@@ -189,18 +192,54 @@ def at_borders(rows: int, columns: int) -> Tensor:
     return row[:, None] | column
 
 
-def measured(features: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-    """The figures of each reading."""
-    reference = features[REFERENCE]
-    border = at_borders(*reference.shape[:2])
-    figures = {}
-    for name, states in features.items():
-        distance = difference(states, reference)
-        figures[name] = {
-            "step_over_borders": step_over_borders(states),
-            "difference_at_borders": float(distance[border].mean()),
-            "difference_elsewhere": float(distance[~border].mean()),
-        }
+def by_tile(values: Tensor) -> Tensor:
+    """(rows, columns) -> (tiles, cells of a tile)"""
+    rows = values.unflatten(0, (-1, CELLS)).unflatten(2, (-1, CELLS))
+    return rows.transpose(1, 2).flatten(2, 3).flatten(0, 1)
+
+
+def mean_of(values: Sequence[Tensor], chosen: Sequence[Tensor], tiles: Tensor | None = None) -> float:
+    """The mean of the values (tiles, cells) that are chosen, in some tiles or all."""
+    at = slice(None) if tiles is None else tiles
+    value, shown = torch.cat(list(values))[at], torch.cat(list(chosen))[at]
+    return float((value * shown).sum() / shown.sum())
+
+
+def measured(small: Any, read: Mapping[str, Reading], photographs: Sequence[Tensor], seed: int) -> dict[str, dict[str, Any]]:
+    """The figures of each reading: features of whole photographs, and what is restored of masked ones, the same masks for all readings."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = [side // PATCH for side in SHOWN]
+    border = by_tile(at_borders(*cells))
+    nothing = torch.zeros(1, *cells, dtype=torch.bool)
+    masks = torch.rand(len(photographs), DRAWS, *cells, generator=generator) < MASKED
+    references = [read[REFERENCE](pixels, nothing)[0] for pixels in photographs]
+    figures: dict[str, dict[str, Any]] = {}
+    restored: dict[str, list[Tensor]] = {}
+    for name, reading in read.items():
+        features, seconds = [], []
+        for pixels in photographs:
+            started = time.process_time()
+            features.append(reading(pixels, nothing)[0])
+            seconds.append(time.process_time() - started)
+        distances = [by_tile(difference(one, other)) for one, other in zip(features, references, strict=True)]
+        restored[name] = [
+            by_tile(errors(small, reading(pixels, mask[None]), pixels)[0])
+            for pixels, drawn in zip(photographs, masks, strict=True)
+            for mask in drawn
+        ]
+        at = {"at_borders": border, "elsewhere": ~border}
+        figures[name] = {"step_over_borders": sum(map(step_over_borders, features)) / len(features), "seconds": min(seconds)}
+        for where, chosen in at.items():
+            figures[name][f"difference_{where}"] = mean_of(distances, [chosen] * len(distances))
+            shown = [by_tile(mask) & chosen for drawn in masks for mask in drawn]
+            figures[name][f"error_{where}"] = mean_of(restored[name], shown)
+    shown = [by_tile(mask) & border for drawn in masks for mask in drawn]
+    for name in read:
+        gains = [other - one for one, other in zip(restored[name], restored[TILES], strict=True)]
+        count = sum(map(len, gains))
+        drawn = [torch.randint(count, (count,), generator=generator) for _ in range(RESAMPLES)]
+        quantiles = torch.tensor([mean_of(gains, shown, tiles) for tiles in drawn]).quantile(torch.tensor([0.025, 0.975]))
+        figures[name]["gain_at_borders"] = [mean_of(gains, shown), *quantiles.tolist()]
     return figures
 
 
@@ -212,27 +251,26 @@ def colours(features: Tensor, reference: Tensor) -> Tensor:
     return (((features - cells.mean(0)) @ components - low) / (high - low)).clamp(0, 1)
 
 
-def draw(features: Mapping[str, Tensor], file: Path) -> None:
-    """The photograph, its features in each reading, and differences from the reference, with 256 colours."""
+def draw(features: Mapping[str, Tensor], picture: Tensor, file: Path) -> None:
+    """The photograph, its features in each reading, and differences from the reference, with 192 colours."""
     reference = features[REFERENCE]
-    picture = photograph(PHOTOGRAPHS[0])
-    top = (picture.shape[1] - SHOWN[0]) // 2
-    panels = {PHOTOGRAPH: (picture[:, top : top + SHOWN[0]].permute(1, 2, 0) + 1) / 2}
+    panels = {"photograph": (picture[0].permute(1, 2, 0) + 1) / 2}
     panels |= {name: colours(states, reference) for name, states in features.items()}
-    differences = {
-        name: difference(features[name], reference) for name in ("window2d", "window2d, shift=alternate", "neighborhood, kernel_size=9")
-    }
-    figure = Figure(figsize=(10, 8.6), layout="constrained")
-    axes = figure.subplots(4, 3)
+    differences = {name: difference(features[name], reference) for name in (TILES, OVERLAPPING, "neighborhood, kernel_size=9")}
+    figure = Figure(figsize=(10, 9.8), layout="constrained")
+    axes = figure.subplots(5, 3)
     for axis, (name, colour) in zip(axes.flat, panels.items(), strict=False):
-        axis.imshow(colour.numpy(), interpolation="nearest" if name != PHOTOGRAPH else "antialiased", aspect="equal", extent=(0, 80, 48, 0))
+        axis.imshow(
+            colour.numpy(), interpolation="nearest" if len(colour) != SHOWN[0] else "antialiased", aspect="equal", extent=(0, 48, 32, 0)
+        )
         axis.set_title(name, fontsize=9)
-    for axis, (name, distance) in zip(axes[3], differences.items(), strict=True):
+    for axis, (name, distance) in zip(axes[4], differences.items(), strict=True):
         image = axis.imshow(distance.numpy(), cmap="magma", vmin=0, vmax=0.8, interpolation="nearest")
-        axis.set_title(f"{name}: difference", fontsize=9)
+        axis.set_title(f"{name.partition(',')[0]}: difference", fontsize=9)
+    axes[4, 1].set_title("half overlapping: difference", fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.colorbar(image, ax=list(axes[3]), shrink=0.8)
+    figure.colorbar(image, ax=list(axes[4]), shrink=0.8)
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=96)
     Image.open(drawn).convert("RGB").quantize(192, dither=Image.Dither.NONE).save(file, optimize=True)
@@ -241,23 +279,31 @@ def draw(features: Mapping[str, Tensor], file: Path) -> None:
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of a stored result."""
     rows = []
+    seconds = result["readings"][TILES]["seconds"]
     for name, figures in result["readings"].items():
-        trained_further = name == FURTHER  # its features are others, so that a difference says nothing of seams
-        shares = ("–" if trained_further else f"{figures[key]:.2f}" for key in ("difference_at_borders", "difference_elsewhere"))
-        rows.append([name, f"{figures['step_over_borders']:.1f}", *shares])
-    heads = ["reading", "step over borders ÷ step within", "difference at borders", "difference elsewhere"]
+        gain, low, high = figures["gain_at_borders"]
+        rows.append([
+            name, f"{figures['seconds'] / seconds:.1f}", f"{figures['step_over_borders']:.1f}",
+            *(f"{figures[f'difference_{where}']:.2f}" for where in ("at_borders", "elsewhere")),
+            *(f"{figures[f'error_{where}']:.2f}" for where in ("at_borders", "elsewhere")),
+            "–" if name == TILES else f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]",
+        ])  # fmt: skip
+    heads = [
+        "reading", "× time of tiles", "step over borders ÷ step within", "difference at borders", "elsewhere", "error at borders",
+        "elsewhere", "better than tiles at borders",
+    ]  # fmt: skip
     about = result["machine"]
     return (
-        f"{markdown_table(heads, rows)}\n\n*{result['steps']:,} steps of 32 pictures, {result['further_steps']:,} further steps, "
-        f"{result['seconds']:.0f} seconds of processor time; torch {about['torch']}, {about['date']}*\n"
+        f"{markdown_table(heads, rows)}\n\n*{result['steps']:,} steps of 32 crops, {result['seconds']:.0f} seconds of processor time; "
+        f"torch {about['torch']}, {about['date']}*\n"
     )
 
 
 def main() -> None:
     """Train, read, measure, and write the picture and the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--steps", type=int, default=600, help="steps of 32 small pictures")
-    parser.add_argument("--further-steps", type=int, default=200, help=f"steps of 2 pictures of {LONGER_SIDE} pixels, of one reading")
+    parser.add_argument("--photographs", type=Path, required=True, help="the folder skimage/data of scikit-image's wheel")
+    parser.add_argument("--steps", type=int, default=2_000, help="steps of 32 small crops")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and masks")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where the picture is written")
     parser.add_argument("--result", type=Path, default=RESULTS / "seams.json", help="where the figures are written")
@@ -265,14 +311,16 @@ def main() -> None:
     started = time.process_time()
     torch.manual_seed(args.seed)
     model = small_model()
-    train(model, steps=args.steps, batch=32, side=SIDE, largest=4 * SIDE, rate=1e-3, seed=args.seed)
+    train(model, [photograph(name, args.photographs) for name in TRAINED_ON], steps=args.steps, batch=32, rate=1e-3, seed=args.seed)
+    shown = [middle(photograph(name, args.photographs)) for name in HELD_OUT]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        features = features_by_reading(Path(folder), args.further_steps, args.seed)
-    draw(features, args.picture)
+        read = readings(model, Path(folder))
+    nothing = torch.zeros(1, *(side // PATCH for side in SHOWN), dtype=torch.bool)
+    draw({name: reading(shown[0], nothing)[0] for name, reading in read.items()}, shown[0], args.picture)
     result = {
-        "machine": machine(), "steps": args.steps, "further_steps": args.further_steps, "seed": args.seed,
-        "seconds": round(time.process_time() - started, 1), "readings": measured(features),
+        "machine": machine(), "steps": args.steps, "seed": args.seed, "readings": measured(model, read, shown, args.seed),
+        "seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
     store_study(args.result, result, markdown(result))
     print(markdown(result))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import ViTConfig, ViTForMaskedImageModeling
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -14,17 +14,21 @@ pytest.importorskip("matplotlib")
 from scripts.dev import RESULTS
 from scripts.dev.studies.seams import (
     CELLS,
+    OVERLAPPING,
     PATCH,
     PICTURE,
     READINGS,
     REFERENCE,
     SHOWN,
     SIDE,
+    TILES,
+    Reading,
     at_borders,
-    centred,
-    in_tiles,
+    by_tile,
+    errors,
     markdown,
     measured,
+    readings,
     step_over_borders,
 )
 
@@ -32,12 +36,20 @@ ROWS, COLUMNS = (side // PATCH for side in SHOWN)
 
 
 @pytest.fixture(scope="module")
-def model() -> ViTModel:
+def model() -> ViTForMaskedImageModeling:
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=SIDE, patch_size=PATCH
+        hidden_size=8, num_hidden_layers=4, num_attention_heads=2, intermediate_size=8, image_size=SIDE, patch_size=PATCH,
+        encoder_stride=PATCH,
     )  # fmt: skip
-    return ViTModel(config, add_pooling_layer=False).eval()
+    return ViTForMaskedImageModeling(config).eval()
+
+
+@pytest.fixture(scope="module")
+def read(model: ViTForMaskedImageModeling, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reading]:
+    folder = tmp_path_factory.mktemp("small")
+    model.save_pretrained(folder)
+    return readings(model, folder)
 
 
 def test_only_features_that_jump_at_borders_have_seams() -> None:
@@ -47,21 +59,38 @@ def test_only_features_that_jump_at_borders_have_seams() -> None:
     assert step_over_borders(tile + 0.01 * random) > 100
 
 
-def test_tiles_and_centred_crops_are_what_the_model_says_of_them(model: ViTModel) -> None:
-    pixels = torch.randn(1, 3, *SHOWN, generator=torch.Generator().manual_seed(0))
+@torch.no_grad()
+def test_tiles_and_centred_crops_are_what_the_model_says_of_them(model: ViTForMaskedImageModeling, read: dict[str, Reading]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels, masked = torch.randn(1, 3, *SHOWN, generator=generator), torch.rand(1, ROWS, COLUMNS, generator=generator) < 0.5
 
     def of_crop(row: int, column: int) -> torch.Tensor:
         crop = pixels[..., PATCH * row : PATCH * row + SIDE, PATCH * column : PATCH * column + SIDE]
-        with torch.no_grad():
-            return model(crop).last_hidden_state[0, 1:].view(CELLS, CELLS, -1)
+        hidden = masked[:, row : row + CELLS, column : column + CELLS].flatten(1)
+        return model.vit(crop, bool_masked_pos=hidden).last_hidden_state[0, 1:].view(CELLS, CELLS, -1)
 
-    tiles, middles = in_tiles(model, pixels), centred(model, pixels)
-    assert tiles.shape == middles.shape == (ROWS, COLUMNS, 8)
+    tiles, half, middles = (read[name](pixels, masked)[0] for name in (TILES, OVERLAPPING, REFERENCE))
+    assert tiles.shape == half.shape == middles.shape == (ROWS, COLUMNS, 8)
     torch.testing.assert_close(tiles[8:16, 24:32], of_crop(8, 24))
-    torch.testing.assert_close(middles[20, 30], of_crop(16, 26)[4, 4])
+    torch.testing.assert_close(half[10:14, 26:30], of_crop(8, 24)[2:6, 2:6])
     torch.testing.assert_close(middles[0, COLUMNS - 1], of_crop(0, COLUMNS - CELLS)[0, CELLS - 1])
-    figures = measured({"tiles": tiles, REFERENCE: middles})
-    assert figures[REFERENCE]["difference_at_borders"] == 0 < figures["tiles"]["difference_at_borders"]
+    assert any(torch.allclose(middles[20, 30], of_crop(20 - at, 30 - at)[at, at], atol=1e-5) for at in (CELLS // 2 - 1, CELLS // 2))
+    torch.testing.assert_close(by_tile(tiles[..., 0])[7], of_crop(8, 8)[..., 0].flatten())
+
+
+@torch.no_grad()
+def test_the_figures_are_of_what_was_masked_and_paired_with_tiles(model: ViTForMaskedImageModeling, read: dict[str, Reading]) -> None:
+    pixels = torch.randn(1, 3, *SHOWN, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    states = read[TILES](pixels, torch.zeros(1, ROWS, COLUMNS, dtype=torch.bool))
+    restored = model(pixels[..., SIDE : 2 * SIDE, :SIDE]).reconstruction
+    expected = 127.5 * (restored - pixels[..., SIDE : 2 * SIDE, :SIDE]).abs().mean(1)[0, :PATCH, :PATCH].mean()
+    torch.testing.assert_close(errors(model, states, pixels)[0, CELLS, 0], expected)
+    figures = measured(model, {name: read[name] for name in (TILES, "window2d", REFERENCE)}, [pixels], seed=0)
+    assert figures[REFERENCE]["difference_at_borders"] == 0 < figures[TILES]["difference_at_borders"]
+    assert figures[TILES]["gain_at_borders"] == [0, 0, 0]
+    gain, low, high = figures[REFERENCE]["gain_at_borders"]
+    assert low <= gain <= high
+    assert gain == pytest.approx(figures[TILES]["error_at_borders"] - figures[REFERENCE]["error_at_borders"], abs=1e-4)
 
 
 def test_patches_at_borders_are_those_next_to_another_tile() -> None:
@@ -73,5 +102,5 @@ def test_patches_at_borders_are_those_next_to_another_tile() -> None:
 def test_the_stored_page_is_made_from_the_stored_figures() -> None:
     result = json.loads((RESULTS / "seams.json").read_text(encoding="utf-8"))
     assert (RESULTS / "seams.md").read_text(encoding="utf-8") == markdown(result)
-    assert READINGS.keys() | {REFERENCE} <= result["readings"].keys()
+    assert READINGS.keys() | {TILES, OVERLAPPING, REFERENCE} <= result["readings"].keys()
     assert PICTURE.stat().st_size < 150_000

@@ -38,15 +38,6 @@ TABLES: dict[str, tuple[Callable[[str], set[str]], str]] = {
 
 @every_cell(("table", "base"), itertools.product(sorted(TABLES), sorted(IN_FULL)))
 def test_every_family_has_all_cells(table: str, base: str) -> None:
-    check_cells(table, base)
-
-
-@every_cell("base", sorted(IN_FULL), of=4, alike=code_of_family)
-def test_every_family_has_all_twins(base: str) -> None:
-    check_cells("native_twins", base)
-
-
-def check_cells(table: str, base: str) -> None:
     lacking, command = TABLES[table]
     missing = lacking(base)
     assert not missing, f"{base} lacks {sorted(missing)} in results/{table}.json; type python -m {command.format(base=base)}"
