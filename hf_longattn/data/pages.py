@@ -2,7 +2,7 @@
 
 A row has ``words`` and ``boxes`` (DocVQA), or words and ``bboxes`` (FUNSD): one list of the whole document, with the page of each word in
 ``pages``, or a list for each page. Boxes are (left, top, right, bottom) from 0 to 1,000 on their own page, or in pixels next to the width
-and height of the pages. Web pages have ``nodes`` and ``xpaths`` instead (WebSRC).
+and height of the pages. Web pages have ``xpaths`` in place of boxes: the words are the texts of their nodes.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def word_starts(words: Sequence[str]) -> list[int]:
 
 
 def pages_of(row: Mapping[str, Any]) -> Pages:
-    """The pages of a row of a dataset: ``words`` with ``boxes`` (or another name of :data:`BOX_COLUMNS`), or ``nodes`` with ``xpaths``.
+    """The pages of a row of a dataset: ``words`` with ``boxes`` (or another name of :data:`BOX_COLUMNS`), or with ``xpaths``.
 
     Raises:
         PageError: see :func:`read_pages`; there are no such columns.
     """
     if row.get("xpaths"):
-        return node_pages(row.get("nodes") or row.get("words") or [], row["xpaths"])
+        return node_pages(row.get("words") or [], row["xpaths"])
     name = next((name for name in BOX_COLUMNS if row.get(name) is not None), None)
     if name is None or row.get("words") is None:
         raise PageError(f"It has no words with boxes; give the columns 'words' and {BOX_COLUMNS[0]!r} ({', '.join(BOX_COLUMNS[1:])}).")
@@ -209,7 +209,7 @@ def with_context(example: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         PageError: see :func:`read_pages`.
     """
-    if example.get("context") is not None or not (example.get("nodes") or example.get("words")):
+    if example.get("context") is not None or not example.get("words"):
         return example
     pages, answers = pages_of(example), example.get("answers")
     located = occurrences(pages.text, map(str, answers)) if isinstance(answers, list) else answers

@@ -552,9 +552,10 @@ def test_trivia_qa_to_files(checkpoint: str, tmp_path: Path) -> None:
     for number in range(12):
         answer = choose.choice(["tree", "file", "node", "path"])
         texts = [f"# the module is {answer}\n", "def value(self): return\n" * choose.randint(1, 30)]
-        pages = {"filename": [f"{number}-0.txt", f"{number}-1.txt"], "wiki_context": texts}
-        gold = {"value": answer.title(), "aliases": [answer.upper()], "normalized_aliases": [answer]}
-        rows.append({"question_id": f"q{number}", "question": "what is the module?", "answer": gold, "entity_pages": pages})
+        for document, text in enumerate(texts):
+            places = {"text": [answer], "answer_start": [text.index(answer)]} if answer in text else {"text": [], "answer_start": []}
+            about = {"id": f"q{number}", "document": f"{number}-{document}.txt", "gold": [answer], "kind": "span"}
+            rows.append({**about, "question": "what is the module?", "context": text, "answers": places})
     save_qa(rows, tmp_path / "dev.jsonl")
     given = {"model": converted(checkpoint, tmp_path), "output_dir": str(tmp_path / "out"), "data": [str(tmp_path / "dev.jsonl")]}
     settings = {**FAST, "per_device_train_batch_size": 8, "max_steps": 40, "learning_rate": 2e-2, "max_length": 96, "stride": 24}

@@ -107,7 +107,7 @@ class MultiTaskDataArguments(DataArguments):
 
     tasks: list[str] = argument(
         [], "Two or more NAME=KIND:DATA; KIND is classify, tokens, qa, images or audio, DATA as for that task (images and audio: as for "
-        "classify), for example topic=classify:reviews.csv ask=qa:mandarjoshi/trivia_qa:rc."
+        "classify), for example topic=classify:reviews.csv ask=qa:squad.json."
     )  # fmt: skip
     task_file: str = argument(
         "", "A .yaml or .json file of tasks: NAME with kind, data and options of that task, such as label_column, validation, augmentation "

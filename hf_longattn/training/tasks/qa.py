@@ -1,7 +1,6 @@
 """Fine-tune for extractive question answering.
 
-The data are in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or questions about pages, whose words have boxes
-(DocVQA).
+The data are in the schema of SQuAD, MRQA or HotpotQA, or questions about pages, whose words have boxes (DocVQA).
 Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
 as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss is over all of them together (Clark & Gardner 2018). HotpotQA's yes,
 no and supporting sentences get heads beside the span's, as in Longformer.
@@ -108,7 +107,7 @@ class QADataArguments(LabelledDataArguments):
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
         "a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
-        "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, with question, context and answer, or with "
+        "(NAME:SUBSET); in the schema of SQuAD, MRQA or HotpotQA, with question, context and answer, or with "
         "question, words, boxes and answers (pages, as in DocVQA)."
     )  # fmt: skip
     validation: str = argument(
