@@ -18,7 +18,6 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBas
 
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.page_words import page_encoding, reads_words, word_argument
-from hf_longattn.data.tokenization import first_tokens_of_words
 from hf_longattn.errors import OptionError, PageError
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.page_rule import BOX_LIMIT, BOX_SIDES, check_boxes
@@ -262,24 +261,3 @@ def placed_words(row: Mapping[str, Any], words_column: str, places_column: str) 
         return node_pages(words, places)
     numbers = next((row[column] for column in PAGE_COLUMNS if row.get(column) is not None), None)
     return read_pages(words, places, numbers=numbers, sizes=sizes_of(row))
-
-
-def page_windows(
-    documents: Sequence[Sequence[str]], places: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
-) -> tuple[dict[str, list[list[Any]]], list[list[int]], list[list[bool]], list[int]]:
-    """As :func:`.tokenization.word_windows`, with columns for the words' ``places`` (boxes or paths)."""
-    columns: dict[str, list[list[Any]]] = {}
-    words: list[list[int]] = []
-    owners: list[int] = []
-    for number, (document, of_document) in enumerate(zip(documents, places, strict=True)):
-        encoded = page_encoding(
-            tokenizer, document, of_document, truncation=True, max_length=length, stride=stride, return_overflowing_tokens=True,
-            return_attention_mask=False,
-        )  # fmt: skip
-        rows = range(len(encoded["input_ids"]))
-        words += [[-1 if word is None else word for word in encoded.word_ids(row)] for row in rows]
-        owners += [number for _ in rows]
-        for name, values in encoded.items():
-            if name != "overflow_to_sample_mapping":
-                columns.setdefault(name, []).extend(values)
-    return columns, words, first_tokens_of_words(words, owners, stride), owners

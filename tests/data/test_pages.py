@@ -17,7 +17,7 @@ from transformers.pipelines.document_question_answering import DocumentQuestionA
 
 from hf_longattn.data.batching import DocumentCollator, TokenCollator, packed
 from hf_longattn.data.documents import read_labelled_pages, to_page_documents
-from hf_longattn.data.pages import encode_pages, page_columns, page_windows, pages_of, with_context
+from hf_longattn.data.pages import encode_pages, page_columns, pages_of, with_context
 from hf_longattn.data.qa_features import QAEncodingConfig, cut_question, encode_qa, pad_features
 from hf_longattn.data.qa_inputs import QACollator
 from hf_longattn.data.qa_schemas import load_qa
@@ -297,7 +297,7 @@ def test_windows_of_words_are_those_of_text(tokenizer: BertTokenizerFast) -> Non
 
     rows = [document(50, seed)["words"] for seed in (1, 2)]
     plain = word_windows(rows, tokenizer, 32, 8)
-    placed = page_windows(rows, [word_boxes(50)] * 2, tokenizer, 32, 8)
+    placed = word_windows(rows, tokenizer, 32, 8, [word_boxes(50)] * 2)
     assert {name: placed[0][name] for name in plain[0]} == plain[0]
     assert placed[1:] == plain[1:]
 
