@@ -78,10 +78,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "evaluate embed": ("{score} --data {data}/pairs.jsonl", "{score} --data {data}/pairs.jsonl --reranker"),
     "evaluate mlm": ("{score} --text {data}/book.txt",),
     "evaluate multitask": ("{score} --tasks one=classify:{data}/labels.csv",),
-    "evaluate qa": (
-        "{score} --data {data}/questions.json --stride 8",
-        "--model {good} --baseline {model} --data {data}/questions.json --output {out} --bf16 false",
-    ),
+    "evaluate qa": ("{score} --data {data}/questions.json --stride 8",),
     "evaluate seq2seq": ("{score} --data {data}/summaries.jsonl",),
     "evaluate tokens": ("{score} --data {data}/tags.conll --stride 8",),
     "train choice": ("{run} --data {data}/choice.jsonl",),

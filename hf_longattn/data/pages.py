@@ -2,7 +2,7 @@
 
 A row has ``words`` and ``boxes`` (DocVQA), or words and ``bboxes`` (FUNSD): one list of the whole document, with the page of each word in
 ``pages``, or a list for each page. Boxes are (left, top, right, bottom) from 0 to 1,000 on their own page, or in pixels next to the width
-and height of the pages. Web pages have ``nodes`` and ``xpaths`` instead (WebSRC).
+and height of the pages. Web pages have ``xpaths`` in place of boxes: the words are the texts of their nodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from transformers import BatchEncoding, PreTrainedConfig, PreTrainedTokenizerBas
 
 from hf_longattn.data.answers import occurrences
 from hf_longattn.data.page_words import page_encoding, reads_words, word_argument
-from hf_longattn.data.tokenization import first_tokens_of_words
 from hf_longattn.errors import OptionError, PageError
 from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.modeling.family.page_rule import BOX_LIMIT, BOX_SIDES, check_boxes
@@ -61,13 +60,13 @@ def word_starts(words: Sequence[str]) -> list[int]:
 
 
 def pages_of(row: Mapping[str, Any]) -> Pages:
-    """The pages of a row of a dataset: ``words`` with ``boxes`` (or another name of :data:`BOX_COLUMNS`), or ``nodes`` with ``xpaths``.
+    """The pages of a row of a dataset: ``words`` with ``boxes`` (or another name of :data:`BOX_COLUMNS`), or with ``xpaths``.
 
     Raises:
         PageError: see :func:`read_pages`; there are no such columns.
     """
     if row.get("xpaths"):
-        return node_pages(row.get("nodes") or row.get("words") or [], row["xpaths"])
+        return node_pages(row.get("words") or [], row["xpaths"])
     name = next((name for name in BOX_COLUMNS if row.get(name) is not None), None)
     if name is None or row.get("words") is None:
         raise PageError(f"It has no words with boxes; give the columns 'words' and {BOX_COLUMNS[0]!r} ({', '.join(BOX_COLUMNS[1:])}).")
@@ -209,7 +208,7 @@ def with_context(example: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         PageError: see :func:`read_pages`.
     """
-    if example.get("context") is not None or not (example.get("nodes") or example.get("words")):
+    if example.get("context") is not None or not example.get("words"):
         return example
     pages, answers = pages_of(example), example.get("answers")
     located = occurrences(pages.text, map(str, answers)) if isinstance(answers, list) else answers
@@ -262,24 +261,3 @@ def placed_words(row: Mapping[str, Any], words_column: str, places_column: str) 
         return node_pages(words, places)
     numbers = next((row[column] for column in PAGE_COLUMNS if row.get(column) is not None), None)
     return read_pages(words, places, numbers=numbers, sizes=sizes_of(row))
-
-
-def page_windows(
-    documents: Sequence[Sequence[str]], places: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
-) -> tuple[dict[str, list[list[Any]]], list[list[int]], list[list[bool]], list[int]]:
-    """As :func:`.tokenization.word_windows`, with columns for the words' ``places`` (boxes or paths)."""
-    columns: dict[str, list[list[Any]]] = {}
-    words: list[list[int]] = []
-    owners: list[int] = []
-    for number, (document, of_document) in enumerate(zip(documents, places, strict=True)):
-        encoded = page_encoding(
-            tokenizer, document, of_document, truncation=True, max_length=length, stride=stride, return_overflowing_tokens=True,
-            return_attention_mask=False,
-        )  # fmt: skip
-        rows = range(len(encoded["input_ids"]))
-        words += [[-1 if word is None else word for word in encoded.word_ids(row)] for row in rows]
-        owners += [number for _ in rows]
-        for name, values in encoded.items():
-            if name != "overflow_to_sample_mapping":
-                columns.setdefault(name, []).extend(values)
-    return columns, words, first_tokens_of_words(words, owners, stride), owners

@@ -1,9 +1,9 @@
 """Questions about documents: files in several schemas become examples of one schema.
 
-SQuAD 1 and 2 (nested JSON or flat), MRQA, TriviaQA and Natural Questions as the Hub has them, HotpotQA, plain ``question``, ``context``,
-``answer``, and questions about pages, whose words have boxes (DocVQA) or XPaths (WebSRC). Where the data give answers without their
-places (TriviaQA, DocVQA, plain answers), every occurrence in the document counts as one (distant supervision, Joshi et al. 2017; Clark &
-Gardner 2018).
+SQuAD 1 and 2 (nested JSON or flat), MRQA, HotpotQA, plain ``question``, ``context``, ``answer``, and questions about pages, whose words
+have boxes (DocVQA) or XPaths. Where the data give answers without their places (DocVQA, plain answers), every occurrence in the document
+counts as one (distant supervision, Joshi et al. 2017; Clark & Gardner 2018). Other data are written in the common schema first, by
+:func:`save_qa`; for TriviaQA and Natural Questions, ``scripts/`` has a program each.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import accumulate, chain, islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers.utils import logging
 
-from hf_longattn.data.answers import normalised_alias, occurrences
+from hf_longattn.data.answers import occurrences
 from hf_longattn.data.pages import BOX_COLUMNS, pages_of, word_starts
 from hf_longattn.data.sources import UTF_8, DataError, choose_split, load_or_refuse, load_saved, not_utf8, saved_by_datasets
 from hf_longattn.errors import PageError
@@ -34,17 +34,6 @@ logger = logging.get_logger(LOGGER)
 ANSWERS = {"text": List(Value("string")), "answer_start": List(Value("int32"))}
 PARAGRAPH = {"title": Value("string"), "start": Value("int64"), "end": Value("int64")}
 SENTENCE = {**PARAGRAPH, "index": Value("int64"), "supports": Value("bool"), "paragraph": Value("int64")}
-QA_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "title": Value("string"),
-        "context": Value("string"),
-        "question": Value("string"),
-        "answers": {"text": List(Value("string")), "answer_start": List(Value("int32"))},
-        "tokens": Value("int32"),
-    }
-)
-"""SQuAD's schema and ``tokens``, the length of the context."""
 EXAMPLE = Features(
     {
         **{name: Value("string") for name in ("id", "title", "context", "question")},
@@ -73,8 +62,8 @@ IDS = ("id", "_id", "qid", "question_id")
 """Names of a question's id in the schemas."""
 PAGE_IDS = ("id", "questionId", "question_id")
 """Names of the id of a question about pages."""
-YES_NO: dict[Any, str] = {0: "no", 1: "yes", "NO": "no", "YES": "yes"}
-"""How Natural Questions says yes and no."""
+FURTHER = ("document", "sentences", "paragraphs", "words", "boxes", "xpaths", "pages")
+"""Columns of the common schema that only some examples have."""
 ANSWER_PAGES = ("answer_page_idx", "answer_page")
 """Names of the number of the answer's page."""
 
@@ -96,7 +85,8 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     Returns:
         A dataset with the columns of :data:`EXAMPLE`: ``answers`` {text, answer_start} are all correct spans of ``context``, ``gold`` the
         texts to score against, ``kind`` one of :data:`KINDS`; ``sentences`` (HotpotQA) are character ranges start … end of the context,
-        ``paragraphs`` those of the titles. TriviaQA has one example for each question and ``document``, with the question's ``id``.
+        ``paragraphs`` those of the titles. A question about several documents (TriviaQA) has one example for each ``document``, with the
+        question's ``id``.
         Questions about pages have ``words`` with ``boxes`` or ``xpaths`` and the number of each word's page; their context is the words
         with a space between them.
 
@@ -126,8 +116,8 @@ def load_qa(source: str | Path, split: str | None = None, *, skip_bad_rows: bool
     if split is None and isinstance(data, DatasetDict) and len(data) == 1:
         split = next(iter(data))
     data = choose_split(data, split, name)
-    convert = functools.partial(_convert_columns, recognised(data.column_names, name))
-    rows = data.map(convert, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names, features=_WITH_PROBLEM)
+    convert = functools.partial(_convert, recognised(data.column_names, name))
+    rows = data.map(convert, with_indices=True, remove_columns=data.column_names, features=_WITH_PROBLEM)
     return _checked(rows, name, skip_bad_rows)
 
 
@@ -136,6 +126,14 @@ def save_qa(data: Iterable[dict[str, Any]], path: str | Path) -> None:
     with Path(path).open("w", encoding="utf-8") as file:
         for example in data:
             file.write(json.dumps(example, ensure_ascii=False) + "\n")
+
+
+def _common(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Examples of this package (:func:`save_qa`): SQuAD's columns, the texts to score against, the kind, and :data:`FURTHER`."""
+    if row["kind"] not in KINDS:
+        raise RowError(f"The kind must be one of {', '.join(KINDS)}, not {row['kind']!r}.")
+    further = {name: row[name] for name in FURTHER if row.get(name)}
+    return {**_squad(row), "gold": list(row["gold"]), "kind": row["kind"], **further}
 
 
 def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,49 +190,6 @@ def _mrqa(row: Mapping[str, Any]) -> dict[str, Any]:
 def _spans(spans: Any) -> list[tuple[int, int]]:
     """MRQA's spans as pairs. Files have lists, the Hub has a dictionary of lists."""
     return list(zip(spans["start"], spans["end"], strict=True)) if isinstance(spans, dict) else [(span[0], span[1]) for span in spans]
-
-
-def _trivia(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """TriviaQA: answer {value, aliases, normalized_aliases}, entity_pages {filename, wiki_context}, search_results {filename,
-    search_context}; one example for each document. Scores compare with the normalised aliases, as in the official script."""
-    answer = row["answer"]
-    normalised, aliases = (list(answer.get(name) or []) for name in ("normalized_aliases", "aliases"))
-    texts = list(dict.fromkeys(str(text) for text in (answer.get("value"), *aliases, *normalised) if text))
-    gold = list(dict.fromkeys(text for text in normalised or map(normalised_alias, texts) if text))
-    documents = []
-    for column, contexts in (("entity_pages", "wiki_context"), ("search_results", "search_context")):
-        pages = row.get(column) or {}
-        names = pages.get("filename") or pages.get("title") or []
-        for place, text in enumerate(pages.get(contexts) or []):
-            name = names[place] if place < len(names) and names[place] else f"{column}-{place}"
-            if text:
-                known = {"id": row.get("question_id"), "context": str(text), "document": str(name), "gold": gold}
-                documents.append({**known, "answers": occurrences(str(text), texts, normalised=True)})
-    if not documents:
-        raise RowError("There is no evidence in entity_pages or search_results.")
-    return documents
-
-
-def _natural(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Natural Questions: document {tokens {token, is_html}}, question {text}, annotations {short_answers, yes_no_answer}.
-
-    Answers are ranges of tokens; the context is the tokens that are no markup.
-    """
-    document, notes = row["document"], row["annotations"]
-    words, markup = (list(document["tokens"][name]) for name in ("token", "is_html"))
-    shown = ["" if hidden else f"{word} " for word, hidden in zip(words, markup, strict=True)]
-    places = list(accumulate(map(len, shown), initial=0))
-    shorts = {
-        (start, end)
-        for answer in notes["short_answers"]
-        for start, end in zip(answer["start_token"], answer["end_token"], strict=True)
-    }  # fmt: skip
-    spans = [(places[start], text) for start, end in sorted(shorts) if (text := "".join(shown[start:end]).removesuffix(" "))]
-    question = row["question"]["text"] if isinstance(row["question"], dict) else row["question"]
-    answers = {"text": [text for _, text in spans], "answer_start": [start for start, _ in spans]}
-    example = {"question": question, "title": document.get("title") or "", "context": "".join(shown).removesuffix(" "), "answers": answers}
-    verdict = next((YES_NO[kind] for kind in notes.get("yes_no_answer") or [] if kind in YES_NO), None)
-    return example if verdict is None or spans else {**example, "kind": verdict, "gold": [verdict]}
 
 
 def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,16 +268,14 @@ class Schema(NamedTuple):
 
     name: str
     columns: frozenset[str]
-    convert: Callable[[Mapping[str, Any]], dict[str, Any] | list[dict[str, Any]]]
+    convert: Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 SCHEMAS = (
+    Schema("common", frozenset({"question", "context", "answers", "gold", "kind"}), _common),
     *(Schema("DocVQA", frozenset({question, "words", boxes}), _paged) for boxes in BOX_COLUMNS for question in ("question", "query")),
-    Schema("WebSRC", frozenset({"question", "nodes", "xpaths"}), _paged),
+    Schema("web pages", frozenset({"question", "words", "xpaths"}), _paged),
     Schema("HotpotQA", frozenset({"question", "answer", "context", "supporting_facts"}), _hotpot),
-    Schema("Natural Questions", frozenset({"document", "question", "annotations"}), _natural),
-    Schema("TriviaQA", frozenset({"question", "answer", "entity_pages"}), _trivia),
-    Schema("TriviaQA", frozenset({"question", "answer", "search_results"}), _trivia),
     Schema("MRQA", frozenset({"question", "context", "detected_answers"}), _mrqa),
     Schema("SQuAD", frozenset({"question", "context", "answers"}), _squad),
     Schema("plain", frozenset({"question", "context", "answer"}), _plain),
@@ -330,8 +283,10 @@ SCHEMAS = (
 """Asked in this order."""
 OTHERS = {
     frozenset({"query", "candidates", "supports"}): "WikiHop's candidates, which are multiple choice; train with `longattn train choice`",
-    frozenset({"question_text", "annotations"}): "the columns of Natural Questions' own files; give --data "
-    "google-research-datasets/natural_questions, the same questions on the Hub",
+    frozenset({"question", "answer", "entity_pages", "search_results"}): "the columns of TriviaQA; write it in the common schema first, "
+    "with scripts/prepare_triviaqa.py of a clone",
+    frozenset({"question", "document", "annotations"}): "the columns of Natural Questions; write them in the common schema first, with "
+    "scripts/prepare_natural_questions.py of a clone",
 }
 """Columns of unsupported data -> the message, with what to do."""
 
@@ -360,42 +315,24 @@ def recognised(columns: Iterable[str], name: str) -> Schema:
 _WITH_PROBLEM = Features({**EXAMPLE, "problem": Value("string")})
 
 
-def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-    """The examples of a row. For a bad row, one example with the reason in ``problem``."""
+def _convert(schema: Schema, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The example of a row. For a bad row, an empty one with the reason in ``problem``."""
     common = {"id": row.get("id"), "title": row.get("title"), "context": row.get("context"), "question": row.get("question")}
-    empty: dict[str, Any] = {
-        "answers": {"text": [], "answer_start": []},
-        "gold": [],
-        "kind": "none",
-        "sentences": [],
-        "paragraphs": [],
-        "document": "",
-    }
-    empty |= {"title": "", "context": "", "question": "", "words": [], "boxes": [], "xpaths": [], "pages": []}
-    examples = []
+    empty: dict[str, Any] = {**dict.fromkeys(("title", "context", "question", "document"), ""), "answers": {"text": [], "answer_start": []}}
+    empty |= {"kind": "none", **{name: [] for name in ("gold", "sentences", "paragraphs", "words", "boxes", "xpaths", "pages")}}
     try:
-        converted = schema.convert(row)
-        for values in converted if isinstance(converted, list) else [converted]:
-            example = {**common, "problem": "", **values}
-            name = str(number if example["id"] is None else example["id"])
-            _text(example, "question")
-            _text(example, "context")
-            gold = [str(text) for text in example.get("gold", example["answers"]["text"])]
-            title = example["title"] if isinstance(example["title"], str) else ""
-            examples.append({**empty, "kind": "span" if gold else "none", **example, "gold": gold, "id": name, "title": title})
+        example = {**common, "problem": "", **schema.convert(row)}
+        name = str(number if example["id"] is None else example["id"])
+        _text(example, "question")
+        _text(example, "context")
+        gold = [str(text) for text in example.get("gold", example["answers"]["text"])]
+        title = example["title"] if isinstance(example["title"], str) else ""
     except (RowError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         mismatch = f"It does not match the schema of {schema.name} ({type(error).__name__}: {error})."
         why = str(error) if isinstance(error, RowError) else mismatch
         named = next((f"Question {row[key]}" for key in IDS if row.get(key) is not None), f"Row {number + 1}")
-        return [{**empty, "id": str(number), "problem": f"{named}: {why}"}]
-    return examples
-
-
-def _convert_columns(schema: Schema, columns: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
-    """As :func:`_convert`, for a batch of ``datasets``."""
-    rows = ({name: values[place] for name, values in columns.items()} for place in range(len(numbers)))
-    examples = [example for row, number in zip(rows, numbers, strict=True) for example in _convert(schema, row, number)]
-    return {name: [example[name] for example in examples] for name in _WITH_PROBLEM}
+        return {**empty, "id": str(number), "problem": f"{named}: {why}"}
+    return {**empty, "kind": "span" if gold else "none", **example, "gold": gold, "id": name, "title": title}
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
@@ -405,12 +342,12 @@ def _text(row: Mapping[str, Any], column: str) -> str:
 
 
 def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
-    """The examples of all rows. They are written to disk and memory-mapped, since Natural Questions exceed the memory."""
+    """The examples of all rows. They are written to disk and memory-mapped, since large data exceed the memory."""
     first = list(islice(rows, PEEKED))
     if not first:
         raise DataError(f"{name} contains no questions.")
     schema = recognised(set().union(*first), name)
-    examples = (example for number, row in enumerate(chain(first, rows)) for example in _convert(schema, row, number))
+    examples = (_convert(schema, row, number) for number, row in enumerate(chain(first, rows)))
     types = _WITH_PROBLEM.arrow_schema
     with tempfile.NamedTemporaryFile(dir=_scratch().name, suffix=".arrow", delete=False) as file, pa.ipc.new_stream(file, types) as writer:
         while batch := list(islice(examples, AT_ONCE)):
@@ -484,11 +421,6 @@ def _entries(content: Any, path: Path) -> Any:
     """The articles, documents or questions of a JSON file."""
     if not isinstance(content, dict):
         return content if isinstance(content, list) else [content]
-    if "Data" in content:
-        raise DataError(
-            f"{str(path)!r} is TriviaQA's own JSON, which keeps its documents in other files; give --data mandarjoshi/trivia_qa:rc, "
-            "which has them beside the questions."
-        )
     rows = content.get("data")
     if not isinstance(rows, list):
         raise DataError(f"{str(path)!r} has no 'data' entry with a list; SQuAD's JSON is {{'data': [{{'paragraphs': ...}}]}}.")
@@ -502,7 +434,7 @@ def _nested(entry: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
         DataError: a paragraph has no list of questions.
     """
     try:
-        if "paragraphs" in entry:
+        if "paragraphs" in entry and "question" not in entry:
             for paragraph in entry["paragraphs"]:
                 for qa in paragraph["qas"]:
                     yield {"title": entry.get("title", ""), "context": paragraph.get("context"), "answers": [], **qa}

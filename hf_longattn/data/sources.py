@@ -487,7 +487,7 @@ def _documents(path: Path) -> Dataset:
 def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
     """``datasets.load_dataset``, whose errors become one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on
     the
-    Hub, with the subset after a colon where there are several: ``mandarjoshi/trivia_qa:rc.wikipedia``.
+    Hub, with the subset after a colon where there are several: ``hotpotqa/hotpot_qa:distractor``.
 
     Args:
         files: read with ``kind``. Their names may contain brackets and stars, which datasets takes for patterns.

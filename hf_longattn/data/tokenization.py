@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from hf_longattn.data.page_words import reads_words, text_encoding
+from hf_longattn.data.page_words import page_encoding, reads_words, text_encoding
 from hf_longattn.errors import CheckpointError
 from hf_longattn.loading import load_part
 
@@ -118,27 +118,41 @@ def for_words(tokenizer: PreTrainedTokenizerBase, name: str) -> PreTrainedTokeni
 
 
 def word_windows(
-    documents: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, length: int, stride: int
-) -> tuple[dict[str, list[list[int]]], list[list[int]], list[list[bool]], list[int]]:
+    documents: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    stride: int,
+    places: Sequence[Sequence[Any]] | None = None,
+) -> tuple[dict[str, list[list[Any]]], list[list[int]], list[list[bool]], list[int]]:
     """Windows of at most ``length`` tokens for documents as lists of words.
 
     Args:
         tokenizer: a fast one.
         stride: tokens that consecutive windows share.
+        places: the boxes or paths of each document's words, for a model of pages.
 
     Returns:
-        For each window: the tokenizer's columns, the word of each token (-1: special), whether the token is its word's first, and the
-        document's number. A word may begin in the previous window.
+        For each window: the tokenizer's columns (with those of places), the word of each token (-1: special), whether the token is its
+        word's first, and the document's number. A word may begin in the previous window.
     """
-    if not reads_words(tokenizer):
-        documents = [[f" {word}" if word else word for word in words] for words in documents]
-    encoded = tokenizer(
-        documents, is_split_into_words=True, truncation=True, max_length=length, stride=stride,
-        return_overflowing_tokens=True, return_attention_mask=False,
-    )  # fmt: skip
-    owners = encoded.pop("overflow_to_sample_mapping")
-    words = [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(owners))]
-    return dict(encoded), words, first_tokens_of_words(words, owners, stride), owners
+    settings: dict[str, Any] = {"truncation": True, "max_length": length, "stride": stride}
+    settings |= {"return_overflowing_tokens": True, "return_attention_mask": False}
+    if places is not None:
+        parts = [page_encoding(tokenizer, *document, **settings) for document in zip(documents, places, strict=True)]
+    else:
+        if not reads_words(tokenizer):
+            documents = [[f" {word}" if word else word for word in words] for words in documents]
+        parts = [tokenizer(documents, is_split_into_words=True, **settings)]
+    columns: dict[str, list[list[Any]]] = {}
+    words_of: list[list[int]] = []
+    owners: list[int] = []
+    for number, encoded in enumerate(parts):
+        samples = encoded.pop("overflow_to_sample_mapping")
+        owners += samples if places is None else [number] * len(samples)
+        words_of += [[-1 if word is None else word for word in encoded.word_ids(window)] for window in range(len(samples))]
+        for name, values in encoded.items():
+            columns.setdefault(name, []).extend(values)
+    return columns, words_of, first_tokens_of_words(words_of, owners, stride), owners
 
 
 def first_tokens_of_words(words: Sequence[Sequence[int]], owners: Sequence[int], stride: int) -> list[list[bool]]:

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.pages import page_windows, placed_words
+from hf_longattn.data.pages import placed_words
 from hf_longattn.data.sources import CONLL, UTF_8, DataError, check_column, not_utf8, read_source
 from hf_longattn.data.tokenization import IGNORED, word_windows
 from hf_longattn.errors import PageError
@@ -130,11 +130,8 @@ def to_windows(
 
     def encode(rows: dict[str, list[Any]], numbers_of_rows: list[int]) -> dict[str, list[Any]]:
         share = min(stride, length // 4)
-        if page:
-            places = [boxes or paths for boxes, paths in zip(rows["boxes"], rows["xpaths"], strict=True)]
-            columns, words, firsts, owners = page_windows(rows["words"], places, tokenizer, length, share)
-        else:
-            columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, share)
+        places = [boxes or paths for boxes, paths in zip(rows["boxes"], rows["xpaths"], strict=True)] if page else None
+        columns, words, firsts, owners = word_windows(rows["words"], tokenizer, length, share, places)
         labels = [
             [numbers[rows["tags"][owner][word]] if first else IGNORED for word, first in zip(*window, strict=True)]
             for owner, *window in zip(owners, words, firsts, strict=True)

@@ -100,16 +100,14 @@ def _in_words(sources: Sequence[str]) -> str:
 
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
-    """The final scores as rows of the card's table. A baseline's rows name its system and go into no metadata. ``task`` as for
-    :class:`~hf_longattn.hub.MeasuredResult`."""
+    """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
     settings = log["settings"]
     validation = settings.get("validation")
     named = [validation] if isinstance(validation, str) else validation
     dataset = _in_words(named) if validation else f"{sources_in_words(settings)} (held out)"
     rows = []
     after = (log.get("held_out") or {}).get("after") or {}
-    systems = [("", after), ("baseline: windows of a short model", log.get("baseline"))]
-    systems += [(f"head {name}", scores) for name, scores in after.items() if name in log.get("tasks", {})]  # multitask
+    systems = [("", after), *((f"head {name}", scores) for name, scores in after.items() if name in log.get("tasks", {}))]  # multitask
     of_heads = _data_of_heads(settings)
     for system, scores in systems:
         data = of_heads.get(system, dataset)

@@ -120,10 +120,14 @@ class LongTrainer(Trainer):
         if not budget:
             return super().get_train_dataloader()
         data: Any = self.train_dataset
-        self.accelerator.even_batches = False  # TokenBudget makes as many batches for every process
         padded = not getattr(self.data_collator, "pack", False)
-        batches = TokenBudget(row_lengths(data), budget, self.args.seed, padded=padded, processes=self.args.world_size)
+        return self.loader_of(TokenBudget(row_lengths(data), budget, self.args.seed, padded=padded, processes=self.args.world_size))
+
+    def loader_of(self, batches: Any) -> Any:
+        """The training data in the batches of a sampler, which makes as many for every process."""
+        self.accelerator.even_batches = False
         workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
+        data: Any = self.train_dataset
         loader: Any = DataLoader(data, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pinned)
         return self.accelerator.prepare(loader)
 

@@ -9,7 +9,6 @@ import platform
 import shutil
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -260,7 +259,7 @@ def train(trainer: LongTrainer, run: TaskArguments, measure: Callable[[], Any] |
         steps = f", steps of {inputs * passes} inputs ({passes} passes of {inputs})" if passes > 1 and not args.tokens_per_batch else ""
         print(f"hf_longattn {hf_longattn.__version__}: {how} {run.model.model}{steps}", file=sys.stderr)
     updates = low_rank_updates(transformers_model(trainer.model), run.model) if run.model.use_peft else nullcontext()
-    with one_sentence_if_full(args.folder, trainer), updates:
+    with one_sentence_if_full(args.folder), updates:
         trainer.train(resume_from_checkpoint=start)
     return None if first is None else first.found
 
@@ -303,9 +302,9 @@ class MeasureFirst(TrainerCallback, ExportableState):
 
 
 @contextmanager
-def one_sentence_if_full(folder: Path, trainer: LongTrainer | None = None) -> Iterator[None]:
+def one_sentence_if_full(folder: Path) -> Iterator[None]:
     """Turn a full disk into a sentence that says how to resume. Older checkpoints are deleted only after a newer one is complete, so the
-    training state is never lost. The current model is saved on the disk of temporary files if that is another disk.
+    training state is never lost.
 
     Raises:
         FullDiskError: the disk became full.
@@ -315,24 +314,7 @@ def one_sentence_if_full(folder: Path, trainer: LongTrainer | None = None) -> It
     except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:
         if isinstance(error, FullDiskError) or not _disk_full(error):
             raise
-        saved = save_elsewhere(trainer, folder) if trainer is not None else None
-        now = "" if saved is None else f"the model as it is now was saved in {saved}; "
-        raise FullDiskError(f"The disk of {str(folder)!r} is full: {now}{how_to_resume(folder)}, after freeing space.") from error
-
-
-def save_elsewhere(trainer: LongTrainer, folder: Path) -> Path | None:
-    """Save the model in a new folder on the disk of temporary files; ``None`` if it is the same disk, is full, or weights are sharded."""
-    temporary, parent = Path(tempfile.gettempdir()), next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not trainer.is_world_process_zero() or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return None
-    try:
-        if temporary.stat().st_dev == parent.stat().st_dev:
-            return None
-        saved = Path(tempfile.mkdtemp(prefix="longattn-", dir=temporary))
-        trainer.save_model(str(saved), _internal_call=True)
-    except (OSError, RuntimeError, SafetensorError):
-        return None
-    return saved
+        raise FullDiskError(f"The disk of {str(folder)!r} is full: {how_to_resume(folder)}, after freeing space.") from error
 
 
 def _disk_full(error: BaseException | None) -> bool:
@@ -382,7 +364,7 @@ def save_run(
         write_text(args.folder / LOG_NAME, json.dumps(log, indent=1))
 
     trainer.card = complete
-    with one_sentence_if_full(args.folder, trainer):
+    with one_sentence_if_full(args.folder):
         trainer.save_model()  # pushes after the card, with --push-to-hub
         if not args.push_to_hub:
             trainer.create_model_card()

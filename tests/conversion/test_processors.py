@@ -137,6 +137,9 @@ class TestText:
         with pytest.raises(CheckpointError, match="model_max_length 120; with truncation a longer text has 64 input_ids"):
             self.checks(self.page(tmp_path), tmp_path / "long")
         assert not (tmp_path / "long").exists()
+        monkeypatch.setattr(text, "truncated_lengths", lambda *_: {"input_ids": 120, "bbox": 200})
+        with pytest.raises(CheckpointError, match="with truncation a longer text has 120 input_ids and 200 bbox"):
+            self.checks(tmp_path / "short", tmp_path / "long")
 
     def page(self, folder: Path) -> Path:
         """A LayoutLMv3 of 60 words and boxes."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from hf_longattn.checks import Check
 from hf_longattn.conversion import convert_checkpoint, folders, model_loading, plan_conversion, verify_outputs, writing
@@ -167,6 +168,17 @@ def test_a_text_of_the_users_own_is_used(checkpoint: Checkpoint, tmp_path: Path)
     source = checkpoint("BertForMaskedLM", tokenizer="bert")
     report = convert_checkpoint(source, tmp_path / "long", max_length=128, verify_text=tmp_path / "mine.txt")
     assert report.text == "mine.txt"
+
+
+def test_a_loss_is_measured_on_a_text_that_does_not_repeat(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """In whole chunks of the source's length, though the result reads more than the text has."""
+    source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
+    tokenizer, words = AutoTokenizer.from_pretrained(source), "Much ado about nothing."
+    while len(tokenizer(words)["input_ids"]) < 2 * LENGTH + 9:
+        words += " Much ado about nothing."
+    (tmp_path / "mine.txt").write_text(words)
+    report = convert_checkpoint(source, tmp_path / "long", mechanism="full", max_length=4 * LENGTH, verify_text=tmp_path / "mine.txt")
+    assert next(check for check in report.checks if check.name == LOSS).values["tokens"] == 2 * LENGTH
 
 
 def test_head_weights_that_the_source_lacks_are_not_compared(checkpoint: Checkpoint, tmp_path: Path) -> None:

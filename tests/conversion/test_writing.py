@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, Generat
 from hf_longattn.cli.app import main
 from hf_longattn.conversion import convert_checkpoint, folders
 from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.mechanisms.linformer import Linformer
 from tests.cells import every_cell
 
 from .conftest import LENGTH
@@ -166,6 +168,24 @@ def test_projections_come_nearer_to_full_attention(
     changed = {name for name in begun if not torch.equal(begun[name], random[name])}
     assert changed == {name for name in begun if "long_attention" in name}
     AutoModelForMaskedLM.from_pretrained(tmp_path / "long")
+
+
+def test_the_error_is_measured_on_a_sequence_that_nothing_was_fitted_to(
+    checkpoint: Callable[..., Path], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+    fit = Linformer.init_from_activations
+
+    def noted(self: Linformer, q: torch.Tensor, *others: Any, **settings: Any) -> bool:
+        fitted.append(len(q))
+        return fit(self, q, *others, **settings)
+
+    monkeypatch.setattr(Linformer, "init_from_activations", noted)
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    options = {"mechanism": "linformer", "rank": 16, "sharing": "headwise"}
+    report = convert_checkpoint(source, tmp_path / "long", **options, init_from_text=text, verify=False)
+    assert len(set(fitted)) == 1
+    assert f"2 layers from {fitted[0]} sequences" in report.checks[0].detail, "which counts all but the last one"
 
 
 def test_by_command(checkpoint: Callable[..., Path], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -224,3 +224,4 @@ def test_batches_of_a_number_of_tokens(pads: bool, processes: int) -> None:
     assert list(batches) != first
     cells = sum(max(lengths[row] for row in batch) * len(batch) for batch in first)
     assert sum(lengths) / cells > 0.9  # similar lengths share a batch
+    assert {len(batch) for batch in TokenBudget([5] * 12, 10, padded=pads, processes=processes)} == {2}  # the budget may be filled

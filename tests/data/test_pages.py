@@ -17,7 +17,7 @@ from transformers.pipelines.document_question_answering import DocumentQuestionA
 
 from hf_longattn.data.batching import DocumentCollator, TokenCollator, packed
 from hf_longattn.data.documents import read_labelled_pages, to_page_documents
-from hf_longattn.data.pages import encode_pages, page_columns, page_windows, pages_of, with_context
+from hf_longattn.data.pages import encode_pages, page_columns, pages_of, with_context
 from hf_longattn.data.qa_features import QAEncodingConfig, cut_question, encode_qa, pad_features
 from hf_longattn.data.qa_inputs import QACollator
 from hf_longattn.data.qa_schemas import load_qa
@@ -101,7 +101,7 @@ def test_pages_in_lists_are_one_document_whose_boxes_start_anew() -> None:
         ({"words": ["a"], "boxes": [[0, 0, 500, 5]], "page_sizes": [[400, 400]]}, "Page 1 of 400 × 400 has the box"),
         ({"words": ["a"], "boxes": [[0, 0, 500, 5]], "page_sizes": [[400, 400]] * 2}, "on 1 pages, but page_sizes are"),
         ({"words": ["a"]}, "no words with boxes; give the columns 'words' and 'boxes'"),
-        ({"nodes": ["a"], "xpaths": ["/html", "/html/b"]}, "1 nodes have 2 xpaths"),
+        ({"words": ["a"], "xpaths": ["/html", "/html/b"]}, "1 nodes have 2 xpaths"),
     ],
 )  # fmt: skip
 def test_pages_that_cannot_be_read_are_a_sentence(row: dict[str, Any], words: str) -> None:
@@ -129,7 +129,7 @@ def test_docvqa_rows_are_questions_whose_answers_are_found_in_the_words(tmp_path
     assert record["answers"] == {"text": ["12 Euros"], "answer_start": [13]}
     query = {name: value for name, value in row.items() if name != "question"} | {"query": {"en": "what?", "de": "was?"}}
     assert load_qa(write([query], tmp_path / "d.jsonl"))[0]["question"] == "what?"
-    nodes = {"question": "what?", "nodes": ["the total", "is 12"], "xpaths": ["/html/p[1]", "/html/p[2]"], "answer": "12"}
+    nodes = {"question": "what?", "words": ["the total", "is 12"], "xpaths": ["/html/p[1]", "/html/p[2]"], "answer": "12"}
     (record,) = load_qa(write([nodes], tmp_path / "e.jsonl"))
     assert record["xpaths"] == nodes["xpaths"]
     assert record["answers"] == {"text": ["12"], "answer_start": [13]}
@@ -297,7 +297,7 @@ def test_windows_of_words_are_those_of_text(tokenizer: BertTokenizerFast) -> Non
 
     rows = [document(50, seed)["words"] for seed in (1, 2)]
     plain = word_windows(rows, tokenizer, 32, 8)
-    placed = page_windows(rows, [word_boxes(50)] * 2, tokenizer, 32, 8)
+    placed = word_windows(rows, tokenizer, 32, 8, [word_boxes(50)] * 2)
     assert {name: placed[0][name] for name in plain[0]} == plain[0]
     assert placed[1:] == plain[1:]
 

@@ -35,7 +35,7 @@ def tokenizer_with_markers(kind: str) -> PreTrainedTokenizerBase:
 
 def record_of(paragraphs: list[list[Any]], facts: list[list[Any]], answer: str) -> dict[str, Any]:
     row = {"_id": "1", "question": "which?", "answer": answer, "context": paragraphs, "supporting_facts": facts}
-    (record,) = _convert(HOTPOT, row, 0)
+    record = _convert(HOTPOT, row, 0)
     assert not record["problem"]
     return record
 

@@ -118,8 +118,20 @@ def test_mrqa(tmp_path: Path) -> None:
     assert load_qa(tmp_path / "hub").to_list() == load_qa(tmp_path / "mrqa.jsonl").to_list()
 
 
+def test_examples_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Of every kind: with a span, yes, a document of several, HotpotQA's sentences, and pages."""
+    pages = {"question": "?", "words": ["a", "fox"], "boxes": [[0, 0, 5, 5]] * 2, "answers": ["fox"]}
+    parts = [[RECORD], [HOTPOT, {**HOTPOT, "answer": "yes"}], [pages]]
+    examples = [example for rows in parts for example in read(rows, tmp_path)]
+    for number, example in enumerate(examples):
+        example.update(id=str(number), document=f"{number}.txt" * (number == 0))
+    assert read(examples, tmp_path) == examples
+    with pytest.raises(DataError, match="The kind must be one of span, yes, no, none, not 'perhaps'"):
+        read([{**examples[0], "kind": "perhaps"}], tmp_path)
+
+
 def test_trivia_qa(tmp_path: Path) -> None:
-    """The Hub's columns: a record for each document of a question."""
+    """A row on the Hub is an example for each document of a question."""
     row = {
         "question": "?",
         "question_id": "t1",
@@ -133,7 +145,10 @@ def test_trivia_qa(tmp_path: Path) -> None:
     }
     empty = {"filename": [], "title": [], "search_context": []}
     Dataset.from_list([row, {**row, "question_id": "t2", "search_results": empty}]).to_parquet(str(tmp_path / "trivia.parquet"))
-    first, second, third, *others = load_qa(tmp_path / "trivia.parquet").to_list()
+    with pytest.raises(DataError, match=r"has the columns of TriviaQA; .* scripts/prepare_triviaqa.py"):
+        load_qa(tmp_path / "trivia.parquet")
+    prepare_triviaqa.main([str(tmp_path / "trivia.parquet"), str(tmp_path / "trivia.jsonl")])
+    first, second, third, *others = load_qa(tmp_path / "trivia.jsonl").to_list()
     assert [(one["id"], one["document"]) for one in (first, second, third)] == [("t1", "a.txt"), ("t1", "b.txt"), ("t1", "1/1_2.txt")]
     assert (first["answers"]["text"], first["gold"], first["kind"]) == ([], ["red fox", "vulpes"], "span")
     assert (second["answers"]["text"], third["answers"]["text"]) == (["Red Fox", "red fox"], ["vulpes"])
@@ -196,7 +211,7 @@ def release(tmp_path: Path) -> Path:
 
 def test_trivia_qa_as_released(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, output = release / "qa" / "web-dev.json", release / "web-dev.jsonl"
-    prepare_triviaqa.main([str(file), str(release / "evidence"), str(output)])
+    prepare_triviaqa.main([str(file), str(output), "--evidence", str(release / "evidence")])
     records = load_qa(output).to_list()
     named = [("tc_3", "Neva_River.txt"), ("tc_3", "Moscow.txt"), ("tc_3", "26/26_3.txt"), ("tc_4", "Fox.txt")]
     assert [(one["id"], one["document"]) for one in records] == named
@@ -209,10 +224,8 @@ def test_trivia_qa_as_released(release: Path, capsys: pytest.CaptureFixture[str]
     assert first["gold"] == ["st petersburg", "city of st petersburg", "leningrad"]
     assert (fourth["question"], fourth["gold"]) == ("Which animal?", ["fox"])
     with pytest.raises(SystemExit):
-        prepare_triviaqa.main([str(file), str(release / "evidence"), str(output)])
+        prepare_triviaqa.main([str(file), str(output), "--evidence", str(release / "evidence")])
     assert "already exists" in capsys.readouterr().err
-    with pytest.raises(DataError, match=r"is TriviaQA's own JSON, .* --data mandarjoshi/trivia_qa:rc"):
-        load_qa(file)
 
 
 def test_verified_questions_and_documents(release: Path) -> None:
@@ -220,7 +233,9 @@ def test_verified_questions_and_documents(release: Path) -> None:
 
     def documents(domain: str) -> list[str]:
         (release / "verified.json").write_text(json.dumps({**TRIVIA, "VerifiedEval": True, "Domain": domain}))
-        prepare_triviaqa.main([*map(str, (release / "verified.json", release / "evidence", release / f"{domain}.jsonl"))])
+        prepare_triviaqa.main(
+            [*map(str, (release / "verified.json", release / f"{domain}.jsonl")), "--evidence", str(release / "evidence")]
+        )
         return [one["document"] for one in load_qa(release / f"{domain}.jsonl").to_list()]
 
     assert documents("Web") == ["Neva_River.txt", "26/26_3.txt"]
@@ -232,9 +247,19 @@ def test_evidence_that_is_not_there_or_outside_of_its_folder(release: Path, caps
         prepare_triviaqa.inside(release / "evidence" / "web", "../../qa/web-dev.json")
     (release / "evidence" / "wikipedia" / "Moscow.txt").unlink()
     with pytest.raises(SystemExit):
-        prepare_triviaqa.main([*map(str, (release / "qa" / "web-dev.json", release / "evidence", release / "out.jsonl"))])
+        prepare_triviaqa.main(
+            [*map(str, (release / "qa" / "web-dev.json", release / "out.jsonl")), "--evidence", str(release / "evidence")]
+        )
     assert "Moscow.txt" in capsys.readouterr().err
     assert not [*release.glob("*.jsonl")]
+
+
+def prepared_natural(rows: list[dict[str, Any]], folder: Path, name: str) -> dict[str, Any]:
+    """The example of a row on the Hub."""
+    Dataset.from_list(rows).save_to_disk(str(folder / name))
+    prepare_natural_questions.main([str(folder / name), str(folder / f"{name}-lines.jsonl")])
+    (record,) = load_qa(folder / f"{name}-lines.jsonl").to_list()
+    return record
 
 
 def test_natural_questions(tmp_path: Path) -> None:
@@ -246,12 +271,11 @@ def test_natural_questions(tmp_path: Path) -> None:
         "question": {"text": "what runs"},
         "annotations": note,
     }
-    Dataset.from_list([row]).save_to_disk(str(tmp_path / "nq"))
-    (record,) = load_qa(tmp_path / "nq").to_list()
+    record = prepared_natural([row], tmp_path, "nq")
     assert (record["context"], record["answers"]) == ("The red fox runs", {"text": ["red fox"], "answer_start": [4]})
     spaced = {**row["document"], "tokens": {"token": ["The", "red", "", "fox"], "is_html": [False] * 4}}
     until_space = {"short_answers": [{"start_token": [1], "end_token": [3]}], "yes_no_answer": [-1]}
-    (empty_word,) = read([{**row, "document": spaced, "annotations": until_space}], tmp_path)
+    empty_word = prepared_natural([{**row, "document": spaced, "annotations": until_space}], tmp_path, "spaced")
     assert (empty_word["context"], empty_word["answers"]) == ("The red  fox", {"text": ["red "], "answer_start": [4]})
     simple = {"example_id": 5, "document_text": " ".join(words), "question_text": "what runs"}
     plain = {"short_answers": [{"start_token": 2, "end_token": 5}], "yes_no_answer": "NONE"}
@@ -266,8 +290,8 @@ def test_natural_questions(tmp_path: Path) -> None:
     assert whole == first
     assert (first["context"], first["answers"]) == (record["context"], record["answers"])
     assert (second["kind"], second["gold"], second["answers"]["text"]) == ("yes", ["yes"], [])
-    with pytest.raises(DataError, match=r"has the columns of Natural Questions' own files; .* --data google"):
-        load_qa(tmp_path / "simplified.jsonl.gz")
+    with pytest.raises(DataError, match=r"has the columns of Natural Questions; .* scripts/prepare_natural_questions.py"):
+        load_qa(tmp_path / "nq")
 
 
 def test_hotpot_qa(tmp_path: Path) -> None:
@@ -323,7 +347,6 @@ def test_wrong_sources(tmp_path: Path) -> None:
     for name, contents, message in (
         ("bad.json", "{", "not valid JSON"),
         ("other.json", "{}", "no 'data' entry"),
-        ("trivia.json", '{"Data": []}', "keeps its documents in other files"),
         ("number.json", "5", "must hold a list of examples"),
         ("cut.jsonl.gz", "\x1f\x8b\x08", "is not a whole .gz file"),
         ("empty.json", "", "contains no questions"),

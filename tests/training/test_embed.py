@@ -21,7 +21,6 @@ from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.late_chunking import late_chunks
 from hf_longattn.modeling.attach.token_globals import token_rule
-from hf_longattn.training.embed_probes import is_probe, probe_pairs
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import (
     EMBED,
@@ -31,6 +30,7 @@ from hf_longattn.training.tasks.embed import (
     prompts_of,
     reranking_trainer,
 )
+from scripts import prepare_longembed
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 
@@ -166,29 +166,32 @@ def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
             finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "no"), **more}, **FAST))
 
 
-@pytest.mark.parametrize("source", ["passkey:256", "needle:1K"])
-def test_a_probe_s_documents_differ_by_one_fact_each(source: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize(("task", "length"), [("passkey", 256), ("needle", 1024)])
+def test_a_probe_s_documents_differ_by_one_fact_each(
+    task: str, length: int, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("sentence_transformers")
-    assert is_probe(source)
-    rows = probe_pairs(source)
-    assert rows.to_list() == probe_pairs(source).to_list()
-    length = 256 if source.startswith("passkey") else 1024
-    assert {len(re.findall(r"\w+|[^\w\s]", text)) for text in rows["positive"]} == {length}
+    prepare_longembed.main([task, str(length), str(tmp_path / "pairs.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert rows == list(prepare_longembed.pairs(task, length))
+    texts = [row["positive"] for row in rows]
+    assert {len(re.findall(r"\w+|[^\w\s]", text)) for text in texts} == {length}
     depths = []
     for row in rows:
         name = re.search(r"(?:for|was) the (\w+ \w+)", row["anchor"])
         assert name is not None
-        assert [name[1] in text for text in rows["positive"]].count(True) == 1
+        assert [name[1] in text for text in texts].count(True) == 1
         depths.append(row["positive"].index(f"the {name[1]}") / len(row["positive"]))
     assert min(depths) < 0.2
     assert max(depths) > 0.8
-    if source == "passkey:256":  # the others are read by the same code
+    if task == "passkey":  # the other is read by the same code
         short = checkpoint("mlm", tmp_path / "short", tokenizer)
-        line = ["--model", short, "--data", source, "--output", str(tmp_path / "out"), "--no-bf16", "--threads", "1"]
+        line = ["--model", short, "--data", str(tmp_path / "pairs.jsonl"), "--output", str(tmp_path / "out"), "--no-bf16", "--threads", "1"]
         assert evaluate("embed", line) == 0
         assert json.loads((tmp_path / "out" / "scores.json").read_text())["held_out"]["after"]["n"] == 50
-    with pytest.raises(DataError, match="must have 64 to"):
-        probe_pairs("needle:8")
+    with pytest.raises(SystemExit):
+        prepare_longembed.main([task, "8", str(tmp_path / "short.jsonl")])
+    assert "at least 64 tokens, not 8" in capsys.readouterr().err
 
 
 def lengths_of(folder: Path, reranker: bool) -> tuple[int, int, int]:

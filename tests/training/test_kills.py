@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.qa_schemas import save_qa
@@ -113,7 +112,7 @@ def run_saying(said: str, limit: int, *arguments: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_older_checkpoints_and_saves_the_model_elsewhere(model: str, data: dict[str, list[str]], tmp_path: Path) -> None:
+def test_a_full_disk_leaves_older_checkpoints(model: str, data: dict[str, list[str]], tmp_path: Path) -> None:
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["tests.training.kills"])
 
@@ -134,13 +133,10 @@ def test_a_full_disk_leaves_older_checkpoints_and_saves_the_model_elsewhere(mode
     mounted(disk, sum(sizes.values()) * 3 // 2 // 1024)  # one checkpoint, and half of the next
     try:
         code, last = train(str(disk / "out"))
-        assert (code, "is full: the model as it is now was saved in" in last) == (1, True), last
+        assert (code, "is full: " in last) == (1, True), last
         assert last.endswith(
             "the latest complete checkpoint is " + str(disk / "out" / "checkpoint-2") + "; run again with --resume, after freeing space"
         )
-        saved = Path(last.split("was saved in ")[1].split(";")[0])
-        AutoModelForMaskedLM.from_pretrained(saved)
-        shutil.rmtree(saved)
         mounted(disk, 64 * 1024, "remount")
         assert train(str(disk / "out"), "--resume")[0] == 0
         same(tmp_path / "whole", disk / "out")

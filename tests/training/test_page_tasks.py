@@ -86,10 +86,9 @@ def test_a_converted_layoutlm_learns_answers_that_boxes_alone_tell(tmp_path: Pat
         "per_device_train_batch_size": 16,
         "validation_split": "train",
     }
-    log = finetune_qa(*build_arguments(QA, **given, **settings, baseline=short))
+    log = finetune_qa(*build_arguments(QA, **given, **settings))
     assert log["packed"]
     assert log["held_out"]["after"]["exact_match"] == log["held_out"]["after"]["anls"] == 100
-    assert {"exact_match", "anls"} <= log["baseline"].keys()
     assert "pipeline_tag: document-question-answering" in (card := (tmp_path / "out" / "README.md").read_text())
     assert "type: document-question-answering" in card
     model, saved = AutoModelForDocumentQuestionAnswering.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,12 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_longattn.errors import OptionError
+from hf_longattn.modeling.run.losses import share_of_step
 from hf_longattn.tasks import load_task, task_names
 from hf_longattn.training.trainer import LongTrainer
 from tests.cells import every_cell
 from tests.training import test_options
-from tests.training.test_candidate_reader import wikihop
+from tests.training.test_candidate_scores import wikihop
 from tests.training.test_options import DATA, Runner, is_one_sentence
 
 models, runner = test_options.models, test_options.runner
@@ -49,6 +51,26 @@ ROWS_OF = {
 
 class Stop(Exception):
     """Ends a command whose trainer was compared."""
+
+
+class TwoProcesses:
+    """An accelerator of two processes, of which the other one has ``other`` labels."""
+
+    def __init__(self, other: int) -> None:
+        self.other = other
+
+    def reduce(self, count: Tensor, reduction: str) -> Tensor:
+        return (count + self.other) / (2 if reduction == "mean" else 1)
+
+
+def test_a_step_of_two_processes_is_the_mean_over_all_their_labels() -> None:
+    """Gradients are averaged over the processes, so that of three labels and of one count as the four together."""
+    labels, losses, parts = (3, 1), (1.0, 2.0), []
+    for own, other, loss in zip(labels, labels[::-1], losses, strict=True):
+        trainer: Any = SimpleNamespace(accelerator=TwoProcesses(other), args=SimpleNamespace(average_tokens_across_devices=True))
+        items = LongTrainer.over_processes(trainer, torch.tensor(own))
+        parts.append(float(share_of_step(torch.tensor(loss), torch.tensor(own), items)))
+    assert sum(parts) / 2 == pytest.approx((3 * 1.0 + 1 * 2.0) / 4)
 
 
 def parts_of(batch: dict[str, Any], first: int) -> list[dict[str, Any]]:

@@ -69,6 +69,14 @@ def test_the_warm_up_is_a_share_of_the_run() -> None:
         assert max(risen) > 0.85
 
 
+@pytest.mark.parametrize(("warmup", "expected"), [(4, [0.25, 0.5 * 0.99, 0.75 * 0.98, 0.97, 0.96]), (0, [1.0, 0.99, 0.98, 0.97, 0.96])])
+def test_no_step_of_a_timed_schedule_is_idle(warmup: int, expected: list[float]) -> None:
+    """Step k of w in the warm-up has (k + 1) / w of the rate, which falls linearly over 100 steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scale = timed_schedule(optimizer, Clock(None), 100, warmup).lr_lambdas[0]
+    assert [scale(step) for step in range(5)] == pytest.approx(expected)
+
+
 LENGTHS = [3 + number * 7 % 40 for number in range(60)]
 
 

@@ -39,7 +39,6 @@ from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import RunSettings, forget_model, save_whole, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
-LOG_NAME = "distillation_log.jsonl"
 NO_GAP = 0.01
 """Minimum gap in nats of which a share is reported."""
 SAME_INPUTS = "The choice was made on the same held-out inputs, so the losses are somewhat lower than on others."
@@ -76,7 +75,7 @@ class Stages:
                 self.report = {
                     "settings": self.run.settings, "objective": self.objective, "input_length": self.length, "versions": versions(),
                     "predicts_tokens": predicts_tokens(model),
-                    "tokens": {}, "steps": {}, "before": measured(model, self.batches),
+                    "tokens": {}, "steps": {}, "history": {}, "before": measured(model, self.batches),
                 }  # fmt: skip
                 if args.runs(1):
                     self.stage_1(model)
@@ -125,7 +124,7 @@ class Stages:
         transformers.set_seed(args.seed)
         trainer = LineariseTrainer(
             model, args.stage_args(stage), stage=stage, teacher=teacher, data_collator=self.masks,
-            train_dataset=to_inputs(self.documents, self.tokenizer, length), log_path=args.folder / LOG_NAME,
+            train_dataset=to_inputs(self.documents, self.tokenizer, length),
         )  # fmt: skip
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("Attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu.")
@@ -133,6 +132,7 @@ class Stages:
         trainer.train(resume_from_checkpoint=newest_of_stage(args.folder, stage) if args.resume else None)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
+        self.report["history"][f"stage{stage}"] = trainer.state.log_history
         return trainer
 
     def write(self, model: PreTrainedModel, folder: Path) -> None:

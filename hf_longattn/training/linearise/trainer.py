@@ -1,9 +1,7 @@
-"""The Trainer of both stages. It uses the model's own loss or a teacher's, logs to a JSONL file with the tokens seen, and stops at the
-first NaN."""
+"""The Trainer of both stages. It uses the model's own loss or a teacher's, and stops at the first NaN."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_longattn.modeling.attach.attention_sites import attention_sites
-from hf_longattn.staging import write_text
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.trainer import DivergenceError, LongTrainer, rows_of
 
@@ -28,18 +25,16 @@ class LineariseTrainer(LongTrainer):
 
     Args:
         stage: 1 or 2.
-        log_path: of the JSONL log.
         teacher: of the loss; ``None`` = it is the model's own.
         *args, **kwargs: Trainer's.
     """
 
-    def __init__(self, *args: Any, stage: int, log_path: Path, teacher: Teacher | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, stage: int, teacher: Teacher | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stage, self.teacher = stage, teacher
         self.sums: dict[str, tuple[Any, Any]] = {}  # for each part of the loss: sums of its weighted values, and of the weights
         self.gradients: dict[str, Tensor] = {}
         self.layer_names = [site.name for site in attention_sites(_inner(self.model)) if not site.cross]
-        self.add_callback(JSONLog(log_path, stage))
         self.remove_callback(PrinterCallback)
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
@@ -123,30 +118,6 @@ class LineariseTrainer(LongTrainer):
 
     def _named(self, number: int) -> str:
         return f"layer {number} ({self.layer_names[number]})"
-
-
-class JSONLog(TrainerCallback):
-    """Writes every log entry of Trainer as a line of a JSONL file, with stage, step and tokens seen. A resumed run continues from its
-    checkpoint's entry."""
-
-    def __init__(self, path: Path, stage: int) -> None:
-        self.path, self.stage = path, stage
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not state.is_world_process_zero or not self.path.exists():
-            return
-        complete_lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # a full disk may have cut off the last one
-        lines = [json.loads(text) for text in complete_lines]
-        earlier = [line for line in lines if line["stage"] < self.stage or (line["step"] <= state.global_step and "train_loss" not in line)]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in earlier))
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        if state.is_world_process_zero and logs:
-            values = {key: value for key, value in logs.items() if key not in ("epoch", "num_input_tokens_seen")}
-            line = {"stage": self.stage, "step": state.global_step, "tokens": state.num_input_tokens_seen, **values}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -1,7 +1,7 @@
 """Fine-tune for multiple choice over long documents.
 
 Each choice is read with the document (RACE, QuALITY, SWAG), or all candidates together with all documents (WikiHop;
-:mod:`hf_longattn.training.candidate_reader`).
+:mod:`hf_longattn.training.candidate_scores`).
 """
 
 # ruff: noqa: RUF009 (`argument` makes a field)
@@ -27,7 +27,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices
-from hf_longattn.training.candidate_reader import (
+from hf_longattn.training.candidate_scores import (
     CandidateTrainer,
     accuracy_by_length,
     load_candidate_model,

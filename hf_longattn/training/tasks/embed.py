@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 from datasets import Dataset
@@ -33,7 +34,6 @@ from hf_longattn.naming import LOGGER
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import new_positions, transformers_model
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least
-from hf_longattn.training.embed_probes import is_probe, probe_pairs
 from hf_longattn.training.results import PERCENT, Scores, held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import MeasuringTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
@@ -140,11 +140,7 @@ def finetune_embeddings(
     if model_args.use_peft:
         check_without_checkpoints(training_args)
         training_args.save_strategy = SaveStrategy.NO
-
-    def read_source(source: str, split: str) -> Dataset:
-        return probe_pairs(source) if is_probe(source) else read_pairs(source, split, data_args.named_columns)
-
-    data, held = train_test_split(data_args, read_source, training_args.seed, least=3, unit=together)
+    data, held = train_test_split(data_args, partial(read_pairs, named=data_args.named_columns), training_args.seed, least=3, unit=together)
     kind = next((name for name in ("reranker", "multi_vector") if getattr(model_args, name)), None)
     column = next((name for name in ("score", "start") if name in data.column_names), None)
     if kind and column:

@@ -48,8 +48,8 @@ def linearise_attention(
     """Train the mechanisms of a converted checkpoint to reproduce softmax attention, fine-tune, and write to
     ``training_args.output_dir``.
 
-    The folder gets the checkpoint, ``distillation_report.json`` and ``.md``, ``distillation_log.jsonl``, the model after stage 1 in
-    ``stage1``, and, if ``save_steps`` asks for them, checkpoints to resume from in ``checkpoints``.
+    The folder gets the checkpoint, ``distillation_report.json`` (with Trainer's history of each stage) and ``.md``, the model after
+    stage 1 in ``stage1``, and, if ``save_steps`` asks for them, checkpoints to resume from in ``checkpoints``.
 
     Returns:
         The report.
@@ -96,7 +96,7 @@ def distil(
 
 @contextmanager
 def removed_if_useless(args: LineariseTrainingArguments) -> Iterator[None]:
-    """Remove the files of a failed run unless a run can resume from them. Otherwise the next run would be refused. The log stays."""
+    """Remove the files of a failed run unless a run can resume from them. Otherwise the next run would be refused."""
     made = [path for path in (args.folder / CONVERTED, args.folder / CHECKPOINTS) if not path.exists()]
     try:
         yield

@@ -19,7 +19,7 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 from transformers import (
     PreTrainedModel,
 )
@@ -107,7 +107,7 @@ class MultiTaskDataArguments(DataArguments):
 
     tasks: list[str] = argument(
         [], "Two or more NAME=KIND:DATA; KIND is classify, tokens, qa, images or audio, DATA as for that task (images and audio: as for "
-        "classify), for example topic=classify:reviews.csv ask=qa:mandarjoshi/trivia_qa:rc."
+        "classify), for example topic=classify:reviews.csv ask=qa:squad.json."
     )  # fmt: skip
     task_file: str = argument(
         "", "A .yaml or .json file of tasks: NAME with kind, data and options of that task, such as label_column, validation, augmentation "
@@ -398,14 +398,8 @@ class MultiTaskTrainer(MeasuringTrainer):
         return super().items_of_step(batches, device) * drawn.sum() / torch.where(drawn > 0, drawn, 1)
 
     def get_train_dataloader(self) -> Any:
-        self.accelerator.even_batches = False  # there are as many batches for every process
         sizes, size = {name: len(task.rows) for name, task in self.tasks.items()}, self.args.train_batch_size
-        batches = TaskBatches(sizes, size, self.temperature, self.args.seed, self.args.world_size)
-        workers, pinned = self.args.dataloader_num_workers, self.args.dataloader_pin_memory
-        loader: Any = DataLoader(
-            self.train_dataset, batch_sampler=batches, collate_fn=self.data_collator, num_workers=workers, pin_memory=pinned
-        )
-        return self.accelerator.prepare(loader)
+        return self.loader_of(TaskBatches(sizes, size, self.temperature, self.args.seed, self.args.world_size))
 
     def scores(self) -> dict[str, Scores]:
         """The scores of every task on its held-out data. The first process computes them for all."""

@@ -1,7 +1,6 @@
 """Fine-tune for extractive question answering.
 
-The data are in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, or questions about pages, whose words have boxes
-(DocVQA).
+The data are in the schema of SQuAD, MRQA or HotpotQA, or questions about pages, whose words have boxes (DocVQA).
 Documents longer than the model are read in overlapping windows; in a window without an answer the target is the first token, "no answer",
 as in BERT's SQuAD 2 fine-tuning. With several correct spans, the loss is over all of them together (Clark & Gardner 2018). HotpotQA's yes,
 no and supporting sentences get heads beside the span's, as in Longformer.
@@ -38,7 +37,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from hf_longattn.data.batching import chosen_packing
-from hf_longattn.data.lengths import PositionRange, input_length, longest_input
+from hf_longattn.data.lengths import PositionRange, input_length
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns, has_places
 from hf_longattn.data.qa_features import QAEncodingConfig
@@ -48,11 +47,11 @@ from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.data.tokenization import pad_with_end
 from hf_longattn.errors import CheckpointError, OptionError
 from hf_longattn.evaluation.qa_heads import attach_evidence, qa_loss
-from hf_longattn.evaluation.qa_reader import Answer, QAReader, windows
+from hf_longattn.evaluation.qa_reader import Answer, QAReader
 from hf_longattn.evaluation.qa_scores import score_answers, write_predictions
 from hf_longattn.evaluation.summaries import mean_and_error
 from hf_longattn.loading import load_config, load_model, load_part, loading_errors
-from hf_longattn.local_names import public_name, without_folders
+from hf_longattn.local_names import without_folders
 from hf_longattn.modeling.attach.token_globals import carry_question, takes_globals
 from hf_longattn.modeling.family.config import attention_implementation
 from hf_longattn.tasks import Task
@@ -78,7 +77,7 @@ QA_HEADS = ("auto", "span", "hotpot")
 
 @dataclass
 class QAModelArguments(ModelArguments):
-    """The checkpoint to start from, and the baseline."""
+    """The checkpoint to start from, and its heads."""
 
     training_only: ClassVar[tuple[str, ...]] = ("heads",)
 
@@ -89,9 +88,6 @@ class QAModelArguments(ModelArguments):
         None, "Make the question's tokens global; default: yes where the mechanism takes global tokens and the tokenizer separates "
         "question and document, so that the saved model marks them itself. Without such a separator, inference needs global_attention_mask."
     )  # fmt: skip
-    baseline: str = argument(
-        "", "A short model to compare with on the same questions, in windows of up to 512 tokens that share a quarter."
-    )
 
     def check(self) -> None:
         super().check()
@@ -108,7 +104,7 @@ class QADataArguments(LabelledDataArguments):
     data: list[str] = argument(
         [], "Files, folders or names on the Hub, one or several: "
         "a .json, .jsonl, .csv, .tsv or .parquet file, a folder written by datasets, a name on the Hub "
-        "(NAME:SUBSET); in the schema of SQuAD, MRQA, TriviaQA, Natural Questions or HotpotQA, with question, context and answer, or with "
+        "(NAME:SUBSET); in the schema of SQuAD, MRQA or HotpotQA, with question, context and answer, or with "
         "question, words, boxes and answers (pages, as in DocVQA)."
     )  # fmt: skip
     validation: str = argument(
@@ -216,8 +212,6 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     if trainer.is_world_process_zero():
         training_args.folder.mkdir(parents=True, exist_ok=True)
         write_predictions(training_args.folder, validation, trainer.given_answers)
-        if model_args.baseline:
-            log["baseline"] = baseline_scores(model_args, data_args, training_args, validation)
     trainer.accelerator.wait_for_everyone()
     return save_run(
         trainer, run, log, describe_qa_training, hub_task="document-question-answering" if token_columns else "question-answering"
@@ -260,22 +254,6 @@ def pages_to_read(
     if not columns and word_argument(tokenizer):
         raise OptionError(f"The tokenizer of {model_args.model!r} reads words with their boxes; give data that have them (DocVQA).")
     return columns
-
-
-def baseline_scores(
-    model_args: QAModelArguments, data_args: QADataArguments, training_args: QATrainingArguments, validation: Dataset
-) -> dict[str, Any]:
-    """Scores of the short model ``model_args.baseline``, which reads windows of ``input_length`` tokens.
-
-    If some questions have no answer, they are the scores with the best threshold.
-    """
-    model, tokenizer = load_qa_model(model_args.baseline)
-    length = min(512, longest_input(model, tokenizer))
-    encoding = windows(length, length // 4, data_args.max_question_tokens)
-    reader = QAReader("", model.to(training_args.device), tokenizer, encoding, batch_size=training_args.per_device_eval_batch_size)
-    answers = reader.read(validation)
-    threshold = score_answers(validation, answers).get("best_f1_threshold")
-    return {**score_answers(validation, answers, threshold), "input_length": length}
 
 
 def supporting_paragraphs(examples: Dataset) -> int | None:
@@ -432,10 +410,6 @@ def qa_table(log: dict[str, Any]) -> str:
             shown = ", ".join(score_in_words(scores, name, name) for name in names)
             lines.append(f"{when if compared else 'held out'}: {shown} ({counted(scores['n'], 'question')})")
     after = log["held_out"]["after"]
-    if "baseline" in log:
-        scores = log["baseline"]
-        shown = ", ".join(score_in_words(scores, name, name) for name in ("exact_match", "f1", "anls") if name in scores)
-        lines.append(f"{public_name(log['settings']['baseline'])} in windows of {scores['input_length']}: {shown}")
     if "best_f1_threshold" in after and end_of_training(log):
         lines.append(
             f'each with the threshold of "no answer" that is best on these very questions (now {after["best_f1_threshold"]:.2f}), so '

@@ -21,7 +21,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from hf_longattn.data.qa_schemas import QA_FEATURES
+from hf_longattn.data.qa_schemas import ANSWERS
 from hf_longattn.errors import LengthError
 from scripts.dev.studies import corpus
 
@@ -57,8 +57,16 @@ _VALUES = """
 NAMES: tuple[str, ...] = tuple(_NAMES.split())
 VALUES: tuple[str, ...] = tuple(_VALUES.split())
 LENGTHS = (480, 1024, 2048, 4096, 8192)
-TRACKING_FEATURES = Features({**QA_FEATURES, "hops": Value("int32"), "trail": List(Value("int32")), "length": Value("int32")})
-"""SQuAD's schema and: hops (1 or 2; 0 = unanswerable), trail, length (the target length of the input in tokens).
+TRACKING_FEATURES = Features(
+    {
+        **{name: Value("string") for name in ("id", "title", "context", "question")},
+        "answers": ANSWERS,
+        **{name: Value("int32") for name in ("tokens", "hops")},
+        "trail": List(Value("int32")),
+        "length": Value("int32"),
+    }
+)
+"""SQuAD's schema and: tokens (of the context), hops (1 or 2; 0 = unanswerable), trail, length (the target length of the input in tokens).
 
 ``trail`` holds the character offsets of the names that a reader passes: the asked name where it is defined, the name it
 leads to (for one hop: the value), and the name at the start of the line that holds the answer.

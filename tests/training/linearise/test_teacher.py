@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedT
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.masking import RepeatableMasks
 from hf_longattn.errors import OptionError
-from hf_longattn.training.linearise.stages import LOG_NAME
 from hf_longattn.training.linearise.teacher import Teacher, check_original, predictions_at
 from hf_longattn.training.linearise.trainer import DivergenceError
 from hf_longattn.training.loading import frozen_teacher
@@ -39,8 +38,7 @@ def test_predictions_approach_the_originals(kind: str, full: bool, start: Start,
     after = load_file(source)
     assert all(torch.equal(original[name], after[name]) for name in original)
     assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(load_file(tmp_path / "out" / "converted" / "model.safetensors"))
-    lines = [json.loads(line) for line in (tmp_path / "out" / LOG_NAME).read_text().splitlines()]
-    second = [line for line in lines if line["stage"] == 2 and "loss" in line]
+    second = [line for line in report["history"]["stage2"] if "loss" in line]
     assert all(line["loss"] == pytest.approx(line["kl"], rel=1e-3) for line in second)
     assert "KL divergence of its predictions" in (tmp_path / "out" / "distillation_report.md").read_text()
 

@@ -9,8 +9,7 @@ Its config makes question and candidates global.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,11 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_longattn.data.choices import CandidateCollator, encode_candidates
-from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_markers import CANDIDATES, add_markers
 from hf_longattn.errors import CheckpointError
 from hf_longattn.evaluation import load_metric
 from hf_longattn.loading import check_loadable, load_part
 from hf_longattn.modeling.attach.token_globals import carry_question
-from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.training.loading import load_head
 from hf_longattn.training.trainer import LongTrainer
 
@@ -100,62 +96,6 @@ def load_candidate_model(
     add_markers(model, tokenizer, CANDIDATES)
     carry_question(model, tokenizer)
     return model, tokenizer
-
-
-@dataclass(frozen=True)
-class CandidateChoice:
-    """The chosen candidate, its number, and the probabilities of all."""
-
-    text: str
-    number: int
-    probabilities: list[float]
-
-
-class CandidateReader:
-    """Chooses among candidates as in training: all documents are read, in several inputs if needed.
-
-    Args:
-        model, tokenizer: of :func:`load_candidate_model`.
-        max_length: of an input; default: the model's.
-        batch_size: inputs per forward pass.
-        truncate: read only the first input of each question.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int | None = None,
-        *,
-        batch_size: int = 8,
-        truncate: bool = False,
-    ) -> None:
-        self.model, self.tokenizer, self.batch_size, self.truncate = model, tokenizer, batch_size, truncate
-        self.length = input_length(model, tokenizer, max_length)
-        self.collate = CandidateCollator(tokenizer)
-
-    def read(self, examples: Iterable[Mapping[str, Any]]) -> list[CandidateChoice]:
-        """The choices for examples with question, candidates and supports."""
-        with evaluating(self.model):
-            return [self._choose(example) for example in examples]
-
-    @torch.inference_mode()
-    def _choose(self, example: Mapping[str, Any]) -> CandidateChoice:
-        inputs, places = encode_candidates(example, self.tokenizer, self.length, truncate=self.truncate)
-        input_scores = torch.cat([self._scores(batch, places) for batch in _parts(inputs, self.batch_size)])
-        scores = input_scores.mean(0)
-        best = int(scores.argmax())
-        return CandidateChoice(example["candidates"][best], best, scores.softmax(-1).tolist())
-
-    def _scores(self, inputs: list[dict[str, list[int]]], places: list[int]) -> Tensor:
-        """``(W, C)``."""
-        batch = dict(self.tokenizer.pad(inputs, padding_side="right", return_tensors="pt").to(self.model.device))
-        logits: Tensor = self.model(**batch).logits
-        return logits[:, places, 0].float()
-
-
-def _parts(values: list[Any], size: int) -> Iterator[list[Any]]:
-    return (values[place : place + size] for place in range(0, len(values), size))
 
 
 def write_choices(folder: Path, examples: Dataset, numbers: Sequence[int]) -> None:

@@ -11,15 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
+from hf_longattn.cli.train import evaluate
 from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.choices import CandidateCollator, encode_candidates, read_qangaroo, tidy, to_candidates
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import LengthError, OptionError
-from hf_longattn.training.candidate_reader import (
-    CandidateReader,
-    candidate_scores,
-    load_candidate_model,
-)
+from hf_longattn.training.candidate_scores import candidate_scores, load_candidate_model
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.choice import CHOICE, choice_result, finetune_choice
 from tests.training.conftest import checkpoint
@@ -98,12 +95,14 @@ def test_it_is_learned_saved_and_found_again(tmp_path: Path, tokenizer: PreTrain
     saved = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
     model, marked = load_candidate_model(str(tmp_path / "out"))
     assert all(torch.equal(one, other) for one, other in zip(saved.parameters(), model.parameters(), strict=True))
-    model.train().base_model.eval()
-    choices = CandidateReader(model, marked, 64).read(records)
-    assert model.training
-    assert not model.base_model.training
-    assert {record["id"]: choice.text for record, choice in zip(records, choices, strict=True)} == predictions
-    assert sum(choices[0].probabilities) == pytest.approx(1)
+    for record in records:  # the mean over the inputs of a question, one after the other
+        inputs, places = encode_candidates(record, marked, 64)
+        with torch.inference_mode():
+            scores = [model.eval()(torch.tensor([one["input_ids"]])).logits[0, places, 0] for one in inputs]
+        assert predictions[record["id"]] == record["candidates"][int(torch.stack(scores).mean(0).argmax())]
+    command = ["--model", str(tmp_path / "out"), "--data", data, "--max-length", "64", "--output", str(tmp_path / "scored"), "--no-bf16"]
+    assert evaluate("choice", command) == 0
+    assert json.loads((tmp_path / "scored" / "predictions.json").read_text()) == predictions
     batch = CandidateCollator(marked)(to_candidates(read_qangaroo(data, "train"), marked, 64).to_list()[:3])
     assert batch["places"].shape[0] == batch["labels"].shape[0] == 3
     assert batch["owners"].max() == 2

@@ -1,0 +1,30 @@
+"""Numbers of tokens, and excerpts of a user's files."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import PatchTSTConfig
+from transformers.models.patchtst.modeling_patchtst import PatchTSTPatchify
+
+from hf_longattn.inputs.series import patches_of
+from hf_longattn.inputs.sound import UserSounds
+
+
+@pytest.mark.parametrize("stride", [4, 8, 12])
+def test_the_patches_of_a_series_are_those_of_transformers(stride: int) -> None:
+    """Patches may overlap, and leave steps out."""
+    config = PatchTSTConfig(context_length=128, patch_length=8, patch_stride=stride)
+    assert patches_of(config, 128) == PatchTSTPatchify(config).num_patches
+
+
+def test_excerpts_are_of_every_recording_first() -> None:
+    """The first of each, then the second of each."""
+    sounds = object.__new__(UserSounds)
+    rule: Any = SimpleNamespace(length=int, step=lambda config: 1, as_input=lambda row: row)
+    sounds.rule, sounds.config, sounds.count = rule, None, 3
+    vars(sounds)["rows"] = [torch.arange(10)[None], 100 + torch.arange(9)[None]]
+    assert [values.tolist() for values in sounds.values(4)] == [[[0, 1, 2, 3]], [[100, 101, 102, 103]], [[4, 5, 6, 7]]]
