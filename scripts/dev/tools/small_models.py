@@ -140,7 +140,7 @@ def token_model(base: str) -> str:
 
 def known_head(base: str) -> str:
     """The model class by which a base is known: that which predicts tokens, or else another head; its base model without any."""
-    heads = (head for ending in (*PREDICT_TOKENS, *OTHER_HEADS) for head in FAMILIES[base].heads if head.endswith(ending))
+    heads = (head for ending in (*PREDICT_TOKENS, *OTHER_HEADS) for head in FAMILIES[base].model_classes if head.endswith(ending))
     return next(heads, FAMILIES[base].base_model_name)
 
 
