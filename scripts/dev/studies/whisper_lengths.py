@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
-from hf_longattn import convert_checkpoint, transcribe
+from hf_longattn import convert_checkpoint
 from hf_longattn.data.audio import read_audio
 from hf_longattn.data.transcripts import compared_words
 from hf_longattn.evaluation.metrics.wer import error_rates
+from hf_longattn.evaluation.transcription import transcribe
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import footnote, machine, markdown_table, store_study
 from scripts.dev.real_whisper import installed_folder, write_checkpoint
