@@ -122,11 +122,13 @@ class Hearing:
 
     extractor: the model's feature extractor.
     resample, mono: see :func:`read_audio`.
+    masked: return a mask of the padding even if the extractor makes none by default. Whisper masks its own features in training by it.
     """
 
     extractor: Any
     resample: bool = False
     mono: bool = False
+    masked: bool = False
 
     @property
     def sampling_rate(self) -> int:
@@ -151,8 +153,10 @@ class Hearing:
 
     def inputs(self, sounds: Sequence[Samples]) -> dict[str, Tensor]:
         """The arguments of a model, padded after the sound, as the feature extractor makes them."""
-        padding = {"padding": True} if self.most_samples is None else {}
-        return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **padding))
+        settings: dict[str, Any] = {"padding": True} if self.most_samples is None else {}
+        if self.masked:
+            settings["return_attention_mask"] = True
+        return dict(self.extractor(list(sounds), sampling_rate=self.sampling_rate, return_tensors="pt", **settings))
 
     def batch(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The arguments of a model for rows with ``audio`` and ``name``, padded after the sound.

@@ -1,8 +1,9 @@
-"""Utterances with transcripts for connectionist temporal classification (CTC): reading, tokens, and batches."""
+"""Utterances with transcripts, for CTC and for encoder-decoders: reading, tokens, and batches."""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from datasets import Dataset, Features, Value
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Wav2Vec2CTCTokenizer
 
-from hf_longattn.data.audio import RECORDING_FILES, Hearing
+from hf_longattn.data.audio import RECORDING_FILES, Hearing, Samples
 from hf_longattn.data.files import CELL, file_rows
 from hf_longattn.data.sources import UTF_8, DataError, check_column, named_columns, not_utf8, read_source, saved_by_datasets
 from hf_longattn.data.tokenization import IGNORED
@@ -122,6 +123,11 @@ def rewritten(text: str, case: str) -> str:
     return CASES[case](text)
 
 
+def compared_words(text: str) -> str:
+    """A transcript as words without case and punctuation. Models write these in their own ways."""
+    return " ".join(re.sub(r"[^\w']+", " ", text.lower()).split())
+
+
 def without_unknown(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, unknown: str) -> list[str]:
     """Transcripts of characters that the vocabulary has.
 
@@ -188,35 +194,37 @@ def frames_needed(labels: Sequence[int]) -> int:
 
 def to_utterances(
     data: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    labels: list[list[int]],
     hearing: Hearing,
-    frames: Callable[[int], int],
+    length: Callable[[Samples], int],
+    fits: Callable[[list[int], int], bool],
     most_seconds: float | None = None,
 ) -> tuple[Dataset, dict[str, list[str]]]:
-    """Read every utterance once and count its frames, so that a bad one is refused before the training.
+    """Read every utterance once, so that a bad one is refused before the training.
 
     Args:
         data: rows of :func:`load_transcribed`.
-        frames: the frames of a model for a length of its input.
+        labels: the tokens of each transcript.
+        length: the length of a sound, by which batches are grouped.
+        fits: whether the model can write these labels for a sound of this length. CTC cannot write more than one label a frame.
         most_seconds: longer utterances are left out; ``None`` = no limit.
 
     Returns:
-        The rows with ``labels``, ``length`` (frames) and ``seconds``, and the names of rows that are left out: "seconds" (too long) and
-        "transcript" (too few frames for the transcript, so that CTC's loss is infinite).
+        The rows with ``labels``, ``length`` and ``seconds``, and the names of rows that are left out: "seconds" (too long) and
+        "transcript" (its labels do not fit).
 
     Raises:
         AudioError: as :func:`read_audio`.
     """
-    labels = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in data["text"]]
     lengths, seconds, keep = [], [], []
     left_out: dict[str, list[str]] = {"seconds": [], "transcript": []}
     for number, row in enumerate(data.select_columns(["audio", "name"])):
         sound = hearing.samples(row)
-        lengths.append(max(0, frames(hearing.length(sound))))
+        lengths.append(length(sound))
         seconds.append(len(sound) / hearing.sampling_rate)
         if most_seconds is not None and seconds[-1] > most_seconds:
             left_out["seconds"].append(row["name"])
-        elif frames_needed(labels[number]) > lengths[-1]:
+        elif not fits(labels[number], lengths[-1]):
             left_out["transcript"].append(row["name"])
         else:
             keep.append(number)

@@ -1,24 +1,30 @@
-"""Transcribes audio files of any length with a CTC model: in one pass, or in overlapping chunks, as transformers' pipeline does."""
+"""Transcribes audio files of any length, in one pass or in overlapping chunks, as transformers' ``generate`` and pipeline do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperConfig
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_longattn.data.audio import Hearing, Samples, Sound, read_audio
 from hf_longattn.errors import AudioError, CheckpointError, OptionError, in_a_line, lacks_memory
 from hf_longattn.modeling.inference.optimize import evaluating
+from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
 from hf_longattn.private_apis import missing
 
 CTC_CLASS = "ForCTC"
-"""The end of the names of the classes that transcribe."""
+"""The end of the names of the classes that transcribe by CTC."""
+WRITERS = ("whisper", "speech_to_text", "moonshine", "moonshine_streaming", "speech-encoder-decoder")
+"""Model types of the encoder-decoders that transcribe."""
 START_OF_WORD = "▁"
 """SentencePiece's mark of a word's first piece."""
 MEASURED_SECONDS = 10
@@ -27,7 +33,7 @@ MEASURED_SECONDS = 10
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a transcript, with the ``start`` of its first and the ``end`` of its last frame in seconds."""
+    """A word or segment of a transcript, with the ``start`` of its first and the ``end`` of its last frame in seconds."""
 
     text: str
     start: float
@@ -39,10 +45,11 @@ class Transcript:
     """The transcript of an audio file.
 
     text: the transcript.
-    words: its words with their times.
-    tokens: the token of each frame.
+    words: its words with their times, by CTC.
+    tokens: by CTC the token of each frame. Of an encoder-decoder, the tokens that it wrote in one pass.
     seconds: of the audio file.
-    seams: seconds of the borders between chunks; empty for one pass.
+    seams: seconds of the borders between chunks, by CTC; empty for one pass.
+    segments: a Whisper's sentences or parts of them, with their times; empty for other models.
     """
 
     text: str
@@ -50,6 +57,7 @@ class Transcript:
     tokens: tuple[int, ...]
     seconds: float
     seams: tuple[float, ...] = ()
+    segments: tuple[Word, ...] = ()
 
 
 def transcribe(
@@ -61,27 +69,62 @@ def transcribe(
     stride_seconds: float | tuple[float, float] | None = None,
     resample: bool = False,
     mono: bool = False,
+    generate_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> Transcript:
-    """Transcribe an audio file with a CTC model, by the best token of each frame.
+    """Transcribe an audio file with a CTC model, by the best token of each frame, or with an encoder-decoder.
+
+    In one pass, a Whisper writes segment after segment with timestamps, as by ``generate(return_timestamps=True)``. Other encoder-decoders
+    read the whole sound at once.
 
     Args:
-        model: a ``…ForCTC``, short or long.
+        model: a ``…ForCTC``, a Whisper, Speech2Text, Moonshine or SpeechEncoderDecoder, short or long.
         processor: its processor, with ``feature_extractor`` and ``tokenizer``.
         sound: see :func:`~hf_longattn.data.audio.read_audio`; silence is read like any other sound.
         chunk_seconds: read it in overlapping chunks of this length; ``None`` = in one pass.
-        stride_seconds: overlap to the left and to the right, whose frames are dropped; default: a sixth of a chunk each. Chunks and frames
-            are counted as by ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
+        stride_seconds: overlap to the left and to the right, which is merged or dropped; default: a sixth of a chunk each. Chunks are
+            those of ``pipeline("automatic-speech-recognition", chunk_length_s=, stride_length_s=)``.
         resample, mono: see :func:`~hf_longattn.data.audio.read_audio`.
+        generate_kwargs: of an encoder-decoder's ``generate``, such as ``language``, ``task`` or ``num_beams``.
 
     Raises:
-        AudioError: the audio file cannot be read, is shorter than a frame, or does not fit into memory in one pass.
-        CheckpointError: the model has no head for CTC; an encoder-decoder such as Whisper is run by transformers' pipeline.
-        OptionError: a stride without chunks, or chunks shorter than their strides.
+        AudioError: the audio file cannot be read, is shorter than a frame, or does not fit into memory in one pass; or an encoder-decoder
+            wrote as many tokens as it can before the end of the sound.
+        CheckpointError: the model does not transcribe.
+        OptionError: a stride without chunks, chunks shorter than their strides, or ``generate_kwargs`` for a CTC model.
     """
-    if not type(model).__name__.endswith(CTC_CLASS):
-        raise CheckpointError(f"{type(model).__name__} does not transcribe by CTC; {_advice(model)}.")
+    by_ctc = type(model).__name__.endswith(CTC_CLASS)
+    if not by_ctc and base_type(model) not in WRITERS:
+        raise CheckpointError(
+            f"{type(model).__name__} does not transcribe; load a checkpoint by AutoModelForCTC, or by AutoModelForSpeechSeq2Seq one of "
+            f"{', '.join(WRITERS)}."
+        )
+    if by_ctc and generate_kwargs:
+        raise OptionError(f"generate_kwargs are for encoder-decoders, and {type(model).__name__} transcribes by CTC; leave them out.")
+    if chunk_seconds is None and stride_seconds is not None:
+        raise OptionError("stride_seconds requires chunk_seconds; give both, or leave it out.")
     hearing = Hearing(processor.feature_extractor, resample, mono)
     samples = read_audio(sound, hearing.sampling_rate, resample=resample, mono=mono, silence=True)
+    read = _by_ctc if by_ctc else _by_writing
+    with evaluating(model), torch.inference_mode(), in_memory(model, len(samples) / hearing.sampling_rate):
+        return read(model, processor, hearing, samples, chunk_seconds, stride_seconds, dict(generate_kwargs))
+
+
+def base_type(model: PreTrainedModel) -> str:
+    """The ``model_type`` of a model, or of the model that a Long model extends."""
+    return str(model.config.model_type).removeprefix("long_").removeprefix("generic_")
+
+
+def most_tokens(model: PreTrainedModel) -> int | None:
+    """Number of tokens that an encoder-decoder's table of positions has; ``None`` without a table."""
+    config: Any = getattr(model.config, "decoder", model.config)  # of a SpeechEncoderDecoder
+    names = ("max_target_positions", "max_position_embeddings")
+    return next((int(getattr(config, name)) for name in names if getattr(config, name, None)), None)
+
+
+def _by_ctc(
+    model: PreTrainedModel, processor: Any, hearing: Hearing, samples: Samples, chunk_seconds: Any, stride_seconds: Any, _: Any
+) -> Transcript:
+    """The transcript of the best token of each frame."""
     step = samples_per_frame(model, hearing)
     tokens, seams = [], []
     for start, left, right, chunk in chunks(samples, step, hearing.sampling_rate, chunk_seconds, stride_seconds):
@@ -96,15 +139,85 @@ def transcribe(
     return Transcript(text, tuple(words), tuple(ids.tolist()), len(samples) / hearing.sampling_rate, tuple(seams[1:]))
 
 
-def _advice(model: PreTrainedModel) -> str:
-    """Advice for a model without a CTC head."""
-    if not getattr(model.config, "is_encoder_decoder", False):
-        return "load the checkpoint by AutoModelForCTC"
-    chunks = ", chunk_length_s=30" if isinstance(model.config, WhisperConfig) else ""
-    return (
-        "type transformers.pipeline('automatic-speech-recognition', model=model, tokenizer=processor.tokenizer, "
-        f"feature_extractor=processor.feature_extractor{chunks})(sound)"
-    )
+def _by_writing(
+    model: Any, processor: Any, hearing: Hearing, samples: Samples, chunk_seconds: Any, stride_seconds: Any, settings: dict[str, Any]
+) -> Transcript:
+    """The transcript that a decoder writes."""
+    seconds, tokenizer = len(samples) / hearing.sampling_rate, processor.tokenizer
+    is_whisper = base_type(model) == "whisper"
+    if is_whisper:
+        settings.setdefault("return_timestamps", writes_timestamps(model))
+    if chunk_seconds is not None:
+        next(chunks(samples, 1, hearing.sampling_rate, chunk_seconds, stride_seconds))  # refuses strides that fill the chunk
+        timed = {"return_timestamps": settings.pop("return_timestamps")} if is_whisper else {}
+        asr = SpeechRecognitionPipeline(model, tokenizer=tokenizer, feature_extractor=hearing.extractor, device=model.device)
+        strides = list(strides_of(chunk_seconds, stride_seconds))
+        output = asr(
+            {"raw": samples, "sampling_rate": hearing.sampling_rate}, chunk_length_s=chunk_seconds, stride_length_s=strides,
+            generate_kwargs=settings, ignore_warning=True, **timed,
+        )  # fmt: skip
+        parts = [(part["text"], *part["timestamp"]) for part in output.get("chunks", ())]
+        segments = [Word(text, start, seconds if end is None else end) for text, start, end in parts]
+        return Transcript(output["text"], (), (), seconds, segments=tuple(segments))
+    whole: dict[str, Any] = {}
+    if is_whisper and hearing.most_samples is not None and len(samples) > hearing.most_samples:
+        if not settings["return_timestamps"]:
+            most = hearing.most_samples / hearing.sampling_rate
+            raise AudioError(
+                f"{seconds:,.0f} seconds are more than the {most:g} that {type(model).__name__} reads at once, and without timestamps it "
+                f"cannot go on after them; give chunk_seconds={most:g}."
+            )
+        whole = {"truncation": False, "padding": "longest"}
+    inputs = hearing.extractor(samples, sampling_rate=hearing.sampling_rate, return_tensors="pt", return_attention_mask=True, **whole)
+    inputs = inputs.to(model.device, model.dtype)
+    if is_whisper:
+        output = model.generate(**inputs, return_segments=True, **settings)
+        ids, parts = output["sequences"][0], output["segments"][0]
+        written = [(tokenizer.decode(part["tokens"], skip_special_tokens=True), float(part["start"]), float(part["end"])) for part in parts]
+    else:
+        ids, written = model.generate(**inputs, **settings)[0], []
+        check_ended(model, ids)
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    return Transcript(text, (), tuple(ids.tolist()), seconds, segments=tuple(Word(*part) for part in written))
+
+
+def writes_timestamps(model: Any) -> bool:
+    """Whether a Whisper writes timestamps. They end at the duration that the decoder was trained with, so a model for more has none."""
+    longer = getattr(model.config, "long_audio_seconds", None) is not None
+    return not longer and getattr(model.generation_config, "no_timestamps_token_id", None) is not None
+
+
+def check_ended(model: Any, ids: Tensor) -> None:
+    """Refuse a transcript that stops because the decoder writes no more tokens.
+
+    Raises:
+        AudioError: the last of ``ids`` (tokens,) ends no text.
+    """
+    end = model.generation_config.eos_token_id
+    ends = set(end if isinstance(end, list) else [end])
+    if not ends & set(ids[1:].tolist()):
+        raise AudioError(
+            f"{type(model).__name__} wrote {len(ids)} tokens, as many as it may, before the end of the sound; give chunk_seconds=20, or "
+            "generate_kwargs={'max_new_tokens': …}."
+        )
+
+
+@contextmanager
+def in_memory(model: PreTrainedModel, seconds: float) -> Iterator[None]:
+    """Turn a lack of memory into a sentence.
+
+    Raises:
+        AudioError: the sound does not fit into memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise AudioError(
+            f"{seconds:,.0f} seconds do not fit into memory in one pass of {type(model).__name__}; convert the checkpoint by "
+            f"`longattn convert`, or give chunk_seconds=30 ({in_a_line(error)})."
+        ) from error
 
 
 def samples_per_frame(model: PreTrainedModel, hearing: Hearing) -> int:
@@ -113,6 +226,13 @@ def samples_per_frame(model: PreTrainedModel, hearing: Hearing) -> int:
     noise = np.random.default_rng(0).standard_normal(lengths[1], np.float32)
     counts = [output_frames(model, hearing.length(noise[:length])) for length in lengths]
     return round((lengths[1] - lengths[0]) / (counts[1] - counts[0]))
+
+
+def strides_of(chunk_seconds: float, stride_seconds: float | tuple[float, float] | None) -> tuple[float, float]:
+    """Seconds of overlap to the left and to the right."""
+    if isinstance(stride_seconds, tuple):
+        return stride_seconds
+    return (chunk_seconds / 6 if stride_seconds is None else stride_seconds,) * 2
 
 
 def chunks(
@@ -126,16 +246,12 @@ def chunks(
         rate: samples in a second.
 
     Raises:
-        OptionError: a stride without chunks, or chunks shorter than their strides.
+        OptionError: chunks shorter than their strides.
     """
     if chunk_seconds is None:
-        if stride_seconds is not None:
-            raise OptionError("stride_seconds requires chunk_seconds; give both, or leave it out.")
         yield 0, 0, 0, samples
         return
-    strides = (
-        stride_seconds if isinstance(stride_seconds, tuple) else (chunk_seconds / 6 if stride_seconds is None else stride_seconds,) * 2
-    )
+    strides = strides_of(chunk_seconds, stride_seconds)
     length, left, right = (round(seconds * rate / step) * step for seconds in (chunk_seconds, *strides))
     if length <= left + right or min(left, right) < 0:
         raise OptionError(
@@ -154,7 +270,7 @@ def best_tokens(model: PreTrainedModel, hearing: Hearing, samples: Samples) -> N
     """The best token of each frame of a sound, (frames,).
 
     Raises:
-        AudioError: the sound is shorter than a frame, or does not fit into memory.
+        AudioError: the sound is shorter than a frame.
     """
     if output_frames(model, hearing.length(samples)) < 1:
         raise AudioError(f"The sound of {len(samples) / hearing.sampling_rate:.3f} seconds is shorter than one frame; give a longer one.")
@@ -162,16 +278,7 @@ def best_tokens(model: PreTrainedModel, hearing: Hearing, samples: Samples) -> N
         name: value.to(model.device, model.dtype if value.is_floating_point() else None)
         for name, value in hearing.inputs([samples]).items()
     }
-    try:
-        with evaluating(model), torch.inference_mode():
-            return model(**inputs).logits[0].argmax(-1).cpu().numpy()
-    except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        raise AudioError(
-            f"{len(samples) / hearing.sampling_rate:,.0f} seconds do not fit into memory in one pass of {type(model).__name__}; convert "
-            f"the checkpoint by `longattn convert`, or give chunk_seconds=30 ({in_a_line(error)})."
-        ) from error
+    return model(**inputs).logits[0].argmax(-1).cpu().numpy()
 
 
 def ctc_words(ids: Sequence[int] | NDArray[Any], tokenizer: PreTrainedTokenizerBase, seconds: float) -> list[Word]:

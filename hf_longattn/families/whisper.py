@@ -143,7 +143,7 @@ def why_train(config: Any, head: str) -> str:
         return ""
     return (
         f"the decoder was trained to write what is said in {RULE.trained_seconds(config):g} seconds, in {config.max_target_positions} "
-        "tokens at most and with timestamps up to there; no task of hf_longattn trains it on more, and no check shows a usable transcript"
+        "tokens at most and with timestamps up to there"
     )
 
 
@@ -155,7 +155,7 @@ RULE = WhisperRule(
     front=lambda config: [Convolution.centred(3), Convolution(3, ROWS_PER_FRAME, 1, 1)],
     no_stream=(
         "its encoder counts positions from the beginning of the sound, in a spectrogram that is clamped at its own maximum; transcribe "
-        "recordings with transformers' pipeline('automatic-speech-recognition', …, chunk_length_s=30)"
+        "recordings with hf_longattn.transcribe"
     ),
     positions="sinusoids",
     extractor_fields=extractor_fields,

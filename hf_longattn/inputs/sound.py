@@ -106,6 +106,7 @@ class SoundKind(SizedKind):
     classified = {
         "ForCTC": ("ctc", "--data", "YOUR_RECORDINGS"),
         "ForSequenceClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
+        "ForConditionalGeneration": ("seq2seq", "--audio", "--data", "YOUR_RECORDINGS"),
     }
 
     def __init__(self, family: Family) -> None:
@@ -175,13 +176,13 @@ class SoundKind(SizedKind):
             raise PositionError(f"A {architecture.source_class} has no position table or rotary positions; leave --positions out.")
         sound = audio_durations(architecture, request)
         problem = self.rule.why_train(architecture.source_config, architecture.source_class) if sound.grows else ""
-        advice = "train the result with transformers' Trainer on sounds of the new duration"
+        advice = "train the result by longattn train seq2seq --audio, on sounds of the new duration"
         if problem and not request.needs_training:
             old = f"{sound.old.value:g}"
             raise LengthError(
                 f"A {architecture.source_class} of {sound.new.words} is of no use untrained: {problem}; leave --audio-seconds "
-                "out, and transcribe longer recordings with transformers' pipeline('automatic-speech-recognition', …, "
-                f"chunk_length_s={old}), or convert it with --needs-training and train it yourself."
+                f"out, and transcribe longer recordings with hf_longattn.transcribe(…, chunk_seconds={old}), or convert it with "
+                "--needs-training and train it by longattn train seq2seq --audio."
             )
         return InputPlan(
             sizes=sound,
@@ -239,9 +240,15 @@ class SoundKind(SizedKind):
         return self.rule.arguments(values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
-        """Check that the written feature extractor and tokenizer do what the source's do."""
+        """Check that the written feature extractor and tokenizer do what the source's do, and how many words an untrained result gets
+        wrong at a duration that its decoder does not know."""
         transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
-        return [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
+        checks = [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
+        if plan.inputs.grows and self.rule.why_train(plan.config, plan.architecture.source_class) and transcript.tokenizer is not None:
+            from .spoken_words import check_words  # here, since it imports the models that transcribe
+
+            checks.append(check_words(plan, result, inputs.recording))
+        return checks
 
     def base(self, model: Any) -> Any:
         """The encoder if the model has a decoder or wraps an encoder. Otherwise the model without its head."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,22 +11,32 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCTC,
+    AutoModelForSpeechSeq2Seq,
     AutoProcessor,
+    MoonshineConfig,
+    MoonshineForConditionalGeneration,
     ParakeetCTCConfig,
     ParakeetFeatureExtractor,
     ParakeetForCTC,
+    Speech2TextConfig,
+    Speech2TextFeatureExtractor,
+    Speech2TextForConditionalGeneration,
+    Wav2Vec2FeatureExtractor,
     Wav2Vec2Processor,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
     pipeline,
 )
 
+from hf_longattn.conversion import convert_checkpoint
 from hf_longattn.data.audio import Hearing
+from hf_longattn.data.transcripts import compared_words
 from hf_longattn.errors import AudioError, CheckpointError, OptionError
+from hf_longattn.evaluation.metrics.wer import error_rates
 from hf_longattn.evaluation.transcription import Transcript, ctc_words, samples_per_frame, transcribe
+from hf_longattn.inputs.spoken_words import spoken
 from tests.cells import every_cell
-from tests.families.test_whisper import SIZES as SMALL_WHISPER
+from tests.modeling.audio_models import whisper_processor
 from tests.training.speech import RATE, SAMPLES_PER_FRAME, long_speech_checkpoint, speech, speech_checkpoint
+from tests.whisper import whisper_checkpoint
 
 LONG = speech("ab ba abab bb " * 8)
 """Five and a half seconds."""
@@ -36,10 +47,12 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A tiny model with random weights, short and with a window, its processor, and transformers' pipeline of both."""
     folder = request.param(tmp_path_factory.mktemp("model"))
     model, processor = AutoModelForCTC.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-    asr = pipeline(
-        "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
-    )
-    return model, processor, asr
+    return model, processor, pipeline_of(model, processor)
+
+
+def pipeline_of(model: Any, processor: Any) -> Any:
+    parts = {"tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
+    return pipeline("automatic-speech-recognition", model=model, **parts)
 
 
 def said_by(asr: Any, **settings: Any) -> tuple[str, list[tuple[str, float, float]]]:
@@ -144,13 +157,10 @@ def test_bad_input_is_a_sentence(reader: tuple[Any, Any, Any], monkeypatch: pyte
     for error, words, sound, settings in cases:
         with pytest.raises(error, match=words):
             transcribe(model, processor, sound, **settings)
-    with pytest.raises(CheckpointError, match="Wav2Vec2Model does not transcribe by CTC; load the checkpoint by AutoModelForCTC"):
-        transcribe(model.wav2vec2, processor, LONG)
-
-    whisper = WhisperForConditionalGeneration(WhisperConfig(**SMALL_WHISPER))  # type: ignore[arg-type]
-    advice = r"does not transcribe by CTC; type transformers\.pipeline\('automatic-speech-recognition', .*chunk_length_s=30\)\(sound\)"
-    with pytest.raises(CheckpointError, match=advice):
-        transcribe(whisper, processor, LONG)
+    with pytest.raises(CheckpointError, match=r"Wav2Vec2Model does not transcribe; load .* by AutoModelForCTC, or .* one of whisper,"):
+        transcribe(model.base_model, processor, LONG)
+    with pytest.raises(OptionError, match="generate_kwargs are for encoder-decoders"):
+        transcribe(model, processor, LONG, generate_kwargs={"num_beams": 2})
 
     def full(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
@@ -158,3 +168,106 @@ def test_bad_input_is_a_sentence(reader: tuple[Any, Any, Any], monkeypatch: pyte
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(AudioError, match=r"6 seconds do not fit into memory in one pass of .*Wav2Vec2ForCTC; convert .*chunk_seconds=30"):
         transcribe(model, processor, LONG)
+
+
+@pytest.fixture(scope="module", params=["short", "long"])
+def whisper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A tiny Whisper with random weights that hears a second at a time, short and with a window, and its processor."""
+    folder = tmp_path_factory.mktemp("whisper")
+    path = whisper_checkpoint(folder / "short")
+    if request.param == "long":
+        convert_checkpoint(path, folder / "long", mechanism="window", window=8, verify=False)
+        path = str(folder / "long")
+    return AutoModelForSpeechSeq2Seq.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
+
+
+@pytest.mark.parametrize("seconds", [0.7, 2.5])
+def test_a_whisper_writes_the_tokens_of_its_own_generate(seconds: float, whisper: tuple[Any, Any]) -> None:
+    model, processor = whisper
+    sound = LONG[: round(seconds * RATE)]
+    transcript = transcribe(model, processor, sound)
+    whole = {"truncation": False, "padding": "longest"} if seconds > 1 else {}
+    inputs = processor(sound, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True, **whole)
+    output = model.generate(**inputs, return_timestamps=True, return_segments=True)
+    assert list(transcript.tokens) == output["sequences"][0].tolist()
+    assert transcript.text == processor.batch_decode(output["sequences"], skip_special_tokens=True)[0]
+    assert [word.start for word in transcript.segments] == [float(part["start"]) for part in output["segments"][0]]
+    assert transcript.seconds == pytest.approx(seconds)
+
+
+@every_cell("settings", [{"chunk_seconds": 1.0}, {"chunk_seconds": 0.8, "stride_seconds": (0.1, 0.2)}], ids=str)
+def test_chunks_of_a_whisper_are_those_of_the_pipeline(whisper: tuple[Any, Any], settings: dict[str, Any]) -> None:
+    model, processor = whisper
+    limit = {"max_new_tokens": 12, "num_beams": 2}
+    transcript = transcribe(model, processor, LONG[: 2 * RATE], **settings, generate_kwargs=limit)
+    asr = pipeline(
+        "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
+    )
+    names = {"chunk_seconds": "chunk_length_s", "stride_seconds": "stride_length_s"}
+    of_pipeline = {names[name]: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    sound = {"raw": LONG[: 2 * RATE].copy(), "sampling_rate": RATE}
+    output = asr(sound, return_timestamps=True, generate_kwargs=limit, **of_pipeline)
+    assert transcript.text == output["text"]
+    assert [(part.text, part.start) for part in transcript.segments] == [(part["text"], part["timestamp"][0]) for part in output["chunks"]]
+
+
+def test_a_whisper_of_more_seconds_than_its_timestamps_has_none(tmp_path: Path) -> None:
+    convert_checkpoint(whisper_checkpoint(tmp_path / "short"), tmp_path / "long", audio_seconds=2, needs_training=True, verify=False)
+    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "long"), AutoProcessor.from_pretrained(tmp_path / "long")
+    inputs = processor(LONG[: 2 * RATE], sampling_rate=RATE, return_tensors="pt")
+    assert list(transcribe(model, processor, LONG[: 2 * RATE]).tokens) == model.generate(**inputs)[0].tolist()
+    with pytest.raises(AudioError, match=r"more than the 2 that LongWhisper.* reads at once, .*; give chunk_seconds=2\."):
+        transcribe(model, processor, LONG)
+
+
+def speech2text() -> tuple[Any, Any]:
+    shape = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 16}
+    sizes = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "vocab_size": 97, "conv_channels": 16, "max_target_positions": 64}
+    torch.manual_seed(0)
+    return Speech2TextForConditionalGeneration(Speech2TextConfig(**shape, **sizes)).eval(), Speech2TextFeatureExtractor()
+
+
+def moonshine() -> tuple[Any, Any]:
+    shape = {"hidden_size": 32, "intermediate_size": 32, "encoder_num_hidden_layers": 1, "decoder_num_hidden_layers": 1, "vocab_size": 97}
+    heads = {"encoder_num_attention_heads": 2, "decoder_num_attention_heads": 2}
+    torch.manual_seed(0)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True)
+    return MoonshineForConditionalGeneration(MoonshineConfig(**shape, **heads)).eval(), extractor
+
+
+@pytest.mark.parametrize("made", [speech2text, moonshine])
+def test_other_encoder_decoders_write_what_generate_writes(made: Any) -> None:
+    """The last token must end the text; a decoder that stops before is refused."""
+    model, extractor = made()
+    processor = SimpleNamespace(feature_extractor=extractor, tokenizer=whisper_processor(16, 1).tokenizer)
+    inputs = extractor(LONG, sampling_rate=RATE, return_tensors="pt", return_attention_mask=True)
+    ids = model.generate(**inputs, max_new_tokens=8)[0].tolist()
+    with pytest.raises(AudioError, match=r"as many as it may, before the end of the sound; give chunk_seconds=20"):
+        transcribe(model, processor, LONG, generate_kwargs={"max_new_tokens": 8})
+    model.generation_config.eos_token_id = [2, ids[4]]
+    stopped = model.generate(**inputs, max_new_tokens=8)[0].tolist()
+    assert list(transcribe(model, processor, LONG, generate_kwargs={"max_new_tokens": 8}).tokens) == stopped
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["source", "window"])
+def test_the_real_whisper(name: str, real_whisper: Path, tmp_path: Path) -> None:
+    """A minute that espeak-ng says: tokens of ``generate``, text of the pipeline, and few wrong words."""
+    folder = real_whisper
+    if name == "window":
+        convert_checkpoint(real_whisper, tmp_path / "long", mechanism="window", window=256)
+        folder = tmp_path / "long"
+    model, processor = AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    sound, text = spoken(60, RATE)
+    transcript = transcribe(model, processor, sound)
+    whole = {"truncation": False, "padding": "longest", "return_attention_mask": True}
+    inputs = processor(sound, sampling_rate=RATE, return_tensors="pt", **whole)
+    assert list(transcript.tokens) == model.generate(**inputs, return_timestamps=True)[0].tolist()
+    assert error_rates([compared_words(transcript.text)], [compared_words(text)])["wer"] < 30  # 18 for the source
+    asr = pipeline(
+        "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor
+    )
+    expected = asr({"raw": sound.copy(), "sampling_rate": RATE}, chunk_length_s=30, return_timestamps=True)
+    chunked = transcribe(model, processor, sound, chunk_seconds=30)
+    assert chunked.text == expected["text"]
+    assert len(chunked.segments) == len(expected["chunks"]) > 5

@@ -6,11 +6,14 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from torch import Tensor
 from transformers import (
     AutoFeatureExtractor,
+    AutoProcessor,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForAudioClassification,
@@ -21,20 +24,19 @@ from transformers import (
 
 from hf_longattn import explain
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, revert_checkpoint
+from hf_longattn.data.transcripts import compared_words
 from hf_longattn.errors import AudioError, LengthError, OptionError
+from hf_longattn.evaluation.metrics.wer import error_rates
+from hf_longattn.evaluation.transcription import transcribe
 from hf_longattn.families import FAMILIES, LongWhisperConfig
+from hf_longattn.inputs import spoken_words
 from hf_longattn.modeling.attach.attention_sites import attention_sites
 from tests.modeling.audio_models import defined, long_model, seeing, tensors
+from tests.whisper import SIZES, whisper_checkpoint
 
-SIZES = {
-    "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 99, "num_mel_bins": 16, "max_source_positions": 50,
-    "max_target_positions": 40, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 2, "decoder_start_token_id": 3,
-    "begin_suppress_tokens": None, "init_std": 0.3, "classifier_proj_size": 8,
-}  # fmt: skip
 HEADS: tuple[type[Any], ...] = (WhisperModel, WhisperForConditionalGeneration, WhisperForAudioClassification)
 BAND = {"mechanism": "window", "left": 9, "right": 4}
-ROWS = 2 * SIZES["max_source_positions"]  # type: ignore[operator]
+ROWS = 2 * SIZES["max_source_positions"]
 
 
 def save(folder: Path, head: type[Any] = WhisperForConditionalGeneration, **config: Any) -> Any:
@@ -222,13 +224,37 @@ class TestConversion:
             assert len(warnings) == writes
             for warning in warnings:
                 assert str(warning).startswith("the decoder was trained to write what is said in 1 seconds, in 40 tokens at most")
-                assert (
-                    "no task of hf_longattn trains it on more, and no check shows a usable transcript, so transcripts are of no use; train"
-                    in str(warning)
-                )
-            advice = r"leave --audio-seconds out, .* chunk_length_s=1\), or convert it with --needs-training"
+                assert "so transcripts are of no use; train the result by longattn train seq2seq --audio" in str(warning)
+            advice = r"leave --audio-seconds out, .* chunk_seconds=1\), or convert it with --needs-training"
             with pytest.raises(LengthError, match=advice) if writes else contextlib.nullcontext():
                 assert not plan_conversion(tmp_path / "short", audio_seconds=2).warnings
+
+    @pytest.mark.parametrize("told", ["nothing", "espeak", "recording"])
+    def test_a_report_of_more_seconds_says_how_many_words_are_wrong(
+        self, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of a text that espeak-ng says, or of the user's recording with its transcript; else it says that nothing was measured."""
+        whisper_checkpoint(tmp_path / "short")
+        sound = np.random.default_rng(0).normal(scale=0.1, size=28_000).astype(np.float32)
+        soundfile.write(tmp_path / "talk.wav", sound, 16_000)
+        if told == "recording":
+            (tmp_path / "talk.txt").write_text("ab, ba!")
+        monkeypatch.setattr(spoken_words.shutil, "which", lambda name: "/bin/espeak-ng" if told == "espeak" else None)
+        monkeypatch.setattr(spoken_words, "spoken", lambda seconds, rate: (sound, "ab ba"))
+        settings = {"verify_audio": tmp_path / "talk.wav"} if told != "espeak" else {}
+        report = convert_checkpoint(tmp_path / "short", tmp_path / "long", audio_seconds=2, needs_training=True, **settings)
+        (check,) = [check for check in report.checks if check.name == "word error rate"]
+        assert report.passed
+        if told == "nothing":
+            assert "nothing was measured: the check needs espeak-ng, or --verify-audio FILE with its transcript" in check.detail
+            return
+        assert ("2 seconds that espeak-ng says" if told == "espeak" else "talk.wav (2 seconds)") in check.detail
+        short, processor = (
+            WhisperForConditionalGeneration.from_pretrained(tmp_path / "short"),
+            AutoProcessor.from_pretrained(tmp_path / "short"),
+        )
+        said = transcribe(short, processor, tmp_path / "talk.wav", chunk_seconds=1.0, generate_kwargs={"num_beams": 1}).text
+        assert check.values["source_wer"] == error_rates([compared_words(said)], ["ab ba"])["wer"]
 
     def test_a_pipeline_classifies_sounds_of_the_new_duration(self, tmp_path: Path) -> None:
         save(tmp_path / "short", WhisperForAudioClassification)

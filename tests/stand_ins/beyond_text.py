@@ -273,6 +273,13 @@ def wav2vec2_long(folder: Path) -> None:
     converted("facebook/wav2vec2-large-960h-lv60-self", folder, "window", audio_seconds=300)
 
 
+@stand_in("openai/whisper-tiny.en")
+def whisper(folder: Path) -> None:
+    from tests.whisper import whisper_checkpoint
+
+    whisper_checkpoint(folder, seconds=3)
+
+
 def tone(seed: int, seconds: float) -> Any:
     """A tone that swells, in some noise, (samples,)."""
     numbers, times = np.random.default_rng(seed), np.arange(int(RATE * seconds)) / RATE

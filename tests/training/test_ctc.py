@@ -44,14 +44,13 @@ from hf_longattn.data.transcripts import (
     frames_needed,
     knows,
     load_transcribed,
-    to_utterances,
     without_unknown,
 )
 from hf_longattn.errors import AudioError, CheckpointError, LongAttentionError, OptionError
 from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.classify import CLASSIFICATION, finetune_classification
-from hf_longattn.training.tasks.ctc import CTC, finetune_ctc
+from hf_longattn.training.tasks.ctc import CTC, finetune_ctc, frame_labels
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 from tests.training.speech import RATE, SECONDS, SHAPE, long_speech_checkpoint, sentences, speech, speech_checkpoint, spoken
@@ -216,9 +215,7 @@ def test_the_model_is_fed_what_the_processor_makes(recordings: Path, models: dic
     logits."""
     processor, model = AutoProcessor.from_pretrained(models["ctc"]), AutoModelForCTC.from_pretrained(models["ctc"]).eval()
     hearing = Hearing(processor.feature_extractor)
-    rows, left_out = to_utterances(
-        load_transcribed(str(recordings)), processor.tokenizer, hearing, lambda length: output_frames(model, length)
-    )
+    rows, left_out = frame_labels(load_transcribed(str(recordings)), processor.tokenizer, hearing, model)
     assert left_out == {"seconds": [], "transcript": []}
     batch = UtteranceCollator(hearing)([rows[0], rows[3]])
     sounds = [soundfile.read(rows[number]["audio"]["path"], dtype="float32")[0] for number in (0, 3)]
@@ -240,9 +237,7 @@ def test_a_transcript_that_ctc_cannot_write_is_left_out_and_not_an_infinite_loss
     hearing, kept = Hearing(processor.feature_extractor), []
     for letters in (frames // 2, frames // 2 + 1, frames):
         (tmp_path / "short.txt").write_text("a" * letters)
-        rows, left_out = to_utterances(
-            load_transcribed(str(tmp_path)), processor.tokenizer, hearing, lambda length: output_frames(model, length)
-        )
+        rows, left_out = frame_labels(load_transcribed(str(tmp_path)), processor.tokenizer, hearing, model)
         kept.append(len(rows))
         assert len(left_out["transcript"]) == 1 - len(rows)
         if len(rows):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import transformers
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
@@ -22,34 +21,35 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Wav2Vec2Processor,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
-from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from hf_longattn.data.audio import EXTRA, Hearing
-from hf_longattn.data.sources import DataError, each_part, train_test_split
+from hf_longattn.data.sources import each_part
 from hf_longattn.data.tokenization import IGNORED
-from hf_longattn.data.transcripts import (
-    UNKNOWN,
-    UtteranceCollator,
-    character_tokenizer,
-    load_transcribed,
-    rewritten,
-    to_utterances,
-    without_unknown,
-)
+from hf_longattn.data.transcripts import UNKNOWN, UtteranceCollator, character_tokenizer, frames_needed, to_utterances, without_unknown
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.loading import load_part
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices, check_positive
+from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import config_with_head, load_head
-from hf_longattn.training.results import counted, held_out_in_words, plain_scores, score_in_words, sources_in_words, steps_of
+from hf_longattn.training.results import held_out_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
+from hf_longattn.training.utterances import (
+    UtteranceArguments,
+    check_left,
+    error_rates_in_words,
+    left_out_in_words,
+    log_of,
+    processor_of,
+    read_utterances,
+    utterances_in_words,
+    with_texts,
+)
 
 LOWER_IS_BETTER = ("wer", "cer")
 
@@ -66,7 +66,7 @@ class CTCModelArguments(ModelArguments):
 
 
 @dataclass
-class CTCDataArguments(LabelledDataArguments):
+class CTCDataArguments(UtteranceArguments):
     """Utterances with transcripts, and how they become inputs."""
 
     shape: ClassVar[str] = "a table of audio files and transcripts"
@@ -77,33 +77,18 @@ class CTCDataArguments(LabelledDataArguments):
         "of audio files with a .txt file each, a .csv, .tsv, .jsonl or .parquet file, a folder written by datasets, the name of a dataset "
         "on the Hub (NAME:SUBSET)."
     )  # fmt: skip
-    audio_column: str = argument(
-        "", "The column that holds the audio files, or their paths relative to the table; default: audio, file_name, audio_filepath, path."
-    )
-    text_column: str = argument(
-        "", "The column that holds the transcripts; default: transcription, text, sentence, transcript or normalized_text."
-    )
-    resample: bool = argument(False, "Convert audio files of another sampling rate to the model's.")
-    mono: bool = argument(False, "Mix the channels of audio files with several.")
-    letter_case: str = argument("keep", "Letters of the transcripts: keep, lower or upper.")
     unknown_characters: str = argument("refuse", "Characters of the transcripts that the vocabulary lacks: refuse or drop.")
     new_vocabulary: bool = argument(
         False, "Make a new vocabulary of the characters of the transcripts, and a new head, for a model that has none or another one."
     )
-    max_seconds: float | None = argument(None, "Leave out longer audio files; default: all are kept whole.")
     max_length: int | None = argument(None, "Not for speech: audio files are kept whole; see --max-seconds.")
 
     def check(self) -> None:
         super().check()
-        if self.max_length is not None:
-            raise OptionError("--max-length has no effect on audio files, which are kept whole; give --max-seconds instead.")
-        check_positive(self, "max_seconds")
-        rewritten("", self.letter_case)
+        self.check_utterances()
         check_choices(self, unknown_characters=UNKNOWN)
         if self.new_vocabulary and self.unknown_characters != "refuse":
             raise OptionError("--unknown-characters has no effect with --new-vocabulary; leave one of the two out.")
-        if self.audio_column and self.audio_column == self.text_column:
-            raise OptionError(f"--audio-column and --text-column are both {self.audio_column!r}; name two columns.")
         check_extra("metrics", "jiwer")
 
 
@@ -148,11 +133,9 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     model = load_ctc(model_args, tokenizer, data_args.new_vocabulary)
     hearing = Hearing(extractor, data_args.resample, data_args.mono)
     (rows, left_out), (held_out, held_left_out) = each_part(
-        lambda part: to_utterances(part, tokenizer, hearing, lambda length: output_frames(model, length), data_args.max_seconds), *cleaned
+        lambda part: frame_labels(part, tokenizer, hearing, model, data_args.max_seconds), *cleaned
     )
-    for name, part in ((", ".join(data_args.data), rows), (data_args.validation or ", ".join(data_args.data), held_out)):
-        if not len(part):
-            raise DataError(f"No utterance of {name} can be used: all are longer than --max-seconds, or too short for their transcripts.")
+    check_left(data_args, rows, held_out)
     training_args.remove_unused_columns = False
     trainer = LongTrainer(
         model,
@@ -169,32 +152,23 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     after = plain_scores(trainer.evaluate())
     log = {
         "vocabulary": len(tokenizer),
-        "utterances": {"train": len(rows), "held_out": len(held_out)},
-        "seconds": {"train": sum(rows["seconds"]), "held_out": sum(held_out["seconds"]), "longest": max(rows["seconds"])},
-        "left_out": {reason: list(dict.fromkeys(names + held_left_out[reason])) for reason, names in left_out.items()},
+        **log_of(rows, held_out, left_out, held_left_out),
         "held_out": {"before": before, "after": after},
     }
     return save_run(trainer, run, log, describe_ctc)
 
 
-def read_utterances(args: CTCDataArguments, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and evaluation utterances; see :func:`train_test_split`.
+def frame_labels(
+    data: Dataset, tokenizer: PreTrainedTokenizerBase, hearing: Hearing, model: Any, most_seconds: float | None = None
+) -> tuple[Dataset, dict[str, list[str]]]:
+    """Utterances whose ``length`` counts the model's frames; see :func:`to_utterances`. Of a transcript that needs more of them, CTC's loss
+    would be infinite."""
+    labels = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in data["text"]]
 
-    Raises:
-        DataError: as :func:`load_transcribed`.
-        OptionError: too few rows to hold some back.
-    """
+    def frames(sound: Any) -> int:
+        return max(0, output_frames(model, hearing.length(sound)))
 
-    def read(source: str, split: str) -> Dataset:
-        rows = load_transcribed(source, split=split, audio_column=args.audio_column, text_column=args.text_column)
-        return with_texts(rows, [rewritten(text, args.letter_case) for text in rows["text"]])
-
-    return train_test_split(args, read, seed)
-
-
-def with_texts(rows: Dataset, texts: Sequence[str]) -> Dataset:
-    """Rows with other transcripts."""
-    return rows.remove_columns("text").add_column("text", list(texts))
+    return to_utterances(data, labels, hearing, frames, lambda row, count: frames_needed(row) <= count, most_seconds)
 
 
 def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, texts: Sequence[str]) -> PreTrainedTokenizerBase:
@@ -215,12 +189,6 @@ def vocabulary(name: str, config: PreTrainedConfig, args: CTCDataArguments, text
             f"({config.vocab_size} tokens, blank {config.pad_token_id}); add --new-vocabulary to make both of the transcripts."
         )
     return tokenizer
-
-
-def processor_of(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The processor of a model's architecture, of its feature extractor and a tokenizer."""
-    name = PROCESSOR_MAPPING_NAMES.get(config.model_type.removeprefix("long_"))
-    return (Wav2Vec2Processor if name is None else getattr(transformers, name))(extractor, tokenizer)
 
 
 def load_ctc(args: CTCModelArguments, tokenizer: PreTrainedTokenizerBase, is_new: bool) -> PreTrainedModel:
@@ -256,31 +224,18 @@ def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -
 
 def describe_ctc(log: dict[str, Any]) -> str:
     """The text of the model card about a run."""
-    seconds = log["seconds"]
-    return (
-        f"{steps_of(log)} with `longattn train ctc` on {counted(log['utterances']['train'], 'utterance')} of "
-        f"{sources_in_words(log['settings'])}, {seconds['train'] / 3600:.2f} hours, the longest of {seconds['longest']:.0f} seconds. "
-        f"{sentence_case(ctc_scores(log))}."
-    )
+    return f"{steps_of(log)} with `longattn train ctc` on {utterances_in_words(log)}. {sentence_case(ctc_scores(log))}."
 
 
 def ctc_scores(log: dict[str, Any]) -> str:
     """The error rates of a log in words."""
-    return held_out_in_words(
-        log["held_out"], lambda scores: f"{score_in_words(scores, 'wer')}, {score_in_words(scores, 'cer')}", "utterance"
-    )
+    return held_out_in_words(log["held_out"], error_rates_in_words, "utterance")
 
 
 def ctc_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
     notes = {"seconds": "longer than max_seconds", "transcript": "too short for their transcripts, which CTC cannot write in their frames"}
-    left_out = [
-        f"left out, since {'it is' if len(names) == 1 else 'they are'} {notes[reason]}: {counted(len(names), 'utterance')}, "
-        f"the first {names[0]}"
-        for reason, names in log["left_out"].items()
-        if names
-    ]
-    return "\n".join([ctc_scores(log), *left_out])
+    return "\n".join([ctc_scores(log), *left_out_in_words(log, notes)])
 
 
 TASK = Task(arguments=CTC, train=finetune_ctc, result=ctc_result, evaluation="Score transcripts of speech.", extras=(EXTRA,))

@@ -1,77 +1,120 @@
-"""Fine-tune an encoder-decoder to summarise long documents."""
+"""Fine-tune an encoder-decoder to summarise long documents, or to transcribe speech (--audio)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from datasets import Dataset
 from transformers import (
+    AutoFeatureExtractor,
     AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES, MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
+from hf_longattn.data.audio import EXTRA as AUDIO_EXTRA
+from hf_longattn.data.audio import Hearing
 from hf_longattn.data.batching import SummaryCollator
 from hf_longattn.data.documents import read_summaries, to_summaries
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.sources import each_part, train_test_split
-from hf_longattn.errors import CheckpointError, OptionError, check_extra
+from hf_longattn.data.transcripts import UtteranceCollator, rewritten, to_utterances
+from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
 from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
+from hf_longattn.evaluation.transcription import WRITERS, most_tokens
+from hf_longattn.loading import load_part
 from hf_longattn.tasks import Task
-from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_least
+from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
+from hf_longattn.training.utterances import (
+    UtteranceArguments,
+    check_left,
+    error_rates_in_words,
+    left_out_in_words,
+    log_of,
+    processor_of,
+    read_utterances,
+    utterances_in_words,
+)
 
 PREDICTIONS = "predictions.txt"
+OF_TEXTS = ("summary_column", "prefix", "max_summary_length")
+OF_AUDIO = ("audio_column", "resample", "mono", "letter_case", "max_seconds", "language")
+"""Options of one kind of data."""
+BEAMS, SMOOTHING = 4, 0.1
+"""Beams in evaluation, and label smoothing, of summaries. Speech has 1 and 0, as in transformers' example."""
+WRITERS_AND_LONG = [kind for name in WRITERS for kind in (name, f"long_{name}", f"long_generic_{name}")]
+BY_CTC = {"it transcribes by CTC: type longattn train ctc": MODEL_FOR_CTC_MAPPING_NAMES}
+"""Advice for a model of speech without a decoder -> the types of such models."""
 
 
 @dataclass
-class Seq2SeqDataArguments(LabelledDataArguments):
-    """Documents and their summaries."""
+class Seq2SeqDataArguments(UtteranceArguments):
+    """Documents and their summaries, or utterances and their transcripts."""
 
-    text_column: str = argument("document", "The column that holds the text to read (article in CNN/DailyMail, PubMed and arXiv).")
+    audio: bool = argument(False, "Transcribe audio files, with a model that hears them (Whisper, Speech2Text, Moonshine …).")
+    text_column: str = argument(
+        "document", "The column that holds the text to read (article in CNN/DailyMail, PubMed and arXiv). With --audio, the column that "
+        "holds the transcripts; default: transcription, text, sentence, transcript or normalized_text."
+    )  # fmt: skip
     summary_column: str = argument("summary", "The column that holds the text to write (highlights in CNN/DailyMail, abstract in PubMed).")
     prefix: str = argument("", "Text before every document, as T5 needs it: 'summarize: '.")
+    language: str = argument("", "Language of the transcripts, for a multilingual Whisper: en, de …; default: the model's.")
     max_length: int | None = argument(None, "Tokens at which documents are cut; default: the model's maximum (LED: 16,384).")
     max_summary_length: int = argument(256, "Tokens at which summaries are cut, and generated ones end (LED on arXiv: 512).")
 
+    @property
+    def transcript_column(self) -> str:
+        return self.text_column if "text_column" in self.explicit else ""
+
     def check(self) -> None:
         super().check()
-        if self.text_column == self.summary_column:
+        wrong = OF_TEXTS if self.audio else OF_AUDIO
+        if (unused := next((name for name in wrong if name in self.explicit), None)) is not None:
+            kind, advice = ("texts", "leave --audio out") if self.audio else ("audio files", "add --audio")
+            raise OptionError(f"{flag(unused)} is an option for {kind}; leave it out, or {advice}.")
+        if self.audio:
+            self.check_utterances()
+            check_extra(AUDIO_EXTRA, "soundfile", *(["scipy"] if self.resample else []))
+        elif self.text_column == self.summary_column:
             raise OptionError(f"--text-column and --summary-column are both {self.text_column!r}; name two columns.")
         check_least(self, max_summary_length=2)
 
 
 @dataclass
 class Seq2SeqLongTrainingArguments(LongTrainingArguments, Seq2SeqTrainingArguments):
-    """``Seq2SeqTrainingArguments`` of summarisation."""
+    """``Seq2SeqTrainingArguments`` of summarisation and transcription."""
 
     evaluation_options: ClassVar[tuple[str, ...]] = ("predict_with_generate", "generation_num_beams", "generation_max_length")
     without_effect: ClassVar[tuple[str, ...]] = ("neftune_noise_alpha",)  # encoders of BART's family do not read the shared embedding
 
-    predict_with_generate: bool = argument(True, "Write summaries in evaluation and score them with ROUGE.")
-    generation_num_beams: int | None = argument(4, "Beams in evaluation (LED and BART: 4).")
-    per_device_train_batch_size: int = batch_size_argument(1, "Documents per forward pass and process.")
-    per_device_eval_batch_size: int = argument(1, "Documents per forward pass and process in evaluation.")
+    predict_with_generate: bool = argument(True, "Write texts in evaluation; score summaries with ROUGE, and transcripts by their errors.")
+    generation_num_beams: int | None = argument(None, "Beams in evaluation; default: 4 (LED and BART), with --audio 1.")
+    per_device_train_batch_size: int = batch_size_argument(1, "Documents or audio files per forward pass and process.")
+    per_device_eval_batch_size: int = argument(1, "Documents or audio files per forward pass and process in evaluation.")
     gradient_accumulation_steps: int = argument(32, "Forward passes per optimiser step (LED: 32 documents a step).")
-    learning_rate: float = argument(3e-5, "Peak learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4).")
-    label_smoothing_factor: float = argument(0.1, "Label smoothing (BART, Pegasus: 0.1).")
+    learning_rate: float = argument(3e-5, "Peak learning rate (BART and LED: 3e-5; Pegasus uses Adafactor at 1e-4; Whisper: 1e-5).")
+    label_smoothing_factor: float | None = argument(None, "Label smoothing; default: 0.1 (BART, Pegasus), with --audio 0.")
 
     def check(self) -> None:
         super().check()
         if self.predict_with_generate:
-            check_extra("metrics", "rouge_score")
+            check_extra("metrics", "rouge_score", "jiwer")
 
 
 SEQ2SEQ = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
@@ -81,52 +124,143 @@ class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
     """transformers' Seq2SeqTrainer with a time budget."""
 
 
+class Inputs(NamedTuple):
+    """What a run reads and writes.
+
+    model, processor: of the run. The processor is written beside the model.
+    tokenizer: of the texts that the model writes.
+    train, held_out: rows to train on and to evaluate on.
+    collator: makes batches of them.
+    metric: the name of the metric of written texts.
+    references: what the model should write for the held-out rows.
+    log: entries for the log.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    held_out: Dataset
+    collator: Callable[..., Any]
+    metric: str
+    references: list[str]
+    log: dict[str, Any]
+
+
 def finetune_seq2seq(
     model_args: ModelArguments, data_args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments
 ) -> dict[str, Any]:
-    """Train, and write the model and its summaries of the validation data to ``training_args.output_dir``.
+    """Train, and write the model and what it writes for the validation data to ``training_args.output_dir``.
 
     Returns:
-        The log, as written to ``training_log.json``: arguments, versions, ROUGE before and after, Trainer's history.
+        The log, as written to ``training_log.json``: arguments, versions, ROUGE or error rates before and after, Trainer's history.
     """
     run = prepare_run(model_args, data_args, training_args)
-    _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    columns = data_args.text_column, data_args.summary_column
-    data, held = train_test_split(data_args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
-    model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer, complete=training_args.only_scores)
-    write_in_one_language(model, tokenizer)
-    length = input_length(model, tokenizer, data_args.max_length)
-    training_args.generation_max_length = training_args.generation_max_length or data_args.max_summary_length
-    limits = {"length": length, "summary_length": data_args.max_summary_length}
-    rows, held_out = each_part(partial(to_summaries, tokenizer=tokenizer, prefix=data_args.prefix, **limits), data, held)
+    inputs = (utterance_inputs if data_args.audio else summary_inputs)(model_args, data_args, training_args)
     training_args.remove_unused_columns = False
 
     def written(ids: Any) -> list[str]:
-        return tokenizer.batch_decode(np.where(np.asarray(ids) < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
+        tokens = np.where(np.asarray(ids) < 0, inputs.tokenizer.pad_token_id, ids)
+        texts = inputs.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [rewritten(text.strip(), data_args.letter_case) for text in texts] if data_args.audio else texts
 
-    def rouge(evaluation: EvalPrediction) -> dict[str, float]:
-        """ROUGE against the uncut summaries. Labels are cut, and some tokenizers lose line breaks."""
-        return load_metric("rouge").compute(predictions=written(evaluation.predictions), references=held["summary"][:])
+    def scores(evaluation: EvalPrediction) -> dict[str, float]:
+        """The scores against uncut references. Labels may be cut, and some tokenizers lose line breaks."""
+        return load_metric(inputs.metric).compute(predictions=written(evaluation.predictions), references=inputs.references)
 
     trainer = LongSeq2SeqTrainer(
-        model,
+        inputs.model,
         training_args,
-        train_dataset=rows,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        data_collator=SummaryCollator(tokenizer, model),
-        compute_metrics=rouge if training_args.predict_with_generate else None,
+        train_dataset=inputs.train,
+        eval_dataset=inputs.held_out,
+        processing_class=inputs.processor,
+        data_collator=inputs.collator,
+        compute_metrics=scores if training_args.predict_with_generate else None,
         max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
-    prediction = trainer.predict(held_out)
+    prediction = trainer.predict(inputs.held_out)
     after = plain_scores(prediction.metrics)
     if training_args.predict_with_generate and trainer.is_world_process_zero():
         texts = [" ".join(text.split()) for text in written(prediction.predictions)]
         training_args.folder.mkdir(parents=True, exist_ok=True)
         Path(training_args.folder, PREDICTIONS).write_text("\n".join(texts) + "\n", encoding="utf-8")
-    log = {"input_length": length, "documents": len(data), "held_out": {"before": before, "after": after}}
-    return save_run(trainer, run, log, describe_seq2seq, hub_task="summarization")
+    log = {**inputs.log, "held_out": {"before": before, "after": after}}
+    return save_run(trainer, run, log, describe_seq2seq, hub_task="automatic-speech-recognition" if data_args.audio else "summarization")
+
+
+def summary_inputs(model_args: ModelArguments, args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> Inputs:
+    """Documents and their summaries."""
+    training_args.generation_num_beams = training_args.generation_num_beams or BEAMS
+    if training_args.label_smoothing_factor is None:
+        training_args.label_smoothing_factor = SMOOTHING
+    advice: dict[str, Any] = {"it hears audio files: add --audio": WRITERS_AND_LONG, **BY_CTC}
+    _, tokenizer = load_start(model_args.model, "writing text from text", MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, advice)
+    columns = args.text_column, args.summary_column
+    data, held = train_test_split(args, lambda source, split: read_summaries(source, split, *columns), training_args.seed)
+    model = load_head(AutoModelForSeq2SeqLM, model_args.model, tokenizer, complete=training_args.only_scores)
+    write_in_one_language(model, tokenizer)
+    length = input_length(model, tokenizer, args.max_length)
+    training_args.generation_max_length = training_args.generation_max_length or args.max_summary_length
+    limits = {"length": length, "summary_length": args.max_summary_length}
+    rows, held_out = each_part(partial(to_summaries, tokenizer=tokenizer, prefix=args.prefix, **limits), data, held)
+    log = {"input_length": length, "documents": len(data)}
+    return Inputs(model, tokenizer, tokenizer, rows, held_out, SummaryCollator(tokenizer, model), "rouge", held["summary"][:], log)
+
+
+def utterance_inputs(model_args: ModelArguments, args: Seq2SeqDataArguments, training_args: Seq2SeqLongTrainingArguments) -> Inputs:
+    """Utterances and their transcripts, as transformers' example ``run_speech_recognition_seq2seq`` prepares them.
+
+    Raises:
+        OptionError: an option has no effect on speech.
+    """
+    if training_args.label_smoothing_factor or training_args.tokens_per_batch:
+        option = "--label-smoothing-factor" if training_args.label_smoothing_factor else "--tokens-per-batch"
+        raise OptionError(f"{option} has no effect with --audio; leave it out.")
+    training_args.generation_num_beams = training_args.generation_num_beams or 1
+    training_args.label_smoothing_factor = 0.0
+    advice: dict[str, Any] = {"it reads texts: leave --audio out": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, **BY_CTC}
+    config, tokenizer = load_start(model_args.model, "writing text from sound", WRITERS_AND_LONG, advice)
+    model = load_head(AutoModelForSpeechSeq2Seq, model_args.model, tokenizer, complete=training_args.only_scores)
+    write_in_one_language(model, tokenizer)
+    transcribe_into(model, tokenizer, args.language)
+    if hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()
+    extractor = load_part(AutoFeatureExtractor, model_args.model)
+    masks_features = getattr(config, "apply_spec_augment", False) and getattr(config, "mask_time_prob", 0) > 0  # of a Whisper in training
+    hearing = Hearing(extractor, args.resample, args.mono, masked=bool(masks_features))
+    longest = None if hearing.most_samples is None else hearing.most_samples / hearing.sampling_rate
+    limit = min((seconds for seconds in (longest, args.max_seconds) if seconds is not None), default=None)
+    begin, most = model.config.decoder_start_token_id, most_tokens(model)
+
+    def prepared(part: Dataset) -> tuple[Dataset, dict[str, list[str]]]:
+        """Labels are the tokenizer's tokens without the one with which decoding begins."""
+        tokens = [tokenizer(text)["input_ids"] for text in part["text"]]
+        labels = [row[1:] if row[:1] == [begin] else row for row in tokens]
+        return to_utterances(part, labels, hearing, len, lambda row, _: most is None or len(row) <= most, limit)
+
+    (rows, left_out), (held_out, held_left_out) = each_part(prepared, *read_utterances(args, training_args.seed))
+    check_left(args, rows, held_out)
+    log = {**log_of(rows, held_out, left_out, held_left_out), "read_seconds": limit}
+    references = held_out["text"][:]
+    return Inputs(
+        model, processor_of(config, extractor, tokenizer), tokenizer, rows, held_out, UtteranceCollator(hearing), "wer", references, log
+    )
+
+
+def transcribe_into(model: PreTrainedModel, tokenizer: Any, language: str) -> None:
+    """Let a multilingual Whisper transcribe in one language: its tokens are the first labels, and decoding begins with them.
+
+    Raises:
+        OptionError: the model knows one language only.
+    """
+    if not language:
+        return
+    generation: Any = model.generation_config
+    if not getattr(generation, "is_multilingual", False):
+        raise OptionError(f"--language {language} is for a multilingual Whisper, and {type(model).__name__} is none; leave it out.")
+    tokenizer.set_prefix_tokens(language=language, task="transcribe")
+    generation.language, generation.task = language, "transcribe"
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -151,22 +285,43 @@ def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 def describe_seq2seq(log: dict[str, Any]) -> str:
     """The text of the model card about a run."""
+    steps = f"{steps_of(log)} with `longattn train seq2seq"
+    if "utterances" in log:
+        return f"{steps} --audio` on {utterances_in_words(log)}. {sentence_case(scores_in_words(log))}."
     return (
-        f"{steps_of(log)} with `longattn train seq2seq` on {log['documents']:,} documents of {sources_in_words(log['settings'])}, cut to "
-        f"{log['input_length']:,} tokens. {seq2seq_result(log)}."
+        f"{steps}` on {log['documents']:,} documents of {sources_in_words(log['settings'])}, cut to {log['input_length']:,} tokens. "
+        f"{scores_in_words(log)}."
     )
 
 
 def seq2seq_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
-    return held_out_in_words(log["held_out"], _in_words, "document")
+    if "utterances" not in log:
+        return scores_in_words(log)
+    notes = {
+        "seconds": f"longer than {log['read_seconds'] or 0:g} seconds",
+        "transcript": "transcribed in more tokens than the model writes",
+    }
+    return "\n".join([scores_in_words(log), *left_out_in_words(log, notes)])
+
+
+def scores_in_words(log: dict[str, Any]) -> str:
+    """The scores of a log in words."""
+    return held_out_in_words(log["held_out"], _in_words, "utterance" if "utterances" in log else "document")
 
 
 def _in_words(scores: Scores) -> str:
+    if "wer" in scores:
+        return error_rates_in_words(scores)
     names = [name for name in ("rouge1", "rouge2", "rougeL") if name in scores]
     rouge = "/".join(plus_minus(scores[name], error_of(scores, name), 1) for name in names)
     loss = f"loss {plus_minus(scores['loss'], error_of(scores, 'loss'), 3)}"
     return f"{loss}, ROUGE-1/2/L {rouge} %" if rouge else loss
 
 
-TASK = Task(arguments=SEQ2SEQ, train=finetune_seq2seq, result=seq2seq_result, evaluation="Score summaries of long documents.")
+TASK = Task(
+    arguments=SEQ2SEQ,
+    train=finetune_seq2seq,
+    result=seq2seq_result,
+    evaluation="Score summaries of long documents, or transcripts (--audio).",
+)

@@ -37,7 +37,7 @@ from scripts.dev.tools import declared, first_look, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-STUDIES = ("joint_reading", "real_retrieval", "seams")
+STUDIES = ("joint_reading", "real_retrieval", "seams", "whisper_lengths")
 """Stored results whose page is a block of its own name."""
 NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
 

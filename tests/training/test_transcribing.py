@@ -1,0 +1,135 @@
+"""`longattn train seq2seq --audio` and `longattn evaluate`: a Whisper is fed what transformers' example prepares, learns, and is scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoProcessor, AutoTokenizer
+
+from hf_longattn import LongWhisperForConditionalGeneration, transcribe
+from hf_longattn.cli.train import evaluate
+from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.errors import CheckpointError, OptionError
+from hf_longattn.training.parsing import build_arguments
+from hf_longattn.training.tasks.seq2seq import SEQ2SEQ, finetune_seq2seq, utterance_inputs
+from tests.training.conftest import FAST
+from tests.training.speech import RATE, sentences, speech, speech_checkpoint
+from tests.training.test_seq2seq import bart
+from tests.whisper import whisper_checkpoint
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Audio files of up to 0.55 seconds, each with a .txt file; one of them is longer than the model's second."""
+    folder = tmp_path_factory.mktemp("talks")
+    for number, text in enumerate([*sentences(12), "ab " * 8]):
+        soundfile.write(folder / f"{number:02}.wav", speech(text, number), RATE)
+        (folder / f"{number:02}.txt").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return whisper_checkpoint(tmp_path_factory.mktemp("whisper"))
+
+
+def settings(model: str, output: Path, data: Path, **changes: Any) -> Any:
+    values = {"audio": True, "max_steps": 2, "per_device_train_batch_size": 4, "validation": str(data), **FAST, **changes}
+    return build_arguments(SEQ2SEQ, **{"model": model, "output_dir": str(output), "data": [str(data)], **values})
+
+
+def as_the_example_prepares(folder: str, sounds: Sequence[np.ndarray[Any, Any]], texts: Sequence[str], mask: bool) -> dict[str, Tensor]:
+    """The batch of ``run_speech_recognition_seq2seq``: features of each sound, padded by the feature extractor; tokens, padded by the
+    tokenizer, with -100 for padding, and without the first one where every row begins with the decoder's first token."""
+    extractor, tokenizer = AutoFeatureExtractor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    rows = [extractor(sound, sampling_rate=RATE, return_attention_mask=mask) for sound in sounds]
+    batch = extractor.pad([{"input_features": row["input_features"][0]} for row in rows], return_tensors="pt")
+    if mask:
+        batch["attention_mask"] = torch.tensor(np.stack([row["attention_mask"][0] for row in rows]))
+    tokens = tokenizer.pad([{"input_ids": tokenizer(text).input_ids} for text in texts], return_tensors="pt")
+    labels = tokens["input_ids"].masked_fill(tokens.attention_mask.ne(1), -100)
+    start = AutoModelForSpeechSeq2Seq.from_pretrained(folder).config.decoder_start_token_id
+    return {**batch, "labels": labels[:, 1:] if bool((labels[:, 0] == start).all()) else labels}
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_the_model_is_fed_what_the_example_of_transformers_prepares(augment: bool, recordings: Path, tmp_path: Path) -> None:
+    """With SpecAugment also the mask of the padding, as the example's ``forward_attention_mask``."""
+    folder = whisper_checkpoint(tmp_path / "model", apply_spec_augment=augment)
+    inputs = utterance_inputs(*settings(folder, tmp_path / "out", recordings))
+    assert inputs.log["left_out"] == {"seconds": [str(recordings / "12.wav")], "transcript": []}
+    rows = [inputs.train[number] for number in (0, 3)]
+    batch = inputs.collator(rows)
+    files = [Path(row["audio"]["path"]) for row in rows]
+    sounds = [soundfile.read(file, dtype="float32")[0] for file in files]
+    expected = as_the_example_prepares(folder, sounds, [file.with_suffix(".txt").read_text() for file in files], augment)
+    assert set(batch) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(batch[name], tensor.to(batch[name].dtype)), name
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_a_model_learns_to_transcribe_and_is_scored(
+    long: bool, model: str, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The scores of `longattn evaluate` are those at the end of the training; a converted model reads the longest file, too."""
+    if long:
+        settings_of_window = {"mechanism": "window", "window": 8, "audio_seconds": 2, "needs_training": True, "verify": False}
+        convert_checkpoint(model, tmp_path / "long", **settings_of_window)
+        model = str(tmp_path / "long")
+    run = {"max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8}
+    log = finetune_seq2seq(*settings(model, tmp_path / "out", recordings, **run))
+    assert log["utterances"] == {"train": 12 + long, "held_out": 12 + long}
+    before, after = log["held_out"]["before"], log["held_out"]["after"]
+    assert after["loss"] < 0.5 * before["loss"]
+    assert after["cer"] < 0.7 * before["cer"]
+    assert len((tmp_path / "out" / "predictions.txt").read_text().splitlines()) == 12 + long
+    trained, processor = AutoModelForSpeechSeq2Seq.from_pretrained(tmp_path / "out"), AutoProcessor.from_pretrained(tmp_path / "out")
+    assert isinstance(trained, LongWhisperForConditionalGeneration) == long
+    said = transcribe(trained, processor, speech("ab ba", 99), generate_kwargs={"return_timestamps": False}).text
+    assert set(said) <= {"a", "b", " "}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "with `longattn train seq2seq --audio` on 1" in card
+    assert "type: wer" in card
+    capsys.readouterr()
+    line = ["--audio", "--model", str(tmp_path / "out"), "--data", str(recordings), "--output", str(tmp_path / "scores"), "--threads", "1"]
+    assert evaluate("seq2seq", [*line, "--no-bf16", "--split", "train"]) == 0
+    shown = capsys.readouterr().err
+    assert "held out: word error rate" in shown
+    assert ("left out, since it is longer than 1 seconds: 1 utterance" in shown) == (not long)
+    scores = json.loads((tmp_path / "scores" / "scores.json").read_text())["held_out"]["after"]
+    assert scores["wer"] == pytest.approx(after["wer"])
+    assert scores["loss"] == pytest.approx(after["loss"], rel=1e-4)
+
+
+def test_a_ctc_model_is_scored(recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = speech_checkpoint(tmp_path / "ctc")
+    line = ["--model", folder, "--data", str(recordings), "--output", str(tmp_path / "scores"), "--threads", "1", "--split", "train"]
+    assert evaluate("ctc", line) == 0
+    assert "held out: word error rate" in capsys.readouterr().err
+
+
+def test_bad_input_is_a_sentence(model: str, recordings: Path, tmp_path: Path, tokenizer: Any) -> None:
+    cases: list[tuple[type[Exception], str, dict[str, Any]]] = [
+        (OptionError, "--language en is for a multilingual Whisper", {"language": "en"}),
+        (OptionError, "--summary-column is an option for texts; leave it out, or leave --audio out", {"summary_column": "x"}),
+        (OptionError, "--mono is an option for audio files; leave it out, or add --audio", {"audio": False, "mono": True}),
+        (OptionError, "--label-smoothing-factor has no effect with --audio", {"label_smoothing_factor": 0.1}),
+        (OptionError, "--tokens-per-batch has no effect with --audio", {"tokens_per_batch": 64}),
+        (OptionError, "--max-length has no effect on audio files.*--max-seconds", {"max_length": 64}),
+        (CheckpointError, r"\(whisper\) has no head for writing text from text; it hears audio files: add --audio", {"audio": False}),
+        (CheckpointError, "by CTC: type longattn train ctc", {"model": speech_checkpoint(tmp_path / "ctc")}),
+        (CheckpointError, "it reads texts: leave --audio out", {"model": bart(tmp_path, tokenizer)}),
+    ]
+    for error, words, changes in cases:
+        with pytest.raises(error, match=words):
+            finetune_seq2seq(*settings(**{"model": model, "output": tmp_path / "o", "data": recordings, **changes}))
+        assert not (tmp_path / "o").exists()
