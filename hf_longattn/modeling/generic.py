@@ -385,4 +385,5 @@ def can_set_implementation(model_class: Any) -> bool:
     """Whether a class uses the AttentionInterface."""
     if not hasattr(model_class, "_can_set_attn_implementation"):
         raise missing("set_implementation")
-    return model_class._can_set_attn_implementation()
+    of_timm = model_class.__name__.startswith("TimmWrapper")  # whose layers are the package timm's
+    return not of_timm and model_class._can_set_attn_implementation()

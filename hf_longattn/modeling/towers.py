@@ -70,7 +70,7 @@ class LongTowersMixin(LongAttentionMixin):
     @property
     def towers(self) -> dict[str, LongAttentionMixin]:
         """The Long model of each tower, by name."""
-        return {name: getattr(self, f"{name}_model") for name in self.family.towers}
+        return {name: getattr(self, f"{name}_model") for name in self.config_class.tower_classes}
 
     @property
     def share_within(self) -> list[LongAttentionMixin]:

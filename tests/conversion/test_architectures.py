@@ -320,6 +320,18 @@ def test_without_the_flag_it_is_named(name: str, sentence: str, tmp_path: Path) 
         plan_conversion(saved(name, tmp_path / "plain", **changes), mechanism="window")
 
 
+def test_layers_of_timm_are_refused(tmp_path: Path) -> None:
+    """By the config alone: timm need not be installed."""
+    config = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperForImageClassification"], "architecture": "vit_base_patch16_224"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({"timm_model.cls_token": torch.zeros(1, 1, 8)}, tmp_path / "model.safetensors", {"format": "pt"})
+    sentence = "not even with --generic, since TimmWrapperForImageClassification does not take its attention from"
+    with pytest.raises(CheckpointError, match=sentence):
+        plan_conversion(tmp_path, mechanism="window2d", image_size=448)
+    with pytest.raises(BackendError, match="TimmWrapperForImageClassification does not take its attention from"):
+        plan_conversion(tmp_path, mechanism="window2d", generic=True)
+
+
 class TestLoading:
     def test_folders_that_are_none(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="There is no folder"):

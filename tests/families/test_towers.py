@@ -159,6 +159,15 @@ def test_bad_inputs_are_a_sentence(base: str, tmp_path: Path) -> None:
         long_model(base, tmp_path, length=TRAINED - 1)
 
 
+def test_both_towers_are_one_compiled_graph(tmp_path: Path) -> None:
+    plain_model("clip").save_pretrained(tmp_path)
+    model = long_model("clip", tmp_path)
+    arguments = {"input_ids": captions(20), **pictures("clip")}
+    compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(**arguments).logits_per_image, model(**arguments).logits_per_image)
+
+
 @pytest.mark.parametrize("missing", ["input_ids", "pixel_values"])
 def test_a_text_or_a_picture_alone_is_refused_in_a_sentence(base: str, missing: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
