@@ -61,6 +61,7 @@ LINES: dict[str, tuple[str, ...]] = {
         "{model} {data}/pictures/a/0.png",
         "{model} {data}/sounds/a/0.wav",
     ),
+    "diagnose": ("{model} {data}/book.txt --lengths 16",),
     "embed": ("{model} {data}/pairs.jsonl --text-column positive --output {out}",),
     "probe": ("{model} --task copy --lengths 32 --samples 1",),
     "revert": ("{model} {out}",),

@@ -28,7 +28,7 @@ ALLOWED = ("inputs", "families", "engines", "mechanisms")
 """Folders that may ask. In engines and mechanisms, ``grid`` is the shape of one call's tokens and no kind of input."""
 
 
-OTHER = {("call", "grid"), ("request", "towers")}
+OTHER = {("call", "grid"), ("request", "towers"), ("data_args", "audio")}
 """Fields of the same names that say something else: the shape of one call's tokens, and a setting that a user typed."""
 DECLARING = {"setting", "argument"}
 """Functions that declare a setting."""

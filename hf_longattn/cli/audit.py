@@ -80,12 +80,11 @@ def audit(
 ) -> None:
     """Measure what is seen: how far tokens reach, and how attention spreads.
 
-    Tokens, patches of a picture or frames of a sound are replaced. The outputs that change are compared with those that the config lets
-    them reach; where MODEL itself is audited, layer by layer. Exits with 1 if they differ, as when a window was dropped or has another
-    width, or an input was cut off.
+    Tokens, patches or frames are replaced. The outputs that change are compared with those that the config lets them reach. Exits with 1 if
+    they differ.
 
-    With INPUT, the attention of every layer and head is measured as INPUT grows, with what each mechanism would keep of it. Of a checkpoint
-    without mechanisms, only this is measured.
+    With INPUT, the attention of every layer is measured as INPUT grows, with what each mechanism would keep of it. Of a checkpoint without
+    mechanisms, only this is measured.
     """
     if url is None:
         flags.refuse_typed(context, ("--timeout",), "requires --url.")
@@ -159,7 +158,9 @@ def _has_mechanisms(model: str, **access: Any) -> bool:
 
 def diagnose(context: typer.Context) -> None:
     """The former name of `longattn audit MODEL INPUT`, for one release."""
+    from .terminal import say
+
     words = ["--lengths" if word == "--audio-seconds" else word for word in context.args]
-    typer.echo(f"`longattn diagnose` is part of `longattn audit` now; type: {shlex.join(['longattn', 'audit', *words])}", err=True)
+    say(f"`longattn diagnose` is part of `longattn audit` now; type: {shlex.join(['longattn', 'audit', *words])}", stderr=True)
     assert context.parent is not None
     context.parent.command.main(["audit", *words], prog_name="longattn")

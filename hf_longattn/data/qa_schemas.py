@@ -284,9 +284,9 @@ SCHEMAS = (
 OTHERS = {
     frozenset({"query", "candidates", "supports"}): "WikiHop's candidates, which are multiple choice; train with `longattn train choice`",
     frozenset({"question", "answer", "entity_pages", "search_results"}): "the columns of TriviaQA; write it in the common schema first, "
-    "with scripts/prepare_triviaqa.py of a clone",
+    "with prepare_triviaqa.py in the scripts of a clone",
     frozenset({"question", "document", "annotations"}): "the columns of Natural Questions; write them in the common schema first, with "
-    "scripts/prepare_natural_questions.py of a clone",
+    "prepare_natural_questions.py in the scripts of a clone",
 }
 """Columns of unsupported data -> the message, with what to do."""
 

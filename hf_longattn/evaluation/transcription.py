@@ -25,6 +25,8 @@ CTC_CLASS = "ForCTC"
 """The end of the names of the classes that transcribe by CTC."""
 WRITERS = ("whisper", "speech_to_text", "moonshine", "moonshine_streaming", "speech-encoder-decoder")
 """Model types of the encoder-decoders that transcribe."""
+TOKENS_OF_A_CHUNK, PROMPT_TOKENS = 256, 8
+"""Maximum tokens that transformers' pipeline lets a model write, and places to leave for those before them."""
 START_OF_WORD = "▁"
 """SentencePiece's mark of a word's first piece."""
 MEASURED_SECONDS = 10
@@ -150,6 +152,8 @@ def _by_writing(
     if chunk_seconds is not None:
         next(chunks(samples, 1, hearing.sampling_rate, chunk_seconds, stride_seconds))  # refuses strides that fill the chunk
         timed = {"return_timestamps": settings.pop("return_timestamps")} if is_whisper else {}
+        if (most := most_tokens(model)) is not None and most < TOKENS_OF_A_CHUNK + PROMPT_TOKENS:
+            settings.setdefault("max_new_tokens", most - PROMPT_TOKENS)
         asr = SpeechRecognitionPipeline(model, tokenizer=tokenizer, feature_extractor=hearing.extractor, device=model.device)
         strides = list(strides_of(chunk_seconds, stride_seconds))
         output = asr(

@@ -154,7 +154,7 @@ def diagnose(
         start, layers, share = time.perf_counter(), MeasuredLayers(chosen, reasons, draws=True), -(-queries // len(pieces))
         for number, piece in enumerate(pieces):
             progress(name + (f", stretch {number + 1} of {len(pieces)}" if len(pieces) > 1 else ""))
-            stack, arguments, layers.grid, tokens = watched_inputs(network, piece)
+            stack, arguments, layers.layout, tokens = watched_inputs(network, piece)
             layers.rows = sampled_rows(tokens, share, seed=number)
             layers.watch(stack, arguments)
         measured.append(layers.at_length(tokens, len(layers.rows) * len(pieces), causal, time.perf_counter() - start))
@@ -163,7 +163,7 @@ def diagnose(
         is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
         untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
         tower=tower, frame_seconds=read.frame_seconds,
-        picture=None if read.picture is None or layers.grid is None else read.picture(layers.grid),
+        picture=None if read.picture is None or layers.layout is None else read.picture(layers.layout),
     )  # fmt: skip
 
 
@@ -331,7 +331,7 @@ class MeasuredLayers:
         self, candidates: Sequence[Candidate], reasons: dict[str, str], rows: Tensor | None = None, grid: Grid | None = None, *,
         draws: bool = False,
     ) -> None:  # fmt: skip
-        self.candidates, self.reasons, self.grid, self.draws = candidates, reasons, grid, draws
+        self.candidates, self.reasons, self.layout, self.draws = candidates, reasons, grid, draws
         self.rows = torch.zeros(0, dtype=torch.long) if rows is None else rows
         self.sums: dict[int, RowSums] = {}
         self.names: dict[int, tuple[str, str]] = {}
@@ -348,7 +348,7 @@ class MeasuredLayers:
 
     def see(self, number: int, layer: LayerAttention) -> None:
         """Add the queries at :attr:`rows` of one layer."""
-        layer = layer.on(self.grid)
+        layer = layer.on(self.layout)
         readings = [reading_of(candidate, layer, number) for candidate in self.candidates]
         for candidate, reason in zip(self.candidates, readings, strict=True):
             if isinstance(reason, str):
@@ -357,8 +357,8 @@ class MeasuredLayers:
         sums.add(layer, self.rows, [None if isinstance(reading, str) else reading for reading in readings])
         self.shape = (layer.heads, layer.q.shape[-1])
         self.names[number] = (layer.name, layer.mechanism)
-        if self.draws and self.grid is not None:
-            self.maps[number] = attention_map(layer, self.grid, self.rows)
+        if self.draws and self.layout is not None:
+            self.maps[number] = attention_map(layer, self.layout, self.rows)
 
     def means(self) -> list[dict[str, Tensor]]:
         """The means of every layer, in order; nan for a candidate that is not applicable in some layer."""
@@ -377,7 +377,7 @@ class MeasuredLayers:
         ]  # fmt: skip
         return LengthDiagnosis(
             length=length, queries=queries, bins=tuple(self.sums[min(self.sums)].bins), layers=tuple(layers),
-            pairs=costs(self.candidates, self.reasons, length, causal, *self.shape, self.grid),
+            pairs=costs(self.candidates, self.reasons, length, causal, *self.shape, self.layout),
             full_pairs=full_pairs(length, causal), seconds=seconds,
         )  # fmt: skip
 

@@ -145,7 +145,7 @@ def test_trivia_qa(tmp_path: Path) -> None:
     }
     empty = {"filename": [], "title": [], "search_context": []}
     Dataset.from_list([row, {**row, "question_id": "t2", "search_results": empty}]).to_parquet(str(tmp_path / "trivia.parquet"))
-    with pytest.raises(DataError, match=r"has the columns of TriviaQA; .* scripts/prepare_triviaqa.py"):
+    with pytest.raises(DataError, match=r"has the columns of TriviaQA; .* prepare_triviaqa.py"):
         load_qa(tmp_path / "trivia.parquet")
     prepare_triviaqa.main([str(tmp_path / "trivia.parquet"), str(tmp_path / "trivia.jsonl")])
     first, second, third, *others = load_qa(tmp_path / "trivia.jsonl").to_list()
@@ -290,7 +290,7 @@ def test_natural_questions(tmp_path: Path) -> None:
     assert whole == first
     assert (first["context"], first["answers"]) == (record["context"], record["answers"])
     assert (second["kind"], second["gold"], second["answers"]["text"]) == ("yes", ["yes"], [])
-    with pytest.raises(DataError, match=r"has the columns of Natural Questions; .* scripts/prepare_natural_questions.py"):
+    with pytest.raises(DataError, match=r"has the columns of Natural Questions; .* prepare_natural_questions.py"):
         load_qa(tmp_path / "nq")
 
 

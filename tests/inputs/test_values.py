@@ -10,7 +10,7 @@ import torch
 from transformers import PatchTSTConfig
 from transformers.models.patchtst.modeling_patchtst import PatchTSTPatchify
 
-from hf_longattn.inputs.series import patches_of
+from hf_longattn.inputs.plain import patches_of
 from hf_longattn.inputs.sound import UserSounds
 
 
