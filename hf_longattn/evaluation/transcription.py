@@ -152,8 +152,8 @@ def _by_writing(
     if chunk_seconds is not None:
         next(chunks(samples, 1, hearing.sampling_rate, chunk_seconds, stride_seconds))  # refuses strides that fill the chunk
         timed = {"return_timestamps": settings.pop("return_timestamps")} if is_whisper else {}
-        if (most := most_tokens(model)) is not None and most < TOKENS_OF_A_CHUNK + PROMPT_TOKENS:
-            settings.setdefault("max_new_tokens", most - PROMPT_TOKENS)
+        if (places := most_tokens(model)) is not None and places < TOKENS_OF_A_CHUNK + PROMPT_TOKENS:
+            settings.setdefault("max_new_tokens", places - PROMPT_TOKENS)
         asr = SpeechRecognitionPipeline(model, tokenizer=tokenizer, feature_extractor=hearing.extractor, device=model.device)
         strides = list(strides_of(chunk_seconds, stride_seconds))
         output = asr(
