@@ -299,6 +299,11 @@ def is_long(values: Mapping[str, Any]) -> bool:
     return any("long_attention" in part for part in (values, *values.values()) if isinstance(part, Mapping))
 
 
+def base_type(model_type: str) -> str:
+    """The model type that a long or generic one extends; another is returned as it is."""
+    return model_type.removeprefix(GENERIC_TYPE).removeprefix("long_")
+
+
 def is_generic(values: Mapping[str, Any]) -> bool:
     """Whether a ``config.json`` belongs to a plain architecture with mechanisms."""
     return str(values.get("model_type")).startswith(GENERIC_TYPE)

@@ -1,4 +1,4 @@
-"""`longattn audit MODEL [INPUT]`: what a model, an ONNX file or a server sees, and how attention spreads over an input.
+"""`longattn audit MODEL [INPUT]`: what a model, graph or server sees, and how attention spreads.
 
 `longattn diagnose MODEL INPUT` is its former name, for one release.
 """

@@ -1,4 +1,4 @@
-"""Model classes of a source: its own and the Long class for its weights. With their configs, and models on the meta device."""
+"""Model classes of a source, its own and the Long class, with configs and models on the meta device."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Architecture:
 
     @property
     def decoder_reads_text(self) -> bool:
-        """Whether the head feeds the whole text to the decoder. The decoder must then be as long as the encoder."""
+        """Whether the head feeds the whole text to the decoder, which must then be as long."""
         return self.encoder_decoder and self.long_class.endswith(("ForQuestionAnswering", "ForSequenceClassification"))
 
     def long_config(

@@ -84,7 +84,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class DecodeState:
-    """The decode cache of one layer: its bytes, and those that each further token adds. The latter are 0 if its size is constant."""
+    """The bytes of one layer's decode cache, and of each further token: 0 if the size is constant."""
 
     bytes: int
     per_token: int
@@ -191,7 +191,7 @@ def _layer_matrices(skeleton: nn.Module, sites: Iterable[AttentionSite]) -> tupl
 
 
 def generic_shape(skeleton: nn.Module, dtypes: Iterable[torch.dtype]) -> ModelShape:
-    """The shape of a plain model with mechanisms, or of one of its towers. Read from its first layer and the dtypes of its tensors."""
+    """The shape of a plain model with mechanisms or of a tower, from its first layer and dtypes."""
     sites = [site for site in attention_sites(skeleton) if not site.cross and hasattr(site.module, MECHANISM_ATTRIBUTE)]
     first: Any = sites[0].mechanism
     module: Any = sites[0].module
@@ -329,14 +329,14 @@ def _cost(
 
 
 def _without_values(attention: LongAttentionConfig, shape: ModelShape, length: int) -> list[Mechanism]:
-    """The mechanism of every layer for this length, on the meta device. Its parameters can be larger than the model."""
+    """The mechanism of every layer for this length, on the meta device, since parameters may be large."""
     with torch.device("meta"):
         return layer_mechanisms(attention, shape, length)
 
 
 @cache
 def matrix_speed(size: int = 1024, rounds: int = 5, dtype: torch.dtype = torch.float32) -> float:
-    """FLOPs per second of a matrix product on this machine, the best of ``rounds``. An upper bound for any model."""
+    """FLOPs per second of a matrix product here, the best of ``rounds``: an upper bound for models."""
     a = torch.ones(size, size, dtype=dtype)
     a @ a
     best = float("inf")

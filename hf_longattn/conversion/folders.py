@@ -275,7 +275,9 @@ def _files_around(place: Path, patterns: Sequence[str]) -> dict[str, Path]:
 
 
 def remove_sidecars(folder: Path, source: str | None) -> None:
-    """Remove an earlier model's files before another is saved in its folder. The other could inherit a chat template, for example.
+    """Remove an earlier model's files before another is saved in its folder.
+
+    The other could inherit a chat template, for example.
 
     Args:
         folder: of the earlier model.

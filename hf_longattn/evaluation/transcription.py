@@ -20,6 +20,7 @@ from hf_longattn.errors import AudioError, CheckpointError, OptionError, in_a_li
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
 from hf_longattn.private_apis import missing
+from hf_longattn.reading import base_type
 
 CTC_CLASS = "ForCTC"
 """The end of the names of the classes that transcribe by CTC."""
@@ -95,7 +96,7 @@ def transcribe(
         OptionError: a stride without chunks, chunks shorter than their strides, or ``generate_kwargs`` for a CTC model.
     """
     by_ctc = type(model).__name__.endswith(CTC_CLASS)
-    if not by_ctc and base_type(model) not in WRITERS:
+    if not by_ctc and base_type(model.config.model_type) not in WRITERS:
         raise CheckpointError(
             f"{type(model).__name__} does not transcribe; load a checkpoint by AutoModelForCTC, or by AutoModelForSpeechSeq2Seq one of "
             f"{', '.join(WRITERS)}."
@@ -109,11 +110,6 @@ def transcribe(
     read = _by_ctc if by_ctc else _by_writing
     with evaluating(model), torch.inference_mode(), in_memory(model, len(samples) / hearing.sampling_rate):
         return read(model, processor, hearing, samples, chunk_seconds, stride_seconds, dict(generate_kwargs))
-
-
-def base_type(model: PreTrainedModel) -> str:
-    """The ``model_type`` of a model, or of the model that a Long model extends."""
-    return str(model.config.model_type).removeprefix("long_").removeprefix("generic_")
 
 
 def most_tokens(model: PreTrainedModel) -> int | None:
@@ -146,7 +142,7 @@ def _by_writing(
 ) -> Transcript:
     """The transcript that a decoder writes."""
     seconds, tokenizer = len(samples) / hearing.sampling_rate, processor.tokenizer
-    is_whisper = base_type(model) == "whisper"
+    is_whisper = base_type(model.config.model_type) == "whisper"
     if is_whisper:
         settings.setdefault("return_timestamps", writes_timestamps(model))
     if chunk_seconds is not None:

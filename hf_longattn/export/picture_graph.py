@@ -16,8 +16,6 @@ from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
 
 COMPARED_BATCHES = (3, 1)
 """Batch sizes to compare."""
-FREE_SIZES = ("full", "window2d")
-"""Mechanisms whose graph takes several sizes, since they compute the same operations on each."""
 INT8_BATCHES = (6, 1)
 """Batch sizes for comparing an int8 copy, and for timing it."""
 
@@ -38,21 +36,21 @@ class PictureGraph(OnePassGraph):
         super().__init__(model, {name: value for name, value in arguments.items() if not isinstance(value, Tensor)})
         self.pictures, self.size = pictures, size
         self.names = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
-        self.step = self._step() if self.names == ("pixel_values",) and len(size) == 2 and arguments["pixel_values"].dim() == 4 else 0
-        if self.step and all(side % self.step == 0 and side > 2 * self.step for side in size):
-            self.fixed |= {INTERPOLATE_ARGUMENT: True} if pictures.rule.interpolates else {}
-        else:
-            self.step = 0
+        of_pixels = self.names == ("pixel_values",) and len(size) == 2 and arguments["pixel_values"].dim() == 4
+        self.step = self._step() if of_pixels else 0
+        if self.step and pictures.rule.interpolates:
+            self.fixed[INTERPOLATE_ARGUMENT] = True
 
     def _step(self) -> int:
-        """Pixels after which windows and tiled positions begin anew along both axes; 0 for mechanisms whose graph is of one size."""
-        mechanisms = attached_mechanisms(self.model).values()
-        if not all(one.name in FREE_SIZES and getattr(one.options, "shift", "none") == "none" for one in mechanisms):
+        """Pixels after which windows and tiled positions begin anew along both axes. 0 if the graph is of one size: some mechanism's is, or
+        ``size`` has no multiples from two on below it."""
+        steps = [mechanism.graph_steps for mechanism in attached_mechanisms(self.model).values()]
+        if None in steps:
             return 0
         config, rule = self.pictures.config, self.pictures.rule
         tiled = rule.of_size(config, rule.sizes(config)[0]).sizes if config.position_extension == "tile" else ()
-        cells = math.lcm(*tiled, *(side for one in mechanisms for side in getattr(one.options, "window", ())))
-        return cells * math.lcm(*rule.patch(config))
+        pixels = math.lcm(*tiled, *(cells for step in steps for cells in step or ())) * math.lcm(*rule.patch(config))
+        return pixels if all(side % pixels == 0 and side > 2 * pixels for side in self.size) else 0
 
     def forward(
         self,

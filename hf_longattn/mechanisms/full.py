@@ -28,6 +28,10 @@ class Full(SparseMechanism):
     def covering(cls, length: int, causal: bool) -> dict[str, Any]:
         return {}
 
+    @property
+    def graph_steps(self) -> tuple[int, ...]:
+        return (1,)
+
     def pattern(self, causal: bool) -> Pattern:
         return Pattern.everything(causal)
 

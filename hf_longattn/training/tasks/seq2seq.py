@@ -34,6 +34,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.evaluation.transcription import WRITERS, most_tokens
 from hf_longattn.loading import load_part
+from hf_longattn.reading import GENERIC_TYPE
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.loading import load_head, load_start
@@ -58,7 +59,7 @@ OF_AUDIO = ("audio_column", "resample", "mono", "letter_case", "max_seconds", "l
 """Options of one kind of data."""
 BEAMS, SMOOTHING = 4, 0.1
 """Beams in evaluation, and label smoothing, of summaries. Speech has 1 and 0, as in transformers' example."""
-WRITERS_AND_LONG = [kind for name in WRITERS for kind in (name, f"long_{name}", f"long_generic_{name}")]
+WRITERS_AND_LONG = [kind for name in WRITERS for kind in (name, f"long_{name}", f"{GENERIC_TYPE}{name}")]
 BY_CTC = {"it transcribes by CTC: type longattn train ctc": MODEL_FOR_CTC_MAPPING_NAMES}
 """Advice for a model of speech without a decoder -> the types of such models."""
 
