@@ -114,15 +114,15 @@ def add_title(app: Sphinx, document: str, source: list[str]) -> None:
         source[0] = f"# {document.rpartition('/')[2].replace('_', ' ').replace('-', ' ').capitalize()}\n\n{source[0]}"
 
 
-def mark_wide_pictures(app: Sphinx, doctree: nodes.document, document: str) -> None:
-    """The class "wide" for pictures of several panels, which site.css treats differently on a phone."""
-    for picture in doctree.findall(nodes.image):
-        size = get_image_size(str(Path(app.srcdir) / picture["uri"]))
+def mark_wide_images(app: Sphinx, doctree: nodes.document, document: str) -> None:
+    """The class "wide" for images of several panels, which site.css treats differently on a phone."""
+    for image in doctree.findall(nodes.image):
+        size = get_image_size(str(Path(app.srcdir) / image["uri"]))
         if size and size[0] > 700:
-            picture["classes"].append("wide")
+            image["classes"].append("wide")
 
 
 def setup(app: Sphinx) -> None:
     app.connect("source-read", add_title)
-    app.connect("doctree-resolved", mark_wide_pictures)
+    app.connect("doctree-resolved", mark_wide_images)
     app.connect("missing-reference", link_elsewhere)

@@ -19,7 +19,7 @@ import hf_longattn  # noqa: F401 (registers the Long models with transformers)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="a model of pictures, converted or not: a folder or a name on the Hub")
+    parser.add_argument("model", help="a model of images, converted or not: a folder or a name on the Hub")
     parser.add_argument("photo", type=Path)
     parser.add_argument("drawing", type=Path, help="where to write, for example features.png")
     args = parser.parse_args()

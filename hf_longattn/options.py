@@ -104,7 +104,7 @@ class Options:
         default=None,
         kw_only=True,
         metadata={
-            "help": "for pictures and other grids: the order in which tokens are read, so that blocks and bands are local: raster, "
+            "help": "for images and other grids: the order in which tokens are read, so that blocks and bands are local: raster, "
             "columns, hilbert, or tiles with their sizes, as in tiles:8x8",
             "unit": "",
         },

@@ -262,7 +262,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callabl
 
 @pytest.fixture(autouse=True)
 def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nearly half of the time of a tiny training is its picture, which few tests look at."""
+    """Nearly half of the time of a tiny training is its image, which few tests look at."""
     training_loop = sys.modules.get("hf_longattn.training.training_loop")
     if training_loop is not None and "drawn_curves" not in request.fixturenames:
         monkeypatch.setattr(training_loop, "draw_curves", lambda *_: None)

@@ -58,7 +58,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "audit": (
         "{model} --length 16",
         "{model} {data}/book.txt --lengths 16",
-        "{model} {data}/pictures/a/0.png",
+        "{model} {data}/images/a/0.png",
         "{model} {data}/sounds/a/0.wav",
     ),
     "diagnose": ("{model} {data}/book.txt --lengths 16",),
@@ -70,7 +70,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "evaluate choice": ("{score} --data {data}/choice.jsonl",),
     "evaluate classify": (
         "{score} --data {data}/labels.csv",
-        "{score} --data {data}/pictures --images",
+        "{score} --data {data}/images --images",
         "{score} --data {data}/videos --videos",
         "{score} --data {data}/sounds --audio",
     ),
@@ -85,7 +85,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "train choice": ("{run} --data {data}/choice.jsonl",),
     "train classify": (
         "{run} --data {data}/labels.csv",
-        "{run} --data {data}/pictures --images",
+        "{run} --data {data}/images --images",
         "{run} --data {data}/videos --videos",
         "{run} --data {data}/sounds --audio",
     ),
@@ -185,10 +185,10 @@ def write_data(folder: Path) -> None:
     (folder / "tags.conll").write_text("\n\n".join(documents))
     spoken = ["file,text"]
     for label in "ab":
-        for kind in ("pictures", "sounds", "videos"):
+        for kind in ("images", "sounds", "videos"):
             (folder / kind / label).mkdir(parents=True)
         for number in range(4):
-            Image.new("RGB", (28, 28), (number, 0, 0)).save(folder / "pictures" / label / f"{number}.png")
+            Image.new("RGB", (28, 28), (number, 0, 0)).save(folder / "images" / label / f"{number}.png")
             soundfile.write(folder / "sounds" / label / f"{number}.wav", np.sin(np.arange(3200.0)), 16000)
             np.save(folder / "videos" / label / f"{number}.npy", np.zeros((8, 28, 28, 3), dtype=np.uint8))
             spoken.append(f"sounds/{label}/{number}.wav,a b")

@@ -205,8 +205,8 @@ def test_the_mechanism_that_contributing_shows_works(tmp_path: Path, monkeypatch
         build_mechanism("mine", num_heads=4, head_dim=16, window=0)
 
 
-def test_pictures_of_any_mode_are_read_in_colour() -> None:
-    """A grey or a transparent picture has another number of channels than models read."""
+def test_images_of_any_mode_are_read_in_colour() -> None:
+    """A grey or a transparent image has another number of channels than models read."""
     texts = {path: path.read_text(encoding="utf-8") for path in (*DOCUMENTS, ROOT / "hf_longattn/hub/usage.jinja")}
     opened = {path.name: re.findall(r'Image\.open\(\w*"?[^)]*\)(?:\.convert\("RGB"\))?', text) for path, text in texts.items()}
     plain = {name: calls for name, found in opened.items() if (calls := [call for call in found if not call.endswith('("RGB")')])}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "hf_longattn"
 KINDS = {
-    "grid", "audio", "sound", "series", "page", "towers", "reads", "reads_text", "reads_pictures", "reads_photographs", "planned_as"
+    "grid", "audio", "sound", "series", "page", "towers", "reads", "reads_text", "reads_images", "reads_photographs", "planned_as"
 }  # fmt: skip
 """Fields that say which kind of input a model has."""
 FILES_OF_KINDS = (
@@ -181,7 +181,7 @@ NOT_ASKING = """
 kind.check(plan)
 grid = family.grid
 if family.two_stacks or family.rule.stream is None or grid.prefix or call.grid: pass
-if len(set(rule.layer_grids(config, pictures.grid))) > 1: pass
+if len(set(rule.layer_grids(config, images.grid))) > 1: pass
 def f(page: int, request): return 1 if page == 2 or request.towers is None else len(read(request.towers))
 class Settings:
     towers: Any = setting(None)

@@ -12,7 +12,7 @@ from scripts.dev.tools.small_models import Shape, small_towers_config
 
 SHAPE = Shape(width=32, layers=2, heads=4, inner=48, tokens=77)
 SIZE = 32
-"""Height and width of its pictures, in pixels."""
+"""Height and width of its images, in pixels."""
 LINES = ["a photo of a cat", "a photo of a dog on a bench in the park", "two cats and one dog"] * 20
 
 

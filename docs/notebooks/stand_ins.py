@@ -184,8 +184,8 @@ def whistle_listener(folder: str, steps: int = 80) -> None:
 STRIPES = ("horizontal", "vertical", "chequered")
 
 
-def picture(size: int, kind: str, draw: np.random.Generator) -> Any:
-    """A grey, noisy picture with one small patch of 48 pixels that is striped or chequered, two pixels to a stripe."""
+def image(size: int, kind: str, draw: np.random.Generator) -> Any:
+    """A grey, noisy image with one small patch of 48 pixels that is striped or chequered, two pixels to a stripe."""
     from PIL import Image
 
     pixels = draw.normal(128, 20, (size, size))
@@ -197,7 +197,7 @@ def picture(size: int, kind: str, draw: np.random.Generator) -> Any:
 
 
 def stripe_finder(folder: str, steps: int = 80) -> None:
-    """A ViT of two layers that says of pictures of 224 pixels what the patch in them is, trained for 10 seconds."""
+    """A ViT of two layers that says of images of 224 pixels what the patch in them is, trained for 10 seconds."""
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
     processor = transformers.ViTImageProcessorPil(size={"height": 224, "width": 224})
@@ -212,8 +212,8 @@ def stripe_finder(folder: str, steps: int = 80) -> None:
     optimiser, schedule = _optimiser(model, 2e-3, steps)
     for _ in range(steps):
         labels = torch.as_tensor(draw.integers(0, 3, 16))
-        pictures = [picture(224, STRIPES[label], draw) for label in labels]
-        _step(model(**processor(pictures, return_tensors="pt"), labels=labels).loss, model, optimiser, schedule)
+        images = [image(224, STRIPES[label], draw) for label in labels]
+        _step(model(**processor(images, return_tensors="pt"), labels=labels).loss, model, optimiser, schedule)
     _save(folder, model, processor)
 
 

@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    if not env.torchvision_fits():  # transformers imports it with any model, and fails; without it, what reads no pictures works
+    if not env.torchvision_fits():  # transformers imports it with any model, and fails; without it, what reads no images works
         sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
     try:
         app(arguments, standalone_mode=True)

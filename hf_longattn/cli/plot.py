@@ -17,7 +17,7 @@ from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
-"""The patches of a picture and its class token, on which a mechanism on a grid is drawn."""
+"""The patches of an image and its class token, on which a mechanism on a grid is drawn."""
 TITLE = 46
 """Characters of a title that fit over a panel."""
 
@@ -40,7 +40,7 @@ def pattern(mechanism: Mechanism, length: int, causal: bool) -> Tensor:
 
 
 class Panel(NamedTuple):
-    """One picture of weights ``(rows, columns)``, and the query at ``(column, row)`` that is marked in it, if it shows one."""
+    """One image of weights ``(rows, columns)``, and the query at ``(column, row)`` that is marked in it, if it shows one."""
 
     title: str
     weights: Tensor

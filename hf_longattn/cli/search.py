@@ -19,12 +19,10 @@ def search(
     text: Annotated[
         Path,
         typer.Argument(
-            metavar="TEXT", help="A UTF-8 text file like those that the model will read, or a folder of such pictures or recordings."
+            metavar="TEXT", help="A UTF-8 text file like those that the model will read, or a folder of such images or recordings."
         ),
     ],
-    output: Annotated[
-        Path, typer.Option(help="The folder of the search: report, picture, trials, and design.yaml for `longattn convert`.")
-    ],
+    output: Annotated[Path, typer.Option(help="The folder of the search: report, image, trials, and design.yaml for `longattn convert`.")],
     budget: Annotated[
         str,
         typer.Option(
@@ -38,7 +36,7 @@ def search(
     image_size: Annotated[
         str | None,
         typer.Option(
-            metavar="PIXELS", help="Size of the result's pictures: 1024, or height and width, 768x1024.", show_default="the checkpoint's"
+            metavar="PIXELS", help="Size of the result's images: 1024, or height and width, 768x1024.", show_default="the checkpoint's"
         ),
     ] = None,
     frames: Annotated[
@@ -52,7 +50,7 @@ def search(
         typer.Option(
             metavar="MECHANISM[:NAME=VALUE,...]",
             help="A mechanism that layers may run, for example window:window=256. Repeatable.",
-            show_default="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for pictures those on grids; for sound "
+            show_default="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for images those on grids; for sound "
             "chunked, too",
         ),
     ] = None,
@@ -74,13 +72,13 @@ def search(
     transfer_steps: Annotated[
         int, typer.Option(min=0, help="Steps of attention transfer for candidates with parameters before they are judged.")
     ] = 0,
-    pieces: Annotated[int, typer.Option(min=1, help="Pieces of TEXT, or pictures, that are read at most.")] = 4,
+    pieces: Annotated[int, typer.Option(min=1, help="Pieces of TEXT, or images, that are read at most.")] = 4,
     compare_at: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Tokens, pixels of a picture's sides, or seconds of sound at which candidates are judged.",
-            show_default="what the checkpoint was trained to read; for pictures --image-size, for sound --audio-seconds up to 60",
+            help="Tokens, pixels of an image's sides, or seconds of sound at which candidates are judged.",
+            show_default="what the checkpoint was trained to read; for images --image-size, for sound --audio-seconds up to 60",
         ),
     ] = None,
     positions: Annotated[str, typer.Option(help="How positions are extended, as --positions of `longattn convert`.")] = "auto",

@@ -90,7 +90,7 @@ def _add_plain_class(report: Report, model: ConversionPlan | Inspection) -> None
     """What is to know of a plain class besides the towers that have mechanisms."""
     for name in model.other_towers:
         report.say(f"tower {name}: the attention of its class", "strong")
-    report.say("Tokens of texts are global in the language model; those of pictures are not." if model.text_global else "")
+    report.say("Tokens of texts are global in the language model; those of images are not." if model.text_global else "")
 
 
 def _counts(counts: Mapping[str, int]) -> str:
@@ -293,7 +293,7 @@ def _without_state(export: ExportReport, names: Sequence[str]) -> str:
 def _int8(int8: dict[str, Any]) -> str:
     """The quantised copy beside the graph, in a line."""
     seconds, sizes = int8["seconds"], int8["bytes"]
-    timed = f"{seconds['tokens']:,} tokens" if "tokens" in seconds else "a picture"
+    timed = f"{seconds['tokens']:,} tokens" if "tokens" in seconds else "an image"
     return (
         f"{int8['file']}, {size(sizes['int8'])} instead of {size(sizes['float32'])};"
         f" {timed} in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"

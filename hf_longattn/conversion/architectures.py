@@ -269,7 +269,7 @@ def generic_hint(source: Source) -> str:
         reason = f"{base.__name__} does not take its attention from transformers' AttentionInterface"
         return f"which has no Long classes, not even with --generic, since {reason}"
     if {"window_size", "depths"} <= source.config.keys():  # Swin: a mechanism would run inside each of its windows
-        return "which has no Long classes, and needs none: it attends within windows, so larger pictures already cost little"
+        return "which has no Long classes, and needs none: it attends within windows, so larger images already cost little"
     if why:
         return f"which has no Long classes, since {why}; --generic may add mechanisms to its plain class"
     return "which has no Long classes; --generic adds mechanisms to its plain class"

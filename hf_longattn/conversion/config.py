@@ -92,7 +92,7 @@ class ConversionConfig(Settings):
     mechanism: str | None = setting(
         None,
         "One of `longattn mechanisms`; auto searches one for every layer under --budget.",
-        unset="longformer; a long model's own; pictures: window2d; sound: window",
+        unset="longformer; a long model's own; images: window2d; sound: window",
         planned=True,
     )
     max_length: int | None = setting(
@@ -100,7 +100,7 @@ class ConversionConfig(Settings):
     )
     image_size: str | int | Sequence[int] | None = setting(
         None,
-        "Size of the pictures: 1024, or height and width, 768x1024.",
+        "Size of the images: 1024, or height and width, 768x1024.",
         unset="the source's",
         unit="pixels",
         metavar="PIXELS",
@@ -133,7 +133,7 @@ class ConversionConfig(Settings):
     )
     search_images: str | Path | None = setting(
         None,
-        "With --mechanism auto: a picture, or a folder of pictures, by which mechanisms of a model of pictures are chosen.",
+        "With --mechanism auto: an image, or a folder of images, by which mechanisms of a model of images are chosen.",
         unset="scikit-learn's photographs",
         type=Path,
         planned=True,
@@ -173,7 +173,7 @@ class ConversionConfig(Settings):
     )
     text_global: bool = setting(
         False,
-        "With --generic and --towers text=MECHANISM: all tokens but those of pictures are global in the language model, whose mechanism "
+        "With --generic and --towers text=MECHANISM: all tokens but those of images are global in the language model, whose mechanism "
         "takes global tokens, as longformer does.",
         planned=True,
     )
@@ -198,8 +198,8 @@ class ConversionConfig(Settings):
         "auto",
         "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS (keeps the first rows) or "
         "random. Any table: none drops it, alibi replaces it with ALiBi. Towers: text=RULE,vision=RULE. "
-        "Pictures: tile or interpolate. Rotary: rope:none, rope:linear, "
-        "rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto: tile for tables (pictures: if all windows fit the old size); "
+        "Images: tile or interpolate. Rotary: rope:none, rope:linear, "
+        "rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto: tile for tables (images: if all windows fit the old size); "
         "rope:none if no layer sees beyond the old length, or else rope:yarn.",
         planned=True,
     )
@@ -275,7 +275,7 @@ class ConversionConfig(Settings):
             )
         if self.text_global and not (self.generic and "text" in (self.towers or {})):
             raise OptionError(
-                "--text-global is for the language model of a plain class that reads pictures; add --generic and --towers text=longformer, "
+                "--text-global is for the language model of a plain class that reads images; add --generic and --towers text=longformer, "
                 "or leave it out."
             )
         if self.generic and self.remote_code:

@@ -122,7 +122,7 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
 
     Language models train on long text (mlm or clm, by their head), or by attention distillation if a mechanism has parameters to learn;
-    sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or pictures; question-answering
+    sentence encoders with such a mechanism also by distillation. Classifiers train on labelled documents or images; question-answering
     models, and encoders without a head, on questions.
     """
     if (step := plan.kind.training_step(plan)) is not None:

@@ -11,16 +11,16 @@ from ..engines.common.grid import Grid
 from ..inputs.common.base import InputSizes, LengthCost, kind_of_model
 from ..inputs.text import text_length, text_sizes
 from ..mechanisms.common.on_grid import on_grid
-from ..modeling.attach.patch_places import packs_pictures
+from ..modeling.attach.patch_places import packs_images
 from ..modeling.family.definition import TOWER_CONFIG, tower_field
 from ..modeling.generic import towers_of
 from .flops import ModelShape, cost_at, cost_with, generic_shape, layer_mechanisms
 from .tensor_names import names_in_model
 
-ANY_SIZE = "pictures of any size"
-"""Description of the input of a tower that packs pictures of any size into one row."""
+ANY_SIZE = "images of any size"
+"""Description of the input of a tower that packs images of any size into one row."""
 EXAMPLES = (448, 896, 1792)
-"""Sides in pixels of the square pictures for which the cost of such a tower is counted."""
+"""Sides in pixels of the square images for which the cost of such a tower is counted."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class PlainPart:
 
     @property
     def packs(self) -> bool:
-        """Whether pictures of any size are packed into one row."""
-        return packs_pictures(self.module)
+        """Whether images of any size are packed into one row."""
+        return packs_images(self.module)
 
     @property
     def sizes(self) -> InputSizes | None:
@@ -67,13 +67,13 @@ class PlainPart:
         kind, sizes = kind_of_model(self.module.config), self.sizes or text_sizes(self.old_length, self.new_length)
         if not (self.packs or (kind is not None and kind.any_size)):
             return sizes
-        words: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE, "noun": "picture", "units": "pixels"}
+        words: dict[str, Any] = {"old_words": ANY_SIZE, "new_words": ANY_SIZE, "longest": ANY_SIZE, "noun": "image", "units": "pixels"}
         return replace(sizes, **words, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
 
     def costs(self) -> tuple[LengthCost, ...]:
-        """The cost at each size that source and result read. At example sizes for packed pictures; empty if no size is known."""
+        """The cost at each size that source and result read. At example sizes for packed images; empty if no size is known."""
         if self.packs:
-            return tuple(self._cost_of_picture(side) for side in self._sides())
+            return tuple(self._cost_of_image(side) for side in self._sides())
         sizes = self.sizes or text_sizes(self.old_length, self.new_length)
         if not sizes.old.tokens:
             return ()
@@ -87,15 +87,15 @@ class PlainPart:
         return replace(cost, cache_bytes=self.shape.layers * cost.length * self.shape.token_bytes)
 
     def _sides(self) -> list[int]:
-        """Sides of square pictures in pixels. Multiples of the base's windows, or else of its merged patches."""
+        """Sides of square images in pixels. Multiples of the base's windows, or else of its merged patches."""
         config = self.module.config
         multiple = getattr(config, "window_size", None) or config.patch_size * getattr(config, "spatial_merge_size", 1)
         most = getattr(config, "image_size", None) or EXAMPLES[-1]
         sides = [side for side in EXAMPLES if side <= most] or [most]
         return sorted({max(1, side // multiple) * multiple for side in sides})
 
-    def _cost_of_picture(self, side: int) -> LengthCost:
-        """The cost of a square picture. Each layer attends to all patches, or only within a window of the base."""
+    def _cost_of_image(self, side: int) -> LengthCost:
+        """The cost of a square image. Each layer attends to all patches, or only within a window of the base."""
         config = self.module.config
         cells = side // config.patch_size
         window = getattr(config, "window_size", None)

@@ -24,9 +24,9 @@ FIRST_POSITION = 2
 SAMPLES = 4000
 """Audio samples for Wav2Vec2 and similar models."""
 GRIDS = ((1, 4, 6), (1, 2, 4))
-"""Frames, height and width of pictures of different sizes, in patches of the language model."""
+"""Frames, height and width of images of different sizes, in patches of the language model."""
 IMAGE_TOKEN, VIDEO_TOKEN = "image_token_id", "video_token_id"
-"""Config fields with the ids of the tokens that stand for pictures and videos in a text."""
+"""Config fields with the ids of the tokens that stand for images and videos in a text."""
 
 
 def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def seeded_inputs(model: Any, tokens: int = TOKENS) -> dict[str, Any]:
     text = config.get_text_config()
     inputs: dict[str, Any] = {}
     if "pixel_values" in taken:
-        inputs |= _seeded_pictures(model, random)
+        inputs |= _seeded_images(model, random)
     if "input_features" in taken:
         inputs["input_features"] = torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions, generator=random)
     if "input_values" in taken and "input_ids" not in taken:  # beside input_ids they are an optional audio prompt
@@ -76,8 +76,8 @@ def _ids(text: Any, shape: tuple[int, ...], random: Generator) -> Tensor:
     return torch.randint(min(5, text.vocab_size - 1), text.vocab_size, shape, generator=random)
 
 
-def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
-    """Random pictures of the config's size. Two of different sizes if the class takes pictures of any size."""
+def _seeded_images(model: Any, random: Generator) -> dict[str, Tensor]:
+    """Random images of the config's size. Two of different sizes if the class takes images of any size."""
     taken = inspect.signature(type(model).forward).parameters
     vision = getattr(model.config, "vision_config", model.config)
     channels = next(getattr(vision, name) for name in ("num_channels", "in_channels") if hasattr(vision, name))
@@ -98,15 +98,15 @@ def _seeded_pictures(model: Any, random: Generator) -> dict[str, Tensor]:
 
 
 def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``input_ids`` with pictures in front. One image token per feature of a picture, and one text token after each picture."""
+    """``input_ids`` with images in front. One image token per feature of an image, and one text token after each image."""
     image, taken = getattr(model.config, IMAGE_TOKEN), inspect.signature(type(model).forward).parameters
     with torch.no_grad():
         features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output
     ids = inputs["input_ids"]
     special = torch.tensor([token for token in (image, getattr(model.config, VIDEO_TOKEN, None)) if token is not None])
     ids = torch.where(torch.isin(ids, special), ids.min(), ids)
-    pictures = [part for of_picture in features for part in (ids.new_full((1, len(of_picture)), image), ids[:, :1])]
-    ids = torch.cat([*pictures, ids], 1)
+    images = [part for of_image in features for part in (ids.new_full((1, len(of_image)), image), ids[:, :1])]
+    ids = torch.cat([*images, ids], 1)
     return {"input_ids": ids, **({"mm_token_type_ids": (ids == image).int()} if "mm_token_type_ids" in taken else {})}
 
 

@@ -1,4 +1,4 @@
-"""Run source and result of a model of several towers, and compare their similarity. On a text and a picture together."""
+"""Run source and result of a model of several towers, and compare their similarity. On a text and an image together."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .verify_outputs import all_finite, choose_lengths
 from .verify_sizes import affordable_size
 
 LONGEST_CAPTION = 512
-"""Maximum number of tokens of the text whose similarity with a picture is compared."""
+"""Maximum number of tokens of the text whose similarity with an image is compared."""
 
 
 def check_together(
     kind: TowersKind, plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None, given_text: bool
 ) -> list[Check]:
-    """Check a text's similarity with a picture, and the loss at new sizes. The text is the longest with unchanged positions, the
-    picture has the old size.
+    """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions, the
+    image has the old size.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """
@@ -49,7 +49,7 @@ def check_together(
     measured = run_model(model, old)
     read = " and ".join(f"a {plan.towers[name].kind.noun} of {size.describe()}" for name, (size, _) in compared.items())
     detail = f"similarity of {read}, {how}: largest difference from the source"
-    checks = [equality("similarities of text and picture equal", detail, Difference.of(expected, measured), {"length": length}, why)]
+    checks = [equality("similarities of text and image equal", detail, Difference.of(expected, measured), {"length": length}, why)]
     model.set_attn_implementation("longattn")
     new = _arguments(plan, inputs, {name: _at_new(part.kind, part, inputs[name]) for name, part in plan.towers.items()})
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Rows of image or audio files, with or without a label. Only the paths are read here; ``pictures`` and ``audio`` read the files."""
+"""Rows of image or audio files, with or without a label. Only the paths are read here; ``images`` and ``audio`` read the files."""
 
 from __future__ import annotations
 

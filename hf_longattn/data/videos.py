@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_longattn.constants import CODEC_SUFFIXES, FRAMES_SUFFIX, VIDEO_SUFFIXES
 from hf_longattn.data.files import evenly_spread, folder_of_split
-from hf_longattn.data.pictures import EXTRA, SUFFIXES, read_picture_file
+from hf_longattn.data.images import EXTRA, SUFFIXES, read_image_file
 from hf_longattn.data.sources import DataError, label_folders
 from hf_longattn.errors import CheckpointError, needs_extra
 from hf_longattn.loading import load_part, loading_errors
@@ -22,7 +22,7 @@ from hf_longattn.modeling.family.definition import known_family
 from hf_longattn.processor_files import PROCESSOR_FILE, VIDEO_PROCESSOR, ProcessorFile
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image
     from transformers import PreTrainedModel
 
 MARGIN = 256 / 224
@@ -49,7 +49,7 @@ def video_places(path: Path) -> list[Path]:
     return videos
 
 
-def read_video(path: Path, frames: int) -> list[Picture]:
+def read_video(path: Path, frames: int) -> list[Image]:
     """As many as ``frames`` of a video in RGB, evenly spread from the first to the last.
 
     Args:
@@ -73,14 +73,14 @@ def read_video(path: Path, frames: int) -> list[Picture]:
     if path.is_dir():
         files = _frame_files(path)
         _check_count(path, len(files), frames)
-        pictures = [read_picture_file(file) for file in evenly_spread(files, frames)]
-        _check_sizes(path, (picture.size for picture in pictures))
+        images = [read_image_file(file) for file in evenly_spread(files, frames)]
+        _check_sizes(path, (image.size for image in images))
         _check_sizes(path, map(_size_in_header, files))
-        return pictures
+        return images
     return _frames_of_array(path, frames)
 
 
-def _frames_of_array(path: Path, frames: int) -> list[Picture]:
+def _frames_of_array(path: Path, frames: int) -> list[Image]:
     with needs_extra(EXTRA):
         from PIL import Image as Pillow
 
@@ -122,10 +122,10 @@ def _size_in_header(file: Path) -> tuple[int, int]:
     from PIL import Image as Pillow
 
     try:
-        with Pillow.open(file) as picture:
-            return picture.size
+        with Pillow.open(file) as image:
+            return image.size
     except Exception:  # whatever a damaged file raises
-        return read_picture_file(file).size  # which raises the error
+        return read_image_file(file).size  # which raises the error
 
 
 def _frame_files(folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """The windows engine: softmax attention inside non-overlapping windows of a grid. It runs on every device, compiled and exported.
 
 Each axis is cut into windows, with partial windows at the borders. Windows of equal size are one fused call without a mask, over
-``(B · windows, H, tokens, D)``. An axis has at most three sizes (first partial, whole, last partial), so a picture takes at most 9 calls.
+``(B · windows, H, tokens, D)``. An axis has at most three sizes (first partial, whole, last partial), so an image takes at most 9 calls.
 On a CPU, calls without gradients are split further (:data:`CALL_BYTES`). A key mask is cut like the keys.
 """
 

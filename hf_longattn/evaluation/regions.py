@@ -95,7 +95,7 @@ def region_features(
     for number, rows in enumerate(lists):
         _check(rows, (height, width), number)
     features = dense_features(model, inputs).float().cpu()
-    pooled = [_pool(picture, rows, (height, width)) for picture, rows in zip(features, lists, strict=True)]
+    pooled = [_pool(image, rows, (height, width)) for image, rows in zip(features, lists, strict=True)]
     return [F.normalize(regions, dim=-1) for regions in pooled] if normalize else pooled
 
 
@@ -119,12 +119,12 @@ def tile_boxes(size: tuple[int, int], tile: int | tuple[int, int] | None) -> Ten
     )
 
 
-def _boxes(boxes: Sequence[Any] | Tensor, pictures: int) -> list[Tensor]:
+def _boxes(boxes: Sequence[Any] | Tensor, images: int) -> list[Tensor]:
     """The boxes of each image, ``(n, 4)`` float64."""
     same = isinstance(boxes, Tensor) and boxes.dim() == 2
-    lists = [torch.as_tensor(rows, dtype=torch.float64) for rows in ([boxes] * pictures if same else boxes)]
-    if len(lists) != pictures:
-        raise LongAttentionError(f"There are boxes for {len(lists)} images, but {pictures} images; give a list of boxes for each.")
+    lists = [torch.as_tensor(rows, dtype=torch.float64) for rows in ([boxes] * images if same else boxes)]
+    if len(lists) != images:
+        raise LongAttentionError(f"There are boxes for {len(lists)} images, but {images} images; give a list of boxes for each.")
     lists = [rows.view(0, 4) if rows.numel() == 0 else rows for rows in lists]
     wrong = next((rows for rows in lists if rows.dim() != 2 or rows.shape[1] != 4), None)
     if wrong is not None:
@@ -135,13 +135,13 @@ def _boxes(boxes: Sequence[Any] | Tensor, pictures: int) -> list[Tensor]:
     return lists
 
 
-def _check(boxes: Tensor, size: tuple[int, int], picture: int) -> None:
+def _check(boxes: Tensor, size: tuple[int, int], image: int) -> None:
     (left, top, right, bottom), (height, width) = boxes.unbind(1), size
     inside = (left >= 0) & (left < right) & (right <= width) & (top >= 0) & (top < bottom) & (bottom <= height)
     if not inside.all():
         box = tuple(round(value, 2) for value in boxes[~inside][0].tolist())
         raise LongAttentionError(
-            f"Image {picture} has {height} × {width} pixels (height × width) and no box {box}; give 0 <= left < right <= {width} and "
+            f"Image {image} has {height} × {width} pixels (height × width) and no box {box}; give 0 <= left < right <= {width} and "
             f"0 <= top < bottom <= {height}."
         )
 

@@ -42,9 +42,9 @@ from ..staging import check_destination, destination_path, staged_folder
 from .decoder import TASK as WITH_PAST
 from .decoder import DecoderGraph
 from .graphs import ExportedGraph, OnePassGraph, onnx_runner, runner
+from .image_graph import ImageGraph
 from .int8 import INT8_FILE, graph_bytes, measure, quantise
 from .model_graph import ModelGraph, page_inputs
-from .picture_graph import PictureGraph
 from .sound_graph import SoundGraph
 
 TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
@@ -223,7 +223,7 @@ def _sized_graph(
     if global_attention_mask:
         raise ExportError(f"{name} is written without global_attention_mask; leave global_attention_mask out.")
     words = kind.inputs(model.config, source.folder)
-    return words, SoundGraph(model, words) if of_any_length else PictureGraph(model, words, inputs.new.value)
+    return words, SoundGraph(model, words) if of_any_length else ImageGraph(model, words, inputs.new.value)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:

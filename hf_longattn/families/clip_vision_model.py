@@ -1,4 +1,4 @@
-"""LongCLIPVision: the picture tower of CLIP (Radford et al. 2021), a ViT. It can be loaded from a folder of the whole CLIP."""
+"""LongCLIPVision: the image tower of CLIP (Radford et al. 2021), a ViT. It can be loaded from a folder of the whole CLIP."""
 
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 

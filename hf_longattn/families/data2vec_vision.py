@@ -1,4 +1,4 @@
-"""LongData2VecVision: data2vec for pictures (Baevski et al. 2022), BEiT whose attention does not use transformers' AttentionInterface."""
+"""LongData2VecVision: data2vec for images (Baevski et al. 2022), BEiT whose attention does not use transformers' AttentionInterface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LongDinov2: DINOv2 (Oquab et al. 2023), a ViT for dense features. The base always resizes the position table to the picture."""
+"""LongDinov2: DINOv2 (Oquab et al. 2023), a ViT for dense features. The base always resizes the position table to the image."""
 
 from transformers.models.dinov2.configuration_dinov2 import Dinov2Config
 

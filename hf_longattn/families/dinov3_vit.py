@@ -1,5 +1,5 @@
-"""LongDINOv3ViT: DINOv3 (Siméoni et al. 2025), rotary positions by coordinates from -1 to 1 over the picture, so it reads pictures of any
-size. With ``position_extension="tile"`` the coordinates restart in every tile of the old picture's size."""
+"""LongDINOv3ViT: DINOv3 (Siméoni et al. 2025), rotary positions by coordinates from -1 to 1 over the image, so it reads images of any
+size. With ``position_extension="tile"`` the coordinates restart in every tile of the old image's size."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class LongDINOv3ViTRope(DINOv3ViTRopePositionEmbedding):
         if self.config.position_extension != TILE:
             return super().forward(pixel_values)
         before = pixel_values.new_empty(1, 1, *image_size(self.config.image_size))
-        old, new = (RULE.of_size(self.config, tuple(picture.shape[-2:])).sizes for picture in (before, pixel_values))
+        old, new = (RULE.of_size(self.config, tuple(image.shape[-2:])).sizes for image in (before, pixel_values))
         cos, sin = torch.stack(super().forward(before)).unflatten(1, old)[:, None]
         return tiled_cells(cos, *new).flatten(0, 2), tiled_cells(sin, *new).flatten(0, 2)
 

@@ -1,4 +1,4 @@
-"""LongLayoutLMv3: LayoutLMv3 (Huang et al. 2022), RoBERTa with boxes of tokens and optionally patches of a picture.
+"""LongLayoutLMv3: LayoutLMv3 (Huang et al. 2022), RoBERTa with boxes of tokens and optionally patches of an image.
 
 Scores have biases by buckets of distance in the text and along both axes of the page. The buckets are the short model's. A document's boxes
 restart on each page. Patches follow the text and are global tokens: every token sees all patches, and each patch sees all tokens.
@@ -25,7 +25,7 @@ from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig, attention_implementation
 from ..modeling.family.definition import PositionTable
-from ..modeling.family.page_rule import BOXES_AND_PICTURE
+from ..modeling.family.page_rule import BOXES_AND_IMAGE
 from ..modeling.family.position_table import input_of
 
 
@@ -63,7 +63,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
             mechanism = layer.attention.self.long_attention
             if not mechanism.traits.takes_globals and not mechanism.covers(length):
                 raise PageError(
-                    f"The picture of a page is seen through global tokens, which mechanism {mechanism.name!r} does not have; leave "
+                    f"The image of a page is seen through global tokens, which mechanism {mechanism.name!r} does not have; leave "
                     "pixel_values out, or choose one that has them, for example mechanism='longformer'."
                 )
         text = hidden_states.new_zeros(batch, length - patches, dtype=torch.long) if tokens is None else tokens.long()
@@ -155,7 +155,7 @@ class LayoutLMv3OnTheBackend(OnTheBackend):
         super().post_init()
         if any(isinstance(module, MemoryTokens) for module in self.modules()):
             raise OptionError(
-                "Memory tokens are put before inputs_embeds, which LayoutLMv3 does not take without a picture; choose a mechanism without "
+                "Memory tokens are put before inputs_embeds, which LayoutLMv3 does not take without an image; choose a mechanism without "
                 "them, for example mechanism='longformer'."
             )
 
@@ -163,6 +163,6 @@ class LayoutLMv3OnTheBackend(OnTheBackend):
 FAMILY = Family(
     long_config(__name__, LongEncoderConfig, LayoutLMv3Config),
     position_tables=(PositionTable(r"embeddings\.position_embeddings\.weight$", offset="padding", skips_padding=True),),
-    rule=BOXES_AND_PICTURE,
+    rule=BOXES_AND_IMAGE,
     mixin=LayoutLMv3OnTheBackend,
 )

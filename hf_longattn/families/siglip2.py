@@ -1,4 +1,4 @@
-"""LongSiglip2: SigLIP 2 for pictures of different sizes (NaFlex). A text and a vision tower, each with its own mechanisms."""
+"""LongSiglip2: SigLIP 2 for images of different sizes (NaFlex). A text and a vision tower, each with its own mechanisms."""
 
 from transformers.models.siglip2.configuration_siglip2 import Siglip2Config
 

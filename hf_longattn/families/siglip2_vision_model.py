@@ -1,7 +1,7 @@
-"""LongSiglip2Vision: the picture tower of SigLIP 2 (Tschannen et al. 2025), which reads pictures of different sizes and shapes as padded
-lists of patches (NaFlex). Every picture has its own grid.
+"""LongSiglip2Vision: the image tower of SigLIP 2 (Tschannen et al. 2025), which reads images of different sizes and shapes as padded
+lists of patches (NaFlex). Every image has its own grid.
 
-Pictures of one size can be given without padding, with ``spatial_shapes=(height, width)`` in patches. Exported graphs take this form.
+Images of one size can be given without padding, with ``spatial_shapes=(height, width)`` in patches. Exported graphs take this form.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ class LongSiglip2VisionConfig(LongGridConfig, Siglip2VisionConfig):
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of a square picture with one patch per row of the table."""
+        """Side in pixels of a square image with one patch per row of the table."""
         return int(self.num_patches**0.5) * self.patch_size
 
 
@@ -42,8 +42,8 @@ class LongSiglip2VisionEmbeddings(Siglip2VisionEmbeddings):
     def resize_positional_embeddings(
         self, positional_embeddings: Tensor, spatial_shapes: Tensor | tuple[int, int], max_length: int
     ) -> Tensor:
-        """Positions ``(B, max_length, D)`` for pictures of ``spatial_shapes (B, 2)`` patches. From a table ``(height, width, D)``. If
-        ``spatial_shapes`` is one tuple (height, width) for all pictures: ``(1, height · width, D)``."""
+        """Positions ``(B, max_length, D)`` for images of ``spatial_shapes (B, 2)`` patches. From a table ``(height, width, D)``. If
+        ``spatial_shapes`` is one tuple (height, width) for all images: ``(1, height · width, D)``."""
         if isinstance(spatial_shapes, tuple):
             return self._resized(positional_embeddings, *spatial_shapes)
         if self.config.position_extension != TILE:

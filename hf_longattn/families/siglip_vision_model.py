@@ -1,4 +1,4 @@
-"""LongSiglipVision: the picture tower of SigLIP (Zhai et al. 2023), a ViT without a class token, whose head pools the patches."""
+"""LongSiglipVision: the image tower of SigLIP (Zhai et al. 2023), a ViT without a class token, whose head pools the patches."""
 
 from transformers.models.siglip.configuration_siglip import SiglipVisionConfig
 from transformers.models.siglip.modeling_siglip import SiglipAttention

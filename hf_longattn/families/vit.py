@@ -1,4 +1,4 @@
-"""LongViT: Vision Transformer (Dosovitskiy et al. 2020), patches of a picture after a class token, one learned position table."""
+"""LongViT: Vision Transformer (Dosovitskiy et al. 2020), patches of an image after a class token, one learned position table."""
 
 from transformers.models.vit.configuration_vit import ViTConfig
 

@@ -1,6 +1,6 @@
 """LongViTMAE: masked autoencoder (He et al. 2021), a ViT that reads only the patches that a random mask keeps, in random order.
 
-A mechanism on a grid uses the patches' places in the picture, not their order in the sequence. A patch sees the kept patches at the places
+A mechanism on a grid uses the patches' places in the image, not their order in the sequence. A patch sees the kept patches at the places
 that the mechanism makes visible. The decoder of ``ViTMAEForPreTraining`` reads all places in raster order and has its own mechanism.
 """
 

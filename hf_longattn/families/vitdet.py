@@ -38,7 +38,7 @@ class LongVitDetConfig(LongGridConfig, VitDetConfig):
     """VitDetConfig with ``long_attention``. By default, layers in ``window_block_indices`` have windows of ``window_size``, and the
     remaining layers have full attention.
 
-    pretrain_image_size: the base's field, unchanged: the picture size for which the position table was trained.
+    pretrain_image_size: the base's field, unchanged: the image size for which the position table was trained.
     """
 
     model_type = "long_vitdet"

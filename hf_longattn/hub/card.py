@@ -43,7 +43,7 @@ MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is push
 END = "<!-- end -->"
 UNNAMED_TASK = "other"
 """Task in the metadata of results if the model's task has no name on the Hub."""
-_PICTURES = tuple(
+_IMAGES = tuple(
     {"src": f"https://huggingface.co/datasets/mishig/sample_images/resolve/main/{file}.jpg", "example_title": title}
     for file, title in (("tiger", "Tiger"), ("teapot", "Teapot"), ("palace", "Palace"))
 )
@@ -52,7 +52,7 @@ _SOUNDS = tuple(
     for number in (1, 2)
 )
 WIDGETS = {
-    IMAGE_HEADS["ForImageClassification"].task: _PICTURES,
+    IMAGE_HEADS["ForImageClassification"].task: _IMAGES,
     SOUND_HEADS["ForCTC"].task: _SOUNDS,
     SOUND_HEADS["ForSequenceClassification"].task: _SOUNDS,
 }
@@ -348,10 +348,10 @@ def _introduction(architecture: str, origin: str, attentions: Mapping[str, LongA
         return f"{start} for {read}, with {named}, by hf_longattn."
     if len(attentions) > 1 and plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
-        grown += f" and from pictures of {before} to {after} pixels"
+        grown += f" and from images of {before} to {after} pixels"
     elif plan.get("new_image_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_image_size", "new_image_size"))
-        grown = f", enlarged from pictures of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
+        grown = f", enlarged from images of {before} to {after} pixels ({plan['old_length']:,} to {length:,} tokens)"
     elif plan.get("new_video_size"):
         before, after = (" × ".join(map(str, plan[size])) for size in ("old_video_size", "new_video_size"))
         grown = f", enlarged from videos of {before} to {after} frames and pixels ({plan['old_length']:,} to {length:,} tokens)"

@@ -1,4 +1,4 @@
-"""Inputs that lie on a grid: pictures, videos and spectrograms.
+"""Inputs that lie on a grid: images, videos and spectrograms.
 
 A conversion changes no tensor. The model interpolates or tiles its position table when it runs. So the stored table stays as trained,
 and at the old size the result has the source's positions.
@@ -25,8 +25,8 @@ from ..checks import FAILED, PASSED, SKIPPED, Check, Difference, equality
 from ..choice_text import write_choice
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES
+from ..data.images import IMAGE_FILES, read_image_file
 from ..data.photographs import NAMES, photographs
-from ..data.pictures import PICTURE_FILES, read_picture_file
 from ..data.videos import frame_processor, frames_as_pixels, read_video, video_places
 from ..engines.common.grid import Grid
 from ..errors import CheckpointError, GridError, LengthError, OptionError, PositionError, in_a_line, nearest
@@ -51,9 +51,9 @@ from .common.base import (
 )
 from .common.examples import Example, Head, auto_head
 from .common.processors import (
-    picture_size,
     pixels,
     place_on_grid,
+    processed_size,
     processor_of,
     values_of_size,
     values_with,
@@ -95,12 +95,12 @@ def read_size(size: Any, axes: int = 2) -> tuple[int, ...]:
 
 @register_kind
 class GridKind(SizedKind):
-    """Pictures, videos or spectrograms, whose patches lie on a grid."""
+    """Images, videos or spectrograms, whose patches lie on a grid."""
 
     size_noun, smaller = "size", "smaller"
-    material, compared, drawn, graph = "pictures", 4, True, ONE_SIZE
+    material, compared, drawn, graph = "images", 4, True, ONE_SIZE
     classified = {
-        "ForImageClassification": ("classify", "--images", "--data", "YOUR_PICTURES"),
+        "ForImageClassification": ("classify", "--images", "--data", "YOUR_IMAGES"),
         "ForVideoClassification": ("classify", "--videos", "--data", "YOUR_VIDEOS"),
         "ForAudioClassification": ("classify", "--audio", "--data", "YOUR_RECORDINGS"),
     }
@@ -198,8 +198,8 @@ class GridKind(SizedKind):
         layout = f"a map of {patches}" if rule.returns_maps else f"prefix tokens: {grid.prefix}; then {patches}"
         facts |= {"height": size[-2], "width": size[-1], "frames": size[0], "layout": layout}
         piped = processed is not None and head.auto_class == "AutoModelForImageClassification"
-        kind = "picture" if rule.reads_pictures else "video"
-        blocks = f"{kind} {head.blocks} {'picture_pipeline' if piped else ''}"
+        kind = "image" if rule.reads_images else "video"
+        blocks = f"{kind} {head.blocks} {'image_pipeline' if piped else ''}"
         reader = ("processor", "AutoImageProcessor") if processed else None
         return Example(head, blocks, facts, reader, ((), (PILLOW,) if processed else ()), piped)
 
@@ -210,7 +210,7 @@ class GridKind(SizedKind):
 
     def limits(self, config: Mapping[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int) -> list[str]:
         limits, attention = [self.longest_read(config, length)], attentions.get("")
-        if attention is not None and self.family.own_attention is None and self.rule.reads_pictures:
+        if attention is not None and self.family.own_attention is None and self.rule.reads_images:
             limits.append(full_attention_on_images(self.rule, self.values_of(config), attention))
         return limits
 
@@ -235,7 +235,7 @@ class GridKind(SizedKind):
             return VerificationSpectrograms(self.rule, config)
         processor = processor_of(self.rule, folder)
         mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-        return (VerificationImages if self.rule.reads_pictures else VerificationVideos)(self.rule, config, mean, std)
+        return (VerificationImages if self.rule.reads_images else VerificationVideos)(self.rule, config, mean, std)
 
     def arguments(self, config: Any, values: Tensor) -> dict[str, Any]:
         return self.rule.arguments(config, values)
@@ -248,7 +248,7 @@ class GridKind(SizedKind):
             return [Check(name, SKIPPED, f"the source has no {name}, so make inputs of {rule.describe(size)} as it was trained")]
         try:
             processor = processor_of(rule, result)
-            fixed: Any = picture_size(processor) if rule.reads_photographs else size
+            fixed: Any = processed_size(processor) if rule.reads_photographs else size
             if math.prod(size) > PROCESSED_PIXELS and fixed not in (None, size[-2:]):
                 return [Check(name, FAILED, f"the {name} is set to {pixels(fixed)} instead of {pixels(size[-2:])}")]
             if math.prod(size) > PROCESSED_PIXELS:
@@ -306,7 +306,7 @@ IMAGE_HEADS = {
     "ModelWithProjection": Head("", "image-feature-extraction", "outputs"),
     "Model": auto_head("", "image-feature-extraction", "patches"),
 }
-"""Ending of a class's name -> how its models are run, for models of pictures."""
+"""Ending of a class's name -> how its models are run, for models of images."""
 VIDEO_HEADS = {
     "ForVideoClassification": auto_head("ForVideoClassification", "video-classification", "label"),
     "ForPreTraining": auto_head("ForPreTraining", None, "rebuilt"),
@@ -318,15 +318,15 @@ SPECTROGRAM_HEADS = {
     "Model": auto_head("", "feature-extraction", "patches"),
 }
 """Ending of a class's name -> how its models are run, for models of spectrograms."""
-HEADS_ON_GRIDS = {"picture": IMAGE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
+HEADS_ON_GRIDS = {"image": IMAGE_HEADS, "video": VIDEO_HEADS, "spectrogram": SPECTROGRAM_HEADS}
 """Noun of an input -> ending of a class's name -> how its models are run."""
 PILLOW = "from PIL import Image"
 SETTINGS_OF = {
-    "picture": (
+    "image": (
         ("image_size", "search_images"),
-        "a picture: longattn audit MODEL photo.jpg",
+        "an image: longattn audit MODEL photo.jpg",
         "give the size as --image-size 1024",
-        "give pictures as --search-images FOLDER",
+        "give images as --search-images FOLDER",
     ),
     "video": (
         ("image_size", "frames", "search_images"),
@@ -348,7 +348,7 @@ STATES = "last_hidden_state"
 
 
 def full_attention_on_images(rule: GridRule, config: Any, attention: LongAttentionConfig) -> str:
-    """A sentence: on which square pictures every layer equals full attention. Up to the model's size; or a layer that never does."""
+    """A sentence: on which square images every layer equals full attention. Up to the model's size; or a layer that never does."""
     made_for, patch = rule.of_size(config, rule.sizes(config)[1]), rule.patch(config)
     squares = {side: Grid((side,) * made_for.rank, made_for.prefix) for side in range(2, max(made_for.sizes) + 1)}
     sides_by_layer = [
@@ -357,12 +357,12 @@ def full_attention_on_images(rule: GridRule, config: Any, attention: LongAttenti
     sides = set.intersection(*sides_by_layer)
     if sides:
         size = " × ".join(str(max(sides) * pixels) for pixels in patch)
-        return f"Every layer equals full attention on pictures of {'up to ' if min(sides) == 2 else ''}{size} pixels."
+        return f"Every layer equals full attention on images of {'up to ' if min(sides) == 2 else ''}{size} pixels."
     number = next((number for number, sides in enumerate(sides_by_layer) if not sides), 0)
     name, options = attention.for_layer(number)
     hides_prefix = made_for.prefix and options.get("prefix_tokens", GLOBAL) != GLOBAL
-    why = "whose patches do not see the tokens before them" if hides_prefix else "which leaves patches out on every picture"
-    return f"On no picture does every layer equal full attention: layer {number} has `{name}`, {why}."
+    why = "whose patches do not see the tokens before them" if hides_prefix else "which leaves patches out on every image"
+    return f"On no image does every layer equal full attention: layer {number} has `{name}`, {why}."
 
 
 def _equals_full(attention: LongAttentionConfig, number: int, grid: Grid) -> bool:
@@ -481,7 +481,7 @@ def fits_tiles(layer: Mechanism, sizes: InputSizes) -> bool:
 
 
 def grid_warnings(rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], sizes: InputSizes) -> list[PositionWarning]:
-    """One warning for each mechanism whose positions in larger pictures need training."""
+    """One warning for each mechanism whose positions in larger images need training."""
     if not sizes.grows or not sizes.kind.rule.has_positions:
         return []
     old = " × ".join(map(str, sizes.old.grid.sizes))
@@ -534,10 +534,10 @@ def processor_files(source: Any, architecture: Any, sizes: InputSizes) -> dict[s
                 f"The feature extractor of {source.name!r} says {name}={getattr(processor, name)}, but its config.json says {value}; "
                 f"correct {name} in {place.file}, or in config.json."
             )
-    processed, (old, new) = picture_size(processor), (size.value[-2:] for size in (sizes.old, sizes.new))
+    processed, (old, new) = processed_size(processor), (size.value[-2:] for size in (sizes.old, sizes.new))
     if processed is not None and processed != old and rule.checks_processor:
         raise CheckpointError(
-            f"The image processor of {source.name!r} makes pictures of {pixels(processed)}, but its config.json says "
+            f"The image processor of {source.name!r} makes images of {pixels(processed)}, but its config.json says "
             f"{rule.side}={getattr(architecture.source_config, rule.side)}; correct the size in {place.file}, or {rule.side}."
         )
     if new == old:
@@ -578,7 +578,7 @@ class VerificationImages:
 
     def describe(self) -> str:
         """Description of the inputs for a report."""
-        moved = "" if self.rule.reads_pictures else ", moved from frame to frame"
+        moved = "" if self.rule.reads_images else ", moved from frame to frame"
         seeded = f"seeded {self.rule.noun}s, since {self.why_seeded}"
         return f"scikit-learn's photograph {NAMES[0]}{moved}" if self.photographs else seeded
 
@@ -603,20 +603,20 @@ class VerificationSpectrograms(VerificationImages):
 
 
 class UserImages(UserInputs):
-    """The user's pictures, or scikit-learn's photographs if none are given."""
+    """The user's images, or scikit-learn's photographs if none are given."""
 
-    unit = "picture"
-    files_in = staticmethod(PICTURE_FILES.files)
-    reads, wanted = "pictures", "give a picture or a folder of pictures as a Path instead of a text."
+    unit = "image"
+    files_in = staticmethod(IMAGE_FILES.files)
+    reads, wanted = "images", "give an image or a folder of images as a Path instead of a text."
 
     def read(self, given: object) -> tuple[str, Sequence[Path]]:
         if given is not None:
             name, files = super().read(given)
-            self.pictures: list[Any] = [read_picture_file(file) for file in files]
+            self.images: list[Any] = [read_image_file(file) for file in files]
             return name, files
-        self.pictures = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[: self.count]]
-        if not self.pictures:
-            raise OptionError("There are no pictures to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
+        self.images = [photograph.permute(1, 2, 0).numpy() for photograph in photographs()[: self.count]]
+        if not self.images:
+            raise OptionError("There are no images to choose by, since scikit-learn is not installed; give --search-images FOLDER.")
         return "scikit-learn's photographs", ()
 
     @cached_property
@@ -641,23 +641,23 @@ class UserImages(UserInputs):
     @staticmethod
     def processed(rule: GridRule, config: Any, processor: Any, file: Path) -> Tensor:
         """The input that the processor makes of one file, at the processor's own size."""
-        return torch.as_tensor(processor(images=read_picture_file(file), return_tensors="pt")[rule.input])
+        return torch.as_tensor(processor(images=read_image_file(file), return_tensors="pt")[rule.input])
 
     @staticmethod
     def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """One input as a picture ``(height, width, 3)`` with values from 0 to 1. Without the processor's normalisation."""
+        """One input as an image ``(height, width, 3)`` with values from 0 to 1. Without the processor's normalisation."""
         mean, std = (torch.tensor(getattr(processor, name, None) or [0.5]).view(-1, 1, 1) for name in ("image_mean", "image_std"))
         return (values.float().cpu() * std + mean).clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0)
 
     def values(self, size: tuple[int, ...]) -> list[Tensor]:
         if self.rule.shapes is None:
             sized = self.sized_processor(size)
-            values = [torch.as_tensor(sized(images=picture, return_tensors="pt")[self.rule.input]) for picture in self.pictures]
+            values = [torch.as_tensor(sized(images=image, return_tensors="pt")[self.rule.input]) for image in self.images]
             return self.checked(values, size)
         settings = {"do_resize": False, "max_num_patches": self.rule.of_size(self.config, size).cells, "return_tensors": "pt"}
-        resized = [picture.resize(size[::-1], self.processor.resample) for picture in self.pictures]
-        patches = [self.processor(images=picture, **settings)[self.rule.input] for picture in resized]
-        return [self.rule.pixels_of(self.config, of_picture, size) for of_picture in patches]
+        resized = [image.resize(size[::-1], self.processor.resample) for image in self.images]
+        patches = [self.processor(images=image, **settings)[self.rule.input] for image in resized]
+        return [self.rule.pixels_of(self.config, of_image, size) for of_image in patches]
 
 
 class UserVideos(UserImages):
@@ -705,7 +705,7 @@ class UserSpectrograms(UserInputs):
 
     @staticmethod
     def as_seen(values: Tensor, processor: Any, tubelets: int) -> Tensor:
-        """``values (frames, mel bins)`` as a grey picture ``(mel bins, frames, 3)``. Scaled so that its range is 0 to 1."""
+        """``values (frames, mel bins)`` as a grey image ``(mel bins, frames, 3)``. Scaled so that its range is 0 to 1."""
         seen = values.float().cpu().mT
         low, high = seen.min(), seen.max()
         return ((seen - low) / (high - low).clamp(min=1e-6))[..., None].expand(-1, -1, 3)
@@ -721,18 +721,18 @@ class UserSpectrograms(UserInputs):
         return [self.rule.pixels_of_input(sized(sound, **settings)[self.rule.input]) for sound in self.sounds]
 
 
-USER_INPUTS: dict[str, Any] = {"picture": UserImages, "video": UserVideos, "spectrogram": UserSpectrograms}
+USER_INPUTS: dict[str, Any] = {"image": UserImages, "video": UserVideos, "spectrogram": UserSpectrograms}
 """Noun of an input -> the class that reads a user's files as inputs."""
 
 
 PROCESSED_PIXELS = 2**25
 """Maximum pixels of an input for running the processor. For larger inputs only its settings are compared."""
 PHOTO_SIZE = (427, 640)
-"""Height and width of a picture that the image processor has to resize."""
+"""Height and width of an image that the image processor has to resize."""
 
 
 def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, resizes: bool) -> dict[str, tuple[int, ...]]:
-    """Description of each probe -> size of the processor's output. If ``resizes``, a picture of another size is a probe, too."""
+    """Description of each probe -> size of the processor's output. If ``resizes``, an image of another size is a probe, too."""
     sizes: dict[str, tuple[int, ...]] = {}
     if not rule.reads_photographs:
         rate = processor.sampling_rate
@@ -740,11 +740,11 @@ def _processed_sizes(processor: Any, rule: GridRule, size: tuple[int, ...], *, r
             values = processor(torch.zeros(rate * seconds).numpy(), sampling_rate=rate, return_tensors="pt")
             sizes[f"sounds of {seconds} s"] = rule.size_of(torch.as_tensor(values[rule.input]))
     for sides in [PHOTO_SIZE] * resizes + [size[-2:]] if rule.reads_photographs else ():
-        picture = torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy()
-        if rule.reads_pictures:
-            values = torch.as_tensor(processor(picture, return_tensors="pt")[PIXELS])
+        image = torch.zeros(*sides, COLOURS, dtype=torch.uint8).numpy()
+        if rule.reads_images:
+            values = torch.as_tensor(processor(image, return_tensors="pt")[PIXELS])
         else:
-            values = frames_as_pixels(processor, [picture] * size[0])
+            values = frames_as_pixels(processor, [image] * size[0])
         sizes[f"{rule.noun}s of {pixels(sides)}"] = rule.size_of(values)
     return sizes
 
@@ -775,7 +775,7 @@ class CropChecks(FurtherChecks):
         if any(grid_blocks(layer, self.size.grid) != window for layer in layers):
             return f"some layers have other windows than {' × '.join(map(str, window))} cells"
         if any(_reads_prefix(layer, self.size.grid) for layer in layers):
-            return "patches see the class token or registers, which see the whole picture (with --option prefix_tokens=none they do not)"
+            return "patches see the class token or registers, which see the whole image (with --option prefix_tokens=none they do not)"
         return ""
 
     def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:

@@ -22,11 +22,11 @@ from .grid import PILLOW
 from .text import TextKind, VerificationText, text_length
 
 OTHER_INPUTS = {"pixel_values", "input_features", "input_values"}
-"""Arguments of ``forward`` for pictures and sound."""
+"""Arguments of ``forward`` for images and sound."""
 
 
 def reads_only_text(model_class: Any) -> bool:
-    """Whether a class of transformers reads token ids and neither pictures nor sound."""
+    """Whether a class of transformers reads token ids and neither images nor sound."""
     taken = inspect.signature(model_class.forward).parameters.keys()
     return model_class.main_input_name == "input_ids" and not OTHER_INPUTS & taken
 
@@ -67,14 +67,14 @@ class PlainKind(TextKind):
         model_class: Any = getattr(transformers, plain)
         if reads_only_text(model_class) and (head := super().head(folder, plain)) is not None:
             return head
-        blocks = "picture outputs" if model_class.main_input_name == "pixel_values" else ""
+        blocks = "image outputs" if model_class.main_input_name == "pixel_values" else ""
         return Head(auto_class_name(self.family.config_class, architecture) or "", None, blocks)
 
     def example(self, folder: Path, config: Mapping[str, Any], head: Head, length: int, metadata: Mapping[str, Any]) -> Example | None:
-        if head.blocks == "picture outputs" and ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None:
+        if head.blocks == "image outputs" and ProcessorFile.find(folder, IMAGE_PROCESSOR) is not None:
             reader = ("processor", "AutoImageProcessor")
             return Example(head, head.blocks, {"processed": True, "width": 640, "height": 480}, reader, ((), (PILLOW,)))
-        if head.blocks in ("picture outputs", ""):
+        if head.blocks in ("image outputs", ""):
             return Example(head, "", {}, None)
         return super().example(folder, {**config, "long_attention": None}, head, length, metadata)  # forward takes no global tokens
 

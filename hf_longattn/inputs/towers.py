@@ -125,7 +125,7 @@ class TowersKind(InputKind):
         return [check for name, part in plan.towers.items() for check in part.kind.check_reader(part, result, inputs[name])]
 
     def training_step(self, plan: Any) -> dict[str, Any]:
-        pairs = f"pairs of a text and a picture ({plan.new_input})"
+        pairs = f"pairs of a text and an image ({plan.new_input})"
         return {"advice": f"fine-tune {{model}} with transformers' Trainer on {pairs}, of which it returns the loss"}
 
     def introduce(self, plan: Any) -> str:

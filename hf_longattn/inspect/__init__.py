@@ -9,13 +9,13 @@ Which tokens reach which outputs, against the config (``longattn audit MODEL``):
 audit            the audit of a model, a graph or a server, by all of these modules
 declared         the reach that the config declares
 targets          a model, a graph or a server, and how its outputs change when tokens are replaced
-numbered_inputs  pictures and sounds made of numbered patches or frames
+numbered_inputs  images and sounds made of numbered patches or frames
 replacing        which tokens are replaced together, and what follows from the changes
 verdict          the result: measured against declared reach
 
 How attention spreads over an input (``longattn audit MODEL INPUT``):
 
-attention        the diagnosis of a model on a text, picture or sound, by all of these modules
+attention        the diagnosis of a model on a text, image or sound, by all of these modules
 loading          the checkpoint whose attention is watched
 texts            token ids of a text
 watching         queries and keys of every layer while a long or plain model runs

@@ -1,4 +1,4 @@
-"""Diagnose a model: run it on a text, picture or sound, at several lengths, and measure its attention."""
+"""Diagnose a model: run it on a text, image or sound, at several lengths, and measure its attention."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..modeling.family.definition import FAMILIES, length_before_conversion, lon
 from ..modeling.grids import family_of
 from ..positions.distances import TILE
 from .candidates import Candidate, candidates_for, costs, read_candidates, reading_of
-from .diagnosis import Diagnosis, LayerDiagnosis, LengthDiagnosis, Picture, stack_heads
+from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_heads
 from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows
 from .loading import LoadedCheckpoint, load_to_watch
 from .texts import TextIds
@@ -52,8 +52,8 @@ STRETCHES = 4
 """Maximum number of excerpts of the recordings for each duration."""
 QUERIES = 1024
 """Number of queries measured at each length by default, one from each of as many equal parts of the input."""
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""Endings of the names of files that are read as pictures."""
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""Endings of the names of files that are read as images."""
 Progress = Callable[[str], None]
 
 
@@ -78,14 +78,14 @@ class ReadInputs:
     """What a model reads.
 
     name: of the file. lengths: for each length, its name in messages, and inputs of this length for :func:`.watching.watched_inputs`.
-    frame_seconds: of sounds, seconds per frame. picture: ``grid ->`` the picture.
+    frame_seconds: of sounds, seconds per frame. image: ``grid ->`` the image.
     """
 
     name: str
     lengths: list[tuple[str, list[Any]]]
     notes: tuple[str, ...] = ()
     frame_seconds: float | None = None
-    picture: Callable[[Grid], Picture] | None = None
+    image: Callable[[Grid], Image] | None = None
 
 
 @quiet_libraries()
@@ -113,12 +113,12 @@ def diagnose(
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory, which is left as it was.
             Models of sound in memory must be Long models.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of pictures a photo, for one of
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens. For a model of images a photo, for one of
             videos a folder of frames or an array, for one of spectrograms a recording. For one of sound a recording, or a folder from which
             up to :data:`STRETCHES` are read.
         processor: the tokenizer, image processor or feature extractor of a model in memory.
         lengths: in tokens, special tokens included; by default 512 to 8,192, as far as the model and the text are long enough. For
-            sounds, durations in seconds; by default 7.5, 15 and 30. A picture has one size, which its processor makes.
+            sounds, durations in seconds; by default 7.5, 15 and 30. An image has one size, which its processor makes.
         queries: number of measured queries at each length; an input with fewer tokens is measured at all of them.
         candidates: mechanisms such as ``"window:window=512"``; by default usual ones, see :mod:`hf_longattn.inspect.candidates`.
         device: "cpu", "cuda" …; by default the accelerator if there is one. A model in memory stays on its device.
@@ -131,7 +131,7 @@ def diagnose(
         CheckpointError: the text is empty, or the checkpoint cannot be loaded, is quantised or has no processor.
         DataError, AudioError: a file cannot be read.
         BackendError: the model's attention does not use transformers' AttentionInterface, or the model reads something else.
-        OptionError, UnknownMechanismError, GridError: a candidate or setting does not exist, or a picture's size does not fit.
+        OptionError, UnknownMechanismError, GridError: a candidate or setting does not exist, or an image's size does not fit.
     """
     if queries < 1:
         raise OptionError(f"queries is {queries}, but at least 1 query must be measured; for example queries={QUERIES}.")
@@ -146,7 +146,7 @@ def diagnose(
     elif kind.timed:
         read = _read_sounds(kind, network, loaded, Path(str(text)), processor, lengths)
     else:
-        read = _read_picture(kind, network, loaded, Path(str(text)), processor, lengths)
+        read = _read_image(kind, network, loaded, Path(str(text)), processor, lengths)
     stack = watched_inputs(network, read.lengths[0][1][0])[0]
     causal = is_causal(stack)
     chosen, reasons, measured = candidates_for(kind, candidates, causal), dict[str, str](), list[LengthDiagnosis]()
@@ -163,21 +163,21 @@ def diagnose(
         is_long=loaded.is_long, candidates=tuple(chosen), reasons=reasons, lengths=tuple(measured), notes=read.notes,
         untrained=untrained(stack, chosen, reasons, causal, *layers.shape) if kind is None else {},
         tower=tower, frame_seconds=read.frame_seconds,
-        picture=None if read.picture is None or layers.layout is None else read.picture(layers.layout),
+        image=None if read.image is None or layers.layout is None else read.image(layers.layout),
     )  # fmt: skip
 
 
 def is_text(given: object) -> bool:
-    """Whether it is a text, token ids or a file of a text, and not a picture, video or recording, or a folder of these."""
+    """Whether it is a text, token ids or a file of a text, and not an image, video or recording, or a folder of these."""
     if not isinstance(given, Path):
         return True
-    known = (*PICTURE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
+    known = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
     files = given.rglob("*") if given.is_dir() else [given]
     return not any(file.suffix.lower() in known for file in files)
 
 
 def _kind_of_files(network: Any, name: str) -> InputKind:
-    """The input kind of a model that reads pictures or sounds.
+    """The input kind of a model that reads images or sounds.
 
     Raises:
         BackendError: the model reads something else.
@@ -252,10 +252,10 @@ def _read_sounds(
     return ReadInputs(recordings.resolve().name, lengths, tuple(notes), rule.frame_seconds(config))
 
 
-def _read_picture(
+def _read_image(
     kind: Any, network: Any, loaded: LoadedCheckpoint, file: Path, processor: Any | None, asked: Sequence[float] | None
 ) -> ReadInputs:
-    """One picture, video or spectrogram, at the size that the processor makes.
+    """One image, video or spectrogram, at the size that the processor makes.
 
     Raises:
         OptionError: lengths were asked for.
@@ -270,10 +270,10 @@ def _read_picture(
     values = user.processed(rule, stack.config, processor, file).to(stack.device, stack.dtype)
     size = rule.describe(rule.size_of(values))
 
-    def picture(grid: Grid) -> Picture:
-        return Picture(user.as_seen(values[0], processor, grid.sizes[0]), grid, kind.noun, size)
+    def image(grid: Grid) -> Image:
+        return Image(user.as_seen(values[0], processor, grid.sizes[0]), grid, kind.noun, size)
 
-    return ReadInputs(file.name, [(size, [{rule.input: values}])], picture=picture)
+    return ReadInputs(file.name, [(size, [{rule.input: values}])], image=image)
 
 
 def untrained(
@@ -298,13 +298,13 @@ def captured_mass(
     model: PreTrainedModel, ids: Tensor | Mapping[str, Tensor], candidates: Sequence[str | Candidate], *, queries: int = QUERIES,
     seed: int = 0,
 ) -> CapturedMass:  # fmt: skip
-    """Measure how much of the softmax of every layer and head of ``model`` each candidate would keep, on a text, picture or sound.
+    """Measure how much of the softmax of every layer and head of ``model`` each candidate would keep, on a text, image or sound.
 
     It helps to choose a mechanism. It takes one forward pass, and memory linear in N.
 
     Args:
         model: a transformers model, long or not; it is left as it was.
-        ids: token ids ``(N,)`` with the tokenizer's special tokens, or the processor's output for one picture or sound.
+        ids: token ids ``(N,)`` with the tokenizer's special tokens, or the processor's output for one image or sound.
         candidates: mechanisms such as ``"longformer:window=512"``.
         queries: number of measured queries.
         seed: for the choice of queries.
@@ -324,7 +324,7 @@ def captured_mass(
 class MeasuredLayers:
     """Sums of every layer's numbers over one or more forward passes of the same length.
 
-    rows: indices of the queries that the next pass adds. grid: of the tokens of a picture. draws: whether its maps of attention are kept.
+    rows: indices of the queries that the next pass adds. grid: of the tokens of an image. draws: whether its maps of attention are kept.
     """
 
     def __init__(
@@ -337,7 +337,7 @@ class MeasuredLayers:
         self.names: dict[int, tuple[str, str]] = {}
         """Layer -> names of its attention module and mechanism."""
         self.maps: dict[int, Tensor] = {}
-        """Layer -> attention on the patches of a picture."""
+        """Layer -> attention on the patches of an image."""
         self.shape = (1, 1)
         """Number of heads, and width of a head."""
 

@@ -29,7 +29,7 @@ from ..hub_errors import check_revision
 from ..inputs.common.base import kind_of_model
 from ..inputs.text import load_tokenizer
 from ..loading import load_part, load_weights, loading_errors
-from ..modeling.attach.patch_places import packs_pictures
+from ..modeling.attach.patch_places import packs_images
 from ..modeling.family.definition import known_family, model_name
 from ..modeling.family.validation import known_length
 from ..modeling.generic import attention_of_towers, mark_generic, towers_of
@@ -76,7 +76,7 @@ def audit_reach(
 ) -> ReachAudit | TowersAudit:
     """Compare the measured reach of a model, an ONNX file or an embedding server with what the config of ``model`` says.
 
-    Sets of tokens (patches of a picture, frames of a sound) are replaced. Outputs must change if the config lets them depend on a token of
+    Sets of tokens (patches of an image, frames of a sound) are replaced. Outputs must change if the config lets them depend on a token of
     the set, and must not change otherwise. What is measured:
 
     - PyTorch model: every layer separately, by replacing its input states; then the model's output;
@@ -173,9 +173,9 @@ def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], set
         tower = copy.copy(towers_of(model)[name])  # shares the modules, but not the config
         tower.config = copy.deepcopy(tower.config)
         mark_generic(tower.config, attention)
-        if packs_pictures(tower):
+        if packs_images(tower):
             notes.append(
-                f"The tower {name} packs pictures of different sizes, which are not audited; look at hf_longattn.explain(model, inputs)."
+                f"The tower {name} packs images of different sizes, which are not audited; look at hf_longattn.explain(model, inputs)."
             )
             continue
         of_tower = {**settings, "length": None} if inputs_of(tower.config, length=None, url=None) is not None else settings
@@ -188,7 +188,7 @@ def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], set
 
 
 def inputs_of(config: Any, *, length: int | None, url: str | None) -> AuditInputs | None:
-    """The picture or sound inputs of a model; ``None`` for text.
+    """The image or sound inputs of a model; ``None`` for text.
 
     Raises:
         LengthError, OptionError: the length does not fit the model, or the model cannot be audited.

@@ -38,7 +38,7 @@ USUAL_ON_GRIDS = (
     "segmented:block_size=196,integration=pooled,order=tiles:14x14", "bigbird:block_size=64,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
 )  # fmt: skip
-"""Candidates by default for pictures. Most pre-trained models with windows have a width of 14."""
+"""Candidates by default for images. Most pre-trained models with windows have a width of 14."""
 
 
 @dataclass(frozen=True)

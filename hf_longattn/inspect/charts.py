@@ -1,4 +1,4 @@
-"""Figures of an audit: effective tokens against length, attention over a picture, and what reached what."""
+"""Figures of an audit: effective tokens against length, attention over an image, and what reached what."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from ..drawing import MARK, Axis, Chart, new_figure
-from .diagnosis import Diagnosis, Picture, thousands
+from .diagnosis import Diagnosis, Image, thousands
 from .verdict import ReachAudit
 
 LAYERS = ("#6b3fa0", "#4b57b5", "#2f74b8", "#1f8fa8", "#24a584", "#5fae4b", "#a5a52f", "#cf8f2a", "#dd6b3b")
@@ -49,11 +49,11 @@ def spread_chart(diagnosis: Diagnosis) -> Markup:
     return chart.svg()
 
 
-def attention_on_picture(picture: Picture, attention: Tensor) -> str:
-    """Heat map of the ``attention (rows, columns)`` on the patches of a picture; of a video, with the time steps side by side."""
+def attention_on_image(image: Image, attention: Tensor) -> str:
+    """Heat map of the ``attention (rows, columns)`` on the patches of an image; of a video, with the time steps side by side."""
     attention = attention if attention.dim() == 2 else torch.cat(list(attention), 1)
-    pixels = picture.pixels
-    if picture.noun == "spectrogram":  # high frequencies are drawn at the top
+    pixels = image.pixels
+    if image.noun == "spectrogram":  # high frequencies are drawn at the top
         pixels, attention = pixels.flip(0), attention.flip(0)
     height, width = pixels.shape[:2]
     figure = new_figure(4 * width / max(height, width), 4 * height / max(height, width), dpi=120)

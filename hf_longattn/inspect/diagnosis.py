@@ -37,7 +37,7 @@ class LayerDiagnosis:
     numbers: :data:`~hf_longattn.inspect.layer_attention.MEANS` by name, ``(H,)``.
     distance: mass in each bin of distances, ``(H, bins)``.
     captured: mass that each candidate keeps, ``(H, candidates)``; nan for a candidate that is not applicable.
-    attention: for a picture, the weights on its patches, ``(rows, columns)``; see :func:`.layer_attention.attention_map`.
+    attention: for an image, the weights on its patches, ``(rows, columns)``; see :func:`.layer_attention.attention_map`.
     """
 
     name: str
@@ -81,11 +81,11 @@ class LengthDiagnosis:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, video or spectrogram as the model reads it.
+class Image:
+    """An image, video or spectrogram as the model reads it.
 
     pixels: ``(height, width, 3)``, 0 to 1; of a spectrogram ``(mel bins, frames, 3)``, from the lowest frequency.
-    grid: of its tokens. noun, size: the noun for the input, for example "picture", and its size as text.
+    grid: of its tokens. noun, size: the noun for the input, for example "image", and its size as text.
     """
 
     pixels: Tensor
@@ -130,7 +130,7 @@ class Diagnosis:
     untrained: candidate as text -> why positions of longer texts need training with it. These candidates are not chosen.
     tower: name of the measured tower; empty for a model without towers.
     frame_seconds: for a sound model, whose tokens are frames: seconds per frame.
-    picture: for a picture model, what it reads; there is one length.
+    image: for an image model, what it reads; there is one length.
     """
 
     model: str
@@ -146,7 +146,7 @@ class Diagnosis:
     untrained: Mapping[str, str] = field(default_factory=dict)
     tower: str = ""
     frame_seconds: float | None = None
-    picture: Picture | None = field(default=None, repr=False)
+    image: Image | None = field(default=None, repr=False)
 
     @property
     def unit(self) -> str:
@@ -156,8 +156,8 @@ class Diagnosis:
     @property
     def input_noun(self) -> str:
         """The noun for the input, such as "text"."""
-        if self.picture is not None:
-            return self.picture.noun
+        if self.image is not None:
+            return self.image.noun
         return "text" if self.frame_seconds is None else "sound"
 
     def in_words(self, tokens: float, *, digits: int = 0) -> str:
@@ -261,12 +261,12 @@ class Diagnosis:
         """Distances within which half and :data:`ENOUGH` of the attention lie at the longest length, as a sentence."""
         mass = self.last.by_distance().mean(0).cumsum(0)
         furthest = [self.last.bins[min(int((mass < share).sum()), len(mass) - 1)][1] for share in (0.5, ENOUGH)]
-        half, most = (f"{distance:,} patches" if self.picture is not None else self.in_words(distance) for distance in furthest)
+        half, most = (f"{distance:,} patches" if self.image is not None else self.in_words(distance) for distance in furthest)
         return f"Half of the attention of the average head lies within {half}, {percent(ENOUGH)} within {most}."
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        chosen, picture = self.chosen(), self.picture
+        chosen, image = self.chosen(), self.image
         return {
             "format": FORMAT,
             "model": self.model,
@@ -276,7 +276,7 @@ class Diagnosis:
             "causal": self.causal,
             "first_tokens": SINK,
             **({} if self.frame_seconds is None else {"frame_seconds": self.frame_seconds}),
-            **({} if picture is None else {"grid": list(picture.grid.sizes), "prefix_tokens": picture.grid.prefix, "size": picture.size}),
+            **({} if image is None else {"grid": list(image.grid.sizes), "prefix_tokens": image.grid.prefix, "size": image.size}),
             "conclusion": self.conclusion(),
             "dilution": self.dilution(),
             "reach": self.reach(),

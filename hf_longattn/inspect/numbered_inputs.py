@@ -1,4 +1,4 @@
-"""Pictures, spectrograms and sounds for the audit.
+"""Images, spectrograms and sounds for the audit.
 
 The content of every patch or frame has a number, like the token id of a word. Where patches or frames overlap, the number
 determines only the pixels or samples before the next patch or frame.
@@ -30,7 +30,7 @@ from ..modeling.family.stream_rule import Convolution, Section
 SHORTEST, LONGEST = 8, 131_072
 """Minimum and maximum number of tokens in an audit."""
 DIFFERENT_PATCHES = 64
-"""Number of different random patches in pictures, and of random segments in sounds."""
+"""Number of different random patches in images, and of random segments in sounds."""
 
 
 class Mixing(NamedTuple):
@@ -85,8 +85,8 @@ class AuditInputs(ABC):
         return False
 
 
-class AuditPictures(AuditInputs):
-    """Pictures of the model's default size, from the numbers of their patches."""
+class AuditImages(AuditInputs):
+    """Images of the model's default size, from the numbers of their patches."""
 
     def __init__(self, rule: GridRule, config: Any) -> None:
         self.rule, self.config, self.argument = rule, config, rule.input
@@ -101,8 +101,8 @@ class AuditPictures(AuditInputs):
         self.prefix = torch.arange(self.length) < self.grid.prefix
 
     @classmethod
-    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditPictures:
-        """The pictures of a model with mechanisms.
+    def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditImages:
+        """The images of a model with mechanisms.
 
         Raises:
             LengthError: ``length`` is not the number of tokens of the model's default size.
@@ -116,16 +116,16 @@ class AuditPictures(AuditInputs):
                 f"A {config.model_type!r} model takes patches that its processor cuts, which are not audited; look at "
                 "hf_longattn.explain(model, inputs) instead."
             )
-        pictures = cls(rule, config)
-        if len(set(rule.layer_grids(config, pictures.grid))) > 1:
+        images = cls(rule, config)
+        if len(set(rule.layer_grids(config, images.grid))) > 1:
             raise OptionError(
                 f"The layers of a {config.model_type!r} model are on different grids, which are not audited; look at "
                 "hf_longattn.explain(model, inputs) instead."
             )
-        if length not in (None, pictures.length):
-            size = rule.describe(pictures.size)
+        if length not in (None, images.length):
+            size = rule.describe(images.size)
             raise LengthError(f"A model of {rule.noun}s is audited at the size that it was made for, {size}; leave --length out.")
-        return pictures
+        return images
 
     def binds(self, mechanism: Mechanism) -> bool:
         return mechanism.traits.needs_grid or mechanism.options.order is not None
@@ -231,5 +231,5 @@ def _not_audited(kind: SizedKind, config: Any, length: int | None, default: int)
     raise OptionError(f"A {config.model_type!r} model reads {kind.nouns}, which are not audited; {NOT_DIAGNOSED}")
 
 
-inputs_of_kind.register(GridKind, lambda kind, config, length, default: AuditPictures.of(kind.family, config, length, default))
+inputs_of_kind.register(GridKind, lambda kind, config, length, default: AuditImages.of(kind.family, config, length, default))
 inputs_of_kind.register(SoundKind, lambda kind, config, length, default: AuditSounds.of(kind.family, config, length, default))

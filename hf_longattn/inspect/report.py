@@ -9,7 +9,7 @@ from functools import partial
 
 from ..reports import Drawing, Report, Style, Table
 from . import charts
-from .diagnosis import ENOUGH, CandidateRow, Diagnosis, Picture, in_seconds, percent, thousands
+from .diagnosis import ENOUGH, CandidateRow, Diagnosis, Image, in_seconds, percent, thousands
 from .layer_attention import SINK
 from .verdict import ReachAudit, TowersAudit
 
@@ -79,18 +79,18 @@ def _duration(seconds: float) -> str:
 
 def _add_diagnosis(report: Report, diagnosis: Diagnosis) -> None:
     """Add how attention spreads as the input grows, and what mechanisms would keep of it."""
-    unit, chosen, picture = diagnosis.unit, diagnosis.chosen(), diagnosis.picture
+    unit, chosen, image = diagnosis.unit, diagnosis.chosen(), diagnosis.image
     report.section("How attention spreads")
     report.say(diagnosis.conclusion(), "strong", only="terminal")
-    size = "" if picture is None else f"{picture.noun} of {picture.size}, {picture.grid}".capitalize() + "."
+    size = "" if image is None else f"{image.noun} of {image.size}, {image.grid}".capitalize() + "."
     for sentence in (size, diagnosis.dilution(), diagnosis.reach(), *diagnosis.notes):
         report.say(sentence)
     report.gap()
     report.table(_layers(diagnosis), only="terminal")
     if len(diagnosis.lengths) > 1:
         report.add(Drawing(partial(charts.spread_chart, diagnosis), f"effective {unit} by layer; dashed: all {unit} equally"), "page")
-    if picture is not None:
-        _add_maps(report, diagnosis, picture)
+    if image is not None:
+        _add_maps(report, diagnosis, image)
     report.section("Every head", f"The darker, the more. Heads differ: some look at a few {unit} at any length, others at everything.")
     report.table(_heads(diagnosis), only="page")
     report.section(
@@ -129,13 +129,13 @@ def _layers(diagnosis: Diagnosis) -> Table:
     return Table(columns, rows, "mean over the heads of a layer", align="r")
 
 
-def _add_maps(report: Report, diagnosis: Diagnosis, picture: Picture) -> None:
-    """Add the attention of every layer over a picture."""
-    report.section(f"Where {picture.reader} looks")
+def _add_maps(report: Report, diagnosis: Diagnosis, image: Image) -> None:
+    """Add the attention of every layer over an image."""
+    report.section(f"Where {image.reader} looks")
     for number, layer in enumerate(diagnosis.last.layers):
         if layer.attention is not None:
-            report.add(Drawing(partial(charts.attention_on_picture, picture, layer.attention), f"attention of layer {number}"), "page")
-    report.say(f"--html FILE draws the attention of every layer over the {picture.noun}.", "quiet", only="terminal")
+            report.add(Drawing(partial(charts.attention_on_image, image, layer.attention), f"attention of layer {number}"), "page")
+    report.say(f"--html FILE draws the attention of every layer over the {image.noun}.", "quiet", only="terminal")
 
 
 def _add_mechanisms(report: Report, diagnosis: Diagnosis) -> None:

@@ -32,7 +32,7 @@ from ..mechanisms.common.ordered import in_raster_order
 from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
-from ..modeling.attach.patch_places import packs_pictures
+from ..modeling.attach.patch_places import packs_images
 from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
@@ -70,10 +70,10 @@ def _check_text(model: nn.Module, stack: nn.Module) -> None:
 
 
 def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
-    """The tower that reads texts (or pictures of one size), and its name; for a model without such a tower, the model and ``""``.
+    """The tower that reads texts (or images of one size), and its name; for a model without such a tower, the model and ``""``.
 
     Raises:
-        BackendError: the only picture towers pack pictures of different sizes.
+        BackendError: the only image towers pack images of different sizes.
     """
     several = isinstance(model, PreTrainedModel) and model.config.model_type != MULTIMODAL_TYPE  # these have one backbone for all inputs
     if not several or not (towers := towers_of(model)):
@@ -85,9 +85,9 @@ def tower_that_reads(model: nn.Module, *, text: bool) -> tuple[Any, str]:
     kinds = {name: kind_of_model(tower.config) for name, tower in others.items()}
     if drawn := next((name for name, kind in kinds.items() if kind is not None and kind.drawn), None):
         return others[drawn], drawn
-    if packing := next((name for name, tower in others.items() if packs_pictures(tower)), None):
+    if packing := next((name for name, tower in others.items() if packs_images(tower)), None):
         raise BackendError(
-            f"The tower {packing} of a {type(model).__name__} packs pictures of different sizes, which are not watched; give a text for "
+            f"The tower {packing} of a {type(model).__name__} packs images of different sizes, which are not watched; give a text for "
             "its language model, or look at hf_longattn.explain(model, inputs)."
         )
     return model, ""
@@ -126,11 +126,11 @@ def watched_layers(model: nn.Module) -> PreTrainedModel:
 
 
 def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Any], Grid]:
-    """:func:`watched_layers` of a picture model, its arguments for ``inputs``, and the grid of the tokens.
+    """:func:`watched_layers` of an image model, its arguments for ``inputs``, and the grid of the tokens.
 
     Raises:
-        BackendError: the model does not read pictures on one grid of patches.
-        GridError: the picture's size does not fit.
+        BackendError: the model does not read images on one grid of patches.
+        GridError: the image's size does not fit.
     """
     stack = watched_layers(model)
     rule = grid_rule(stack, of_pixels=False)
@@ -144,12 +144,12 @@ def watched_on_grid(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Pre
 
 
 def watched_inputs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> tuple[PreTrainedModel, Any, Grid | None, int]:
-    """The stack to watch, its arguments, the grid of a picture's tokens (else ``None``), and the number of tokens.
+    """The stack to watch, its arguments, the grid of an image's tokens (else ``None``), and the number of tokens.
 
-    ``inputs`` are token ids ``(N,)``, or the processor's output for a picture or a sound.
+    ``inputs`` are token ids ``(N,)``, or the processor's output for an image or a sound.
     Raises:
         BackendError: as :func:`watched_stack` and :func:`watched_on_grid`.
-        GridError: the picture's size does not fit.
+        GridError: the image's size does not fit.
     """
     if isinstance(inputs, Tensor):
         return watched_stack(model), inputs, None, len(inputs)

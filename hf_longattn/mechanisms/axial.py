@@ -52,9 +52,9 @@ class Axial(GridMechanism):
 
     summary = "on a grid: softmax over the row of a cell, its column, or both"
     paper = "Ho et al. 2019, Axial Attention in Multidimensional Transformers"
-    when = "pictures or videos on a large grid, where two layers carry information between any two cells"
+    when = "images or videos on a large grid, where two layers carry information between any two cells"
     engine = "grid_windows"
-    cost = "N·√N on a picture"
+    cost = "N·√N on an image"
     options_type = AxialOptions
     sample: ClassVar[dict[str, Any]] = {"axes": BOTH}
     options: AxialOptions

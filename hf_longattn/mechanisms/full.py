@@ -20,7 +20,7 @@ class Full(SparseMechanism):
     paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
     when = "short inputs, and a few layers that must see everything, among layers of another mechanism"
     engine = "dense"
-    traits = SparseMechanism.traits.but(pictures_need_order=False)
+    traits = SparseMechanism.traits.but(images_need_order=False)
     cost = "N²"
     per_head_tensors = ()
 

@@ -73,7 +73,7 @@ class Linformer(Mechanism, FitsActivations):
     engine = "low_rank"
     cost = "N·rank"
     causal = False
-    traits = Mechanism.traits.but(trains=True, takes_score_mod=False, pictures_need_order=False)
+    traits = Mechanism.traits.but(trains=True, takes_score_mod=False, images_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
     options_type = LinformerOptions
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}

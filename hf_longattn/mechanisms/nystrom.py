@@ -64,7 +64,7 @@ class Nystrom(Mechanism):
     engine = "low_rank"
     cost = "N·M"
     causal = False
-    traits = Mechanism.traits.but(takes_score_mod=False, takes_fewer_queries=False, pictures_need_order=False)
+    traits = Mechanism.traits.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
     options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}

@@ -56,7 +56,7 @@ class Performer(LogLinearMechanism):
     paper = "Choromanski et al. 2021, Rethinking Attention with Performers, lemma 1, §2.4"
     when = "you train a model, and want an estimate of softmax attention at linear cost, without learned features"
     cost = "N·m·D"
-    traits = LogLinearMechanism.traits.but(bitwise_causal=False, pictures_need_order=False)
+    traits = LogLinearMechanism.traits.but(bitwise_causal=False, images_need_order=False)
     per_head_tensors = ()
     options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}

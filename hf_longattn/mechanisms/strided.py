@@ -41,7 +41,7 @@ class Strided(GatheredMechanism):
 
     summary = "a window and every s-th key, counted from the query or from the start"
     paper = "Child et al. 2019, Sparse Transformer, §4.3 (strided)"
-    when = "data with a period, such as tables, or pictures read line by line; for text, `longformer` or `bigbird` is better"
+    when = "data with a period, such as tables, or images read line by line; for text, `longformer` or `bigbird` is better"
     cost = "N·(w+N/s)"
     per_head_tensors = ()
     options_type = StridedOptions

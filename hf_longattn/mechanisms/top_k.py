@@ -51,7 +51,7 @@ class TopK(SummarisedMechanism):
     cost = "N² scores in rows, N·k softmax and memory"
     summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
-    traits = SummarisedMechanism.traits.but(takes_sinks=True, pictures_need_order=False)
+    traits = SummarisedMechanism.traits.but(takes_sinks=True, images_need_order=False)
     options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
 

@@ -1,4 +1,4 @@
-"""Windows that do not overlap, on a grid of any rank: a picture, a video, a spectrogram. Sources: Liu et al. 2021, Swin Transformer,
+"""Windows that do not overlap, on a grid of any rank: an image, a video, a spectrogram. Sources: Liu et al. 2021, Swin Transformer,
 sections 3.1-3.2; Li et al. 2022, ViTDet, section 3.
 
 With windows of w cells along an axis, the cell at coordinate x is in the window number
@@ -65,9 +65,9 @@ class Window2d(GridMechanism):
 
     summary = "on a grid: softmax inside windows that do not overlap, shifted in every second layer or not"
     paper = "Liu et al. 2021, Swin Transformer, §3.1-3.2; Li et al. 2022, ViTDet, §3"
-    when = "pictures and videos: the first choice on a grid, with full attention in one layer of three or four"
+    when = "images and videos: the first choice on a grid, with full attention in one layer of three or four"
     engine = "grid_windows"
-    cost = "N·w² on a picture"
+    cost = "N·w² on an image"
     options_type = Window2dOptions
     sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions

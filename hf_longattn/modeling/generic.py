@@ -312,8 +312,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
         model: any model of transformers.
         long_attention: the mechanism of each layer. Layers of encoder and decoder are counted separately. In a model with several towers
             (CLIP, LLaVA), ``{"towers": {"vision": {"mechanism": "window", "window": 64}}}`` sets the mechanism of a tower; all others keep
-            the base's attention. Beside ``"towers"``, ``"text_global": True`` makes all tokens except pictures' global in the language
-            model of LLaVA, Qwen-VL and others. Its mechanism must then take global tokens. Pictures packed into one row (Pixtral, Qwen-VL)
+            the base's attention. Beside ``"towers"``, ``"text_global": True`` makes all tokens except images' global in the language
+            model of LLaVA, Qwen-VL and others. Its mechanism must then take global tokens. Images packed into one row (Pixtral, Qwen-VL)
             have their own grids. If Qwen2.5-VL's layers have windows, the mechanism runs within each window.
 
     Returns:

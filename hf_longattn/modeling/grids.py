@@ -1,4 +1,4 @@
-"""Mixins for Long models of pictures: mechanisms on a grid, and positions of larger pictures."""
+"""Mixins for Long models of images: mechanisms on a grid, and positions of larger images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CHECKPOINTING = "_gradient_checkpointing_func"
 
 
 class LongGridMixin(LongAttentionMixin):
-    """Mixin before the base's model class that makes it a Long class for pictures."""
+    """Mixin before the base's model class that makes it a Long class for images."""
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
@@ -87,7 +87,7 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
         grid = grid_of_input(self, arguments)
         rule: Any = self.family.rule
         pixels = arguments.get(rule.input)
-        if pixels is not None and pixels.is_floating_point():  # some bases convert pictures to their dtype, others fail
+        if pixels is not None and pixels.is_floating_point():  # some bases convert images to their dtype, others fail
             arguments[rule.input] = pixels.to(self.dtype)
         if not self.runs_mechanisms:
             return base_forward(self, **arguments)
@@ -100,21 +100,21 @@ class LongGridModelMixin(LongGridMixin, LongBaseModelMixin):
 
 
 def family_of(model: Any, *, of_pixels: bool = True) -> Family:
-    """The family of a model of pictures, Long or not.
+    """The family of a model of images, Long or not.
 
     of_pixels: whether to refuse videos and spectrograms.
 
     Raises:
-        BackendError: the model does not read pictures on a grid of patches.
+        BackendError: the model does not read images on a grid of patches.
     """
     family: Any = known_family(model.config)
-    (PLAIN_TEXT if family is None else family.rule).check_pictures(model, of_pixels=of_pixels)
+    (PLAIN_TEXT if family is None else family.rule).check_images(model, of_pixels=of_pixels)
     return family
 
 
 @dataclass(frozen=True)
 class InterpolationOnGrid:
-    """Value of ``interpolate_pos_encoding`` that also holds the picture's grid. ViT-MAE's head passes nothing else to its decoder.
+    """Value of ``interpolate_pos_encoding`` that also holds the image's grid. ViT-MAE's head passes nothing else to its decoder.
 
     keywords: keywords that the decoder passes on to its layers.
     """
@@ -128,22 +128,22 @@ class InterpolationOnGrid:
 
 
 def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
-    """The grid rule of a model of pictures. All its patches are on one grid.
+    """The grid rule of a model of images. All its patches are on one grid.
 
     of_pixels: whether to refuse videos and spectrograms.
 
     Raises:
-        BackendError: the model does not read pictures on one grid of patches.
+        BackendError: the model does not read images on one grid of patches.
     """
     rule: Any = family_of(model, of_pixels=of_pixels).rule
     if rule.shapes is not None:
         raise BackendError(
-            f"{type(model).__name__} reads every picture as rows of patches on a grid of its own, not as pixels, which are needed here; "
-            "give a model of pictures of one size, such as google/siglip2-base-patch16-224."
+            f"{type(model).__name__} reads every image as rows of patches on a grid of its own, not as pixels, which are needed here; "
+            "give a model of images of one size, such as google/siglip2-base-patch16-224."
         )
     if rule.noise is not None:
         raise BackendError(
-            f"{type(model).__name__} leaves patches out by chance, so that no layer has the attention of a whole picture; give a model "
+            f"{type(model).__name__} leaves patches out by chance, so that no layer has the attention of a whole image; give a model "
             "that was fine-tuned from it, such as a ViTForImageClassification."
         )
     return rule
@@ -197,7 +197,7 @@ def handed(module: nn.Module) -> Mapping[str, Any]:
 
 
 def _of_size(base_forward: Callable[..., Any], size: tuple[int, int]) -> Callable[..., Any]:
-    """``base_forward`` on a copy of the model whose config has this picture size."""
+    """``base_forward`` on a copy of the model whose config has this image size."""
 
     def forward(model: Any, **arguments: Any) -> Any:
         if size == image_size(model.config.image_size):
@@ -255,7 +255,7 @@ def _table(embeddings: Any) -> Tensor:
 
 
 def tiled_positions(table: Tensor, patch: Any, height: int, width: int) -> Tensor:
-    """A square table ``(1, prefix + n·n, D)``, tiled for a larger picture. The picture has ``height`` × ``width`` pixels.
+    """A square table ``(1, prefix + n·n, D)``, tiled for a larger image. The image has ``height`` × ``width`` pixels.
 
     Cell (r, c) has the position of (r mod n, c mod n). The prefix has its own positions."""
     side = int((table.shape[1]) ** 0.5)
@@ -280,6 +280,6 @@ def interpolated_frames(cells: Tensor, *sizes: int) -> Tensor:
         lines = interpolate(cells[0].flatten(1, 2).permute(1, 2, 0), sizes[0], mode="linear", align_corners=False)
         cells = lines.permute(2, 0, 1).unflatten(1, tuple(cells.shape[2:4]))[None]
     if tuple(cells.shape[2:4]) != sizes[1:]:
-        pictures = interpolate(cells[0].permute(0, 3, 1, 2), sizes[1:], mode="bicubic", align_corners=False)
-        cells = pictures.permute(0, 2, 3, 1)[None]
+        images = interpolate(cells[0].permute(0, 3, 1, 2), sizes[1:], mode="bicubic", align_corners=False)
+        cells = images.permute(0, 2, 3, 1)[None]
     return cells

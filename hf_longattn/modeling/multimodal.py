@@ -1,6 +1,6 @@
-"""A text backbone that also reads pictures and recordings. Embedders of patches and frames are in front of its layers.
+"""A text backbone that also reads images and recordings. Embedders of patches and frames are in front of its layers.
 
-A convolution embeds the patches of a picture, and learned rows and columns encode their positions. Convolutions along time shorten a
+A convolution embeds the patches of an image, and learned rows and columns encode their positions. Convolutions along time shorten a
 spectrogram. Both enter the backbone as ``inputs_embeds``, after a learned first token, and the backbone adds its own positions. Its
 attention therefore runs over patches in one line, in the order :attr:`ImageInput.order`.
 """
@@ -30,15 +30,15 @@ from .family.config import attention_implementation
 from .family.definition import longest_input
 from .family.registration import auto_mapping
 
-TEXTS, PICTURES, SOUND = "input_ids", "pixel_values", "input_features"
-"""The arguments of ``forward`` for a text, a picture and a recording."""
+TEXTS, IMAGES, SOUND = "input_ids", "pixel_values", "input_features"
+"""The arguments of ``forward`` for a text, an image and a recording."""
 CLASS_DROPOUT = 0.1
 """Dropout before a head, if the backbone's config has none."""
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The pictures that an embedder reads.
+    """The images that an embedder reads.
 
     size: height and width in pixels.
     patch: side of a patch in pixels.
@@ -67,7 +67,7 @@ class ImageInput:
 
     @property
     def grid(self) -> Grid:
-        """The patches of a picture."""
+        """The patches of an image."""
         return Grid((self.size[0] // self.patch, self.size[1] // self.patch))
 
 
@@ -98,7 +98,7 @@ class LongMultimodalConfig(PreTrainedConfig):
     """The config of :class:`LongMultimodalModel`.
 
     text_config: the config of the backbone, which decides width, length and mechanisms.
-    image: the fields of an :class:`ImageInput`; ``None`` = no pictures.
+    image: the fields of an :class:`ImageInput`; ``None`` = no images.
     audio: the fields of an :class:`AudioInput`; ``None`` = no recordings.
     pad_token_id: the backbone's.
     """
@@ -131,7 +131,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def images(self) -> ImageInput | None:
-        """The pictures that the model reads."""
+        """The images that the model reads."""
         return self.embedded.get("images")
 
     @property
@@ -141,7 +141,7 @@ class LongMultimodalConfig(PreTrainedConfig):
 
     @property
     def long_image_size(self) -> tuple[int, int] | None:
-        """Height and width of the pictures that the model reads. By the name that a Long config of pictures gives them."""
+        """Height and width of the images that the model reads. By the name that a Long config of images gives them."""
         return None if self.images is None else self.images.size
 
 
@@ -161,7 +161,7 @@ class LongMultimodalOutput(ModelOutput):
 
 
 class Embedder(nn.Module):
-    """Prepends a learned first token to pictures or to recordings. Also adds a learned embedding to all their tokens.
+    """Prepends a learned first token to images or to recordings. Also adds a learned embedding to all their tokens.
 
     width: width of the backbone's embeddings.
     """
@@ -180,7 +180,7 @@ class Embedder(nn.Module):
 
 
 class PatchEmbedder(Embedder):
-    """Pictures as tokens: patches, with learned embeddings of rows and columns."""
+    """Images as tokens: patches, with learned embeddings of rows and columns."""
 
     def __init__(self, images: ImageInput, width: int) -> None:
         super().__init__(width)
@@ -193,7 +193,7 @@ class PatchEmbedder(Embedder):
         """``pixels (B, C, H, W)`` as ``(B, 1 + patches, D)``.
 
         Raises:
-            GridError: the pictures have another size.
+            GridError: the images have another size.
         """
         expected = (self.images.channels, *self.images.size)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
@@ -249,7 +249,7 @@ class LongMultimodalPreTrainedModel(PreTrainedModel):
 
 
 class LongMultimodalModel(LongMultimodalPreTrainedModel):
-    """A text backbone with embedders of pictures and recordings.
+    """A text backbone with embedders of images and recordings.
 
         model = LongMultimodalModel.of(LongBertModel.from_pretrained("bert-4096"), images=ImageInput((224, 224), patch=16))
         model(input_ids=…), model(pixel_values=…)
@@ -259,7 +259,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
 
     Raises:
         BackendError: the backbone reads no embeddings, or has mechanisms on a grid.
-        GridError: pictures have more patches than the backbone has positions.
+        GridError: images have more patches than the backbone has positions.
     """
 
     def __init__(self, config: LongMultimodalConfig, text_model: PreTrainedModel | None = None) -> None:
@@ -318,7 +318,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         input_features: Tensor | None = None,
         **kwargs: Any,
     ) -> LongMultimodalOutput:
-        """The hidden states of texts, of pictures or of recordings.
+        """The hidden states of texts, of images or of recordings.
 
         Args:
             input_ids: ``(B, N)``.
@@ -332,7 +332,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
             BackendError: the model has no embedder for this input.
             GridError, AudioError: the input has another shape, or more tokens than the backbone reads.
         """
-        inputs = {TEXTS: input_ids, PICTURES: pixel_values, SOUND: input_features}
+        inputs = {TEXTS: input_ids, IMAGES: pixel_values, SOUND: input_features}
         names = [name for name, value in inputs.items() if value is not None]
         if len(names) != 1:
             raise OptionError(f"A batch is of one kind; give one of {', '.join(inputs)}, not {' and '.join(names) or 'none'}.")
@@ -348,7 +348,7 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
         return LongMultimodalOutput(outputs.last_hidden_state, attention_mask, outputs.get("hidden_states"), outputs.get("attentions"))
 
     def embedded(self, pixels: Tensor | None, features: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The embeddings ``(B, N, D)`` of pictures or of recordings. With the mask of their tokens; ``None`` = no padding."""
+        """The embeddings ``(B, N, D)`` of images or of recordings. With the mask of their tokens; ``None`` = no padding."""
         if pixels is not None:
             return self._embedder("image")(pixels), None
         assert features is not None
@@ -410,9 +410,9 @@ class LongMultimodalForSequenceClassification(_OfInput):
 
 
 class LongMultimodalForImageClassification(_OfInput):
-    """Classifies pictures."""
+    """Classifies images."""
 
-    main_input_name = PICTURES
+    main_input_name = IMAGES
 
 
 class LongMultimodalForAudioClassification(_OfInput):

@@ -42,8 +42,8 @@ class LongTowersMixin(LongAttentionMixin):
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             if missing := next((name for name in self.inputs_of_towers if arguments.get(name) is None), None):
                 raise LongAttentionError(
-                    f"A {type(self).__name__} compares texts with pictures, and {missing} is missing; give it, or call get_text_features "
-                    "for texts alone, and get_image_features for pictures."
+                    f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call get_text_features "
+                    "for texts alone, and get_image_features for images."
                 )
             return self.call_base(base_forward, arguments)
 

@@ -4,14 +4,14 @@ config               the settings of a search
 budget, candidates   the limit, and the mechanisms to choose from
 design, result       the outcome: a candidate for each layer, with its costs; the report
 costs                seconds and bytes of candidates in one layer, measured on this machine
-texts, inputs        pieces of the text, pictures and recordings
+texts, inputs        pieces of the text, images and recordings
 model                the checkpoint with any design in its layers
 scores, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
 objectives, study    stage 2: loss or KL divergence of whole designs, tried by Optuna
 workers              processes that share a study
 layers               which layers keep full attention
 transfer             attention transfer of mechanisms with parameters before they are judged
-folder, plot, run    where it is kept, its picture, and all of it together
+folder, plot, run    where it is kept, its image, and all of it together
 auto                 ``--mechanism auto`` of a conversion
 """
 

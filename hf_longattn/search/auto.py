@@ -20,7 +20,7 @@ BUDGET = "0.25"
 
 
 def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAttentionConfig, dict[str, Any]]:
-    """The attention of every layer, chosen by a text, pictures or recordings, and for plan and report what was chosen and why.
+    """The attention of every layer, chosen by a text, images or recordings, and for plan and report what was chosen and why.
 
     Args:
         source: the opened checkpoint.
@@ -28,7 +28,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
     Raises:
         OptionError: a budget that nothing meets.
         LengthError: a text that is too short.
-        DataError, CheckpointError: no picture or recording, or a model without its processor.
+        DataError, CheckpointError: no image or recording, or a model without its processor.
     """
     inputs = next((given for given in (config.search_text, config.search_images, config.search_audio) if given is not None), None)
     result = Search(

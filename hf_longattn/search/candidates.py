@@ -27,14 +27,14 @@ USUAL_ON_GRIDS = (
     "bigbird:block_size=64,order=tiles:8x8", "block_top_k:block_size=64,num_blocks=4,order=tiles:8x8",
     "block_top_k:block_size=64,num_blocks=8,order=tiles:8x8",
 )  # fmt: skip
-"""Tried by default for pictures, besides windows of the source's size, every other mechanism on a grid, and full attention."""
+"""Tried by default for images, besides windows of the source's size, every other mechanism on a grid, and full attention."""
 USUAL_OF: Mapping[str, tuple[str, ...]] = {"text": USUAL, "sound": (*USUAL, *USUAL_CHUNKS)}
 """What a model reads -> the candidates tried by default; those of the other inputs are on a grid."""
 FULL = Candidate("full")
 
 
 def usual_candidates(sizes: InputSizes | None = None) -> list[Candidate]:
-    """:data:`USUAL` and full attention; of a model that reads pictures of these ``sizes``, :data:`USUAL_ON_GRIDS` and more; of one of sound
+    """:data:`USUAL` and full attention; of a model that reads images of these ``sizes``, :data:`USUAL_ON_GRIDS` and more; of one of sound
     :data:`USUAL` and :data:`USUAL_CHUNKS`."""
     texts: tuple[str, ...] = USUAL
     listed: list[str] = []
@@ -62,7 +62,7 @@ def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
 
 
 def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = None) -> str:
-    """Why a candidate cannot run in single layers of a model, one that reads pictures or sounds of these ``sizes`` or a text; one sentence,
+    """Why a candidate cannot run in single layers of a model, one that reads images or sounds of these ``sizes`` or a text; one sentence,
     empty if it can.
 
     Raises:

@@ -34,7 +34,7 @@ PIECES = 4
 class SearchConfig:
     """The arguments of :func:`search_design`, checked; a worker process starts from them alone.
 
-    text: or pictures; ``None`` for those that come with packages. candidates: ``None`` for the usual ones.
+    text: or images; ``None`` for those that come with packages. candidates: ``None`` for the usual ones.
     """
 
     model: str
@@ -82,8 +82,8 @@ class SearchConfig:
         return SearchedModel.open(self.model if source is None else source, self.conversion, torch.device(self.device))
 
     def length_compared(self, model: SearchedModel) -> int | InputSize:
-        """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read. The size of pictures is that of the
-        result, since positions of pictures are interpolated between those that were trained; the duration of sounds is the result's up to a
+        """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read. The size of images is that of the
+        result, since positions of images are interpolated between those that were trained; the duration of sounds is the result's up to a
         minute, where the checkpoint reads it.
 
         Raises:
@@ -95,7 +95,7 @@ class SearchConfig:
         return compared
 
     def inputs(self, model: SearchedModel) -> SearchText | SearchInputs:
-        """The text, tokenised as far as it is needed, or pictures or recordings."""
+        """The text, tokenised as far as it is needed, or images or recordings."""
         if model.original.kind.user_inputs is not None:
             return SearchInputs(self.text, model.original, self.pieces)
         text, name = verification_text(None) if self.text is None else (self.text, None)
@@ -117,5 +117,5 @@ class SearchConfig:
             return {}
         length = self.length_compared(model)
         if not isinstance(length, int) or self.text is None:
-            raise OptionError("Attention transfer reads texts, and this model reads pictures or sound; leave --transfer-steps out.")
+            raise OptionError("Attention transfer reads texts, and this model reads images or sound; leave --transfer-steps out.")
         return transfer_attention(self.model, self.text, candidates, self.transfer_steps, length, folder, self.seed, progress)

@@ -85,7 +85,7 @@ class LayerCosts:
         shape: of the model.
         length: in tokens.
         device: on which layers run.
-        grid: on which the tokens lie, if they are patches of a picture.
+        grid: on which the tokens lie, if they are patches of an image.
         file: JSON with what was measured before; it is written anew after each measurement. ``None`` keeps nothing.
     """
 

@@ -54,7 +54,7 @@ class SearchFolder:
         return values
 
     def write(self, result: SearchResult) -> None:
-        """Recipe, report and picture; each appears whole, in place of an earlier one."""
+        """Recipe, report and figure; each appears whole, in place of an earlier one."""
         head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
         draw_search(result, self.file(PLOT))

@@ -1,4 +1,4 @@
-"""Pictures and recordings that a model reads at the size for which it is converted, or at another one, as its processor makes them."""
+"""Images and recordings that a model reads at the size for which it is converted, or at another one, as its processor makes them."""
 
 from __future__ import annotations
 
@@ -59,6 +59,6 @@ class SearchInputs:
 
 
 def digest(folder: Path) -> str:
-    """Names and sizes of the pictures or recordings of a folder, by which a search that resumes knows them."""
+    """Names and sizes of the images or recordings of a folder, by which a search that resumes knows them."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
     return "\n".join(f"{file.name} {file.stat().st_size}" for file in files)

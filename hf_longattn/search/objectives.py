@@ -61,11 +61,11 @@ class Divergence:
     """KL(checkpoint ‖ design) in nats, mean over predictions, of pieces that the checkpoint was trained to read.
 
     Of a language model the predictions are those of masked tokens, or of next tokens; of a classifier those of the text, of its tokens, of
-    the picture or of its places.
+    the image or of its places.
 
     Args:
-        model, text, pieces, transferred: as for :class:`HeldOutLoss`; or pictures or recordings.
-        length: of the pieces, or the size of the pictures or sounds.
+        model, text, pieces, transferred: as for :class:`HeldOutLoss`; or images or recordings.
+        length: of the pieces, or the size of the images or sounds.
     Raises:
         OptionError: the checkpoint has no head.
     """

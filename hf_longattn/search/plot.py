@@ -1,4 +1,4 @@
-"""The picture of a search: what designs are worth against what they cost."""
+"""The image of a search: what designs are worth against what they cost."""
 
 from __future__ import annotations
 

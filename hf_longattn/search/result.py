@@ -37,7 +37,7 @@ class SearchResult:
         text: the name of what was read.
         length: of the target, in tokens.
         compared_at: tokens at which ``score`` was measured.
-        sizes: of a model of pictures or sound, the size of the target's and of those at which ``score`` was measured.
+        sizes: of a model of images or sound, the size of the target's and of those at which ``score`` was measured.
         layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
         full_seconds: of full attention in every layer.
         full_bytes: the same, its memory.

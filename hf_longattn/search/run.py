@@ -84,14 +84,14 @@ def search_design(
 
     Args:
         model: a checkpoint of transformers that is not converted yet: a folder or a Hub repository id.
-        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of pictures a picture or a
-            folder of pictures (``Path``), for one of videos a folder of frames, an array (.npy) or a folder of these, for one of sound a
+        text: the text itself, a file (``Path``), or token ids ``(N,)`` without special tokens; for a model of images an image or a
+            folder of images (``Path``), for one of videos a folder of frames, an array (.npy) or a folder of these, for one of sound a
             recording or a folder of recordings.
-        output: the folder of the search, with report, picture and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
+        output: the folder of the search, with report, image and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
         budget: of the attention of all layers for one text: a share of full attention's time (0.25), seconds ("1.5s") or memory ("200MB");
             in the mode "full-layers" the number of layers that keep the checkpoint's attention.
         length: of the target, in tokens; the checkpoint's own if not given.
-        image_size: of the target's pictures, 1024, or height and width, "768x1024"; the checkpoint's own if not given.
+        image_size: of the target's images, 1024, or height and width, "768x1024"; the checkpoint's own if not given.
         frames: of the target's videos; the checkpoint's own if not given.
         audio_seconds: of the target's sounds; the checkpoint's own if not given.
         candidates: mechanisms such as ``"window:window=256"``; usual ones if not given. In the mode "full-layers" the one that the other
@@ -103,9 +103,9 @@ def search_design(
         objective: of stage 2: "loss", masked or causal, at the target length, or "kl", the divergence from the checkpoint.
         workers: processes of stage 2; a script that asks for more than one needs ``if __name__ == "__main__":`` around the call.
         transfer_steps: attention transfer of candidates with parameters before they are judged, in optimiser steps.
-        pieces: of the text that are read, or pictures, at most.
+        pieces: of the text that are read, or images, at most.
         queries: measured in each piece for captured mass.
-        compare_at: tokens at which candidates are judged; what the checkpoint was trained to read if not given. For pictures, pixels along
+        compare_at: tokens at which candidates are judged; what the checkpoint was trained to read if not given. For images, pixels along
             both axes; ``image_size`` if not given. For sound, seconds; ``audio_seconds`` up to a minute if not given.
         positions: as in a conversion.
         seed: of stage 2's sampler.

@@ -42,7 +42,7 @@ def mass_table(
     model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
     progress: Progress,
 ) -> ScoreTable:  # fmt: skip
-    """Captured mass, from 0 to 1, mean over heads and pieces of ``length`` tokens, or pictures or sounds of this size, in the checkpoint as
+    """Captured mass, from 0 to 1, mean over heads and pieces of ``length`` tokens, or images or sounds of this size, in the checkpoint as
     it was trained."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     of_text: Sequence[Any] = text.pieces(length, pieces)

@@ -71,7 +71,7 @@ FLAGS: list[Any] = [
 
 def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
     """Whether it takes less than seconds: exports and compressions do not, nor do memory, score terms of distances and models of sound,
-    which are measured in separate processes, and models of pictures, whose layouts are all checked first. `bench train` has the flags and
+    which are measured in separate processes, and models of images, whose layouts are all checked first. `bench train` has the flags and
     the code of `bench model`."""
     exports = path in (("export",), ("compress",)) or (path[0] == "bench" and parameter.name == "onnx")
     return (
@@ -111,7 +111,7 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
                 "repo": "writer/x",
                 "name": "window",
                 "text": places["FILE"],
-                "picture": None,  # with it, flags for texts are refused
+                "image": None,  # with it, flags for texts are refused
             }
             typed += [value] if (value := {**filled, **driven}.get(parameter.name, parameter.name)) is not None else []
         elif path[0] == "bench" and parameter.name in TINY:

@@ -12,7 +12,7 @@ from scripts.dev.tools.small_models import (
     language_model,
     small_audio_config,
     small_config,
-    small_picture_config,
+    small_image_config,
     small_towers_config,
 )
 
@@ -28,12 +28,12 @@ def config_of(base: str) -> Any:
 
 
 def source_config(base: str) -> Any:
-    """A small config of any base, of texts, of pictures, of sound or of several towers."""
+    """A small config of any base, of texts, of images, of sound or of several towers."""
     if FAMILIES[base].towers:
         return small_towers_config(base, Shape(layers=2))
     if FAMILIES[base].rule.reads == "sound":
         return small_audio_config(base, Shape(layers=2))
-    return small_picture_config(base, Shape(layers=4)) if FAMILIES[base].rule.reads == "grid" else config_of(base)
+    return small_image_config(base, Shape(layers=4)) if FAMILIES[base].rule.reads == "grid" else config_of(base)
 
 
 def head_of(base: str, ending: str = "") -> str:

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("families_hidden")
 
 TEXT = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 32, "patch_size": 4}
-PICTURE = {**IMAGE, "image_size": [32, 32], "use_mid_position_embeddings": False}
+IMAGE_MODEL = {**IMAGE, "image_size": [32, 32], "use_mid_position_embeddings": False}
 TWO_STACKS = {
     "vocab_size": 200, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
     "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 1, "bos_token_id": 0,
@@ -89,7 +89,7 @@ FRAMES = {
 DETECTOR = f"{IMAGES}ForObjectDetection"
 IMAGE_TYPE, OWN_ATTENTION_TYPE = (getattr(transformers, f"{name}Config").model_type for name in (IMAGES, OWN_ATTENTION))
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
-    DETECTOR: (f"{IMAGES}Config", PICTURE, 2),
+    DETECTOR: (f"{IMAGES}Config", IMAGE_MODEL, 2),
     f"{TEXT_AND_IMAGES}Model": (f"{TEXT_AND_IMAGES}Config", {"text_config": TEXT, "vision_config": IMAGE}, 4),
     f"{ENCODER_DECODER}ForConditionalGeneration": (f"{ENCODER_DECODER}Config", TWO_STACKS, 6),
     SPECTROGRAMS: (f"{SPECTROGRAMS}Config", SOUND, 2),

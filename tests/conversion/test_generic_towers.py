@@ -61,7 +61,7 @@ def test_full_attention_in_every_tower_is_the_source(case: str, tmp_path: Path) 
     assert all(torch.equal(written[name], values) for name, values in load_file(tmp_path / "plain" / "model.safetensors").items())
 
 
-def test_the_language_model_of_pictures_and_texts_grows(tmp_path: Path) -> None:
+def test_the_language_model_of_images_and_texts_grows(tmp_path: Path) -> None:
     build("llava")[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 64}}
     report = convert_checkpoint(tmp_path / "plain", tmp_path / "long", generic=True, towers=towers, max_length=8192)
@@ -130,7 +130,7 @@ def test_a_plan_and_an_inspection_say_what_each_tower_reads_and_costs(case: str,
     towers = {"text": {"mechanism": "window", "window": 8}, "vision": {"mechanism": "local2d", "radius": 1}}
     plan = plan_conversion(tmp_path / "plain", generic=True, towers=towers)
     text, vision = plan.towers["text"], plan.towers["vision"]
-    sizes = "pictures of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
+    sizes = "images of any size" if case in ("pixtral", "qwen2_vl", "qwen2_5_vl") else "32 × 32 pixels, 64 tokens"
     assert vision.new_input == (sizes if case != "llava" else "32 × 32 pixels, 65 tokens")
     assert text.new_input == f"{text.config.max_position_embeddings} tokens"
     assert all(sum(tower.counts().values()) > 10 for tower in plan.towers.values())  # LLaVA's files have older names than the model

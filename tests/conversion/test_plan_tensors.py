@@ -23,7 +23,7 @@ from tests.cells import every_cell
 from .every_family import config_of, source_config
 
 ANY_SIZE = ("siglip2", "siglip2_vision_model")
-"""Bases that are not converted, since their pictures have any size; test_towers.py and test_pictures.py have the sentences."""
+"""Bases that are not converted, since their images have any size; test_towers.py and test_images.py have the sentences."""
 HEADS = [(base, head) for base in IN_FULL if base not in ANY_SIZE for head in FAMILIES[base].model_classes]
 FIRST_HEADS = dict(reversed(HEADS))
 INNER = (*NAMES["inner"], "n_inner", "mlp_ratio")

@@ -62,8 +62,8 @@ def heard(folder: Path, name: str) -> tuple[int, ...]:
 
 
 def seen(folder: Path) -> tuple[int, ...]:
-    picture = torch.zeros(90, 70, 3, dtype=torch.uint8).numpy()
-    return tuple(AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"].shape)
+    image = torch.zeros(90, 70, 3, dtype=torch.uint8).numpy()
+    return tuple(AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")["pixel_values"].shape)
 
 
 CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, Made, tuple[int, ...]]] = {

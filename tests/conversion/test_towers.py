@@ -55,9 +55,9 @@ def test_there_and_back(processor: str, short: Callable[[str], Path], tmp_path: 
     assert {name for name, check in checks.items() if check.status == "passed"} >= {
         "tensors", "tokenizer", "image processor", "text: equal where positions are unchanged", "text: finite at the new length",
         "vision: equal where the mechanism covers the input", "vision: equal at the new size with full attention",
-        "similarities of text and picture equal", "finite at the new sizes",
+        "similarities of text and image equal", "finite at the new sizes",
     }  # fmt: skip
-    assert checks["similarities of text and picture equal"].values["relative_difference"] <= 1e-5
+    assert checks["similarities of text and image equal"].values["relative_difference"] <= 1e-5
     assert report.plan["towers"]["text"]["positions"] == "stretch:20"
     assert report.plan["long_attention"]["towers"]["vision"]["mechanism"] == "window2d"
     assert report.plan["new_length"] == NEW_LENGTH
@@ -69,8 +69,8 @@ def test_there_and_back(processor: str, short: Callable[[str], Path], tmp_path: 
     pipeline = transformers.pipeline("zero-shot-image-classification", model=str(tmp_path / "long"))
     assert type(pipeline.model).__name__ == "LongCLIPModel"
     assert pipeline.tokenizer.model_max_length == NEW_LENGTH
-    picture = transformers.image_utils.PIL.Image.new("RGB", (50, 70), "red")
-    assert {row["label"] for row in pipeline(picture, candidate_labels=["a cat", "a dog " * 30])} == {"a cat", "a dog " * 30}
+    image = transformers.image_utils.PIL.Image.new("RGB", (50, 70), "red")
+    assert {row["label"] for row in pipeline(image, candidate_labels=["a cat", "a dog " * 30])} == {"a cat", "a dog " * 30}
 
     with pytest.warns(UserWarning, match="solved back to the 77 positions"):
         back = revert_checkpoint(tmp_path / "long", tmp_path / "back")
@@ -104,13 +104,13 @@ def test_positions_of_each_tower(short: Callable[[str], Path]) -> None:
     [
         ({"mechanism": "window"}, r"text and vision, have mechanisms apart, to which --mechanism, --option and --layers do not apply"),
         ({"towers": {"txt": {"mechanism": "full"}}}, r"A CLIPModel has no tower 'txt'; its towers are text and vision\."),
-        ({"towers": {"vision": {"mechanism": "window"}}}, r"window.*neighbours along a text, and a picture has none"),
+        ({"towers": {"vision": {"mechanism": "window"}}}, r"window.*neighbours along a text, and an image has none"),
         ({"positions": "tile"}, r"have positions apart; give --positions text=RULE,vision=RULE"),
         ({"positions": "txt=tile"}, r"has no tower 'txt'"),
-        ({"positions": "text=tile,vision=stretch"}, r"'stretch' does not apply to the positions of pictures"),
+        ({"positions": "text=tile,vision=stretch"}, r"'stretch' does not apply to the positions of images"),
         ({"max_length": 76}, r"takes 77 tokens and conversion only extends it"),
         ({"image_size": 30}, r"30"),
-        ({"audio_seconds": 30}, r"but a CLIPModel reads text and pictures; give its length as --max-length 4096"),
+        ({"audio_seconds": 30}, r"but a CLIPModel reads text and images; give its length as --max-length 4096"),
         ({"init_from_text": "text.txt"}, r"--init-from-text"),
         ({"native": True}, r"no native twin: the towers of a LongCLIPModel have mechanisms apart"),
     ],
@@ -165,8 +165,8 @@ def test_siglip_keeps_all_captions_of_the_old_length(tmp_path: Path) -> None:
     report = convert_checkpoint(source, tmp_path / "long", towers=TOWERS, max_length=256, image_size=NEW_SIZE)
     checks = {check.name: check for check in report.checks}
     assert report.plan["towers"]["text"]["positions"] == "tile"
-    assert checks["similarities of text and picture equal"].values["length"] == 64
-    assert checks["similarities of text and picture equal"].status == "passed"
+    assert checks["similarities of text and image equal"].values["length"] == 64
+    assert checks["similarities of text and image equal"].status == "passed"
     with pytest.warns(UserWarning, match="in place of window"):
         assert revert_checkpoint(tmp_path / "long", tmp_path / "back").passed
     before, after = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "back"))
@@ -174,7 +174,7 @@ def test_siglip_keeps_all_captions_of_the_old_length(tmp_path: Path) -> None:
     assert all(torch.equal(after[name], values) for name, values in before.items())
 
 
-def test_pictures_of_any_size_have_none_to_convert(tmp_path: Path) -> None:
+def test_images_of_any_size_have_none_to_convert(tmp_path: Path) -> None:
     source = save_siglip(tmp_path / "short", "siglip2")
     with pytest.raises(LongAttentionError, match=r"no size to convert; load it with hf_longattn\.LongSiglip2Model\.from_pretrained"):
         plan_conversion(source, max_length=256)

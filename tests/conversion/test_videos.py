@@ -1,4 +1,4 @@
-"""Models of videos are planned, converted, verified and reverted as models of pictures are."""
+"""Models of videos are planned, converted, verified and reverted as models of images are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAtte
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import grid
-from hf_longattn.inputs.common.processors import picture_size, processor_of
+from hf_longattn.inputs.common.processors import processed_size, processor_of
 from hf_longattn.processor_files import FILE, VIDEO_FILE
 
 from ..modeling import grid_models
@@ -63,7 +63,7 @@ def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: P
     assert config["long_attention"]["window"] == [2, 8, 8]
     assert inspect_checkpoint(long).longest_input == "videos of 8 frames of 64 × 64 pixels, 1,024 tokens"
     processor = processor_of(rule, long)
-    assert picture_size(processor) == (64, 64)
+    assert processed_size(processor) == (64, 64)
     frames = [torch.zeros(40, 90, 3, dtype=torch.uint8).numpy()] * 3
     assert processor is not None
     assert processor(frames, return_tensors="pt")["pixel_values"].shape == (1, 3, 3, 64, 64)
@@ -138,13 +138,13 @@ class TestRefusals:
         with pytest.raises(error, match=sentence):
             plan_conversion(source, **settings)
 
-    def test_frames_of_a_picture(self, tmp_path: Path) -> None:
+    def test_frames_of_a_image(self, tmp_path: Path) -> None:
         grid_models.saved("vit", "ViTForImageClassification", tmp_path)
-        with pytest.raises(OptionError, match=r"--frames is the number of frames of a video, but .* reads pictures"):
+        with pytest.raises(OptionError, match=r"--frames is the number of frames of a video, but .* reads images"):
             plan_conversion(tmp_path, frames=8)
 
     @pytest.mark.parametrize(("base", "head"), [HEADS[0], HEADS[2]])
     def test_a_processor_that_makes_other_frames(self, base: str, head: str, tmp_path: Path) -> None:
         file, field = (FILE, "image_size") if base == "videomae" else (VIDEO_FILE, "crop_size")
-        with pytest.raises(CheckpointError, match=rf"makes pictures of 28 × 28 pixels.* {field}=32; correct the size in {file}"):
+        with pytest.raises(CheckpointError, match=rf"makes images of 28 × 28 pixels.* {field}=32; correct the size in {file}"):
             plan_conversion(saved(base, head, tmp_path, side=28), frames=8)

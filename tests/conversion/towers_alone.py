@@ -1,4 +1,4 @@
-"""Loads a model of texts and pictures with its bundled code, where the package cannot be imported: ``python towers_alone.py FOLDER``."""
+"""Loads a model of texts and images with its bundled code, where the package cannot be imported: ``python towers_alone.py FOLDER``."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from hf_longattn.data.videos import frame_processor, frames_as_pixels, load_labe
 
 
 def frames_in(folder: Path, count: int = 12, size: tuple[int, int] = (40, 30), name: str = "frame{}.png") -> Path:
-    """A folder of pictures whose grey is their number."""
+    """A folder of images whose grey is their number."""
     folder.mkdir(parents=True)
     for number in range(count):
         Image.new("RGB", size, (number, number, number)).save(folder / name.format(number))
@@ -69,9 +69,9 @@ def test_a_video_processor_without_torchvision_resizes_crops_and_normalises(tmp_
         {"crop_size": 28, "video_processor_type": "VJEPA2VideoProcessor", "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
     )
     assert dict(processor.size)["shortest_edge"] == 32
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
-    pixels = frames_as_pixels(processor, [picture] * 2)
-    resized = np.asarray(picture.resize((48, 32), Image.Resampling.BILINEAR)) / 255
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
+    pixels = frames_as_pixels(processor, [image] * 2)
+    resized = np.asarray(image.resize((48, 32), Image.Resampling.BILINEAR)) / 255
     torch.testing.assert_close(pixels[0, 1], torch.tensor(resized[2:30, 10:38], dtype=torch.float32).permute(2, 0, 1), atol=1e-5, rtol=1e-5)
     assert pixels.shape == (1, 2, 3, 28, 28)
 

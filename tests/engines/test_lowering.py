@@ -23,8 +23,8 @@ WITHOUT_FLEX = {
     "dense": "all pairs of the text",
     "recurrent": "all pairs of a segment",
     "low_rank": "products of low rank",
-    "grid_windows": "calls for all windows of a picture",
-    "grid_halo": "calls for all windows of a picture",
+    "grid_windows": "calls for all windows of an image",
+    "grid_halo": "calls for all windows of an image",
     "selected": "keys gathered for each query",
 }
 """Engines that do not compare tokens by lists of blocks, and what they do."""

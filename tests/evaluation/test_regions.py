@@ -1,4 +1,4 @@
-"""Features of regions are means over their pixels, of what the model says of the whole picture."""
+"""Features of regions are means over their pixels, of what the model says of the whole image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(tmp_path: Path) -> Any:
 
 
 def mean_of_pixels(features: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """The mean of a picture's features over a box, pixel by pixel."""
+    """The mean of an image's features over a box, pixel by pixel."""
     left, top, right, bottom = box
     total = sum(features[y // PATCH, x // PATCH].double() for y in range(top, bottom) for x in range(left, right))
     return total / ((right - left) * (bottom - top))  # type: ignore[operator]
@@ -42,9 +42,9 @@ def test_a_region_is_the_mean_over_its_pixels(model: Any) -> None:
         states = model(pixels).last_hidden_state[:, 1:]
     torch.testing.assert_close(features.flatten(1, 2), states)
     regions = region_features(model, {"pixel_values": pixels}, BOXES, normalize=False)
-    for picture, of_picture, boxes in zip(features, regions, BOXES, strict=True):
-        expected = torch.stack([mean_of_pixels(picture, box) for box in boxes])
-        torch.testing.assert_close(of_picture.double(), expected, rtol=1e-5, atol=1e-6)
+    for image, of_image, boxes in zip(features, regions, BOXES, strict=True):
+        expected = torch.stack([mean_of_pixels(image, box) for box in boxes])
+        torch.testing.assert_close(of_image.double(), expected, rtol=1e-5, atol=1e-6)
     unit = region_features(model, pixels, BOXES)
     torch.testing.assert_close(unit[0], regions[0] / regions[0].norm(dim=1, keepdim=True))
 
@@ -57,7 +57,7 @@ def test_boxes_of_the_photo_are_those_of_what_the_model_reads(model: Any) -> Non
     assert len(measured) == 2
 
 
-def test_tiles_cover_the_picture(model: Any) -> None:
+def test_tiles_cover_the_image(model: Any) -> None:
     pixels = torch.randn(1, 3, *SIZE)
     assert tile_boxes((5, 7), (3, 4)).tolist() == [[0, 0, 4, 3], [4, 0, 7, 3], [0, 3, 4, 5], [4, 3, 7, 5]]
     (tiles,) = region_features(model, pixels, tile=16, normalize=False)
@@ -68,7 +68,7 @@ def test_tiles_cover_the_picture(model: Any) -> None:
     torch.testing.assert_close(many.unflatten(0, (20, 12))[::2, ::2].flatten(0, 1), dense_features(model, pixels)[0].flatten(0, 1))
 
 
-def test_a_region_knows_the_rest_of_the_picture(model: Any) -> None:
+def test_a_region_knows_the_rest_of_the_image(model: Any) -> None:
     model.use_base_attention()
     pixels = torch.randn(1, 3, 32, 32)
     changed = pixels.clone()
@@ -107,7 +107,7 @@ def test_families_and_backbones(base: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("base", grid_models.VIDEOS)
 def test_a_model_of_videos_has_no_regions(base: str, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path)
-    with pytest.raises(BackendError, match="reads videos, not pictures; give a model of pictures"):
+    with pytest.raises(BackendError, match="reads videos, not images; give a model of images"):
         dense_features(grid_models.long_model(base, grid_models.base_model(base), tmp_path), torch.randn(1, 4, 3, 32, 32))
 
 
@@ -134,7 +134,7 @@ def test_refusals(settings: dict[str, Any], sentence: str, model: Any) -> None:
         region_features(model, torch.randn(2, 3, *SIZE), **settings)
 
 
-def test_a_picture_without_boxes_has_no_regions_and_other_models_are_refused(model: Any) -> None:
+def test_a_image_without_boxes_has_no_regions_and_other_models_are_refused(model: Any) -> None:
     regions = region_features(model, torch.randn(2, 3, *SIZE), [BOXES[0], []])
     assert regions[1].shape == (0, model.config.hidden_size)
     with pytest.raises(GridError, match="multiple of the patch"):
@@ -142,5 +142,5 @@ def test_a_picture_without_boxes_has_no_regions_and_other_models_are_refused(mod
     text = LongBertModel(LongBertConfig(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32, vocab_size=9))
     sound = LongWav2Vec2Model(LongWav2Vec2Config(num_hidden_layers=1, hidden_size=32, num_attention_heads=2, intermediate_size=32))
     for other, given in (text, "text"), (sound, "recording"):
-        with pytest.raises(BackendError, match=f"reads no pictures on a grid of patches; give a {given} instead"):
+        with pytest.raises(BackendError, match=f"reads no images on a grid of patches; give a {given} instead"):
             region_features(other, torch.randn(1, 3, 32, 32), tile=8)

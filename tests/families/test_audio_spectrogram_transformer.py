@@ -140,7 +140,7 @@ class TestConversion:
                 assert "extended from spectrograms of 104 to 200 frames" in card
                 exec(compile(card.partition("```python\n")[2].partition("```")[0], "card", "exec"), {})
 
-    @pytest.mark.slow  # the graphs of pictures and of other models of sound are made by the same code
+    @pytest.mark.slow  # the graphs of images and of other models of sound are made by the same code
     def test_a_graph_and_an_inspection(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
         save(tmp_path / "short", layers=1)
@@ -184,7 +184,7 @@ class TestRefusals:
 
     def test_settings_of_other_inputs(self, short: Path) -> None:
         for settings, message in {
-            "image_size": (64, r"--image-size is the size of pictures.* reads spectrograms; give the length as --audio-seconds 30"),
+            "image_size": (64, r"--image-size is the size of images.* reads spectrograms; give the length as --audio-seconds 30"),
             "max_length": (4096, r"--max-length counts the tokens of a text.* give the length as --audio-seconds 30"),
             "audio_seconds": (0.5, r"spectrograms of 104 frames \(1\.04 s\).*50 frames \(0\.5 s\) are too few, .*--audio-seconds 1\.04"),
             "positions": ("random", r"does not apply to the positions of spectrograms; expected one of auto, tile, interpolate"),
@@ -194,13 +194,13 @@ class TestRefusals:
             with pytest.raises(LongAttentionError, match=message[1]):
                 plan_conversion(short, choose=lambda source, request: pytest.fail("searched"), **values)
 
-    def test_seconds_of_a_text_or_a_picture(self, tmp_path: Path) -> None:
+    def test_seconds_of_a_text_or_a_image(self, tmp_path: Path) -> None:
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
         transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "bert")
         transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=32)).save_pretrained(tmp_path / "vit")
         with pytest.raises(OptionError, match="--audio-seconds is the length of sounds, but a BertModel reads text; give its length as"):
             plan_conversion(tmp_path / "bert", audio_seconds=30)
-        with pytest.raises(OptionError, match="a ViTModel reads pictures; give the size as --image-size 1024"):
+        with pytest.raises(OptionError, match="a ViTModel reads images; give the size as --image-size 1024"):
             plan_conversion(tmp_path / "vit", audio_seconds=30)
 
     def test_a_feature_extractor_of_another_length(self, tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ class TestRefusals:
             model(torch.randn(1, 104, 65))
         with pytest.raises(GridError, match="The input has 15 frames, fewer than the 16 of a patch"):
             model(torch.randn(1, 15, 64))
-        with pytest.raises(BackendError, match="LongASTModel reads spectrograms, not pictures; give a model of pictures"):
+        with pytest.raises(BackendError, match="LongASTModel reads spectrograms, not images; give a model of images"):
             dense_features(model, torch.randn(1, 3, 32, 32))
 
     @pytest.mark.parametrize("frames", [0, 3.5, True, "long"])

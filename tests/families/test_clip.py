@@ -110,5 +110,5 @@ def test_towers_are_read_from_a_folder_of_the_whole_model(tmp_path: Path) -> Non
         assert torch.allclose(text(caption(UNCHANGED)).pooler_output, expected, rtol=0, atol=1e-5)
         pixels = torch.randn(1, 3, 32, 32)
         config = LongCLIPVisionConfig.from_pretrained(tmp_path, long_attention={"mechanism": "full"})
-        pictures = LongCLIPVisionModelWithProjection.from_pretrained(tmp_path, config=config).eval()
-        assert torch.allclose(pictures(pixels).image_embeds, whole.get_image_features(pixels).pooler_output, rtol=0, atol=1e-5)
+        images = LongCLIPVisionModelWithProjection.from_pretrained(tmp_path, config=config).eval()
+        assert torch.allclose(images(pixels).image_embeds, whole.get_image_features(pixels).pooler_output, rtol=0, atol=1e-5)

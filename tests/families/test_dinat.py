@@ -109,7 +109,7 @@ def with_natten(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("with_natten")
 @pytest.mark.parametrize("size", [(48, 48), (33, 47), (8, 60), (5, 5)], ids=str)
 def test_every_implementation_is_transformers_with_natten(size: tuple[int, int], tmp_path: Path) -> None:
-    """Odd sizes, and pictures with so few cells that layers pad them with zeros after their norm; gradients of every parameter."""
+    """Odd sizes, and images with so few cells that layers pad them with zeros after their norm; gradients of every parameter."""
     saved(tmp_path)
     theirs: Any = stock.DinatForImageClassification.from_pretrained(tmp_path).double().eval()
     ours: Any = hf_longattn.LongDinatForImageClassification.from_pretrained(tmp_path).double().eval()

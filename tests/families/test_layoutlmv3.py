@@ -23,7 +23,7 @@ from tests.reference.test_hf_score_terms import pair
 BASE, HEAD = "layoutlmv3", "LayoutLMv3Model"
 LONGFORMER = {"mechanism": "longformer", "window": 16}
 SIDE = 32
-"""Pixels of a picture of the small model, 4 × 4 patches."""
+"""Pixels of an image of the small model, 4 × 4 patches."""
 OTHER_WAYS = {
     **dict.fromkeys(("memory", "segments", "sharded"), "refused"),
     **dict.fromkeys(("cache", "forward mode", "gradient checkpointing", "router logits"), "none"),
@@ -36,7 +36,7 @@ def boxes(config: Any, batch: int, length: int) -> Tensor:
     return FAMILIES[BASE].rule.seeded(config, batch, length)["bbox"]
 
 
-def pictures(batch: int) -> Tensor:
+def images(batch: int) -> Tensor:
     return torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
 
 
@@ -47,14 +47,14 @@ def test_every_way_to_call_it_gives_what_the_sequences_give_alone(way: str) -> N
 
 
 @pytest.mark.parametrize("mechanism", [{"mechanism": "full"}, *MECHANISMS])
-@pytest.mark.parametrize("with_picture", [False, True])
+@pytest.mark.parametrize("with_image", [False, True])
 @torch.no_grad()
-def test_outputs_are_those_of_the_base_where_the_mechanism_covers_the_page(mechanism: dict[str, Any], with_picture: bool) -> None:
+def test_outputs_are_those_of_the_base_where_the_mechanism_covers_the_page(mechanism: dict[str, Any], with_image: bool) -> None:
     plain, model = pair(BASE, HEAD, mechanism, max_position_embeddings=514)
     ids, mask = tokens(2, 300), padding(2, 300)
     arguments: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "bbox": boxes(plain.config, 2, 300)}
-    if with_picture:
-        arguments["pixel_values"] = pictures(2)
+    if with_image:
+        arguments["pixel_values"] = images(2)
     expected, states = plain(**arguments).last_hidden_state, model(**arguments).last_hidden_state
     assert states.shape == expected.shape
     real = torch.nn.functional.pad(mask, (0, states.shape[1] - 300), value=1).bool()
@@ -63,13 +63,13 @@ def test_outputs_are_those_of_the_base_where_the_mechanism_covers_the_page(mecha
 
 @torch.no_grad()
 def test_patches_are_global_and_text_is_not() -> None:
-    """Beyond the window, a change of the picture reaches every token, and a change of a token none but its neighbours and the patches."""
+    """Beyond the window, a change of the image reaches every token, and a change of a token none but its neighbours and the patches."""
     model = long_model(BASE, HEAD, {"mechanism": "longformer", "window": 8}, num_hidden_layers=1)
-    ids, places, picture = tokens(1, 100), boxes(model.config, 1, 100), pictures(1)
-    states = model(ids, bbox=places, pixel_values=picture).last_hidden_state[0]
-    other_picture = model(ids, bbox=places, pixel_values=-picture).last_hidden_state[0]
-    other_token = model(torch.cat([ids[:, :1] + 1, ids[:, 1:]], 1), bbox=places, pixel_values=picture).last_hidden_state[0]
-    assert ((states - other_picture).abs().amax(-1) > 1e-6).all()
+    ids, places, image = tokens(1, 100), boxes(model.config, 1, 100), images(1)
+    states = model(ids, bbox=places, pixel_values=image).last_hidden_state[0]
+    other_image = model(ids, bbox=places, pixel_values=-image).last_hidden_state[0]
+    other_token = model(torch.cat([ids[:, :1] + 1, ids[:, 1:]], 1), bbox=places, pixel_values=image).last_hidden_state[0]
+    assert ((states - other_image).abs().amax(-1) > 1e-6).all()
     changed = (states - other_token).abs().amax(-1) > 1e-7
     assert not changed[10:100].any()
     assert changed[100:].all()
@@ -85,10 +85,10 @@ def test_a_packed_row_may_be_longer_than_the_table() -> None:
     assert (packed.view(2, 60, -1) - alone).abs().max() < 1e-5
 
 
-def test_gradients_with_a_picture_are_those_of_the_base() -> None:
+def test_gradients_with_a_image_are_those_of_the_base() -> None:
     plain, model = pair(BASE, HEAD, {"mechanism": "longformer", "window": 1000})
     for network in (plain, model):
-        states = network(tokens(2, 60), bbox=boxes(plain.config, 2, 60), pixel_values=pictures(2)).last_hidden_state
+        states = network(tokens(2, 60), bbox=boxes(plain.config, 2, 60), pixel_values=images(2)).last_hidden_state
         states.square().mul(torch.arange(states.shape[-1])).mean().backward()
     for (name, values), (_, others) in zip(plain.named_parameters(), model.named_parameters(), strict=True):
         assert (values.grad is None) == (others.grad is None), name
@@ -100,10 +100,10 @@ def test_gradients_with_a_picture_are_those_of_the_base() -> None:
     [
         (
             "longformer",
-            {"pixel_values": pictures(1)},
-            "pixel_values has 1 pictures for 2 texts; give every text of a batch",
+            {"pixel_values": images(1)},
+            "pixel_values has 1 images for 2 texts; give every text of a batch",
         ),
-        ("window", {"pixel_values": pictures(2)}, "seen through global tokens, which mechanism 'window' does not have"),
+        ("window", {"pixel_values": images(2)}, "seen through global tokens, which mechanism 'window' does not have"),
         ("longformer", {"bbox": torch.full((2, 60, 4), 1001)}, "but sides lie from 0 to 1000"),
         ("longformer", {"bbox": torch.tensor([5, 0, 4, 9]).expand(2, 60, 4)}, "whose right side lies before its left one"),
     ],
@@ -131,10 +131,10 @@ def test_a_folder_with_a_processor_is_converted_and_reverted(tmp_path: Path) -> 
     written = [(tmp_path / name / "preprocessor_config.json").read_bytes() for name in ("short", "long")]
     assert written[0] == written[1]
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "long")
-    picture = processor(Image.new("RGB", (50, 70), "white"), return_tensors="pt")["pixel_values"]
+    image = processor(Image.new("RGB", (50, 70), "white"), return_tensors="pt")["pixel_values"]
     model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "long").eval()
     with torch.no_grad():
-        logits = model(tokens(1, 250), bbox=boxes(model.config, 1, 250), pixel_values=picture).logits
+        logits = model(tokens(1, 250), bbox=boxes(model.config, 1, 250), pixel_values=image).logits
     assert logits.shape[1] == 250
     assert logits.isfinite().all()
     assert revert_checkpoint(tmp_path / "long", tmp_path / "again").passed

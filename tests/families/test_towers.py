@@ -20,7 +20,7 @@ TRAINED, NEW, KEPT = 77, 248, 20
 """Positions before and after, and tokens of captions whose positions are the same in both."""
 END = 98
 PATCH, SIDE = 4, 8
-"""Pixels of a patch, and patches along each axis of the pictures for which the models were trained."""
+"""Pixels of a patch, and patches along each axis of the images for which the models were trained."""
 TOWERS = {"text": {"mechanism": "window", "window": 64}, "vision": {"mechanism": "window2d", "window": SIDE}}
 
 
@@ -54,8 +54,8 @@ def captions(length: int, count: int = 3) -> Tensor:
     return ids
 
 
-def pictures(base: str, side: int = SIDE, count: int = 2) -> dict[str, Tensor]:
-    """``count`` square pictures of ``side`` patches."""
+def seeded_images(base: str, side: int = SIDE, count: int = 2) -> dict[str, Tensor]:
+    """``count`` square images of ``side`` patches."""
     rule: Any = FAMILIES[base].towers["vision"].rule
     generator = torch.Generator().manual_seed(side)
     if rule.shapes is None:
@@ -69,7 +69,7 @@ def pictures(base: str, side: int = SIDE, count: int = 2) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def similarities(model: Any, ids: Tensor, images: dict[str, Tensor]) -> Tensor:
-    """Cosines ``(captions, pictures)``."""
+    """Cosines ``(captions, images)``."""
     outputs = model(input_ids=ids, **images)
     return outputs.text_embeds @ outputs.image_embeds.T
 
@@ -81,7 +81,7 @@ def test_similarities_of_short_captions_are_those_of_the_plain_model(base: str, 
     assert [type(tower) for tower in model.towers.values()] == [
         family.model_class(family.base_model_name) for family in FAMILIES[base].towers.values()
     ]
-    ids, images = captions(KEPT), pictures(base)
+    ids, images = captions(KEPT), seeded_images(base)
     expected = similarities(plain, ids, images)
     assert torch.allclose(similarities(model, ids, images), expected, rtol=0, atol=1e-6)
     model.use_base_attention()
@@ -92,10 +92,10 @@ def test_similarities_of_short_captions_are_those_of_the_plain_model(base: str, 
     assert all(tower.runs_mechanisms for tower in model.towers.values())
 
 
-def test_long_captions_and_large_pictures_train_every_tower(base: str, tmp_path: Path) -> None:
+def test_long_captions_and_large_images_train_every_tower(base: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
     model = long_model(base, tmp_path).train()
-    outputs = model(input_ids=captions(NEW), **pictures(base, 2 * SIDE, 3), return_loss=True)
+    outputs = model(input_ids=captions(NEW), **seeded_images(base, 2 * SIDE, 3), return_loss=True)
     outputs.loss.backward()
     assert outputs.logits_per_text.shape == (3, 3)
     for tower in model.towers.values():
@@ -115,7 +115,7 @@ def test_a_saved_model_is_read_by_auto_classes_and_its_towers_by_their_own(base:
         "text": "window",
         "vision": "window2d",
     }
-    ids, images = captions(NEW), pictures(base, 2 * SIDE)
+    ids, images = captions(NEW), seeded_images(base, 2 * SIDE)
     assert torch.equal(similarities(again, ids, images), similarities(model, ids, images))
     text: Any = type(model.towers["text"]).from_pretrained(tmp_path / "long").eval()
     with torch.no_grad():
@@ -151,10 +151,10 @@ def test_bad_inputs_are_a_sentence(base: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
     model = long_model(base, tmp_path)
     with pytest.raises(LengthError, match=rf"needs {NEW + 1} positions, but this model has {NEW}"):
-        model(input_ids=captions(NEW + 1), **pictures(base))
+        model(input_ids=captions(NEW + 1), **seeded_images(base))
     marks = torch.ones(3, KEPT, dtype=torch.long)
     with pytest.raises(MaskError, match=r"global_attention_mask is for texts, and Long\w+ hands it to every tower; call get_text_features"):
-        model(input_ids=captions(KEPT), **pictures(base), global_attention_mask=marks)
+        model(input_ids=captions(KEPT), **seeded_images(base), global_attention_mask=marks)
     with pytest.raises(PositionError, match=rf"has {TRAINED} positions and the config asks for {TRAINED - 1}"):
         long_model(base, tmp_path, length=TRAINED - 1)
 
@@ -162,17 +162,17 @@ def test_bad_inputs_are_a_sentence(base: str, tmp_path: Path) -> None:
 def test_both_towers_are_one_compiled_graph(tmp_path: Path) -> None:
     plain_model("clip").save_pretrained(tmp_path)
     model = long_model("clip", tmp_path)
-    arguments = {"input_ids": captions(20), **pictures("clip")}
+    arguments = {"input_ids": captions(20), **seeded_images("clip")}
     compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(**arguments).logits_per_image, model(**arguments).logits_per_image)
 
 
 @pytest.mark.parametrize("missing", ["input_ids", "pixel_values"])
-def test_a_text_or_a_picture_alone_is_refused_in_a_sentence(base: str, missing: str, tmp_path: Path) -> None:
+def test_a_text_or_a_image_alone_is_refused_in_a_sentence(base: str, missing: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
-    inputs = {**pictures(base), "input_ids": captions(TRAINED)}
-    with pytest.raises(LongAttentionError, match=f"compares texts with pictures, and {missing} is missing; give it, or call get_text"):
+    inputs = {**seeded_images(base), "input_ids": captions(TRAINED)}
+    with pytest.raises(LongAttentionError, match=f"compares texts with images, and {missing} is missing; give it, or call get_text"):
         long_model(base, tmp_path)(**{name: value for name, value in inputs.items() if name != missing})
 
 

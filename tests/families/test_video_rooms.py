@@ -1,4 +1,4 @@
-"""Models of videos in the rooms of pictures: search, audit, diagnosis and training, by folders of frames and arrays."""
+"""Models of videos in the rooms of images: search, audit, diagnosis and training, by folders of frames and arrays."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def videos(tmp_path: Path) -> Path:
                 np.save(folder.with_suffix(".npy"), values.astype(np.uint8))
                 continue
             folder.mkdir()
-            for frame, picture in enumerate(values.astype(np.uint8)):
-                Image.fromarray(picture).save(folder / f"{frame}.png")
+            for frame, image in enumerate(values.astype(np.uint8)):
+                Image.fromarray(image).save(folder / f"{frame}.png")
     return tmp_path / "videos"
 
 
@@ -52,9 +52,9 @@ def test_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Pat
     source, clip = saved(base, head, tmp_path / "short"), videos / "light" / "clip0"
     convert_checkpoint(source, tmp_path / "long", mechanism="local2d", radius="1+1+1", image_size=40, frames=8, verify=False)
     diagnosis = diagnose(tmp_path / "long", clip)
-    picture = diagnosis.picture
-    assert picture is not None
-    assert (picture.grid, picture.noun, tuple(picture.pixels.shape)) == (Grid((4, 10, 10)), "video", (40, 4 * 40, 3))
+    image = diagnosis.image
+    assert image is not None
+    assert (image.grid, image.noun, tuple(image.pixels.shape)) == (Grid((4, 10, 10)), "video", (40, 4 * 40, 3))
     attention = diagnosis.last.layers[0].attention
     assert attention is not None
     assert attention.shape == (4, 10, 10)

@@ -80,8 +80,8 @@ def test_a_larger_config_gives_videomae_other_positions_than_it_was_trained_with
     misnumbered = larger.embeddings.position_embeddings.unflatten(1, (4, 12, 12))
     torch.testing.assert_close(misnumbered[0, 0, 1, 0], table[0, 0, 1, 4])  # the first cell of row 1 is that of row 1, column 4
     lengthened = interpolate(table.permute(0, 4, 1, 2, 3), (4, 8, 8), mode="trilinear", align_corners=False)
-    pictures = interpolate(lengthened[0].transpose(0, 1), (12, 12), mode="bicubic", align_corners=False)
-    expected = pictures.permute(0, 2, 3, 1)[None]
+    images = interpolate(lengthened[0].transpose(0, 1), (12, 12), mode="bicubic", align_corners=False)
+    expected = images.permute(0, 2, 3, 1)[None]
     torch.testing.assert_close(interpolated_frames(table, 4, 12, 12), expected)
     assert (misnumbered - expected).abs().max() > 1
 
@@ -179,7 +179,7 @@ def test_masked_patches_of_a_larger_video_are_rebuilt(extension: str, tmp_path: 
 
 
 @torch.no_grad()
-def test_a_picture_as_one_frame_is_repeated_as_v_jepa_2_does(tmp_path: Path) -> None:
+def test_a_image_as_one_frame_is_repeated_as_v_jepa_2_does(tmp_path: Path) -> None:
     plain = saved("vjepa2", "VJEPA2Model", tmp_path)
     model = long_model("vjepa2", "VJEPA2Model", tmp_path, long_attention=FULL)
     for of_base, of_long in zip(tensors(plain(video(1, 3, 32, 32))), tensors(model(video(1, 3, 32, 32))), strict=True):
@@ -193,7 +193,7 @@ class TestRefusals:
             ((5, 3, 32, 32), r"has 5 frames, which is not a multiple of the tubelet's 2; leave frames out, for example read 4"),
             ((1, 3, 32, 32), r"has 1 frame, fewer than the 2 of a tubelet; give at least 2"),
             ((4, 3, 30, 32), r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32"),
-            ((3, 32, 32), r"has shape \(1, 3, 32, 32\), which is a picture; a video is \(batch, frames, channels, height, width\)"),
+            ((3, 32, 32), r"has shape \(1, 3, 32, 32\), which is an image; a video is \(batch, frames, channels, height, width\)"),
             ((4, 32, 32, 3), r"must be .*with 3 channels; move the axes, for example with pixels.movedim\(-1, 2\)"),
         ],
     )

@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 HEADS = {"VitDetModel": VitDetModel, "VitDetBackbone": VitDetBackbone}
 RELATIVE = {"use_relative_position_embeddings": True}
-PICTURES = [(32, 32), (24, 36), (28, 40), (64, 52), (8, 8)]
+IMAGES = [(32, 32), (24, 36), (28, 40), (64, 52), (8, 8)]
 """The size of pre-training; one that windows divide, two that they do not, and one that is smaller than a window."""
 
 
@@ -48,7 +48,7 @@ def maps(outputs: Any) -> list[torch.Tensor]:
 
 
 @every_cell("head", HEADS, pairs=True)
-@every_cell("size", PICTURES, ids=str)
+@every_cell("size", IMAGES, ids=str)
 @every_cell("values", [{}, {"qkv_bias": False}, RELATIVE], ids=["biases", "no biases", "relative positions"])
 def test_states_and_gradients_are_transformers(head: str, size: tuple[int, int], values: dict[str, Any], tmp_path: Path) -> None:
     """With the mechanisms and with the attention of the base, those of biases included, which padding shares with its layer."""
@@ -131,7 +131,7 @@ def test_converted_verified_loaded_and_reverted(head: str, tmp_path: Path) -> No
 
 
 def test_a_detector_keeps_its_size(tmp_path: Path) -> None:
-    """Of a checkpoint trained further on larger pictures, the position table is smaller than the grid."""
+    """Of a checkpoint trained further on larger images, the position table is smaller than the grid."""
     saved(tmp_path / "source", image_size=64)
     plan = plan_conversion(tmp_path / "source")
     assert (plan.inputs.old.value, plan.inputs.new.value, plan.positions) == ((32, 32), (64, 64), "interpolate")

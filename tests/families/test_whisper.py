@@ -183,7 +183,7 @@ class TestRefusals:
         ):
             model(torch.randn(shape))
 
-    def test_mechanisms_of_texts_and_pictures(self) -> None:
+    def test_mechanisms_of_texts_and_images(self) -> None:
         for mechanism in ("window2d", "recurrent_memory"):
             with pytest.raises(OptionError, match="choose for example 'window'"):
                 LongWhisperConfig(**SIZES, long_attention={"mechanism": mechanism})

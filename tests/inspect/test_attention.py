@@ -157,7 +157,7 @@ def test_an_architecture_off_the_interface_is_refused(text: Path) -> None:
 
 def test_a_model_that_reads_no_text_is_refused() -> None:
     config = transformers.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
-    with pytest.raises(BackendError, match="reads pictures and no text; give it a picture"):
+    with pytest.raises(BackendError, match="reads images and no text; give it an image"):
         diagnose(transformers.ViTModel(config), torch.arange(5, 50), lengths=[32])
 
 

@@ -139,13 +139,13 @@ def test_the_reach_of_each_tower_is_audited(tmp_path: Path, capsys: pytest.Captu
     assert "tower vision" in said
 
 
-def test_towers_that_pack_pictures_are_named_and_left_out() -> None:
+def test_towers_that_pack_images_are_named_and_left_out() -> None:
     model = build("qwen2_vl")[0]
     towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "local2d", "radius": 1}}
     audit = audit_reach(enable_long_attention(model, {"towers": towers}), length=64)
     assert audit.agrees
     assert set(audit.towers) == {"text"}
-    assert "The tower vision packs pictures of different sizes" in audit.notes[0]
+    assert "The tower vision packs images of different sizes" in audit.notes[0]
 
 
 def test_a_graph_without_the_window_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,11 +69,11 @@ def test_in_a_browser(diagnosis: Diagnosis, tmp_path: Path) -> None:
             page.open(file, width, dark=dark)
             assert page.ask(FITS), f"nothing is cut off or scrolls sideways at {width} pixels"
             assert page.ask(SMALLEST) > 8.5, "labels stay legible"
-            picture = page.screenshot(tmp_path / f"{width}-{'dark' if dark else 'light'}.png")
-            wide, high = struct.unpack(">II", picture[16:24])
+            image = page.screenshot(tmp_path / f"{width}-{'dark' if dark else 'light'}.png")
+            wide, high = struct.unpack(">II", image[16:24])
             assert wide == width
             assert high > 2000
-            assert len(picture) > 50_000, "it is not blank"
+            assert len(image) > 50_000, "it is not blank"
         grounds = []
         for dark in (False, True):
             page.open(file, 800, dark=dark)

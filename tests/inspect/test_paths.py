@@ -244,7 +244,7 @@ def test_nothing_is_logged_otherwise(caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.records
 
 
-def test_a_model_of_pictures_is_given_its_pixels() -> None:
+def test_a_model_of_images_is_given_its_pixels() -> None:
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,

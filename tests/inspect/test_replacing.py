@@ -324,7 +324,7 @@ def test_the_cost_is_stated(decoder: PreTrainedModel) -> None:
     assert values["stages"][0]["tested"] == 1
 
 
-def test_stages_keep_pictures_of_the_first_runs() -> None:
+def test_stages_keep_images_of_the_first_runs() -> None:
     declared = REACHES["window"]
     stage = Stage("layer 0", declared, 0.0, 0.0)
     for replacement in replacements(declared, Settings()):

@@ -106,7 +106,7 @@ def test_the_command_diagnoses_sound(talk: Path, tmp_path: Path, capsys: pytest.
         (["--lengths", "many"], "are not seconds; give for example --lengths 30"),
         (["--device", "toaster"], "There is no device 'toaster'"),
         (["--candidate", "transformer_xl"], "reads one segment of a text after the other"),
-        (["--candidate", "window2d"], "reads a picture's patches, but a sound is one line"),
+        (["--candidate", "window2d"], "reads an image's patches, but a sound is one line"),
     ],
 )
 def test_a_diagnosis_refuses(options: list[str], sentence: str, talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,7 +122,7 @@ def test_what_reads_something_else_is_refused(talk: Path, tmp_path: Path, capsys
     BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=99)).save_pretrained(tmp_path / "bert")
     refusals = {
         ("short", str(tmp_path / "text.txt")): "reads sound and no text; give it a recording or a folder: longattn audit MODEL talk.wav",
-        ("bert", str(talk)): "reads no pictures on a grid of patches; give a text instead",
+        ("bert", str(talk)): "reads no images on a grid of patches; give a text instead",
     }
     for (model, file), sentence in refusals.items():
         capsys.readouterr()
@@ -134,7 +134,7 @@ def test_what_reads_something_else_is_refused(talk: Path, tmp_path: Path, capsys
         diagnose(small_model("wav2vec2", "Wav2Vec2Model"), talk, processor=AutoFeatureExtractor.from_pretrained(tmp_path / "short"))
 
 
-def test_a_spectrogram_is_diagnosed_as_a_picture(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_spectrogram_is_diagnosed_as_a_image(talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What a mechanism keeps of transformers' attention weights, and what its class token attends to."""
     pytest.importorskip("matplotlib")
     base = "audio-spectrogram-transformer"
@@ -146,15 +146,15 @@ def test_a_spectrogram_is_diagnosed_as_a_picture(talk: Path, tmp_path: Path, cap
     values = extractor(read_audio(talk, RATE), sampling_rate=RATE, return_tensors="pt").input_values
     with torch.no_grad():
         weights = model.eval()(values, output_attentions=True).attentions
-    assert report.picture is not None
+    assert report.image is not None
     for layer, expected in zip(report.last.layers, weights, strict=True):
-        attention = expected[0, :, 0, report.picture.grid.prefix :].mean(0)
+        attention = expected[0, :, 0, report.image.grid.prefix :].mean(0)
         assert layer.attention is not None
         torch.testing.assert_close(layer.attention.flatten().float(), attention / attention.sum(), rtol=1e-4, atol=1e-6)
         axial, full = layer.captured.mean(0).tolist()
         assert 0 < axial < full == pytest.approx(1, abs=1e-5)
     assert report.input_noun == "spectrogram"
-    assert tuple(report.picture.pixels.shape) == (model.config.num_mel_bins, model.config.max_length, 3)
+    assert tuple(report.image.pixels.shape) == (model.config.num_mel_bins, model.config.max_length, 3)
     typed = ["audit", str(tmp_path / "ast")]
     assert _run([*typed, str(talk), "--candidate", "axial", "--html", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count('src="data:image/png;base64,') == len(report.last.layers)

@@ -31,20 +31,20 @@ def test_a_text_is_read_by_the_tower_of_texts(folder: Path, tmp_path: Path) -> N
     assert found.flags(0) == ["--towers", "text=window:window=16"]
 
 
-def test_a_photo_is_read_by_the_tower_of_pictures(folder: Path, tmp_path: Path) -> None:
+def test_a_photo_is_read_by_the_tower_of_images(folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / "photo.png")
     found = diagnose(folder, tmp_path / "photo.png", candidates=["window2d:window=2"])
-    assert found.picture is not None
-    assert (found.model_class, found.picture.grid.prefix) == ("CLIPModel, tower vision", 1)
+    assert found.image is not None
+    assert (found.model_class, found.image.grid.prefix) == ("CLIPModel, tower vision", 1)
 
 
 @pytest.mark.parametrize(("case", "tower"), [("llava", "vision"), ("pixtral", None), ("qwen2_vl", None)])
-def test_language_models_with_pictures(case: str, tower: str | None) -> None:
+def test_language_models_with_images(case: str, tower: str | None) -> None:
     model, _ = build(case)
     read, name = tower_that_reads(model, text=True)
     assert (name, read.main_input_name) == ("text", "input_ids")
     if tower is None:
-        with pytest.raises(BackendError, match="packs pictures of different sizes, which are not watched; give a text"):
+        with pytest.raises(BackendError, match="packs images of different sizes, which are not watched; give a text"):
             tower_that_reads(model, text=False)
     else:
         assert tower_that_reads(model, text=False)[1] == tower

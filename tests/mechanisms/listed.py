@@ -23,7 +23,7 @@ def listed(parts: Iterable[GatherTile], queries: int, keys: int) -> Tensor:
     return counts
 
 
-def picture(seen: Tensor) -> list[str]:
+def image(seen: Tensor) -> list[str]:
     """A mask ``(N, N)`` as lines of ``#`` and ``.``."""
     return ["".join("#" if cell else "." for cell in row) for row in seen.tolist()]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_longattn import build_mechanism
-from tests.mechanisms.listed import picture, visible
+from tests.mechanisms.listed import image, visible
 
 
 def seen(length: int, causal: bool, padding: torch.Tensor | None = None, **options: int) -> torch.Tensor:
@@ -15,15 +15,15 @@ def seen(length: int, causal: bool, padding: torch.Tensor | None = None, **optio
 
 def test_a_token_sees_its_chunk_and_the_chunks_before() -> None:
     rows = ["###.....", "###.....", "###.....", "######..", "######..", "######..", "...#####", "...#####"]
-    assert picture(seen(8, False, chunk_size=3, left_chunks=1)) == rows
-    assert picture(seen(8, True, chunk_size=3, left_chunks=1))[3:7] == ["####....", "#####...", "######..", "...####."]
-    assert picture(seen(8, False, chunk_size=3, left_chunks=0))[6] == "......##"
-    assert picture(seen(8, False, chunk_size=3, left_chunks=9))[6] == "########", "more chunks than there are"
+    assert image(seen(8, False, chunk_size=3, left_chunks=1)) == rows
+    assert image(seen(8, True, chunk_size=3, left_chunks=1))[3:7] == ["####....", "#####...", "######..", "...####."]
+    assert image(seen(8, False, chunk_size=3, left_chunks=0))[6] == "......##"
+    assert image(seen(8, False, chunk_size=3, left_chunks=9))[6] == "########", "more chunks than there are"
 
 
 def test_chunks_are_counted_from_the_first_real_token() -> None:
     padding = torch.tensor([[0, 0, 1, 1, 1, 1]], dtype=torch.bool)
-    assert picture(seen(6, False, padding, chunk_size=3, left_chunks=0))[2:] == ["..###.", "..###.", "..###.", ".....#"]
+    assert image(seen(6, False, padding, chunk_size=3, left_chunks=0))[2:] == ["..###.", "..###.", "..###.", ".....#"]
 
 
 @pytest.mark.parametrize("causal", [False, True])

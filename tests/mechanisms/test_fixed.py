@@ -8,12 +8,12 @@ import torch
 from hf_longattn import build_mechanism
 from hf_longattn.errors import OptionError
 from tests.cells import every_cell
-from tests.mechanisms.listed import picture, visible
+from tests.mechanisms.listed import image, visible
 
 
 def drawn(length: int, causal: bool, padding: torch.Tensor | None = None, **options) -> list[str]:
     mechanism = build_mechanism("fixed", num_heads=1, head_dim=4, **options)
-    return picture(visible(mechanism, length, causal, padding)[0, 0])
+    return image(visible(mechanism, length, causal, padding)[0, 0])
 
 
 def test_own_block_and_the_last_columns_of_each() -> None:

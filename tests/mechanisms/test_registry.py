@@ -88,7 +88,7 @@ def test_a_wrong_mechanism_is_refused_with_file_and_line(code: str, sentence: st
 
 @every_cell("name", list_mechanisms())
 def test_what_a_mechanism_is_said_to_read_it_reads(name: str) -> None:
-    """The words of its page and of ``longattn mechanisms NAME``, and what a model of pictures takes."""
+    """The words of its page and of ``longattn mechanisms NAME``, and what a model of images takes."""
 
     def takes(options: dict[str, Any]) -> bool:
         try:
@@ -98,8 +98,8 @@ def test_what_a_mechanism_is_said_to_read_it_reads(name: str) -> None:
         return True
 
     words = registry.input_in_words(name)
-    assert takes({} if mechanism_info(name).needs_grid else {"order": "hilbert"}) is ("picture" in words)
-    assert takes({}) is ("picture" in words and "`order`" not in words)
+    assert takes({} if mechanism_info(name).needs_grid else {"order": "hilbert"}) is ("image" in words)
+    assert takes({}) is ("image" in words and "`order`" not in words)
 
 
 @pytest.mark.parametrize(("old", "new", "removed_in"), [(old, *new) for old, new in FORMER_NAMES.items()])

@@ -12,7 +12,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.memory import decode_layer_types
 from tests.cells import every_cell
-from tests.mechanisms.listed import picture, visible
+from tests.mechanisms.listed import image, visible
 from tests.reference.small_models import long_like, plain_model, tokens
 
 
@@ -41,7 +41,7 @@ def rolled(q: Tensor, k: Tensor, v: Tensor, size: int, causal: bool) -> Tensor:
 
 def test_a_hand_made_example() -> None:
     """Ten tokens in groups of four: the second head's groups begin and end with half a group."""
-    plain, shifted = (picture(seen) for seen in visible(built(), 10, causal=True)[0])
+    plain, shifted = (image(seen) for seen in visible(built(), 10, causal=True)[0])
     assert plain == [
         "#.........", "##........", "###.......", "####......", "....#.....",
         "....##....", "....###...", "....####..", "........#.", "........##",

@@ -8,12 +8,12 @@ import torch
 from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from tests.cells import every_cell
-from tests.mechanisms.listed import picture, visible
+from tests.mechanisms.listed import image, visible
 
 
 def drawn(length: int, causal: bool, **options) -> list[str]:
     mechanism = build_mechanism("strided", num_heads=1, head_dim=4, **options)
-    return picture(visible(mechanism, length, causal)[0, 0])
+    return image(visible(mechanism, length, causal)[0, 0])
 
 
 def test_relative_columns_go_with_the_query() -> None:

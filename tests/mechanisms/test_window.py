@@ -9,7 +9,7 @@ from hf_longattn import attend, build_mechanism, reference_attend
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.locality import keys_per_query
 from tests.cells import every_cell
-from tests.mechanisms.listed import picture, visible
+from tests.mechanisms.listed import image, visible
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ def seen(length: int, causal: bool, padding: torch.Tensor | None = None, heads: 
 
 
 def test_sinks_stay_visible_and_see_no_more_than_others() -> None:
-    assert picture(seen(8, True, window=2, num_sinks=2)[0, 0]) == [
+    assert image(seen(8, True, window=2, num_sinks=2)[0, 0]) == [
         "#.......",
         "##......",
         "###.....",
@@ -30,7 +30,7 @@ def test_sinks_stay_visible_and_see_no_more_than_others() -> None:
         "##...##.",
         "##....##",
     ]
-    assert picture(seen(8, False, window=2, num_sinks=2)[0, 0]) == [
+    assert image(seen(8, False, window=2, num_sinks=2)[0, 0]) == [
         "##......",
         "###.....",
         "####....",
@@ -44,10 +44,10 @@ def test_sinks_stay_visible_and_see_no_more_than_others() -> None:
 
 def test_a_window_reaches_as_far_back_and_ahead_as_it_is_told() -> None:
     rows = ["##......", "###.....", "####....", ".####...", "..####..", "...####.", "....####", ".....###"]
-    assert picture(seen(8, False, left=2, right=1)[0, 0]) == rows
-    assert picture(seen(8, True, left=2, right=1)[0, 0])[2:4] == ["###.....", ".###...."], "later tokens are not seen when causal"
-    assert picture(seen(8, False, window=4, right=0)[0, 0])[4] == "..###...", "the side that is not given is the window's"
-    assert picture(seen(9, False, left=2, right=1, dilation=3)[0, 0])[5] == "..#..#..#"
+    assert image(seen(8, False, left=2, right=1)[0, 0]) == rows
+    assert image(seen(8, True, left=2, right=1)[0, 0])[2:4] == ["###.....", ".###...."], "later tokens are not seen when causal"
+    assert image(seen(8, False, window=4, right=0)[0, 0])[4] == "..###...", "the side that is not given is the window's"
+    assert image(seen(9, False, left=2, right=1, dilation=3)[0, 0])[5] == "..#..#..#"
 
 
 def test_sinks_are_counted_from_the_first_real_token() -> None:
@@ -60,7 +60,7 @@ def test_sinks_are_counted_from_the_first_real_token() -> None:
 
 def test_every_head_has_its_dilation() -> None:
     mask = seen(9, True, window=3, dilation=(1, 2))[0]
-    assert picture(mask[1]) == [
+    assert image(mask[1]) == [
         "#........",
         ".#.......",
         "#.#......",
@@ -71,8 +71,8 @@ def test_every_head_has_its_dilation() -> None:
         "...#.#.#.",
         "....#.#.#",
     ]
-    assert picture(mask[0])[5:] == ["...###...", "....###..", ".....###.", "......###"]
-    assert picture(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
+    assert image(mask[0])[5:] == ["...###...", "....###..", ".....###.", "......###"]
+    assert image(seen(9, False, window=2, dilation=(3,))[0, 1])[4] == ".#..#..#."
 
 
 @every_cell("causal", [False, True], pairs=True)

@@ -1,4 +1,4 @@
-"""Small models of pictures and their inputs, for the tests of every family with a grid."""
+"""Small models of images and their inputs, for the tests of every family with a grid."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from hf_longattn.engines.common.grid import Grid
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.modeling.family.config import IMPLEMENTATION_FIELD, attention_implementation
-from scripts.dev.tools.small_models import Shape, small_picture_config
+from scripts.dev.tools.small_models import Shape, small_image_config
 
 BASES = [name for name in FAMILIES if FAMILIES[name].rule.reads == "grid"]
 SPECTROGRAMS = [name for name in BASES if FAMILIES[name].rule.noun == "spectrogram"]
-"""Bases whose only axis that grows is time; a picture's width stands for the number of frames."""
+"""Bases whose only axis that grows is time; an image's width stands for the number of frames."""
 VIDEOS = [name for name in BASES if FAMILIES[name].rule.noun == "video"]
 """Bases of videos of ``FRAMES`` frames, two to a tubelet; a size is that of a frame."""
 FRAMES = 4
 HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
 SHAPE = Shape(layers=4, inner=64)
 PATCH, SIDE = 4, 8
-"""Pixels of a patch, and patches along each axis of the picture for which the small models are made."""
+"""Pixels of a patch, and patches along each axis of the image for which the small models are made."""
 BINS = 32
 """Mel bins and frames of the spectrogram for which the small models are made."""
 
@@ -36,7 +36,7 @@ BINS = 32
 def saved(base: str, head: str, folder: Path, **values: Any) -> Any:
     """A small model of the base, saved in ``folder``, in whose outputs positions and biases by distance show."""
     torch.manual_seed(0)
-    config = small_picture_config(base, SHAPE, **values)
+    config = small_image_config(base, SHAPE, **values)
     model: Any = FAMILIES[base].base_class(head)(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,7 +53,7 @@ def long_model(base: str, head: str, folder: Path, **config: Any) -> Any:
 
 
 def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed: int = 0, head: str = "") -> dict[str, Tensor]:
-    """Pictures of this many pixels, as the base's ``head`` reads them."""
+    """Images of this many pixels, as the base's ``head`` reads them."""
     generator = torch.Generator().manual_seed(seed)
     if base in SPECTROGRAMS:
         return {"input_values": torch.randn(batch, size[1], BINS, generator=generator)}
@@ -73,14 +73,14 @@ def inputs_of(base: str, size: tuple[int, int] = (32, 32), batch: int = 2, seed:
 
 
 def grid_of(base: str, config: Any, size: tuple[int, int]) -> Grid:
-    """The grid of pictures of this many pixels."""
+    """The grid of images of this many pixels."""
     of_video = (FRAMES, *size) if base in VIDEOS else size
     return FAMILIES[base].rule.of_size(config, (BINS, size[1]) if base in SPECTROGRAMS else of_video)
 
 
-def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
-    """Pictures ``(B, 3, height, width)`` of different sizes as patches with padding up to ``length`` (SigLIP 2)."""
-    rows = [row for picture in pictures for row in picture]
+def patches(*images: Tensor, length: int = 0) -> dict[str, Tensor]:
+    """Images ``(B, 3, height, width)`` of different sizes as patches with padding up to ``length`` (SigLIP 2)."""
+    rows = [row for image in images for row in image]
     cells = [nn.functional.unfold(row[None], PATCH, stride=PATCH)[0].t() for row in rows]
     longest = max(length, *map(len, cells))
     return {
@@ -91,7 +91,7 @@ def patches(*pictures: Tensor, length: int = 0) -> dict[str, Tensor]:
 
 
 def reads(base: str, head: str, size: tuple[int, int]) -> bool:
-    """Whether the base's head reads pictures of this size."""
+    """Whether the base's head reads images of this size."""
     rule: Any = FAMILIES[base].rule
     if rule.resizes == "none" and size[1] != BINS:
         return False
@@ -101,7 +101,7 @@ def reads(base: str, head: str, size: tuple[int, int]) -> bool:
 
 
 def resized(base: str, size: tuple[int, int]) -> dict[str, bool]:
-    """What the base must be told for pictures of this size."""
+    """What the base must be told for images of this size."""
     other = FAMILIES[base].rule.interpolates and size != (PATCH * SIDE, PATCH * SIDE)
     return {"interpolate_pos_encoding": True} if other else {}
 

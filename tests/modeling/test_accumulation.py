@@ -142,7 +142,7 @@ def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_pictures_and_recordings_take_their_share_too(models: Any, base: str, head: str, divides: bool, tmp_path: Path) -> None:
+def test_images_and_recordings_take_their_share_too(models: Any, base: str, head: str, divides: bool, tmp_path: Path) -> None:
     """A connectionist loss is a mean over recordings, which Trainer does not count: it is left to Trainer's mean over batches."""
     models.saved(base, head, tmp_path)
     model = models.long_model(base, head, tmp_path)

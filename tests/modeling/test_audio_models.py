@@ -317,8 +317,8 @@ class TestRefusals:
         [
             ({"mechanism": "recurrent_memory"}, "one segment of a text after the other.*'chunked'"),
             ({"mechanism": "transformer_xl"}, "causal|one segment of a text after the other"),
-            ({"mechanism": "window2d"}, "reads a picture's patches, but a sound is one line; choose"),
-            ({"mechanism": "window", "order": "hilbert"}, "reads a picture's patches, but a sound is one line; choose"),
+            ({"mechanism": "window2d"}, "reads an image's patches, but a sound is one line; choose"),
+            ({"mechanism": "window", "order": "hilbert"}, "reads an image's patches, but a sound is one line; choose"),
             ({"mechanism": "longformer", "global_token_ids": [5]}, "global tokens by their ids, but frames of a sound have none"),
         ],
     )

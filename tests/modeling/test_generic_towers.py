@@ -58,8 +58,8 @@ def build(case: str) -> tuple[Any, dict[str, Tensor]]:
         special = {"image_token_id": IMAGE_TOKEN, "video_token_id": 197, "vision_start_token_id": 196, "vision_end_token_id": 195}
         config = getattr(transformers, f"{prefix}Config")(text_config=text, vision_config=vision, **special)
         grids = torch.tensor([[1, 6, 8], [1, 8, 4]])
-        pictures = [part for patches in grids.prod(1) for part in (torch.full((1, int(patches) // 4), IMAGE_TOKEN), ids[:1, :3])]
-        ids = torch.cat([*pictures, ids[:1]], 1)
+        images = [part for patches in grids.prod(1) for part in (torch.full((1, int(patches) // 4), IMAGE_TOKEN), ids[:1, :3])]
+        ids = torch.cat([*images, ids[:1]], 1)
         pixels = {"pixel_values": torch.randn(int(grids.prod(1).sum()), 3 * 2 * 4 * 4), "image_grid_thw": grids}
         types = {"mm_token_type_ids": (ids == IMAGE_TOKEN).int()}
         model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config).eval()
@@ -174,7 +174,7 @@ def test_what_is_text_is_known_while_decoding_and_after_loading(case: str, tmp_p
 @pytest.mark.parametrize(
     ("case", "chosen", "sentence"),
     [
-        ("clip", TEXT_GLOBAL, "text_global is for models that read pictures in place of a token, and a CLIPModel has none"),
+        ("clip", TEXT_GLOBAL, "text_global is for models that read images in place of a token, and a CLIPModel has none"),
         ("llava", {"towers": {"text": WINDOW}, "text_global": True}, "text_global needs a mechanism with global tokens"),
     ],
 )

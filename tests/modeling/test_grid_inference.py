@@ -1,4 +1,4 @@
-"""Models of pictures after ``optimize_for_inference``: in bf16 bit for bit what the model in bf16 computes, in 8 bits near to it."""
+"""Models of images after ``optimize_for_inference``: in bf16 bit for bit what the model in bf16 computes, in 8 bits near to it."""
 
 from __future__ import annotations
 

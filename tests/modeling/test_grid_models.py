@@ -1,4 +1,4 @@
-"""Long models of pictures: equal to their base with full attention at every size, equal to their definition with windows."""
+"""Long models of images: equal to their base with full attention at every size, equal to their definition with windows."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
 @torch.no_grad()
 def test_windows_without_prefix_and_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """On the patches alone: the class token sees one crop in the base, and here all; so no patch sees it on either side."""
-    whole_picture = {"mask_ratio": 0.0} if base == "vit_mae" else {}
-    plain = saved(base, base_model(base), tmp_path, **whole_picture)
+    whole_image = {"mask_ratio": 0.0} if base == "vit_mae" else {}
+    plain = saved(base, base_model(base), tmp_path, **whole_image)
     attention = {**WINDOWS, "prefix_tokens": "none"}
     model = long_model(base, base_model(base), tmp_path, long_attention=attention, position_extension="tile")
     prefix = FAMILIES[base].rule.prefix_of(model.config)
@@ -158,17 +158,17 @@ def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Pat
     assert torch.equal(outputs[2], outputs[0])
 
 
-def test_twenty_threads_with_pictures_of_different_sizes(tmp_path: Path) -> None:
+def test_twenty_threads_with_images_of_different_sizes(tmp_path: Path) -> None:
     saved("vit", "ViTModel" if "ViTModel" in FAMILIES["vit"].model_classes else "ViTForImageClassification", tmp_path)
     model = long_model("vit", "ViTForImageClassification", tmp_path, long_attention={**WINDOWS, "window": 3})
-    pictures = [torch.randn(1, 3, 16 + 4 * (number % 5), 48 - 4 * (number % 7)) for number in range(20)]
+    images = [torch.randn(1, 3, 16 + 4 * (number % 5), 48 - 4 * (number % 7)) for number in range(20)]
     with torch.no_grad():
-        expected = [model(pixels).logits for pixels in pictures]
+        expected = [model(pixels).logits for pixels in images]
     results: dict[int, Tensor] = {}
 
     def run(number: int) -> None:
         with torch.no_grad():
-            results[number] = model(pictures[number]).logits
+            results[number] = model(images[number]).logits
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(20)]
     for thread in threads:
@@ -201,8 +201,8 @@ def test_compiled_once_for_inputs_of_any_size(base: str, axes: int, tmp_path: Pa
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for size, stance in (((40, 48), "default"), ((52 if axes == 2 else 40, 60), "fail_on_recompile")):
         inputs = inputs_of(base, size)
-        of_picture = inputs[FAMILIES[base].rule.input]
-        torch._dynamo.mark_dynamic(of_picture, [of_picture.ndim - number for number in range(1, 1 + axes)])
+        of_image = inputs[FAMILIES[base].rule.input]
+        torch._dynamo.mark_dynamic(of_image, [of_image.ndim - number for number in range(1, 1 + axes)])
         with torch.compiler.set_stance(stance):
             output = tensors(compiled(**inputs))[0]
         torch.testing.assert_close(output, tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
@@ -309,7 +309,7 @@ def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_p
 
 
 @pytest.mark.parametrize("base", ["vit", "beit", "dinov2"])
-def test_pipelines_classify_a_picture_of_any_size(base: str, tmp_path: Path) -> None:
+def test_pipelines_classify_a_image_of_any_size(base: str, tmp_path: Path) -> None:
     head = next(head for head in FAMILIES[base].model_classes if head.endswith("ForImageClassification"))
     saved(base, head, tmp_path / "short")
     model = long_model(base, head, tmp_path / "short", long_attention={**WINDOWS, "window": 3})
@@ -319,30 +319,30 @@ def test_pipelines_classify_a_picture_of_any_size(base: str, tmp_path: Path) -> 
         (tmp_path / folder / "preprocessor_config.json").write_text('{"size": {"height": 64, "width": 64}, "do_center_crop": false}')
         processors.append(AutoImageProcessor.from_pretrained(str(tmp_path / folder)))
     assert type(processors[0]) is type(processors[1])
-    picture = Image.fromarray((torch.rand(50, 70, 3) * 255).byte().numpy())
+    image = Image.fromarray((torch.rand(50, 70, 3) * 255).byte().numpy())
     for task in ("image-classification", "image-feature-extraction"):
-        assert pipeline(task, model=model, image_processor=processors[1], device="cpu")(picture)
+        assert pipeline(task, model=model, image_processor=processors[1], device="cpu")(image)
 
 
 @torch.no_grad()
-def test_pictures_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path) -> None:
+def test_images_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path) -> None:
     base, head = "siglip2_vision_model", "Siglip2VisionModel"
     saved(base, head, tmp_path)
-    pictures = [torch.randn(1, 3, *size) for size in ((40, 64), (32, 32), (64, 40), (20, 128))]  # three of them with equally many patches
-    for chosen in (pictures, pictures[::2]):
+    images = [torch.randn(1, 3, *size) for size in ((40, 64), (32, 32), (64, 40), (20, 128))]  # three of them with equally many patches
+    for chosen in (images, images[::2]):
         for mechanism in (*MECHANISMS, {"mechanism": "full"}):
             model = long_model(base, head, tmp_path, long_attention=mechanism)
             for length in (0, 200):
                 together = model(**patches(*chosen, length=length))
-                for row, picture in enumerate(chosen):
-                    alone = model(**patches(picture))
+                for row, image in enumerate(chosen):
+                    alone = model(**patches(image))
                     states = together.last_hidden_state[row, : alone.last_hidden_state.shape[1]]
                     torch.testing.assert_close(states, alone.last_hidden_state[0], rtol=1e-4, atol=1e-4)
                     torch.testing.assert_close(together.pooler_output[row], alone.pooler_output[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("base", "head"), [("vit", "ViTForMaskedImageModeling"), ("deit", "DeiTForMaskedImageModeling")])
-def test_the_loss_of_masked_patches_is_that_of_the_picture(base: str, head: str, tmp_path: Path) -> None:
+def test_the_loss_of_masked_patches_is_that_of_the_image(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path)
     model = long_model(base, head, tmp_path, long_attention=WINDOWS)
     pixels, mask = torch.randn(2, 3, 48, 48), torch.rand(2, 12 * 12) > 0.5
@@ -397,14 +397,14 @@ class TestRefusals:
         with pytest.raises(GridError, match=r"height of an input is 30 pixels.*multiple of the patch's 4; resize it, for example to 32"):
             model(torch.randn(1, 3, 30, 32))
 
-    def test_a_picture_that_a_head_does_not_read(self, tmp_path: Path) -> None:
+    def test_a_image_that_a_head_does_not_read(self, tmp_path: Path) -> None:
         saved("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
         model = long_model("vit", "ViTForMaskedImageModeling", tmp_path / "vit")
-        with pytest.raises(GridError, match=r"puts the patches of a picture together to a square.* 32 × 64 pixels; crop or resize"):
+        with pytest.raises(GridError, match=r"puts the patches of an image together to a square.* 32 × 64 pixels; crop or resize"):
             model(torch.randn(1, 3, 32, 64))
         head = "Data2VecVisionForSemanticSegmentation"
         saved("data2vec-vision", head, tmp_path / "data2vec")
-        with pytest.raises(GridError, match=r"reads the size of its pictures from its config, 32 × 32 pixels.* 64 × 64; resize"):
+        with pytest.raises(GridError, match=r"reads the size of its images from its config, 32 × 32 pixels.* 64 × 64; resize"):
             long_model("data2vec-vision", head, tmp_path / "data2vec")(torch.randn(1, 3, 64, 64))
 
     @pytest.mark.parametrize("mechanism", ["window", "longformer", "bigbird"])

@@ -90,15 +90,15 @@ def test_vitdet(sizes: tuple[int, int]) -> None:
     config = VitDetConfig(hidden_size=WIDTH, num_attention_heads=HEADS, image_size=(sizes[0] * 16, sizes[1] * 16), drop_path_rate=0.0)
     layer = VitDetLayer(config, window_size=WINDOW).double().eval()
     random_weights(layer)
-    picture = torch.randn(2, WIDTH, *sizes, dtype=torch.double, requires_grad=True)
-    theirs = layer(picture)
+    image = torch.randn(2, WIDTH, *sizes, dtype=torch.double, requires_grad=True)
+    theirs = layer(image)
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-    hidden = picture.flatten(2).transpose(1, 2)
+    hidden = image.flatten(2).transpose(1, 2)
     q, k, v = (heads(x) for x in layer.attention.qkv(layer.norm1(hidden)).chunk(3, -1))
     qkv = layer.attention.qkv
     summed = hidden + layer.attention.proj(windows(q, k, v, Grid(sizes), biases=padding_of(qkv, sizes)))
     ours = summed + layer.mlp(layer.norm2(summed))
-    same_with_gradients(ours.transpose(1, 2).unflatten(2, sizes), theirs, [picture, qkv.bias])
+    same_with_gradients(ours.transpose(1, 2).unflatten(2, sizes), theirs, [image, qkv.bias])
 
 
 @every_cell("sizes", [(8, 8), (20, 16), (3, 2), *PADDED])

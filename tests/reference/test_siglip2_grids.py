@@ -1,4 +1,4 @@
-"""SigLIP 2 reads pictures of different sizes in one batch: each mechanism on the picture's own grid, against transformers' own
+"""SigLIP 2 reads images of different sizes in one batch: each mechanism on the image's own grid, against transformers' own
 Siglip2VisionModel under a dense mask, in float64."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Siglip2VisionConfig, Siglip2VisionModel
 
 from hf_longattn.families import LongSiglip2VisionConfig, LongSiglip2VisionModel
-from tests.reference.test_packed_pictures import MECHANISMS
+from tests.reference.test_packed_images import MECHANISMS
 
 SHAPES = torch.tensor([[5, 3], [2, 7], [4, 4]])
 CELLS = 16
@@ -32,7 +32,7 @@ def inputs() -> dict[str, Tensor]:
 
 @torch.no_grad()
 def states(model: Any) -> Tensor:
-    """Of the real patches, one picture after the other."""
+    """Of the real patches, one image after the other."""
     seen: list[Tensor] = []
     with model.get_submodule("post_layernorm").register_forward_hook(lambda module, args, output: seen.append(output)):
         model(**inputs())
@@ -40,7 +40,7 @@ def states(model: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_every_picture_of_a_batch_is_on_its_own_grid(name: str, tmp_path: Path) -> None:
+def test_every_image_of_a_batch_is_on_its_own_grid(name: str, tmp_path: Path) -> None:
     attention, sees = MECHANISMS[name]
     torch.manual_seed(0)
     plain: Any = Siglip2VisionModel(Siglip2VisionConfig(**SIZES)).double().eval()

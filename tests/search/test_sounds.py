@@ -1,4 +1,4 @@
-"""Searches for models of sound: as for texts and pictures, by recordings at the duration of the result."""
+"""Searches for models of sound: as for texts and images, by recordings at the duration of the result."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"audio_seconds": 3}, LengthError, "3 seconds are too few"),
     ({}, LengthError, r"The longest recording has 5\.0 seconds, but 15 are needed"),
     ({"compare_at": 16}, LengthError, "on sounds of up to 15 seconds, which the result reads, not of 16"),
-    ({"candidates": ["window2d:window=16"], "compare_at": 2}, OptionError, "reads a picture's patches"),
+    ({"candidates": ["window2d:window=16"], "compare_at": 2}, OptionError, "reads an image's patches"),
     ({"trials": 2, "output": "search"}, OptionError, "add --objective kl"),
     ({"transfer_steps": 2, "output": "search", "compare_at": 2}, OptionError, "leave --transfer-steps out"),
 ]

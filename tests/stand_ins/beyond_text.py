@@ -1,4 +1,4 @@
-"""Stand-ins for the pages on pictures, videos, layout, speech, series and proteins."""
+"""Stand-ins for the pages on images, videos, layout, speech, series and proteins."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ def write_labelled(file: Path, what: str, label: str, rows: list[tuple[Path, str
     file.write_text("\n".join([f"{what},{label}", *(f"{path.resolve()},{name}" for path, name in rows)]) + "\n", encoding="utf-8")
 
 
-# Pictures and videos
+# Images and videos
 
 
-def picture(seed: int, size: tuple[int, int] = (300, 200)) -> Any:
+def image(seed: int, size: tuple[int, int] = (300, 200)) -> Any:
     """Noise around a colour, (width, height) in pixels."""
     from PIL import Image
 
@@ -121,18 +121,18 @@ def vit_1024(folder: Path) -> None:
 
 @stand_in("photo.jpg")
 def photo(file: Path) -> None:
-    picture(99, (640, 427)).save(file)
+    image(99, (640, 427)).save(file)
 
 
 @stand_in("photos")
 def photos(folder: Path) -> None:
-    """Pictures with labels."""
-    sorted_files(folder, ("cat", "dog"), lambda place, number: picture(number).save(place / f"{number}.jpg"))
+    """Images with labels."""
+    sorted_files(folder, ("cat", "dog"), lambda place, number: image(number).save(place / f"{number}.jpg"))
 
 
 @stand_in("slides.csv")
 def slides(file: Path) -> None:
-    """Paths of pictures with labels, and the pictures."""
+    """Paths of images with labels, and the images."""
     write_labelled(
         file, "file", "label", [(made("photos") / ("cat", "dog")[n % 2] / f"{n}.jpg", ("text", "plot")[n % 2]) for n in range(8)]
     )
@@ -140,16 +140,16 @@ def slides(file: Path) -> None:
 
 @stand_in("digits")
 def digits(folder: Path) -> None:
-    sorted_files(folder, ("3", "7"), lambda place, number: picture(number, (64, 64)).save(place / f"{number}.png"))
+    sorted_files(folder, ("3", "7"), lambda place, number: image(number, (64, 64)).save(place / f"{number}.png"))
 
 
 @stand_in("captioned")
 def captioned(folder: Path) -> None:
-    """Pictures with captions, as ``datasets`` reads an imagefolder."""
+    """Images with captions, as ``datasets`` reads an imagefolder."""
     folder.mkdir()
     rows = []
     for number in range(8):
-        picture(number).save(folder / f"{number}.jpg")
+        image(number).save(folder / f"{number}.jpg")
         rows.append({"file_name": f"{number}.jpg", "text": "a photo of a cat " * 40 + ("and one dog" if number % 2 else "in the park")})
     write_rows(folder / "metadata.jsonl", rows)
 
@@ -170,12 +170,12 @@ def clips(folder: Path) -> None:
     def write(place: Path, number: int) -> None:
         (place / f"clip{number}").mkdir()
         for frame in range(32):
-            picture(100 * number + frame, (40, 30)).save(place / f"clip{number}" / f"{frame:05}.png")
+            image(100 * number + frame, (40, 30)).save(place / f"clip{number}" / f"{frame:05}.png")
 
     sorted_files(folder, ("walk", "run"), write, 3)
 
 
-# Pictures with text
+# Images with text
 
 
 @stand_in("openai/clip-vit-base-patch32")

@@ -177,7 +177,7 @@ def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dic
 
 
 @pytest.mark.parametrize("task", task_names())
-def test_a_model_of_pictures_is_refused_where_texts_are_read(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
+def test_a_model_of_images_is_refused_where_texts_are_read(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
     if task == "embed":
         pytest.importorskip("sentence_transformers")
     config = transformers.ViTConfig(

@@ -1,4 +1,4 @@
-"""Text, pictures and recordings with heads on one converted backbone: what is fed, what is saved, runs, bad input in a sentence."""
+"""Text, images and recordings with heads on one converted backbone: what is fed, what is saved, runs, bad input in a sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from hf_longattn.training.tasks.multitask import MULTITASK, MultiTaskTrainer, fi
 from tests.cells import every_cell
 from tests.training.conftest import FAST, SCORED, checkpoint
 from tests.training.test_classification import rows, table
-from tests.training.test_pictures import COLOURS, picture_of
+from tests.training.test_images import COLOURS, image_of
 from tests.training.test_processes import ROOT, free_port
 
 RATE = 16_000
@@ -71,7 +71,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, colour in COLOURS.items():
         (folder / "photos" / name).mkdir(parents=True)
         for number in range(12):
-            picture_of(colour, number).save(folder / "photos" / name / f"{number}.png")
+            image_of(colour, number).save(folder / "photos" / name / f"{number}.png")
     for name, pitch in {"high": 3000.0, "low": 300.0}.items():
         (folder / "tones" / name).mkdir(parents=True)
         for number in range(12):
@@ -90,7 +90,7 @@ def settings(model: str, output: Path, tasks: list[str], **changes: Any) -> Any:
     return build_arguments(MULTITASK, **values)
 
 
-def test_one_backbone_learns_text_pictures_and_sound(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
     """One run; heads load singly, the whole by AutoModel, its processors from the same folder; a run goes on from its checkpoint, and
     another begins with the trained model."""
     output = tmp_path / "out"
@@ -112,7 +112,7 @@ def test_one_backbone_learns_text_pictures_and_sound(backbone: str, tasks: dict[
     assert isinstance(photo, LongMultimodalForImageClassification)
     for head in (photo, sound, topic):
         assert all(torch.equal(tensor, head.multimodal.state_dict()[name]) for name, tensor in whole.state_dict().items())
-    pixels = AutoImageProcessor.from_pretrained(output)(picture_of(COLOURS["red"], 99), return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(output)(image_of(COLOURS["red"], 99), return_tensors="pt")
     assert photo.config.id2label[photo(**pixels).logits.argmax().item()] == "red"
     heard = Hearing(AutoFeatureExtractor.from_pretrained(output)).inputs([tone(300.0, 99), tone(3000.0, 99, 0.5)])
     assert [sound.config.id2label[number] for number in sound(**heard).logits.argmax(-1).tolist()] == ["low", "high"]
@@ -213,7 +213,7 @@ def test_two_processes_take_the_steps_of_one(backbone: str, tasks: dict[str, str
 @every_cell(
     ("content", "words"),
     [
-        ("photo: {kind: pictures, data: a}", "The kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'pictures'"),
+        ("photo: {kind: images, data: a}", "The kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'images'"),
         ("photo: {kind: image, data: a}", r"Did you mean 'images'"),
         ("photo: {data: a}", "The kind of task 'photo' must be one of .*, not None"),
         ("photo: {kind: images, data: a, colum: b}", r"The task 'photo' has no option 'colum'"),
@@ -270,8 +270,8 @@ def test_embedders_without_a_task_are_a_sentence(backbone: str, tasks: dict[str,
             build_arguments(MULTITASK, model="m", output_dir=str(tmp_path), tasks=lines(tasks)[:2], **{name: 2})
 
 
-def test_bad_pictures_and_recordings_are_a_sentence(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
-    """A recording of another rate, and one that is longer than the backbone reads; pictures of other sizes are resized."""
+def test_bad_images_and_recordings_are_a_sentence(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
+    """A recording of another rate, and one that is longer than the backbone reads; images of other sizes are resized."""
     for rate, seconds, words in ((8_000, 0.4, "has 8,000 samples a second, but the model reads 16,000"), (RATE, 14.0, "--max-length 176")):
         folder = tmp_path / f"{rate}"
         for name, pitch in {"high": 3000.0, "low": 300.0}.items():
@@ -283,7 +283,7 @@ def test_bad_pictures_and_recordings_are_a_sentence(backbone: str, tasks: dict[s
     for name, colour in COLOURS.items():
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(6):
-            picture_of(colour, number, (10 + 7 * number, 40)).save(tmp_path / "photos" / name / f"{number}.png")
+            image_of(colour, number, (10 + 7 * number, 40)).save(tmp_path / "photos" / name / f"{number}.png")
     photos = f"photo=images:{tmp_path / 'photos'}"
     log = finetune_multitask(*settings(backbone, tmp_path / "sizes", [lines(tasks)[0], photos, lines(tasks)[2]]))
     assert log["inputs"]["photo"]["input_size"] == [16, 24]

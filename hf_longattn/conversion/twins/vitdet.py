@@ -43,7 +43,7 @@ class VitDetTwin(NativeTwin):
 
 def _relative_positions(model: LongModel, windows: dict[int, int]) -> str | None:
     """Reason why the tables of relative positions do not fit a ViTDet with these windows. ``None`` if they do, or there are none. A layer's
-    table is for its windows, or for the whole picture."""
+    table is for its windows, or for the whole image."""
     config = model.config
     if not config.use_relative_position_embeddings:
         return None

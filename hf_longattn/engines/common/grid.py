@@ -1,4 +1,4 @@
-"""Grids of tokens: patches of pictures and videos, cells of spectrograms, after some prefix tokens.
+"""Grids of tokens: patches of images and videos, cells of spectrograms, after some prefix tokens.
 
 Importing this module does not import torch.
 """
@@ -25,7 +25,7 @@ RUNNING_GRID: ContextVar[Grid | tuple[Grid, ...] | None] = ContextVar("grid", de
 class Grid:
     """The grid of one sequence: ``prefix`` tokens without coordinates, then cells in raster order. The last axis is fastest.
 
-    sizes: cells along each axis: ``(height, width)`` of a picture in patches, ``(frames, height, width)`` of a video.
+    sizes: cells along each axis: ``(height, width)`` of an image in patches, ``(frames, height, width)`` of a video.
     prefix: tokens before the cells, such as a class token and registers.
     """
 

@@ -227,13 +227,13 @@ SIZE, SEARCH, VERIFICATION = "size", "search", "verification"
 """Purposes of settings: keys of :attr:`InputKind.instead`."""
 SETTINGS = {
     "max_length": ("--max-length counts the tokens of a text", SIZE),
-    "image_size": ("--image-size is the size of pictures", SIZE),
+    "image_size": ("--image-size is the size of images", SIZE),
     "frames": ("--frames is the number of frames of a video", SIZE),
     "audio_seconds": ("--audio-seconds is the length of sounds", SIZE),
     "max_decoder_length": ("--max-decoder-length is for the decoder of an encoder-decoder", ""),
     "decoder_long_attention": ("--decoder-mechanism is for the decoder of an encoder-decoder", ""),
     "search_text": ("--search-text is a text", SEARCH),
-    "search_images": ("--search-images are pictures", SEARCH),
+    "search_images": ("--search-images are images", SEARCH),
     "search_audio": ("--search-audio is a recording", SEARCH),
     "verify_text": ("--verify-text is a text", VERIFICATION),
     "verify_audio": ("--verify-audio is a recording", VERIFICATION),
@@ -308,7 +308,7 @@ class InputKind(ABC):
         """The InputSize of ``value``, for a model with this config.
 
         Raises:
-            GridError: an axis of a picture or video is not a multiple of the patch.
+            GridError: an axis of an image or video is not a multiple of the patch.
         """
         raise NotImplementedError
 
@@ -450,7 +450,7 @@ class InputKind(ABC):
         """Raise :class:`GridError` for a model without a size to convert."""
         if self.any_size:
             raise GridError(
-                f"A {architecture.source_class} reads pictures of any size as lists of patches, so that there is no size to convert; load "
+                f"A {architecture.source_class} reads images of any size as lists of patches, so that there is no size to convert; load "
                 f"it with hf_longattn.{architecture.long_class}.from_pretrained, whose config takes long_attention."
             )
 

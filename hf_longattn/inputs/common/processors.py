@@ -49,7 +49,7 @@ def processor_of(rule: GridRule, folder: Path) -> Any | None:
     return None if place is None else load_processor(folder, place.kind)
 
 
-def required_processor(processor: Any | None, name: str, inputs: str = "pictures") -> Any:
+def required_processor(processor: Any | None, name: str, inputs: str = "images") -> Any:
     """``processor``, if the model has one. ``name`` and ``inputs``, a noun, are for the error message.
 
     Raises:
@@ -60,8 +60,8 @@ def required_processor(processor: Any | None, name: str, inputs: str = "pictures
     return processor
 
 
-def picture_size(processor: Any) -> tuple[int, int] | None:
-    """(height, width) of a processor's outputs; ``None`` if they depend on the picture."""
+def processed_size(processor: Any) -> tuple[int, int] | None:
+    """(height, width) of a processor's outputs; ``None`` if they depend on the image."""
     crop, size = _sizes(processor)
     fixed = crop or size
     return (fixed["height"], fixed["width"]) if fixed.keys() == {"height", "width"} else None
@@ -73,7 +73,7 @@ def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) 
     Raises:
         CheckpointError: the processor resizes without a crop in a form other than height and width.
     """
-    if size == picture_size(processor):
+    if size == processed_size(processor):
         return place.values
     crop, resized = _sizes(processor)
     changed: dict[str, Any] = {}
@@ -84,13 +84,13 @@ def values_of_size(place: ProcessorFile, processor: Any, size: tuple[int, ...]) 
         ratios = [new / old for new, old in zip(size, (resized["height"], resized["width"]), strict=True)]
     elif resized:
         raise CheckpointError(
-            f"The image processor of {str(place.folder)!r} resizes pictures by {resized}, which gives none of {pixels(size)}; set size to "
+            f"The image processor of {str(place.folder)!r} resizes images by {resized}, which gives none of {pixels(size)}; set size to "
             f"a height and a width in its {place.file}."
         )
     if resized.keys() == {"height", "width"}:
         sides = zip((resized["height"], resized["width"]), ratios, strict=True)
         changed["size"] = dict(zip(("height", "width"), (round(side * ratio) for side, ratio in sides), strict=True))
-    elif resized:  # then the crop fits into the resized picture, whichever side is shorter
+    elif resized:  # then the crop fits into the resized image, whichever side is shorter
         changed["size"] = {"shortest_edge": round(resized["shortest_edge"] * max(ratios))}
     return values_with(place, processor, changed)
 

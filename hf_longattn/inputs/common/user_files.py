@@ -15,7 +15,7 @@ from .processors import processor_of, required_processor
 
 
 class UserInputs(ABC):
-    """A user's pictures, videos or recordings as inputs of a model.
+    """A user's images, videos or recordings as inputs of a model.
 
     unit: singular noun of an input; the plural has an s.
     files_in: function from a path to the files in it; raises :class:`DataError` if there are none.

@@ -1,6 +1,6 @@
 """Mechanisms on a grid of any rank: a mask over the coordinates of cells, and prefix tokens.
 
-Cells are compared by their coordinates (row and column in a picture, also frame in a video). Prefix tokens (a class token, registers) have
+Cells are compared by their coordinates (row and column in an image, also frame in a video). Prefix tokens (a class token, registers) have
 no coordinates. The option ``prefix_tokens`` sets which tokens the prefix sees, and which see the prefix:
 
     global   every token sees the prefix, and it sees every token
@@ -61,7 +61,7 @@ class GridMechanism(MaskedMechanism):
 
     engine = "gathered"
     causal = False
-    traits = MaskedMechanism.traits.but(takes_sinks=False, needs_grid=True, pictures_need_order=False, takes_fewer_queries=False)
+    traits = MaskedMechanism.traits.but(takes_sinks=False, needs_grid=True, images_need_order=False, takes_fewer_queries=False)
     per_head_tensors = ()
     listed = True
     options: GridOptions

@@ -90,7 +90,7 @@ def _reorder(order: str, q: Tensor, k: Tensor, call: AttentionCall) -> _Reordere
         raise GridError(f"order={order} needs the coordinates of tokens; pass grid=(height, width), or leave the option 'order' out.")
     if q.shape[2] != length or call.causal:
         raise GridError(
-            f"order={order} is for whole pictures, in which every token may see all others, but this call "
+            f"order={order} is for whole images, in which every token may see all others, but this call "
             f"{'is causal' if call.causal else 'has fewer queries than keys'}; leave the option 'order' out."
         )
     grid.check(length)

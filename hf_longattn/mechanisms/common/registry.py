@@ -53,7 +53,7 @@ class MechanismInfo:
         trains: whether it has parameters that need training.
         takes_globals: whether it takes ``global_mask``.
         exact_when: "always", "never", or options with which it equals full attention up to a length or on a grid.
-        needs_grid: whether it compares coordinates on a grid, such as a picture's patches, so that it is not for texts.
+        needs_grid: whether it compares coordinates on a grid, such as an image's patches, so that it is not for texts.
         options: its options, with type, default, unit and meaning.
     """
 
@@ -192,13 +192,13 @@ def mechanism_info(name: str) -> MechanismInfo:
 
 
 def input_in_words(name: str) -> str:
-    """The input that a mechanism reads, in words. Pictures need a bidirectional form and no memory of earlier segments."""
+    """The input that a mechanism reads, in words. Images need a bidirectional form and no memory of earlier segments."""
     cls, built = mechanism_class(name), prototype(name, {})
     if cls.traits.needs_grid:
-        return "a grid: the patches of a picture, or `attend(..., grid=(height, width), prefix=1)`"
+        return "a grid: the patches of an image, or `attend(..., grid=(height, width), prefix=1)`"
     if cls.causal is True or built.traits.remembers or built.traits.recursion is not None:
         return "a text"
-    return "a text; a picture, in the order that `order` gives" if cls.traits.pictures_need_order else "a text; a picture"
+    return "a text; an image, in the order that `order` gives" if cls.traits.images_need_order else "a text; an image"
 
 
 def _exact_when(cls: type[Mechanism]) -> str:

@@ -54,7 +54,7 @@ class Traits:
     needs_whole_batch: when all rows and packed documents of a batch must be in one call, because the mechanism draws or learns something
         once per call: ``"never"``, ``"in training"`` or ``"always"``.
     needs_grid: whether the mechanism is defined by the coordinates of tokens on a grid, ``call.grid``.
-    pictures_need_order: whether a picture needs the option ``order``, because it matters which tokens are close in the sequence.
+    images_need_order: whether an image needs the option ``order``, because it matters which tokens are close in the sequence.
     remembers: whether segments are read one after the other, each with a memory of earlier segments.
     recursion: the segments in which the whole model runs; ``None`` if it runs on whole texts.
     detached_beyond: length in tokens above which some keys and values must be computed from detached hidden states; ``None`` for never.
@@ -83,7 +83,7 @@ class Traits:
     documents_by_block: int | None = None
     needs_whole_batch: str = "never"
     needs_grid: bool = False
-    pictures_need_order: bool = True
+    images_need_order: bool = True
     remembers: bool = False
     recursion: Recursion | None = None
     detached_beyond: int | None = None

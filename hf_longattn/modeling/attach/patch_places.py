@@ -1,8 +1,8 @@
 """Positions of patches in a vision tower without a Long class. Hooks pass them to its attention modules.
 
-A tower whose pictures have one size (CLIP, SigLIP) runs on one grid. Others pack pictures of different sizes into one row and pass the
-number of patches of each picture (Qwen-VL, Pixtral). Qwen-VL's attention modules run every picture separately, with patches in the order in
-which they are merged. Pixtral's attention modules take a mask of all pairs. Here, pictures become documents of one call, each in raster
+A tower whose images have one size (CLIP, SigLIP) runs on one grid. Others pack images of different sizes into one row and pass the
+number of patches of each image (Qwen-VL, Pixtral). Qwen-VL's attention modules run every image separately, with patches in the order in
+which they are merged. Pixtral's attention modules take a mask of all pairs. Here, images become documents of one call, each in raster
 order on its own grid.
 """
 
@@ -25,7 +25,7 @@ from ..family.definition import known_family
 from .attention_sites import attention_sites, mechanisms_on
 
 PLACES = "patch_places"
-"""Keyword for the :class:`PatchPlaces` of packed pictures, from a tower to its attention modules."""
+"""Keyword for the :class:`PatchPlaces` of packed images, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
 """Keywords for the first token of each sequence: of attention modules that run sequences separately, and of attention functions."""
 PIXELS, GRIDS_ARGUMENT, SIZES_ARGUMENT = "pixel_values", "grid_thw", "image_sizes"
@@ -34,11 +34,11 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class PatchPlaces:
-    """The positions of the patches of packed pictures.
+    """The positions of the patches of packed images.
 
     Args:
-        coordinates: ``(N, axes)``: frame, row and column of every patch in its picture, in the order of the patches.
-        offsets: ``(pictures + 1,)``, the first patch of each picture, and the total.
+        coordinates: ``(N, axes)``: frame, row and column of every patch in its image, in the order of the patches.
+        offsets: ``(images + 1,)``, the first patch of each image, and the total.
     """
 
     def __init__(self, coordinates: Tensor, offsets: Tensor) -> None:
@@ -46,7 +46,7 @@ class PatchPlaces:
         self._known: dict[tuple[int, ...], tuple[Tensor, Tensor | None, tuple[Grid, ...]]] = {}
 
     def layout(self, offsets: Tensor) -> tuple[Tensor, Tensor | None, tuple[Grid, ...]]:
-        """The layout of rows whose sequences (pictures, or windows in them) start at ``offsets``.
+        """The layout of rows whose sequences (images, or windows in them) start at ``offsets``.
 
         Returns:
             The offsets for all layers; the indices that bring each sequence into raster order, or ``None``; and each sequence's grid.
@@ -72,15 +72,15 @@ class PatchPlaces:
         return self._known[borders]
 
 
-def packs_pictures(stack: PreTrainedModel) -> bool:
-    """Whether a stack is a tower that packs pictures of different sizes into one row."""
+def packs_images(stack: PreTrainedModel) -> bool:
+    """Whether a stack is a tower that packs images of different sizes into one row."""
     taken = inspect.signature(type(stack).forward).parameters
     return GRIDS_ARGUMENT in taken or (SIZES_ARGUMENT in taken and hasattr(stack.config, "patch_size"))
 
 
 def hook_patch_places(stack: PreTrainedModel) -> None:
-    """Make a stack that reads pictures pass patch positions to its attention modules. Other stacks do not change."""
-    taken, packs = inspect.signature(type(stack).forward).parameters, packs_pictures(stack)
+    """Make a stack that reads images pass patch positions to its attention modules. Other stacks do not change."""
+    taken, packs = inspect.signature(type(stack).forward).parameters, packs_images(stack)
     family = known_family(stack.config)
     if not packs and (family is None or not family.rule.tells_grid(taken)):
         return
@@ -90,7 +90,7 @@ def hook_patch_places(stack: PreTrainedModel) -> None:
     stack.register_forward_pre_hook(_tell_places if packs else _tell_grid, with_kwargs=True)
     for site in attention_sites(stack):
         if packs:
-            site.module.register_forward_pre_hook(pack_pictures, with_kwargs=True)
+            site.module.register_forward_pre_hook(pack_images, with_kwargs=True)
             site.module.register_forward_hook(restore_order, with_kwargs=True)
         else:
             site.module.register_forward_pre_hook(_enter_grid, with_kwargs=True)
@@ -108,7 +108,7 @@ def _runs_mechanisms(module: Any) -> bool:
 
 
 def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of a tower whose pictures have one size: passes the grid on."""
+    """Forward pre-hook of a tower whose images have one size: passes the grid on."""
     family: Any = known_family(stack.config)
     if not _runs_mechanisms(stack) or GRID in kwargs:
         return None
@@ -129,7 +129,7 @@ def _leave_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 
 def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook of a tower that packs pictures: passes patch positions on."""
+    """Forward pre-hook of a tower that packs images: passes patch positions on."""
     if not _runs_mechanisms(tower):
         return None
     arguments = _arguments(tower, args, kwargs)
@@ -139,7 +139,7 @@ def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
 
 
 def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
-    """Positions of the patches of pictures. ``grids (pictures, 3)``: numbers of frames, rows and columns. Frames are separate sequences.
+    """Positions of the patches of images. ``grids (images, 3)``: numbers of frames, rows and columns. Frames are separate sequences.
 
     Patches are in the order in which they are merged, or in the order of windows."""
     from transformers.vision_utils import get_vision_position_ids, get_vision_window_index  # older versions have no such module
@@ -154,12 +154,12 @@ def _merged_places(tower: Any, grids: Tensor) -> PatchPlaces:
 
 
 def _raster_places(tower: Any, arguments: dict[str, Any]) -> PatchPlaces:
-    """Positions of the patches of padded pictures ``(B, channels, height, width)``. Each fills ``image_sizes`` from the top left."""
+    """Positions of the patches of padded images ``(B, channels, height, width)``. Each fills ``image_sizes`` from the top left."""
     pixels, sizes = arguments[PIXELS], arguments.get(SIZES_ARGUMENT)
     sizes = [tuple(pixels.shape[-2:])] * len(pixels) if sizes is None else [tuple(map(int, size)) for size in sizes]
     cells = [(height // tower.patch_size, width // tower.patch_size) for height, width in sizes]
     if any(0 in size for size in cells):
-        raise GridError(f"A picture is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
+        raise GridError(f"An image is smaller than a patch of {tower.patch_size} × {tower.patch_size} pixels; resize it.")
     coordinates = torch.cat([torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)) for h, w in cells])
     return PatchPlaces(coordinates, _offsets(torch.tensor([h * w for h, w in cells])).to(pixels.device))
 
@@ -168,10 +168,10 @@ def _offsets(lengths: Tensor) -> Tensor:
     return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)
 
 
-def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook for packed pictures: make one attention call. Each picture is a document in raster order.
+def pack_images(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    """Forward pre-hook for packed images: make one attention call. Each image is a document in raster order.
 
-    A module that runs every picture separately still does so for mechanisms that read no grid.
+    A module that runs every image separately still does so for mechanisms that read no grid.
     """
     places: PatchPlaces | None = kwargs.get(PLACES)
     runs_alone = OFFSETS in kwargs
@@ -181,7 +181,7 @@ def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     changes: dict[str, Any] = {PACKED_OFFSETS: offsets, GRID: grids}
     if runs_alone:
         changes[OFFSETS] = offsets[[0, -1]]
-    elif "attention_mask" in kwargs:  # it only separates the pictures
+    elif "attention_mask" in kwargs:  # it only separates the images
         changes["attention_mask"] = None
     kwargs = {**kwargs, **changes}
     if order is None:
@@ -193,7 +193,7 @@ def pack_pictures(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def restore_order(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """Forward hook for packed pictures: return outputs in the order of the attention module's inputs."""
+    """Forward hook for packed images: return outputs in the order of the attention module's inputs."""
     if PLACES not in kwargs or PACKED_OFFSETS not in kwargs:
         return None
     order = kwargs[PLACES].layout(kwargs[PACKED_OFFSETS])[1]

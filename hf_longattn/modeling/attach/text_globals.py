@@ -1,4 +1,4 @@
-"""Makes text tokens global in a language model that also reads pictures. A window then limits only image tokens."""
+"""Makes text tokens global in a language model that also reads images. A window then limits only image tokens."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ TEXT_GLOBAL = "text_global"
 TEXT_TOKENS = "text_tokens"
 """Keyword for the mask ``(B, n)`` bool of new text tokens, from a model to its language model."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
-"""Config fields with the ids of placeholder tokens for pictures, videos and sounds."""
+"""Config fields with the ids of placeholder tokens for images, videos and sounds."""
 GLOBAL_MASK, IDS, CACHE = "global_attention_mask", "input_ids", "past_key_values"
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | None) -> None:
-    """Make all tokens but picture placeholders global in the language model of ``model``.
+    """Make all tokens but image placeholders global in the language model of ``model``.
 
     Raises:
-        OptionError: the model has no token for pictures, or no mechanism of the language model takes global tokens.
+        OptionError: the model has no token for images, or no mechanism of the language model takes global tokens.
     """
     if not _image_tokens(model):
-        raise OptionError(f"{TEXT_GLOBAL} is for models that read pictures in place of a token, and a {type(model).__name__} has none.")
+        raise OptionError(f"{TEXT_GLOBAL} is for models that read images in place of a token, and a {type(model).__name__} has none.")
     if language_model is None or not takes_globals(language_model):
         raise OptionError(
             f"{TEXT_GLOBAL} needs a mechanism with global tokens in the tower 'text'; give it longformer, for example (--towers "

@@ -68,7 +68,7 @@ def check_mechanism_for_audio(mechanism: str, options: dict[str, Any]) -> None:
             f"see what comes after them; {instead}"
         )
     if built.traits.needs_grid or options.get(ORDER) is not None:
-        raise OptionError(f"Mechanism {mechanism!r} with these options reads a picture's patches, but a sound is one line; {instead}")
+        raise OptionError(f"Mechanism {mechanism!r} with these options reads an image's patches, but a sound is one line; {instead}")
     if built.traits.token_rule is not None:
         raise OptionError(
             f"The options of mechanism {mechanism!r} name global tokens by their ids, but frames of a sound have none; name them by "

@@ -99,7 +99,7 @@ class Family:
     sizes: unusual names of config fields, ``{"n_hidden": "width"}``, with which tests make small models.
     backbone_classes: model classes of the base, besides the base model, that have their own embeddings and layers (``Dinov2Backbone``).
     mixin: the first base class of every Long class, if the base needs more than mechanisms on its attention modules.
-    rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, pictures on a grid, sound, several towers.
+    rule: what the models read, an :class:`.input_rule.InputRule`: texts by default, or pages, images on a grid, sound, several towers.
     base_classes: imports the base's model classes by name, if transformers' cannot be built with installable packages. Each is a subclass
         of transformers' class of the same name.
     own_attention: the mechanisms that equal the base's attention, a function of the config; ``None`` for full attention.
@@ -183,7 +183,7 @@ class Family:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the input is a text's tokens. Other inputs are pictures, sound, or inputs of several towers."""
+        """Whether the input is a text's tokens. Other inputs are images, sound, or inputs of several towers."""
         return bool(self.rule.reads == PLAIN_TEXT.reads)
 
     @cached_property
@@ -248,7 +248,7 @@ class Family:
     def longest(self, config: Any) -> int:
         """Maximum number of tokens of one input. For a config of the family or of its base. Special rows of a table do not count.
 
-        For pictures and sound: tokens of the size for which the model was made. With towers: the text's tokens."""
+        For images and sound: tokens of the size for which the model was made. With towers: the text's tokens."""
         return int(self.rule.most_tokens(self, config))
 
     def scales_rotations(self, config: Any) -> bool:

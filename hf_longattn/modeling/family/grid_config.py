@@ -1,4 +1,4 @@
-"""The config of a Long model for pictures, videos or spectrograms."""
+"""The config of a Long model for images, videos or spectrograms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class LongGridConfig(LongEncoderConfig):
     """Mixin before the base's config class: ``class LongViTConfig(LongGridConfig, ViTConfig)``.
 
     long_attention: as in a text model; default: ``window2d`` if the base's attention is full.
-    image_size: the base's, unchanged: the size of the pictures for which the position table was trained.
+    image_size: the base's, unchanged: the size of the images for which the position table was trained.
     long_image_size: ``(height, width)``, in pixels, for which the model was converted. Other sizes are read as well.
-    position_extension: the positions of larger pictures. ``"interpolate"`` resizes the table by the base's own method. ``"tile"`` repeats
+    position_extension: the positions of larger images. ``"interpolate"`` resizes the table by the base's own method. ``"tile"`` repeats
         the table along both axes, so every whole repetition has exactly the trained positions (Bolya et al. 2023, Window Attention is
         Bugged). Both leave the stored table unchanged.
     """
@@ -35,7 +35,7 @@ class LongGridConfig(LongEncoderConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         extension = kwargs.setdefault("position_extension", INTERPOLATE)
         if extension not in (INTERPOLATE, TILE):
-            raise OptionError(f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of pictures.")
+            raise OptionError(f"position_extension is {extension!r}, but must be {INTERPOLATE!r} or {TILE!r} for a model of images.")
         self._take_size(kwargs)
         super().__post_init__(**kwargs)
 
@@ -56,7 +56,7 @@ class LongVideoConfig(LongGridConfig):
 
     long_image_size: ``(height, width)`` of the frames, in pixels, for which the model was converted.
     long_num_frames: number of frames for which the model was converted. Videos of other sizes are read as well.
-    position_extension: as for pictures; ``"tile"`` also repeats positions along time.
+    position_extension: as for images; ``"tile"`` also repeats positions along time.
     """
 
     if TYPE_CHECKING:
@@ -113,15 +113,15 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
 
 
 def check_mechanism_for_grid(mechanism: str, options: dict[str, Any]) -> None:
-    """Raise :class:`OptionError` for a mechanism that would not read a picture as a grid. It reads a line of text or segments."""
-    if mechanism_class(mechanism).traits.pictures_need_order and options.get(ORDER) is None:
+    """Raise :class:`OptionError` for a mechanism that would not read an image as a grid. It reads a line of text or segments."""
+    if mechanism_class(mechanism).traits.images_need_order and options.get(ORDER) is None:
         raise OptionError(
-            f"Mechanism {mechanism!r} sees neighbours along a text, and a picture has none; say in which order it is read, for example "
+            f"Mechanism {mechanism!r} sees neighbours along a text, and an image has none; say in which order it is read, for example "
             "with the option order=tiles:8x8, or choose a mechanism on a grid such as 'window2d'."
         )
     built = prototype(mechanism, options)
     if built.traits.recursion is not None or built.traits.remembers:
         raise OptionError(
             f"Mechanism {mechanism!r} reads one segment of a text after the other and remembers the earlier ones, and the patches of a "
-            "picture have no such order; choose a mechanism on a grid such as 'window2d'."
+            "image have no such order; choose a mechanism on a grid such as 'window2d'."
         )

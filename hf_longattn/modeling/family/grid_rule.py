@@ -1,4 +1,4 @@
-"""How tokens lie on a grid. The patches of a picture, video or spectrogram, after class and register tokens."""
+"""How tokens lie on a grid. The patches of an image, video or spectrogram, after class and register tokens."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class GridRule(InputRule):
         ``(B, patches, D)`` with padding (SigLIP 2). A tuple of numbers means that every input has this shape, without padding.
     axes: names of the axes, the slowest-varying first.
     has_positions: whether the model has positions that are resized or tiled for larger inputs.
-    why_no_crops: why patches of a crop get other features than in the whole picture, with every mechanism; empty if they get the same.
+    why_no_crops: why patches of a crop get other features than in the whole image, with every mechanism; empty if they get the same.
     returns_maps: whether hidden states are maps ``(B, D, height, width)`` rather than rows ``(B, N, D)``.
     table_size: the config's field with the input size for which the position table was trained. If this is not ``image_size``, the model
         was trained further on inputs of ``image_size``.
     trained_pixels: side in pixels of the inputs in the checkpoints' training, if the config does not have it.
-    square: heads of the base that arrange patches as a square picture.
-    trained_size: heads of the base that read the size of pictures from the config.
+    square: heads of the base that arrange patches as a square image.
+    trained_size: heads of the base that read the size of images from the config.
     interpolates: whether ``forward`` takes ``interpolate_pos_encoding``, by which the base resizes its position table.
     noise: the argument of ``forward`` with a random number per patch, ``(B, patches)``, by which the base drops patches (ViT-MAE).
     adds_positions: whether positions are only a table added to the patches. The base can then compute the patches of a crop by themselves,
@@ -77,7 +77,7 @@ class GridRule(InputRule):
     square: tuple[str, ...] = ()
     trained_size: tuple[str, ...] = ()
     resizes: Literal["square", "none"] = "square"
-    noun: str = "picture"
+    noun: str = "image"
     size_name: str = IMAGE_SIZE
     side: str = IMAGE_SIZE
     counts_places: bool = False
@@ -132,8 +132,8 @@ class GridRule(InputRule):
 
     @property
     def reads_photographs(self) -> bool:
-        """Whether inputs consist of pictures: a single one, or the frames of a video."""
-        return self.noun in ("picture", "video")
+        """Whether inputs consist of images: a single one, or the frames of a video."""
+        return self.noun in ("image", "video")
 
     @property
     def checks_processor(self) -> bool:
@@ -141,9 +141,9 @@ class GridRule(InputRule):
         return self.interpolates
 
     @property
-    def reads_pictures(self) -> bool:
-        """Whether an input is a picture, rather than a video or a spectrogram."""
-        return self.noun == "picture"
+    def reads_images(self) -> bool:
+        """Whether an input is an image, rather than a video or a spectrogram."""
+        return self.noun == "image"
 
     def extractor_fields(self, size: tuple[int, ...]) -> dict[str, Any]:
         """Fields of the feature extractor's file that set the size of its outputs. Empty for image processors."""
@@ -169,9 +169,9 @@ class GridRule(InputRule):
     def tells_grid(self, arguments: Collection[str]) -> bool:
         return self.input in arguments
 
-    def check_pictures(self, model: Any, *, of_pixels: bool) -> None:
+    def check_images(self, model: Any, *, of_pixels: bool) -> None:
         if of_pixels and self.axes != ("height", "width"):
-            raise BackendError(f"{type(model).__name__} reads {self.noun}s, not pictures; give a model of pictures.")
+            raise BackendError(f"{type(model).__name__} reads {self.noun}s, not images; give a model of images.")
 
     def check_base(self, config: Any, arguments: Mapping[str, Any]) -> None:
         """Raise :class:`GridError` if transformers' model would give an input's tokens the positions of other tokens."""
@@ -300,19 +300,19 @@ class GridRule(InputRule):
         return self.rows(states, grid)[:, grid.prefix :].unflatten(1, grid.sizes)
 
     def check_head(self, head: str, config: Any, arguments: Mapping[str, Any]) -> None:
-        """Raise :class:`GridError` for a picture that the base's class ``head`` does not read."""
+        """Raise :class:`GridError` for an image that the base's class ``head`` does not read."""
         pixels = arguments.get(self.input)
         if pixels is None or head not in (*self.square, *self.trained_size):
             return
         size, trained = tuple(pixels.shape[-2:]), image_size(config.image_size)
         if head in self.square and size[0] != size[1]:
             raise GridError(
-                f"{head} puts the patches of a picture together to a square, but this one has {size[0]} × {size[1]} pixels; "
+                f"{head} puts the patches of an image together to a square, but this one has {size[0]} × {size[1]} pixels; "
                 f"crop or resize it, for example to {min(size)} × {min(size)}, or use a model without this head."
             )
         if head in self.trained_size and size != trained:
             raise GridError(
-                f"{head} reads the size of its pictures from its config, {trained[0]} × {trained[1]} pixels, but this one has "
+                f"{head} reads the size of its images from its config, {trained[0]} × {trained[1]} pixels, but this one has "
                 f"{size[0]} × {size[1]}; resize it, or use a model without this head."
             )
 

@@ -59,14 +59,14 @@ the attention of {base} instead.
         """Whether attention modules learn the grid of the tokens from these ``arguments`` of ``forward``."""
         return False
 
-    def check_pictures(self, model: Any, *, of_pixels: bool) -> None:
-        """Raise :class:`BackendError` for a model that reads no pictures on a grid of patches.
+    def check_images(self, model: Any, *, of_pixels: bool) -> None:
+        """Raise :class:`BackendError` for a model that reads no images on a grid of patches.
 
         Args:
             of_pixels: whether to refuse videos and spectrograms.
         """
         other = "recording" if getattr(model, "main_input_name", "") in ("input_values", "input_features") else "text"
-        raise BackendError(f"{type(model).__name__} reads no pictures on a grid of patches; give a {other} instead.")
+        raise BackendError(f"{type(model).__name__} reads no images on a grid of patches; give a {other} instead.")
 
     def base_fields(self, config: Any) -> Mapping[str, Any]:
         """Config fields with which the base reads inputs of the converted size. Empty if it needs none."""

@@ -152,13 +152,13 @@ class TreePaths(PageArgument):
 class PageRule(InputRule):
     """The arguments of ``forward`` with numbers for each token. None in a model of plain text.
 
-    picture: the argument with each row's picture of its page; empty without one.
+    image: the argument with each row's image of its page; empty without one.
     """
 
     reads = "text"
     flash_windows = True
     arguments: tuple[PageArgument, ...] = ()
-    picture: str = ""
+    image: str = ""
 
     @property
     def kind(self) -> str:
@@ -188,10 +188,10 @@ class PageRule(InputRule):
         for argument in self.arguments:
             if (values := arguments.get(argument.name)) is not None:
                 argument.check(config, values, shape)
-        pictures = arguments.get(self.picture)
-        if pictures is not None and len(pictures) != shape[0]:
+        images = arguments.get(self.image)
+        if images is not None and len(images) != shape[0]:
             raise PageError(
-                f"{self.picture} has {len(pictures)} pictures for {shape[0]} texts; give every text of a batch its picture, or none: "
+                f"{self.image} has {len(images)} images for {shape[0]} texts; give every text of a batch its image, or none: "
                 "texts without one belong into a batch of their own."
             )
 
@@ -199,7 +199,7 @@ class PageRule(InputRule):
 PLAIN_TEXT = PageRule()
 """The rule of models that read only token ids."""
 BOXES = PageRule((Boxes(),))
-BOXES_AND_PICTURE = PageRule((Boxes(),), picture="pixel_values")
+BOXES_AND_IMAGE = PageRule((Boxes(),), image="pixel_values")
 MARKUP_PATHS = PageRule(
     (
         TreePaths("xpath_tags_seq", "max_xpath_tag_unit_embeddings", "tag_pad_id"),

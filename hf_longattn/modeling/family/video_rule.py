@@ -152,10 +152,10 @@ class VideoGrid(GridRule):
         if pixels is None:
             return None
         if pixels.dim() != len(self.axes) + 2:
-            what = "a picture" if pixels.dim() in (3, 4) else "no video"
+            what = "an image" if pixels.dim() in (3, 4) else "no video"
             raise GridError(
                 f"{self.input} has shape {tuple(pixels.shape)}, which is {what}; a video is (batch, frames, channels, height, width), for "
-                f"example a picture that stands still: pixels[:, None].repeat(1, {config.tubelet_size}, 1, 1, 1)."
+                f"example an image that stands still: pixels[:, None].repeat(1, {config.tubelet_size}, 1, 1, 1)."
             )
         if pixels.shape[CHANNEL_AXIS] != self.channels(config):
             raise GridError(

@@ -32,18 +32,18 @@ from hf_longattn.data.audio import RECORDING_FILES, Hearing, RecordingCollator, 
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, read_labelled_pages, to_documents, to_page_documents
 from hf_longattn.data.files import FileKind, load_labelled_files
-from hf_longattn.data.lengths import input_length
-from hf_longattn.data.page_words import word_argument
-from hf_longattn.data.pages import chosen_columns, page_columns
-from hf_longattn.data.pictures import (
+from hf_longattn.data.images import (
     EXTRA,
-    PICTURE_FILES,
-    PictureCollator,
+    IMAGE_FILES,
+    ImageCollator,
     augmentation_of,
     check_augmentation,
     checked_size,
     count_transparent,
 )
+from hf_longattn.data.lengths import input_length
+from hf_longattn.data.page_words import word_argument
+from hf_longattn.data.pages import chosen_columns, page_columns
 from hf_longattn.data.sources import DataError, each_part, load_labelled, train_test_split
 from hf_longattn.data.videos import VideoCollator, checked_frames, load_frame_processor, load_labelled_videos
 from hf_longattn.errors import CheckpointError, OptionError, check_extra, flag, sentence_case
@@ -320,7 +320,7 @@ class Images(Files):
 
     kind, unit, content, column = "images", "image", "image", "image_column"
     task, types, processor = "image classification", MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, AutoImageProcessor
-    head, files = AutoModelForImageClassification, PICTURE_FILES
+    head, files = AutoModelForImageClassification, IMAGE_FILES
 
     def inputs(
         self, model: PreTrainedModel, processor: Any, rows: tuple[Dataset, Dataset], names: list[str], args: Any, training_args: Any
@@ -329,7 +329,7 @@ class Images(Files):
         training_args.train_sampling_strategy = "random"
         size = checked_size(model, processor, rows[0][0])
         transparent = sum(map(count_transparent, set(rows)))
-        collator = PictureCollator(processor, names, augmentation_of(args.augmentation, size), training_args.seed)
+        collator = ImageCollator(processor, names, augmentation_of(args.augmentation, size), training_args.seed)
         counts = {"train": len(rows[0]), "held_out": len(rows[1]), "transparent": transparent}
         log = {"input_size": list(size), "augmented": collator.augmentation is not None, "images": counts}
         return Inputs(*rows, collator, collator.for_evaluation(), log)

@@ -453,7 +453,7 @@ def finetune_multitask(
         "classify": _classify,
         "tokens": _tokens,
         "qa": _qa,
-        "images": _pictures,
+        "images": _images,
         "audio": _recordings,
     }
     tasks = {name: build[kind](name, run, start, data) for name, (kind, data) in task_data.items()}
@@ -487,7 +487,7 @@ def _classify(name: str, run: TaskArguments, start: Start, data: ClassificationD
     return TaskHead("classify", model, rows, collator, _class_scores(model, held_out, collator, held_out["labels"], run))
 
 
-def _pictures(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+def _images(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
     return _files(name, run, start, data, "images", start.processors.image_processor)
 
 

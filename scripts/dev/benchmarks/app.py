@@ -295,7 +295,7 @@ def sound_models(
 def grid_models(
     base: Annotated[str, typer.Option(help="vit, videomae or vjepa2.")] = "vit",
     sizes: Annotated[
-        str, typer.Option(help="Pixels along each side of square pictures or videos, separated by commas; default: 1024,2048 or 448.")
+        str, typer.Option(help="Pixels along each side of square images or videos, separated by commas; default: 1024,2048 or 448.")
     ] = "",
     frames: Annotated[int | None, typer.Option(min=2, max=MOST, help="Frames of a video; default: 32.")] = None,
     dtypes: Annotated[str | None, typer.Option(help="fp32, bf16 or both, separated by commas; default: both, of a video fp32.")] = None,

@@ -119,7 +119,7 @@ def first_checks() -> Iterator[DeviceCase]:
     yield from (WINDOW.at(dtype=dtype, causal=causal) for dtype in ("fp32", "fp16") for causal in (True, False))
     yield from (WINDOW.at(length=length) for length in (1, 77, 4096))
     yield from kernel_checks()
-    for name in list_mechanisms(grid=True):  # pictures
+    for name in list_mechanisms(grid=True):  # images
         on_grid = DeviceCase(name, options=dict(mechanism_class(name).sample), length=300, padding="none", grid=True)
         yield from (on_grid, on_grid.at(length=2048), on_grid.at(dtype="fp32"), on_grid.at(term="bias"))
     yield DeviceCase("window", task="decode", causal=True, length=2048, dtype="fp32")
@@ -161,8 +161,8 @@ def first_timings() -> Iterator[DeviceCase]:
     yield from (WINDOW.at(task="crossing", length=length, padding="none") for length in (128, 256, 384, 512, 768, 1024))
     for cache in ("dynamic", "static"):
         yield from (DeviceCase(name, task="decode", causal=True, length=16384, cache=cache) for name in ("full", "window", "linear"))
-    picture = base.at(mechanism="neighborhood", length=4096, grid=True)
-    yield from (picture, picture.at(length=16384), picture.at(mechanism="window2d"))
+    image = base.at(mechanism="neighborhood", length=4096, grid=True)
+    yield from (image, image.at(length=16384), image.at(mechanism="window2d"))
 
 
 def other_checks() -> Iterator[DeviceCase]:

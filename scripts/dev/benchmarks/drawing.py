@@ -1,4 +1,4 @@
-"""Pictures as SVG: equal results give equal bytes."""
+"""Images as SVG: equal results give equal bytes."""
 
 from __future__ import annotations
 

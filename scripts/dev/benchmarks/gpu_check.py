@@ -46,7 +46,7 @@ BASELINES = ("sdpa flash", "sdpa")
 GROUPS = {
     "windows and global tokens": ("block_sparse", "its members'"),
     "patterns of tiles": ("gathered",),
-    "pictures": ("grid_windows", "grid_halo"),
+    "images": ("grid_windows", "grid_halo"),
     "chosen keys": ("block_selected", "selected"),
     "rounds of hashing": ("bucketed",),
     "states (linear, delta, memories)": ("linear", "linear (chunked WY)", "recurrent"),

@@ -1,4 +1,4 @@
-"""Models of base width on large pictures and videos, layer by layer windows, pooled windows or full attention, against SDPA in every layer.
+"""Models of base width on large images and videos, layer by layer windows, pooled windows or full attention, against SDPA in every layer.
 
 A layout is checked first, on a small input: the stock model where every layer is full, otherwise its definition in float64. Speed is then
 stated next to two bounds: what the operations allow, and what they allow at the rates of this machine, at which attention is slower than
@@ -73,7 +73,7 @@ def values_alone(module: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwa
 AttentionInterface.register(NO_ATTENTION, values_alone)
 
 
-def picture_fields(case: Case) -> dict[str, Any]:
+def image_fields(case: Case) -> dict[str, Any]:
     """Base width for 12 heads, and weights that are large enough for attention to show in the outputs."""
     return {
         "hidden_size": case.hidden_size,
@@ -88,7 +88,7 @@ def picture_fields(case: Case) -> dict[str, Any]:
 
 def video_fields(case: Case) -> dict[str, Any]:
     """The same for VideoMAE."""
-    return {**picture_fields(case), "num_frames": 16, "tubelet_size": TUBELET}
+    return {**image_fields(case), "num_frames": 16, "tubelet_size": TUBELET}
 
 
 def jepa_fields(case: Case) -> dict[str, Any]:
@@ -107,15 +107,15 @@ class Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class GridBase:
-    """A model of transformers that reads pictures or videos.
+    """A model of transformers that reads images or videos.
 
-    fields: the arguments of its config in a case, built for the pictures or videos that ``window`` cells along each axis cover.
+    fields: the arguments of its config in a case, built for the images or videos that ``window`` cells along each axis cover.
     layouts: name -> what is measured beside full attention.
     checked: the grid on which layouts are checked, whose sides no window divides; ``first`` is that of a first pass, after which lazy
         imports and threads are there.
     sizes, layers: what is measured unless something else is asked for: pixels of a side, layers.
     built, called: arguments of the model's class, and of its ``forward``.
-    frames: of the videos that are measured; ``None``: pictures.
+    frames: of the videos that are measured; ``None``: images.
     """
 
     config: Any
@@ -136,11 +136,11 @@ class GridBase:
         return (PATCH, PATCH) if self.frames is None else (TUBELET, PATCH, PATCH)
 
     def size(self, side: int, frames: int | None) -> tuple[int, ...]:
-        """The size of a square picture, or of a video of square frames."""
+        """The size of a square image, or of a video of square frames."""
         return (side, side) if self.frames is None else (frames or self.frames, side, side)
 
 
-PICTURE_LAYOUTS = {
+IMAGE_LAYOUTS = {
     "windows, 4 full": Layout(layers="2,5,8,11=full"),
     "windows, 2 full": Layout(layers="5,11=full"),
     "windows, 4 pooled": Layout(layers=f"2,5,8,11={POOLED}"),
@@ -158,7 +158,7 @@ _VIDEOS: dict[str, Any] = {
 }  # fmt: skip
 BASES = {
     "vit": GridBase(
-        ViTConfig, ViTModel, picture_fields, "14", PICTURE_LAYOUTS, checked=(20, 36), first=(16, 16), sizes="1024,2048", layers=12,
+        ViTConfig, ViTModel, image_fields, "14", IMAGE_LAYOUTS, checked=(20, 36), first=(16, 16), sizes="1024,2048", layers=12,
         built={"add_pooling_layer": False},
     ),
     "videomae": GridBase(VideoMAEConfig, VideoMAEModel, video_fields, **_VIDEOS),
@@ -178,7 +178,7 @@ def grid_base(name: str) -> GridBase:
 
 
 class ImageInputs:
-    """Weights and a picture or a video for one case. ``stock`` is the model of transformers."""
+    """Weights and an image or a video for one case. ``stock`` is the model of transformers."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.base, self.rule = case, grid_base(case.base), rule_of(case.base)
@@ -210,7 +210,7 @@ def rule_of(base: str) -> Any:
 
 
 class ImageModel(Implementation):
-    """A model that maps a picture or a video to hidden states (B, N, E)."""
+    """A model that maps an image or a video to hidden states (B, N, E)."""
 
     def __init__(self, inputs: ImageInputs) -> None:
         self.inputs = inputs
@@ -253,7 +253,7 @@ class StockWithoutAttention(ImageModel):
 
 
 class StockOnTiles(ImageModel):
-    """The model of transformers on crops of the size that it was trained with, each by itself, as anyone reads a large picture."""
+    """The model of transformers on crops of the size that it was trained with, each by itself, as anyone reads a large image."""
 
     computes = ""
     share = 1
@@ -263,16 +263,16 @@ class StockOnTiles(ImageModel):
 
     def states(self, pixels: Tensor) -> Tensor:
         if pixels.dim() > 4:
-            raise OptionError(f"{self.name!r} is of pictures, not of videos.")
+            raise OptionError(f"{self.name!r} is of images, not of videos.")
         return in_tiles(self.tile, pixels, PATCH, TRAINED_SIDE, TRAINED_SIDE // self.share).flatten(1, 2)
 
     def tile(self, pixels: Tensor) -> Tensor:
-        """The patches' states ``(B, N, C)`` of pictures of the trained size."""
+        """The patches' states ``(B, N, C)`` of images of the trained size."""
         return self.model(pixels).last_hidden_state[:, 1:]
 
 
 TILES = {"tiles": 1, "overlapping tiles": 2}
-"""Ways to read a picture in tiles -> tiles that cover a patch along each axis."""
+"""Ways to read an image in tiles -> tiles that cover a patch along each axis."""
 for _name, _share in TILES.items():
     _summary = f"the model of transformers on tiles of {TRAINED_SIDE} pixels, {'half overlapping' if _share > 1 else 'next to each other'}"
     register_implementation(KIND, _name)(type("StockOnTiles", (StockOnTiles,), {"summary": _summary, "share": _share}))
@@ -282,7 +282,7 @@ for _name, _share in TILES.items():
 def in_tiles(read: Callable[[Tensor], Tensor], pixels: Tensor, patch: int, side: int, stride: int) -> Tensor:
     """States ``(B, rows, columns, C)`` of ``pixels (B, 3, H, W)`` in tiles, each patch from the tile whose middle is nearest to it.
 
-    Tiles are ``side`` pixels wide and ``stride`` apart; the last one ends with the picture. ``read`` maps some to states ``(n, N, C)``.
+    Tiles are ``side`` pixels wide and ``stride`` apart; the last one ends with the image. ``read`` maps some to states ``(n, N, C)``.
     """
     width, cells = side // patch, [length // patch for length in pixels.shape[2:]]
     rows, columns = (tile_starts(count, width, stride // patch) for count in cells)
@@ -341,7 +341,7 @@ def long_model(case: Case, attention: LongAttentionConfig) -> Any:
 
 
 EVERY_LAYER_FULL = "full"
-for _name in dict.fromkeys((EVERY_LAYER_FULL, *PICTURE_LAYOUTS, *VIDEO_LAYOUTS)):
+for _name in dict.fromkeys((EVERY_LAYER_FULL, *IMAGE_LAYOUTS, *VIDEO_LAYOUTS)):
     _fields = {"summary": f"the model of this package, {_name}", "computes": "full" if _name == EVERY_LAYER_FULL else "mechanism"}
     register_implementation(KIND, _name)(type("LayoutOfLayers", (LongModel,), _fields))
 
@@ -422,7 +422,7 @@ def run_grid_models(
     sizes: Sequence[int], dtypes: Sequence[str], case: Case, output: Path, *, repeats: int, frames: int | None = None,
     memory: bool = False, again: bool = False, log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Check and time every layout on square pictures or videos; what ``output`` has of the same case on this machine is not measured again.
+    """Check and time every layout on square images or videos; what ``output`` has of the same case on this machine is not measured again.
 
     Args:
         sizes: pixels along each side.
@@ -437,14 +437,14 @@ def run_grid_models(
         matrix product, and MiB on top of weights and input.
     Raises:
         GridError: a size that is not a multiple of the patch.
-        OptionError: no dtype, or an unknown dtype or base, or frames of pictures.
+        OptionError: no dtype, or an unknown dtype or base, or frames of images.
         LongAttentionError: a layout differs from its definition.
     """
     if not dtypes:
         raise OptionError(f"No dtype was given; choose from {', '.join(DTYPES)}, for example --dtypes fp32,bf16.")
     base = grid_base(case.base)
     if frames is not None and base.frames is None:
-        raise OptionError(f"{frames} frames were given, and {base.model.__name__} reads pictures; leave --frames out.")
+        raise OptionError(f"{frames} frames were given, and {base.model.__name__} reads images; leave --frames out.")
     about = {key: getattr(case, key) for key in ("base", "mechanism", "options", "layers", "heads", "head_dim", "batch", "seed")}
     fresh: dict[str, Any] = {"machine": machine(), "kind": "grid models", "clock": clock(), "case": about, "checks": [], "results": []}
     stored = {} if again else stored_study(output)
@@ -487,7 +487,7 @@ def grid_model_table(record: dict[str, Any]) -> str:
     """Layouts × sizes and dtypes: seconds, speed-up, both bounds with the share that is reached, share of the matrix product, memory."""
     about, case = record["machine"], record["case"]
     base = BASES[case["base"]]
-    noun = "picture" if base.frames is None else "video"
+    noun = "image" if base.frames is None else "video"
     header = [noun, "layout", "seconds", "times as fast", "bound by operations", "bound at measured rates", "of matrix peak", "MiB"]
     rows = []
     for entry in sorted(record["results"], key=lambda entry: (entry["dtype"] != "fp32", entry["size"])):

@@ -8,7 +8,7 @@ crop in whose middle the patch lies; and how well masked patches are restored.
     pip download --no-deps scikit-image; unzip scikit_image*.whl 'skimage/data/*'
     python -m scripts.dev.studies.seams --photographs skimage/data
 
-It is trained anew in each run, from a seed and for a fixed number of steps; only the picture and the table are stored.
+It is trained anew in each run, from a seed and for a fixed number of steps; only the image and the table are stored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HELD_OUT = ("chelsea.png", "astronaut.png", "ihc.png")
 """A cat, a person and tissue; the first one is drawn."""
 SIDE, PATCH = 64, 8
 CELLS = SIDE // PATCH
-"""Pixels and patches along the sides of the pictures that the small model reads."""
+"""Pixels and patches along the sides of the images that the small model reads."""
 SHOWN = (256, 384)
 """Pixels that are read of a photograph, its middle."""
 MASKED = 0.5
@@ -49,7 +49,7 @@ MASKED = 0.5
 DRAWS = 4
 """Masks of each photograph."""
 RESAMPLES = 2_000
-PICTURE = ROOT / "docs" / "pictures" / "seams.png"
+IMAGE = ROOT / "docs" / "images" / "seams.png"
 TILES, OVERLAPPING = f"tiles of {SIDE} px, the unconverted model", "the same, half overlapping"
 REFERENCE = "each patch in the middle of its own crop"
 WINDOWS: dict[str, Any] = {"mechanism": "window2d", "window": CELLS}
@@ -72,10 +72,10 @@ def photograph(name: str, folder: Path) -> Tensor:
     return torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def middle(picture: Tensor) -> Tensor:
+def middle(image: Tensor) -> Tensor:
     """(1, 3, *SHOWN)"""
-    top, left = ((length - shown) // 2 for length, shown in zip(picture.shape[1:], SHOWN, strict=True))
-    return picture[None, :, top : top + SHOWN[0], left : left + SHOWN[1]]
+    top, left = ((length - shown) // 2 for length, shown in zip(image.shape[1:], SHOWN, strict=True))
+    return image[None, :, top : top + SHOWN[0], left : left + SHOWN[1]]
 
 
 def crops(photographs: Sequence[Tensor], count: int, side: int, largest: int, generator: torch.Generator) -> Tensor:
@@ -84,14 +84,14 @@ def crops(photographs: Sequence[Tensor], count: int, side: int, largest: int, ge
     def drawn(least: int, most: int) -> int:
         return int(torch.randint(least, most + 1, (), generator=generator))
 
-    pictures = []
+    images = []
     for _ in range(count):
         source, size = photographs[drawn(0, len(photographs) - 1)], drawn(side, largest)
         top, left = (drawn(0, length - size) for length in source.shape[1:])
         crop = source[:, top : top + size, left : left + size]
         crop = interpolate(crop[None], (side, side), mode="bilinear", antialias=True)[0]
-        pictures.append(crop.flip(-1) if drawn(0, 1) else crop)
-    return torch.stack(pictures)
+        images.append(crop.flip(-1) if drawn(0, 1) else crop)
+    return torch.stack(images)
 
 
 def train(model: Any, photographs: Sequence[Tensor], *, steps: int, batch: int, rate: float, seed: int) -> list[float]:
@@ -183,7 +183,7 @@ def difference(features: Tensor, reference: Tensor) -> Tensor:
 
 
 def at_borders(rows: int, columns: int) -> Tensor:
-    """(rows, columns): whether a patch lies next to the border of a tile that is not the picture's."""
+    """(rows, columns): whether a patch lies next to the border of a tile that is not the image's."""
     row, column = (
         ((torch.arange(side) % CELLS == 0) & (torch.arange(side) > 0))
         | ((torch.arange(side) % CELLS == CELLS - 1) & (torch.arange(side) < side - 1))
@@ -251,10 +251,10 @@ def colours(features: Tensor, reference: Tensor) -> Tensor:
     return (((features - cells.mean(0)) @ components - low) / (high - low)).clamp(0, 1)
 
 
-def draw(features: Mapping[str, Tensor], picture: Tensor, file: Path) -> None:
+def draw(features: Mapping[str, Tensor], image: Tensor, file: Path) -> None:
     """The photograph, its features in each reading, and differences from the reference, with 192 colours."""
     reference = features[REFERENCE]
-    panels = {"photograph": (picture[0].permute(1, 2, 0) + 1) / 2}
+    panels = {"photograph": (image[0].permute(1, 2, 0) + 1) / 2}
     panels |= {name: colours(states, reference) for name, states in features.items()}
     differences = {name: difference(features[name], reference) for name in (TILES, OVERLAPPING, "neighborhood, kernel_size=9")}
     figure = Figure(figsize=(10, 9.8), layout="constrained")
@@ -265,12 +265,12 @@ def draw(features: Mapping[str, Tensor], picture: Tensor, file: Path) -> None:
         )
         axis.set_title(name, fontsize=9)
     for axis, (name, distance) in zip(axes[4], differences.items(), strict=True):
-        image = axis.imshow(distance.numpy(), cmap="magma", vmin=0, vmax=0.8, interpolation="nearest")
+        drawn = axis.imshow(distance.numpy(), cmap="magma", vmin=0, vmax=0.8, interpolation="nearest")
         axis.set_title(f"{name.partition(',')[0]}: difference", fontsize=9)
     axes[4, 1].set_title("half overlapping: difference", fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.colorbar(image, ax=list(axes[4]), shrink=0.8)
+    figure.colorbar(drawn, ax=list(axes[4]), shrink=0.8)
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=96)
     Image.open(drawn).convert("RGB").quantize(192, dither=Image.Dither.NONE).save(file, optimize=True)
@@ -300,12 +300,12 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Train, read, measure, and write the picture and the table."""
+    """Train, read, measure, and write the image and the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--photographs", type=Path, required=True, help="the folder skimage/data of scikit-image's wheel")
     parser.add_argument("--steps", type=int, default=2_000, help="steps of 32 small crops")
     parser.add_argument("--seed", type=int, default=0, help="of weights, crops and masks")
-    parser.add_argument("--picture", type=Path, default=PICTURE, help="where the picture is written")
+    parser.add_argument("--image", type=Path, default=IMAGE, help="where the image is written")
     parser.add_argument("--result", type=Path, default=RESULTS / "seams.json", help="where the figures are written")
     args = parser.parse_args()
     started = time.process_time()
@@ -317,7 +317,7 @@ def main() -> None:
         model.save_pretrained(folder)
         read = readings(model, Path(folder))
     nothing = torch.zeros(1, *(side // PATCH for side in SHOWN), dtype=torch.bool)
-    draw({name: reading(shown[0], nothing)[0] for name, reading in read.items()}, shown[0], args.picture)
+    draw({name: reading(shown[0], nothing)[0] for name, reading in read.items()}, shown[0], args.image)
     result = {
         "machine": machine(), "steps": args.steps, "seed": args.seed, "readings": measured(model, read, shown, args.seed),
         "seconds": round(time.process_time() - started, 1),

@@ -57,14 +57,14 @@ INTRODUCTION = f"""\
 # Every family, checked
 
 Written by `python -m scripts.dev.tools.check_families` (torch {{torch}}, transformers {{transformers}}). Each base is a small checkpoint
-with random weights, as transformers saves it. It is converted to four times its length, pictures to twice their height and width, sounds to
+with random weights, as transformers saves it. It is converted to four times its length, images to twice their height and width, sounds to
 four times their duration. Rows checked before 2026-11-28 are of the former checker (commit 8bf428dc3), whose checkpoints had a
 tokenizer or a processor.
 
 - *convert*: the conversion's own checks, and the largest difference from the base
 - *LoRA*: two steps through peft, then merged
 - *compile*: fullgraph, aot_eager
-- *export*: ONNX in onnxruntime for encoders and pictures, otherwise torch.export
+- *export*: ONNX in onnxruntime for encoders and images, otherwise torch.export
 - *generate*: greedy, with a cache and without
 - *reach*: `longattn audit` of a window: every layer's outputs change where the config lets them, and nowhere else
 - *{SUITE}*: transformers' own suite ([model_tester.md](model_tester.md))
@@ -104,12 +104,12 @@ class Subject:
     def settings(self) -> dict[str, Any]:
         """Those of a conversion to larger inputs by a window of all that the base sees, and positions that keep its outputs."""
         if self.kind.any_size:
-            raise NotApplicable("reads pictures of any size, so that there is no size to convert")
+            raise NotApplicable("reads images of any size, so that there is no size to convert")
         settings: dict[str, Any] = {}
         for name, part in self.kind.parts.items():
             config = self.kind.configs(self.config)[name]
             if part.any_size:
-                raise NotApplicable("reads pictures of any size, so that there is no size to convert")
+                raise NotApplicable("reads images of any size, so that there is no size to convert")
             attention, size = self.of_part(part, config)
             settings |= size
             if name:

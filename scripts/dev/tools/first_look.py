@@ -1,4 +1,4 @@
-"""The picture of README.md and the site's first page: seconds for one document by its length, for the models a user would compare.
+"""The image of README.md and the site's first page: seconds for one document by its length, for the models a user would compare.
 
 It is small, so that its words are large where it fills a column, on a phone, too.
 """

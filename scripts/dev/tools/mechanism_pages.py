@@ -1,4 +1,4 @@
-"""docs/mechanisms/: a page for each mechanism with its formula, picture, options, cost and source, all from the registry."""
+"""docs/mechanisms/: a page for each mechanism with its formula, image, options, cost and source, all from the registry."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def page_of(name: str) -> str:
     return f"{name}.md"
 
 
-def picture_of(name: str) -> str:
-    """File name of a mechanism's picture, in docs/pictures."""
+def image_of(name: str) -> str:
+    """File name of a mechanism's image, in docs/images."""
     return f"{name}.png"
 
 
@@ -51,7 +51,7 @@ def draw(folder: Path) -> None:
             {form: one for (one, _), form in shown.items()},
             length=LENGTH,
             causal=[causal for _, causal in shown],
-            file=folder / picture_of(name),
+            file=folder / image_of(name),
         )
 
 
@@ -80,11 +80,11 @@ def _section(name: str) -> str:
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"
-    picture = f"![pattern of {name}](../pictures/{picture_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
+    image = f"![pattern of {name}](../images/{image_of(name)})\n\n*{size}, {_options(cls)}; {rest}.*"
     about = "\n".join(f"- **{key}**: {value}" for key, value in facts.items() if value)
     summary, _, definition = _text(cls).partition("\n\n")
     definition = f"## Definition\n\n{definition}\n\n" if definition else ""
-    return f"# {name}\n\n{summary}\n\n{about}\n\n{picture}\n\n{definition}## Options\n\n{table}"
+    return f"# {name}\n\n{summary}\n\n{about}\n\n{image}\n\n{definition}## Options\n\n{table}"
 
 
 def _own_options(name: str) -> list[OptionInfo]:

@@ -75,7 +75,7 @@ SOUND_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].rul
 """The families whose input is samples or features of a sound, by their base."""
 TOWER_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].towers}
 """The families of models of several towers, by their base."""
-PICTURE_NAMES = {
+IMAGE_NAMES = {
     "decoder_hidden_size": "width",
     "decoder_num_attention_heads": "heads",
     "decoder_num_hidden_layers": "layers",
@@ -85,11 +85,11 @@ PICTURE_NAMES = {
     "pred_num_hidden_layers": "layers",
 }
 """Fields of the decoder of masked autoencoders, and of the predictor of V-JEPA 2 -> size."""
-PICTURES: dict[str, Any] = {
+IMAGES: dict[str, Any] = {
     "num_labels": 5, "use_mask_token": True, "use_relative_position_bias": True, "use_relative_position_embeddings": True,
     "layer_scale_init_value": 0.5, "layerscale_value": 0.5, "num_register_tokens": 3,
 }  # fmt: skip
-"""What models of pictures have whose defaults would leave a part out, or let it hardly show."""
+"""What models of images have whose defaults would leave a part out, or let it hardly show."""
 SOUNDS: dict[str, Any] = {
     "feat_extract_norm": "layer", "num_labels": 5, "classifier_proj_size": 8, "num_codevector_groups": 2, "codevector_dim": 16,
     "proj_codevector_dim": 16, "xvector_output_dim": 8, "tdnn_dim": [16, 16, 16], "tdnn_kernel": [5, 3, 1], "tdnn_dilation": [1, 2, 1],
@@ -106,7 +106,7 @@ SOUNDS: dict[str, Any] = {
 PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
 """Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
 PATCH = 8
-"""The height and width of a patch of a page's picture."""
+"""The height and width of a patch of a page's image."""
 BOX_PARTS = 6
 """The embedding of a box has as many parts of one width in LiLT."""
 OTHER_HEADS = (
@@ -145,7 +145,7 @@ def known_head(base: str) -> str:
 
 
 def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
-    """The config of any base, of these sizes: of texts, pictures, videos, sound or several towers.
+    """The config of any base, of these sizes: of texts, images, videos, sound or several towers.
 
     Args:
         tokens: special tokens of models that read text alone.
@@ -155,7 +155,7 @@ def small_config_of(base: str, shape: Shape = Shape(), **tokens: Any) -> Any:
     if FAMILIES[base].rule.reads == "sound":
         return small_audio_config(base, shape, max_source_positions=200)  # 4 seconds of Whisper's
     if FAMILIES[base].rule.reads == "grid":
-        return small_picture_config(base, shape)
+        return small_image_config(base, shape)
     return small_config(base, shape, attention_type="original_full", **tokens)
 
 
@@ -227,15 +227,15 @@ def small_config(base: str, shape: Shape = Shape(), **others: Any) -> Any:
     return CONFIG_MAPPING[base](**small_values(base, shape, **others))
 
 
-def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side: int = 8, **values: Any) -> Any:
-    """The config of a base that reads pictures: ``side`` patches of ``patch`` pixels along each axis.
+def small_image_config(base: str, shape: Shape = Shape(), patch: int = 4, side: int = 8, **values: Any) -> Any:
+    """The config of a base that reads images: ``side`` patches of ``patch`` pixels along each axis.
 
     Args:
         values: values of further fields, of which those are taken that the architecture has.
     """
     fields = CONFIG_MAPPING[base]().to_dict()
     sizes = named_sizes(fields, shape)
-    sizes |= {name: getattr(shape, size) for name, size in PICTURE_NAMES.items() if name in fields}
+    sizes |= {name: getattr(shape, size) for name, size in IMAGE_NAMES.items() if name in fields}
     sizes |= {"patch_size": patch, "image_size": patch * side, "num_patches": side * side, "projection_dim": shape.half}
     sizes |= {"encoder_stride": patch, "out_indices": list(range(1, min(4, shape.layers) + 1))}
     sizes |= {"crop_size": patch * side, "num_frames": 4, "frames_per_clip": 4, "tubelet_size": 2, "num_pooler_layers": 1}  # of a video
@@ -249,7 +249,7 @@ def small_picture_config(base: str, shape: Shape = Shape(), patch: int = 4, side
         sizes |= {"frequency_stride": patch * 3 // 4, "time_stride": patch * 3 // 4}
         sizes |= {"num_mel_bins": patch * side, "max_length": patch * side}
     known = {**fields, "num_labels": 0, "out_indices": 0}
-    return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **PICTURES, **values}.items() if name in known})
+    return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **IMAGES, **values}.items() if name in known})
 
 
 def small_towers_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
@@ -260,7 +260,7 @@ def small_towers_config(base: str, shape: Shape = Shape(), **values: Any) -> Any
     """
     towers = {}
     for name, family in FAMILIES[base].towers.items():
-        small = small_config if family.reads_text else small_picture_config
+        small = small_config if family.reads_text else small_image_config
         config = small(family.base_model_type, shape, **{"projection_dim": shape.half, "projection_size": shape.width, **values})
         towers[tower_field(name)] = {key: value for key, value in config.to_dict().items() if key != "model_type"}
     known = CONFIG_MAPPING[base]().to_dict()

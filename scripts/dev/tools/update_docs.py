@@ -315,14 +315,14 @@ def main(arguments: list[str] | None = None) -> int:
             stale.append(path)
             if not check:
                 path.write_text(after, encoding="utf-8")
-    pictures = ROOT / "docs" / "pictures"
+    images = ROOT / "docs" / "images"
     if check:
-        names = [*map(mechanism_pages.picture_of, list_mechanisms()), first_look.FILE]
-        stale += [path for name in names if not (path := pictures / name).exists()]
+        names = [*map(mechanism_pages.image_of, list_mechanisms()), first_look.FILE]
+        stale += [path for name in names if not (path := images / name).exists()]
     else:
-        mechanism_pages.draw(pictures)
+        mechanism_pages.draw(images)
         if (record := stored(first_look.RESULT)) is not None:
-            first_look.draw(record, pictures / first_look.FILE)
+            first_look.draw(record, images / first_look.FILE)
     print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
     return 1 if check and stale else 0
 

@@ -16,7 +16,7 @@ from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
 from hf_longattn.modeling.family.grid_rule import INTERPOLATE_ARGUMENT, PADDING_ARGUMENT, PATCH_MASK, StagedGrid
-from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config, small_towers_config, small_values
+from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config, small_towers_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
 from ...test_configuration_common import ConfigTester
@@ -130,8 +130,8 @@ class Tester:
         return config, inputs
 
 
-class PictureTester(Tester):
-    """Tiny configs and inputs of one family that reads pictures."""
+class ImageTester(Tester):
+    """Tiny configs and inputs of one family that reads images."""
 
     image_size, patch_size, num_channels = 32, 4, 3
 
@@ -139,13 +139,13 @@ class PictureTester(Tester):
         super().__init__(parent, base, plain)
         self.num_hidden_layers = 4 if base in FOUR_LAYERS else SHAPE.layers
         config, rule = self.get_config(), long_families.FAMILIES[base].rule
-        cells = (self.image_size // self.patch_size) ** 2 if rule.reads_pictures else rule.of_size(config, rule.sizes(config)[0]).cells
+        cells = (self.image_size // self.patch_size) ** 2 if rule.reads_images else rule.of_size(config, rule.sizes(config)[0]).cells
         self.num_masks, self.mask_length = cells // 2, cells
         self.seq_length = int(cells * (1 - getattr(config, "mask_ratio", 0))) + rule.prefix_of(config)
 
     def get_config(self):
         shape = Shape(width=32, layers=self.num_hidden_layers, heads=4, inner=37)
-        config = small_picture_config(self.base, shape, self.patch_size, self.image_size // self.patch_size)
+        config = small_image_config(self.base, shape, self.patch_size, self.image_size // self.patch_size)
         if self.plain:
             return config
         family, chosen = long_families.FAMILIES[self.base], {"mechanism": "window2d", "window": 3}
@@ -161,7 +161,7 @@ class PictureTester(Tester):
             size = rule.sizes(config)[0]
             inputs = {rule.input: floats_tensor([self.batch_size, size[0], rule.channels(config), *size[1:]])}
             return config, inputs
-        if not rule.reads_pictures:  # a spectrogram
+        if not rule.reads_images:  # a spectrogram
             config = self.get_config()
             return config, {rule.input: floats_tensor([self.batch_size, config.max_length, config.num_mel_bins])}
         if rule.shapes is None:
@@ -177,7 +177,7 @@ class PictureTester(Tester):
 
 
 class TowersTester(Tester):
-    """Tiny configs and inputs of one family of towers: as many texts as pictures, and the loss of all pairs of them."""
+    """Tiny configs and inputs of one family of towers: as many texts as images, and the loss of all pairs of them."""
 
     image_size, patch_size = 32, 4
 
@@ -198,8 +198,8 @@ class TowersTester(Tester):
         inputs["input_ids"][:, -1] = TOKENS["eos_token_id"]  # at which CLIP's text is read
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         pixels = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
-        pictures = towers["vision"].rule.arguments_for_all(config.vision_config, pixels)
-        return config, {**inputs, **{name: value for name, value in pictures.items() if name != INTERPOLATE_ARGUMENT}}
+        images = towers["vision"].rule.arguments_for_all(config.vision_config, pixels)
+        return config, {**inputs, **{name: value for name, value in images.items() if name != INTERPOLATE_ARGUMENT}}
 
 
 class AudioTester(Tester):
@@ -264,15 +264,15 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
 
         def setUp(self) -> None:
-            reads_pictures, reads_sound = family.rule.reads == "grid", family.rule.reads == "sound"
+            reads_images, reads_sound = family.rule.reads == "grid", family.rule.reads == "sound"
             reasons = {**SKIPPED["all"], **SKIPPED.get(base, {}), **({} if plain else SKIPPED["long"])}
-            kind = "pictures" if reads_pictures else "sounds" if reads_sound else "towers" if family.towers else ""
+            kind = "images" if reads_images else "sounds" if reads_sound else "towers" if family.towers else ""
             skip_for_a_reason(self, reasons | SKIPPED.get(kind, {}))
             if self._testMethodName.startswith(COUNTS_TOKENS):
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not leaves_patches_out(kind))
             if self._testMethodName.startswith(NEEDS_LOSS):
                 self.all_model_classes = tuple(kind for kind in self.all_model_classes if not kind.__name__.endswith(WITHOUT_LOSS))
-            testers = {"pictures": PictureTester, "sounds": AudioTester, "towers": TowersTester}
+            testers = {"images": ImageTester, "sounds": AudioTester, "towers": TowersTester}
             self.model_tester = testers.get(kind, Tester)(self, base, plain)
             width = "d_model" if family.two_stacks else config_class.attribute_map.get("hidden_size", "hidden_size")
             heads = config_class.attribute_map.get("num_attention_heads", "num_attention_heads")
@@ -339,7 +339,7 @@ def make_backbone(base: str, *, plain: bool) -> type[unittest.TestCase]:
 
         def setUp(self) -> None:
             skip_for_a_reason(self, SKIPPED.get(f"{base} backbone", {}))
-            self.model_tester = PictureTester(self, base, plain)
+            self.model_tester = ImageTester(self, base, plain)
 
     BackboneTest.__name__ = BackboneTest.__qualname__ = f"{'Plain' if plain else 'Long'}{base.capitalize()}{BACKBONE}Test"
     return BackboneTest

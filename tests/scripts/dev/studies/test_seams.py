@@ -14,9 +14,9 @@ pytest.importorskip("matplotlib")
 from scripts.dev import RESULTS
 from scripts.dev.studies.seams import (
     CELLS,
+    IMAGE,
     OVERLAPPING,
     PATCH,
-    PICTURE,
     READINGS,
     REFERENCE,
     SHOWN,
@@ -103,4 +103,4 @@ def test_the_stored_page_is_made_from_the_stored_figures() -> None:
     result = json.loads((RESULTS / "seams.json").read_text(encoding="utf-8"))
     assert (RESULTS / "seams.md").read_text(encoding="utf-8") == markdown(result)
     assert READINGS.keys() | {TILES, OVERLAPPING, REFERENCE} <= result["readings"].keys()
-    assert PICTURE.stat().st_size < 150_000
+    assert IMAGE.stat().st_size < 150_000

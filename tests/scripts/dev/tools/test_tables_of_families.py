@@ -1,4 +1,4 @@
-"""Every family has a row, and every row all its cells, in every stored table of families: texts, pages, pictures, videos, sound, towers."""
+"""Every family has a row, and every row all its cells, in every stored table of families: texts, pages, images, videos, sound, towers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Audits of models of pictures: patches are replaced, and what changes is what the mechanisms on the grid let see them."""
+"""Audits of models of images: patches are replaced, and what changes is what the mechanisms on the grid let see them."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def test_what_is_for_texts_is_refused() -> None:
     model = model_with({"mechanism": "full"})
     with pytest.raises(LengthError, match=r"size that it was made for, 40 × 48 pixels; leave --length out"):
         audit_reach(model, length=64)
-    with pytest.raises(OptionError, match=r"Servers of embeddings take texts, not pictures; leave --url out"):
+    with pytest.raises(OptionError, match=r"Servers of embeddings take texts, not images; leave --url out"):
         audit_reach(model, url="http://localhost:1/embed")

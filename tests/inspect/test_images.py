@@ -1,4 +1,4 @@
-"""What a model of pictures attends to on a photo: masses against the whole softmax, maps, the command, and what is refused."""
+"""What a model of images attends to on a photo: masses against the whole softmax, maps, the command, and what is refused."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def photo(folder: Path) -> Path:
 def test_masses_and_maps_are_those_of_the_whole_softmax(folder: Path, photo: Path) -> None:
     report = diagnose(folder, photo, candidates=CANDIDATES)
     grid = Grid((10, 12), prefix=1)
-    assert report.picture is not None
-    assert (report.picture.grid, report.last.queries, tuple(report.picture.pixels.shape)) == (grid, 121, (40, 48, 3))
+    assert report.image is not None
+    assert (report.image.grid, report.last.queries, tuple(report.image.pixels.shape)) == (grid, 121, (40, 48, 3))
     model = ViTForImageClassification.from_pretrained(folder, attn_implementation="eager").eval()
     processed = ViTImageProcessorPil.from_pretrained(folder)(Image.open(photo).convert("RGB"), return_tensors="pt")
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_what_reads_means_shares_with_the_softmax_what_both_have(folder: Path, p
         assert mass[0] > mass[1]
 
 
-def test_a_model_whose_layers_have_an_order_is_seen_in_that_of_the_picture(folder: Path, photo: Path) -> None:
+def test_a_model_whose_layers_have_an_order_is_seen_in_that_of_the_image(folder: Path, photo: Path) -> None:
     model = LongViTForImageClassification.from_pretrained(
         folder, long_attention={"mechanism": "segmented", "block_size": 200, "integration": "none", "order": "tiles:3x5"}
     )
@@ -103,9 +103,9 @@ def test_a_model_whose_layers_have_an_order_is_seen_in_that_of_the_picture(folde
 
 def test_transparent_parts_are_shown_on_white(folder: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (48, 40), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    picture = diagnose(folder, tmp_path / "clear.png", candidates=["full"]).picture
-    assert picture is not None
-    assert picture.pixels.min() == 1
+    image = diagnose(folder, tmp_path / "clear.png", candidates=["full"]).image
+    assert image is not None
+    assert image.pixels.min() == 1
 
 
 def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +116,7 @@ def test_the_command_draws_maps_over_the_photo(folder: Path, photo: Path, tmp_pa
     assert not ended.value.code
     shown = " ".join(capsys.readouterr().out.split())
     assert "window2d:window=14" in shown
-    assert "Picture of 40 × 48 pixels" in shown
+    assert "Image of 40 × 48 pixels" in shown
     assert "patches, 90 % within" in shown
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count('src="data:image/png;base64,') == 2
@@ -133,12 +133,12 @@ def test_refusals(folder: Path, photo: Path, tmp_path: Path, capsys: pytest.Capt
     model = ViTForImageClassification.from_pretrained(folder)
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
         diagnose(ViTForImageClassification(model.config), photo)
-    with pytest.raises(OptionError, match="reads pictures, which are measured at one size; leave --lengths out"):
+    with pytest.raises(OptionError, match="reads images, which are measured at one size; leave --lengths out"):
         diagnose(folder, photo, lengths=[64])
     with pytest.raises(OptionError, match="sees neighbours along a text"):
         diagnose(folder, photo, candidates=["window:window=8"])
     (tmp_path / "text.txt").write_text("words " * 100)
-    with pytest.raises(BackendError, match=r"reads pictures and no text; give it a picture: longattn audit MODEL photo\.jpg"):
+    with pytest.raises(BackendError, match=r"reads images and no text; give it an image: longattn audit MODEL photo\.jpg"):
         diagnose(model, tmp_path / "text.txt")
 
 

@@ -1,4 +1,4 @@
-"""Models of pictures and of sound in the modes and ways of texts: every row of a batch gives what it gives alone, or the call is refused in
+"""Models of images and of sound in the modes and ways of texts: every row of a batch gives what it gives alone, or the call is refused in
 one sentence."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hf_longattn.errors import LongAttentionError, MaskError, MemoryMismatchErro
 from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.grids import REFUSED_ARGUMENTS
 from hf_longattn.modeling.run.modes import MODE_INTERACTIONS
-from scripts.dev.tools.small_models import Shape, small_audio_config, small_picture_config
+from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config
 from tests.cells import every_cell
 from tests.grids import ONLY_QUICK
 from tests.modeling import audio_models, grid_models
@@ -27,8 +27,8 @@ from tests.modeling.grid_models import base_model
 from tests.modes.cells import fields_of
 from tests.modes.ways import COARSE, WAYS, Fields, Way
 
-PICTURES, SOUNDS = grid_models.BASES, audio_models.BASES
-BASES = [*PICTURES, *SOUNDS]
+IMAGES, SOUNDS = grid_models.BASES, audio_models.BASES
+BASES = [*IMAGES, *SOUNDS]
 NAMES = (
     *("packed fp32", "packed bf16", "packed int8", "hidden states", "attentions", "inference mode", "autocast", "tuples"),
     "save and reload",
@@ -40,10 +40,10 @@ REFUSED = {
     **dict.fromkeys(itertools.combinations(PRECISIONS, 2), "optimised for inference already"),
 }
 PAIRS = list(itertools.combinations(NAMES, 2))
-ROTATED = [(bases[number % len(bases)], *pair) for bases in (PICTURES, SOUNDS) for number, pair in enumerate(PAIRS)]
+ROTATED = [(bases[number % len(bases)], *pair) for bases in (IMAGES, SOUNDS) for number, pair in enumerate(PAIRS)]
 SHAPE = Shape(layers=2, inner=64)
 PIXELS, SECONDS = (40, 48), (0.6, 0.6)
-"""Size of each picture of a batch, and durations of its sounds."""
+"""Size of each image of a batch, and durations of its sounds."""
 
 
 def built(base: str) -> Any:
@@ -57,8 +57,8 @@ def _built(base: str) -> Any:
 
 def small_model(base: str, attention: dict[str, Any] | None = None) -> Any:
     torch.manual_seed(0)
-    if base in PICTURES:
-        config, default = small_picture_config(base, SHAPE), {"mechanism": "window2d", "window": 3}
+    if base in IMAGES:
+        config, default = small_image_config(base, SHAPE), {"mechanism": "window2d", "window": 3}
     else:
         config, default = small_audio_config(base, SHAPE), {"mechanism": "window", "left": 9, "right": 4}
     values = {name: value for name, value in config.to_dict().items() if name != "model_type"}
@@ -67,7 +67,7 @@ def small_model(base: str, attention: dict[str, Any] | None = None) -> Any:
 
 
 def two_rows(base: str) -> dict[str, Tensor]:
-    return grid_models.inputs_of(base, PIXELS) if base in PICTURES else audio_models.inputs_of(base, SECONDS)
+    return grid_models.inputs_of(base, PIXELS) if base in IMAGES else audio_models.inputs_of(base, SECONDS)
 
 
 def prepared(base: str, ways: list[Way]) -> Any:
@@ -132,7 +132,7 @@ def test_all_families(base: str, first: str, second: str) -> None:
 
 
 @every_cell("precision", ["bf16", "int8"])
-@every_cell("base", PICTURES, of=2)
+@every_cell("base", IMAGES, of=2)
 def test_optimised_models_are_near_the_model(base: str, precision: str) -> None:
     if not cpu_computes_bf16():
         pytest.skip("this processor computes no bf16")
@@ -144,7 +144,7 @@ def test_optimised_models_are_near_the_model(base: str, precision: str) -> None:
 
 
 def test_all_modes_are_here() -> None:
-    """A model of pictures or of sound enters none of them, so that no two meet."""
+    """A model of images or of sound enters none of them, so that no two meet."""
     assert {mode for pair in MODE_INTERACTIONS for mode in pair} == {"sharding", "packing", "segments", "memory"}
 
 
@@ -160,7 +160,7 @@ class TestModesThatArePartsOfTexts:
             pass
 
     def test_packing(self, base: str) -> None:
-        reason = f"reads {FAMILIES[base].rule.input}, which have no padding; " if base in PICTURES else ""
+        reason = f"reads {FAMILIES[base].rule.input}, which have no padding; " if base in IMAGES else ""
         with pytest.raises(OptionError, match=f"{reason}leave it out"):
             built(base).optimize_for_inference("fp32", pack=True)
 
@@ -169,8 +169,8 @@ class TestModesThatArePartsOfTexts:
             built(base).new_memory()
 
 
-@every_cell("base", PICTURES)
-class TestPictures:
+@every_cell("base", IMAGES)
+class TestImages:
     def test_segments(self, base: str) -> None:
         attention = {"mechanism": "recurrent_memory", "segment_length": 32, "num_memory_tokens": 2, "order": "tiles:4x4"}
         with pytest.raises(OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"):

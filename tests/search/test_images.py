@@ -1,4 +1,4 @@
-"""Searches for models of pictures: as for texts, by real pictures at the size of the result."""
+"""Searches for models of images: as for texts, by real images at the size of the result."""
 
 from __future__ import annotations
 
@@ -52,54 +52,54 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for number in range(6):
         pixels = torch.randint(0, 256, (9, 12, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(number))
         (folder / f"part{number % 2}").mkdir(exist_ok=True)
         Image.fromarray(pixels.numpy()).resize((90, 70)).save(folder / f"part{number % 2}" / f"{number}.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
-def test_auto_is_the_search_and_says_why(vit: Path, pictures: Path, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_images": pictures}
+def test_auto_is_the_search_and_says_why(vit: Path, image_folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_images": image_folder}
     report = hf_longattn.convert_checkpoint(vit, tmp_path / "long", choose=choose_mechanisms, **settings)
-    chosen = search_design(vit, pictures, budget="0.3", image_size=64).chosen
+    chosen = search_design(vit, image_folder, budget="0.3", image_size=64).chosen
     assert report.passed
     assert hf_longattn.LongAttentionConfig.from_dict(report.plan["long_attention"]) == chosen.design.attention()
     choice = json.loads((tmp_path / "long" / "conversion_report.json").read_text(encoding="utf-8"))["plan"]["choice"]
     assert choice["reason"].endswith("keeps the most of the layers' attention within 0.3 of full attention's time.")
-    assert (choice["pictures"], choice["compared_at"], choice["compared_image_size"]) == (pictures.name, 257, [64, 64])
-    assert report.config["search_images"] == pictures.name
+    assert (choice["images"], choice["compared_at"], choice["compared_image_size"]) == (image_folder.name, 257, [64, 64])
+    assert report.config["search_images"] == image_folder.name
     model = hf_longattn.LongViTForImageClassification.from_pretrained(tmp_path / "long")
     assert model.config.long_image_size == [64, 64]
 
 
-def test_without_pictures_photographs_are_taken(vit: Path) -> None:
+def test_without_images_photographs_are_taken(vit: Path) -> None:
     pytest.importorskip("sklearn")
     plan = plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", image_size="48x64")
     assert plan.choice is not None
-    assert plan.choice["pictures"] == "scikit-learn's photographs"
+    assert plan.choice["images"] == "scikit-learn's photographs"
 
 
-def test_the_mass_is_that_of_a_diagnosis(vit: Path, pictures: Path, tmp_path: Path) -> None:
-    photo = pictures / "part0" / "0.png"
+def test_the_mass_is_that_of_a_diagnosis(vit: Path, image_folder: Path, tmp_path: Path) -> None:
+    photo = image_folder / "part0" / "0.png"
     result = search_design(vit, photo, candidates=CANDIDATES, image_size=32)
     diagnosis = diagnose(vit, photo, candidates=CANDIDATES)
     for row, layer in zip(result.rows, diagnosis.last.layers, strict=True):
         assert [row.scores[name] for name in CANDIDATES] == pytest.approx(layer.captured.mean(0).tolist(), abs=1e-5)
-    assert result.notes == ("There are 1 of 4 pictures; more give a surer choice.",)
+    assert result.notes == ("There are 1 of 4 images; more give a surer choice.",)
 
 
-def test_the_commands(vit: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(vit: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     output, candidates = tmp_path / "search", [word for text in CANDIDATES for word in ("--candidate", text)]
-    typed = ["search", str(vit), str(pictures), "--output", str(output), "--image-size", "64", *candidates]
+    typed = ["search", str(vit), str(image_folder), "--output", str(output), "--image-size", "64", *candidates]
     assert _run(typed) == 0
     assert "length 64 × 64 pixels, 257 tokens" in " ".join(capsys.readouterr().out.split())
     assert yaml.safe_load((output / "design.yaml").read_text())["image_size"] == "64"
-    assert "by pictures (" in (output / "report.md").read_text()
+    assert "by images (" in (output / "report.md").read_text()
     report = json.loads((output / "report.json").read_text())
     assert (report["image_size"], report["length"], report["command"].split()[-1]) == ([64, 64], 257, f"{output}/design.yaml")
     assert _run([*typed, "--resume"]) == 0
@@ -110,26 +110,26 @@ def test_the_commands(vit: Path, pictures: Path, tmp_path: Path, capsys: pytest.
     assert model.config.long_attention.to_dict() == report["long_attention"]
 
 
-def test_whole_designs_are_tried_by_their_divergence(vit: Path, pictures: Path, tmp_path: Path) -> None:
+def test_whole_designs_are_tried_by_their_divergence(vit: Path, image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     result = search_design(
-        vit, pictures, tmp_path / "search", image_size=64, candidates=CANDIDATES, trials=4, objective="kl", compare_at=48, pieces=2
+        vit, image_folder, tmp_path / "search", image_size=64, candidates=CANDIDATES, trials=4, objective="kl", compare_at=48, pieces=2
     )
     assert result.sizes is not None
     assert [size.value for size in result.sizes] == [(64, 64), (48, 48)]
     assert result.tried
     assert all(costed.loss is not None and costed.loss >= 0 for costed in result.tried)
-    kept = search_design(vit, pictures, image_size=64, candidates=CANDIDATES[1:2], mode="full-layers", budget=1, pieces=1)
+    kept = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES[1:2], mode="full-layers", budget=1, pieces=1)
     assert sorted(name for name in kept.chosen.design.names) == ["full"] + ["window2d:window=4"] * 3
-    by_layer = search_design(vit, pictures, image_size=64, candidates=CANDIDATES, score="kl", pieces=1)
+    by_layer = search_design(vit, image_folder, image_size=64, candidates=CANDIDATES, score="kl", pieces=1)
     assert all(row.scores["full"] == pytest.approx(0, abs=1e-6) for row in by_layer.rows)
 
 
 @pytest.mark.parametrize("base", ["dinov2_with_registers", "dinov3_vit", "beit", "clip_vision_model"])
-def test_families(base: str, pictures: Path, tmp_path: Path) -> None:
+def test_families(base: str, image_folder: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)
     ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path / base)
-    result = search_design(tmp_path / base, pictures, image_size=64 if FAMILIES[base].rule.interpolates else 32, candidates=CANDIDATES)
+    result = search_design(tmp_path / base, image_folder, image_size=64 if FAMILIES[base].rule.interpolates else 32, candidates=CANDIDATES)
     assert all(0 < row.scores["window2d:window=4"] < row.scores["full"] == pytest.approx(1, abs=1e-5) for row in result.rows)
 
 
@@ -146,11 +146,11 @@ def test_every_mechanism_on_a_grid_is_a_candidate(vit: Path) -> None:
     assert "the model reads a text" in unsuitable(Candidate("axial"), False)
 
 
-def test_pictures_are_those_of_the_image_processor(vit: Path, pictures: Path) -> None:
+def test_images_are_those_of_the_image_processor(vit: Path, image_folder: Path) -> None:
     plan = plan_conversion(vit, image_size="48x64")
-    pieces = SearchInputs(pictures, plan, 3).pieces(plan.inputs.new, 3)
+    pieces = SearchInputs(image_folder, plan, 3).pieces(plan.inputs.new, 3)
     sized = ViTImageProcessorPil.from_pretrained(vit, size={"height": 48, "width": 64})
-    files = sorted(pictures.rglob("*.png"))
+    files = sorted(image_folder.rglob("*.png"))
     for piece, file in zip(pieces, (files[0], files[2], files[5]), strict=True):
         torch.testing.assert_close(piece["pixel_values"], sized(images=Image.open(file), return_tensors="pt")["pixel_values"])
 
@@ -166,11 +166,11 @@ def test_costs_are_those_of_the_grid(vit: Path, tmp_path: Path, monkeypatch: pyt
 
 
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
-    ({"text": "words " * 99}, OptionError, "give a picture or a folder of pictures"),
+    ({"text": "words " * 99}, OptionError, "give an image or a folder of images"),
     ({"text": Path("missing")}, DataError, "does not exist; give an image, or a folder"),
     ({"length": 512}, OptionError, "give the size as --image-size 1024"),
     ({"image_size": 30}, GridError, "not a multiple of the patch's 4"),
-    ({"compare_at": 96}, LengthError, "pictures of up to 64 × 64 pixels"),
+    ({"compare_at": 96}, LengthError, "images of up to 64 × 64 pixels"),
     ({"compare_at": 33}, GridError, "not a multiple of the patch's 4"),
     ({"candidates": ["window:window=8"]}, OptionError, "sees neighbours along a text"),
     ({"candidates": ["neighborhood:kernel_size=13"]}, OptionError, "more than the 8"),
@@ -182,30 +182,30 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
 
 @pytest.mark.parametrize(("settings", "error", "sentence"), REFUSED, ids=[sentence for _, _, sentence in REFUSED])
 def test_refusals(
-    settings: dict[str, Any], error: type[LongAttentionError], sentence: str, vit: Path, pictures: Path, tmp_path: Path
+    settings: dict[str, Any], error: type[LongAttentionError], sentence: str, vit: Path, image_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / settings["output"] if "output" in settings else None
-    values: dict[str, Any] = {"text": pictures, "image_size": None if "length" in settings else 64, **settings, "output": output}
+    values: dict[str, Any] = {"text": image_folder, "image_size": None if "length" in settings else 64, **settings, "output": output}
     with pytest.raises(error, match=sentence):
         search_design(vit, **values)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_text_or_pictures_for_the_wrong_model_are_refused(vit: Path, encoder: Path, text: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_text_or_images_for_the_wrong_model_are_refused(vit: Path, encoder: Path, text: Path, image_folder: Path, tmp_path: Path) -> None:
     for model, settings, sentence in (
-        (vit, {"search_text": text}, "give pictures as --search-images FOLDER"),
-        (encoder, {"search_images": pictures}, "give a text as --search-text"),
+        (vit, {"search_text": text}, "give images as --search-images FOLDER"),
+        (encoder, {"search_images": image_folder}, "give a text as --search-text"),
     ):
         with pytest.raises(OptionError, match=sentence):
             hf_longattn.convert_checkpoint(model, tmp_path / "long", choose=choose_mechanisms, mechanism="auto", **settings)
     with pytest.raises(OptionError, match="are for --mechanism auto"):
-        plan_conversion(vit, image_size=64, search_images=pictures)
+        plan_conversion(vit, image_size=64, search_images=image_folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         plan_conversion(vit, choose=choose_mechanisms, mechanism="auto", search_images=tmp_path / "empty")
     grid_models.saved("vit", VIT, tmp_path / "bare")
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json"):
-        plan_conversion(tmp_path / "bare", choose=choose_mechanisms, mechanism="auto", search_images=pictures)
+        plan_conversion(tmp_path / "bare", choose=choose_mechanisms, mechanism="auto", search_images=image_folder)
     assert not (tmp_path / "long").exists()
 
 
@@ -218,9 +218,9 @@ def test_the_mass_of_a_model_in_memory(vit: Path, tmp_path: Path) -> None:
     with pytest.raises(BackendError, match="leaves patches out by chance"):
         captured_mass(hf_longattn.LongViTMAEModel.from_pretrained(tmp_path / "mae"), {}, ["full"])
     grid_models.saved("siglip2_vision_model", "Siglip2VisionModel", tmp_path / "siglip2")
-    with pytest.raises(BackendError, match="on a grid of its own, not as pixels, which are needed here; give a model of pictures"):
+    with pytest.raises(BackendError, match="on a grid of its own, not as pixels, which are needed here; give a model of images"):
         captured_mass(hf_longattn.LongSiglip2VisionModel.from_pretrained(tmp_path / "siglip2"), {}, ["full"])
-    with pytest.raises(BackendError, match="reads no pictures on a grid of patches"):
+    with pytest.raises(BackendError, match="reads no images on a grid of patches"):
         captured_mass(hf_longattn.LongBertModel(hf_longattn.LongBertConfig(num_hidden_layers=1)), {}, ["full"])
 
 

@@ -1,4 +1,4 @@
-"""Pictures in training: files of every shape and mode, what the model is fed, a run that resumes, bad input in a sentence."""
+"""Images in training: files of every shape and mode, what the model is fed, a run that resumes, bad input in a sentence."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from transformers import (
 
 from hf_longattn import LongViTForImageClassification
 from hf_longattn.cli.train import train
-from hf_longattn.data import pictures as pictures_module
+from hf_longattn.data import images as images_module
 from hf_longattn.data.files import load_labelled_files
-from hf_longattn.data.pictures import (
-    PICTURE_FILES,
+from hf_longattn.data.images import (
+    IMAGE_FILES,
     Augmentation,
-    PictureCollator,
+    ImageCollator,
     augmentation_of,
-    read_picture,
+    read_image,
 )
 from hf_longattn.data.sources import DataError
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
@@ -46,24 +46,24 @@ ORIENTATION = 0x0112
 
 
 def labelled(source: str, column: str = "image", label_column: str = "label") -> Dataset:
-    return load_labelled_files(PICTURE_FILES, source, split="train", column=column, label_column=label_column)
+    return load_labelled_files(IMAGE_FILES, source, split="train", column=column, label_column=label_column)
 
 
-def picture_of(colour: tuple[int, int, int], number: int, size: tuple[int, int] = (40, 30)) -> Pillow.Image:
-    """A picture of one colour with noise."""
+def image_of(colour: tuple[int, int, int], number: int, size: tuple[int, int] = (40, 30)) -> Pillow.Image:
+    """An image of one colour with noise."""
     noise = np.random.default_rng(number).integers(-20, 20, (size[1], size[0], 3))
     return Pillow.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 24 pictures with one sub-folder per class."""
+    """A folder of 24 images with one sub-folder per class."""
     folder = tmp_path_factory.mktemp("photos")
     for name, colour in COLOURS.items():
         (folder / name).mkdir()
         for number in range(12):
-            picture_of(colour, number).save(folder / name / f"{number}.png")
-    (folder / "red" / "notes.txt").write_text("not a picture")
+            image_of(colour, number).save(folder / name / f"{number}.png")
+    (folder / "red" / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -84,7 +84,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
-    """The arguments of a run on pictures; ``data`` is a folder or a list of sources."""
+    """The arguments of a run on images; ``data`` is a folder or a list of sources."""
     sources = data if isinstance(data, list) else [str(data)]
     values = {"model": model, "output_dir": str(output), "data": sources, "images": True, **FAST, "max_steps": 2, **changes}
     return build_arguments(CLASSIFICATION, **values)
@@ -102,7 +102,7 @@ def test_a_converted_model_learns_two_colours(photos: Path, models: dict[str, st
     assert isinstance(trained, LongViTForImageClassification)
     assert (trained.config.id2label, trained.config.long_image_size) == ({0: "blue", 1: "red"}, [32, 48])
     processor = AutoImageProcessor.from_pretrained(output)
-    pixels = processor(picture_of(COLOURS["red"], 99), return_tensors="pt")["pixel_values"]
+    pixels = processor(image_of(COLOURS["red"], 99), return_tensors="pt")["pixel_values"]
     assert trained.eval()(pixels).logits.argmax().item() == 1
     card = (output / "README.md").read_text()
     assert "on 22 images of" in card
@@ -117,9 +117,9 @@ def test_the_command_prints_scores_and_what_was_transparent(
         (folder / name).mkdir(parents=True)
         for number in range(6):
             mask = Pillow.new("L", (40, 30), 255 if number else 0)
-            picture = picture_of(COLOURS[name], number)
-            picture.putalpha(mask)
-            picture.save(folder / name / f"{number}.png")
+            image = image_of(COLOURS[name], number)
+            image.putalpha(mask)
+            image.save(folder / name / f"{number}.png")
     line = ["--model", models["short"], "--data", str(folder), "--validation", str(photos), "--images", "--augmentation", "none"]
     line += ["--output", str(tmp_path / "out"), "--max-steps", "1", "--threads", "1"]
     assert train("classify", line) == 0
@@ -129,7 +129,7 @@ def test_the_command_prints_scores_and_what_was_transparent(
     assert json.loads((tmp_path / "out" / LOG_NAME).read_text())["augmented"] is False
 
 
-def test_pictures_of_every_source(photos: Path, tmp_path: Path) -> None:
+def test_images_of_every_source(photos: Path, tmp_path: Path) -> None:
     files = sorted(photos.rglob("*.png"))
     labels = [file.parent.name for file in files]
     encoded = [{"path": None, "bytes": file.read_bytes()} for file in files]
@@ -151,42 +151,42 @@ def test_pictures_of_every_source(photos: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     for source, names in sources:
         rows = labelled(str(source), **names)
-        assert rows.features == PICTURE_FILES.labelled
+        assert rows.features == IMAGE_FILES.labelled
         assert rows["label"][:] == labels, source
         for row, file in zip(rows, files, strict=True):
-            assert read_picture(row["image"], row["name"])[0].tobytes() == Pillow.open(file).tobytes()
+            assert read_image(row["image"], row["name"])[0].tobytes() == Pillow.open(file).tobytes()
     (photos / "table.csv").unlink()
 
 
 def test_the_model_is_fed_what_the_image_processor_makes(photos: Path, models: dict[str, str]) -> None:
-    """As in the model card's example of transformers: ``AutoImageProcessor(picture, return_tensors="pt")``."""
+    """As in the model card's example of transformers: ``AutoImageProcessor(image, return_tensors="pt")``."""
     processor = AutoImageProcessor.from_pretrained(models["long"])
     rows = labelled(str(photos))
-    batch = PictureCollator(processor, sorted(COLOURS))([rows[0], rows[20]])
+    batch = ImageCollator(processor, sorted(COLOURS))([rows[0], rows[20]])
     examples = [processor(Pillow.open(rows[number]["image"]["path"]), return_tensors="pt")["pixel_values"] for number in (0, 20)]
     torch.testing.assert_close(batch["pixel_values"], torch.cat(examples), rtol=0, atol=0)
     assert batch["labels"].tolist() == [0, 1]
 
 
 class TestModes:
-    """Every picture becomes RGB, and looks as a viewer shows it."""
+    """Every image becomes RGB, and looks as a viewer shows it."""
 
-    def read(self, picture: Pillow.Image, form: str = "PNG", **options: Any) -> tuple[np.ndarray, bool]:
+    def read(self, image: Pillow.Image, form: str = "PNG", **options: Any) -> tuple[np.ndarray, bool]:
         file = io.BytesIO()
-        picture.save(file, form, **options)
-        read, transparent = read_picture({"bytes": file.getvalue(), "path": None}, "x")
+        image.save(file, form, **options)
+        read, transparent = read_image({"bytes": file.getvalue(), "path": None}, "x")
         assert read.mode == "RGB"
         return np.asarray(read), transparent
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "I;16"])
     def test_without_transparency(self, mode: str) -> None:
-        picture = Pillow.new("L", (2, 1), 0)
-        picture.putpixel((1, 0), 255)
+        image = Pillow.new("L", (2, 1), 0)
+        image.putpixel((1, 0), 255)
         if mode == "I;16":
-            picture = Pillow.fromarray(np.array([[0, 65_535]], np.uint16))
+            image = Pillow.fromarray(np.array([[0, 65_535]], np.uint16))
         else:
-            picture = picture.convert("RGB").convert(mode)
-        pixels, transparent = self.read(picture, "TIFF" if mode == "CMYK" else "PNG")
+            image = image.convert("RGB").convert(mode)
+        pixels, transparent = self.read(image, "TIFF" if mode == "CMYK" else "PNG")
         assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
         assert not transparent
 
@@ -196,15 +196,15 @@ class TestModes:
 
     @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
     def test_transparent_parts_are_white(self, mode: str) -> None:
-        picture = Pillow.new("RGBA", (2, 1), (0, 0, 0, 255))
-        picture.putpixel((1, 0), (0, 0, 0, 0))
+        image = Pillow.new("RGBA", (2, 1), (0, 0, 0, 255))
+        image.putpixel((1, 0), (0, 0, 0, 0))
         options = {}
         if mode == "P":
-            picture = Pillow.new("P", (2, 1), 0)
-            picture.putpalette([0, 0, 0, 9, 9, 9])
-            picture.putpixel((1, 0), 1)
+            image = Pillow.new("P", (2, 1), 0)
+            image.putpalette([0, 0, 0, 9, 9, 9])
+            image.putpixel((1, 0), 1)
             options = {"transparency": 1}
-        pixels, transparent = self.read(picture.convert(mode), **options)
+        pixels, transparent = self.read(image.convert(mode), **options)
         assert pixels.tolist() == [[[0, 0, 0], [255, 255, 255]]]
         assert transparent
 
@@ -217,10 +217,10 @@ class TestModes:
         assert (pixels[0, 0].tolist(), transparent) == ([10, 20, 30], False)
 
     def test_exif_orientation_is_applied(self) -> None:
-        picture = Pillow.new("RGB", (4, 2))
+        image = Pillow.new("RGB", (4, 2))
         exif = Pillow.Exif()
         exif[ORIENTATION] = 6  # turned by 90 degrees
-        pixels, _ = self.read(picture, "JPEG", exif=exif)
+        pixels, _ = self.read(image, "JPEG", exif=exif)
         assert pixels.shape == (4, 2, 3)
 
     def test_the_first_frame_of_an_animation(self) -> None:
@@ -241,11 +241,11 @@ def bomb(side: int = 20_000) -> bytes:
 
 def truncated(form: str) -> bytes:
     file = io.BytesIO()
-    picture_of((100, 150, 200), 0, (200, 200)).save(file, form)
+    image_of((100, 150, 200), 0, (200, 200)).save(file, form)
     return file.getvalue()[: len(file.getvalue()) // 2]
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "half.jpg": (truncated("JPEG"), "is damaged; copy it again, or leave it out"),
     "half.png": (truncated("PNG"), "is damaged; copy it again, or leave it out"),
     "large.png": (bomb(11_000), "is damaged; copy it again, or leave it out"),  # of more pixels than those of which Pillow warns
@@ -255,11 +255,11 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_a_bad_picture_is_a_sentence_with_its_file_before_anything_is_written(
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_a_sentence_with_its_file_before_anything_is_written(
     name: str, photos: Path, models: dict[str, str], tmp_path: Path
 ) -> None:
-    content, words = BAD_PICTURES[name]
+    content, words = BAD_IMAGES[name]
     for label in COLOURS:
         (tmp_path / "photos" / label).mkdir(parents=True)
         for file in sorted((photos / label).glob("*.png"))[:3]:
@@ -274,7 +274,7 @@ def test_values_without_a_range_are_refused() -> None:
     file = io.BytesIO()
     Pillow.new("F", (2, 2)).save(file, "TIFF")
     with pytest.raises(DataError, match=r"row 1 has values without a range .*mode F.*; save it with 8 or 16 bits"):
-        read_picture({"bytes": file.getvalue(), "path": None}, "row 1")
+        read_image({"bytes": file.getvalue(), "path": None}, "row 1")
 
 
 def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -287,7 +287,7 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
     (tmp_path / "numbers.csv").write_text("image,label\n1,a\n2,b\n")
     (tmp_path / "one" / "cat").mkdir(parents=True)
     for number in range(3):
-        picture_of((0, 0, 0), number).save(tmp_path / "one" / "cat" / f"{number}.png")
+        image_of((0, 0, 0), number).save(tmp_path / "one" / "cat" / f"{number}.png")
     missing = tmp_path / "no processor"
     ViTForImageClassification.from_pretrained(short).save_pretrained(missing)
     texts = {"images": False, "data": [str(tmp_path / "texts.csv")]}
@@ -322,19 +322,19 @@ def test_bad_input_is_a_sentence(photos: Path, models: dict[str, str], tmp_path:
 
 
 class TestAugmentation:
-    """Drawn from the seed, the pass and the picture, so that a resumed run sees what an uninterrupted one sees."""
+    """Drawn from the seed, the pass and the image, so that a resumed run sees what an uninterrupted one sees."""
 
     def noisy(self) -> Augmentation:
-        def shift(picture: Pillow.Image) -> Pillow.Image:
-            return picture.transform(picture.size, Pillow.Transform.AFFINE, (1, 0, float(torch.rand(())) * 10, 0, 1, 0))
+        def shift(image: Pillow.Image) -> Pillow.Image:
+            return image.transform(image.size, Pillow.Transform.AFFINE, (1, 0, float(torch.rand(())) * 10, 0, 1, 0))
 
         return Augmentation(shift, {})
 
     def test_a_pass_has_its_own_and_an_evaluation_none(self, photos: Path, models: dict[str, str]) -> None:
         processor = AutoImageProcessor.from_pretrained(models["short"])
         rows = [*labelled(str(photos)).select([0, 20])]
-        collator = PictureCollator(processor, sorted(COLOURS), self.noisy(), seed=1)
-        plain = PictureCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
+        collator = ImageCollator(processor, sorted(COLOURS), self.noisy(), seed=1)
+        plain = ImageCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
         state = torch.random.get_rng_state()
         first = collator(rows)["pixel_values"]
         assert torch.equal(torch.random.get_rng_state(), state)
@@ -362,9 +362,9 @@ class TestAugmentation:
 
     def test_without_torchvision_the_processor_alone_with_a_sentence(self, monkeypatch: pytest.MonkeyPatch) -> None:
         warnings: list[str] = []
-        monkeypatch.setattr(pictures_module, "find_spec", lambda name: None)
+        monkeypatch.setattr(images_module, "find_spec", lambda name: None)
         monkeypatch.setattr("hf_longattn.errors.importlib.util.find_spec", lambda name: None)
-        monkeypatch.setattr(pictures_module.logger, "warning", warnings.append)
+        monkeypatch.setattr(images_module.logger, "warning", warnings.append)
         assert augmentation_of("", (8, 8)) is None
         assert "type pip install 'hf-longattn[images]', longattn env to see the versions, or --augmentation none" in warnings[0]
         assert augmentation_of("none", (8, 8)) is None
@@ -375,12 +375,12 @@ class TestAugmentation:
         pytest.importorskip("torchvision")
         processor = AutoImageProcessor.from_pretrained(models["long"])
         rows = [*labelled(str(photos)).select([0, 20])]
-        plain = PictureCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
+        plain = ImageCollator(processor, sorted(COLOURS))(rows)["pixel_values"]
         for name in ("", "crop+flip", "crop", "flip"):
-            collator = PictureCollator(processor, sorted(COLOURS), augmentation_of(name, (32, 48)))
+            collator = ImageCollator(processor, sorted(COLOURS), augmentation_of(name, (32, 48)))
             assert collator(rows)["pixel_values"].shape == plain.shape
         flipped = set()
-        collator = PictureCollator(processor, sorted(COLOURS), augmentation_of("flip", (32, 48)))
+        collator = ImageCollator(processor, sorted(COLOURS), augmentation_of("flip", (32, 48)))
         for number in range(8):
             collator.epoch = number
             pixels = collator(rows[:1])["pixel_values"]

@@ -1,4 +1,4 @@
-"""Models of pictures as graphs: equal to the model, for several sizes with windows, without a matrix of all pairs of patches."""
+"""Models of images as graphs: equal to the model, for several sizes with windows, without a matrix of all pairs of patches."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_graph_of_windows_takes_sizes_that_are_whole_windows_smaller(tmp_path:
 
 def check_int8(int8: Any, folder: Path) -> None:
     """Linear layers in 8 bits, as near to the graph as the report says; the convolution of patches keeps its 32."""
-    assert (int8["file"], int8["linear_layers"], int8["pictures"]) == ("model_int8.onnx", 6 + 1, 6)
+    assert (int8["file"], int8["linear_layers"], int8["images"]) == ("model_int8.onnx", 6 + 1, 6)
     assert int8["bytes"]["int8"] == (folder / "model_int8.onnx").stat().st_size
     assert int8["outputs"]["logits"]["relative_error"] < 0.05
     runs = [onnx_runner(folder / name, ("logits",)) for name in ("model.onnx", "model_int8.onnx")]
@@ -103,7 +103,7 @@ def test_a_program_of_torch(tmp_path: Path) -> None:
         ("siglip2_vision_model", "Siglip2VisionModel", {"pixel_values": [16 * 24, 3 * 16]}),  # patches, as its processor cuts them
         ("vit_mae", "ViTMAEForPreTraining", {"pixel_values": [3, *SIZE], "noise": [16 * 24]}),
         ("dinov2", "Dinov2Backbone", {"pixel_values": [3, *SIZE]}),
-        # a bias for every head, tile and key of a tile, which is linear in the patches, and more than their pairs in a smaller picture
+        # a bias for every head, tile and key of a tile, which is linear in the patches, and more than their pairs in a smaller image
         ("beit", "BeitModel", {"pixel_values": [3, 96, 128]}),
     ],
 )
@@ -122,7 +122,7 @@ def test_graphs_of_other_inputs_and_outputs(base: str, head: str, inputs: dict[s
     assert report.inputs == tuple(inputs)
 
 
-def test_siglip_2_reads_pictures_of_one_size_without_padding(tmp_path: Path) -> None:
+def test_siglip_2_reads_images_of_one_size_without_padding(tmp_path: Path) -> None:
     saved_base("siglip2_vision_model", "Siglip2VisionModel", tmp_path)
     for extension in ("interpolate", "tile"):
         attention = {"mechanism": "window2d", "window": 3}
@@ -138,7 +138,7 @@ def test_siglip_2_reads_pictures_of_one_size_without_padding(tmp_path: Path) -> 
 
 
 def test_a_mask_of_global_tokens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="graph of a model of pictures is written without global_attention_mask; leave"):
+    with pytest.raises(ExportError, match="graph of a model of images is written without global_attention_mask; leave"):
         export_checkpoint(saved(tmp_path / "long"), tmp_path / "graph", format="onnx", global_attention_mask=True)
     assert not (tmp_path / "graph").exists()
 

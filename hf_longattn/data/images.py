@@ -24,7 +24,7 @@ from hf_longattn.errors import CheckpointError, OptionError, check_extra, needs_
 from hf_longattn.naming import LOGGER
 
 if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
+    from PIL.Image import Image as PillowImage
     from transformers import PreTrainedModel
 
 AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
@@ -32,13 +32,13 @@ AUGMENTATIONS = ("crop+flip", "crop", "flip", "none")
 EXTRA = "images"
 SUFFIXES = tuple(ImageFolder.EXTENSIONS)
 """Endings of the names of files that are read as images."""
-PICTURE_FILES = FileKind("image", "image", Image(decode=False), SUFFIXES, "--image-column")
+IMAGE_FILES = FileKind("image", "image", Image(decode=False), SUFFIXES, "--image-column")
 SIXTEEN_BIT_MODE, MODES_WITHOUT_RANGE = "I;16", ("I", "F")
 """Pillow's modes of 16-bit grey values, and of values without a defined white."""
 logger = logging.get_logger(LOGGER)
 
 
-def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[Picture, bool]:
+def read_image(image: Mapping[str, Any], name: str, otherwise: str = "leave it out") -> tuple[PillowImage, bool]:
     """Read an image in any format of Pillow as RGB, rotated by its EXIF data. Of several frames, the first is read.
 
     Transparent parts become white, as on a web page; their stored colour is arbitrary. Grey values of 16 bits are scaled to 8.
@@ -71,7 +71,7 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
             opened = Pillow.open(str(path) if content is None else BytesIO(content))
         with opened:
             opened.load()
-            picture = ImageOps.exif_transpose(opened)
+            upright = ImageOps.exif_transpose(opened)
     except Pillow.DecompressionBombError as error:
         pixels = 2 * (Pillow.MAX_IMAGE_PIXELS or 0)
         raise DataError(f"The image {name} has more than {pixels:,} pixels, Pillow's limit; scale it down, or {otherwise}.") from error
@@ -80,15 +80,15 @@ def read_picture(image: Mapping[str, Any], name: str, otherwise: str = "leave it
     except Exception as error:  # formats raise errors of many kinds: SyntaxError, struct.error, zlib.error, EOFError
         first = (str(error).splitlines() or [""])[0]
         raise DataError(f"The image {name} is damaged; copy it again, or {otherwise} ({type(error).__name__}: {first}).") from error
-    return _in_rgb(picture, name)
+    return _in_rgb(upright, name)
 
 
-def read_picture_file(file: Path) -> Picture:
-    """The image in a file that the user names; see :func:`read_picture`."""
-    return read_picture({"path": str(file)}, str(file), otherwise="give another file")[0]
+def read_image_file(file: Path) -> PillowImage:
+    """The image in a file that the user names; see :func:`read_image`."""
+    return read_image({"path": str(file)}, str(file), otherwise="give another file")[0]
 
 
-def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
+def _in_rgb(image: PillowImage, name: str) -> tuple[PillowImage, bool]:
     """An image in RGB on white, and whether it has transparent parts.
 
     Raises:
@@ -96,13 +96,13 @@ def _in_rgb(picture: Picture, name: str) -> tuple[Picture, bool]:
     """
     from PIL import Image as Pillow
 
-    if picture.mode in MODES_WITHOUT_RANGE:
-        raise DataError(f"The image {name} has values without a range (Pillow's mode {picture.mode}); save it with 8 or 16 bits.")
-    if picture.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
-        picture = picture.point(lambda value: value * (1 / 256), "L")
-    if not picture.has_transparency_data:
-        return picture.convert("RGB"), False
-    colours = picture.convert("RGBA")
+    if image.mode in MODES_WITHOUT_RANGE:
+        raise DataError(f"The image {name} has values without a range (Pillow's mode {image.mode}); save it with 8 or 16 bits.")
+    if image.mode.startswith(SIXTEEN_BIT_MODE):  # convert would make every value above 255 white
+        image = image.point(lambda value: value * (1 / 256), "L")
+    if not image.has_transparency_data:
+        return image.convert("RGB"), False
+    colours = image.convert("RGBA")
     if colours.getchannel("A").getextrema()[0] == 255:
         return colours.convert("RGB"), False
     background = Pillow.new("RGBA", colours.size, "white")
@@ -113,9 +113,9 @@ def count_transparent(data: Dataset) -> int:
     """Read every image of ``data`` once, so that a damaged one is refused before the training, and count those with transparent parts.
 
     Raises:
-        DataError: as :func:`read_picture`.
+        DataError: as :func:`read_image`.
     """
-    return sum(read_picture(row["image"], row["name"])[1] for row in data.select_columns(["image", "name"]))
+    return sum(read_image(row["image"], row["name"])[1] for row in data.select_columns(["image", "name"]))
 
 
 def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any]) -> tuple[int, int]:
@@ -123,9 +123,9 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
 
     Raises:
         CheckpointError: the model was converted for another size, so the processor would shrink images silently.
-        DataError: as :func:`read_picture`.
+        DataError: as :func:`read_image`.
     """
-    batch = PictureCollator(processor, [row["label"]])([dict(row)])
+    batch = ImageCollator(processor, [row["label"]])([dict(row)])
     height, width = batch["pixel_values"].shape[-2:]
     converted = getattr(model.config, "long_image_size", None)
     if converted is not None and tuple(converted) != (height, width):
@@ -136,7 +136,7 @@ def checked_size(model: PreTrainedModel, processor: Any, row: Mapping[str, Any])
     return height, width
 
 
-class PictureCollator(EpochAwareCollator):
+class ImageCollator(EpochAwareCollator):
     """Batches of images and labels: ``pixel_values (B, 3, H, W)``, as the image processor makes them of whole images, and
     ``labels (B,)``.
 
@@ -155,7 +155,7 @@ class PictureCollator(EpochAwareCollator):
         self.processor, self.augmentation, self.seed = processor, augmentation, seed
         self.numbers = {name: number for number, name in enumerate(names)}
 
-    def for_evaluation(self) -> PictureCollator:
+    def for_evaluation(self) -> ImageCollator:
         """A copy without augmentation."""
         collator = copy.copy(self)
         collator.augmentation = None
@@ -167,14 +167,14 @@ class PictureCollator(EpochAwareCollator):
         Raises:
             DataError: an image cannot be read, or the processor makes images of several sizes.
         """
-        pictures = [read_picture(row["image"], row["name"])[0] for row in features]
+        images = [read_image(row["image"], row["name"])[0] for row in features]
         settings: dict[str, Any] = {}
         if self.augmentation is not None:
-            rows = zip(features, pictures, strict=True)
-            pictures = [self.augmentation.draw(picture, (self.seed, self.epoch, row["name"])) for row, picture in rows]
+            rows = zip(features, images, strict=True)
+            images = [self.augmentation.draw(image, (self.seed, self.epoch, row["name"])) for row, image in rows]
             settings = self.augmentation.settings
-        pixels = [torch.as_tensor(picture) for picture in self.processor(pictures, **settings)["pixel_values"]]
-        sizes = {tuple(picture.shape[-2:]) for picture in pixels}
+        pixels = [torch.as_tensor(image) for image in self.processor(images, **settings)["pixel_values"]]
+        sizes = {tuple(image.shape[-2:]) for image in pixels}
         if len(sizes) > 1:
             sides = " and ".join(f"{height} × {width}" for height, width in sorted(sizes)[:2])
             raise DataError(
@@ -192,15 +192,15 @@ class Augmentation:
         settings: arguments of the image processor for the changed images.
     """
 
-    def __init__(self, transform: Callable[[Picture], Picture], settings: Mapping[str, Any]) -> None:
+    def __init__(self, transform: Callable[[PillowImage], PillowImage], settings: Mapping[str, Any]) -> None:
         self.transform, self.settings = transform, dict(settings)
 
-    def draw(self, picture: Picture, key: tuple[Any, ...]) -> Picture:
+    def draw(self, image: PillowImage, key: tuple[Any, ...]) -> PillowImage:
         """The changed image, always the same for a key. torch's generator keeps its state."""
         seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest(), "big")
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
-            return self.transform(picture)
+            return self.transform(image)
 
 
 def augmentation_of(name: str, size: tuple[int, int]) -> Augmentation | None:

@@ -1,4 +1,4 @@
-"""Pictures of different sizes in one call of a vision tower, against transformers' own modules under dense masks, in float64."""
+"""Images of different sizes in one call of a vision tower, against transformers' own modules under dense masks, in float64."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MECHANISMS: dict[str, tuple[dict[str, Any], Sees]] = {
 
 
 def places(case: str, tower: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """Row and column of every patch in its picture ``(N, 2)``, in the order of the tower's patches, one after the other."""
+    """Row and column of every patch in its image ``(N, 2)``, in the order of the tower's patches, one after the other."""
     if case == "pixtral":
         sizes = [(height // 4, width // 4) for height, width in inputs["image_sizes"].tolist()]
         return torch.tensor([(row, column) for rows, columns in sizes for row in range(rows) for column in range(columns)])
@@ -81,7 +81,7 @@ def double(case: str) -> tuple[Any, dict[str, Tensor]]:
 
 @every_cell("name", MECHANISMS)
 @every_cell("case", CASES)
-def test_every_picture_is_on_its_own_grid(case: str, name: str) -> None:
+def test_every_image_is_on_its_own_grid(case: str, name: str) -> None:
     model, inputs = double(case)
     attention, sees = MECHANISMS[name]
     tower = towers_of(model)["vision"]
@@ -97,7 +97,7 @@ def test_every_picture_is_on_its_own_grid(case: str, name: str) -> None:
 
 
 @every_cell("case", CASES)
-def test_a_window_of_the_sequence_stays_in_its_picture(case: str) -> None:
+def test_a_window_of_the_sequence_stays_in_its_image(case: str) -> None:
     """Without a grid, a mechanism counts patches in the order in which the tower has them."""
     model, inputs = double(case)
     tower = towers_of(model)["vision"]
@@ -111,7 +111,7 @@ def test_a_window_of_the_sequence_stays_in_its_picture(case: str) -> None:
 
 
 @every_cell("case", CASES)
-def test_pictures_are_as_if_each_were_alone(case: str) -> None:
+def test_images_are_as_if_each_were_alone(case: str) -> None:
     model, inputs = double(case)
     tower = towers_of(model)["vision"]
     enable_long_attention(model, {"towers": {"vision": {"mechanism": "neighborhood", "kernel_size": 2}}})
@@ -119,8 +119,8 @@ def test_pictures_are_as_if_each_were_alone(case: str) -> None:
     if case == "pixtral":
         sizes = inputs["image_sizes"]
         alone = [
-            features(tower, case, {"pixel_values": picture[None, :, :height, :width], "image_sizes": torch.tensor([[height, width]])})
-            for picture, (height, width) in zip(inputs["pixel_values"], sizes.tolist(), strict=True)
+            features(tower, case, {"pixel_values": image[None, :, :height, :width], "image_sizes": torch.tensor([[height, width]])})
+            for image, (height, width) in zip(inputs["pixel_values"], sizes.tolist(), strict=True)
         ]
         assert torch.allclose(together, torch.cat(alone, 1), rtol=0, atol=1e-12)
         return
@@ -143,7 +143,7 @@ def test_frames_of_a_video_are_each_on_a_grid() -> None:
 
 
 @every_cell("case", ["clip", "siglip", "llava"])
-def test_pictures_of_one_size_are_on_one_grid(case: str) -> None:
+def test_images_of_one_size_are_on_one_grid(case: str) -> None:
     """Of SigLIP, whose attention modules hand no keywords on, too; class tokens are before the grid."""
     model, inputs = double(case)
     tower = towers_of(model)["vision"]

@@ -1,4 +1,4 @@
-"""Models of pictures are planned, converted, verified and reverted as models of text are."""
+"""Models of images are planned, converted, verified and reverted as models of text are."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hf_longattn.errors import CheckpointError, ExportError, GridError, LongAtte
 from hf_longattn.export import export_native
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs import grid
-from hf_longattn.inputs.common.processors import files_before, load_processor, picture_size, values_of_size
+from hf_longattn.inputs.common.processors import files_before, load_processor, processed_size, values_of_size
 from hf_longattn.modeling.attach.attention_sites import attention_sites, layer_mechanisms
 from hf_longattn.processor_files import FILE, IMAGE_PROCESSOR, ProcessorFile
 from hf_longattn.recipes import read_recipe
@@ -101,7 +101,7 @@ def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp
 
 
 @pytest.mark.parametrize("base", every_other(base for base in grid_models.BASES if FAMILIES[base].rule.shapes is None))
-def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
+def test_every_family_of_images(base: str, tmp_path: Path) -> None:
     head = sorted(FAMILIES[base].model_classes)[0]
     grid_models.saved(base, head, tmp_path / head)
     rule: Any = FAMILIES[base].rule
@@ -126,7 +126,7 @@ def test_every_family_of_pictures(base: str, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (tmp_path / head / "model.safetensors").read_bytes()
 
 
-def test_a_native_twin_reads_pictures(saved: Checkpoint, tmp_path: Path) -> None:
+def test_a_native_twin_reads_images(saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(), tmp_path / "long", mechanism="full", image_size=(48, 64))
     report = export_native(tmp_path / "long", tmp_path / "twin")
     checks = statuses(report)
@@ -144,16 +144,16 @@ def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [VIT, "DeiTForImageClassification", "Dinov2Model"])
-def test_the_processor_makes_pictures_of_the_new_size(name: str, saved: Checkpoint, tmp_path: Path) -> None:
+def test_the_processor_makes_images_of_the_new_size(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64")
     assert statuses(report)["image processor"] == "passed"
     processor = AutoImageProcessor.from_pretrained(tmp_path / "long")
     for size in ((48, 64), (200, 90), (20, 30)):
-        picture = torch.zeros(*size, 3, dtype=torch.uint8).numpy()
-        assert processor(images=picture, return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 64)
+        image = torch.zeros(*size, 3, dtype=torch.uint8).numpy()
+        assert processor(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 64)
     again = tmp_path / "saved"
     processor.save_pretrained(again)
-    assert picture_size(load_processor(again, IMAGE_PROCESSOR)) == (48, 64)
+    assert processed_size(load_processor(again, IMAGE_PROCESSOR)) == (48, 64)
 
 
 def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path: Path) -> None:
@@ -210,13 +210,13 @@ def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) ->
         ("Dinov2Model", "image-feature-extraction"),
     ],
 )
-def test_pipelines_take_files_and_pictures_at_the_new_size(name: str, task: str, saved: Checkpoint, tmp_path: Path) -> None:
+def test_pipelines_take_files_and_images_at_the_new_size(name: str, task: str, saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64", verify=False)
     photograph = transformers.image_utils.PIL.Image.fromarray(photographs.photographs()[1].permute(1, 2, 0).numpy())
     photograph.save(tmp_path / "photo.png")
     run = pipeline(task, model=str(tmp_path / "long"))
-    of_file, of_picture = run(str(tmp_path / "photo.png")), run(photograph)
-    assert of_file == of_picture
+    of_file, of_image = run(str(tmp_path / "photo.png")), run(photograph)
+    assert of_file == of_image
     pixels = AutoImageProcessor.from_pretrained(tmp_path / "long")(photograph, return_tensors="pt")
     assert pixels["pixel_values"].shape == (1, 3, 48, 64)
     with torch.no_grad():
@@ -241,9 +241,9 @@ def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
     card = (tmp_path / "long" / "README.md").read_text()
     assert "pipeline_tag: image-classification" in card
     assert "widget:\n- src: https://" in card
-    assert "enlarged from pictures of 32 × 32 to 64 × 64 pixels (65 to 257 tokens)" in card
+    assert "enlarged from images of 32 × 32 to 64 × 64 pixels (65 to 257 tokens)" in card
     assert 'pipeline("image-classification"' in card
-    assert "Every layer equals full attention on pictures of up to 32 × 32 pixels." in card
+    assert "Every layer equals full attention on images of up to 32 × 32 pixels." in card
     example = card.partition("```python\n")[2].partition("```")[0]
     exec(compile(example, "card", "exec"), {})
     convert_checkpoint(saved("Dinov2Model", processor=False), tmp_path / "states", image_size=64, verify=False)
@@ -256,20 +256,20 @@ def test_the_card_and_its_example(saved: Checkpoint, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"options": {"window": 6, "shift": "alternate"}}, "Every layer equals full attention on pictures of up to 24 × 24 pixels."),
-        ({"mechanism": "neighborhood", "options": {"kernel_size": 5}}, "Every layer equals full attention on pictures of 20 × 20 pixels."),
-        ({"mechanism": "full"}, "Every layer equals full attention on pictures of up to 64 × 64 pixels."),
+        ({"options": {"window": 6, "shift": "alternate"}}, "Every layer equals full attention on images of up to 24 × 24 pixels."),
+        ({"mechanism": "neighborhood", "options": {"kernel_size": 5}}, "Every layer equals full attention on images of 20 × 20 pixels."),
+        ({"mechanism": "full"}, "Every layer equals full attention on images of up to 64 × 64 pixels."),
         (
             {"options": {"prefix_tokens": "none"}},
-            "On no picture does every layer equal full attention: layer 0 has `window2d`, whose patches do not see the tokens before them.",
+            "On no image does every layer equal full attention: layer 0 has `window2d`, whose patches do not see the tokens before them.",
         ),
         (
             {"mechanism": "full", "layers": {1: {"mechanism": "axial"}}},
-            "On no picture does every layer equal full attention: layer 1 has `axial`, which leaves patches out on every picture.",
+            "On no image does every layer equal full attention: layer 1 has `axial`, which leaves patches out on every image.",
         ),
     ],
 )
-def test_the_card_says_on_which_pictures_attention_is_full(
+def test_the_card_says_on_which_images_attention_is_full(
     settings: dict[str, Any], sentence: str, saved: Checkpoint, tmp_path: Path
 ) -> None:
     convert_checkpoint(saved(), tmp_path / "long", image_size=64, verify=False, **{"mechanism": "window2d", **settings})
@@ -281,10 +281,10 @@ def test_a_source_without_processor_says_so(saved: Checkpoint, tmp_path: Path) -
     assert statuses(report)["image processor"] == "skipped"
 
 
-def test_without_photographs_a_seeded_picture_is_compared(saved: Checkpoint, tmp_path: Path) -> None:
+def test_without_photographs_a_seeded_image_is_compared(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(num_channels=1, processor=False), tmp_path / "long", image_size=64)
     assert report.passed
-    assert report.text == "seeded pictures, since the model does not read pictures of three colours"
+    assert report.text == "seeded images, since the model does not read images of three colours"
     assert "photograph china.jpg" in convert_checkpoint(saved("Dinov2Model"), tmp_path / "photo").text
 
 
@@ -318,11 +318,11 @@ def test_rotary_and_relative_positions_are_tiled_with_windows_of_the_trained_siz
     assert rules == {(base, mechanism): expected[mechanism] for base, mechanism in rules}
 
 
-def test_a_printed_plan_counts_pictures(saved: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_printed_plan_counts_images(saved: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     print_plan(plan_conversion(saved(), image_size=64), as_json=False)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "for one picture, computed" in shown
-    assert "for one picture through the whole model" in shown
+    assert "for one image, computed" in shown
+    assert "for one image through the whole model" in shown
     assert "sequence" not in shown
 
 
@@ -348,16 +348,16 @@ def test_the_commands(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureF
     run.main(["convert", str(source), str(long), "--mechanism", "window2d", "--image-size", "64"], standalone_mode=False)
     assert "32×32 → 64×64 pixels, 65 → 257 tokens" in capsys.readouterr().out
     run.main(["inspect", str(long)], standalone_mode=False)
-    assert "pictures of 64 × 64 pixels, 257 tokens, bidirectional" in capsys.readouterr().out
+    assert "images of 64 × 64 pixels, 257 tokens, bidirectional" in capsys.readouterr().out
     run.main(["inspect", str(long), "--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["image_size"] == [64, 64]
     run.main(["revert", str(long), str(tmp_path / "back")], standalone_mode=False)
     assert "64×64 → 32×32 pixels" in capsys.readouterr().out
     assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(source / "model.safetensors").keys()
-    assert inspect_checkpoint(source).longest_input == "pictures of 32 × 32 pixels, 65 tokens"
+    assert inspect_checkpoint(source).longest_input == "images of 32 × 32 pixels, 65 tokens"
 
 
-def test_recipes_of_pictures(saved: Checkpoint) -> None:
+def test_recipes_of_images(saved: Checkpoint) -> None:
     for name in ("vit-windows", "vitdet"):
         recipe = read_recipe(name)
         assert recipe["mechanism"] == "window2d"
@@ -381,12 +381,12 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"image_size": 64, "mechanism": "recurrent_memory", "options": {"order": "raster"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "mechanism": "transformer_xl", "options": {"order": "hilbert"}}, OptionError, "remembers the earlier ones"),
     ({"image_size": 64, "positions": "rope:yarn"}, PositionError, "expected one of auto, tile, interpolate"),
-    ({"image_size": 64, "positions": "alibi"}, PositionError, "does not apply to the positions of pictures"),
-    ({"image_size": 64, "positions": "random"}, PositionError, "does not apply to the positions of pictures"),
+    ({"image_size": 64, "positions": "alibi"}, PositionError, "does not apply to the positions of images"),
+    ({"image_size": 64, "positions": "random"}, PositionError, "does not apply to the positions of images"),
     ({"max_length": 4096}, OptionError, "counts the tokens of a text.*--image-size 1024"),
     ({"max_decoder_length": 4096}, OptionError, "encoder-decoder"),
     ({"image_size": 64, "init_from_text": "book.txt"}, OptionError, "--init-from-text"),
-    ({"image_size": 64, "mechanism": "auto", "search_text": "book.txt"}, OptionError, "give pictures as --search-images FOLDER"),
+    ({"image_size": 64, "mechanism": "auto", "search_text": "book.txt"}, OptionError, "give images as --search-images FOLDER"),
     ({"image_size": 64, "mechanism": "auto", "window": 7}, OptionError, "to which options does not apply"),
     ({"image_size": 64, "budget": "0.25"}, OptionError, "--budget"),
     ({"image_size": 64, "layers": {2: {"mechanism": "full"}}}, OptionError, "the model has 2 layers"),
@@ -422,7 +422,7 @@ def test_prefix_tokens_of_a_model_without_them(saved: Checkpoint, tmp_path: Path
         plan_conversion(saved("IJepaModel"), image_size=64, mechanism="window2d", prefix_tokens="reads")
 
 
-def test_a_size_of_pictures_for_a_model_of_text(tmp_path: Path) -> None:
+def test_a_size_of_images_for_a_model_of_text(tmp_path: Path) -> None:
     config = transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=100)
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(OptionError, match="a BertModel reads text; give its length as --max-length"):
@@ -432,7 +432,7 @@ def test_a_size_of_pictures_for_a_model_of_text(tmp_path: Path) -> None:
 def test_a_processor_that_disagrees_with_the_config(saved: Checkpoint, tmp_path: Path) -> None:
     source = saved()
     transformers.ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(source)
-    with pytest.raises(CheckpointError, match=r"makes pictures of 48 × 48 pixels, but its config\.json says image_size=32"):
+    with pytest.raises(CheckpointError, match=r"makes images of 48 × 48 pixels, but its config\.json says image_size=32"):
         plan_conversion(source, image_size=64)
     (source / FILE).write_text("[]")
     with pytest.raises(CheckpointError, match=FILE):
@@ -458,7 +458,7 @@ def test_files_of_processors(tmp_path: Path) -> None:
         (tmp_path / FILE).write_text(json.dumps(file))
         changed = values_of_size(ProcessorFile(tmp_path, IMAGE_PROCESSOR), load_processor(tmp_path, IMAGE_PROCESSOR), size)
         (tmp_path / FILE).write_text(json.dumps(changed))
-        assert picture_size(load_processor(tmp_path, IMAGE_PROCESSOR)) == size
+        assert processed_size(load_processor(tmp_path, IMAGE_PROCESSOR)) == size
         assert {**changed, **files_before(tmp_path).get(FILE, {})}.items() >= file.items()
         return changed
 

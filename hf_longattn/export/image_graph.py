@@ -20,25 +20,25 @@ INT8_BATCHES = (6, 1)
 """Batch sizes for comparing an int8 copy, and for timing it."""
 
 
-class PictureGraph(OnePassGraph):
+class ImageGraph(OnePassGraph):
     """A model as a function of pixels, patches or a spectrogram, and of the noise that its base would draw at random (ViT-MAE).
 
-    pictures: the inputs for tracing and comparing. size: pixels along each axis.
+    images: the inputs for tracing and comparing. size: pixels along each axis.
     step: a graph of several sizes takes heights and widths that are multiples of it, from two on; 0 if the graph takes one size.
     """
 
     advised = "window2d"
 
-    def __init__(self, model: nn.Module, pictures: VerificationImages, size: tuple[int, ...]) -> None:
-        arguments = pictures.rule.arguments(pictures.config, pictures.pixels(size))
-        of_head = pictures.rule.arguments_of_head(model, arguments)
+    def __init__(self, model: nn.Module, images: VerificationImages, size: tuple[int, ...]) -> None:
+        arguments = images.rule.arguments(images.config, images.pixels(size))
+        of_head = images.rule.arguments_of_head(model, arguments)
         arguments |= {name: value for name, value in of_head.items() if not isinstance(value, Tensor)}
         super().__init__(model, {name: value for name, value in arguments.items() if not isinstance(value, Tensor)})
-        self.pictures, self.size = pictures, size
+        self.images, self.size = images, size
         self.names = tuple(name for name, value in arguments.items() if isinstance(value, Tensor))
         of_pixels = self.names == ("pixel_values",) and len(size) == 2 and arguments["pixel_values"].dim() == 4
         self.step = self._step() if of_pixels else 0
-        if self.step and pictures.rule.interpolates:
+        if self.step and images.rule.interpolates:
             self.fixed[INTERPOLATE_ARGUMENT] = True
 
     def _step(self) -> int:
@@ -47,7 +47,7 @@ class PictureGraph(OnePassGraph):
         steps = [mechanism.graph_steps for mechanism in attached_mechanisms(self.model).values()]
         if None in steps:
             return 0
-        config, rule = self.pictures.config, self.pictures.rule
+        config, rule = self.images.config, self.images.rule
         tiled = rule.of_size(config, rule.sizes(config)[0]).sizes if config.position_extension == "tile" else ()
         pixels = math.lcm(*tiled, *(cells for step in steps for cells in step or ())) * math.lcm(*rule.patch(config))
         return pixels if all(side % pixels == 0 and side > 2 * pixels for side in self.size) else 0
@@ -66,14 +66,14 @@ class PictureGraph(OnePassGraph):
         return self.names
 
     def example(self, batch: int, size: tuple[int, ...] | None = None) -> dict[str, Tensor]:
-        """A batch of one picture, with each copy rolled by another number of columns."""
-        pixels = turned(self.pictures.pixels(size or self.size), batch, -1)
-        arguments = self.pictures.rule.arguments(self.pictures.config, pixels)
+        """A batch of one image, with each copy rolled by another number of columns."""
+        pixels = turned(self.images.pixels(size or self.size), batch, -1)
+        arguments = self.images.rule.arguments(self.images.config, pixels)
         return {name: arguments[name] for name in self.names}
 
     def tokens(self, size: tuple[int, ...]) -> int:
         """The tokens of an image of this size."""
-        return self.pictures.rule.of_size(self.pictures.config, size).length
+        return self.images.rule.of_size(self.images.config, size).length
 
     def shortest_lengths(self, max_length: int) -> list[int]:
         """The tokens of the least size of a graph of several, and of the only size."""
@@ -96,8 +96,8 @@ class PictureGraph(OnePassGraph):
         for number, batch in enumerate(COMPARED_BATCHES):
             size = self.least if number and limits[0] < limits[1] else self.size
             values = {"batch": batch, "size": list(size)}
-            yield Comparison(self.example(batch, size), f"{batch} × {self.pictures.rule.describe(size)}", values)
+            yield Comparison(self.example(batch, size), f"{batch} × {self.images.rule.describe(size)}", values)
 
     def int8_inputs(self, limits: tuple[int, int]) -> Int8Inputs:
         compared, timed = INT8_BATCHES
-        return Int8Inputs(self.example(compared), {"pictures": compared}, self.example(timed), {"pictures": timed})
+        return Int8Inputs(self.example(compared), {"images": compared}, self.example(timed), {"images": timed})
