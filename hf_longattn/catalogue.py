@@ -38,6 +38,9 @@ def unknown_mechanism(name: str, known: Collection[str]) -> UnknownMechanismErro
     """The error for a name that is not among the ``known`` ones."""
     if name in COMPOSED:
         return UnknownMechanismError(f"{name!r} is not a mechanism; use {COMPOSED[name]}.")
+    plain, _, options = name.partition(":")
+    if plain in known:
+        return UnknownMechanismError(f"{name!r} names options, too; give {plain!r} and {options!r} apart (--option), or all as layers.")
     return UnknownMechanismError(f"Unknown mechanism {name!r}; the registered ones are: {', '.join(sorted(known))}.{nearest(name, known)}")
 
 
