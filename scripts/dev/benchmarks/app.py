@@ -272,8 +272,8 @@ def decode(
 def sound_models(
     minutes: Annotated[str, typer.Option(help="Minutes of sound, separated by commas.")] = "5,15,60",
     models: Annotated[str, typer.Option(help="parakeet, wav2vec2 or both, separated by commas.")] = "parakeet,wav2vec2",
-    base_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which the stock model is measured, too.")] = 5,
-    full_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which full attention of ours is measured, too.")] = 5,
+    base_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which the stock model is measured in one pass.")] = 5,
+    full_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which full attention over the whole sound is measured.")] = 5,
     layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Layers of the encoder; default: the checkpoints'.")] = None,
     side: Annotated[int | None, typer.Option(min=1, max=MOST, help="Frames that windows see to each side; default: the families'.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Measure anew what is stored.")] = False,

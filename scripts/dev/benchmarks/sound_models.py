@@ -1,7 +1,7 @@
-"""Models of sound over minutes: Parakeet and Wav2Vec2 with windows, with full attention of ours, and the stock model as far as it runs.
+"""Models of sound over minutes: Parakeet and Wav2Vec2 with windows, and the stock model in one pass, in pieces and in chunks.
 
-Outputs are compared first, on ten seconds, where the window of 128 frames covers Parakeet's: all three are then equal. Every pass that is
-measured has a process of its own, whose peak memory on top of weights and input is stored with the processor's seconds.
+Outputs of full attention are compared first, on ten seconds. Every pass that is measured has a process of its own, whose peak memory on top
+of weights and input is stored with the processor's seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import ParakeetEncoder, ParakeetEncoderConfig, Wav2Vec2Config, Wav2Vec2Model
 
+from hf_longattn import optimize_for_inference
 from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.families import FAMILIES
 
@@ -29,7 +30,11 @@ SHAPES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
 }
 """Name -> the base, its classes, and values other than the defaults, which are wav2vec2-base's: those of parakeet-ctc-0.6b."""
 WINDOW, FULL, STOCK = "window", "full", "stock"
-IMPLEMENTATIONS = (WINDOW, FULL, STOCK)
+PIECES, CHUNKS = "stock, convolutions in pieces", "stock, chunks of 30 s"
+IMPLEMENTATIONS = (STOCK, PIECES, CHUNKS, FULL, WINDOW)
+"""*Pieces*: one pass over the whole sound after ``optimize_for_inference(model, "fp32")``. *Chunks*: as the pipeline of transformers."""
+CHUNK_SECONDS, STRIDE_SECONDS = 30, 5
+"""Of a chunk, and of what it shares with the next one at each end: those of transformers' pipeline."""
 CHECKED_SECONDS, TOLERANCE = 10.0, 1e-4
 WARM_UP_SECONDS = 2.0
 SAME_MACHINE = ("processor", "threads", "torch", "transformers")
@@ -46,8 +51,10 @@ def build(name: str, implementation: str, layers: int | None, side: int | None =
     values = {**values, **changed, **({} if layers is None else {"num_hidden_layers": layers})}
     torch.manual_seed(0)
     stock = model_class(config_class(**values)).eval().requires_grad_(False)
-    if implementation == STOCK:
+    if implementation in (STOCK, CHUNKS):
         return stock
+    if implementation == PIECES:
+        return optimize_for_inference(stock, "fp32")
     family = FAMILIES[base]
     attention: dict[str, Any] = {} if implementation == WINDOW else {"long_attention": {"mechanism": "full"}}
     if implementation == WINDOW and side is not None:
@@ -73,6 +80,22 @@ def sound_of(name: str, model: Any, seconds: float) -> Tensor:
     return rule.seeded(model.config, seconds)
 
 
+def states(model: Any, implementation: str, sound: Tensor, seconds: float) -> Tensor:
+    """The last hidden states ``(1, frames, C)`` of ``seconds`` of sound; of chunks, each frame from the one in whose middle it lies."""
+    if implementation != CHUNKS or seconds <= CHUNK_SECONDS:
+        return model(sound).last_hidden_state
+    rate = sound.shape[1] / seconds
+    chunk, stride = round(CHUNK_SECONDS * rate), round(STRIDE_SECONDS * rate)
+    parts = []
+    for start in range(0, sound.shape[1] - 2 * stride, chunk - 2 * stride):
+        piece = sound[:, start : start + chunk]
+        read = model(piece).last_hidden_state
+        shrunk = round(piece.shape[1] / read.shape[1])  # what a frame covers
+        last = (chunk - stride) // shrunk if start + chunk < sound.shape[1] else None
+        parts.append(read[:, stride // shrunk if start else 0 : last])
+    return torch.cat(parts, 1)
+
+
 def run_sound_models(
     minutes: Sequence[float], names: Sequence[str], output: Path, *, base_up_to: float, full_up_to: float, layers: int | None = None,
     side: int | None = None, again: bool = False, log: Callable[[str], None] = lambda line: None,
@@ -81,8 +104,8 @@ def run_sound_models(
 
     Args:
         minutes: durations.
-        base_up_to: minutes up to which the stock model is measured.
-        full_up_to: minutes up to which full attention of ours is measured.
+        base_up_to: minutes up to which the stock model is measured in one pass.
+        full_up_to: minutes up to which full attention over the whole sound is measured, ours and the stock model's in pieces.
         layers: layers of the encoders, in place of the checkpoints'.
         side: frames that windows see to each side, in place of the families'.
     Returns:
@@ -96,7 +119,7 @@ def run_sound_models(
     if output.with_suffix(".json").exists() and not again:
         stored = stored_study(output)
         rows = stored["results"] if all(stored["machine"][key] == about[key] for key in SAME_MACHINE) else []
-    limits = {WINDOW: math.inf, FULL: full_up_to, STOCK: base_up_to}
+    limits = {WINDOW: math.inf, CHUNKS: math.inf, FULL: full_up_to, PIECES: full_up_to, STOCK: base_up_to}
     for name in names:
         if name not in SHAPES:
             raise OptionError(f"There is no shape {name!r}; choose from {', '.join(SHAPES)}.{nearest(name, SHAPES)}")
@@ -161,24 +184,25 @@ def _measured_here(name: str, implementation: str, duration: float, layers: int 
     gc.collect()
     frames: list[int] = []
     start = time.process_time()
-    mebibytes = growth(lambda: frames.append(model(sound).last_hidden_state.shape[1]))
+    mebibytes = growth(lambda: frames.append(states(model, implementation, sound, duration).shape[1]))
     return {"seconds": round(time.process_time() - start, 2), "mebibytes": round(mebibytes), "frames": frames[0]}
 
 
 def sound_table(record: dict[str, Any]) -> str:
-    """Shapes × minutes × windows: seconds and MiB of every implementation, how many times as fast as the stock model and as full attention
-    windows are, and how their memory grows."""
-    columns = [f"{name}, {unit}" for name in IMPLEMENTATIONS for unit in ("s", "MiB")]
-    header = ["model", "layers", "minutes", "frames", "seen to each side", *columns, "× stock", "× full"]
+    """A line for each model, duration and implementation, with how many times as fast as the stock model it is, by one pass and by chunks;
+    and how the memory of windows grows."""
+    header = ["model", "layers", "minutes", "frames", "read by", "s", "MiB", "× stock", "× chunks"]
     lines = []
-    for window in (row for row in record["results"] if row["implementation"] == WINDOW):
-        same = [row for row in record["results"] if all(row[field] == window[field] for field in ("model", "layers", "minutes"))]
-        by_name = {row["implementation"]: row for row in same} | {WINDOW: window}
-        cells = [window["model"], str(window["layers"]), f"{window['minutes']:g}", f"{window['frames']:,}", str(window["side"])]
-        for name in IMPLEMENTATIONS:
-            cells += [f"{by_name[name]['seconds']:,.1f}", f"{by_name[name]['mebibytes']:,}"] if name in by_name else ["–", "–"]
-        cells += [f"{by_name[name]['seconds'] / window['seconds']:.1f}×" if name in by_name else "–" for name in (STOCK, FULL)]
-        lines.append(cells)
+    for row in record["results"]:
+        seconds = {
+            other["implementation"]: other["seconds"]
+            for other in record["results"]
+            if all(other[field] == row[field] for field in ("model", "layers", "minutes"))
+        }
+        read = f"{WINDOW}, {row['side']} frames to each side" if row["implementation"] == WINDOW else row["implementation"]
+        faster = [f"{seconds[name] / row['seconds']:.1f}×" if name in seconds else "–" for name in (STOCK, CHUNKS)]
+        size = f"{row['frames']:,}", read, f"{row['seconds']:,.1f}", f"{row['mebibytes']:,}"
+        lines.append([row["model"], str(row["layers"]), f"{row['minutes']:g}", *size, *faster])
     return markdown_table(header, lines) + "\n" + "".join(_growth(record, model) for model in SHAPES)
 
 
