@@ -458,9 +458,9 @@ def finetune_multitask(
     }
     tasks = {name: build[kind](name, run, start, data) for name, (kind, data) in task_data.items()}
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
-    training_args.remove_unused_columns, training_args.ddp_find_unused_parameters = False, True
+    training_args.ddp_find_unused_parameters = True
     processors = tokenizer if start.model is None else start.processors
-    trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=processors, max_minutes=training_args.max_minutes)
+    trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=processors)
     before = train(trainer, run, trainer.scores)
     log = {
         "tasks": {name: task.kind for name, task in tasks.items()},
