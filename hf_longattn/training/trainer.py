@@ -85,8 +85,12 @@ class LongTrainer(Trainer):
     loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
     def __init__(self, *args: Any, eval_collator: Any = None, **kwargs: Any) -> None:
-        with refused_arguments():
+        try:
             super().__init__(*args, **kwargs)
+        except LongAttentionError:
+            raise
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise OptionError(f"{in_a_line(error)}.") from error
         counted = self.data_collator if isinstance(self.data_collator, EpochAwareCollator) else None
         self.eval_collator = counted.for_evaluation() if eval_collator is None and counted is not None else eval_collator
         self.model_accepts_loss_kwargs = False  # every head returns the mean over a batch
@@ -673,21 +677,6 @@ class CheckBestMetric(TrainerCallback):
         known = [key.removeprefix("eval_") for key in metrics or {}]
         if name and known and name not in known:
             raise OptionError(f"--metric-for-best-model must be one of {', '.join(known)}, not {name!r}.{nearest(name, known)}")
-
-
-@contextmanager
-def refused_arguments() -> Iterator[None]:
-    """Turn errors of Trainer's constructor into one sentence.
-
-    Raises:
-        OptionError: Trainer refuses its arguments.
-    """
-    try:
-        yield
-    except LongAttentionError:
-        raise
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise OptionError(f"{in_a_line(error)}.") from error
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:
