@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .engines.common.grid import Grid
     from .errors import LongAttentionError
     from .evaluation.probes import ProbeReport, probe_model
+    from .evaluation.transcription import Transcript, transcribe
     from .export import (
         CompressionConfig,
         CompressionReport,
@@ -51,30 +52,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-PUBLIC_NAMES = {
-    "attend": ("attend", "reference_attend"),
-    "configuration": ("LongAttentionConfig",),
-    "conversion": (
-        *("ConversionConfig", "ConversionPlan", "ConversionReport", "RevertConfig"),
-        *("convert_checkpoint", "plan_conversion", "revert_checkpoint"),
-    ),
-    "engines.common.grid": ("Grid",),
-    "export": (
-        *("CompressionConfig", "CompressionReport", "ExportReport"),
-        *("compress_checkpoint", "export_checkpoint", "export_gguf", "export_native"),
-    ),
-    "evaluation.probes": ("ProbeReport", "probe_model"),
-    "evaluation.transcription": ("Transcript", "transcribe"),
-    "errors": ("LongAttentionError",),
-    "inspect": ("Diagnosis", "Explanation", "ReachAudit", "audit_reach", "diagnose", "explain"),
-    "mechanisms": ("Mechanism", "MechanismInfo", "build_mechanism", "list_mechanisms", "mechanism_info", "register_mechanism"),
-    "modeling.generic": ("enable_long_attention", "load_generic"),
-    "modeling.inference.optimize": ("optimize_for_inference",),
-    "modeling.run.sharding": ("sequence_parallel",),
-    "search": ("SearchResult", "search_design"),
-}
-"""Module -> its names that are public here."""
-_public_name, __all__ = public_names(__name__, PUBLIC_NAMES)
+_public_name, __all__ = public_names(__name__)
 
 
 if not TYPE_CHECKING:  # type checkers find every name above

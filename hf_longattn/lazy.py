@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 DEPRECATED_NAMES: dict[str, tuple[str, str]] = {
@@ -19,14 +22,18 @@ DEPRECATED_NAMES: dict[str, tuple[str, str]] = {
 ``"hf_longattn.search.Priced": ("hf_longattn.search.CostedDesign", "0.4")``."""
 
 
-def public_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], list[str]]:
+def public_names(package: str, modules: Mapping[str, Sequence[str]] | None = None) -> tuple[Callable[[str], Any], list[str]]:
     """``__getattr__`` and ``__all__`` of a package. Its modules are imported on first use of their names.
 
     Args:
         package: its ``__name__``.
-        modules: module -> its public names. A module with a leading dot is relative to the package's parent.
+        modules: module -> its public names. A module with a leading dot is relative to the package's parent. Default: what the package
+            imports for type checkers (:func:`imports_for_type_checkers`).
     """
-    homes = {name: module for module, names in modules.items() for name in names}
+    if modules is None:
+        homes = imports_for_type_checkers(package)
+    else:
+        homes = {name: module for module, names in modules.items() for name in names}
 
     def load(name: str) -> Any:
         if name in homes:
@@ -37,6 +44,14 @@ def public_names(package: str, modules: Mapping[str, Sequence[str]]) -> tuple[Ca
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return load, sorted(homes)
+
+
+def imports_for_type_checkers(package: str) -> dict[str, str]:
+    """Name -> its module, from the imports under ``if TYPE_CHECKING`` in a package's source, so that they are listed once."""
+    tree = ast.parse(Path(str(sys.modules[package].__file__)).read_text(encoding="utf-8"))
+    blocks = [node.body for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    imports = [node for block in blocks for node in block if isinstance(node, ast.ImportFrom) and node.level]
+    return {alias.name: "." * (node.level - 1) + str(node.module) for node in imports for alias in node.names if alias.name != "*"}
 
 
 def _deprecated(old: str) -> Any:

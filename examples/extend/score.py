@@ -70,7 +70,6 @@ def finetune_score(model_args: ModelArguments, data_args: ScoreDataArguments, tr
         eval_dataset=held_out,
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
     log = {"held_out_loss": compared_losses(before, plain_scores(trainer.evaluate()))}

@@ -26,19 +26,4 @@ if TYPE_CHECKING:
     from .revert import revert_checkpoint as revert_checkpoint
     from .sources.hub import folder_without_weights as folder_without_weights
 
-__getattr__, __all__ = public_names(
-    __name__,
-    {
-        "config": ("ConversionConfig", "RevertConfig"),
-        "convert": ("convert_checkpoint",),
-        "folders": ("complete_folder", "remove_sidecars"),
-        "inspection": ("Inspection", "inspect_checkpoint"),
-        "plan": ("ConversionPlan", "plan_conversion"),
-        "plan_tensors": ("TensorPlan",),
-        ".checks": ("Check",),
-        "report": ("ConversionReport",),
-        "revert": ("revert_checkpoint",),
-        "sources.hub": ("folder_without_weights",),
-        ".inputs.text": ("verification_text",),
-    },
-)
+__getattr__, __all__ = public_names(__name__)

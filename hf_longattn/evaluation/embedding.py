@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -298,27 +299,15 @@ def write_file(file: Path, data: Dataset, rows: range, embed: Callable[[Sequence
 
 def _write(file: Path, rows: Iterator[tuple[str, int, int, int, Tensor]]) -> None:
     writer: pq.ParquetWriter | None = None
-    held: list[tuple[str, int, int, int, Tensor]] = []
-
-    def write() -> None:
-        nonlocal writer
-        names, parts, starts, ends, vectors = zip(*held, strict=True)
+    while group := list(islice(rows, ROWS)):
+        names, parts, starts, ends, vectors = zip(*group, strict=True)
         values = pa.array(torch.stack(vectors).flatten().numpy())
-        columns = {
+        table = pa.table({
             "id": pa.array(names), "part": pa.array(parts, pa.int32()), "start": pa.array(starts), "end": pa.array(ends),
             "vector": pa.FixedSizeListArray.from_arrays(values, len(vectors[0])),
-        }  # fmt: skip
-        table = pa.table(columns)
+        })  # fmt: skip
         writer = writer or pq.ParquetWriter(file, table.schema)
         writer.write_table(table)
-        held.clear()
-
-    for row in rows:
-        held.append(row)
-        if len(held) == ROWS:
-            write()
-    if held:
-        write()
     if writer is not None:
         writer.close()
 

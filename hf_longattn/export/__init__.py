@@ -19,13 +19,4 @@ if TYPE_CHECKING:
     from .onnx import ExportReport as ExportReport
     from .onnx import export_checkpoint as export_checkpoint
 
-__getattr__, __all__ = public_names(
-    __name__,
-    {
-        "compress": ("CompressionReport", "compress_checkpoint"),
-        "compression_input": ("CompressionConfig",),
-        "gguf": ("export_gguf",),
-        ".conversion.native": ("export_native",),
-        "onnx": ("ExportReport", "export_checkpoint"),
-    },
-)
+__getattr__, __all__ = public_names(__name__)

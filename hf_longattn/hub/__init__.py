@@ -22,13 +22,4 @@ if TYPE_CHECKING:
     from .usage import AUTO_CLASSES as AUTO_CLASSES
     from .usage import next_step as next_step
 
-__getattr__, __all__ = public_names(
-    __name__,
-    {
-        "card": ("MeasuredResult", "model_card", "origin_of", "write_model_card"),
-        "push": ("PushReport", "check_login", "push_model"),
-        "remote_code": ("bundle_remote_code", "bundled_code", "check_remote_code"),
-        "trainer_card": ("ModelCardMixin", "from_source"),
-        "usage": ("AUTO_CLASSES", "next_step"),
-    },
-)
+__getattr__, __all__ = public_names(__name__)

@@ -30,6 +30,7 @@ from ..declarations import FILE as FACTS_FILE
 from ..errors import CheckpointError, RemoteCodeError
 from ..families import FAMILIES, Family
 from ..inputs.common.base import kind_of
+from ..lazy import imports_for_type_checkers
 from ..loading import load_part
 from ..mechanisms import check_options, mechanism_class
 from ..modeling.attach.attention_sites import CROSS_MECHANISM
@@ -311,11 +312,8 @@ def flat_name(name: str) -> str:
 def _resolved(base: list[str], alias: ast.alias, where: str) -> Import:
     """The module and name that ``from base import alias`` imports. Public names of the package are traced to their module."""
     dotted = ".".join([*base, alias.name])
-    if base == [PACKAGE] and alias.name not in ("families", "mechanisms"):
-        from .. import PUBLIC_NAMES
-
-        if home := next((module for module, names in PUBLIC_NAMES.items() if alias.name in names), None):
-            return Import(f"{PACKAGE}.{home}", alias.name, alias.asname)
+    if base == [PACKAGE] and (home := imports_for_type_checkers(PACKAGE).get(alias.name)):
+        return Import(f"{PACKAGE}.{home}", alias.name, alias.asname)
     if package_module(dotted) is not None:
         return Import(dotted, None, alias.asname or alias.name)
     if base == [PACKAGE] or package_module(".".join(base)) is None:

@@ -49,15 +49,4 @@ if TYPE_CHECKING:
     from .verdict import StageReach as StageReach
     from .verdict import TowersAudit as TowersAudit
 
-__getattr__, __all__ = public_names(
-    __name__,
-    {
-        "attention": ("CapturedMass", "captured_mass", "diagnose"),
-        "audit": ("audit_reach",),
-        "candidates": ("Candidate",),
-        "diagnosis": ("Diagnosis", "LayerDiagnosis", "LengthDiagnosis"),
-        "page": ("html_page",),
-        "paths": ("Explanation", "explain"),
-        "verdict": ("ReachAudit", "StageReach", "TowersAudit"),
-    },
-)
+__getattr__, __all__ = public_names(__name__)

@@ -29,13 +29,4 @@ if TYPE_CHECKING:
     from .result import SearchResult as SearchResult
     from .run import search_design as search_design
 
-__getattr__, __all__ = public_names(
-    __name__,
-    {
-        "auto": ("choose_mechanisms",),
-        "budget": ("Budget",),
-        "design": ("CostedDesign", "Design"),
-        "result": ("SearchResult",),
-        "run": ("search_design",),
-    },
-)
+__getattr__, __all__ = public_names(__name__)

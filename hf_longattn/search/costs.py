@@ -38,7 +38,6 @@ from .objectives import FAILURES, Progress
 TURNS = 6
 SLOW_SECONDS = 2.0
 """A candidate whose first run takes longer is not run again."""
-Device = torch.device
 
 
 @dataclass(frozen=True)
@@ -49,33 +48,14 @@ class LayerCost:
     bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What costs depend on besides the candidate: shape of the layer, length, device, threads and software."""
-
-    length: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    causal: bool
-    device: str
-    threads: int
-    torch: str
-    grid: list[int] | None = None  # cells along each axis, and tokens before them
-
-    @classmethod
-    def of(cls, shape: ModelShape, length: int, device: Device, grid: Grid | None = None) -> Setting:
-        """The setting of this process on ``device``."""
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.node()} {platform.machine()} {device.type}"
-        return cls(
-            length, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, shape.causal, name, torch.get_num_threads(),
-            torch.__version__, None if grid is None else [*grid.sizes, grid.prefix],
-        )  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form; a text has no grid."""
-        return {name: value for name, value in asdict(self).items() if name != "grid" or value is not None}
+def setting_of(shape: ModelShape, length: int, device: torch.device, grid: Grid | None = None) -> dict[str, Any]:
+    """What costs depend on besides the candidate: the layer's shape, the length, the device, threads and software of this process."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.node()} {platform.machine()} {device.type}"
+    return {
+        "length": length, "heads": shape.heads, "kv_heads": shape.kv_heads, "head_dim": shape.head_dim, "hidden": shape.hidden,
+        "causal": shape.causal, "device": name, "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+        **({} if grid is None else {"grid": [*grid.sizes, grid.prefix]}),
+    }  # fmt: skip
 
 
 class LayerCosts:
@@ -93,12 +73,12 @@ class LayerCosts:
         self, shape: ModelShape, length: int, device: torch.device, file: Path | None = None, grid: Grid | None = None
     ) -> None:  # fmt: skip
         self.shape, self.length, self.device, self.file, self.grid = shape, length, device, file, grid
-        self.setting = Setting.of(shape, length, device, grid)
+        self.setting = setting_of(shape, length, device, grid)
         self.known: dict[str, LayerCost] = {}
         self.refused: dict[str, str] = {}
         if file is not None and file.is_file():
             stored = read_json_object(file)
-            if stored.get("setting") == self.setting.to_dict():
+            if stored.get("setting") == self.setting:
                 self.known = {name: LayerCost(**cost) for name, cost in stored["costs"].items()}
 
     def measure(self, candidates: Iterable[Candidate], progress: Progress | None = None, memory: bool = False) -> Mapping[str, LayerCost]:
@@ -140,7 +120,7 @@ class LayerCosts:
         if runs and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with staged_file(self.file) as stage:
-                write_json(stage, {"setting": self.setting.to_dict(), "costs": {name: asdict(cost) for name, cost in self.known.items()}})
+                write_json(stage, {"setting": self.setting, "costs": {name: asdict(cost) for name, cost in self.known.items()}})
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:

@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..configuration import LongAttentionConfig
+from ..conversion import plan_conversion
 from ..conversion.architectures import converter_of
-from ..conversion.plan import open_requested
+from ..conversion.config import ConversionConfig
+from ..conversion.model_loading import load_as_result
+from ..conversion.plan import ConversionPlan, open_requested
 from ..conversion.sources.base import Source
 from ..errors import CheckpointError
-from ..inputs.text import kind_in
+from ..inputs.text import kind_in, load_tokenizer
 from ..inspect import Candidate
+from ..mechanisms import Mechanism
+from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.attach.attention_sites import attention_sites
+from ..modeling.family.definition import LANGUAGE_MODELS
+from ..modeling.family.sliding_window import base_attention
 from ..reading import is_generic, is_long
 from .design import Design
-from .trial_model import TrialModel
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from ..conversion.config import ConversionConfig
+Weights = Mapping[str, Tensor]
+"""Parameters of a mechanism by name."""
 
 
-class SearchedModel(TrialModel):
-    """A checkpoint that takes one design after the other."""
+class SearchedModel:
+    """A checkpoint in memory whose layers can run one attention after the other, like the result of a conversion.
+
+    Args:
+        source: an opened checkpoint, long or not.
+        config: settings of the conversion: length, positions.
+        device: the device on which the model runs.
+    """
+
+    def __init__(self, source: Source, config: ConversionConfig, device: torch.device) -> None:
+        self.source, self.conversion, self.device = source, config, device
+        self.original = self.planned(None)
+        self.tokenizer = load_tokenizer(source.folder)
+        self._model: Any = None
+        self._key: object = None
 
     @classmethod
-    def open(cls, name: str | Path | Source, config: ConversionConfig, device: torch.device) -> Self:
+    def open(cls, name: str | Path | Source, config: ConversionConfig, device: torch.device) -> SearchedModel:
         """Open a folder or a Hub repository.
 
         Raises:
@@ -37,13 +57,101 @@ class SearchedModel(TrialModel):
         """
         source = name if isinstance(name, Source) else open_requested(name, config)
         check_one_stack(source)
-        return super().open(source, config, device)
+        return cls(source, config, device)
+
+    @property
+    def trained_length(self) -> int:
+        """Maximum length in tokens of the checkpoint before the conversion."""
+        return self.original.old_length
+
+    @property
+    def length(self) -> int:
+        """Maximum length in tokens of the conversion's result."""
+        return self.original.new_length
+
+    @property
+    def layers(self) -> int:
+        return self.original.shape.layers
+
+    @property
+    def base_attention(self) -> LongAttentionConfig:
+        """The layers' attention before the conversion: full attention or sliding windows, or the mechanisms of a long model."""
+        architecture = self.original.architecture
+        original = architecture.original_attention()
+        if original is None and architecture.family.own_attention is not None:
+            return architecture.family.own_attention(architecture.source_config)
+        return base_attention(self._windows) if original is None else original
 
     @property
     def base_design(self) -> Design:
         """The attention that its layers run before the conversion."""
         chosen = map(self.base_attention.for_layer, range(self.layers))
         return Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
+
+    @property
+    def _windows(self) -> list[int | None]:
+        if self.original.architecture.family.own_attention is not None:
+            return [None] * self.layers
+        return self.original.kind.base_windows(self.original.architecture.source_config, self.layers)
+
+    @property
+    def named(self) -> frozenset[int]:
+        """Layers with a sliding window in the base, which they keep unless a configuration names them."""
+        return frozenset(layer for layer, width in enumerate(self._windows) if width is not None)
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the checkpoint has a language-modelling head and is not an encoder-decoder."""
+        config: Any = self.original.config
+        return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
+
+    def untrained_distances(self, mechanism: Mechanism) -> str:
+        """Why the result's positions need training with this mechanism, as a clause; empty if they do not, or if a conversion chooses
+        positions by the mechanism."""
+        return self.original.kind.untrained_distances(self.original, mechanism, self.conversion.positions)
+
+    def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
+        """The plan of a conversion with this attention (``None``: full attention).
+
+        short: keep the checkpoint's own positions.
+        """
+        changes: dict[str, Any] = {"long_attention": attention or LongAttentionConfig("full")}
+        if short:
+            changes |= {"max_length": None, "positions": "auto"}
+        return plan_conversion(self.source, config=dataclasses.replace(self.conversion, **changes))
+
+    def run_with(self, attention: LongAttentionConfig, *, short: bool = False, weights: Mapping[int, Weights] | None = None) -> Any:
+        """The model in fp32 with this attention, in evaluation mode.
+
+        All calls return the same model, so the next call changes it, unless positions differ.
+
+        Args:
+            attention: the attention of all layers.
+            short: keep the checkpoint's own positions, with which it was trained.
+            weights: layer -> parameters of its mechanism; other layers get initial parameters.
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded.
+        """
+        plan = self.planned(attention, short=short)
+        text = plan.config.get_text_config()
+        key = (short, repr(getattr(text, "rope_parameters", None)), getattr(plan.config, "position_extension", None))
+        if key != self._key:
+            self._model = None
+            self._model, self._key = self._load(plan), key
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            sites = attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
+        for site in sites:
+            if not site.cross and site.layer in (weights or {}) and not (site.decoding and self._model.config.is_encoder_decoder):
+                initial = dict(site.mechanism.state_dict())
+                site.mechanism.load_state_dict({**initial, **weights[site.layer]})  # type: ignore[index]
+        return self._model.eval()
+
+    def _load(self, plan: ConversionPlan) -> nn.Module:
+        model: Any = load_as_result(self.source, plan.architecture, plan.config)
+        if hasattr(model.config, "use_cache"):
+            model.config.use_cache = False
+        return model.to(self.device)
 
 
 def check_one_stack(source: Source) -> None:

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..configuration import LongAttentionConfig
+from ..data.tokenization import special_ids
 from ..errors import LongAttentionError, OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
+from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
 from ..inspect import Candidate
 from ..inspect.attention import Progress
 from .design import Design
 from .inputs import SearchInputs
-from .model import SearchedModel
+from .model import SearchedModel, Weights
 from .texts import SearchText
-from .trial_model import Weights, check_predicts_tokens
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """What a mechanism may raise while it is measured: a search goes on without it."""
@@ -25,6 +27,18 @@ PREDICTIONS_COMPARED = 256
 """Predictions of a piece that are compared."""
 Transferred = Mapping[str, Mapping[int, Weights]]
 """Parameters of mechanisms after attention transfer: by candidate, then by layer."""
+
+
+def check_predicts_tokens(model: SearchedModel) -> None:
+    """Refuse a checkpoint for which no held-out loss can be measured.
+
+    Raises:
+        OptionError: the checkpoint has no language-modelling head, or is an encoder-decoder.
+    """
+    if not model.predicts_tokens:
+        raise OptionError(
+            f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no held-out loss."
+        )
 
 
 class HeldOutLoss:
@@ -38,9 +52,6 @@ class HeldOutLoss:
     Raises:
         OptionError: the checkpoint has no language-modelling head.
     """
-
-    name = "loss"
-    what = "nats per predicted token"
 
     def __init__(self, model: SearchedModel, text: SearchText, pieces: int, transferred: Transferred | None = None) -> None:
         check_predicts_tokens(model)
@@ -69,9 +80,6 @@ class Divergence:
     Raises:
         OptionError: the checkpoint has no head.
     """
-
-    name = "kl"
-    what = "nats of KL divergence"
 
     def __init__(
         self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any, transferred: Transferred | None = None
@@ -112,6 +120,46 @@ class Divergence:
                 logits = logits.flatten(1).T
             rows.append(logits if logits.dim() == 2 and places is None else logits[places] if logits.dim() == 2 else logits.reshape(1, -1))
         return rows
+
+
+class LossAgainstChunks:
+    """Measures how the loss on long texts changes, without training, if every layer runs a given attention.
+    The reference is the checkpoint with its own attention, on chunks of at most its own maximum length.
+
+    Args:
+        model: the checkpoint; it must predict tokens.
+        inputs: pairs of token ids to read and targets to predict, ``(N,)`` each, with at least one chunk of tokens.
+    """
+
+    def __init__(self, model: SearchedModel, inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.model, self.causal = model, model.original.shape.causal
+        self.inputs = [self._whole_chunks(shown, target) for shown, target in inputs]
+        self._before: list[Tensor] | None = None
+
+    def _whole_chunks(self, shown: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Text and targets, ``(1, N)`` each, without the last tokens that do not fill a chunk; the text is on the model's device."""
+        chunk = self.chunk(len(shown))
+        tokens = len(shown) // chunk * chunk
+        return shown[None, :tokens].to(self.model.device), target[None, :tokens]
+
+    def chunk(self, tokens: int) -> int:
+        """Number of tokens per chunk for a text of ``tokens`` tokens."""
+        return min(tokens, self.model.trained_length)
+
+    def __call__(self, attention: LongAttentionConfig, weights: Mapping[int, Weights] | None = None) -> LossChange | None:
+        """The change over the tokens of all texts; ``None`` if no token is predicted."""
+        if self._before is None:
+            original = self.model.run_with(self.model.base_attention, short=True)
+            special = ([], []) if self.model.tokenizer is None else special_ids(self.model.tokenizer)
+            self._before = [
+                chunk_losses(original, *pair, self.chunk(pair[0].shape[1]), causal=self.causal, special=special) for pair in self.inputs
+            ]
+        converted = self.model.run_with(attention, weights=weights)
+        before, after = list[Tensor](), list[Tensor]()
+        for chunked, (shown, target) in zip(self._before, self.inputs, strict=True):
+            before.append(with_context(chunked, self.chunk(len(chunked)), causal=self.causal))
+            after.append(token_losses(converted, shown, target, causal=self.causal))
+        return LossChange.of(torch.cat(before), torch.cat(after))
 
 
 def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:

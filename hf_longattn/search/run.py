@@ -32,11 +32,10 @@ from .costs import LayerCosts
 from .design import CostedDesign, Design, unique
 from .folder import COSTS, SCORES, TRANSFER, SearchFolder, opened_folder
 from .layers import choose_full_layers
-from .objectives import FAILURES, Divergence, Transferred, weights_of
+from .objectives import FAILURES, Divergence, LossAgainstChunks, Transferred, check_predicts_tokens, weights_of
 from .result import LayerRow, SearchResult
 from .scores import QUERIES, CostTable, ScoreTable, choose, divergence_table, mass_table
 from .study import ROUNDING, check_trials, remove_torn_line
-from .trial_model import LossAgainstChunks, check_predicts_tokens
 from .workers import WorkerJob, run_workers, try_designs
 
 SEEDS = 12

@@ -121,10 +121,14 @@ def choose(
     seconds: Numbers = np.array([[costs.costs[name].seconds for name in names]] * len(values))
     limit = budget.limit(costs.full_seconds)
     cheapest = costs.uniform(min(judged, key=lambda candidate: costs.layer_cost(str(candidate), budget)))
-    lowest = cost_of_uniform(cheapest, costs, budget)
-    if lowest > limit:
-        raise budget_error(budget, cheapest, lowest, costs)
     peak = budget.of_memory and not costs.sums
+    lowest = costs.layer_cost(cheapest.names[0], budget) * (1 if peak else costs.layers)
+    if lowest > limit:
+        enough = budget.like(lowest, costs.full_seconds)
+        raise OptionError(
+            f"No design meets the budget of {budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
+            "--candidate of `longattn search`."
+        )
 
     def design(numbers: tuple[int, ...]) -> CostedDesign:
         return costs.costed(Design(tuple(judged[number] for number in numbers), costs.named), table, score)
@@ -139,18 +143,3 @@ def choose(
         solutions = front(values, amounts)
     chosen = [design(solution.candidates) for solution in thinned(solutions, points)]
     return design(best.candidates), list({costed.design.names: costed for costed in chosen}.values())
-
-
-def cost_of_uniform(design: Design, costs: CostTable, budget: Budget) -> float:
-    """What a design with one candidate in every layer costs, in the budget's unit."""
-    cost = costs.layer_cost(design.names[0], budget)
-    return cost if budget.of_memory and not costs.sums else cost * costs.layers
-
-
-def budget_error(budget: Budget, cheapest: Design, lowest: float, costs: CostTable) -> OptionError:
-    """The refusal of a budget that no design meets."""
-    enough = budget.like(lowest, costs.full_seconds)
-    return OptionError(
-        f"No design meets the budget of {budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
-        "--candidate of `longattn search`."
-    )

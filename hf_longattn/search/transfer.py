@@ -19,9 +19,8 @@ from ..inspect import Candidate
 from ..loading import load_model
 from ..mechanisms.common.registry import prototype
 from ..staging import staged_file
-from .model import layer_weights
+from .model import Weights, layer_weights
 from .objectives import Transferred
-from .trial_model import Weights
 
 
 def transfer_attention(

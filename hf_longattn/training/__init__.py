@@ -31,27 +31,4 @@ if TYPE_CHECKING:
     from .tasks.seq2seq import Seq2SeqDataArguments, Seq2SeqLongTrainingArguments, finetune_seq2seq
     from .tasks.tokens import TokenDataArguments, TokenTrainingArguments, finetune_tokens
 
-__getattr__, __all__ = public_names(
-    __name__,
-    {
-        ".data.batching": ("DataCollatorWithGlobals", "DataCollatorWithPacking"),
-        ".data.lengths": ("longest_input",),
-        ".data.qa_schemas": ("load_qa", "save_qa"),
-        ".data.sources": ("load_labelled", "load_text"),
-        "args": ("ModelArguments",),
-        "linearise.args": ("LineariseModelArguments", "LineariseTrainingArguments"),
-        "lm": ("LMDataArguments", "LMModelArguments", "TextDataArguments", "TextModelArguments", "TextTrainingArguments", "finetune_lm"),
-        "modalities": ("load_multitask_head",),
-        "tasks.choice": ("ChoiceDataArguments", "ChoiceTrainingArguments", "finetune_choice"),
-        "tasks.classify": ("ClassificationDataArguments", "ClassificationTrainingArguments", "finetune_classification"),
-        "tasks.clm": ("CLMDataArguments", "CLMModelArguments"),
-        "tasks.distill": ("DistillModelArguments", "DistillTrainingArguments", "distill_student"),
-        "tasks.embed": ("EmbedDataArguments", "EmbedModelArguments", "EmbedTrainingArguments", "finetune_embeddings"),
-        "tasks.linearise": ("linearise_attention",),
-        "tasks.mlm": ("MLMDataArguments", "MLMModelArguments"),
-        "tasks.multitask": ("MultiTaskDataArguments", "MultiTaskTrainingArguments", "finetune_multitask"),
-        "tasks.qa": ("QADataArguments", "QAModelArguments", "QATrainingArguments", "finetune_qa", "load_qa_model"),
-        "tasks.seq2seq": ("Seq2SeqDataArguments", "Seq2SeqLongTrainingArguments", "finetune_seq2seq"),
-        "tasks.tokens": ("TokenDataArguments", "TokenTrainingArguments", "finetune_tokens"),
-    },
-)
+__getattr__, __all__ = public_names(__name__)

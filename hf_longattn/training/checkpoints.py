@@ -6,7 +6,6 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +165,8 @@ def damage(checkpoint: Path) -> str | None:
     """The missing or truncated file of a checkpoint, in words; ``None`` if it is complete."""
     try:
         state = _state(checkpoint)
-        step, processes = state["global_step"], processes_of(state)
+        step, callbacks = state["global_step"], state.get("stateful_callbacks", {})
+        processes = int(callbacks.get("Processes", {}).get("attributes", {}).get("count", 1))  # those that wrote it; 1 if unknown
     except FileNotFoundError:
         return "has no trainer_state.json"
     except (OSError, ValueError, KeyError, TypeError):
@@ -191,42 +191,23 @@ def damage(checkpoint: Path) -> str | None:
         path = checkpoint / name
         if not path.is_file():
             return f"has no {name}"
-        if name.endswith(".safetensors"):
-            why = None if _reads(_complete_tensors, path) else "a damaged"
-        else:
-            why = _damage_of_pickle(path)
-        if why is not None:
+        if (why := damage_of_file(path)) is not None:
             return f"has {why} {name}"
     return None
 
 
-def _damage_of_pickle(path: Path) -> str | None:
-    """The fault of a torch.save file, in words: it is truncated, or holds more than tensors and plain values. No code in it is run."""
-    if not _reads(zipfile.is_zipfile, path):
-        return "a damaged"
+def damage_of_file(path: Path) -> str | None:
+    """The fault of a file of tensors, in words: it is truncated, or a pickle with more than tensors and plain values. No code is run."""
     try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):  # refuses a file that ends before the tensors its header names
+                return None
+        if not zipfile.is_zipfile(path):
+            return "a damaged"
         with safe_globals():
             torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except pickle.UnpicklingError:
         return "code, which is not run, in its"
-    except (OSError, RuntimeError, ValueError, EOFError):
+    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError):
         return "a damaged"
     return None
-
-
-def processes_of(state: dict[str, Any]) -> int:
-    """Number of processes that wrote a checkpoint, by its trainer_state.json; 1 if unknown."""
-    return int(state.get("stateful_callbacks", {}).get("Processes", {}).get("attributes", {}).get("count", 1))
-
-
-def _reads(complete: Callable[[Path], bool], path: Path) -> bool:
-    try:
-        return complete(path)
-    except (OSError, SafetensorError):
-        return False
-
-
-def _complete_tensors(path: Path) -> bool:
-    """safetensors refuses to open a file that ends before the tensors its header names."""
-    with safe_open(path, framework="pt"):
-        return True

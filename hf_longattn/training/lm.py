@@ -160,22 +160,22 @@ def finetune_lm(model_args: LMModelArguments, data_args: LMDataArguments, traini
     training_args.accelerator_config.dispatch_batches = False  # every process reads a stream itself, and keeps its rows
     documents, held_out = read_documents(data_args, training_args.seed)
     pack = chosen_packing(model, data_args.packing, training_args) and not data_args.segments
-    kind = DataCollatorForPackedText if pack else RepeatableMasks
-    collator = kind(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
-    settings: dict[str, Any] = {"processing_class": tokenizer, "max_minutes": training_args.max_minutes}
-    trainer: LongTrainer
+    masks = DataCollatorForPackedText if pack else RepeatableMasks
+    collator: Any = masks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
+    inputs: Any
+    held_out_inputs: Any
     if data_args.segments:
         rows, padding = training_args.per_device_train_batch_size * training_args.world_size, {"pad_token_id": tokenizer.pad_token_id}
-        stream = SegmentStream(
+        inputs = SegmentStream(
             to_documents(documents, tokenizer), length, rows, shuffle=True, seed=training_args.seed, epochs=None, **padding
         )
-        measured = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_eval_batch_size, **padding)
-        collate = SegmentCollator(collator if collator.mlm else None)
-        training_args.remove_unused_columns = False  # the number of the pass is the collator's
-        trainer = SegmentTrainer(model, training_args, train_dataset=stream, eval_dataset=measured, data_collator=collate, **settings)
+        held_out_inputs = SegmentStream(to_documents(held_out, tokenizer), length, training_args.per_device_eval_batch_size, **padding)
+        collator = SegmentCollator(collator if collator.mlm else None)
     else:
-        inputs, measured_inputs = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
-        trainer = LongTrainer(model, training_args, train_dataset=inputs, eval_dataset=measured_inputs, data_collator=collator, **settings)
+        inputs, held_out_inputs = each_part(partial(to_inputs, tokenizer=tokenizer, length=length, pack=pack), documents, held_out)
+    trainer = (SegmentTrainer if data_args.segments else LongTrainer)(
+        model, training_args, train_dataset=inputs, eval_dataset=held_out_inputs, data_collator=collator, processing_class=tokenizer
+    )
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     log = {"objective": objective, "packed": pack, "input_length": length, "held_out_loss": compared_losses(before, after)}
     return save_run(trainer, run, log, describe_lm_training)

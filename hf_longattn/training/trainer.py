@@ -68,10 +68,10 @@ class LongTrainer(Trainer):
     - ``save_model``, ``create_model_card``, ``init_hf_repo``, ``push_to_hub``: a complete folder, our card, and one sentence for an error.
 
     Args:
-        max_minutes: stop after this time, with a learning rate of zero by then; a resumed run counts the minutes before. ``None`` = no
-            limit: Trainer's schedule, with a first step that is not idle (:func:`without_idle_step`).
         eval_collator: makes the batches of evaluations and predictions, if not ``data_collator``.
-        *args, **kwargs: Trainer's.
+        *args, **kwargs: Trainer's. Of :class:`LongTrainingArguments`, ``max_minutes`` stops the training after this time, with a learning
+            rate of zero by then; a resumed run counts the minutes before. Without it, the schedule is Trainer's, with a first step that is
+            not idle (:func:`without_idle_step`).
 
     Evaluations and predictions are in the order of the rows. Masked tokens and augmentations are drawn anew in every epoch;
     an evaluation has the same masks every time, and no augmentation.
@@ -84,9 +84,13 @@ class LongTrainer(Trainer):
     data_collator: Any
     loss_is_scaled_for_ga = True  # Trainer's name: :meth:`compute_loss` divides by the labels of all accumulated batches
 
-    def __init__(self, *args: Any, max_minutes: float | None = None, eval_collator: Any = None, **kwargs: Any) -> None:
-        with refused_arguments():
+    def __init__(self, *args: Any, eval_collator: Any = None, **kwargs: Any) -> None:
+        try:
             super().__init__(*args, **kwargs)
+        except LongAttentionError:
+            raise
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise OptionError(f"{in_a_line(error)}.") from error
         counted = self.data_collator if isinstance(self.data_collator, EpochAwareCollator) else None
         self.eval_collator = counted.for_evaluation() if eval_collator is None and counted is not None else eval_collator
         self.model_accepts_loss_kwargs = False  # every head returns the mean over a batch
@@ -101,9 +105,9 @@ class LongTrainer(Trainer):
         self.step_batches: list[Any] = []
         self.step_items: Any = None
         self.batch_losses: list[tuple[Tensor, int, Tensor | None]] = []
-        self.clock = Clock(max_minutes)
+        self.clock = Clock(getattr(self.args, "max_minutes", None))
         self.add_callback(FollowClock(self.clock, getattr(self.args, "save_minutes", 0.0)))
-        if max_minutes is not None and self.pop_callback(ProgressCallback):
+        if self.clock.minutes is not None and self.pop_callback(ProgressCallback):
             self.add_callback(MinutesBar(self.clock))
         self.add_callback(LogEnough())
         self.add_callback(CheckBestMetric())
@@ -673,21 +677,6 @@ class CheckBestMetric(TrainerCallback):
         known = [key.removeprefix("eval_") for key in metrics or {}]
         if name and known and name not in known:
             raise OptionError(f"--metric-for-best-model must be one of {', '.join(known)}, not {name!r}.{nearest(name, known)}")
-
-
-@contextmanager
-def refused_arguments() -> Iterator[None]:
-    """Turn errors of Trainer's constructor into one sentence.
-
-    Raises:
-        OptionError: Trainer refuses its arguments.
-    """
-    try:
-        yield
-    except LongAttentionError:
-        raise
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise OptionError(f"{in_a_line(error)}.") from error
 
 
 def rows_of(inputs: Mapping[str, Any]) -> int:

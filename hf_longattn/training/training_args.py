@@ -110,6 +110,7 @@ class LongTrainingArguments(TrainingArguments):
         if self.max_minutes is not None and self.max_steps <= 0 and not self.num_train_epochs:
             self.max_steps = ENDLESS
         self.num_train_epochs = self.num_train_epochs or EPOCHS
+        self.remove_unused_columns = False  # collators choose the model's inputs
         if self.total_batch_size:
             self.gradient_accumulation_steps = self._accumulation_steps()
         try:

@@ -143,12 +143,12 @@ def train_for_a_time(folder: str) -> tuple[int, list[float], list[Any]]:
     clock = SimpleNamespace(monotonic=lambda: 0.02 * (1 + rank) * next(looks))  # the second process's runs fast
     arguments = LongTrainingArguments(
         folder, max_steps=1000, report_to=[], label_names=["x"], bf16=False, use_cpu=True, disable_tqdm=True, warmup_steps=0.1,
-        learning_rate=0.1,
+        learning_rate=0.1, max_minutes=0.03,
     )  # fmt: skip
     data = [{"x": torch.randn(4)} for _ in range(64)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "time", clock)
-        trainer = LongTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], max_minutes=0.03, callbacks=[rates])
+        trainer = LongTrainer(Slow(), arguments, train_dataset=data, eval_dataset=data[:4], callbacks=[rates])
         run = TaskArguments(ModelArguments("m"), DataArguments(), arguments)
         before = training_loop.train(trainer, run, lambda: trainer.evaluate()["eval_loss"])
         assert before == trainer.state.log_history[0]["eval_loss"] > trainer.evaluate()["eval_loss"]
@@ -210,8 +210,9 @@ class Quick(torch.nn.Module):
 
 def test_the_bar_of_a_training_that_minutes_limit_counts_minutes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for minutes, steps in ((0.01, 1_000_000), (None, 3)):
-        arguments = TrainingArguments(str(tmp_path), max_steps=steps, report_to=[], use_cpu=True, save_strategy="no", logging_steps=10**6)
-        LongTrainer(Quick(), arguments, train_dataset=[{"x": torch.ones(4)}] * 8, max_minutes=minutes).train()
+        settings: dict[str, Any] = {"report_to": [], "use_cpu": True, "save_strategy": "no", "logging_steps": 10**6}
+        arguments = LongTrainingArguments(str(tmp_path), max_steps=steps, max_minutes=minutes, **settings)
+        LongTrainer(Quick(), arguments, train_dataset=[{"x": torch.ones(4)}] * 8).train()
         printed = capsys.readouterr().err
         assert ("0.0 of 0.01 minutes, step " in printed) == (minutes is not None)
         assert ("3/3" in printed) == (minutes is None)

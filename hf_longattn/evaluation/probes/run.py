@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...data.tokenization import special_ids
@@ -182,7 +181,8 @@ class Asker:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: str, mode: str, choices: int) -> None:
         self.model, self.tokenizer, self.head, self.mode, self.choices = model, tokenizer, head, mode, choices
-        self.ids = _ordinary_ids(model.config, tokenizer)
+        special, known = set(tokenizer.all_special_ids), min(len(tokenizer), model.config.get_text_config().vocab_size)
+        self.ids = torch.tensor([token for token in range(known) if token not in special])
 
     def check_length(self, length: int) -> None:
         """Refuse a length beyond a table of positions. Rotary positions have no limit, and spans are found in windows.
@@ -306,9 +306,3 @@ def open_model(
     loader = getattr(transformers, LOADERS[head])
     loaded = load_model(loader, name, complete=True, dtype=dtype or torch.float32, **source)
     return loaded, load_part(transformers.AutoTokenizer, name, **source), head
-
-
-def _ordinary_ids(config: Any, tokenizer: Any) -> Tensor:
-    """Every id of the tokenizer but special ones."""
-    special = set(tokenizer.all_special_ids)
-    return torch.tensor([token for token in range(min(len(tokenizer), config.get_text_config().vocab_size)) if token not in special])

@@ -168,7 +168,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
                 **{name: getattr(self, name) and stage == 2 for name in CHECKPOINTING if name in values},
                 "include_num_input_tokens_seen": "non_padding",
                 "label_names": ["labels"],
-                "remove_unused_columns": False,
                 "push_to_hub": False,
                 "total_batch_size": 0,  # is in gradient_accumulation_steps
                 "output_dir": str(self.checkpoints(stage)),

@@ -111,7 +111,6 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         encode = partial(to_choices, question_first=getattr(model.config, "question_separator_id", None) is not None)
     length = input_length(model, tokenizer, data_args.max_length)
     rows, held_out = each_part(lambda part: encode(part, tokenizer, length), data, held)
-    training_args.remove_unused_columns = False
     trainer = (CandidateTrainer if joint else LongTrainer)(
         model,
         training_args,
@@ -120,7 +119,6 @@ def finetune_choice(model_args: ModelArguments, data_args: ChoiceDataArguments, 
         processing_class=tokenizer,
         data_collator=CandidateCollator(tokenizer) if joint else ChoiceCollator(tokenizer),
         compute_metrics=_accuracy,
-        max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: _scores(trainer, held_out)[1])
     chosen, after = _scores(trainer, held_out)

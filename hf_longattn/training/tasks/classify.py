@@ -175,7 +175,6 @@ def finetune_classification(
     labels, complete = label_names(*parts), training_args.only_scores
     problem = {"problem_type": "single_label_classification"}
     model, names = load_classifier(reader.head, model_args.model, tokenizer, labels, complete=complete, **problem)
-    training_args.remove_unused_columns = False
     inputs = reader.inputs(model, processor, parts, names, data_args, training_args)
     trainer = ClassificationTrainer(
         model,
@@ -187,7 +186,6 @@ def finetune_classification(
         eval_collator=inputs.eval_collator,
         preprocess_logits_for_metrics=_choices,
         compute_metrics=_accuracy,
-        max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: trainer.scores(inputs.held_out))
     after = trainer.scores(inputs.held_out)

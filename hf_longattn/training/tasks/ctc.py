@@ -136,7 +136,6 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
         lambda part: frame_labels(part, tokenizer, hearing, model, data_args.max_seconds), *cleaned
     )
     check_left(data_args, rows, held_out)
-    training_args.remove_unused_columns = False
     trainer = LongTrainer(
         model,
         training_args,
@@ -146,7 +145,6 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
         data_collator=UtteranceCollator(hearing),
         preprocess_logits_for_metrics=best_tokens,
         compute_metrics=error_rates_by(tokenizer, held_out["length"]),
-        max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
     after = plain_scores(trainer.evaluate())

@@ -135,11 +135,12 @@ def distill_student(
         projection = nn.Linear(width, wide, bias=False) if width != wide else nn.Identity()
         setattr(projection, BESIDE_UPDATES, True)
         student.add_module(PROJECTION, projection)
-    training_args.remove_unused_columns = False
     rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
     collator = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
-    settings: dict[str, Any] = {"processing_class": tokenizer, "data_collator": collator, "max_minutes": training_args.max_minutes}
-    trainer = DistillTrainer(student, training_args, train_dataset=rows, eval_dataset=held_out, teacher=teacher, layers=layers, **settings)
+    trainer = DistillTrainer(
+        student, training_args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer, data_collator=collator,
+        teacher=teacher, layers=layers,
+    )  # fmt: skip
     before, after = train(trainer, run, lambda: plain_scores(trainer.evaluate())), plain_scores(trainer.evaluate())
     inner: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(inner, PROJECTION):

@@ -40,7 +40,7 @@ from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 logger = logging.get_logger(LOGGER)
-OF_TIMED_TRAINER = ("early_stopping_patience", "save_minutes")
+OF_TIMED_TRAINER = ("early_stopping_patience", "max_minutes", "save_minutes")
 """Arguments that :class:`LongTrainer` reads beside those of transformers."""
 
 
@@ -263,9 +263,7 @@ def embedding_trainer(
         rows, loss = with_tokens(data, model.tokenizer, document_prompt, cut or read_length(model)), PassageLoss(model)
     else:
         rows, loss = data, CoSENTLoss(model) if scored else kind.loss(model, mini_batch_size=args.mini_batch_size)
-    trainer: MeasuringTrainer = EmbeddingTrainer(
-        model, arguments, train_dataset=rows, loss=loss, max_minutes=args.max_minutes, evaluator=[measure], measure=measure
-    )
+    trainer: MeasuringTrainer = EmbeddingTrainer(model, arguments, train_dataset=rows, loss=loss, evaluator=[measure], measure=measure)
     return trainer
 
 
@@ -353,7 +351,6 @@ def reranking_trainer(
         trainer_arguments(CrossEncoderTrainingArguments, args, "mrr"),
         train_dataset=labelled_pairs(data, relevant, args.seed),
         loss=BinaryCrossEntropyLoss(model),
-        max_minutes=args.max_minutes,
         evaluator=[measure],
         measure=measure,
     )

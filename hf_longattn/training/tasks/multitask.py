@@ -449,18 +449,12 @@ def finetune_multitask(
     start = load_multimodal_start(model_args.model, kinds, *embedders, only_scores=training_args.only_scores)
     tokenizer = start.tokenizer
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
-    build: dict[str, Callable[..., TaskHead]] = {
-        "classify": _classify,
-        "tokens": _tokens,
-        "qa": _qa,
-        "images": _images,
-        "audio": _recordings,
-    }
+    build: dict[str, Callable[..., TaskHead]] = {"classify": _classify, "tokens": _tokens, "qa": _qa, "images": _files, "audio": _files}
     tasks = {name: build[kind](name, run, start, data) for name, (kind, data) in task_data.items()}
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
-    training_args.remove_unused_columns, training_args.ddp_find_unused_parameters = False, True
+    training_args.ddp_find_unused_parameters = True
     processors = tokenizer if start.model is None else start.processors
-    trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=processors, max_minutes=training_args.max_minutes)
+    trainer = MultiTaskTrainer(model, training_args, tasks, processing_class=processors)
     before = train(trainer, run, trainer.scores)
     log = {
         "tasks": {name: task.kind for name, task in tasks.items()},
@@ -487,22 +481,15 @@ def _classify(name: str, run: TaskArguments, start: Start, data: ClassificationD
     return TaskHead("classify", model, rows, collator, _class_scores(model, held_out, collator, held_out["labels"], run))
 
 
-def _images(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
-    return _files(name, run, start, data, "images", start.processors.image_processor)
-
-
-def _recordings(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
-    task = _files(name, run, start, data, "audio", start.processors.feature_extractor)
-    lengths = task.rows["length"]
-    start.check_longest(Hearing(start.processors.feature_extractor, data.resample, data.mono), task.rows[lengths.index(max(lengths))])
-    return task
-
-
-def _files(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments, kind: str, processor: Any) -> TaskHead:
-    """A task of files, with the inputs of ``longattn train classify``."""
+def _files(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+    """A task of images or audio files, with the inputs of ``longattn train classify``."""
     parts = read_labelled(data, run.training.seed)
+    kind, processor = ("images", start.processors.image_processor) if data.images else ("audio", start.processors.feature_extractor)
     model, names = start.head(name, kind, label_names(*parts))
     inputs = data.reader.inputs(model, processor, parts, names, data, run.training)
+    if data.audio:
+        lengths = inputs.train["length"]
+        start.check_longest(Hearing(processor, data.resample, data.mono), inputs.train[lengths.index(max(lengths))])
     labels = [names.index(label) for label in inputs.held_out["label"]]
     scores = _class_scores(model, inputs.held_out, inputs.eval_collator, labels, run)
     return TaskHead(kind, model, inputs.train, inputs.collator, scores, log=inputs.log)

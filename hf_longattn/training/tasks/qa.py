@@ -179,7 +179,6 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
     varied = training_args.random_positions or bool(training_args.windows)
     features = training_features(examples, tokenizer, encoding, data_args.long_documents, document_start=varied)
     pack = chosen_packing(model, data_args.packing, training_args, "--windows and --random-positions vary padded rows." if varied else None)
-    training_args.remove_unused_columns = False  # the loss takes the targets, the model the rest
     if training_args.only_scores:
         threshold = getattr(model.config, "no_answer_threshold", None)
     else:  # an earlier threshold belongs to other weights; a new one is found on the validation data if some questions have no answer
@@ -197,7 +196,6 @@ def finetune_qa(model_args: QAModelArguments, data_args: QADataArguments, traini
         eval_dataset=validation,
         processing_class=tokenizer,
         data_collator=QACollator(tokenizer, pack=pack, token_columns=token_columns),
-        max_minutes=training_args.max_minutes,
         positions=PositionRange.of(model) if training_args.random_positions else None,
         windows=training_args.windows,
         reader=reader,

@@ -158,7 +158,6 @@ def finetune_seq2seq(
     """
     run = prepare_run(model_args, data_args, training_args)
     inputs = (utterance_inputs if data_args.audio else summary_inputs)(model_args, data_args, training_args)
-    training_args.remove_unused_columns = False
 
     def written(ids: Any) -> list[str]:
         tokens = np.where(np.asarray(ids) < 0, inputs.tokenizer.pad_token_id, ids)
@@ -177,7 +176,6 @@ def finetune_seq2seq(
         processing_class=inputs.processor,
         data_collator=inputs.collator,
         compute_metrics=scores if training_args.predict_with_generate else None,
-        max_minutes=training_args.max_minutes,
     )
     before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
     prediction = trainer.predict(inputs.held_out)

@@ -105,7 +105,6 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
     encode = partial(to_windows, tokenizer=tokenizer, length=length, stride=data_args.stride, names=names, page=tuple(columns))
     rows, held_out = each_part(encode, texts, held_texts)
     pack = chosen_packing(model, data_args.packing, training_args)
-    training_args.remove_unused_columns = False
     apart = ["word_ids", "document"]
     trainer = LongTrainer(
         model,
@@ -115,7 +114,6 @@ def finetune_tokens(model_args: ModelArguments, data_args: TokenDataArguments, t
         processing_class=tokenizer,
         data_collator=DataCollatorWithPacking() if pack else TokenCollator(tokenizer, token_columns=columns),
         eval_collator=TokenCollator(tokenizer, token_columns=columns),
-        max_minutes=training_args.max_minutes,
     )
 
     def measure() -> dict[str, Any]:
