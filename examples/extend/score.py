@@ -42,7 +42,7 @@ def read_scores(source: str, split: str, column: str) -> Dataset:
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         if not row["text"] or not isinstance(row[column], int | float):
-            raise DataError(f"row {number + 1} of {source} must have a text and a number, not {row['text']!r} and {row[column]!r}")
+            raise DataError(f"Row {number + 1} of {source} must have a text and a number, not {row['text']!r} and {row[column]!r}.")
         return {"text": row["text"], "score": float(row[column])}
 
     return data.map(convert, with_indices=True, remove_columns=data.column_names)

@@ -68,7 +68,7 @@ def read_qangaroo(source: str, split: str) -> Dataset:
     data = read_source(source, split)
     missing = sorted({*QANGAROO, "answer"} - set(data.column_names))
     if missing:
-        raise DataError(f"{source} lacks the column {missing[0]!r} of WikiHop's schema; its columns are {', '.join(data.column_names)}.")
+        raise DataError(f"{source} lacks the column {missing[0]!r} of WikiHop's schema; it has {', '.join(data.column_names)}; rename one.")
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
         candidates, supports = row["candidates"], row["supports"]
@@ -81,7 +81,7 @@ def read_qangaroo(source: str, split: str) -> Dataset:
         return {"id": name, "question": str(row["query"]), "candidates": candidates, "supports": supports, "label": label}
 
     if not len(data):
-        raise DataError(f"There are no questions in {source}.")
+        raise DataError(f"There are no questions in {source}; give a file with at least one.")
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=JOINT)
 
 
@@ -124,7 +124,7 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
         )
     texts_of = {role: columns[role] for role in ("context", "question") if role in columns}
     if not len(data):
-        raise DataError(f"There are no questions in {source}.")
+        raise DataError(f"There are no questions in {source}; give a file with at least one.")
 
     def named_choices(row: dict[str, Any], number: int) -> tuple[list[str], list[str] | None]:
         """The choices of a row, and their keys in ARC and CommonsenseQA: A B C … or 1 2 3 …"""
@@ -139,7 +139,7 @@ def read_choices(source: str, split: str, named: Mapping[str, Any] | None = None
     labels = _numbers([(row[columns["label"]], *named_choices(row, number)) for number, row in enumerate(answers)], source)
 
     def convert(row: dict[str, Any], number: int) -> dict[str, Any]:
-        where = f"row {number + 1} of {source}"
+        where = f"Row {number + 1} of {source}"
         texts: dict[str, Any] = {"context": "", "question": ""}
         texts |= {role: row[column] or "" for role, column in texts_of.items()}
         wrong = next((role for role, text in texts.items() if not isinstance(text, str)), None)

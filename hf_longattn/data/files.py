@@ -52,7 +52,7 @@ class FileKind:
             raise DataError(f"{str(path)!r} does not exist; give an {self.unit}, or a folder of {self.unit}s {endings}.")
         files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in self.suffixes and not file.name.startswith(".")]
         if not files:
-            raise DataError(f"The folder {str(path)!r} holds no {self.unit}s {endings}.")
+            raise DataError(f"The folder {str(path)!r} holds no {self.unit}s {endings}; give one that does.")
         return files
 
 

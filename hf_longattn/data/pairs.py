@@ -56,14 +56,14 @@ def read_pairs(source: str, split: str, named: Mapping[str, str] | None = None) 
                 what = "a number" if is_score else "a text"
                 raise DataError(f"Row {number + 1} of {source}: {name!r} must be {what}, not {value!r}.")
         if spans and not 0 <= row["start"] < row["end"] <= len(row[columns["positive"]]):
-            raise DataError(f"Row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}.")
+            raise DataError(f"Row {number + 1} of {source}: the text has no passage from {row['start']} to {row['end']}; correct them.")
         return {role: row[name] for role, name in columns.items()} | {name: row[name] for name in spans}
 
     if not len(data):
-        raise DataError(f"There are no pairs in {source}.")
+        raise DataError(f"There are no pairs in {source}; give a file with at least one.")
     for name in spans:
         if not data.features[name].dtype.startswith(("int", "uint")):
-            raise DataError(f"The column {name!r} of {source} must hold characters of the text, whole numbers.")
+            raise DataError(f"The column {name!r} of {source} must hold whole numbers: the first character of a passage, or its end.")
     kinds = {role: "float32" if role == "score" else "string" for role in columns} | dict.fromkeys(spans, "int64")
     features = Features({name: Value(kind) for name, kind in kinds.items()})
     return data.map(convert, with_indices=True, remove_columns=data.column_names, features=features)

@@ -43,7 +43,7 @@ def training_features(
             "--long-documents windows to read them in overlapping windows, or convert the model to a greater length."
         )
     if not len(rows):
-        raise DataError("No question has an answer in its document, so there is nothing to learn.")
+        raise DataError("No question has an answer in its document, so there is nothing to learn; give questions with answers.")
     return rows
 
 

@@ -160,7 +160,7 @@ def _squad(row: Mapping[str, Any]) -> dict[str, Any]:
                 "HotpotQA's schema, and empty lists to questions without an answer."
             )
         if not _text(row, "context").startswith(text, start):
-            raise RowError(f"The answer {text!r} is not at character {start}.")
+            raise RowError(f"The answer {text!r} is not at character {start}; correct its answer_start.")
     return {"answers": {"text": texts, "answer_start": list(starts)}}
 
 
@@ -170,7 +170,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     texts = [str(answer) for answer in (answers if isinstance(answers, list) else [answers]) if answer not in (None, "")]
     answers = occurrences(_text(row, "context"), texts)
     if texts and not answers["text"]:
-        raise RowError(f"The answer {texts[0]!r} is not in the context.")
+        raise RowError(f"The answer {texts[0]!r} is not in the context; give words of the context.")
     return {"answers": answers, "gold": texts}
 
 
@@ -228,7 +228,7 @@ def _hotpot(row: Mapping[str, Any]) -> dict[str, Any]:
         places = [place for place, start in enumerate(spans["answer_start"]) if start in near]
         spans = {name: [values[place] for place in places] for name, values in spans.items()}
     if not spans["text"]:
-        raise RowError(f"The answer {answer!r} is not in the context.")
+        raise RowError(f"The answer {answer!r} is not in the context; give words of the context.")
     return {**example, "answers": spans, "gold": [answer]}
 
 
@@ -345,7 +345,7 @@ def _converted(rows: Iterator[dict[str, Any]], name: str) -> Dataset:
     """The examples of all rows. They are written to disk and memory-mapped, since large data exceed the memory."""
     first = list(islice(rows, PEEKED))
     if not first:
-        raise DataError(f"{name} contains no questions.")
+        raise DataError(f"{name} contains no questions; give a file with at least one.")
     schema = recognised(set().union(*first), name)
     examples = (_convert(schema, row, number) for number, row in enumerate(chain(first, rows)))
     types = _WITH_PROBLEM.arrow_schema
@@ -368,7 +368,7 @@ def _checked(rows: Dataset, name: str, skip_bad_rows: bool) -> Dataset:
         DataError: no row can be used, or some cannot and ``skip_bad_rows`` is False.
     """
     if not len(rows):
-        raise DataError(f"{name} contains no questions.")
+        raise DataError(f"{name} contains no questions; give a file with at least one.")
     problems = list(rows["problem"])
     bad = [problem for problem in problems if problem]
     if bad:
@@ -400,7 +400,7 @@ def _read_json(path: Path) -> Iterator[dict[str, Any]]:
                 if number or "header" not in entry:  # the first line of an MRQA file
                     yield from _nested(entry, path)
     except json.JSONDecodeError as error:
-        raise DataError(f"{str(path)!r} is not valid JSON: {error}.") from error
+        raise DataError(f"{str(path)!r} is not valid JSON: {error}; correct it.") from error
     except (gzip.BadGzipFile, EOFError) as error:
         raise DataError(f"{str(path)!r} is not a whole .gz file ({error}); download it again.") from error
     except UnicodeDecodeError as error:
@@ -461,7 +461,7 @@ def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise not_utf8(path, error) from error
         except csv.Error as error:
-            raise DataError(f"{str(path)!r} cannot be read as a table ({error}).") from error
+            raise DataError(f"{str(path)!r} cannot be read as a table ({error}); correct that line.") from error
 
 
 def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -473,5 +473,5 @@ def _table_row(row: dict[str, Any], where: str) -> dict[str, Any]:
             is_answered = bool(row["answer"])
             example["answers"] = {"text": [row["answer"]] * is_answered, "answer_start": [int(row["answer_start"])] if is_answered else []}
     except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: no answer can be read ({error}).") from error
+        raise DataError(f"{where}: no answer can be read ({error}); correct it.") from error
     return example

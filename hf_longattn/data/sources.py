@@ -64,7 +64,7 @@ def check_exists(source: str) -> None:
         DataError: the file does not exist.
     """
     if source.lower().endswith((*FORMATS, *CONLL, ".gz")) and not Path(source).exists():
-        raise DataError(f"Data file {source!r} does not exist.")
+        raise DataError(f"Data file {source!r} does not exist; correct its name.")
 
 
 def read_source(source: str, split: str = "train") -> Dataset:
@@ -86,7 +86,7 @@ def read_source(source: str, split: str = "train") -> Dataset:
     ending = path.suffix.lower()
     if ending in FORMATS:
         if not path.stat().st_size:
-            raise DataError(f"Data file {source!r} is empty.")
+            raise DataError(f"Data file {source!r} is empty; give one with rows.")
         kind, options = FORMATS[ending]
         return load_or_refuse(source, f"The file {source!r} cannot be read", kind, [source], split="train", **options)
     data = load_or_refuse(
@@ -169,7 +169,7 @@ def all_scored(args: SampleLimits, seed: int, data: Dataset) -> tuple[Dataset, D
         DataError: there are none.
     """
     if not len(data):
-        raise DataError("The data have no rows to score.")
+        raise DataError("The data have no rows to score; give other data.")
     scored = _drawn(data, args.max_eval_samples, seed)
     return scored, scored
 
@@ -291,7 +291,7 @@ def read_texts(sources: list[str], *, split: str = "train", column: str = "text"
     templates = [(text, template_columns(text)) for text in template]
     parts = [_load_text(source, split, column, templates).filter(_has_text) for source in sources]
     if not any(map(len, parts)):
-        raise DataError(f"There is no text in {', '.join(sources)}.")
+        raise DataError(f"There is no text in {', '.join(sources)}; give another file or column.")
     return parts
 
 
@@ -479,15 +479,15 @@ def _documents(path: Path) -> Dataset:
     if broken := next((file for file in files if not file.is_file()), None):
         raise DataError(f"{str(broken)!r} is a link to nothing, or no regular file; remove it.")
     if not files:
-        raise DataError(f"The folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)}).")
+        raise DataError(f"The folder {str(path)!r} holds no text files (*{', *'.join(TEXT_FILES)}); give one that does.")
     kind, options = FORMATS[".txt"]
     return load_or_refuse(str(path), f"The folder {str(path)!r} cannot be read", kind, [*map(str, files)], split="train", **options)
 
 
 def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[str] = (), **options: Any) -> Any:
-    """``datasets.load_dataset``, whose errors become one sentence that begins with ``failure``. Without ``kind``, ``source`` is a name on
-    the
-    Hub, with the subset after a colon where there are several: ``hotpotqa/hotpot_qa:distractor``.
+    """``datasets.load_dataset``, whose errors become one sentence that begins with ``failure``.
+
+    Without ``kind``, ``source`` is a name on the Hub, with a subset if there are several: ``hotpotqa/hotpot_qa:distractor``.
 
     Args:
         files: read with ``kind``. Their names may contain brackets and stars, which datasets takes for patterns.
@@ -506,7 +506,7 @@ def load_or_refuse(source: str, failure: str, kind: str = "", files: Sequence[st
         if kind == "json" and TOO_DEEP.search(first):
             raise DataError(f"{failure}: its JSON is nested too deeply; give rows of texts and numbers.") from error
         if "corresponds to no data" in first:
-            raise DataError(f"{source} has no rows.") from error
+            raise DataError(f"{source} has no rows; give other data.") from error
         subsets = [] if kind else _subsets(name)
         is_complete = subset in subsets if subset else len(subsets) < 2
         if subsets and not is_complete:

@@ -66,14 +66,14 @@ def read_words(source: str, split: str, words_column: str | None, tags_column: s
                 f"Row {number + 1} of {source}: {column!r} and {tags_column!r} must be lists of the same length, a tag for every word."
             )
         if names is not None and any(not 0 <= tag < len(names) for tag in tags):
-            raise DataError(f"Row {number + 1} of {source} has the tag {max(tags, key=abs)}, but there are {len(names)} classes.")
+            raise DataError(f"Row {number + 1} of {source} has the tag {max(tags, key=abs)}, but the classes are 0 to {len(names) - 1}.")
         return {"words": [str(word) for word in words], "tags": [str(tag) if names is None else names[tag] for tag in tags], **placed}
 
     features = TAGGED if places_column is None else PLACED
     tagged = data.map(as_names, with_indices=True, remove_columns=data.column_names, features=features)
     tagged = tagged.filter(lambda row: bool(row["words"]))
     if not len(tagged):
-        raise DataError(f"There are no words in {source}.")
+        raise DataError(f"There are no words in {source}; give other data.")
     return tagged
 
 
@@ -84,7 +84,7 @@ def read_conll(path: Path) -> Dataset:
         DataError: there is no such file, it is not UTF-8, a word without a tag, or no words.
     """
     if not path.is_file():
-        raise DataError(f"Data file {str(path)!r} does not exist.")
+        raise DataError(f"Data file {str(path)!r} does not exist; correct its name.")
     try:
         lines = path.read_text(encoding=UTF_8).splitlines()
     except UnicodeDecodeError as error:
@@ -102,7 +102,7 @@ def read_conll(path: Path) -> Dataset:
             documents[-1][1].append(columns[-1])
     filled = [document for document in documents if document[0]]
     if not filled:
-        raise DataError(f"There are no words in {str(path)!r}.")
+        raise DataError(f"There are no words in {str(path)!r}; give other data.")
     return Dataset.from_dict({"words": [words for words, _ in filled], "tags": [tags for _, tags in filled]}, features=TAGGED)
 
 

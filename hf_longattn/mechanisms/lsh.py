@@ -274,8 +274,8 @@ def chunks_meet(query_buckets: Tensor, key_buckets: Tensor, real: Tensor, size: 
     def place(buckets: Tensor, positions: Tensor) -> Tensor:
         """Number of real keys that sort before (bucket, position)."""
         row_buckets, column_buckets = buckets[..., :, None], key_buckets[..., None, :]
-        before = (column_buckets < row_buckets) | ((column_buckets == row_buckets) & (position < positions[:, None]))
-        return (before & real[..., None, :]).sum(-1)
+        smaller = (column_buckets < row_buckets) | ((column_buckets == row_buckets) & (position < positions[:, None]))
+        return (smaller & real[..., None, :]).sum(-1)
 
     query_chunks = place(query_buckets, position[-q_len:]).minimum((count - 1).clamp(min=0)) // size
     key_chunks = place(key_buckets, position) // size

@@ -240,15 +240,10 @@ class NSA(SummarisedMechanism):
         x = x if call.key_mask is None else x.masked_fill(~call.key_mask[:, None, :, None], 0)
         return by.of_sequence(x, real, self.options.compress_stride, dtype)
 
-    def _blocks(self, x: Tensor, call: AttentionCall) -> Tensor:
-        """``x (B, H, N, D)`` in overlapping blocks, ``(B, H, M, l, D)``. Blocks at the end of the text are filled up with zeros."""
-        size, stride = self.options.compress_size, self.options.compress_stride
-        count = -(-x.shape[2] // stride)
-        return F.pad(x, (0, 0, 0, (count - 1) * stride + size - x.shape[2])).unfold(2, size, stride).transpose(-1, -2)
-
     def _real_blocks(self, k: Tensor, call: AttentionCall) -> Tensor:
-        """Mask of the real tokens in every compressed block, ``(B, M, l)``."""
-        return self._blocks(call.real(k)[:, None, :, None], call)[:, 0, :, :, 0]
+        """Mask of the real tokens in every compressed block, ``(B, M, l)``. Blocks at the end of the text are filled up with padding."""
+        size, stride = self.options.compress_size, self.options.compress_stride
+        return F.pad(call.real(k), (0, -k.shape[2] % stride + size - stride)).unfold(1, size, stride)
 
     def _sees_block(self, causal: bool) -> Any:
         """``mod(i, m)``: whether query i sees compressed block m, provided the block has a token."""

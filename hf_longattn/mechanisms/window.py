@@ -106,10 +106,10 @@ class Window(SparseMechanism, GatheredMechanism):
 
     def _dilate(self, dilations: tuple[int, ...]) -> None:
         """Set each head's dilation."""
-        self.dilations, self.longest, different = dilations, max(dilations), sorted(set(dilations))
+        self.dilations, self.max_dilation, different = dilations, max(dilations), sorted(set(dilations))
         self._groups = [self._group(dilation) for dilation in different] if len(different) > 1 else []
         """The heads of each dilation, and a mechanism for them. The mechanisms have no tensors, so they need not be submodules."""
-        self.listed = self.listed or (self.longest > 1 and not self._groups)
+        self.listed = self.listed or (self.max_dilation > 1 and not self._groups)
 
     def _group(self, dilation: int) -> tuple[list[int], Window]:
         heads = [head for head, head_dilation in enumerate(self.dilations) if head_dilation == dilation]
@@ -118,7 +118,7 @@ class Window(SparseMechanism, GatheredMechanism):
 
     @property
     def handling(self) -> Handling:  # type: ignore[override]
-        return self.band_handling(exports_definition=self.longest > 1)
+        return self.band_handling(exports_definition=self.max_dilation > 1)
 
     def of_heads(self, first: int, last: int) -> Self:
         part = super().of_heads(first, last)
@@ -133,7 +133,7 @@ class Window(SparseMechanism, GatheredMechanism):
         pattern, sinks = self.pattern(causal), self.options.num_sinks
 
         def band(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-            if self.longest == 1:
+            if self.max_dilation == 1:
                 return pattern.band_mod(b, h, q_idx, kv_idx)
             dilation = torch.tensor(self.dilations, device=q_idx.device)[h]
             distance = q_idx - kv_idx
@@ -169,10 +169,10 @@ class Window(SparseMechanism, GatheredMechanism):
         return take_heads(torch.cat(outs, 1), [order.index(head) for head in range(self.num_heads)])
 
     def only_pattern(self) -> bool:
-        return self.longest == 1 and type(self).forward is Window.forward
+        return self.max_dilation == 1 and type(self).forward is Window.forward
 
     def for_union(self) -> MaskedMechanism:
-        if self.longest == 1 and not self.options.num_sinks:
+        if self.max_dilation == 1 and not self.options.num_sinks:
             return self
         member = copy.copy(self)  # it has no tensors
         member.listed = True
@@ -206,21 +206,21 @@ class Window(SparseMechanism, GatheredMechanism):
     @property
     def _causal_reach(self) -> int:
         """Number of tokens from a causal query back to the furthest key of its window, both included."""
-        return self.pattern(causal=True).left * self.longest + 1
+        return self.pattern(causal=True).left * self.max_dilation + 1
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         sinks = self.options.num_sinks
         return (positions > upcoming - self._causal_reach) | (positions < sinks) if sinks else None
 
     def locality(self, causal: bool) -> Locality:
-        pattern, sinks = self.pattern(causal), self.options.num_sinks
-        listed = self.longest > 1 or self.listed  # here sinks are listed by position, not as global tokens
-        beside = "" if not sinks else "others" if listed else "globals"
-        return Locality(pattern.left * self.longest, pattern.right * self.longest, beside=beside, is_window=not sinks and self.longest == 1)
+        pattern, sinks, dilation = self.pattern(causal), self.options.num_sinks, self.max_dilation
+        by_position = dilation > 1 or self.listed  # here sinks are listed by position, not as global tokens
+        beside = "" if not sinks else "others" if by_position else "globals"
+        return Locality(pattern.left * dilation, pattern.right * dilation, beside=beside, is_window=not sinks and dilation == 1)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         sinks, pattern = self.options.num_sinks, self.pattern(causal)
-        if length <= max(sinks, 1) or self.longest > 1:
+        if length <= max(sinks, 1) or self.max_dilation > 1:
             return length <= max(sinks, 1)
         return length <= pattern.left + 1 + sinks if causal else pattern.covers(length, length)
 

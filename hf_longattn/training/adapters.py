@@ -101,7 +101,7 @@ def projections(model: nn.Module) -> list[str]:
             if not names:
                 raise OptionError(
                     f"No query, key and value projections are known in {site.name} ({type(site.module).__name__}), so LoRA has nothing to "
-                    "update; train all parameters instead."
+                    "update; leave --use-peft out to train all parameters."
                 )
             projection_names += names
     return list(dict.fromkeys(projection_names))

@@ -88,7 +88,7 @@ def load_candidate_model(
         check_loadable(name)
         tokenizer = load_part(AutoTokenizer, name)
     if not tokenizer.is_fast:
-        raise CheckpointError(f"The tokenizer of {name!r} makes no further inputs of a long text; candidates need a fast tokenizer.")
+        raise CheckpointError(f"The tokenizer of {name!r} cannot split a long text; add its fast tokenizer (tokenizer.json) to the model.")
     if complete and not set(CANDIDATES) <= set(tokenizer.get_vocab()):
         raise CheckpointError(f"The tokenizer of {name!r} lacks the markers of candidates; take a model that was trained on candidates.")
     head: dict[str, Any] = {"num_labels": 1, "id2label": {0: "candidate"}, "label2id": {"candidate": 0}}

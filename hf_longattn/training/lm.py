@@ -255,7 +255,7 @@ def check_trains(config: Any, name: str) -> None:
         CheckpointError: with one sentence.
     """
     if config.model_type not in {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}:
-        raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head.")
+        raise CheckpointError(f"{name!r} ({config.model_type}) has no language-modelling head; take a model that predicts tokens.")
 
 
 def _objective(config: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> str:

@@ -44,7 +44,7 @@ def with_tokens(data: Dataset, tokenizer: Any, prompt: str, longest: int | None)
         tokens = read_tokens(tokenizer, row["positive"], prompt)
         inside = ((tokens.starts >= row["start"]) & (tokens.starts < row["end"])).nonzero().flatten() + len(tokens.before)
         if not len(inside):
-            raise DataError(f"Pair {number + 1} has no token between the characters {row['start']} and {row['end']} of its document.")
+            raise DataError(f"Pair {number + 1} has no token from {row['start']} to {row['end']}; correct its start and end.")
         return {"anchor": row["anchor"], "positive": row["positive"], "label": [int(inside[0]), int(inside[-1]) + 1]}
 
     rows = data.map(convert, with_indices=True, remove_columns=data.column_names)

@@ -80,7 +80,9 @@ def check_left(args: UtteranceArguments, rows: Dataset, held_out: Dataset) -> No
     """
     for name, part in ((", ".join(args.data), rows), (args.validation or ", ".join(args.data), held_out)):
         if not len(part):
-            raise DataError(f"No utterance of {name} can be used: all are longer than --max-seconds, or too short for their transcripts.")
+            raise DataError(
+                f"No utterance of {name} can be used: all exceed --max-seconds, or are shorter than their transcripts; raise it."
+            )
 
 
 def processor_of(config: PreTrainedConfig, extractor: Any, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -484,11 +484,11 @@ def read_labelled(args: ClassificationDataArguments, seed: int) -> tuple[Dataset
     reader = args.reader
     train, held_out = train_test_split(args, lambda source, split: reader.load_rows(args, source, split), seed, least=3)
     if not len(held_out):
-        raise DataError(f"There is no {reader.content} in {args.validation or ', '.join(args.data)}.")
+        raise DataError(f"There is no {reader.content} in {args.validation or ', '.join(args.data)}; give other data.")
     if not args.only_scores and len(set(train["label"])) < 2:
         raise DataError(
-            f"All {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; there is nothing to learn."
-            if len(train) else f"There is no {reader.content} in {', '.join(args.data)}."
+            f"All {reader.unit}s of {', '.join(args.data)} have the label {train['label'][0]!r}; give data with two labels or more."
+            if len(train) else f"There is no {reader.content} in {', '.join(args.data)}; give other data."
         )  # fmt: skip
     return train, held_out
 
