@@ -160,7 +160,10 @@ def test_what_a_warning_advises_is_not_warned_of(name: str, stand_in: Callable[[
     assert not warnings_of(run, [*line, *kept, *shlex.split(advised[1])])
 
 
-@pytest.mark.parametrize(("name", "length"), [("bert-base", 600), ("roberta", 600), ("gpt2", 1100), ("bart", 1100)])
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [("bert-base", 600), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("roberta", 600), ("gpt2", 1100), ("bart", 1100)))],
+)
 def test_the_next_step_of_a_report_can_be_typed(
     name: str, length: int, stand_in: Callable[[str], Path], run: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -148,7 +148,7 @@ def examples(count: int) -> Callable[[Any], Any]:
 
 
 @every_cell("count", [4, pytest.param(60, marks=pytest.mark.slow)])
-@every_cell(("checkpoint", "file"), FILES, of=2)
+@every_cell(("checkpoint", "file"), FILES, of=3)
 def test_an_odd_value_in_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
     examples(count)(given(data=st.data())(check_an_odd_value))(checkpoint, file, wholes)
 

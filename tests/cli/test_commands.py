@@ -137,7 +137,7 @@ def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(r
         assert done.stdout == f"longattn {hf_longattn.__version__}\n"
 
 
-@every_cell("name", list_mechanisms(), of=4, alike=lambda name: mechanism_info(name).engine)
+@every_cell("name", list_mechanisms(), of=9, alike=lambda name: mechanism_info(name).engine)
 def test_every_mechanism_draws_itself(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")
     output(capsys, "inspect", "--mechanism", name, "--length", 24, "--plot", tmp_path / "pattern.png")
@@ -168,7 +168,7 @@ def test_the_script_is_the_command(source: Path, tmp_path: Path, repository: Pat
     assert done.stderr == ""
 
 
-@every_cell(("command", "task"), [("train", task) for task in task_names()] + [("evaluate", task) for task in evaluated_tasks()], of=2)
+@every_cell(("command", "task"), [("train", task) for task in task_names()] + [("evaluate", task) for task in evaluated_tasks()], of=3)
 def test_every_task_has_a_short_help_and_one_with_all_options(
     command: str, task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

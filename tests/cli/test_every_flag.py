@@ -176,9 +176,9 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 
 
 @pytest.mark.usefixtures("offline")
-@every_cell(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)], of=2, alike=lambda path, parameter: path)
+@every_cell(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)], of=4, alike=lambda path, parameter: path)
 def test_a_flag_out_of_its_range(path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any) -> None:
-    """Every other flag of each command with one of the values, in turn; :func:`test_every_value_of_a_flag` has all."""
+    """Every fourth flag of each command with one of the values, in turn; :func:`test_every_value_of_a_flag` has all."""
     turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))
     values = values_of(parameter)
     check(path, parameter, values[turn % len(values)], places, tmp_path, capsys)

@@ -116,7 +116,7 @@ def run(model: Any) -> torch.Tensor:
         return next(value for value in model.eval()(**seeded_inputs(model)).values() if isinstance(value, torch.Tensor))
 
 
-@every_cell("name", CASES, of=2)
+@every_cell("name", CASES, of=4)
 def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -> None:
     source = saved(name, tmp_path / "plain")
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="hedgehog")

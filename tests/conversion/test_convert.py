@@ -33,7 +33,7 @@ def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
     return {check.name: check.status for check in report.checks}
 
 
-@every_cell("name", CLASSES, of=2)
+@every_cell("name", CLASSES, of=4)
 def test_every_head_converts_and_verifies(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200)
     assert report.passed
@@ -104,7 +104,7 @@ def test_a_discriminator_is_not_trained_as_a_language_model(built: Callable[[str
     assert (report.train_command or "").startswith("fine-tune ")
 
 
-@every_cell("name", CLASSES, of=2)
+@every_cell("name", CLASSES, of=4)
 def test_the_result_equals_conversion_on_the_fly(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     """Conversion alone chooses ``exact_length``."""
     settings = {**WINDOW, "exact_length": 0}
@@ -178,7 +178,7 @@ def test_rotary_positions(positions: str, kind: str, needs_training: bool, built
 ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(transformers, config).model_type].rope]
 
 
-@every_cell("name", ROTARY, of=2)
+@every_cell("name", ROTARY, of=4)
 def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=256, positions="rope:yarn")
     model = transformers.AutoModel.from_pretrained(tmp_path / "long")

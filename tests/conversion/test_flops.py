@@ -31,7 +31,7 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
 
 
 @torch.no_grad()
-@every_cell("name", list_mechanisms(causal=True, grid=False), of=2, alike=code_of_form)
+@every_cell("name", list_mechanisms(causal=True, grid=False), of=4, alike=code_of_form)
 def test_the_state_is_what_the_cache_holds(name: str) -> None:
     sample = mechanism_class(name).sample
     longer = long_like(plain_model("llama", HEAD["llama"]), "llama", {"mechanism": name, **sample})

@@ -108,7 +108,7 @@ def checked(report: Any) -> tuple[str, list[Any]]:
     [
         pytest.param("BertForMaskedLM", WINDOW, marks=pytest.mark.slow),
         ("LlamaForCausalLM", {**WINDOW, "dtype": "bf16", "max_shard_size": "20KB"}),
-        ("GPT2LMHeadModel", {**LENGTHS, "mechanism": "delta"}),
+        pytest.param("GPT2LMHeadModel", {**LENGTHS, "mechanism": "delta"}, marks=pytest.mark.slow),
         ("BartForConditionalGeneration", WINDOW),
     ],
 )
@@ -230,7 +230,7 @@ def convert_in_parts(source: str, destination: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
 def test_models_larger_than_the_memory_taken_are_run(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": 16, "vocab_size": 8000}
+    sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": 11, "vocab_size": 4000}
     model = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64)).to(torch.bfloat16)
     in_fp32 = 4 * sum(parameter.numel() for parameter in model.parameters())
     largest = 4 * max(parameter.numel() for parameter in model.parameters())

@@ -104,7 +104,7 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
 CASES = {**QUICK, **SLOW}
 
 
-@every_cell("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], of=2)
+@every_cell("case", [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)], of=4)
 def test_a_twin_computes_the_same_and_comes_back(case: str, tmp_path: Path) -> None:
     base, attention, head, changes, expected = CASES[case]
     save_long(tmp_path / "long", base, attention, head, **changes)
@@ -204,7 +204,7 @@ def test_what_no_stock_architecture_computes_is_refused(case: str) -> None:
     assert ". " not in choice.reason, "one sentence"
 
 
-@every_cell("base", TEXT_FAMILIES, of=2, alike=code_of_family)
+@every_cell("base", TEXT_FAMILIES, of=9, alike=code_of_family)
 def test_every_combination_has_a_twin_or_a_reason(base: str) -> None:
     family = FAMILIES[base]
     for mechanism in list_mechanisms(grid=False):

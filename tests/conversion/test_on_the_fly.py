@@ -61,7 +61,7 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
 OF_ALL = [(base,) for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS]
 
 
-@every_cell(("base",), grid(OF_ALL, lambda base: [*TEXT_FAMILIES].index(base) % 2 == 0), of=3, alike=code_of_family)
+@every_cell(("base",), grid(OF_ALL, lambda base: [*TEXT_FAMILIES].index(base) % 2 == 0), of=6, alike=code_of_family)
 def test_every_family(base: str, short: Short, tmp_path: Path) -> None:
     """The quick tests have half of them; test_revert.py has the others."""
     check(short(base, head_of(base)), tmp_path / "long")
@@ -120,7 +120,7 @@ HEADS = ["ForQuestionAnswering", "ForSequenceClassification", "ForCausalLM"]
 @every_cell(
     ("base", "head"),
     grid(itertools.product(TWO_STACKS, HEADS), lambda base, head: (TWO_STACKS.index(base) + HEADS.index(head)) % 2 == 0),
-    of=2,
+    of=4,
 )
 def test_heads_of_encoder_decoders(base: str, head: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base, head)), tmp_path / "long")
@@ -139,7 +139,7 @@ def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -
 @every_cell(
     ("mechanism", "base"),
     itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"], ["bert", "gpt2", "llama"]),
-    of=2,
+    of=4,
 )
 def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mechanism: str, short: Short, tmp_path: Path) -> None:
     """Bit for bit and dtype for dtype: counters stay whole numbers, and layers have different random features."""

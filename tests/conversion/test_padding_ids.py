@@ -92,7 +92,7 @@ def test_every_base_that_counts_so_is_meant() -> None:
         *((base, 3, "auto") for base in BASES if base != "roberta"),
         ("esm", 0, "rotary"),
     ],
-    of=2,
+    of=4,
     alike=lambda base, pad, positions: (base == "roberta", positions),
 )
 def test_there_and_back(base: str, pad: int, positions: str, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def refusal(folder: Path) -> str:
 @every_cell(
     ("base", "head"),
     [pytest.param(base, head, marks=() if FIRST_HEADS[base] == head else pytest.mark.slow) for base, head in HEADS],
-    of=3,
+    of=9,
     alike=code_of_family,
 )
 def test_every_tensor_of_a_file_is_compared(base: str, head: str, tmp_path: Path) -> None:

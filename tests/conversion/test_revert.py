@@ -129,7 +129,7 @@ CHANGED = {
 @every_cell(
     ("name", "positions"),
     grid(EVERY_WAY, quick_way),
-    of=2,
+    of=4,
     alike=lambda name, positions: (name, positions in DROPPED, positions in SOLVED_BACK),
 )
 def test_every_kind_of_positions_comes_back_or_is_said_to_be_lost(
@@ -207,7 +207,7 @@ def test_an_interpolated_table_cut_to_fewer_tokens_has_the_sources_rows(length: 
         ],
         lambda base, head: head or [*TEXT_FAMILIES].index(base) % 2 == 1,  # test_on_the_fly has the others
     ),
-    of=2,
+    of=4,
     alike=code_of_family,
 )
 def test_every_family_there_and_back(base: str, head: str, short: Short, tmp_path: Path) -> None:

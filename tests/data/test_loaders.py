@@ -216,12 +216,15 @@ def of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 COUNTED_OR_STREAMED = ("tokens", "clm --segments")
 """Tasks of which one process alone is seen with workers, too: rows that are counted, and a stream."""
+AS_OTHERS = ("choice", "ctc", "distill", "embed", "mlm", "multitask")
+"""Ways that have a data set and a sampler of the same kind as another one: rows of a table, packed text, pairs."""
 
 
 @pytest.mark.parametrize(
     ("name", "several_workers"),
     [
-        *((name, (1, 2) if name in COUNTED_OR_STREAMED else ()) for name in [*SETTINGS, *OTHERS]),
+        *((name, (1, 2) if name in COUNTED_OR_STREAMED else ()) for name in [*SETTINGS, *OTHERS] if name not in AS_OTHERS),
+        *(pytest.param(name, (), marks=pytest.mark.slow) for name in AS_OTHERS),
         *(pytest.param(name, (2,), marks=pytest.mark.slow) for name in [*SETTINGS, *OTHERS] if name not in COUNTED_OR_STREAMED),
     ],
     ids=str,

@@ -12,7 +12,8 @@ import torch
 from hf_longattn import compress_checkpoint, export_checkpoint
 from hf_longattn.errors import ExportError, GridError, OptionError
 from hf_longattn.export.graphs import onnx_runner
-from hf_longattn.families import LongViTConfig, LongViTForImageClassification
+from hf_longattn.families import LongViTConfig, LongViTForImageClassification, LongViTModel
+from hf_longattn.inspect import audit_reach
 from tests.modeling.grid_models import inputs_of, long_model
 from tests.modeling.grid_models import saved as saved_base
 
@@ -21,11 +22,11 @@ SIZE = [64, 96]
 TOKENS = 1 + 16 * 24
 
 
-def saved(folder: Path, mechanism: str = "window2d", **options: Any) -> Path:
+def saved(folder: Path, kind: type[Any] = LongViTForImageClassification, **options: Any) -> Path:
     torch.manual_seed(0)
-    attention = {"mechanism": mechanism, **options}
-    config = LongViTConfig(**SIZES, image_size=32, patch_size=4, long_image_size=SIZE, long_attention=attention)
-    LongViTForImageClassification(config).save_pretrained(folder)
+    attention = {"mechanism": "window2d", **options}
+    config = LongViTConfig(**SIZES, image_size=32, patch_size=4, long_image_size=SIZE, long_attention=attention, initializer_range=0.2)
+    kind(config).save_pretrained(folder)
     return folder
 
 
@@ -39,22 +40,27 @@ def check_no_matrix_of_all_pairs(file: Path, tokens: int) -> Any:
     return graph
 
 
-def test_onnx_is_equal_and_has_no_matrix_of_all_pairs(tmp_path: Path) -> None:
+def test_onnx_is_equal_has_no_matrix_of_all_pairs_and_is_audited(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    report = export_checkpoint(saved(tmp_path / "long", window=5), tmp_path / "graph", int8=True)
+    report = export_checkpoint(saved(tmp_path / "long", LongViTModel, window=5), tmp_path / "graph", int8=True)
     check_int8(report.int8, tmp_path / "graph")
+    narrower = saved(tmp_path / "narrower", LongViTModel, window=4)
+    assert [audit_reach(model, onnx=tmp_path / "graph").agrees for model in (tmp_path / "long", narrower)] == [True, False]
     assert [check.values["batch"] for check in report.checks] == [3, 1]
     assert all(check.status == "passed" for check in report.checks)
-    assert (report.inputs, report.outputs) == (("pixel_values",), ("logits",))
+    assert (report.inputs, report.outputs) == (("pixel_values",), ("last_hidden_state", "pooler_output"))
     assert (report.image_size, report.max_length) == (tuple(SIZE), TOKENS)
     graph = check_no_matrix_of_all_pairs(tmp_path / "graph" / "model.onnx", TOKENS)
     assert [side.dim_value for side in graph.input[0].type.tensor_type.shape.dim][1:] == [3, *SIZE]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
-def test_a_graph_of_windows_takes_sizes_that_are_whole_windows_smaller(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("programs_loaded_once")
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_graph_of_windows_takes_sizes_that_are_whole_windows_smaller(format: str, tmp_path: Path) -> None:
     """Windows and tiled positions of 8 patches of 4 pixels."""
-    pytest.importorskip("onnxruntime")
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     config = LongViTConfig(
         **SIZES, image_size=32, patch_size=4, long_image_size=[96, 128], position_extension="tile",
@@ -62,10 +68,14 @@ def test_a_graph_of_windows_takes_sizes_that_are_whole_windows_smaller(tmp_path:
     )  # fmt: skip
     model = LongViTForImageClassification(config).eval()
     model.save_pretrained(tmp_path / "long")
-    report = export_checkpoint(tmp_path / "long", tmp_path / "graph")
+    report = export_checkpoint(tmp_path / "long", tmp_path / "graph", format=format)
     assert (report.image_size, report.image_step, report.min_length) == ((96, 128), 32, 1 + 16 * 16)
     assert [check.values["size"] for check in report.checks] == [[96, 128], [64, 64]]
-    run = onnx_runner(tmp_path / "graph" / "model.onnx", ("logits",))
+    if format == "onnx":
+        run = onnx_runner(tmp_path / "graph" / "model.onnx", ("logits",))
+    else:
+        program = torch.export.load(tmp_path / "graph" / "model.pt2").module()
+        run = lambda inputs: program(**inputs)  # noqa: E731
     for height, width in ((64, 96), (96, 64), (64, 128)):
         pixels = torch.randn(2, 3, height, width)
         with torch.no_grad():
@@ -77,10 +87,10 @@ def check_int8(int8: Any, folder: Path) -> None:
     """Linear layers in 8 bits, as near to the graph as the report says; the convolution of patches keeps its 32."""
     assert (int8["file"], int8["linear_layers"], int8["images"]) == ("model_int8.onnx", 6 + 1, 6)
     assert int8["bytes"]["int8"] == (folder / "model_int8.onnx").stat().st_size
-    assert int8["outputs"]["logits"]["relative_error"] < 0.05
-    runs = [onnx_runner(folder / name, ("logits",)) for name in ("model.onnx", "model_int8.onnx")]
+    assert int8["outputs"]["last_hidden_state"]["relative_error"] < 0.05
+    runs = [onnx_runner(folder / name, ("last_hidden_state",)) for name in ("model.onnx", "model_int8.onnx")]
     pixels = torch.randn(2, 3, *SIZE)
-    expected, found = (run({"pixel_values": pixels})["logits"] for run in runs)
+    expected, found = (run({"pixel_values": pixels})["last_hidden_state"] for run in runs)
     assert 0 < (found - expected).norm() / expected.norm() < 0.1
 
 

@@ -45,7 +45,7 @@ FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(
 @every_cell(
     ("mechanism", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or (FORMS.index((name, False)) + causal) % 2 == 0),
-    of=2,
+    of=4,
     alike=code_of_form,
 )
 def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> None:

@@ -10,7 +10,6 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from hf_longattn import export_checkpoint
 from hf_longattn.errors import LengthError, OptionError
 from hf_longattn.families import LongViTConfig, LongViTModel
 from hf_longattn.inspect.audit import audit_reach
@@ -52,15 +51,6 @@ def test_an_attention_function_that_ignores_the_windows_is_found(tmp_path: Path,
     audit = audit_reach(model)
     assert not audit.agrees
     assert all("which the config keeps apart" in stage.problem for stage in audit.stages)
-
-
-def test_a_graph(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    for name, window in (("long", 4), ("wider", 6)):
-        model_with({"mechanism": "window2d", "window": window, "prefix_tokens": "none"}, layers=1).save_pretrained(tmp_path / name)
-    export_checkpoint(tmp_path / "wider", tmp_path / "graph")
-    assert audit_reach(tmp_path / "wider", onnx=tmp_path / "graph").agrees
-    assert not audit_reach(tmp_path / "long", onnx=tmp_path / "graph").agrees
 
 
 def test_what_is_for_texts_is_refused() -> None:

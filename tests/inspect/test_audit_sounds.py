@@ -50,7 +50,7 @@ def test_the_base_s_attention_is_what_its_config_says(base: str) -> None:
     assert audit.note.startswith("With an attention_mask of ones every layer agrees with the config")
 
 
-@pytest.mark.slow  # the graph of images is audited by the same code
+@pytest.mark.slow  # the graph of images is audited by the same code, in tests/export/test_images.py
 def test_a_graph(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     saved("wav2vec2", "Wav2Vec2ForCTC", tmp_path / "short", num_hidden_layers=1, num_conv_pos_embeddings=4, **THREE_CONVOLUTIONS)

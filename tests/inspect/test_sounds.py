@@ -25,7 +25,7 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recording(tmp_path_factory.mktemp("talks") / "talk.wav", 4.5)
 
 
-@every_cell("base", EVERY_FAMILY, of=2)
+@every_cell("base", EVERY_FAMILY, of=4)
 def test_every_family_is_diagnosed_as_transformers_has_it(base: str, talk: Path, tmp_path: Path) -> None:
     """What the model attends to is kept by full attention; by a window less, unless the base itself sees no more."""
     with_extractor(base, smallest_head(base), tmp_path, **({"max_source_positions": 100} if base == "whisper" else {}))

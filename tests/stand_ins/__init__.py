@@ -33,7 +33,8 @@ class Setting:
         before: Python that is run first; it defines the names that the page's Python uses without having made them.
         instead: a part of the page -> what is typed in its place, for what would take hours.
         copies: how often the lines of a file that the page shows are written.
-        slow: left to ``make test-slow``, as everything beyond about 6 seconds.
+        slow: left to ``make test-slow``, as everything beyond about 2 seconds; what parses and
+            compiles, the quick tests look at on every page.
     """
 
     before: str = ""

@@ -21,7 +21,7 @@ ONE_EPOCH = {"--epochs 3": "--epochs 1"}
 
 page(
     "docs/how-to/images.md",
-    Setting(instead={"vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7", **ONE_EPOCH}),
+    Setting(instead={"vit-1024 photo.jpg": "vit-1024 photo.jpg --candidate window2d:window=7", **ONE_EPOCH}, slow=True),
 )
 page(
     "docs/how-to/videos.md",
@@ -55,14 +55,15 @@ page(
         slow=True,
     ),
 )
-page("docs/how-to/proteins.md", Setting(instead=ONE_EPOCH))
+page("docs/how-to/proteins.md", Setting(instead=ONE_EPOCH, slow=True))
 page(
     "docs/how-to/captions.md",
     Setting(instead={"batch_size=64": 'batch_size=4, max_steps=2, use_cpu=True, report_to="none"'}),
 )
-page("docs/how-to/pages.md", Setting(copies=20, instead=ONE_EPOCH))
-page("docs/how-to/train_speech.md", Setting(instead=ONE_EPOCH))
-page("docs/how-to/speech.md", Setting(slow=True))
+page("docs/how-to/pages.md", Setting(copies=20, instead=ONE_EPOCH, slow=True))
+page("docs/how-to/train_speech.md", Setting(instead=ONE_EPOCH, slow=True))
+for name in ("image_text", "series", "speech"):
+    page(f"docs/how-to/{name}.md", Setting(slow=True))
 
 
 def save(name: str, config: Any, folder: Path, *parts: Any) -> None:

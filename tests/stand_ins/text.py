@@ -354,7 +354,8 @@ page(
     ),
 )
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
-page("docs/how-to/native.md", Setting(instead={"65536": "4096"}))
+page("docs/how-to/native.md", Setting(instead={"65536": "4096"}, slow=True))
+page("docs/how-to/long_models.md", Setting(slow=True))
 page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative"}))
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
 page("docs/how-to/decoder_graph.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))

@@ -33,7 +33,7 @@ from hf_longattn.training import training_loop
 from hf_longattn.training.args import DataArguments, ModelArguments
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
-from tests.grids import every_other, grid
+from tests.grids import grid, quickly
 from tests.training.conftest import checkpoint
 from tests.training.speech import SAMPLES_PER_FRAME, sentences, speech_checkpoint, spoken
 from tests.training.test_seq2seq import bart
@@ -390,11 +390,11 @@ def refusal(task: str, option: str) -> str | None:
 
 
 def cells() -> Iterator[Any]:
-    """Every task with every option; of those that are refused, the quick tests have half."""
+    """Every task with every option; the quick tests have half of them, in turn; of those in :data:`TOGETHER` none."""
     seen_together = {name for names in TOGETHER for name in names}
     for number, task in enumerate(task_names()):
         for place, (name, option) in enumerate(OPTIONS.items()):
-            waits = name in seen_together or (number + place) % option.shared
+            waits = name in seen_together or (number + place) % (2 * option.shared)
             slow = waits if refusal(task, name) is None else (number + place) % 2
             yield pytest.param(task, name, id=f"{task}-{name}", marks=pytest.mark.slow if slow else ())
 
@@ -440,10 +440,15 @@ def test_an_option_works_or_is_refused(task: str, option: str, runner: Runner, p
 
 
 def lines_with_tasks() -> Iterator[Any]:
-    """Every task with every third line, in turn."""
+    """Every other task with one of the lines, in turn."""
     for number, task in enumerate(task_names()):
         for place, options in enumerate(TOGETHER):
-            yield pytest.param(task, options, id=f"{task}-{options[0]}", marks=pytest.mark.slow if (number + place) % 3 else ())
+            yield pytest.param(
+                task,
+                options,
+                id=f"{task}-{options[0]}",
+                marks=pytest.mark.slow if not number % 2 or (number // 2 + place) % len(TOGETHER) else (),
+            )
 
 
 @pytest.mark.parametrize(("task", "options"), [*lines_with_tasks()])
@@ -464,7 +469,7 @@ def test_options_work_together(
             raise AssertionError(f"{name} has not its effect") from error
 
 
-@pytest.mark.parametrize("task", every_other(task_names()))
+@pytest.mark.parametrize("task", quickly(task_names(), [*task_names()][::4]))
 def test_a_run_is_resumed_unless_it_is_of_another_model(
     task: str, runner: Runner, models: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -497,7 +502,7 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
     is_one_sentence(run.said, r"No checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
 
 
-@pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 2 == 1))
+@pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 4 == 1))
 def test_an_evaluation_gives_the_scores_of_the_end_of_the_training(
     task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

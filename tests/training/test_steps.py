@@ -133,7 +133,7 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
         yield f"the logged loss, {name}", abs(losses - loss) / abs(loss)
 
 
-@every_cell("task", task_names(), of=2)
+@every_cell("task", task_names(), of=3)
 def test_accumulated_batches_are_one_large_batch(
     task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

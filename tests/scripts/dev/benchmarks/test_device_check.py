@@ -40,14 +40,14 @@ def test_every_mechanism_form_and_dtype_is_a_case() -> None:
         assert len({str(case) for case in cases}) == len(cases)
 
 
-@every_cell("name", list_mechanisms(grid=False), of=4, alike=code_of_form)
+@every_cell("name", list_mechanisms(grid=False), of=6, alike=code_of_form)
 def test_every_mechanism_passes_here(name: str) -> None:
     for causal in forms(name):
         result = run_case(DeviceCase(name, length=33, causal=causal), "cpu")
         assert result["passed"], result
 
 
-@every_cell("name", SHORT, of=4, alike=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding))
+@every_cell("name", SHORT, of=9, alike=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding))
 def test_the_first_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
