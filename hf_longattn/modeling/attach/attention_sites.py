@@ -200,16 +200,11 @@ def _phi3(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
     return parameter.split([count * attention.head_dim for count in heads])
 
 
-def _modernbert(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
-    """Split rows with all queries first, then all keys, then all values. Each has the same number of rows."""
-    return parameter.chunk(3)
-
-
 FUSED_PROJECTIONS: dict[str, tuple[Split, Callable[[Any], bool]]] = {
     "c_attn": (_gpt2, lambda module: isinstance(module, Conv1D)),
     "query_key_value": (_gpt_neox, lambda module: module.out_features == 3 * module.in_features),
     "qkv_proj": (_phi3, lambda module: True),
-    "Wqkv": (_modernbert, lambda module: True),
+    "Wqkv": (lambda attention, parameter: parameter.chunk(3), lambda module: True),  # equally many queries, keys and values
 }
 """Name of a fused projection -> the function that splits it, and a check whether a module has that layout."""
 
