@@ -27,8 +27,8 @@ CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Matches the names of cross-attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """Attribute of an attention module that lists the layers it serves, if there are several."""
-
-
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a module. An attention module passes keyword arguments on to its attention function."""
 CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
 """Model types that are causal by an argument of each call (``is_causal=True``), not by an attribute of their attention modules."""
 IN_DECODER_ATTRIBUTE = "in_decoder"
