@@ -131,11 +131,6 @@ def _load(load: Callable[..., Any], dtype: torch.dtype | None, **arguments: Any)
     return nn.Module.float(model).eval(), without_random_pooler(model, set(info["missing_keys"]))
 
 
-def weights_in_files(tensors: Mapping[str, TensorHeader], scratch: Path) -> WeightsInFiles:
-    """A `WeightsInFiles` with its own folder in `scratch`, which several models can share."""
-    return WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))
-
-
 def _load_from_files(
     model_class: Any,
     path: Path | None,
@@ -145,7 +140,7 @@ def _load_from_files(
     scratch: Path,
     **arguments: Any,
 ) -> tuple[nn.Module, set[str]]:
-    weights = weights_in_files(tensors, scratch)
+    weights = WeightsInFiles(tensors, Path(tempfile.mkdtemp(dir=scratch)))  # several models can share the scratch folder
     with loading_errors(folder):
         model, missing = _load(partial(load_weights, weights.loading(model_class), path), dtype, local_files_only=True, **arguments)
     model.__class__ = model_class  # the loading class adds no state

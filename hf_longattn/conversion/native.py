@@ -35,7 +35,7 @@ from .sources.folder import refuse_quantised
 from .sources.peft import refuse_adapter, with_kept_adapter
 from .tensor_files import read_tensor
 from .tensor_names import ModelName, names_in_model
-from .twins.base import LongModel, NativeTwin, TwinChoice, choose_twin
+from .twins.base import LongModel, NativeTwin, choose_twin
 from .verify import check_written
 from .verify_outputs import (
     GRADIENT_LENGTH,
@@ -109,7 +109,10 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
     config, class_name, family, long_skeleton = read_long(source)
     model = LongModel(config, class_name, family, masked)
     choice = choose_twin(model)
-    twin = _required(choice, source.name)
+    if (twin := choice.twin) is None:
+        raise ExportError(
+            f"{source.name!r} has no native twin: {choice.reason} A graph runs without this package, too: type longattn export MODEL OUT."
+        )
     with checkpoint_errors(f"The config.json of {source.name!r} makes no valid {choice.class_name}"):
         twin_config = twin.config(model)
         skeleton: Any = twin.skeleton(model)
@@ -151,14 +154,6 @@ def plan_twin(source: Source, *, masked: bool = False) -> TwinPlan:
         note=choice.note,
         renamings=renamings,
     )
-
-
-def _required(choice: TwinChoice, name: str) -> NativeTwin:
-    if choice.twin is None:
-        raise ExportError(
-            f"{name!r} has no native twin: {choice.reason} A graph runs without this package, too: type longattn export MODEL OUT."
-        )
-    return choice.twin
 
 
 def _dtype(source: Source) -> torch.dtype:

@@ -37,7 +37,7 @@ FLOPS = 1e12
 
 
 class EmbeddingCheck:
-    """Measures the embeddings of source and result; a :class:`~.verify_outputs.Measurement`.
+    """Measures the embeddings of source and result. Each is measured while it is loaded for the comparison of outputs.
 
     Args:
         pooling: of the source.

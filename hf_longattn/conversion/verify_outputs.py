@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,22 +50,6 @@ class Lengths:
     covered: int  # maximum up to `old` at which every layer computes the source's attention; 0 if there is none
     old: int
     new: int
-
-
-class Measurement(Protocol):
-    """Measures source and result, each while it is loaded for the comparison of outputs."""
-
-    skipped: list[Check] | None
-    """Checks that replace the measurement and say why; ``None`` if there is a measurement."""
-
-    def measure_source(self, source: Any) -> None:
-        """Measure ``source``. The caller loads it without rounding its weights to the result's dtype."""
-
-    def check(self, result: Any, states: Mapping[str, Tensor]) -> list[Check]:
-        """Measure the result and compare; return :attr:`skipped` if there is no measurement.
-
-        states: the result's last hidden states ``(1, N, D)`` of the text at the new length, by the name of the output.
-        """
 
 
 def choose_lengths(plan: ConversionPlan, *, from_files: bool = False) -> Lengths:
@@ -168,7 +152,7 @@ def check_texts(
     """
     lengths, from_files = choose_lengths(plan, from_files=scratch is not None), scratch is not None
     pooling = sentence_pooling(result) if plan.decoder is None else None  # sentence encoders have no decoder
-    measurement: Measurement = (
+    measurement = (
         LossCheck(plan, text, lengths.old, lengths.new, from_files=from_files, given_text=given_text)
         if pooling is None
         else EmbeddingCheck(plan, text, pooling, lengths.old, lengths.new)
@@ -202,7 +186,7 @@ def check_texts(
     return checks if any(check.status == FAILED for check in checks) else [*checks, *measurement.check(model, states)]
 
 
-def _measured_source(plan: ConversionPlan, measurement: Measurement, scratch: Path | None) -> tuple[Any, set[str]]:
+def _measured_source(plan: ConversionPlan, measurement: LossCheck | EmbeddingCheck, scratch: Path | None) -> tuple[Any, set[str]]:
     """Take `measurement` on the source, and return the source as it is compared. It is rounded to the result's dtype."""
     cast = plan.cast if measurement.skipped is not None else None
     source, missing = load_source(plan.source, plan.architecture, cast, scratch)

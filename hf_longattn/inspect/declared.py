@@ -25,8 +25,8 @@ from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..mechanisms.common.masked import MaskedMechanism
 from ..mechanisms.common.on_grid import on_grid
+from ..mechanisms.common.ordered import token_order
 from ..mechanisms.common.registry import mechanism_from
-from ..mechanisms.common.token_order import token_order
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -69,13 +70,8 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N·(longest span + ramp)"
     traits = Mechanism.traits.but(trains=True)
-    options_type = AdaptiveSpanOptions
     sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"max_span": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"max_span": 1}
     options: AdaptiveSpanOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: AdaptiveSpanOptions) -> None:

@@ -55,7 +55,6 @@ class Axial(GridMechanism):
     when = "images or videos on a large grid, where two layers carry information between any two cells"
     engine = "grid_windows"
     cost = "N·√N on an image"
-    options_type = AxialOptions
     sample: ClassVar[dict[str, Any]] = {"axes": BOTH}
     options: AxialOptions
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -93,13 +93,8 @@ class BigBird(MaskedMechanism):
     cost = "N·b·(w+r+2g)"
     traits = MaskedMechanism.traits.but(takes_globals=True)
     per_head_tensors = ()
-    options_type = BigBirdOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"block_size": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: BigBirdOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:

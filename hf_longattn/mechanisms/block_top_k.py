@@ -57,7 +57,6 @@ class BlockTopK(SummarisedMechanism):
     handling = Handling(exports_definition=True)
     cost = "N·k·b + N·N/b"
     per_head_tensors = ()
-    options_type = BlockTopKOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 32, "num_blocks": 3}
 
     @classmethod

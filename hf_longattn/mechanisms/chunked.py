@@ -12,6 +12,7 @@ and values of the past n chunks. FastConformer's ``att_context_size=[70, 13]`` i
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -41,13 +42,8 @@ class Chunked(GatheredMechanism):
     when = "a speech encoder that reads a stream, or one trained with chunks (FastConformer, Nemotron)"
     cost = "N·c·(n+1)"
     per_head_tensors = ()
-    options_type = ChunkedOptions
     sample: ClassVar[dict[str, Any]] = {"chunk_size": 12, "left_chunks": 2}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"chunk_size": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"chunk_size": 1}
     options: ChunkedOptions
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:

@@ -48,7 +48,6 @@ class Cosformer(LinearMechanism):
     when = "a model that you train, with a linear mechanism that prefers near tokens and adds no parameters"
     counts_positions = True
     per_head_tensors = ()
-    options_type = CosformerOptions
     sample: ClassVar[dict[str, Any]] = {"max_length": 640}
     options: CosformerOptions
 

@@ -62,7 +62,6 @@ class Delta(Mechanism):
     causal = True
     traits = Mechanism.traits.but(trains=True, stateful=True, takes_score_mod=False)
     handling = Handling(position_dependent=False)
-    options_type = DeltaOptions
     sample: ClassVar[dict[str, Any]] = {"gate_input": "key"}
     options: DeltaOptions
 

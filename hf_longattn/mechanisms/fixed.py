@@ -10,6 +10,7 @@ A query therefore sees only the last c tokens of every other block (of every ear
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -45,13 +46,8 @@ class Fixed(GatheredMechanism):
     when = "documents of blocks of a fixed size, whose last tokens can summarise them; for other texts take `strided` or `bigbird`"
     cost = "N·(l+c·N/l)"
     per_head_tensors = ()
-    options_type = FixedOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 24, "num_summary": 4}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"block_size": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: FixedOptions
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:

@@ -48,7 +48,6 @@ class Hedgehog(LogLinearMechanism):
     when = "you linearise a checkpoint by distillation: its features learn to imitate the weights of softmax attention"
     traits = LogLinearMechanism.traits.but(trains=True, images_need_order=False)
     per_head_tensors = ("query_map.weight", "key_map.weight")
-    options_type = HedgehogOptions
     options: HedgehogOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HedgehogOptions) -> None:

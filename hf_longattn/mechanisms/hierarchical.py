@@ -60,7 +60,6 @@ class Hierarchical(Mechanism):
     traits = Mechanism.traits.but(exports=False)
     cost = "N·b·log(N/b)"
     per_head_tensors = ()
-    options_type = HierarchicalOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 8}
 
     @classmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -84,13 +85,8 @@ class Hybrid(Mechanism):
     handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N·(w+D²)"
     traits = Mechanism.traits.but(trains=True, stateful=True, takes_score_mod=False, bitwise_causal=False)
-    options_type = HybridOptions
     sample: ClassVar[dict[str, Any]] = {"window": 16}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"window": 2 * length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
     options: HybridOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: HybridOptions) -> None:

@@ -15,6 +15,7 @@ uses queries and keys without positions. Here, in a rotary model, the mechanism 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -53,13 +54,8 @@ class Infini(Mechanism):
     cost = "N·(S+D)"
     causal = True
     traits = Mechanism.traits.but(remembers=True, trains=True, takes_score_mod=False, stateful=True, bitwise_causal=False)
-    options_type = InfiniOptions
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"segment_length": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"segment_length": 1}
     options: InfiniOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: InfiniOptions) -> None:

@@ -40,7 +40,6 @@ class Linear(LinearMechanism):
     when = "you train or distil, and speed and a constant state matter more than exact recall"
     traits = LinearMechanism.traits.but(takes_documents=True, images_need_order=False)
     per_head_tensors = ()
-    options_type = LinearOptions
     options: LinearOptions
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

@@ -75,7 +75,6 @@ class Linformer(Mechanism, FitsActivations):
     causal = False
     traits = Mechanism.traits.but(trains=True, takes_score_mod=False, images_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
-    options_type = LinformerOptions
     sample: ClassVar[dict[str, Any]] = {"rank": 16, "max_length": 640}
 
     @classmethod

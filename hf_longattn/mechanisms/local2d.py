@@ -43,7 +43,6 @@ class Local2d(LocalGridMechanism):
     paper = "Zhang et al. 2021, Multi-Scale Vision Longformer, §3.1"
     when = "images whose features must have no seams at the borders of windows, or a Vision Longformer"
     cost = "N·(2a + 1)² on an image"
-    options_type = Local2dOptions
     sample: ClassVar[dict[str, Any]] = {"radius": 2}
     options: Local2dOptions
 

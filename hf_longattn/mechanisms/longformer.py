@@ -13,6 +13,7 @@ Other tokens see the global ones through the layer's ordinary keys and values, s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -75,13 +76,8 @@ class Longformer(SparseMechanism):
     cost = "N·(w+g), with g global tokens"
     traits = SparseMechanism.traits.but(takes_globals=True)
     per_head_tensors = ()
-    options_type = LongformerOptions
     sample: ClassVar[dict[str, Any]] = {"window": 32}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"window": 2 * length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
     options: LongformerOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: LongformerOptions) -> None:

@@ -77,7 +77,6 @@ class LongNet(GatheredMechanism):
     when = "you train a model on very long text; each head sees near tokens densely and far tokens sparsely"
     cost = "N·Σw/r²"
     per_head_tensors = ()
-    options_type = LongNetOptions
     sample: ClassVar[dict[str, Any]] = {"segments": (16, 64), "dilations": (1, 2)}
 
     @classmethod

@@ -139,7 +139,6 @@ class Lsg(Mechanism):
     handling = Handling(exports_definition=True)
     cost = "N·(3b + 2S + g), with g global tokens"
     traits = Mechanism.traits.but(takes_globals=True)
-    options_type = LsgOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 16, "sparse_block_size": 16, "sparsity_factor": 4}
 
     @classmethod

@@ -83,7 +83,6 @@ class LSH(BucketedMechanism):
     cost = "N·(log N + rounds·bucket_size)"
     per_head_tensors = ("rotations",)
     traits = BucketedMechanism.traits.but(images_need_order=False)
-    options_type = LSHOptions
     sample: ClassVar[dict[str, Any]] = {"num_hashes": 2, "bucket_size": 16, "num_buckets": 8}
 
     @classmethod

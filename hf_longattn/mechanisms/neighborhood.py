@@ -60,7 +60,6 @@ class Neighborhood(LocalGridMechanism):
     paper = "Hassani et al. 2023, Neighborhood Attention Transformer, §3; Hassani et al. 2025, Generalized Neighborhood Attention"
     when = "images and videos: each cell has a full window around it, also at the border, so that features have no seams"
     cost = "N·k² on an image"
-    options_type = NeighborhoodOptions
     sample: ClassVar[dict[str, Any]] = {"kernel_size": 3}
     options: NeighborhoodOptions
 

@@ -171,7 +171,6 @@ class NSA(SummarisedMechanism):
     cost = "N·(n·l'+w) + N·N/d"
     traits = SummarisedMechanism.traits.but(trains=True)
     per_head_tensors = ("gate", "gate_bias")
-    options_type = NSAOptions
     sample: ClassVar[dict[str, Any]] = {
         "compress_size": 8, "compress_stride": 4, "block_size": 16, "num_blocks": 5, "window": 24, "hidden": 8,
     }  # fmt: skip

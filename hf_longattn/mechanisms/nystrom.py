@@ -13,6 +13,7 @@ softmax(Q Kᵀ) is computed exactly. There is no causal form: a landmark is a me
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -66,13 +67,8 @@ class Nystrom(Mechanism):
     causal = False
     traits = Mechanism.traits.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
     per_head_tensors: tuple[str, ...] | None = ()
-    options_type = NystromOptions
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"num_landmarks": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"num_landmarks": 1}
     options: NystromOptions
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:

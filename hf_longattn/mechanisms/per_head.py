@@ -88,7 +88,6 @@ class PerHead(Composite, FitsActivations):
     engine = "its members'"
     cost = "its members'"
     traits = Composite.traits.but(takes_globals=True)
-    options_type = PerHeadOptions
     sample: ClassVar[dict[str, Any]] = {"heads": "window:window=32,longformer:window=16"}
 
     @classmethod

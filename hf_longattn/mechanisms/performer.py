@@ -58,7 +58,6 @@ class Performer(LogLinearMechanism):
     cost = "N·m·D"
     traits = LogLinearMechanism.traits.but(bitwise_causal=False, images_need_order=False)
     per_head_tensors = ()
-    options_type = PerformerOptions
     sample: ClassVar[dict[str, Any]] = {"num_features": 32}
     options: PerformerOptions
     projection: Tensor

@@ -51,7 +51,6 @@ class RecurrentMemory(GatheredMechanism):
     when = "a text too long for memory, read segment by segment by a model that you train to write into memory tokens"
     cost = "N·S"
     handling = Handling()
-    options_type = RecurrentMemoryOptions
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40, "num_memory_tokens": 3}
 
     @classmethod

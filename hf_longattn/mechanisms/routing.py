@@ -88,7 +88,6 @@ class Routing(BucketedMechanism):
     when = "a model that you train, whose tokens should meet by topic; without training take `lsh` or `block_top_k`"
     cost = "N·√N"
     traits = BucketedMechanism.traits.but(images_need_order=False)
-    options_type = RoutingOptions
     sample: ClassVar[dict[str, Any]] = {"num_clusters": 6, "window_per_cluster": 48}
 
     @classmethod

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -73,13 +73,8 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     traits = GatheredMechanism.traits.but(takes_sinks=False)
     cost = "N·b, with summaries N·(b+N/b)"
     per_head_tensors = ()
-    options_type = SegmentedOptions
     sample: ClassVar[dict[str, Any]] = {"block_size": 24, "integration": "pooled"}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"block_size": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
     options: SegmentedOptions
 
     @property

@@ -16,7 +16,7 @@ code demands that g divides N; here the last group may be shorter.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -70,13 +70,8 @@ class ShiftedGroups(MaskedMechanism):
     engine = "gathered"
     cost = "N·g in training, N² in eval mode; N·g in both with keep_groups"
     per_head_tensors = ()
-    options_type = ShiftedGroupsOptions
     sample: ClassVar[dict[str, Any]] = {"group_size": 32, "keep_groups": True}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"group_size": 2 * length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"group_size": 2}
     options: ShiftedGroupsOptions
 
     @property

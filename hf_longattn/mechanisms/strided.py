@@ -44,7 +44,6 @@ class Strided(GatheredMechanism):
     when = "data with a period, such as tables, or images read line by line; for text, `longformer` or `bigbird` is better"
     cost = "N·(w+N/s)"
     per_head_tensors = ()
-    options_type = StridedOptions
     sample: ClassVar[dict[str, Any]] = {"window": 24, "stride": 16}
 
     @classmethod

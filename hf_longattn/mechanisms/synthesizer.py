@@ -63,7 +63,6 @@ class Synthesizer(Mechanism):
     engine = "dense"
     cost = "N²; without an N×N matrix for dense, factorized_random and dot_product"
     traits = Mechanism.traits.but(trains=True, images_need_order=False)
-    options_type = SynthesizerOptions
     sample: ClassVar[dict[str, Any]] = {"variant": ("dense", "factorized_random", "dot_product"), "max_length": 640}
 
     @classmethod

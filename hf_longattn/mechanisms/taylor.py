@@ -49,7 +49,6 @@ class Taylor(LinearMechanism):
     traits = LinearMechanism.traits.but(trains=True, images_need_order=False)
     estimates_exp = True
     per_head_tensors = ()
-    options_type = TaylorOptions
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions
 

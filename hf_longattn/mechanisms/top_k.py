@@ -13,6 +13,7 @@ scores without reading all keys again.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -52,13 +53,8 @@ class TopK(SummarisedMechanism):
     summary_unit = TOKENS_PER_UNIT
     per_head_tensors = ()
     traits = SummarisedMechanism.traits.but(takes_sinks=True, images_need_order=False)
-    options_type = TopKOptions
     sample: ClassVar[dict[str, Any]] = {"num_keys": 8}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"num_keys": length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"num_keys": 1}
     options: TopKOptions
 
     def covers(self, length: int, causal: bool = False) -> bool:

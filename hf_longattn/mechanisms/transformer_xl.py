@@ -71,7 +71,6 @@ class TransformerXL(GatheredMechanism):
     paper = "Dai et al. 2019, Transformer-XL, §3.2"
     when = "a decoder that reads text segment by segment and sees the segment before, as Transformer-XL and XLNet do"
     cost = "N·(S+M)"
-    options_type = TransformerXLOptions
     traits = GatheredMechanism.traits.but(remembers=True, takes_sinks=False)
     handling = GatheredMechanism.handling._replace(adds_relative=True)  # terms that read keys (u·k) differ for segment and memory
     sample: ClassVar[dict[str, Any]] = {"segment_length": 24, "memory_length": 40, "bptt": True}

@@ -64,7 +64,6 @@ class Union(Composite, GatheredMechanism):
     when = "one softmax over several patterns, for example a window and strided columns"
     cost = "the sum of its members'"
     traits = Composite.traits.but(takes_globals=True)
-    options_type = UnionOptions
     sample: ClassVar[dict[str, Any]] = {"of": "strided:window=8,stride=16+longformer:window=32,global_tokens=0+5"}
 
     @classmethod

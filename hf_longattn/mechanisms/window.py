@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -85,13 +85,8 @@ class Window(SparseMechanism, GatheredMechanism):
     when = "neighbours suffice, as in tagging; or a decoder that continues long text in bounded memory, with `num_sinks=4`"
     cost = "N·(w+sinks)"
     per_head_tensors = ()
-    options_type = WindowOptions
     sample: ClassVar[dict[str, Any]] = {"window": 32}
-
-    @classmethod
-    def covering(cls, length: int, causal: bool) -> dict[str, Any]:
-        return {"window": 2 * length}
-
+    covering_options: ClassVar[Mapping[str, int]] = {"window": 2}
     options: WindowOptions
     listed = False
 

@@ -68,7 +68,6 @@ class Window2d(GridMechanism):
     when = "images and videos: the first choice on a grid, with full attention in one layer of three or four"
     engine = "grid_windows"
     cost = "N·w² on an image"
-    options_type = Window2dOptions
     sample: ClassVar[dict[str, Any]] = {"window": 4}
     options: Window2dOptions
     padding_of_layer: PaddingOfLayer | None = None

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 from ..backend import COLLECT_WEIGHTS
 from ..engines.common.batch import in_graph
 from ..errors import MaskError
 from .attach.token_globals import check_globals
 from .family.audio_rule import AudioRule
-from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments, with_keywords
+from .mixin import LongAttentionMixin, LongBaseModelMixin, refuse_text_arguments
 
 GLOBAL_MASK = "global_attention_mask"
 
@@ -22,25 +18,18 @@ GLOBAL_MASK = "global_attention_mask"
 class LongAudioMixin(LongAttentionMixin):
     """Mixin before the base's model class that makes it a Long audio class."""
 
-    @classmethod
-    def with_arguments(cls, base_forward: Any) -> Any:
-        """``base_forward`` with its arguments by name, and ``global_attention_mask (B, frames)``."""
-        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+    added_arguments: ClassVar[Mapping[str, str]] = {GLOBAL_MASK: "Tensor | None"}
+    """Global frames, ``(B, frames)``."""
 
-        @functools.wraps(base_forward)
-        def forward(self: Any, *args: Any, global_attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
-            refuse_text_arguments(self, kwargs)
-            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            if global_attention_mask is not None:
-                if not self.family.rule.hands_keywords_down:
-                    raise MaskError(
-                        f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global frames by "
-                        "the mechanism's option, for example global_tokens=0."
-                    )
-                arguments[GLOBAL_MASK] = global_attention_mask
-            return self.call_base(base_forward, arguments)
-
-        return with_keywords(forward, base_forward, {GLOBAL_MASK: "Tensor | None"})
+    def read_arguments(self, arguments: dict[str, Any]) -> None:
+        refuse_text_arguments(self, arguments)
+        if arguments.get(GLOBAL_MASK, ...) is None:
+            del arguments[GLOBAL_MASK]
+        if GLOBAL_MASK in arguments and not self.family.rule.hands_keywords_down:
+            raise MaskError(
+                f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global frames by "
+                "the mechanism's option, for example global_tokens=0."
+            )
 
 
 class LongAudioModelMixin(LongAudioMixin, LongBaseModelMixin):

@@ -36,17 +36,10 @@ CHECKPOINTING = "_gradient_checkpointing_func"
 class LongGridMixin(LongAttentionMixin):
     """Mixin before the base's model class that makes it a Long class for images."""
 
-    @classmethod
-    def with_arguments(cls, base_forward: Any) -> Any:
-        """``base_forward`` with its arguments by name."""
-        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+    added_arguments: ClassVar[Mapping[str, str]] = {}
 
-        @functools.wraps(base_forward)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            refuse_text_arguments(self, kwargs, REFUSED_ARGUMENTS)
-            return self.call_base(base_forward, {**dict(zip(names, args, strict=False)), **kwargs})
-
-        return forward
+    def read_arguments(self, arguments: dict[str, Any]) -> None:
+        refuse_text_arguments(self, arguments, REFUSED_ARGUMENTS)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         rule: Any = self.family.rule

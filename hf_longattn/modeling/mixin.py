@@ -52,6 +52,13 @@ else:
     _Base = object
 
 IN_SEGMENTS = (SegmentDecoding(), Segments())
+LONG_ARGUMENTS: dict[str, str] = {
+    "global_attention_mask": "Tensor | None",
+    "documents": "Tensor | None",
+    "memory": "SegmentMemory | None",
+    "memory_reset": "Tensor | None",
+}
+"""Arguments of Long text models, with their types."""
 
 
 class LongAttentionMixin(LoadsMechanisms, _Base):
@@ -65,6 +72,9 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     marks_globals: ClassVar[bool] = False
     """Whether global tokens are passed in the attention mask instead; see :mod:`.marked_mask`."""
 
+    added_arguments: ClassVar[Mapping[str, str]] = LONG_ARGUMENTS
+    """Keyword arguments of ``forward`` besides the base's, with their types. Trainer drops columns that no signature names."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "forward") and "global_attention_mask" not in inspect.signature(cls.forward).parameters:
@@ -72,8 +82,27 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     @classmethod
     def with_arguments(cls, base_forward: Any) -> Any:
-        """``forward`` of the Long class, made from the base's."""
-        return with_memory(base_forward)
+        """``forward`` of the Long class, made from the base's. It takes :attr:`added_arguments`, and gives all arguments by name."""
+        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+
+        @functools.wraps(base_forward)
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            self.read_arguments(arguments)
+            memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
+            if memory is not None or reset is not None:
+                return self.call_with_memory(forward, arguments, memory, reset)
+            return self.call_base(base_forward, arguments)
+
+        return with_keywords(forward, base_forward, cls.added_arguments)
+
+    def read_arguments(self, arguments: dict[str, Any]) -> None:
+        """Check and complete the arguments of ``forward``, by name. A head passes them on to its base model."""
+        for name in LONG_ARGUMENTS:
+            if arguments.get(name, ...) is None:
+                del arguments[name]
+        if not self.hands_globals_down:
+            leave_out_documents(self, arguments)
 
     def post_init(self) -> None:
         """Called at the end of every base's ``__init__``. Makes the model inside a head a Long model, and attaches mechanisms."""
@@ -364,9 +393,11 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         """Whether memory tokens pass from segment to segment."""
         return self.recursion is not None and self.runs_mechanisms
 
-    @classmethod
-    def with_arguments(cls, base_forward: Any) -> Any:
-        return with_long_arguments(base_forward)
+    def read_arguments(self, arguments: dict[str, Any]) -> None:
+        for name in ("global_attention_mask", "documents", "seq_idx"):
+            if (value := arguments.get(name)) is not None and value.dim() == 3:  # multiple-choice heads flatten (B, choices, N)
+                arguments[name] = value.flatten(0, 1)
+        super().read_arguments(arguments)
 
     def modes_of(self, arguments: dict[str, Any]) -> list[str]:
         """The modes that apply to a call of this model."""
@@ -528,58 +559,6 @@ class LongStackMixin(LongDecoderMixin):
         return self.is_decoder
 
 
-def with_memory(base_forward: Any) -> Any:
-    """``forward`` of a head, with ``memory`` and the loss terms of mechanisms. Our other arguments are passed on to the base model."""
-    names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
-
-    @functools.wraps(base_forward)
-    def forward(self: Any, *args: Any, memory: SegmentMemory | None = None, memory_reset: Tensor | None = None, **kwargs: Any) -> Any:
-        keywords = {name: value for name, value in kwargs.items() if value is not None or name not in LONG_ARGUMENTS}
-        arguments = {**dict(zip(names, args, strict=False)), **keywords}
-        if not self.hands_globals_down:
-            leave_out_documents(self, arguments)
-        if memory is not None or memory_reset is not None:
-            return self.call_with_memory(forward, arguments, memory, memory_reset)
-        return self.call_base(base_forward, arguments)
-
-    return with_keywords(forward, base_forward, LONG_ARGUMENTS)
-
-
-def with_long_arguments(base_forward: Any) -> Any:
-    """``base_forward`` with our arguments in its signature. Trainer drops columns that the signature does not name."""
-    names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
-
-    @functools.wraps(base_forward)
-    def forward(
-        self: Any,
-        *args: Any,
-        global_attention_mask: Tensor | None = None,
-        documents: Tensor | None = None,
-        memory: SegmentMemory | None = None,
-        memory_reset: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-        along_the_text = {"global_attention_mask": global_attention_mask, "documents": documents, "seq_idx": kwargs.get("seq_idx")}
-        for name, value in along_the_text.items():
-            if value is not None:  # multiple-choice heads flatten (B, choices, N)
-                arguments[name] = value.flatten(0, 1) if value.dim() == 3 else value
-        if not self.hands_globals_down:
-            leave_out_documents(self, arguments)
-        if memory is not None or memory_reset is not None:
-            return self.call_with_memory(forward, arguments, memory, memory_reset)
-        return self.call_base(base_forward, arguments)
-
-    return with_keywords(forward, base_forward, LONG_ARGUMENTS)
-
-
-LONG_ARGUMENTS: dict[str, str] = {
-    "global_attention_mask": "Tensor | None",
-    "documents": "Tensor | None",
-    "memory": "SegmentMemory | None",
-    "memory_reset": "Tensor | None",
-}
-"""Keyword arguments that Long text models have besides the base's, with their types. Trainer drops columns that no signature names."""
 TEXT_ARGUMENTS = ("documents", "seq_idx", "cu_seq_lens_q", "memory", "memory_reset")
 """Arguments of Long text models only. Other bases would accept them in ``**kwargs`` and ignore them."""
 

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import ModelOutput, QuestionAnsweringModelOut
 from ..engines.common.grid import ORDERS, Grid
 from ..errors import AudioError, BackendError, GridError, OptionError, nearest
 from ..loading import new_model
-from ..mechanisms.common.token_order import token_order
+from ..mechanisms.common.ordered import token_order
 from .attach.attention_sites import layer_mechanisms, with_members
 from .attach.token_globals import takes_globals
 from .family.config import attention_implementation
@@ -264,7 +264,9 @@ class LongMultimodalModel(LongMultimodalPreTrainedModel):
 
     def __init__(self, config: LongMultimodalConfig, text_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        self.text_model = new_backbone(config.text_config) if text_model is None else text_model
+        self.text_model = (
+            new_model(AutoModel, config.text_config, **without_pooler(config.text_config)) if text_model is None else text_model
+        )
         check_backbone(self.text_model)
         width = self.text_model.get_input_embeddings().weight.shape[1]
         makers = {"images": PatchEmbedder, "sound": FrameEmbedder}
@@ -449,12 +451,6 @@ class LongMultimodalForQuestionAnswering(LongMultimodalHead):
         if start_positions is not None and end_positions is not None:
             loss = (F.cross_entropy(starts.float(), start_positions) + F.cross_entropy(ends.float(), end_positions)) / 2
         return QuestionAnsweringModelOutput(loss, starts, ends, outputs.hidden_states, outputs.attentions)
-
-
-def new_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """A backbone with random weights."""
-    backbone: PreTrainedModel = new_model(AutoModel, config, **without_pooler(config))
-    return backbone
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -26,28 +25,21 @@ class LongTowersMixin(LongAttentionMixin):
     """Mixin before the base's model class with towers ``text_model``, ``vision_model`` …. They are named as in the config's
     ``tower_classes``."""
 
-    @classmethod
-    def with_arguments(cls, base_forward: Any) -> Any:
-        """``base_forward``, but arguments for texts are refused, because it hands its keywords to every tower."""
-        names = [name for name in inspect.signature(base_forward).parameters if name != "self"]
+    added_arguments: ClassVar[Mapping[str, str]] = {}
 
-        @functools.wraps(base_forward)
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            for name in REFUSED_ARGUMENTS:
-                if kwargs.pop(name, None) is not None:
-                    raise MaskError(
-                        f"{name} is for texts, and {type(self).__name__} hands it to every tower; call get_text_features(input_ids, "
-                        f"{name}=...) and get_image_features instead."
-                    )
-            arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            if missing := next((name for name in self.inputs_of_towers if arguments.get(name) is None), None):
-                raise LongAttentionError(
-                    f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call get_text_features "
-                    "for texts alone, and get_image_features for images."
+    def read_arguments(self, arguments: dict[str, Any]) -> None:
+        """Refuse arguments for texts, because the base hands its keywords to every tower. Every tower needs its input."""
+        for name in REFUSED_ARGUMENTS:
+            if arguments.pop(name, None) is not None:
+                raise MaskError(
+                    f"{name} is for texts, and {type(self).__name__} hands it to every tower; call get_text_features(input_ids, "
+                    f"{name}=...) and get_image_features instead."
                 )
-            return self.call_base(base_forward, arguments)
-
-        return forward
+        if missing := next((name for name in self.inputs_of_towers if arguments.get(name) is None), None):
+            raise LongAttentionError(
+                f"A {type(self).__name__} compares texts with images, and {missing} is missing; give it, or call get_text_features "
+                "for texts alone, and get_image_features for images."
+            )
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         for tower in config.towers.values():

@@ -13,8 +13,8 @@ from hf_longattn import attend, build_mechanism, list_mechanisms
 from hf_longattn.attend import reference_attend
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.errors import GridError, OptionError
+from hf_longattn.mechanisms.common.ordered import token_order
 from hf_longattn.mechanisms.common.registry import mechanism_class
-from hf_longattn.mechanisms.common.token_order import token_order
 from tests.cells import every_cell
 from tests.grids import grid
 

@@ -59,7 +59,7 @@ module = sys.modules["sentence_transformers.base.modules.transformer"] = ModuleT
 for name in ("feature_inputs", "logits_inputs", "generating_inputs", "standalone_encoders"):
     entries = [(T5Config, "transformers", "T5EncoderModel")] if name == "standalone_encoders" else {}
     setattr(module, PRIVATE_APIS[name][0].partition(":")[2], entries)
-register_standalone_encoders()
+register_standalone_encoders(module)
 assert len(entries) == 1
 for ask, error in (
     (lambda: hf_longattn.LongErnieModel, "SyntaxError"),

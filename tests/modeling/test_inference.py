@@ -441,7 +441,7 @@ def test_packed_layers_run_between_two_graphs(precision: str) -> None:
     model = long_model("bert", None, WINDOW, num_hidden_layers=1).optimize_for_inference(precision)
     packed = next(module for module in model.modules() if isinstance(module, InferenceLinear))
     between = Between(packed)
-    x = torch.randn(3, packed.in_features, dtype=packed.fixed_dtype)
+    x = torch.randn(3, packed.in_features, dtype=packed.dtype)
     with torch.no_grad():
         expected = between(x)
     out, graphs = graphs_of(between, x=x)

@@ -142,7 +142,7 @@ class NativeTwin(ABC):
 
     def config(self, model: LongModel) -> Any:
         """The twin's config."""
-        config_class = config_class_of(self.twin_model_type(model))
+        config_class: Any = transformers.CONFIG_MAPPING[self.twin_model_type(model)]
         stray = set(model.family.base_config_class.__dataclass_fields__) - set(config_class.__dataclass_fields__)
         values = {name: value for name, value in self.config_values(model).items() if name not in stray}
         return config_class.from_dict({**values, "architectures": [self.class_name(model)]})
@@ -152,12 +152,6 @@ class NativeTwin(ABC):
         with torch.device("meta"):
             built: nn.Module = getattr(transformers, self.class_name(model))(self.config(model))
         return built
-
-
-def config_class_of(model_type: str) -> type[Any]:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    return CONFIG_MAPPING[model_type]
 
 
 def stem_of(model_type: str) -> str:
@@ -250,17 +244,14 @@ def choose_twin(model: LongModel) -> TwinChoice:
     for twin in native_twins():
         if not twin.takes(model):
             continue
-        reason = twin.refusal(model) or missing_class(twin.class_name(model))
+        name, reason = twin.class_name(model), twin.refusal(model)
+        if not reason and not hasattr(transformers, name):
+            reason = f"transformers has no {name} with the model's head."
         if reason is None:
-            return TwinChoice(twin, twin.class_name(model), twin.twin_model_type(model), "", twin.note(model))
+            return TwinChoice(twin, name, twin.twin_model_type(model), "", twin.note(model))
         reasons.append((other_layer is None or isinstance(other_layer, twin.computes), reason))
     near = [reason for fits, reason in reasons if fits]
     return TwinChoice(None, "", "", (near[0] if other_layer is None else near[-1]) if near else _no_twin(model))
-
-
-def missing_class(name: str) -> str | None:
-    """Reason why a class cannot be chosen; ``None`` if transformers has the class."""
-    return None if hasattr(transformers, name) else f"transformers has no {name} with the model's head."
 
 
 def is_full(mechanism: Mechanism, causal: bool) -> bool:

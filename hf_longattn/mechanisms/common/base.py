@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -67,8 +68,11 @@ class Mechanism(nn.Module, ABC):
     causal: bool | str = "both"
     """``True`` if there is only a causal form, ``False`` if there is only a bidirectional form, otherwise ``"both"``."""
     options_type: ClassVar[type[Options]] = Options
+    """The class of :attr:`options`. A subclass names it once, in its annotation ``options: MineOptions``."""
     sample: ClassVar[dict[str, Any]] = {}
     """Options that suit inputs of a few hundred tokens, for tests and plots."""
+    covering_options: ClassVar[Mapping[str, int]] = {}
+    """Options of :meth:`covering`, each as a multiple of the length."""
     traits: Traits = Traits()
     """The mechanism's inputs, and what it needs from its layer and model."""
     handling: Handling = Handling()
@@ -80,10 +84,15 @@ class Mechanism(nn.Module, ABC):
     """Index of the layer, set when the mechanism is attached to a model. Seeded mechanisms draw different numbers in each layer."""
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (named := inspect.get_annotations(cls).get("options")) is not None and "options_type" not in vars(cls):
+            cls.options_type = getattr(sys.modules[cls.__module__], named) if isinstance(named, str) else named
+
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:
         """Options with which the mechanism equals full softmax attention up to ``length`` tokens. ``None`` if none are known."""
-        return None
+        return {name: multiple * length for name, multiple in cls.covering_options.items()} or None
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: Options) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from ..family.definition import attention_names
 from .attention_sites import (
     CROSS_MECHANISM,
     AttentionSite,
+    Call,
     attention_sites,
     copied_parameters,
     copy_projections,
@@ -117,8 +118,6 @@ def mark_for_zero3(model: nn.Module) -> None:
 
 CACHES = ("past_key_values", "layer_past")
 """Names of the argument of attention modules that holds the decode cache."""
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments of an attention module. Keyword arguments are passed on to the attention function."""
 
 
 def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:

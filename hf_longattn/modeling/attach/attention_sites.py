@@ -27,8 +27,8 @@ CROSS_ATTENTION_NAMES = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 """Matches the names of cross-attention modules."""
 SERVED_LAYERS_ATTRIBUTE = "layers_served"
 """Attribute of an attention module that lists the layers it serves, if there are several."""
-
-
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a module. An attention module passes keyword arguments on to its attention function."""
 CAUSAL_BY_CALL = frozenset(f"{model}_text_model" for model in ("clip", "clipseg", "metaclip_2", "owlv2", "owlvit", "xclip"))
 """Model types that are causal by an argument of each call (``is_causal=True``), not by an attribute of their attention modules."""
 IN_DECODER_ATTRIBUTE = "in_decoder"
@@ -200,16 +200,11 @@ def _phi3(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
     return parameter.split([count * attention.head_dim for count in heads])
 
 
-def _modernbert(attention: Any, parameter: Tensor) -> Sequence[Tensor]:
-    """Split rows with all queries first, then all keys, then all values. Each has the same number of rows."""
-    return parameter.chunk(3)
-
-
 FUSED_PROJECTIONS: dict[str, tuple[Split, Callable[[Any], bool]]] = {
     "c_attn": (_gpt2, lambda module: isinstance(module, Conv1D)),
     "query_key_value": (_gpt_neox, lambda module: module.out_features == 3 * module.in_features),
     "qkv_proj": (_phi3, lambda module: True),
-    "Wqkv": (_modernbert, lambda module: True),
+    "Wqkv": (lambda attention, parameter: parameter.chunk(3), lambda module: True),  # equally many queries, keys and values
 }
 """Name of a fused projection -> the function that splits it, and a check whether a module has that layout."""
 

@@ -22,14 +22,14 @@ from ...engines.common.grid import RUNNING_GRID, Grid
 from ...errors import GridError
 from ..family.config import attention_implementation
 from ..family.definition import known_family
-from .attention_sites import attention_sites, mechanisms_on
+from .attention_sites import Call, attention_sites, mechanisms_on
+from .text_globals import arguments_by_name
 
 PLACES = "patch_places"
 """Keyword for the :class:`PatchPlaces` of packed images, from a tower to its attention modules."""
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
 """Keywords for the first token of each sequence: of attention modules that run sequences separately, and of attention functions."""
 PIXELS, GRIDS_ARGUMENT, SIZES_ARGUMENT = "pixel_values", "grid_thw", "image_sizes"
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a module."""
 
 
@@ -97,12 +97,6 @@ def hook_patch_places(stack: PreTrainedModel) -> None:
             site.module.register_forward_hook(_leave_grid, always_call=True)
 
 
-def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's ``forward`` by name."""
-    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
 def _runs_mechanisms(module: Any) -> bool:
     return attention_implementation(getattr(module, "config", None)) == BACKEND
 
@@ -112,7 +106,7 @@ def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cal
     family: Any = known_family(stack.config)
     if not _runs_mechanisms(stack) or GRID in kwargs:
         return None
-    arguments = _arguments(stack, args, kwargs)
+    arguments = arguments_by_name(stack, args, kwargs)
     family.rule.check_base(stack.config, arguments)
     return args, {**kwargs, GRID: family.rule.of_input(stack.config, arguments)}
 
@@ -132,7 +126,7 @@ def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
     """Forward pre-hook of a tower that packs images: passes patch positions on."""
     if not _runs_mechanisms(tower):
         return None
-    arguments = _arguments(tower, args, kwargs)
+    arguments = arguments_by_name(tower, args, kwargs)
     grids = arguments.get(GRIDS_ARGUMENT)
     places = _raster_places(tower, arguments) if grids is None else _merged_places(tower, grids)
     return args, {**kwargs, PLACES: places}

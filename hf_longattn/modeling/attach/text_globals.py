@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from ...errors import MaskError, OptionError
+from .attention_sites import Call
 from .token_globals import takes_globals
 
 TEXT_GLOBAL = "text_global"
@@ -19,7 +20,6 @@ TEXT_TOKENS = "text_tokens"
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
 """Config fields with the ids of placeholder tokens for images, videos and sounds."""
 GLOBAL_MASK, IDS, CACHE = "global_attention_mask", "input_ids", "past_key_values"
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | None) -> None:

@@ -17,7 +17,7 @@ import importlib.machinery
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -43,22 +43,18 @@ PIPELINES = {
 """Task of transformers' pipelines -> the class that runs it for Long models."""
 
 
-def register_configs() -> None:
+def register_configs(configuration_auto: ModuleType) -> None:
     """Make ``AutoConfig`` find every Long config."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-
-    families = _families()
+    mapping, config_names, families = configuration_auto.CONFIG_MAPPING, configuration_auto.CONFIG_MAPPING_NAMES, _families()
     for names in _family_entries():
-        CONFIG_MAPPING_NAMES[names.model_type] = names.config
-        enter_config(CONFIG_MAPPING, names.module, families)
-    CONFIG_MAPPING_NAMES[MULTIMODAL_TYPE] = f"{MULTIMODAL}Config"
-    enter_config(CONFIG_MAPPING, MULTIMODAL_TYPE, families)
+        config_names[names.model_type] = names.config
+        enter_config(mapping, names.module, families)
+    config_names[MULTIMODAL_TYPE] = f"{MULTIMODAL}Config"
+    enter_config(mapping, MULTIMODAL_TYPE, families)
 
 
-def register_models() -> None:
+def register_models(modeling_auto: ModuleType) -> None:
     """Register every Long class with each ``AutoModel…`` class that knows its base class."""
-    from transformers.models.auto import modeling_auto
-
     known = lazy_mappings(modeling_auto)
     for table in known:
         _enter(table, long=True, complete=table is modeling_auto.MODEL_MAPPING)
@@ -68,39 +64,18 @@ def register_models() -> None:
             enter_class(table, MULTIMODAL_TYPE, f"{MULTIMODAL}{head}", f"{MULTIMODAL}Config", MULTIMODAL_TYPE, _families())
 
 
-def register_tokenizers() -> None:
-    """Make ``AutoTokenizer`` load the base's tokenizer for a Long model."""
-    from transformers.models.auto import tokenization_auto
-
-    for table in lazy_mappings(tokenization_auto):
+def register_readers(auto: ModuleType) -> None:
+    """Make an Auto class load the base's tokenizer or processor for a Long model whose files name none."""
+    for table in lazy_mappings(auto):
         _enter(table, long=False)
+
+
+def register_tokenizers(tokenization_auto: ModuleType) -> None:
+    """:func:`register_readers`, also for bases whose files name a wrong tokenizer class."""
+    register_readers(tokenization_auto)
     overrides = model_type_table("tokenizer_overrides", tokenization_auto)
     if overrides is not None:
         overrides.update([f"long_{base}" for base in family_names(overrides)])
-
-
-def register_image_processors() -> None:
-    """Make ``AutoImageProcessor`` load the base's image processor for a Long model whose files name none."""
-    from transformers.models.auto import image_processing_auto
-
-    for table in lazy_mappings(image_processing_auto):
-        _enter(table, long=False)
-
-
-def register_feature_extractors() -> None:
-    """Make ``AutoFeatureExtractor`` load the base's feature extractor for a Long model whose files name none."""
-    from transformers.models.auto import feature_extraction_auto
-
-    for table in lazy_mappings(feature_extraction_auto):
-        _enter(table, long=False)
-
-
-def register_processors() -> None:
-    """Make ``AutoProcessor`` load the base's processor for a Long model whose files name none."""
-    from transformers.models.auto import processing_auto
-
-    for table in lazy_mappings(processing_auto):
-        _enter(table, long=False)
 
 
 def _families() -> ModuleType:
@@ -161,55 +136,44 @@ def _family_entries() -> list[FamilyNames]:
     return entries
 
 
-def register_attention() -> None:
+def register_attention(module: ModuleType) -> None:
     """Make ``attn_implementation="longattn"`` known to transformers."""
     importlib.import_module(f"{PACKAGE}.backend")
 
 
-def register_adapters() -> None:
+def register_adapters(constants: ModuleType) -> None:
     """Make peft adapt the same modules in a Long model as in its base."""
-    for table in target_module_tables(sys.modules["peft.utils.constants"]):
+    for table in target_module_tables(constants):
         _enter_types(table)
 
 
-def register_prompt_adapters() -> None:
-    """Make peft's adaption prompts take Long models, except GPT-2, which peft checks by name."""
-    _enter_types(model_type_table("prompt_adapters", sys.modules["peft.tuners.adaption_prompt.config"]), but=("gpt2",))
+def register_types(name: str, module: ModuleType, but: tuple[str, ...] = ()) -> None:
+    """Enter every Long model type in the private table ``name`` of ``module``, except for bases in ``but``."""
+    _enter_types(model_type_table(name, module), but)
 
 
-def register_expert_adapters() -> None:
-    """Make peft rename expert weights of Long mixture-of-experts models. From their transformers 4 names, as for the base."""
-    _enter_types(model_type_table("expert_adapters", sys.modules["peft.utils.transformers_weight_conversion"]))
-
-
-def register_awq() -> None:
-    """Make transformers insert AWQ's scaled activation modules into a Long model as into its base."""
-    _enter_types(model_type_table("awq_scales", sys.modules["transformers.integrations.awq"]))
-
-
-def register_response_templates() -> None:
+def register_response_templates(serving: ModuleType) -> None:
     """Make `transformers serve` parse reasoning and tool calls of a Long model like its base's."""
-    table = model_type_table("response_templates", sys.modules["transformers.cli.serving.utils"]) or {}
+    table = model_type_table("response_templates", serving) or {}
     for bases, template in list(table.items()):
         table[tuple(f"long_{base}" for base in family_names(bases))] = template
 
 
-def register_pipelines() -> None:
+def register_pipelines(pipelines: ModuleType) -> None:
     """Make pipelines for document question answering and speech recognition treat Long models as their bases."""
-    tasks, module = sys.modules["transformers.pipelines"].PIPELINE_REGISTRY.supported_tasks, f"{PACKAGE}.modeling.pipelines"
+    tasks, module = pipelines.PIPELINE_REGISTRY.supported_tasks, f"{PACKAGE}.modeling.pipelines"
     for task, name in PIPELINES.items():
         by_name = isinstance(tasks[task]["impl"], str)
         tasks[task]["impl"] = f"{module}.{name}" if by_name else getattr(importlib.import_module(module), name)
 
 
-def register_standalone_encoders() -> None:
+def register_standalone_encoders(transformer: ModuleType) -> None:
     """Make sentence-transformers load encoders by their Long class. Of Long encoder-decoders; a Long audio model is read as its base.
 
     sentence-transformers uses the first entry whose config class fits. This would otherwise be the base's, with full attention.
     """
-    transformer = sys.modules["sentence_transformers.base.modules.transformer"]
     for name in ("feature_inputs", "logits_inputs", "generating_inputs"):
-        _enter_types(model_type_table(name, transformer))
+        register_types(name, transformer)
     table = model_type_table("standalone_encoders", transformer) or []
     for config_class, _, name in list(table):
         for base in family_names([config_class.model_type]):
@@ -226,22 +190,23 @@ def _enter_types(table: dict[str, Any] | None, but: tuple[str, ...] = ()) -> Non
             known.setdefault(f"long_{base}", known[base])
 
 
-TABLES: dict[str, Callable[[], None]] = {
+TABLES: dict[str, Callable[[ModuleType], None]] = {
     "transformers.models.auto.configuration_auto": register_configs,
     "transformers.models.auto.modeling_auto": register_models,
     "transformers.models.auto.tokenization_auto": register_tokenizers,
-    "transformers.models.auto.image_processing_auto": register_image_processors,
-    "transformers.models.auto.feature_extraction_auto": register_feature_extractors,
-    "transformers.models.auto.processing_auto": register_processors,
+    "transformers.models.auto.image_processing_auto": register_readers,
+    "transformers.models.auto.feature_extraction_auto": register_readers,
+    "transformers.models.auto.processing_auto": register_readers,
     "transformers.modeling_utils": register_attention,
-    "transformers.integrations.awq": register_awq,
+    "transformers.integrations.awq": partial(register_types, "awq_scales"),
     "transformers.pipelines": register_pipelines,
     "transformers.cli.serving.utils": register_response_templates,
     "peft.utils.constants": register_adapters,
-    "peft.utils.transformers_weight_conversion": register_expert_adapters,
-    "peft.tuners.adaption_prompt.config": register_prompt_adapters,
+    "peft.utils.transformers_weight_conversion": partial(register_types, "expert_adapters"),
+    "peft.tuners.adaption_prompt.config": partial(register_types, "prompt_adapters", but=("gpt2",)),  # peft checks GPT-2 by name
     "sentence_transformers.base.modules.transformer": register_standalone_encoders,
 }
+"""Module with tables -> function that enters Long models in them, called with the module after its import."""
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
@@ -257,7 +222,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             execute(module)
-            TABLES[name]()
+            TABLES[name](module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -270,7 +235,7 @@ def register() -> None:
     sys.meta_path.insert(0, _AfterImport())
     for name, enter in TABLES.items():
         if name in sys.modules:
-            enter()
+            enter(sys.modules[name])
 
 
 def lazy_mappings(module: ModuleType) -> list[Any]:

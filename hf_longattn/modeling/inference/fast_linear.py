@@ -52,7 +52,9 @@ class InferenceLinear(nn.Module):
     in_features: int
     out_features: int
     bias: Tensor | None
-    fixed_dtype: torch.dtype
+    dtype: torch.dtype
+    """The dtype of inputs and outputs."""
+    packed: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (…, in_features)`` -> ``(…, out_features)``.
@@ -103,9 +105,9 @@ class InferenceLinear(nn.Module):
         return duplicate
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of inputs and outputs."""
-        return self.fixed_dtype
+    def weight(self) -> Tensor:
+        """The packed weight in oneDNN's layout. T5 reads its dtype in every call."""
+        return self.packed
 
 
 class PackedLinear(InferenceLinear):
@@ -120,14 +122,9 @@ class PackedLinear(InferenceLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None, *, transposed: bool = False) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.fixed_dtype, self.transposed = weight.dtype, transposed
+        self.dtype, self.transposed = weight.dtype, transposed
         self.packed = pack_weight(weight.detach().contiguous())
         self.bias = None if bias is None else bias.detach().clone()
-
-    @property
-    def weight(self) -> Tensor:
-        """The packed weight ``(out_features, in_features)`` in oneDNN's layout. T5 reads its dtype in every call."""
-        return self.packed
 
     def product(self, x: Tensor) -> Tensor:
         return packed_product(x, self.packed, self.bias)
@@ -157,17 +154,12 @@ class Int8Linear(InferenceLinear):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self.fixed_dtype = weight.dtype
+        self.dtype = weight.dtype
         quantised, scale = quantise(weight.detach())
         self.scale = scale.flatten()
         self.packed = pack_int8(quantised)
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().clone()
-
-    @property
-    def weight(self) -> Tensor:
-        """The 8-bit weight in oneDNN's layout. T5 reads its dtype."""
-        return self.packed
 
     def product(self, x: Tensor) -> Tensor:
         out = x.new_empty(x.shape[0], self.out_features)

@@ -2,10 +2,10 @@
 
 A call of a Long model, step by step:
 
-1. A head (``with_memory`` in :mod:`hf_longattn.modeling.mixin`) passes our arguments on to its base model, and adds the loss terms
+1. A head (``LongAttentionMixin.with_arguments``) passes our arguments on to its base model, and adds the loss terms
    of mechanisms (:mod:`.losses`).
 2. With ``memory=``, the outermost model runs in the mode :mod:`.memory`: the memory becomes a cache or memory tokens in the next steps.
-3. The base model, ``LongBaseModelMixin``, takes our arguments (``with_long_arguments``). Its call may be sharded (:mod:`.sharding`: each
+3. The base model, ``LongBaseModelMixin``, takes our arguments (``read_arguments``). Its call may be sharded (:mod:`.sharding`: each
    process has a part of every row) or packed (:mod:`.packing`: the rows of a padded batch are one row of documents).
 4. Otherwise ``run_whole`` checks lengths, detects packed documents (:mod:`.documents`), and marks tokens as global by their ids.
 5. A model with memory tokens runs over one segment after another (:mod:`.segments`), with a cache if ``generate`` asks for one
