@@ -159,6 +159,7 @@ def model_card(
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     if task in WIDGETS:
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
+    versions = {"hf_longattn": __version__} | (report.get("versions") or {})
     data = _card_data(folder, task, metadata, is_long=is_long(config))
     card = ModelCard.from_template(
         data,
@@ -176,8 +177,8 @@ def model_card(
         verified_on=in_one_line(report.get("text") or ""),
         results=_table(rows) or measured.strip(),
         training=training.strip(),
-        limits=[*_limits(config, attentions, length, bool(report.get("needs_training"))), *limits],
-        versions=_versions(report),
+        limits=[*kind_in(config).limits(config, attentions, length), *([UNTRAINED] if report.get("needs_training") else []), *limits],
+        versions=", ".join(f"{package} {version}" for package, version in versions.items()) + ".",
     )
     check_metadata(str(card), data.to_dict())
     return card
@@ -418,11 +419,6 @@ def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: part for name, part in parts.items() if isinstance(part, dict) and "long_attention" in part}
 
 
-def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int, needs_training: bool) -> list[str]:
-    limits = kind_in(config).limits(config, attentions, length)
-    return [*limits, UNTRAINED] if needs_training else limits
-
-
 def _table(rows: Sequence[MeasuredResult]) -> str:
     if not rows:
         return ""
@@ -436,11 +432,6 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
     }
     filled = {head: cells for head, cells in columns.items() if any(cells)}
     return markdown_table([*filled], zip(*filled.values(), strict=True))
-
-
-def _versions(report: dict[str, Any]) -> str:
-    versions = {"hf_longattn": __version__} | (report.get("versions") or {})
-    return ", ".join(f"{package} {version}" for package, version in versions.items()) + "."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -687,6 +687,11 @@ def rows_of(inputs: Mapping[str, Any]) -> int:
     return next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
 
 
+def highest(logits: Any, labels: Tensor) -> Tensor:
+    """Number of the highest logit, along the last axis; for ``preprocess_logits_for_metrics``."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+
 def without_idle_step(scheduler: Any, warmup: int) -> Any:
     """A transformers schedule whose warm-up does not begin with 0, since its first step would change nothing.
 

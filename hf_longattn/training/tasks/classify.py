@@ -54,7 +54,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_classifier, load_start
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import LongTrainer
+from hf_longattn.training.trainer import LongTrainer, highest
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -184,7 +184,7 @@ def finetune_classification(
         processing_class=processor,
         data_collator=inputs.collator,
         eval_collator=inputs.eval_collator,
-        preprocess_logits_for_metrics=_choices,
+        preprocess_logits_for_metrics=highest,
         compute_metrics=_accuracy,
     )
     before = train(trainer, run, lambda: trainer.scores(inputs.held_out))
@@ -507,10 +507,6 @@ def describe_classification_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
     reader = _reader_of(log)
     return "\n".join([held_out_in_words(log["held_out"], _in_words, reader.unit), *reader.notes(log)])
-
-
-def _choices(logits: Any, labels: Tensor) -> Tensor:
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
 def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:
