@@ -29,13 +29,7 @@ from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long
 from ..reports import markdown_table
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
-from .usage import (
-    GRAPHS,
-    backbone_of,
-    next_step,
-    tokens_of,
-    usage_section,
-)
+from .usage import GRAPHS, backbone_of, next_step, tokens_of, usage_section
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = CONVERSION_REPORT

@@ -32,15 +32,7 @@ from hf_longattn.data.audio import RECORDING_FILES, Hearing, RecordingCollator, 
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, read_labelled_pages, to_documents, to_page_documents
 from hf_longattn.data.files import FileKind, load_labelled_files
-from hf_longattn.data.images import (
-    EXTRA,
-    IMAGE_FILES,
-    ImageCollator,
-    augmentation_of,
-    check_augmentation,
-    checked_size,
-    count_transparent,
-)
+from hf_longattn.data.images import EXTRA, IMAGE_FILES, ImageCollator, augmentation_of, check_augmentation, checked_size, count_transparent
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns, page_columns

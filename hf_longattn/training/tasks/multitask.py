@@ -20,9 +20,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from hf_longattn.data.audio import Hearing
 from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, TokenCollator
