@@ -268,11 +268,9 @@ class Pages(Texts):
         Raises:
             OptionError: the model reads only text.
         """
-        config, tokenizer = load_start(
-            name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind)
-        )
-        chosen_columns(config, name, True)
-        return config, tokenizer
+        start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
+        chosen_columns(start[0], name, True)
+        return start
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The pages of a source, with the names of their labels."""
