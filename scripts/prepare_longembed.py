@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hf_longattn.conversion import verification_text
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.evaluation.probes.passkey import GARBAGE
+from hf_longattn.evaluation.probes.ruler import NOISE
 from hf_longattn.evaluation.probes.words import ADJECTIVES, NOUNS
 from hf_longattn.staging import check_new_file, staged_file
 
@@ -35,7 +35,7 @@ def pairs(task: str, length: int) -> Iterator[dict[str, str]]:
         length: words and signs of a document.
     """
     rng = random.Random(f"{task}:{length}")
-    pieces = TOKEN.findall(f"{GARBAGE} " if task == "passkey" else verification_text(None)[0])
+    pieces = TOKEN.findall(f"{NOISE} " if task == "passkey" else verification_text(None)[0])
     for anchor, fact in facts(task, rng):
         room = length - len(TOKEN.findall(fact))
         first = rng.randrange(len(pieces))

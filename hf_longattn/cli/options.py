@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ..choice_text import IN_TURN, read_choice, read_pairs, read_rules, read_towers
 from ..conversion import ConversionConfig, RevertConfig
+from ..errors import OptionError
 from ..recipes import read_recipe, recipe_names
 
 Config = type[ConversionConfig] | type[RevertConfig]
@@ -118,12 +118,18 @@ def refuse_typed(context: typer.Context, options: Sequence[str], sentence: str) 
             raise typer.BadParameter(sentence, param_hint=option)
 
 
+def _read(flag: str, read: Callable[[Any], Any], value: Any) -> Any:
+    """What ``read`` makes of the value of a flag, which an error names."""
+    try:
+        return read(value)
+    except OptionError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from None
+
+
 def parse_options(pairs: list[str] | None) -> dict[str, str]:
     """`window=512` … -> {"window": "512"}; the mechanism's option types convert the text."""
-    from ..choice_text import read_pairs
-
-    with _bad_parameter("--option"):
-        return read_pairs(pairs or [])
+    options: dict[str, str] = _read("--option", read_pairs, pairs or [])
+    return options
 
 
 def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
@@ -131,12 +137,10 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
 
     Rules without numbers apply in turn: `window:window=256,full` -> {"in_turn": [{...}, {...}]}.
     """
-    from ..choice_text import IN_TURN, read_rules
-
     turns: list[dict[str, Any]] = []
     layers: dict[Any, Any] = {}
-    with _bad_parameter("--layers"):
-        for where, values in itertools.chain.from_iterable(map(read_rules, rules or [])):
+    for rule in rules or []:
+        for where, values in _read("--layers", read_rules, rule):
             if where is None:
                 turns.append(values)
             else:
@@ -144,27 +148,11 @@ def parse_layers(rules: list[str] | None) -> dict[Any, Any]:
     return {**({IN_TURN: turns} if turns else {}), **layers}
 
 
-def parse_mechanism(rule: str | None, flag: str = "--decoder-mechanism") -> dict[str, Any] | None:
-    """`window:window=256` -> {"mechanism": "window", "window": "256"}."""
-    from ..choice_text import read_choice
-
-    with _bad_parameter(flag):
-        return None if rule is None else read_choice(rule)
-
-
-def parse_towers(towers: str | None) -> dict[str, Any] | None:
-    """`text=window:window=64,vision=full` -> {"text": {"mechanism": "window", "window": "64"}, "vision": {"mechanism": "full"}}."""
-    from ..choice_text import read_towers
-
-    with _bad_parameter("--towers"):
-        return None if towers is None else read_towers(towers)
-
-
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "options": parse_options,
     "layers": parse_layers,
-    "decoder_long_attention": parse_mechanism,
-    "towers": parse_towers,
+    "decoder_long_attention": lambda rule: None if rule is None else _read("--decoder-mechanism", read_choice, rule),
+    "towers": lambda towers: None if towers is None else _read("--towers", read_towers, towers),
 }
 """How the values of settings that are no plain values are read."""
 
@@ -177,16 +165,6 @@ Token = Annotated[str | None, _SHARED["token"]]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda …", show_default="the accelerator, if there is one")]
 Private = Annotated[bool, typer.Option("--private", help="Create a private repository; refused if it exists and is public.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-
-
-@contextlib.contextmanager
-def _bad_parameter(flag: str) -> Iterator[None]:
-    from ..errors import OptionError
-
-    try:
-        yield
-    except OptionError as error:
-        raise typer.BadParameter(str(error), param_hint=flag) from None
 
 
 def _apply_recipe(context: typer.Context, recipe: str | None) -> str | None:
@@ -205,8 +183,6 @@ def _check_recipe_value(context: typer.Context, recipe: str, parameter: Any, val
     Raises:
         OptionError: with one sentence.
     """
-    from ..errors import OptionError
-
     wants_list = parameter.multiple or parameter.nargs != 1
     if isinstance(value, dict) or isinstance(value, list) != wants_list:
         raise OptionError(

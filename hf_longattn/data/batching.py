@@ -230,7 +230,17 @@ def chosen_packing(model: PreTrainedModel, wanted: bool | None, args: TrainingAr
     return wanted is not False and why is None
 
 
-class TokenBudget(Sampler[list[int]]):
+class EpochSampler(Sampler[Any]):
+    """A sampler whose order depends on the epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader before every epoch."""
+        self.epoch = epoch
+
+
+class TokenBudget(EpochSampler):
     """Batches of rows of similar length that hold at most a number of tokens, in an order that depends on the seed and the epoch.
 
     Args:
@@ -242,7 +252,7 @@ class TokenBudget(Sampler[list[int]]):
     """
 
     def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, *, padded: bool = False, processes: int = 1) -> None:
-        self.seed, self.epoch, self.batch_size, self.drop_last = seed, 0, None, False
+        self.seed, self.batch_size, self.drop_last = seed, None, False
         order = list(range(len(lengths)))
         random.Random(seed).shuffle(order)
         order.sort(key=lambda row: lengths[row])
@@ -268,7 +278,3 @@ class TokenBudget(Sampler[list[int]]):
         order = list(range(len(self.batches)))
         random.Random(f"{self.seed}:{self.epoch}").shuffle(order)
         return iter([self.batches[place] for place in order])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch."""
-        self.epoch = epoch

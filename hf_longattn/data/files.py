@@ -115,7 +115,16 @@ def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
     Raises:
         DataError: the column has another type, or a row has no file.
     """
-    files = _as_files(kind, data, column, source)
+    feature, held = data.features[column], getattr(data.features[column], "dtype", "a list")
+    if held in ("string", "large_string"):
+        folder = Path(source).resolve().parent
+        places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
+        files = Dataset.from_dict({kind.column: places}, features=Features({kind.column: CELL}))
+    elif isinstance(feature, type(kind.feature)) or held in ("binary", "large_binary"):
+        files = data.select_columns([column]).rename_columns({} if column == kind.column else {column: kind.column})
+        files = files.cast_column(kind.column, kind.feature).cast_column(kind.column, CELL)
+    else:
+        raise DataError(f"The column {column!r} of {source} holds {held}, not {kind.unit}s; name another with {kind.option}.")
     cells = files.with_format("arrow")[:][kind.column]
     names = []
     for row, (place, is_missing) in enumerate(zip(struct_field(cells, "path").to_pylist(), cells.is_null().to_pylist(), strict=True)):
@@ -123,21 +132,3 @@ def file_rows(kind: FileKind, data: Dataset, column: str, source: str) -> Datase
             raise DataError(f"Row {row + 1} of {source} has no {kind.unit} in the column {column!r}; leave such rows out.")
         names.append(place if place and Path(place).is_absolute() else f"row {row + 1} of {source}")
     return files.add_column("name", names)
-
-
-def _as_files(kind: FileKind, data: Dataset, column: str, source: str) -> Dataset:
-    """Only the column of files, undecoded, as ``kind.column``.
-
-    Raises:
-        DataError: the column holds something else.
-    """
-    feature = data.features[column]
-    files = data.select_columns([column]).rename_columns({} if column == kind.column else {column: kind.column})
-    held = getattr(feature, "dtype", "a list")
-    if held in ("string", "large_string"):
-        folder = Path(source).resolve().parent
-        places = [None if place is None else {"path": str(folder / place), "bytes": None} for place in data[column]]
-        return Dataset.from_dict({kind.column: places}, features=Features({kind.column: CELL}))
-    if not isinstance(feature, type(kind.feature)) and held not in ("binary", "large_binary"):
-        raise DataError(f"The column {column!r} of {source} holds {held}, not {kind.unit}s; name another with {kind.option}.")
-    return files.cast_column(kind.column, kind.feature).cast_column(kind.column, CELL)

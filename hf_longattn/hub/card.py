@@ -29,13 +29,7 @@ from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long
 from ..reports import markdown_table
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
-from .usage import (
-    GRAPHS,
-    backbone_of,
-    next_step,
-    tokens_of,
-    usage_section,
-)
+from .usage import GRAPHS, backbone_of, next_step, tokens_of, usage_section
 
 TEMPLATE = Path(__file__).with_name("template.md")
 REPORT = CONVERSION_REPORT
@@ -159,6 +153,7 @@ def model_card(
     metadata |= {"model_name": title, "eval_results": [row.to_metadata() for row in rows if not row.system] or eval_results}
     if task in WIDGETS:
         metadata["widget"] = [dict(example) for example in WIDGETS[task]]
+    versions = {"hf_longattn": __version__} | (report.get("versions") or {})
     data = _card_data(folder, task, metadata, is_long=is_long(config))
     card = ModelCard.from_template(
         data,
@@ -176,8 +171,8 @@ def model_card(
         verified_on=in_one_line(report.get("text") or ""),
         results=_table(rows) or measured.strip(),
         training=training.strip(),
-        limits=[*_limits(config, attentions, length, bool(report.get("needs_training"))), *limits],
-        versions=_versions(report),
+        limits=[*kind_in(config).limits(config, attentions, length), *([UNTRAINED] if report.get("needs_training") else []), *limits],
+        versions=", ".join(f"{package} {version}" for package, version in versions.items()) + ".",
     )
     check_metadata(str(card), data.to_dict())
     return card
@@ -418,11 +413,6 @@ def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: part for name, part in parts.items() if isinstance(part, dict) and "long_attention" in part}
 
 
-def _limits(config: dict[str, Any], attentions: Mapping[str, LongAttentionConfig], length: int, needs_training: bool) -> list[str]:
-    limits = kind_in(config).limits(config, attentions, length)
-    return [*limits, UNTRAINED] if needs_training else limits
-
-
 def _table(rows: Sequence[MeasuredResult]) -> str:
     if not rows:
         return ""
@@ -436,11 +426,6 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
     }
     filled = {head: cells for head, cells in columns.items() if any(cells)}
     return markdown_table([*filled], zip(*filled.values(), strict=True))
-
-
-def _versions(report: dict[str, Any]) -> str:
-    versions = {"hf_longattn": __version__} | (report.get("versions") or {})
-    return ", ".join(f"{package} {version}" for package, version in versions.items()) + "."
 
 
 @dataclasses.dataclass(frozen=True)

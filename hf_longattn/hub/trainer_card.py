@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from .card import model_card
 from .metadata import fetch_card, inherited_metadata, read_card, source_card
 
 if TYPE_CHECKING:
-    from transformers.modelcard import TrainingSummary
+    pass
 
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""
@@ -61,7 +61,7 @@ class ModelCardMixin:
             HubError: the folder contains no saved model.
         """
         from transformers import Trainer
-        from transformers.modelcard import TrainingSummary
+        from transformers.modelcard import TrainingSummary, make_markdown_table
 
         if not self.is_world_process_zero():
             return
@@ -72,32 +72,19 @@ class ModelCardMixin:
         summary = TrainingSummary.from_trainer(*signature.args, **signature.kwargs)
         metadata = summary.create_metadata()
         stated = {name: metadata.get(name) for name in ("license", "language", "datasets", "base_model", "tags")}
+        start = f"Fine-tuned from `{in_one_line(public_name(source))}`" if source else "Trained"
+        datasets = metadata.get("datasets") or []
+        settings = "\n".join(f"- {name}: {value}" for name, value in (summary.hyperparameters or {}).items())
         card = model_card(
             folder,
             name=self.hub_model_id or str(folder),
-            introduction=introduction(source, metadata.get("datasets") or []),
-            training=training_section(summary),
+            introduction=f"{start}{' on ' * bool(datasets)}{in_one_line(', '.join(datasets))} by transformers' Trainer.",
+            training=f"{settings}\n\n{make_markdown_table(summary.eval_lines)}" if summary.eval_lines else settings,
             measured="\n".join(f"- {name}: {value}" for name, value in (summary.eval_results or {}).items()),
             eval_results=model_index_to_eval_results(metadata["model-index"])[1] or None,
             **from_source(source, stated),
         )
         card.save(folder / "README.md")
-
-
-def introduction(source: str, datasets: Sequence[str]) -> str:
-    """The first sentence of a trained model's card. It was loaded from ``source`` and trained by transformers' Trainer."""
-    start = "Trained"
-    if source:
-        start = f"Fine-tuned from `{in_one_line(public_name(source))}`"
-    return f"{start}{' on ' * bool(datasets)}{in_one_line(', '.join(datasets))} by transformers' Trainer."
-
-
-def training_section(summary: TrainingSummary) -> str:
-    """Hyperparameters and the results of each evaluation, in Markdown."""
-    from transformers.modelcard import make_markdown_table
-
-    settings = "\n".join(f"- {name}: {value}" for name, value in (summary.hyperparameters or {}).items())
-    return f"{settings}\n\n{make_markdown_table(summary.eval_lines)}" if summary.eval_lines else settings
 
 
 def from_source(source: str, stated: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:

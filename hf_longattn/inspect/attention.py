@@ -32,16 +32,7 @@ from .diagnosis import Diagnosis, Image, LayerDiagnosis, LengthDiagnosis, stack_
 from .layer_attention import MEANS, LayerAttention, RowSums, attention_map, sampled_rows
 from .loading import LoadedCheckpoint, load_to_watch
 from .texts import TextIds
-from .watching import (
-    is_causal,
-    of_tower,
-    run_stack,
-    tower_that_reads,
-    watched_inputs,
-    watched_layers,
-    watched_stack,
-    watching,
-)
+from .watching import is_causal, of_tower, run_stack, tower_that_reads, watched_inputs, watched_layers, watched_stack, watching
 
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 """Lengths in tokens that are measured by default, as far as the model and the text are long enough."""

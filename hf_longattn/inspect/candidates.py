@@ -146,13 +146,6 @@ def not_applicable(candidate: Candidate, causal: bool) -> str:
     return ""
 
 
-def no_selection(candidate: Candidate) -> str:
-    """A sentence for mechanisms that are no softmax over keys or means of keys: why the mass that they keep is not defined."""
-    return (
-        f"is not a softmax over some of the keys ({mechanism_info(candidate.mechanism).summary}), so no part of the mass is kept or lost."
-    )
-
-
 def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> KeysOrWeights | str:
     """The keys that ``candidate`` keeps in a layer; mechanisms that select by content use the layer's queries and keys.
 
@@ -173,7 +166,10 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
         if candidate.by_user:
             raise
         return str(error)
-    return no_selection(candidate) if reading is None else reading
+    if reading is None:
+        what = mechanism_info(candidate.mechanism).summary
+        return f"is not a softmax over some of the keys ({what}), so no part of the mass is kept or lost."
+    return reading
 
 
 def costs(

@@ -166,7 +166,9 @@ class LayerChanges:
 
     def __init__(self, target: ModelTarget, ids: Tensor, generator: torch.Generator) -> None:
         self.target, self.ids, self.generator = target, ids, generator
-        self._layers = _attending(target.stack) if target.inputs is not None and target.inputs.mixes else _layers(target.stack)
+        self._layers = _layers(target.stack)
+        if target.inputs is not None and target.inputs.mixes:  # layers of an audio model also contain convolutions
+            self._layers = {site.module: site.name for site in attention_sites(target.stack) if not site.cross}
         unfit: list[nn.Module] = [target.stack]
         while unfit:
             self.names: list[str] = []
@@ -285,11 +287,6 @@ def _layers(stack: nn.Module) -> dict[nn.Module, str]:
         for number, element in enumerate(module)
         if any(True for _ in element.children())
     }
-
-
-def _attending(stack: nn.Module) -> dict[nn.Module, str]:
-    """The attention modules of an audio model. Its layers also contain convolutions."""
-    return {site.module: site.name for site in attention_sites(stack) if not site.cross}
 
 
 def _tensors(output: Any) -> list[Tensor]:

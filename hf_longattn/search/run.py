@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..conversion.model_loading import chosen_device, quiet_libraries
 from ..conversion.report import versions
 from ..conversion.sources.base import Source
 from ..errors import OptionError, check_extra, in_a_line
-from ..evaluation.layer_choice import layers_keep
+from ..evaluation.layer_choice import choose_layers, layers_keep
 from ..evaluation.token_loss import LossChange
 from ..inputs.grid import size_text
 from ..inspect import Candidate
@@ -31,7 +31,6 @@ from .config import MODES, OBJECTIVES, PIECES, SCORE_NAMES, SearchConfig
 from .costs import LayerCosts
 from .design import CostedDesign, Design, unique
 from .folder import COSTS, SCORES, TRANSFER, SearchFolder, opened_folder
-from .layers import choose_full_layers
 from .objectives import FAILURES, Divergence, LossAgainstChunks, Transferred, check_predicts_tokens, weights_of
 from .result import LayerRow, SearchResult
 from .scores import QUERIES, CostTable, ScoreTable, choose, divergence_table, mass_table
@@ -331,13 +330,37 @@ class Search:
         return [costs.costed(design, table, config.score, loss) for design, loss in study.tried()]
 
     def _full_layers(self, costs: CostTable, transferred: Transferred) -> SearchResult:
-        """The result in the mode full-layers."""
-        config, model = self.config, self.model
+        """The result in the mode full-layers: the layers that need their attention most keep it, and all others run the candidate.
+
+        In the paper (Li et al. 2025, arXiv 2512.20569) the cheap layers are linear and are trained a little by distillation before;
+        ``transfer_steps`` is that training here.
+        """
+        config, model, cheap, base = self.config, self.model, self.candidates[0], self.model.base_design
         assert config.full_layers is not None
+        if not 0 < config.full_layers < model.layers:
+            raise OptionError(
+                f"{config.model!r} has {model.layers} layers, so 1 to {model.layers - 1} of them can keep full attention; give --budget "
+                f"{model.layers // 2 or 1}."
+            )
         divergence = Divergence(model, self.text, config.pieces, self.length, transferred)
-        layers, design = choose_full_layers(
-            divergence, self.candidates[0], model.base_design, config.full_layers, config.model, self.progress
-        )
+
+        def restored(full_layers: frozenset[int]) -> Design:
+            return replace(base, layers=tuple(own if layer in full_layers else cheap for layer, own in enumerate(base.layers)))
+
+        def divergences(sets: Sequence[frozenset[int]]) -> list[float]:
+            values = []
+            for full_layers in sets:
+                self.progress(f"{cheap}, full attention in {', '.join(map(str, sorted(full_layers))) or 'no layer'}")
+                values.append(divergence(restored(full_layers)))
+            return values
+
+        layers = choose_layers(divergences, range(model.layers), config.full_layers)
+        if layers is None:
+            raise OptionError(
+                f"With {cheap} in every layer the predictions are those of {config.model!r}, so no layer is more important than another; "
+                "give a cheaper --candidate."
+            )
+        design = restored(frozenset(layers.kept))
         table = ScoreTable([{} for _ in range(model.layers)])
         reason = (
             f"{layers_keep(layers.kept)} the checkpoint's attention: of the choices compared, this has the lowest KL divergence from the "

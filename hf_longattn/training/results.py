@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hf_longattn.drawing import new_figure
 from hf_longattn.errors import in_one_line
 from hf_longattn.evaluation.summaries import plus_minus
 from hf_longattn.hub import MeasuredResult
@@ -138,10 +140,7 @@ def _data_of_heads(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
     """Draw loss, learning rate and evaluation scores against steps; ``None`` without matplotlib or without two entries."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    if find_spec("matplotlib") is None:
         return None
     curves: dict[str, list[tuple[float, float]]] = {}
     for entry in history:
@@ -158,8 +157,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None
     panels = {title: names for title, names in shown.items() if names}
     if max(map(len, curves.values()), default=0) < 2:
         return None
-    figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.2 * len(panels), 3.2, layout="constrained")
     for place, (title, names) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(1, len(panels), place)
         for name in names:

@@ -26,7 +26,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer_callback import ExportableState, ProgressCallback, tqdm
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from hf_longattn.data.batching import EpochAwareCollator, TokenBudget
+from hf_longattn.data.batching import EpochAwareCollator, EpochSampler, TokenBudget
 from hf_longattn.errors import LongAttentionError, OptionError, in_a_line, nearest
 from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.hub import PushReport, check_login, push_model
@@ -488,12 +488,12 @@ def peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-class SeededGroups(torch.utils.data.Sampler[int]):
+class SeededGroups(EpochSampler):
     """Groups by length that depend on the seed and the epoch. Trainer draws them from the process's generator, which a resumed run does not
     restore to the start of the epoch."""
 
     def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        self.sampler, self.seed, self.epoch = sampler, seed, 0
+        self.sampler, self.seed = sampler, seed
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -501,10 +501,6 @@ class SeededGroups(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         self.sampler.generator = torch.Generator().manual_seed(random.Random(f"{self.seed}:{self.epoch}").getrandbits(63))
         return iter(self.sampler)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch."""
-        self.epoch = epoch
 
 
 class Clock:
@@ -685,6 +681,11 @@ def rows_of(inputs: Mapping[str, Any]) -> int:
     if isinstance(lengths, Tensor):
         return len(lengths)
     return next((len(value) for value in inputs.values() if isinstance(value, Tensor) and value.dim()), 1)
+
+
+def highest(logits: Any, labels: Tensor) -> Tensor:
+    """Number of the highest logit, along the last axis; for ``preprocess_logits_for_metrics``."""
+    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
 def without_idle_step(scheduler: Any, warmup: int) -> Any:

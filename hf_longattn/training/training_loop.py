@@ -20,27 +20,12 @@ import datasets
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
 import hf_longattn
-from hf_longattn.errors import (
-    CheckpointError,
-    LongAttentionError,
-    OptionError,
-    UsageError,
-    error_line,
-    in_one_line,
-    visible,
-)
+from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError, UsageError, error_line, in_one_line, visible
 from hf_longattn.hub import MeasuredResult, from_source, write_model_card
 from hf_longattn.local_names import public_name
 from hf_longattn.reading import read_json_object

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import random
 
-from .ruler import DISTRACTORS
+from .ruler import DISTRACTORS, NOISE
 from .task import CountTokens, ProbeSample, TextTask, register_probe
-
-GARBAGE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 class Passkey(TextTask):
@@ -21,7 +19,7 @@ class Passkey(TextTask):
     new_tokens = 10
 
     def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
-        garbage = " ".join([GARBAGE] * (size // len(GARBAGE) + 1))
+        garbage = " ".join([NOISE] * (size // len(NOISE) + 1))
         before = rng.randint(0, size) if depth is None else round(depth * size)
         key = str(rng.randint(1, 50_000))
         least, most = (10 ** (len(key) - 1), min(10 ** len(key) - 1, 50_000))  # as many digits, so about as many tokens

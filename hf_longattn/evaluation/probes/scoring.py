@@ -88,7 +88,8 @@ def candidate_log_likelihoods(
         shared -= 1
     rests = [row[shared:] for row in rows]
     ids = torch.tensor([rows[0][:shared]], device=model.device)
-    read = model(input_ids=ids, use_cache=True, **_last_logits(model))
+    last_logits = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    read = model(input_ids=ids, use_cache=True, **last_logits)
     first = read.logits[:, -1].float().log_softmax(-1)
     likelihoods = [float(first[0, rest[0]]) for rest in rests]
     if (longest := max(map(len, rests))) > 1:
@@ -107,11 +108,6 @@ def _decoded_likelihood(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     labels = torch.tensor([tokenizer(candidate.strip(), add_special_tokens=False)["input_ids"]], device=model.device)
     logits = model(input_ids=inputs, labels=labels).logits[0].float().log_softmax(-1)
     return float(logits[torch.arange(labels.shape[1]), labels[0]].sum())
-
-
-def _last_logits(model: PreTrainedModel) -> dict[str, int]:
-    """The model's argument for computing only the last token's logits, if it has one."""
-    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 @torch.no_grad()

@@ -139,20 +139,28 @@ class TokenSample:
 
 
 class TokenTask(ProbeTask):
-    """A task over tokens that mean nothing: any tokenizer's ids serve as its symbols."""
+    """A task over tokens that mean nothing: any tokenizer's ids serve as its symbols.
 
-    @abstractmethod
-    def rows(self, length: int, vocab: int, depth: float | None) -> Any:
-        """The generator of rows, with ``batch(size, generator) -> (tokens, labels)``, both ``(B, N)``.
+    least: the fewest tokens that hold it.
+    make: from a length, a vocabulary and a depth, the generator of rows, with ``batch(size, generator) -> (tokens, labels)``, both
+        ``(B, N)``.
+    """
+
+    def __init__(
+        self, name: str, summary: str, paper: str, least: int, make: Callable[[int, int, float | None], Any], *, placed: bool = False
+    ) -> None:
+        self.name, self.summary, self.paper, self.least, self.make, self.placed = name, summary, paper, least, make, placed
+
+    def sample(self, length: int, ids: Tensor, seed: int, choices: int, depth: float | None = None) -> TokenSample:
+        """A row of ``length`` tokens, whose symbols are ``ids (V,)``, shuffled.
 
         Raises:
             LengthError: the length is too small.
         """
-
-    def sample(self, length: int, ids: Tensor, seed: int, choices: int, depth: float | None = None) -> TokenSample:
-        """A row of ``length`` tokens, whose symbols are ``ids (V,)``, shuffled."""
+        if length < self.least:
+            raise LengthError(f"The probe {self.name!r} needs {self.least} tokens besides the special ones; give greater --lengths.")
         generator = torch.Generator().manual_seed(seed)
-        tokens, labels = (batch[0] for batch in self.rows(length, len(ids), depth).batch(1, generator))
+        tokens, labels = (batch[0] for batch in self.make(length, len(ids), depth).batch(1, generator))
         names = ids[torch.randperm(len(ids), generator=generator)]
         places = (labels != IGNORED).nonzero().flatten()
         targets = labels[places]

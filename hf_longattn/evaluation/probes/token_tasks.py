@@ -6,13 +6,12 @@ Each class is a task of a fixed size; ``batch(size, generator)`` returns tokens 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ...errors import LengthError, OptionError
+from ...errors import OptionError
 from .task import IGNORED, TokenTask, register_probe
 
 ZOOLOGY = "Arora et al. 2023, Zoology"
@@ -249,56 +248,28 @@ PAIRS, SIDE = 8, 3
 SHOWN_OF_COPY = 8
 """Tokens of a copy that a checkpoint sees before the first target. They show it the task."""
 
-RowGenerator = Mqar | Compositional | Forgetting | Induction | Copy
-
-
-class RowRecall(TokenTask):
-    """A task of rows of tokens for checkpoints.
-
-    least: the fewest tokens that hold it.
-    make: the task for a length, a vocabulary and a depth.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        summary: str,
-        paper: str,
-        least: int,
-        make: Callable[[int, int, float | None], RowGenerator],
-        *,
-        placed: bool = False,
-    ) -> None:
-        self.name, self.summary, self.paper, self.least, self.make, self.placed = name, summary, paper, least, make, placed
-
-    def rows(self, length: int, vocab: int, depth: float | None) -> RowGenerator:
-        if length < self.least:
-            raise LengthError(f"The probe {self.name!r} needs {self.least} tokens besides the special ones; give greater --lengths.")
-        return self.make(length, vocab, depth)
-
-
 register_probe(
-    RowRecall(
+    TokenTask(
         "mqar", "eight values by their keys, among random tokens", ZOOLOGY, 4 * PAIRS, lambda length, vocab, _: Mqar(PAIRS, length, vocab)
     )
 )
 register_probe(
-    RowRecall(
+    TokenTask(
         "compositional", "nine values by two keys each, among random tokens", "zoology, compositional_mqar", 6 * SIDE**2,
         lambda length, vocab, _: Compositional(SIDE, length, vocab),
     )
 )  # fmt: skip
 register_probe(
-    RowRecall(
+    TokenTask(
         "forgetting", "eight values, four of which have changed", "zoology, forgetting_mqar", 5 * PAIRS,
         lambda length, vocab, _: Forgetting(PAIRS, PAIRS // 2, length, vocab),
     )
 )  # fmt: skip
 register_probe(
-    RowRecall("induction", "the token that followed when the last one occurred before", "Olsson et al. 2022", 4, Induction, placed=True)
+    TokenTask("induction", "the token that followed when the last one occurred before", "Olsson et al. 2022", 4, Induction, placed=True)
 )
 register_probe(
-    RowRecall(
+    TokenTask(
         "copy", "the second half of a random text that is repeated", "Jelassi et al. 2024", 2 * SHOWN_OF_COPY + 3,
         lambda length, vocab, _: Copy(length, vocab, SHOWN_OF_COPY),
     )

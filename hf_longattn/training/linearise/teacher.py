@@ -159,13 +159,11 @@ def check_original(model_args: LineariseModelArguments) -> None:
         OptionError: the original is ``--model`` itself, and stage 2 has changed its weights.
         CheckpointError: ``--model`` is neither a folder nor a repository on the Hub that can be read.
     """
-    if not model_args.teacher and not model_args.mechanism and _was_finetuned(model_args.model):
+    if model_args.teacher or model_args.mechanism:
+        return
+    report = folder_without_weights(model_args.model) / DISTILLATION_REPORT
+    if report.is_file() and "stage2" in read_json_object(report):
         raise OptionError(
             f"Stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
             "that it was converted from."
         )
-
-
-def _was_finetuned(model: str) -> bool:
-    report = folder_without_weights(model) / DISTILLATION_REPORT
-    return report.is_file() and "stage2" in read_json_object(report)

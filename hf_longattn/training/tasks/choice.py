@@ -14,10 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers import AutoModelForMultipleChoice, EvalPrediction
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES,
-    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES
 
 from hf_longattn.data.batching import ChoiceCollator
 from hf_longattn.data.choices import CandidateCollator, is_qangaroo, read_choices, read_joint, to_candidates, to_choices
@@ -27,12 +24,7 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.modeling.attach.token_globals import carry_question
 from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument, check_choices
-from hf_longattn.training.candidate_scores import (
-    CandidateTrainer,
-    accuracy_by_length,
-    load_candidate_model,
-    write_choices,
-)
+from hf_longattn.training.candidate_scores import CandidateTrainer, accuracy_by_length, load_candidate_model, write_choices
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import held_out_in_words, score_in_words, sources_in_words, steps_of
 from hf_longattn.training.trainer import LongTrainer

@@ -32,15 +32,7 @@ from hf_longattn.data.audio import RECORDING_FILES, Hearing, RecordingCollator, 
 from hf_longattn.data.batching import DocumentCollator, chosen_packing, first_tokens, pooling_module
 from hf_longattn.data.documents import label_names, read_labelled_pages, to_documents, to_page_documents
 from hf_longattn.data.files import FileKind, load_labelled_files
-from hf_longattn.data.images import (
-    EXTRA,
-    IMAGE_FILES,
-    ImageCollator,
-    augmentation_of,
-    check_augmentation,
-    checked_size,
-    count_transparent,
-)
+from hf_longattn.data.images import EXTRA, IMAGE_FILES, ImageCollator, augmentation_of, check_augmentation, checked_size, count_transparent
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.page_words import word_argument
 from hf_longattn.data.pages import chosen_columns, page_columns
@@ -54,7 +46,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import LabelledDataArguments, ModelArguments, argument, batch_size_argument
 from hf_longattn.training.loading import config_with_head, load_classifier, load_start
 from hf_longattn.training.results import Scores, counted, held_out_in_words, score_in_words, sources_in_words, steps_of
-from hf_longattn.training.trainer import LongTrainer
+from hf_longattn.training.trainer import LongTrainer, highest
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
@@ -184,7 +176,7 @@ def finetune_classification(
         processing_class=processor,
         data_collator=inputs.collator,
         eval_collator=inputs.eval_collator,
-        preprocess_logits_for_metrics=_choices,
+        preprocess_logits_for_metrics=highest,
         compute_metrics=_accuracy,
     )
     before = train(trainer, run, lambda: trainer.scores(inputs.held_out))
@@ -276,11 +268,9 @@ class Pages(Texts):
         Raises:
             OptionError: the model reads only text.
         """
-        config, tokenizer = load_start(
-            name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind)
-        )
-        chosen_columns(config, name, True)
-        return config, tokenizer
+        start = load_start(name, "text classification", MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, otherwise_of(self.kind))
+        chosen_columns(start[0], name, True)
+        return start
 
     def load_rows(self, args: ClassificationDataArguments, source: str, split: str) -> Dataset:
         """The pages of a source, with the names of their labels."""
@@ -507,10 +497,6 @@ def describe_classification_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
     reader = _reader_of(log)
     return "\n".join([held_out_in_words(log["held_out"], _in_words, reader.unit), *reader.notes(log)])
-
-
-def _choices(logits: Any, labels: Tensor) -> Tensor:
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
 def _accuracy(evaluation: EvalPrediction) -> dict[str, float]:

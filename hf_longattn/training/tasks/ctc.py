@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor
 from transformers import (
     AutoFeatureExtractor,
     AutoModelForCTC,
@@ -36,7 +35,7 @@ from hf_longattn.tasks import Task
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import config_with_head, load_head
 from hf_longattn.training.results import held_out_in_words, plain_scores, steps_of
-from hf_longattn.training.trainer import LongTrainer
+from hf_longattn.training.trainer import LongTrainer, highest
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 from hf_longattn.training.utterances import (
@@ -143,7 +142,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
         eval_dataset=held_out,
         processing_class=processor_of(config, extractor, tokenizer),
         data_collator=UtteranceCollator(hearing),
-        preprocess_logits_for_metrics=best_tokens,
+        preprocess_logits_for_metrics=highest,
         compute_metrics=error_rates_by(tokenizer, held_out["length"]),
     )
     before = train(trainer, run, lambda: plain_scores(trainer.evaluate()))
@@ -196,11 +195,6 @@ def load_ctc(args: CTCModelArguments, tokenizer: PreTrainedTokenizerBase, is_new
     if args.freeze_feature_encoder and hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()
     return model
-
-
-def best_tokens(logits: Any, labels: Tensor) -> Tensor:
-    """The token of each frame, (B, frames)."""
-    return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
 
 def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> Callable[[EvalPrediction], dict[str, float]]:

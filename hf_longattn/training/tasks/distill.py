@@ -26,13 +26,7 @@ from hf_longattn.modeling.attach.attention_sites import attention_projections, a
 from hf_longattn.tasks import Task
 from hf_longattn.training.adapters import BESIDE_UPDATES
 from hf_longattn.training.args import argument, check_positive
-from hf_longattn.training.lm import (
-    TextDataArguments,
-    TextModelArguments,
-    TextTrainingArguments,
-    load_lm,
-    read_documents,
-)
+from hf_longattn.training.lm import TextDataArguments, TextModelArguments, TextTrainingArguments, load_lm, read_documents
 from hf_longattn.training.loading import frozen_teacher
 from hf_longattn.training.results import compared_losses, loss_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import LongTrainer

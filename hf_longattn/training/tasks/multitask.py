@@ -19,13 +19,10 @@ import yaml
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import Sampler
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from hf_longattn.data.audio import Hearing
-from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, TokenCollator
+from hf_longattn.data.batching import DocumentCollator, EpochAwareCollator, EpochSampler, TokenCollator
 from hf_longattn.data.documents import label_names, to_documents
 from hf_longattn.data.lengths import input_length
 from hf_longattn.data.qa_features import QAEncodingConfig
@@ -347,12 +344,12 @@ class MixedCollator(EpochAwareCollator):
         return {"task": name, **self.collators[name]([{key: value for key, value in row.items() if key != "task"} for row in rows])}
 
 
-class TaskBatches(Sampler[list[tuple[str, int]]]):
+class TaskBatches(EpochSampler):
     """Batches of one task each. An epoch has as many batches as all tasks together. The task of each batch is drawn with the temperature,
     by seed and epoch; a task's inputs come in turn."""
 
     def __init__(self, sizes: Mapping[str, int], batch_size: int, temperature: float, seed: int, processes: int = 1) -> None:
-        self.sizes, self.size, self.seed, self.epoch = dict(sizes), batch_size, seed, 0
+        self.sizes, self.size, self.seed = dict(sizes), batch_size, seed
         self.weights = [size ** (1 / temperature) for size in sizes.values()]
         count = sum(-(-size // batch_size) for size in sizes.values())
         self.count = -(-count // processes) * processes
@@ -371,10 +368,6 @@ class TaskBatches(Sampler[list[tuple[str, int]]]):
     def _endless(size: int, choose: random.Random) -> Iterator[int]:
         while True:
             yield from choose.sample(range(size), size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader before every epoch."""
-        self.epoch = epoch
 
 
 class MultiTaskTrainer(MeasuringTrainer):

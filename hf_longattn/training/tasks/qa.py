@@ -379,13 +379,13 @@ def window_mask(first: Tensor, real: Tensor, windows: Sequence[int], generator: 
     return (seen & real[:, None, :].bool())[:, None]
 
 
-def describe_qa_training(log: dict[str, Any], command: str = "longattn train qa") -> str:
+def describe_qa_training(log: dict[str, Any]) -> str:
     """A run's paragraph of the model card: duration, arguments, held-out loss and scores."""
     settings = log["settings"]
     unsaid = ("model", "output_dir", "data", "threads", "disable_tqdm", "resume", "overwrite")
     changed = {k: v for k, v in without_folders(settings).items() if k not in unsaid}
     minutes = end_of_training(log).get("minutes", 0.0)
-    lines = [f"{steps_of(log)} in {minutes:.1f} minutes with `{command}`, on {sources_in_words(settings)}:", ""]
+    lines = [f"{steps_of(log)} in {minutes:.1f} minutes with `longattn train qa`, on {sources_in_words(settings)}:", ""]
     lines += [f"- `{key}`: {value}" for key, value in changed.items()]
     if "held_out" in log:
         source = f"`{changed['validation']}`" if "validation" in settings else "held-out questions"
