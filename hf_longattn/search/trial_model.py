@@ -94,7 +94,7 @@ class TrialModel:
         return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
 
     def untrained_distances(self, mechanism: Mechanism) -> str:
-        """Why the result's positions need training with this mechanism, as a clause; empty if they do not, or if a conversion chooses
+        """Why the result's positions need training with this mechanism, as a clause. Empty if they do not, or if a conversion chooses
         positions by the mechanism."""
         return self.original.kind.untrained_distances(self.original, mechanism, self.conversion.positions)
 
