@@ -67,8 +67,8 @@ def report_results(
     page: Path | None = None,
     draw: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the numbers of ``results`` into the file ``save`` and what ``draw`` makes of them into ``page``, and print them: as JSON, or by
-    ``show`` and with the names of both files."""
+    """Save and print the numbers of ``results``. ``save`` is a JSON file, and ``page`` a file that ``draw`` writes. They are printed as
+    JSON, or by ``show`` with the names of both files."""
     numbers = results.to_dict()
     if save is not None:
         write_text(save, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", overwrite=False)

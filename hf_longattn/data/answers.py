@@ -19,8 +19,8 @@ def normalised_alias(text: str) -> str:
 
 
 def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:
-    """Every whole-word occurrence of any of ``texts`` in ``context``, whatever its case and spaces, as SQuAD's answers; With
-    ``normalised``, punctuation and articles between the words are ignored, as in TriviaQA's script."""
+    """SQuAD's answers: every whole-word occurrence of ``texts`` in ``context``. Case and spaces do not matter. With ``normalised``,
+    punctuation and articles between the words are ignored, as in TriviaQA's script."""
     gap = r"[\W_]{1,4}(?:(?:an?|the)[\W_]{1,4})?" if normalised else r"\s+"
     wanted = {normalised_alias(text) for text in texts} if normalised else texts
     text_by_start: dict[int, str] = {}

@@ -144,8 +144,8 @@ def packed(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 class DataCollatorWithPacking(DataCollatorWithFlattening):
-    """transformers' ``DataCollatorWithFlattening`` for Long models: ``documents (1, T)`` in place of ``position_ids``, so that each family
-    counts positions as it does (RoBERTa from 2), and the other columns of ``(T,)`` (token_type_ids, global_attention_mask) are kept.
+    """transformers' ``DataCollatorWithFlattening`` for Long models. It gives ``documents (1, T)`` in place of ``position_ids``, since each
+    family counts positions in its way (RoBERTa from 2). The other columns of ``(T,)`` (token_type_ids, global_attention_mask) are kept.
 
     Args:
         shifted: True = labels are the next tokens, so the first token of a document is no target. False: each label belongs to its own

@@ -265,8 +265,8 @@ def to_candidates(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int
 
 
 class CandidateCollator:
-    """The inputs of all questions of a batch as rows ``(W, L)``; ``owners (W,)``, the question of each; ``places (Q, C)``, padded with -1;
-    ``labels (Q,)``."""
+    """Collates the inputs of all questions of a batch as rows ``(W, L)``. Adds ``owners (W,)``, the question of each row,
+    ``places (Q, C)``, padded with -1, and ``labels (Q,)``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer

@@ -106,8 +106,8 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
 
 
 class DataCollatorForPackedText(RepeatableMasks):
-    """:class:`RepeatableMasks` for rows that hold several documents: the rows of a batch become one row ``(1, T)`` with
-    ``documents (1, T)``; with next-token labels the first token of a document is no target. There is no padding."""
+    """:class:`RepeatableMasks` for rows that hold several documents. The rows of a batch become one row ``(1, T)`` without padding, with
+    ``documents (1, T)``. With next-token labels, the first token of a document is no target."""
 
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
         """Rows with input_ids and documents, lists of the same length."""

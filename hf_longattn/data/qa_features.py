@@ -188,8 +188,8 @@ def pad_features(features: Sequence[QAFeature], padding: Mapping[str, int]) -> d
 
 
 def pad_targets(features: Sequence[QAFeature]) -> dict[str, torch.Tensor]:
-    """The padded targets: distinct ``starts (B, K)`` and ``ends (B, M)``; ``sentences (B, S)``, their tokens, and ``supports (B, S)``;
-    ``paragraphs (B, P)``, their tokens, and ``relevant (B, P)``."""
+    """The padded targets of a batch. They are distinct ``starts (B, K)`` and ``ends (B, M)``, the tokens of ``sentences (B, S)`` with
+    ``supports (B, S)``, and the tokens of ``paragraphs (B, P)`` with ``relevant (B, P)``."""
     rows = [feature.targets() for feature in features]
     return {name: pad_lists([row[name] for row in rows], padding) for name, padding in PADDING.items()}
 

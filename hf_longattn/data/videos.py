@@ -33,7 +33,7 @@ WHAT = "a folder of numbered images (frames/00001.png …), or an array of frame
 
 
 def video_places(path: Path) -> list[Path]:
-    """The videos at a path: the path itself if it is a file or a folder of images; else its arrays and folders of images, sorted by name.
+    """The videos at a path, sorted by name. A file or a folder of images is one; another folder holds arrays or folders of images.
 
     Raises:
         DataError: there is none.

@@ -19,7 +19,7 @@ KINDS = ("span", "yes", "no")
 
 
 def span_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, real: Tensor | None = None) -> Tensor:
-    """−½ (log Σ p(start) + log Σ p(end)) over all correct starts and ends of each row: the or-loss of distant supervision (Clark & Gardner
+    """The or-loss of distant supervision: −½ (log Σ p(start) + log Σ p(end)) over each row's correct starts and ends (Clark & Gardner
     2018, equation 2; Longformer's TriviaQA loss). With one answer it is BERT's loss.
 
     Args:
@@ -74,7 +74,7 @@ def _at(hidden: Tensor, places: Tensor) -> Tensor:
 
 
 def attach_evidence(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvidenceHeads:
-    """Add ``model.evidence`` and its markers, whose weights are initialised on first use; ``config.has_evidence_heads`` tells a reader to
+    """Add ``model.evidence`` and its markers, whose weights are initialised on first use. ``config.has_evidence_heads`` tells a reader to
     load the heads, and ``config.global_token_ids`` lists the global markers."""
     if not hasattr(model, "evidence"):
         add_markers(model, tokenizer, EVIDENCE)

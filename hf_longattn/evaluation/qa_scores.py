@@ -1,5 +1,5 @@
-"""Scores of answers: exact match and F1 by document length and by the answer's position, SQuAD 2's threshold, HotpotQA's facts, TriviaQA's
-questions over several documents, DocVQA's ANLS; and files of predictions in SQuAD's, HotpotQA's and TriviaQA's formats."""
+"""Scores of answers, and files of predictions in SQuAD's, HotpotQA's and TriviaQA's formats. The scores are exact match and F1 by document
+length and by the answer's position, SQuAD 2's threshold, HotpotQA's facts, TriviaQA's several documents, and DocVQA's ANLS."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def facts_of(example: Mapping[str, Any], numbers: Sequence[int] | None = None) -
 
 
 def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> tuple[float, float]:
-    """The threshold with the highest F1, and that F1 in per cent, as in SQuAD 2's evaluation script: spans become "no answer" in the order
+    """The threshold with the highest F1, and that F1 in per cent. As in SQuAD 2's evaluation script, spans become "no answer" in the order
     of their scores."""
     ranked = []
     for example, answer in zip(examples, answers, strict=True):
@@ -145,8 +145,8 @@ def best_threshold(examples: Sequence[Mapping[str, Any]], answers: Sequence[Answ
 
 
 def write_predictions(folder: Path, examples: Sequence[Mapping[str, Any]], answers: Sequence[Answer]) -> None:
-    """Write ``predictions.json`` and ``null_odds.json`` (as SQuAD's scripts read them), ``nbest_predictions.json``, for HotpotQA
-    ``hotpot_predictions.json`` {answer, sp}, and for TriviaQA ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script)
+    """Write ``predictions.json`` and ``null_odds.json`` for SQuAD's scripts, and ``nbest_predictions.json``. HotpotQA also gets
+    ``hotpot_predictions.json`` {answer, sp}, and TriviaQA ``triviaqa_predictions.json``, with keys QUESTION (for Wikipedia's script)
     and QUESTION--DOCUMENT (for the Web's)."""
     each = {
         f"{example['id']}--{example['document']}": answer

@@ -104,13 +104,13 @@ def export_checkpoint(
     token: str | bool | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> ExportReport:
-    """Export a long checkpoint as one graph, and compare it with the model at three lengths (for sounds, three durations).
+    """Export a long checkpoint as one graph, and compare it with the model.
 
-    The graph of an image model takes images of the size for which the model was converted. With ``window2d`` or ``full`` it takes smaller
-    ones, too, if whole windows cover that size. Weights are written in float32. A
-    decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``, as one step of generation, which takes
-    and returns the cache of every layer. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled and
-    normalised by the model's modules; their files are copied next to the graph. config.json is the base's config, for programs without
+    They are compared at three lengths (for sounds, three durations). The graph of an image model takes images of the size for which the
+    model was converted. With ``window2d`` or ``full`` it takes smaller ones, too, if whole windows cover that size. Weights are written in
+    float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``, as one step of generation,
+    which takes and returns the cache of every layer. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled
+    and normalised by the model's modules; their files are copied next to the graph. config.json is the base's config, for programs without
     this package (sentence-transformers, optimum, text-embeddings-inference), since the graph contains the attention. The Long config is
     written as long_config.json.
 
@@ -163,9 +163,9 @@ def export_checkpoint(
         raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
     if task == WITH_PAST and int8:
         raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
-    words, graph = _graph_of(inspection.inputs.kind, loaded, source, inspection.inputs, task, global_attention_mask)
+    inputs, graph = _graph_of(inspection.inputs.kind, loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
-    tokenizer = getattr(words, "source_tokenizer", None)
+    tokenizer = getattr(inputs, "source_tokenizer", None)
     onnx = format == "onnx"
     result = ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination))
     needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
@@ -181,14 +181,14 @@ def export_checkpoint(
         quantised = None
         if isinstance(graph, OnePassGraph) and int8:
             say(f"writing and measuring {INT8_FILE}")
-            quantised = _quantise(stage, graph, outputs, words.describe(), limits)
+            quantised = _quantise(stage, graph, outputs, inputs.describe(), limits)
         _write_configs(loaded, source, stage)
         files = [*sorted(path.name for path in stage.iterdir()), *add_source_files(source, result, stage)]
         write_for_servers(stage, known_length(loaded.config, tokenizer) or max_length)
         report = ExportReport(
             target, format, type(loaded).__name__, graph.inputs, outputs, shortest, max_length, used, tuple(checks),
             with_report(files, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
-            int8=quantised, text=words.describe(), image_size=getattr(graph, "size", None),
+            int8=quantised, text=inputs.describe(), image_size=getattr(graph, "size", None),
             image_step=getattr(graph, "step", 0) if shortest < max_length else None, decoding=graph.describe(),
         )  # fmt: skip
         introduction = (
@@ -201,19 +201,19 @@ def export_checkpoint(
 
 @singledispatch
 def _graph_of(
-    kind: InputKind, model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool
+    kind: InputKind, model: Any, source: Source, sizes: Any, task: str | None, global_attention_mask: bool
 ) -> tuple[Any, ExportedGraph]:
     """The inputs on which a model is traced and compared, and its graph: here, texts."""
-    words = VerificationText(*verification_text(None), load_tokenizer(source.folder), model.config.vocab_size)
+    inputs = VerificationText(*verification_text(None), load_tokenizer(source.folder), model.config.vocab_size)
     if task == WITH_PAST:
-        return words, DecoderGraph(model, words)
-    names = input_names(model, words.source_tokenizer, global_attention_mask)
-    return words, ModelGraph(model, words, names, sentence_pooling(source.card_folder))
+        return inputs, DecoderGraph(model, inputs)
+    names = input_names(model, inputs.source_tokenizer, global_attention_mask)
+    return inputs, ModelGraph(model, inputs, names, sentence_pooling(source.card_folder))
 
 
 @_graph_of.register(SizedKind)
 def _sized_graph(
-    kind: SizedKind, model: Any, source: Source, inputs: Any, task: str | None, global_attention_mask: bool
+    kind: SizedKind, model: Any, source: Source, sizes: Any, task: str | None, global_attention_mask: bool
 ) -> tuple[Any, ExportedGraph]:
     if not kind.graph:
         raise ExportError(f"Models of {kind.nouns} are not exported as graphs; run {type(model).__name__} in PyTorch.")
@@ -222,8 +222,8 @@ def _sized_graph(
         raise ExportError(f"{name} is written with its head and without global tokens; leave both options out.")
     if global_attention_mask:
         raise ExportError(f"{name} is written without global_attention_mask; leave global_attention_mask out.")
-    words = kind.inputs(model.config, source.folder)
-    return words, SoundGraph(model, words) if of_any_length else ImageGraph(model, words, inputs.new.value)
+    inputs = kind.inputs(model.config, source.folder)
+    return inputs, SoundGraph(model, inputs) if of_any_length else ImageGraph(model, inputs, sizes.new.value)
 
 
 def input_names(model: nn.Module, tokenizer: Any | None, global_attention_mask: bool) -> tuple[str, ...]:

@@ -240,8 +240,8 @@ class SoundKind(SizedKind):
         return self.rule.arguments(values)
 
     def check_reader(self, plan: Any, result: Path, inputs: VerificationSound) -> list[Check]:
-        """Check that the written feature extractor and tokenizer do what the source's do, and how many words an untrained result gets
-        wrong at a duration that its decoder does not know."""
+        """Check that the written feature extractor and tokenizer do what the source's do. Also measure how many words an untrained result
+        gets wrong at a duration that its decoder does not know."""
         transcript = VerificationText(PARAGRAPHS, "a transcript", load_tokenizer(plan.source.folder), MAX_IDS)
         checks = [_check_extractor(plan, result, inputs), *check_tokenizer(plan, result, transcript)]
         if plan.inputs.grows and self.rule.why_train(plan.config, plan.architecture.source_class) and transcript.tokenizer is not None:

@@ -151,8 +151,8 @@ class RowSums:
 
 
 def attention_map(layer: LayerAttention, grid: Grid, rows: Tensor) -> Tensor:
-    """Attention weights on the patches of ``grid``, mean over heads, which sum to 1: of the first prefix token or, without one, the mean of
-    the queries at ``rows``."""
+    """Attention weights on the patches of ``grid``, mean over heads. They are those of the first prefix token or, without one, the mean of
+    the queries at ``rows``, and sum to 1."""
     total = torch.zeros(grid.cells, dtype=torch.float64)
     for block in layer.blocks(torch.tensor([0]) if grid.prefix else rows):
         total += layer.scores(block).softmax(-1)[..., grid.prefix :].double().sum((0, 1, 2)).cpu()

@@ -62,8 +62,8 @@ def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:
 
 
 def unsuitable(candidate: Candidate, causal: bool, sizes: InputSizes | None = None) -> str:
-    """Why a candidate cannot run in single layers of a model, one that reads images or sounds of these ``sizes`` or a text; one sentence,
-    empty if it can.
+    """Why a candidate cannot run in single layers of a model, as one sentence; empty if it can. ``sizes`` are those of the images or
+    sounds that the model reads, if it reads no text.
 
     Raises:
         LongAttentionError: options that contradict one another.

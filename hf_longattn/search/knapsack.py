@@ -75,8 +75,8 @@ def front(values: Numbers, costs: Numbers, largest: float | None = None) -> list
 
 
 def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: float) -> Solution | None:
-    """The choice with the greatest value where no layer alone exceeds ``limit``, as for memory that one layer frees before the next; of
-    equal values the cheaper. ``None`` if some layer has no candidate."""
+    """The choice with the greatest value where no layer alone exceeds ``limit``. This suits memory that one layer frees before the next.
+    Of equal values, the cheaper. ``None`` if some layer has no candidate."""
     allowed = np.isfinite(values) & (peaks <= limit)
     if not allowed.any(1).all():
         return None

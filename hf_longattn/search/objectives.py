@@ -174,8 +174,8 @@ def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
 def divergence_by_layer(
     divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress | None = None
 ) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """KL of the model in which one layer alone runs a candidate, ``[layer][candidate's text]``, while the other layers run the checkpoint's
-    ``base``; and why candidates could not be measured, by their text."""
+    """KL divergence of models in which a single layer runs a candidate, ``[layer][candidate's text]``. The other layers run the
+    checkpoint's ``base``. Also why candidates could not be measured, by their text."""
     table: list[dict[str, float]] = [{} for _ in base.layers]
     failed: dict[str, str] = {}
     for layer in range(len(base.layers)):

@@ -16,7 +16,7 @@ LABELS = {"mass": "captured mass (mean over layers)", "kl": "−Σ KL of single 
 
 
 def draw_search(result: SearchResult, file: Path) -> None:
-    """Write an SVG: the best designs by score and the uniform ones; next to them, if there was a stage 2, every design that was tried."""
+    """Write an SVG of the best designs by score and the uniform ones. After a stage 2, every design that was tried is next to them."""
     panels = 1 + bool(result.tried)
     figure = new_figure(6.4 * panels, 4.6, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]

@@ -42,8 +42,8 @@ def mass_table(
     model: SearchedModel, text: SearchText | SearchInputs, candidates: Sequence[Candidate], length: Any, pieces: int, queries: int,
     progress: Progress,
 ) -> ScoreTable:  # fmt: skip
-    """Captured mass, from 0 to 1, mean over heads and pieces of ``length`` tokens, or images or sounds of this size, in the checkpoint as
-    it was trained."""
+    """Captured mass, from 0 to 1, in the checkpoint as it was trained. It is the mean over heads and pieces of ``length`` tokens, or
+    images or sounds of this size."""
     masses, reasons = list[torch.Tensor](), dict[str, str]()
     of_text: Sequence[Any] = text.pieces(length, pieces)
     for number, piece in enumerate(of_text):

@@ -142,7 +142,7 @@ def plain_tile(q: Tensor, k: Tensor, v: Tensor, tile: GatherTile, call: Attentio
 
 
 def _split_tile(tile: GatherTile, copies: int) -> Iterator[GatherTile]:
-    """Cut a tile into groups of rows, or each row into groups of query slots, of at most MAX_PAIRS pairs over all batch items and heads."""
+    """Cut a tile into pieces of at most MAX_PAIRS pairs over all batch items and heads: groups of rows, or of a row's query slots."""
     rows, slots = tile.queries.shape[2:]
     width = copies * tile.keys.shape[3]
     if rows * slots * width <= MAX_PAIRS:

@@ -43,8 +43,8 @@ class Hotpot(evaluate.Metric):
 
 
 def hotpot_scores(answers: Sequence[tuple[str, str]], facts: Sequence[tuple[Iterable[Fact], Iterable[Fact]]]) -> dict[str, float]:
-    """Means over questions, in per cent: em, f1, prec, recall of the answers; with ``sp_`` of the supporting facts; with ``joint_`` of both
-    (products of precision and recall, Yang et al. 2018, section 5.2). Standard errors are ``f1_se`` …
+    """Means over questions of em, f1, prec and recall, in per cent. Names begin with ``sp_`` for supporting facts and with ``joint_`` for
+    both (products of precision and recall, Yang et al. 2018, section 5.2). Standard errors are ``f1_se`` …
 
     Args:
         answers: predicted and gold text of each question.

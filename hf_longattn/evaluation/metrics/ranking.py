@@ -1,5 +1,5 @@
-"""Ranking of each query's candidates: the share of queries whose first candidate is relevant, the mean reciprocal rank of the first
-relevant one, and scikit-learn's nDCG (Järvelin & Kekäläinen 2002). The latter two count the first ten candidates."""
+"""Scores of the ranking of each query's candidates. They are the share of queries whose first candidate is relevant, the mean reciprocal
+rank of the first relevant one, and scikit-learn's nDCG (Järvelin & Kekäläinen 2002). The latter two count the first ten candidates."""
 
 from __future__ import annotations
 

@@ -242,8 +242,8 @@ class AttentionScores:
 
 
 def score_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], real: Tensor, causal: bool) -> Tensor:
-    """Mean squared difference of two models' attention scores (TinyBERT, equation 7), over heads and pairs of real tokens, in a causal
-    model over keys up to the query.
+    """Mean squared difference of two models' attention scores (TinyBERT, equation 7). The mean is over heads and pairs of real tokens; in a
+    causal model, over keys up to the query.
 
     Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, and only the gradients of q and k are saved for the
         backward pass.

@@ -289,8 +289,8 @@ def training_length(model: Any, data_args: EmbedDataArguments) -> int | None:
 
 
 def prompts_of(model: Any, scored: bool) -> dict[str, str] | None:
-    """The prompt of each column of the training data, as ``encode_query`` and ``encode_document`` use it in inference, or ``encode`` for
-    pairs with scores; ``None`` without any."""
+    """The prompt of each column of the training data; ``None`` without any. In inference, ``encode_query`` and ``encode_document`` use
+    them, or ``encode`` for pairs with scores."""
     if scored:
         default_prompt = model.prompts.get(model.default_prompt_name) or ""
         prompts = dict.fromkeys(("anchor", "positive"), default_prompt)

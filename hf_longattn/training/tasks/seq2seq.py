@@ -263,8 +263,8 @@ def transcribe_into(model: PreTrainedModel, tokenizer: Any, language: str) -> No
 
 
 def write_in_one_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a multilingual model (mBART) write in the language that it reads, the tokenizer's ``src_lang``, as ``run_summarization --lang``
-    does: labels end with its code, and decoding begins with it where the config does not say how.
+    """Let a multilingual model (mBART) write in the language that it reads, the tokenizer's ``src_lang``. As with ``run_summarization
+    --lang``, labels end with its code, and decoding begins with it where the config does not say how.
 
     Raises:
         CheckpointError: nothing says with which token decoding begins.

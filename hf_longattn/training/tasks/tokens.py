@@ -142,7 +142,7 @@ def read_tagged(args: TokenDataArguments, seed: int, places_column: str | None =
 
 
 def tag_scores(window_logits: Iterable[Any], rows: Dataset, texts: Dataset, names: list[str]) -> dict[str, float]:
-    """Entity scores of whole documents from the logits of each window: a word takes its tag from the window in which it is farthest from an
+    """Entity scores of whole documents from the logits of each window. A word takes its tag from the window in which it is farthest from an
     edge."""
     best: list[dict[int, tuple[int, str]]] = [defaultdict(lambda: (-1, "O")) for _ in range(len(texts))]
     for logits, words, labels, document in zip(window_logits, rows["word_ids"], rows["labels"], rows["document"], strict=True):
