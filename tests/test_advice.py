@@ -23,6 +23,7 @@ from hf_longattn.cli import main
 from hf_longattn.mechanisms.common.locality import needs_training_by
 from hf_longattn.recipes import ready_recipes
 from hf_longattn.search.costs import LayerCost, LayerCosts
+from tests.grids import every_other
 from tests.test_commands_in_messages import DOCUMENTS, problem, words_of
 from tests.trained import REAL_TEXT, tokenizer_of
 
@@ -149,7 +150,7 @@ WIDE = {
 }
 
 
-@pytest.mark.parametrize("name", WIDE)
+@pytest.mark.parametrize("name", every_other(WIDE))
 def test_what_a_warning_advises_is_not_warned_of(name: str, stand_in: Callable[[str], Path], run: Callable[..., str]) -> None:
     source = stand_in(name)
     line = ["convert", str(source), "DST", "--max-length", "16384"]

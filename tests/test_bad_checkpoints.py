@@ -88,7 +88,9 @@ def test_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: st
     check(place(name), damage, sentence)
 
 
-@every_cell(("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr)
+@every_cell(
+    ("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr, of=2, alike=lambda name, field, value: field
+)
 def test_bad_counts(name: str, field: str, value: object, place: Place) -> None:
     check(place(name), edit_json("config.json", **{field: value}), "")
 

@@ -30,7 +30,7 @@ def wholes() -> Iterator[dict[str, Path]]:
 
 
 def examples(count: int) -> settings:
-    return drawn(count, database=None, suppress_health_check=list(HealthCheck))
+    return drawn(count, count // 5, database=None, suppress_health_check=list(HealthCheck))
 
 
 def tried(whole: Path, damage: Callable[[Path], object]) -> None:

@@ -75,7 +75,7 @@ def values(folder: Path, file: str) -> dict[str, Any]:
     return json.loads((folder / file).read_text())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", every_other(MODELS))
 def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     source, long, back = saved(name), tmp_path / "long", tmp_path / "back"
     report = (

@@ -90,6 +90,8 @@ def config(folder: Path) -> dict[str, Any]:
         *((name, "auto") for name in ("BartForSequenceClassification", "PegasusForConditionalGeneration", "ElectraForPreTraining")),
         *(("LlamaForCausalLM", positions) for positions in ("auto", "rope:yarn", "rope:dynamic")),
     ],
+    of=4,
+    alike=lambda name, positions: (positions, name.startswith(("Bart", "Pegasus"))),
 )
 def test_there_and_back(name: str, positions: str, built: Built, tmp_path: Path) -> None:
     source = built(name)

@@ -13,6 +13,7 @@ from hf_longattn import LongBertConfig, LongBertModel, LongWav2Vec2Config, LongW
 from hf_longattn.errors import BackendError, GridError, LongAttentionError
 from hf_longattn.evaluation.regions import dense_features, region_features, tile_boxes
 from hf_longattn.families import FAMILIES
+from tests.alike import kind_of_family
 from tests.cells import every_cell
 
 from ..modeling import grid_models
@@ -86,6 +87,8 @@ def test_a_region_knows_the_rest_of_the_image(model: Any) -> None:
         for base in grid_models.BASES
         if FAMILIES[base].rule.shapes is None and base not in ("vit_mae", "dinat", *grid_models.SPECTROGRAMS, *grid_models.VIDEOS)
     ],
+    of=4,
+    alike=kind_of_family,
 )
 def test_families_and_backbones(base: str, tmp_path: Path) -> None:
     family, size = FAMILIES[base], SIZE if FAMILIES[base].rule.interpolates else (32, 32)

@@ -170,7 +170,7 @@ def test_bad_input_is_a_sentence(reader: tuple[Any, Any, Any], monkeypatch: pyte
         transcribe(model, processor, LONG)
 
 
-@pytest.fixture(scope="module", params=["short", "long"])
+@pytest.fixture(scope="module", params=[pytest.param("short", marks=pytest.mark.slow), "long"])
 def whisper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """A tiny Whisper with random weights that hears a second at a time, short and with a window, and its processor."""
     folder = tmp_path_factory.mktemp("whisper")

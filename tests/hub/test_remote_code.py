@@ -95,8 +95,10 @@ def check_against_the_package(name: str, repo: Path, found: dict[str, Any], toke
     assert {"AutoConfig", "AutoModel", case.auto} <= set(found["heads"])
 
 
-def test_models_load_without_the_package(converted: Callable[[str], Path], tmp_path: Path) -> None:
-    repos = {name: bundled(converted, tmp_path, name) for name in CASES}
+@pytest.mark.parametrize("names", [("bart", "bert"), pytest.param([*CASES], marks=pytest.mark.slow)], ids=" ".join)
+def test_models_load_without_the_package(names: Sequence[str], converted: Callable[[str], Path], tmp_path: Path) -> None:
+    """The quick test has an encoder, and one with a decoder, which generates."""
+    repos = {name: bundled(converted, tmp_path, name) for name in names}
     results = loaded_by_a_stranger(tmp_path, repos)
     assert results["transformers"] == transformers.__version__
     for name, repo in repos.items():

@@ -17,7 +17,7 @@ from hf_longattn.inspect.declared import LayerReach, Reach, StackReach
 from hf_longattn.inspect.replacing import CONFIRMATIONS, MAX_RUN_SETS, Settings, Stage, measure, measure_embedding, replacements
 from hf_longattn.inspect.verdict import of_stage
 from tests.cells import every_cell
-from tests.grids import alternately
+from tests.grids import alternately, quickly
 from tests.reference.small_models import long_config
 
 LENGTH = 160
@@ -71,8 +71,7 @@ REACHES: dict[str, LayerReach] = {
 }
 
 
-@every_cell("name", REACHES)
-@every_cell("exhaustive", [False, True])
+@every_cell(("name", "exhaustive"), alternately([*REACHES]))
 def test_a_layer_as_declared_agrees(name: str, exhaustive: bool) -> None:
     declared = REACHES[name]
     measured = measure(Layer(matrix(declared)), [declared], Settings(exhaustive=exhaustive))
@@ -85,7 +84,7 @@ def test_a_layer_as_declared_agrees(name: str, exhaustive: bool) -> None:
     assert measured.runs <= (measured.exhaustive_runs if exhaustive else 2 + MAX_RUN_SETS + 5)
 
 
-@every_cell("name", REACHES)
+@every_cell("name", REACHES, of=2)
 def test_exhaustive_sets_test_every_pair(name: str) -> None:
     """Every pair kept apart is in a set none of whose tokens may reach the output, and every other pair is required alone."""
     declared = REACHES[name]
@@ -103,7 +102,7 @@ def test_exhaustive_sets_test_every_pair(name: str) -> None:
     assert runs <= measure(Layer(matrix(declared)), [declared], Settings()).exhaustive_runs
 
 
-@every_cell("name", REACHES)
+@every_cell("name", REACHES, of=2)
 def test_the_share_that_was_tested_is_counted_right(name: str) -> None:
     declared = REACHES[name]
     tested = torch.zeros_like(matrix(declared))
@@ -265,7 +264,7 @@ def model(window: int) -> Any:
     return families.LongGPT2Model(long_config("gpt2", {"mechanism": "window", "window": window}, max_position_embeddings=256))
 
 
-@pytest.mark.parametrize("keys", [24, 31, 33])
+@pytest.mark.parametrize("keys", quickly([24, 31, 33], [31, 33]))
 def test_a_model_with_a_window_of_another_width_is_found(keys: int, decoder: PreTrainedModel) -> None:
     other = model(window=keys)
     other.config.long_attention = decoder.config.long_attention
@@ -294,7 +293,9 @@ def leaking(attend: Attention, rows: Sequence[int], tokens: Sequence[int]) -> At
     return attention
 
 
-@every_cell(("rows_and_tokens", "exhaustive"), alternately([([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))]))
+@every_cell(
+    ("rows_and_tokens", "exhaustive"), alternately([([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))]), of=2
+)
 def test_a_leak_at_a_single_position_is_found(
     rows_and_tokens: tuple[Sequence[int], Sequence[int]], exhaustive: bool, decoder: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

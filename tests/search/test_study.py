@@ -37,16 +37,16 @@ def states(folder: Path) -> list[str]:
 
 
 def test_trials_start_with_the_designs_of_stage_1_and_choose_by_loss(encoder: Path, text: Path, tmp_path: Path) -> None:
-    result = search_design(encoder, text, tmp_path / "study", trials=8, **SETTINGS)
+    result = search_design(encoder, text, tmp_path / "study", trials=5, **SETTINGS)
     alone = search_design(encoder, text, tmp_path / "alone", **SETTINGS)
-    assert states(tmp_path / "study") == ["COMPLETE"] * 8
-    assert 2 <= len(result.tried) <= 8
+    assert states(tmp_path / "study") == ["COMPLETE"] * 5
+    assert 2 <= len(result.tried) <= 5
     assert alone.chosen.design in [costed.design for costed in result.tried]
     assert result.chosen.loss == min(costed.loss for costed in result.tried if costed.loss is not None)
     assert result.objective == "loss"
     assert "designs tried" in result.reason
     assert "## Tried" in result.to_markdown()
-    again = search_design(encoder, text, tmp_path / "again", trials=8, **SETTINGS)
+    again = search_design(encoder, text, tmp_path / "again", trials=3, **SETTINGS)
     losses = {costed.design.names: costed.loss for costed in result.tried}
     assert all(losses.get(costed.design.names, costed.loss) == pytest.approx(costed.loss) for costed in again.tried)
 
@@ -82,10 +82,10 @@ def test_two_new_processes_share_a_study(encoder: Path, text: Path, tmp_path: Pa
 
 @pytest.mark.usefixtures("workers_of_the_server")
 def test_two_processes_share_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
-    result = search_design(encoder, text, tmp_path / "study", trials=6, workers=2, **SETTINGS)
+    result = search_design(encoder, text, tmp_path / "study", trials=4, workers=2, **SETTINGS)
     done = states(tmp_path / "study")
     assert set(done) == {"COMPLETE"}
-    assert len(done) == 6
+    assert len(done) == 4
     assert result.chosen.loss is not None
 
 

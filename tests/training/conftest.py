@@ -27,9 +27,9 @@ from tests.byte_tokenizer import train_tokenizer
 
 FAST: dict[str, Any] = {
     "bf16": False, "disable_tqdm": True, "threads": 1, "warmup_steps": 1, "gradient_accumulation_steps": 1, "logging_steps": 1,
-    "overwrite": True,
+    "overwrite": True, "per_device_eval_batch_size": 8,
 }  # fmt: skip
-"""Settings of a short run: on one thread, every step logged; a test may run twice in its folder."""
+"""Settings of a short run: on one thread, every step logged, several inputs in a pass of an evaluation; it may run twice in its folder."""
 SCORED: dict[str, Any] = {name: FAST[name] for name in ("bf16", "disable_tqdm", "threads")}
 """Settings of an evaluation."""
 SOURCES = [inspect.getsource(module) for module in (ast, inspect, json, textwrap)]

@@ -213,7 +213,7 @@ def test_two_processes_take_the_steps_of_one(backbone: str, tasks: dict[str, str
 @every_cell(
     ("content", "words"),
     [
-        ("photo: {kind: images, data: a}", "The kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'images'"),
+        ("photo: {kind: videos, data: a}", "The kind of task 'photo' must be one of classify, tokens, qa, images, audio, not 'videos'"),
         ("photo: {kind: image, data: a}", r"Did you mean 'images'"),
         ("photo: {data: a}", "The kind of task 'photo' must be one of .*, not None"),
         ("photo: {kind: images, data: a, colum: b}", r"The task 'photo' has no option 'colum'"),

@@ -190,7 +190,7 @@ def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizer
     with monkeypatch.context() as patch:
         patch.setattr(SegmentStream, "__init__", noted)
         settings = {"segments": 32, "max_steps": 20, "learning_rate": 3e-3, "per_device_eval_batch_size": 3}
-        log = finetune_lm(*build_arguments(LM, **settings, **given))
+        log = finetune_lm(*build_arguments(LM, **{**given, **settings}))
     assert rows == [2, 3]
     assert log["input_length"] == 32
     assert log["held_out_loss"]["after"] < log["held_out_loss"]["before"] - 0.1

@@ -211,7 +211,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
     assert max(found.values()) < 2e-6, found
 
 
-@every_cell("task", task_names())
+@every_cell("task", task_names(), of=4)
 def test_a_training_that_diverges_ends_in_a_sentence_and_writes_no_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:
         pytest.importorskip("sentence_transformers")

@@ -85,7 +85,7 @@ def test_a_model_learns_to_transcribe_and_is_scored(
         settings_of_window = {"mechanism": "window", "window": 8, "audio_seconds": 2, "needs_training": True, "verify": False}
         convert_checkpoint(model, tmp_path / "long", **settings_of_window)
         model = str(tmp_path / "long")
-    run = {"max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8}
+    run = {"max_steps": 40, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 13}
     log = finetune_seq2seq(*settings(model, tmp_path / "out", recordings, **run))
     assert log["utterances"] == {"train": 12 + long, "held_out": 12 + long}
     before, after = log["held_out"]["before"], log["held_out"]["after"]
@@ -101,7 +101,7 @@ def test_a_model_learns_to_transcribe_and_is_scored(
     assert "type: wer" in card
     capsys.readouterr()
     line = ["--audio", "--model", str(tmp_path / "out"), "--data", str(recordings), "--output", str(tmp_path / "scores"), "--threads", "1"]
-    assert evaluate("seq2seq", [*line, "--no-bf16", "--split", "train"]) == 0
+    assert evaluate("seq2seq", [*line, "--no-bf16", "--split", "train", "--per-device-eval-batch-size", "13"]) == 0
     shown = capsys.readouterr().err
     assert "held out: word error rate" in shown
     assert ("left out, since it is longer than 1 seconds: 1 utterance" in shown) == (not long)
