@@ -82,7 +82,7 @@ def of_forms() -> list[Any]:
     return [pytest.param(name, causal, marks=pytest.mark.slow if name in both and causal == QUICK[name] else ()) for name, causal in FORMS]
 
 
-@every_cell(("name", "causal"), of_forms(), of=3, alike=engine_of_form)
+@every_cell(("name", "causal"), of_forms(), of=9, alike=engine_of_form)
 def test_documents_are_one_call_and_equal_the_definition(name: str, causal: bool) -> None:
     """Two rows with padding in a document and after the last, grouped heads, global tokens, hidden states and a score term; gradients."""
     module = mechanism_from(name, mechanism_class(name).sample, num_heads=4, head_dim=16, max_length=LENGTH).double().eval()

@@ -183,7 +183,7 @@ CROSSED = {
 }
 
 
-@every_cell("mechanism", CROSSED, of=3, alike=engine_of_form)
+@every_cell("mechanism", CROSSED, of=9, alike=engine_of_form)
 def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str) -> None:
     """A layer's output is that of the mechanism's definition, in float64, with the bias of T5's own code."""
     try:

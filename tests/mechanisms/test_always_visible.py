@@ -61,7 +61,7 @@ def of_selected_blocks(module: Mechanism) -> None:
 
 @every_cell("causal", [False, True])
 @every_cell("name", ALWAYS)
-@drawn(60, quick=16)
+@drawn(60, quick=10)
 @given(data=st.data())
 def test_what_the_help_says_is_visible_is(name: str, causal: bool, data: st.DataObject) -> None:
     options = data.draw(options_of(name))

@@ -24,8 +24,8 @@ FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(
 SCORED = [(name, causal) for name, causal in FORMS if mechanism_class(name).traits.takes_score_mod]
 STATEFUL = [name for name in list_mechanisms(causal=True, grid=False) if mechanism_class(name).traits.stateful is True]
 every_form = every_cell(("name", "causal"), FORMS)
-every_scored_form = every_cell(("name", "causal"), SCORED, of=4, alike=engine_of_form)
-every_engine = every_cell(("name", "causal"), FORMS, of=4, alike=engine_of_form)
+every_scored_form = every_cell(("name", "causal"), SCORED, of=9, alike=engine_of_form)
+every_engine = every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form)
 """The quick tests have a quarter of the forms that share an engine, in turn."""
 LENGTHS = (37, 260)  # few pairs, which are compared densely, and more
 KINDS = sorted(RELATIVE)
@@ -150,7 +150,7 @@ def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> Non
 @every_cell(
     ("form", "length"),
     grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)),
-    of=2,
+    of=9,
     alike=lambda form, length: form[0],
     ids=str,
 )
@@ -218,7 +218,7 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
-@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=4, alike=engine_of_form)
+@every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=9, alike=engine_of_form)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
     options = {"window": 560} if "window" in mechanism_class(name).sample else {}
@@ -234,7 +234,7 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
 @every_cell(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
-    of=3,
+    of=9,
     alike=engine_of_form,
     ids=str,
 )
@@ -265,7 +265,7 @@ def test_parameters_count_as_they_are(name: str, causal: bool) -> None:
             same(attend(q, k, v, module, causal=causal), expected, atol=1e-4)
 
 
-@every_cell(("name", "causal"), FORMS, of=2, alike=lambda name, causal: name)
+@every_cell(("name", "causal"), FORMS, of=9, alike=lambda name, causal: name)
 def test_options_left_out_are_the_documented_defaults(name: str, causal: bool) -> None:
     explicit = mechanism_class(name).options_type().to_dict()
     modules = []

@@ -39,7 +39,7 @@ def forms(turn: int) -> Any:
     return every_cell(
         ("name", "causal"),
         grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or ([*OPTIONS].index(name) + causal) % 2 == turn),
-        of=4,
+        of=9,
         alike=lambda name, causal: (name == STOPPED, engine_of_form(OPTIONS[name][0])),
         ids=str,
     )

@@ -269,7 +269,7 @@ def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_
     assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {"mechanism": "window"}
 
 
-@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
+@every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 def test_a_config_says_whether_its_layers_look_back_only(base: str) -> None:
     """The default is decided by the config, before there is a model."""
     model = long_model(base, None, {"mechanism": "window"})

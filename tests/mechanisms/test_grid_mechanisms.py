@@ -207,7 +207,7 @@ def test_definition(name: str, options: dict[str, Any], sizes: Cell, prefix: int
 PATH_CASES = [case for case in cells_of_table() if case[2] in [(17, 19), (6, 7, 8)]][::2]
 
 
-@every_cell(("name", "options", "sizes", "prefix", "mode"), PATH_CASES, of=2, alike=lambda name, *rest: name)
+@every_cell(("name", "options", "sizes", "prefix", "mode"), PATH_CASES, of=9, alike=lambda name, *rest: name)
 @every_cell("path", ["without fused kernels", "with a score term", "with holes", "with holes, without fused kernels"])
 def test_every_path(path: str, name: str, options: dict[str, Any], sizes: Cell, prefix: int, mode: str) -> None:
     """Gathered tiles, listed pairs, and padding between the cells."""
@@ -271,7 +271,7 @@ OF_A_VIDEO: list[tuple[str, dict[str, Any], str]] = [
 @every_cell(
     ("sizes", "name", "options", "path"),
     [((29, 31), *case) for case in LARGE] + [((5, 13, 11), *case) for case in OF_A_VIDEO],
-    of=2,
+    of=9,
     alike=lambda sizes, name, *rest: name,
 )
 def test_float32_and_bfloat16_on_a_larger_grid(sizes: Cell, name: str, options: dict[str, Any], path: str) -> None:

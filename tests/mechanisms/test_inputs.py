@@ -20,7 +20,7 @@ from tests.grids import grid
 
 ON_GRIDS = list_mechanisms(grid=True)
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal)]
-every_engine = every_cell(("name", "causal"), FORMS, of=4, alike=engine_of_form)
+every_engine = every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form)
 """The quick tests have a quarter of the forms that share an engine, in turn."""
 GRIDS = {60: Grid((7, 8), 4), 300: Grid((12, 24), 12)}
 """Where so many tokens lie; the larger one has more prefix tokens than plain operations attend to."""

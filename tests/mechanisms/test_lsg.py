@@ -92,7 +92,7 @@ def test_later_tokens_never_change_earlier_rows_of_the_causal_form(selection: st
 @every_cell(
     ("selection", "graph"),
     grid(itertools.product(SELECTIONS, GRAPHS), lambda selection, graph: graph == GRAPHS[SELECTIONS.index(selection) % 2]),
-    of=2,
+    of=3,
 )
 def test_compiled_and_exported(selection: str, graph: str) -> None:
     q, k, v = random(300)

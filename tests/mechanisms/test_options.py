@@ -95,7 +95,7 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
     ("name", "option", "turn"),
     grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]),
     by="name",
-    of=3,
+    of=9,
     alike=lambda name, *rest: name,
 )
 def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
@@ -125,7 +125,7 @@ VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3
 
 
 @every_cell("name", list_mechanisms())
-@drawn(40, quick=12)
+@drawn(40, quick=8)
 @given(st.data())
 def test_several_options_out_of_their_range(name: str, data: st.DataObject) -> None:
     known = [option.name for option in mechanism_info(name).options]
@@ -179,7 +179,7 @@ LEAST = [
 @every_cell(
     ("name", "option", "least", "training"),
     grid([(*one, training) for one in LEAST for training in (False, True)], lambda *cell: LEAST.index(cell[:3]) % 2 == cell[3]),
-    of=2,
+    of=9,
     alike=lambda name, *rest: name,
 )
 def test_the_least_value_of_an_option_computes_the_definition_with_its_gradients(

@@ -74,7 +74,7 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
     return found
 
 
-@every_cell(("name", "causal"), FORMS, of=3, alike=engine_of_form, ids=str)
+@every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form, ids=str)
 def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
     sizes = [SIZES, [100, LENGTH - 100]]
@@ -219,14 +219,14 @@ def forms(causal: bool) -> dict[str, dict[str, Any]]:
     return {**{name: {"mechanism": name, **mechanism_class(name).sample} for name in names}, **VARIANTS}
 
 
-@every_cell("form", forms(True), of=3, alike=lambda form: form in VARIANTS or engine_of_form(form))
+@every_cell("form", forms(True), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
 def test_a_decoder_keeps_documents_apart(form: str) -> None:
     model = long_like(plain_model("llama", "LlamaForCausalLM"), "llama", forms(True)[form]).double().eval()
     for way in WAYS if form in ("window", "bigbird", "linear") else ("position_ids", "bool mask"):
         assert_packed_equals_alone(model, packed(way, True) | ({"use_cache": False} if "mask" in way else {}))
 
 
-@every_cell("form", forms(False), of=3, alike=lambda form: form in VARIANTS or engine_of_form(form))
+@every_cell("form", forms(False), of=9, alike=lambda form: form in VARIANTS or engine_of_form(form))
 def test_an_encoder_keeps_documents_apart(form: str) -> None:
     model = long_model("bert", None, forms(False)[form]).double().eval()
     for way in WAYS if form in ("window", "longformer", "nystrom") else ("position_ids", "documents"):

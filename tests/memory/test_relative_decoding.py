@@ -66,7 +66,7 @@ CASES = grid(itertools.product(FORMS, KINDS, DECODERS), quick)
 @every_cell(
     ("form", "kind", "base"),
     CASES,
-    of=2,
+    of=9,
     alike=lambda form, kind, base: kind if form == "window" else code_of_form(FORMS[form]["mechanism"]),
 )
 def test_a_cache_gives_what_the_full_forward_pass_gives(form: str, kind: str, base: str) -> None:

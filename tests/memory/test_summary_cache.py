@@ -16,7 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.mechanisms.common.summaries import SummarisedMechanism
 from hf_longattn.memory import SUMMARY_LAYER, SummaryLayer, decode_layer_types
 from tests.cells import every_cell
-from tests.grids import alternately, grid, pairwise
+from tests.grids import grid, pairwise, quickly
 from tests.reference.small_models import (
     DECODERS,
     in_one_pass,
@@ -46,6 +46,8 @@ SUMMARISED: dict[str, dict[str, Any]] = {
     "means": {"mechanism": "segmented", "block_size": 12, "integration": "pooled"},
     "weighed": {"mechanism": "segmented", "block_size": 12, "integration": "attention"},
 }
+DIFFERENT = ("best keys", "own block", "shared, counted", "clusters and window", "means", "weighed")
+"""One or two of every mechanism: in the quick tests, what happens to the cache between steps happens to these."""
 
 
 def model(base: str, attention: dict[str, Any]) -> Any:
@@ -59,7 +61,7 @@ def inputs(length: int, left: bool) -> tuple[Tensor, Tensor]:
     return tokens(3, length), mask
 
 
-@every_cell(("name", "base", "left"), pairwise([*SUMMARISED], DECODERS, [False, True]), of=2, alike=lambda name, *rest: name)
+@every_cell(("name", "base", "left"), pairwise([*SUMMARISED], DECODERS, [False, True]), of=9, alike=lambda name, *rest: name)
 def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: bool) -> None:
     length, longer = 90, model(base, SUMMARISED[name])
     given = inputs(length, left)
@@ -70,7 +72,7 @@ def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: 
     assert all(isinstance(layer, SummaryLayer) and layer.summarised == length for layer in cache.layers)
 
 
-@every_cell(("name", "left"), alternately([*SUMMARISED]))
+@every_cell(("name", "left"), grid(itertools.product(SUMMARISED, (False, True)), lambda name, left: name in DIFFERENT[left::2]))
 def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     length, longer = 85, model("gpt2", SUMMARISED[name])
     ids, mask = inputs(length, left)
@@ -83,7 +85,7 @@ def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     assert (steps - in_one_pass(longer, ids, mask)[:, 60:]).abs().max() < 1e-4
 
 
-@every_cell("name", SUMMARISED)
+@every_cell("name", quickly(SUMMARISED, DIFFERENT))
 def test_sequences_change_places_and_multiply(name: str) -> None:
     length, longer = 90, model("llama", SUMMARISED[name])
     given = inputs(length, True)
@@ -117,7 +119,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_generate_with_and_without_the_cache(name: str, way: str) -> None:
     how = WAYS[way]
     longer, ids = model("gpt2", SUMMARISED[name]), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 60)
-    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 25, **how}
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 14, **how}
     found = []
     for use_cache in (True, False):
         torch.manual_seed(0)

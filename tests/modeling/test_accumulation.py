@@ -113,7 +113,7 @@ def heads_with_labels() -> Iterator[tuple[str, str]]:
                 yield base, head
 
 
-@every_cell(("base", "head"), list(heads_with_labels()), of=4, alike=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]))
+@every_cell(("base", "head"), list(heads_with_labels()), of=9, alike=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]))
 def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str) -> None:
     """Of a step with ten times as many labels it is a tenth; Trainer, which adds the batches up, is told so."""
     torch.manual_seed(0)

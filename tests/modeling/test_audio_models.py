@@ -72,7 +72,7 @@ def test_full_attention_is_the_base(base: str, head: str, tmp_path: Path) -> Non
 @every_cell(
     ("base", "mechanism"),
     itertools.product(BASES, MECHANISMS),
-    of=2,
+    of=3,
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
 )
 def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechanism: dict[str, Any], tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> No
         torch.testing.assert_close(states[: len(alone)], alone, rtol=1e-9, atol=1e-9)
 
 
-@every_cell("base", BASES, of=2)
+@every_cell("base", BASES, of=3)
 @torch.no_grad()
 def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) -> None:
     """Frames farther from a changed sample than all layers and convolutions reach are unchanged, bit for bit."""
@@ -159,7 +159,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
-@every_cell(("base", "masked"), alternately(BASES), of=3)
+@every_cell(("base", "masked"), alternately(BASES), of=4)
 def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
     """Forward and backward; twice the sound makes no tensor more than twice as large."""
     saved(base, base_model(base), tmp_path, conv_dim=[4] * len(getattr(FAMILIES[base].config_class(), "conv_dim", ())))
@@ -173,7 +173,7 @@ def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path)
     assert largest[1] < 2 * frames_of(base, 40) ** 2  # of four heads
 
 
-@every_cell(("base", "head"), QUICK_HEADS, of=2)
+@every_cell(("base", "head"), QUICK_HEADS, of=3)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
@@ -221,7 +221,7 @@ def test_a_compiled_model_is_one_graph(base: str, head: str, tmp_path: Path) -> 
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
-@every_cell("base", BASES, of=2)
+@every_cell("base", BASES, of=3)
 @torch.no_grad()
 def test_attentions_and_states_are_returned(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
@@ -235,7 +235,7 @@ def test_attentions_and_states_are_returned(base: str, tmp_path: Path) -> None:
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
 
 
-@every_cell("base", BASES, of=2)
+@every_cell("base", BASES, of=3)
 @torch.no_grad()
 def test_the_base_s_attention_again(base: str, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path)

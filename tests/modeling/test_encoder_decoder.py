@@ -44,7 +44,7 @@ def test_a_long_class_is_its_base_class(base: str, head: str) -> None:
     assert pickle.loads(pickle.dumps(made)) is made
 
 
-@every_cell("base", BASES, of=4, alike=kind_of_family)
+@every_cell("base", BASES, of=9, alike=kind_of_family)
 class TestEveryBase(EncoderDecoderContract):
     answer, end = "last_hidden_state", TOKENS["eos_token_id"]
     decoder_layers, decoder_heads = 2, 2

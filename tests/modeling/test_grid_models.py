@@ -52,7 +52,7 @@ FULL = [base for base in BASES if FAMILIES[base].own_attention is None]
 """Bases with full attention; for the others there is a test in tests/families."""
 
 
-@every_cell(("base", "head"), HEADS, of=2, alike=lambda base, head: base)
+@every_cell(("base", "head"), HEADS, of=9, alike=lambda base, head: base)
 @torch.no_grad()
 def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path: Path) -> None:
     plain = saved(base, head, tmp_path)
@@ -68,7 +68,7 @@ def test_full_attention_is_the_base_at_every_size(base: str, head: str, tmp_path
     ("base", "mechanism"),
     [(base, mechanism) for base in FULL if base != "data2vec-vision" for mechanism in MECHANISMS],
     ids=lambda value: value if isinstance(value, str) else value["mechanism"],
-    of=2,
+    of=4,
     alike=lambda base, mechanism: mechanism["mechanism"],
 )
 @torch.no_grad()
@@ -123,7 +123,7 @@ def test_positions_are_repeated_along_both_axes() -> None:
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 
 
-@every_cell("base", [base for base in BASES if base != "dinat"], of=3)  # which transformers does not compute again
+@every_cell("base", [base for base in BASES if base != "dinat"], of=4)  # which transformers does not compute again
 def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
     head = base_model(base)
     saved(base, head, tmp_path)
@@ -143,7 +143,7 @@ def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> No
         torch.testing.assert_close(grad, grads[0])
 
 
-@every_cell("base", BASES, of=3)
+@every_cell("base", BASES, of=4)
 def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
     model = long_model(base, base_model(base), tmp_path, **({"position_extension": "tile"} if FAMILIES[base].rule.has_positions else {}))
@@ -237,7 +237,7 @@ def automatic_heads(base: str) -> set[str]:
     return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
 
 
-@every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=3)
+@every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=4)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
     saved(base, head, tmp_path / "short")
@@ -264,7 +264,7 @@ def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) 
 EXPORTED = [entry for entry in HEADS if entry != ("videomae", "VideoMAEForPreTraining")]  # the base indexes by a mask, to any length
 
 
-@every_cell(("base", "head"), grid(EXPORTED, lambda base, head: head == base_model(base) and BASES.index(base) % 2 == 0), of=2)
+@every_cell(("base", "head"), grid(EXPORTED, lambda base, head: head == base_model(base) and BASES.index(base) % 2 == 0), of=3)
 @torch.no_grad()
 def test_exported(base: str, head: str, tmp_path: Path) -> None:
     """The base model of every other family; its heads are transformers' code (slow)."""
@@ -279,7 +279,7 @@ def test_exported(base: str, head: str, tmp_path: Path) -> None:
         torch.testing.assert_close(of_graph, of_model, rtol=1e-4, atol=1e-4)
 
 
-@every_cell("base", BASES, of=3)
+@every_cell("base", BASES, of=4)
 def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
     heads = FAMILIES[base].model_classes
     head = next((head for head in heads if head.endswith(("ForPreTraining", *CLASSIFIERS))), None)

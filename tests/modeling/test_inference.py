@@ -65,7 +65,7 @@ def packs(model: Any, **inputs: Any) -> bool:
     return shapes[0][0] == 1 and shapes[0] != inputs["attention_mask"].shape
 
 
-@every_cell("base", BASES, of=4, alike=kind_of_family)
+@every_cell("base", BASES, of=9, alike=kind_of_family)
 def test_packed_batches_equal_padded_ones(base: str) -> None:
     model = long_model(base, None, WINDOW)
     for left in (False, True):
@@ -101,7 +101,7 @@ def test_positions_where_padding_takes_none(pad: int, filled: int, left: bool) -
     assert packs(fast, input_ids=ids, attention_mask=mask)
 
 
-@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
+@every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 def test_bf16_is_the_checkpoint_loaded_in_bf16_and_is_saved_as_that(base: str, tmp_path: Path) -> None:
     long_model(base, None, WINDOW).save_pretrained(tmp_path)
     loaded = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -130,7 +130,7 @@ def test_transposed_layers_of_any_model_are_saved_as_they_were(model_class: Any,
     assert all(torch.equal(loaded[name], values) for name, values in expected.items())
 
 
-@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
+@every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 def test_int8_is_close_to_bf16(base: str) -> None:
     small = {"initializer_range": 0.1, "init_std": 0.1}  # the usual ones of tests are so large that three layers make much of rounding
     model = long_model(base, None, WINDOW, **small)
@@ -147,7 +147,7 @@ def test_int8_is_close_to_bf16(base: str) -> None:
         assert (found - expected).norm() / expected.norm() < 0.1
 
 
-@every_cell("name", list_mechanisms(grid=False), of=4, alike=engine_of_form)
+@every_cell("name", list_mechanisms(grid=False), of=9, alike=engine_of_form)
 def test_every_mechanism_after_it(name: str) -> None:
     """Packed rows equal padded ones; bf16 and 8 bits are finite."""
     base = "llama" if mechanism_class(name).causal is True else "bert"
@@ -281,7 +281,7 @@ IN_PIECES = (
 """Those whose layers have a ``feed_forward_chunk``."""
 
 
-@every_cell("base", BASES, of=4, alike=kind_of_family)
+@every_cell("base", BASES, of=9, alike=kind_of_family)
 def test_pieces_change_no_bit(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = long_model(base, None, WINDOW).optimize_for_inference("int8", pack=False)
     assert any(hasattr(module, "feed_forward_chunk") for module in model.modules()) == (base in IN_PIECES)

@@ -133,7 +133,7 @@ def check(model: nn.Module) -> None:
         assert not [name for one in mechanism.modules() for name, value in vars(one).items() if isinstance(value, Tensor)]
 
 
-@every_cell(("base", "name", "options"), BOTH_FORMS, of=2, alike=lambda base, name, options: name)
+@every_cell(("base", "name", "options"), BOTH_FORMS, of=9, alike=lambda base, name, options: name)
 def test_a_plain_checkpoint_with_any_mechanism_that_adds_tensors(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     plain = saved_base(base, tmp_path)
     config = FAMILIES[base].config_class.from_pretrained(tmp_path, long_attention={"mechanism": name, **options})
@@ -153,7 +153,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 
 
 @every_cell("enough", quickly([2, len(KINDS)], [2]))
-@every_cell("base", [base for base in TEXT_FAMILIES if base not in CONVERTED_ONLY], of=4, alike=kind_of_family)
+@every_cell("base", [base for base in TEXT_FAMILIES if base not in CONVERTED_ONLY], of=9, alike=kind_of_family)
 def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path) -> None:
     """Each family with two kinds of tensors, in turn; slow tests have all kinds."""
     plain, loaded, first = saved_base(base, tmp_path), 0, [*FAMILIES].index(base) % len(KINDS)
@@ -175,7 +175,7 @@ def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path
 ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() if base not in CONVERTED_ONLY for head in family.model_classes]
 
 
-@every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=4, alike=kind_of_family, ids=[head for _, head in ALL_HEADS])
+@every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in ALL_HEADS])
 def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) -> None:
     """The head's own parameters are loaded, and what the mechanism adds is initialised."""
     torch.manual_seed(0)
@@ -227,7 +227,7 @@ def test_below_a_head(tmp_path: Path) -> None:
 @every_cell(
     ("base", "name", "options"),
     [one for one in BOTH_FORMS if one.values[0] == "bert" or one.values[1] == "delta"],
-    of=3,
+    of=9,
     alike=lambda base, name, options: name,
 )
 def test_a_saved_model_that_lacks_some_of_it(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:

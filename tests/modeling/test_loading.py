@@ -58,7 +58,7 @@ def table_of(base: str) -> tuple[str, families.PositionTable]:
     return next((name, table) for name in plain_model(base, HEAD[base]).state_dict() if (table := family.table(name)) is not None)
 
 
-@every_cell("base", BASES, of=4, alike=kind_of_family)
+@every_cell("base", BASES, of=9, alike=kind_of_family)
 def test_equal_to_the_plain_model_up_to_the_old_length(base: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
     plain.save_pretrained(tmp_path / "short")
@@ -126,7 +126,7 @@ def test_buffers_have_the_new_length(tmp_path: Path) -> None:
     assert torch.equal(embeddings.token_type_ids, torch.zeros(1, 1000, dtype=torch.long))
 
 
-@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=4, alike=kind_of_family, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in HEADS])
 def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: Path) -> None:
     plain = plain_model(base)
     plain.save_pretrained(tmp_path)

@@ -45,7 +45,7 @@ def long_model(base: str, head: str | None = None, long_attention: Any = None, *
     return small_models.long_model(base, head, long_attention or LONGFORMER, **changes)
 
 
-@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=4, alike=kind_of_family, ids=[head for _, head in HEADS])
+@every_cell(("base", "head"), grid(HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in HEADS])
 class TestEveryHead:
     def test_the_signature_shows_what_was_added(self, base: str, head: str) -> None:
         plain, longer = base_class(base, head), families.FAMILIES[base].model_class(head)
@@ -68,7 +68,7 @@ class TestEveryHead:
         assert sum(isinstance(m, Mechanism) for m in model.modules()) == 3
 
 
-@every_cell("base", BASES, of=4, alike=kind_of_family)
+@every_cell("base", BASES, of=9, alike=kind_of_family)
 class TestEveryBase:
     def test_attentions(self, base: str) -> None:
         model = long_model(base, long_attention={"mechanism": "window", "window": 8})
@@ -137,7 +137,7 @@ def trained_mechanism() -> Iterator[str]:
     del registry._REGISTRY["gated_for_a_test"]
 
 
-@every_cell(("base", "reentrant"), alternately(BASES), of=3, alike=kind_of_family)
+@every_cell(("base", "reentrant"), alternately(BASES), of=9, alike=kind_of_family)
 def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
     if not base_class(base).supports_gradient_checkpointing:
         with pytest.raises(ValueError, match="does not support"):
@@ -159,7 +159,7 @@ def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
-@every_cell("base", BASES, of=4, alike=kind_of_family)
+@every_cell("base", BASES, of=9, alike=kind_of_family)
 def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: Path) -> None:
     plain = plain_model(base)
     plain.save_pretrained(tmp_path / "plain")

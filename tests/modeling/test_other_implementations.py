@@ -57,7 +57,7 @@ def hidden(model: Any) -> torch.Tensor:
     return outputs.encoder_last_hidden_state if decoded else outputs.last_hidden_state
 
 
-@every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
+@every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 class TestEveryFamily:
     def test_transformers_defaults_run_the_mechanism(self, base: str, tmp_path: Path) -> None:
         model = built(base)

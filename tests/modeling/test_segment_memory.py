@@ -81,7 +81,7 @@ def test_rotary_positions_continue_and_a_table_begins_anew() -> None:
 
 
 @torch.no_grad()
-@every_cell("name", list_mechanisms(causal=True, grid=False), of=3, alike=engine_of_form)
+@every_cell("name", list_mechanisms(causal=True, grid=False), of=9, alike=engine_of_form)
 def test_a_row_begins_anew(name: str) -> None:
     """Row 0 reads a second document; row 1 goes on with its first, as if nothing had happened."""
     longer = model("gpt2", {"mechanism": name, **mechanism_class(name).sample})

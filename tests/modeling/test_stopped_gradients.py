@@ -47,7 +47,7 @@ def embedded(module: Any) -> Tensor:
 @every_cell(
     "base",
     [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters],
-    of=4,
+    of=9,
     alike=kind_of_family,
 )
 def test_nothing_flows_into_the_memorys_hidden_states_but_all_of_it_into_the_projections(base: str) -> None:

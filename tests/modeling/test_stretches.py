@@ -50,7 +50,7 @@ def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-@every_cell(("base", "norm"), ENCODERS, of=2)
+@every_cell(("base", "norm"), ENCODERS, of=3)
 def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
     """Around the ends of stretches, in float64, with an offset that a careless variance would lose."""
     plain, encoder = (each.double() for each in encoders(base, norm, tmp_path))
@@ -89,7 +89,7 @@ def test_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> Non
 
 
 @torch.no_grad()
-@every_cell("base", OF_SAMPLES, of=2)
+@every_cell("base", OF_SAMPLES, of=3)
 def test_a_long_sound_takes_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
     """The first convolution of the whole sound would have 64 rows for each frame."""
     for norm in norms_of(base):
@@ -125,7 +125,7 @@ def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_p
 
 
 @torch.no_grad()
-@every_cell("base", BASES, of=2)
+@every_cell("base", BASES, of=3)
 def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
     plain = saved(base, base_model(base), tmp_path).double()
     model = long_model(base, base_model(base), tmp_path).double()

@@ -21,6 +21,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.positions.relative import RELATIVE, build_relative, read_relative
+from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 
@@ -80,6 +81,8 @@ def test_terms_that_depend_on_the_query_equal_a_plain_loop(kind: str, causal: bo
         lambda name, causal, kind: name == "window" or kind == KINDS[FORMS.index((name, causal)) % len(KINDS)],
     ),
     ids=str,
+    of=9,
+    alike=lambda name, causal, kind: (engine_of_form(name), kind if name == "window" else None),
 )
 def test_every_mechanism_applies_them_as_its_definition_does(name: str, causal: bool, kind: str) -> None:
     built = mechanism(name, kind)
@@ -141,32 +144,42 @@ def test_gradcheck_of_the_fused_path() -> None:
 GRAPHS = ("compiled", "exported")
 
 
+class Call(torch.nn.Module):
+    """A window with a kind of terms, as a module of its own, and what it is called with."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        # The plain path, which terms of the query take, looks up how many sinks there are: that is no single graph.
+        self.mechanism = mechanism("window", kind, num_sinks=2 if kind in KINDS[:2] else 0)
+        self.inputs = [torch.randn(2, 4, 300, 16) for _ in range(3)] + [torch.arange(300)[None] >= torch.tensor([[0], [20]])]
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return attend(q, k, v, self.mechanism, causal=True, padding_mask=mask)
+
+
+@every_cell("kind", KINDS)
+def test_copy_and_pickle(kind: str) -> None:
+    call = Call(kind)
+    expected = call(*call.inputs)
+    for other in (copy.deepcopy(call.mechanism), pickle.loads(pickle.dumps(call.mechanism))):
+        assert torch.equal(attend(*call.inputs[:3], mechanism=other, causal=True, padding_mask=call.inputs[3]), expected)
+
+
 @pytest.mark.parametrize(
-    ("kind", "graph"), grid(itertools.product(KINDS, GRAPHS), lambda kind, graph: graph == GRAPHS[KINDS.index(kind) % 2])
+    ("kind", "graph"), grid(itertools.product(KINDS, GRAPHS), lambda kind, graph: KINDS.index(kind) == 1 + 2 * GRAPHS.index(graph))
 )
-def test_compile_export_copy_and_pickle(kind: str, graph: str) -> None:
-    class Call(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            # The plain path, which terms of the query take, looks up how many sinks there are: that is no single graph.
-            self.mechanism = mechanism("window", kind, num_sinks=2 if kind in KINDS[:2] else 0)
-
-        def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-            return attend(q, k, v, self.mechanism, causal=True, padding_mask=mask)
-
-    call, leaves = Call(), [torch.randn(2, 4, 300, 16) for _ in range(3)]
-    leaves.append(torch.arange(300)[None] >= torch.tensor([[0], [20]]))
+def test_compile_and_export(kind: str, graph: str) -> None:
+    """A bias by distance compiled, a term of the query exported."""
+    call = Call(kind)
+    leaves = call.inputs
     torch._dynamo.reset()
     expected = call(*leaves)
     if graph == "compiled":
         captured = torch.compile(call, fullgraph=True, backend="eager")
     else:
         captured = torch.export.export(call, tuple(leaves)).module()
-    for other in (copy.deepcopy(call), captured):
-        real = leaves[3][:, None, :, None]
-        torch.testing.assert_close(other(*leaves) * real, expected * real, atol=1e-6, rtol=0)
-    pickled = pickle.loads(pickle.dumps(call.mechanism))
-    assert torch.equal(attend(*leaves[:3], mechanism=pickled, causal=True, padding_mask=leaves[3]), expected)
+    real = leaves[3][:, None, :, None]
+    torch.testing.assert_close(captured(*leaves) * real, expected * real, atol=1e-6, rtol=0)
 
 
 def test_what_begins_at_zero_changes_nothing() -> None:

@@ -30,9 +30,10 @@ from tests.grids import grid
 from tests.reference.definitions import add_noise, defined_mechanisms, definition_of
 from tests.reference.definitions._relative import with_relative
 
-CASES = range(12)
+CASES = (*range(12), 13)
 SHORT_CASES = ((0, 1, 2), (1, 2, 3))
 LONG_CASES = (7, 10)  # longer than what engines compute densely
+MEDIUM_CASE = 13  # longer than a block; the loops take a quarter of the time
 
 
 def form(value: str | bool | int) -> str:
@@ -43,17 +44,15 @@ FORMS = [(name, causal) for name in defined_mechanisms() for causal in (False, T
 
 
 def is_long(name: str, causal: bool) -> bool:
-    """Whether the quick tests have a long case of the form: of a mechanism with two, in turn."""
+    """Whether the quick tests have the medium case of the form: of a mechanism with two, in turn."""
     return (name, not causal) not in FORMS or (defined_mechanisms().index(name) + causal) % 2 == 0
 
 
 DRAWN = grid(
     [(*form, case) for form in FORMS for case in CASES],
-    lambda name, causal, case: (
-        case in SHORT_CASES[FORMS.index((name, causal)) % 2] or (is_long(name, causal) and case == LONG_CASES[causal])
-    ),
+    lambda name, causal, case: case in SHORT_CASES[FORMS.index((name, causal)) % 2] or (is_long(name, causal) and case == MEDIUM_CASE),
 )
-"""Every form in short cases, and every mechanism in a long one, which takes most of the time, in one of its forms."""
+"""Every form in short cases, and every mechanism in the medium one in one of its forms; slow tests have the long ones."""
 SCORED_FORMS = [(name, causal) for name, causal in FORMS if any(option.name == "relative" for option in mechanism_info(name).options)]
 RELATIVE = ["alibi", "t5_buckets:num_buckets=8,max_distance=20", "shaw:clip=3", "transformer_xl"]
 """Every form with two of them, `window` with all; slow tests have all with every form."""
@@ -81,7 +80,7 @@ def test_mechanism_is_its_definition(name: str, causal: bool, case: int, monkeyp
         [(*scored, relative) for scored in SCORED_FORMS for relative in RELATIVE],
         lambda name, causal, relative: name == "window" or (SCORED_FORMS.index((name, causal)) + RELATIVE.index(relative)) % 2 == 0,
     ),
-    of=3,
+    of=9,
     alike=engine_of_form,
     ids=form,
 )
@@ -161,9 +160,10 @@ def draw_case(
     random = Random(f"{name} {causal} {case}")
     torch.manual_seed(random.randrange(2**31))
     definition = definition_of(name)
-    length = random.randint(257, 300) if case in LONG_CASES else random.choice((1, 2, 3, 7, 16, 29, 48, 64, 80))
-    batch = 1 if case in LONG_CASES else random.choice((1, 2, 3))
-    heads, kv_heads = random.choice(((1, 1), (2, 1)) if case in LONG_CASES else ((1, 1), (2, 2), (2, 1), (4, 2)))
+    longer = {**dict.fromkeys(LONG_CASES, (257, 300)), MEDIUM_CASE: (130, 150)}.get(case)
+    length = random.randint(*longer) if longer else random.choice((1, 2, 3, 7, 16, 29, 48, 64, 80))
+    batch = 1 if longer else random.choice((1, 2, 3))
+    heads, kv_heads = random.choice(((1, 1), (2, 1)) if longer else ((1, 1), (2, 2), (2, 1), (4, 2)))
     width = random.choice((4, 8))
     module = draw_module(name, causal, random, length, heads, width, options)
     getattr(definition, "draw_parameters", add_noise)(module)

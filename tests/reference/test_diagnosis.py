@@ -86,7 +86,7 @@ def attentions_of(model: Any, ids: Tensor) -> tuple[Tensor, ...]:
     return getattr(found, "encoder_attentions", None) or found.attentions
 
 
-@every_cell("base", [base for base in BASES if base not in NOT_WATCHED], of=4, alike=kind_of_family)
+@every_cell("base", [base for base in BASES if base not in NOT_WATCHED], of=9, alike=kind_of_family)
 def test_plain_models(base: str) -> None:
     model, ids = in_float64(plain_model(base)), tokens(1, LENGTH)[0]
     attentions = attentions_of(model, ids)

@@ -19,7 +19,7 @@ texts have no padding, the Long model pools the last token."""
 @every_cell(
     ("base", "head"),
     HEADS,
-    of=3,
+    of=9,
     alike=code_of_family,
     ids=[head for _, head in HEADS],
     by="base",
@@ -56,7 +56,7 @@ def test_padding_without_a_mask_is_pooled_as_the_base_does(base: str) -> None:
         assert same(base, plain(ids).pooler_output, longer(ids).pooler_output)
 
 
-@every_cell("base", BASES, of=3, alike=code_of_family)
+@every_cell("base", BASES, of=9, alike=code_of_family)
 def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: str) -> None:
     plain, longer = pair(base, None, FULL)
     inputs = {"input_ids": head_inputs("")["input_ids"]}
@@ -73,7 +73,7 @@ def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: s
 @every_cell(
     ("base", "implementation"),
     [(base, one) for base, possible in IMPLEMENTATIONS.items() for one in possible],
-    of=4,
+    of=9,
     alike=kind_of_family,
 )
 def test_base_attention_gives_the_plain_base(base: str, implementation: str) -> None:
