@@ -69,10 +69,6 @@ class BenchmarkResult:
     memory: list[Memory] = dataclasses.field(default_factory=list)
     exponents: dict[str, float] = dataclasses.field(default_factory=dict)
     left_out: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    operations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Floating-point operations of a pass by implementation and length, where the counter saw any."""
-    peak: float = 0.0
-    """Floating-point operations per second of a large product of matrices in this run."""
     machine: dict[str, Any] = dataclasses.field(default_factory=machine)
 
     @property
@@ -200,29 +196,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers aligned right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def timing_table(record: dict[str, Any]) -> str:
-    """Implementations × lengths in milliseconds, with how many times faster ours is and, where the operations were counted, the share of
-    the machine's peak in products of matrices; from a stored record."""
-    lengths = record["lengths"]
-    times = {(t["implementation"], t["length"]): t["median_ms"] for t in record["timings"]}
-    ratio = {(r["implementation"], r["length"]): r["times_faster"] for r in record["ratios"]}
-    counted = {(o["implementation"], o["length"]): o["operations"] for o in record.get("operations", ())}
-    names = list(dict.fromkeys(t["implementation"] for t in record["timings"]))
-
-    def cell(name: str, length: int) -> str:
-        if (name, length) not in times:
-            return "–"
-        shown = f"{times[name, length]:,.1f}" if times[name, length] < 100 else f"{times[name, length]:,.0f}"
-        if (name, length) in counted:
-            shown += f", {counted[name, length] / (times[name, length] * 1e-3) / record['peak']:.0%}"
-        return f"{shown} ({ratio[name, length]:.1f}×)" if (name, length) in ratio else shown
-
-    return markdown_table(
-        ["ms, share of the peak" if counted else "ms", *(f"{length:,}" for length in lengths)],
-        [[name, *(cell(name, n) for n in lengths)] for name in names],
-    )
 
 
 def memory_table(record: dict[str, Any]) -> str:

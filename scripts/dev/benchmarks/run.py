@@ -15,7 +15,6 @@ from .case import Case
 from .implementations import Implementation, LeftOut, build_implementation
 from .inputs import build_inputs
 from .memory import exponent, measure_memory
-from .peak import matrix_peak, operations
 from .report import BenchmarkResult
 from .timing import time_in_turn, times_faster
 from .verify import verify_attention
@@ -75,9 +74,6 @@ def _run(
         if not result.equal:
             return result
         clock = time.process_time if processor_time else time.perf_counter
-        result.peak = max(result.peak, matrix_peak(case.dtype, case.device, clock))
-        counts = {candidate.name: operations(candidate, case.backward) for candidate in candidates}
-        result.operations += [{"implementation": name, "length": length, "operations": count} for name, count in counts.items() if count]
         timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, device=case.device, clock=clock)
         timings = {timing.implementation: timing for timing in timed}
         result.timings += timed

@@ -15,7 +15,9 @@ from __future__ import annotations
 import copy
 import statistics
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from scripts.dev.benchmarks.report import (
     stored_study,
     study_parser,
 )
-from scripts.dev.benchmarks.timing import processor_turns
+from scripts.dev.benchmarks.timing import in_turn
 
 OUTPUT = Path("scripts/dev/results/same_precision")
 WINDOW = 512
@@ -97,9 +99,12 @@ def difference(pair: tuple[Any, Any], length: int = CHECKED_LENGTH) -> float:
 def time_pair(pair: tuple[nn.Module, nn.Module], length: int, seconds: float) -> list[tuple[float, float]]:
     """Milliseconds of processor time of the original and of the converted model, for every turn."""
     ids = tokens(length)
-    passes = {"original": lambda: pair[0](ids), "converted": lambda: pair[1](ids)}
-    turns = processor_turns(passes, seconds, TURNS)
-    return [(turn["original"], turn["converted"]) for turn in turns]
+    for model in pair:
+        model(ids)
+    taken = in_turn(
+        {"original": partial(pair[0], ids), "converted": partial(pair[1], ids)}, TURNS, clock=time.process_time, seconds=seconds
+    )
+    return list(zip(*taken.values(), strict=True))
 
 
 def ratio(turns: Sequence[Sequence[float]]) -> float:
