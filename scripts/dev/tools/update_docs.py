@@ -23,7 +23,7 @@ from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.footprint import footprint_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
-from scripts.dev.benchmarks.report import markdown_table, memory_table
+from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
 from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
@@ -81,7 +81,7 @@ OURS, FULL = "longattn", "sdpa"
 
 
 def benchmarks() -> str:
-    """Every stored benchmark: a table for each kind, a column for each length; then memory, and the machines."""
+    """Every stored benchmark: a table for each kind, a column for each length; then the machines."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     records = [record for record in records if "timings" in record and "kind" in record]
     sections = []
@@ -90,10 +90,6 @@ def benchmarks() -> str:
         lengths = sorted({length for record in chosen for length in record["lengths"]})
         heads = ["ms (× sdpa)", *(f"{length:,}" for length in lengths), "others"]
         sections.append(f"### {title}\n\n{left(markdown_table(heads, [benchmark_row(record, lengths) for record in chosen]))}")
-    for record in records:
-        if record["memory"]:
-            about = "peak memory on top of the inputs, each length in a fresh process. It grows as a power of the length, the exponent"
-            sections.append(f"### Memory of attention alone\n\n{describe(record)}: {about}.\n\n{memory_table(record)}")
     worst = max((check for record in records for check in record["checks"]), key=lambda check: check["error"] / check["tolerance"])
     error = f"The largest difference from the definition, of its tolerance, was {worst['error']:.1e} of {worst['tolerance']:.0e}."
     machines = sorted({where(record) for record in records})
