@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import random
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from hf_longattn import convert_checkpoint, export_checkpoint, revert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, whole
-from scripts.dev.studies.variable_tracking import DocumentShape, Filler, make_document
+from tests.lookups import lookups
 from tests.trained import tokenizer_of
 
 LONGFORMER: dict[str, Any] = {"mechanism": "longformer", "window": 16}
@@ -106,16 +105,10 @@ def converted(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Pat
     return folder
 
 
-def lookups(tokenizer: Any, documents: int, length: int) -> list[dict[str, Any]]:
-    filler = Filler(SOURCES, tokenizer)
-    made = [make_document(filler, length, DocumentShape(4, 4, 0), random.Random(seed), tokenizer) for seed in range(documents)]
-    return [record for document in made for record in document if record["answers"]["text"]]
-
-
 @pytest.mark.slow
 def test_a_plain_call_answers_what_the_call_with_the_mask_answers(converted: Path) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(converted), AutoModelForQuestionAnswering.from_pretrained(converted).float().eval()
-    records = lookups(tokenizer, 5, 1500)
+    records = [record for seed in range(5) for record in lookups(SOURCES, tokenizer, 1500, seed)]
     right = {"plain": 0, "mask": 0, "first token only": 0}
     for record in records:
         inputs = tokenizer(record["question"], record["context"], return_tensors="pt")
@@ -139,7 +132,7 @@ def test_the_onnx_graph_needs_no_further_input(converted: Path, tmp_path: Path) 
     report = export_checkpoint(converted, tmp_path / "graph")
     assert report.inputs == ("input_ids", "attention_mask", "token_type_ids")
     session = onnxruntime.InferenceSession(str(tmp_path / "graph" / "model.onnx"), providers=["CPUExecutionProvider"])
-    for record in lookups(tokenizer, 1, 1500):
+    for record in lookups(SOURCES, tokenizer, 1500, seed=0):
         inputs = tokenizer(record["question"], record["context"], return_tensors="pt")
         with torch.no_grad():
             outputs = model(**inputs)

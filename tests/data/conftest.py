@@ -1,5 +1,5 @@
 """The tokenizer and the tiny model of the training tests, for features."""
 
-from tests.training.conftest import filler, texts, tiny_model, tokenizer
+from tests.training.conftest import texts, tiny_model, tokenizer
 
-__all__ = ["filler", "texts", "tiny_model", "tokenizer"]
+__all__ = ["texts", "tiny_model", "tokenizer"]

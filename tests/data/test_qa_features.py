@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -11,12 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from hf_longattn.data import qa_features
 from hf_longattn.data.qa_features import QAEncodingConfig, QAFeature, cut_question, encode_qa, token_at
 from hf_longattn.errors import LengthError
-from scripts.dev.studies.variable_tracking import DocumentShape, Filler, make_document
+from tests.lookups import lookups
+from tests.training.conftest import SOURCES
 
 
 @pytest.fixture
-def record(filler: Filler, tokenizer: PreTrainedTokenizerBase) -> dict:
-    return make_document(filler, 900, DocumentShape(), random.Random(3), tokenizer)[0]
+def record(tokenizer: PreTrainedTokenizerBase) -> dict:
+    return lookups(SOURCES, tokenizer, 900, seed=3)[0]
 
 
 def text_of(record: dict, feature: object, first: int, last: int) -> str:
@@ -27,7 +27,7 @@ def text_of(record: dict, feature: object, first: int, last: int) -> str:
 def test_whole_document(record: dict, tokenizer: PreTrainedTokenizerBase) -> None:
     (feature,) = encode_qa(record, tokenizer, QAEncodingConfig(2048, global_question=True))
     assert text_of(record, feature, feature.start, feature.end) == record["answers"]["text"][0]
-    for character in record["trail"]:
+    for character in (*record["answers"]["answer_start"], record["context"].index(record["question"])):
         start, end = feature.offsets[token_at(feature.offsets, character)]
         assert start <= character < end
     globals_ = feature.inputs["global_attention_mask"]

@@ -4,9 +4,9 @@ import socket
 
 import pytest
 
-from tests.training.conftest import filler, texts, tiny_model, tokenizer
+from tests.training.conftest import texts, tiny_model, tokenizer
 
-__all__ = ["filler", "no_network", "texts", "tiny_model", "tokenizer"]
+__all__ = ["no_network", "texts", "tiny_model", "tokenizer"]
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from scripts.dev.studies.variable_tracking import Filler
 from tests.byte_tokenizer import train_tokenizer
 
 FAST: dict[str, Any] = {
@@ -43,11 +42,6 @@ def drawn_curves() -> None:
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(SOURCES, vocab_size=1024)
-
-
-@pytest.fixture(scope="session")
-def filler(tokenizer: PreTrainedTokenizerBase) -> Filler:
-    return Filler(SOURCES, tokenizer)
 
 
 @pytest.fixture

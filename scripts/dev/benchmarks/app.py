@@ -40,9 +40,7 @@ Layers = Annotated[int, typer.Option(min=1, max=1000, help="Layers of the encode
 Base = Annotated[str, typer.Option(help="The family: bert, or layoutlm with the box of every token.")]
 Globals = Annotated[int, typer.Option("--globals", min=0, max=MOST, help="Number of leading tokens that are global.")]
 Repeats = Annotated[int, typer.Option(min=1, max=MOST, help="Timed rounds; the median is reported.")]
-WithMemory = Annotated[
-    bool, typer.Option("--memory", help="Also measure peak memory, each length in a fresh process, and fit its exponent.")
-]
+WithMemory = Annotated[bool, typer.Option("--memory", help="Also measure peak memory, each size in a fresh process.")]
 ProcessorTime = Annotated[bool, typer.Option("--processor-time", help="Processor time, where others use the machine; with --threads 1.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads per operation; default: PyTorch's choice.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
@@ -131,7 +129,7 @@ def finish(result: BenchmarkResult, folder: Path) -> None:
 
 
 def measure(
-    kind: str, option: list[str], lengths: str, against: str, repeats: int, memory: bool, threads: int | None, folder: Path,
+    kind: str, option: list[str], lengths: str, against: str, repeats: int, threads: int | None, folder: Path,
     processor_time: bool = False, **fields: Any,
 ) -> None:  # fmt: skip
     """Run, print and store; a refusal is one sentence and exit code 1."""
@@ -142,9 +140,7 @@ def measure(
         case = Case(options=parse_options(option), **fields)
         names = [name.strip() for name in against.split(",") if name.strip()]
         run = run_attention if kind == "attention" else run_model
-        finish(
-            run(case, parse_lengths(lengths), names, repeats=repeats, memory=memory, processor_time=processor_time, log=typer.echo), folder
-        )
+        finish(run(case, parse_lengths(lengths), names, repeats=repeats, processor_time=processor_time, log=typer.echo), folder)
 
 
 @contextmanager
@@ -183,7 +179,6 @@ def attention(
     heads: Heads = 12,
     head_dim: HeadDim = 64,
     repeats: Repeats = 5,
-    memory: WithMemory = False,
     threads: Threads = None,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -199,7 +194,7 @@ def attention(
         "batch": batch,
     }
     fields |= {"heads": heads, "head_dim": head_dim, "device": device, "seed": seed}
-    measure("attention", option, lengths, against, repeats, memory, threads, output_dir, **fields)
+    measure("attention", option, lengths, against, repeats, threads, output_dir, **fields)
 
 
 def _model_command(name: str, summary: str, backward: bool) -> None:
@@ -216,7 +211,6 @@ def _model_command(name: str, summary: str, backward: bool) -> None:
         heads: Heads = 12,
         head_dim: HeadDim = 64,
         repeats: Repeats = 5,
-        memory: WithMemory = False,
         processor_time: ProcessorTime = False,
         threads: Threads = None,
         device: Device = "cpu",
@@ -225,7 +219,7 @@ def _model_command(name: str, summary: str, backward: bool) -> None:
     ) -> None:
         fields = {"mechanism": mechanism, "layers": layers, "num_globals": num_globals, "dtype": dtype, "batch": batch, "heads": heads}
         fields |= {"head_dim": head_dim, "device": device, "seed": seed, "backward": backward, "base": base}
-        measure("model", option, lengths, against, repeats, memory, threads, output_dir, processor_time, **fields)
+        measure("model", option, lengths, against, repeats, threads, output_dir, processor_time, **fields)
 
     app.command(name, help=summary)(command)
 
@@ -276,7 +270,6 @@ def sound_models(
     full_up_to: Annotated[float, typer.Option(min=0, help="Minutes up to which full attention over the whole sound is measured.")] = 5,
     layers: Annotated[int | None, typer.Option(min=1, max=1000, help="Layers of the encoder; default: the checkpoints'.")] = None,
     side: Annotated[int | None, typer.Option(min=1, max=MOST, help="Frames that windows see to each side; default: the families'.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Measure anew what is stored.")] = False,
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
@@ -287,7 +280,7 @@ def sound_models(
         durations = parse_minutes(minutes)
         names, output = [name.strip() for name in models.split(",")], output_dir / "sound_models"
         limits = {"base_up_to": base_up_to, "full_up_to": full_up_to}
-        record = run_sound_models(durations, names, output, **limits, layers=layers, side=side, again=again, log=typer.echo)
+        record = run_sound_models(durations, names, output, **limits, layers=layers, side=side, log=typer.echo)
         show(output.with_suffix(".json"), sound_table(record))
 
 
@@ -308,7 +301,6 @@ def grid_models(
     batch: Batch = 1,
     repeats: Repeats = 2,
     memory: WithMemory = False,
-    again: Annotated[bool, typer.Option("--again", help="Measure anew what is stored.")] = False,
     threads: Threads = None,
     output_dir: OutputDir = Path("scripts/dev/results"),
 ) -> None:
@@ -325,8 +317,7 @@ def grid_models(
         names = [dtype.strip() for dtype in dtypes.split(",") if dtype.strip()]
         output = output_dir / ("grid_models" if base == "vit" else f"grid_models_{base}")
         record = run_grid_models(
-            parse_lengths(sizes or chosen.sizes), names, case, output, repeats=repeats, frames=frames, memory=memory, again=again,
-            log=typer.echo,
+            parse_lengths(sizes or chosen.sizes), names, case, output, repeats=repeats, frames=frames, memory=memory, log=typer.echo,
         )  # fmt: skip
         show(output.with_suffix(".json"), grid_model_table(record))
 

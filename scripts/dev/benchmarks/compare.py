@@ -6,12 +6,11 @@ most of what the machine did meanwhile. Then every round of the second record is
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hf_longattn.errors import OptionError
 
@@ -24,17 +23,8 @@ CERTAIN = 0.9
 OURS = "longattn"
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What became of one implementation at one length.
-
-    Attributes:
-        implementation: one of ours.
-        length: tokens.
-        reference: the implementation by which times were divided; ``None`` where the records share none.
-        factor: median time after, divided by the median time before.
-        slower: share of the pairs of a round after and a round before in which the one after is slower.
-    """
+class Change(NamedTuple):
+    """What became of one of our implementations at a length, by the median time per that of ``reference`` and the share of slower pairs."""
 
     implementation: str
     length: int
@@ -74,15 +64,22 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
             raise OptionError(f"The records are of different cases, {name} {before[name]} and {after[name]}; compare runs of one case.")
     if before.get("clock", "time") != after.get("clock", "time"):
         raise OptionError("One record has times of the wall, the other of the processor; run both with or without --processor-time.")
-    old, new = _rounds(before), _rounds(after)
+    old, new = ({(one["implementation"], one["length"]): one["rounds_ms"] for one in record["timings"]} for record in (before, after))
     shared = old.keys() & new.keys()
     ours = sorted(key for key in shared if key[0].startswith(OURS))
     if not ours:
         raise OptionError("The two records have no length in common; run both with the same --lengths.")
-    return [
-        _change(name, length, old, new, {other for other, n in shared if n == length and not other.startswith(OURS)})
-        for name, length in ours
-    ]
+    changes = []
+    for name, length in ours:
+        others = {other for other, tokens in shared if tokens == length and not other.startswith(OURS)}
+        reference = "sdpa" if "sdpa" in others else min(others, default=None)
+        first, second = (
+            [mine / (1 if reference is None else rounds[reference, length][at]) for at, mine in enumerate(rounds[name, length])]
+            for rounds in (old, new)
+        )
+        slower = statistics.fmean(later > earlier for later, earlier in product(second, first))
+        changes.append(Change(name, length, reference, statistics.median(second) / statistics.median(first), slower))
+    return changes
 
 
 def table(changes: list[Change]) -> str:
@@ -95,20 +92,3 @@ def table(changes: list[Change]) -> str:
         for change in changes
     ]  # fmt: skip
     return markdown_table(["implementation", "tokens", "per time of", "time after / before", "slower pairs", ""], rows)
-
-
-def _rounds(record: dict[str, Any]) -> dict[tuple[str, int], list[float]]:
-    return {(timing["implementation"], timing["length"]): timing["rounds_ms"] for timing in record["timings"]}
-
-
-def _change(name: str, length: int, old: dict[Any, list[float]], new: dict[Any, list[float]], others: set[str]) -> Change:
-    reference = "sdpa" if "sdpa" in others else min(others, default=None)
-    first, second = (_per_reference(rounds, name, length, reference) for rounds in (old, new))
-    slower = statistics.fmean(after > before for after, before in product(second, first))
-    return Change(name, length, reference, statistics.median(second) / statistics.median(first), slower)
-
-
-def _per_reference(rounds: dict[tuple[str, int], list[float]], name: str, length: int, reference: str | None) -> list[float]:
-    if reference is None:
-        return rounds[name, length]
-    return [ours / other for ours, other in zip(rounds[name, length], rounds[reference, length], strict=True)]

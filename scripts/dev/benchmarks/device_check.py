@@ -30,6 +30,7 @@ from .decoding import VOCAB, DecodeShape, decode_after, decoding_model
 from .decoding import difference as decoding_difference
 from .device_cases import GRIDS, DeviceCase
 from .memory import MiB
+from .timing import in_turn, synchronise
 from .verify import GRADIENT_TOLERANCE, TOLERANCE, difference
 
 CAP, DROPOUT_TOLERANCE, DECODING_TOLERANCE = 5.0, 2e-2, 1e-3
@@ -270,7 +271,7 @@ def measured(run: Callable[[], None], device: str) -> dict[str, Any]:
     synchronise(device)
     repeats = max(3, min(50, int(TARGET_SECONDS / max(time.perf_counter() - start, 1e-6))))
     if not device.startswith("cuda"):
-        return {"ms": round(statistics.median(_seconds(run) for _ in range(repeats)) * 1e3, 4)}
+        return {"ms": round(statistics.median(in_turn({"run": run}, (repeats, repeats))["run"]), 4)}
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
@@ -281,17 +282,6 @@ def measured(run: Callable[[], None], device: str) -> dict[str, Any]:
     synchronise(device)
     peak = torch.cuda.max_memory_allocated() - held
     return {"ms": round(statistics.median(begin.elapsed_time(end) for begin, end in events), 4), "mib": round(peak / MiB, 1)}
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def crossing(case: DeviceCase, device: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from .case import DTYPES, Case
 from .implementations import Implementation, build_implementation, register_implementation
 from .memory import measure_memory
 from .models.verify import TOLERANCE
-from .report import footnote, machine, markdown_table, store_study, stored_study
+from .report import footnote, machine, markdown_table, store_study
 from .timing import time_in_turn, times_faster
 from .verify import Check, difference
 
@@ -51,12 +51,8 @@ PATCH, TUBELET, TRAINED_SIDE = 16, 2, 224
 """Pixels along a side of a patch, frames of a tubelet of videos, and pixels along a side of what the models were trained on."""
 POOLED = "segmented:block_size=256,integration=pooled,order=tiles:16x16"
 NOTHING, NO_ATTENTION = "no attention", "benchmark-no-attention"
-SAME_MACHINE = ("processor", "threads", "torch", "transformers")
-"""What must not differ within a table."""
 MATRIX = 2048
 """Side of the matrices whose product measures the machine."""
-CROPS_AT_ONCE = 16
-"""Tiles that are read in one call."""
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -252,66 +248,6 @@ class StockWithoutAttention(ImageModel):
         return model
 
 
-class StockOnTiles(ImageModel):
-    """The model of transformers on crops of the size that it was trained with, each by itself, as anyone reads a large image."""
-
-    computes = ""
-    share = 1
-
-    def build(self, inputs: ImageInputs) -> Any:
-        return inputs.stock
-
-    def states(self, pixels: Tensor) -> Tensor:
-        if pixels.dim() > 4:
-            raise OptionError(f"{self.name!r} is of images, not of videos.")
-        return in_tiles(self.tile, pixels, PATCH, TRAINED_SIDE, TRAINED_SIDE // self.share).flatten(1, 2)
-
-    def tile(self, pixels: Tensor) -> Tensor:
-        """The patches' states ``(B, N, C)`` of images of the trained size."""
-        return self.model(pixels).last_hidden_state[:, 1:]
-
-
-TILES = {"tiles": 1, "overlapping tiles": 2}
-"""Ways to read an image in tiles -> tiles that cover a patch along each axis."""
-for _name, _share in TILES.items():
-    _summary = f"the model of transformers on tiles of {TRAINED_SIDE} pixels, {'half overlapping' if _share > 1 else 'next to each other'}"
-    register_implementation(KIND, _name)(type("StockOnTiles", (StockOnTiles,), {"summary": _summary, "share": _share}))
-
-
-@torch.no_grad()
-def in_tiles(read: Callable[[Tensor], Tensor], pixels: Tensor, patch: int, side: int, stride: int) -> Tensor:
-    """States ``(B, rows, columns, C)`` of ``pixels (B, 3, H, W)`` in tiles, each patch from the tile whose middle is nearest to it.
-
-    Tiles are ``side`` pixels wide and ``stride`` apart; the last one ends with the image. ``read`` maps some to states ``(n, N, C)``.
-    """
-    width, cells = side // patch, [length // patch for length in pixels.shape[2:]]
-    rows, columns = (tile_starts(count, width, stride // patch) for count in cells)
-    crops = [
-        pixels[:, :, patch * row : patch * row + side, patch * column : patch * column + side]
-        for row in rows.tolist()
-        for column in columns.tolist()
-    ]
-    read_at_once = max(1, CROPS_AT_ONCE // len(pixels))
-    states = torch.cat([read(torch.cat(crops[at : at + read_at_once])) for at in range(0, len(crops), read_at_once)])
-    states = states.unflatten(1, (width, width)).unflatten(0, (len(rows), len(columns), len(pixels)))
-    (row_tile, row), (column_tile, column) = (nearest_tile(cells[axis], starts, width) for axis, starts in enumerate((rows, columns)))
-    return states[row_tile[:, None], column_tile, :, row[:, None], column].permute(2, 0, 1, 3)
-
-
-def tile_starts(count: int, width: int, stride: int) -> Tensor:
-    """The first of ``count`` cells in each tile of ``width`` cells."""
-    return torch.arange(0, count - width + stride, stride).clamp_max(count - width)
-
-
-def nearest_tile(count: int, starts: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """``(count,)`` twice: the tile in whose middle each cell lies, as nearly as in any, and the cell's place in it."""
-    cell = torch.arange(count)
-    place = cell[:, None] - starts
-    from_middle = (2 * place - (width - 1)).abs().masked_fill((place < 0) | (place >= width), 2 * count)
-    tile = from_middle.argmin(1)
-    return tile, cell - starts[tile]
-
-
 class LongModel(ImageModel):
     """The model of this package with a mechanism for each layer."""
 
@@ -395,8 +331,7 @@ def costs(case: Case) -> dict[str, LengthCost]:
 def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:
     """Seconds of every layout in turns, its speed-up over SDPA, the bounds of that, and the rate at which it computes."""
     inputs = ImageInputs(case)
-    tiles = () if inputs.base.frames else TILES
-    candidates = [build_implementation(KIND, name, inputs) for name in ("sdpa", NOTHING, *tiles, *inputs.base.layouts)]
+    candidates = [build_implementation(KIND, name, inputs) for name in ("sdpa", NOTHING, *inputs.base.layouts)]
     for candidate in candidates:
         candidate.warm_up(False)
     timed = time_in_turn(candidates, case.length, backward=False, repeats=repeats, clock=CLOCKS[clock()], warm=False)
@@ -420,9 +355,9 @@ def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:
 
 def run_grid_models(
     sizes: Sequence[int], dtypes: Sequence[str], case: Case, output: Path, *, repeats: int, frames: int | None = None,
-    memory: bool = False, again: bool = False, log: Callable[[str], None] = lambda line: None,
+    memory: bool = False, log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Check and time every layout on square images or videos; what ``output`` has of the same case on this machine is not measured again.
+    """Check and time every layout on square images or videos.
 
     Args:
         sizes: pixels along each side.
@@ -431,7 +366,6 @@ def run_grid_models(
         repeats: timed rounds; the median over them counts.
         frames: of a video; ``None``: the base's.
         memory: measure the memory of a pass as well, each in a fresh process.
-        again: measure everything anew.
     Returns:
         The record that is stored: for each dtype and size seconds, times as fast as SDPA, two bounds of it, the share of the machine's
         matrix product, and MiB on top of weights and input.
@@ -446,25 +380,19 @@ def run_grid_models(
     if frames is not None and base.frames is None:
         raise OptionError(f"{frames} frames were given, and {base.model.__name__} reads images; leave --frames out.")
     about = {key: getattr(case, key) for key in ("base", "mechanism", "options", "layers", "heads", "head_dim", "batch", "seed")}
-    fresh: dict[str, Any] = {"machine": machine(), "kind": "grid models", "clock": clock(), "case": about, "checks": [], "results": []}
-    stored = {} if again else stored_study(output)
-    unchanged = stored and stored["case"] == about and all(stored["machine"][name] == fresh["machine"][name] for name in SAME_MACHINE)
-    record = stored if unchanged else fresh
+    record: dict[str, Any] = {"machine": machine(), "kind": "grid models", "clock": clock(), "case": about, "checks": [], "results": []}
     cases = {dtype: case.at(dtype=dtype) for dtype in dtypes}
     config, rule = base.config(**base.fields(case)), rule_of(case.base)
     grids = {size: rule.of_size(config, base.size(size, frames)) for size in sizes}
     for dtype, at_dtype in cases.items():
-        if not any(check["what"].endswith(dtype) for check in record["checks"]):
-            record["checks"] += [dataclasses.asdict(check) for check in check_layouts(at_dtype)]
-            log(f"{dtype}: every layout equals its definition")
+        record["checks"] += [dataclasses.asdict(check) for check in check_layouts(at_dtype)]
+        log(f"{dtype}: every layout equals its definition")
         for size, grid in grids.items():
             of_what = {"size": size, **({} if base.frames is None else {"frames": frames or base.frames}), "dtype": dtype}
-            entry = next((entry for entry in record["results"] if of_what.items() <= entry.items()), None)
-            if entry is None:
-                entry = {**of_what, "layouts": time_layouts(at_dtype.on_grid(grid.sizes), repeats)}
-                record["results"].append(entry)
+            entry: dict[str, Any] = {**of_what, "layouts": time_layouts(at_dtype.on_grid(grid.sizes), repeats)}
+            record["results"].append(entry)
             for layout in entry["layouts"]:
-                if memory and "mebibytes" not in layout:
+                if memory:
                     layout["mebibytes"] = round(measure_memory(KIND, layout["layout"], at_dtype.on_grid(grid.sizes)).extra, 1)
                 log(_line(entry, layout))
             store_study(output, record, grid_model_table(record))

@@ -28,8 +28,6 @@ class Implementation(ABC):
     summary: ClassVar[str]
     baseline: ClassVar[str] = "longattn"
     computes: ClassVar[str] = "mechanism"
-    compiled: ClassVar[bool] = False
-    """Whether ``torch.compile`` made its code. Nothing can count the operations of that, and trying would undo the compilation."""
     leaves: Sequence[Tensor] = ()
     """Gradients are taken with respect to these when the backward pass is measured."""
     upstream: Tensor

@@ -22,7 +22,6 @@ from hf_longattn.errors import LongAttentionError
 from hf_longattn.staging import write_text
 
 from .case import Case
-from .memory import Memory
 from .timing import Timing
 from .verify import Check
 
@@ -57,7 +56,7 @@ def processor() -> str:
 
 @dataclasses.dataclass
 class BenchmarkResult:
-    """One run of the benchmark: checks, timings, ratios and, if asked for, memory."""
+    """One run of the benchmark: checks, timings and ratios."""
 
     kind: str
     case: Case
@@ -66,13 +65,7 @@ class BenchmarkResult:
     checks: list[Check] = dataclasses.field(default_factory=list)
     timings: list[Timing] = dataclasses.field(default_factory=list)
     ratios: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    memory: list[Memory] = dataclasses.field(default_factory=list)
-    exponents: dict[str, float] = dataclasses.field(default_factory=dict)
     left_out: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    operations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    """Floating-point operations of a pass by implementation and length, where the counter saw any."""
-    peak: float = 0.0
-    """Floating-point operations per second of a large product of matrices in this run."""
     machine: dict[str, Any] = dataclasses.field(default_factory=machine)
 
     @property
@@ -87,7 +80,6 @@ class BenchmarkResult:
         options = [f"{name}{value}" for name, value in sorted(case.options.items())]
         marks = [f"globals{case.num_globals}"] * bool(case.num_globals) + ["causal"] * case.causal
         marks += ["backward"] * (case.backward and self.kind == "attention") + [case.device.split(":")[0]] * (case.device != "cpu")
-        marks += ["memory"] * bool(self.memory)
         marks += [f"layers{case.layers}"] * (self.kind != "attention" and case.layers != Case.layers)
         bases = [case.base] * (case.base != "bert")
         return "-".join([self.kind, *bases, case.mechanism, *options, *marks, case.dtype]).replace("_", "-").replace(" ", "")
@@ -108,7 +100,6 @@ class BenchmarkResult:
                 }
                 for t in self.timings
             ],
-            "memory": [dataclasses.asdict(one) for one in self.memory],
         }
 
     def save(self, folder: Path) -> Path:
@@ -200,37 +191,3 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first column is text, the others are numbers aligned right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
-def timing_table(record: dict[str, Any]) -> str:
-    """Implementations × lengths in milliseconds, with how many times faster ours is and, where the operations were counted, the share of
-    the machine's peak in products of matrices; from a stored record."""
-    lengths = record["lengths"]
-    times = {(t["implementation"], t["length"]): t["median_ms"] for t in record["timings"]}
-    ratio = {(r["implementation"], r["length"]): r["times_faster"] for r in record["ratios"]}
-    counted = {(o["implementation"], o["length"]): o["operations"] for o in record.get("operations", ())}
-    names = list(dict.fromkeys(t["implementation"] for t in record["timings"]))
-
-    def cell(name: str, length: int) -> str:
-        if (name, length) not in times:
-            return "–"
-        shown = f"{times[name, length]:,.1f}" if times[name, length] < 100 else f"{times[name, length]:,.0f}"
-        if (name, length) in counted:
-            shown += f", {counted[name, length] / (times[name, length] * 1e-3) / record['peak']:.0%}"
-        return f"{shown} ({ratio[name, length]:.1f}×)" if (name, length) in ratio else shown
-
-    return markdown_table(
-        ["ms, share of the peak" if counted else "ms", *(f"{length:,}" for length in lengths)],
-        [[name, *(cell(name, n) for n in lengths)] for name in names],
-    )
-
-
-def memory_table(record: dict[str, Any]) -> str:
-    """Implementations × lengths in MiB above the inputs, with the fitted exponent, from a stored record."""
-    extra = {(m["implementation"], m["length"]): m["extra"] for m in record["memory"]}
-    lengths = sorted({length for _, length in extra})
-    rows = []
-    for name in dict.fromkeys(name for name, _ in extra):
-        cells = [f"{extra[name, n]:,.0f}" if (name, n) in extra else "–" for n in lengths]
-        rows.append([name, *cells, f"{record['exponents'][name]:.2f}" if name in record["exponents"] else "–"])
-    return markdown_table(["MiB", *(f"{length:,}" for length in lengths), "exponent"], rows)

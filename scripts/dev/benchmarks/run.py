@@ -14,8 +14,6 @@ from hf_longattn.errors import OptionError
 from .case import Case
 from .implementations import Implementation, LeftOut, build_implementation
 from .inputs import build_inputs
-from .memory import exponent, measure_memory
-from .peak import matrix_peak, operations
 from .report import BenchmarkResult
 from .timing import time_in_turn, times_faster
 from .verify import verify_attention
@@ -30,8 +28,8 @@ def run_attention(case: Case, lengths: Sequence[int], against: Sequence[str], **
         case: shapes, dtype, mechanism and options; its length is replaced by each of ``lengths``.
         lengths: tokens.
         against: names of implementations (see :func:`.implementations.list_implementations`).
-        settings: ``repeats`` (timed rounds, default 5), ``memory`` (measure peak memory too), ``processor_time`` (in place of
-            time, where the machine is shared), ``log`` (called with progress lines).
+        settings: ``repeats`` (timed rounds, default 5), ``processor_time`` (in place of time, where the machine is shared), ``log``
+            (called with progress lines).
 
     Raises:
         OptionError: for an unknown implementation, mechanism or option.
@@ -54,7 +52,6 @@ def _run(
     verify: Callable[[Any, Sequence[Implementation]], list[Any]],
     *,
     repeats: int = 5,
-    memory: bool = False,
     processor_time: bool = False,
     log: Log = lambda line: None,
 ) -> BenchmarkResult:
@@ -75,9 +72,6 @@ def _run(
         if not result.equal:
             return result
         clock = time.process_time if processor_time else time.perf_counter
-        result.peak = max(result.peak, matrix_peak(case.dtype, case.device, clock))
-        counts = {candidate.name: operations(candidate, case.backward) for candidate in candidates}
-        result.operations += [{"implementation": name, "length": length, "operations": count} for name, count in counts.items() if count]
         timed = time_in_turn(candidates, length, backward=case.backward, repeats=repeats, device=case.device, clock=clock)
         timings = {timing.implementation: timing for timing in timed}
         result.timings += timed
@@ -92,8 +86,6 @@ def _run(
                 line += f"   {candidate.baseline} is {ratio:.2f}× as fast"
             log(line)
         del inputs, candidates
-    if memory:
-        _measure_memory(kind, result, log)
     return result
 
 
@@ -108,19 +100,6 @@ def _build(kind: str, inputs: Any, against: Sequence[str], length: int, result: 
             log(f"{length:>7} {name:<22} left out: {reason}")
     baselines = {candidate.baseline for candidate in candidates} - {candidate.name for candidate in candidates}
     return candidates + [build_implementation(kind, name, inputs) for name in sorted(baselines)]
-
-
-def _measure_memory(kind: str, result: BenchmarkResult, log: Log) -> None:
-    for name in dict.fromkeys(timing.implementation for timing in result.timings):
-        done = [timing.length for timing in result.timings if timing.implementation == name]
-        measured = []
-        for length in done:
-            measured.append(measure_memory(kind, name, result.case.at(length=length)))
-            log(f"{length:>7} {name:<22} {measured[-1].extra:10.1f} MiB on top of the inputs")
-        result.memory += measured
-        if (growth := exponent(measured)) is not None:
-            result.exponents[name] = round(growth, 3)
-            log(f"        {name:<22} memory grows as N^{growth:.2f}")
 
 
 def set_threads(threads: int | None) -> None:

@@ -1,7 +1,6 @@
 """Converted models against their originals in the same precision, from inputs that the original reads to long ones, on one thread.
 
-    python -m scripts.dev.benchmarks.same_precision  # a quarter of an hour; writes results/same_precision.json and .md; can be resumed
-    python -m scripts.dev.benchmarks.same_precision --again  # measures everything anew
+    python -m scripts.dev.benchmarks.same_precision  # a quarter of an hour; writes results/same_precision.json and .md
     python -m scripts.dev.benchmarks.same_precision --quick  # inputs of up to 1,536 tokens and fewer turns; stores nothing
 
 BERT with SDPA and LongBert have the same random weights, the width of BERT-base and four layers, and read one sequence without padding.
@@ -15,7 +14,9 @@ from __future__ import annotations
 import copy
 import statistics
 import sys
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,8 @@ import hf_longattn
 from hf_longattn.families import LongBertConfig, LongBertModel
 from scripts.dev.benchmarks.case import AttentionInputs, Case
 from scripts.dev.benchmarks.definition import mask_of
-from scripts.dev.benchmarks.report import (
-    finish_study,
-    footnote,
-    machine,
-    markdown_table,
-    output_of,
-    store_study,
-    stored_study,
-    study_parser,
-)
-from scripts.dev.benchmarks.timing import processor_turns
+from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, output_of, study_parser
+from scripts.dev.benchmarks.timing import in_turn
 
 OUTPUT = Path("scripts/dev/results/same_precision")
 WINDOW = 512
@@ -97,9 +89,12 @@ def difference(pair: tuple[Any, Any], length: int = CHECKED_LENGTH) -> float:
 def time_pair(pair: tuple[nn.Module, nn.Module], length: int, seconds: float) -> list[tuple[float, float]]:
     """Milliseconds of processor time of the original and of the converted model, for every turn."""
     ids = tokens(length)
-    passes = {"original": lambda: pair[0](ids), "converted": lambda: pair[1](ids)}
-    turns = processor_turns(passes, seconds, TURNS)
-    return [(turn["original"], turn["converted"]) for turn in turns]
+    for model in pair:
+        model(ids)
+    taken = in_turn(
+        {"original": partial(pair[0], ids), "converted": partial(pair[1], ids)}, TURNS, clock=time.process_time, seconds=seconds
+    )
+    return list(zip(*taken.values(), strict=True))
 
 
 def ratio(turns: Sequence[Sequence[float]]) -> float:
@@ -162,8 +157,8 @@ def brief(record: dict[str, Any]) -> str:
     )
 
 
-def measure(record: dict[str, Any], lengths: Sequence[int], seconds: float, output: Path | None) -> str | None:
-    """Fill ``record``, and store it after every pair where there is an ``output``; return a sentence if outputs differ."""
+def measure(record: dict[str, Any], lengths: Sequence[int], seconds: float) -> str | None:
+    """Fill ``record``; return a sentence if outputs differ."""
     models = build(record["layers"])
     for mode in MODES:
         pair = in_mode(models[0], mode), in_mode(models[1], mode)
@@ -172,31 +167,21 @@ def measure(record: dict[str, Any], lengths: Sequence[int], seconds: float, outp
             return f"{mode}: outputs differ by {error:.1e} and not at most {most:.0e}, so nothing was timed."
         for length in lengths:
             by_length = record["milliseconds"].setdefault(mode, {})
-            if str(length) in by_length:
-                continue
             by_length[str(length)] = time_pair(pair, length, seconds)
             print(f"{mode}, {length:,} tokens: {ratio(by_length[str(length)]):.3f}", file=sys.stderr, flush=True)
-            if output is not None:
-                store_study(output, record)
     return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = study_parser(__doc__, OUTPUT, "inputs of up to 1,536 tokens and fewer turns")
-    parser.add_argument("--again", action="store_true", help="measure anew what OUTPUT.json has")
-    options = parser.parse_args(arguments)
+    options = study_parser(__doc__, OUTPUT, "inputs of up to 1,536 tokens and fewer turns").parse_args(arguments)
     torch.set_num_threads(1)
-    output = output_of(options, OUTPUT)
-    record = {} if options.again or output is None else stored_study(output)
-    if record and record["machine"]["processor"] != machine()["processor"]:
-        record = {}  # times of two machines do not belong into one table
-    record = {"machine": machine(), "mechanism": MECHANISM, "layers": LAYERS, "differences": {}, "milliseconds": {}} | record
-    wrong = measure(record, QUICK_LENGTHS if options.quick else LENGTHS, QUICK_SECONDS if options.quick else SECONDS, output)
+    record: dict[str, Any] = {"machine": machine(), "mechanism": MECHANISM, "layers": LAYERS, "differences": {}, "milliseconds": {}}
+    wrong = measure(record, QUICK_LENGTHS if options.quick else LENGTHS, QUICK_SECONDS if options.quick else SECONDS)
     if wrong:
         print(f"error: {wrong}", file=sys.stderr)
         return 1
-    finish_study(output, record, markdown(record))
+    finish_study(output_of(options, OUTPUT), record, markdown(record))
     return 0
 
 

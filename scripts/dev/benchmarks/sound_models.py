@@ -22,7 +22,7 @@ from hf_longattn.errors import LongAttentionError, OptionError, nearest
 from hf_longattn.families import FAMILIES
 
 from .memory import Memory, answer, exponent, growth, in_a_new_process
-from .report import machine, markdown_table, store_study, stored_study
+from .report import machine, markdown_table, store_study
 
 SHAPES: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {
     "parakeet": ("parakeet_encoder", ParakeetEncoderConfig, ParakeetEncoder, {"num_mel_bins": 128}),
@@ -37,7 +37,6 @@ CHUNK_SECONDS, STRIDE_SECONDS = 30, 5
 """Of a chunk, and of what it shares with the next one at each end: those of transformers' pipeline."""
 CHECKED_SECONDS, TOLERANCE = 10.0, 1e-4
 WARM_UP_SECONDS = 2.0
-SAME_MACHINE = ("processor", "threads", "torch", "transformers")
 
 
 def build(name: str, implementation: str, layers: int | None, side: int | None = None, **changed: Any) -> Any:
@@ -98,9 +97,9 @@ def states(model: Any, implementation: str, sound: Tensor, seconds: float) -> Te
 
 def run_sound_models(
     minutes: Sequence[float], names: Sequence[str], output: Path, *, base_up_to: float, full_up_to: float, layers: int | None = None,
-    side: int | None = None, again: bool = False, log: Callable[[str], None] = lambda line: None,
+    side: int | None = None, log: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Compare and measure the shapes; what is stored in ``output`` from this machine is not measured again.
+    """Compare and measure the shapes; ``output`` has what is known after every pass.
 
     Args:
         minutes: durations.
@@ -114,11 +113,7 @@ def run_sound_models(
         OptionError: an unknown shape.
         LongAttentionError: outputs differ, or a pass failed.
     """
-    about = machine()
-    rows: list[dict[str, Any]] = []
-    if output.with_suffix(".json").exists() and not again:
-        stored = stored_study(output)
-        rows = stored["results"] if all(stored["machine"][key] == about[key] for key in SAME_MACHINE) else []
+    about, rows = machine(), list[dict[str, Any]]()
     limits = {WINDOW: math.inf, CHUNKS: math.inf, FULL: full_up_to, PIECES: full_up_to, STOCK: base_up_to}
     for name in names:
         if name not in SHAPES:
@@ -130,8 +125,7 @@ def run_sound_models(
                 key = {"model": name, "implementation": implementation, "minutes": duration, "layers": count}
                 if implementation == WINDOW:
                     key["side"] = FAMILIES[SHAPES[name][0]].config_class.context_frames if side is None else side
-                known = any(all(row.get(field) == value for field, value in key.items()) for row in rows)
-                if known or duration > limits[implementation]:
+                if duration > limits[implementation]:
                     continue
                 rows.append({**key, **measured(name, implementation, duration * 60, layers, side)})
                 log(str(rows[-1]))
@@ -140,10 +134,6 @@ def run_sound_models(
 
 
 def _record(about: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    order = {key: place for place, key in enumerate((*SHAPES, *IMPLEMENTATIONS))}
-    rows = sorted(
-        rows, key=lambda row: (order[row["model"]], row["minutes"], -row["layers"], order[row["implementation"]], -row.get("side", 0))
-    )
     return {"machine": about, "kind": "sound models", "clock": "processor", "results": rows}
 
 

@@ -1,1 +1,1 @@
-"""The project's own studies, run from a checkout: the reference corpus and its tasks, pre-training, the reference reader, tables."""
+"""The project's own studies, run from a checkout: what long inputs are worth to published models, and the demo."""

@@ -433,33 +433,20 @@ def means_over_seeds(rows: Iterable[tuple[str, tuple[str, str], float]]) -> dict
     return {system: {question: sum(found) / len(found) for question, found in its.items()} for system, its in values.items()}
 
 
-def systems_table(
-    record: Mapping[str, Any], systems: Mapping[str, str], kinds: Iterable[str], measure: str, seconds: str, column: str = "{}"
-) -> str:
-    """A row for each system, with its value and interval by kind and its seconds.
-
-    Args:
-        systems: labels by names.
-        column: the name of a kind's value in a row of ``record["table"]``.
-    """
-    rows, kinds = [], list(kinds)
-    for name, label in systems.items():
-        row = record["table"][name]
-        cells = ["{:.0f} [{:.0f}, {:.0f}]".format(*row[column.format(kind)]) for kind in kinds]
-        rows.append([label, *cells, f"{row['seconds']:.2f}" if row["seconds"] else "–"])
-    return markdown_table([measure, *(f"{kind} ({record['test'][kind]})" for kind in kinds), seconds], rows)
-
-
-def points(record: Mapping[str, Any], kinds: Iterable[str], other: str) -> str:
-    """How many points the converted model has more than the ``other``, by kind."""
-    row = record["table"]["long"]
-    return "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *row[f"{kind}, more than {other}"]) for kind in kinds)
+def exact(row: Mapping[str, Any]) -> list[str]:
+    """Exact match of a system by kind, with its interval."""
+    return ["{:.0f} [{:.0f}, {:.0f}]".format(*row[f"{kind}, exact"]) for kind in TEST]
 
 
 def markdown(record: Mapping[str, Any]) -> str:
     """Exact match and seconds of every system, and how they were measured."""
-    counts, more = record["test"], points(record, TEST, "windows")
-    table = systems_table(record, ROWS, TEST, "exact match, %", "seconds a page, one thread", "{}, exact")
+    counts, measured = record["test"], record["table"]
+    rows = [
+        [label, *exact(measured[name]), f"{seconds:.2f}" if (seconds := measured[name]["seconds"]) else "–"] for name, label in ROWS.items()
+    ]
+    header = ["exact match, %", *(f"{kind} ({counts[kind]})" for kind in TEST), "seconds a page, one thread"]
+    table = markdown_table(header, rows)
+    more = "; ".join("{} {:+.0f} [{:+.0f}, {:+.0f}]".format(kind, *measured["long"][f"{kind}, more than windows"]) for kind in TEST)
     minutes, seeds = Minutes(*record["minutes"]), ", ".join(map(str, record["seeds"]))
     return (
         f"# Joint reading: all-MiniLM-L6-v2 on reference pages\n\n"
@@ -475,7 +462,7 @@ def markdown(record: Mapping[str, Any]) -> str:
 def brief(record: Mapping[str, Any]) -> str:
     """Exact match of the readers, for README.md."""
     table, counts = record["table"], record["test"]
-    rows = [[ROWS[name], *("{:.0f} [{:.0f}, {:.0f}]".format(*table[name][f"{kind}, exact"]) for kind in TEST)] for name in READERS]
+    rows = [[ROWS[name], *exact(table[name])] for name in READERS]
     note = f"{sum(counts[kind] for kind in TEST)} questions about {counts['pages']} pages of {counts['shortest']:,} to "
     note += f"{counts['longest']:,} tokens; 95 % intervals, {len(record['seeds'])} seeds. Converted with `--mechanism longformer --option "
     note += "window=128 --layers 2=full` ([how it was measured](docs/results/long_qa.md))."

@@ -5,10 +5,9 @@ Texts are Python's language reference, which every installation has.
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from scripts.dev.benchmarks.timing import in_turn
 from scripts.dev.real import NAME, real_checkpoint
 
 LENGTH = 4096
@@ -67,16 +67,6 @@ def show_real_checkpoint(console: Console, out: Path) -> None:
     console.print(f"   longformer                                  {long:5.2f} s, {full / long:.1f} times as fast", highlight=False)
 
 
-@contextlib.contextmanager
-def converted(source: Path) -> Iterator[Path]:
-    """A temporary folder with the checkpoint, converted as in the demo and not verified."""
-    from hf_longattn import convert_checkpoint
-
-    with tempfile.TemporaryDirectory() as folder:
-        convert_checkpoint(source, Path(folder) / "long", mechanism="longformer", max_length=LENGTH, verify=False)
-        yield Path(folder) / "long"
-
-
 def tokens_of(tokenizer: Any, count: int) -> dict[str, Tensor]:
     """The beginning of the language reference as a batch of one text of exactly ``count`` tokens."""
     text = " ".join(topics[name] for name in sorted(topics))[: 20 * count]
@@ -114,11 +104,7 @@ def time_long_text(folder: Path, length: int = LENGTH) -> tuple[float, float]:
 
     inputs = tokens_of(AutoTokenizer.from_pretrained(folder), length)
     full, long = BertModel.from_pretrained(folder).eval(), AutoModel.from_pretrained(folder).eval()
-    seconds: dict[Any, list[float]] = {full: [], long: []}
-    for _ in range(ROUNDS):
-        for model, times in seconds.items():
-            started = time.process_time()
-            with torch.inference_mode():
-                model(**inputs)
-            times.append(time.process_time() - started)
-    return min(seconds[full]), min(seconds[long])
+    with torch.inference_mode():
+        passes = {"full": partial(full, **inputs), "long": partial(long, **inputs)}
+        taken = in_turn(passes, (ROUNDS, ROUNDS), clock=time.process_time)
+    return min(taken["full"]) / 1e3, min(taken["long"]) / 1e3

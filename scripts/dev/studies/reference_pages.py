@@ -30,7 +30,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn.errors import LongAttentionError
-from scripts.dev.studies.code_questions import words
 
 PACKAGES = {
     "train": """anyio babel jedi joblib mpmath mypyc onnx onnx_ir onnxscript parso pygments sphinx sqlalchemy sympy torch torchao
@@ -47,6 +46,7 @@ LENGTHS = (1000, 3900)
 """Tokens of a page, drawn between these."""
 FAR = 512
 """Fewest tokens between the two places of a question of the test."""
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _CHARACTERS = 3.6  # of a token, on these pages
 _LONGEST_DOC = 2000  # characters; a longer docstring ends with its last whole paragraph before them
 _SKIPPED = frozenset({"tests", "test", "testing", "_vendor", "_vendored", "__pycache__"})
@@ -367,6 +367,11 @@ def program(record: Mapping[str, Any]) -> str:
         named = re.findall(r"\w+", match[1] if match else "")
         name = next((word for word in named if word in entries and entries[word][0].startswith("class ")), "")
     return entries[name][1] if name else ""
+
+
+def words(text: str) -> set[str]:
+    """The lower-case words of identifiers, split at underscores and capitals."""
+    return {word.lower() for word in WORD.findall(text)}
 
 
 def most_words(record: Mapping[str, Any]) -> str:

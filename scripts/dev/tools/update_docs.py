@@ -23,29 +23,22 @@ from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks.decoding import decoding_table
 from scripts.dev.benchmarks.footprint import footprint_table
 from scripts.dev.benchmarks.gpu_check import markdown as gpu_markdown
-from scripts.dev.benchmarks.grid_models import grid_model_table
-from scripts.dev.benchmarks.report import markdown_table, memory_table, timing_table
+from scripts.dev.benchmarks.report import markdown_table
 from scripts.dev.benchmarks.same_precision import brief as same_precision_brief
-from scripts.dev.benchmarks.same_precision import markdown as same_precision_markdown
-from scripts.dev.benchmarks.short_texts import markdown as short_texts_markdown
-from scripts.dev.benchmarks.sound_models import sound_table
-from scripts.dev.benchmarks.streams import markdown as streams_markdown
-from scripts.dev.benchmarks.training_steps import markdown as training_steps_markdown
 from scripts.dev.studies.joint_reading import brief as joint_reading_brief
 from scripts.dev.studies.real_retrieval import brief as real_retrieval_brief
 from scripts.dev.tools import declared, first_look, mechanism_pages
 from scripts.dev.tools.check_derived import VERIFIED
 
 MARKED = re.compile(r"(<!-- made: (\S+) -->\n)(.*?)(<!-- end -->)", flags=re.DOTALL)
-STUDIES = ("joint_reading", "real_retrieval", "seams", "whisper_lengths")
+PAGES = ("grid_models", "joint_reading", "real_retrieval", "same_precision", "seams", "sound_models", "whisper_lengths")
 """Stored results whose page is a block of its own name."""
-NOT_MEASURED = "*Not measured yet: the file `scripts/dev/results/{}.json` is made by `{}` in a clone.*"
 
 
-def stored(name: str) -> dict[str, Any] | None:
+def stored(name: str) -> dict[str, Any]:
     """A stored result by the stem of its file."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    record: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return record
 
 
 def where(record: dict[str, Any]) -> str:
@@ -54,12 +47,6 @@ def where(record: dict[str, Any]) -> str:
     versions = f"torch {about['torch']}, transformers {about['transformers']}"
     threads = f"{about['threads']} thread{'s' * (about['threads'] > 1)}"
     return f"{about.get('gpu') or about['processor']}, {threads}, {versions}, {about['date']}"
-
-
-def speed(name: str, command: str = "make bench") -> str:
-    """The table of one benchmark."""
-    record = stored(name)
-    return NOT_MEASURED.format(name, command) if record is None else f"{timing_table(record)}\n\n*{where(record)}*"
 
 
 SPEEDS = {
@@ -73,9 +60,7 @@ SPEEDS = {
 
 def speed_in_brief() -> str:
     """How many times as fast as PyTorch's full attention a window of 512 is, by length."""
-    records = {row: found for row, name in SPEEDS.items() if (found := stored(name)) is not None}
-    if len(records) < len(SPEEDS):
-        return NOT_MEASURED.format("attention-…", "make bench")
+    records = {row: stored(name) for row, name in SPEEDS.items()}
     lengths = sorted({length for record in records.values() for length in record["lengths"]})
     rows = []
     for row, record in records.items():
@@ -86,33 +71,25 @@ def speed_in_brief() -> str:
     return "\n".join([markdown_table(["", *(f"{length:,} tokens" for length in lengths)], rows), "", "\n\n".join(lines)])
 
 
-def gpu() -> str:
-    """How many checks passed on the GPU, and its timings."""
-    record = stored("gpu_check")
-    if record is None:
-        return NOT_MEASURED.format("gpu_check", "python -m scripts.dev.benchmarks.gpu_check")
-    return f"{gpu_markdown(record)}\n\n*{where(record)}*"
+def measured(name: str, table: Callable[[dict[str, Any]], str]) -> str:
+    """The table of a stored result, and its machine."""
+    record = stored(name)
+    return f"{table(record)}\n\n*{where(record)}*"
 
 
 OURS, FULL = "longattn", "sdpa"
 
 
 def benchmarks() -> str:
-    """Every stored benchmark: a table for each kind, a column for each length; then memory, and the machines."""
+    """Every stored benchmark: a table for each kind, a column for each length; then the machines."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
     records = [record for record in records if "timings" in record and "kind" in record]
-    if not records:
-        return "*Nothing is stored yet: type `make bench`.*"
     sections = []
     for kind, title in {"attention": "Attention alone", "model": "Whole models", "train": "Training steps"}.items():
         chosen = [record for record in records if record["kind"] == kind]
         lengths = sorted({length for record in chosen for length in record["lengths"]})
         heads = ["ms (× sdpa)", *(f"{length:,}" for length in lengths), "others"]
         sections.append(f"### {title}\n\n{left(markdown_table(heads, [benchmark_row(record, lengths) for record in chosen]))}")
-    for record in records:
-        if record["memory"]:
-            about = "peak memory on top of the inputs, each length in a fresh process. It grows as a power of the length, the exponent"
-            sections.append(f"### Memory of attention alone\n\n{describe(record)}: {about}.\n\n{memory_table(record)}")
     worst = max((check for record in records for check in record["checks"]), key=lambda check: check["error"] / check["tolerance"])
     error = f"The largest difference from the definition, of its tolerance, was {worst['error']:.1e} of {worst['tolerance']:.0e}."
     machines = sorted({where(record) for record in records})
@@ -169,18 +146,6 @@ def mechanisms() -> str:
     return left(markdown_table(["mechanism", "what is attended to", "form", "cost"], rows))
 
 
-def decoding(name: str) -> str:
-    """Time and memory of decoding."""
-    record = stored(name)
-    return NOT_MEASURED.format(name, "make bench") if record is None else f"{decoding_table(record)}\n\n*{where(record)}*"
-
-
-def footprint(name: str) -> str:
-    """Peak memory of all mechanisms that were measured."""
-    record = stored(name)
-    return NOT_MEASURED.format(name, "make bench") if record is None else f"{footprint_table(record)}\n\n*{where(record)}*"
-
-
 OFFSETS: dict[int | str, str] = {0: "", "padding": ", after padding"}
 
 
@@ -235,15 +200,9 @@ def commands() -> str:
     return left(markdown_table(["command", "what it does"], rows))
 
 
-def study(name: str, markdown: Callable[[dict[str, Any]], str], command: str) -> str:
-    """The tables of a study, as its command writes them beside its JSON."""
-    record = stored(name)
-    return NOT_MEASURED.format(name, command) + "\n" if record is None else markdown(record)
-
-
-def without_bounds(record: dict[str, Any]) -> str:
-    """The table of a grid model without the paragraph on bounds, which stands above the first of them."""
-    return re.sub(r"^\*Bound by operations\*.+\n\n", "", grid_model_table(record), flags=re.MULTILINE)
+def without_bounds(name: str) -> str:
+    """The page of a grid model without the paragraph on bounds, which stands above the first of them."""
+    return re.sub(r"^\*Bound by operations\*.+\n\n", "", study_page(name), flags=re.MULTILINE)
 
 
 def study_page(name: str) -> str:
@@ -257,40 +216,24 @@ def left(table: str) -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
-    "attention": partial(speed, "attention-window-window512-fp32"),
-    "attention-backward": partial(speed, "attention-window-window512-backward-fp32"),
-    "globals": partial(speed, "attention-longformer-window512-globals64-fp32"),
-    "model": partial(speed, "model-longformer-window512-fp32"),
-    "joint-reading-brief": partial(study, "joint_reading", joint_reading_brief, "python -m scripts.dev.studies.joint_reading"),
-    "real-retrieval-brief": partial(study, "real_retrieval", real_retrieval_brief, "python -m scripts.dev.studies.real_retrieval"),
+    **{name.replace("_", "-"): partial(study_page, name) for name in PAGES},
+    "joint-reading-brief": lambda: joint_reading_brief(stored("joint_reading")),
+    "real-retrieval-brief": lambda: real_retrieval_brief(stored("real_retrieval")),
+    "same-precision-brief": lambda: same_precision_brief(stored("same_precision")),
+    "grid-models-videomae": partial(without_bounds, "grid_models_videomae"),
+    "grid-models-vjepa2": partial(without_bounds, "grid_models_vjepa2"),
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
-    "gpu": gpu,
+    "gpu": partial(measured, "gpu_check", gpu_markdown),
+    **{name: partial(measured, name, decoding_table) for name in ("decode", "decode-onnx")},
+    **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-causal")},
     "mechanisms": mechanisms,
-    "decode": partial(decoding, "decode"),
-    "decode-onnx": partial(decoding, "decode-onnx"),
-    "memory": partial(footprint, "memory"),
-    "memory-causal": partial(footprint, "memory-causal"),
-    "streams": partial(study, "streams", streams_markdown, "python -m scripts.dev.benchmarks.streams"),
-    "same-precision": partial(study, "same_precision", same_precision_markdown, "python -m scripts.dev.benchmarks.same_precision"),
-    "same-precision-brief": partial(study, "same_precision", same_precision_brief, "python -m scripts.dev.benchmarks.same_precision"),
-    "grid-models": partial(study, "grid_models", grid_model_table, "python -m scripts.dev.benchmarks grid-models"),
-    **{
-        f"grid-models-{base}": partial(
-            study, f"grid_models_{base}", without_bounds, f"python -m scripts.dev.benchmarks grid-models --base {base} --threads 1"
-        )
-        for base in ("videomae", "vjepa2")
-    },
-    "sound-models": partial(study, "sound_models", sound_table, "python -m scripts.dev.benchmarks sound-models"),
-    "short-texts": partial(study, "short_texts", short_texts_markdown, "python -m scripts.dev.benchmarks.short_texts"),
-    "training-steps": partial(study, "training_steps", training_steps_markdown, "python -m scripts.dev.benchmarks.training_steps"),
     "recipes": recipes,
     "conversions": conversions,
     "mechanism-options": mechanism_pages.shared_options,
     "families": families,
     "derived-families": derived_families,
     "refused-families": refused_families,
-    **{name: partial(study_page, name) for name in STUDIES},
     "commands": commands,
 }
 
@@ -321,8 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
         stale += [path for name in names if not (path := images / name).exists()]
     else:
         mechanism_pages.draw(images)
-        if (record := stored(first_look.RESULT)) is not None:
-            first_look.draw(record, images / first_look.FILE)
+        first_look.draw(stored(first_look.RESULT), images / first_look.FILE)
     print(f"{'out of date' if check else 'updated'}: {', '.join(str(path.relative_to(ROOT)) for path in stale) or 'nothing'}")
     return 1 if check and stale else 0
 

@@ -18,7 +18,6 @@ class Flex(Implementation):
     """``torch.compile(flex_attention)`` with a block mask that lists exactly the visited blocks."""
 
     summary = "torch.compile(flex_attention) with the mechanism's mask and an exact block mask"
-    compiled = True
 
     def __init__(self, inputs: AttentionInputs) -> None:
         case = inputs.case

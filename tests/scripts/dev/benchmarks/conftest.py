@@ -10,17 +10,11 @@ from typing import Any
 
 import pytest
 
-from scripts.dev.benchmarks import memory, run
+from scripts.dev.benchmarks import memory
 from tests.engines.conftest import cuda_paths, emulated_flash, unfused_flex
 from tests.warm import run_fresh
 
 __all__ = ["cuda_paths", "emulated_flash", "unfused_flex", "warm_memory"]
-
-
-@pytest.fixture(autouse=True)
-def _known_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The peak of the machine is no number of a test, and takes more than a second to measure; test_peak.py measures it."""
-    monkeypatch.setattr(run, "matrix_peak", lambda *_: 1e11)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Layouts of a ViT against SDPA: each is checked by its definition, then timed next to its bounds; what is stored is not measured again."""
+"""Layouts of a ViT against SDPA: each is checked by its definition, then timed next to its bounds."""
 
 from __future__ import annotations
 
@@ -20,24 +20,21 @@ SMALL = Case("window2d", {"window": 4}, heads=2, head_dim=8, base="vit")
 LAYOUTS = grid_models.BASES["vit"].layouts
 
 
-def test_the_command_stores_speed_bounds_and_memory_and_measures_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_stores_speed_bounds_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid_models, "MATRIX", 64)
+    monkeypatch.setattr(grid_models, "measure_memory", lambda kind, name, case: Memory(name, case.length, 1.0, 2.0))
     shape = ["--window", "4", "--heads", "2", "--head-dim", "8", "--repeats", "1", "--dtypes", "fp32", "--output-dir", str(tmp_path)]
-    done = CliRunner().invoke(app, ["grid-models", "--sizes", "320", *shape])
+    done = CliRunner().invoke(app, ["grid-models", "--sizes", "320", "--memory", *shape])
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "grid_models.json").read_text())
     assert (tmp_path / "grid_models.md").read_text() == grid_models.grid_model_table(record)
     assert [check["implementation"] for check in record["checks"]] == ["full", *LAYOUTS]
     [entry] = record["results"]
     rows = {layout["layout"]: layout for layout in entry["layouts"]}
-    assert list(rows) == ["sdpa", "no attention", "tiles", "overlapping tiles", *LAYOUTS]
+    assert list(rows) == ["sdpa", "no attention", *LAYOUTS]
     bounds = [rows[name]["flop_bound"] for name in ("sdpa", "windows, 4 full", "windows, 2 full", "windows")]
     assert bounds[0] == 1
     assert bounds == sorted(bounds)
-    monkeypatch.setattr(grid_models, "time_layouts", lambda *arguments: pytest.fail("times that are stored were measured again"))
-    monkeypatch.setattr(grid_models, "measure_memory", lambda kind, name, case: Memory(name, case.length, 1.0, 2.0))
-    assert CliRunner().invoke(app, ["grid-models", "--sizes", "320", "--memory", *shape]).exit_code == 0
-    [entry] = json.loads((tmp_path / "grid_models.json").read_text())["results"]
     assert [layout["mebibytes"] for layout in entry["layouts"]] == [2.0] * len(entry["layouts"])
 
 

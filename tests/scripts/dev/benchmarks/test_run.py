@@ -12,11 +12,12 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from hf_longattn.errors import OptionError
-from scripts.dev.benchmarks import definition, list_implementations, register_implementation, run_attention, run_model, verify
+from scripts.dev.benchmarks import definition, verify
 from scripts.dev.benchmarks import implementations as registry
 from scripts.dev.benchmarks.app import app, parse_lengths, parse_options
 from scripts.dev.benchmarks.case import AttentionInputs, Case
-from scripts.dev.benchmarks.implementations import Implementation
+from scripts.dev.benchmarks.implementations import Implementation, list_implementations, register_implementation
+from scripts.dev.benchmarks.run import run_attention, run_model
 from tests.cells import every_cell
 from tests.grids import pairwise
 

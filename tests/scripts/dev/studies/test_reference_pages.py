@@ -24,6 +24,7 @@ from scripts.dev.studies.reference_pages import (
     program,
     questions_of,
     rewired,
+    words,
 )
 
 SOURCE = '''
@@ -189,3 +190,7 @@ def test_pages_of_an_installed_package_are_always_the_same() -> None:
     assert [page.text for page in pages] == [page.text for page in pages_of("packaging")]
     with pytest.raises(LongAttentionError, match="'no_such_package' is not installed here; make install installs it"):
         next(pages_of("no_such_package"))
+
+
+def test_words() -> None:
+    assert words("nodeList[HTTPServer_2]") == {"node", "list", "http", "server", "2"}
