@@ -1,4 +1,4 @@
-"""Former names of :mod:`hf_longattn.inspect`, for one release."""
+"""Former names of :mod:`hf_longattn.inspect`, until 0.4."""
 
 from __future__ import annotations
 

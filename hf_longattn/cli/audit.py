@@ -1,6 +1,6 @@
 """`longattn audit MODEL [INPUT]`: what a model, graph or server sees, and how attention spreads.
 
-`longattn diagnose MODEL INPUT` is its former name, for one release.
+`longattn diagnose MODEL INPUT` is its former name, until 0.4.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _has_mechanisms(model: str, **access: Any) -> bool:
 
 
 def diagnose(context: typer.Context) -> None:
-    """The former name of `longattn audit MODEL INPUT`, for one release."""
+    """The former name of `longattn audit MODEL INPUT`, until 0.4."""
     from .terminal import say
 
     words = ["--lengths" if word == "--audio-seconds" else word for word in context.args]

@@ -15,7 +15,7 @@ from . import options as flags
 
 def probe(
     model: Annotated[str, flags.model_argument("A checkpoint with a language-model or question-answering head")],
-    given: Annotated[Path | None, typer.Argument(metavar="PHOTO", hidden=True)] = None,
+    photo: Annotated[Path | None, typer.Argument(metavar="PHOTO", hidden=True)] = None,
     task: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,8 +64,8 @@ def probe(
 
     The tasks are RULER's synthetic ones, passkey retrieval, associative recall, induction and copying, at several lengths.
     """
-    if given is not None:
-        raise typer.BadParameter(f"probe asks models of texts; type longattn audit {model} {given}", param_hint="PHOTO")
+    if photo is not None:
+        raise typer.BadParameter(f"probe asks models of texts; type longattn audit {model} {photo}", param_hint="PHOTO")
 
     from ..conversion.model_loading import quiet_libraries
     from ..conversion.plan_tensors import parse_dtype

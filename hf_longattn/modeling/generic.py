@@ -192,7 +192,7 @@ def mark_generic(config: Any, attention: LongAttentionConfig | Mapping[str, Long
 
 
 def load_generic(folder: str | Path, **arguments: Any) -> Any:
-    """Load a folder written by ``longattn convert --generic`` with the class that it names. Kept for one release.
+    """Load a folder written by ``longattn convert --generic`` with the class that it names. Kept until 0.4.
 
     New programs call the ``AutoModel…`` class that knows the architecture, after ``import hf_longattn``, as for every other checkpoint.
 

@@ -69,7 +69,6 @@ def _section(name: str) -> str:
     table = "\n\n".join(paragraphs)
     facts = {
         "when": info.when,
-        "source": info.paper,
         "cost": info.cost,
         "forms": FORMS[info.causal],
         "equals full attention": info.exact_when,
