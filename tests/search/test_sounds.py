@@ -107,6 +107,7 @@ def test_the_commands(wav2vec2: Path, talks: Path, tmp_path: Path, capsys: pytes
     assert model.config.long_attention.to_dict() == report["long_attention"]
 
 
+@pytest.mark.slow  # the same search of images is quick
 def test_whole_designs_are_tried_by_their_divergence(wav2vec2: Path, talks: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     settings: dict[str, Any] = {"candidates": CANDIDATES, "compare_at": 2, "pieces": 1}
