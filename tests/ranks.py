@@ -1,6 +1,6 @@
 """Real processes that meet over gloo and run functions of test modules: a pair for one test, or one that stays for a file.
 
-They are forked from a server that has imported what they need, and never from the test process, whose threads' locks they would inherit.
+They are forked from the server of :mod:`tests.warm`, and never from the test process, whose threads' locks they would inherit.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import datetime
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import socket
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.warm import run_fresh
+
+DAY = 86_400
+"""Seconds that a process may stay."""
 SECONDS = 600
-"""How long a process may take for its imports or for a function, in a slow test; a hanging quick one is ended by pytest."""
+"""How long a process may take for a function, in a slow test; a hanging quick one is ended by pytest."""
 PRELOADED = [
     "pytest",
     "torch._dynamo",
@@ -28,7 +34,7 @@ PRELOADED = [
     "hf_longattn.training.trainer",
     "hf_longattn.modeling.mixin",
 ]
-"""What the functions import, once for all processes."""
+"""What the server of a test imports that forks processes of its own."""
 
 
 def free_port() -> int:
@@ -37,11 +43,15 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def serve(rank: int, count: int, meeting: str, folder: str, connection: Any) -> None:
-    """The loop of one process: a function comes in, what it returns or its traceback goes out."""
+def serve(numbers: str, meeting: str, folder: str, address: str, key: str) -> None:
+    """The loop of one process, of ``rank/count``: a function comes in, what it returns or its traceback goes out."""
     import torch
     import torch.distributed as dist
 
+    rank, count = map(int, numbers.split("/"))
+    multiprocessing.current_process().authkey = bytes.fromhex(key)  # with which tensors come and go
+    connection = multiprocessing.connection.Client(address)
+    connection.send((rank, os.getpid()))
     os.chdir(folder)
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -49,7 +59,10 @@ def serve(rank: int, count: int, meeting: str, folder: str, connection: Any) -> 
     )
     connection.send((True, None))
     while True:
-        function, arguments = connection.recv()
+        try:
+            function, arguments = connection.recv()
+        except EOFError:  # the tests have ended
+            return
         torch.manual_seed(0)
         dtype = torch.get_default_dtype()
         try:
@@ -79,7 +92,7 @@ class Ranks:
 
     def __init__(self, count: int = 2, folder: Path | None = None) -> None:
         self.count, self.folder = count, folder
-        self.processes: list[Any] = []
+        self.processes: list[int] = []
         self.connections: list[Any] = []
 
     def __enter__(self) -> Ranks:
@@ -117,26 +130,31 @@ class Ranks:
         return [answers[rank] for rank in range(self.count)]
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         meeting = str(Path(tempfile.mkdtemp()) / "meeting")
-        for rank in range(self.count):
-            here, there = context.Pipe()
-            folder = str(self.folder or Path.cwd())
-            process = context.Process(target=serve, args=(rank, self.count, meeting, folder, there), daemon=True)
-            process.start()
-            there.close()
-            self.processes.append(process)
-            self.connections.append(here)
+        folder, key = str(self.folder or Path.cwd()), bytes(multiprocessing.current_process().authkey).hex()
+        with multiprocessing.connection.Listener(family="AF_UNIX") as listener:
+            for rank in range(self.count):
+                command = serve, f"{rank}/{self.count}", meeting, folder, str(listener.address), key
+                threading.Thread(target=run_fresh, args=command, kwargs={"timeout": DAY}, daemon=True).start()
+            found = {}
+            for _ in range(self.count):
+                connection = listener.accept()
+                rank, process = connection.recv()
+                found[rank] = process, connection
+        self.processes, self.connections = ([found[rank][part] for rank in range(self.count)] for part in (0, 1))
         atexit.register(self.stop)
         self._answers()
 
     def stop(self) -> None:
         """End the processes without taking the group down: freed beside DistributedDataParallel it may deadlock (torch 2.13)."""
         for process in self.processes:
-            with contextlib.suppress(Exception):
-                process.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
         for connection in self.connections:
             connection.close()
         self.processes, self.connections = [], []
         atexit.unregister(self.stop)
+
+
+PAIR = Ranks()
+"""Two processes that stay for all tests of this process that leave nothing behind in them."""

@@ -16,6 +16,7 @@ from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.cuda import flash_band
 from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
+from tests.grids import pairwise
 
 SINKS = torch.tensor([0.5, -1.0, 2.0, 4.0])
 
@@ -190,10 +191,7 @@ ON_GPUS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex", "emulated_flash")
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("flash", [False, True])
-@pytest.mark.parametrize("visited", ON_GPUS)
+@pytest.mark.parametrize(("visited", "flash", "documents", "causal"), pairwise([*ON_GPUS], *[(False, True)] * 3))
 def test_paths_of_gpus(visited: str, flash: bool, documents: bool, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not flash:
         monkeypatch.setattr(flash_band, "why_not", lambda _: "there is none")

@@ -15,7 +15,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.mechanisms.routing import Routing, synchronise_centroids
 from tests.cells import every_cell
 from tests.grids import alternately
-from tests.ranks import Ranks
+from tests.ranks import PAIR
 from tests.reference.small_models import long_config, long_like, plain_model, tokens
 
 OPTIONS = {"num_clusters": 8, "window_per_cluster": 24}
@@ -218,8 +218,7 @@ def centroids_of_this_process() -> dict[str, Tensor]:
 
 def test_centroids_of_several_processes_are_those_of_one() -> None:
     """A process that skips a batch stops no other, and the other's tokens of that batch count."""
-    with Ranks() as ranks:
-        first, second = ranks.run(centroids_of_this_process)
+    first, second = PAIR.run(centroids_of_this_process)
     found = {name: [first[name], second[name]] for name in first}
     assert not torch.allclose(*found["alone"])
     torch.manual_seed(0)

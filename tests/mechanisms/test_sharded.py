@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.sharding import Shard, even_bounds, only_locality
 from tests.cells import every_cell
 from tests.grids import grid
-from tests.ranks import Ranks
+from tests.ranks import PAIR, Ranks
 
 Case = tuple[str, dict[str, Any], bool, dict[str, Any]]
 """A mechanism, its options, its form, and what the call has."""
@@ -260,7 +261,7 @@ def error_in_this_process(name: str, options: dict[str, Any], causal: bool, give
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{} processes".format)
 def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
-    with Ranks(request.param) as processes:
+    with contextlib.nullcontext(PAIR) if request.param == PAIR.count else Ranks(request.param) as processes:
         yield processes
 
 
@@ -276,7 +277,7 @@ def refuses(name: str, options: dict[str, Any], causal: bool, processes: int) ->
     return module.per_head_tensors is None or module.relative is not None or (divides_key_heads and processes > HEADS_PER_LAYER // 2)
 
 
-@every_cell(("name", "options", "causal", "given"), CASES, ids=str, by="name")
+@every_cell(("name", "options", "causal", "given"), CASES, ids=str, by="name", of=9, alike=lambda name, options, *rest: (name, *options))
 def test_a_sharded_sequence_equals_one_process(
     name: str, options: dict[str, Any], causal: bool, given: dict[str, Any], ranks: Ranks
 ) -> None:

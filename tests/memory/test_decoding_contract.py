@@ -43,7 +43,7 @@ PRECISIONS = grid(
 """Mechanisms of one kind of cache on the bases in turn; slow tests have every mechanism on each, in both precisions."""
 
 
-@every_cell(("base", "name", "dtype"), PRECISIONS, of=3, alike=lambda base, name, dtype: engine_of_form(name), ids=str)
+@every_cell(("base", "name", "dtype"), PRECISIONS, of=9, alike=lambda base, name, dtype: engine_of_form(name), ids=str)
 def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: str, dtype: torch.dtype) -> None:
     """A layer that keeps scattered keys drops those that nobody sees any more after 134 tokens."""
     length, longer = 150, model(base, name)
@@ -57,10 +57,10 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
     assert cache.get_seq_length() == length
 
 
-@every_cell("name", list_mechanisms(causal=True, grid=False), of=4, alike=engine_of_form)
+@every_cell("name", list_mechanisms(causal=True, grid=False), of=9, alike=engine_of_form)
 def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
-    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 12}
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 7}
     for how in ({"num_beams": 3}, {"cache_implementation": "static"}):
         plain = {key: value for key, value in how.items() if key == "num_beams"}
         found = longer.generate(ids, **arguments, **how), longer.generate(ids, use_cache=False, **arguments, **plain)
@@ -83,12 +83,12 @@ def test_a_state_does_not_grow(name: str) -> None:
 def test_a_state_goes_back_where_it_was_told_to_remember(name: str) -> None:
     """Assisted decoding and prompt lookup run ahead and take back what was wrong."""
     longer, ids = model("gpt2", name), tokens(1, 60)
-    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 10}
+    arguments = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 6}
     expected = longer.generate(ids, use_cache=False, **arguments)
     assistant = model("gpt2", "window")
     assert torch.equal(longer.generate(ids, prompt_lookup_num_tokens=4, **arguments), expected)
     assert torch.equal(longer.generate(ids, assistant_model=assistant, **arguments), expected)
-    assert len(assistant.generate(ids, assistant_model=longer, **arguments)[0]) == 70
+    assert len(assistant.generate(ids, assistant_model=longer, **arguments)[0]) == 66
     cache = DynamicCache(config=longer.config)
     with torch.no_grad():
         longer(ids[:, :20], past_key_values=cache)

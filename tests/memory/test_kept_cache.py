@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from hf_longattn.mechanisms.common.masked import GatheredMechanism
 from hf_longattn.memory.kept_cache import SLACK
 from hf_longattn.options import Options, option
 from tests.cells import every_cell
+from tests.grids import alternately, grid
 from tests.reference.small_models import DECODERS, in_one_pass, in_pieces, long_like, padding, plain_model, singly, tokens
 
 HEAD = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
@@ -60,8 +62,7 @@ def model(base: str) -> Any:
     return long_like(plain_model(base, HEAD[base], num_hidden_layers=2), base, attention, num_hidden_layers=2)
 
 
-@every_cell("left", [False, True], ids=["no-padding", "left-padded"])
-@every_cell("base", DECODERS)
+@every_cell(("base", "left"), alternately(DECODERS))
 def test_step_by_step_equals_the_full_forward_pass(base: str, left: bool) -> None:
     length = 190
     longer, ids = model(base), tokens(3, length)
@@ -84,12 +85,12 @@ def test_memory_follows_what_is_reachable() -> None:
     assert cache.layers[0].get_mask_sizes(1) == (501, 0)
 
 
+WAYS: list[dict[str, Any]] = [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"prompt_lookup_num_tokens": 4}]
+
+
 @every_cell(
-    "how",
-    [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"prompt_lookup_num_tokens": 4}],
-    ids=["greedy", "beam", "sample", "lookup"],
+    ("base", "how"), grid(itertools.product(DECODERS, WAYS), lambda base, how: (WAYS.index(how) + DECODERS.index(base)) % 2 == 0), ids=str
 )
-@every_cell("base", DECODERS)
 def test_generate_with_and_without_the_cache(base: str, how: dict[str, Any]) -> None:
     """Keys are dropped in the middle, 64 tokens after the first were."""
     longer, ids = model(base), tokens(1 if "prompt_lookup_num_tokens" in how else 2, 110)

@@ -33,7 +33,7 @@ def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) ->
     longer, ids = long_like(plain_model("gpt2", "GPT2LMHeadModel"), "gpt2", attention), tokens(3, length)
     mask = padding(3, length, left=True) if left else torch.ones(3, length, dtype=torch.long)
     cache = DynamicCache(config=longer.config)
-    steps = in_pieces(longer, cache, ids, mask, [(0, 60), (60, 67), *singly(67, length)])
+    steps = in_pieces(longer, cache, ids, mask, [(0, 60), (60, 67), *singly(67, 90), (90, 140), *singly(140, length)])
     assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
     assert getattr(cache.layers[0], "pruned", False) == (pattern in PATTERNS)
 

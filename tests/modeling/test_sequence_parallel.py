@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import hf_longattn
 from hf_longattn import sequence_parallel
 from hf_longattn.errors import BackendError, LongAttentionError
 from tests.cells import every_cell
-from tests.ranks import Ranks
+from tests.ranks import PAIR, Ranks
 from tests.reference.small_models import in_float64
 
 SHAPE: dict[str, Any] = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -253,7 +254,7 @@ def error_under_autocast() -> float:
 
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids="{} processes".format)
 def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
-    with Ranks(request.param) as processes:
+    with contextlib.nullcontext(PAIR) if request.param == PAIR.count else Ranks(request.param) as processes:
         yield processes
 
 
@@ -347,8 +348,7 @@ def refusals() -> None:
 
 
 def test_what_cannot_be_sharded_is_refused_with_a_sentence() -> None:
-    with Ranks() as processes:
-        processes.run(refusals)
+    PAIR.run(refusals)
 
 
 def test_one_process_is_told_how_to_start_several() -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig, BertForMas
 
 from hf_longattn import LongBertConfig, convert_checkpoint, enable_long_attention
 from hf_longattn.families import LongBertForMaskedLM
-from tests.ranks import Ranks
+from tests.ranks import PAIR
 
 SIZES: dict[str, Any] = {
     "vocab_size": 100,
@@ -102,6 +102,5 @@ def projection_after_a_step() -> list[float]:
 
 
 def test_it_trains_in_distributed_data_parallel() -> None:
-    with Ranks() as ranks:
-        first, second = ranks.run(projection_after_a_step)
+    first, second = PAIR.run(projection_after_a_step)
     assert first == second

@@ -16,7 +16,7 @@ from torch import Tensor
 from hf_longattn.errors import BackendError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import default_config
-from tests.modes.ways import WAYS, WINDOW, Fields, decodes, head_of
+from tests.modes.ways import WAYS, WINDOW, Fields, as_built, decodes, head_of
 from tests.reference.small_models import long_model
 
 ROWS = (
@@ -85,14 +85,16 @@ class Cell:
 
         return "position_ids" in inspect.signature(model_class.forward).parameters
 
-    def model(self) -> Any:
-        """The model before any way has prepared it."""
+    def model(self, *, shared: bool = False) -> Any:
+        """The model before any way has prepared it; ``shared`` with the next cells of its row, if it is only called."""
         values: dict[str, Any] = {"long_attention": self.attention, **NO_DROPOUT, **({"is_decoder": True} if decodes(self.row) else {})}
         for way in sorted(self.ways, key=lambda way: "mechanism" not in way.values.get("long_attention", {"mechanism": ""})):
             attention = way.values.get("long_attention", {})
             values |= {**way.values, "long_attention": {**({} if "mechanism" in attention else values["long_attention"]), **attention}}
         known = {name: value for name, value in values.items() if name != "long_attention"}
-        model = copy.deepcopy(_built(self.row, json.dumps(values["long_attention"]), json.dumps(_known(self.base, known))))
+        model = _built(self.row, json.dumps(values["long_attention"]), json.dumps(_known(self.base, known)))
+        if not shared or self.dtype != torch.float64:
+            model = copy.deepcopy(model)
         if hasattr(model.config, "num_experts_per_tok"):
             model.set_experts_implementation("eager")
         return model.to(self.dtype)
@@ -186,7 +188,7 @@ class Cell:
 
     def run(self) -> tuple[list[Fields], Fields]:
         """What every sequence gives in these ways, and the fields of the whole batch."""
-        model = self.model()
+        model = self.model(shared=all(way.prepare is as_built for way in self.ways))
         for way in self.ways:
             model = way.prepare(model)
         text = self.lay_out(model, self.sequences())
@@ -213,7 +215,7 @@ class Cell:
 
     def expected(self) -> tuple[list[Fields], Fields]:
         """The same of every sequence alone."""
-        model = self.model()
+        model = self.model(shared=not any(way.in_baseline for way in self.ways))
         for way in self.ways:
             if way.in_baseline:
                 model = way.prepare(model)
@@ -347,8 +349,8 @@ def fields_of(model: Any, arguments: dict[str, Any]) -> Fields:
 
 @functools.lru_cache(maxsize=2)  # a copy takes a third of the time, and cells of one row follow one another
 def _built(row: str, long_attention: str, values: str) -> Any:
-    """The model of a row, by what is in its config as JSON."""
-    return long_model(row.partition(":")[0], head_of(row), json.loads(long_attention), **json.loads(values))
+    """The model of a row in float64, by what is in its config as JSON."""
+    return long_model(row.partition(":")[0], head_of(row), json.loads(long_attention), **json.loads(values)).to(torch.float64)
 
 
 def _base_class(row: str) -> Any:

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from hf_longattn import errors
 from hf_longattn.errors import LongAttentionError
-from tests.ranks import Ranks
-
-RANKS = Ranks()
+from tests.ranks import PAIR
 
 
 def fields_of_this_process(row: str, names: tuple[str, ...]) -> dict[str, Tensor] | tuple[str, str]:
@@ -37,7 +35,7 @@ def run_in_pair(row: str, names: tuple[str, ...]) -> dict[str, Tensor]:
         LongAttentionError: both processes refused.
         AssertionError: anything else went wrong in one of them.
     """
-    answers: list[Any] = RANKS.run(fields_of_this_process, row, names)
+    answers: list[Any] = PAIR.run(fields_of_this_process, row, names)
     if all(isinstance(answer, tuple) for answer in answers):
         kind, words = answers[0]
         raise getattr(errors, kind)(words)

@@ -36,6 +36,10 @@ ALONG_THE_TEXT = (
 )
 
 
+def as_built(model: Any) -> Any:
+    return model
+
+
 @dataclasses.dataclass(frozen=True)
 class Way:
     """One way to call a model.
@@ -57,7 +61,7 @@ class Way:
 
     name: str
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    prepare: Callable[[Any], Any] = lambda model: model
+    prepare: Callable[[Any], Any] = as_built
     in_baseline: bool = False
     layout: str | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)

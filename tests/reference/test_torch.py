@@ -9,14 +9,20 @@ import torch
 import torch.distributed as dist
 
 import hf_longattn.families as families
-from tests.ranks import Ranks
+from tests.ranks import PAIR
 from tests.reference.small_models import long_config, long_like, long_model, padding, plain_model, tokens
 
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 
 
 @pytest.mark.parametrize(
-    ("base", "head", "backend"), [("bert", "BertForQuestionAnswering", "aot_eager"), ("gpt2", "GPT2LMHeadModel", "eager")]
+    ("base", "head", "backend"),
+    [
+        ("bert", "BertForQuestionAnswering", "aot_eager"),
+        pytest.param(
+            "gpt2", "GPT2LMHeadModel", "eager", marks=pytest.mark.slow
+        ),  # a decoder of one graph: tests/memory/test_static_decoding.py
+    ],
 )
 def test_torch_compile_fullgraph(base: str, head: str, backend: str) -> None:
     model = long_model(base, head, LONGFORMER, num_hidden_layers=1)
@@ -80,8 +86,7 @@ def sums_after_two_steps() -> list[float]:
 
 
 def test_ddp_in_two_processes_without_find_unused_parameters() -> None:
-    with Ranks() as ranks:
-        first, second = ranks.run(sums_after_two_steps)
+    first, second = PAIR.run(sums_after_two_steps)
     assert first == second
 
 
