@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 import hf_longattn
 from hf_longattn.errors import MemoryMismatchError
+from tests.grids import quickly
 from tests.ranks import Ranks
 
 SETTINGS: dict[str, Any] = {
@@ -93,7 +94,7 @@ def ranks() -> Iterator[Ranks]:
         yield processes
 
 
-@pytest.mark.parametrize("attention", CASES, ids=lambda attention: attention["mechanism"])
+@pytest.mark.parametrize("attention", quickly(CASES, CASES[::2]), ids=lambda attention: attention["mechanism"])
 def test_shares_of_the_weights(attention: dict[str, Any], ranks: Ranks, tmp_path: Path) -> None:
     ranks.run(compare, attention, str(tmp_path / "saved"))
 

@@ -39,7 +39,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "longformer": {"mechanism": "longformer", "window": WINDOW},
 }
 STEPS = [(base, name) for base in DECODERS for name in MECHANISMS] + [(base, "windows by layer") for base in CAUSAL if base not in DECODERS]
-GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 30}
+GREEDY = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 20}
 
 
 def model(base: str, mechanism: str) -> Any:
@@ -49,7 +49,7 @@ def model(base: str, mechanism: str) -> Any:
 @every_cell(
     ("base", "mechanism", "left"),
     grid([(*step, left) for step in STEPS for left in (False, True)], lambda base, mechanism, left: left or base in DECODERS),
-    of=3,
+    of=9,
     alike=lambda base, mechanism, left: base if base in DECODERS else code_of_family(base),
 )
 def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, left: bool) -> None:
@@ -69,7 +69,7 @@ def test_a_generating_roberta_counts_from_its_padding_token(pad: int, left: bool
     ids = torch.where(mask.bool(), tokens(3, 40).clamp(min=5), pad)
     with torch.no_grad():
         written = longer.generate(ids, attention_mask=mask, **{**GREEDY, "suppress_tokens": [pad]})
-        full = longer(written, attention_mask=torch.cat([mask, mask.new_ones(3, 30)], 1), use_cache=False).logits
+        full = longer(written, attention_mask=torch.cat([mask, mask.new_ones(3, 20)], 1), use_cache=False).logits
     full[..., pad] = -torch.inf
     assert torch.equal(full[:, 39:-1].argmax(-1), written[:, 40:])
 
@@ -91,7 +91,7 @@ def test_the_cache_stays_as_large_as_the_window(base: str) -> None:
 def test_the_model_makes_that_cache_itself(base: str) -> None:
     longer = model(base, "window and full")
     out = longer.generate(tokens(2, 40), return_dict_in_generate=True, **GREEDY)
-    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [WINDOW - 1, 69, WINDOW - 1]
+    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [WINDOW - 1, 59, WINDOW - 1]
     with torch.no_grad():
         made = longer(tokens(2, 40), use_cache=True).past_key_values
     assert [layer.keys.shape[2] for layer in made.layers] == [WINDOW - 1, 40, WINDOW - 1]
@@ -107,7 +107,7 @@ def test_generate_with_and_without_a_cache(base: str, mechanism: str, way: str) 
     for use_cache in (True, False):
         torch.manual_seed(5)
         texts.append(longer.generate(ids, attention_mask=mask, use_cache=use_cache, **GREEDY | WAYS[way]))
-    assert texts[0].shape == (3, 70)
+    assert texts[0].shape == (3, 60)
     assert torch.equal(*texts)
 
 
@@ -161,7 +161,7 @@ def test_global_tokens_are_seen_in_decoding(base: str) -> None:
 @every_cell(
     ("mechanism", "base"),
     itertools.product(["full", "window", "windows by layer", "window and full", "longformer"], DECODERS),
-    of=2,
+    of=9,
     alike=lambda mechanism, base: mechanism,
 )
 def test_static_cache(base: str, mechanism: str) -> None:

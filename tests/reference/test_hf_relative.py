@@ -102,7 +102,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 @every_cell(
     ("base", "kind", "pattern"),
     pairwise([*CACHED], ["alibi", "t5_buckets", "shaw:clip=4", "transformer_xl"], [*PATTERNS]),
-    of=2,
+    of=9,
     alike=lambda base, kind, pattern: kind,
 )
 def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str) -> None:
@@ -114,7 +114,7 @@ def test_token_by_token_equals_the_full_pass(base: str, kind: str, pattern: str)
         if ".relative." in name:
             torch.nn.init.normal_(parameter, std=0.5)
     ids, mask = tokens(3, length), padding(3, length, left=True)
-    steps = in_pieces(model, None, ids, mask, singly(0, length))
+    steps = in_pieces(model, None, ids, mask, [*singly(0, 30), (30, 100), *singly(100, length)])
     assert (steps - in_one_pass(model, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 

@@ -13,12 +13,13 @@ from tests.warm import run_fresh
 
 QUICK_FAMILIES = ["llama", "bart"]
 QUICK = (
-    "test_attention_outputs", "test_batching_equivalence", "test_can_init_all_missing_weights", "test_config", "test_correct_missing_keys",
-    "test_determinism", "test_forward_signature", "test_gradient_checkpointing", "test_hidden_states_output", "test_inputs_embeds",
-    "test_load_save_without_tied_weights", "test_resize_", "test_retain_grad", "test_save_load", "test_tie", "test_training",
+    "test_attention_outputs", "test_can_init_all_missing_weights", "test_config", "test_correct_missing_keys", "test_forward_signature",
+    "test_gradient_checkpointing", "test_hidden_states_output", "test_inputs_embeds", "test_load_save_without_tied_weights", "test_resize_",
+    "test_retain_grad", "test_save_load_keys", "test_tie",
 )  # fmt: skip
 """Beginnings of the names of the tests that `make test` runs; the whole suite takes minutes for each family and is a slow test. That
-outputs as a tuple are those by name, the longest of its tests, is one of the ways of tests/modes."""
+outputs as a tuple are those by name, that a batch gives what its rows give, saving and training have tests of ours in tests/modes and
+tests/modeling."""
 
 
 def result_of(families: list[str], folder_for_report: Path, only: tuple[str, ...] = (), with_base: bool = False) -> dict[str, dict]:
@@ -36,7 +37,7 @@ def test_some_of_the_suite_on_a_decoder_and_on_both_stacks(tmp_path: Path) -> No
     """In one process."""
     result = result_of(QUICK_FAMILIES, tmp_path, QUICK)
     assert {family: found["failures"] for family, found in result.items()} == {f"long_{family}": [] for family in QUICK_FAMILIES}
-    assert all(found["passed"] >= 20 for found in result.values()), result
+    assert all(found["passed"] >= 10 for found in result.values()), result
 
 
 @pytest.mark.slow

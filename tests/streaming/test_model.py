@@ -23,7 +23,7 @@ from hf_longattn.streaming.stages import RUNNING, NothingFinal, Run, Stage, hook
 from scripts.dev.tools.small_models import Shape, small_audio_config
 from tests.cells import every_cell
 from tests.families import test_moonshine_streaming as moonshine
-from tests.grids import alternately
+from tests.grids import alternately, grid
 from tests.modeling.test_audio_models import Largest
 from tests.warm import run_fresh
 
@@ -85,7 +85,7 @@ def test_a_stream_gives_what_one_pass_gives(model: tuple[str, str], chunked: boo
     seconds = 3.321 if model.family.rule.features is None else 11.77
     x = heard(model, seconds)
     stream = Stream(model)
-    out = streamed(stream, x, x.shape[1] // 23)
+    out = streamed(stream, x, x.shape[1] // 11)
     torch.testing.assert_close(out, whole(model, x), atol=1e-11, rtol=0)
     stream.reset()
     assert torch.equal(streamed(stream, x, x.shape[1]), out)
@@ -108,8 +108,18 @@ def test_other_shapes_and_heads_stream(values: dict[str, Any], head: str) -> Non
     torch.testing.assert_close(streamed(Stream(model), x, 997), whole(model, x), atol=1e-11, rtol=0)
 
 
-@every_cell("attention", [WINDOW, CHUNKED, {"mechanism": "window", "window": 4, "layers": {"0": CHUNKED}}], ids=str)
-@every_cell("chunk", [FRAME, 7 * FRAME, 50 * FRAME, 200 * FRAME])
+ATTENTION = (WINDOW, CHUNKED, {"mechanism": "window", "window": 4, "layers": {"0": CHUNKED}})
+FRAMES = (1, 7, 50, 200)
+
+
+@every_cell(
+    ("chunk", "attention"),
+    grid(
+        [(frames * FRAME, attention) for frames in FRAMES for attention in ATTENTION],
+        lambda chunk, attention: (FRAMES.index(chunk // FRAME) + ATTENTION.index(attention)) % 2,
+    ),
+    ids=str,
+)
 def test_the_bits_do_not_depend_on_the_pieces(chunk: int, attention: dict[str, Any]) -> None:
     model, x = model_of(attention=attention), sound(SAMPLES // 2 if chunk == FRAME else SAMPLES)
     stream, outs = Stream(model, chunk=chunk), []
