@@ -47,7 +47,7 @@ def check_together(
         model.use_base_attention()
     how = "with long attention" if covered else "with full attention"
     measured = run_model(model, old)
-    read = " and ".join(f"a {plan.towers[name].kind.noun} of {size.describe()}" for name, (size, _) in compared.items())
+    read = " and ".join(f"one {plan.towers[name].kind.noun} of {size.describe()}" for name, (size, _) in compared.items())
     detail = f"similarity of {read}, {how}: largest difference from the source"
     checks = [equality("similarities of text and image equal", detail, Difference.of(expected, measured), {"length": length}, why)]
     model.set_attn_implementation("longattn")

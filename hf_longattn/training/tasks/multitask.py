@@ -474,15 +474,15 @@ def _classify(name: str, run: TaskArguments, start: Start, data: ClassificationD
     return TaskHead("classify", model, rows, collator, _class_scores(model, held_out, collator, held_out["labels"], run))
 
 
-def _files(name: str, run: TaskArguments, start: Start, data: ClassificationDataArguments) -> TaskHead:
+def _files(name: str, run: TaskArguments, start: Start, data_args: ClassificationDataArguments) -> TaskHead:
     """A task of images or audio files, with the inputs of ``longattn train classify``."""
-    parts = read_labelled(data, run.training.seed)
-    kind, processor = ("images", start.processors.image_processor) if data.images else ("audio", start.processors.feature_extractor)
+    parts = read_labelled(data_args, run.training.seed)
+    kind, processor = ("images", start.processors.image_processor) if data_args.images else ("audio", start.processors.feature_extractor)
     model, names = start.head(name, kind, label_names(*parts))
-    inputs = data.reader.inputs(model, processor, parts, names, data, run.training)
-    if data.audio:
+    inputs = data_args.reader.inputs(model, processor, parts, names, data_args, run.training)
+    if data_args.audio:
         lengths = inputs.train["length"]
-        start.check_longest(Hearing(processor, data.resample, data.mono), inputs.train[lengths.index(max(lengths))])
+        start.check_longest(Hearing(processor, data_args.resample, data_args.mono), inputs.train[lengths.index(max(lengths))])
     labels = [names.index(label) for label in inputs.held_out["label"]]
     scores = _class_scores(model, inputs.held_out, inputs.eval_collator, labels, run)
     return TaskHead(kind, model, inputs.train, inputs.collator, scores, log=inputs.log)
