@@ -1,0 +1,185 @@
+"""The reference corpus: Python source that every installation of this project already has.
+
+It is the source of the standard library and of a fixed list of pinned dependencies, so it is deterministic by version and
+needs no download. It is split **by package** (top-level import name; each top-level standard-library module counts as one):
+
+* test: ``networkx`` and ``pandas`` (both well documented, both installed by the core and ``train`` dependencies);
+* validation: ``huggingface_hub`` and ``numpy``;
+* train: everything else in :data:`PACKAGES`, and the standard library.
+
+A file that occurs twice (same text) is kept once, and the copy in the held-out splits wins: nothing of a test package is
+ever seen in training. Vendored copies (``_vendor`` folders), tables of numbers and very large files are left out, and so is
+this project itself.
+
+    python -m scripts.dev.studies.corpus train corpus.jsonl      # one {"text": ...} per line: data for --text of the training scripts
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from hf_longattn.errors import LongAttentionError
+
+SPLITS = ("train", "validation", "test")
+TEST_PACKAGES = frozenset({"networkx", "pandas"})
+VALIDATION_PACKAGES = frozenset({"huggingface_hub", "numpy"})
+STANDARD_LIBRARY = frozenset(sys.stdlib_module_names) | {"test"}
+_TRAIN_PACKAGES = """
+    PIL _pytest accelerate aiohttp anyio attr click contourpy cycler datasets dateutil dill evaluate filelock fontTools fsspec
+    httpcore2 httpx2 hypothesis jinja2 joblib markdown_it matplotlib mpl_toolkits mpmath multiprocess mypy mypyc narwhals
+    packaging peft pip pluggy psutil pyarrow pydantic pygments pyparsing regex requests rich safetensors scipy
+    sentence_transformers setuptools sklearn sympy torch torchgen tqdm transformers typer typing_inspection urllib3 yaml yarl
+"""
+PACKAGES = tuple(sorted({*_TRAIN_PACKAGES.split(), *TEST_PACKAGES, *VALIDATION_PACKAGES}))
+
+_SKIPPED_FOLDERS = frozenset({"__pycache__", "_vendor", "_vendored", "site-packages", "dist-packages", "pydoc_data"})
+_MIN_BYTES, _MAX_BYTES = 200, 400_000
+_MAX_DIGITS = 0.2  # share of digits above which a file is a table, not a program
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file: its top-level ``package``, its ``path`` relative to the installation (posix) and its ``text``."""
+
+    package: str
+    path: str
+    text: str
+
+
+def split_of(package: str) -> str:
+    """Return the split that ``package`` (a top-level import name) belongs to."""
+    if package in TEST_PACKAGES:
+        return "test"
+    if package in VALIDATION_PACKAGES:
+        return "validation"
+    if package in PACKAGES or package in STANDARD_LIBRARY:
+        return "train"
+    raise LongAttentionError(f"package {package!r} is not part of the reference corpus (see scripts.dev.studies.corpus.PACKAGES)")
+
+
+def iter_modules(split: str, packages: Iterable[str] | None = None) -> Iterator[Module]:
+    """Yield the de-duplicated modules of one split, ordered by package and path.
+
+    Args:
+        split: one of :data:`SPLITS`.
+        packages: only these top-level names; each must belong to ``split`` and be installed.
+
+    Raises:
+        LongAttentionError: unknown split, or a named package that is absent or belongs to another split.
+    """
+    names = _packages_of(split)
+    wanted = set(names if packages is None else packages)
+    for package in sorted(wanted):
+        if split_of(package) != split:
+            raise LongAttentionError(f"package {package!r} belongs to the {split_of(package)} split, not to {split!r}")
+        if package not in names:
+            raise LongAttentionError(f"package {package!r} of the reference corpus is not installed (pip install {package})")
+    seen = set(_held_out_digests(split))
+    for package in names:
+        for module, digest in _read_package(package):
+            if digest not in seen:
+                seen.add(digest)
+                if package in wanted:
+                    yield module
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise LongAttentionError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+
+
+def _packages_of(split: str) -> list[str]:
+    """Return the installed packages of ``split``, third-party ones first."""
+    _check_split(split)
+    names = [*PACKAGES, *sorted(STANDARD_LIBRARY - set(PACKAGES))]
+    return [name for name in names if split_of(name) == split and _locate(name)]
+
+
+@cache
+def _locate(package: str) -> Path | None:
+    """Return the folder or the file of an installed package, without importing it."""
+    if package in STANDARD_LIBRARY:
+        base = Path(sysconfig.get_paths()["stdlib"]) / package
+        return next((p for p in (base, base.with_suffix(".py")) if p.exists()), None)
+    roots = [sysconfig.get_paths()[key] for key in ("purelib", "platlib")]
+    spec = PathFinder.find_spec(package, [*dict.fromkeys(roots)]) or PathFinder.find_spec(package)
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+
+
+def _read_package(package: str) -> Iterator[tuple[Module, bytes]]:
+    """Yield the usable modules of one package with the digests of their texts, ordered by path."""
+    root = _locate(package)
+    if root is None:
+        return
+    for path in [root] if root.is_file() else _source_files(root):
+        content = path.read_bytes()
+        if _MIN_BYTES <= len(content) <= _MAX_BYTES and not _is_table(content):
+            text = _decode(content)
+            if text:
+                yield Module(package, path.relative_to(root.parent).as_posix(), text), _digest(text)
+
+
+def _source_files(root: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(set(subfolders) - _SKIPPED_FOLDERS)
+        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
+
+
+@cache
+def _held_out_digests(split: str) -> frozenset[bytes]:
+    """Return the digests of the splits that take precedence over ``split`` (test before validation before train)."""
+    earlier = {"train": ("validation", "test"), "validation": ("test",), "test": ()}[split]
+    return frozenset(digest for name in earlier for package in _packages_of(name) for _, digest in _read_package(package))
+
+
+def _decode(content: bytes) -> str:
+    """Decode UTF-8 with unix line ends; '' when the file is in another encoding."""
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        return ""
+
+
+def _digest(text: str) -> bytes:
+    """Hash the text without its trailing white space, so that copies differing only in it are the same."""
+    return hashlib.sha256(re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip().encode("utf-8", "surrogatepass")).digest()
+
+
+def _is_table(content: bytes) -> bool:
+    return len(content) - len(content.translate(None, b"0123456789")) > _MAX_DIGITS * len(content)
+
+
+def write_jsonl(split: str, path: Path) -> int:
+    """Write the modules of a split as one ``{"text": ...}`` per line; return how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        return sum(bool(file.write(json.dumps({"text": module.text}) + "\n")) for module in iter_modules(split))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a split."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("split", choices=SPLITS)
+    parser.add_argument("output", type=Path, metavar="OUTPUT.jsonl")
+    options = parser.parse_args(arguments)
+    print(f"{write_jsonl(options.split, options.output):,} modules written to {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

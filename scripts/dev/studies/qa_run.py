@@ -1,0 +1,151 @@
+"""The fixed evaluation sets, and readers scored on the same questions in one interleaved run that keeps every answer."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from transformers import PreTrainedTokenizerBase
+
+from hf_longattn.data.qa_schemas import load_qa
+from hf_longattn.evaluation.metrics.long_qa import score_answer
+from hf_longattn.evaluation.summaries import BUCKETS
+from scripts.dev.studies.code_qa import TASKS, build_code_qa
+from scripts.dev.studies.variable_tracking import build_variable_tracking
+
+
+class Reader(Protocol):
+    """Anything with a ``name`` that answers a SQuAD-shaped record; see :class:`QAReader` and the baselines."""
+
+    name: str
+    seed: int | None
+
+    def answer(self, record: Mapping[str, Any]) -> str:
+        """Return the answer's text."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One answer of one system.
+
+    Attributes:
+        system: the reader's name.
+        seed: of its training; None where there is none.
+        group: which table it belongs to, "argument" or "lookup, 2 hops" for instance.
+        id: the question's.
+        length: tokens of the document.
+        text: the answer given.
+        exact, f1: 0 … 1.
+        seconds: wall time from text to answer.
+        position: where the answer starts, as a share of the document's characters; -1 where it has none.
+    """
+
+    system: str
+    seed: int | None
+    group: str
+    id: str
+    length: int
+    text: str
+    exact: float
+    f1: float
+    seconds: float
+    position: float = -1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dict."""
+        return asdict(self)
+
+
+def run_readers(
+    readers: Sequence[Reader],
+    records: Iterable[Mapping[str, Any]],
+    group: str,
+    on_record: Callable[[int], None] | None = None,
+) -> list[ScoredAnswer]:
+    """Ask every reader every question, one document at a time and reader after reader.
+
+    Interleaving gives all readers the same conditions: what else the machine does meanwhile slows all of them alike.
+
+    Args:
+        readers: the systems to compare.
+        records: SQuAD-shaped records with ``tokens`` (or ``length``), and ``hops`` where the group is split by it.
+        group: name of the data; " 1 hop" and " 2 hops" are appended where records say so.
+        on_record: called with the number of records done, for progress.
+    """
+    answers = []
+    for done, record in enumerate(records, start=1):
+        for reader in readers:
+            started = time.perf_counter()
+            text = reader.answer(record)
+            seconds = time.perf_counter() - started
+            exact, f1 = score_answer(text, record["answers"]["text"])
+            length = int(record.get("length") or record.get("tokens") or 0)
+            starts = record["answers"]["answer_start"]
+            position = round(starts[0] / max(1, len(record["context"])), 3) if starts else -1.0
+            found = (_group(group, record), record["id"], length, text, exact, f1, seconds, position)
+            answers.append(ScoredAnswer(reader.name, reader.seed, *found))
+        if on_record is not None:
+            on_record(done)
+    return answers
+
+
+def bucket_of(length: int, buckets: Sequence[int] = BUCKETS) -> str:
+    """Return the name of the length bucket, "<=1024" for instance."""
+    return next((f"<={high}" for high in buckets if length <= high), f">{buckets[-1]}")
+
+
+def _group(group: str, record: Mapping[str, Any]) -> str:
+    hops = record.get("hops")
+    return group if hops is None else f"{group}, {hops} hop{'' if hops == 1 else 's'}"
+
+
+def evaluation_set(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: str = "test",
+    per_length: int = 100,
+    lengths: Sequence[int] = (480, 1024, 2048, 4096, 8192),
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return evaluation records, the same for the same arguments.
+
+    Args:
+        name: a task of :mod:`code_qa`, "lookup", or SQuAD-shaped data of anyone (see :func:`load_qa`).
+        tokenizer: measures the documents.
+        split: "test" or "validation"; or a split of the given data.
+        per_length: most questions per length bucket (code, files) or length (lookup; half one hop, half two).
+        lengths: of lookup documents, in tokens.
+        seed: of the choice.
+    """
+    if name == "lookup":
+        documents = max(1, per_length // 4)
+        return build_variable_tracking(
+            split, tokenizer, lengths=lengths, documents=documents, questions_per_document=4, seed=seed
+        ).to_list()
+    if name in TASKS:
+        data = build_code_qa(name, split, tokenizer, max_tokens=min(8000, max(lengths) - 100), seed=seed)
+    else:
+        data = load_qa(name, split).to_list()
+        for record in data:
+            record["tokens"] = len(tokenizer(record["context"], add_special_tokens=False, verbose=False)["input_ids"])
+    return choose_by_length(data, per_length, seed)
+
+
+def choose_by_length(data: Sequence[dict[str, Any]], per_length: int, seed: int) -> list[dict[str, Any]]:
+    """Choose at most ``per_length`` records of every length bucket, shortest bucket first."""
+    by_bucket: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in data:
+        by_bucket[bucket_of(record["tokens"])].append(record)
+    order = [bucket_of(high) for high in (*BUCKETS, BUCKETS[-1] + 1)]
+    rng = random.Random(seed)
+    chosen: list[dict[str, Any]] = []
+    for bucket in order:
+        records = by_bucket.get(bucket, [])
+        chosen += rng.sample(records, min(per_length, len(records)))
+    return chosen
