@@ -141,6 +141,8 @@ def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
             seen.append((found.item(), torch.stack(terms).mean().item()))
             asked = places[: len(queries)]
             assert {asked.count(place) for place in asked} == {1}
+            said = {row["document"][row["start"] : row["end"]] for row in rows}
+            assert {tokenizer.decode(ids[start:end]) for ids, start, end in asked} <= said
             assert max(sum(ids == other for other, _, _ in asked) for ids, _, _ in asked) >= 3
         return found
 
