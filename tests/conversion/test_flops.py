@@ -11,7 +11,8 @@ from transformers import DynamicCache
 
 from hf_longattn import list_mechanisms
 from hf_longattn.conversion import plan_conversion
-from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_sizes, decode_states, matrix_speed
+from hf_longattn.conversion.flops import DecodeState, ModelShape, compare_at_sizes, decode_states, matrix_speed, model_shape
+from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.memory.kept_cache import SLACK
 from tests.alike import code_of_form
@@ -53,6 +54,20 @@ def test_what_grows_and_what_does_not() -> None:
     assert state_of("recurrent_memory", segment_length=50, num_memory_tokens=5).per_token == 0
     assert state_of("infini", segment_length=64).per_token == 0
     assert state_of("strided", window=8, stride=16, columns="absolute").per_token == 16
+
+
+def test_a_layer_that_layers_share_counts_for_each_of_them() -> None:
+    family = FAMILIES["albert"]
+
+    def matrices(layers: int) -> int:
+        config = family.config_class(
+            hidden_size=32, intermediate_size=48, embedding_size=16, num_attention_heads=4, num_hidden_layers=layers, vocab_size=50
+        )
+        with torch.device("meta"):
+            model = family.model_class("AlbertModel")(config)
+        return model_shape(config, model, [torch.float32]).matrix_parameters
+
+    assert matrices(5) - matrices(2) == 3 * (4 * 32 * 32 + 2 * 32 * 48)
 
 
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
