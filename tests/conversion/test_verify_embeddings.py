@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from hf_longattn.conversion import ConversionReport, convert_checkpoint
+from hf_longattn.conversion import ConversionReport, convert_checkpoint, verify_embeddings
 from hf_longattn.conversion.pooling import sentence_pooling
 from hf_longattn.conversion.verify_embeddings import EMBEDDINGS, PASSAGES, EmbeddingCheck
 from hf_longattn.hub import card
@@ -70,6 +70,14 @@ def test_embeddings_decide_what_needs_training(encoder: Path, tmp_path: Path) ->
             wrong[name] = facts, values
         assert [*values["cosines"]] == ["16", str(LENGTH)]
     assert not wrong
+
+
+def test_a_document_whose_embedding_is_another_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where all short passages have the source's."""
+    monkeypatch.setattr(verify_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
+    report = convert_checkpoint(encoder, tmp_path / "long", mechanism="full", max_length=NEW)
+    assert measured(report)["document"]["cosine"] == 0.5
+    assert report.needs_training
 
 
 def test_a_cosine_of_098_needs_no_training_however_alike_all_texts_are(checkpoint: Callable[..., Path], tmp_path: Path) -> None:

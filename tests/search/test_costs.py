@@ -38,6 +38,7 @@ def test_costs_are_measured_once_for_a_setting(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(again, "_prepare", lambda candidate: pytest.fail(f"{candidate} is measured again"))
     assert again.measure(read("full", "window:window=64")) == first
     assert LayerCosts(shape(), 512, CPU, file).known == {}
+    assert LayerCosts(shape(causal=True), 256, CPU, file).known == {}
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 

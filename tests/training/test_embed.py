@@ -360,6 +360,14 @@ def test_a_reranker_s_wrong_texts_belong_to_other_anchors(count: int) -> None:
         assert len(sample["negative"]) == len(set(sample["negative"])) == min(9, count - len(relevant[sample["query"]]))
 
 
+def test_a_given_negative_that_is_right_elsewhere_is_not_counted_as_wrong() -> None:
+    held = pairs(("a", "x", "z"), ("a", "x", "n"), names=("anchor", "positive", "negative"))
+    relevant = relevant_texts(pairs(("a", "z"), ("b", "m")), held)
+    (sample,) = reranking(held, relevant, seed=0)
+    assert sample["positive"] == ["x"]
+    assert set(sample["negative"]) == {"n", "m"}
+
+
 def test_a_reranker_needs_something_to_tell_apart() -> None:
     data = pairs(("a", "x"), ("a", "y"), ("a", "x"))
     for make in (labelled_pairs, reranking):

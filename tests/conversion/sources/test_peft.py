@@ -58,8 +58,11 @@ def source_logits(name: str, adapter: Path) -> tuple[torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_adapter_stands_beside_its_converted_base(name: str, adapter: Callable[..., Path], tmp_path: Path) -> None:
     folder = adapter(name)
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "revision": "main"}))
     report = convert_checkpoint(folder, tmp_path / "long", **(CAUSAL if name.startswith("Llama") else COVERING))
     assert report.passed
+    assert json.loads((tmp_path / "long" / "adapter" / "adapter_config.json").read_text())["revision"] is None
     assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"} <= set(report.files)
     alone, expected = source_logits(name, folder)
     base = transformers.AutoModelForCausalLM if name.startswith("Llama") else transformers.AutoModelForMaskedLM
