@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers.masking_utils import causal_mask_function, sliding_window_overlay
 
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.inspect import layer_attention as module
 from hf_longattn.inspect.layer_attention import LayerAttention, RowSums, bin_of, distance_bins, sampled_rows
+from hf_longattn.inspect.watching import _in_window
 
 HEADS, WIDTH = 4, 8
 
@@ -90,3 +92,10 @@ def test_distances_on_a_grid_are_the_larger_of_rows_and_columns() -> None:
     assert distance[0].tolist() == [0] * 13
     assert distance[1].tolist() == [0, 0, 1, 2, 3, 1, 1, 2, 3, 2, 2, 2, 3]
     assert distance[2].tolist() == [0, 1, 1, 1, 2, 1, 0, 1, 2, 1, 1, 1, 2]
+
+
+def test_keys_in_a_base_s_sliding_window_are_those_of_transformers_mask() -> None:
+    rows = torch.arange(9)
+    seen = sliding_window_overlay(4)(0, 0, rows[:, None], rows) & causal_mask_function(0, 0, rows[:, None], rows)
+    assert torch.equal(_in_window(4, causal=True)(rows, torch.zeros(9, 9)), seen)
+    assert torch.equal(_in_window(4, causal=False)(rows, torch.zeros(9, 9)), (rows[:, None] - rows).abs() <= 2)

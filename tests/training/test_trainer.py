@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import (
     AutoTokenizer,
@@ -49,6 +50,7 @@ from hf_longattn.training.trainer import (
     SeededGroups,
     SetEpochCallback,
     load_renamed,
+    row_lengths,
     tensor_names,
     timed_schedule,
     without_idle_step,
@@ -394,3 +396,11 @@ def test_emulated_bf16_does_not_count(instructions: dict[str, bool], has_bf16: b
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
     monkeypatch.setattr(onednn, "_onednn", lambda name, which: lambda: True)
     assert onednn.cpu_computes_bf16() == has_bf16
+
+
+def test_a_row_of_several_inputs_is_as_long_as_all_of_them() -> None:
+    """A question with its choices; ``length`` is that of the longest."""
+    rows = {"input_ids": [[1, 2], [3]], "length": [2, 1]}
+    assert row_lengths(Dataset.from_dict({**rows, "tokens": [8, 4]})) == [8, 4]
+    assert row_lengths(Dataset.from_dict(rows)) == [2, 1]
+    assert row_lengths(Dataset.from_dict({"input_ids": [[1, 2, 3], [3]]})) == [3, 1]
