@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import hf_longattn
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import PositionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import register_mechanism
@@ -123,6 +123,12 @@ def test_the_result_equals_conversion_on_the_fly(name: str, built: Callable[[str
     assert getattr(flown.config, "max_relative_positions", None) == getattr(written.config, "max_relative_positions", None)
     assert list(mine) == list(other)
     assert all(torch.equal(mine[key], other[key]) for key in mine)
+
+
+def test_layers_with_different_exact_lengths_read_the_shortest_exactly(built: Callable[[str], Path]) -> None:
+    layers = "0=window:window=8,exact_length=12;1=window:window=8,exact_length=20"
+    plan = plan_conversion(built("BertForMaskedLM"), mechanism="window", window=8, layers=layers, max_length=100)
+    assert plan.short_texts.length == 12
 
 
 def test_robertas_two_special_rows_are_kept_once(built: Callable[[str], Path], tmp_path: Path) -> None:

@@ -126,6 +126,11 @@ def test_what_is_a_candidate(wav2vec2: Path) -> None:
     assert "a sound is one line" in unsuitable(Candidate("window2d"), False, sizes)
 
 
+def test_a_recording_of_the_duration_asked_for_is_read(wav2vec2: Path, talks: Path) -> None:
+    """All have three seconds."""
+    assert search_design(wav2vec2, talks, candidates=CANDIDATES[:1], compare_at=3, pieces=1, queries=4).rows
+
+
 REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"text": "words " * 99}, OptionError, "give a recording or a folder of recordings"),
     ({"text": Path("missing")}, DataError, "does not exist; give an audio file, or a folder"),
