@@ -309,8 +309,8 @@ def _attend_static(
     call: AttentionCall,
     kwargs: dict[str, Any],
 ) -> Tensor | None:
-    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache. Shapes do not depend on the number of tokens.
-    ``None`` if a call over the filled slots costs less, or is the only possible one.
+    """Output ``(B, Nq, H, D)`` of new tokens over all slots of a static cache.
+    Shapes do not depend on the number of tokens. ``None`` if a call over the filled slots costs less, or is the only possible one.
 
     Raises:
         BackendError: in a compiled graph, if the mechanism cannot compute this step: a call over the filled slots is impossible there.

@@ -40,7 +40,7 @@ def pattern(mechanism: Mechanism, length: int, causal: bool) -> Tensor:
 
 
 class Panel(NamedTuple):
-    """One image of weights ``(rows, columns)``, and the query at ``(column, row)`` that is marked in it, if it shows one."""
+    """A panel with weights ``(rows, columns)``; the query at ``(column, row)`` is marked, if there is one."""
 
     title: str
     weights: Tensor

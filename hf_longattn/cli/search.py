@@ -18,9 +18,7 @@ def search(
     ],
     text: Annotated[
         Path,
-        typer.Argument(
-            metavar="TEXT", help="A UTF-8 text file like those that the model will read, or a folder of such images or recordings."
-        ),
+        typer.Argument(metavar="TEXT", help="A UTF-8 text file like those that the model will read; or a folder of images or recordings."),
     ],
     output: Annotated[Path, typer.Option(help="The folder of the search: report, image, trials, and design.yaml for `longattn convert`.")],
     budget: Annotated[

@@ -67,8 +67,8 @@ def report_results(
     page: Path | None = None,
     draw: Callable[[Path], None] | None = None,
 ) -> None:
-    """Save and print the numbers of ``results``. ``save`` is a JSON file, and ``page`` a file that ``draw`` writes. They are printed as
-    JSON, or by ``show`` with the names of both files."""
+    """Save and print the numbers of ``results``, as JSON or by ``show`` with the names of both files.
+    ``save`` is a JSON file, and ``page`` a file that ``draw`` writes."""
     numbers = results.to_dict()
     if save is not None:
         write_text(save, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", overwrite=False)

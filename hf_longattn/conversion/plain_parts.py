@@ -71,7 +71,7 @@ class PlainPart:
         return replace(sizes, **words, of_model={"input": ANY_SIZE}, report={"input": ANY_SIZE})
 
     def costs(self) -> tuple[LengthCost, ...]:
-        """The cost at each size that source and result read. At example sizes for packed images; empty if no size is known."""
+        """The cost at each size, for packed images at example sizes; empty if no size is known."""
         if self.packs:
             return tuple(self._cost_of_image(side) for side in self._sides())
         sizes = self.sizes or text_sizes(self.old_length, self.new_length)
@@ -95,7 +95,7 @@ class PlainPart:
         return sorted({max(1, side // multiple) * multiple for side in sides})
 
     def _cost_of_image(self, side: int) -> LengthCost:
-        """The cost of a square image. Each layer attends to all patches, or only within a window of the base."""
+        """The cost of a square image, with full attention or the base's windows in each layer."""
         config = self.module.config
         cells = side // config.patch_size
         window = getattr(config, "window_size", None)

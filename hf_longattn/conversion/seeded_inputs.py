@@ -98,7 +98,7 @@ def _seeded_images(model: Any, random: Generator) -> dict[str, Tensor]:
 
 
 def _with_image_tokens(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``input_ids`` with images in front. One image token per feature of an image, and one text token after each image."""
+    """``input_ids`` with images in front: a token for each of their features, then one text token."""
     image, taken = getattr(model.config, IMAGE_TOKEN), inspect.signature(type(model).forward).parameters
     with torch.no_grad():
         features = model.get_image_features(**{name: value for name, value in inputs.items() if name != "input_ids"}).pooler_output

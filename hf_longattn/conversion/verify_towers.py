@@ -1,4 +1,4 @@
-"""Run source and result of a model of several towers, and compare their similarity. On a text and an image together."""
+"""Compare the similarity of a text and an image in source and result of a model of towers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ LONGEST_CAPTION = 512
 def check_together(
     kind: TowersKind, plan: ConversionPlan, result: Path, inputs: VerificationTowers, scratch: Path | None, given_text: bool
 ) -> list[Check]:
-    """Check a text's similarity with an image, and the loss at new sizes. The text is the longest with unchanged positions, the
-    image has the old size.
+    """Check a text's similarity with an image, and the loss at new sizes.
+    The text is the longest with unchanged positions, the image has the old size.
 
     `scratch`: if given, the weights stay in their files, see `load_source`.
     """

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
@@ -15,9 +15,6 @@ from ..local_names import public_name
 from ..reading import read_text
 from .card import model_card
 from .metadata import fetch_card, inherited_metadata, read_card, source_card
-
-if TYPE_CHECKING:
-    pass
 
 EMPTY_CARD = "This model card has been automatically generated"
 """Text in the placeholder card that transformers writes for a repository without a card."""

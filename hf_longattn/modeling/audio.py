@@ -23,8 +23,6 @@ class LongAudioMixin(LongAttentionMixin):
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         refuse_text_arguments(self, arguments)
-        if arguments.get(GLOBAL_MASK, ...) is None:
-            del arguments[GLOBAL_MASK]
         if GLOBAL_MASK in arguments and not self.family.rule.hands_keywords_down:
             raise MaskError(
                 f"{type(self).__name__} does not hand {GLOBAL_MASK} down to its layers; leave it out, and name global frames by "

@@ -131,7 +131,7 @@ def grid_rule(model: Any, *, of_pixels: bool = True) -> GridRule:
     rule: Any = family_of(model, of_pixels=of_pixels).rule
     if rule.shapes is not None:
         raise BackendError(
-            f"{type(model).__name__} reads every image as rows of patches on a grid of its own, not as pixels, which are needed here; "
+            f"{type(model).__name__} reads patches that its processor cuts, but pixels are needed here; "
             "give a model of images of one size, such as google/siglip2-base-patch16-224."
         )
     if rule.noise is not None:

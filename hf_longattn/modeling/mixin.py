@@ -87,6 +87,9 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
         @functools.wraps(base_forward)
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            for name in self.added_arguments:
+                if kwargs.get(name, ...) is None:
+                    del kwargs[name]
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             self.read_arguments(arguments)
             memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
@@ -98,9 +101,6 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
 
     def read_arguments(self, arguments: dict[str, Any]) -> None:
         """Check and complete the arguments of ``forward``, by name. A head passes them on to its base model."""
-        for name in LONG_ARGUMENTS:
-            if arguments.get(name, ...) is None:
-                del arguments[name]
         if not self.hands_globals_down:
             leave_out_documents(self, arguments)
 

@@ -166,7 +166,7 @@ def damage(checkpoint: Path) -> str | None:
     try:
         state = _state(checkpoint)
         step, callbacks = state["global_step"], state.get("stateful_callbacks", {})
-        processes = int(callbacks.get("Processes", {}).get("attributes", {}).get("count", 1))  # those that wrote it; 1 if unknown
+        processes = int(callbacks.get("Processes", {}).get("attributes", {}).get("count", 1))  # 1 if it does not say
     except FileNotFoundError:
         return "has no trainer_state.json"
     except (OSError, ValueError, KeyError, TypeError):

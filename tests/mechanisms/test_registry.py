@@ -20,6 +20,7 @@ from hf_longattn.errors import OptionError, RegistrationError
 from hf_longattn.families import LongLlamaConfig, LongLlamaForCausalLM
 from hf_longattn.inspect.candidates import Candidate
 from hf_longattn.mechanisms.common import registry
+from hf_longattn.mechanisms.window import Window, WindowOptions
 from tests.cells import every_cell
 
 HEAD = """\
@@ -142,3 +143,13 @@ def test_a_checkpoint_that_says_a_former_name_loads_as_before(tmp_path: Path) ->
     assert torch.equal(loaded(ids).logits, model(ids).logits)
     loaded.save_pretrained(tmp_path / "new")
     assert json.loads((tmp_path / "new" / "config.json").read_text())["long_attention"]["mechanism"] == "shifted_groups"
+
+
+def test_options_that_the_module_does_not_define_are_refused_with_a_sentence() -> None:
+    class Local(WindowOptions):
+        pass
+
+    with pytest.raises(OptionError, match="has options of Local, which its module does not define; define it there"):
+
+        class OfLocal(Window):
+            options: Local

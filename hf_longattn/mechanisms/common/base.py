@@ -87,7 +87,12 @@ class Mechanism(nn.Module, ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if (named := inspect.get_annotations(cls).get("options")) is not None and "options_type" not in vars(cls):
-            cls.options_type = getattr(sys.modules[cls.__module__], named) if isinstance(named, str) else named
+            found = getattr(sys.modules[cls.__module__], named, None) if isinstance(named, str) else named
+            if found is None:
+                raise OptionError(
+                    f"{cls.__name__} has options of {named}, which its module does not define; define it there, above the class."
+                )
+            cls.options_type = found
 
     @classmethod
     def covering(cls, length: int, causal: bool) -> dict[str, Any] | None:

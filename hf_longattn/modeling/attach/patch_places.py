@@ -30,7 +30,6 @@ PLACES = "patch_places"
 OFFSETS, PACKED_OFFSETS = "cu_seqlens", "cu_seq_lens_q"
 """Keywords for the first token of each sequence: of attention modules that run sequences separately, and of attention functions."""
 PIXELS, GRIDS_ARGUMENT, SIZES_ARGUMENT = "pixel_values", "grid_thw", "image_sizes"
-"""Positional and keyword arguments of a module."""
 
 
 class PatchPlaces:

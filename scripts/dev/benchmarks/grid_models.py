@@ -53,6 +53,8 @@ POOLED = "segmented:block_size=256,integration=pooled,order=tiles:16x16"
 NOTHING, NO_ATTENTION = "no attention", "benchmark-no-attention"
 MATRIX = 2048
 """Side of the matrices whose product measures the machine."""
+CROPS_AT_ONCE = 16
+"""Tiles that are read in one call."""
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
@@ -248,6 +250,66 @@ class StockWithoutAttention(ImageModel):
         return model
 
 
+class StockOnTiles(ImageModel):
+    """The model of transformers on crops of the size that it was trained with, each by itself, as anyone reads a large image."""
+
+    computes = ""
+    share = 1
+
+    def build(self, inputs: ImageInputs) -> Any:
+        return inputs.stock
+
+    def states(self, pixels: Tensor) -> Tensor:
+        if pixels.dim() > 4:
+            raise OptionError(f"{self.name!r} is of images, not of videos.")
+        return in_tiles(self.tile, pixels, PATCH, TRAINED_SIDE, TRAINED_SIDE // self.share).flatten(1, 2)
+
+    def tile(self, pixels: Tensor) -> Tensor:
+        """The patches' states ``(B, N, C)`` of images of the trained size."""
+        return self.model(pixels).last_hidden_state[:, 1:]
+
+
+TILES = {"tiles": 1, "overlapping tiles": 2}
+"""Ways to read an image in tiles -> tiles that cover a patch along each axis."""
+for _name, _share in TILES.items():
+    _summary = f"the model of transformers on tiles of {TRAINED_SIDE} pixels, {'half overlapping' if _share > 1 else 'next to each other'}"
+    register_implementation(KIND, _name)(type("StockOnTiles", (StockOnTiles,), {"summary": _summary, "share": _share}))
+
+
+@torch.no_grad()
+def in_tiles(read: Callable[[Tensor], Tensor], pixels: Tensor, patch: int, side: int, stride: int) -> Tensor:
+    """States ``(B, rows, columns, C)`` of ``pixels (B, 3, H, W)`` in tiles, each patch from the tile whose middle is nearest to it.
+
+    Tiles are ``side`` pixels wide and ``stride`` apart; the last one ends with the image. ``read`` maps some to states ``(n, N, C)``.
+    """
+    width, cells = side // patch, [length // patch for length in pixels.shape[2:]]
+    rows, columns = (tile_starts(count, width, stride // patch) for count in cells)
+    crops = [
+        pixels[:, :, patch * row : patch * row + side, patch * column : patch * column + side]
+        for row in rows.tolist()
+        for column in columns.tolist()
+    ]
+    read_at_once = max(1, CROPS_AT_ONCE // len(pixels))
+    states = torch.cat([read(torch.cat(crops[at : at + read_at_once])) for at in range(0, len(crops), read_at_once)])
+    states = states.unflatten(1, (width, width)).unflatten(0, (len(rows), len(columns), len(pixels)))
+    (row_tile, row), (column_tile, column) = (nearest_tile(cells[axis], starts, width) for axis, starts in enumerate((rows, columns)))
+    return states[row_tile[:, None], column_tile, :, row[:, None], column].permute(2, 0, 1, 3)
+
+
+def tile_starts(count: int, width: int, stride: int) -> Tensor:
+    """The first of ``count`` cells in each tile of ``width`` cells."""
+    return torch.arange(0, count - width + stride, stride).clamp_max(count - width)
+
+
+def nearest_tile(count: int, starts: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """``(count,)`` twice: the tile in whose middle each cell lies, as nearly as in any, and the cell's place in it."""
+    cell = torch.arange(count)
+    place = cell[:, None] - starts
+    from_middle = (2 * place - (width - 1)).abs().masked_fill((place < 0) | (place >= width), 2 * count)
+    tile = from_middle.argmin(1)
+    return tile, cell - starts[tile]
+
+
 class LongModel(ImageModel):
     """The model of this package with a mechanism for each layer."""
 
@@ -331,7 +393,8 @@ def costs(case: Case) -> dict[str, LengthCost]:
 def time_layouts(case: Case, repeats: int) -> list[dict[str, Any]]:
     """Seconds of every layout in turns, its speed-up over SDPA, the bounds of that, and the rate at which it computes."""
     inputs = ImageInputs(case)
-    candidates = [build_implementation(KIND, name, inputs) for name in ("sdpa", NOTHING, *inputs.base.layouts)]
+    tiles = () if inputs.base.frames else TILES
+    candidates = [build_implementation(KIND, name, inputs) for name in ("sdpa", NOTHING, *tiles, *inputs.base.layouts)]
     for candidate in candidates:
         candidate.warm_up(False)
     timed = time_in_turn(candidates, case.length, backward=False, repeats=repeats, clock=CLOCKS[clock()], warm=False)

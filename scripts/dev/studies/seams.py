@@ -32,6 +32,7 @@ from transformers import ViTConfig, ViTForMaskedImageModeling
 
 from hf_longattn.families import FAMILIES
 from scripts.dev import RESULTS, ROOT
+from scripts.dev.benchmarks.grid_models import in_tiles
 from scripts.dev.benchmarks.report import machine, markdown_table, store_study
 
 OF_SCIKIT_LEARN = ("china.jpg", "flower.jpg")
@@ -48,8 +49,6 @@ MASKED = 0.5
 DRAWS = 4
 """Masks of each photograph."""
 RESAMPLES = 2_000
-CROPS_AT_ONCE = 16
-"""Tiles that are read in one call."""
 IMAGE = ROOT / "docs" / "images" / "seams.png"
 TILES, OVERLAPPING = f"tiles of {SIDE} px, the unconverted model", "the same, half overlapping"
 REFERENCE = "each patch in the middle of its own crop"
@@ -125,40 +124,6 @@ def small_model() -> ViTForMaskedImageModeling:
             encoder_stride=PATCH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         )
     )  # fmt: skip
-
-
-@torch.no_grad()
-def in_tiles(read: Callable[[Tensor], Tensor], pixels: Tensor, patch: int, side: int, stride: int) -> Tensor:
-    """States ``(B, rows, columns, C)`` of ``pixels (B, 3, H, W)`` in tiles, each patch from the tile whose middle is nearest to it.
-
-    Tiles are ``side`` pixels wide and ``stride`` apart; the last one ends with the image. ``read`` maps some to states ``(n, N, C)``.
-    """
-    width, cells = side // patch, [length // patch for length in pixels.shape[2:]]
-    rows, columns = (tile_starts(count, width, stride // patch) for count in cells)
-    crops = [
-        pixels[:, :, patch * row : patch * row + side, patch * column : patch * column + side]
-        for row in rows.tolist()
-        for column in columns.tolist()
-    ]
-    read_at_once = max(1, CROPS_AT_ONCE // len(pixels))
-    states = torch.cat([read(torch.cat(crops[at : at + read_at_once])) for at in range(0, len(crops), read_at_once)])
-    states = states.unflatten(1, (width, width)).unflatten(0, (len(rows), len(columns), len(pixels)))
-    (row_tile, row), (column_tile, column) = (nearest_tile(cells[axis], starts, width) for axis, starts in enumerate((rows, columns)))
-    return states[row_tile[:, None], column_tile, :, row[:, None], column].permute(2, 0, 1, 3)
-
-
-def tile_starts(count: int, width: int, stride: int) -> Tensor:
-    """The first of ``count`` cells in each tile of ``width`` cells."""
-    return torch.arange(0, count - width + stride, stride).clamp_max(count - width)
-
-
-def nearest_tile(count: int, starts: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """``(count,)`` twice: the tile in whose middle each cell lies, as nearly as in any, and the cell's place in it."""
-    cell = torch.arange(count)
-    place = cell[:, None] - starts
-    from_middle = (2 * place - (width - 1)).abs().masked_fill((place < 0) | (place >= width), 2 * count)
-    tile = from_middle.argmin(1)
-    return tile, cell - starts[tile]
 
 
 def readings(small: Any, folder: Path) -> dict[str, Reading]:
@@ -300,12 +265,12 @@ def draw(features: Mapping[str, Tensor], image: Tensor, file: Path) -> None:
         )
         axis.set_title(name, fontsize=9)
     for axis, (name, distance) in zip(axes[4], differences.items(), strict=True):
-        drawn = axis.imshow(distance.numpy(), cmap="magma", vmin=0, vmax=0.8, interpolation="nearest")
+        heatmap = axis.imshow(distance.numpy(), cmap="magma", vmin=0, vmax=0.8, interpolation="nearest")
         axis.set_title(f"{name.partition(',')[0]}: difference", fontsize=9)
     axes[4, 1].set_title("half overlapping: difference", fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.colorbar(drawn, ax=list(axes[4]), shrink=0.8)
+    figure.colorbar(heatmap, ax=list(axes[4]), shrink=0.8)
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=96)
     Image.open(drawn).convert("RGB").quantize(192, dither=Image.Dither.NONE).save(file, optimize=True)

@@ -31,7 +31,7 @@ def test_the_command_stores_speed_bounds_and_memory(tmp_path: Path, monkeypatch:
     assert [check["implementation"] for check in record["checks"]] == ["full", *LAYOUTS]
     [entry] = record["results"]
     rows = {layout["layout"]: layout for layout in entry["layouts"]}
-    assert list(rows) == ["sdpa", "no attention", *LAYOUTS]
+    assert list(rows) == ["sdpa", "no attention", "tiles", "overlapping tiles", *LAYOUTS]
     bounds = [rows[name]["flop_bound"] for name in ("sdpa", "windows, 4 full", "windows, 2 full", "windows")]
     assert bounds[0] == 1
     assert bounds == sorted(bounds)
