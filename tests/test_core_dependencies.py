@@ -29,6 +29,7 @@ def python_without_extras(code: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_converting_training_publishing_and_the_way_back(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(repository))
     found = python_without_extras(

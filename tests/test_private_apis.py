@@ -136,6 +136,7 @@ def test_without_one_there_is_a_sentence(repository: Path) -> None:
         assert re.search(r"has no .*, which hf_longattn uses; install .*, with which it is tested\.", sentence), sentence
 
 
+@pytest.mark.slow
 def test_nothing_private_is_needed_to_import_the_package(repository: Path) -> None:
     assert lines_of("imports", repository)[-1:] == ["imported"]
 

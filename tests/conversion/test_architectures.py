@@ -381,6 +381,7 @@ def test_the_command(tmp_path: Path) -> None:
         plan_conversion(tmp_path / "long", mechanism="window")
 
 
+@pytest.mark.slow
 def test_the_commands_for_long_models_take_the_folder(tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0}
     source = saved(f"{ROTARY}ForCausalLM", tmp_path / "plain", **sizes)

@@ -81,6 +81,7 @@ ON_CUDA: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cuda_paths")
 @every_cell(
     ("name", "options", "path", "padded", "causal"),

@@ -117,6 +117,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> ByteCache:
 CALLS = [("window", {"window": 64}), ("bigbird", {"block_size": 16}), ("strided", {"window": 24, "stride": 16}), ("hierarchical", {})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [7, pytest.param(100, marks=pytest.mark.slow)])
 def test_calls_of_changing_lengths_on_twenty_threads(calls: int, small: ByteCache) -> None:
     """Bounded memory, and the results of one thread with nothing kept."""

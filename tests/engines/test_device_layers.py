@@ -54,6 +54,7 @@ def check(name: str, result: dict[str, Any]) -> None:
             assert "stacked" not in paths or row[setting]["later"]["operations"] <= 3 * row["padded"]["later"]["operations"] + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_common_layer(name: str, counted_first: Callable[[str], dict[str, Any]]) -> None:
     check(name, counted_first(name))

@@ -152,6 +152,7 @@ def test_gradients_are_those_of_the_forward_pass(dropout: float, tokens: bool, m
     assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cuda_paths", "emulated_flash")
 @pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_it_is_part_of_a_whole_graph(dropout: float) -> None:

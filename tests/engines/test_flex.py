@@ -173,6 +173,7 @@ def inputs(length: int) -> list[Tensor]:
     return list(torch.randn(3, 2, 2, length, 16, generator=torch.Generator().manual_seed(length)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "globals_", "padded"),
     grid(

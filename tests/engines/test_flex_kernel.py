@@ -105,6 +105,7 @@ def compiled_at_most(times: int, graphs: list[tuple[str, Any]]) -> bool:
     return max(Counter(name for name, _ in graphs).values()) <= times
 
 
+@pytest.mark.slow
 def test_no_kernel_is_compiled_up_to_the_limit(graphs: list[tuple[str, Any]]) -> None:
     """After eight variants of one function PyTorch computes all N×N scores instead."""
     for shape in ("blocks", "more blocks", "batch 1"):

@@ -87,6 +87,7 @@ TILES: dict[str, Callable[[], list[GatherTile]]] = {
 }
 
 
+@pytest.mark.slow
 @every_cell(("name", "kept", "padded"), pairwise(list(TILES), [False, True], [False, True]), of=9, alike=lambda name, *rest: name)
 def test_every_tile_equals_the_plain_path(name: str, kept: bool, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Output and gradients in float64, with grouped heads and a score term that reads positions."""

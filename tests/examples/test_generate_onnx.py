@@ -27,6 +27,7 @@ def run(*arguments: str, given: str | None = None) -> subprocess.CompletedProces
     return subprocess.run(command, input=given, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_the_tokens_are_those_of_generate_whatever_the_pieces_of_the_prompt(decoder_graph: tuple[Path, Path]) -> None:
     source, out = decoder_graph
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), PreTrainedTokenizerFast.from_pretrained(source)

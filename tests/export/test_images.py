@@ -40,6 +40,7 @@ def check_no_matrix_of_all_pairs(file: Path, tokens: int) -> Any:
     return graph
 
 
+@pytest.mark.slow
 def test_onnx_is_equal_has_no_matrix_of_all_pairs_and_is_audited(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     report = export_checkpoint(saved(tmp_path / "long", LongViTModel, window=5), tmp_path / "graph", int8=True)

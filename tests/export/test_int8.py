@@ -92,6 +92,7 @@ def test_a_copy_that_does_not_work_is_refused() -> None:
         measure(lambda inputs: states, lambda inputs: {"last_hidden_state": states["last_hidden_state"] / 0}, texts, texts)
 
 
+@pytest.mark.slow
 def test_the_graph_is_the_model_the_copy_lies_next_to_it_and_the_audit_tolerates_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def converted(folder: Path, base: str = "wav2vec2", head: str = "Wav2Vec2ForCTC"
     return folder / "long"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("programs_loaded_once")
 @pytest.mark.parametrize(
     ("format", "convolutions"),

@@ -89,6 +89,7 @@ class TestEitherBase:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name)
 
+    @pytest.mark.slow
     def test_saved_copied_and_compiled(self, base: str, tmp_path: Path) -> None:
         model = long_model(base, language_model(base), WINDOW)
         model.save_pretrained(tmp_path / "first")

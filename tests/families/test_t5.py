@@ -207,6 +207,7 @@ def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str)
     equal(expected, seen["output"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", quickly(("t5", "umt5"), ("t5",)))
 def test_compiled(base: str) -> None:
     """One graph, without breaks; slow tests have UMT5, whose layers run the same :class:`BucketedAttention`."""

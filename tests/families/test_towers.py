@@ -159,6 +159,7 @@ def test_bad_inputs_are_a_sentence(base: str, tmp_path: Path) -> None:
         long_model(base, tmp_path, length=TRAINED - 1)
 
 
+@pytest.mark.slow
 def test_both_towers_are_one_compiled_graph(tmp_path: Path) -> None:
     plain_model("clip").save_pretrained(tmp_path)
     model = long_model("clip", tmp_path)

@@ -229,6 +229,7 @@ class TestConversion:
             with pytest.raises(LengthError, match=advice) if writes else contextlib.nullcontext():
                 assert not plan_conversion(tmp_path / "short", audio_seconds=2).warnings
 
+    @pytest.mark.slow
     def test_a_report_of_more_seconds_says_how_many_words_are_wrong(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of a text that espeak-ng says, or of the user's recording with its transcript; else it says that nothing was measured."""
         whisper_checkpoint(tmp_path / "short")

@@ -85,6 +85,7 @@ def test_gradients_are_those_of_the_definition(count: int) -> None:
         assert (a - b).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", quickly((0, 3), (3,)))
 def test_compiled_and_exported_whole(count: int) -> None:
     """The second sequence has no global token."""

@@ -89,6 +89,7 @@ def test_later_tokens_never_change_earlier_rows_of_the_causal_form(selection: st
         torch.testing.assert_close(cut, whole[:, :, :n], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @every_cell(
     ("selection", "graph"),
     grid(itertools.product(SELECTIONS, GRAPHS), lambda selection, graph: graph == GRAPHS[SELECTIONS.index(selection) % 2]),

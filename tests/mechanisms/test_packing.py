@@ -317,6 +317,7 @@ def test_models_that_cannot_pack_say_so() -> None:
         model(tokens(1, 6), documents=torch.tensor([[0, 0, 1, 1, 0, 2]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", quickly(["window", "bigbird"], ["window"]))
 def test_a_compiled_model_keeps_them_apart_or_refuses(form: str) -> None:
     model = long_model("llama", "LlamaForCausalLM", forms(True)[form], num_hidden_layers=1).eval()

@@ -179,6 +179,7 @@ def test_centroids_find_the_clusters_that_are_there() -> None:
     assert within() > before + 0.1
 
 
+@pytest.mark.slow
 def test_compiled_training_moves_the_centroids_as_well() -> None:
     plain, compiled = routing(decay=0.5), routing(decay=0.5)
     q, k, v = inputs(300, grad=True)
@@ -216,6 +217,7 @@ def centroids_of_this_process() -> dict[str, Tensor]:
     return {"alone": alone.centroids, "skipping": skipping.centroids, "parallel": parallel.module.mechanism.centroids}
 
 
+@pytest.mark.slow
 def test_centroids_of_several_processes_are_those_of_one() -> None:
     """A process that skips a batch stops no other, and the other's tokens of that batch count."""
     first, second = PAIR.run(centroids_of_this_process)

@@ -97,6 +97,7 @@ def test_a_compiled_step_is_as_many_graphs_as_the_base_s(plan: str, padded: bool
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", quickly(["window", "longformer", "window, full"], ["window"]))
 def test_a_cache_of_the_plain_base_s_serves_as_well(plan: str) -> None:
     """It keeps everything, in a model that has its mechanisms by enable_long_attention, too."""

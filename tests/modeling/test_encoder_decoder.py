@@ -110,6 +110,7 @@ def test_padding_of_a_long_document_cuts_no_query_of_the_decoder_off() -> None:
     torch.testing.assert_close(alone, padded, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", quickly(BASES, ("bart",)))
 def test_compiled(base: str) -> None:
     """One graph, without breaks; slow tests have the bases whose layers are written as BART's are."""

@@ -126,6 +126,7 @@ def test_the_names_read_from_a_file_are_those_of_its_family() -> None:
     assert not different
 
 
+@pytest.mark.slow
 def test_a_look_up_imports_one_family_and_a_list_or_a_typo_none() -> None:
     done = run_fresh("-c", LOOK_UP, level="interpreter")
     assert done.returncode == 0, done.stderr

@@ -191,6 +191,7 @@ def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
     torch.testing.assert_close(tensors(compiled(**inputs))[0], tensors(model(**inputs))[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "axes"), grid([("vit", 1), *((base, 2) for base in COMPILED)], lambda base, axes: axes == 1))
 @torch.no_grad()
 def test_compiled_once_for_inputs_of_any_size(base: str, axes: int, tmp_path: Path) -> None:
@@ -264,6 +265,7 @@ def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) 
 EXPORTED = [entry for entry in HEADS if entry != ("videomae", "VideoMAEForPreTraining")]  # the base indexes by a mask, to any length
 
 
+@pytest.mark.slow
 @every_cell(("base", "head"), grid(EXPORTED, lambda base, head: head == base_model(base) and BASES.index(base) % 2 == 0), of=3)
 @torch.no_grad()
 def test_exported(base: str, head: str, tmp_path: Path) -> None:

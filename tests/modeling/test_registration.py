@@ -70,6 +70,7 @@ def test_registering_twice_changes_nothing() -> None:
     assert AutoConfig.for_model("long_bert").model_type == "long_bert"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "order"),
     grid(itertools.product(("BertConfig", "AutoModel"), ("before", "after")), lambda first, order: (first, order) in REGISTERED),

@@ -15,6 +15,7 @@ from tests.reference.small_models import long_config, long_like, long_model, pad
 LONGFORMER = {"mechanism": "longformer", "window": 32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "head", "backend"),
     [

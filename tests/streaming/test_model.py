@@ -112,6 +112,7 @@ ATTENTION = (WINDOW, CHUNKED, {"mechanism": "window", "window": 4, "layers": {"0
 FRAMES = (1, 7, 50, 200)
 
 
+@pytest.mark.slow
 @every_cell(
     ("chunk", "attention"),
     grid(

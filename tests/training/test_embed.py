@@ -40,6 +40,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", quickly(["embeddings", "reranker", "multi_vector"], ["multi_vector"]))
 def test_a_converted_model_learns_which_document_belongs_to_a_query(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     st = pytest.importorskip("sentence_transformers")

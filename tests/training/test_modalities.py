@@ -90,6 +90,7 @@ def settings(model: str, output: Path, tasks: list[str], **changes: Any) -> Any:
     return build_arguments(MULTITASK, **values)
 
 
+@pytest.mark.slow
 def test_one_backbone_learns_text_images_and_sound(backbone: str, tasks: dict[str, str], tmp_path: Path) -> None:
     """One run; heads load singly, the whole by AutoModel, its processors from the same folder; a run goes on from its checkpoint, and
     another begins with the trained model."""

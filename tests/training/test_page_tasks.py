@@ -73,6 +73,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_converted_layoutlm_learns_answers_that_boxes_alone_tell(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Trained, evaluated, saved and loaded by a reader, which is given words and boxes, on pages or not."""
     short = short_layoutlm(tmp_path / "short", tokenizer)

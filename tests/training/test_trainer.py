@@ -163,6 +163,7 @@ def pair() -> Iterator[Ranks]:
         yield ranks
 
 
+@pytest.mark.slow
 def test_all_processes_stop_at_the_first_one_s_time_with_equal_rates_and_weights(pair: Ranks, tmp_path: Path) -> None:
     """Also after an evaluation before the first step, each with its rows."""
     first, second = pair.run(train_for_a_time, str(tmp_path / "out"))

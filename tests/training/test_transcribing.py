@@ -76,6 +76,7 @@ def test_the_model_is_fed_what_the_example_of_transformers_prepares(augment: boo
         assert torch.equal(batch[name], tensor.to(batch[name].dtype)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_model_learns_to_transcribe_and_is_scored(
     long: bool, model: str, recordings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

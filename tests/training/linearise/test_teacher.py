@@ -65,6 +65,7 @@ def test_accumulated_batches_are_one_batch(
         torch.testing.assert_close(one[name], four[name], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_run_resumes_to_the_same_result(stage: int, start: Start, tmp_path: Path, kill: Kill) -> None:
     """With both losses, hidden states and a layer that keeps softmax attention."""

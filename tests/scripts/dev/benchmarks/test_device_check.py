@@ -47,6 +47,7 @@ def test_every_mechanism_passes_here(name: str) -> None:
         assert result["passed"], result
 
 
+@pytest.mark.slow
 @every_cell("name", SHORT, of=9, alike=lambda name: (mechanism_info(SHORT[name].mechanism).engine, SHORT[name].term, SHORT[name].padding))
 def test_the_first_checks_pass_on_the_paths_for_cuda(
     name: str, cuda_paths: None, unfused_flex: None, emulated_flash: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch

@@ -163,6 +163,7 @@ def test_workers_fit_the_cores(cores: int, expected: int) -> None:
     assert gpu_check.workers_for("cpu", cores) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_runs_cases(tmp_path: Path) -> None:
     with open(tmp_path / "log", "w") as log:
         worker = Worker("cpu", log)

@@ -20,6 +20,7 @@ SMALL = Case("window2d", {"window": 4}, heads=2, head_dim=8, base="vit")
 LAYOUTS = grid_models.BASES["vit"].layouts
 
 
+@pytest.mark.slow
 def test_the_command_stores_speed_bounds_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grid_models, "MATRIX", 64)
     monkeypatch.setattr(grid_models, "measure_memory", lambda kind, name, case: Memory(name, case.length, 1.0, 2.0))

@@ -21,6 +21,7 @@ def test_one_length_has_no_exponent() -> None:
     assert exponent([Memory("x", 4096, 0.0, 1.0)]) is None
 
 
+@pytest.mark.slow
 def test_what_a_pass_allocates_is_seen_in_the_peak() -> None:
     length = 2048
     measured = measure_memory("attention", "sdpa-mask", Case("window", {"window": 64}, length=length, heads=2, head_dim=16))

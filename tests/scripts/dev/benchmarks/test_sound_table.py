@@ -24,6 +24,7 @@ def shrink(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sound_models.SHAPES, name, (base, config_class, model_class, small))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sound_models.SHAPES)
 def test_chunks_give_a_frame_for_each_of_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those in the middle of a chunk, so that they hardly differ where a model sees a few seconds."""

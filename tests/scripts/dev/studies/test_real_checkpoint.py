@@ -10,6 +10,7 @@ import pytest
 from scripts.dev.studies.real_checkpoint import ROUNDS, Comparison, compare_short_texts, summary, time_long_text, tokens_of
 
 
+@pytest.mark.slow
 def test_equal_vectors_are_told_from_others(real_folder: Path, real_long: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     original, converted = (sentence_transformers.SentenceTransformer(str(folder), device="cpu") for folder in (real_folder, real_long))

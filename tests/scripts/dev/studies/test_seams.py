@@ -78,6 +78,7 @@ def test_tiles_and_centred_crops_are_what_the_model_says_of_them(model: ViTForMa
     torch.testing.assert_close(by_tile(tiles[..., 0])[7], of_crop(8, 8)[..., 0].flatten())
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_figures_are_of_what_was_masked_and_paired_with_tiles(model: ViTForMaskedImageModeling, read: dict[str, Reading]) -> None:
     pixels = torch.randn(1, 3, *SHOWN, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)

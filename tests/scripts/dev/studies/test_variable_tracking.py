@@ -58,6 +58,7 @@ def test_hops_are_further_apart_than_a_window(filler: Filler, tokenizer: PreTrai
         assert len(tokenizer(between, add_special_tokens=False)["input_ids"]) > 480
 
 
+@pytest.mark.slow
 def test_built_set(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the first modules of a package; that a split has all of its packages' is in test_corpus.py."""
     modules = corpus.iter_modules
