@@ -1,4 +1,4 @@
-"""transformers' BERT, or another base, with scaled_dot_product_attention: what people run today."""
+"""transformers' BERT, or another base, with scaled_dot_product_attention where it has that: what people run today."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from .inputs import ModelImplementation, ModelInputs
 
 CPU_LENGTH = 16_384
 """Most tokens of a pass on a CPU."""
+CPU_LENGTH_OF_ALL_PAIRS = 4096
+"""The same where the attention is not fused, and holds several numbers of every pair."""
 
 
 @register_implementation("model", "sdpa")
 class EncoderSdpa(ModelImplementation):
-    summary = "BertModel (or another base) of transformers with attn_implementation='sdpa', full attention"
+    summary = "BertModel (or another base) of transformers with attn_implementation='sdpa' (DeBERTa: 'eager'), full attention"
     computes = "full"
 
     def build(self, inputs: ModelInputs) -> Any:
-        if inputs.case.device == "cpu" and inputs.case.length > CPU_LENGTH:
+        most = CPU_LENGTH if inputs.plain._supports_sdpa else CPU_LENGTH_OF_ALL_PAIRS
+        if inputs.case.device == "cpu" and inputs.case.length > most:
             raise LeftOut("a pass of full attention takes many minutes")
         return inputs.plain

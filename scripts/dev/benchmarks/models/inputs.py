@@ -14,6 +14,17 @@ from ..case import Case
 from ..implementations import Implementation
 
 VOCABULARY = 30522
+DEBERTA_V3 = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 256,
+    "max_relative_positions": 512,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+"""What deberta-v3-base's config has beside the sizes; the defaults of its class are those of no checkpoint."""
 
 
 class ModelInputs:
@@ -23,8 +34,10 @@ class ModelInputs:
         self.case = case
         torch.manual_seed(case.seed)
         self.family = FAMILIES[case.base]
-        config = self.family.base_config_class(**self.sizes(), attn_implementation="sdpa")
-        self.plain = self.place(MODEL_MAPPING[type(config)](config))
+        plain_class = MODEL_MAPPING[self.family.base_config_class]
+        implementation = "sdpa" if plain_class._supports_sdpa else "eager"
+        config = self.family.base_config_class(**self.sizes(), attn_implementation=implementation)
+        self.plain = self.place(plain_class(config))
         generator = torch.Generator().manual_seed(case.seed)
         self.input_ids = torch.randint(1000, VOCABULARY, (case.batch, case.length), generator=generator).to(case.device)
         pages = self.family.rule.seeded(config, case.batch, case.length)
@@ -48,6 +61,7 @@ class ModelInputs:
             "max_position_embeddings": case.length,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
+            **(DEBERTA_V3 if case.base == "deberta-v2" else {}),
         }
 
     def place(self, model: Any) -> Any:

@@ -60,8 +60,10 @@ def _plain_under(mask: Any, inputs: ModelInputs) -> list[Any]:
     def see(encoder: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         """The mask in place of that which the model made of padding."""
         named = dict(zip(("hidden_states", "attention_mask"), arguments, strict=False)) | keywords
-        mask = named["attention_mask"] if dense is None else additive_mask(~dense, inputs.case.torch_dtype)
-        return (), {**named, "attention_mask": mask}
+        if dense is None:
+            return None
+        added = inputs.plain._supports_sdpa  # DeBERTa's own attention takes what is seen as bool
+        return (), {**named, "attention_mask": additive_mask(~dense, inputs.case.torch_dtype) if added else dense}
 
     hook = inputs.plain.encoder.register_forward_pre_hook(see, with_kwargs=True)
     with torch.set_grad_enabled(inputs.case.backward):

@@ -2,10 +2,14 @@ import shlex
 from pathlib import Path
 
 import pytest
+import typer
+from typer.core import TyperGroup
 
 from scripts.dev import RESULTS, ROOT
 from scripts.dev.benchmarks import everything
+from scripts.dev.benchmarks.app import app
 from scripts.dev.benchmarks.everything import Job, main, read_jobs
+from tests.cells import Cells
 
 PAGES_ALONE = ("mutations.md",)
 """Stored pages without JSON."""
@@ -24,6 +28,19 @@ def test_every_command_names_a_program_of_this_checkout() -> None:
         path = f"{words[2].replace('.', '/')}" if words[1] == "-m" else words[1].removesuffix(".py")
         here = (ROOT / f"{path}.py").exists() or (ROOT / path / "__main__.py").exists()
         assert here, job.command
+
+
+def test_commands_of_benchmarks_are_taken() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    with group.make_context("benchmarks", [], resilient_parsing=True) as context, Cells() as cells:
+        for job in read_jobs():
+            words = shlex.split(job.command)
+            if words[1:3] == ["-m", "scripts.dev.benchmarks"]:
+                with cells(job.command):
+                    _, command, rest = group.resolve_command(context, words[3:])
+                    assert command is not None
+                    command.make_context(words[3], rest).close()
 
 
 @pytest.fixture
