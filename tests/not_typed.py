@@ -46,6 +46,12 @@ NOT_TYPED: dict[str, dict[str, str]] = {
         "from accelerate import ParallelismConfig": "needs devices other than the CPU",
     },
     "docs/how-to/lm_eval.md": {"python -c": INSTALLED},
+    "docs/how-to/gliner.md": {
+        "from gliner": INSTALLED,
+        "longattn convert encoder": INSTALLED,
+        "import hf_longattn": INSTALLED,
+        "model =": INSTALLED,
+    },
     "docs/install.md": {"git clone REPOSITORY": SERVICE},
 }
 """Page -> the beginning of a command, or of a block of Python (of every one, if empty) -> why it is not typed."""

@@ -79,10 +79,13 @@ def _install(line: str, place: Path, wheel: Path) -> None:
         wanted.append(f"hf-longattn{ours[1] or ''} @ {wheel.as_uri()}" if ours else word)
     if "--index-url" in wanted:
         return
-    _run(
-        sys.executable, "-m", "uv", "pip", "install", "-q", "--python", str(place / "bin" / "python"), "-c", str(ROOT / "constraints.txt"),
-        "--index-strategy", "unsafe-best-match", *_indices(), *wanted,
-    )  # fmt: skip
+    pip_install("--python", str(place / "bin" / "python"), *wanted)
+
+
+def pip_install(*arguments: str) -> None:
+    """``pip install`` from where pip is told to look, in the versions of ``constraints.txt``, with uv's cache."""
+    constraints = ("-c", str(ROOT / "constraints.txt"), "--index-strategy", "unsafe-best-match", *_indices())
+    _run(sys.executable, "-m", "uv", "pip", "install", "-q", *constraints, *arguments)
 
 
 def _drop_unfit_torchvision(place: Path) -> None:

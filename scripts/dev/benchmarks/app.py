@@ -326,6 +326,7 @@ def grid_models(
 def memory(
     mechanism: Annotated[list[str], typer.Option(help="Mechanism with its options, such as window:window=512. Repeatable.")],
     lengths: Lengths = "4K,16K,64K",
+    base: Annotated[str | None, typer.Option(help="Whole encoders of this family and base size, and the stock one; forward only.")] = None,
     causal: Annotated[bool, typer.Option("--causal", help="The causal form.")] = False,
     dtype: Dtype = "fp32",
     heads: Heads = 4,
@@ -338,8 +339,9 @@ def memory(
     from .footprint import footprint_table, run_footprint, save_footprint
 
     with measuring(output_dir, threads):
-        case = Case(dtype=dtype, heads=heads, head_dim=head_dim, causal=causal, backward=True)
-        record = run_footprint(mechanism, parse_lengths(lengths), case, log=typer.echo)
+        case = Case(dtype=dtype, heads=heads, head_dim=head_dim, causal=causal, backward=base is None, base=base or "bert")
+        kind = "attention" if base is None else "model"
+        record = run_footprint(mechanism, parse_lengths(lengths), case, kind=kind, log=typer.echo)
         show(save_footprint(record, output_dir), footprint_table(record))
 
 
