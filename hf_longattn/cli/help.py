@@ -21,7 +21,7 @@ _CONVERSION = (
 RARE_OPTIONS: dict[str, tuple[str, ...]] = {
     "convert": _CONVERSION,
     "plan": _CONVERSION,
-    "search": ("frames", "transfer_steps", "pieces", "compare_at", "seed", "device", "revision", "token"),
+    "search": ("frames", "pieces", "compare_at", "seed", "device", "revision", "token"),
 }
 """By command, the parameters that only ``--help-all`` shows."""
 SHOW_ALL = f"{__name__}.all"

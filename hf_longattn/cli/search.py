@@ -66,10 +66,6 @@ def search(
     objective: Annotated[
         str, typer.Option(help="What stage 2 measures: loss, held-out at --length, or kl, the divergence from the checkpoint.")
     ] = "loss",
-    workers: Annotated[int, typer.Option(min=1, help="Processes of stage 2; they share the processor threads.")] = 1,
-    transfer_steps: Annotated[
-        int, typer.Option(min=0, help="Steps of attention transfer for candidates with parameters before they are judged.")
-    ] = 0,
     pieces: Annotated[int, typer.Option(min=1, help="Pieces of TEXT, or images, that are read at most.")] = 4,
     compare_at: Annotated[
         int | None,
@@ -80,7 +76,7 @@ def search(
         ),
     ] = None,
     positions: Annotated[str, typer.Option(help="How positions are extended, as --positions of `longattn convert`.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of stage 2, and of the attention transfer.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of stage 2.")] = 0,
     device: flags.Device = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the search in --output with the same settings.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the search in --output.")] = False,
@@ -95,9 +91,7 @@ def search(
     OUTPUT/design.yaml`.
     """
     if not trials:
-        flags.refuse_typed(context, ("--objective", "--workers"), "is for stage 2, which requires --trials.")
-    if not (trials or transfer_steps):
-        flags.refuse_typed(context, ("--seed",), "requires --trials or --transfer-steps; nothing else is drawn at random.")
+        flags.refuse_typed(context, ("--objective", "--seed"), "is for stage 2, which requires --trials.")
     if mode == "full-layers":
         flags.refuse_typed(context, ("--score",), "is for --mode mechanisms; full-layers judges by kl.")
     from ..search import search_design
@@ -119,8 +113,6 @@ def search(
                 score=score,
                 trials=trials,
                 objective=objective,
-                workers=workers,
-                transfer_steps=transfer_steps,
                 pieces=pieces,
                 compare_at=compare_at,
                 positions=positions,

@@ -8,8 +8,6 @@ texts, inputs        pieces of the text, images and recordings
 model                the checkpoint with any design in its layers
 scores, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
 objectives, study    stage 2: loss or KL divergence of whole designs, tried by Optuna
-workers              processes that share a study
-transfer             attention transfer of mechanisms with parameters before they are judged
 folder, plot, run    where it is kept, its figure, and all of it together
 auto                 ``--mechanism auto`` of a conversion
 """

@@ -34,7 +34,7 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
     result = Search(
         SearchConfig(
             model=source.name, text=None if inputs is None else Path(inputs), budget=Budget.read(config.budget or BUDGET), full_layers=None,
-            candidates=None, score="mass", objective="loss", trials=0, workers=1, transfer_steps=0, pieces=PIECES,
+            candidates=None, score="mass", objective="loss", trials=0, pieces=PIECES,
             queries=QUERIES, compare_at=None, seed=0, device=str(chosen_device(None)),
             conversion=dataclasses.replace(config.without_search(), native=False),
         ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from ..conversion.config import ConversionConfig
 from ..conversion.sources.base import Source
-from ..errors import OptionError
 from ..inputs.common.base import InputSize
 from ..inputs.text import verification_text
 from ..inspect import Candidate
@@ -21,9 +19,8 @@ from .budget import Budget
 from .candidates import read_candidates
 from .inputs import SearchInputs, digest
 from .model import SearchedModel
-from .objectives import Divergence, HeldOutLoss, Progress, Transferred
+from .objectives import Divergence, HeldOutLoss
 from .texts import SearchText
-from .transfer import transfer_attention
 
 MODES, SCORE_NAMES, OBJECTIVES = ("mechanisms", "full-layers"), ("mass", "kl"), ("loss", "kl")
 PIECES = 4
@@ -32,7 +29,7 @@ PIECES = 4
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """The arguments of :func:`search_design`, checked; a worker process starts from them alone.
+    """The arguments of :func:`search_design`, checked.
 
     text: or images; ``None`` for those that come with packages. candidates: ``None`` for the usual ones.
     """
@@ -45,8 +42,6 @@ class SearchConfig:
     score: str
     objective: str
     trials: int
-    workers: int
-    transfer_steps: int
     pieces: int
     queries: int
     compare_at: int | None
@@ -65,8 +60,7 @@ class SearchConfig:
             **({} if self.conversion.frames is None else {"frames": self.conversion.frames}),
             **({} if self.conversion.audio_seconds is None else {"audio_seconds": self.conversion.audio_seconds}),
             "candidates": list(map(str, candidates)), "score": self.score, "objective": self.objective,
-            "transfer_steps": self.transfer_steps, "pieces": self.pieces, "queries": self.queries, "compare_at": self.compare_at,
-            "seed": self.seed, "device": self.device,
+            "pieces": self.pieces, "queries": self.queries, "compare_at": self.compare_at, "seed": self.seed, "device": self.device,
         }  # fmt: skip
 
     def _content(self) -> bytes:
@@ -104,18 +98,9 @@ class SearchConfig:
         searched.name = name or searched.name
         return searched
 
-    def objective_of(self, model: SearchedModel, transferred: Transferred) -> HeldOutLoss | Divergence:
+    def objective_of(self, model: SearchedModel) -> HeldOutLoss | Divergence:
         """The objective of stage 2."""
         text: Any = self.inputs(model)
         if self.objective == "loss" and text.has_loss:
-            return HeldOutLoss(model, text, self.pieces, transferred)
-        return Divergence(model, text, self.pieces, self.length_compared(model), transferred)
-
-    def transferred(self, model: SearchedModel, candidates: Sequence[Candidate], folder: Path, progress: Progress) -> Transferred:
-        """Parameters of mechanisms after attention transfer, which are kept in ``folder``; none without ``transfer_steps``."""
-        if not self.transfer_steps:
-            return {}
-        length = self.length_compared(model)
-        if not isinstance(length, int) or self.text is None:
-            raise OptionError("Attention transfer reads texts, and this model reads images or sound; leave --transfer-steps out.")
-        return transfer_attention(self.model, self.text, candidates, self.transfer_steps, length, folder, self.seed, progress)
+            return HeldOutLoss(model, text, self.pieces)
+        return Divergence(model, text, self.pieces, self.length_compared(model))

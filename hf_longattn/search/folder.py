@@ -4,13 +4,11 @@ settings.json   what the measurements depend on; a search resumes with the same 
 costs.json      seconds and bytes of the candidates in one layer
 scores.json     what each candidate is worth in each layer
 study.journal   trials of stage 2
-transfer/       mechanisms after attention transfer
 report.json, report.md, pareto.svg, design.yaml
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +25,7 @@ from .plot import draw_search
 from .result import SearchResult
 from .study import STUDY
 
-SETTINGS, COSTS, SCORES, LOCK, TRANSFER = "settings.json", "costs.json", "scores.json", ".lock", "transfer"
+SETTINGS, COSTS, SCORES, LOCK = "settings.json", "costs.json", "scores.json", ".lock"
 DESIGN, REPORT, PAGE, PLOT = "design.yaml", "report.json", "report.md", "pareto.svg"
 MEASURED = (SCORES, STUDY, f"{STUDY}.lock", DESIGN, REPORT, PAGE, PLOT, SETTINGS)
 """Files that ``overwrite`` removes; costs stay, since they do not depend on model or text."""
@@ -103,8 +101,6 @@ def _remove_files(folder: SearchFolder, new_folders: Sequence[Path]) -> None:
     """Remove the files of a refused search, and the folders created for it. Measured costs stay in a folder that existed."""
     for name in (*MEASURED, LOCK, *((COSTS,) if new_folders else ())):
         folder.file(name).unlink(missing_ok=True)
-    if new_folders:
-        shutil.rmtree(folder.file(TRANSFER), ignore_errors=True)
     with suppress(OSError):  # not empty
         for empty in new_folders or [folder.path]:
             empty.rmdir()
@@ -112,13 +108,12 @@ def _remove_files(folder: SearchFolder, new_folders: Sequence[Path]) -> None:
 
 def _check(folder: SearchFolder, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
     file, name = folder.file(SETTINGS), str(folder.path)
-    unknown = {path.name for path in folder.path.iterdir()} - {LOCK, COSTS, TRANSFER, *MEASURED}
+    unknown = {path.name for path in folder.path.iterdir()} - {LOCK, COSTS, *MEASURED}
     if not file.is_file() and unknown:
         raise DestinationExistsError(f"{name!r} holds files that are not a search's; choose another --output.")
     if overwrite:
         for measured in MEASURED:
             folder.file(measured).unlink(missing_ok=True)
-        shutil.rmtree(folder.file(TRANSFER), ignore_errors=True)
     elif file.is_file():
         stored = read_json_object(file)
         if not resume:

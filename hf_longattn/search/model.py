@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
@@ -22,14 +21,10 @@ from ..inputs.text import kind_in, load_tokenizer
 from ..inspect import Candidate
 from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
-from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.sliding_window import base_attention
 from ..reading import is_generic, is_long
 from .design import Design
-
-Weights = Mapping[str, Tensor]
-"""Parameters of a mechanism by name."""
 
 
 class SearchedModel:
@@ -120,7 +115,7 @@ class SearchedModel:
             changes |= {"max_length": None, "positions": "auto"}
         return plan_conversion(self.source, config=dataclasses.replace(self.conversion, **changes))
 
-    def run_with(self, attention: LongAttentionConfig, *, short: bool = False, weights: Mapping[int, Weights] | None = None) -> Any:
+    def run_with(self, attention: LongAttentionConfig, *, short: bool = False) -> Any:
         """The model in fp32 with this attention, in evaluation mode.
 
         All calls return the same model, so the next call changes it, unless positions differ.
@@ -128,7 +123,6 @@ class SearchedModel:
         Args:
             attention: the attention of all layers.
             short: keep the checkpoint's own positions, with which it was trained.
-            weights: layer -> parameters of its mechanism; other layers get initial parameters.
         Raises:
             CheckpointError: the checkpoint cannot be loaded.
         """
@@ -140,11 +134,7 @@ class SearchedModel:
             self._model, self._key = self._load(plan), key
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            sites = attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
-        for site in sites:
-            if not site.cross and site.layer in (weights or {}) and not (site.decoding and self._model.config.is_encoder_decoder):
-                initial = dict(site.mechanism.state_dict())
-                site.mechanism.load_state_dict({**initial, **weights[site.layer]})  # type: ignore[index]
+            attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
         return self._model.eval()
 
     def _load(self, plan: ConversionPlan) -> nn.Module:
@@ -174,12 +164,3 @@ def check_one_stack(source: Source) -> None:
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn audit MODEL INPUT` "
             "says what mechanisms would keep of its attention."
         )
-
-
-def layer_weights(model: nn.Module) -> dict[int, dict[str, Tensor]]:
-    """Parameters of the mechanisms of self-attention, by layer."""
-    return {
-        site.layer: {name: value.detach().cpu().clone() for name, value in site.mechanism.named_parameters()}
-        for site in attention_sites(model)
-        if not site.cross
-    }

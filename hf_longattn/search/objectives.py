@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +18,13 @@ from ..inspect import Candidate
 from ..inspect.attention import Progress
 from .design import Design
 from .inputs import SearchInputs
-from .model import SearchedModel, Weights
+from .model import SearchedModel
 from .texts import SearchText
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
 """What a mechanism may raise while it is measured: a search goes on without it."""
 PREDICTIONS_COMPARED = 256
 """Predictions of a piece that are compared."""
-Transferred = Mapping[str, Mapping[int, Weights]]
-"""Parameters of mechanisms after attention transfer: by candidate, then by layer."""
 
 
 def check_predicts_tokens(model: SearchedModel) -> None:
@@ -48,20 +46,19 @@ class HeldOutLoss:
         model: to convert.
         text: pieces are made of.
         pieces: how many, at most.
-        transferred: parameters of mechanisms.
     Raises:
         OptionError: the checkpoint has no language-modelling head.
     """
 
-    def __init__(self, model: SearchedModel, text: SearchText, pieces: int, transferred: Transferred | None = None) -> None:
+    def __init__(self, model: SearchedModel, text: SearchText, pieces: int) -> None:
         check_predicts_tokens(model)
-        self.model, self.transferred = model, transferred or {}
+        self.model = model
         self.inputs = text.predicted(model.length, pieces, causal=model.original.shape.causal)
 
     @torch.no_grad()
     def __call__(self, design: Design) -> float:
         """The loss, mean over pieces."""
-        model = self.model.run_with(design.attention(), weights=weights_of(design, self.transferred))
+        model = self.model.run_with(design.attention())
         losses = [
             float(model(input_ids=ids[None].to(model.device), labels=labels[None].to(model.device)).loss) for ids, labels in self.inputs
         ]
@@ -75,16 +72,14 @@ class Divergence:
     the image or of its places.
 
     Args:
-        model, text, pieces, transferred: as for :class:`HeldOutLoss`; or images or recordings.
+        model, text, pieces: as for :class:`HeldOutLoss`; or images or recordings.
         length: of the pieces, or the size of the images or sounds.
     Raises:
         OptionError: the checkpoint has no head.
     """
 
-    def __init__(
-        self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any, transferred: Transferred | None = None
-    ) -> None:  # fmt: skip
-        self.model, self.transferred = model, transferred or {}
+    def __init__(self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any) -> None:
+        self.model = model
         masked = model.predicts_tokens and not model.original.shape.causal
         self.inputs: list[dict[str, Tensor]] = []
         self.places: list[Tensor | None] = []
@@ -100,7 +95,7 @@ class Divergence:
 
     def __call__(self, design: Design) -> float:
         """The divergence, mean over pieces."""
-        model = self.model.run_with(design.attention(), short=True, weights=weights_of(design, self.transferred))
+        model = self.model.run_with(design.attention(), short=True)
         divergences = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
         return sum(divergences) / len(divergences)
 
@@ -146,7 +141,7 @@ class LossAgainstChunks:
         """Number of tokens per chunk for a text of ``tokens`` tokens."""
         return min(tokens, self.model.trained_length)
 
-    def __call__(self, attention: LongAttentionConfig, weights: Mapping[int, Weights] | None = None) -> LossChange | None:
+    def __call__(self, attention: LongAttentionConfig) -> LossChange | None:
         """The change over the tokens of all texts; ``None`` if no token is predicted."""
         if self._before is None:
             original = self.model.run_with(self.model.base_attention, short=True)
@@ -154,21 +149,12 @@ class LossAgainstChunks:
             self._before = [
                 chunk_losses(original, *pair, self.chunk(pair[0].shape[1]), causal=self.causal, special=special) for pair in self.inputs
             ]
-        converted = self.model.run_with(attention, weights=weights)
+        converted = self.model.run_with(attention)
         before, after = list[Tensor](), list[Tensor]()
         for chunked, (shown, target) in zip(self._before, self.inputs, strict=True):
             before.append(with_context(chunked, self.chunk(len(chunked)), causal=self.causal))
             after.append(token_losses(converted, shown, target, causal=self.causal))
         return LossChange.of(torch.cat(before), torch.cat(after))
-
-
-def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
-    """The transferred parameters of a design's layers."""
-    weights: dict[int, Weights] = {}
-    for layer, name in enumerate(design.names):
-        if layer in transferred.get(name, {}):
-            weights[layer] = transferred[name][layer]
-    return weights
 
 
 def divergence_by_layer(

@@ -30,12 +30,11 @@ from .candidates import FULL, read_candidates, unsuitable, usual_candidates
 from .config import MODES, OBJECTIVES, PIECES, SCORE_NAMES, SearchConfig
 from .costs import LayerCosts
 from .design import CostedDesign, Design, unique
-from .folder import COSTS, SCORES, TRANSFER, SearchFolder, opened_folder
-from .objectives import FAILURES, Divergence, LossAgainstChunks, Transferred, check_predicts_tokens, weights_of
+from .folder import COSTS, SCORES, SearchFolder, opened_folder
+from .objectives import FAILURES, Divergence, LossAgainstChunks, check_predicts_tokens
 from .result import LayerRow, SearchResult
 from .scores import QUERIES, CostTable, ScoreTable, choose, divergence_table, mass_table
-from .study import ROUNDING, check_trials, remove_torn_line
-from .workers import WorkerJob, run_workers, try_designs
+from .study import ROUNDING, DesignStudy, check_trials, remove_torn_line
 
 SEEDS = 12
 """Designs of stage 1 with which stage 2 starts."""
@@ -57,8 +56,6 @@ def search_design(
     score: str = "mass",
     trials: int = 0,
     objective: str = "loss",
-    workers: int = 1,
-    transfer_steps: int = 0,
     pieces: int = PIECES,
     queries: int = QUERIES,
     compare_at: int | None = None,
@@ -99,8 +96,6 @@ def search_design(
         score: of stage 1: "mass", captured softmax, or "kl", the divergence of the model in which one layer alone runs the candidate.
         trials: of stage 2, designs tried in all.
         objective: of stage 2: "loss", masked or causal, at the target length, or "kl", the divergence from the checkpoint.
-        workers: processes of stage 2; a script that asks for more than one needs ``if __name__ == "__main__":`` around the call.
-        transfer_steps: attention transfer of candidates with parameters before they are judged, in optimiser steps.
         pieces: of the text that are read, or images, at most.
         queries: measured in each piece for captured mass.
         compare_at: tokens at which candidates are judged; what the checkpoint was trained to read if not given. For images, pixels along
@@ -123,19 +118,19 @@ def search_design(
     for name, value, known in (("mode", mode, MODES), ("score", score, SCORE_NAMES), ("objective", objective, OBJECTIVES)):
         if value not in known:
             raise OptionError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}.")
-    if min(pieces, queries) < 1 or transfer_steps < 0:
-        raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512, transfer_steps=0.")
-    check_trials(trials, workers)
-    if output is None and (trials or transfer_steps or resume or overwrite):
-        raise OptionError("Stage 2 keeps its trials in a folder; give one as output, or leave trials and transfer_steps at 0.")
+    if min(pieces, queries) < 1:
+        raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512.")
+    check_trials(trials)
+    if output is None and (trials or resume or overwrite):
+        raise OptionError("Stage 2 keeps its trials in a folder; give one as output, or leave trials at 0.")
     if output is not None:
         check_extra("search", "matplotlib")
     full_layers = mode == MODES[1]
     config = SearchConfig(
         model=str(model), text=text, budget=None if full_layers else Budget.read(budget),
         full_layers=_count(budget) if full_layers else None, candidates=None if candidates is None else tuple(read_candidates(candidates)),
-        score="kl" if full_layers else score, objective=objective, trials=trials, workers=workers, transfer_steps=transfer_steps,
-        pieces=pieces, queries=queries, compare_at=compare_at, seed=seed, device=str(chosen_device(device)),
+        score="kl" if full_layers else score, objective=objective, trials=trials, pieces=pieces, queries=queries,
+        compare_at=compare_at, seed=seed, device=str(chosen_device(device)),
         conversion=ConversionConfig(
             max_length=length, image_size=image_size, frames=frames, audio_seconds=audio_seconds, positions=positions, revision=revision,
             token=token,
@@ -187,29 +182,27 @@ class Search:
             self.notes.append(self.text.too_few(pieces, config.pieces))
         self.candidates = self._suitable()
         costs = self._measure_costs()
-        folder = Path() if self.folder is None else self.folder.file(TRANSFER)
-        transferred = config.transferred(model, self.candidates, folder, self.progress)
         if config.full_layers is not None:
-            return self._full_layers(costs, transferred)
-        table = self._table(transferred)
+            return self._full_layers(costs)
+        table = self._table()
         assert config.budget is not None
         best, front = choose(table, self.candidates, costs, config.budget, config.score)
         uniform = self._uniform(costs, table)
         if not config.trials:
             what = "keeps the most of the layers' attention" if config.score == "mass" else "changes the predictions least"
-            return self._result(best, f"{best.design} {what} within {config.budget}.", costs, table, front, uniform, transferred)
-        tried = self._try(costs, [best, *front], uniform, transferred, table)
+            return self._result(best, f"{best.design} {what} within {config.budget}.", costs, table, front, uniform)
+        tried = self._try(costs, [best, *front], uniform, table)
         affordable = [costed for costed in tried if self._is_affordable(costs, costed.design)]
         what = "held-out loss" if config.objective == "loss" else "KL divergence"
         if not affordable:  # the search was stopped at its first designs, and resumed with fewer trials
             reason = f"{best.design} is what stage 1 chooses; none of the {len(tried)} designs tried is within {config.budget}."
-            return self._result(best, reason, costs, table, front, uniform, transferred, tuple(tried))
+            return self._result(best, reason, costs, table, front, uniform, tuple(tried))
         chosen = min(affordable, key=lambda costed: (costed.loss, costed.seconds))
         first = next((costed for costed in tried if costed.design.names == best.design.names), None)
         reason = f"{chosen.design} has the lowest {what} of the {len(tried)} designs tried, {chosen.loss:.4f} nats within {config.budget}"
         alone = f"stage 1 alone would choose {best.design}, {'not tried' if first is None else f'{first.loss:.4f} nats'}"
         reason += f"; {alone}." if first is not chosen else ", and is what stage 1 alone would choose."
-        return self._result(chosen, reason, costs, table, front, uniform, transferred, tuple(tried))
+        return self._result(chosen, reason, costs, table, front, uniform, tuple(tried))
 
     def _suitable(self) -> list[Candidate]:
         """The candidates that single layers can run and that positions hold for; why others cannot is kept in :attr:`reasons`.
@@ -267,14 +260,14 @@ class Search:
         if not self.candidates:
             raise OptionError(f"No candidate could be measured ({next(iter(reasons.values())).rstrip('.')}); give others with --candidate.")
 
-    def _table(self, transferred: Transferred) -> ScoreTable:
+    def _table(self) -> ScoreTable:
         config = self.config
 
         def compute() -> dict[str, Any]:
             if config.score == "mass":
                 table = mass_table(self.model, self.text, self.candidates, self.length, config.pieces, config.queries, self.progress)
             else:
-                divergence = Divergence(self.model, self.text, config.pieces, self.length, transferred)
+                divergence = Divergence(self.model, self.text, config.pieces, self.length)
                 table = divergence_table(self.model, divergence, self.candidates, self.progress)
             return asdict(table)
 
@@ -297,7 +290,7 @@ class Search:
         return amount <= budget.limit(costs.full_seconds) * (1 + ROUNDING)
 
     def _try(
-        self, costs: CostTable, front: Sequence[CostedDesign], uniform: Sequence[CostedDesign], transferred: Transferred, table: ScoreTable
+        self, costs: CostTable, front: Sequence[CostedDesign], uniform: Sequence[CostedDesign], table: ScoreTable
     ) -> list[CostedDesign]:  # fmt: skip
         """Every design that stage 2 tried, with its loss; those of stage 1 are tried first."""
         config, folder, budget = self.config, self.folder, self.config.budget
@@ -315,25 +308,20 @@ class Search:
         spread = [front[0], *most_expensive_first, *sorted(possible(uniform), key=lambda costed: -costed.seconds)]
         seeds = unique([costed.design for costed in spread])[: max(min(2, config.trials), config.trials // 2)]
         amounts = {name: costs.costs[name].seconds if peak else costs.layer_cost(name, budget) for name in names}
-        job = WorkerJob(config, str(folder.path), tuple(candidates), costs.layers, amounts, float("inf") if peak else limit, costs.named)
         remove_torn_line(folder.path)
-        study = job.study()
+        study = DesignStudy(folder.path, candidates, costs.layers, amounts, float("inf") if peak else limit, config.seed, costs.named)
         study.begin(seeds)
-        left = max(0, config.trials - study.complete)
-        workers = min(config.workers, left)
-        if workers > 1:
-            self.progress(f"{left} trials in {workers} processes")
-            run_workers(try_designs, [(job, len(range(number, left, workers))) for number in range(workers)])
-        elif left:
-            study.work(config.objective_of(self.model, transferred), left, self.progress)
+        left = config.trials - study.complete
+        if left > 0:
+            study.work(config.objective_of(self.model), left, self.progress)
         self.notes += [f"{name} could not be tried: {why}." for name, why in study.failed().items()]
         return [costs.costed(design, table, config.score, loss) for design, loss in study.tried()]
 
-    def _full_layers(self, costs: CostTable, transferred: Transferred) -> SearchResult:
+    def _full_layers(self, costs: CostTable) -> SearchResult:
         """The result in the mode full-layers: the layers that need their attention most keep it, and all others run the candidate.
 
-        In the paper (Li et al. 2025, arXiv 2512.20569) the cheap layers are linear and are trained a little by distillation before;
-        ``transfer_steps`` is that training here.
+        In the paper (Li et al. 2025, arXiv 2512.20569) the cheap layers are linear and are trained a little by distillation before, as
+        ``longattn train linearise --softmax-layers`` does; here they are judged untrained.
         """
         config, model, cheap, base = self.config, self.model, self.candidates[0], self.model.base_design
         assert config.full_layers is not None
@@ -342,7 +330,7 @@ class Search:
                 f"{config.model!r} has {model.layers} layers, so 1 to {model.layers - 1} of them can keep full attention; give --budget "
                 f"{model.layers // 2 or 1}."
             )
-        divergence = Divergence(model, self.text, config.pieces, self.length, transferred)
+        divergence = Divergence(model, self.text, config.pieces, self.length)
 
         def restored(full_layers: frozenset[int]) -> Design:
             return replace(base, layers=tuple(own if layer in full_layers else cheap for layer, own in enumerate(base.layers)))
@@ -368,13 +356,12 @@ class Search:
         )
         chosen = costs.costed(design, loss=layers.divergence)
         return self._result(
-            chosen, reason, costs, table, [], [], transferred, importance=tuple(layers.importance.values()), compared=layers.compared,
-            objective="kl",
+            chosen, reason, costs, table, [], [], importance=tuple(layers.importance.values()), compared=layers.compared, objective="kl",
         )  # fmt: skip
 
     def _result(
         self, chosen: CostedDesign, reason: str, costs: CostTable, table: ScoreTable, front: Sequence[CostedDesign],
-        uniform: Sequence[CostedDesign], transferred: Transferred, tried: tuple[CostedDesign, ...] = (), **more: Any,
+        uniform: Sequence[CostedDesign], tried: tuple[CostedDesign, ...] = (), **more: Any,
     ) -> SearchResult:  # fmt: skip
         config, model, sizes = self.config, self.model, self.model.original.inputs
         compared = self.length if isinstance(self.length, int) else self.length.tokens
@@ -387,7 +374,7 @@ class Search:
         }
         rows = tuple(LayerRow(row, name) for row, name in zip(table.scores, chosen.design.names, strict=True))
         full = costs.costed(costs.uniform(FULL))
-        change, no_loss = self._loss_change(chosen.design, transferred)
+        change, no_loss = self._loss_change(chosen.design)
         return SearchResult(
             model=config.model, text=self.text.name, length=model.length, compared_at=compared, budget=config.budget, score=config.score,
             full_seconds=full.seconds, full_bytes=full.bytes, chosen=chosen, reason=reason, front=tuple(front), uniform=tuple(uniform),
@@ -398,7 +385,7 @@ class Search:
             **{"objective": config.objective if tried else None, **more},
         )  # fmt: skip
 
-    def _loss_change(self, design: Design, transferred: Transferred) -> tuple[LossChange | None, str]:
+    def _loss_change(self, design: Design) -> tuple[LossChange | None, str]:
         """How the loss at the target length changes with a design, and why that was not measured."""
         if not self.text.has_loss:
             return None, ""
@@ -407,7 +394,7 @@ class Search:
             inputs: Any = self.text.predicted(self.model.length, self.config.pieces, causal=self.model.original.shape.causal)
             self.progress(f"held-out loss of {design}")
             measure = LossAgainstChunks(self.model, inputs)
-            return measure(design.attention(), weights_of(design, transferred)), ""
+            return measure(design.attention()), ""
         except FAILURES as error:
             return None, f"{in_a_line(error)}."
 

@@ -1,16 +1,14 @@
 """Stage 2: designs tried one after the other by Optuna (NSGA-II, Deb et al. 2002), for less loss at less cost.
 
-The study is Optuna's journal, to which every process of a search appends, so that a search that was stopped resumes, and several processes
-share one. A trial is a design: for every layer the number of its candidate. Trials are asked for and told: Optuna's own loop
-(``study.optimize``) counts a trial that Ctrl-C ends as failed, and hides that the disk is full behind an AssertionError.
+The study is Optuna's journal, so that a search that was stopped resumes. A trial is a design: for every layer the number of its
+candidate. Trials are asked for and told: Optuna's own loop (``study.optimize``) counts a trial that Ctrl-C ends as failed, and hides that
+the disk is full behind an AssertionError.
 """
 
 from __future__ import annotations
 
 import errno
 import math
-import multiprocessing
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,10 +81,7 @@ class DesignStudy:
             return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=self.seed + started, constraints_func=excess)
 
     def begin(self, seeds: Sequence[Design]) -> None:
-        """Queue the designs to try first, if the study is new; else those whose trials were interrupted.
-
-        One process calls it, while no other works on the study.
-        """
+        """Queue the designs to try first, if the study is new; else those whose trials were interrupted."""
         import optuna
 
         with _quiet():
@@ -101,12 +96,11 @@ class DesignStudy:
                         self.study.enqueue_trial(trial.params)
 
     def work(self, objective: Objective, trials: int, progress: Progress | None = None) -> None:
-        """Try designs in this process until ``trials`` of them have ended; designs that fail are left out, with their reason."""
+        """Try designs until ``trials`` of them have ended; designs that fail are left out, with their reason."""
         from optuna.trial import TrialState
 
-        parent = multiprocessing.parent_process()
         with _quiet():
-            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)) if parent is None else os.getpid())
+            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)))
             for number in range(trials):
                 trial = self.study.ask()
                 choices = range(len(self.candidates))
@@ -117,8 +111,6 @@ class DesignStudy:
                     progress(f"trial {number + 1} of {trials}: {design}")
                 losses = {tried.names: loss for tried, loss in self.tried()}
                 loss, why = (losses[design.names], "") if design.names in losses else _measure(objective, design)
-                if parent is not None and not parent.is_alive():  # the search was killed, and its next start tries this design again
-                    return
                 if why:
                     trial.set_user_attr(ERROR, why)
                     self.study.tell(trial, state=TrialState.FAIL)
@@ -200,9 +192,9 @@ def _quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def check_trials(trials: int, workers: int) -> None:
-    """Refuse numbers that make no search, and a missing Optuna, before anything is measured."""
-    if trials < 0 or workers < 1:
-        raise OptionError(f"--trials is {trials} and --workers {workers}; give --trials 0 or more, and --workers 1 or more.")
+def check_trials(trials: int) -> None:
+    """Refuse a number below 0, and a missing Optuna, before anything is measured."""
+    if trials < 0:
+        raise OptionError(f"--trials is {trials}; give --trials 0 or more.")
     if trials:
         check_extra("search", "optuna")

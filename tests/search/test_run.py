@@ -244,7 +244,7 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
     "an objective": ({"objective": "mass"}, OptionError, "objective is 'mass', but must be"),
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
-    "no workers": ({"trials": 1, "workers": 0}, OptionError, "--workers 1 or more"),
+    "fewer trials than none": ({"trials": -1}, OptionError, "give --trials 0 or more"),
     "trials without a folder": ({"trials": 3}, OptionError, "give one as output"),
     "a mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
     "an option": ({"candidates": ["window:windw=3"]}, OptionError, "Did you mean 'window'"),
