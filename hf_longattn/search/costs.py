@@ -29,12 +29,14 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
 from ..inspect import Candidate
+from ..inspect.attention import Progress, silent
 from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.registry import mechanism_from
 from ..reading import read_json_object
 from ..staging import staged_file
-from .objectives import FAILURES, Progress
 
+FAILURES = (LongAttentionError, RuntimeError, MemoryError)
+"""What a mechanism may raise while it is measured: a search goes on without it."""
 TURNS = 6
 SLOW_SECONDS = 2.0
 """A candidate whose first run takes longer is not run again."""
@@ -46,6 +48,10 @@ class LayerCost:
 
     seconds: float
     bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, without bytes that were not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def setting_of(shape: ModelShape, length: int, device: torch.device, grid: Grid | None = None) -> dict[str, Any]:
@@ -81,7 +87,7 @@ class LayerCosts:
             if stored.get("setting") == self.setting:
                 self.known = {name: LayerCost(**cost) for name, cost in stored["costs"].items()}
 
-    def measure(self, candidates: Iterable[Candidate], progress: Progress | None = None, memory: bool = False) -> Mapping[str, LayerCost]:
+    def measure(self, candidates: Iterable[Candidate], progress: Progress = silent, memory: bool = False) -> Mapping[str, LayerCost]:
         """The costs by the candidates' text; those that cannot run at this length are missing, and in :attr:`refused`.
 
         memory: also an encoder's bytes, whose measurement takes about as long as that of the seconds.
@@ -102,8 +108,7 @@ class LayerCosts:
                     raise
                 self.refused[name] = str(error)
                 continue
-            if progress is not None:
-                progress(f"cost of {name}")
+            progress(f"cost of {name}")
             try:
                 first = _timed(run)
                 if memory and not self.shape.causal:
@@ -120,7 +125,7 @@ class LayerCosts:
         if runs and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with staged_file(self.file) as stage:
-                write_json(stage, {"setting": self.setting, "costs": {name: asdict(cost) for name, cost in self.known.items()}})
+                write_json(stage, {"setting": self.setting, "costs": {name: cost.to_dict() for name, cost in self.known.items()}})
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:

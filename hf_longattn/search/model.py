@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from ..conversion.sources.base import Source
 from ..errors import CheckpointError
 from ..inputs.text import kind_in, load_tokenizer
 from ..inspect import Candidate
-from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.sliding_window import base_attention
@@ -31,68 +29,36 @@ class SearchedModel:
     """A checkpoint in memory whose layers can run one attention after the other, like the result of a conversion.
 
     Args:
-        source: an opened checkpoint, long or not.
+        source: a folder, a Hub repository or an opened checkpoint, long or not.
         config: settings of the conversion: length, positions.
         device: the device on which the model runs.
+    Raises:
+        CheckpointError: it has several towers, or no Long class.
+
+    trained_length, length: maximum lengths in tokens of the checkpoint and of the conversion's result.
+    base_attention, base_design: the layers' attention before the conversion: full attention or sliding windows, or the mechanisms of a long
+        model. named: layers with a sliding window, which they keep unless a configuration names them.
     """
 
-    def __init__(self, source: Source, config: ConversionConfig, device: torch.device) -> None:
-        self.source, self.conversion, self.device = source, config, device
-        self.original = self.planned(None)
-        self.tokenizer = load_tokenizer(source.folder)
+    def __init__(self, source: str | Source, config: ConversionConfig, device: torch.device) -> None:
+        self.source = open_requested(source, config) if isinstance(source, str) else source
+        check_one_stack(self.source)
+        self.conversion, self.device = config, device
+        self.tokenizer = load_tokenizer(self.source.folder)
+        plan = self.original = self.planned(None)
+        self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
+        family, source_config = plan.architecture.family, plan.architecture.source_config
+        own = family.own_attention
+        windows: list[int | None] = [None] * self.layers if own is not None else plan.kind.base_windows(source_config, self.layers)
+        self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
+        attention = plan.architecture.original_attention()
+        if attention is None:
+            attention = base_attention(windows) if own is None else own(source_config)
+        self.base_attention: LongAttentionConfig = attention
+        chosen = map(attention.for_layer, range(self.layers))
+        self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None
         self._key: object = None
-
-    @classmethod
-    def open(cls, name: str | Path | Source, config: ConversionConfig, device: torch.device) -> SearchedModel:
-        """Open a folder or a Hub repository.
-
-        Raises:
-            CheckpointError: it has several towers, or no Long class.
-        """
-        source = name if isinstance(name, Source) else open_requested(name, config)
-        check_one_stack(source)
-        return cls(source, config, device)
-
-    @property
-    def trained_length(self) -> int:
-        """Maximum length in tokens of the checkpoint before the conversion."""
-        return self.original.old_length
-
-    @property
-    def length(self) -> int:
-        """Maximum length in tokens of the conversion's result."""
-        return self.original.new_length
-
-    @property
-    def layers(self) -> int:
-        return self.original.shape.layers
-
-    @property
-    def base_attention(self) -> LongAttentionConfig:
-        """The layers' attention before the conversion: full attention or sliding windows, or the mechanisms of a long model."""
-        architecture = self.original.architecture
-        original = architecture.original_attention()
-        if original is None and architecture.family.own_attention is not None:
-            return architecture.family.own_attention(architecture.source_config)
-        return base_attention(self._windows) if original is None else original
-
-    @property
-    def base_design(self) -> Design:
-        """The attention that its layers run before the conversion."""
-        chosen = map(self.base_attention.for_layer, range(self.layers))
-        return Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
-
-    @property
-    def _windows(self) -> list[int | None]:
-        if self.original.architecture.family.own_attention is not None:
-            return [None] * self.layers
-        return self.original.kind.base_windows(self.original.architecture.source_config, self.layers)
-
-    @property
-    def named(self) -> frozenset[int]:
-        """Layers with a sliding window in the base, which they keep unless a configuration names them."""
-        return frozenset(layer for layer, width in enumerate(self._windows) if width is not None)
 
     @property
     def predicts_tokens(self) -> bool:
@@ -100,10 +66,13 @@ class SearchedModel:
         config: Any = self.original.config
         return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
 
-    def untrained_distances(self, mechanism: Mechanism) -> str:
-        """Why the result's positions need training with this mechanism, as a clause; empty if they do not, or if a conversion chooses
-        positions by the mechanism."""
-        return self.original.kind.untrained_distances(self.original, mechanism, self.conversion.positions)
+    @property
+    def no_loss(self) -> str:
+        """Why no held-out loss can be measured, as a clause; empty if it can."""
+        if self.predicts_tokens:
+            return ""
+        name = self.original.architecture.source_class
+        return f"{self.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss"
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention (``None``: full attention).
