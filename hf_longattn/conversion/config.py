@@ -379,7 +379,7 @@ def shard_bytes(size: str | int) -> int:
     return count
 
 
-def _of_conversion(name: str) -> Any:
+def of_conversion(name: str) -> Any:
     """A copy of a field of :class:`ConversionConfig`."""
     entry = next(entry for entry in fields(ConversionConfig) if entry.name == name)
     return field(default=entry.default, repr=entry.repr, metadata=entry.metadata)
@@ -395,14 +395,14 @@ class RevertConfig(Settings):
         "auto",
         "Position table: auto restores the rows before the conversion, truncate keeps the first rows, interpolate resizes the whole table.",
     )
-    dtype: str | torch.dtype | None = _of_conversion("dtype")
-    max_shard_size: str | int | None = _of_conversion("max_shard_size")
-    verify: bool = _of_conversion("verify")
-    verify_text: str | Path | None = _of_conversion("verify_text")
-    verify_audio: str | Path | None = _of_conversion("verify_audio")
-    overwrite: bool = _of_conversion("overwrite")
-    revision: str | None = _of_conversion("revision")
-    token: str | bool | None = _of_conversion("token")
+    dtype: str | torch.dtype | None = of_conversion("dtype")
+    max_shard_size: str | int | None = of_conversion("max_shard_size")
+    verify: bool = of_conversion("verify")
+    verify_text: str | Path | None = of_conversion("verify_text")
+    verify_audio: str | Path | None = of_conversion("verify_audio")
+    overwrite: bool = of_conversion("overwrite")
+    revision: str | None = of_conversion("revision")
+    token: str | bool | None = of_conversion("token")
 
     def __post_init__(self) -> None:
         if self.max_shard_size is not None:

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..conversion.config import ConversionConfig, Settings, documented, setting
+from ..conversion.config import ConversionConfig, Settings, documented, of_conversion, setting
 from ..errors import OptionError
 from .budget import BUDGET, Budget
 
 if TYPE_CHECKING:
     from ..inspect import Candidate
-
-MODES, SCORES, OBJECTIVES = ("mechanisms", "full-layers"), ("mass", "kl"), ("loss", "kl")
 
 
 @dataclass(frozen=True)
@@ -25,19 +23,9 @@ class SearchConfig(Settings):
         "What the attention of all layers may cost for one text: a share of full attention's time (0.25), seconds (1.5s) or memory "
         "(200MB); with --mode full-layers, the number of layers that keep full attention.",
     )
-    length: int | None = setting(
-        None, "Maximum length of the result, in tokens.", unset="the checkpoint's", unit="tokens", type=int, minimum=1
-    )
-    image_size: str | int | Sequence[int] | None = setting(
-        None,
-        "Size of the result's images: 1024, or height and width, 768x1024.",
-        unset="the checkpoint's",
-        unit="pixels",
-        metavar="PIXELS",
-    )
-    frames: int | None = setting(
-        None, "Number of frames of the result's videos.", unset="the checkpoint's", unit="frames", type=int, minimum=1
-    )
+    length: int | None = of_conversion("max_length")
+    image_size: str | int | Sequence[int] | None = of_conversion("image_size")
+    frames: int | None = of_conversion("frames")
     audio_seconds: float | None = setting(
         None, "Duration of the result's sounds.", unset="the checkpoint's", unit="seconds", type=float, metavar="SECONDS"
     )
@@ -71,11 +59,11 @@ class SearchConfig(Settings):
     device: str | None = setting(None, "cpu, cuda …", unset="the accelerator, if there is one")
     resume: bool = setting(False, "Continue the search in --output with the same settings.")
     overwrite: bool = setting(False, "Replace the search in --output.")
-    revision: str | None = setting(None, "Branch, tag or commit of a Hub repository.")
-    token: str | bool | None = setting(None, "Hub access token.", unset="HF_TOKEN, or the one from `hf auth login`", secret=True)
+    revision: str | None = of_conversion("revision")
+    token: str | bool | None = of_conversion("token")
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", MODES), ("score", SCORES), ("objective", OBJECTIVES)):
+        for name, known in {"mode": ("mechanisms", "full-layers"), "score": ("mass", "kl"), "objective": ("loss", "kl")}.items():
             if (value := getattr(self, name)) not in known:
                 raise OptionError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}.")
         if min(self.pieces, self.queries) < 1:

@@ -15,9 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,8 +41,7 @@ SLOW_SECONDS = 2.0
 """A candidate whose first run takes longer is not run again."""
 
 
-@dataclass(frozen=True)
-class LayerCost:
+class LayerCost(NamedTuple):
     """What one layer costs for one sequence: ``seconds``, and ``bytes``, ``None`` where they were not measured."""
 
     seconds: float
@@ -51,7 +49,7 @@ class LayerCost:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form, without bytes that were not measured."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def setting_of(shape: ModelShape, length: int, device: torch.device, grid: Grid | None = None) -> dict[str, Any]:

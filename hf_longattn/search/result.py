@@ -87,6 +87,11 @@ class SearchResult:
     material: str = "text"
 
     @property
+    def layers_kept(self) -> int | None:
+        """In the mode full-layers, how many layers keep the checkpoint's own attention."""
+        return int(self.budget.value) if self.budget.of_layers else None
+
+    @property
     def pareto(self) -> list[CostedDesign]:
         """The designs of stage 2 that no other beats in loss at the same cost."""
         return pareto(self.tried)
@@ -134,7 +139,7 @@ class SearchResult:
             "compared_at": self.compared_at,
             **self.compared_sizes(),
             **(
-                {"layers_kept": self.budget.value, "importance": list(self.importance)}
+                {"layers_kept": self.layers_kept, "importance": list(self.importance)}
                 if self.budget.of_layers
                 else {"budget": str(self.budget)}
             ),

@@ -69,7 +69,7 @@ def search_design(
             folder of images (``Path``), for one of videos a folder of frames, an array (.npy) or a folder of these, for one of sound a
             recording or a folder of recordings.
         output: the folder of the search, with report, image and the recipe ``design.yaml``; ``None`` keeps nothing, and makes no stage 2.
-        config: the settings; or its fields as keywords, see :class:`~hf_longattn.search.SearchConfig`.
+        config: the settings; or its fields as keywords, see :class:`~hf_longattn.SearchConfig`.
         progress: called with a sentence before each step.
     Returns:
         The result.
