@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from rich.filesize import pick_unit_and_suffix
+
 from ..errors import OptionError
 
 UNITS = {"": 1.0, "%": 0.01, "s": 1.0, "ms": 1e-3, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -85,7 +87,5 @@ def readable_seconds(value: float) -> str:
 
 def readable_bytes(value: float) -> str:
     """``120 MB``."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} bytes"
+    size, unit = pick_unit_and_suffix(int(value), ["bytes", "kB", "MB", "GB"], 1000)
+    return f"{value / size:.3g} {unit}"

@@ -8,13 +8,12 @@ encoder, the memory that attention needs besides its inputs and its output, whic
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,18 +168,10 @@ def _working_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
         return max(0, torch.cuda.max_memory_allocated(device) - before - result.nbytes)
     with _without_stderr(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = run()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(file))
-        events: list[Any] = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted(
-        (event["ts"], number, event["args"]["Bytes"]) for number, event in enumerate(events) if event.get("name") == "[memory]"
-    )
-    now = most = 0
-    for _, _, change in changes:
-        now += change
-        most = max(most, now)
-    return max(0, most - result.nbytes)
+    recorded: Any = profile.profiler
+    changes = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    in_use = accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    return max(0, max(in_use, default=0) - result.nbytes)
 
 
 @contextlib.contextmanager

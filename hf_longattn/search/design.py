@@ -98,15 +98,13 @@ class CostedDesign:
     loss: float | None = None
 
     def to_dict(self, full_seconds: float) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        return {
-            "layers": list(self.design.names),
-            "seconds": _short(self.seconds),
-            "share_of_full_time": _short(self.seconds / full_seconds),
-            **({} if self.bytes is None else {"bytes": self.bytes}),
-            **({} if self.score is None else {"score": _short(self.score)}),
-            **({} if self.loss is None else {"loss": _short(self.loss)}),
-        }
+        """JSON-serialisable form, with six digits of each number."""
+        values = {
+            "seconds": self.seconds, "share_of_full_time": self.seconds / full_seconds, "bytes": self.bytes, "score": self.score,
+            "loss": self.loss,
+        }  # fmt: skip
+        numbers = {name: value if name == "bytes" else float(f"{value:.6g}") for name, value in values.items() if value is not None}
+        return {"layers": list(self.design.names), **numbers}
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,3 @@ def pareto(designs: Iterable[CostedDesign]) -> list[CostedDesign]:
 def unique(designs: Sequence[Design]) -> list[Design]:
     """The designs without repetitions, in order."""
     return list({design.names: design for design in designs}.values())
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
