@@ -168,12 +168,10 @@ def _costs(costs: Sequence[LengthCost], inputs: InputSizes) -> Table:
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
         "whole model": [flops(cost.total_flops) for cost in costs],
         "activations": [decimal(cost.activation_bytes) for cost in costs],
-        "decode cache": [decimal(cost.cache_bytes or 0) for cost in costs],
+        "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
-    if all(cost.cache_bytes is None for cost in costs):
-        columns.pop("decode cache")
     title = f"operations and memory for one {_one(inputs)}, computed from the model's shape"
-    return Table([*columns], [*zip(*columns.values(), strict=True)], title, align="r")
+    return Table.of_columns(columns, title, align="r")
 
 
 def show_report(report: ConversionReport) -> None:

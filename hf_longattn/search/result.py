@@ -205,22 +205,23 @@ class SearchResult:
         return self.report().markdown()
 
     def _layers(self) -> Table:
-        judged = any(row.chosen in row.scores for row in self.rows)
-        score = ["captured mass" if self.score == "mass" else "−KL (nats)"] * judged
-        rows = []
-        for number, row in enumerate(self.rows):
-            scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else ""] * judged
-            gains = [f"{self.importance[number]:.4f}"] if self.importance else []
-            rows.append((str(number), row.chosen, *scores, *gains))
-        return Table(("layer", "runs", *score, *["gain if full (nats)"] * bool(self.importance)), rows, align="rlr")
+        columns = {
+            "layer": [str(number) for number in range(len(self.rows))],
+            "runs": [row.chosen for row in self.rows],
+            "captured mass" if self.score == "mass" else "−KL (nats)": [
+                f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in self.rows
+            ],
+            "gain if full (nats)": [f"{gain:.4f}" for gain in self.importance],
+        }
+        return Table.of_columns(columns, align="rlr")
 
     def _designs(self, title: str, designs: Sequence[CostedDesign]) -> Table:
-        measured = any(costed.loss is not None for costed in designs)
-        rows = []
-        for costed in designs:
-            score = "" if costed.score is None else f"{costed.score:.3f}"
-            loss = ["" if costed.loss is None else f"{costed.loss:.4f}"] * measured
-            name, cost = str(costed.design).removesuffix(" in every layer"), self.cost_of(costed).replace(" of full attention", "")
-            rows.append((name, score, *loss, cost))
-        loss_name = [self.objective or "loss"] * measured
-        return Table(("design", "score", *loss_name, "cost" if self.budget.of_memory else "cost (of full)"), rows, title)
+        columns = {
+            "design": [str(costed.design).removesuffix(" in every layer") for costed in designs],
+            "score": ["" if costed.score is None else f"{costed.score:.3f}" for costed in designs],
+            self.objective or "loss": ["" if costed.loss is None else f"{costed.loss:.4f}" for costed in designs],
+            "cost" if self.budget.of_memory else "cost (of full)": [
+                self.cost_of(costed).replace(" of full attention", "") for costed in designs
+            ],
+        }
+        return Table.of_columns(columns, title)
