@@ -44,8 +44,8 @@ class SearchedModel:
         self.source = open_requested(source, config) if isinstance(source, str) else source
         check_one_stack(self.source)
         self.conversion, self.device = config, device
-        self.tokenizer = load_tokenizer(self.source.folder)
         plan = self.original = self.planned(None)
+        self.tokenizer = load_tokenizer(self.source.folder)
         self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
         family, source_config = plan.architecture.family, plan.architecture.source_config
         own = family.own_attention

@@ -83,6 +83,8 @@ def search_design(
     config = SearchConfig.from_keywords(config, settings)
     if output is None and (config.trials or config.resume or config.overwrite):
         raise OptionError("Stage 2 keeps its trials in a folder; give one as output, or leave trials at 0.")
+    if config.limit().of_layers and (len(read_candidates(config.candidates)) != 1 or config.trials):
+        raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
     if config.trials:
         check_extra("search", "optuna")
     if output is not None:
@@ -118,8 +120,6 @@ class Search:
     ) -> None:  # fmt: skip
         self.config, self.folder, self.progress, self.budget = config, folder, progress or silent, config.limit()
         self.asked = None if config.candidates is None else read_candidates(config.candidates)
-        if config.full_layers and (self.asked is None or len(self.asked) != 1 or config.trials):
-            raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
         self.conversion = conversion or config.conversion()
         self.model = SearchedModel(model, self.conversion, chosen_device(config.device))
         original = self.model.original
