@@ -23,9 +23,6 @@ from .model import SearchedModel
 class SearchText(TextIds):
     """Pieces of one text, each as long as the model reads at once, with the tokenizer's special tokens."""
 
-    has_loss = True
-    """Whether a model predicts parts of a piece, so that its loss can be measured."""
-
     def pieces(self, length: int, count: int) -> list[Tensor]:
         """Up to ``count`` pieces of ``length`` tokens ``(length,)``, one after the other; at least one.
 
@@ -65,8 +62,6 @@ class SearchInputs:
     Raises:
         DataError, AudioError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.common.user_files.UserInputs`.
     """
-
-    has_loss = False
 
     def __init__(self, given: object, plan: ConversionPlan, count: int) -> None:
         kind: Any = plan.kind

@@ -32,7 +32,7 @@ from .config import SearchConfig
 from .costs import FAILURES, LayerCosts
 from .design import CostedDesign, Design, DesignCosts, unique
 from .folder import COSTS, SCORES, SearchFolder, opened_folder
-from .inputs import read_inputs
+from .inputs import SearchText, read_inputs
 from .model import SearchedModel
 from .objectives import Divergence, HeldOutLoss
 from .result import LayerRow, SearchResult
@@ -354,7 +354,7 @@ class Search:
 
     def _loss_change(self, design: Design) -> tuple[LossChange | None, str]:
         """How the loss at the target length changes with a design, and why that was not measured."""
-        if not self.text.has_loss:
+        if not isinstance(self.text, SearchText):
             return None, ""
         if self.model.no_loss:
             return None, f"{self.model.no_loss}."
