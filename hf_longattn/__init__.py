@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .modeling.generic import enable_long_attention, load_generic
     from .modeling.inference.optimize import optimize_for_inference
     from .modeling.run.sharding import sequence_parallel
-    from .search import SearchResult, search_design
+    from .search import SearchConfig, SearchResult, search_design
 
 __version__ = "0.2.0"
 

@@ -6,7 +6,7 @@ A product says once what its report has. ``cli/terminal.py`` prints a report, ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -64,6 +64,12 @@ class Table:
     shrinks: bool = False
     shares: Sequence[Sequence[float]] = ()
     tooltips: Sequence[Sequence[str]] = ()
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Sequence[str]], title: str = "", align: str = "lr") -> Table:
+        """A table of columns by their names; empty ones are left out."""
+        filled = {name: cells for name, cells in columns.items() if any(cells)}
+        return cls([*filled], [*zip(*filled.values(), strict=True)], title, align)
 
     def alignment(self, column: int) -> str:
         """ "l" or "r"."""

@@ -11,11 +11,11 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ..choice_text import IN_TURN, read_choice, read_pairs, read_rules, read_towers
-from ..conversion import ConversionConfig, RevertConfig
+from ..conversion import ConversionConfig
+from ..conversion.config import Settings
 from ..errors import OptionError
 from ..recipes import read_recipe, recipe_names
 
-Config = type[ConversionConfig] | type[RevertConfig]
 C = TypeVar("C", bound=Callable[..., None])
 
 
@@ -38,14 +38,14 @@ def flag(setting: Field[Any]) -> Any:
 def parameter(setting: Field[Any]) -> inspect.Parameter:
     """The parameter of a command for a setting."""
     kind = setting.metadata["type"]
-    annotation = bool if kind is bool else list[str] | None if kind is list else str if setting.default is not None else kind | None
+    annotation = bool if kind is bool else list[str] | None if kind is list else kind if setting.default is not None else kind | None
     default = False if kind is bool else setting.default
     return inspect.Parameter(
         flag_name(setting), inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, flag(setting)]
     )
 
 
-def takes_settings(kind: Config, *, planned: bool = False) -> Callable[[C], C]:
+def takes_settings(kind: type[Settings], *, planned: bool = False) -> Callable[[C], C]:
     """Decorator of a command: flags of the settings in place of its argument ``config``, which is made from them.
 
     Args:
@@ -75,7 +75,7 @@ def takes_settings(kind: Config, *, planned: bool = False) -> Callable[[C], C]:
     return decorate
 
 
-def read_settings(kind: Config, values: dict[str, Any]) -> Any:
+def read_settings(kind: type[Settings], values: dict[str, Any]) -> Any:
     """The config from the values of the flags, by the settings' names."""
     if values.get("verify_text") is not None and values.get("verify"):
         raise typer.BadParameter("contradicts --no-verify.", param_hint="--verify-text")
@@ -83,7 +83,8 @@ def read_settings(kind: Config, values: dict[str, Any]) -> Any:
     read = {name: parse(values[name]) or None for name, parse in PARSERS.items() if name in values}
     if read.get("layers") and "layers" in (read["options"] or {}):
         raise typer.BadParameter("contradicts --layers.", param_hint="--option layers")
-    settings = kind(**{**values, **read, "verify": not values.get("verify")})
+    verify = {"verify": not values["verify"]} if "verify" in values else {}
+    settings = kind(**{**values, **read, **verify})
     if isinstance(settings, ConversionConfig):
         settings.check_early()
     return settings

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..choice_text import write_numbers
 from ..drawing import new_figure, save
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
@@ -23,12 +24,12 @@ TITLE = 46
 
 
 def name_layers(mechanisms: Sequence[Mechanism]) -> dict[str, Mechanism]:
-    """Mechanisms by name, with equal layers grouped: "layers 0, 2: window window=64"."""
+    """Mechanisms by name, with equal layers grouped: "layers 0,2: window window=64"."""
     groups: dict[str, list[int]] = {}
     for index, mechanism in enumerate(mechanisms):
         text = " ".join([mechanism.name, *(f"{name}={value}" for name, value in mechanism.options.to_dict().items())])
         groups.setdefault(text, []).append(index)
-    return {f"{_range(indices)}: {text}": mechanisms[indices[0]] for text, indices in groups.items()}
+    return {f"layer{'s' * (len(of) > 1)} {write_numbers(of)}: {text}": mechanisms[of[0]] for text, of in groups.items()}
 
 
 def pattern(mechanism: Mechanism, length: int, causal: bool) -> Tensor:
@@ -138,10 +139,3 @@ def _different_heads(weights: Tensor) -> list[Tensor]:
     """The first head alone when all heads see the same keys."""
     visible = weights > 0
     return [weights[0]] if bool((visible == visible[:1]).all()) else list(weights)
-
-
-def _range(indices: list[int]) -> str:
-    if len(indices) == 1:
-        return f"layer {indices[0]}"
-    together = indices == list(range(indices[0], indices[-1] + 1))
-    return f"layers {indices[0]}–{indices[-1]}" if together else f"layers {', '.join(map(str, indices))}"

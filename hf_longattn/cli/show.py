@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal, pick_unit_and_suffix
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..evaluation.summaries import plus_minus
@@ -60,7 +61,7 @@ def _plan(plan: ConversionPlan) -> Report:
         ("texts", str(plan.short_texts)),
         ("positions", plan.positions + ("" if plan.positions_exact else f"  ({plan.position_change}: needs training)")),
         ("tensors", _counts(plan.counts())),
-        ("size", f"{size(plan.source.total_bytes)} → {size(plan.total_bytes)}"),
+        ("size", f"{decimal(plan.source.total_bytes)} → {decimal(plan.total_bytes)}"),
         ("native twin", "" if plan.native_twin is None else plan.native_twin.describe()),
     )
     for tensor in plan.tensors:
@@ -131,7 +132,7 @@ def add_comparison(report: Report, rows: Sequence[MechanismCost], headings: Sequ
 
 def _round(count: int) -> str:
     """A size without decimals, so that four columns and the names fit into 80 characters."""
-    number, unit = size(count).split()
+    number, unit = decimal(count).split()
     return f"{float(number.replace(',', '')):,.0f} {unit}"
 
 
@@ -166,13 +167,11 @@ def _costs(costs: Sequence[LengthCost], inputs: InputSizes) -> Table:
         "full attention": [flops(cost.full_attention_flops) for cost in costs],
         "ratio": [f"{cost.full_attention_flops / max(1, cost.attention_flops):.1f}×" for cost in costs],
         "whole model": [flops(cost.total_flops) for cost in costs],
-        "activations": [size(cost.activation_bytes) for cost in costs],
-        "decode cache": [size(cost.cache_bytes or 0) for cost in costs],
+        "activations": [decimal(cost.activation_bytes) for cost in costs],
+        "decode cache": ["" if cost.cache_bytes is None else decimal(cost.cache_bytes) for cost in costs],
     }
-    if all(cost.cache_bytes is None for cost in costs):
-        columns.pop("decode cache")
     title = f"operations and memory for one {_one(inputs)}, computed from the model's shape"
-    return Table([*columns], [*zip(*columns.values(), strict=True)], title, align="r")
+    return Table.of_columns(columns, title, align="r")
 
 
 def show_report(report: ConversionReport) -> None:
@@ -182,7 +181,7 @@ def show_report(report: ConversionReport) -> None:
 
     plan, shown = report.plan, Report()
     shown.facts(
-        ("written", f"{report.destination}  ({size(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
+        ("written", f"{report.destination}  ({decimal(report.bytes_written)} in {report.seconds['convert']:.1f} s)"),
         ("model", f"{plan.get('class', plan['long_class'])}, {_grown(plan)}, positions {plan['positions']}"),
         ("texts", _short_texts(report) if "short_texts" in plan else ""),
         ("tensors", _counts(plan["tensor_counts"])),
@@ -273,7 +272,7 @@ def show_export(export: ExportReport) -> None:
         inputs += f", or less in multiples of {export.image_step}" if export.image_step else ""
     report = Report()
     report.facts(
-        ("written", f"{export.destination}  ({size(export.bytes_written)})"),
+        ("written", f"{export.destination}  ({decimal(export.bytes_written)})"),
         ("file" if export.format == "gguf" else "graph", f"{export.class_name}, {form}, any batch size, {inputs}"),
         ("inputs", _without_state(export, export.inputs)),
         ("outputs", _without_state(export, export.outputs)),
@@ -295,7 +294,7 @@ def _int8(int8: dict[str, Any]) -> str:
     seconds, sizes = int8["seconds"], int8["bytes"]
     timed = f"{seconds['tokens']:,} tokens" if "tokens" in seconds else "an image"
     return (
-        f"{int8['file']}, {size(sizes['int8'])} instead of {size(sizes['float32'])};"
+        f"{int8['file']}, {decimal(sizes['int8'])} instead of {decimal(sizes['float32'])};"
         f" {timed} in {seconds['int8']:.2f} s instead of {seconds['float32']:.2f} s,"
         f" {seconds['threads']} threads; {_accuracy(int8['outputs'])}"
     )
@@ -324,7 +323,7 @@ def _add_inspection(report: Report, model: Inspection) -> None:
     report.facts(
         ("model", f"{model.source.name}  ({model.class_name}{of_transformers}, model type {model.model_type})"),
         ("input", reads),
-        ("parameters", f"{model.parameters:,}  ({size(model.nbytes)} in {model.tensors} tensors)"),
+        ("parameters", f"{model.parameters:,}  ({decimal(model.nbytes)} in {model.tensors} tensors)"),
         ("pruned heads", f"{pruned} kept" if pruned else ""),
     )
     if model.apart:
@@ -352,7 +351,7 @@ def _states(model: Inspection) -> Table:
     for (name, state), run in groupby(zip((mechanism.name for mechanism in model.mechanisms), model.states, strict=False)):
         last = first + len(list(run)) - 1
         layers = f"{first}-{last}" if last > first else str(first)
-        rows.append((layers, name, size(state.bytes), size(state.per_token) if state.per_token else "nothing"))
+        rows.append((layers, name, decimal(state.bytes), decimal(state.per_token) if state.per_token else "nothing"))
         first = last + 1
     title = f"state of each layer while decoding a sequence of {model.max_length:,} tokens"
     return Table(("layers", "mechanism", "state", "added by each further token"), rows, title, align="l")
@@ -406,18 +405,10 @@ def show_mechanism(info: MechanismInfo) -> None:
     terminal.show(report)
 
 
-def size(count: int) -> str:
-    """Bytes in readable units."""
-    return _in_units(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))) or f"{count} B"
-
-
 def flops(count: int) -> str:
     """Floating-point operations in readable units."""
-    return _in_units(count, (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))) or f"{count / 1e6:.1f} MFLOP"
-
-
-def _in_units(count: int, units: Sequence[tuple[str, float]]) -> str:
-    return next((f"{count / scale:.1f} {unit}" for unit, scale in units if count >= scale), "")
+    unit, name = pick_unit_and_suffix(count, ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"], 1000)
+    return f"{count / unit:.1f} {name}"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ..catalogue import check_early
 from ..choice_text import IN_TURN
@@ -65,7 +65,9 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """Base class of the settings of a conversion and of a reversal."""
+    """Base class of the settings of a conversion, of a reversal and of a search. noun: what they are settings of."""
+
+    noun: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
         """Settings that differ from their defaults, JSON-serialisable, for the report. Paths are file names, and secrets are left out."""
@@ -76,6 +78,18 @@ class Settings:
                 value = value.to_dict() if hasattr(value, "to_dict") else value
                 values[setting.name] = Path(value).name if setting.metadata["type"] is Path else _plain(value)
         return values
+
+    @classmethod
+    def from_keywords(cls: type[S], config: S | None, values: Mapping[str, Any]) -> S:
+        """``config`` itself, or a config made from keywords.
+
+        Raises:
+            OptionError: both are given, or a keyword is not a setting.
+        """
+        known = [entry.name for entry in fields(cls)]
+        if wrong := next((name for name in values if name not in known), None):
+            raise OptionError(f"{wrong!r} is not a setting of a {cls.noun}; expected one of {', '.join(known)}.{nearest(wrong, known)}")
+        return cls(**values) if config is None else _alone(config, values)
 
 
 def _plain(value: Any) -> Any:
@@ -89,6 +103,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ConversionConfig(Settings):
+    noun: ClassVar[str] = "conversion"
     mechanism: str | None = setting(
         None,
         "One of `longattn mechanisms`; auto searches one for every layer under --budget.",
@@ -364,7 +379,7 @@ def shard_bytes(size: str | int) -> int:
     return count
 
 
-def _of_conversion(name: str) -> Any:
+def of_conversion(name: str) -> Any:
     """A copy of a field of :class:`ConversionConfig`."""
     entry = next(entry for entry in fields(ConversionConfig) if entry.name == name)
     return field(default=entry.default, repr=entry.repr, metadata=entry.metadata)
@@ -372,6 +387,7 @@ def _of_conversion(name: str) -> Any:
 
 @dataclass(frozen=True)
 class RevertConfig(Settings):
+    noun: ClassVar[str] = "reversal"
     max_length: int | None = setting(
         None, "Maximum length of the result, in tokens.", unset="that before the conversion", unit="tokens", type=int, minimum=1
     )
@@ -379,30 +395,18 @@ class RevertConfig(Settings):
         "auto",
         "Position table: auto restores the rows before the conversion, truncate keeps the first rows, interpolate resizes the whole table.",
     )
-    dtype: str | torch.dtype | None = _of_conversion("dtype")
-    max_shard_size: str | int | None = _of_conversion("max_shard_size")
-    verify: bool = _of_conversion("verify")
-    verify_text: str | Path | None = _of_conversion("verify_text")
-    verify_audio: str | Path | None = _of_conversion("verify_audio")
-    overwrite: bool = _of_conversion("overwrite")
-    revision: str | None = _of_conversion("revision")
-    token: str | bool | None = _of_conversion("token")
+    dtype: str | torch.dtype | None = of_conversion("dtype")
+    max_shard_size: str | int | None = of_conversion("max_shard_size")
+    verify: bool = of_conversion("verify")
+    verify_text: str | Path | None = of_conversion("verify_text")
+    verify_audio: str | Path | None = of_conversion("verify_audio")
+    overwrite: bool = of_conversion("overwrite")
+    revision: str | None = of_conversion("revision")
+    token: str | bool | None = of_conversion("token")
 
     def __post_init__(self) -> None:
         if self.max_shard_size is not None:
             shard_bytes(self.max_shard_size)
-
-    @classmethod
-    def from_keywords(cls, config: RevertConfig | None, values: Mapping[str, Any]) -> RevertConfig:
-        """``config`` itself, or a config made from keywords.
-
-        Raises:
-            OptionError: both are given, or a keyword is not a setting.
-        """
-        known = [entry.name for entry in fields(cls)]
-        if wrong := next((name for name in values if name not in known), None):
-            raise OptionError(f"{wrong!r} is not a setting of a reversal; expected one of {', '.join(known)}.{nearest(wrong, known)}")
-        return cls(**values) if config is None else _alone(config, values)
 
 
 def _alone(config: S, values: Mapping[str, Any]) -> S:
@@ -412,7 +416,7 @@ def _alone(config: S, values: Mapping[str, Any]) -> S:
     return config
 
 
-def _documented(config: type[Settings], summary: str) -> None:
+def documented(config: type[Settings], summary: str) -> None:
     """Set the docstring of a config: every setting with its meaning, default and unit."""
     lines = []
     for entry in fields(config):
@@ -423,5 +427,5 @@ def _documented(config: type[Settings], summary: str) -> None:
     config.__doc__ = "\n".join([summary, "", "Args:", *lines])
 
 
-_documented(ConversionConfig, "Settings of a conversion, one object or keywords of `convert_checkpoint`.")
-_documented(RevertConfig, "Settings of a reversal, one object or keywords of `revert_checkpoint`.")
+documented(ConversionConfig, "Settings of a conversion, one object or keywords of `convert_checkpoint`.")
+documented(RevertConfig, "Settings of a reversal, one object or keywords of `revert_checkpoint`.")

@@ -26,7 +26,7 @@ from ..modeling.family.definition import tower_field
 from ..modeling.generic import TOWERS
 from ..processor_files import RERANKER, sentence_kind
 from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long, named_class, plain_names, read_json_object
-from ..reports import markdown_table
+from ..reports import Table, markdown_table
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
 from .usage import GRAPHS, backbone_of, next_step, tokens_of, usage_section
@@ -414,8 +414,6 @@ def _long_towers(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _table(rows: Sequence[MeasuredResult]) -> str:
-    if not rows:
-        return ""
     columns = {
         "system": [row.system or "this model" for row in rows] if any(row.system for row in rows) else [],
         "dataset": [row.dataset for row in rows],
@@ -424,8 +422,8 @@ def _table(rows: Sequence[MeasuredResult]) -> str:
         "n": [f"{row.n:,}" if row.n is not None else "" for row in rows],
         "note": [row.note for row in rows],
     }
-    filled = {head: cells for head, cells in columns.items() if any(cells)}
-    return markdown_table([*filled], zip(*filled.values(), strict=True))
+    table = Table.of_columns(columns)
+    return markdown_table(table.columns, table.rows) if rows else ""
 
 
 @dataclasses.dataclass(frozen=True)

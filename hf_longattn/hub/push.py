@@ -7,14 +7,13 @@ import fnmatch
 import json
 import mmap
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 
 from ..constants import PREDICTIONS
 from ..errors import CheckpointError, HubError
@@ -159,19 +158,11 @@ def _push(
         has_card = "README.md" in files or api.file_exists(name, "README.md", revision=revision)
     text, card = _card(place, name, has_card)
     changed = _changed(place, files, name) | ({"README.md": text} if text is not None else {})
-    with tempfile.TemporaryDirectory() as temporary:  # holds exactly the files to upload: changed texts, and links to the others
-        stage = Path(temporary)
-        for file in {*files, *changed}:
-            (stage / file).parent.mkdir(parents=True, exist_ok=True)
-            if file in changed:
-                (stage / file).write_text(changed[file], encoding="utf-8")
-            else:
-                (stage / file).symlink_to((place / file).resolve())
-        with translated_errors(repo_id, api.token):
-            commit = api.upload_folder(repo_id=name, folder_path=stage, commit_message=message, revision=revision)
-    url = f"{api.endpoint}/{name}"
     sent = tuple(sorted({*files, *changed}))
-    return PushReport(name, url, revision or "main", commit.oid, bool(info.private), sent, tuple(left_out), card)
+    added = [CommitOperationAdd(file, changed[file].encode() if file in changed else place / file) for file in sent]
+    with translated_errors(repo_id, api.token):  # upload_folder would split a large folder into several commits
+        commit = api.create_commit(name, added, commit_message=message, revision=revision)
+    return PushReport(name, f"{api.endpoint}/{name}", revision or "main", commit.oid, bool(info.private), sent, tuple(left_out), card)
 
 
 def _check_folder(place: Path) -> None:

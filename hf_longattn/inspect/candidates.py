@@ -88,7 +88,7 @@ class Candidate:
 
 def usual_candidates(causal: bool = False) -> list[Candidate]:
     """:data:`USUAL`, for causal layers also :data:`USUAL_CAUSAL`, and all other mechanisms with their default options."""
-    usual = _unasked((*USUAL, *USUAL_CAUSAL * causal))
+    usual = unasked((*USUAL, *USUAL_CAUSAL * causal))
     named = {candidate.mechanism for candidate in usual}
     return usual + [Candidate(name) for name in list_mechanisms(grid=False) if name not in named]
 
@@ -108,11 +108,12 @@ def candidates_for(kind: InputKind | None, asked: Sequence[str | Candidate] | No
         for candidate in chosen:
             check(candidate.mechanism, candidate.options)
         return chosen
-    usual = _unasked(USUAL_ON_GRIDS) if kind.drawn else [*_unasked(USUAL_FOR_SOUND), *usual_candidates()]
+    usual = unasked(USUAL_ON_GRIDS) if kind.drawn else [*unasked(USUAL_FOR_SOUND), *usual_candidates()]
     return [candidate for candidate in usual if _fits(candidate, check)]
 
 
-def _unasked(texts: Iterable[str]) -> list[Candidate]:
+def unasked(texts: Iterable[str]) -> list[Candidate]:
+    """Candidates that the user did not name."""
     return [replace(Candidate.read(text), by_user=False) for text in texts]
 
 

@@ -1,16 +1,14 @@
 """Search for a mechanism per layer under a budget of time or memory: ``longattn search``.
 
-config               the settings of a search
+run                  the search: its steps, and what is known after each of them
+config               its settings
 budget, candidates   the limit, and the mechanisms to choose from
-design, result       the outcome: a candidate for each layer, with its costs; the report
-costs                seconds and bytes of candidates in one layer, measured on this machine
-texts, inputs        pieces of the text, images and recordings
-model                the checkpoint with any design in its layers
+costs, design        seconds and bytes of a candidate in one layer, measured on this machine; a candidate for each layer, with its costs
+inputs, model        pieces of a text, images and recordings; the checkpoint with any design in its layers
 scores, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
 objectives, study    stage 2: loss or KL divergence of whole designs, tried by Optuna
-workers              processes that share a study
-transfer             attention transfer of mechanisms with parameters before they are judged
-folder, plot, run    where it is kept, its figure, and all of it together
+folder               where it is kept, and how it resumes
+result, plot         the report, and its figure
 auto                 ``--mechanism auto`` of a conversion
 """
 
@@ -23,6 +21,7 @@ from ..lazy import public_names
 if TYPE_CHECKING:
     from .auto import choose_mechanisms as choose_mechanisms
     from .budget import Budget as Budget
+    from .config import SearchConfig as SearchConfig
     from .design import CostedDesign as CostedDesign
     from .design import Design as Design
     from .result import SearchResult as SearchResult

@@ -8,7 +8,7 @@ from ..errors import LongAttentionError, OptionError
 from ..inputs.common.base import InputSizes
 from ..inputs.text import text_sizes
 from ..inspect import Candidate
-from ..inspect.candidates import USUAL_CHUNKS, unique_candidates
+from ..inspect.candidates import USUAL_CHUNKS, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
 from ..mechanisms.common.registry import prototype
 
@@ -36,14 +36,12 @@ FULL = Candidate("full")
 def usual_candidates(sizes: InputSizes | None = None) -> list[Candidate]:
     """:data:`USUAL` and full attention; of a model that reads images of these ``sizes``, :data:`USUAL_ON_GRIDS` and more; of one of sound
     :data:`USUAL` and :data:`USUAL_CHUNKS`."""
-    texts: tuple[str, ...] = USUAL
-    listed: list[str] = []
-    if sizes is not None:
-        texts = USUAL_OF.get(sizes.noun, (*sizes.kind.own_windows(sizes), *USUAL_ON_GRIDS))
-        listed = [] if sizes.noun in USUAL_OF else sizes.kind.mechanisms(causal=False)
-    named = [Candidate.read(text) for text in texts]
-    others = [Candidate(name) for name in listed if name not in {candidate.mechanism for candidate in named}]
-    return unique_candidates([*(Candidate(candidate.mechanism, candidate.options) for candidate in named), *others, FULL])
+    if sizes is None or sizes.noun in USUAL_OF:
+        return unique_candidates([*unasked(USUAL if sizes is None else USUAL_OF[sizes.noun]), FULL])
+    named = unasked((*sizes.kind.own_windows(sizes), *USUAL_ON_GRIDS))
+    mechanisms = {candidate.mechanism for candidate in named}
+    others = [Candidate(name) for name in sizes.kind.mechanisms(causal=False) if name not in mechanisms]
+    return unique_candidates([*named, *others, FULL])
 
 
 def read_candidates(texts: Iterable[str | Candidate] | None) -> list[Candidate]:

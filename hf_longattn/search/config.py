@@ -1,121 +1,96 @@
-"""The settings of a search."""
+"""Settings of a search. Command line, search and folder read them here. Nothing heavy is imported, as in ``conversion/config.py``."""
+# ruff: noqa: RUF009 (a setting is a dataclasses.field)
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from ..conversion.config import ConversionConfig
-from ..conversion.sources.base import Source
+from ..conversion.config import ConversionConfig, Settings, documented, of_conversion, setting
 from ..errors import OptionError
-from ..inputs.common.base import InputSize
-from ..inputs.text import verification_text
-from ..inspect import Candidate
-from .budget import Budget
-from .candidates import read_candidates
-from .inputs import SearchInputs, digest
-from .model import SearchedModel
-from .objectives import Divergence, HeldOutLoss, Progress, Transferred
-from .texts import SearchText
-from .transfer import transfer_attention
+from .budget import BUDGET, Budget
 
-MODES, SCORE_NAMES, OBJECTIVES = ("mechanisms", "full-layers"), ("mass", "kl"), ("loss", "kl")
-PIECES = 4
-"""Pieces of the text that are read."""
+if TYPE_CHECKING:
+    from ..inspect import Candidate
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """The arguments of :func:`search_design`, checked; a worker process starts from them alone.
+class SearchConfig(Settings):
+    noun: ClassVar[str] = "search"
+    budget: str | float | Budget = setting(
+        BUDGET,
+        "What the attention of all layers may cost for one text: a share of full attention's time (0.25), seconds (1.5s) or memory "
+        "(200MB); with --mode full-layers, the number of layers that keep full attention.",
+    )
+    length: int | None = of_conversion("max_length")
+    image_size: str | int | Sequence[int] | None = of_conversion("image_size")
+    frames: int | None = of_conversion("frames")
+    audio_seconds: float | None = setting(
+        None, "Duration of the result's sounds.", unset="the checkpoint's", unit="seconds", type=float, metavar="SECONDS"
+    )
+    candidates: Sequence[str | Candidate] | None = setting(
+        None,
+        "A mechanism that layers may run, for example window:window=256. Repeatable.",
+        unset="windows of several widths, longformer, bigbird, lsg, block_top_k, full; for images those on grids; for sound chunked, too",
+        flag="--candidate",
+        type=list,
+        metavar="MECHANISM[:NAME=VALUE,...]",
+    )
+    mode: str = setting("mechanisms", "mechanisms, or full-layers: which layers keep full attention while all others run --candidate.")
+    score: str = setting(
+        "mass",
+        "How stage 1 judges a candidate in a layer: mass, the share of the softmax that it keeps, or kl, what it changes in the "
+        "predictions.",
+    )
+    trials: int = setting(0, "Stage 2: number of designs tried on the whole model.", type=int, minimum=0)
+    objective: str = setting("loss", "What stage 2 measures: loss, held-out at --length, or kl, the divergence from the checkpoint.")
+    pieces: int = setting(4, "Pieces of TEXT, or images, that are read at most.", type=int, minimum=1)
+    queries: int = setting(512, "Queries measured in each piece for captured mass.", flag="-", type=int)
+    compare_at: int | None = setting(
+        None,
+        "Tokens, pixels of an image's sides, or seconds of sound at which candidates are judged.",
+        unset="what the checkpoint was trained to read; for images --image-size, for sound --audio-seconds up to 60",
+        type=int,
+        minimum=1,
+    )
+    positions: str = setting("auto", "How positions are extended, as --positions of `longattn convert`.")
+    seed: int = setting(0, "Seed of stage 2.", type=int)
+    device: str | None = setting(None, "cpu, cuda …", unset="the accelerator, if there is one")
+    resume: bool = setting(False, "Continue the search in --output with the same settings.")
+    overwrite: bool = setting(False, "Replace the search in --output.")
+    revision: str | None = of_conversion("revision")
+    token: str | bool | None = of_conversion("token")
 
-    text: or images; ``None`` for those that come with packages. candidates: ``None`` for the usual ones.
-    """
+    def __post_init__(self) -> None:
+        for name, known in {"mode": ("mechanisms", "full-layers"), "score": ("mass", "kl"), "objective": ("loss", "kl")}.items():
+            if (value := getattr(self, name)) not in known:
+                raise OptionError(f"{name} is {value!r}, but must be {' or '.join(map(repr, known))}.")
+        if min(self.pieces, self.queries) < 1:
+            raise OptionError("At least one piece of text and one query must be measured; for example pieces=4, queries=512.")
+        if self.trials < 0:
+            raise OptionError(f"--trials is {self.trials}; give --trials 0 or more.")
 
-    model: str
-    text: str | Path | Tensor | None
-    budget: Budget | None
-    full_layers: int | None
-    candidates: tuple[Candidate, ...] | None
-    score: str
-    objective: str
-    trials: int
-    workers: int
-    transfer_steps: int
-    pieces: int
-    queries: int
-    compare_at: int | None
-    seed: int
-    device: str
-    conversion: ConversionConfig
+    @property
+    def full_layers(self) -> bool:
+        """Whether the search chooses layers that keep full attention."""
+        return self.mode == "full-layers"
 
-    def settings(self) -> dict[str, Any]:
-        """What a search that resumes must have in common with the one that was stopped."""
-        size, candidates = self.conversion.image_size, read_candidates(None) if self.candidates is None else self.candidates
-        return {
-            "model": self.model, "revision": self.conversion.revision, "text": hashlib.sha256(self._content()).hexdigest(),
-            "budget": str(self.budget or self.full_layers),
-            "mode": MODES[self.full_layers is not None], "length": self.conversion.max_length, "positions": self.conversion.positions,
-            **({} if size is None else {"image_size": str(size)}),
-            **({} if self.conversion.frames is None else {"frames": self.conversion.frames}),
-            **({} if self.conversion.audio_seconds is None else {"audio_seconds": self.conversion.audio_seconds}),
-            "candidates": list(map(str, candidates)), "score": self.score, "objective": self.objective,
-            "transfer_steps": self.transfer_steps, "pieces": self.pieces, "queries": self.queries, "compare_at": self.compare_at,
-            "seed": self.seed, "device": self.device,
-        }  # fmt: skip
+    @property
+    def judged_by(self) -> str:
+        """How candidates are judged: "mass" or "kl"."""
+        return "kl" if self.full_layers else self.score
 
-    def _content(self) -> bytes:
-        """The text or the recording, or names and sizes of files."""
-        if isinstance(self.text, Tensor):
-            return self.text.numpy().tobytes()
-        if isinstance(self.text, Path) and self.text.is_dir():
-            return digest(self.text).encode()
-        return self.text.read_bytes() if isinstance(self.text, Path) and self.text.is_file() else str(self.text).encode()
+    def limit(self) -> Budget:
+        """The budget, read; raises :class:`OptionError`."""
+        return Budget.read_layers(self.budget) if self.full_layers else Budget.read(self.budget)
 
-    def open_model(self, source: Source | None = None) -> SearchedModel:
-        """The checkpoint, not yet loaded."""
-        return SearchedModel.open(self.model if source is None else source, self.conversion, torch.device(self.device))
+    def conversion(self) -> ConversionConfig:
+        """Settings of the conversion whose result the designs are for."""
+        return ConversionConfig(
+            max_length=self.length, image_size=self.image_size, frames=self.frames, audio_seconds=self.audio_seconds,
+            positions=self.positions, revision=self.revision, token=self.token,
+        )  # fmt: skip
 
-    def length_compared(self, model: SearchedModel) -> int | InputSize:
-        """Tokens of the pieces by which candidates are judged: what the checkpoint was trained to read. The size of images is that of the
-        result, since positions of images are interpolated between those that were trained; the duration of sounds is the result's up to a
-        minute, where the checkpoint reads it.
 
-        Raises:
-            LengthError: ``compare_at`` is more than that.
-            GridError: it is not a multiple of the patch.
-        """
-        original = model.original
-        compared: int | InputSize = original.kind.compared_at(original.inputs, original.architecture.source_config, self.compare_at)
-        return compared
-
-    def inputs(self, model: SearchedModel) -> SearchText | SearchInputs:
-        """The text, tokenised as far as it is needed, or images or recordings."""
-        if model.original.kind.user_inputs is not None:
-            return SearchInputs(self.text, model.original, self.pieces)
-        text, name = verification_text(None) if self.text is None else (self.text, None)
-        vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
-        searched = SearchText(text, model.tokenizer, self.pieces * model.length, vocabulary)
-        searched.name = name or searched.name
-        return searched
-
-    def objective_of(self, model: SearchedModel, transferred: Transferred) -> HeldOutLoss | Divergence:
-        """The objective of stage 2."""
-        text: Any = self.inputs(model)
-        if self.objective == "loss" and text.has_loss:
-            return HeldOutLoss(model, text, self.pieces, transferred)
-        return Divergence(model, text, self.pieces, self.length_compared(model), transferred)
-
-    def transferred(self, model: SearchedModel, candidates: Sequence[Candidate], folder: Path, progress: Progress) -> Transferred:
-        """Parameters of mechanisms after attention transfer, which are kept in ``folder``; none without ``transfer_steps``."""
-        if not self.transfer_steps:
-            return {}
-        length = self.length_compared(model)
-        if not isinstance(length, int) or self.text is None:
-            raise OptionError("Attention transfer reads texts, and this model reads images or sound; leave --transfer-steps out.")
-        return transfer_attention(self.model, self.text, candidates, self.transfer_steps, length, folder, self.seed, progress)
+documented(SearchConfig, "Settings of a search, one object or keywords of `search_design`.")

@@ -8,16 +8,14 @@ encoder, the memory that attention needs besides its inputs and its output, whic
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,23 +27,28 @@ from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
 from ..errors import LongAttentionError, in_a_line
 from ..inspect import Candidate
+from ..inspect.attention import Progress, silent
 from ..mechanisms.common.exact import check_form
 from ..mechanisms.common.registry import mechanism_from
 from ..reading import read_json_object
 from ..staging import staged_file
-from .objectives import FAILURES, Progress
 
+FAILURES = (LongAttentionError, RuntimeError, MemoryError)
+"""What a mechanism may raise while it is measured: a search goes on without it."""
 TURNS = 6
 SLOW_SECONDS = 2.0
 """A candidate whose first run takes longer is not run again."""
 
 
-@dataclass(frozen=True)
-class LayerCost:
+class LayerCost(NamedTuple):
     """What one layer costs for one sequence: ``seconds``, and ``bytes``, ``None`` where they were not measured."""
 
     seconds: float
     bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, without bytes that were not measured."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def setting_of(shape: ModelShape, length: int, device: torch.device, grid: Grid | None = None) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class LayerCosts:
             if stored.get("setting") == self.setting:
                 self.known = {name: LayerCost(**cost) for name, cost in stored["costs"].items()}
 
-    def measure(self, candidates: Iterable[Candidate], progress: Progress | None = None, memory: bool = False) -> Mapping[str, LayerCost]:
+    def measure(self, candidates: Iterable[Candidate], progress: Progress = silent, memory: bool = False) -> Mapping[str, LayerCost]:
         """The costs by the candidates' text; those that cannot run at this length are missing, and in :attr:`refused`.
 
         memory: also an encoder's bytes, whose measurement takes about as long as that of the seconds.
@@ -102,8 +105,7 @@ class LayerCosts:
                     raise
                 self.refused[name] = str(error)
                 continue
-            if progress is not None:
-                progress(f"cost of {name}")
+            progress(f"cost of {name}")
             try:
                 first = _timed(run)
                 if memory and not self.shape.causal:
@@ -120,7 +122,7 @@ class LayerCosts:
         if runs and self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with staged_file(self.file) as stage:
-                write_json(stage, {"setting": self.setting, "costs": {name: asdict(cost) for name, cost in self.known.items()}})
+                write_json(stage, {"setting": self.setting, "costs": {name: cost.to_dict() for name, cost in self.known.items()}})
         return self.known
 
     def _prepare(self, candidate: Candidate) -> tuple[Callable[[], Tensor], int | None]:
@@ -166,18 +168,10 @@ def _working_bytes(run: Callable[[], Tensor], device: torch.device) -> int:
         return max(0, torch.cuda.max_memory_allocated(device) - before - result.nbytes)
     with _without_stderr(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result = run()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(file))
-        events: list[Any] = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
-    changes = sorted(
-        (event["ts"], number, event["args"]["Bytes"]) for number, event in enumerate(events) if event.get("name") == "[memory]"
-    )
-    now = most = 0
-    for _, _, change in changes:
-        now += change
-        most = max(most, now)
-    return max(0, most - result.nbytes)
+    recorded: Any = profile.profiler
+    changes = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    in_use = accumulate(event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns()))
+    return max(0, max(in_use, default=0) - result.nbytes)
 
 
 @contextlib.contextmanager

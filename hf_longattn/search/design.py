@@ -1,15 +1,19 @@
-"""A design: one candidate for each layer, as a configuration, as a recipe for `longattn convert --config`, and in words."""
+"""A design: one candidate for each layer, as a configuration, as a recipe for `longattn convert --config`, in words, and what it costs."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..choice_text import write_numbers
 from ..configuration import LongAttentionConfig
 from ..inspect import Candidate
+from .budget import Budget
+from .candidates import FULL
+from .costs import LayerCost
+from .knapsack import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,66 @@ class CostedDesign:
     loss: float | None = None
 
     def to_dict(self, full_seconds: float) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        return {
-            "layers": list(self.design.names),
-            "seconds": _short(self.seconds),
-            "share_of_full_time": _short(self.seconds / full_seconds),
-            **({} if self.bytes is None else {"bytes": self.bytes}),
-            **({} if self.score is None else {"score": _short(self.score)}),
-            **({} if self.loss is None else {"loss": _short(self.loss)}),
-        }
+        """JSON-serialisable form, with six digits of each number."""
+        values = {
+            "seconds": self.seconds, "share_of_full_time": self.seconds / full_seconds, "bytes": self.bytes, "score": self.score,
+            "loss": self.loss,
+        }  # fmt: skip
+        numbers = {name: value if name == "bytes" else float(f"{value:.6g}") for name, value in values.items() if value is not None}
+        return {"layers": list(self.design.names), **numbers}
+
+
+@dataclass(frozen=True)
+class DesignCosts:
+    """Costs of designs under a budget.
+
+    by_candidate: of one layer, by the candidate's text, full attention's among them.
+    layers: of the model. causal: whether it is a decoder. named: as of :class:`Design`.
+    """
+
+    by_candidate: Mapping[str, LayerCost]
+    layers: int
+    causal: bool
+    named: frozenset[int]
+    budget: Budget
+
+    def uniform(self, candidate: Candidate) -> Design:
+        """The design with one candidate in every layer."""
+        return Design.uniform(candidate, self.layers, self.named)
+
+    @property
+    def full_seconds(self) -> float:
+        return self.layers * self.by_candidate[str(FULL)].seconds
+
+    @property
+    def limit(self) -> float:
+        """The budget in seconds or bytes."""
+        return self.budget.limit(self.full_seconds)
+
+    @property
+    def peak(self) -> bool:
+        """Whether the largest layer counts: memory that an encoder's layer frees before the next needs it. Otherwise costs are added."""
+        return self.budget.of_memory and not self.causal
+
+    def of_layer(self, name: str) -> float:
+        """What a candidate costs in one layer, in seconds or bytes as the budget."""
+        cost = self.by_candidate[name]
+        return float(cost.bytes or 0) if self.budget.of_memory else cost.seconds
+
+    def of_design(self, design: Design) -> float:
+        """What a design costs, in seconds or bytes as the budget."""
+        return (max if self.peak else sum)(map(self.of_layer, design.names))
+
+    def excess(self, design: Design) -> float:
+        """What a design costs beyond the budget; 0 within it."""
+        return max(0.0, self.of_design(design) - self.limit * (1 + TOLERANCE))
+
+    def costed(self, design: Design, score: float | None = None, loss: float | None = None) -> CostedDesign:
+        """A design with its costs."""
+        costs = [self.by_candidate[name] for name in design.names]
+        sizes = [cost.bytes for cost in costs if cost.bytes is not None]
+        size = None if len(sizes) < len(costs) else sum(sizes) if self.causal else max(sizes)
+        return CostedDesign(design, sum(cost.seconds for cost in costs), size, score, loss)
 
 
 def pareto(designs: Iterable[CostedDesign]) -> list[CostedDesign]:
@@ -117,7 +172,3 @@ def pareto(designs: Iterable[CostedDesign]) -> list[CostedDesign]:
 def unique(designs: Sequence[Design]) -> list[Design]:
     """The designs without repetitions, in order."""
     return list({design.names: design for design in designs}.values())
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")

@@ -1,7 +1,8 @@
-"""Images and recordings that a model reads at the size for which it is converted, or at another one, as its processor makes them."""
+"""What a search reads: pieces of a text, or images and recordings as the model's processor makes them."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,48 @@ import torch
 from torch import Tensor
 
 from ..conversion.plan import ConversionPlan
+from ..data.masking import masked_tokens
+from ..errors import LengthError
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import with_decoder_input
+from ..inputs.text import verification_text
+from ..inspect.texts import TextIds
+from .model import SearchedModel
+
+
+class SearchText(TextIds):
+    """Pieces of one text, each as long as the model reads at once, with the tokenizer's special tokens."""
+
+    def pieces(self, length: int, count: int) -> list[Tensor]:
+        """Up to ``count`` pieces of ``length`` tokens ``(length,)``, one after the other; at least one.
+
+        Raises:
+            LengthError: the text is shorter than one.
+        """
+        body = length - len(self.prefix) - len(self.suffix)
+        starts = range(0, len(self.ids) - body + 1, body) if body > 0 else ()
+        if not starts:
+            raise LengthError(
+                f"The {self.described} has {self.tokens:,} tokens, but the search reads {length:,} at once; give a longer text."
+            )
+        return [torch.tensor(self.prefix + self.ids[start : start + body] + self.suffix) for start in starts[:count]]
+
+    def predicted(self, length: int, count: int, *, causal: bool) -> list[tuple[Tensor, Tensor]]:
+        """Pieces with the labels of what is predicted: every next token, or masked ones."""
+        pieces = self.pieces(length, count)
+        return [(piece, piece) if causal else masked_tokens(piece, self.tokenizer, number) for number, piece in enumerate(pieces)]
+
+    def arguments(self, piece: Tensor, model: Any) -> dict[str, Tensor]:
+        """What ``model`` is called with."""
+        return {"input_ids": piece[None].to(model.device)}
+
+    def too_few(self, pieces: int, wanted: int) -> str:
+        """The note on a choice by a short text."""
+        return f"The text is enough for {pieces} of {wanted} pieces; a longer one gives a surer choice."
 
 
 class SearchInputs:
-    """Inputs of a model that are not texts.
+    """Images or recordings, with the methods of :class:`SearchText`.
 
     Args:
         given: a file or a folder of them; ``None`` for scikit-learn's photographs.
@@ -26,13 +63,11 @@ class SearchInputs:
         DataError, AudioError, CheckpointError, OptionError: see :class:`~hf_longattn.inputs.common.user_files.UserInputs`.
     """
 
-    has_loss = False
-
     def __init__(self, given: object, plan: ConversionPlan, count: int) -> None:
         kind: Any = plan.kind
         self.config = plan.architecture.source_config
         self.kind, self.user = kind, kind.user_inputs(kind.rule, self.config, plan.source.folder, plan.source.name, given, count)
-        self.name, self.unit, self.too_few = self.user.name, self.user.unit, self.user.too_few
+        self.name, self.too_few = self.user.name, self.user.too_few
         self._pieces: dict[InputSize, list[dict[str, Tensor]]] = {}
 
     def pieces(self, size: Any, count: int) -> list[dict[str, Tensor]]:
@@ -50,15 +85,29 @@ class SearchInputs:
         """The inputs; everything that a head says of one is compared."""
         return [(piece, None) for piece in self.pieces(size, count)]
 
-    def arguments(self, piece: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-        """What the model is called with."""
-        return {name: value.to(device) for name, value in piece.items()}
-
-    def completed(self, model: Any, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
-        return with_decoder_input(model, arguments)
+    def arguments(self, piece: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
+        return {name: value.to(model.device) for name, value in with_decoder_input(model, piece).items()}
 
 
-def digest(folder: Path) -> str:
-    """Names and sizes of the images or recordings of a folder, by which a search that resumes knows them."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith(".")]
-    return "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+def read_inputs(text: str | Path | Tensor | None, model: SearchedModel, pieces: int) -> SearchText | SearchInputs:
+    """The text, tokenised as far as ``pieces`` need it, or images or recordings; ``None`` for those that come with packages."""
+    if model.original.kind.user_inputs is not None:
+        return SearchInputs(text, model.original, pieces)
+    text, name = verification_text(None) if text is None else (text, None)
+    vocabulary = getattr(model.original.config.get_text_config(), "vocab_size", 2)
+    searched = SearchText(text, model.tokenizer, pieces * model.length, vocabulary)
+    searched.name = name or searched.name
+    return searched
+
+
+def digest(text: str | Path | Tensor | None) -> str:
+    """What a search that resumes knows its input by: the hash of the text or the recording, or of names and sizes of the files in a
+    folder."""
+    if isinstance(text, Tensor):
+        content = text.numpy().tobytes()
+    elif isinstance(text, Path) and text.is_dir():
+        files = [file for file in sorted(text.rglob("*")) if file.is_file() and not file.name.startswith(".")]
+        content = "\n".join(f"{file.name} {file.stat().st_size}" for file in files).encode()
+    else:
+        content = text.read_bytes() if isinstance(text, Path) and text.is_file() else str(text).encode()
+    return hashlib.sha256(content).hexdigest()

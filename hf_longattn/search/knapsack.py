@@ -80,10 +80,7 @@ def best_under_peak(values: Numbers, costs: Numbers, peaks: Numbers, limit: floa
     allowed = np.isfinite(values) & (peaks <= limit)
     if not allowed.any(1).all():
         return None
-    numbers = []
-    for row, prices in zip(np.where(allowed, values, -np.inf), costs, strict=True):
-        best = np.flatnonzero(row >= row.max() - 1e-12)
-        numbers.append(int(best[prices[best].argmin()]))
+    numbers = np.lexsort((costs, -np.where(allowed, values, -np.inf)))[:, 0].tolist()
     layers = range(len(numbers))
     return Solution(tuple(numbers), float(values[layers, numbers].sum()), float(costs[layers, numbers].sum()))
 

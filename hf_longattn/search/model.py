@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..configuration import LongAttentionConfig
 from ..conversion import plan_conversion
@@ -20,84 +18,47 @@ from ..conversion.sources.base import Source
 from ..errors import CheckpointError
 from ..inputs.text import kind_in, load_tokenizer
 from ..inspect import Candidate
-from ..mechanisms import Mechanism
 from ..modeling.attach.attachment import attach_mechanisms
-from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..modeling.family.sliding_window import base_attention
 from ..reading import is_generic, is_long
 from .design import Design
-
-Weights = Mapping[str, Tensor]
-"""Parameters of a mechanism by name."""
 
 
 class SearchedModel:
     """A checkpoint in memory whose layers can run one attention after the other, like the result of a conversion.
 
     Args:
-        source: an opened checkpoint, long or not.
+        source: a folder, a Hub repository or an opened checkpoint, long or not.
         config: settings of the conversion: length, positions.
         device: the device on which the model runs.
+    Raises:
+        CheckpointError: it has several towers, or no Long class.
+
+    trained_length, length: maximum lengths in tokens of the checkpoint and of the conversion's result.
+    base_attention, base_design: the layers' attention before the conversion: full attention or sliding windows, or the mechanisms of a long
+        model. named: layers with a sliding window, which they keep unless a configuration names them.
     """
 
-    def __init__(self, source: Source, config: ConversionConfig, device: torch.device) -> None:
-        self.source, self.conversion, self.device = source, config, device
-        self.original = self.planned(None)
-        self.tokenizer = load_tokenizer(source.folder)
+    def __init__(self, source: str | Source, config: ConversionConfig, device: torch.device) -> None:
+        self.source = open_requested(source, config) if isinstance(source, str) else source
+        check_one_stack(self.source)
+        self.conversion, self.device = config, device
+        plan = self.original = self.planned(None)
+        self.tokenizer = load_tokenizer(self.source.folder)
+        self.trained_length, self.length, self.layers = plan.old_length, plan.new_length, plan.shape.layers
+        family, source_config = plan.architecture.family, plan.architecture.source_config
+        own = family.own_attention
+        windows: list[int | None] = [None] * self.layers if own is not None else plan.kind.base_windows(source_config, self.layers)
+        self.named = frozenset(layer for layer, width in enumerate(windows) if width is not None)
+        attention = plan.architecture.original_attention()
+        if attention is None:
+            attention = base_attention(windows) if own is None else own(source_config)
+        self.base_attention: LongAttentionConfig = attention
+        chosen = map(attention.for_layer, range(self.layers))
+        self.base_design = Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
         self._model: Any = None
         self._key: object = None
-
-    @classmethod
-    def open(cls, name: str | Path | Source, config: ConversionConfig, device: torch.device) -> SearchedModel:
-        """Open a folder or a Hub repository.
-
-        Raises:
-            CheckpointError: it has several towers, or no Long class.
-        """
-        source = name if isinstance(name, Source) else open_requested(name, config)
-        check_one_stack(source)
-        return cls(source, config, device)
-
-    @property
-    def trained_length(self) -> int:
-        """Maximum length in tokens of the checkpoint before the conversion."""
-        return self.original.old_length
-
-    @property
-    def length(self) -> int:
-        """Maximum length in tokens of the conversion's result."""
-        return self.original.new_length
-
-    @property
-    def layers(self) -> int:
-        return self.original.shape.layers
-
-    @property
-    def base_attention(self) -> LongAttentionConfig:
-        """The layers' attention before the conversion: full attention or sliding windows, or the mechanisms of a long model."""
-        architecture = self.original.architecture
-        original = architecture.original_attention()
-        if original is None and architecture.family.own_attention is not None:
-            return architecture.family.own_attention(architecture.source_config)
-        return base_attention(self._windows) if original is None else original
-
-    @property
-    def base_design(self) -> Design:
-        """The attention that its layers run before the conversion."""
-        chosen = map(self.base_attention.for_layer, range(self.layers))
-        return Design(tuple(Candidate(name, options) for name, options in chosen), self.named)
-
-    @property
-    def _windows(self) -> list[int | None]:
-        if self.original.architecture.family.own_attention is not None:
-            return [None] * self.layers
-        return self.original.kind.base_windows(self.original.architecture.source_config, self.layers)
-
-    @property
-    def named(self) -> frozenset[int]:
-        """Layers with a sliding window in the base, which they keep unless a configuration names them."""
-        return frozenset(layer for layer, width in enumerate(self._windows) if width is not None)
 
     @property
     def predicts_tokens(self) -> bool:
@@ -105,10 +66,13 @@ class SearchedModel:
         config: Any = self.original.config
         return not getattr(config, "is_encoder_decoder", False) and self.original.architecture.source_class.endswith(LANGUAGE_MODELS)
 
-    def untrained_distances(self, mechanism: Mechanism) -> str:
-        """Why the result's positions need training with this mechanism, as a clause; empty if they do not, or if a conversion chooses
-        positions by the mechanism."""
-        return self.original.kind.untrained_distances(self.original, mechanism, self.conversion.positions)
+    @property
+    def no_loss(self) -> str:
+        """Why no held-out loss can be measured, as a clause; empty if it can."""
+        if self.predicts_tokens:
+            return ""
+        name = self.original.architecture.source_class
+        return f"{self.source.name!r} is a {name}, which predicts no tokens, so it has no held-out loss"
 
     def planned(self, attention: LongAttentionConfig | None, *, short: bool = False) -> ConversionPlan:
         """The plan of a conversion with this attention (``None``: full attention).
@@ -120,7 +84,7 @@ class SearchedModel:
             changes |= {"max_length": None, "positions": "auto"}
         return plan_conversion(self.source, config=dataclasses.replace(self.conversion, **changes))
 
-    def run_with(self, attention: LongAttentionConfig, *, short: bool = False, weights: Mapping[int, Weights] | None = None) -> Any:
+    def run_with(self, attention: LongAttentionConfig, *, short: bool = False) -> Any:
         """The model in fp32 with this attention, in evaluation mode.
 
         All calls return the same model, so the next call changes it, unless positions differ.
@@ -128,7 +92,6 @@ class SearchedModel:
         Args:
             attention: the attention of all layers.
             short: keep the checkpoint's own positions, with which it was trained.
-            weights: layer -> parameters of its mechanism; other layers get initial parameters.
         Raises:
             CheckpointError: the checkpoint cannot be loaded.
         """
@@ -140,11 +103,7 @@ class SearchedModel:
             self._model, self._key = self._load(plan), key
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            sites = attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
-        for site in sites:
-            if not site.cross and site.layer in (weights or {}) and not (site.decoding and self._model.config.is_encoder_decoder):
-                initial = dict(site.mechanism.state_dict())
-                site.mechanism.load_state_dict({**initial, **weights[site.layer]})  # type: ignore[index]
+            attach_mechanisms(self._model, plan.attention, getattr(plan.config, "decoder_attention", None))
         return self._model.eval()
 
     def _load(self, plan: ConversionPlan) -> nn.Module:
@@ -174,12 +133,3 @@ def check_one_stack(source: Source) -> None:
             f"{source.name!r} is a {model_type!r} model, which has no Long class, and a search needs one; `longattn audit MODEL INPUT` "
             "says what mechanisms would keep of its attention."
         )
-
-
-def layer_weights(model: nn.Module) -> dict[int, dict[str, Tensor]]:
-    """Parameters of the mechanisms of self-attention, by layer."""
-    return {
-        site.layer: {name: value.detach().cpu().clone() for name, value in site.mechanism.named_parameters()}
-        for site in attention_sites(model)
-        if not site.cross
-    }

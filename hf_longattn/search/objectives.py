@@ -2,70 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..configuration import LongAttentionConfig
 from ..data.tokenization import special_ids
-from ..errors import LongAttentionError, OptionError, in_a_line
+from ..errors import OptionError, in_a_line
 from ..evaluation.divergence import kl_divergence
 from ..evaluation.token_loss import LossChange, chunk_losses, token_losses, with_context
-from ..inspect import Candidate
-from ..inspect.attention import Progress
+from .costs import FAILURES
 from .design import Design
-from .inputs import SearchInputs
-from .model import SearchedModel, Weights
-from .texts import SearchText
+from .inputs import SearchInputs, SearchText
+from .model import SearchedModel
 
-FAILURES = (LongAttentionError, RuntimeError, MemoryError)
-"""What a mechanism may raise while it is measured: a search goes on without it."""
 PREDICTIONS_COMPARED = 256
 """Predictions of a piece that are compared."""
-Transferred = Mapping[str, Mapping[int, Weights]]
-"""Parameters of mechanisms after attention transfer: by candidate, then by layer."""
+Objective = Callable[[Design], float]
+"""A design -> a loss in nats."""
 
 
-def check_predicts_tokens(model: SearchedModel) -> None:
-    """Refuse a checkpoint for which no held-out loss can be measured.
-
-    Raises:
-        OptionError: the checkpoint has no language-modelling head, or is an encoder-decoder.
-    """
-    if not model.predicts_tokens:
-        raise OptionError(
-            f"{model.source.name!r} is a {model.original.architecture.source_class}, which predicts no tokens, so it has no held-out loss."
-        )
+def measured(objective: Objective, design: Design) -> tuple[float, str]:
+    """The loss of a design, and why it has none, as a clause."""
+    try:
+        loss = objective(design)
+    except FAILURES as error:
+        return math.nan, in_a_line(error)
+    return loss, "" if math.isfinite(loss) else f"its loss is {loss}"
 
 
 class HeldOutLoss:
     """Nats per masked or next token of pieces as long as the target, which the converted model reads without training.
 
     Args:
-        model: to convert.
+        model: to convert; it must predict tokens.
         text: pieces are made of.
         pieces: how many, at most.
-        transferred: parameters of mechanisms.
-    Raises:
-        OptionError: the checkpoint has no language-modelling head.
     """
 
-    def __init__(self, model: SearchedModel, text: SearchText, pieces: int, transferred: Transferred | None = None) -> None:
-        check_predicts_tokens(model)
-        self.model, self.transferred = model, transferred or {}
-        self.inputs = text.predicted(model.length, pieces, causal=model.original.shape.causal)
+    def __init__(self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int) -> None:
+        self.model, self.causal = model, model.original.shape.causal
+        self.inputs: list[tuple[Any, Any]] = list(text.predicted(model.length, pieces, causal=self.causal))
 
     @torch.no_grad()
     def __call__(self, design: Design) -> float:
         """The loss, mean over pieces."""
-        model = self.model.run_with(design.attention(), weights=weights_of(design, self.transferred))
+        model = self.model.run_with(design.attention())
         losses = [
             float(model(input_ids=ids[None].to(model.device), labels=labels[None].to(model.device)).loss) for ids, labels in self.inputs
         ]
         return sum(losses) / len(losses)
+
+    def change(self, design: Design) -> LossChange | None:
+        """The change from the checkpoint, which reads chunks of at most its own maximum length; ``None`` if no token is predicted."""
+        special = ([], []) if self.model.tokenizer is None else special_ids(self.model.tokenizer)
+        texts = []
+        for ids, labels in self.inputs:
+            chunk = min(len(ids), self.model.trained_length)
+            tokens = len(ids) // chunk * chunk
+            texts.append((ids[None, :tokens].to(self.model.device), labels[None, :tokens], chunk))
+        original = self.model.run_with(self.model.base_attention, short=True)
+        before = []
+        for ids, labels, chunk in texts:
+            losses = chunk_losses(original, ids, labels, chunk, causal=self.causal, special=special)
+            before.append(with_context(losses, chunk, causal=self.causal))
+        converted = self.model.run_with(design.attention())
+        after = [token_losses(converted, ids, labels, causal=self.causal) for ids, labels, _ in texts]
+        return LossChange.of(torch.cat(before), torch.cat(after))
 
 
 class Divergence:
@@ -75,32 +80,21 @@ class Divergence:
     the image or of its places.
 
     Args:
-        model, text, pieces, transferred: as for :class:`HeldOutLoss`; or images or recordings.
+        model, text, pieces: as for :class:`HeldOutLoss`; or images or recordings, and any head.
         length: of the pieces, or the size of the images or sounds.
     Raises:
         OptionError: the checkpoint has no head.
     """
 
-    def __init__(
-        self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any, transferred: Transferred | None = None
-    ) -> None:  # fmt: skip
-        self.model, self.transferred = model, transferred or {}
+    def __init__(self, model: SearchedModel, text: SearchText | SearchInputs, pieces: int, length: Any) -> None:
+        self.model, self.text = model, text
         masked = model.predicts_tokens and not model.original.shape.causal
-        self.inputs: list[dict[str, Tensor]] = []
-        self.places: list[Tensor | None] = []
-        for piece, labels in text.predicted(length, pieces, causal=not masked):
-            self.inputs.append(text.arguments(piece, model.device))  # type: ignore[arg-type]
-            if labels is None:
-                self.places.append(None)
-                continue
-            predicted = torch.nonzero(labels >= 0).flatten()
-            self.places.append(predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED])
-        self.completed = text.completed
+        self.inputs = [(piece, _places(labels)) for piece, labels in text.predicted(length, pieces, causal=not masked)]
         self.expected = self._logits(model.run_with(model.base_attention, short=True))
 
     def __call__(self, design: Design) -> float:
         """The divergence, mean over pieces."""
-        model = self.model.run_with(design.attention(), short=True, weights=weights_of(design, self.transferred))
+        model = self.model.run_with(design.attention(), short=True)
         divergences = [float(kl_divergence(logits, expected)) for expected, logits in zip(self.expected, self._logits(model), strict=True)]
         return sum(divergences) / len(divergences)
 
@@ -108,8 +102,8 @@ class Divergence:
     def _logits(self, model: Any) -> list[Tensor]:
         """The logits of each piece, ``(predictions, classes)`` float32."""
         rows = []
-        for arguments, places in zip(self.inputs, self.places, strict=True):
-            logits = getattr(model(**self.completed(model, arguments)), "logits", None)
+        for piece, places in self.inputs:
+            logits = getattr(model(**self.text.arguments(piece, model)), "logits", None)  # type: ignore[arg-type]
             if not isinstance(logits, Tensor):
                 raise OptionError(
                     f"{self.model.source.name!r} has no head whose predictions could be compared; give a checkpoint with its "
@@ -118,75 +112,13 @@ class Divergence:
             logits = logits[0].float().cpu()
             if logits.dim() == 3:  # (classes, height, width)
                 logits = logits.flatten(1).T
-            rows.append(logits if logits.dim() == 2 and places is None else logits[places] if logits.dim() == 2 else logits.reshape(1, -1))
+            rows.append(logits[places] if logits.dim() == 2 else logits.reshape(1, -1))
         return rows
 
 
-class LossAgainstChunks:
-    """Measures how the loss on long texts changes, without training, if every layer runs a given attention.
-    The reference is the checkpoint with its own attention, on chunks of at most its own maximum length.
-
-    Args:
-        model: the checkpoint; it must predict tokens.
-        inputs: pairs of token ids to read and targets to predict, ``(N,)`` each, with at least one chunk of tokens.
-    """
-
-    def __init__(self, model: SearchedModel, inputs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self.model, self.causal = model, model.original.shape.causal
-        self.inputs = [self._whole_chunks(shown, target) for shown, target in inputs]
-        self._before: list[Tensor] | None = None
-
-    def _whole_chunks(self, shown: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Text and targets, ``(1, N)`` each, without the last tokens that do not fill a chunk; the text is on the model's device."""
-        chunk = self.chunk(len(shown))
-        tokens = len(shown) // chunk * chunk
-        return shown[None, :tokens].to(self.model.device), target[None, :tokens]
-
-    def chunk(self, tokens: int) -> int:
-        """Number of tokens per chunk for a text of ``tokens`` tokens."""
-        return min(tokens, self.model.trained_length)
-
-    def __call__(self, attention: LongAttentionConfig, weights: Mapping[int, Weights] | None = None) -> LossChange | None:
-        """The change over the tokens of all texts; ``None`` if no token is predicted."""
-        if self._before is None:
-            original = self.model.run_with(self.model.base_attention, short=True)
-            special = ([], []) if self.model.tokenizer is None else special_ids(self.model.tokenizer)
-            self._before = [
-                chunk_losses(original, *pair, self.chunk(pair[0].shape[1]), causal=self.causal, special=special) for pair in self.inputs
-            ]
-        converted = self.model.run_with(attention, weights=weights)
-        before, after = list[Tensor](), list[Tensor]()
-        for chunked, (shown, target) in zip(self._before, self.inputs, strict=True):
-            before.append(with_context(chunked, self.chunk(len(chunked)), causal=self.causal))
-            after.append(token_losses(converted, shown, target, causal=self.causal))
-        return LossChange.of(torch.cat(before), torch.cat(after))
-
-
-def weights_of(design: Design, transferred: Transferred) -> dict[int, Weights]:
-    """The transferred parameters of a design's layers."""
-    weights: dict[int, Weights] = {}
-    for layer, name in enumerate(design.names):
-        if layer in transferred.get(name, {}):
-            weights[layer] = transferred[name][layer]
-    return weights
-
-
-def divergence_by_layer(
-    divergence: Divergence, candidates: Sequence[Candidate], base: Design, progress: Progress | None = None
-) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """KL divergence of models in which a single layer runs a candidate, ``[layer][candidate's text]``. The other layers run the
-    checkpoint's ``base``. Also why candidates could not be measured, by their text."""
-    table: list[dict[str, float]] = [{} for _ in base.layers]
-    failed: dict[str, str] = {}
-    for layer in range(len(base.layers)):
-        for candidate in candidates:
-            name = str(candidate)
-            if name in failed:
-                continue
-            if progress is not None:
-                progress(f"layer {layer}: {name}")
-            try:
-                table[layer][name] = divergence(replace(base, layers=(*base.layers[:layer], candidate, *base.layers[layer + 1 :])))
-            except FAILURES as error:
-                failed[name] = f"It failed in layer {layer}: {in_a_line(error)}."
-    return [{name: value for name, value in row.items() if name not in failed} for row in table], failed
+def _places(labels: Tensor | None) -> Tensor | slice:
+    """The places whose predictions are compared: some of those with a label, or all places of an input without labels."""
+    if labels is None:
+        return slice(None)
+    predicted = torch.nonzero(labels >= 0).flatten()
+    return predicted[:: max(1, len(predicted) // PREDICTIONS_COMPARED)][:PREDICTIONS_COMPARED]

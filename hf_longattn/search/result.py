@@ -13,6 +13,7 @@ from ..inputs.common.base import InputSize
 from ..reports import Report, Table
 from ..staging import unused_name
 from .budget import Budget, readable_bytes, readable_seconds
+from .costs import LayerCost
 from .design import CostedDesign, pareto
 
 FORMAT = 1
@@ -37,8 +38,8 @@ class SearchResult:
         text: the name of what was read.
         length: of the target, in tokens.
         compared_at: tokens at which ``score`` was measured.
+        budget: in the mode full-layers, how many layers keep the checkpoint's own attention.
         sizes: of a model of images or sound, the size of the target's and of those at which ``score`` was measured.
-        layers_kept: in the mode full-layers, how many keep the checkpoint's own attention; else ``None``.
         full_seconds: of full attention in every layer.
         full_bytes: the same, its memory.
         chosen: the design.
@@ -53,7 +54,7 @@ class SearchResult:
         objective: of stage 2, "loss" or "kl"; ``None`` without it.
         loss_change: of held-out text at the target length, from the checkpoint in chunks to the design without training.
         no_loss: why it was not measured.
-        settings: with which the search can be repeated.
+        recipe: flags of `longattn convert`.
         machine: where it ran.
     """
 
@@ -61,7 +62,7 @@ class SearchResult:
     text: str
     length: int
     compared_at: int
-    budget: Budget | None
+    budget: Budget
     score: str
     full_seconds: float
     full_bytes: int | None
@@ -70,13 +71,12 @@ class SearchResult:
     front: tuple[CostedDesign, ...]
     uniform: tuple[CostedDesign, ...]
     rows: tuple[LayerRow, ...]
-    costs: Mapping[str, tuple[float, int | None]]
+    costs: Mapping[str, LayerCost]
     reasons: Mapping[str, str]
     machine: Mapping[str, Any]
     recipe: Mapping[str, Any]
     tried: tuple[CostedDesign, ...] = ()
     objective: str | None = None
-    layers_kept: int | None = None
     importance: tuple[float, ...] = ()
     compared: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -85,6 +85,11 @@ class SearchResult:
     no_loss: str = ""
     sizes: tuple[InputSize, InputSize] | None = None
     material: str = "text"
+
+    @property
+    def layers_kept(self) -> int | None:
+        """In the mode full-layers, how many layers keep the checkpoint's own attention."""
+        return int(self.budget.value) if self.budget.of_layers else None
 
     @property
     def pareto(self) -> list[CostedDesign]:
@@ -119,7 +124,7 @@ class SearchResult:
 
     def cost_of(self, costed: CostedDesign) -> str:
         """A design's cost in words."""
-        if self.budget is not None and self.budget.of_memory:
+        if self.budget.of_memory:
             return readable_bytes(costed.bytes or 0)
         return f"{readable_seconds(costed.seconds)} ({costed.seconds / self.full_seconds:.3g} of full attention)"
 
@@ -133,8 +138,11 @@ class SearchResult:
             "length": self.length,
             "compared_at": self.compared_at,
             **self.compared_sizes(),
-            **({} if self.budget is None else {"budget": str(self.budget)}),
-            **({} if self.layers_kept is None else {"layers_kept": self.layers_kept, "importance": list(self.importance)}),
+            **(
+                {"layers_kept": self.layers_kept, "importance": list(self.importance)}
+                if self.budget.of_layers
+                else {"budget": str(self.budget)}
+            ),
             "score": self.score,
             "objective": self.objective,
             "chosen": self.chosen.to_dict(full),
@@ -146,9 +154,7 @@ class SearchResult:
             "command": self.command,
             "full_seconds": full,
             **({} if self.full_bytes is None else {"full_bytes": self.full_bytes}),
-            "costs": {
-                name: {"seconds": seconds, **({} if size is None else {"bytes": size})} for name, (seconds, size) in self.costs.items()
-            },
+            "costs": {name: cost.to_dict() for name, cost in self.costs.items()},
             "layers": [{"chosen": row.chosen, "scores": dict(row.scores)} for row in self.rows],
             "front": [costed.to_dict(full) for costed in self.front],
             "uniform": [costed.to_dict(full) for costed in self.uniform],
@@ -165,7 +171,7 @@ class SearchResult:
         report.say(self.reason, "strong")
         report.say(self.loss_sentence)
         report.say(self.command, typed=True, only="page")
-        limit = f"{self.layers_kept} layers with the checkpoint's own attention" if self.budget is None else f"a budget of {self.budget}"
+        limit = f"{self.budget} layers with the checkpoint's own attention" if self.budget.of_layers else f"a budget of {self.budget}"
         read, compared = f"with the text {self.text}", f"{self.compared_at:,} tokens"
         if self.sizes is not None:
             read, compared = f"by {self.material} ({self.text})", self.sizes[1].describe()
@@ -199,23 +205,23 @@ class SearchResult:
         return self.report().markdown()
 
     def _layers(self) -> Table:
-        judged = any(row.chosen in row.scores for row in self.rows)
-        score = ["captured mass" if self.score == "mass" else "−KL (nats)"] * judged
-        rows = []
-        for number, row in enumerate(self.rows):
-            scores = [f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else ""] * judged
-            gains = [f"{self.importance[number]:.4f}"] if self.importance else []
-            rows.append((str(number), row.chosen, *scores, *gains))
-        return Table(("layer", "runs", *score, *["gain if full (nats)"] * bool(self.importance)), rows, align="rlr")
+        columns = {
+            "layer": [str(number) for number in range(len(self.rows))],
+            "runs": [row.chosen for row in self.rows],
+            "captured mass" if self.score == "mass" else "−KL (nats)": [
+                f"{row.scores[row.chosen]:.3f}" if row.chosen in row.scores else "" for row in self.rows
+            ],
+            "gain if full (nats)": [f"{gain:.4f}" for gain in self.importance],
+        }
+        return Table.of_columns(columns, align="rlr")
 
     def _designs(self, title: str, designs: Sequence[CostedDesign]) -> Table:
-        measured = any(costed.loss is not None for costed in designs)
-        of_time = self.budget is None or not self.budget.of_memory
-        rows = []
-        for costed in designs:
-            score = "" if costed.score is None else f"{costed.score:.3f}"
-            loss = ["" if costed.loss is None else f"{costed.loss:.4f}"] * measured
-            name, cost = str(costed.design).removesuffix(" in every layer"), self.cost_of(costed).replace(" of full attention", "")
-            rows.append((name, score, *loss, cost))
-        loss_name = [self.objective or "loss"] * measured
-        return Table(("design", "score", *loss_name, "cost (of full)" if of_time else "cost"), rows, title)
+        columns = {
+            "design": [str(costed.design).removesuffix(" in every layer") for costed in designs],
+            "score": ["" if costed.score is None else f"{costed.score:.3f}" for costed in designs],
+            self.objective or "loss": ["" if costed.loss is None else f"{costed.loss:.4f}" for costed in designs],
+            "cost" if self.budget.of_memory else "cost (of full)": [
+                self.cost_of(costed).replace(" of full attention", "") for costed in designs
+            ],
+        }
+        return Table.of_columns(columns, title)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,15 @@ import torch
 
 from ..errors import OptionError
 from ..inspect import Candidate, captured_mass
-from .budget import Budget
-from .candidates import FULL
-from .costs import LayerCost
-from .design import CostedDesign, Design
-from .inputs import SearchInputs
-from .knapsack import Numbers, best_under_peak, front, thinned
+from ..inspect.attention import Progress
+from .design import Design, DesignCosts, unique
+from .inputs import SearchInputs, SearchText
+from .knapsack import Numbers, Solution, best_under_peak, front, thinned
 from .model import SearchedModel
-from .objectives import Divergence, Progress, divergence_by_layer
-from .texts import SearchText
+from .objectives import Objective, measured
 
-QUERIES = 512
-"""Queries measured in each piece."""
+DRAWN = 40
+"""Best designs under every budget that are kept."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,11 @@ class ScoreTable:
     scores: list[dict[str, float]]
     reasons: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+    def total(self, design: Design) -> float | None:
+        """The sum over a design's layers; ``None`` if one of them was not judged."""
+        pairs = list(zip(self.scores, design.names, strict=True))
+        return sum(row[name] for row, name in pairs) if all(name in row for row, name in pairs) else None
 
 
 def mass_table(
@@ -56,56 +58,23 @@ def mass_table(
     return ScoreTable([{name: float(row[number]) for number, name in judged} for row in mean], reasons)
 
 
-def divergence_table(
-    model: SearchedModel, divergence: Divergence, candidates: Sequence[Candidate], progress: Progress
-) -> ScoreTable:  # fmt: skip
-    """Minus the KL divergence of the model in which this layer alone runs the candidate."""
-    divergences, failed = divergence_by_layer(divergence, candidates, model.base_design, progress)
-    return ScoreTable([{name: -value for name, value in row.items()} for row in divergences], failed=failed)
+def divergence_table(divergence: Objective, candidates: Sequence[Candidate], base: Design, progress: Progress) -> ScoreTable:
+    """Minus the KL divergence of the model in which this layer alone runs the candidate. The others run the checkpoint's ``base``."""
+    table: list[dict[str, float]] = [{} for _ in base.layers]
+    failed: dict[str, str] = {}
+    for candidate in candidates:
+        name = str(candidate)
+        for layer, row in enumerate(table):
+            progress(f"layer {layer}: {name}")
+            value, why = measured(divergence, replace(base, layers=(*base.layers[:layer], candidate, *base.layers[layer + 1 :])))
+            if why:
+                failed[name] = f"It failed in layer {layer}: {why}."
+                break
+            row[name] = -value
+    return ScoreTable([{name: value for name, value in row.items() if name not in failed} for row in table], failed=failed)
 
 
-@dataclass(frozen=True)
-class CostTable:
-    """Costs of candidates, and of designs made of them.
-
-    costs: of one layer, by the candidate's text, full attention's among them.
-    sums: whether the bytes of all layers count together, as in a decoder, or those of the largest, as in an encoder.
-    named: layers of designs, as in :class:`~hf_longattn.search.design.Design`.
-    """
-
-    costs: Mapping[str, LayerCost]
-    layers: int
-    sums: bool
-    named: frozenset[int] = frozenset()
-
-    def uniform(self, candidate: Candidate) -> Design:
-        """The design with one candidate in every layer."""
-        return Design.uniform(candidate, self.layers, self.named)
-
-    @property
-    def full_seconds(self) -> float:
-        return self.layers * self.costs[str(FULL)].seconds
-
-    def costed(self, design: Design, table: ScoreTable | None = None, score: str = "mass", loss: float | None = None) -> CostedDesign:
-        """A design with its costs and, if every layer was judged, its score."""
-        costs = [self.costs[name] for name in design.names]
-        sizes = [cost.bytes for cost in costs if cost.bytes is not None]
-        value = None
-        if table is not None and all(name in row for name, row in zip(design.names, table.scores, strict=True)):
-            total = sum(row[name] for name, row in zip(design.names, table.scores, strict=True))
-            value = total / self.layers if score == "mass" else total
-        size = None if len(sizes) < len(costs) else sum(sizes) if self.sums else max(sizes)
-        return CostedDesign(design, sum(cost.seconds for cost in costs), size, value, loss)
-
-    def layer_cost(self, name: str, budget: Budget) -> float:
-        """What a candidate costs in one layer, in the budget's unit."""
-        cost = self.costs[name]
-        return float(cost.bytes or 0) if budget.of_memory else cost.seconds
-
-
-def choose(
-    table: ScoreTable, candidates: Sequence[Candidate], costs: CostTable, budget: Budget, score: str, points: int = 40
-) -> tuple[CostedDesign, list[CostedDesign]]:
+def choose(table: ScoreTable, candidates: Sequence[Candidate], costs: DesignCosts) -> tuple[Design, list[Design]]:
     """The best design within the budget, and the best ones under every budget, cheapest first.
 
     Raises:
@@ -117,29 +86,23 @@ def choose(
         raise OptionError(f"No candidate can be judged by captured mass ({why.rstrip('.')}); add --score kl, or give other candidates.")
     names = list(map(str, judged))
     values: Numbers = np.array([[row.get(name, np.nan) for name in names] for row in table.scores])
-    amounts: Numbers = np.array([[costs.layer_cost(name, budget) for name in names]] * len(values))
-    seconds: Numbers = np.array([[costs.costs[name].seconds for name in names]] * len(values))
-    limit = budget.limit(costs.full_seconds)
-    cheapest = costs.uniform(min(judged, key=lambda candidate: costs.layer_cost(str(candidate), budget)))
-    peak = budget.of_memory and not costs.sums
-    lowest = costs.layer_cost(cheapest.names[0], budget) * (1 if peak else costs.layers)
-    if lowest > limit:
-        enough = budget.like(lowest, costs.full_seconds)
+    amounts: Numbers = np.array([list(map(costs.of_layer, names))] * costs.layers)
+    seconds: Numbers = np.array([[costs.by_candidate[name].seconds for name in names]] * costs.layers)
+    if costs.peak:
+        best = best_under_peak(values, seconds, amounts, costs.limit)
+        solutions = [best_under_peak(values, seconds, amounts, peak) for peak in np.unique(amounts)]
+    else:
+        best = next(iter(front(values, amounts, costs.limit)[-1:]), None)
+        solutions = list(front(values, amounts))
+    if best is None:
+        cheapest = costs.uniform(min(judged, key=lambda candidate: costs.of_layer(str(candidate))))
+        enough = costs.budget.like(costs.of_design(cheapest), costs.full_seconds)
         raise OptionError(
-            f"No design meets the budget of {budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
+            f"No design meets the budget of {costs.budget}: the cheapest, {cheapest}, needs {enough}; give --budget {enough}, or a cheaper "
             "--candidate of `longattn search`."
         )
 
-    def design(numbers: tuple[int, ...]) -> CostedDesign:
-        return costs.costed(Design(tuple(judged[number] for number in numbers), costs.named), table, score)
+    def design(solution: Solution) -> Design:
+        return Design(tuple(judged[number] for number in solution.candidates), costs.named)
 
-    best = best_under_peak(values, seconds, amounts, limit) if peak else next(iter(front(values, amounts, limit)[-1:]), None)
-    if best is None:  # a rounding error of the last unit
-        return costs.costed(cheapest, table, score), [costs.costed(cheapest, table, score)]
-    if peak:
-        under_peaks = [best_under_peak(values, seconds, amounts, highest) for highest in sorted(set(amounts[0].tolist()))]
-        solutions = [solution for solution in under_peaks if solution is not None]
-    else:
-        solutions = front(values, amounts)
-    chosen = [design(solution.candidates) for solution in thinned(solutions, points)]
-    return design(best.candidates), list({costed.design.names: costed for costed in chosen}.values())
+    return design(best), unique([design(solution) for solution in thinned([one for one in solutions if one is not None], DRAWN)])

@@ -1,178 +1,135 @@
 """Stage 2: designs tried one after the other by Optuna (NSGA-II, Deb et al. 2002), for less loss at less cost.
 
-The study is Optuna's journal, to which every process of a search appends, so that a search that was stopped resumes, and several processes
-share one. A trial is a design: for every layer the number of its candidate. Trials are asked for and told: Optuna's own loop
-(``study.optimize``) counts a trial that Ctrl-C ends as failed, and hides that the disk is full behind an AssertionError.
+The study is Optuna's journal, so that a search that was stopped resumes. A trial is a design: for every layer the number of its
+candidate. Trials are asked for and told: Optuna's own loop (``study.optimize``) counts a trial that Ctrl-C ends as failed, and hides that
+the disk is full behind an AssertionError.
 """
 
 from __future__ import annotations
 
 import errno
-import math
-import multiprocessing
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, LongAttentionError, OptionError, check_extra, in_a_line, needs_extra
+from ..errors import CheckpointError, LongAttentionError, in_a_line, needs_extra
 from ..inspect import Candidate
-from .design import Design
-from .objectives import FAILURES, Progress
+from ..inspect.attention import Progress
+from .design import Design, DesignCosts
+from .objectives import Objective, measured
 
 STUDY = "study.journal"
 NAME = "design"
-ROUNDING = 1e-9
 POPULATION = 20
 """Designs in a generation of NSGA-II, at most."""
 ERROR, EXCESS = "error", "beyond"
 """Attributes of a trial: why it failed; the cost above the limit."""
-Objective = Callable[[Design], float]
 
 
 class DesignStudy:
-    """The designs tried so far, and the designs to try next.
+    """The designs tried so far, and the designs to try next. One process at a time works on a study.
 
     Args:
-        folder: of the search; the study is its file :data:`STUDY`.
+        file: of the study.
         candidates: for every layer.
-        layers: of the model.
-        costs: of one layer with each candidate, by its text, in the unit of ``limit``.
-        limit: what all layers of a design may cost together; more expensive designs rank after all others.
+        costs: of designs; those beyond the budget rank after all others.
         seed: of the sampler.
-        named: as of :class:`~hf_longattn.search.design.Design`.
     Raises:
         MissingExtraError: Optuna is not installed.
         CheckpointError: the file is not a study.
     """
 
-    def __init__(
-        self, folder: Path, candidates: Sequence[Candidate], layers: int, costs: Mapping[str, float], limit: float, seed: int,
-        named: frozenset[int] = frozenset(),
-    ) -> None:  # fmt: skip
+    def __init__(self, file: Path, candidates: Sequence[Candidate], costs: DesignCosts, seed: int) -> None:
         with needs_extra("search"):
             import optuna
             from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-        self.candidates, self.costs, self.limit, self.seed, self.named = list(candidates), dict(costs), limit, seed, named
-        self.parameters = [f"layer{number}" for number in range(layers)]
-        file = str(folder / STUDY)
+        self.candidates, self.costs, self.seed = list(candidates), costs, seed
+        self.parameters = [f"layer{number}" for number in range(costs.layers)]
+        _remove_torn_line(file)
         try:
             with _quiet():
-                lock = JournalFileOpenLock(file)  # which every file system and operating system has
-                storage = optuna.storages.JournalStorage(JournalFileBackend(file, lock_obj=lock))
-                self.study = optuna.create_study(
-                    study_name=NAME, storage=storage, directions=["minimize", "minimize"], load_if_exists=True, sampler=self._sampler()
-                )
+                lock = JournalFileOpenLock(str(file))  # which every file system and operating system has
+                storage = optuna.storages.JournalStorage(JournalFileBackend(str(file), lock_obj=lock))
+                self.study = optuna.create_study(study_name=NAME, storage=storage, directions=["minimize", "minimize"], load_if_exists=True)
         except LongAttentionError:
             raise
         except Exception as error:  # a damaged journal makes Optuna raise any type
             raise CheckpointError(
-                f"{file!r} is not a study that Optuna can open ({in_a_line(error, 120)}); remove it, or search into another folder."
+                f"{str(file)!r} is not a study that Optuna can open ({in_a_line(error, 120)}); remove it, or search into another folder."
             ) from error
 
-    def _sampler(self, started: int = 0) -> Any:
-        import optuna
-
-        def excess(trial: Any) -> tuple[float]:
-            return (trial.user_attrs.get(EXCESS, 0.0),)
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constraints are called experimental
-            return optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=self.seed + started, constraints_func=excess)
-
     def begin(self, seeds: Sequence[Design]) -> None:
-        """Queue the designs to try first, if the study is new; else those whose trials were interrupted.
-
-        One process calls it, while no other works on the study.
-        """
-        import optuna
-
+        """Queue the designs to try first, if the study is new; else those whose trials were interrupted."""
         with _quiet():
-            trials = self.study.get_trials(deepcopy=False)
-            if not trials:
+            if not self._trials():
                 for design in seeds:
                     self.study.enqueue_trial(self._as_trial(design))
-            for trial in trials:
-                if trial.state == optuna.trial.TrialState.RUNNING:
-                    self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-                    if len(trial.params) == len(self.parameters):
-                        self.study.enqueue_trial(trial.params)
+            for trial in self._trials("RUNNING"):
+                self.study.tell(trial.number, state=_state("FAIL"))
+                if len(trial.params) == len(self.parameters):
+                    self.study.enqueue_trial(trial.params)
 
-    def work(self, objective: Objective, trials: int, progress: Progress | None = None) -> None:
-        """Try designs in this process until ``trials`` of them have ended; designs that fail are left out, with their reason."""
-        from optuna.trial import TrialState
+    def work(self, objective: Objective, trials: int, progress: Progress) -> None:
+        """Try designs until ``trials`` more have ended; designs that fail are left out, with their reason."""
+        import optuna
 
-        parent = multiprocessing.parent_process()
         with _quiet():
-            self.study.sampler = self._sampler(len(self.study.get_trials(deepcopy=False)) if parent is None else os.getpid())
+            self.study.sampler = optuna.samplers.NSGAIISampler(
+                population_size=POPULATION,
+                seed=self.seed + len(self._trials()),
+                constraints_func=lambda trial: (trial.user_attrs.get(EXCESS, 0.0),),
+            )
+            choices = range(len(self.candidates))
             for number in range(trials):
                 trial = self.study.ask()
-                choices = range(len(self.candidates))
                 design = self._design({name: trial.suggest_categorical(name, choices) for name in self.parameters})
-                cost = self.cost(design)
-                trial.set_user_attr(EXCESS, max(0.0, cost - self.limit * (1 + ROUNDING)))
-                if progress is not None:
-                    progress(f"trial {number + 1} of {trials}: {design}")
+                trial.set_user_attr(EXCESS, self.costs.excess(design))
+                progress(f"trial {number + 1} of {trials}: {design}")
                 losses = {tried.names: loss for tried, loss in self.tried()}
-                loss, why = (losses[design.names], "") if design.names in losses else _measure(objective, design)
-                if parent is not None and not parent.is_alive():  # the search was killed, and its next start tries this design again
-                    return
+                loss, why = (losses[design.names], "") if design.names in losses else measured(objective, design)
                 if why:
                     trial.set_user_attr(ERROR, why)
-                    self.study.tell(trial, state=TrialState.FAIL)
+                    self.study.tell(trial, state=_state("FAIL"))
                 else:
-                    self.study.tell(trial, [loss, cost])
+                    costed = self.costs.costed(design)
+                    self.study.tell(trial, [loss, costed.seconds if self.costs.peak else self.costs.of_design(design)])
 
     def failed(self) -> dict[str, str]:
         """Why designs could not be measured, by their text."""
-        from optuna.trial import TrialState
-
-        with _quiet():
-            trials = self.study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-        return {str(self._design(trial.params)): trial.user_attrs[ERROR] for trial in trials if ERROR in trial.user_attrs}
+        return {str(self._design(trial.params)): trial.user_attrs[ERROR] for trial in self._trials("FAIL") if ERROR in trial.user_attrs}
 
     def tried(self) -> list[tuple[Design, float]]:
         """Every design that was tried, once, with its loss."""
-        designs = [(self._design(trial.params), trial.values[0]) for trial in self._complete()]
+        designs = [(self._design(trial.params), trial.values[0]) for trial in self._trials("COMPLETE")]
         return list({design.names: (design, loss) for design, loss in designs}.values())
 
     @property
     def complete(self) -> int:
         """Number of trials that are complete."""
-        return len(self._complete())
+        return len(self._trials("COMPLETE"))
 
-    def _complete(self) -> list[Any]:
-        from optuna.trial import TrialState
-
-        with _quiet():
-            return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-    def cost(self, design: Design) -> float:
-        """What all layers of a design cost, in the unit of ``limit``."""
-        return sum(self.costs[name] for name in design.names)
+    def _trials(self, *states: str) -> list[Any]:
+        """The trials in one of these states, or all."""
+        return self.study.get_trials(deepcopy=False, states=tuple(map(_state, states)) or None)
 
     def _as_trial(self, design: Design) -> dict[str, int]:
         numbers = {str(candidate): number for number, candidate in enumerate(self.candidates)}
         return {parameter: numbers[name] for parameter, name in zip(self.parameters, design.names, strict=True)}
 
     def _design(self, numbers: Mapping[str, int]) -> Design:
-        return Design(tuple(self.candidates[numbers[parameter]] for parameter in self.parameters), self.named)
+        return Design(tuple(self.candidates[numbers[parameter]] for parameter in self.parameters), self.costs.named)
 
 
-def _measure(objective: Objective, design: Design) -> tuple[float, str]:
-    """The loss of a design, and why it has none."""
-    try:
-        loss = objective(design)
-    except FAILURES as error:
-        return math.nan, in_a_line(error)
-    return loss, "" if math.isfinite(loss) else f"its loss is {loss}"
+def _state(name: str) -> Any:
+    from optuna.trial import TrialState
+
+    return TrialState[name]
 
 
-def remove_torn_line(folder: Path) -> None:
-    """Remove what a full disk or a killed process left of a last line, and of a lock, while no process works on the study."""
-    file = folder / STUDY
+def _remove_torn_line(file: Path) -> None:
+    """Remove what a full disk or a killed process left of a last line, and of a lock."""
     file.with_name(f"{file.name}.lock").unlink(missing_ok=True)
     if file.is_file():
         with open(file, "rb+") as journal:
@@ -198,11 +155,3 @@ def _quiet() -> Iterator[None]:
         raise
     finally:
         optuna.logging.set_verbosity(before)
-
-
-def check_trials(trials: int, workers: int) -> None:
-    """Refuse numbers that make no search, and a missing Optuna, before anything is measured."""
-    if trials < 0 or workers < 1:
-        raise OptionError(f"--trials is {trials} and --workers {workers}; give --trials 0 or more, and --workers 1 or more.")
-    if trials:
-        check_extra("search", "optuna")

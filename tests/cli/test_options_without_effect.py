@@ -73,7 +73,6 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("audit {here} --lengths 512", "--lengths"),
         ("probe {here} photo.png", "PHOTO"),
         ("search {here} text.txt --output out --objective kl", "--objective"),
-        ("search {here} text.txt --output out --workers 2", "--workers"),
         ("search {here} text.txt --output out --seed 1", "--seed"),
         ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),
         ("audit {here} --timeout 5", "--timeout"),

@@ -177,7 +177,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"candidates": ["neighborhood:kernel_size=13"]}, OptionError, "more than the 8"),
     ({"candidates": ["window2d:window=16"], "positions": "tile"}, OptionError, "for example --candidate window2d:window=8"),
     ({"trials": 2, "output": "search"}, OptionError, "add --objective kl"),
-    ({"transfer_steps": 2, "output": "search"}, OptionError, "leave --transfer-steps out"),
 ]
 
 

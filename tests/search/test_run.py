@@ -244,7 +244,8 @@ BAD: dict[str, tuple[dict[str, Any], type[LongAttentionError], str]] = {
     "an objective": ({"objective": "mass"}, OptionError, "objective is 'mass', but must be"),
     "a budget": ({"budget": "much"}, OptionError, "give a number above 0"),
     "no pieces": ({"pieces": 0}, OptionError, "At least one piece"),
-    "no workers": ({"trials": 1, "workers": 0}, OptionError, "--workers 1 or more"),
+    "no setting": ({"trails": 3}, OptionError, "'trails' is not a setting of a search; expected one of .* 'trials'"),
+    "fewer trials than none": ({"trials": -1}, OptionError, "give --trials 0 or more"),
     "trials without a folder": ({"trials": 3}, OptionError, "give one as output"),
     "a mechanism": ({"candidates": ["windw"]}, UnknownMechanismError, "Did you mean 'window'"),
     "an option": ({"candidates": ["window:windw=3"]}, OptionError, "Did you mean 'window'"),
@@ -289,6 +290,9 @@ def test_a_folder_takes_one_search(encoder: Path, text: Path, tmp_path: Path) ->
     (tmp_path / "other.txt").write_text(text.read_text(encoding="utf-8")[1:], encoding="utf-8")
     with pytest.raises(DestinationExistsError, match="was started with another text; give the same settings"):
         search_design(encoder, tmp_path / "other.txt", output, resume=True, **settings)
+    with pytest.raises(OptionError, match="a number of layers"):
+        search_design(encoder, text, output, overwrite=True, mode="full-layers", **settings)
+    assert (output / "report.json").is_file()
     assert search_design(encoder, text, output, resume=True, **settings).chosen == first.chosen
     assert search_design(encoder, text, output, overwrite=True, **{**settings, "budget": "0.5"}).budget != first.budget
     (tmp_path / "mine").mkdir()

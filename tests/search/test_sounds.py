@@ -141,7 +141,6 @@ REFUSED: list[tuple[dict[str, Any], type[LongAttentionError], str]] = [
     ({"compare_at": 16}, LengthError, "on sounds of up to 15 seconds, which the result reads, not of 16"),
     ({"candidates": ["window2d:window=16"], "compare_at": 2}, OptionError, "reads an image's patches"),
     ({"trials": 2, "output": "search"}, OptionError, "add --objective kl"),
-    ({"transfer_steps": 2, "output": "search", "compare_at": 2}, OptionError, "leave --transfer-steps out"),
 ]
 
 

@@ -1,14 +1,12 @@
-"""Stage 2: trials in one process, in two, and after an interruption."""
+"""Stage 2: trials, also after an interruption."""
 
 from __future__ import annotations
 
 import errno
 import multiprocessing
 import os
-import signal
 import sys
 import time
-from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from typing import Any
 import pytest
 
 from hf_longattn.errors import CheckpointError, LongAttentionError, MissingExtraError, OptionError
-from hf_longattn.search import objectives, search_design, workers
+from hf_longattn.search import objectives, search_design
 from hf_longattn.search.design import Design
-from hf_longattn.search.workers import run_workers
 from tests.ranks import PRELOADED
 
 CANDIDATES = ["window:window=8", "window:window=16", "full"]
@@ -69,26 +66,6 @@ def processes() -> ForkServerContext:
     return context
 
 
-@pytest.fixture
-def workers_of_the_server(processes: ForkServerContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers of a search come from the server; as with processes that start anew, what they get is pickled."""
-    monkeypatch.setattr(workers, "start_processes", partial(workers.start_processes, start_method="forkserver"))
-
-
-@pytest.mark.slow
-def test_two_new_processes_share_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
-    test_two_processes_share_a_study(encoder, text, tmp_path)
-
-
-@pytest.mark.usefixtures("workers_of_the_server")
-def test_two_processes_share_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
-    result = search_design(encoder, text, tmp_path / "study", trials=4, workers=2, **SETTINGS)
-    done = states(tmp_path / "study")
-    assert set(done) == {"COMPLETE"}
-    assert len(done) == 4
-    assert result.chosen.loss is not None
-
-
 def search_that_stops_at_its_third_design(source: str, text: str, folder: str) -> None:
     """What the process runs that is killed."""
     measure, judged = objectives.HeldOutLoss.__call__, []
@@ -128,12 +105,6 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, proc
     assert "RUNNING" not in after
     assert result.chosen.loss is not None
     assert {path.name for path in study.iterdir()} >= {"design.yaml", "report.json", "report.md", "pareto.svg"}
-
-
-@pytest.mark.usefixtures("workers_of_the_server")
-def test_a_worker_that_dies_is_a_sentence() -> None:
-    with pytest.raises(LongAttentionError, match="ended with signal 9; add --resume to continue"):
-        run_workers(signal.raise_signal, [(signal.SIGKILL,)] * 2)
 
 
 def test_optuna_that_is_missing(encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
