@@ -249,8 +249,9 @@ class Search:
     def _costed(self, design: Design, loss: float | None = None) -> CostedDesign:
         """A design with its costs and its score: the mean captured mass of layers, or minus the sum of their divergences."""
         total = self.table.total(design)
-        mean = self.config.judged_by == "mass" and total is not None
-        return self.costs.costed(design, total / self.model.layers if mean else total, loss)  # type: ignore[operator]
+        if total is not None and self.config.judged_by == "mass":
+            total /= self.model.layers
+        return self.costs.costed(design, total, loss)
 
     @property
     def _uniform(self) -> list[CostedDesign]:
