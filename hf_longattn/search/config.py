@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..conversion.config import ConversionConfig
 from ..conversion.sources.base import Source
+from ..data.english import verification_text
 from ..errors import OptionError
 from ..inputs.common.base import InputSize
-from ..inputs.text import verification_text
 from ..inspect import Candidate
 from .budget import Budget
 from .candidates import read_candidates
