@@ -17,7 +17,7 @@ from pathlib import Path
 
 from hf_longattn.conversion import verification_text
 from hf_longattn.errors import LongAttentionError
-from hf_longattn.evaluation.probes.ruler import NOISE
+from hf_longattn.evaluation.probes.task import NOISE
 from hf_longattn.evaluation.probes.words import ADJECTIVES, NOUNS
 from hf_longattn.staging import check_new_file, staged_file
 

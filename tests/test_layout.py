@@ -73,7 +73,7 @@ MODELING = (
     ("inference",),
     ("mixin",),
     ("audio", "grids", "marked_mask", "multimodal", "pipelines", "towers"),
-    ("classes", "derived"),
+    ("classes",),
     ("generic",),
     ("__init__",),
 )
@@ -179,7 +179,6 @@ BY_NAME = {
     "private_apis.py": "private modules of libraries",
     "declarations.py": "files without torch, of classes that the data file does not hold",
     "modeling/classes.py": "transformers' package of a family",
-    "modeling/derived.py": "transformers' package and modelling file of a base",
     "modeling/family/definition.py": "transformers' package of a family, and the family's own module",
     "modeling/family/registration.py": "what transformers' tables import on first use",
     "conversion/architectures.py": "transformers' package of a model type",

@@ -106,7 +106,7 @@ def audit(
     from ..inspect import audit_reach, diagnose, html_page
     from ..inspect.attention import is_text
     from ..inspect.report import audit_report
-    from ..inspect.texts import read_durations, read_lengths
+    from ..inspect.texts import read_lengths, read_numbers
     from .terminal import print_json, progress, say, show
 
     reach = found = None
@@ -125,7 +125,7 @@ def audit(
     if given is not None:
         asked: list[float] | list[int] | None = None
         if lengths is not None:
-            asked = read_lengths(lengths.split(",")) if is_text(given) else read_durations(lengths)
+            asked = read_lengths(lengths.split(",")) if is_text(given) else read_numbers(lengths, "seconds", "--lengths 30, or 15,60,300")
         with progress() as tell:
             found = diagnose(
                 model,

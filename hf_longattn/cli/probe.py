@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import OptionError
 from ..staging import check_new_file
 from . import options as flags
 
@@ -19,8 +17,9 @@ def probe(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="niah_single_1, niah_multikey_2, niah_multikey_3, vt, cwe, fwe (RULER), passkey, listops, mqar, compositional, "
-            "forgetting, induction or copy. Several: repeat the option.",
+            help="niah_single_1 to 3, niah_multikey_1 to 3, niah_multivalue, niah_multiquery, vt, cwe, fwe (RULER), json_kv (HELMET), "
+            "infbench_passkey, infbench_number_string, infbench_kv_retrieval, infbench_math_find, infbench_math_calc, infbench_code_run "
+            "(∞Bench), passkey, listops, mqar, compositional, forgetting, induction or copy. Several: repeat the option.",
             show_default="niah_single_1, niah_multikey_2, passkey, induction",
         ),
     ] = None,
@@ -28,7 +27,7 @@ def probe(
     depths: Annotated[
         str | None,
         typer.Option(
-            help="Where needles lie, from 0 (at the beginning) to 1, separated by commas; for niah, passkey and induction.",
+            help="Where needles lie, from 0 (at the beginning) to 1, separated by commas; for induction and tasks with one needle.",
             show_default="anywhere",
         ),
     ] = None,
@@ -45,6 +44,10 @@ def probe(
     ] = None,
     choices: Annotated[int, typer.Option(min=2, max=10_000, help="Answers compared by likelihood; at least half of them are wrong.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the texts.")] = 0,
+    essay: Annotated[
+        Path | None,
+        typer.Option(help="UTF-8 text file in which niah hides needles in essays.", show_default="English text of Python's manual"),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Type of the weights: fp32, bf16 or fp16.")] = "fp32",
     save: Annotated[
         Path | None,
@@ -62,7 +65,7 @@ def probe(
 ) -> None:
     """Ask a checkpoint what lies far back in long texts.
 
-    The tasks are RULER's synthetic ones, passkey retrieval, associative recall, induction and copying, at several lengths.
+    The tasks are RULER's, HELMET's and ∞Bench's synthetic ones, associative recall, induction and copying, at several lengths.
     """
     if photo is not None:
         raise typer.BadParameter(f"probe asks models of texts; type longattn audit {model} {photo}", param_hint="PHOTO")
@@ -72,7 +75,7 @@ def probe(
     from ..drawing import check_image
     from ..evaluation.probes import probe_model
     from ..evaluation.probes.run import TASKS
-    from ..inspect.texts import read_lengths
+    from ..inspect.texts import read_lengths, read_numbers
     from .plot import draw_probe
     from .show import show_probe
     from .terminal import progress, report_results
@@ -87,25 +90,15 @@ def probe(
             model,
             tasks=task or TASKS,
             lengths=read_lengths(lengths.split(",")),
-            depths=None if depths is None else _read_depths(depths),
+            depths=None if depths is None else read_numbers(depths, "shares of the text from 0 to 1", "--depths 0.1,0.5,0.9"),
             samples=samples,
             mode=mode,
             choices=choices,
             seed=seed,
+            essay=essay,
             dtype=weights,
             revision=revision,
             token=token,
             progress=lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %"),
         )
     report_results(report, lambda: show_probe(report), save=save, as_json=as_json, page=plot, draw=lambda file: draw_probe(report, file))
-
-
-def _read_depths(text: str) -> tuple[float, ...]:
-    """Read depths such as ``"0.1,0.5"``; raises :class:`OptionError` if one is not a number."""
-    try:
-        depths = tuple(map(float, text.split(",")))
-    except ValueError:
-        depths = (math.nan,)
-    if not all(map(math.isfinite, depths)):
-        raise OptionError(f"{text!r:.60} are not shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9.")
-    return depths

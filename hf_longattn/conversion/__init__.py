@@ -11,7 +11,7 @@ from ..lazy import public_names
 
 if TYPE_CHECKING:
     from ..checks import Check as Check
-    from ..inputs.text import verification_text as verification_text
+    from ..data.english import verification_text as verification_text
     from .config import ConversionConfig as ConversionConfig
     from .config import RevertConfig as RevertConfig
     from .convert import convert_checkpoint as convert_checkpoint

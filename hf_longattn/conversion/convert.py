@@ -11,10 +11,10 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..data.english import verification_text
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
 from ..inputs.common.base import train_command
-from ..inputs.text import verification_text
 from ..modeling.family.definition import LANGUAGE_MODELS
 from ..processor_files import EMBEDDINGS, sentence_kind
 from ..staging import check_destination, destination_path, ending_cleanly

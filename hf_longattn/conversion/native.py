@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import FAILED, SKIPPED, Check, Difference, equality
+from ..data.english import verification_text
 from ..errors import ExportError, checkpoint_errors, defined_at, sentence_case
 from ..hub import origin_of
 from ..inputs.common.base import InputKind, InputSize, kind_of
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
-from ..inputs.text import VerificationText, verification_text
+from ..inputs.text import VerificationText
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..reading import is_generic, is_long
 from .architectures import Architecture, current_name, read_long

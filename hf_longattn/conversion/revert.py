@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
+from ..data.english import verification_text
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..hub import origin_of
 from ..inputs.common.base import InputKind, InputSizes, kind_of
@@ -22,7 +23,7 @@ from ..inputs.common.processors import files_before
 from ..inputs.common.running import run_model
 from ..inputs.common.sized import SizedKind
 from ..inputs.plain import PlainKind, series_table
-from ..inputs.text import text_sizes, verification_text
+from ..inputs.text import text_sizes
 from ..inputs.towers import TowersKind, text_part
 from ..modeling.family.definition import Family, PositionTable, family_of, length_before_conversion
 from ..modeling.family.sliding_window import with_base_windows

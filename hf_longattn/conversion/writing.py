@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..checks import MEASURED, Check
+from ..data.english import verification_text
 from ..data.tokenization import special_ids
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import repeat_heads
 from ..errors import CheckpointError, OptionError
-from ..inputs.text import VerificationText, excerpt, load_tokenizer, verification_text
+from ..inputs.text import VerificationText, excerpt, load_tokenizer
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.registry import mechanism_from
 from ..mechanisms.common.traits import FitsActivations

@@ -1,4 +1,4 @@
-"""Answers as texts: TriviaQA's normalisation, and the places of a text in a document."""
+"""Answers as texts: SQuAD's and TriviaQA's normalisation, and the places of a text in a document."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from typing import Any
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 MOST_MATCHES = 64
 """Occurrences of an answer that distant supervision takes from one document."""
+_NOTHING = str.maketrans("", "", string.punctuation)
 _SPACES = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 
 
 def normalised_alias(text: str) -> str:
-    """Lower case, single spaces instead of punctuation, no articles: TriviaQA's normalisation (SQuAD's deletes punctuation)."""
+    """Lower case, single spaces instead of punctuation, no articles: TriviaQA's normalisation."""
     return " ".join(ARTICLES.sub(" ", text.lower().translate(_SPACES)).split())
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces: SQuAD's normalisation."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(_NOTHING)).split())
 
 
 def occurrences(context: str, texts: Iterable[str], *, normalised: bool = False) -> dict[str, list[Any]]:

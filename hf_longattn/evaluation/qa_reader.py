@@ -174,11 +174,6 @@ def _highest(scores: Sequence[Mapping[int, float]]) -> dict[int, float]:
     return highest
 
 
-def truncated(max_length: int = 512, max_question_tokens: int = 64) -> QAEncodingConfig:
-    """The document, cut to the model's length."""
-    return QAEncodingConfig(max_length, max_question_tokens=max_question_tokens)
-
-
 def windows(max_length: int = 512, stride: int = 128, max_question_tokens: int = 64) -> QAEncodingConfig:
     """Windows of ``max_length`` tokens that share ``stride`` tokens."""
     return QAEncodingConfig(max_length, stride, max_question_tokens=max_question_tokens)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from ..conversion.model_loading import outputs, quiet_libraries, without_random_pooler
 from ..conversion.sources.base import Source
+from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
 from ..errors import CheckpointError, LengthError, OptionError
 from ..evaluation.summaries import mean_and_error
-from ..inputs.text import load_tokenizer, token_ids, verification_text
+from ..inputs.text import load_tokenizer, token_ids
 from ..loading import load_weights
 from ..modeling.family.definition import CAUSAL_LANGUAGE_MODELS, longest_input
 from ..modeling.generic import loading_class

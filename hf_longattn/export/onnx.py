@@ -27,11 +27,12 @@ from ..conversion.sources.base import ResultInfo, Source, open_source
 from ..conversion.sources.folder import refuse_quantised
 from ..conversion.sources.peft import refuse_adapter
 from ..conversion.tensor_files import write_json
+from ..data.english import verification_text
 from ..errors import EXTRAS, ExportError, check_extra, nearest
 from ..hub import AUTO_CLASSES, origin_of
 from ..inputs.common.base import InputKind, kind_of
 from ..inputs.common.sized import ANY_LENGTH, SizedKind
-from ..inputs.text import VerificationText, load_tokenizer, verification_text
+from ..inputs.text import VerificationText, load_tokenizer
 from ..loading import load_weights
 from ..modeling.family.registration import auto_mapping
 from ..modeling.family.sliding_window import with_base_windows

@@ -1,7 +1,7 @@
 """Long<Base> families: the models of transformers with long attention, one module per base architecture.
 
 ``hf_longattn.families.bert`` holds ``LongBertConfig``, ``LongBertModel``, ``LongBertForMaskedLM`` … A family has a file only where it has
-code. The other modules are made from the facts in ``declarations.json`` (:mod:`hf_longattn.modeling.derived`). Importing this package
+code. The other modules are made from the facts in ``declarations.json``. Importing this package
 imports neither torch nor a model: the names below and every ``Long…`` class are imported on first use.
 """
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..checks import FAILED, MEASURED, PASSED, SKIPPED, Check, Difference, equality
 from ..configuration import LongAttentionConfig
 from ..data.audio import RECORDING_FILES, Samples, read_audio
+from ..data.english import PARAGRAPHS
 from ..errors import AudioError, CheckpointError, LengthError, PositionError, checkpoint_errors
 from ..mechanisms import Mechanism, list_mechanisms
 from ..mechanisms.common.registry import prototype
@@ -40,7 +41,7 @@ from .common.processors import load_processor, values_with
 from .common.running import run_model
 from .common.sized import ANY_LENGTH, FurtherChecks, SizedKind
 from .common.user_files import UserInputs
-from .text import PARAGRAPHS, VerificationText, check_tokenizer, load_tokenizer
+from .text import VerificationText, check_tokenizer, load_tokenizer
 
 COUNTED_SECONDS = 10.0
 """Duration of the meta-device input on which the operations of convolutions are counted."""

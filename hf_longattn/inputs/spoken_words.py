@@ -14,11 +14,11 @@ from transformers import AutoFeatureExtractor, AutoModelForSpeechSeq2Seq, AutoTo
 
 from ..checks import MEASURED, NEEDS_TRAINING, Check
 from ..data.audio import Samples, read_audio
+from ..data.english import PARAGRAPHS
 from ..data.transcripts import compared_words
 from ..evaluation.metrics.wer import error_rates
 from ..evaluation.transcription import transcribe
 from ..loading import load_model, load_part
-from .text import PARAGRAPHS
 
 NAME, PROGRAM = "word error rate", "espeak-ng"
 GREEDY = {"num_beams": 1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +19,10 @@ from ..loading import load_part
 from ..mechanisms import Mechanism, list_mechanisms
 from ..modeling.generic import family_in
 from ..processor_files import TOKENIZER_CONFIG
-from ..reading import read_text
 from .common.base import SEARCH, SIZE, InputKind, InputSize, InputSizes, kind_of, register_kind
 from .common.examples import Example, Head, text_example, text_head
 
 USUAL_LENGTH = 512
-LARGEST_TEXT = 2**30
-"""Maximum bytes of the user's text, which is read whole."""
 LARGEST_TOKENIZER = 256 * 2**20
 """Maximum bytes of a tokenizer file, which the libraries read whole. The largest in use have tens of MB."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken", "added_tokens.json", "special_tokens_map.json")
@@ -34,23 +30,6 @@ MAX_TRUNCATED = 2**20
 """Maximum length, in tokens, for checking that the written tokenizer truncates a longer text. This takes seconds."""
 CHARACTERS_PER_TOKEN = 10
 """Characters per requested token in an excerpt, so that a long file is not tokenised whole. Enough for usual text."""
-
-PARAGRAPHS = """\
-The lighthouse stands where the river meets the sea. Every evening, before the boats come home, its keeper climbs the
-spiral stairs, wipes the salt from the glass and lights the lamp. In a notebook she writes down the wind, the height of
-the tide and the names of the ships that pass. The notebooks fill a whole shelf by now, and whoever reads them in order
-can follow forty years of weather, trade and patience.
-
-When a storm broke the northern pier in the third winter, the town argued for months about what to do. Some wanted to
-rebuild it in stone; others said that the money should go to the school, because a harbour without people who can read
-a chart is of no use. In the end they did both, slowly: the school was finished first, and its oldest pupils measured
-the sea bed and drew the plans from which the pier was built.
-
-Measuring is mostly waiting. A line with a weight is lowered, the depth is read, the boat moved on by one length, and
-the line is lowered again. A single reading says little, since waves lift the boat and currents bend the line; only
-when many of them are put side by side does the shape of the ground appear. The keeper compared it to her notebooks:
-no page is interesting, she said, but the shelf is.
-"""
 
 
 def text_sizes(old: int, new: int) -> InputSizes:
@@ -214,34 +193,6 @@ class VerificationText:
         return self._ids
 
 
-def verification_text(file: str | Path | None) -> tuple[str, str]:
-    """(text, name of its origin), from the user's file. If ``file`` is ``None``, built-in paragraphs and Python's manual.
-
-    Raises:
-        CheckpointError: the file cannot be read, is not UTF-8 text or is empty; give another file.
-    """
-    if file is None:
-        return PARAGRAPHS + _python_manual(), "built-in English text"
-    return text_of(Path(file)), Path(file).name
-
-
-def text_of(file: Path) -> str:
-    """The text of a user's file, without a byte order mark.
-
-    Raises:
-        CheckpointError: the file cannot be read, is a folder, is not UTF-8 text or is empty; give another file.
-    """
-    if file.is_dir():
-        raise CheckpointError(f"The text {str(file)!r} is a folder; give one file, for example a book.")
-    try:
-        text = read_text(file, LARGEST_TEXT).removeprefix("\ufeff")
-    except CheckpointError as error:
-        raise CheckpointError(f"The text {error}") from error
-    if not text.strip():
-        raise CheckpointError(f"The text {str(file)!r} is empty; give another file.")
-    return text
-
-
 def token_ids(tokenizer: Any, text: str, *, special_tokens: bool = True) -> list[int]:
     """Token ids of the text, without truncation.
 
@@ -288,15 +239,6 @@ def load_tokenizer(folder: Path) -> Any | None:
             size, most = file.stat().st_size / 1e6, LARGEST_TOKENIZER / 1e6
             raise CheckpointError(f"{str(file)!r} is too large for a tokenizer: {size:,.0f} MB, but at most {most:,.0f} MB are read.")
     return load_part(AutoTokenizer, folder, "tokenizer")
-
-
-def _python_manual() -> str:
-    """The language reference that comes with CPython. 600 kB of English prose, missing in some slim installations."""
-    try:
-        topics = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        return ""
-    return "\n\n".join(topics[name] for name in sorted(topics))
 
 
 def check_tokenizer(plan: Any, result: Path, text: VerificationText) -> list[Check]:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.english import text_of
 from ..data.tokenization import special_ids
 from ..errors import CheckpointError, LengthError, OptionError
-from ..inputs.text import excerpt, text_of, token_ids
+from ..inputs.text import excerpt, token_ids
 
 MAX_FILE_NAME = 200
 """Texts with fewer characters are refused if they are the name of a file."""
@@ -101,9 +102,9 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
     return sorted(set(lengths))
 
 
-def read_durations(text: str) -> list[float]:
-    """Read durations in seconds such as ``"7.5,30"``; raises :class:`OptionError` if one is not a number."""
+def read_numbers(text: str, unit: str, example: str) -> list[float]:
+    """Read numbers such as ``"7.5,30"``; raises :class:`OptionError` if one is none, with their ``unit`` and an ``example``."""
     try:
-        return [float(seconds) for seconds in text.split(",")]
+        return [float(number) for number in text.split(",")]
     except ValueError:
-        raise OptionError(f"{text!r:.60} are not seconds; give for example --lengths 30, or 15,60,300.") from None
+        raise OptionError(f"{text!r:.60} are not {unit}; give for example {example}.") from None

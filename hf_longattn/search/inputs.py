@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..conversion.plan import ConversionPlan
+from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..errors import LengthError
 from ..inputs.common.base import InputSize
 from ..inputs.common.running import with_decoder_input
-from ..inputs.text import verification_text
 from ..inspect.texts import TextIds
 from .model import SearchedModel
 

@@ -11,7 +11,7 @@ import transformers
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.cli import main
-from hf_longattn.inputs.text import PARAGRAPHS
+from hf_longattn.data.english import PARAGRAPHS
 from tests.cells import every_cell
 from tests.trained import tokenizer_of
 from tests.unsupported import ENCODER

@@ -14,7 +14,7 @@ from typer.models import OptionInfo
 from hf_longattn.cli import app, main
 from tests.cells import every_cell
 
-READ = {"--images", "--init-from-text", "--onnx", "--results", "--text"}
+READ = {"--essay", "--images", "--init-from-text", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
 FOLDERS = {"embed --output", "search --output"}
 """Options that name a folder to write, which is refused where these commands are tested."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_longattn.cli import main
+from hf_longattn.evaluation.probes import list_probes
 from tests.cells import every_cell
 from tests.evaluation.probes.small import byte_tokenizer, small_decoder
 
@@ -61,6 +62,27 @@ def test_one_json_object(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
+def test_an_essay_and_the_tasks_of_three_benchmarks(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "essay.txt").write_text("Nothing but dry grass, as far as one sees. " * 60, encoding="utf-8")
+    names = ("niah_multivalue", "json_kv", "infbench_math_calc")
+    tasks = [word for name in names for word in ("--task", name)]
+    code, out, err = run(capsys, model, *tasks, "--lengths", "1K", "--samples", "1", "--essay", tmp_path / "essay.txt", "--json")
+    assert code == 0, err
+    assert [(cell["task"], len(cell["records"][0]["answers"])) for cell in json.loads(out)["cells"]] == [
+        *zip(names, (4, 1, 1), strict=True)
+    ]
+
+
+def test_the_help_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert out.count("\n") <= 60
+    said = " ".join(out.replace("│", " ").split()).replace("- ", "-")
+    for name in list_probes():
+        family, _, number = name.rpartition("_")
+        assert name in said or (number.isdigit() and f"{family}_1 to 3" in said), name
+
+
 @every_cell(
     ("arguments", "said"),
     [
@@ -74,6 +96,7 @@ def test_one_json_object(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--depths", "deep"], "are not shares of the text"),
         (["--depths", "0.5,7"], "Depths are shares from 0"),
         (["--mode", "span"], "cannot be asked by 'span'"),
+        (["--task", "niah_single_2", "--essay", "essay.txt"], "The text 'essay.txt' cannot be read"),
     ],
 )
 def test_bad_input_is_one_sentence(

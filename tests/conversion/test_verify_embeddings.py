@@ -14,8 +14,9 @@ import transformers
 from hf_longattn.conversion import ConversionReport, convert_checkpoint, verify_embeddings
 from hf_longattn.conversion.pooling import sentence_pooling
 from hf_longattn.conversion.verify_embeddings import EMBEDDINGS, PASSAGES, EmbeddingCheck
+from hf_longattn.data.english import verification_text
 from hf_longattn.hub import card
-from hf_longattn.inputs.text import VerificationText, load_tokenizer, verification_text
+from hf_longattn.inputs.text import VerificationText, load_tokenizer
 
 from .conftest import LENGTH
 

@@ -10,10 +10,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from hf_longattn import build_mechanism
+from hf_longattn.data.qa_features import QAEncodingConfig
 from hf_longattn.data.qa_markers import EVIDENCE
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.qa_heads import EvidenceScores
-from hf_longattn.evaluation.qa_reader import QAReader, truncated, whole, windows
+from hf_longattn.evaluation.qa_reader import QAReader, whole, windows
 from tests.byte_tokenizer import train_tokenizer
 
 CONTEXT = "alpha beta gamma delta " * 60 + "needle " + "alpha beta gamma delta " * 60
@@ -54,7 +55,7 @@ def test_a_reader_leaves_every_module_in_its_mode(tokenizer: PreTrainedTokenizer
 @pytest.mark.parametrize(("form", "answer"), [("whole", "needle"), ("windows", "needle"), ("cut", None)])
 def test_formats(form: str, answer: str | None, tokenizer: PreTrainedTokenizerBase) -> None:
     model = PointsAt(tokenizer(" needle", add_special_tokens=False)["input_ids"])
-    formats = {"whole": whole(2048), "windows": windows(96, 32), "cut": truncated(96)}
+    formats = {"whole": whole(2048), "windows": windows(96, 32), "cut": QAEncodingConfig(96)}
     reader = QAReader("row", model, tokenizer, formats[form], batch_size=3)  # type: ignore[arg-type]
     text = reader.answer(RECORD)
     assert text == answer if answer else text != "needle"

@@ -17,10 +17,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 import hf_longattn.families
 from hf_longattn.declarations import FILE, declared
 from hf_longattn.errors import CheckpointError
-from hf_longattn.modeling.derived import FACTS, REFUSED, derive, text_model_types
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, PositionTable
 from scripts.dev.tools import check_derived
+from scripts.dev.tools.derived import FACTS, REFUSED, derive, text_model_types
 from tests.cells import every_cell
 
 AFTER_PADDING = {"offset": "padding", "skips_padding": True}

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 
 import hf_longattn
 from hf_longattn.errors import MaskError, PositionError
-from hf_longattn.modeling.derived import WITHOUT_POSITIONS
 from hf_longattn.modeling.family.definition import FAMILIES
 from hf_longattn.modeling.run.packing import packing_refusal
 from scripts.dev.tools.check_derived import LONG, TOKENS, decoded, small_model
+from scripts.dev.tools.derived import WITHOUT_POSITIONS
 from tests.cells import every_cell
 
 

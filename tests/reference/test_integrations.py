@@ -14,7 +14,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import hf_longattn.families as families
 from hf_longattn import convert_checkpoint
-from hf_longattn.evaluation.qa_reader import QAReader, truncated
+from hf_longattn.data.qa_features import QAEncodingConfig
+from hf_longattn.evaluation.qa_reader import QAReader
 from tests.reference.small_models import long_model, plain_model, tokens
 from tests.trained import tokenizer_of
 
@@ -166,7 +167,7 @@ def test_question_answering_on_a_converted_model(tmp_path: Path) -> None:
         answer = pipeline("question-answering", model=folder)(question="What decides?", context=TEXT * 3, max_seq_len=LONG)
         assert answer["answer"] in TEXT * 3
     model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
-    reader = QAReader("converted", model, AutoTokenizer.from_pretrained(folder), truncated(LONG), max_answer_tokens=LONG)
+    reader = QAReader("converted", model, AutoTokenizer.from_pretrained(folder), QAEncodingConfig(LONG), max_answer_tokens=LONG)
     answer = reader.answer({"id": "0", "question": "What decides?", "context": TEXT * 3})
     assert answer
     assert answer in TEXT * 3

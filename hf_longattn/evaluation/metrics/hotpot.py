@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_longattn.evaluation.metrics.long_qa import normalise, overlap
+from hf_longattn.data.answers import normalise
+from hf_longattn.evaluation.metrics.long_qa import overlap
 from hf_longattn.evaluation.summaries import means_in_percent
 
 Fact = tuple[str, int]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import datasets
 import evaluate
 
-from hf_longattn.data.answers import ARTICLES, normalised_alias
+from hf_longattn.data.answers import normalise, normalised_alias
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, means_in_percent
 
-_PUNCTUATION = frozenset(string.punctuation)
 _DESCRIPTION = """
 Exact match and token F1 of extractive question answering (SQuAD's definitions, or TriviaQA's), in per cent, over all questions and by
 the length of the document in tokens.
@@ -87,12 +85,6 @@ def _best_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
         max(float(prediction == answer) for answer in answers),
         max(overlap(prediction.split(), answer.split())[0] for answer in answers),
     )
-
-
-def normalise(text: str) -> str:
-    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces."""
-    plain = "".join(character for character in text.lower() if character not in _PUNCTUATION)
-    return " ".join(ARTICLES.sub(" ", plain).split())
 
 
 def summarise(scores: Sequence[tuple[float, float]]) -> dict[str, float]:

@@ -89,6 +89,7 @@ class ListOps:
         return OPERATORS[symbols[opened]](values)
 
 
+@register_probe
 class ListOpsText(TextTask):
     """An expression in words, for checkpoints."""
 
@@ -102,7 +103,7 @@ class ListOpsText(TextTask):
         symbols, value = ListOps(size).draw(rng)
         wrong = tuple(str(digit) for digit in range(10) if digit != value)
         return ProbeSample(
-            "", " ".join(symbols), "\nWhat is the value?", " The value is", (str(value),), wrong, self.new_tokens, first_number=True
+            "", " ".join(symbols), "\nWhat is the value?", " The value is", (str(value),), wrong, self.new_tokens, score="first_number"
         )
 
     def sample(self, length: int, rng: random.Random, count: CountTokens, depth: float | None = None) -> ProbeSample:
@@ -116,6 +117,3 @@ class ListOpsText(TextTask):
                 return sample
             size = size * 9 // 10
         raise LengthError(f"The probe {self.name!r} does not fit into {length:,} tokens; give greater --lengths.")
-
-
-register_probe(ListOpsText())

@@ -1,91 +1,28 @@
-"""RULER's synthetic tasks (Hsieh et al. 2024, arXiv 2404.06654): needles in a haystack, variable tracking, common and frequent words.
+"""RULER's other synthetic tasks (Hsieh et al. 2024, arXiv 2404.06654): variable tracking, common and frequent words.
 
-Prompts, haystacks, numbers of needles, answer prefixes and the number of generated tokens are those of NVIDIA/RULER
-(scripts/data/synthetic, scripts/synthetic.yaml). The words are ours (:mod:`.words`). At short lengths, outside RULER's range, the worked
-example of variable tracking takes at most half of the length.
+Prompts, answer prefixes and the number of generated tokens are those of NVIDIA/RULER (scripts/data/synthetic, scripts/synthetic.yaml). The
+words are ours (:mod:`.words`). At short lengths, outside RULER's range, the worked example of variable tracking takes at most half of the
+length. RULER's questions about paragraphs (qa_1, qa_2) need data sets, SQuAD and HotpotQA, and are left out.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import string
-import uuid
-from collections.abc import Iterator
 
-import torch
-
-from .task import CountTokens, ProbeSample, TextTask, register_probe
-from .words import ADJECTIVES, NOUNS, WORDS, invented_words
-
-PAPER = "Hsieh et al. 2024, RULER"
-NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-DISTRACTORS = 63
-"""Wrong answers that a sample offers at most."""
+from .needles import RULER
+from .task import DISTRACTORS, NOISE, CountTokens, ProbeSample, TextTask, register_probe
+from .words import WORDS, invented_words
 
 
-class Niah(TextTask):
-    """Needle in a haystack.
-
-    keys, values: "words", "numbers" or "uuids".
-    needles: the haystack consists of other needles, otherwise of noise.
-    """
-
-    paper = PAPER
-    placed = True
-    new_tokens = 128
-
-    def __init__(self, name: str, keys: str, values: str, needles: bool, summary: str) -> None:
-        self.name, self.keys, self.values, self.needles, self.summary = name, keys, values, needles, summary
-
-    def build(self, size: int, rng: random.Random, length: int, count: CountTokens, depth: float | None) -> ProbeSample:
-        used: set[str] = set()
-        key, value = new(self.keys, rng, used), new(self.values, rng, used)
-        if self.needles:
-            pairs = [(new(self.keys, rng, used), new(self.values, rng, used)) for _ in range(size)]
-            sentences = [NEEDLE.format(kind=self.values, key=name, value=content) for name, content in pairs]
-            wrong = [content for _, content in pairs]
-            rng.shuffle(wrong)
-        else:
-            sentences, wrong = [NOISE] * size, [new(self.values, rng, used) for _ in range(DISTRACTORS)]
-        place = rng.randrange(size) if depth is None else round(depth * size)
-        sentences.insert(place, NEEDLE.format(kind=self.values, key=key, value=value))
-        kind = self.values.removesuffix("s")  # one answer: RULER's template in the singular
-        return ProbeSample(
-            f"A special magic {kind} is hidden within the following text. Make sure to memorize it. "
-            f"I will quiz you about the {kind} afterwards.\n",
-            "\n".join(sentences),
-            f"\nWhat is the special magic {kind} for {key} mentioned in the provided text?",
-            f" The special magic {kind} for {key} mentioned in the provided text is",
-            (value,),
-            tuple(wrong[:DISTRACTORS]),
-            self.new_tokens,
-            depth=place / size,
-        )
-
-
-def new(kind: str, rng: random.Random, used: set[str]) -> str:
-    """A key or value that was not ``used`` yet."""
-    while True:
-        if kind == "words":
-            drawn = f"{rng.choice(ADJECTIVES)}-{rng.choice(NOUNS)}"
-        elif kind == "numbers":
-            drawn = str(rng.randint(10**6, 10**7 - 1))
-        else:
-            drawn = str(uuid.UUID(int=rng.getrandbits(128), version=4))
-        if drawn in used and kind == "words" and len(used) > 20_000:
-            drawn = f"{drawn}-{rng.choice(NOUNS)}"  # more needles than pairs of words
-        if drawn not in used:
-            used.add(drawn)
-            return drawn
-
-
+@register_probe
 class VariableTracking(TextTask):
     """One chain of assignments in noise, after a worked example. The question asks for all its variables."""
 
     name = "vt"
-    paper = PAPER
+    paper = RULER
     summary = "all variables that a value was assigned to, through four steps, in noise"
     new_tokens = 30
     hops = 4
@@ -132,11 +69,12 @@ def letters(width: int, rng: random.Random) -> str:
     return "".join(rng.choices(string.ascii_uppercase, k=width))
 
 
+@register_probe
 class CommonWords(TextTask):
     """A numbered list in which ten words appear more often than all others, after a worked example."""
 
     name = "cwe"
-    paper = PAPER
+    paper = RULER
     summary = "the ten most common words of a numbered list"
     new_tokens = 120
     common_words = 10
@@ -181,14 +119,14 @@ def numbered(words: list[str]) -> str:
     return " ".join(f"{place}. {word}" for place, word in enumerate(words, 1))
 
 
+@register_probe
 class FrequentWords(TextTask):
     """Coded words with frequencies of a zeta distribution. The most frequent word is noise; the answers are the next three."""
 
     name = "fwe"
-    paper = PAPER
+    paper = RULER
     summary = "the three most frequent coded words, whose frequencies follow a zeta distribution"
     new_tokens = 50
-    alpha = 2.0
     smallest = 100  # below it the third and the fourth appear equally often
     width = 6
 
@@ -198,8 +136,7 @@ class FrequentWords(TextTask):
             if (word := "".join(rng.choices(string.ascii_lowercase, k=self.width))) not in vocab:
                 vocab.append(word)
         vocab[0] = "..."
-        zeta = float(torch.special.zeta(torch.tensor(self.alpha, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)))
-        counts = [int(size * rank**-self.alpha / zeta) for rank in range(1, len(vocab) + 1)]
+        counts = [int(size / rank**2 * 6 / math.pi**2) for rank in range(1, len(vocab) + 1)]  # the zeta distribution of alpha 2
         words = [word for word, times in zip(vocab, counts, strict=True) for _ in range(times)]
         rng.shuffle(words)
         wrong = tuple(word for word, times in zip(vocab[4:], counts[4:], strict=True) if times)
@@ -214,16 +151,3 @@ class FrequentWords(TextTask):
             wrong[:DISTRACTORS],
             self.new_tokens,
         )
-
-
-def _tasks() -> Iterator[TextTask]:
-    yield Niah("niah_single_1", "words", "numbers", False, "one number in noise")
-    yield Niah("niah_multikey_2", "words", "numbers", True, "one number among others, each with its key")
-    yield Niah("niah_multikey_3", "uuids", "uuids", True, "one UUID among others, each with its key, a UUID as well")
-    yield VariableTracking()
-    yield CommonWords()
-    yield FrequentWords()
-
-
-for _task in _tasks():
-    register_probe(_task)

@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,12 @@ from ...modeling.family.validation import known_length
 from ...modeling.inference.optimize import evaluating
 from ...reading import check_name
 from ..summaries import mean_and_error
-from .scoring import ProbeAnswer, by_generation, by_likelihood, by_span, head_of, score_tokens
+from .needles import Niah
+from .scoring import HEADS, ProbeAnswer, by_generation, by_likelihood, by_span, head_of, score_tokens
 from .task import ProbeTask, TextTask, TokenTask, probe_task
 
 TASKS = ("niah_single_1", "niah_multikey_2", "passkey", "induction")
 LENGTHS = (512, 1024, 2048, 4096)
-MODES = {
-    "decoder": ("generate", "likelihood"),
-    "encoder-decoder": ("generate", "likelihood"),
-    "masked": ("likelihood",),
-    "span": ("span",),
-}
-"""Head -> its modes; the first is the default."""
-LOADERS = {
-    "decoder": "AutoModelForCausalLM",
-    "encoder-decoder": "AutoModelForSeq2SeqLM",
-    "masked": "AutoModelForMaskedLM",
-    "span": "AutoModelForQuestionAnswering",
-}
 SHORTEST, LONGEST = 16, 1 << 24
 MOST_SAMPLES = 10_000
 DEFAULT_WINDOW = 512
@@ -119,6 +107,7 @@ def probe_model(
     mode: str | None = None,
     choices: int = 8,
     seed: int = 0,
+    essay: str | Path | None = None,
     dtype: torch.dtype | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -126,7 +115,7 @@ def probe_model(
 ) -> ProbeReport:
     """Ask a model synthetic tasks at several lengths, with answers anywhere in the text.
 
-    RULER's tasks (``niah_single_1``, ``niah_multikey_2``, ``niah_multikey_3``, ``vt``, ``cwe``, ``fwe``), ``passkey`` and ``listops`` are
+    RULER's tasks (``niah_…``, ``vt``, ``cwe``, ``fwe``), HELMET's ``json_kv``, ∞Bench's (``infbench_…``), ``passkey`` and ``listops`` are
     texts with a question; ``mqar``, ``compositional``, ``forgetting``, ``induction`` and ``copy`` are rows of random tokens.
 
     Args:
@@ -136,30 +125,42 @@ def probe_model(
         lengths: tokens of a text with its answer, special tokens included; texts are the longest that fit.
         depths: places of the needles, 0 (beginning) to 1 (end), each with all samples; default: random. Tasks without a needle ignore them.
         samples: texts of each task, length and depth.
-        mode: "generate": the answer is generated greedily with the model's cache, and scored by matching strings, as in RULER.
+        mode: "generate": the answer is generated greedily with the model's cache, and scored as in the task's paper.
             "likelihood": the right answers are compared with wrong ones, from the same text if it has any. "span": a question-answering
             head marks the answer in the text, beyond its maximum in overlapping windows. Default: "span" for question-answering heads,
             "likelihood" for masked language models, "generate" for others.
         choices: candidates for likelihood, with the answers. There are more if a task has many answers, since a question has at least as
             many wrong candidates as answers.
         seed: of the texts.
+        essay: a UTF-8 text file, the haystack of the needles in essays; default: English text that comes with this package and Python.
         dtype: of the weights; default: float32.
         revision, token: of the Hub repository.
         progress: called with every cell that is complete.
     Raises:
         LengthError: a length beyond the model's maximum, or too short for a task.
-        OptionError: a mode that the head does not have, or a value out of range.
+        OptionError: a mode that the head or a task does not have, an essay that no task reads, or a value out of range.
         CheckpointError: the model cannot be loaded.
         LongAttentionError: an unknown task, or a model without a supported head.
     """
     chosen = [probe_task(name) for name in tasks]
     _check(lengths, depths, samples, choices, mode, chosen)
+    if essay is not None:
+        if not any(isinstance(task, Niah) and task.haystack == "essay" for task in chosen):
+            raise OptionError(f"None of {', '.join(tasks)} hides needles in an essay; leave out --essay.")
+        chosen = [replace(task, essay=Path(essay)) if isinstance(task, Niah) else task for task in chosen]
     loaded, tokenizer, name = _opened(model, tokenizer, dtype, revision, token)
     head = head_of(loaded)
-    chosen_mode = _mode(mode, head, type(loaded).__name__)
-    if head in ("span", "encoder-decoder") and (wrong := [task.name for task in chosen if not isinstance(task, TextTask)]):
+    chosen_mode, modes = mode or HEADS[head][1][0], HEADS[head][1]
+    if chosen_mode not in modes:
+        raise OptionError(f"A {type(loaded).__name__} cannot be asked by {mode!r}; leave out --mode, or give {' or '.join(modes)}.")
+    if head == "encoder-decoder" and (wrong := [task for task in chosen if not isinstance(task, TextTask)]):
         raise LongAttentionError(
-            f"A {type(loaded).__name__} is asked about texts, but the probe {wrong[0]!r} is rows of tokens; leave it out of --task."
+            f"A {type(loaded).__name__} is asked about texts, but the probe {wrong[0].name!r} is rows of tokens; leave it out of --task."
+        )
+    if wrong := [task for task in chosen if chosen_mode not in task.modes]:
+        raise OptionError(
+            f"The probe {wrong[0].name!r} is asked by {' or '.join(wrong[0].modes)}, and this is a run by {chosen_mode!r}; leave it out of "
+            "--task, or give another --mode."
         )
     asker = Asker(loaded, tokenizer, head, chosen_mode, choices)
     asker.check_length(max(lengths))
@@ -220,15 +221,11 @@ class Asker:
         if isinstance(task, TokenTask):
             return score_tokens(self.model, self.tokenizer, sample, self.mode, masked)
         if self.mode == "span":
-            return by_span(self.model, self.tokenizer, sample, min(length, self.window))
+            window = known_length(self.model.config, self.tokenizer, self.model) or DEFAULT_WINDOW
+            return by_span(self.model, self.tokenizer, sample, min(length, window))
         if self.mode == "generate":
             return by_generation(self.model, self.tokenizer, sample)
         return by_likelihood(self.model, self.tokenizer, sample, self.choices, masked)
-
-    @property
-    def window(self) -> int:
-        """Tokens that a model reads at once."""
-        return known_length(self.model.config, self.tokenizer, self.model) or DEFAULT_WINDOW
 
     def cell(self, task: ProbeTask, length: int, depth: float | None, samples: int, seed: int) -> ProbeCell:
         """A task at a length and depth."""
@@ -262,15 +259,9 @@ def _check(
         )
     if not (1 <= samples <= MOST_SAMPLES and 2 <= choices <= MOST_SAMPLES):
         raise OptionError(f"A probe has 1 to {MOST_SAMPLES:,} samples and 2 to {MOST_SAMPLES:,} choices, not {samples:,} and {choices:,}.")
-    known = sorted({mode for modes in MODES.values() for mode in modes})
+    known = sorted({mode for _, modes, _ in HEADS.values() for mode in modes})
     if mode is not None and mode not in known:
         raise OptionError(f"There is no mode {mode!r}; the modes are {', '.join(known)}.{nearest(mode, known)}")
-
-
-def _mode(mode: str | None, head: str, class_name: str) -> str:
-    if mode is not None and mode not in MODES[head]:
-        raise OptionError(f"A {class_name} cannot be asked by {mode!r}; leave out --mode, or give {' or '.join(MODES[head])}.")
-    return mode or MODES[head][0]
 
 
 def _opened(
@@ -278,23 +269,9 @@ def _opened(
 ) -> tuple[Any, Any, str]:
     """The model with its head, its tokenizer and its name."""
     if isinstance(model, torch.nn.Module):
-        name = model_name(model)
         if tokenizer is None:
             raise OptionError("A model in memory is asked with its tokenizer; give tokenizer=AutoTokenizer.from_pretrained(…).")
-        return model, tokenizer, name
-    loaded, its_tokenizer, _ = open_model(model, dtype, revision, token)
-    return loaded, tokenizer or its_tokenizer, str(model)
-
-
-def open_model(
-    model: str | Path, dtype: torch.dtype | None = None, revision: str | None = None, token: str | bool | None = None
-) -> tuple[Any, Any, str]:
-    """A checkpoint with its head, its tokenizer, and the kind of its head (see :func:`.scoring.head_of`).
-
-    Raises:
-        CheckpointError: the checkpoint cannot be loaded, or lacks its head's weights.
-        LongAttentionError: an unsupported head.
-    """
+        return model, tokenizer, model_name(model)
     import transformers
 
     name = str(model)
@@ -302,7 +279,6 @@ def open_model(
     check_name(name)
     config = load_config(name, **source)
     stated = type((config.architectures or ["a model without a named class"])[0], (), {"config": config})()
-    head = head_of(stated)
-    loader = getattr(transformers, LOADERS[head])
+    loader = getattr(transformers, HEADS[head_of(stated)][0])
     loaded = load_model(loader, name, complete=True, dtype=dtype or torch.float32, **source)
-    return loaded, load_part(transformers.AutoTokenizer, name, **source), head
+    return loaded, tokenizer or load_part(transformers.AutoTokenizer, name, **source), name

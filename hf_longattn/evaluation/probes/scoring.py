@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...data.answers import normalise
 from ...data.masking import mask_places
 from ...data.tokenization import special_ids
 from ...errors import LongAttentionError
@@ -47,15 +49,42 @@ def match_all(prediction: str, answers: Sequence[str]) -> float:
     return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
 
 
-def match_number(prediction: str, answer: str) -> float:
+def match_number(prediction: str, answer: str, pattern: str = r"(\d+)") -> float:
     """1 if the first number of the prediction is the answer, as in Landmark attention's passkey test; else 0."""
-    number = re.search(r"\d+", prediction)
-    return float(number is not None and int(number.group()) == int(answer))
+    number = re.search(pattern, prediction)
+    return float(number is not None and float(number[1]) == float(answer))
+
+
+def match_values(prediction: str, values: str) -> float:
+    """The share of the values that the prediction lists before its first error. The first value, which the prompt gives, does not count."""
+    listed, right = (list(map(int, re.findall(r"\d+", text)))[1:] for text in (prediction, values))
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(listed, right, strict=False))
+    return len(list(same)) / len(right)
+
+
+SCORES: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "string_match_all": match_all,
+    "first_number": lambda text, answers: match_number(text, answers[0]),
+    "substring_exact_match": lambda text, answers: float(normalise(answers[0]) in normalise(text)),
+    "first_digits": lambda text, answers: float(re.findall(r"\d+", text)[:1] == [answers[0]]),
+    "first_value": lambda text, answers: match_number(text, answers[0], r"(\d+\.\d+|\d+)"),
+    "any_word": lambda text, answers: float(answers[0] in re.split(r"[\s:\"'.,?!{}]+", text)),
+    "last_word": lambda text, answers: match_number(text, answers[0], r"(?:^|[\s.`'\":])([+-]?\d+)[\s.`'\":]*$"),
+    "leading_values": lambda text, answers: match_values(text, answers[0]),
+}
+"""Scores of generated or marked text, 0 to 1. Their means over samples are the published scores, whether:
+
+string_match_all: which share of the answers the text contains, in any case (RULER, constants.py).
+first_number: the first number is the answer (Landmark attention).
+substring_exact_match: the text contains the answer; punctuation, articles and case do not count (HELMET, utils.py).
+first_digits, first_value, any_word, last_word: the first digits in a row ("01" is not "1"), the first number, any word or the last word is
+    the answer; leading_values: see :func:`match_values` (∞Bench, compute_scores.py, whose rule for GPT-4 leaves out the first value).
+"""
 
 
 def match(sample: ProbeSample, prediction: str) -> float:
     """The score of generated or extracted text."""
-    return match_number(prediction, sample.answers[0]) if sample.first_number else match_all(prediction, sample.answers)
+    return SCORES[sample.score](prediction, sample.answers)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -187,8 +216,14 @@ def masked_log_likelihoods(
 
 
 def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> ProbeAnswer:
-    """The best spans of the context: one for each answer, without nesting. Contexts beyond ``length`` tokens are read in windows."""
-    reader = QAReader("probe", model, tokenizer, whole(length), batch_size=1, n_best=200 if len(sample.answers) > 1 else 20)
+    """The best spans of the context: one for each answer, without nesting. Contexts beyond ``length`` tokens are read in windows.
+
+    A question takes half of a window at most, and a span may have a token for each of an answer's characters.
+    """
+    reader = QAReader(
+        "probe", model, tokenizer, whole(length, max_question_tokens=length // 2), batch_size=1,
+        n_best=200 if len(sample.answers) > 1 else 20, max_answer_tokens=max(30, *map(len, sample.answers)),
+    )  # fmt: skip
     answer = reader.read([{"question": sample.question.strip(), "context": sample.context}])[0]
     chosen: list[Span] = []
     for span in answer.spans:
@@ -235,21 +270,25 @@ def score_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sam
     return ProbeAnswer(right / len(targets), tokenizer.decode(named), len(row), chance)
 
 
+HEADS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
+    "span": ("AutoModelForQuestionAnswering", ("span",), ("ForQuestionAnswering",)),
+    "masked": ("AutoModelForMaskedLM", ("likelihood",), ("ForMaskedLM",)),
+    "decoder": ("AutoModelForCausalLM", ("generate", "likelihood"), CAUSAL_LANGUAGE_MODELS),
+    "encoder-decoder": ("AutoModelForSeq2SeqLM", ("generate", "likelihood"), ("ForConditionalGeneration",)),
+}
+"""Head -> the class that loads it, its modes, the default first, and how the names of its classes end."""
+
+
 def head_of(model: Any) -> str:
-    """ "decoder", "encoder-decoder", "masked" or "span", by the model's head.
+    """The key in :data:`HEADS` of a model's head.
 
     Raises:
         LongAttentionError: the model has another head.
     """
     name = type(model).__name__
-    if name.endswith("ForQuestionAnswering"):
-        return "span"
-    if name.endswith("ForMaskedLM"):
-        return "masked"
-    if name.endswith(CAUSAL_LANGUAGE_MODELS):
-        return "decoder"
-    if name.endswith("ForConditionalGeneration") and model.config.is_encoder_decoder:
-        return "encoder-decoder"
+    for head, (_, _, endings) in HEADS.items():
+        if name.endswith(endings) and (head != "encoder-decoder" or model.config.is_encoder_decoder):
+            return head
     family = known_family(model.config)
     if family is not None and family.rule.not_probed:
         raise LongAttentionError(f"A {name} {family.rule.not_probed}.")

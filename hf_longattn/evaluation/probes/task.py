@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...data.tokenization import IGNORED
 from ...errors import LengthError, LongAttentionError, nearest
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+DISTRACTORS = 63
+"""Wrong answers that a sample offers at most."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,9 @@ class ProbeSample:
     answers: the model must give all of them.
     distractors: wrong answers of the same kind, if possible from the same text.
     lead: stands between prefix and answer where candidates are compared (" 1." in a numbered list).
-    new_tokens: that a model may generate, RULER's number for its tasks.
+    new_tokens: that a model may generate, the paper's number.
     depth: where the needle lies, 0 at the beginning, 1 at the end of the context.
+    score: of generated or marked text, by its name in :data:`.scoring.SCORES`.
     """
 
     before: str
@@ -39,8 +44,7 @@ class ProbeSample:
     new_tokens: int
     lead: str = ""
     depth: float | None = None
-    first_number: bool = field(default=False)
-    """Score the first number that is generated, as Landmark attention's passkey test does, instead of matching strings."""
+    score: str = "string_match_all"
 
     @property
     def prompt(self) -> str:
@@ -63,19 +67,20 @@ class ProbeTask(ABC):
     summary: in one line.
     paper: its source.
     placed: whether :attr:`ProbeSample.depth` can be chosen.
+    modes: of asking.
     """
 
     name: str
     summary: str
     paper: str
     placed: bool = False
+    modes: tuple[str, ...] = ("generate", "likelihood", "span")
 
 
 class TextTask(ProbeTask):
-    """A task in words. :meth:`build` makes a text of a size in the task's own unit."""
+    """A task in words. :meth:`build` makes a text of a size in the task's own unit, ``smallest`` or more."""
 
     smallest: int = 1
-    """The least size."""
     new_tokens: int = 128
 
     @abstractmethod
@@ -83,7 +88,7 @@ class TextTask(ProbeTask):
         """A text of ``size`` units for a budget of ``length`` tokens."""
 
     def sample(self, length: int, rng: random.Random, count: CountTokens, depth: float | None = None) -> ProbeSample:
-        """The largest text whose prompt leaves :attr:`new_tokens` of ``length`` tokens to the answer, as RULER measures length.
+        """The largest text whose prompt leaves :attr:`ProbeSample.new_tokens` of ``length`` to the answer, as RULER measures length.
 
         Args:
             count: tokens of a text, special ones included.
@@ -96,7 +101,8 @@ class TextTask(ProbeTask):
 
         def built(size: int) -> tuple[ProbeSample, int]:
             sample = self.build(size, random.Random(seed), length, count, depth)
-            return sample, count(sample.prompt) + self.new_tokens
+            longest = max(sample.answers + sample.distractors, key=len)
+            return sample, count(sample.prompt) + max(sample.new_tokens, count(f" {longest}."))
 
         tokens = built(self.smallest)[1]
         if tokens > length:
@@ -138,18 +144,22 @@ class TokenSample:
         return self.places == tuple(range(self.places[0], self.places[0] + len(self.places))) and self.places[-1] + 1 >= len(self.ids) - 1
 
 
+@dataclass
 class TokenTask(ProbeTask):
     """A task over tokens that mean nothing: any tokenizer's ids serve as its symbols.
 
     least: the fewest tokens that hold it.
-    make: from a length, a vocabulary and a depth, the generator of rows, with ``batch(size, generator) -> (tokens, labels)``, both
-        ``(B, N)``.
+    make: from ``length``, ``vocab`` and, if it is placed, ``depth``, the generator of rows, with ``batch(size, generator) -> (tokens,
+        labels)``, both ``(B, N)``.
     """
 
-    def __init__(
-        self, name: str, summary: str, paper: str, least: int, make: Callable[[int, int, float | None], Any], *, placed: bool = False
-    ) -> None:
-        self.name, self.summary, self.paper, self.least, self.make, self.placed = name, summary, paper, least, make, placed
+    name: str
+    summary: str
+    paper: str
+    least: int
+    make: Callable[..., Any]
+    placed: bool = False
+    modes: tuple[str, ...] = ("generate", "likelihood")
 
     def sample(self, length: int, ids: Tensor, seed: int, choices: int, depth: float | None = None) -> TokenSample:
         """A row of ``length`` tokens, whose symbols are ``ids (V,)``, shuffled.
@@ -160,7 +170,8 @@ class TokenTask(ProbeTask):
         if length < self.least:
             raise LengthError(f"The probe {self.name!r} needs {self.least} tokens besides the special ones; give greater --lengths.")
         generator = torch.Generator().manual_seed(seed)
-        tokens, labels = (batch[0] for batch in self.make(length, len(ids), depth).batch(1, generator))
+        task = self.make(length=length, vocab=len(ids), **({"depth": depth} if self.placed else {}))
+        tokens, labels = (batch[0] for batch in task.batch(1, generator))
         names = ids[torch.randperm(len(ids), generator=generator)]
         places = (labels != IGNORED).nonzero().flatten()
         targets = labels[places]
@@ -177,9 +188,12 @@ class TokenTask(ProbeTask):
 _TASKS: dict[str, ProbeTask] = {}
 
 
-def register_probe(task: ProbeTask) -> ProbeTask:
-    """Enter a task under its name."""
-    _TASKS[task.name] = task
+Registered = TypeVar("Registered", bound=ProbeTask | type[ProbeTask])
+
+
+def register_probe(task: Registered) -> Registered:
+    """Enter a task, or the only task of a class, under its name."""
+    _TASKS[task.name] = task() if isinstance(task, type) else task
     return task
 
 

@@ -6,7 +6,9 @@ Each class is a task of a fixed size; ``batch(size, generator)`` returns tokens 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,23 +19,68 @@ from .task import IGNORED, TokenTask, register_probe
 ZOOLOGY = "Arora et al. 2023, Zoology"
 
 
+class Recall(ABC):
+    """Facts, and later questions. A fact is its keys and its value; the token after the keys of a question is the value.
+
+    The distance of a question from the facts follows a power law, so that most are near. Random tokens fill the rest.
+
+    length: tokens of a text.
+    vocab: tokens.
+    power: exponent of the distances' law, ``p(gap) ∝ gap^(power - 1)``; small values ask for near facts.
+
+    Raises:
+        OptionError: the facts do not fit into the text or into the vocabulary.
+    """
+
+    length: int
+    vocab: int
+    power: float
+
+    @abstractmethod
+    def needs(self) -> tuple[int, int]:
+        """Least tokens of a text and of the vocabulary."""
+
+    @abstractmethod
+    def facts(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """All facts ``(B, F, W)``, and those that are asked for ``(B, Q, W)``: keys, and the value last."""
+
+    def __post_init__(self) -> None:
+        length, vocab = self.needs()
+        if not 0 < length <= self.length or vocab > self.vocab:
+            raise OptionError(
+                f"{self} does not fit: facts and questions need {length} tokens and a vocabulary of {vocab} at least; give more, or fewer "
+                "facts."
+            )
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """``size`` texts: tokens ``(B, N)`` and labels ``(B, N)``, the value at the last key of each question, -100 elsewhere."""
+        facts, asked = self.facts(size, generator)
+        tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
+        context = facts.flatten(1)
+        first, (count, width) = context.shape[1], asked.shape[1:]
+        tokens[:, :first] = context
+        law = torch.arange(1, (self.length - first) // width + 1, dtype=torch.float64) ** (self.power - 1)
+        places = first + width * torch.multinomial(law.expand(size, -1), count, generator=generator)
+        for column in range(width - 1):
+            tokens.scatter_(1, places + column, asked[..., column])
+        return tokens, torch.full_like(tokens, IGNORED).scatter_(1, places + width - 2, asked[..., -1])
+
+
+def distinct(size: int, choices: int, count: int, generator: torch.Generator) -> Tensor:
+    """Rows of ``count`` different numbers below ``choices``, ``(size, count)``."""
+    return torch.rand(size, choices, generator=generator).topk(count, -1).indices
+
+
 @dataclass(frozen=True)
-class Mqar:
+class Mqar(Recall):
     """Multi-query associative recall (Arora et al. 2023, Zoology, section 3 and appendix E): key–value pairs, and later queries of the
     keys.
 
         k₁ v₁ k₂ v₂ … k_P v_P   x x k₂ x x x k₇ x k₁ …
 
-    After each queried key, the next token is its value. The distance of a query from the pairs follows a power law, so that most are near.
-    Random tokens fill the rest.
-
     pairs: key–value pairs of a text. Each key is queried once.
-    length: tokens of a text, at least four for each pair.
+    length, power: as in :class:`Recall`.
     vocab: tokens; the lower half are keys, the upper half values.
-    power: exponent of the distances' law, ``p(gap) ∝ gap^(power - 1)``; small values ask for near pairs.
-
-    Raises:
-        OptionError: the pairs do not fit into the text or into the vocabulary.
     """
 
     pairs: int = 8
@@ -41,44 +88,24 @@ class Mqar:
     vocab: int = 128
     power: float = 0.1
 
-    def __post_init__(self) -> None:
-        if self.pairs < 1 or 4 * self.pairs > self.length:
-            raise OptionError(f"{self.pairs} pairs do not fit into {self.length} tokens: a text has at least four tokens for each of them.")
-        if 2 * self.pairs > self.vocab:
-            raise OptionError(f"{self.pairs} pairs need {2 * self.pairs} tokens at least, but the vocabulary has {self.vocab}.")
+    def needs(self) -> tuple[int, int]:
+        return 4 * self.pairs, 2 * self.pairs
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``size`` texts: tokens ``(B, N)`` and labels ``(B, N)``, the value at each queried key, -100 elsewhere."""
-        half, pairs = self.vocab // 2, self.pairs
-        keys = torch.rand(size, half, generator=generator).topk(pairs, -1).indices
-        values = torch.randint(half, self.vocab, (size, pairs), generator=generator)
-        tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
-        tokens[:, : 2 * pairs] = torch.stack([keys, values], -1).flatten(1)
-        places = questions(size, pairs, 2 * pairs, 2, self.length, self.power, generator)
-        tokens.scatter_(1, places, keys)
-        labels = torch.full_like(tokens, IGNORED).scatter_(1, places, values)
-        return tokens, labels
-
-
-def questions(size: int, count: int, first: int, width: int, length: int, power: float, generator: torch.Generator) -> Tensor:
-    """Places ``(size, count)`` of queries of ``width`` tokens after ``first``, by the power law."""
-    law = torch.arange(1, (length - first) // width + 1, dtype=torch.float64) ** (power - 1)
-    return first + width * torch.multinomial(law.expand(size, -1), count, generator=generator)
+    def facts(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        keys = distinct(size, self.vocab // 2, self.pairs, generator)
+        values = torch.randint(self.vocab // 2, self.vocab, (size, self.pairs), generator=generator)
+        return (pairs := torch.stack([keys, values], -1)), pairs
 
 
 @dataclass(frozen=True)
-class Compositional:
+class Compositional(Recall):
     """Recall by two keys (zoology's compositional_mqar). The value depends on both keys of a grid.
 
         a x v₁ b y v₂ a y v₃ b x v₄   … b y … a x …
 
-    side: number of first keys and of second keys. Each of their ``side²`` pairs is queried once.
-    length: tokens of a text, at least six for each pair.
+    side: number of first keys and of second keys, two or more. Each of their ``side²`` pairs is queried once.
+    length, power: as in :class:`Recall`.
     vocab: tokens; a third are first keys, a third second ones, a third values.
-    power: as in :class:`Mqar`.
-
-    Raises:
-        OptionError: the pairs do not fit into the text or into the vocabulary.
     """
 
     side: int = 3
@@ -86,48 +113,28 @@ class Compositional:
     vocab: int = 129
     power: float = 0.1
 
-    def __post_init__(self) -> None:
-        if self.side < 2 or 6 * self.pairs > self.length:
-            raise OptionError(
-                f"A grid of side {self.side} does not fit into {self.length} tokens: the side is 2 or more, and a text has at least six "
-                f"tokens for each of its {self.pairs} pairs."
-            )
-        if self.pairs > self.vocab // 3:
-            raise OptionError(f"{self.pairs} pairs need {3 * self.pairs} tokens at least, but the vocabulary has {self.vocab}.")
+    def needs(self) -> tuple[int, int]:
+        if self.side < 2:
+            raise OptionError(f"A grid of keys has side 2 or more, not {self.side}; give a greater side.")
+        return 6 * self.side**2, 3 * self.side**2
 
-    @property
-    def pairs(self) -> int:
-        return self.side**2
-
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens and labels ``(B, N)``: the value at each queried second key."""
-        third, pairs = self.vocab // 3, self.pairs
-
-        def chosen(count: int) -> Tensor:
-            return torch.rand(size, third, generator=generator).topk(count, -1).indices
-
+    def facts(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        third, pairs = self.vocab // 3, self.side**2
         order = torch.rand(size, pairs, generator=generator).argsort(-1)
-        first = chosen(self.side).repeat_interleave(self.side, 1).gather(1, order)
-        second = (third + chosen(self.side)).repeat(1, self.side).gather(1, order)
-        values = 2 * third + chosen(pairs)
-        tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
-        tokens[:, : 3 * pairs] = torch.stack([first, second, values], -1).flatten(1)
-        places = questions(size, pairs, 3 * pairs, 3, self.length, self.power, generator)
-        tokens.scatter_(1, places, first).scatter_(1, places + 1, second)
-        return tokens, torch.full_like(tokens, IGNORED).scatter_(1, places + 1, values)
+        first = distinct(size, third, self.side, generator).repeat_interleave(self.side, 1).gather(1, order)
+        second = third + distinct(size, third, self.side, generator).repeat(1, self.side).gather(1, order)
+        values = 2 * third + distinct(size, third, pairs, generator)
+        return (facts := torch.stack([first, second, values], -1)), facts
 
 
 @dataclass(frozen=True)
-class Forgetting:
+class Forgetting(Recall):
     """Recall of the latest value (zoology's forgetting_mqar). Some keys get a second value, which is the target.
 
         a v₁ b v₂ c v₃   a v₄   … b … a …
 
     pairs, length, vocab, power: as in :class:`Mqar`.
     updates: keys with a second value.
-
-    Raises:
-        OptionError: the pairs do not fit into the text or into the vocabulary.
     """
 
     pairs: int = 8
@@ -136,32 +143,20 @@ class Forgetting:
     vocab: int = 128
     power: float = 0.1
 
-    def __post_init__(self) -> None:
+    def needs(self) -> tuple[int, int]:
         if not 0 <= self.updates <= self.pairs:
             raise OptionError(f"0 to {self.pairs} updates fit, one for a pair, not {self.updates}; give another number.")
-        if self.pairs < 1 or 4 * self.pairs + 2 * self.updates > self.length:
-            raise OptionError(
-                f"{self.pairs} pairs with {self.updates} updates do not fit into {self.length} tokens: a text has at least four tokens for "
-                "each pair and two for each update."
-            )
-        if 2 * self.pairs > self.vocab or self.vocab < 4:
-            raise OptionError(f"{self.pairs} pairs need {max(4, 2 * self.pairs)} tokens at least, but the vocabulary has {self.vocab}.")
+        return 4 * self.pairs + 2 * self.updates, max(4, 2 * self.pairs)
 
-    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Tokens and labels ``(B, N)``: the latest value at each queried key."""
-        half, pairs, context = self.vocab // 2, self.pairs, 2 * (self.pairs + self.updates)
-        keys = torch.rand(size, half, generator=generator).topk(pairs, -1).indices
+    def facts(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        half, pairs = self.vocab // 2, self.pairs
+        keys = distinct(size, half, pairs, generator)
         values = torch.randint(self.vocab - half, (size, pairs), generator=generator)
         updated = torch.rand(size, pairs, generator=generator).argsort(-1)[:, : self.updates]
         moved = torch.randint(1, self.vocab - half, (size, self.updates), generator=generator)
         latest = values.scatter_add(1, updated, moved) % (self.vocab - half)  # another value, each equally likely
-        old = torch.stack([keys, half + values], -1)
-        new = torch.stack([keys.gather(1, updated), half + latest.gather(1, updated)], -1)
-        tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
-        tokens[:, :context] = torch.cat([old, new], 1).flatten(1)
-        places = questions(size, pairs, context, 2, self.length, self.power, generator)
-        tokens.scatter_(1, places, keys)
-        return tokens, torch.full_like(tokens, IGNORED).scatter_(1, places, half + latest)
+        old, asked = (torch.stack([keys, half + which], -1) for which in (values, latest))
+        return torch.cat([old, asked.gather(1, updated[..., None].expand(-1, -1, 2))], 1), asked
 
 
 @dataclass(frozen=True)
@@ -248,29 +243,22 @@ PAIRS, SIDE = 8, 3
 SHOWN_OF_COPY = 8
 """Tokens of a copy that a checkpoint sees before the first target. They show it the task."""
 
-register_probe(
-    TokenTask(
-        "mqar", "eight values by their keys, among random tokens", ZOOLOGY, 4 * PAIRS, lambda length, vocab, _: Mqar(PAIRS, length, vocab)
-    )
-)
-register_probe(
+for _task in (
+    TokenTask("mqar", "eight values by their keys, among random tokens", ZOOLOGY, 4 * PAIRS, partial(Mqar, PAIRS)),
     TokenTask(
         "compositional", "nine values by two keys each, among random tokens", "zoology, compositional_mqar", 6 * SIDE**2,
-        lambda length, vocab, _: Compositional(SIDE, length, vocab),
-    )
-)  # fmt: skip
-register_probe(
+        partial(Compositional, SIDE),
+    ),
     TokenTask(
         "forgetting", "eight values, four of which have changed", "zoology, forgetting_mqar", 5 * PAIRS,
-        lambda length, vocab, _: Forgetting(PAIRS, PAIRS // 2, length, vocab),
-    )
-)  # fmt: skip
-register_probe(
-    TokenTask("induction", "the token that followed when the last one occurred before", "Olsson et al. 2022", 4, Induction, placed=True)
-)
-register_probe(
+        partial(Forgetting, PAIRS, PAIRS // 2),
+    ),
+    TokenTask(
+        "induction", "the token that followed when the last one occurred before", "Olsson et al. 2022", 4, Induction, placed=True
+    ),
     TokenTask(
         "copy", "the second half of a random text that is repeated", "Jelassi et al. 2024", 2 * SHOWN_OF_COPY + 3,
-        lambda length, vocab, _: Copy(length, vocab, SHOWN_OF_COPY),
-    )
-)  # fmt: skip
+        partial(Copy, given=SHOWN_OF_COPY),
+    ),
+):  # fmt: skip
+    register_probe(_task)

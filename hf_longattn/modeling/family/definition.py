@@ -298,7 +298,7 @@ def family_names(model_types: Collection[str]) -> list[str]:
 
 @cache
 def derived_facts() -> Mapping[str, tuple[str, Mapping[str, Any]]]:
-    """Module name -> model type and facts of every family without a file (:mod:`hf_longattn.modeling.derived`)."""
+    """Module name -> model type and facts of every family without a file, as ``declarations.json`` stores them."""
     return {module_name(model_type): (model_type, facts) for model_type, facts in declared()["derived"].items()}
 
 

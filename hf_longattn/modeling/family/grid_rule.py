@@ -20,8 +20,6 @@ IMAGE_SIZE = "image_size"
 """The config's field with the input's size."""
 INTERPOLATE_ARGUMENT = "interpolate_pos_encoding"
 """The argument of ``forward`` that makes a base resize its position table."""
-PADDING_ARGUMENT = "pixel_attention_mask"
-"""The argument of ``forward`` that marks real patches, ``(B, patches)``, if the shapes of inputs are an argument too."""
 PATCH_MASK = "bool_masked_pos"
 """The argument of ``forward`` that marks the patches to rebuild, ``(B, patches)`` bool."""
 
@@ -236,24 +234,6 @@ class GridRule(InputRule):
             arguments[self.noise] = torch.rand(len(pixels), cells, generator=torch.Generator().manual_seed(0))
         return arguments
 
-    def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
-        """Arguments of ``forward`` for reading every patch of ``pixels (B, channels, …)`` in raster order. Of the base or its Long class.
-
-        Noise is for a model whose ``mask_ratio`` is 0."""
-        import torch
-
-        grid = self.of_size(config, tuple(pixels.shape[-len(self.axes) :]))
-        if self.shapes is not None:
-            shapes = torch.tensor([grid.sizes] * len(pixels), device=pixels.device)
-            real = torch.ones(len(pixels), grid.cells, dtype=torch.long, device=pixels.device)
-            return {self.input: self._patches(pixels, grid.sizes), self.shapes: shapes, PADDING_ARGUMENT: real}
-        arguments: dict[str, Any] = {self.input: pixels}
-        if self.interpolates:
-            arguments[INTERPOLATE_ARGUMENT] = True
-        if self.noise is not None:
-            arguments[self.noise] = torch.arange(float(grid.cells), device=pixels.device).expand(len(pixels), -1)
-        return arguments
-
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The ``arguments`` of ``forward`` and further arguments that the model's head needs."""
         return dict(arguments)
@@ -456,9 +436,6 @@ class SpectrogramGrid(GridRule):
     def arguments(self, config: Any, pixels: Tensor) -> dict[str, Any]:
         """The arguments of ``forward`` for spectrograms ``(B, 1, mel bins, frames)``."""
         return {self.input: pixels[:, 0].mT.contiguous()}
-
-    def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
-        return self.arguments(config, pixels)
 
 
 def image_size(size: Any) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from .definition import base_package, long_prefix
 SOURCE = '''\
 """{prefix}{stem}: the models of {config} with long attention; {positions}.
 
-Made by :mod:`hf_longattn.modeling.derived` from what the base's class shows.
+Made from what the base's class shows.
 """
 
 from {module} import {config}
@@ -34,7 +34,7 @@ def module_text(model_type: str, facts: Mapping[str, Any]) -> str:
 
     Args:
         model_type: the base's.
-        facts: the result of :func:`hf_longattn.modeling.derived.derive`.
+        facts: of the family, as ``declarations.json`` stores them.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

@@ -112,9 +112,6 @@ class VideoGrid(GridRule):
         """The arguments of ``forward`` for ``pixels (B, channels, frames, height, width)``."""
         return {self.input: pixels.transpose(1, 2).contiguous()}
 
-    def arguments_for_all(self, config: Any, pixels: Tensor) -> dict[str, Any]:
-        return {**self.arguments(config, pixels), **({self.leaves_out: True} if self.leaves_out else {})}
-
     def arguments_of_head(self, model: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments, with the predictor left out. A required mask of patches (VideoMAE's pre-training) leaves out every second one."""
         import torch

@@ -63,7 +63,8 @@ def convert(options: argparse.Namespace, out: Path) -> Path:
 
 def readers(options: argparse.Namespace, converted: Path) -> list[Any]:
     """The rows that need no training."""
-    from hf_longattn.evaluation.qa_reader import QAReader, truncated, windows
+    from hf_longattn.data.qa_features import QAEncodingConfig
+    from hf_longattn.evaluation.qa_reader import QAReader, windows
     from hf_longattn.training import load_qa_model
     from scripts.dev.studies.qa_baselines import LexicalRule, Program, RandomCandidate
 
@@ -72,7 +73,7 @@ def readers(options: argparse.Namespace, converted: Path) -> list[Any]:
         RandomCandidate(),
         LexicalRule(),
         Program(),
-        QAReader("first 512 tokens", model, tokenizer, truncated(512)),
+        QAReader("first 512 tokens", model, tokenizer, QAEncodingConfig(512)),
         QAReader("windows of 512, stride 128", model, tokenizer, windows(512, 128)),
         long_reader(BEFORE, converted),
     ]

@@ -25,9 +25,9 @@ import hf_longattn
 from hf_longattn.declarations import declared
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.families import FAMILIES
-from hf_longattn.modeling.derived import PROBED
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import store_study
+from scripts.dev.tools.derived import PROBED
 
 STORED = RESULTS / "derived_families.json"
 VERIFIED, UNSCALED = "verified", "verified with --positions rope:none"

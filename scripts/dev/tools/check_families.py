@@ -28,10 +28,10 @@ from hf_longattn.checks import FAILED as FAILED_CHECK
 from hf_longattn.conversion.long_models.base import checkpoint_converters
 from hf_longattn.conversion.model_loading import quiet_libraries
 from hf_longattn.conversion.plan import plan_conversion
+from hf_longattn.data.english import verification_text
 from hf_longattn.errors import ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.common.base import kind_of
-from hf_longattn.inputs.text import verification_text
 from hf_longattn.inspect import ReachAudit, audit_reach
 from hf_longattn.positions import moves_rows
 from scripts.dev import RESULTS

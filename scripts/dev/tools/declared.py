@@ -20,10 +20,10 @@ from hf_longattn.declarations import LIBRARY, declared
 from hf_longattn.errors import CheckpointError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import mechanism_class
-from hf_longattn.modeling.derived import derive, text_model_types
 from hf_longattn.modeling.family.definition import class_names, module_name
 from hf_longattn.naming import module_path
 from hf_longattn.tasks import load_task, task_names
+from scripts.dev.tools.derived import derive, text_model_types
 
 LIGHT = ("builtins", "hf_longattn.options", "hf_longattn.training.args")
 """Modules that do not import torch, so that their classes need not be written down."""

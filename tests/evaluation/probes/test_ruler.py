@@ -13,7 +13,7 @@ import pytest
 
 from hf_longattn.errors import LengthError
 from hf_longattn.evaluation.probes import ProbeSample, TextTask, list_probes, probe_task
-from hf_longattn.evaluation.probes.ruler import NOISE
+from hf_longattn.evaluation.probes.task import NOISE
 from hf_longattn.evaluation.probes.words import WORDS, invented_words
 from tests.cells import every_cell
 
@@ -44,8 +44,18 @@ def test_texts_fill_their_budget_and_repeat(name: str, length: int) -> None:
     assert made.prompt.startswith(made.before)
     assert made.prompt.endswith(made.prefix)
     assert len(set(made.answers)) == len(made.answers)
-    assert made.distractors
+    assert bool(made.distractors) == ("likelihood" in probe_task(name).modes)
     assert not set(made.answers) & set(made.distractors)
+
+
+@every_cell("name", [name for name in list_probes() if isinstance(probe_task(name), TextTask)])
+def test_every_candidate_fits_beside_its_text(name: str) -> None:
+    """An encoder reads the whole text, a candidate and a full stop."""
+    task = probe_task(name)
+    assert isinstance(task, TextTask)
+    for length in range(4000, 4008):
+        made = task.sample(length, random.Random(length), len)
+        assert max(len(f"{made.prompt}{text}.") for text in made.continuations(64)[0]) <= length
 
 
 def test_one_needle_in_noise() -> None:

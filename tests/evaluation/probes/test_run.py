@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ import transformers
 
 import hf_longattn
 from hf_longattn.errors import CheckpointError, LengthError, LongAttentionError, OptionError
+from hf_longattn.evaluation.probes import TextTask, probe_task
 from tests.cells import every_cell
 
 from .small import byte_tokenizer, small_decoder, small_encoder
@@ -90,6 +91,39 @@ def test_an_encoder_decoder_is_asked(tokenizer: Any) -> None:
         hf_longattn.probe_model(model, tokenizer=tokenizer, tasks=["copy"], lengths=[400], samples=1)
 
 
+NEW = (
+    "niah_single_2", "niah_single_3", "niah_multikey_1", "niah_multivalue", "niah_multiquery", "json_kv", "infbench_passkey",
+    "infbench_number_string", "infbench_kv_retrieval", "infbench_math_find", "infbench_math_calc", "infbench_code_run",
+)  # fmt: skip
+
+
+@every_cell("name", ["decoder", "masked", "span"])
+def test_needles_objects_sums_and_code_are_asked_of_every_head(saved: dict[str, str], name: str) -> None:
+    for mode in {"decoder": ("generate", "likelihood"), "masked": ("likelihood",), "span": ("span",)}[name]:
+        tasks = [task for task in NEW if mode in probe_task(task).modes]
+        assert set(NEW) - set(tasks) <= {"infbench_math_calc", "infbench_code_run"}
+        report = hf_longattn.probe_model(saved[name], tasks=tasks, lengths=[1024], samples=1, mode=mode)  # of 1,024 positions, if masked
+        assert report.tasks == tasks
+        for cell in report.cells:
+            (record,) = cell.records
+            assert 0 <= record.score <= 1
+            assert (cell.chance is None) == (mode != "likelihood")
+            if mode != "span":
+                assert record.tokens + cast("TextTask", probe_task(cell.task)).new_tokens > 700 or cell.task == "infbench_math_calc"
+                assert record.tokens <= 1024
+
+
+def test_an_essay_of_your_own_is_the_haystack(saved: dict[str, str], tmp_path: Path) -> None:
+    essay = tmp_path / "essay.txt"
+    essay.write_text("Nothing but dry grass. " * 40, encoding="utf-8")
+    prompts = []
+    for chosen in (None, essay):
+        arguments: dict[str, Any] = {"tasks": ["niah_single_2"], "lengths": [700], "samples": 1, "mode": "likelihood", "essay": chosen}
+        prompts.append(hf_longattn.probe_model(saved["decoder"], **arguments).cells[0].records[0])
+    assert prompts[0].answers == prompts[1].answers
+    assert prompts[0].tokens != prompts[1].tokens
+
+
 @every_cell(
     ("name", "arguments", "error", "said"),
     [
@@ -107,7 +141,12 @@ def test_an_encoder_decoder_is_asked(tokenizer: Any) -> None:
         ("decoder", {"choices": 10_001}, OptionError, "2 to 10,000 choices, not 1 and 10,001"),
         ("masked", {"lengths": [2048]}, LengthError, "reads 1,024 tokens, not 2,048.*--max-length 2048"),
         ("masked", {"mode": "generate"}, OptionError, "BertForMaskedLM cannot be asked by 'generate'"),
-        ("span", {"tasks": ["copy"]}, LongAttentionError, "asked about texts, but the probe 'copy' is rows of tokens"),
+        ("span", {"tasks": ["copy"]}, OptionError, "'copy' is asked by generate or likelihood, and .* by 'span'"),
+        ("span", {"tasks": ["infbench_code_run"]}, OptionError, "'infbench_code_run' is asked by generate or likelihood, and .* by 'span'"),
+        ("masked", {"tasks": ["infbench_math_calc"]}, OptionError, "'infbench_math_calc' is asked by generate, and .* by 'likelihood'"),
+        ("decoder", {"essay": __file__}, OptionError, "None of passkey hides needles in an essay; leave out --essay"),
+        ("decoder", {"essay": "/nowhere.txt", "tasks": ["niah_single_2"]}, CheckpointError, "The text '/nowhere.txt' cannot be read"),
+        ("decoder", {"tasks": ["niah_multiquery"], "depths": [0.5]}, OptionError, "None of niah_multiquery has one needle"),
         ("classes", {}, LongAttentionError, "BertForSequenceClassification has no head that a probe can ask"),
         ("bare", {}, LongAttentionError, "BertModel has no head that a probe can ask"),
         ("/nowhere/llama", {}, CheckpointError, "There is no folder '/nowhere/llama'"),

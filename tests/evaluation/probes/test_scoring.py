@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,17 +12,22 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
+from hf_longattn.data.qa_features import encode_qa
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.evaluation.probes import (
     ProbeSample,
+    TextTask,
     candidate_log_likelihoods,
+    list_probes,
     masked_log_likelihoods,
     match_all,
     match_number,
     probe_task,
     scoring,
 )
-from hf_longattn.evaluation.probes.scoring import by_generation, by_likelihood, by_span, head_of, prompt_ids, score_tokens
+from hf_longattn.evaluation.probes.scoring import by_generation, by_likelihood, by_span, head_of, match, prompt_ids, score_tokens
+from hf_longattn.evaluation.qa_reader import Answer
+from tests.cells import every_cell
 
 from .small import small_decoder, small_encoder
 
@@ -40,6 +46,50 @@ def test_the_first_number_counts() -> None:
     assert match_number(" 7 or 4312", "4312") == 0
     assert match_number("43121", "4312") == 0
     assert match_number("none", "4312") == 0
+
+
+@every_cell(
+    ("score", "answers", "prediction", "expected"),
+    [
+        ("string_match_all", ("1111111", "2222222", "3333333", "4444444"), " 1111111, 9999999 and 3333333.", 0.5),
+        ("string_match_all", ("1111111",), "21111111", 1.0),  # RULER compares strings, not numbers
+        ("first_number", ("431",), " 0431 7", 1.0),
+        ("substring_exact_match", ("3B7F-0c",), " it is 3b7f-0C. Key:", 1.0),
+        ("substring_exact_match", ("3b7f-0c",), "3b7f0c", 1.0),  # HELMET drops punctuation
+        ("substring_exact_match", ("3b7f-0c",), "3b7f", 0.0),
+        ("first_digits", ("01234",), " is 01234. 7", 1.0),
+        ("first_digits", ("01234",), " 1234", 0.0),
+        ("first_digits", ("01234",), " 7 01234", 0.0),
+        ("first_digits", ("01234",), " 012345", 0.0),
+        ("first_value", ("49",), " 49.0 or 50", 1.0),
+        ("first_value", ("49",), " 49.5", 0.0),
+        ("first_value", ("49",), "the 2nd: 49", 0.0),
+        ("any_word", ("3b7f-0c",), 'value: "3b7f-0c".', 1.0),
+        ("any_word", ("3b7f-0c",), "3B7F-0C", 0.0),
+        ("any_word", ("3b7f-0c",), "x3b7f-0c", 0.0),
+        ("last_word", ("-4",), "func_3(2) is 7 - 11, so '-4'.", 1.0),
+        ("last_word", ("-4",), " -4 is it", 0.0),
+        ("last_word", ("17",), " 17.5", 0.0),
+        ("leading_values", ("[1, 4, 8]",), " [1, 4, 8]", 1.0),
+        ("leading_values", ("[1, 4, 8]",), " 1, 4, 9", 0.5),
+        ("leading_values", ("[8, 5, 7, 3]",), " [8, 6, 7, 3]", 0.0),
+        ("leading_values", ("[8, 5, 7, 3]",), " [8]", 0.0),
+    ],
+)
+def test_scores_are_the_papers(score: str, answers: tuple[str, ...], prediction: str, expected: float) -> None:
+    assert match(dataclasses.replace(NAMES, answers=answers, score=score), prediction) == expected
+
+
+@every_cell("name", [name for name in list_probes() if isinstance(probe_task(name), TextTask)])
+def test_a_perfect_answer_scores_1_and_an_empty_or_wrong_one_0(name: str) -> None:
+    task: Any = probe_task(name)
+    sample = task.sample(3000, random.Random(1), len)
+    assert match(sample, f" {', '.join(sample.answers)}") == 1
+    assert match(sample, "") == 0
+    for wrong in sample.distractors[:5]:
+        assert match(sample, f" {wrong}") == 0
+    if len(sample.answers) > 1:
+        assert match(sample, f" {sample.answers[1]}, {sample.distractors[0]}") == 1 / len(sample.answers)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +190,19 @@ def test_spans_that_do_not_overlap(tokenizer: Any) -> None:
     assert len(spans) == 2
     assert all(span in NAMES.context for span in spans)
     assert result.score in (0, 0.5, 1)
+
+
+def test_a_long_question_and_a_long_answer_are_read_whole(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key of 36 characters at the end of a question, and a value as long, have more tokens than a reader's usual limits."""
+    read: list[Any] = []
+    monkeypatch.setattr(scoring.QAReader, "read", lambda self, examples: read.append((self, examples)) or [Answer("", [])])
+    task: Any = probe_task("json_kv")
+    sample = task.sample(4000, random.Random(0), len)
+    by_span(small_encoder("QuestionAnswering"), tokenizer, sample, 1024)
+    ((reader, (example,)),) = read
+    feature = encode_qa(example, tokenizer, reader.encoding)[0]
+    assert sample.question.strip() in tokenizer.decode(feature.inputs["input_ids"])
+    assert reader.max_answer_tokens >= len(sample.answers[0])
 
 
 class LooksBack(nn.Module):

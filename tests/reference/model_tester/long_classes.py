@@ -15,7 +15,7 @@ import torch
 from transformers.testing_utils import require_torch, torch_device
 
 import hf_longattn.families as long_families
-from hf_longattn.modeling.family.grid_rule import INTERPOLATE_ARGUMENT, PADDING_ARGUMENT, PATCH_MASK, StagedGrid
+from hf_longattn.modeling.family.grid_rule import PATCH_MASK, StagedGrid
 from scripts.dev.tools.small_models import Shape, small_audio_config, small_image_config, small_towers_config, small_values
 
 from ...test_backbone_common import BackboneTesterMixin
@@ -198,8 +198,12 @@ class TowersTester(Tester):
         inputs["input_ids"][:, -1] = TOKENS["eos_token_id"]  # at which CLIP's text is read
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         pixels = floats_tensor([self.batch_size, 3, self.image_size, self.image_size])
-        images = towers["vision"].rule.arguments_for_all(config.vision_config, pixels)
-        return config, {**inputs, **{name: value for name, value in images.items() if name != INTERPOLATE_ARGUMENT}}
+        rule = towers["vision"].rule
+        images = rule.arguments(config.vision_config, pixels)
+        if rule.shapes is not None:
+            images[rule.shapes] = torch.tensor([images[rule.shapes]] * self.batch_size)
+            images["pixel_attention_mask"] = torch.ones(images[rule.input].shape[:2], dtype=torch.long)
+        return config, {**inputs, **images}
 
 
 class AudioTester(Tester):
@@ -260,7 +264,7 @@ def make(base: str, *, plain: bool) -> type[unittest.TestCase]:
         if family.towers:  # which have outputs of their own
             test_attention_outputs = False
         _is_composite = bool(family.towers)
-        additional_model_inputs = () if patches is None else (PADDING_ARGUMENT, patches)
+        additional_model_inputs = () if patches is None else ("pixel_attention_mask", patches)
         test_all_params_have_gradient = base not in PARTS_WITHOUT_LOSS and family.reads_text  # a mask token has none without masks
 
         def setUp(self) -> None:

@@ -1,8 +1,8 @@
 """Families derived from transformers' classes, without a source file of ours.
 
 :func:`derive` builds a base twice on the meta device, for two lengths, and reads positions, heads and direction from it. `make docs` stores
-these facts in ``declarations.json``, so that a look-up builds nothing. :func:`.family.module_text.module_text` generates a family's module
-from them, which :mod:`hf_longattn.families` imports like a file.
+these facts in ``declarations.json``, so that a look-up builds nothing. :mod:`hf_longattn.modeling.family.module_text` generates a family's
+module from them, which :mod:`hf_longattn.families` imports like a file.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from ..errors import CheckpointError
-from .attach.attention_sites import attention_sites
-from .family.definition import MODEL_NAME, base_package, long_names
-from .family.module_text import usual_config_module
+from hf_longattn.errors import CheckpointError
+from hf_longattn.modeling.attach.attention_sites import attention_sites
+from hf_longattn.modeling.family.definition import MODEL_NAME, base_package, long_names
+from hf_longattn.modeling.family.module_text import usual_config_module
 
 LENGTHS = (77, 101)
 """The two maximum lengths, in tokens, for which a base is built. Parameters that grow by the difference are position tables."""
@@ -79,7 +79,7 @@ REFUSED: dict[str, str] = {
 def derive(model_type: str) -> dict[str, Any]:
     """The facts of the family of a base, as ``declarations.json`` stores them.
 
-    kind: the config class in :mod:`.family.config`.
+    kind: the config class in :mod:`hf_longattn.modeling.family.config`.
     attributes: the class attributes of the Long config.
     module: the module of the base's config class, if its name is unusual.
     head_dim: the attribute of attention modules with the width of a key, if its name is unusual.
