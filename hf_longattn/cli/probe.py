@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import OptionError
 from ..staging import check_new_file
 from . import options as flags
 
@@ -72,7 +70,7 @@ def probe(
     from ..drawing import check_image
     from ..evaluation.probes import probe_model
     from ..evaluation.probes.run import TASKS
-    from ..inspect.texts import read_lengths
+    from ..inspect.texts import read_lengths, read_numbers
     from .plot import draw_probe
     from .show import show_probe
     from .terminal import progress, report_results
@@ -87,7 +85,9 @@ def probe(
             model,
             tasks=task or TASKS,
             lengths=read_lengths(lengths.split(",")),
-            depths=None if depths is None else _read_depths(depths),
+            depths=None
+            if depths is None
+            else read_numbers(depths, "shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9"),
             samples=samples,
             mode=mode,
             choices=choices,
@@ -98,14 +98,3 @@ def probe(
             progress=lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %"),
         )
     report_results(report, lambda: show_probe(report), save=save, as_json=as_json, page=plot, draw=lambda file: draw_probe(report, file))
-
-
-def _read_depths(text: str) -> tuple[float, ...]:
-    """Read depths such as ``"0.1,0.5"``; raises :class:`OptionError` if one is not a number."""
-    try:
-        depths = tuple(map(float, text.split(",")))
-    except ValueError:
-        depths = (math.nan,)
-    if not all(map(math.isfinite, depths)):
-        raise OptionError(f"{text!r:.60} are not shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9.")
-    return depths

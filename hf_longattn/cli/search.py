@@ -105,33 +105,7 @@ def search(
 
     try:
         with progress() as tell:
-            result = search_design(
-                model,
-                text,
-                output,
-                budget=budget,
-                length=length,
-                image_size=image_size,
-                frames=frames,
-                audio_seconds=audio_seconds,
-                candidates=candidate,
-                mode=mode,
-                score=score,
-                trials=trials,
-                objective=objective,
-                workers=workers,
-                transfer_steps=transfer_steps,
-                pieces=pieces,
-                compare_at=compare_at,
-                positions=positions,
-                seed=seed,
-                device=device,
-                resume=resume,
-                overwrite=overwrite,
-                revision=revision,
-                token=token,
-                progress=tell,
-            )
+            result = search_design(**flags.arguments(search_design, locals(), candidates=candidate, progress=tell))
     except KeyboardInterrupt:
         say("Stopped; type the same command with --resume to continue.", stderr=True)
         raise typer.Exit(130) from None

@@ -37,18 +37,17 @@ from ..reading import check_name, named_class
 from .declared import DeclaredReach, text_stack
 from .numbered_inputs import LONGEST, SHORTEST, AuditInputs, inputs_of_kind
 from .replacing import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
+from .server import ServerTarget, single_words
 from .targets import (
     EMBEDDING,
     AuditTarget,
     GraphTarget,
     LayerChanges,
     ModelTarget,
-    ServerTarget,
     TokenChanges,
     ordinary_ids,
-    single_words,
 )  # fmt: skip
-from .verdict import ReachAudit, TowersAudit, audited
+from .verdict import CUT_OFF, ReachAudit, TowersAudit, audited
 
 DEFAULT_LENGTH = 2048
 WITH_MASK = (
@@ -138,14 +137,14 @@ def audit_reach(
     else:
         tokens = _length(name, length, known_length(config, tokenizer, stack), longest_by_default=url is not None)
         words = single_words(tokenizer, name) if url is not None else ordinary_ids(config, tokenizer)
-    target: AuditTarget
-    if url is not None:
-        target = ServerTarget(url, tokenizer, timeout)
-        tokens -= target.leading + target.trailing
-    else:
-        target = GraphTarget(Path(onnx), inputs) if onnx is not None else ModelTarget(loaded, inputs)
+    server = None if url is None else ServerTarget(url, tokenizer, words, Path(name).name if Path(name).is_dir() else name, timeout)
     generator = torch.Generator().manual_seed(0)
     ids = words[torch.randint(len(words), (tokens,), generator=generator)]
+    target: AuditTarget
+    if server is not None:
+        target, ids = server, server.accepted(ids[: tokens - server.leading - server.trailing])
+    else:
+        target = GraphTarget(Path(onnx), inputs) if onnx is not None else ModelTarget(loaded, inputs)
     declared = DeclaredReach(config, stack, ids, target.leading, target.trailing, inputs)
     rows = _pooled_rows(folder) if url is not None else None
 
@@ -153,9 +152,11 @@ def audit_reach(
         started = time.monotonic()
         settings = Settings(tolerance, exhaustive)
         parts = _measured(target, declared, ids, words, rows, generator, settings)
-        return audited(name, target.name, declared, parts, time.monotonic() - started, settings)
+        return audited(name, target, declared, parts, time.monotonic() - started, settings)
 
     result = audit(target)
+    if server is not None and CUT_OFF in result.stages[0].problem:
+        return replace(result, notes=tuple(filter(None, [server.when_strict(ids)])))
     if result.agrees or inputs is None or not inputs.masks or onnx is not None:
         return result
     agrees = audit(ModelTarget(loaded, inputs.with_mask())).agrees

@@ -16,7 +16,7 @@ from tests.cells import every_cell
 
 READ = {"--images", "--init-from-text", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
-FOLDERS = {"embed --output", "search --output"}
+FOLDERS = {"audit --make-fixtures", "embed --output", "search --output"}
 """Options that name a folder to write, which is refused where these commands are tested."""
 
 
@@ -77,6 +77,7 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("search {here} text.txt --output out --seed 1", "--seed"),
         ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),
         ("audit {here} --timeout 5", "--timeout"),
+        ("audit --make-fixtures new --timeout 60", "--timeout"),
     ],
 )
 def test_an_option_without_effect_is_refused(
