@@ -12,7 +12,7 @@ import typer
 
 from ..errors import UNFIT_TORCHVISION, LongAttentionError, error_line, lacks_fitting_torchvision, lacks_memory, shortened
 from . import audit, compress, convert, embed, env, export, hub, inspect, probe, search, train
-from .help import add_command
+from .help import Command
 
 app = typer.Typer(
     name="longattn",
@@ -56,7 +56,7 @@ COMMANDS = (
     env.env,
 )
 for command in COMMANDS:
-    add_command(app, command)
+    app.command(cls=Command)(command)
 app.command(hidden=True, add_help_option=False, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(audit.diagnose)
 app.add_typer(train.app, name="train", help="Train a model, short or converted, on long documents or text.")
 app.add_typer(train.app, name="evaluate", help="Score a model with its own head, without training.")

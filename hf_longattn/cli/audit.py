@@ -33,7 +33,7 @@ def audit(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Audit an embedding server against MODEL's config and tokenizer: http://…/v1/embeddings, /embed or /v2/embed."),
+        typer.Option(help="Audit a server of MODEL's embeddings: http://…/v1/embeddings, /embed or /v2/embed."),
     ] = None,
     length: Annotated[
         int | None,
@@ -65,14 +65,12 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="MECHANISM[:NAME=VALUE,...]",
-            help="A mechanism of which to say what it would keep of the attention, for example window:window=512. Repeatable.",
+            help="A mechanism to compare, for example window:window=512. Repeatable.",
             show_default="all of them, with usual options; for a photo, those on a grid",
         ),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the report as one HTML page into this file, which must not exist; needs matplotlib.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page into this new file; needs matplotlib.")] = None,
     make_fixtures: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Without MODEL: write tiny stock checkpoints with the reach that engines must give.")
     ] = None,
@@ -91,10 +89,16 @@ def audit(
     """
     if (model is None) == (make_fixtures is None):
         raise typer.BadParameter("give either MODEL or --make-fixtures DIR.")
-    if model is None or make_fixtures is not None:
+    if model is None:
+        assert make_fixtures is not None
         options = [parameter.opts[0] for parameter in context.command.params if parameter.name not in ("make_fixtures", "as_json")]
         flags.refuse_typed(context, [name for name in options if name.startswith("--")], "is for MODEL; leave it out.")
-        _write_fixtures(make_fixtures, as_json)
+        from ..inspect import fixtures
+        from .terminal import print_json, say
+
+        names = fixtures.make_fixtures(make_fixtures)
+        written = {"destination": str(make_fixtures), "fixtures": names}
+        print_json(written) if as_json else say(f"written: {make_fixtures}", *(f"  {name}" for name in names))
         return
     if url is None:
         flags.refuse_typed(context, ("--timeout",), "requires --url.")
@@ -137,17 +141,6 @@ def audit(
         say("" if html is None else f"written: {html}")
     if reach is not None and not reach.agrees:
         raise typer.Exit(1)
-
-
-def _write_fixtures(folder: Path | None, as_json: bool) -> None:
-    from ..inspect.fixtures import make_fixtures
-    from .terminal import print_json, say
-
-    assert folder is not None
-    written = make_fixtures(folder)
-    print_json({"destination": str(folder), "fixtures": written}) if as_json else say(
-        f"written: {folder}", *(f"  {name}" for name in written)
-    )
 
 
 def _has_mechanisms(model: str, revision: str | None, token: str | None) -> bool:

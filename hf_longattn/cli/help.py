@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -23,7 +20,7 @@ RARE_OPTIONS: dict[str, tuple[str, ...]] = {
     "plan": _CONVERSION,
     "search": ("frames", "transfer_steps", "pieces", "compare_at", "seed", "device", "revision", "token"),
 }
-"""By command, the parameters that only ``--help-all`` shows."""
+"""By command, the parameters that only ``--help-all`` shows. Such a command has the argument ``help_all``."""
 SHOW_ALL = f"{__name__}.all"
 
 
@@ -59,26 +56,6 @@ class Command(TyperCommand):
         finally:
             for parameter in hidden:
                 parameter.hidden = False  # type: ignore[attr-defined]
-
-
-def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
-    """Add a command to ``app``, with ``--help-all`` if it has rare options."""
-    app.command(cls=Command)(_with_help_all(command) if command.__name__ in RARE_OPTIONS else command)
-
-
-def _with_help_all(command: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(command)
-    def wrapper(*, help_all: bool = False, **values: Any) -> None:
-        command(**values)
-
-    parameter = inspect.Parameter("help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll)
-    signature = inspect.signature(command, eval_str=True)
-    wrapper.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*(value.replace(kind=inspect.Parameter.KEYWORD_ONLY) for value in signature.parameters.values()), parameter]
-    )
-    wrapper.__annotations__ = {name: value.annotation for name, value in inspect.signature(wrapper).parameters.items()}
-    del wrapper.__wrapped__
-    return wrapper
 
 
 def _show_all(context: typer.Context, value: bool) -> None:

@@ -10,6 +10,8 @@ import typer
 from ..staging import check_new_file
 from . import options as flags
 
+SHARES = "shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9"
+
 
 def probe(
     model: Annotated[str, flags.model_argument("A checkpoint with a language-model or question-answering head")],
@@ -81,20 +83,7 @@ def probe(
     if plot is not None:
         check_image(plot)
     with quiet_libraries(), progress() as tell:
-        report = probe_model(
-            model,
-            tasks=task or TASKS,
-            lengths=read_lengths(lengths.split(",")),
-            depths=None
-            if depths is None
-            else read_numbers(depths, "shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9"),
-            samples=samples,
-            mode=mode,
-            choices=choices,
-            seed=seed,
-            dtype=weights,
-            revision=revision,
-            token=token,
-            progress=lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %"),
-        )
+        read = {"lengths": read_lengths(lengths.split(",")), "depths": None if depths is None else read_numbers(depths, SHARES)}
+        note = lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %")  # noqa: E731
+        report = probe_model(**flags.arguments(probe_model, locals(), tasks=task or TASKS, dtype=weights, progress=note, **read))
     report_results(report, lambda: show_probe(report), save=save, as_json=as_json, page=plot, draw=lambda file: draw_probe(report, file))

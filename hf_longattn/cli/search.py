@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options as flags
+from .help import HelpAll
 
 
 def search(
@@ -87,6 +88,7 @@ def search(
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
+    help_all: HelpAll = False,
 ) -> None:
     """Choose a mechanism for every layer under a budget.
 

@@ -79,7 +79,7 @@ def audit_reach(
     the set, and must not change otherwise. What is measured:
 
     - PyTorch model: every layer separately, by replacing its input states; then the model's output;
-    - graph: the output; server: the embedding. Both need no weights;
+    - graph: the output; server: the embedding, and the longest text that it takes. Both need no weights;
     - audio model: the attention of every layer, and the output if the family declares its convolutions. It is called without a mask.
 
     By default, some 25 runs detect a window that is one key too narrow or too wide, and all dependence on tokens far out of reach.
@@ -88,8 +88,9 @@ def audit_reach(
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory.
         onnx: a graph that should compute the same as ``model``.
-        url: an embedding server that should compute the same: a route like text-embeddings-inference's (``…/embed``) or OpenAI's
-            (``…/v1/embeddings``). ``model`` must have a tokenizer.
+        url: an embedding server that should compute the same: a route of OpenAI's requests (``…/v1/embeddings``), of
+            text-embeddings-inference's (``…/embed``) or Cohere's (``…/v2/embed``). ``…?model=NAME`` names one of its models; a key is read
+            from the variable ``HF_LONGATTN_SERVER_KEY``. ``model`` must have a tokenizer.
         length: number of tokens, or frames of a sound. By default the model's maximum, but at most 2,048 except for a server.
         exhaustive: test every pair of an output and a token. This takes some 2·b runs for windows of b tokens, or one per token.
         tolerance: largest change that counts as none, relative to the largest change; 0 compares bits. The int8 graphs of

@@ -36,23 +36,15 @@ SHAPES: tuple[tuple[str, str, dict[str, Any], Any], ...] = (
 )
 """Cohere's, text-embeddings-inference's and OpenAI's requests: their route, the field of the texts, other fields, and the value of
 ``truncate`` that refuses long texts. Ollama takes the last one at ``/api/embed``."""
-ADVICE = {
-    400: "give a smaller --length",
-    401: f"put the key that it wants into the variable {KEY}",
-    403: f"put the key that it wants into the variable {KEY}",
-    404: "is this the route of its embeddings, and does it serve this model? Other models are named as …?model=NAME",
-    413: "give a smaller --length",
-    422: "give a smaller --length",
+REFUSALS = dict.fromkeys((400, 413, 422, 500), "give a smaller --length")
+"""Statuses by which servers refuse a text that is too long, and what to do. llama.cpp's answers 500."""
+FINAL = {
+    **dict.fromkeys((401, 403), f"put the key that it wants into the variable {KEY}"),
     429: "it limits the rate of requests, and an audit sends some 30; try again later, or raise its limit",
 }
-"""Status -> what to do."""
-REFUSALS = (400, 413, 422, 500)
-"""Statuses by which servers refuse a text that is too long. llama.cpp's answers 500."""
+"""Statuses that no other request changes, and what to do."""
+ADVICE = {404: "is this the route of its embeddings, and does it serve this model? Name another as …?model=NAME", **REFUSALS, **FINAL}
 EXPECTED = "expected a list of lists of numbers, as the routes /embed, /v1/embeddings and /v2/embed return"
-
-
-FINAL = (401, 403, 429)
-"""Statuses that no other request changes."""
 
 
 class AnswerError(OptionError):
@@ -68,12 +60,15 @@ class ServerTarget(AuditTarget):
 
     def __init__(self, url: str, tokenizer: Any, words: Tensor, model: str, timeout: float) -> None:
         """words: ids of :func:`single_words`. model: its name in requests, unless ``url`` has ``?model=NAME``."""
-        address = urllib.parse.urlsplit(url)
+        try:
+            address = urllib.parse.urlsplit(url)
+        except ValueError:  # such as half of an IPv6 address
+            address = urllib.parse.urlsplit("")
         if address.scheme not in ("http", "https"):
             raise OptionError(f"{url!r} is not the address of a server; give one like http://localhost:8080/embed.")
-        query = dict(urllib.parse.parse_qsl(address.query))
-        named = query.pop("model", None)
-        self.name, self.url = url, address._replace(query=urllib.parse.urlencode(query)).geturl()
+        query = urllib.parse.parse_qsl(address.query, keep_blank_values=True)
+        named, others = dict(query).get("model"), urllib.parse.urlencode([pair for pair in query if pair[0] != "model"])
+        self.name, self.url = url, address._replace(query=others).geturl()
         self.tokenizer, self.timeout = tokenizer, timeout
         pair, row = words[:2].tolist(), list[int]()
         for self.before in ("", " "):  # where a text begins, byte-level vocabularies have other tokens

@@ -364,8 +364,9 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
         audit_reach(folder, url=url)
     with pytest.raises(OptionError, match="does not answer"):
         audit_reach(folder, url="http://127.0.0.1:9/embed")
-    with pytest.raises(OptionError, match="not the address of a server"):
-        audit_reach(folder, url="localhost")
+    for url in ("localhost", "http://[::1", "ftp://localhost/embed"):
+        with pytest.raises(OptionError, match="not the address of a server"):
+            audit_reach(folder, url=url)
     with pytest.raises(OptionError, match="not at both"):
         audit_reach(folder, url="http://localhost", onnx="model.onnx")
     with pytest.raises(OptionError, match="does not exist; give an ONNX file"):

@@ -16,7 +16,7 @@ from hf_longattn.cli import main
 from hf_longattn.inspect import audit_reach, fixtures
 from tests.cells import every_cell
 
-NAMES = [*json.loads((Path(fixtures.__file__).parent / "fixtures.json").read_text(encoding="utf-8"))]
+NAMES = [*json.loads((Path(fixtures.__file__).parent / "fixtures.json").read_text(encoding="utf-8"))["fixtures"]]
 WRONG: dict[str, dict[str, Any]] = {
     "bert-full": {"is_decoder": True},
     "modernbert-sliding": {"local_attention": 18},
