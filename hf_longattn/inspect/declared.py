@@ -326,10 +326,8 @@ class DeclaredReach:
         return reaches
 
     def _window(self, width: int | None, causal: bool) -> LayerReach:
-        if (width, causal) not in self._built:
-            mechanism = self._mechanism("full", {}) if width is None else self._mechanism("window", {"window": width})
-            self._built[width, causal] = self._of_mechanism(mechanism, causal, None)
-        return self._built[width, causal]
+        mechanism = self._mechanism("full", {}) if width is None else self._mechanism("window", {"window": width})
+        return self._of_site(mechanism, causal, None)
 
     def _mechanism(self, name: str, options: Mapping[str, Any]) -> Mechanism:
         return mechanism_from(name, options, num_heads=1, head_dim=8, max_length=self.length)

@@ -66,7 +66,7 @@ def _write(
     model.save_pretrained(folder)
     written = read_json_object(folder / "config.json")
     written.pop("layer_types", None)  # they follow from other fields, as in a published config
-    _write_json(folder / "config.json", {**written, **config})
+    (folder / "config.json").write_text(json.dumps({**written, **config}, indent=2), encoding="utf-8")
     words = ["[PAD]", "[UNK]", *map("".join, itertools.product("bdfg", "aeio", "klmn", "aeuo"))]
     tokenizer: Any = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -78,13 +78,7 @@ def _write(
     text = " ".join(words[token] for token in ids)
     about_text = {"text": text, "input_ids": ids.tolist(), "replacement_ids": others.tolist(), "reach": reach, "least_share": least_share}
     model_values = {"format": 1, "about": about, "architecture": architecture, "silent_layers": silent_layers}
-    _write_json(folder / "reach.json", {**model_values, **about_text})
-
-
-def _write_json(file: Path, values: Mapping[str, Any]) -> None:
-    """Write an object with a line for each value."""
-    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
-    file.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    (folder / "reach.json").write_text(json.dumps({**model_values, **about_text}), encoding="utf-8")
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import pytest
 from typer.models import OptionInfo
 
 from hf_longattn.cli import app, main
+from hf_longattn.cli.options import arguments
 from tests.cells import every_cell
 
 READ = {"--images", "--init-from-text", "--onnx", "--results", "--text"}
@@ -89,3 +90,9 @@ def test_an_option_without_effect_is_refused(
     assert (code, out) == (2, "")
     assert f"Invalid value for {option}: " in " ".join(err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_are_handed_on_by_name() -> None:
+    def takes(one: int, two: int, three: int = 3) -> None: ...
+
+    assert arguments(takes, {"one": 1, "two": 2, "other": 4}, two=5) == {"one": 1, "two": 5}
