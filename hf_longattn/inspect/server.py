@@ -36,14 +36,14 @@ SHAPES: tuple[tuple[str, str, dict[str, Any], Any], ...] = (
 )
 """Cohere's, text-embeddings-inference's and OpenAI's requests: their route, the field of the texts, other fields, and the value of
 ``truncate`` that refuses long texts. Ollama takes the last one at ``/api/embed``."""
-REFUSALS = dict.fromkeys((400, 413, 422, 500), "give a smaller --length")
-"""Statuses by which servers refuse a text that is too long, and what to do. llama.cpp's answers 500."""
+REFUSALS = (400, 413, 422, 500)
+"""Statuses by which servers refuse a text that is too long. llama.cpp's answers 500."""
 FINAL = {
     **dict.fromkeys((401, 403), f"put the key that it wants into the variable {KEY}"),
     429: "it limits the rate of requests, and an audit sends some 30; try again later, or raise its limit",
 }
 """Statuses that no other request changes, and what to do."""
-ADVICE = {404: "is this the route of its embeddings, and does it serve this model? Name another as …?model=NAME", **REFUSALS, **FINAL}
+ADVICE = "is this the route of its embeddings, and does it serve this model? Name another as …?model=NAME"
 EXPECTED = "expected a list of lists of numbers, as the routes /embed, /v1/embeddings and /v2/embed return"
 
 
@@ -190,8 +190,8 @@ class ServerTarget(AuditTarget):
                 if error.code == 429 and wait.isdecimal() and time.monotonic() + int(wait) < until:
                     time.sleep(int(wait))
                     continue
-                advice = f"; {ADVICE[error.code]}" if error.code in ADVICE else ""
-                raise AnswerError(f"{self.name} answers {error.code} to {what}: {said}{advice}.", error.code, said) from error
+                advice = FINAL.get(error.code, ADVICE)
+                raise AnswerError(f"{self.name} answers {error.code} to {what}: {said}; {advice}.", error.code, said) from error
             except TimeoutError as error:
                 raise OptionError(
                     f"{self.name} does not answer {what} within {self.timeout:g} seconds; give a larger --timeout, or a smaller --length."

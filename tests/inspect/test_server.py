@@ -15,7 +15,7 @@ from hf_longattn.errors import OptionError
 from hf_longattn.inspect import audit_reach
 from hf_longattn.inspect.server import KEY
 from tests.cells import every_cell
-from tests.inspect.fakes import WORDS, window
+from tests.inspect.fakes import WORDS, serving, window
 from tests.inspect.servers import Server, at
 
 pytestmark = pytest.mark.usefixtures("families_hidden")
@@ -96,6 +96,13 @@ def test_the_name_of_the_model(long: Path) -> None:
         assert server.asked[-1]["model"] == "two"
         with pytest.raises(OptionError, match=r"answers 404 to 8 tokens: .*does not exist.*is this the route"):
             audit_reach(long, url=f"{url}?model=three", length=64)
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 413, 422, 500])
+def test_a_server_of_something_else(status: int, long: Path) -> None:
+    with serving(lambda body: (status, {"detail": "no"}), "/embed") as url, pytest.raises(OptionError) as refused:
+        audit_reach(long, url=url, length=64)
+    assert str(refused.value).startswith(f'{url} answers {status} to 8 tokens: {{"detail": "no"}}; is this the route of its embeddings')
 
 
 def test_a_server_that_wants_a_key(long: Path, monkeypatch: pytest.MonkeyPatch) -> None:
