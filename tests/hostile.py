@@ -57,6 +57,7 @@ LINES: dict[str, tuple[str, ...]] = {
     "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),
     "audit": (
         "{model} --length 16",
+        "{model} --url http://127.0.0.1:9/embed",
         "{model} {data}/book.txt --lengths 16",
         "{model} {data}/images/a/0.png",
         "{model} {data}/sounds/a/0.wav",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from . import options as flags
 
 def audit(
     context: typer.Context,
-    model: Annotated[str, flags.model_argument("A checkpoint, long or not")],
+    model: Annotated[str | None, flags.model_argument("A checkpoint, long or not")] = None,
     given: Annotated[
         Path | None,
         typer.Argument(
@@ -33,7 +33,7 @@ def audit(
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Audit an embedding server against MODEL's config and tokenizer: http://…/embed or http://…/v1/embeddings."),
+        typer.Option(help="Audit a server of MODEL's embeddings: http://…/v1/embeddings, /embed or /v2/embed."),
     ] = None,
     length: Annotated[
         int | None,
@@ -65,13 +65,14 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="MECHANISM[:NAME=VALUE,...]",
-            help="A mechanism of which to say what it would keep of the attention, for example window:window=512. Repeatable.",
+            help="A mechanism to compare, for example window:window=512. Repeatable.",
             show_default="all of them, with usual options; for a photo, those on a grid",
         ),
     ] = None,
     queries: Annotated[int, typer.Option(min=1, help="Queries measured at each length, spread over INPUT.")] = 1024,
-    html: Annotated[
-        Path | None, typer.Option(help="Write the report as one HTML page into this file, which must not exist; needs matplotlib.")
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page into this new file; needs matplotlib.")] = None,
+    make_fixtures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Without MODEL: write tiny stock checkpoints with the reach that engines must give.")
     ] = None,
     device: flags.Device = None,
     as_json: flags.Json = False,
@@ -86,6 +87,19 @@ def audit(
     With INPUT, the attention of every layer is measured as INPUT grows, with what each mechanism would keep of it. Of a checkpoint without
     mechanisms, only this is measured.
     """
+    if (model is None) == (make_fixtures is None):
+        raise typer.BadParameter("give either MODEL or --make-fixtures DIR.")
+    if model is None:
+        assert make_fixtures is not None
+        options = [parameter.opts[0] for parameter in context.command.params if parameter.name not in ("make_fixtures", "as_json")]
+        flags.refuse_typed(context, [name for name in options if name.startswith("--")], "is for MODEL; leave it out.")
+        from ..inspect import fixtures
+        from .terminal import print_json, say
+
+        names = fixtures.make_fixtures(make_fixtures)
+        written = {"destination": str(make_fixtures), "fixtures": names}
+        print_json(written) if as_json else say(f"written: {make_fixtures}", *(f"  {name}" for name in names))
+        return
     if url is None:
         flags.refuse_typed(context, ("--timeout",), "requires --url.")
     if given is None:
@@ -97,46 +111,26 @@ def audit(
     if html is not None:
         check_new_file(html)
         check_extra("plot", "matplotlib")
-    access: dict[str, Any] = {"revision": revision, "token": token}
     reach_flags = ("--length", "--exhaustive", "--tolerance", "--attn-implementation")
-    measures_reach = given is None or _has_mechanisms(model, **access)
+    measures_reach = given is None or _has_mechanisms(model, revision, token)
     if not measures_reach:
         flags.refuse_typed(context, reach_flags, f"is for reach, but {model!r} has no mechanisms; leave it or INPUT out.")
 
     from ..inspect import audit_reach, diagnose, html_page
     from ..inspect.attention import is_text
     from ..inspect.report import audit_report
-    from ..inspect.texts import read_lengths, read_numbers
+    from ..inspect.texts import DURATIONS, read_lengths, read_numbers
     from .terminal import print_json, progress, say, show
 
     reach = found = None
     if measures_reach:
-        reach = audit_reach(
-            model,
-            onnx=onnx,
-            url=url,
-            length=length,
-            exhaustive=exhaustive,
-            tolerance=tolerance,
-            attn_implementation=attn_implementation,
-            timeout=timeout,
-            **access,
-        )
+        reach = audit_reach(**flags.arguments(audit_reach, locals()))
     if given is not None:
         asked: list[float] | list[int] | None = None
         if lengths is not None:
-            asked = read_lengths(lengths.split(",")) if is_text(given) else read_numbers(lengths, "seconds", "--lengths 30, or 15,60,300")
+            asked = read_lengths(lengths.split(",")) if is_text(given) else read_numbers(lengths, DURATIONS)
         with progress() as tell:
-            found = diagnose(
-                model,
-                given,
-                lengths=asked,
-                candidates=candidate,
-                queries=queries,
-                device=device,
-                progress=tell,
-                **access,
-            )
+            found = diagnose(**flags.arguments(diagnose, locals(), text=given, lengths=asked, candidates=candidate, progress=tell))
     report = audit_report(reach, found)
     if html is not None:
         write_text(html, html_page(report), overwrite=False)
@@ -149,11 +143,11 @@ def audit(
         raise typer.Exit(1)
 
 
-def _has_mechanisms(model: str, **access: Any) -> bool:
+def _has_mechanisms(model: str, revision: str | None, token: str | None) -> bool:
     from ..conversion.sources.base import open_source
     from ..reading import is_long
 
-    return is_long(open_source(model, headers_only=True, **access).config)
+    return is_long(open_source(model, headers_only=True, revision=revision, token=token).config)
 
 
 def diagnose(context: typer.Context) -> None:

@@ -36,7 +36,7 @@ def compress(
     and its loss at short and long lengths, its time and its size are printed next to those of the source; all are in
     compression_report.json.
     """
-    from ..export import compress_checkpoint
+    from ..export import CompressionConfig, compress_checkpoint
     from ..export.compress import PRUNING, check_method
     from .show import show_compression
     from .terminal import print_json
@@ -44,19 +44,8 @@ def compress(
     check_method(method)
     if method not in PRUNING:
         flags.refuse_typed(context, ("--share",), f"is for {' and '.join(PRUNING)}, not for --method {method}; leave it out.")
-    report = compress_checkpoint(
-        model,
-        destination,
-        overwrite=overwrite,
-        revision=revision,
-        token=token,
-        method=method,
-        share=share,
-        text=text,
-        length=length,
-        documents=documents,
-        seed=seed,
-    )
+    config = CompressionConfig(**flags.arguments(CompressionConfig, locals()))
+    report = compress_checkpoint(model, **flags.arguments(compress_checkpoint, locals(), config=config))
     if as_json:
         print_json(report.to_dict())
     else:

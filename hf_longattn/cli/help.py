@@ -20,7 +20,7 @@ RARE_OPTIONS: dict[str, tuple[str, ...]] = {
     "plan": _CONVERSION,
     "search": ("frames", "pieces", "compare_at", "seed", "device", "revision", "token"),
 }
-"""By command, the parameters that only ``--help-all`` shows, which these commands take as :data:`HelpAll`."""
+"""By command, the parameters that only ``--help-all`` shows. Such a command has the argument ``help_all``."""
 SHOW_ALL = f"{__name__}.all"
 
 

@@ -38,17 +38,7 @@ def push(
     from ..hub import push_model
     from .terminal import print_json, say
 
-    report = push_model(
-        model,
-        repo,
-        private=private,
-        revision=revision,
-        token=token,
-        commit_message=commit_message,
-        remote_code=remote_code,
-        user_code=bundle_user_code,
-        log=partial(say, stderr=True),
-    )
+    report = push_model(model, repo, **flags.arguments(push_model, locals(), user_code=bundle_user_code, log=partial(say, stderr=True)))
     print_json(report.to_dict()) if as_json else _show(report)
 
 

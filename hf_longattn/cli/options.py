@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Annotated, Any, TypeVar
 
@@ -117,6 +117,11 @@ def refuse_typed(context: typer.Context, options: Sequence[str], sentence: str) 
         source = context.get_parameter_source(names[option] or "")
         if source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(sentence, param_hint=option)
+
+
+def arguments(function: Callable[..., Any], flags: Mapping[str, Any], **others: Any) -> dict[str, Any]:
+    """The arguments of ``function`` among a command's ``locals()``: flags of the same names. ``others`` replace them."""
+    return {name: value for name, value in {**flags, **others}.items() if name in inspect.signature(function).parameters}
 
 
 def _read(flag: str, read: Callable[[Any], Any], value: Any) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..staging import check_new_file
+from ..staging import check_new_file, write_text
 from . import options as flags
+
+SHARES = "shares of the text from 0 to 1; give for example --depths 0.1,0.5,0.9"
 
 
 def probe(
@@ -78,7 +81,7 @@ def probe(
     from ..inspect.texts import read_lengths, read_numbers
     from .plot import draw_probe
     from .show import show_probe
-    from .terminal import progress, report_results
+    from .terminal import print_json, progress, say
 
     if save is not None:
         check_new_file(save)
@@ -86,19 +89,16 @@ def probe(
     if plot is not None:
         check_image(plot)
     with quiet_libraries(), progress() as tell:
-        report = probe_model(
-            model,
-            tasks=task or TASKS,
-            lengths=read_lengths(lengths.split(",")),
-            depths=None if depths is None else read_numbers(depths, "shares of the text from 0 to 1", "--depths 0.1,0.5,0.9"),
-            samples=samples,
-            mode=mode,
-            choices=choices,
-            seed=seed,
-            essay=essay,
-            dtype=weights,
-            revision=revision,
-            token=token,
-            progress=lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %"),
-        )
-    report_results(report, lambda: show_probe(report), save=save, as_json=as_json, page=plot, draw=lambda file: draw_probe(report, file))
+        read = {"lengths": read_lengths(lengths.split(",")), "depths": None if depths is None else read_numbers(depths, SHARES)}
+        note = lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %")  # noqa: E731
+        report = probe_model(**flags.arguments(probe_model, locals(), tasks=task or TASKS, dtype=weights, progress=note, **read))
+    numbers = report.to_dict()
+    if save is not None:
+        write_text(save, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", overwrite=False)
+    if plot is not None:
+        draw_probe(report, plot)
+    if as_json:
+        print_json(numbers)
+    else:
+        show_probe(report)
+        say(*(f"written: {file}" for file in (save, plot) if file is not None), end="\n" if save or plot else "")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -20,7 +19,6 @@ from rich.text import Text
 
 from ..errors import CONTROL, visible
 from ..reports import Facts, Report, Sentence, Table
-from ..staging import write_text
 
 
 class SafeConsole(Console):
@@ -56,31 +54,6 @@ def progress() -> Iterator[Callable[[str], None]]:
 def say(*lines: object, stderr: bool = False, end: str = "\n") -> None:
     """Print lines as they are, which are not wrapped: paths, and what is to be typed."""
     print(visible("\n".join(map(str, lines))), file=sys.stderr if stderr else sys.stdout, end=end)
-
-
-def report_results(
-    results: Any,
-    show: Callable[[], None],
-    *,
-    save: Path | None,
-    as_json: bool,
-    page: Path | None = None,
-    draw: Callable[[Path], None] | None = None,
-) -> None:
-    """Save and print the numbers of ``results``, as JSON or by ``show`` with the names of both files.
-    ``save`` is a JSON file, and ``page`` a file that ``draw`` writes."""
-    numbers = results.to_dict()
-    if save is not None:
-        write_text(save, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", overwrite=False)
-    if page is not None and draw is not None:
-        draw(page)
-    if as_json:
-        print_json(numbers)
-        return
-    show()
-    for file in (save, page):
-        if file is not None:
-            say(f"written: {file}")
 
 
 def print_json(value: Any) -> None:

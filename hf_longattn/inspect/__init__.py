@@ -8,10 +8,12 @@ Which tokens reach which outputs, against the config (``longattn audit MODEL``):
 
 audit            the audit of a model, a graph or a server, by all of these modules
 declared         the reach that the config declares
-targets          a model, a graph or a server, and how its outputs change when tokens are replaced
+targets          a model or a graph, and how its outputs change when tokens are replaced
+server           a server of embeddings, in the same way
 numbered_inputs  images and sounds made of numbered patches or frames
 replacing        which tokens are replaced together, and what follows from the changes
 verdict          the result: measured against declared reach
+fixtures         tiny checkpoints with their reach, for the tests of engines
 
 How attention spreads over an input (``longattn audit MODEL INPUT``):
 

@@ -37,18 +37,17 @@ from ..reading import check_name, named_class
 from .declared import DeclaredReach, text_stack
 from .numbered_inputs import LONGEST, SHORTEST, AuditInputs, inputs_of_kind
 from .replacing import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
+from .server import ServerTarget, single_words
 from .targets import (
     EMBEDDING,
     AuditTarget,
     GraphTarget,
     LayerChanges,
     ModelTarget,
-    ServerTarget,
     TokenChanges,
     ordinary_ids,
-    single_words,
 )  # fmt: skip
-from .verdict import ReachAudit, TowersAudit, audited
+from .verdict import CUT_OFF, ReachAudit, TowersAudit, audited
 
 DEFAULT_LENGTH = 2048
 WITH_MASK = (
@@ -80,7 +79,7 @@ def audit_reach(
     the set, and must not change otherwise. What is measured:
 
     - PyTorch model: every layer separately, by replacing its input states; then the model's output;
-    - graph: the output; server: the embedding. Both need no weights;
+    - graph: the output; server: the embedding, and the longest text that it takes. Both need no weights;
     - audio model: the attention of every layer, and the output if the family declares its convolutions. It is called without a mask.
 
     By default, some 25 runs detect a window that is one key too narrow or too wide, and all dependence on tokens far out of reach.
@@ -89,8 +88,9 @@ def audit_reach(
     Args:
         model: a checkpoint of transformers, long or not (a folder or a Hub repository id), or a model in memory.
         onnx: a graph that should compute the same as ``model``.
-        url: an embedding server that should compute the same: a route like text-embeddings-inference's (``…/embed``) or OpenAI's
-            (``…/v1/embeddings``). ``model`` must have a tokenizer.
+        url: an embedding server that should compute the same: a route of OpenAI's requests (``…/v1/embeddings``), of
+            text-embeddings-inference's (``…/embed``) or Cohere's (``…/v2/embed``). ``…?model=NAME`` names one of its models; a key is read
+            from the variable ``HF_LONGATTN_SERVER_KEY``. ``model`` must have a tokenizer.
         length: number of tokens, or frames of a sound. By default the model's maximum, but at most 2,048 except for a server.
         exhaustive: test every pair of an output and a token. This takes some 2·b runs for windows of b tokens, or one per token.
         tolerance: largest change that counts as none, relative to the largest change; 0 compares bits. The int8 graphs of
@@ -138,14 +138,14 @@ def audit_reach(
     else:
         tokens = _length(name, length, known_length(config, tokenizer, stack), longest_by_default=url is not None)
         words = single_words(tokenizer, name) if url is not None else ordinary_ids(config, tokenizer)
-    target: AuditTarget
-    if url is not None:
-        target = ServerTarget(url, tokenizer, timeout)
-        tokens -= target.leading + target.trailing
-    else:
-        target = GraphTarget(Path(onnx), inputs) if onnx is not None else ModelTarget(loaded, inputs)
+    server = None if url is None else ServerTarget(url, tokenizer, words, Path(name).name if Path(name).is_dir() else name, timeout)
     generator = torch.Generator().manual_seed(0)
     ids = words[torch.randint(len(words), (tokens,), generator=generator)]
+    target: AuditTarget
+    if server is not None:
+        target, ids = server, server.accepted(ids[: tokens - server.leading - server.trailing])
+    else:
+        target = GraphTarget(Path(onnx), inputs) if onnx is not None else ModelTarget(loaded, inputs)
     declared = DeclaredReach(config, stack, ids, target.leading, target.trailing, inputs)
     rows = _pooled_rows(folder) if url is not None else None
 
@@ -153,9 +153,11 @@ def audit_reach(
         started = time.monotonic()
         settings = Settings(tolerance, exhaustive)
         parts = _measured(target, declared, ids, words, rows, generator, settings)
-        return audited(name, target.name, declared, parts, time.monotonic() - started, settings)
+        return audited(name, target, declared, parts, time.monotonic() - started, settings)
 
     result = audit(target)
+    if server is not None and CUT_OFF in result.stages[0].problem:
+        return replace(result, notes=tuple(filter(None, [server.when_strict(ids)])))
     if result.agrees or inputs is None or not inputs.masks or onnx is not None:
         return result
     agrees = audit(ModelTarget(loaded, inputs.with_mask())).agrees

@@ -30,7 +30,7 @@ from ..mechanisms.common.registry import mechanism_from
 from ..modeling.attach.attention_sites import AttentionSite, attention_sites
 from ..modeling.attach.token_globals import token_rule
 from ..modeling.family.config import LongConfig
-from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
+from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import enable_long_attention
 from ..sharding import only_locality
 from .numbered_inputs import AuditInputs, Mixing
@@ -201,7 +201,7 @@ class DeclaredReach:
         if getattr(config, "long_attention", None) is not None:
             self.layers = self._long(config, sites, row)
         elif not sites and windows is not None:
-            self.layers = [self._window(width, causal=False) for width in windows]
+            self.layers = [self._of_site(self._mechanism("window", {"window": width}), False, None) for width in windows]
         else:
             self.layers = self._stock(text, sites)
         if not self.reaches_output:
@@ -322,14 +322,9 @@ class DeclaredReach:
         for site in sites:
             widths = own_windows(config, site.decoding) if hasattr(config, "num_hidden_layers") else []
             known = site.layer < min(len(kinds), len(widths)) and kinds[site.layer] in (FULL, SLIDING)
-            reaches.append(self._window(widths[site.layer], site.decoding) if known else LayerReach.unknown(self.length))
+            mechanism = self._mechanism(*base_attention(widths).for_layer(site.layer))
+            reaches.append(self._of_site(mechanism, site.decoding, None) if known else LayerReach.unknown(self.length))
         return reaches
-
-    def _window(self, width: int | None, causal: bool) -> LayerReach:
-        if (width, causal) not in self._built:
-            mechanism = self._mechanism("full", {}) if width is None else self._mechanism("window", {"window": width})
-            self._built[width, causal] = self._of_mechanism(mechanism, causal, None)
-        return self._built[width, causal]
 
     def _mechanism(self, name: str, options: Mapping[str, Any]) -> Mechanism:
         return mechanism_from(name, options, num_heads=1, head_dim=8, max_length=self.length)

@@ -16,10 +16,10 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .declared import Reach
-from .targets import Changes
+from .targets import Changes, TokenChanges
 
 MAX_RUN_SETS = 16
 """Maximum number of sets of runs, unless the audit is exhaustive."""
@@ -33,6 +33,10 @@ PROBED_TOKENS = 16
 """Number of tokens, spread over the text, to replace for an embedding, unless the audit is exhaustive."""
 CONFIRMATIONS = 2
 """Number of further runs in which a change out of reach must recur, if bits are not compared."""
+CHUNKED = 1e-3
+"""Maximum :meth:`~.targets.TokenChanges.interaction` of tokens in different chunks. all-MiniLM-L6-v2 has 5e-7, and 0.4 without chunks."""
+LEAST_COMMON = 1e-2
+"""Minimum influence of two parts of a text on the same outputs, relative to that of either, for which an interaction is required."""
 MAX_PANELS = 3
 """Number of sets whose changes are stored for plots."""
 
@@ -346,6 +350,7 @@ class Embedding:
 
     probes: positions whose tokens were replaced, one per run.
     changed, allowed: ``(probes,)`` bool, whether the embedding changed, and whether it may change.
+    chunk: number of tokens of the chunks that are embedded by themselves and averaged; 0 if none were found.
     """
 
     probes: tuple[int, ...]
@@ -355,10 +360,11 @@ class Embedding:
     noise: float
     runs: int
     exhaustive_runs: int
+    chunk: int = 0
 
 
 def measure_embedding(
-    changes: Changes, reach: Reach, rows: Sequence[int] | None, leading: int, length: int, settings: Settings
+    changes: TokenChanges, reach: Reach, rows: Sequence[int] | None, leading: int, length: int, settings: Settings
 ) -> Embedding:
     """Replace one token per run, and bisect for the last one that changes the embedding.
 
@@ -377,12 +383,47 @@ def measure_embedding(
     while (position := _next_end([probe for probe, value in differences.items() if value > limit], differences, length)) is not None:
         differences[position] = difference(position)
     probes = sorted(differences)
-    allowed = []
-    for position in probes:
-        influence = reach.influence(torch.arange(reach.length) == position + leading)
-        allowed.append(bool((influence if rows is None else influence[list(rows)]).any()))
+
+    positions = torch.arange(length)
+
+    def influence(tokens: Tensor) -> Tensor:
+        """The influence of ``tokens (length,)`` bool on each output from which the embedding is pooled."""
+        influence = reach.influence(nn.functional.pad(tokens, (leading, reach.length - leading - length)))
+        return influence if rows is None else influence[list(rows)]
+
+    allowed = torch.tensor([bool(influence(positions == position).any()) for position in probes])
     changed = torch.tensor([differences[position] > limit for position in probes])
-    return Embedding(tuple(probes), changed, torch.tensor(allowed), reach.certain, changes.noise[0], 2 + len(probes), 2 + length)
+    first, last = influence(positions < length // 8), influence(positions >= length - length // 8)
+    common = float((first * last).mean() / torch.minimum(first.mean(), last.mean()))
+    checked = changed.all() and reach.certain and not settings.tolerance and common >= LEAST_COMMON
+    chunk, runs = _chunk(changes, length) if checked else (0, 0)
+    runs += 2 + len(probes)
+    return Embedding(tuple(probes), changed, allowed, reach.certain, changes.noise[0], runs, 2 + length, chunk)
+
+
+def _chunk(changes: TokenChanges, length: int) -> tuple[int, int]:
+    """Number of tokens of chunks that a target embeds by themselves and averages, and number of runs.
+
+    It is 0 if the first and last eighth of the text interact. Otherwise, the first chunk ends where the tokens after it begin to change the
+    embedding independently of its first ones.
+    """
+    positions, runs, part = torch.arange(length), 0, length // 8
+
+    def apart(stop: int, start: int) -> bool:
+        nonlocal runs
+        runs += 3
+        return changes.interaction(positions < stop, positions >= start) < CHUNKED
+
+    if not apart(part, length - part):
+        return 0, runs
+    chunk = 2
+    while chunk < length - part and not apart(chunk // 2, chunk):
+        chunk *= 2
+    low, high = chunk // 2, min(chunk, length - part)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if apart(chunk // 2, middle) else (middle, high)
+    return high, runs
 
 
 def _next_end(counting: Sequence[int], tried: Container[int], length: int) -> int | None:

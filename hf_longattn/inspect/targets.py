@@ -1,21 +1,17 @@
-"""Targets of an audit (PyTorch model, ONNX file, embedding server), and how their outputs change when tokens are replaced."""
+"""Targets of an audit (PyTorch model, ONNX file), and how their outputs change when tokens are replaced."""
 
 from __future__ import annotations
 
 import dataclasses
-import http.client
 import inspect
 import itertools
-import json
-import time
-import urllib.error
-import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,36 +23,36 @@ from ..modeling.inference.optimize import evaluating
 from .declared import base_of, encoder_of
 from .numbered_inputs import AuditInputs
 
-MAX_WORDS = 2000
-"""Maximum number of different single-token words in texts for a server."""
-MAX_ANSWER_BYTES = 64 * 2**20
-"""Maximum size of a server's answer. An embedding has some kilobytes."""
 REPLACEMENT_SCALE = 3.0
 """Factor on the state that replaces a token's state. A large one makes weak dependence visible."""
 ROUNDING = 1e-5
 """Tolerance for models with experts, relative to the largest change. An expert's rounding depends on its number of tokens."""
+MIN_WIDTH = 8
+"""Width of an embedding up to which nothing follows from :meth:`TokenChanges.interaction`."""
 SPECIAL = ("pad", "bos", "eos", "sep", "cls", "mask", "unk", "decoder_start")
 OUTPUT, EMBEDDING = "output", "embedding"
 
 
-class AuditTarget(Protocol):
+class AuditTarget(ABC):
     """A target of an audit, as a function of token ids.
 
     name: name in messages.
     rounding: largest change that rounding may cause, relative to the largest change.
     leading, trailing: number of special tokens that the target adds before and after the ids.
+    refusal: what the target answers to longer texts; "" if it takes them.
     """
 
     name: str
-    rounding: float
-    leading: int
-    trailing: int
+    rounding = 0.0
+    leading = trailing = 0
+    refusal = ""
 
+    @abstractmethod
     def outputs(self, ids: Tensor) -> tuple[str, Tensor]:
         """:data:`OUTPUT` and a vector for each of ``ids (N,)``: ``(N, width)``. Or :data:`EMBEDDING` and one vector: ``(1, width)``."""
 
 
-class Changes(Protocol):
+class Changes(ABC):
     """Changes in the stages of a target (its layers, or its output) when tokens of one text are replaced.
 
     noise: for every stage, the largest difference between two equal runs.
@@ -67,6 +63,7 @@ class Changes(Protocol):
     noise: list[float]
     rounding: list[float]
 
+    @abstractmethod
     def of(self, sets: Sequence[Tensor | None]) -> list[Tensor]:
         """For every stage, the largest change of each output, ``(N,)`` or ``(1,)``, after replacing its tokens ``(N,)`` bool."""
 
@@ -78,9 +75,10 @@ class Changes(Protocol):
         Returns:
             Number of a stage -> ``(rows, N)`` bool. Stages without gradients are left out.
         """
+        return {}
 
 
-class TokenChanges:
+class TokenChanges(Changes):
     """Changes of the output when input tokens are replaced by ``words``."""
 
     def __init__(self, target: AuditTarget, ids: Tensor, words: Tensor, generator: torch.Generator) -> None:
@@ -98,16 +96,29 @@ class TokenChanges:
             raise OptionError(f"{self.target.name} returns {known:,} numbers for one input and {states.shape[-1]:,} for another ({stage}).")
         return stage, states
 
+    def others(self) -> Tensor:
+        """For every token another one, ``(N,)``."""
+        drawn = self.words[torch.randint(len(self.words), self.ids.shape, generator=self.generator)]
+        return torch.where(drawn == self.ids, torch.where(self.ids == self.words[0], self.words[1], self.words[0]), drawn)
+
     def of(self, sets: Sequence[Tensor | None]) -> list[Tensor]:
         (tokens,) = sets
         assert tokens is not None
-        drawn = self.words[torch.randint(len(self.words), self.ids.shape, generator=self.generator)]
-        substitutes = torch.where(self.ids == self.words[0], self.words[1], self.words[0])
-        replaced = torch.where(tokens, torch.where(drawn == self.ids, substitutes, drawn), self.ids)
-        return [(self._run(replaced)[1] - self.original).abs().amax(-1)]
+        return [(self._run(torch.where(tokens, self.others(), self.ids))[1] - self.original).abs().amax(-1)]
 
-    def dependence(self, rows: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
-        return {}
+    def interaction(self, first: Tensor, second: Tensor) -> float:
+        """The part of an embedding's change that two sets of tokens ``(N,)`` bool cause only together, relative to the smaller change.
+
+        If an embedding is a mean of parts, normalised or not, and no part has tokens of both sets, then with both replaced it is a linear
+        combination of those with one, the other and none replaced.
+        """
+        others = self.others()
+        one, other, both = (self._run(torch.where(tokens, others, self.ids))[1][0] for tokens in (first, second, first | second))
+        parts = torch.stack([self.original[0], one, other], 1)
+        smaller = min((states - self.original[0]).norm() for states in (one, other))
+        if len(both) <= MIN_WIDTH:  # so few numbers are a combination of any others
+            return float("inf")
+        return float((both - parts @ torch.linalg.lstsq(parts, both[:, None]).solution[:, 0]).norm() / smaller)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +167,7 @@ class LayerCall:
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].shape == pair[1].shape, pairs))
 
 
-class LayerChanges:
+class LayerChanges(Changes):
     """Changes of every layer's output in a PyTorch model when its input states are replaced.
 
     The next layer gets the original states. One forward pass therefore tests every layer separately.
@@ -310,13 +321,11 @@ def check_finite(name: str, stage: str, states: Tensor) -> None:
         raise OptionError(f"{name} returns NaN or infinite values ({stage}), in which no change can be seen; fix the model first.")
 
 
-class ModelTarget:
+class ModelTarget(AuditTarget):
     """A PyTorch model, or its encoder if it has one.
 
     inputs: for images or sound, the inputs whose patches or frames the ids stand for.
     """
-
-    leading = trailing = 0
 
     def __init__(self, model: nn.Module, inputs: AuditInputs | None = None) -> None:
         self.name, self.inputs = type(model).__name__, inputs
@@ -355,14 +364,11 @@ class ModelTarget:
         )
 
 
-class GraphTarget:
+class GraphTarget(AuditTarget):
     """An ONNX file: its first output with a row for each token, or else its first pooled output.
 
     inputs: for images or sound, the inputs whose patches or frames the ids stand for.
     """
-
-    rounding = 0.0
-    leading = trailing = 0
 
     def __init__(self, file: Path, inputs: AuditInputs | None = None) -> None:
         self.read = None if inputs is None else inputs.with_mask()
@@ -422,81 +428,6 @@ class GraphTarget:
         return EMBEDDING, pooled
 
 
-class ServerTarget:
-    """An embedding server. Its texts consist of words of one token each."""
-
-    rounding = 0.0
-
-    def __init__(self, url: str, tokenizer: Any, timeout: float) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise OptionError(f"{url!r} is not the address of a server; give one like http://localhost:8080/embed.")
-        self.name, self.url, self.tokenizer, self.timeout = url, url, tokenizer, timeout
-        self.field = "inputs" if url.rstrip("/").endswith("/embed") else "input"
-        word = int(single_words(tokenizer, "the model")[0])
-        row = tokenizer(tokenizer.decode([word]).strip())["input_ids"]
-        self.leading = row.index(word)
-        self.trailing = len(row) - 1 - self.leading
-
-    def outputs(self, ids: Tensor) -> tuple[str, Tensor]:
-        text = " ".join(self.tokenizer.decode([token]).strip() for token in ids.tolist())
-        body = json.dumps({self.field: [text], "model": "audit"} if self.field == "input" else {self.field: [text]}).encode()
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        try:
-            answer = self._answer(request)
-        except urllib.error.HTTPError as error:
-            sentence = " ".join(error.read(500).decode("utf-8", "replace").split())
-            hint = "; give a smaller --length" if error.code in (400, 413, 422) else ""
-            raise OptionError(f"{self.url} answers {error.code} to {len(ids):,} tokens: {sentence[:300]}{hint}.") from error
-        except TimeoutError as error:
-            raise OptionError(
-                f"{self.url} does not answer {len(ids):,} tokens within {self.timeout:g} seconds; give a larger --timeout, or a smaller "
-                "--length."
-            ) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            raise OptionError(
-                f"{self.url} does not answer: {in_a_line(error)}; is the server running, and is this the route of its embeddings?"
-            ) from error
-        expected = "expected a list of lists of numbers, as routes called /embed or /v1/embeddings return"
-        try:
-            values = json.loads(answer)
-        except (ValueError, RecursionError) as error:
-            raise OptionError(f"{self.url} does not answer with JSON ({in_a_line(error)}); {expected}.") from error
-        try:
-            rows = values if isinstance(values, list) else values["data"] if "data" in values else values["embeddings"]
-            embedded = torch.tensor([row["embedding"] if isinstance(row, dict) else row for row in rows], dtype=torch.float64)
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-            raise OptionError(f"{self.url} answers with something other than embeddings; {expected}.") from error
-        if len(embedded) != 1:
-            raise OptionError(f"{self.url} answers with {len(embedded)} embeddings of one text; is this the route of its embeddings?")
-        if embedded.ndim != 2 or not embedded.shape[1]:
-            shape = "×".join(map(str, embedded.shape[1:])) or "a single number"
-            raise OptionError(f"{self.url} answers with {shape} for a text, not with one vector; {expected}.")
-        return EMBEDDING, embedded
-
-    def _answer(self, request: urllib.request.Request) -> bytes:
-        """The body of the server's answer.
-
-        Raises:
-            TimeoutError: the answer takes longer than the timeout.
-            OSError, ValueError, HTTPException: no connection, not HTTP, or an endless answer.
-        """
-        until, parts, size = time.monotonic() + self.timeout, [], 0
-        try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                while part := answer.read1(2**16):
-                    parts.append(part)
-                    size += len(part)
-                    if time.monotonic() > until:
-                        raise TimeoutError
-                    if size > MAX_ANSWER_BYTES:
-                        raise ValueError(f"the answer has more than {MAX_ANSWER_BYTES / 1e6:,.0f} MB")
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, TimeoutError):
-                raise error.reason from error
-            raise
-        return b"".join(parts)
-
-
 def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
     """All token ids except special ids and ids that the config makes global.
 
@@ -515,21 +446,3 @@ def ordinary_ids(config: Any, tokenizer: Any | None) -> Tensor:
     if len(ids) < 2:
         raise OptionError(f"The vocabulary of {size:,} tokens has no two ordinary tokens that could replace each other.")
     return ids
-
-
-def single_words(tokenizer: Any | None, name: str) -> Tensor:
-    """Ids of tokens that are whole words: the tokenizer reads such a word between spaces as that one token."""
-    if tokenizer is None:
-        raise OptionError(f"{name!r} has no tokenizer, which auditing a server needs; give the model that the server runs.")
-    special, ids = set(tokenizer.all_special_ids), []
-    for token in range(len(tokenizer)):
-        word = "" if token in special else tokenizer.decode([token]).strip()
-        if word.isascii() and word.isalpha() and len(word) > 2 and word.islower():
-            read = tokenizer(f"the {word} the", add_special_tokens=False)["input_ids"]
-            if len(read) == 3 and read[1] == token:
-                ids.append(token)
-        if len(ids) == MAX_WORDS:
-            break
-    if len(ids) < 2:
-        raise OptionError(f"The tokenizer of {name!r} writes no word as one token, so a server cannot be audited token by token.")
-    return torch.tensor(ids)

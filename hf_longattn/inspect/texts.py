@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from ..data.tokenization import special_ids
 from ..errors import CheckpointError, LengthError, OptionError
 from ..inputs.text import excerpt, token_ids
 
+DURATIONS = "seconds; give for example --lengths 30, or 15,60,300"
+"""The words in which durations are asked for."""
 MAX_FILE_NAME = 200
 """Texts with fewer characters are refused if they are the name of a file."""
 
@@ -102,9 +106,11 @@ def read_lengths(texts: Sequence[str]) -> list[int]:
     return sorted(set(lengths))
 
 
-def read_numbers(text: str, unit: str, example: str) -> list[float]:
-    """Read numbers such as ``"7.5,30"``; raises :class:`OptionError` if one is none, with their ``unit`` and an ``example``."""
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise OptionError(f"{text!r:.60} are not {unit}; give for example {example}.") from None
+def read_numbers(text: str, wanted: str) -> list[float]:
+    """Read numbers such as ``"7.5,30"``; raises :class:`OptionError` "… are not WANTED" if one is not finite."""
+    numbers = [math.nan]
+    with suppress(ValueError):
+        numbers = [float(number) for number in text.split(",")]
+    if not all(map(math.isfinite, numbers)):
+        raise OptionError(f"{text!r:.60} are not {wanted}.")
+    return numbers

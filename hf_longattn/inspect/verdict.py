@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 from ..errors import OptionError
 from .declared import DeclaredReach
 from .replacing import Embedding, Measurement, Settings, Stage
-from .targets import EMBEDDING, OUTPUT
+from .targets import EMBEDDING, OUTPUT, AuditTarget
+
+CUT_OFF = "the input is cut off"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class ReachAudit:
         probes: for an embedding, the positions whose tokens were replaced.
         noise: largest difference between the outputs of two equal runs.
         note: what these runs cannot detect, or "".
+        notes: of a server, what else it was asked.
         changed: ``(panels, stages, N)`` bool, the outputs that changed in the first runs; for an embedding ``(probes, 1, 1)``.
         expected: the outputs that may change, in the shape of ``changed``.
     """
@@ -66,7 +69,7 @@ class ReachAudit:
     note: str
     changed: Tensor
     expected: Tensor
-    notes: ClassVar[Sequence[str]] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -85,7 +88,7 @@ class ReachAudit:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
-        fields = ("model", "subject", "length", "runs", "seconds", "exhaustive", "exhaustive_runs", "noise", "agrees", "note")
+        fields = ("model", "subject", "length", "runs", "seconds", "exhaustive", "exhaustive_runs", "noise", "agrees", "note", "notes")
         values = {name: getattr(self, name) for name in fields}
         return {**values, "probes": list(self.probes), "stages": [asdict(stage) for stage in self.stages]}
 
@@ -116,7 +119,7 @@ class TowersAudit:
 
 
 def audited(
-    model: str, subject: str, declared: DeclaredReach, parts: Sequence[Measurement | Embedding], seconds: float, settings: Settings
+    model: str, target: AuditTarget, declared: DeclaredReach, parts: Sequence[Measurement | Embedding], seconds: float, settings: Settings
 ) -> ReachAudit:
     """Combine measurements, the output last, into an audit.
 
@@ -128,7 +131,7 @@ def audited(
     if not any(stage.responds for stage in stages) and (embedding is None or not embedding.changed.any()):
         noise = max([stage.noise for stage in stages], default=0.0)
         what = f"changes by {noise:.1g} when nothing is replaced, and by no more otherwise" if noise else "returns the same for every input"
-        raise OptionError(f"{subject} {what}, so its reach cannot be measured.")
+        raise OptionError(f"{target.name} {what}, so its reach cannot be measured.")
     if embedding is None:
         panels = min(len(stage.panels) for stage in stages)
         changed, expected = (
@@ -138,9 +141,9 @@ def audited(
         noise = max(stage.noise for stage in stages)
     else:
         changed, expected = embedding.changed[:, None, None], embedding.allowed[:, None, None]
-        verdicts, noise = [of_embedding(embedding)], embedding.noise
+        verdicts, noise = [of_embedding(embedding, target.refusal)], embedding.noise
     return ReachAudit(
-        model, subject, declared.length, sum(part.runs for part in parts), seconds, settings.exhaustive,
+        model, target.name, declared.length, sum(part.runs for part in parts), seconds, settings.exhaustive,
         parts[0].exhaustive_runs + sum(part.runs for part in parts[1:]), () if embedding is None else embedding.probes, tuple(verdicts),
         noise,
         _note(stages, embedding, declared, settings), changed, expected,
@@ -166,20 +169,23 @@ def of_stage(stage: Stage) -> StageReach:
     return StageReach(stage.name, stage.reach.name, stage.declared, stage.measured, stage.leaks, unreached, stage.tested, problem)
 
 
-def of_embedding(embedding: Embedding) -> StageReach:
-    """The verdict on the embedding of a text."""
+def of_embedding(embedding: Embedding, refusal: str = "") -> StageReach:
+    """The verdict on the embedding of a text. refusal: what is answered to longer ones."""
     probes = torch.tensor(embedding.probes)
     beyond, lost = embedding.changed & ~embedding.allowed, embedding.allowed & ~embedding.changed
     problem = ""
-    if beyond.any():
+    if embedding.chunk:
+        problem = f"chunks of some {embedding.chunk:,} tokens are embedded by themselves and averaged"
+    elif beyond.any():
         problem = f"token {int(probes[beyond][0]):,} changes the embedding, which no layer of the config lets it reach"
     elif lost.any() and embedding.certain:
         first = int(probes[lost].min())
         if first > int(probes[embedding.changed].max()):
-            problem = f"no token from {first:,} on changes the embedding: the input is cut off"
+            problem = f"no token from {first:,} on changes the embedding: {CUT_OFF}"
         else:
             problem = f"tokens {', '.join(f'{token:,}' for token in probes[lost][:4].tolist())} do not change the embedding"
-    return StageReach(EMBEDDING, "", (0, 0), (0, 0), int(beyond.sum()), (), None, problem)
+    problems = "; ".join(filter(None, (problem, refusal)))
+    return StageReach(EMBEDDING, "", (0, 0), (0, 0), int(beyond.sum()), (), None, problems)
 
 
 def _note(stages: Sequence[Stage], embedding: Embedding | None, declared: DeclaredReach, settings: Settings) -> str:

@@ -37,7 +37,7 @@ from ..modeling.family.config import attention_implementation
 from ..modeling.family.definition import without_head
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
 from ..modeling.family.registration import MULTIMODAL_TYPE
-from ..modeling.family.sliding_window import FULL, SLIDING, own_windows
+from ..modeling.family.sliding_window import FULL, SLIDING, base_attention, own_windows
 from ..modeling.generic import check_interface, towers_of
 from ..modeling.grids import grid_rule
 from ..modeling.inference.optimize import evaluating
@@ -173,8 +173,7 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
     ``stack`` is from :func:`watched_stack`. The softmax that is seen is over all keys that the base's own attention sees.
     """
     with evaluating(stack), with_mechanisms(stack):
-        windows, passed = _own_windows(stack), itertools.count()
-        own_mechanisms = _own_mechanisms(stack)
+        own, passed = _own_attention(stack), itertools.count()
 
         def start(module: nn.Module, args: Any) -> None:
             nonlocal passed
@@ -187,10 +186,10 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
                 q, k, call = in_raster_order(order, grid, q, k, call)
             if q.shape[2] != k.shape[2] or len(q) != 1:
                 raise LengthError("Attention is watched while a model reads one whole text; pass it without a cache, one text at a time.")
-            window = windows[site.layer] if site.layer < len(windows) else None
-            within = _in_window(window, call.causal) if window is not None else None
-            if own_mechanisms is not None:
-                within = own_mechanisms(site.layer, q).attended_keys(q, k, call)
+            (name, options), within = own.for_layer(site.layer), None
+            if name != "full":
+                keeps = mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
+                within = keeps.attended_keys(q, k, call.replace(global_mask=None))
             see(next(passed), LayerAttention(q, k, call, mechanism.relative, within, site.name, mechanism.name))
 
         handles = [stack.register_forward_pre_hook(start)]
@@ -204,17 +203,6 @@ def watching(stack: PreTrainedModel, see: See) -> Iterator[None]:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-def _in_window(width: int, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    """``(rows, scores) ->`` mask of the keys in the base's window; ``width`` is counted as by the mechanism ``window``."""
-    back, ahead = (width - 1, 0) if causal else (width // 2, width // 2)
-
-    def in_window(rows: Tensor, scores: Tensor) -> Tensor:
-        distance = rows[:, None] - torch.arange(scores.shape[-1], device=rows.device)
-        return (distance <= back) & (distance >= -ahead)
-
-    return in_window
 
 
 def run_stack(stack: PreTrainedModel, inputs: Tensor | Mapping[str, Any]) -> None:
@@ -238,26 +226,14 @@ def _sites(stack: nn.Module) -> list[AttentionSite]:
     return [site for site in attention_sites(stack) if not site.cross]
 
 
-def _own_windows(stack: PreTrainedModel) -> list[int | None]:
-    """The sliding window of every layer in the base's own attention; empty if the config has no number of layers."""
+def _own_attention(stack: PreTrainedModel) -> LongAttentionConfig:
+    """The base's own attention: full, with sliding windows in the layers that have one."""
     config, kind = stack.config.get_text_config(), kind_of_model(stack.config)
+    if kind is not None and kind.watched_as_long and kind.family.own_attention is not None:
+        return kind.family.own_attention(stack.config)
     if not isinstance(layers := getattr(config, "num_hidden_layers", None), int):
-        return []
-    return own_windows(config) if kind is None else kind.base_windows(config, layers)
-
-
-def _own_mechanisms(stack: PreTrainedModel) -> Callable[[int, Tensor], Mechanism] | None:
-    """``(layer, q) ->`` the mechanism equal to the base's own attention in that layer; ``None`` if a diagnosis reads all keys."""
-    kind = kind_of_model(stack.config)
-    if kind is None or not kind.watched_as_long or kind.family.own_attention is None:
-        return None
-    attention = kind.family.own_attention(stack.config)
-
-    def of_layer(layer: int, q: Tensor) -> Mechanism:
-        name, options = attention.for_layer(layer)
-        return mechanism_from(name, options, num_heads=q.shape[1], head_dim=q.shape[-1], max_length=q.shape[2])
-
-    return of_layer
+        return LongAttentionConfig("full")
+    return base_attention(own_windows(config) if kind is None else kind.base_windows(config, layers))
 
 
 def _check_kinds(stack: PreTrainedModel) -> None:
@@ -281,9 +257,8 @@ def with_mechanisms(stack: PreTrainedModel) -> Iterator[None]:
             )
         yield
         return
-    windows = {layer: {"mechanism": "window", "window": width} for layer, width in enumerate(_own_windows(stack)) if width is not None}
     before = {id(part): (part, attention_implementation(part.config)) for part in stack.modules() if isinstance(part, PreTrainedModel)}
-    sites = attach_mechanisms(stack, LongAttentionConfig("full", windows))
+    sites = attach_mechanisms(stack, _own_attention(stack))
     try:
         for part, _ in before.values():
             part.set_attn_implementation(BACKEND)

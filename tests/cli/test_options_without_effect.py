@@ -12,11 +12,12 @@ import pytest
 from typer.models import OptionInfo
 
 from hf_longattn.cli import app, main
+from hf_longattn.cli.options import arguments
 from tests.cells import every_cell
 
 READ = {"--essay", "--images", "--init-from-text", "--onnx", "--results", "--text"}
 """Options that name a file or folder to read, with --search-… and --verify-…."""
-FOLDERS = {"embed --output", "search --output"}
+FOLDERS = {"audit --make-fixtures", "embed --output", "search --output"}
 """Options that name a folder to write, which is refused where these commands are tested."""
 
 
@@ -76,6 +77,7 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("search {here} text.txt --output out --seed 1", "--seed"),
         ("search {here} text.txt --output out --mode full-layers --score kl", "--score"),
         ("audit {here} --timeout 5", "--timeout"),
+        ("audit --make-fixtures new --timeout 60", "--timeout"),
     ],
 )
 def test_an_option_without_effect_is_refused(
@@ -87,3 +89,9 @@ def test_an_option_without_effect_is_refused(
     assert (code, out) == (2, "")
     assert f"Invalid value for {option}: " in " ".join(err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_are_handed_on_by_name() -> None:
+    def takes(one: int, two: int, three: int = 3) -> None: ...
+
+    assert arguments(takes, {"one": 1, "two": 2, "other": 4}, two=5) == {"one": 1, "two": 5}

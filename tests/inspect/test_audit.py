@@ -26,7 +26,7 @@ from hf_longattn import convert_checkpoint, enable_long_attention, export_checkp
 from hf_longattn.cli import main
 from hf_longattn.errors import BackendError, CheckpointError, LengthError, OptionError
 from hf_longattn.inspect import audit as run
-from hf_longattn.inspect import audit_reach, targets
+from hf_longattn.inspect import audit_reach, server
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.generic import towers_of
 from tests.alike import code_of_form
@@ -232,7 +232,7 @@ def test_what_a_server_may_answer_instead(
     name: str, served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer, words = NO_EMBEDDINGS[name]
-    monkeypatch.setattr(targets, "MAX_ANSWER_BYTES", 40_000)
+    monkeypatch.setattr(server, "MAX_ANSWER_BYTES", 40_000)
     with serving(lambda body: (200, answer), "/embed") as url, pytest.raises(OptionError, match=words) as refused:
         audit_reach(served[0], url=url, length=16)
     assert str(refused.value).startswith(url)
@@ -245,7 +245,7 @@ def test_a_server_that_is_late_or_breaks_off(served: tuple[Path, PreTrainedModel
 
     with serving(late, "/embed") as url, pytest.raises(OptionError, match=r"within 0\.2 seconds; give a larger --timeout"):
         audit_reach(served[0], url=url, length=16, timeout=0.2)
-    answers = iter([[[1.0, 2.0]], [[1.0, 2.0]], [[1.0, 2.0, 3.0]]])
+    answers = iter([[[1.0, 2.0]], [[1.0, 2.0]], [[1.0, 2.0]], [[1.0, 2.0, 3.0]]])
     with (
         serving(lambda body: (200, next(answers)), "/embed") as url,
         pytest.raises(OptionError, match="returns 2 numbers for one input and 3"),
@@ -359,13 +359,14 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
     folder, model, _ = served
     with (
         serving(lambda body: (413, {"error": "at most 128 tokens"}), "/embed") as url,
-        pytest.raises(OptionError, match=r"413.*smaller --length"),
+        pytest.raises(OptionError, match=r"413 to 8 tokens: .*at most 128 tokens.*is this the route"),
     ):
         audit_reach(folder, url=url)
     with pytest.raises(OptionError, match="does not answer"):
         audit_reach(folder, url="http://127.0.0.1:9/embed")
-    with pytest.raises(OptionError, match="not the address of a server"):
-        audit_reach(folder, url="localhost")
+    for url in ("localhost", "http://[::1", "ftp://localhost/embed"):
+        with pytest.raises(OptionError, match="not the address of a server"):
+            audit_reach(folder, url=url)
     with pytest.raises(OptionError, match="not at both"):
         audit_reach(folder, url="http://localhost", onnx="model.onnx")
     with pytest.raises(OptionError, match="does not exist; give an ONNX file"):

@@ -10,7 +10,7 @@ from hf_longattn.inspect import Candidate, Diagnosis, LayerDiagnosis, LengthDiag
 from hf_longattn.inspect.candidates import usual_candidates
 from hf_longattn.inspect.diagnosis import percent
 from hf_longattn.inspect.layer_attention import MEANS, distance_bins
-from hf_longattn.inspect.texts import read_lengths, read_numbers
+from hf_longattn.inspect.texts import DURATIONS, read_lengths, read_numbers
 from hf_longattn.mechanisms.common.layout import full_pairs
 
 NAMES = ("window:window=16", "window:window=64", "top_k:num_keys=8", "full", "linear")
@@ -105,12 +105,12 @@ def test_shares_are_written_briefly(share: float, text: str) -> None:
 
 def test_lengths_and_durations_are_read() -> None:
     assert read_lengths(["512", "2K", "1k", "512"]) == [512, 1024, 2048]
-    assert read_numbers("7.5,30", "seconds", "--lengths 30") == [7.5, 30.0]
+    assert read_numbers("7.5,30", DURATIONS) == [7.5, 30.0]
     for text in ("", "x", "-1", "1.5", "9" * 20, "٣"):
         with pytest.raises(OptionError):
             read_lengths([text])
     with pytest.raises(OptionError, match="are not seconds"):
-        read_numbers("1;2", "seconds", "--lengths 30")
+        read_numbers("1;2", DURATIONS)
 
 
 def test_a_candidate_is_written_as_it_is_read() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModel, MistralConfig, ModernBertConfig
 from transformers.masking_utils import causal_mask_function, sliding_window_overlay
 
 from hf_longattn.engines.common.call import AttentionCall
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.inspect import layer_attention as module
 from hf_longattn.inspect.layer_attention import LayerAttention, RowSums, bin_of, distance_bins, sampled_rows
-from hf_longattn.inspect.watching import _in_window
+from hf_longattn.inspect.watching import run_stack, watched_stack, watching
 
 HEADS, WIDTH = 4, 8
 
@@ -95,7 +96,16 @@ def test_distances_on_a_grid_are_the_larger_of_rows_and_columns() -> None:
 
 
 def test_keys_in_a_base_s_sliding_window_are_those_of_transformers_mask() -> None:
-    rows = torch.arange(9)
+    rows, watched = torch.arange(9), list[LayerAttention]()
+    sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "pad_token_id": 0}
+    decoder = MistralConfig(**sizes, num_hidden_layers=1, num_key_value_heads=1, sliding_window=4)
+    encoder = ModernBertConfig(**sizes, num_hidden_layers=2, layer_types=["full_attention", "sliding_attention"], local_attention=4)
+    for config in (decoder, encoder):
+        stack = watched_stack(AutoModel.from_config(config))
+        with watching(stack, lambda _, attention: watched.append(attention)):
+            run_stack(stack, rows)
     seen = sliding_window_overlay(4)(0, 0, rows[:, None], rows) & causal_mask_function(0, 0, rows[:, None], rows)
-    assert torch.equal(_in_window(4, causal=True)(rows, torch.zeros(9, 9)), seen)
-    assert torch.equal(_in_window(4, causal=False)(rows, torch.zeros(9, 9)), (rows[:, None] - rows).abs() <= 2)
+    for attention, keys in zip(watched, (seen, None, (rows[:, None] - rows).abs() <= 2), strict=True):
+        assert (attention.within is None) == (keys is None)
+        if attention.within is not None and keys is not None:
+            assert torch.equal(attention.within(rows, torch.zeros(1, 2, 9, 9)).expand(1, 2, 9, 9), keys.expand(1, 2, 9, 9))

@@ -329,6 +329,16 @@ import soundfile
 soundfile.write("talks/long.wav", numpy.random.default_rng(0).normal(scale=0.1, size=16 * 16_000), 16_000)
 """
 
+SERVED = f"""
+import sys
+from pathlib import Path
+sys.path.append({str(Path(__file__).parents[2])!r})
+from tests.inspect.servers import Server, at
+served = at(Server(Path("bert-4096")), "/embed", 8086)
+served.__enter__()
+"""
+"""A server of embeddings that reads every token."""
+page("docs/how-to/server_reach.md", Setting(before=SERVED))
 page("docs/how-to/adapt.md", Setting(instead=FEW_STEPS, slow=True))
 page("docs/how-to/batches.md", Setting(instead={TEXTS: FEW_STEPS[TEXTS]}))
 page(
