@@ -359,8 +359,8 @@ class MovedPositions(RelativePositions):
         return self.choose(near, rows[:, None, :, None], keys[:, None, None], moved) - near
 
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm:
-        places = torch.arange(k.shape[2], device=k.device)[None]
-        return MovedTerm(self, self.moved(q, k, places[:, -q.shape[2] :], places, causal), k.shape[2] - q.shape[2], scale)
+        places, first = torch.arange(k.shape[2], device=k.device)[None], k.shape[2] - q.shape[2]
+        return MovedTerm(self, self.moved(q, k, places[:, first:], places, causal), first, scale)
 
 
 @dataclass(frozen=True, eq=False)

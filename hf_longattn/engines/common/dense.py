@@ -61,7 +61,7 @@ def dense_attention(
         if visible is not None:
             visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
         return fused_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores)
-    if last and batch * heads * q_len * kv_len > MAX_SCORES and not torch.compiler.is_compiling() and no_fused_kernels() is None:
+    if last and not torch.compiler.is_compiling() and no_fused_kernels() is None and batch * heads * q_len * kv_len > MAX_SCORES:
         size = max(1, MAX_SCORES // (batch * heads * kv_len))
         run = (
             functools.partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else lambda function, *tensors: function(*tensors)

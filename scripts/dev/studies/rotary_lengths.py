@@ -2,22 +2,23 @@
 
     python -m scripts.dev.studies.rotary_lengths --work runs/rotary     # about 15 minutes on one core; complete steps are kept
 
-A Llama of two layers learns to continue texts of 128 tokens: Python source with lines such as ``# lookup alpha blue``, half of which
-repeat an earlier line of the document. It is converted to 1,024 tokens by every rule, and every result is trained by `longattn train clm`
-on inputs of 1,024 tokens, for the same number of steps. Then each model reads held-out documents:
+Two Llamas of two layers are trained on inputs of 128 tokens, and converted to 1,024 by every rule:
 
-- loss: the first 1,024 tokens of documents, in inputs of each length. All columns predict the same tokens.
-- needles: one line at a random depth, among others, is to be repeated: ``# lookup alpha`` must be followed by the value as the likeliest
-  of all tokens.
+- loss: one learns to continue Python source with lines such as ``# lookup alpha blue``, half of which repeat an earlier line. It reads the
+  first 1,024 tokens of held-out documents in inputs of each length, so that all columns predict the same tokens. Every result is also
+  trained by `longattn train clm` on inputs of 1,024 tokens, for the same number of steps.
+- needles: the other one learns to recall: its inputs are pairs of a key and a value, and a key that comes again must be followed by the
+  same value. An input for the test has different keys, and then one of them again. It is not trained further.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import json
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ RULES = {
 }
 """Rows of the table -> ``--positions``."""
 RATE, BATCH = 2e-3, 16
+KEYS, ANSWERS = 520, 32
+"""Tokens that are keys, and tokens that are values."""
 
 
 def documents(split: str, count: int, lines: int, seed: int) -> Iterator[str]:
@@ -86,7 +89,7 @@ def with_lookups(code: list[str], rng: random.Random) -> Iterator[str]:
 
 
 def prepare(work: Path, seed: int) -> None:
-    """The texts, the tokenizer, and the random model."""
+    """The texts and the tokenizer."""
     for number, (name, split, count) in enumerate((("train", "train", 3_000), ("further", "train", 100), ("test", "test", 100))):
         texts = documents(split, count, 100, seed + number)
         (work / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
@@ -95,38 +98,24 @@ def prepare(work: Path, seed: int) -> None:
         bpe.train_from_iterator((json.loads(line)["text"] for line in lines), vocab_size=512, special_tokens=[END])
     bpe.add_tokens([AddedToken(f" {word}") for word in dict.fromkeys((*NAMES, *VALUES))])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, pad_token=END)
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=344, num_hidden_layers=2, num_attention_heads=4, head_dim=HEAD_DIM,
-        num_key_value_heads=4, max_position_embeddings=TRAINED, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    for part in (tokenizer, LlamaForCausalLM(config)):
-        part.save_pretrained(work / "random")
+    tokenizer.save_pretrained(work / "tokenizer")
 
 
 def pretrain(work: Path, steps: int, seed: int) -> Path:
-    """The source: the random model, trained on pieces of :data:`TRAINED` tokens."""
+    """The model that continues texts, trained on pieces of :data:`TRAINED` tokens."""
     target = work / "source"
     if not (target / "config.json").exists():
-        tokenizer, model = AutoTokenizer.from_pretrained(work / "random"), AutoModelForCausalLM.from_pretrained(work / "random").train()
+        tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
         texts = [json.loads(line)["text"] for line in (work / "train.jsonl").open(encoding="utf-8")]
         ids = torch.cat([torch.tensor(tokenizer(text)["input_ids"]) for text in texts])
-        generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
-        for step in range(steps):
-            starts = torch.randint(len(ids) - TRAINED, (BATCH, 1), generator=generator)
-            rows = ids[starts + torch.arange(TRAINED)]
-            loss = model(rows, labels=rows).loss
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if step % 100 == 0:
-                print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
-        for part in (tokenizer, model):
-            part.save_pretrained(target)
+
+        def pieces(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            rows = ids[torch.randint(len(ids) - TRAINED, (BATCH, 1), generator=generator) + torch.arange(TRAINED)]
+            return rows, rows
+
+        torch.manual_seed(seed)
+        fit(small_llama(len(tokenizer), 4 * HEAD_DIM, 344, tie_word_embeddings=True), pieces, steps, RATE, seed, target)
+        tokenizer.save_pretrained(target)
     return target
 
 
@@ -158,52 +147,86 @@ def losses(model: Any, ids: Tensor, length: int) -> list[float]:
     return found
 
 
-def needle(tokenizer: Any, code: list[str], length: int, rng: random.Random) -> tuple[list[int], int]:
-    """The ids of a prompt of ``length`` tokens, and the id that must follow it."""
-    names, answers = rng.sample(NAMES, 9), [rng.choice(VALUES) for _ in range(9)]
-    lookups = [tokenizer(f"{MARKER} {name} {value}\n")["input_ids"] for name, value in zip(names, answers, strict=True)]
-    question, answer = tokenizer(f"{MARKER} {names[0]}")["input_ids"], tokenizer(f" {answers[0]}")["input_ids"]
-    room, lines = length - len(question) - sum(map(len, lookups)), list[list[int]]()
-    start = rng.randrange(len(code))
-    while room > 0:
-        line = tokenizer(code[start % len(code)] + "\n")["input_ids"][:room]
-        lines.append(line)
-        room, start = room - len(line), start + 1
-    for lookup in lookups:
-        lines.insert(rng.randrange(len(lines) + 1), lookup)
-    return [*(token for line in lines for token in line), *question], answer[0]
+def small_llama(vocabulary: int, width: int, inner: int, **more: Any) -> Any:
+    """A Llama of two layers with random weights."""
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=inner, num_hidden_layers=2, num_attention_heads=width // HEAD_DIM,
+        num_key_value_heads=width // HEAD_DIM, head_dim=HEAD_DIM, max_position_embeddings=TRAINED, bos_token_id=0, eos_token_id=0,
+        pad_token_id=0, **more,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def pairs(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+    """Tokens and labels ``(rows, 2 count)``: pairs drawn from a third as many. Values of keys that come again have labels."""
+    keys = torch.stack([torch.randperm(KEYS, generator=generator)[: count // 3] for _ in range(BATCH)])
+    values = KEYS + torch.randint(ANSWERS, keys.shape, generator=generator)
+    drawn = torch.randint(count // 3, (BATCH, count), generator=generator)
+    key, value = keys.gather(1, drawn), values.gather(1, drawn)
+    again = (drawn[:, :, None] == drawn[:, None]).tril(-1).any(-1)
+    labels = torch.stack([torch.full_like(value, -100), torch.where(again, value, -100)], -1)
+    return torch.stack([key, value], -1).flatten(1), labels.flatten(1)
+
+
+def fit(model: Any, batches: Callable[[torch.Generator], tuple[Tensor, Tensor]], steps: int, rate: float, seed: int, target: Path) -> None:
+    """Train a model, and save it."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate, weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    for step in range(steps):
+        ids, labels = batches(generator)
+        loss = model(ids, labels=labels).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0:
+            print(f"{target.name}: step {step} of {steps}: loss {loss.item():.3f}", flush=True)
+    model.save_pretrained(target)
+
+
+def recall_source(work: Path, steps: int, seed: int) -> Path:
+    """The model that recalls."""
+    target = work / "recall"
+    if not (target / "config.json").exists():
+        torch.manual_seed(seed)
+        model = small_llama(KEYS + ANSWERS, 3 * HEAD_DIM, 6 * HEAD_DIM)
+        fit(model, lambda generator: pairs(generator, TRAINED // 2), steps, 3e-3, seed, target)
+    return target
 
 
 @torch.inference_mode()
-def needles(model: Any, prompts: list[tuple[list[int], int]]) -> list[bool]:
-    """Whether each prompt is followed by its answer."""
-    found = []
-    for start in range(0, len(prompts), 8):
-        some = prompts[start : start + 8]
-        likeliest = model(torch.tensor([ids for ids, _ in some]), logits_to_keep=1).logits[:, -1].argmax(-1).tolist()
-        found += [guess == answer for guess, (_, answer) in zip(likeliest, some, strict=True)]
+def needles(model: Any, length: int, count: int, seed: int) -> list[bool]:
+    """Whether the value of one key follows where this key comes again, after inputs of ``length`` tokens with different keys."""
+    generator, found = torch.Generator().manual_seed(seed), list[bool]()
+    for _ in range(count):
+        keys = torch.randperm(KEYS, generator=generator)[: length // 2 - 1]
+        values = KEYS + torch.randint(ANSWERS, keys.shape, generator=generator)
+        place = int(torch.randint(len(keys), (), generator=generator))
+        ids = torch.cat([torch.stack([keys, values], -1).flatten(), keys[place, None]])
+        found.append(int(model(ids[None], logits_to_keep=1).logits[0, -1].argmax()) == int(values[place]))
     return found
 
 
-def measured(folder: Path, file: Path, options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Losses and needles of a model at every length, from ``file`` if they are there."""
+def measured(folder: Path, file: Path, measure: Callable[[Any, int], list[Any]]) -> dict[str, list[Any]]:
+    """``measure(model, length)`` at every length, from ``file`` if it is there."""
     if file.exists():
-        stored: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        stored: dict[str, list[Any]] = json.loads(file.read_text(encoding="utf-8"))
         return stored
-    tokenizer = AutoTokenizer.from_pretrained(work / "random")
-    texts = [json.loads(line)["text"] for line in (work / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    ids = [tokenizer(text)["input_ids"] for text in texts]
-    held_out = torch.tensor([tokens[:LONGEST] for tokens in ids if len(tokens) >= LONGEST][: options.documents])
-    code = [line for text in texts for line in text.splitlines() if not line.startswith(MARKER)]
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    found: dict[str, Any] = {"loss": {}, "needles": {}}
-    for length in LENGTHS:
-        rng = random.Random(f"{options.seed} {length}")
-        found["loss"][str(length)] = losses(model, held_out, length)
-        found["needles"][str(length)] = needles(model, [needle(tokenizer, code, length, rng) for _ in range(options.needles)])
+    found = {str(length): measure(model, length) for length in LENGTHS}
     file.write_text(json.dumps(found), encoding="utf-8")
-    print(file.stem, {name: {at: round(float(np.mean(values)), 3) for at, values in of.items()} for name, of in found.items()}, flush=True)
+    print(file.stem, {at: round(float(np.mean(values)), 3) for at, values in found.items()}, flush=True)
     return found
+
+
+def held_out(work: Path, count: int) -> Tensor:
+    """The first tokens of held-out documents, ``(count, LONGEST)``."""
+    tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
+    texts = (json.loads(line)["text"] for line in (work / "test.jsonl").read_text(encoding="utf-8").splitlines())
+    ids = [tokenizer(text)["input_ids"][:LONGEST] for text in texts]
+    return torch.tensor([tokens for tokens in ids if len(tokens) == LONGEST][:count])
 
 
 def interval(correct: list[bool]) -> tuple[float, float]:
@@ -215,24 +238,29 @@ def interval(correct: list[bool]) -> tuple[float, float]:
 
 
 def page(record: dict[str, Any]) -> str:
-    """The tables."""
-    rows, first = [], np.array(record["cells"]["none"]["loss"][str(TRAINED)])
-    header = ["positions", *(f"loss, {length:,}" for length in LENGTHS), *(f"needles, {length:,}" for length in LENGTHS)]
-    for name, cell in record["cells"].items():
+    """The table."""
+    rows, first, cells = [], np.array(record["loss"]["none"][str(TRAINED)]), record["loss"]
+    lengths = [f"{length:,}" for length in LENGTHS]
+    header = ["positions", *(f"loss, {at}" for at in lengths), *(f"trained, {at}" for at in lengths), *(f"needles, {at}" for at in lengths)]
+    for name in RULES:
         shown = [name]
+        for cell in (cells[name], cells.get(f"{name}, trained")):
+            for length in LENGTHS:
+                change = None if cell is None else np.array(cell[str(length)]) - first
+                shown.append(
+                    "–" if change is None else f"{first.mean() + change.mean():.2f} ± {change.std(ddof=1) / math.sqrt(len(change)):.2f}"
+                )
         for length in LENGTHS:
-            change = np.array(cell["loss"][str(length)]) - first
-            shown.append(f"{first.mean() + change.mean():.2f} ± {change.std(ddof=1) / math.sqrt(len(change)):.2f}")
-        for length in LENGTHS:
-            correct = cell["needles"][str(length)]
+            correct = record["needles"][name][str(length)]
             low, high = interval(correct)
             shown.append(f"{100 * sum(correct) / len(correct):.0f} % ({100 * low:.0f}–{100 * high:.0f})")
         rows.append(shown)
     settings = record["settings"]
     more = (
         f"{settings['documents']} held-out documents, ± standard error of the difference from the source at {TRAINED} tokens; "
-        f"{settings['needles']} needles a length, with intervals of 95 %; pre-training of {settings['pretraining_steps']} steps, further "
-        f"training of {settings['steps']} steps, of {BATCH * TRAINED:,} tokens each"
+        f"{settings['needles']} needles a length, with intervals of 95 %, chance {100 / ANSWERS:.0f} %; pre-training of "
+        f"{settings['pretraining_steps']:,} and {settings['recall_steps']:,} steps, further training of {settings['steps']} steps, of "
+        f"{BATCH * TRAINED:,} tokens each"
     )
     return markdown_table(header, rows) + "\n" + footnote(record["machine"], more) + "\n"
 
@@ -241,6 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = study_parser(__doc__, OUTPUT, "a few steps of everything, to see that it runs")
     parser.add_argument("--work", type=Path, required=True, help="folder of texts, models and measured cells, kept between runs")
     parser.add_argument("--pretraining-steps", type=int, default=2_000)
+    parser.add_argument("--recall-steps", type=int, default=1_500)
     parser.add_argument("--steps", type=int, default=50, help="steps of further training (default: 50)")
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--needles", type=int, default=100)
@@ -248,21 +277,30 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.quick:
         options.pretraining_steps, options.steps, options.documents, options.needles = 3, 1, 2, 4
-    work, cells = options.work, dict[str, Any]()
+        options.recall_steps = 3
+    work, seed = options.work, options.seed
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "random" / "config.json").exists():
-        prepare(work, options.seed)
-    source = pretrain(work, options.pretraining_steps, options.seed)
-    for trained in (False, True):
-        for name, positions in RULES.items():
-            folder = work / positions.replace(":", "-")
-            if not (folder / "config.json").exists():
-                hf_longattn.convert_checkpoint(source, folder, mechanism="full", max_length=LONGEST, positions=positions, verify=False)
-            if trained:
-                folder = train(folder, work / f"{folder.name}-trained", work / "further.jsonl", options.steps, options.seed)
-            cells[f"{name}{', trained' * trained}"] = measured(folder, work / f"{folder.name}.json", options, work)
-    settings = {name: getattr(options, name) for name in ("pretraining_steps", "steps", "documents", "needles", "seed")}
-    record = {"machine": machine(), "settings": {**settings, "rate": RATE, "rules": RULES}, "cells": cells}
+    if not (work / "tokenizer" / "tokenizer.json").exists():
+        prepare(work, seed)
+    sources = {"needles": recall_source(work, options.recall_steps, seed), "loss": pretrain(work, options.pretraining_steps, seed)}
+    documents = held_out(work, options.documents)
+
+    def measure(kind: str, model: Any, length: int) -> list[Any]:
+        return losses(model, documents, length) if kind == "loss" else needles(model, length, options.needles, seed)
+
+    record: dict[str, Any] = {"machine": machine(), "settings": {}, "loss": {}, "needles": {}}
+    names = ("pretraining_steps", "recall_steps", "steps", "documents", "needles", "seed")
+    record["settings"] = {**{name: getattr(options, name) for name in names}, "rate": RATE, "rules": RULES}
+    for trained, (kind, source), (name, positions) in itertools.product((False, True), sources.items(), RULES.items()):
+        folder, label = work / f"{kind}-{positions.replace(':', '-')}", name
+        if not (folder / "config.json").exists():
+            hf_longattn.convert_checkpoint(source, folder, mechanism="full", max_length=LONGEST, positions=positions, verify=False)
+        if trained:
+            if kind == "needles":
+                continue
+            label += ", trained"
+            folder = train(folder, work / f"{folder.name}-trained", work / "further.jsonl", options.steps, seed)
+        record[kind][label] = measured(folder, work / f"{folder.name}.json", partial(measure, kind))
     finish_study(output_of(options, OUTPUT), record, page(record))
     return 0
 
