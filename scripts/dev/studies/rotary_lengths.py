@@ -7,8 +7,8 @@ Two Llamas of two layers are trained on inputs of 128 tokens, and converted to 1
 - loss: one learns to continue Python source with lines such as ``# lookup alpha blue``, half of which repeat an earlier line. It reads the
   first 1,024 tokens of held-out documents in inputs of each length, so that all columns predict the same tokens. Every result is also
   trained by `longattn train clm` on inputs of 1,024 tokens, for the same number of steps.
-- needles: the other one learns to recall: its inputs are pairs of a key and a value, and a key that comes again must be followed by the
-  same value. An input for the test has different keys, and then one of them again. It is not trained further.
+- needles: the other one learns to find eight needles in noise, and to answer a question about one of them at the end. It is not trained
+  further.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ RULES = {
 }
 """Rows of the table -> ``--positions``."""
 RATE, BATCH = 2e-3, 16
-KEYS, ANSWERS = 520, 32
-"""Tokens that are keys, and tokens that are values."""
+NOISE, KINDS, ANSWERS = 64, 8, 32
+"""Tokens that say nothing, kinds of needles, and answers. A needle is of one kind and has one answer; a kind's token asks for it."""
 
 
 def documents(split: str, count: int, lines: int, seed: int) -> Iterator[str]:
@@ -120,11 +120,11 @@ def pretrain(work: Path, steps: int, seed: int) -> Path:
 
 
 def train(model: Path, target: Path, text: Path, steps: int, seed: int) -> Path:
-    """The result of `longattn train clm` on inputs of :data:`LONGEST` tokens, as many in a step as in pre-training."""
+    """The result of `longattn train clm` on inputs of :data:`LONGEST` tokens, :data:`BATCH` of them in a step."""
     if not (target / "config.json").exists():
         settings = {
             "model": model, "text": text, "output": target, "max-length": LONGEST, "max-steps": steps, "seed": seed,
-            "batch-size": BATCH * TRAINED // LONGEST, "learning-rate": RATE / 4, "report-to": "none",
+            "batch-size": 2, "total-batch-size": BATCH, "learning-rate": RATE / 4, "report-to": "none",
         }  # fmt: skip
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         try:
@@ -157,15 +157,20 @@ def small_llama(vocabulary: int, width: int, inner: int, **more: Any) -> Any:
     return LlamaForCausalLM(config)
 
 
-def pairs(generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
-    """Tokens and labels ``(rows, 2 count)``: pairs drawn from a third as many. Values of keys that come again have labels."""
-    keys = torch.stack([torch.randperm(KEYS, generator=generator)[: count // 3] for _ in range(BATCH)])
-    values = KEYS + torch.randint(ANSWERS, keys.shape, generator=generator)
-    drawn = torch.randint(count // 3, (BATCH, count), generator=generator)
-    key, value = keys.gather(1, drawn), values.gather(1, drawn)
-    again = (drawn[:, :, None] == drawn[:, None]).tril(-1).any(-1)
-    labels = torch.stack([torch.full_like(value, -100), torch.where(again, value, -100)], -1)
-    return torch.stack([key, value], -1).flatten(1), labels.flatten(1)
+def haystack(generator: torch.Generator, rows: int, length: int, asked: int) -> tuple[Tensor, Tensor]:
+    """Tokens and labels ``(rows, length)``: noise with a needle of every kind, then ``asked`` kinds, each followed by its answer.
+
+    Only answers have labels.
+    """
+    ids, labels = torch.randint(NOISE, (rows, length), generator=generator), torch.full((rows, length), -100)
+    answers = torch.randint(ANSWERS, (rows, KINDS), generator=generator)
+    for row in range(rows):
+        places = torch.randperm(length - 2 * asked, generator=generator)[:KINDS]
+        kinds = torch.randperm(KINDS, generator=generator)[:asked]
+        ids[row, places] = NOISE + KINDS + ANSWERS + torch.arange(KINDS) * ANSWERS + answers[row]
+        ids[row, length - 2 * asked :: 2] = NOISE + kinds
+        ids[row, length - 2 * asked + 1 :: 2] = labels[row, length - 2 * asked + 1 :: 2] = NOISE + KINDS + answers[row, kinds]
+    return ids, labels
 
 
 def fit(model: Any, batches: Callable[[torch.Generator], tuple[Tensor, Tensor]], steps: int, rate: float, seed: int, target: Path) -> None:
@@ -187,26 +192,22 @@ def fit(model: Any, batches: Callable[[torch.Generator], tuple[Tensor, Tensor]],
 
 
 def recall_source(work: Path, steps: int, seed: int) -> Path:
-    """The model that recalls."""
+    """The model that finds needles."""
     target = work / "recall"
     if not (target / "config.json").exists():
         torch.manual_seed(seed)
-        model = small_llama(KEYS + ANSWERS, 3 * HEAD_DIM, 6 * HEAD_DIM)
-        fit(model, lambda generator: pairs(generator, TRAINED // 2), steps, 3e-3, seed, target)
+        model = small_llama(NOISE + KINDS + ANSWERS + KINDS * ANSWERS, 3 * HEAD_DIM, 6 * HEAD_DIM)
+        fit(model, lambda generator: haystack(generator, BATCH, TRAINED, KINDS), steps, RATE, seed, target)
     return target
 
 
 @torch.inference_mode()
 def needles(model: Any, length: int, count: int, seed: int) -> list[bool]:
-    """Whether the value of one key follows where this key comes again, after inputs of ``length`` tokens with different keys."""
-    generator, found = torch.Generator().manual_seed(seed), list[bool]()
-    for _ in range(count):
-        keys = torch.randperm(KEYS, generator=generator)[: length // 2 - 1]
-        values = KEYS + torch.randint(ANSWERS, keys.shape, generator=generator)
-        place = int(torch.randint(len(keys), (), generator=generator))
-        ids = torch.cat([torch.stack([keys, values], -1).flatten(), keys[place, None]])
-        found.append(int(model(ids[None], logits_to_keep=1).logits[0, -1].argmax()) == int(values[place]))
-    return found
+    """Whether the answer to one question is the likeliest token after ``length - 1`` tokens."""
+    ids, labels = haystack(torch.Generator().manual_seed(seed), count, length, 1)
+    guesses = [model(some, logits_to_keep=1).logits[:, -1].argmax(-1) for some in ids[:, :-1].split(4)]
+    correct: list[bool] = (torch.cat(guesses) == labels[:, -1]).tolist()
+    return correct
 
 
 def measured(folder: Path, file: Path, measure: Callable[[Any, int], list[Any]]) -> dict[str, list[Any]]:
@@ -238,39 +239,40 @@ def interval(correct: list[bool]) -> tuple[float, float]:
 
 
 def page(record: dict[str, Any]) -> str:
-    """The table."""
-    rows, first, cells = [], np.array(record["loss"]["none"][str(TRAINED)]), record["loss"]
+    """The tables: losses, and needles."""
+    first, settings = np.array(record["loss"]["none"][str(TRAINED)]), record["settings"]
     lengths = [f"{length:,}" for length in LENGTHS]
-    header = ["positions", *(f"loss, {at}" for at in lengths), *(f"trained, {at}" for at in lengths), *(f"needles, {at}" for at in lengths)]
-    for name in RULES:
-        shown = [name]
-        for cell in (cells[name], cells.get(f"{name}, trained")):
-            for length in LENGTHS:
-                change = None if cell is None else np.array(cell[str(length)]) - first
-                shown.append(
-                    "–" if change is None else f"{first.mean() + change.mean():.2f} ± {change.std(ddof=1) / math.sqrt(len(change)):.2f}"
-                )
-        for length in LENGTHS:
-            correct = record["needles"][name][str(length)]
-            low, high = interval(correct)
-            shown.append(f"{100 * sum(correct) / len(correct):.0f} % ({100 * low:.0f}–{100 * high:.0f})")
-        rows.append(shown)
-    settings = record["settings"]
+
+    def loss(cell: dict[str, list[float]] | None, length: int) -> str:
+        if cell is None:
+            return "–"
+        change = np.array(cell[str(length)]) - first
+        return f"{first.mean() + change.mean():.2f} ± {change.std(ddof=1) / math.sqrt(len(change)):.2f}"
+
+    def share(correct: list[bool]) -> str:
+        low, high = interval(correct)
+        return f"{100 * sum(correct) / len(correct):.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+
+    cells = {name: (record["loss"][name], record["loss"].get(f"{name}, trained")) for name in RULES}
+    losses = [[name, *(loss(cell, length) for cell in pair for length in LENGTHS)] for name, pair in cells.items()]
+    found = [[name, *(share(record["needles"][name][str(length)]) for length in LENGTHS)] for name in RULES]
     more = (
         f"{settings['documents']} held-out documents, ± standard error of the difference from the source at {TRAINED} tokens; "
         f"{settings['needles']} needles a length, with intervals of 95 %, chance {100 / ANSWERS:.0f} %; pre-training of "
-        f"{settings['pretraining_steps']:,} and {settings['recall_steps']:,} steps, further training of {settings['steps']} steps, of "
-        f"{BATCH * TRAINED:,} tokens each"
+        f"{settings['pretraining_steps']:,} and {settings['recall_steps']:,} steps of {BATCH * TRAINED:,} tokens, further training of "
+        f"{settings['steps']} steps of {BATCH * LONGEST:,} tokens"
     )
-    return markdown_table(header, rows) + "\n" + footnote(record["machine"], more) + "\n"
+    header = ["nats per token", *lengths, *(f"{at}, trained" for at in lengths)]
+    tables = markdown_table(header, losses), markdown_table(["needles", *lengths], found)
+    return "\n\n".join([*(table.strip() for table in tables), footnote(record["machine"], f"; {more}").strip()]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = study_parser(__doc__, OUTPUT, "a few steps of everything, to see that it runs")
     parser.add_argument("--work", type=Path, required=True, help="folder of texts, models and measured cells, kept between runs")
     parser.add_argument("--pretraining-steps", type=int, default=2_000)
-    parser.add_argument("--recall-steps", type=int, default=1_500)
-    parser.add_argument("--steps", type=int, default=50, help="steps of further training (default: 50)")
+    parser.add_argument("--recall-steps", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=15, help="steps of further training (default: 15)")
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--needles", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
