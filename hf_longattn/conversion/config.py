@@ -214,7 +214,8 @@ class ConversionConfig(Settings):
         "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS (keeps the first rows) or "
         "random. Any table: none drops it, alibi replaces it with ALiBi. Towers: text=RULE,vision=RULE. "
         "Images: tile or interpolate. Rotary: rope:none, rope:linear, "
-        "rope:dynamic, rope:yarn, rope:base:BASE or rope:longrope:FILE. auto: tile for tables (images: if all windows fit the old size); "
+        "rope:dynamic, rope:yarn, rope:base:BASE, rope:longrope:FILE, rope:self-extend, rope:dual-chunk or rope:drop. "
+        "auto: tile for tables (images: if all windows fit the old size); "
         "rope:none if no layer sees beyond the old length, or else rope:yarn.",
         planned=True,
     )

@@ -16,6 +16,7 @@ from ..inputs.plain import PlainKind, PlainLengths
 from ..inputs.text import load_tokenizer, text_sizes
 from ..inputs.towers import TowersKind, text_part, tower_inputs
 from ..mechanisms import Mechanism
+from ..mechanisms.common.registry import mechanism_class
 from ..modeling.attach.text_globals import TEXT_GLOBAL
 from ..modeling.attach.token_globals import chooses_by_ids, question_separator, takes_globals
 from ..modeling.family.definition import tower_field
@@ -25,14 +26,14 @@ from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import mark_generic, towers_of
 from ..options import RELATIVE
 from ..positions import DROPPED, keeps_old_rows
-from ..positions.relative import relative_kind
+from ..positions.relative import relative_kind, unchanged_tokens
 from ..staging import check_destination
 from .architectures import Architecture, config_of_towers, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape
 from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
-from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
+from .plan_positions import ALIBI, ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
 from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, set_dtype
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
@@ -132,15 +133,19 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
     tables = {name: table for name in targets if (table := architecture.family.table(name)) is not None}
     length, decoder = stack_lengths(opened, architecture, renamed, tables, request)
     planned = plan_positions(architecture, attention, request.positions, length, decoder)
-    if planned.rule == ALIBI:
-        attention = with_alibi(attention)
-        decoder_attention = with_alibi(decoder_attention or LongAttentionConfig("full")) if decoder is not None else None
+    if planned.relative:
+        attention = with_relative(attention, planned.relative)
+        if planned.rope is None and decoder is not None:
+            decoder_attention = with_relative(decoder_attention or LongAttentionConfig("full"), planned.relative)
     position_change = planned.position_change
     unchanged = planned.unchanged
     stacks = [attention] if decoder_attention is None else [attention, decoder_attention]
-    changing = [choice for stack in stacks for choice in relative_choices(stack) if not relative_kind(choice).neutral]
-    if changing:
-        position_change, unchanged = position_change or f"relative={changing[0]} changes every score", 0
+    for choice, tokens in ((choice, unchanged_tokens(choice)) for stack in stacks for choice in relative_choices(stack)):
+        if tokens is not None and tokens < length.old:
+            unchanged = min(tokens, unchanged) if position_change else tokens
+            position_change = (
+                position_change or f"relative={choice} changes {f'texts of over {tokens} tokens' if tokens else 'every score'}"
+            )
     with_attention = partial(architecture.long_config, lengths=planned.lengths, rope=planned.rope, rule=planned.rule)
     config = with_attention(attention, decoder_attention=decoder_attention)
     short_texts, (encoding, causal) = ShortTexts(), config.attending
@@ -489,6 +494,8 @@ def _generic_config(
     if isinstance(getattr(text, "rope_parameters", None), dict) and length.old:
         length.check_grows()
         rope = plan_rotary(text, reading, positions, length.old, length.new)
+        if rope.relative:
+            raise PositionError(f"rope:{rope.kind} is for architectures with Long classes; choose other positions with --generic.")
         rope.write(text)
         position_change = "" if rope.exact else f"rope:{rope.kind} changes the old positions too"
         return config, f"rope:{rope.kind}", position_change
@@ -505,8 +512,6 @@ def _generic_config(
 SEGMENTS = ("global_first_segment", "global_second_segment")
 """Options that make a whole segment global."""
 SEPARATOR = "separator_token_id"
-ALIBI = "alibi"
-"""The value of ``relative`` and of ``positions`` for ALiBi, which replaces a position table."""
 
 
 def decoder_choice(
@@ -532,17 +537,19 @@ def relative_choices(attention: LongAttentionConfig) -> list[str]:
     return [values[RELATIVE] for values in choices if values.get(RELATIVE) is not None]
 
 
-def with_alibi(attention: LongAttentionConfig) -> LongAttentionConfig:
-    """``attention`` with ALiBi in every layer.
+def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
+    """``attention`` with ``relative=choice`` in every layer that can have it: in those with full attention, if it moves rotary positions.
 
     Raises:
         PositionError: ``attention`` has other relative positions.
         OptionError: a mechanism has no scores to which ALiBi could be added.
     """
-    choices = [choice for choice in relative_choices(attention) if choice != ALIBI]
-    if choices:
-        raise PositionError(f"positions='alibi' contradicts relative={choices[0]!r}; give positions='none' to keep the latter alone.")
-    return attention.with_option(RELATIVE, ALIBI)
+    others = [other for other in relative_choices(attention) if other != choice]
+    if others:
+        instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
+        raise PositionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
+    moves = relative_kind(choice).counts_tokens
+    return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).traits.moves_positions)
 
 
 def with_separator(attention: LongAttentionConfig, separator: int) -> LongAttentionConfig:

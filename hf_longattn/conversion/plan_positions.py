@@ -136,6 +136,11 @@ class PositionPlan:
     unchanged: int = 0  # if not exact: maximum text length in tokens with unchanged outputs
 
     @property
+    def relative(self) -> str:
+        """The option ``relative`` that belongs to these positions; empty if there is none."""
+        return ALIBI if self.rule == ALIBI else "" if self.rope is None else self.rope.relative
+
+    @property
     def position_change(self) -> str:
         """Reason why the new positions change outputs below the old length. Empty if they do not."""
         if self.exact:
@@ -220,7 +225,9 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     return rule if kept_rows is None else f"{STRETCH}:{kept_rows}"
 
 
-MOVED = (INTERPOLATE, "rope:linear", "rope:base")
+ALIBI = "alibi"
+"""The value of ``relative`` and of ``positions`` for ALiBi, which replaces a position table."""
+MOVED = (INTERPOLATE, "rope:linear", "rope:base", "rope:drop")
 """Rules that change every position, in a way that the model was not trained on."""
 
 

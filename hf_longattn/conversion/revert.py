@@ -30,7 +30,7 @@ from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import MECHANISM_NAME_PART
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
 from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
-from ..positions.relative import relative_kind
+from ..positions.relative import unchanged_tokens
 from ..processor_files import TOKENIZER_LIMIT, limits_before
 from ..reading import is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, config_of_towers, read_long
@@ -462,11 +462,11 @@ def _warnings(source: Source, base_class: str, long_config: Any, tensors: list[T
     if mechanisms:
         sentences.append(f"The plain model has the attention of a {base_class} in place of {', '.join(mechanisms)}.")
     stacks = [long_config.long_attention, getattr(long_config, "decoder_long_attention", None)]
-    relative = [choice for stack in stacks if stack is not None for choice in relative_choices(stack) if not relative_kind(choice).neutral]
-    if relative:
-        sentences.append(
-            f"Its relative positions ({relative[0]}) are dropped: the plain model does not know the order that it learned from them."
-        )
+    for choice in dict.fromkeys(choice for stack in stacks if stack is not None for choice in relative_choices(stack)):
+        if (tokens := unchanged_tokens(choice)) is not None:
+            lost = "distant tokens are at their own positions again"
+            lost = lost if tokens else "the plain model does not know the order that it learned from them"
+            sentences.append(f"Its relative positions ({choice}) are dropped: {lost}.")
     adapter = source.folder / ADAPTER_FOLDER
     if adapter.is_dir():
         sentences.append(f"The adapter in {str(adapter)!r} is not copied; it fits the plain model as well.")

@@ -91,10 +91,8 @@ class LayerAttention:
             scores = at_least_fp32(q).unflatten(1, (groups, heads // groups)).flatten(2, 3) @ at_least_fp32(self.k).mT * scale
         scores = scores.view(len(q), heads, len(rows), self.length)
         if self.relative is not None:
-            distance = (rows[:, None] - places)[None]
-            scores = scores + self.relative.term(at_least_fp32(q), at_least_fp32(self.k), distance, self.call.causal, scale).to(
-                scores.dtype
-            )
+            k = at_least_fp32(self.k)
+            scores = scores + self.relative.term(at_least_fp32(q), k, rows[None], places[None], self.call.causal, scale).to(scores.dtype)
         if self.call.score_mod is not None:
             b, h = torch.arange(len(q), device=q.device), torch.arange(heads, device=q.device)
             scores = self.call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), places.view(1, 1, 1, -1))

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.block_sparse import full_attention
-from ..engines.common.call import AttentionCall, MaskMod, Pattern
+from ..engines.common.call import AttentionCall, MaskMod, Pattern, without_padding
+from ..engines.common.dense import dense_attention
 from .common.masked import SparseMechanism
 from .common.registry import register_mechanism
 
@@ -20,7 +21,7 @@ class Full(SparseMechanism):
     paper = "Vaswani et al. 2017, Attention Is All You Need, eq. 1"
     when = "short inputs, and a few layers that must see everything, among layers of another mechanism"
     engine = "dense"
-    traits = SparseMechanism.traits.but(images_need_order=False)
+    traits = SparseMechanism.traits.but(images_need_order=False, moves_positions=True)
     cost = "N²"
     per_head_tensors = ()
 
@@ -43,4 +44,6 @@ class Full(SparseMechanism):
         return type(self).forward is Full.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        if self.relative is not None and self.relative.counts_tokens:  # products of vectors, which no kernel adds
+            return dense_attention(*without_padding(q, k, v, call))
         return full_attention(q, k, v, call, cross=self.is_cross_attention)

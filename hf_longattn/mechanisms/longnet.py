@@ -116,7 +116,7 @@ class LongNet(GatheredMechanism):
         h = torch.arange(self.num_heads, device=q.device).view(1, -1, 1, 1)
         term = self.log_times(q.dtype, h, q_positions[:, None, :, None], k_positions[:, None, None, :])
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
-        return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call, term)
+        return self.attend_with_terms(q, k, v, seen, q_positions, k_positions, call, term)
 
     def parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """The tiles of each branch in turn. A pair counts once for every branch that lists it."""

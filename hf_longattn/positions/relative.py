@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..engines.common.dense import at_least_fp32, repeat_heads
+from ..engines.common.dense import at_least_fp32, products, repeat_heads
 from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
@@ -36,10 +37,10 @@ class RelativePositions(nn.Module, ABC):
     paper: ClassVar[str]
     settings: ClassVar[Mapping[str, tuple[int, str]]] = MappingProxyType({})
     """Default and meaning of each setting, by name. All settings are whole numbers."""
-    neutral: ClassVar[bool] = True
-    """Whether the term is initialised to zero, so that a converted checkpoint's outputs are unchanged."""
     reads_keys: ClassVar[bool] = False
     """Whether the term depends on the key's content as well as its position."""
+    counts_tokens: ClassVar[bool] = False
+    """Whether the term depends on both positions in the sequence, not only on their distance. Only full attention takes such a term."""
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__()
@@ -55,20 +56,28 @@ class RelativePositions(nn.Module, ABC):
                     f"for example relative='{cls.name}:{name}={cls.settings[name][0]}'."
                 )
 
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        """Maximum text length, in tokens, for which the term is zero in a converted checkpoint; ``None``: at every length."""
+        return None
+
     @abstractmethod
-    def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         """The definition: the term added to the scaled scores, ``(B or 1, H, Nq, Nk)``.
 
         Args:
             q, k: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
-            distance: ``(B or 1, Nq, Nk)`` whole numbers, query position - key position.
-            causal: whether only distances >= 0 are visible.
+            rows, keys: ``(B or 1, Nq)``, ``(B or 1, Nk)``, positions of queries and keys, whole numbers.
+            causal: whether only keys up to the query's position are visible.
             scale: the factor on q·k.
         """
 
     @abstractmethod
-    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm:
-        """The term for engines. It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence."""
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm | None:
+        """The term for engines; ``None`` if it is zero. It holds for distances within ``span``.
+
+        The queries are the last Nq positions of the keys' sequence.
+        """
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set all parameters to zero. Subclasses with random parameters use ``generator``."""
@@ -86,8 +95,8 @@ class DistanceOnly(RelativePositions):
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
         """The term at every ``distance``, ``(H, *distance.shape)``."""
 
-    def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
-        return self.bias(distance, causal).transpose(0, 1)
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        return self.bias(rows[:, :, None] - keys[:, None], causal).transpose(0, 1)
 
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> DistanceBias:
         back, ahead = span
@@ -113,10 +122,11 @@ class QueryDependent(RelativePositions):
         """The vectors ``(H, D)`` that are multiplied with every key; ``None`` without such a term."""
         return None
 
-    def term(self, q: Tensor, k: Tensor, distance: Tensor, causal: bool, scale: float) -> Tensor:
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        distance = rows[:, :, None] - keys[:, None]
         queries, content = self.position_query(q), self.content_query(at_least_fp32(k))
-        rows, ahead = self.rows(causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries)
-        table = queries @ rows.transpose(-1, -2)
+        vectors, ahead = self.rows(causal, (int(distance.max().clamp(min=0)), int((-distance).max().clamp(min=0))), queries)
+        table = queries @ vectors.transpose(-1, -2)
         index = (distance + ahead).clamp(0, table.shape[-1] - 1)[:, None].expand(*table.shape[:-1], -1)
         terms = table.gather(-1, index)
         if content is not None:
@@ -150,7 +160,10 @@ class Alibi(DistanceOnly):
     name = "alibi"
     summary = "a penalty linear in the distance, with a fixed slope for each head"
     paper = "Press et al. 2022, Train Short, Test Long, §3"
-    neutral = False
+
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        return 0
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
         of_heads = slopes(self.num_heads).to(distance.device)
@@ -267,7 +280,210 @@ class TransformerXL(QueryDependent):
         return self.content.to(like.dtype)
 
 
+class Rotation(NamedTuple):
+    """How a model rotates queries and keys: by position · frequency, in planes of two features.
+
+    frequencies: ``(F,)``, radians per position. The first 2F features are rotated.
+    interleaved: whether a plane has neighbouring features (GPT-J, GLM), instead of features n and n + F (Llama).
+    """
+
+    frequencies: Tensor
+    interleaved: bool = False
+
+    @classmethod
+    def usual(cls, head_dim: int) -> Rotation:
+        """Llama's rotation: all features, with the base 10,000."""
+        return cls(10_000.0 ** -(torch.arange(0, head_dim // 2 * 2, 2, dtype=torch.float64) / head_dim))
+
+    def turned(self, x: Tensor, by: Tensor) -> Tensor:
+        """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions."""
+        x = at_least_fp32(x)
+        angle = by[:, None, :, None] * self.frequencies.to(x.device, x.dtype)
+        cos, sin, turning = angle.cos(), angle.sin(), x[..., : 2 * angle.shape[-1]]
+        first, second = turning.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else turning.chunk(2, -1)
+        plane = first * cos - second * sin, second * cos + first * sin
+        return torch.cat(
+            [torch.stack(plane, -1).flatten(-2) if self.interleaved else torch.cat(plane, -1), x[..., turning.shape[-1] :]], -1
+        )
+
+
+class MovedPositions(RelativePositions):
+    """Rotary positions at which distant pairs meet, so that no distance is longer than in training.
+
+        score(i, j) = (R(A(i)) q_i) · (R(B(j)) k_j) · scale      for a key j before the query i, in a distant pair
+
+    R(n) rotates by n positions. Near pairs keep A(i) = i and B(j) = j. Distant pairs have one B, and an A that depends on the kind of pair.
+    For keys after the query, in encoders, both change places: the distance is minus that of the pair (j, i).
+
+    Queries and keys come from the model rotated to their own positions, and so do the keys in a cache. Rotations add up, so a further
+    rotation by A(i) - i gives the vector at A(i).
+    """
+
+    counts_tokens = True
+    rotation: Rotation | Callable[[], Rotation] | None = None
+    """How the model rotates, or a function that returns it. Set when the mechanism is attached. ``None``: :meth:`Rotation.usual`."""
+
+    @abstractmethod
+    def later(self, position: Tensor) -> tuple[Tensor, ...]:
+        """A, for each kind of distant pair, of tokens at ``position``."""
+
+    @abstractmethod
+    def earlier(self, position: Tensor) -> Tensor:
+        """B, of tokens at ``position``."""
+
+    @abstractmethod
+    def kinds(self, later: Tensor, earlier: Tensor) -> Tensor:
+        """The kind of each pair of positions: 0 for near pairs, n for the n-th A. The tensors broadcast."""
+
+    def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
+        """Queries and keys ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)`` for every kind of distant pair. Then those for keys after the query."""
+        rotation = self.rotation() if callable(self.rotation) else self.rotation or Rotation.usual(self.head_dim)
+
+        def both(x: Tensor, own: Tensor, y: Tensor, others: Tensor) -> list[tuple[Tensor, Tensor]]:
+            second = rotation.turned(y, self.earlier(others) - others)
+            return [(rotation.turned(x, position - own), second) for position in self.later(own)]
+
+        return both(q, rows, k, keys) + ([] if causal else [pair[::-1] for pair in both(k, keys, q, rows)])
+
+    def choose(self, score: Tensor, rows: Tensor, keys: Tensor, scores: Iterable[Tensor]) -> Tensor:
+        """``score`` of near pairs, else the entry of ``scores`` in the order of :meth:`moved`. ``rows`` and ``keys`` are positions."""
+        kind, before = self.kinds(torch.maximum(rows, keys), torch.minimum(rows, keys)), keys <= rows
+        count = len(self.later(rows))
+        for n, moved in enumerate(scores):
+            score = torch.where((kind == 1 + n % count) & (before if n < count else ~before), moved.to(score.dtype), score)
+        return score
+
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        near = products(q, repeat_heads(k, q.shape[1])) * scale
+        moved = (products(x, repeat_heads(y, q.shape[1])) * scale for x, y in self.moved(q, k, rows, keys, causal))
+        return self.choose(near, rows[:, None, :, None], keys[:, None, None], moved) - near
+
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm:
+        places, first = torch.arange(k.shape[2], device=k.device)[None], k.shape[2] - q.shape[2]
+        return MovedTerm(self, self.moved(q, k, places[:, first:], places, causal), first, scale)
+
+
+@dataclass(frozen=True, eq=False)
+class MovedTerm(ScoreTerm):
+    """The scores of :class:`MovedPositions`, for the rows and columns of a call.
+
+    pairs: :meth:`MovedPositions.moved` of the whole sequence, whose first query has the position ``first``.
+    """
+
+    rule: MovedPositions
+    pairs: list[tuple[Tensor, Tensor]]
+    first: int
+    scale: float
+
+    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
+        def product(q: Tensor, k: Tensor) -> Tensor:
+            rows, columns = q[b, h, q_idx - self.first], k[b, torch.div(h * k.shape[1], q.shape[1], rounding_mode="floor"), kv_idx]
+            return (rows.squeeze(-2) @ columns.squeeze(-3).mT) * self.scale
+
+        return self.rule.choose(score, q_idx, kv_idx, (product(*pair) for pair in self.pairs))
+
+
+class SelfExtend(MovedPositions):
+    """Self-Extend (Jin et al. 2024, LLM Maybe LongLM, section 3): distant tokens share positions in groups.
+
+        A(i) = ⌊i / group⌋ + window - ⌊window / group⌋,   B(j) = ⌊j / group⌋      if |i - j| >= window
+
+    The shift of A lets distances go on where the window ends. Texts of up to L tokens have distances below
+    ``(L - window) / group + window``, about. Nothing is learned.
+    """
+
+    name = "self_extend"
+    summary = "rotary positions of distant tokens in groups, exact ones in a window"
+    paper = "Jin et al. 2024, LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning, §3"
+    settings = MappingProxyType({
+        "window": (1024, "distance in tokens from which a pair is distant"),
+        "group": (8, "tokens that share a position in distant pairs"),
+    })  # fmt: skip
+
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        return None if settings["group"] == 1 else settings["window"]
+
+    def later(self, position: Tensor) -> tuple[Tensor, ...]:
+        window, group = self.values["window"], self.values["group"]
+        return (position // group + (window - window // group),)
+
+    def earlier(self, position: Tensor) -> Tensor:
+        return position // self.values["group"]
+
+    def kinds(self, later: Tensor, earlier: Tensor) -> Tensor:
+        return (later - earlier >= self.values["window"]).int()
+
+
+class DualChunk(MovedPositions):
+    """Dual chunk attention (An et al. 2024, Training-Free Long-Context Scaling of Large Language Models, section 3).
+
+        B(j) = j mod chunk
+        A(i) = min(i mod chunk + chunk, trained - 1)      if j is in the chunk before i's (successive chunks)
+        A(i) = trained - 1                                if j is in an earlier chunk (inter-chunk)
+
+    Pairs in one chunk keep their distance. So do pairs of successive chunks for queries less than ``trained - chunk`` tokens after the
+    beginning of their chunk: the paper's local window w. Nothing is learned.
+    """
+
+    name = "dual_chunk"
+    summary = "rotary positions within chunks, to the chunk before, and to all earlier chunks"
+    paper = "An et al. 2024, Training-Free Long-Context Scaling of Large Language Models, §3"
+    settings = MappingProxyType({
+        "chunk": (3072, "tokens in a chunk"),
+        "trained": (4096, "length in tokens that the model was trained for, the paper's c"),
+    })  # fmt: skip
+
+    @classmethod
+    def check(cls, settings: Mapping[str, int]) -> None:
+        super().check(settings)
+        if settings["chunk"] > settings["trained"]:
+            raise OptionError(
+                f"Relative positions 'dual_chunk' have chunks of {settings['chunk']} tokens for a model trained with "
+                f"{settings['trained']}; a chunk must be no longer, for example relative='dual_chunk:chunk=3072,trained=4096'."
+            )
+
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        return min(settings["trained"], 2 * settings["chunk"])
+
+    def later(self, position: Tensor) -> tuple[Tensor, ...]:
+        chunk, last = self.values["chunk"], self.values["trained"] - 1
+        return (position % chunk + chunk).clamp(max=last), torch.full_like(position, last)
+
+    def earlier(self, position: Tensor) -> Tensor:
+        return position % self.values["chunk"]
+
+    def kinds(self, later: Tensor, earlier: Tensor) -> Tensor:
+        chunk = self.values["chunk"]
+        return (later // chunk - earlier // chunk).clamp(max=2)
+
+
+class Dropped(RelativePositions):
+    """No rotary positions in the layer (DroPE, Gelberg et al. 2025): the model is trained with them, and shortly again without.
+
+    The term is zero. A hook leaves the rotation of queries and keys out (:mod:`hf_longattn.modeling.attach.rotations`).
+    """
+
+    name = "dropped"
+    summary = "no rotary positions; needs training"
+    paper = "Gelberg et al. 2025, Extending the Context of Pretrained LLMs by Dropping Their Positional Embeddings"
+
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        return 0
+
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        return q.new_zeros(()).expand(1, q.shape[1], q.shape[2], k.shape[2])
+
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> None:
+        return None
+
+
 RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}
+ROTARY: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (SelfExtend, DualChunk, Dropped)}
+"""Kinds that change what a model's rotary positions do. They need such a model."""
+KINDS = RELATIVE | ROTARY
 
 
 def read_relative(value: str | Mapping[str, Any]) -> str:
@@ -279,9 +495,20 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
     Raises:
         OptionError: unknown kind or setting (the message names the nearest), or an impossible value.
     """
+    cls, settings = settings_in(value)
+    cls.check(_complete(cls, settings))
+    written = ",".join(f"{name}={number}" for name, number in settings.items())
+    return f"{cls.name}:{written}" if written else cls.name
+
+
+def settings_in(value: str | Mapping[str, Any]) -> tuple[type[RelativePositions], dict[str, int]]:
+    """The class and the settings of a choice, which are not yet checked together.
+
+    Raises:
+        OptionError: as in :func:`read_relative`.
+    """
     kind, texts = _parts(value)
-    cls = relative_kind(kind)
-    settings: dict[str, int] = {}
+    cls, settings = relative_kind(kind), dict[str, int]()
     for name, number in texts.items():
         if name not in cls.settings:
             listed = ", ".join(cls.settings) or "none"
@@ -290,9 +517,7 @@ def read_relative(value: str | Mapping[str, Any]) -> str:
             settings[name] = int(str(number))
         except ValueError:
             raise OptionError(f"Setting {name!r} of relative positions {kind!r} is {number!r}, but must be a whole number.") from None
-    cls.check(_complete(cls, settings))
-    written = ",".join(f"{name}={number}" for name, number in settings.items())
-    return f"{kind}:{written}" if written else kind
+    return cls, settings
 
 
 def relative_kind(value: str) -> type[RelativePositions]:
@@ -302,16 +527,21 @@ def relative_kind(value: str) -> type[RelativePositions]:
         OptionError: unknown kind. The message names the nearest one.
     """
     kind = value.partition(":")[0].strip()
-    if kind not in RELATIVE:
-        raise OptionError(f"Unknown relative positions {kind!r}; the kinds are: {', '.join(RELATIVE)}.{nearest(kind, RELATIVE)}")
-    return RELATIVE[kind]
+    if kind not in KINDS:
+        raise OptionError(f"Unknown relative positions {kind!r}; the kinds are: {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+    return KINDS[kind]
+
+
+def unchanged_tokens(choice: str) -> int | None:
+    """Maximum text length, in tokens, whose outputs a checked choice leaves unchanged in a converted checkpoint; ``None``: any."""
+    kind, settings = settings_in(choice)
+    return kind.unchanged_tokens(_complete(kind, settings))
 
 
 def build_relative(choice: str, num_heads: int, head_dim: int, hidden_size: int) -> RelativePositions:
     """The module for a choice that :func:`read_relative` has checked."""
-    kind, texts = _parts(choice)
-    settings = {name: int(number) for name, number in texts.items()}
-    return RELATIVE[kind](num_heads, head_dim, hidden_size, _complete(RELATIVE[kind], settings))
+    kind, settings = settings_in(choice)
+    return kind(num_heads, head_dim, hidden_size, _complete(kind, settings))
 
 
 def _complete(cls: type[RelativePositions], settings: Mapping[str, int]) -> dict[str, int]:

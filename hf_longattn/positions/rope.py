@@ -10,6 +10,11 @@
                    Gao et al. 2024, https://arxiv.org/abs/2410.02660, take 8e6 for 64K tokens and 1.28e8 for 512K). Needs training.
 ``rope:longrope``  two lists of factors found by a search (https://arxiv.org/abs/2402.13753), from the source or the caller:
                    ``rope:longrope:FACTORS.json`` with the keys ``short_factor`` and ``long_factor``.
+``rope:self-extend``, ``rope:dual-chunk``  unchanged, but distant pairs meet at other positions, by the option ``relative`` of layers with
+                   full attention (:class:`~.relative.SelfExtend`, :class:`~.relative.DualChunk`). No distance is longer than in
+                   training. ``rope:self-extend:window=512,group=4``, ``rope:dual-chunk:chunk=1536``; by default they suit both lengths.
+``rope:drop``      no rotation in any layer, by the option ``relative`` (:class:`~.relative.Dropped`, https://arxiv.org/abs/2512.12167).
+                   Needs training. Single layers: ``rope:none`` and ``relative=dropped`` in these layers.
 ``rope:none``      unchanged. Rotary scores depend on distances only. If no layer looks back further than the old length, all distances
                    occurred in training, so that outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is
                    ``rope:yarn``, or ``rope:linear`` for a source that uses it already.
@@ -19,10 +24,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from hf_longattn.errors import CheckpointError, PositionError, nearest
+from hf_longattn.positions.relative import read_relative, settings_in
 from hf_longattn.positions.tables import DROPPED
 from hf_longattn.reading import read_json
 
@@ -37,7 +44,8 @@ class RopePlan:
     kind: str
     parameters: Parameters
     max_position_embeddings: int
-    exact: bool  # whether the output up to the old length is unchanged
+    exact: bool  # whether these fields leave the output up to the old length unchanged
+    relative: str = ""  # the option of layers with full attention; empty if they get none
 
     def write(self, config: Any) -> None:
         """Set the rotary fields of a config."""
@@ -53,21 +61,21 @@ def _scaled(old: Parameters, kind: str, factor: float) -> Parameters:
     return {**unscaled, "rope_type": kind, "factor": factor}
 
 
-def _none(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+def _none(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     return RopePlan("none", dict(old), new_length, True)
 
 
-def _linear(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+def _linear(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     before = float(old.get("factor", 1.0)) if old.get("rope_type") == "linear" else 1.0
     factor = before * new_length / old_length
     return RopePlan("linear", _scaled(old, "linear", factor), new_length, new_length == old_length)
 
 
-def _dynamic(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+def _dynamic(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     return RopePlan("dynamic", _scaled(old, "dynamic", new_length / old_length), old_length, True)
 
 
-def _yarn(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
+def _yarn(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     if old.get("rope_type") == "yarn":
         trained = int(old.get("original_max_position_embeddings") or old_length)
         parameters = {**old, "factor": new_length / trained, "original_max_position_embeddings": trained}
@@ -77,12 +85,13 @@ def _yarn(old: Parameters, old_length: int, new_length: int, factors: Parameters
     return RopePlan("yarn", parameters, new_length, new_length == old_length)
 
 
-def _base(old: Parameters, old_length: int, new_length: int, base: Parameters) -> RopePlan:
-    return RopePlan("base", {**old, **base}, new_length, base["rope_theta"] == old.get("rope_theta"))
+def _base(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
+    base = _base_of(value)
+    return RopePlan("base", {**old, "rope_theta": base}, new_length, base == old.get("rope_theta"))
 
 
-def _longrope(old: Parameters, old_length: int, new_length: int, factors: Parameters) -> RopePlan:
-    both_factors = factors or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
+def _longrope(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
+    both_factors = _read_factors(value) or {key: old[key] for key in ("short_factor", "long_factor") if key in old}
     missing = [key for key in ("short_factor", "long_factor") if not isinstance(both_factors.get(key), list)]
     if missing:
         raise PositionError(
@@ -94,14 +103,54 @@ def _longrope(old: Parameters, old_length: int, new_length: int, factors: Parame
     return RopePlan("longrope", parameters, new_length, False)
 
 
-ROPE_KINDS: dict[str, Callable[[Parameters, int, int, Parameters], RopePlan]] = {
+def _self_extend(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
+    _, given = settings_in(f"self_extend:{value}")
+    window = given.get("window", old_length // 4)
+    if window >= old_length:
+        raise PositionError(
+            f"rope:self-extend leaves distances below window={window} as they are, which is all that the source was trained for "
+            f"({old_length} tokens); type a window of less, or leave it out."
+        )
+
+    def furthest(group: int) -> int:
+        return (new_length - 1) // group + window - window // group
+
+    fitting = next(group for group in count(1) if furthest(group) < old_length)
+    group = given.get("group", fitting)
+    if group > 0 and furthest(group) >= old_length:
+        raise PositionError(
+            f"rope:self-extend with window={window} and group={group} gives distances of up to {furthest(group)} at {new_length} tokens, "
+            f"but the source was trained for distances below {old_length}; type group={fitting} or more."
+        )
+    return _moved(old, new_length, "self-extend", f"self_extend:window={window},group={group}")
+
+
+def _dual_chunk(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
+    settings = {"chunk": max(1, 3 * old_length // 4), "trained": old_length, **settings_in(f"dual_chunk:{value}")[1]}
+    return _moved(old, new_length, "dual-chunk", f"dual_chunk:chunk={settings['chunk']},trained={settings['trained']}")
+
+
+def _drop(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
+    return RopePlan("drop", dict(old), new_length, False, read_relative("dropped"))
+
+
+def _moved(old: Parameters, new_length: int, kind: str, relative: str) -> RopePlan:
+    return RopePlan(kind, dict(old), new_length, True, read_relative(relative))
+
+
+ROPE_KINDS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
     "none": _none,
     "linear": _linear,
     "dynamic": _dynamic,
     "yarn": _yarn,
     "base": _base,
     "longrope": _longrope,
+    "self-extend": _self_extend,
+    "dual-chunk": _dual_chunk,
+    "drop": _drop,
 }
+KEEPS_PARAMETERS = ("none", "self-extend", "dual-chunk", "drop")
+"""Kinds that leave the source's rotary parameters as they are, and so go with any scaling of the source."""
 
 
 def rope_parameters(
@@ -116,7 +165,7 @@ def rope_parameters(
     """The rotary parameters of a model extended from ``old_length`` to ``new_length`` tokens.
 
     Args:
-        positions: "auto" or "rope:<kind>", with a value after ``rope:base:`` and ``rope:longrope:`` (see the module's docstring).
+        positions: "auto" or "rope:<kind>", with a value after some kinds (see the module's docstring).
         old: the source config's ``rope_parameters``.
         old_length, new_length: in tokens.
         reach: how many tokens back the layers of the new model look at most; ``None`` if unbounded.
@@ -140,12 +189,12 @@ def rope_parameters(
             f"'{positions}' does not fit a model with rotary positions; expected auto or one of {', '.join(choices)}."
             f"{nearest(positions, choices)}{RELATIVE_ADVICE if positions in DROPPED else ''}"
         )
-    if kind != "none" and used not in ("default", kind):
+    if kind not in KEEPS_PARAMETERS and used not in ("default", kind):
         raise PositionError(
             f"The source already scales its rotary positions with '{used}', which rope:{kind} cannot follow;"
             " type --positions rope:none to keep its scaling."
         )
-    plan = ROPE_KINDS[kind](old, old_length, new_length, _base_of(value) if kind == "base" else _read_factors(value))
+    plan = ROPE_KINDS[kind](old, old_length, new_length, value)
     _check_factors(plan.parameters, frequencies)
     return plan
 
@@ -162,7 +211,7 @@ def _check_factors(parameters: Parameters, frequencies: int | None) -> None:
             )
 
 
-def _base_of(value: str) -> Parameters:
+def _base_of(value: str) -> float:
     """The base in the text after ``rope:base:``."""
     try:
         base = float(value)
@@ -170,7 +219,7 @@ def _base_of(value: str) -> Parameters:
         base = 0.0
     if not 0 < base < float("inf"):
         raise PositionError(f"rope:base needs the new base, a positive number, not {value!r}; type for example rope:base:8000000.")
-    return {"rope_theta": base}
+    return base
 
 
 def _read_factors(file: str) -> Parameters:

@@ -50,6 +50,7 @@ def model(base: str, form: str, kind: str) -> Any:
 
 
 KINDS = [*RELATIVE]
+MOVED = ["self_extend:window=12,group=5", "dual_chunk:chunk=15,trained=20"]
 
 
 def quick(form: str, kind: str, base: str) -> bool:
@@ -60,7 +61,7 @@ def quick(form: str, kind: str, base: str) -> bool:
     return (of_form + of_kind) % 2 == 0 and base == DECODERS[(of_form + of_kind // 2) % len(DECODERS)]
 
 
-CASES = grid(itertools.product(FORMS, KINDS, DECODERS), quick)
+CASES = [*grid(itertools.product(FORMS, KINDS, DECODERS), quick), *(("full", kind, "llama") for kind in MOVED)]
 
 
 @every_cell(

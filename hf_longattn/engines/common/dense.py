@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from .call import AttentionCall, MaskMod
 from .derivatives import no_fused_kernels, one_gradient_at_a_time, refuse_second_derivatives
 
+MAX_SCORES = 1 << 24
+"""Maximum scores of a score term's call in one piece, over all heads and batch items. Untuned."""
 SLOW_FOR_ONE_QUERY = (torch.bfloat16, torch.float16)
 """Dtypes in which the CPU's fused kernel takes twice as long for one query as for two."""
 
@@ -28,6 +32,7 @@ def dense_attention(
     """Softmax attention ``(B, H, Nq, D)`` with ``mask_mod``, causality and padding. Heads may be grouped.
 
     Without ``mask_mod`` and score term, the call is the same as in transformers' sdpa attention. Queries without a visible key give zeros.
+    With a score term, more than :data:`MAX_SCORES` scores are computed in blocks of queries, which the eager backward pass recomputes.
 
     q_idx: the queries' positions, broadcastable to ``(B, 1, Nq, 1)``; by default the last Nq positions of the keys.
     """
@@ -56,6 +61,13 @@ def dense_attention(
         if visible is not None:
             visible = visible.expand(batch, visible.shape[1], q_len, kv_len)
         return fused_attention(q, k, v, attn_mask=visible, dropout_p=dropout_p, scale=scaling, sink_scores=call.sink_scores)
+    if last and not torch.compiler.is_compiling() and no_fused_kernels() is None and batch * heads * q_len * kv_len > MAX_SCORES:
+        size = max(1, MAX_SCORES // (batch * heads * kv_len))
+        run = (
+            functools.partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else lambda function, *tensors: function(*tensors)
+        )
+        blocks = zip(q.split(size, 2), rows.split(size, 2), strict=True)
+        return torch.cat([run(functools.partial(dense_attention, call=call, mask_mod=mask_mod, q_idx=at), x, k, v) for x, at in blocks], 2)
     k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     scores = products(q, k) * call.scale_for(head_dim)
     if score_mod is not None:

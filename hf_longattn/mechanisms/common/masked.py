@@ -104,31 +104,31 @@ class MaskedMechanism(Mechanism):
         seen = _made_once((*name, additive and q.dtype, q.device), call, make)
         if plain:
             return fused_attention(q, k, v, attn_mask=seen, dropout_p=0.0, scale=call.scale, sink_scores=call.sink_scores)
-        rows, keys = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
-        rows, keys = rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1)
+        found = _made_once(("columns", q.shape[2], columns.layout, q.device), call, columns.find)
+        rows, keys = self._places(found, call)
         if call.score_mod is None:
-            return self.attend_with_terms(q, k, v, seen, (rows - keys)[0], call)
+            return self.attend_with_terms(q, k, v, seen, rows, keys, call)
         scores = products(q, repeat_heads(k, q.shape[1])) * call.scale_for(q.shape[-1])
         if self.relative is not None:
-            scores = scores + self.relative.term(q, k, (rows - keys)[0], True, call.scale_for(self.head_dim))
+            scores = scores + self.relative.term(q, k, rows, keys, True, call.scale_for(self.head_dim))
         b, h = (torch.arange(size, device=q.device) for size in q.shape[:2])
-        scores = call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows, keys)
+        rows, keys = found
+        scores = call.score_mod(scores, b.view(-1, 1, 1, 1), h.view(1, -1, 1, 1), rows.view(1, 1, -1, 1), keys.view(1, 1, 1, -1))
         return masked_softmax(scores, seen, call.sink_scores).to(v.dtype) @ repeat_heads(v, q.shape[1])
 
     def _visible_columns(self, k: Tensor, call: AttentionCall, columns: Columns) -> Tensor:
         """Which keys ``k (B, H_kv, S, D)`` each query sees, ``(B or 1, H or 1, Nq, S)`` bool."""
-        rows, keys = (x[None] for x in columns.find())
+        rows, keys = columns.find()
         mask, tokens = call.key_mask, call.global_mask
         real = None
         if mask is not None:
-            places = keys[0].clamp(max=mask.shape[1] - 1)
-            real = mask if mask.shape[1] == keys.shape[1] and columns.layout[0] == "all" else mask[:, places]
-        hidden = keys > rows[..., None]
-        if mask is not None and self.handling.position_dependent:
+            places = keys.clamp(max=mask.shape[1] - 1)
+            real = mask if mask.shape[1] == len(keys) and columns.layout[0] == "all" else mask[:, places]
+        hidden = keys > rows[:, None]
+        rows, keys = self._places((rows, keys), call)
+        if tokens is not None and mask is not None and self.handling.position_dependent:
             start = first_real(mask)[:, None]
-            rows, keys = rows - start, keys - start
-            if tokens is not None:
-                tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
+            tokens = tokens.gather(1, (torch.arange(tokens.shape[1], device=k.device) + start).clamp(max=tokens.shape[1] - 1))
         if self.traits.takes_globals:
             tokens = self.resolve_globals(k, call.replace(batch=None, global_mask=tokens))
         if tokens is not None:
@@ -136,6 +136,13 @@ class MaskedMechanism(Mechanism):
         b, h, _, _ = index_grid(k.shape[0], self.num_heads, 1, 1, k.device)
         seen = self.mask_mod(True, tokens)(b, h, rows[:, None, :, None], keys[:, None, None, :]) & ~hidden
         return seen if real is None else seen & real[:, None, None, :]
+
+    def _places(self, columns: tuple[Tensor, Tensor], call: AttentionCall) -> tuple[Tensor, ...]:
+        """Columns ``(Nq,)`` and ``(S,)`` as positions ``(B or 1, Nq)`` and ``(B or 1, S)``, in each sequence if the mechanism counts."""
+        if call.key_mask is None or not self.handling.position_dependent:
+            return tuple(x[None] for x in columns)
+        start = first_real(call.key_mask)[:, None]
+        return tuple(x - start for x in columns)
 
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
         """Whether the decode cache must retain each key at ``positions (B, S)``, bool: later queries can see it.
@@ -161,15 +168,18 @@ class MaskedMechanism(Mechanism):
         """
         seen = self.kept_visible(q_positions, k_positions, real, call.causal)
         if self.relative is not None:
-            return self.attend_with_terms(q, k, v, seen, q_positions[:, :, None] - k_positions[:, None, :], call)
+            return self.attend_with_terms(q, k, v, seen, q_positions, k_positions, call)
         return fused_attention(q, k, v, attn_mask=seen, dropout_p=call.dropout, scale=call.scale, sink_scores=call.sink_scores)
 
     def attend_with_terms(
-        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, distance: Tensor, call: AttentionCall, term: Tensor | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor, rows: Tensor, keys: Tensor, call: AttentionCall, term: Tensor | None = None
     ) -> Tensor:
-        """Attention over the keys ``seen``. ``term`` and relative positions at ``distance (B or 1, Nq, S)`` are added to the scores."""
+        """Attention over the keys ``seen``. ``term`` and relative positions are added to the scores.
+
+        rows, keys: positions of queries and keys, ``(B or 1, Nq)`` and ``(B or 1, S)``.
+        """
         if self.relative is not None:
-            relative = self.relative.term(q, k, distance, call.causal, call.scale_for(self.head_dim))
+            relative = self.relative.term(q, k, rows, keys, call.causal, call.scale_for(self.head_dim))
             term = relative if term is None else term + relative
         assert term is not None
         wide = torch.promote_types(q.dtype, term.dtype)  # half precision would round the terms of distant keys to whole numbers
@@ -217,7 +227,7 @@ class SparseMechanism(MaskedMechanism):
         """The :class:`Handling` of a band. A method, because torch.compile cannot follow ``super()`` to a property."""
         pattern, clears = self.pattern(self.causal is not False), self.only_pattern() and self.relative is None
         return Handling(
-            position_dependent=pattern.has_globals,
+            position_dependent=pattern.has_globals or (self.relative is not None and self.relative.counts_tokens),
             trims_padding=pattern.bounded,
             clears_padding=clears,
             is_plain_band=clears and not pattern.has_globals,

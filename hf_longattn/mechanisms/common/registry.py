@@ -20,6 +20,7 @@ from ...engines.common.grid import Grid
 from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, refuse_taken_name
 from ...naming import FLAT_FILES, load_module, module_names
 from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
+from ...positions.relative import relative_kind
 from .base import Mechanism, reset
 from .exact import why_not_in_full
 from .on_grid import GridMechanism
@@ -237,6 +238,11 @@ def check_options(name: str, options: dict[str, Any]) -> Options:
         raise OptionError(
             f"Mechanism {name!r} has no scores that relative positions could be added to, but relative={built.relative!r} was given; "
             "leave it out, or choose a mechanism of softmax attention such as 'window'."
+        )
+    if built.relative is not None and relative_kind(built.relative).counts_tokens and not cls.traits.moves_positions:
+        raise OptionError(
+            f"Relative positions {built.relative!r} are for mechanism 'full', but {name!r} was given them; leave them out where a layer "
+            "sees no further than the model was trained for, or choose 'full'."
         )
     return built
 

@@ -40,9 +40,8 @@ def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) 
     if mechanism.relative is None:
         return call
     q_len, kv_len = q.shape[2], k.shape[2]
-    places = torch.arange(kv_len, device=q.device)
-    distance = places[None, kv_len - q_len :, None] - places
-    term = mechanism.relative.term(q, k, distance, call.causal, call.scale_for(mechanism.head_dim))
+    places = torch.arange(kv_len, device=q.device)[None]
+    term = mechanism.relative.term(q, k, places[:, kv_len - q_len :], places, call.causal, call.scale_for(mechanism.head_dim))
 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]

@@ -45,8 +45,8 @@ class TwoSegments(NamedTuple):
         used = self.real.shape[1] if in_graph() or bool(self.crossed.any()) else size
         score_mod: ScoreMod | None = None
         if relative is not None:
-            distance = self.positions[:, :, None] - torch.arange(used, device=q.device)
-            term = relative.term(q, self.keys[:, :, :used], distance, True, call.scale_for(q.shape[3]))
+            places = torch.arange(used, device=q.device)[None]
+            term = relative.term(q, self.keys[:, :, :used], self.positions, places, True, call.scale_for(q.shape[3]))
 
             score_mod = lambda score, b, h, q_idx, kv_idx: score + term  # noqa: E731
         return dense_attention(

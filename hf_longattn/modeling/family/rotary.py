@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ...configuration import LongAttentionConfig
+from ...errors import PositionError
+from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.locality import keys_per_query
 from ...mechanisms.common.registry import prototype
 from ...positions import RopePlan, rope_parameters
+from ...positions.relative import relative_kind
 
 
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int) -> RopePlan:
@@ -21,18 +24,23 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         positions: "auto" or "rope:<kind>".
 
     Raises:
-        PositionError: see :func:`hf_longattn.positions.rope_parameters`.
+        PositionError: see :func:`hf_longattn.positions.rope_parameters`. Also if the kind moves the positions of distant tokens, and no
+            layer has full attention, or another layer sees beyond the old length.
     """
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     layers = range(getattr(config, "decoder_layers", config.num_hidden_layers))
-    reaches = [keys_per_query(prototype(*attention.for_layer(layer))) for layer in layers]
+    mechanisms = [prototype(*attention.for_layer(layer)) for layer in layers]
+    reaches = [keys_per_query(mechanism) for mechanism in mechanisms]
     old = config.rope_parameters or {}
     frequencies = int(head_dim * old.get("partial_rotary_factor", 1.0)) // 2
 
     def plan(kind: str, parameters: dict[str, Any], reach: int | None) -> RopePlan:
         lengths = {"old_length": old_length, "new_length": new_length}
-        return rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
+        planned = rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
+        if planned.relative and relative_kind(planned.relative).counts_tokens:
+            _check_moved(planned, mechanisms, old_length)
+        return planned
 
     kinds = {kind: parameters for kind, parameters in old.items() if isinstance(parameters, dict)}  # Beam's full layers have none
     if not kinds:
@@ -44,7 +52,20 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         plans[kind] = plan("rope:none", parameters, reach) if reach is not None and reach <= old_length else planned
     decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
     of_kinds = {**old, **{kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}}
-    return RopePlan(decisive.kind, of_kinds, decisive.max_position_embeddings, all(plan_of_kind.exact for plan_of_kind in plans.values()))
+    exact = all(plan_of_kind.exact for plan_of_kind in plans.values())
+    return RopePlan(decisive.kind, of_kinds, decisive.max_position_embeddings, exact, decisive.relative)
+
+
+def _check_moved(planned: RopePlan, mechanisms: list[Mechanism], old_length: int) -> None:
+    """Raise PositionError unless some layers have full attention, and the others see no further than the old length."""
+    others = [mechanism for mechanism in mechanisms if not mechanism.traits.moves_positions]
+    far = next((mechanism for mechanism in others if (reach := keys_per_query(mechanism)) is None or reach > old_length), None)
+    if far is not None or len(others) == len(mechanisms):
+        problem = "no layer has that" if far is None else f"mechanism {far.name!r} sees beyond the {old_length} tokens of the source"
+        raise PositionError(
+            f"rope:{planned.kind} moves the positions of distant tokens in full attention, but {problem}; "
+            "choose mechanism='full' for such layers, or other positions."
+        )
 
 
 def _farthest(reaches: list[int | None]) -> int | None:

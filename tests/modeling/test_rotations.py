@@ -1,0 +1,77 @@
+"""How a base rotates queries and keys is what the package reads from its modules; layers that drop positions do not rotate at all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import hf_longattn.families as families
+from hf_longattn.errors import PositionError
+from hf_longattn.mechanisms.common.base import Mechanism
+from tests.cells import every_cell
+from tests.reference.small_models import BASES, long_model, plain_config, tokens
+
+LENGTH, FURTHER = 20, 7
+ROTARY = [base for base in BASES if families.FAMILIES[base].scales_rotations(plain_config(base)) and base != "esm"]
+SOME_LAYERS = ("smollm3",)
+"""Bases that rotate in some layers only."""
+
+
+def met(base: str, relative: str) -> list[tuple[Mechanism, torch.Tensor, torch.Tensor]]:
+    """Each mechanism with the queries and keys that it gets for one token, repeated, so that they differ by their positions only."""
+    torch.manual_seed(0)
+    model, found = long_model(base, None, {"mechanism": "full", "relative": relative}).eval(), list[Any]()
+    for mechanism in model.modules():
+        if isinstance(mechanism, Mechanism) and mechanism.relative is not None:
+            mechanism.register_forward_pre_hook(lambda module, args: found.append((module, *args[:2])), prepend=True)
+    with torch.no_grad():
+        model(torch.full((1, LENGTH), 50))
+    assert found
+    return found
+
+
+@every_cell("base", [base for base in ROTARY if base not in SOME_LAYERS])
+def test_a_further_rotation_gives_the_vectors_of_later_tokens(base: str) -> None:
+    for mechanism, *vectors in met(base, "dual_chunk:chunk=64,trained=128"):
+        rotation = mechanism.relative.rotation()  # type: ignore[union-attr, operator]
+        for x in vectors:
+            turned = rotation.turned(x[:, :, :-FURTHER], torch.full((1, LENGTH - FURTHER), FURTHER))
+            torch.testing.assert_close(turned, x[:, :, FURTHER:], atol=1e-4, rtol=0)
+            assert (x[:, :, FURTHER:] - x[:, :, :-FURTHER]).abs().max() > 0.01
+
+
+@every_cell("base", ROTARY)
+def test_layers_that_drop_positions_do_not_rotate(base: str) -> None:
+    for _, *vectors in met(base, "dropped"):
+        for x in vectors:
+            torch.testing.assert_close(x, x[:, :, :1].expand_as(x), atol=1e-5, rtol=0)
+
+
+@every_cell("base", ["bert", "gpt2", "esm", *SOME_LAYERS])
+def test_other_bases_are_refused(base: str) -> None:
+    with pytest.raises(PositionError, match=r"does not rotate queries and keys by their positions in a way that can be followed"):
+        long_model(base, None, {"mechanism": "full", "relative": "self_extend"})
+
+
+def test_a_base_without_rotation_has_none_to_drop() -> None:
+    with pytest.raises(PositionError, match=r"BertSelfAttention in .* gets no position_embeddings"):
+        long_model("bert", None, {"mechanism": "full", "relative": "dropped"})
+
+
+def test_the_base_attention_has_its_positions() -> None:
+    model = long_model("llama", None, {"mechanism": "full", "relative": "dropped"}).eval()
+    plain = long_model("llama", None, {"mechanism": "full"}).eval()
+    plain.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        ids, expected = tokens(2, 40), plain(tokens(2, 40)).last_hidden_state
+        assert not torch.allclose(model(ids).last_hidden_state, expected, atol=1e-3)
+        model.use_base_attention()
+        torch.testing.assert_close(model(ids).last_hidden_state, expected, atol=1e-5, rtol=0)
+
+
+def test_single_layers_drop_positions() -> None:
+    """As many layers as rotate change their scores with the distance."""
+    model = long_model("llama", None, {"mechanism": "full", "layers": {1: {"relative": "dropped"}}}).eval()
+    assert [layer.self_attn.long_attention.options.relative for layer in model.layers] == [None, "dropped", None]

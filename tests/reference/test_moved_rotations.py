@@ -1,0 +1,107 @@
+"""Self-Extend and dual chunk attention equal their papers' formulas, pair by pair, in float64, with gradients."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hf_longattn import attend, reference_attend
+from hf_longattn.engines.common import dense
+from tests.cells import every_cell
+
+HEADS, GROUPS, WIDTH, LENGTH = 4, 2, 8, 29
+FREQUENCIES = 10_000.0 ** -(torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH)
+
+
+def self_extend(i: int, j: int) -> int:
+    """Jin et al. 2024, section 3, for a key before the query: w_n = 6 and G_s = 3."""
+    return i - j if i - j < 6 else (i // 3 + 6 - 6 // 3) - j // 3
+
+
+def dual_chunk(i: int, j: int) -> int:
+    """An et al. 2024, section 3: s = 5, c = 8, w = c - s."""
+    intra_q, intra_k, chunks = i % 5, j % 5, i // 5 - j // 5
+    if chunks == 0:
+        return intra_q - intra_k
+    if chunks == 1:
+        return ([5, 6, 7] + [7] * 2)[intra_q] - intra_k
+    return 7 - intra_k
+
+
+RULES: dict[str, Callable[[int, int], int]] = {
+    "self_extend:window=6,group=3": self_extend,
+    "dual_chunk:chunk=5,trained=8": dual_chunk,
+}
+every_rule = every_cell("rule", RULES)
+
+
+def rotated(x: Tensor, positions: Tensor) -> Tensor:
+    """``x (…, N, D)`` as a model gives it to attention, with complex numbers for the planes of features n and n + D/2."""
+    planes = torch.complex(*x.chunk(2, -1)) * torch.polar(torch.ones(()).double(), positions[:, None] * FREQUENCIES)
+    return torch.cat([planes.real, planes.imag], -1)
+
+
+def defined(rule: str, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    """The attention of unrotated ``q (H, N, D)`` and ``k, v (H_kv, N, D)``, by a loop over pairs."""
+    length, rows = k.shape[1], []
+    for h, i in itertools.product(range(q.shape[0]), range(length)):
+        keys = range(i + 1 if causal else length)
+        distances = [RULES[rule](i, j) if j <= i else -RULES[rule](j, i) for j in keys]
+        group = h * k.shape[0] // q.shape[0]
+        turned = [rotated(q[h, i][None], torch.tensor([d]).double())[0] @ k[group, j] for j, d in zip(keys, distances, strict=True)]
+        rows.append((torch.stack(turned) / WIDTH**0.5).softmax(0) @ v[group, : len(keys)])
+    return torch.stack(rows).view(*q.shape)
+
+
+def drawn(batch: int = 1) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(batch, heads, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
+
+
+@every_cell("causal", [True, False])
+@every_rule
+@every_cell("blocks", [False, True])
+def test_outputs_and_gradients_are_those_of_the_formula(rule: str, causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if blocks:  # as for long texts
+        monkeypatch.setattr(dense, "MAX_SCORES", 5 * HEADS * LENGTH)
+    (q, k, v), places = drawn(), torch.arange(LENGTH).double()
+    expected = defined(rule, q[0], k[0], v[0], causal)[None]
+    weight = torch.randn_like(expected)
+    wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    for run in (attend, reference_attend):
+        out = run(rotated(q, places), rotated(k, places), v, "full", causal=causal, relative=rule)
+        torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+        found = torch.autograd.grad((out * weight).sum(), (q, k, v))
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
+
+
+@every_cell("causal", [True, False])
+@every_rule
+def test_positions_count_from_each_sequence(rule: str, causal: bool) -> None:
+    """With padding on either side, packed documents, and fewer queries than keys. The model's own positions may count padding."""
+    (q, k, v), places = drawn(2), torch.arange(LENGTH).double()
+    turned = (rotated(q, places), rotated(k, places), v)
+    arguments: dict[str, Any] = {"causal": causal, "relative": rule}
+    mask = torch.ones(2, LENGTH, dtype=torch.bool)
+    mask[0, :9], mask[1, 20:] = False, False
+    padded = attend(*turned, "full", padding_mask=mask, **arguments)
+    torch.testing.assert_close(padded[0, :, 9:], defined(rule, q[0, :, 9:], k[0, :, 9:], v[0, :, 9:], causal), atol=1e-12, rtol=0)
+    torch.testing.assert_close(padded[1, :, :20], defined(rule, q[1, :, :20], k[1, :, :20], v[1, :, :20], causal), atol=1e-12, rtol=0)
+    packed = attend(*turned, "full", documents=(torch.arange(LENGTH) >= 11).long().expand(2, -1), **arguments)
+    torch.testing.assert_close(packed[1, :, 11:], defined(rule, q[1, :, 11:], k[1, :, 11:], v[1, :, 11:], causal), atol=1e-12, rtol=0)
+    last = attend(turned[0][:, :, -4:], *turned[1:], "full", padding_mask=mask, **arguments)
+    torch.testing.assert_close(last[0], padded[0, :, -4:], atol=1e-12, rtol=0)
+
+
+@every_rule
+def test_short_texts_are_read_as_without_it(rule: str) -> None:
+    q, k, v = (x.detach()[:, :, : 6 if rule.startswith("self") else 8] for x in drawn())
+    torch.testing.assert_close(
+        attend(q, k, v, "full", causal=True, relative=rule), attend(q, k, v, "full", causal=True), atol=1e-12, rtol=0
+    )
