@@ -107,7 +107,6 @@ COMMANDS = [
     ("compress nowhere out --method int8", "torchao"),
     ("audit nowhere --onnx model.onnx", "onnxruntime"),
     ("inspect nowhere --plot here.png", "matplotlib"),
-    ("probe nowhere --plot here.png", "matplotlib"),
     ("audit nowhere nothing --html here.html", "matplotlib"),
     *((f"train {task} --model nowhere", list(EXTRAS[extra])[-1]) for task in task_names() for extra in load_task(task).extras),
     ("train classify --images --model nowhere --output out --data nothing", "PIL"),

@@ -14,7 +14,6 @@ from ..choice_text import write_numbers
 from ..drawing import new_figure, save
 from ..engines.common.call import AttentionCall
 from ..engines.common.grid import Grid
-from ..evaluation.probes import ProbeReport
 from ..mechanisms import Mechanism
 
 DRAWN_GRID = Grid((14, 18), prefix=1)
@@ -97,41 +96,6 @@ def draw_patterns(mechanisms: Mapping[str, Mechanism], *, length: int, causal: b
                 axis.plot(*query, marker="s", markersize=7, fillstyle="none", color="crimson")
             axis.set(xlabel="key" if query is None else "column", ylabel="query" if query is None else "row")
             axis.set_title(fill(title, TITLE), fontsize=8)
-    save(figure, file)
-
-
-def draw_probe(report: ProbeReport, file: Path) -> None:
-    """Write an image: a heat map of depths and lengths for each task with depths, and one of tasks and lengths for the others.
-
-    Raises:
-        LongAttentionError: matplotlib is not installed, or does not support the file's extension.
-        CheckpointError: the file cannot be written.
-    """
-    cells = {(cell.task, cell.depth, cell.length): cell.score for cell in report.cells}
-    by_task: dict[str, list[float | None]] = {}
-    for cell in report.cells:
-        by_task.setdefault(cell.task, [])
-        if cell.depth not in by_task[cell.task]:
-            by_task[cell.task].append(cell.depth)
-    plain = [task for task, depths in by_task.items() if depths == [None]]
-    panels = [(task, [(task, depth) for depth in depths], "depth of the needle") for task, depths in by_task.items() if task not in plain]
-    if plain:
-        panels.insert(0, ("", [(task, None) for task in plain], ""))
-    most = max(len(rows) for _, rows, _ in panels)
-    figure = new_figure(1.6 + (1.4 + 0.75 * len(report.lengths)) * len(panels), 1.4 + 0.4 * most, layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (title, rows, label) in zip(grid, panels, strict=True):
-        scores = [[cells[task, depth, length] for length in report.lengths] for task, depth in rows]
-        image = axis.imshow(scores, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
-        axis.set_xticks(range(len(report.lengths)), [f"{n / 1024:g}K" if n >= 1024 else str(n) for n in report.lengths], fontsize=8)
-        axis.set_yticks(range(len(rows)), [task if depth is None else f"{100 * depth:g} %" for task, depth in rows], fontsize=8)
-        axis.set(xlabel="tokens of a text", ylabel=label)
-        axis.set_title(title, fontsize=9)
-        for y, row in enumerate(scores):
-            for x, score in enumerate(row):
-                axis.text(x, y, f"{score:.0f}", ha="center", va="center", fontsize=7)
-    figure.colorbar(image, ax=list(grid), label="percent right")
-    figure.suptitle(f"{report.model}, by {'generation' if report.mode == 'generate' else report.mode}", fontsize=9)
     save(figure, file)
 
 

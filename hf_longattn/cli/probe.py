@@ -58,10 +58,6 @@ def probe(
             help="Write scores, right answers and what was answered as JSON into this file, which must not exist.", show_default=False
         ),
     ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Draw the scores as a heat map into this file, for example probe.svg, which must not exist.", show_default=False),
-    ] = None,
     as_json: flags.Json = False,
     revision: flags.Revision = None,
     token: flags.Token = None,
@@ -75,19 +71,15 @@ def probe(
 
     from ..conversion.model_loading import quiet_libraries
     from ..conversion.plan_tensors import parse_dtype
-    from ..drawing import check_image
     from ..evaluation.probes import probe_model
     from ..evaluation.probes.run import TASKS
     from ..inspect.texts import read_lengths, read_numbers
-    from .plot import draw_probe
     from .show import show_probe
     from .terminal import print_json, progress, say
 
     if save is not None:
         check_new_file(save)
     weights = parse_dtype(dtype)
-    if plot is not None:
-        check_image(plot)
     with quiet_libraries(), progress() as tell:
         read = {"lengths": read_lengths(lengths.split(",")), "depths": None if depths is None else read_numbers(depths, SHARES)}
         note = lambda cell: tell(f"{cell.task}, {cell.length:,} tokens: {cell.score:.0f} %")  # noqa: E731
@@ -95,10 +87,9 @@ def probe(
     numbers = report.to_dict()
     if save is not None:
         write_text(save, json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", overwrite=False)
-    if plot is not None:
-        draw_probe(report, plot)
     if as_json:
         print_json(numbers)
     else:
         show_probe(report)
-        say(*(f"written: {file}" for file in (save, plot) if file is not None), end="\n" if save or plot else "")
+        if save is not None:
+            say(f"written: {save}")

@@ -8,7 +8,7 @@ inputs, model        pieces of a text, images and recordings; the checkpoint wit
 scores, knapsack     stage 1: what each candidate is worth in each layer, and the best choice within the budget
 objectives, study    stage 2: loss or KL divergence of whole designs, tried by Optuna
 folder               where it is kept, and how it resumes
-result, plot         the report, and its figure
+result               the report
 auto                 ``--mechanism auto`` of a conversion
 """
 

@@ -4,7 +4,7 @@ settings.json   what the measurements depend on; a search resumes with the same 
 costs.json      seconds and bytes of the candidates in one layer
 scores.json     what each candidate is worth in each layer
 study.journal   trials of stage 2
-report.json, report.md, pareto.svg, design.yaml
+report.json, report.md, design.yaml
 """
 
 from __future__ import annotations
@@ -26,13 +26,12 @@ from ..staging import staged_file, write_text
 from .candidates import read_candidates
 from .config import SearchConfig
 from .inputs import digest
-from .plot import draw_search
 from .result import SearchResult
 from .study import STUDY
 
 SETTINGS, COSTS, SCORES, LOCK = "settings.json", "costs.json", "scores.json", ".lock"
-DESIGN, REPORT, PAGE, PLOT = "design.yaml", "report.json", "report.md", "pareto.svg"
-MEASURED = (SCORES, STUDY, f"{STUDY}.lock", DESIGN, REPORT, PAGE, PLOT, SETTINGS)
+DESIGN, REPORT, PAGE = "design.yaml", "report.json", "report.md"
+MEASURED = (SCORES, STUDY, f"{STUDY}.lock", DESIGN, REPORT, PAGE, SETTINGS)
 """Files that ``overwrite`` removes; costs stay, since they do not depend on model or text."""
 
 
@@ -60,10 +59,9 @@ class SearchFolder:
         return values
 
     def write(self, result: SearchResult) -> None:
-        """Recipe, report and figure."""
+        """Recipe and report."""
         head = f"# {result.command}\n# {' '.join(result.reason.split())}\n"
         recipe = yaml.safe_dump(dict(result.recipe), sort_keys=False, allow_unicode=True, width=200)
-        draw_search(result, self.file(PLOT))
         write_text(self.file(PAGE), result.to_markdown())
         self.write_object(REPORT, result.to_dict())
         write_text(self.file(DESIGN), head + recipe)

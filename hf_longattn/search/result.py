@@ -195,7 +195,7 @@ class SearchResult:
         report.facts(*((f"left out: {name}", why) for name, why in self.reasons.items()), only="page")
         report.say(f"\nlength {self.target}, cost of attention {self.cost_of(self.chosen)}", only="terminal")
         if self.folder is not None:
-            files = "report.md, report.json, pareto.svg, design.yaml"
+            files = "report.md, report.json, design.yaml"
             report.say(f"written: {self.folder}/{files}\nnext: {self.command}", typed=True, only="terminal")
         report.say(f"Machine: {', '.join(f'{name} {value}' for name, value in self.machine.items())}.", only="page")
         return report

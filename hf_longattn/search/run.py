@@ -77,7 +77,7 @@ def search_design(
         OptionError, UnknownMechanismError: settings or candidates that do not exist, or a budget that nothing meets.
         LengthError: the text is too short.
         DestinationExistsError: ``output`` holds a search, or something else.
-        MissingExtraError: Optuna or matplotlib is not installed.
+        MissingExtraError: Optuna is not installed.
         CheckpointError: the checkpoint cannot be loaded.
     """
     config = SearchConfig.from_keywords(config, settings)
@@ -87,8 +87,6 @@ def search_design(
         raise OptionError("In the mode full-layers all other layers run one candidate, and there are no trials; give one --candidate.")
     if config.trials:
         check_extra("search", "optuna")
-    if output is not None:
-        check_extra("search", "matplotlib")
     with nullcontext(None) if output is None else opened_folder(output, str(model), text, config) as folder:
         result = Search(str(model), text, config, folder, progress).run()
         if folder is not None:

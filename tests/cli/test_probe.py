@@ -30,11 +30,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
     return int(ended.value.code or 0), captured.out, captured.err
 
 
-def test_the_table_the_file_and_the_drawing(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_and_the_file(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    where = ["--save", tmp_path / "p.json", "--plot", tmp_path / "p.svg"]
+    where = ["--save", tmp_path / "p.json"]
     code, out, err = run(capsys, model, *QUICK, "--depths", "0,0.5,1", *where)
     assert code == 0, err
     assert max(map(len, out.split("written")[0].splitlines()[2:])) <= 80
@@ -43,10 +41,6 @@ def test_the_table_the_file_and_the_drawing(
     record = json.loads((tmp_path / "p.json").read_text())
     assert len(record["cells"]) == 12
     assert record["cells"][0]["records"][0]["answers"]
-    drawing = (tmp_path / "p.svg").read_text()
-    assert drawing.startswith("<?xml")
-    assert "depth of the needle" in drawing
-    assert "passkey" in drawing
     before = (tmp_path / "p.json").read_bytes()
     code, out, err = run(capsys, model, *QUICK, *where)
     assert (code, out) == (1, "")
@@ -89,7 +83,6 @@ def test_the_help_names_every_task(capsys: pytest.CaptureFixture[str]) -> None:
         (["--task", "passkeys"], "Did you mean 'passkey'?"),
         (["--task", "passkey", "--lengths", "64"], "'passkey' does not fit into 64 tokens"),
         (["--dtype", "float15"], "Unknown dtype 'float15'"),
-        (["--plot", "probe.docx"], "give a name that ends in one of"),
         (["--save", "no/such/folder/p.json"], "does not exist; make it"),
         (["--lengths", "many"], "'many' is not a number of tokens"),
         (["--lengths", "999999K"], "at most 16,777,216"),

@@ -104,7 +104,7 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, proc
     assert after.count("FAIL") == before.count("RUNNING")
     assert "RUNNING" not in after
     assert result.chosen.loss is not None
-    assert {path.name for path in study.iterdir()} >= {"design.yaml", "report.json", "report.md", "pareto.svg"}
+    assert {path.name for path in study.iterdir()} >= {"design.yaml", "report.json", "report.md"}
 
 
 def test_optuna_that_is_missing(encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
