@@ -101,7 +101,6 @@ def test_an_import_says_which_extra_brings_what_is_missing(
 
 COMMANDS = [
     ("search nowhere nothing --output study --trials 2", "optuna"),
-    ("search nowhere nothing --output study", "matplotlib"),
     ("export nowhere out", "onnxscript"),
     ("export nowhere out --format gguf", "gguf"),
     ("compress nowhere out --method int8", "torchao"),

@@ -163,7 +163,7 @@ def test_the_example_of_regions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     _, code = python_of(ROOT / "docs" / "how-to" / "embed.md")
     names: dict[str, Any] = {"photo": Pillow.new("RGB", (640, 427), "teal")}
     exec(compile(code, "embed.md", "exec"), names)
-    assert (names["boxes"].shape, names["tiles"].shape) == ((2, 16), (25, 16))
+    assert (names["patches"].shape, names["box"].shape) == ((64, 64, 16), (16,))
 
 
 def test_the_walks_through_the_code_name_what_is_there() -> None:

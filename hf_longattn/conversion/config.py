@@ -211,12 +211,10 @@ class ConversionConfig(Settings):
     )
     positions: str = setting(
         "auto",
-        "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS (keeps the first rows) or "
-        "random. Any table: none drops it, alibi replaces it with ALiBi. Towers: text=RULE,vision=RULE. "
-        "Images: tile or interpolate. Rotary: rope:none, rope:linear, "
-        "rope:dynamic, rope:yarn, rope:base:BASE, rope:longrope:FILE, rope:self-extend, rope:dual-chunk or rope:drop. "
-        "auto: tile for tables (images: if all windows fit the old size); "
-        "rope:none if no layer sees beyond the old length, or else rope:yarn.",
+        "How positions are extended. Learned tables: tile, interpolate, stretch:ROWS or random. Any table: none, or alibi in its place. "
+        "Towers: text=RULE,vision=RULE. Images: tile or interpolate. Rotary: rope: and none, linear, dynamic, yarn, base:BASE, "
+        "longrope:FILE, self-extend, dual-chunk or drop. auto: tile for tables; "
+        "rope:none, or rope:yarn if a layer sees beyond the old length.",
         planned=True,
     )
     dtype: str | torch.dtype | None = setting(None, "Save weights as fp32, bf16 or fp16.", unset="unchanged", planned=True)

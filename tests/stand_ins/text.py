@@ -58,9 +58,9 @@ def gpt2(folder: Path) -> None:
     small("gpt2", "GPT2LMHeadModel", folder, 1024, initializer_range=0.2)
 
 
-@stand_in("llama")
+@stand_in("llama", "meta-llama/Llama-2-7b-hf")
 def llama(folder: Path) -> None:
-    small("llama", "LlamaForCausalLM", folder, 2048, "gpt2")
+    small("llama", "LlamaForCausalLM", folder, 2048 if folder.name == "llama" else 4096, "gpt2")
 
 
 @stand_in("google/gemma-3-1b-it")
@@ -366,7 +366,7 @@ page(
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
 page("docs/how-to/native.md", Setting(instead={"65536": "4096"}, slow=True))
 page("docs/how-to/long_models.md", Setting(slow=True))
-page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative"}))
+page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative", "--max-length 16384": "--max-length 5120"}, slow=True))
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
 page("docs/how-to/decoder_graph.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
 page("docs/how-to/export.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
