@@ -1,4 +1,4 @@
-"""`longattn search MODEL TEXT`: a mechanism for every layer under a budget, with one flag for every setting of a search."""
+"""`longattn search MODEL TEXT`, with a flag for every setting of :class:`.SearchConfig`."""
 
 from __future__ import annotations
 

@@ -538,7 +538,7 @@ def relative_choices(attention: LongAttentionConfig) -> list[str]:
 
 
 def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionConfig:
-    """``attention`` with ``relative=choice`` in every layer that can have it: in those with full attention, if it moves rotary positions.
+    """``attention`` with ``relative=choice`` in every layer; in layers with full attention alone, if it moves rotary positions.
 
     Raises:
         PositionError: ``attention`` has other relative positions.

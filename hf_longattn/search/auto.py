@@ -13,7 +13,7 @@ from .budget import BUDGET
 from .config import SearchConfig
 from .run import Search
 
-TOLD = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
+REPORTED = ("reason", "loss_change", "budget", "compared_at", "chosen", "uniform", "left_out", "machine")
 """What plan and report keep of a search's JSON form, besides the size of the inputs compared."""
 
 
@@ -35,5 +35,5 @@ def choose_mechanisms(source: Source, config: ConversionConfig) -> tuple[LongAtt
         SearchConfig(budget=config.budget or BUDGET),
         conversion=dataclasses.replace(config.without_search(), native=False),
     ).run()
-    values = {name: value for name, value in result.to_dict().items() if name in TOLD or name.startswith("compared_")}
+    values = {name: value for name, value in result.to_dict().items() if name in REPORTED or name.startswith("compared_")}
     return result.chosen.design.attention(), {**values, result.material: result.text}

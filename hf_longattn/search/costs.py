@@ -34,7 +34,7 @@ from ..reading import read_json_object
 from ..staging import staged_file
 
 FAILURES = (LongAttentionError, RuntimeError, MemoryError)
-"""What a mechanism may raise while it is measured: a search goes on without it."""
+"""Errors of a mechanism while it is measured, which leave it out of the search."""
 TURNS = 6
 SLOW_SECONDS = 2.0
 """A candidate whose first run takes longer is not run again."""

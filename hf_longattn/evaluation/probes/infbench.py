@@ -21,7 +21,7 @@ RANKS = {
 
 @register_probe
 class MathFind(TextTask):
-    """A list of numbers from 0 to 99, of which one is asked for: see :data:`RANKS`.
+    """A list of numbers from 0 to 99, and a question about one of :data:`RANKS`.
 
     The list's greatest or smallest number is drawn, too, from a fifth of the range. A list with a median has an odd length, so that the
     median is one of its numbers.

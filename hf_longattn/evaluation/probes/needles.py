@@ -215,7 +215,7 @@ for _task in (
 
 @register_probe
 class Passkey(TextTask):
-    """A number in repeated sentences, cut off after any character, as in the paper's code (arXiv 2305.16300, section 4.2 and appendix)."""
+    """A number in repeated sentences, which may end within a word (arXiv 2305.16300, section 4.2 and appendix)."""
 
     name = "passkey"
     paper = "Mohtashami & Jaggi 2023, Landmark Attention"

@@ -56,7 +56,7 @@ def match_number(prediction: str, answer: str, pattern: str = r"(\d+)") -> float
 
 
 def match_values(prediction: str, values: str) -> float:
-    """The share of the values that the prediction lists before its first error. The first value, which the prompt gives, does not count."""
+    """The share of values listed before the first error, without the first value, which the prompt gives."""
     listed, right = (list(map(int, re.findall(r"\d+", text)))[1:] for text in (prediction, values))
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(listed, right, strict=False))
     return len(list(same)) / len(right)
@@ -216,9 +216,10 @@ def masked_log_likelihoods(
 
 
 def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> ProbeAnswer:
-    """The best spans of the context: one for each answer, without nesting. Contexts beyond ``length`` tokens are read in windows.
+    """The best spans of the context, one for each answer, without nesting.
 
-    A question takes half of a window at most, and a span may have a token for each of an answer's characters.
+    Contexts beyond ``length`` tokens are read in windows, of which a question takes half at most. A span may have a token for each of an
+    answer's characters.
     """
     reader = QAReader(
         "probe", model, tokenizer, whole(length, max_question_tokens=length // 2), batch_size=1,

@@ -20,9 +20,9 @@ ZOOLOGY = "Arora et al. 2023, Zoology"
 
 
 class Recall(ABC):
-    """Facts, and later questions. A fact is its keys and its value; the token after the keys of a question is the value.
+    """Facts, which are keys with a value, and later questions, which are keys.
 
-    The distance of a question from the facts follows a power law, so that most are near. Random tokens fill the rest.
+    The value follows the keys of a question. Distances from the facts follow a power law, so that most are near; the rest is random.
 
     length: tokens of a text.
     vocab: tokens.
@@ -38,11 +38,11 @@ class Recall(ABC):
 
     @abstractmethod
     def needs(self) -> tuple[int, int]:
-        """Least tokens of a text and of the vocabulary."""
+        """The minimum length of a text, and size of the vocabulary."""
 
     @abstractmethod
     def facts(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """All facts ``(B, F, W)``, and those that are asked for ``(B, Q, W)``: keys, and the value last."""
+        """All facts ``(B, F, W)`` and those of the questions ``(B, Q, W)``, each its keys and then its value."""
 
     def __post_init__(self) -> None:
         length, vocab = self.needs()
@@ -53,7 +53,7 @@ class Recall(ABC):
             )
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """``size`` texts: tokens ``(B, N)`` and labels ``(B, N)``, the value at the last key of each question, -100 elsewhere."""
+        """Tokens and labels ``(B, N)`` of ``size`` texts: the value at each question's last key, else -100."""
         facts, asked = self.facts(size, generator)
         tokens = torch.randint(self.vocab, (size, self.length), generator=generator)
         context = facts.flatten(1)

@@ -58,13 +58,13 @@ def rotation_of(model: nn.Module, site: AttentionSite) -> ModelRotation:
     names = ([] if kinds is None or site.layer >= len(kinds) else [f"{kinds[site.layer]}_{FREQUENCIES}"]) + [FREQUENCIES]
     path = list(accumulate(site.name.split("."), getattr, initial=model))
     near = (child for owner in reversed(path) for child in (owner, *owner.children()))
-    found = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
-    if planes is None or found is None or hasattr(site.module, LATER_FEATURES):
+    frequencies = next(((child, name) for child in near for name in names if hasattr(child, name)), None)
+    if planes is None or frequencies is None or hasattr(site.module, LATER_FEATURES):
         raise PositionError(
             f"{type(model).__name__} does not rotate queries and keys by their positions in a way that can be followed in {site.name}; "
             "leave relative positions that move rotary ones (self_extend, dual_chunk) out."
         )
-    return ModelRotation(*found, interleaved=planes == INTERLEAVED)
+    return ModelRotation(*frequencies, interleaved=planes == INTERLEAVED)
 
 
 def _planes(attention: nn.Module) -> list[float] | None:
