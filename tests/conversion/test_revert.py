@@ -271,6 +271,16 @@ def test_a_model_trained_further(length: int | None, positions: str, built: Buil
         assert "its positions are interpolated" in next(check.detail for check in report.checks if "full attention" in check.name)
 
 
+@pytest.mark.parametrize(("length", "limit"), [(None, 40), (LENGTH, 40), (LENGTH + 1, LENGTH + 1)])
+def test_a_tokenizer_below_its_model_is_as_before(length: int | None, limit: int, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    source = checkpoint("BertForMaskedLM", tokenizer="bert")
+    values = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**values, "model_max_length": 40}))
+    convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, verify=False)
+    revert_checkpoint(tmp_path / "long", tmp_path / "back", max_length=length, verify=False)
+    assert [transformers.AutoTokenizer.from_pretrained(tmp_path / name).model_max_length for name in ("long", "back")] == [200, limit]
+
+
 def test_a_model_extended_while_loading(built: Built, tmp_path: Path) -> None:
     import hf_longattn
 

@@ -20,7 +20,9 @@ from hf_longattn.data.pairs import labelled_pairs, read_pairs, relevant_texts, r
 from hf_longattn.data.sources import DataError, train_test_split
 from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.late_chunking import late_chunks
+from hf_longattn.families import LongRobertaConfig
 from hf_longattn.modeling.attach.token_globals import token_rule
+from hf_longattn.training.adapters import new_positions
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks.embed import (
     EMBED,
@@ -302,6 +304,19 @@ def test_new_positions_alone_are_trained(tmp_path: Path, tokenizer: PreTrainedTo
     ):  # fmt: skip
         with pytest.raises(OptionError, match=sentence):
             finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "b"), **other}))
+
+
+def test_the_last_positions_of_a_table_with_leading_rows_are_not_new() -> None:
+    """RoBERTa's table begins with two rows that no token has: position 63 is row 65."""
+    config = LongRobertaConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, max_position_embeddings=102,
+        pad_token_id=1, extended_from={"max_position_embeddings": 66}, long_attention={"mechanism": "window", "window": 16},
+    )  # fmt: skip
+    model = AutoModel.from_config(config)
+    table = model.embeddings.position_embeddings.weight
+    with new_positions(model, "roberta"):
+        table.sum().backward()
+    assert table.grad.any(1).nonzero().flatten().tolist() == list(range(66, 102))
 
 
 @pytest.mark.parametrize("kind", ["pairs", "scores", "reranker"])
