@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 # Tests start many processes; with compiled modules kept, each starts a second or more earlier, and pytest collects in half the time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-slow test-lowest lint format bench docs site release sbom test-matrix gpu-check clean
+.PHONY: help install demo test test-thorough test-slow test-lowest lint format bench docs site release sbom test-matrix gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -73,9 +73,12 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(VENV)/bin/pytest -n $(WORK
 test: $(READY)  ## lint and the tests that take seconds each
 	@mkdir -p $(TMPDIR)
 	@$(MAKE) --no-print-directory lint >$(TMPDIR)/lint.txt 2>&1 & lint=$$!; failed=0; \
-	$(PYTEST) -m "not slow" $(ARGS) || failed=$$?; \
+	$(PYTEST) -m "not slow and not thorough" $(ARGS) || failed=$$?; \
 	wait $$lint || { cat $(TMPDIR)/lint.txt; failed=1; }; \
 	exit $$failed
+
+test-thorough: $(READY)  ## the other tests that take seconds each, before a release and after a change of many rooms
+	$(PYTEST) -m "thorough and not slow" $(ARGS)
 
 test-slow: $(READY)  ## every test, transformers' own suites included (can take an hour)
 	$(PYTEST) -o faulthandler_timeout=3600 $(ARGS)

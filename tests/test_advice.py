@@ -98,6 +98,7 @@ BY_CONTENT = ("top_k:num_keys=4", "block_top_k:num_blocks=1,block_size=8", "lsh:
 CONTENT = [word for name in BY_CONTENT for word in ("--candidate", name)]
 
 
+@pytest.mark.thorough
 def test_what_an_audit_chooses_is_what_plan_and_convert_agree_with(
     short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +118,7 @@ def test_what_an_audit_chooses_is_what_plan_and_convert_agree_with(
         assert bool(warnings_of(run, [*typed, "--mechanism", values[0], *given])) == bool(one["untrained_positions"]), one["name"]
 
 
+@pytest.mark.thorough
 def test_a_search_recommends_what_plan_and_convert_agree_with(
     short: dict[str, Path], tmp_path: Path, run: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +152,7 @@ WIDE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", every_other(WIDE))
 def test_what_a_warning_advises_is_not_warned_of(name: str, stand_in: Callable[[str], Path], run: Callable[..., str]) -> None:
     source = stand_in(name)
@@ -161,6 +164,7 @@ def test_what_a_warning_advises_is_not_warned_of(name: str, stand_in: Callable[[
     assert not warnings_of(run, [*line, *kept, *shlex.split(advised[1])])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "length"),
     [("bert-base", 600), *(pytest.param(*more, marks=pytest.mark.slow) for more in (("roberta", 600), ("gpt2", 1100), ("bart", 1100)))],
@@ -189,6 +193,7 @@ def conversions() -> Iterator[tuple[str, list[str], str]]:
             yield name, words_of(line), f"{recipe.entries['title']}\n{block}"
 
 
+@pytest.mark.thorough
 def test_conversions_of_documents_and_recipes_are_not_warned_of(stand_in: Callable[[str], Path | None], run: Callable[..., str]) -> None:
     """Unless the same block trains the result."""
     wrong, seen = [], 0

@@ -68,6 +68,7 @@ def check(place: Path, damage: Callable[[Path], object], sentence: str) -> None:
     assert re.search(sentence, found), found
 
 
+@pytest.mark.thorough
 @every_cell(("name", "damage", "sentence"), listed(WEIGHTS, ("bert", "gpt2")))
 def test_bad_weights(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
@@ -78,6 +79,7 @@ def test_bad_index(name: str, damage: Callable[[Path], object], sentence: str, p
     check(place(name), damage, sentence)
 
 
+@pytest.mark.thorough
 @every_cell(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
 def test_bad_config(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
@@ -88,6 +90,7 @@ def test_bad_tokenizer(name: str, damage: Callable[[Path], object], sentence: st
     check(place(name), damage, sentence)
 
 
+@pytest.mark.thorough
 @every_cell(
     ("name", "field", "value"), pairwise(("bert", "llama"), COUNTS, NUMBERS), ids=repr, of=2, alike=lambda name, field, value: field
 )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import typer
 
 from hf_longattn.cli import app
@@ -153,6 +154,7 @@ def words_of(line: str) -> list[str]:
         return line.split()[1:]
 
 
+@pytest.mark.thorough
 def test_commands_that_messages_name_are_taken() -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: longattn {' '.join(words)}: {why}"
@@ -189,6 +191,7 @@ def test_messages_name_nothing_that_only_a_checkout_has() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.thorough
 @every_cell("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_documents_are_taken(path: Path) -> None:
     text, wrong = path.read_text(encoding="utf-8"), []

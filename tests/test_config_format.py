@@ -137,6 +137,7 @@ def test_commands_and_load_generic_refuse_a_newer_format(
         bundle_remote_code(long_folder)
 
 
+@pytest.mark.thorough
 def test_bundled_code_reads_its_own_format_and_refuses_a_newer_one(long_folder: Path, tmp_path: Path) -> None:
     bundle_remote_code(long_folder, user_code=True)
     assert json.loads((long_folder / "config.json").read_text())[FIELD] == FORMAT

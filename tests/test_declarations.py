@@ -46,6 +46,7 @@ def test_the_short_help_of_a_task_is_that_of_its_arguments(
     assert set(USUAL) <= set(kinds[2].__dataclass_fields__)
 
 
+@pytest.mark.thorough
 def test_the_short_help_of_an_evaluation_is_that_of_its_arguments(
     early: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def said() -> Iterator[list[str]]:
     logger.removeHandler(note)
 
 
+@pytest.mark.thorough
 def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> None:
     load_model(AutoModelForMaskedLM, folder)
     assert said == []

@@ -147,6 +147,7 @@ def examples(count: int) -> Callable[[Any], Any]:
     return settings(max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.thorough
 @every_cell("count", [4, pytest.param(60, marks=pytest.mark.slow)])
 @every_cell(("checkpoint", "file"), FILES, of=3)
 def test_an_odd_value_in_a_field(checkpoint: str, file: str, count: int, wholes: dict[str, Path], server: Hub) -> None:
@@ -219,6 +220,7 @@ def test_a_pipe_in_a_folder_is_not_opened(file: str, wholes: dict[str, Path], tm
         assert "Traceback" not in err
 
 
+@pytest.mark.thorough
 @every_cell("name", ["overwrite", "source", "verify", "progress", "mechanism", "self", "options", "long_attention"])
 def test_an_option_named_as_an_argument_is_no_option_of_the_mechanism(name: str, wholes: dict[str, Path], tmp_path: Path) -> None:
     for command in (["plan", wholes["bert"]], ["convert", wholes["bert"], tmp_path / "out"]):

@@ -52,6 +52,7 @@ def test_a_field_of_the_config(name: str, wholes: dict[str, Path], data: st.Data
     tried(wholes[name], lambda source: (source / "config.json").write_text(json.dumps(config)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["bert", "bart"])
 @examples(20)
 @given(st.data())
@@ -63,6 +64,7 @@ def test_a_field_of_the_header(name: str, wholes: dict[str, Path], data: st.Data
     tried(wholes[name], lambda source: join(weights(source), {**header, tensor: entry}, body))
 
 
+@pytest.mark.thorough
 @examples(25)
 @given(st.data())
 def test_bytes_of_the_weight_file(wholes: dict[str, Path], data: st.DataObject) -> None:
@@ -74,6 +76,7 @@ def test_bytes_of_the_weight_file(wholes: dict[str, Path], data: st.DataObject) 
     tried(wholes["bert"], lambda source: weights(source).write_bytes(raw))
 
 
+@pytest.mark.thorough
 @examples(30)
 @given(st.data())
 def test_a_file_cut_short(wholes: dict[str, Path], data: st.DataObject) -> None:
@@ -89,6 +92,7 @@ def test_any_bytes_as_a_file(wholes: dict[str, Path], file: str, content: bytes)
     tried(wholes["bert"], lambda source: (source / file).write_bytes(content))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SHARDED)
 @examples(20)
 @given(st.data())
@@ -100,6 +104,7 @@ def test_the_index(name: str, wholes: dict[str, Path], data: st.DataObject) -> N
     tried(wholes[name], lambda source: (source / "model.safetensors.index.json").write_text(json.dumps(values)))
 
 
+@pytest.mark.thorough
 @examples(20)
 @given(st.data())
 def test_a_field_of_the_tokenizer(wholes: dict[str, Path], data: st.DataObject) -> None:

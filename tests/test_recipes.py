@@ -107,6 +107,7 @@ def test_a_recipe_of_another_command_is_told() -> None:
     assert read_recipe("longformer-triviaqa", command="train qa")["learning_rate"] == 3e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
 def test_an_installed_package_has_the_recipes(kind: str, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `pip install .` and `pip install -e .` install it, in an environment of its own with the libraries of this one."""

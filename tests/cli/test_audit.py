@@ -82,6 +82,7 @@ def test_of_a_long_model_reach_is_told_as_well(place: Path, tmp_path: Path, caps
     assert (values["agrees"], values["attention"]["model"]) == (True, str(tmp_path / "long"))
 
 
+@pytest.mark.thorough
 def test_the_former_name_says_the_new_one_and_runs_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:

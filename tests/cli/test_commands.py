@@ -59,6 +59,7 @@ def test_convert_writes_what_its_flags_say(long: Path) -> None:
     assert type(transformers.AutoModelForCausalLM.from_pretrained(long)).__name__ == "LongLlamaForCausalLM"
 
 
+@pytest.mark.thorough
 def test_convert_reports_in_words_and_as_json(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +78,7 @@ def test_convert_reports_in_words_and_as_json(
     assert report["plan"]["tensor_counts"]["kept"] == len(transformers.AutoModelForCausalLM.from_pretrained(source).state_dict())
 
 
+@pytest.mark.thorough
 def test_overwrite_replaces_and_no_verify_says_so(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--mechanism", "window", "--max-length", 128)
     output(capsys, "convert", source, tmp_path / "long", *flags)
@@ -84,6 +86,7 @@ def test_overwrite_replaces_and_no_verify_says_so(source: Path, tmp_path: Path, 
     assert not json.loads((tmp_path / "long" / "conversion_report.json").read_text())["verified"]
 
 
+@pytest.mark.thorough
 def test_dry_run_and_plan_say_what_would_happen_and_write_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ("--mechanism", "window", "--option", "window=32", "--max-length", 1024, "--json")
     dry = json.loads(output(capsys, "convert", source, tmp_path / "long", *flags, "--dry-run"))
@@ -121,6 +124,7 @@ def test_mechanisms_are_listed_and_described(capsys: pytest.CaptureFixture[str],
     assert "Beltagy" in words
 
 
+@pytest.mark.thorough
 @every_cell("name", list_mechanisms())
 def test_names_of_options_are_whole_on_a_narrow_terminal(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -168,6 +172,7 @@ def test_the_script_is_the_command(source: Path, tmp_path: Path, repository: Pat
     assert done.stderr == ""
 
 
+@pytest.mark.thorough
 @every_cell(("command", "task"), [("train", task) for task in task_names()] + [("evaluate", task) for task in evaluated_tasks()], of=3)
 def test_every_task_has_a_short_help_and_one_with_all_options(
     command: str, task: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -175,6 +175,7 @@ def values_of(parameter: Any) -> tuple[str, ...]:
     return ("",) if getattr(parameter, "is_flag", False) else VALUES
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("offline")
 @every_cell(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)], of=4, alike=lambda path, parameter: path)
 def test_a_flag_out_of_its_range(path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any) -> None:

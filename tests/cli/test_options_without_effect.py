@@ -48,6 +48,7 @@ def run(capsys: pytest.CaptureFixture[str], line: str) -> tuple[int, str, str]:
     return int(ended.value.code or 0), captured.out, captured.err
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("option", sorted(written()))
 def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")

@@ -56,6 +56,7 @@ def test_one_json_object(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
+@pytest.mark.thorough
 def test_an_essay_and_the_tasks_of_three_benchmarks(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "essay.txt").write_text("Nothing but dry grass, as far as one sees. " * 60, encoding="utf-8")
     names = ("niah_multivalue", "json_kv", "infbench_math_calc")
@@ -103,6 +104,7 @@ def test_bad_input_is_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arguments", [["--samples", "0"], ["--choices", "1"], ["--unheard-of"]], ids=" ".join)
 def test_wrong_usage_exits_with_2(arguments: list[str], model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(capsys, model, *arguments)[:2] == (2, "")

@@ -34,6 +34,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.thorough
 @every_cell("recipe", RECIPES, of=2)
 def test_every_ready_recipe_gives_a_plan(recipe: str, sources: dict[bool, Path], capsys: pytest.CaptureFixture[str]) -> None:
     values = yaml.safe_load(ready_recipes()[recipe].path.read_text())

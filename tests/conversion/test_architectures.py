@@ -116,6 +116,7 @@ def run(model: Any) -> torch.Tensor:
         return next(value for value in model.eval()(**seeded_inputs(model)).values() if isinstance(value, torch.Tensor))
 
 
+@pytest.mark.thorough
 @every_cell("name", CASES, of=4)
 def test_the_mechanism_is_there_with_its_parameters(name: str, tmp_path: Path) -> None:
     source = saved(name, tmp_path / "plain")
@@ -163,6 +164,7 @@ def test_full_attention_is_the_source(name: str, tmp_path: Path) -> None:
     assert all(torch.equal(load_file(files[1])[key], values) for key, values in load_file(files[0]).items())
 
 
+@pytest.mark.thorough
 def test_rotary_positions_grow_and_own_windows_stay(tmp_path: Path) -> None:
     sizes = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
     source = saved(f"{SLIDING}ForCausalLM", tmp_path / "plain", sliding_window=20, **sizes)
@@ -184,6 +186,7 @@ def test_a_model_with_windows_of_its_own_is_not_sent_to_generic(tmp_path: Path) 
     assert "--generic" not in str(refusal.value)
 
 
+@pytest.mark.thorough
 def test_windows_that_are_off_are_no_windows(tmp_path: Path) -> None:
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
     source = saved(f"{WITHOUT_WINDOWS}ForCausalLM", tmp_path / "plain", num_key_value_heads=2, max_position_embeddings=64, **experts)
@@ -194,6 +197,7 @@ def test_windows_that_are_off_are_no_windows(tmp_path: Path) -> None:
     assert not model.config.long_attention.get("layers")
 
 
+@pytest.mark.thorough
 def test_a_maximum_length_counts_the_steps_of_a_series(tmp_path: Path) -> None:
     source = saved(f"{SERIES}ModelForPrediction", tmp_path / "plain", infer_is_positive=False)
     full = {"mechanism": "window", "window": 16, "layers": {1: {"mechanism": "full"}}}
@@ -434,6 +438,7 @@ def unnamed(folder: Path, **values: object) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @every_cell(
     "name",
     [
@@ -453,6 +458,7 @@ def test_the_class_is_that_of_the_weights(name: str, checkpoint: Callable[..., P
     assert not plan.counts()["dropped"]
 
 
+@pytest.mark.thorough
 def test_names_of_the_first_checkpoints(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = unnamed(checkpoint("BertForMaskedLM"))
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}

@@ -22,6 +22,7 @@ from tests.cells import every_cell
 FIELDS = {one.name: one for one in dataclasses.fields(ConversionConfig)}
 
 
+@pytest.mark.thorough
 @every_cell("name", FIELDS)
 def test_every_setting_has_its_help_in_the_docstring_and_on_the_command_line(name: str) -> None:
     about = FIELDS[name].metadata
@@ -70,6 +71,7 @@ def test_a_report_keeps_no_token_and_no_path() -> None:
     assert "hf_secret" not in repr(config)
 
 
+@pytest.mark.thorough
 def test_a_dry_run_says_what_the_plan_says(built: Callable[[str], Path], tmp_path: Path) -> None:
     arguments = ["--mechanism", "window", "--option", "window=16", "--layers", "0=full", "--max-length", "200", "--json"]
     source = str(built("BertForMaskedLM"))

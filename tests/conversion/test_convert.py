@@ -33,6 +33,7 @@ def statuses(report: hf_longattn.ConversionReport) -> dict[str, str]:
     return {check.name: check.status for check in report.checks}
 
 
+@pytest.mark.thorough
 @every_cell("name", CLASSES, of=4)
 def test_every_head_converts_and_verifies(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200)
@@ -62,6 +63,7 @@ def test_full_attention_is_exact_at_the_old_length(name: str, built: Callable[[s
     assert report.train_command
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "mechanism", "task"),
     [
@@ -77,6 +79,7 @@ def test_language_models_are_trained_by_their_head_or_by_attention_transfer(
     assert (report.train_command or "").startswith(f"longattn train {task} --model {tmp_path / 'long'} --text YOUR_TEXTS")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "GPT2LMHeadModel"])
 def test_memory_tokens_need_training_where_one_segment_holds_the_text(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="recurrent_memory", segment_length=120, max_length=200)
@@ -90,6 +93,7 @@ def test_a_classifier_is_trained_on_classes(built: Callable[[str], Path], tmp_pa
     assert (report.train_command or "").startswith(f"longattn train classify --model {tmp_path / 'long'} --data YOUR_TEXTS")
 
 
+@pytest.mark.thorough
 def test_the_command_is_typed_as_it_stands(built: Callable[[str], Path], tmp_path: Path) -> None:
     place = tmp_path / "mon modèle"
     report = convert_checkpoint(built("BertForMaskedLM"), place, mechanism="window", window=16, max_length=200)
@@ -141,6 +145,7 @@ def test_robertas_two_special_rows_are_kept_once(built: Callable[[str], Path], t
     assert json.loads((tmp_path / "long" / "config.json").read_text())["max_position_embeddings"] == 4 * LENGTH + 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("positions", ["interpolate", "random"])
 def test_other_positions_verify_and_say_what_they_cost(positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", mechanism="full", max_length=200, positions=positions)
@@ -167,6 +172,7 @@ def test_stretched_positions_are_equal_for_short_texts_and_say_that_longer_ones_
     assert json.loads((tmp_path / "long" / "config.json").read_text())["position_extension"] == "stretch:20"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("positions", "kind", "needs_training"),
     [("auto", "default", False), ("rope:yarn", "yarn", True), ("rope:linear", "linear", True), ("rope:dynamic", "dynamic", False)],
@@ -184,6 +190,7 @@ def test_rotary_positions(positions: str, kind: str, needs_training: bool, built
 ROTARY = [name for name, (config, _) in CLASSES.items() if FAMILIES[getattr(transformers, config).model_type].rope]
 
 
+@pytest.mark.thorough
 @every_cell("name", ROTARY, of=4)
 def test_yarn_is_written_for_every_rotary_family(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built(name), tmp_path / "long", mechanism="full", max_length=256, positions="rope:yarn")
@@ -210,6 +217,7 @@ def test_tied_weights_stay_tied_and_are_stored_once(built: Callable[[str], Path]
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
+@pytest.mark.thorough
 def test_buffers_of_the_old_length_are_left_out(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel")
     tensors = load_file(source / "model.safetensors")
@@ -227,6 +235,7 @@ def renamed(source: Path, rename: Callable[[str], str]) -> None:
     save_file({rename(name): tensor for name, tensor in tensors.items()}, source / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "rename"),
     [
@@ -257,6 +266,7 @@ def test_a_causal_bert_is_planned_and_verified_as_such(checkpoint: Checkpoint, t
     assert report.plan["costs"][0]["cache_bytes"] is not None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("dtype", "torch_dtype"), [("bf16", torch.bfloat16), ("float16", torch.float16)])
 def test_weights_are_cast_when_asked(dtype: str, torch_dtype: torch.dtype, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built("GPT2LMHeadModel"), tmp_path / "long", mechanism="full", max_length=128, dtype=dtype)
@@ -286,6 +296,7 @@ def test_layers_may_differ(built: Callable[[str], Path], tmp_path: Path) -> None
     assert attached == ["full", "window"]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("own_registry")
 def test_a_mechanisms_own_parameters_are_added_with_fixed_initial_values(built: Callable[[str], Path], tmp_path: Path) -> None:
     @register_mechanism("window_with_gain")
@@ -350,6 +361,7 @@ def test_modernbert_unasked_is_modernbert_at_any_length(built: Callable[[str], P
     assert difference[mask.bool()].abs().max() < 1e-5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["MPNetForMaskedLM", "DebertaV2ForTokenClassification"])
 def test_bases_whose_scores_have_terms_of_their_own_get_a_window_unasked(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", max_length=128)

@@ -27,6 +27,7 @@ def tables(folder: Path) -> dict[str, torch.Tensor]:
     return {side: found[f"model.{side}.embed_positions.weight"] for side in SIDES}
 
 
+@pytest.mark.thorough
 def test_the_encoder_grows_and_the_decoder_stays(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built(BART), tmp_path / "long", **WINDOW, max_length=200)
     old, new = tables(built(BART)), tables(tmp_path / "long")
@@ -41,6 +42,7 @@ def test_the_encoder_grows_and_the_decoder_stays(built: Built, tmp_path: Path) -
     assert (found.max_length, found.causal, len(found.mechanisms)) == (200, False, 2)
 
 
+@pytest.mark.thorough
 def test_a_longer_decoder_with_its_own_attention(built: Built, tmp_path: Path) -> None:
     own = {"mechanism": "window", "window": 12}
     report = convert_checkpoint(
@@ -55,6 +57,7 @@ def test_a_longer_decoder_with_its_own_attention(built: Built, tmp_path: Path) -
     assert model.generate(ids, max_new_tokens=100, min_new_tokens=100).shape == (1, 101)
 
 
+@pytest.mark.thorough
 def test_a_head_that_reads_the_text_in_the_decoder_has_a_decoder_as_long_as_the_text(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built("BartForQuestionAnswering"), tmp_path / "long", **WINDOW, max_length=200)
     assert report.plan["decoder"]["new_length"] == 200
@@ -75,6 +78,7 @@ def test_a_decoder_alone(built: Built, tmp_path: Path) -> None:
             plan_conversion(built("BartForCausalLM"), **flag)
 
 
+@pytest.mark.thorough
 def test_pegasus_positions_are_computed_for_the_new_length(built: Built, tmp_path: Path) -> None:
     report = convert_checkpoint(built(PEGASUS), tmp_path / "long", mechanism="full", max_length=200)
     assert report.plan["positions"] == "sinusoidal"
@@ -88,6 +92,7 @@ def test_pegasus_positions_are_computed_for_the_new_length(built: Built, tmp_pat
         plan_conversion(built(PEGASUS), max_length=200, positions="tile")
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_without_the_computed_tables(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """As the first ones of Pegasus were stored."""
     source = checkpoint(PEGASUS)
@@ -99,6 +104,7 @@ def test_a_checkpoint_without_the_computed_tables(checkpoint: Callable[..., Path
     assert (report.plan["old_length"], report.plan["new_length"]) == (LENGTH, 200)
 
 
+@pytest.mark.thorough
 def test_lengths_beside_the_weights_follow(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint(BART, tokenizer="gpt2")
     (source / "generation_config.json").write_text(json.dumps({"max_length": LENGTH, "num_beams": 2}))

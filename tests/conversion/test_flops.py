@@ -31,6 +31,7 @@ def state_of(name: str, length: int = LENGTH, **options: object) -> DecodeState:
     return decode_states([mechanism], SHAPE, length)[0]
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("name", list_mechanisms(causal=True, grid=False), of=4, alike=code_of_form)
 def test_the_state_is_what_the_cache_holds(name: str) -> None:
@@ -70,6 +71,7 @@ def test_a_layer_that_layers_share_counts_for_each_of_them() -> None:
     assert matrices(5) - matrices(2) == 3 * (4 * 32 * 32 + 2 * 32 * 48)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["BertForMaskedLM", "LlamaForCausalLM"])
 def test_every_mechanism_is_compared_at_1k_to_64k(name: str, built: Callable[[str], Path]) -> None:
     plan = plan_conversion(built(name), mechanism="window", window=16, max_length=128)

@@ -24,6 +24,7 @@ WINDOW = {"mechanism": "window", "window": 4}
 CASES = ["siglip", "llava", "pixtral", "qwen2_vl", "qwen2_5_vl"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_each_tower_is_planned_written_compared_and_loaded(case: str, tmp_path: Path) -> None:
     model, inputs = build(case)
@@ -61,6 +62,7 @@ def test_full_attention_in_every_tower_is_the_source(case: str, tmp_path: Path) 
     assert all(torch.equal(written[name], values) for name, values in load_file(tmp_path / "plain" / "model.safetensors").items())
 
 
+@pytest.mark.thorough
 def test_the_language_model_of_images_and_texts_grows(tmp_path: Path) -> None:
     build("llava")[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 64}}
@@ -87,6 +89,7 @@ def test_reverting_gives_the_plain_model_back(case: str, tmp_path: Path) -> None
         revert_checkpoint(tmp_path / "long", tmp_path / "other", max_length=20)
 
 
+@pytest.mark.thorough
 def test_from_the_command_line(tmp_path: Path) -> None:
     build("siglip")[0].save_pretrained(tmp_path / "plain")
     towers = "text=full,vision=window:window=8,dilation=2"

@@ -100,6 +100,7 @@ def test_a_model_converts_verifies_and_reverts(name: str, saved: Checkpoint, tmp
     assert values(back, FILE) == values(source, FILE)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", every_other(base for base in grid_models.BASES if FAMILIES[base].rule.shapes is None))
 def test_every_family_of_images(base: str, tmp_path: Path) -> None:
     head = sorted(FAMILIES[base].model_classes)[0]
@@ -143,6 +144,7 @@ def test_a_model_of_lists_of_patches_has_no_size(tmp_path: Path) -> None:
         plan_conversion(tmp_path / "short", image_size=64)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [VIT, "DeiTForImageClassification", "Dinov2Model"])
 def test_the_processor_makes_images_of_the_new_size(name: str, saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(name), tmp_path / "long", image_size="48x64")
@@ -170,6 +172,7 @@ def test_full_attention_is_the_source_at_both_sizes(saved: Checkpoint, tmp_path:
         torch.testing.assert_close(model(pixels).logits, source(pixels, interpolate_pos_encoding=True).logits, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_padding_of_windows_is_the_bias_of_the_projections(saved: Checkpoint, tmp_path: Path) -> None:
     """Copied by a conversion and by loading the short checkpoint, left out by a reversal."""
     source, long, back = saved(), tmp_path / "long", tmp_path / "back"
@@ -202,6 +205,7 @@ def test_a_result_classifies_in_a_pipeline(saved: Checkpoint, tmp_path: Path) ->
     assert len(classify(transformers.image_utils.PIL.Image.fromarray(photograph), top_k=2)) == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "task"),
     [
@@ -281,6 +285,7 @@ def test_a_source_without_processor_says_so(saved: Checkpoint, tmp_path: Path) -
     assert statuses(report)["image processor"] == "skipped"
 
 
+@pytest.mark.thorough
 def test_without_photographs_a_seeded_image_is_compared(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(num_channels=1, processor=False), tmp_path / "long", image_size=64)
     assert report.passed
@@ -288,6 +293,7 @@ def test_without_photographs_a_seeded_image_is_compared(saved: Checkpoint, tmp_p
     assert "photograph china.jpg" in convert_checkpoint(saved("Dinov2Model"), tmp_path / "photo").text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("settings", "rule", "warned"),
     [
@@ -308,6 +314,7 @@ def test_positions(settings: dict[str, Any], rule: str, warned: str, saved: Chec
     assert bool(warned) == bool(plan.warnings)
 
 
+@pytest.mark.thorough
 def test_rotary_and_relative_positions_are_tiled_with_windows_of_the_trained_size(tmp_path: Path) -> None:
     rules = {}
     for base in ("dinov3_vit", "beit"):
@@ -337,6 +344,7 @@ def test_a_plan_counts_pairs_on_the_grid(saved: Checkpoint) -> None:
     assert (shown["old_image_size"], shown["new_image_size"], shown["new_grid"]) == ([32, 32], [48, 96], [12, 24])
 
 
+@pytest.mark.thorough
 def test_the_commands(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = typer.main.get_command(app)
     source, long = saved(), tmp_path / "long"
@@ -357,6 +365,7 @@ def test_the_commands(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureF
     assert inspect_checkpoint(source).longest_input == "images of 32 × 32 pixels, 65 tokens"
 
 
+@pytest.mark.thorough
 def test_recipes_of_images(saved: Checkpoint) -> None:
     for name in ("vit-windows", "vitdet"):
         recipe = read_recipe(name)

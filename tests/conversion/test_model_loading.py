@@ -51,6 +51,7 @@ def from_files_of(folder: Path, model_class: Any, scratch: Path) -> tuple[Any, s
     return model.eval(), set(info["missing_keys"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     ["BertForMaskedLM", "LlamaForCausalLM", "BartForConditionalGeneration", "MarianMTModel", "DebertaV2ForTokenClassification"],
@@ -103,6 +104,7 @@ def checked(report: Any) -> tuple[str, list[Any]]:
     return how, [(check.name, check.status, rounded(check.values)) for check in report.checks if check.name != HOW]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
@@ -118,6 +120,7 @@ def test_the_report_is_that_of_models_in_memory(
     same_reports(built(name), arguments, tmp_path, monkeypatch)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", ["hedgehog", "synthesizer"])
 def test_the_report_is_the_same_without_a_family(mechanism: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = small(tmp_path / "source", f"{ROTARY}ForCausalLM", num_key_value_heads=2)
@@ -144,6 +147,7 @@ def test_the_way_back_is_verified_from_the_files_too(built: Built, tmp_path: Pat
     assert report.checks[-1].detail.endswith("equal")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("from_their_files")
 def test_a_result_that_differs_is_found_from_the_files(built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = model_loading.StoredTensor.read
@@ -228,6 +232,7 @@ def convert_in_parts(source: str, destination: str) -> None:
     print(json.dumps({"grown": peak() - peaks[0], "checks": {check.name: check.status for check in report.checks}}))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak of a process is read from /proc")
 def test_models_larger_than_the_memory_taken_are_run(tmp_path: Path) -> None:
     sizes = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": 11, "vocab_size": 4000}

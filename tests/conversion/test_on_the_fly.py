@@ -61,17 +61,20 @@ def check(folder: Path, destination: Path, **arguments: Any) -> None:
 OF_ALL = [(base,) for base in TEXT_FAMILIES if base not in NOT_AS_IT_IS]
 
 
+@pytest.mark.thorough
 @every_cell(("base",), grid(OF_ALL, lambda base: [*TEXT_FAMILIES].index(base) % 2 == 0), of=6, alike=code_of_family)
 def test_every_family(base: str, short: Short, tmp_path: Path) -> None:
     """The quick tests have half of them; test_revert.py has the others."""
     check(short(base, head_of(base)), tmp_path / "long")
 
 
+@pytest.mark.thorough
 @every_cell(("base", "positions"), itertools.product(["bert", "roberta", "gpt2", "bart"], ["interpolate", "random", "none", "alibi"]), of=3)
 def test_other_positions(base: str, positions: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long", positions=positions)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("positions", ["rope:linear", "rope:yarn", "rope:dynamic"])
 def test_rotary_positions(positions: str, short: Short, tmp_path: Path) -> None:
     check(short("llama", head_of("llama")), tmp_path / "long", positions=positions)
@@ -126,16 +129,19 @@ def test_heads_of_encoder_decoders(base: str, head: str, short: Short, tmp_path:
     check(short(base, head_of(base, head)), tmp_path / "long")
 
 
+@pytest.mark.thorough
 def test_a_decoder_made_longer_too(short: Short, tmp_path: Path) -> None:
     decoder = {"decoder_long_attention": {"mechanism": "window", "window": 8}, "max_decoder_length": 100}
     check(short("bart", "BartForConditionalGeneration"), tmp_path / "long", **decoder)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["bert", "roberta"])
 def test_projections_of_global_tokens(base: str, short: Short, tmp_path: Path) -> None:
     check(short(base, head_of(base)), tmp_path / "long", mechanism="longformer", separate_global=True)
 
 
+@pytest.mark.thorough
 @every_cell(
     ("mechanism", "base"),
     itertools.product(["performer", "hedgehog", "adaptive_span", "routing", "hybrid", "per_head"], ["bert", "gpt2", "llama"]),
@@ -147,6 +153,7 @@ def test_mechanisms_whose_initial_values_are_the_same_everywhere(base: str, mech
     check(short(base, head_of(base)), tmp_path / "long", **{"window": None, "mechanism": mechanism, **options})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_whole_numbers_stay_whole_in_every_dtype(dtype: str, short: Short, tmp_path: Path) -> None:
     convert_checkpoint(short("gpt2", head_of("gpt2")), tmp_path / "long", mechanism="performer", dtype=dtype, max_length=NEW)

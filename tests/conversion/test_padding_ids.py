@@ -137,6 +137,7 @@ def test_there_and_back(base: str, pad: int, positions: str, tmp_path: Path) -> 
     assert all(torch.allclose(after[name], before[name], atol=0 if exact else 1e-5, rtol=0) for name in before)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pad", PADS)
 def test_extended_while_it_loads_and_in_a_loaded_model(pad: int, tmp_path: Path) -> None:
     source = saved(tmp_path / "short", "roberta", pad)
@@ -165,6 +166,7 @@ def test_native_twins(pad: int, tmp_path: Path) -> None:
         assert (report.plan["class"], report.passed) == (stock, True)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pad", [0, 3])
 def test_transformers_own_longformer_is_adopted(pad: int, tmp_path: Path) -> None:
     values = {**SHAPE, "max_position_embeddings": OLD + pad + 1, "pad_token_id": pad, "attention_window": [8, 16]}

@@ -23,6 +23,7 @@ from .conftest import CLASSES, LENGTH
 Built = Callable[[str], Path]
 
 
+@pytest.mark.thorough
 @every_cell("name", CLASSES)
 def test_a_plan_reads_no_tensor(name: str, built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(header: object) -> None:
@@ -108,6 +109,7 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if family.table(name) is not None}
 
 
+@pytest.mark.thorough
 @every_cell(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in ("alibi", "none")], of=3)
 def test_a_dropped_table_is_zeros_and_not_trained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions)
@@ -134,6 +136,7 @@ def test_a_dropped_table_is_zeros_and_not_trained(name: str, positions: str, bui
     assert zeroed
 
 
+@pytest.mark.thorough
 def test_without_positions_an_encoder_sees_a_bag_of_words(built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "none", mechanism="full", positions="none")
     convert_checkpoint(built("BertModel"), tmp_path / "alibi", mechanism="full", positions="alibi")
@@ -159,6 +162,7 @@ def test_a_short_checkpoint_loads_without_its_table(built: Callable[[str], Path]
         assert not table.requires_grad
 
 
+@pytest.mark.thorough
 def test_relative_positions_beside_a_table(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = built("BertForMaskedLM")
     report = convert_checkpoint(source, tmp_path / "t5", mechanism="full", relative="t5_buckets")
@@ -199,6 +203,7 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
 # Positions that do not hold without training for what a mechanism sees.
 
 
+@pytest.mark.thorough
 @every_cell(
     ("name", "settings", "told"),
     [

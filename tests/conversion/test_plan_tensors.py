@@ -56,6 +56,7 @@ def refusal(folder: Path) -> str:
     return str(planned.value)
 
 
+@pytest.mark.thorough
 @every_cell(
     ("base", "head"),
     [pytest.param(base, head, marks=() if FIRST_HEADS[base] == head else pytest.mark.slow) for base, head in HEADS],
@@ -101,6 +102,7 @@ LAYERS = [
 ]
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head", "field"), LAYERS)
 def test_a_file_with_more_or_fewer_layers_than_the_config_is_refused(base: str, head: str, field: str, tmp_path: Path) -> None:
     folder, config = tmp_path / "short", source_config(base)

@@ -100,6 +100,7 @@ def test_a_processor_that_stays_as_it_was_fails_the_verification(name: str, tmp_
     assert not (tmp_path / "long").exists()
 
 
+@pytest.mark.thorough
 def test_the_part_of_a_processor_is_read_before_a_file_of_its_own(tmp_path: Path) -> None:
     """As transformers reads them."""
     saved_vit(tmp_path / "short")
@@ -127,6 +128,7 @@ def test_where_a_folder_says_it(tmp_path: Path) -> None:
 
 
 class TestText:
+    @pytest.mark.thorough
     def test_a_longer_text_is_cut_to_the_new_length(self, tmp_path: Path) -> None:
         checks = self.checks(self.page(tmp_path), tmp_path / "long")
         assert checks["tokenizer"].status == "passed"

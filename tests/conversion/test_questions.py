@@ -27,6 +27,7 @@ def separator_in(folder: Path) -> int | None:
     return json.loads((folder / "config.json").read_text()).get("question_separator_id")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["BertForQuestionAnswering", "BartForQuestionAnswering", "DistilBertForQuestionAnswering"])
 def test_a_question_answering_head_carries_the_rule(name: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     source = with_tokenizer(built(name), tmp_path / "source")
@@ -50,6 +51,7 @@ def test_a_question_answering_head_carries_the_rule(name: str, built: Callable[[
         assert torch.equal(found.start_logits, marked.start_logits)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("saved", ["with modules", "sentence_transformers", "sbert_ce_default_activation_function"])
 def test_a_cross_encoder_carries_the_rule(saved: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
@@ -89,6 +91,7 @@ def test_others_do_not(name: str, options: dict[str, Any], built: Callable[[str]
     assert separator_in(tmp_path / "long") is None
 
 
+@pytest.mark.thorough
 def test_a_segment_s_separator_is_the_tokenizer_s(built: Callable[[str], Path], tmp_path: Path) -> None:
     source = with_tokenizer(built("BertForMaskedLM"), tmp_path / "source")
     convert_checkpoint(source, tmp_path / "long", **LONGFORMER, global_first_segment=True, max_length=200)

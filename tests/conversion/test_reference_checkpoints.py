@@ -14,6 +14,7 @@ from tests.grids import quickly
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "model_cards"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quickly(["bert-python-512", "bert-python-512-qa"], ["bert-python-512-qa"]))
 def test_a_trained_checkpoint_becomes_long(name: str, tmp_path: Path) -> None:
     if not (CHECKPOINTS / name / "config.json").is_file():
@@ -27,6 +28,7 @@ def test_a_trained_checkpoint_becomes_long(name: str, tmp_path: Path) -> None:
     assert AutoModel.from_pretrained(tmp_path / "long").config.max_position_embeddings == 1024
 
 
+@pytest.mark.thorough
 def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path: Path) -> None:
     """Tiled positions with a window read 1,024 tokens about as well as the source reads chunks of 512; random ones do not."""
     if not (CHECKPOINTS / "bert-python-512" / "config.json").is_file():
@@ -49,6 +51,7 @@ def test_tiling_keeps_the_loss_of_a_trained_model_beyond_its_old_length(tmp_path
     assert_labelled(reports["tile"], needs_training=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("window", "needs_training"), [pytest.param(512, False, marks=pytest.mark.slow), (1024, True)])
 def test_a_report_is_labelled_by_the_loss_at_the_new_length(window: int, needs_training: bool, tmp_path: Path) -> None:
     """A window in which two keys have the same position is exact up to the old length, and much worse beyond it."""

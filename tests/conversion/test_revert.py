@@ -54,6 +54,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
 
 
+@pytest.mark.thorough
 def test_the_card_keeps_the_licence_and_says_where_it_comes_from(built: Built, tmp_path: Path) -> None:
     short = built("BertForMaskedLM")
     (short / "README.md").write_text("---\nlicense: mit\nlanguage: de\ntags: [letters]\n---\n# Short\n")
@@ -127,6 +128,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:Its relative positions:UserWarning")
 @every_cell(
     ("name", "positions"),
@@ -165,6 +167,7 @@ def test_every_kind_of_positions_comes_back_or_is_said_to_be_lost(
     assert torch.allclose(before, after, atol=1e-3 if positions in SOLVED_BACK else 0) != lost
 
 
+@pytest.mark.thorough
 def test_positions_of_a_model_trained_further_are_said_to_be_no_longer_the_sources(built: Built, tmp_path: Path) -> None:
     convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW, max_length=200, positions="interpolate", verify=False)
     trained(tmp_path / "long", tmp_path / "trained")
@@ -191,6 +194,7 @@ def test_what_is_asked_for_beside_the_source_is_said(
         revert_checkpoint(tmp_path / "long", tmp_path / "back", **arguments)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length", [LENGTH, 40])
 def test_an_interpolated_table_cut_to_fewer_tokens_has_the_sources_rows(length: int, built: Built, tmp_path: Path) -> None:
     source = built("RobertaForMaskedLM")
@@ -228,6 +232,7 @@ def test_every_family_there_and_back(base: str, head: str, short: Short, tmp_pat
     assert what_matters(tmp_path / "back") == what_matters(source)
 
 
+@pytest.mark.thorough
 def test_the_result_loads_without_this_package(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("GPT2LMHeadModel", tokenizer="gpt2")
     convert_checkpoint(source, tmp_path / "long", **WINDOW, max_length=200, verify=False)
@@ -251,6 +256,7 @@ def trained(folder: Path, to: Path) -> None:
     model.save_pretrained(to)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("length", "positions"), [(None, "truncate"), (40, "truncate"), (200, "truncate"), (LENGTH, "interpolate")])
 def test_a_model_trained_further(length: int | None, positions: str, built: Built, tmp_path: Path) -> None:
     convert_checkpoint(built("BertForMaskedLM"), tmp_path / "long", **WINDOW, max_length=200, verify=False)

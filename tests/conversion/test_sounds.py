@@ -93,6 +93,7 @@ def test_a_model_converts_verifies_and_reverts(mechanism: str, saved: Checkpoint
             assert (back / file).read_bytes() == (source / file).read_bytes(), file
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", every_other(audio_models.BASES))
 def test_every_family_of_sound(base: str, tmp_path: Path) -> None:
     """Converted, loaded by its card's example, and reverted to the same bytes."""
@@ -110,6 +111,7 @@ def test_every_family_of_sound(base: str, tmp_path: Path) -> None:
     assert values(tmp_path / "back") == values(tmp_path / head)
 
 
+@pytest.mark.thorough
 def test_what_sees_the_whole_sound_is_said(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(feat_extract_norm="group"), tmp_path / "long", audio_seconds=16)
     said = details(report)
@@ -118,6 +120,7 @@ def test_what_sees_the_whole_sound_is_said(saved: Checkpoint, tmp_path: Path) ->
     assert statuses(report)["padding changes nothing"] == "skipped"
 
 
+@pytest.mark.thorough
 def test_a_recording_is_what_a_result_is_verified_on(saved: Checkpoint, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "talk.wav", seeded_sound(80_000, 8_000), 8_000)
     report = convert_checkpoint(saved(), tmp_path / "long", verify_audio=tmp_path / "talk.wav")
@@ -134,6 +137,7 @@ def test_a_mechanism_that_covers_the_sound_equals_the_source(saved: Checkpoint, 
     assert not report.needs_training
 
 
+@pytest.mark.thorough
 def test_the_result_recognises_and_classifies(saved: Checkpoint, tmp_path: Path) -> None:
     sound = {"raw": seeded_sound(32_000, 16_000), "sampling_rate": 16_000}
     convert_checkpoint(saved(), tmp_path / "long", mechanism="window", left=20, right=10)
@@ -187,6 +191,7 @@ def lengths(config: Any, length: int) -> list[int]:
     return outputs
 
 
+@pytest.mark.thorough
 def test_a_native_twin_reads_sound(saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(), tmp_path / "long", mechanism="full", audio_seconds=16, verify=False)
     report = export_native(tmp_path / "long", tmp_path / "twin")
@@ -197,6 +202,7 @@ def test_a_native_twin_reads_sound(saved: Checkpoint, tmp_path: Path) -> None:
         export_native(tmp_path / "windows", tmp_path / "other")
 
 
+@pytest.mark.thorough
 def test_the_card_is_of_the_task(saved: Checkpoint, tmp_path: Path) -> None:
     convert_checkpoint(saved(), tmp_path / "long", audio_seconds=600, verify=False)
     card = (tmp_path / "long" / "README.md").read_text()
@@ -210,6 +216,7 @@ def test_the_card_is_of_the_task(saved: Checkpoint, tmp_path: Path) -> None:
     assert namespace["logits"].shape[1] == 1499
 
 
+@pytest.mark.thorough
 def test_bf16_is_converted_and_verified(saved: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(saved(), tmp_path / "long", dtype="bf16", mechanism="window", left=20, right=10)
     assert report.passed
@@ -284,6 +291,7 @@ class TestDamage:
             convert_checkpoint(folder, tmp_path / "long")
 
 
+@pytest.mark.thorough
 def test_the_command_line(saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = f"convert {saved()} {tmp_path / 'long'} --mechanism window --option left=20 --option right=10 --audio-seconds 20.5"
     with pytest.raises((SystemExit, typer.Exit)) as ended:

@@ -141,6 +141,7 @@ def test_a_shard_size_is_read(size: str | int, read: int) -> None:
     assert shard_bytes(size) == read
 
 
+@pytest.mark.thorough
 def test_shards_in_shards_out(built: Callable[[str], Path], tmp_path: Path) -> None:
     model = transformers.AutoModelForMaskedLM.from_pretrained(built("BertForMaskedLM"))
     model.save_pretrained(tmp_path / "sharded", max_shard_size="200KB")
@@ -154,6 +155,7 @@ def test_shards_in_shards_out(built: Callable[[str], Path], tmp_path: Path) -> N
     assert index["metadata"]["total_size"] == report.bytes_written
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("size", "several"), [("1MB", True), ("1GB", False), (10_000_000, False)])
 def test_a_shard_size_splits_or_joins(size: str | int, several: bool, built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("RobertaForMaskedLM"), tmp_path / "long", mechanism="full", max_length=128, max_shard_size=size, verify=False)

@@ -180,6 +180,7 @@ def test_images_of_any_size_have_none_to_convert(tmp_path: Path) -> None:
         plan_conversion(source, max_length=256)
 
 
+@pytest.mark.thorough
 def test_bundled_code_has_every_tower(short: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(short("apart"), tmp_path / "long", towers=TOWERS, max_length=NEW_LENGTH, remote_code=True, verify=False)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -80,6 +80,7 @@ def test_numbers_that_are_not_finite_are_found(built: Built, tmp_path: Path) -> 
     refused(built("BertModel"), tmp_path, "are not finite", mechanism=broken("infinite", forward=forward))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("side", "end"), [("left", 0), ("right", -1)])
 def test_a_model_that_padding_on_one_side_changes_is_found(
     side: str, end: int, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +127,7 @@ def test_a_wrong_tokenizer_limit_is_found(checkpoint: Checkpoint, tmp_path: Path
     refused(source, tmp_path / "results", "model_max_length 64")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("in_memory", [model_loading.IN_MEMORY, 0])
 def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
     in_memory: float, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,6 +141,7 @@ def test_the_loss_is_measured_by_position_against_the_source_on_chunks(
     assert buckets[0]["result"] == pytest.approx(buckets[0]["source_on_chunks"], rel=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("dtype", "loaded"), [(None, ["source", "result"]), ("bfloat16", ["source", "source", "result"])])
 def test_models_are_loaded_once_for_outputs_and_losses(
     dtype: str | None, loaded: list[str], checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

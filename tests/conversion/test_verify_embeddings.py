@@ -73,6 +73,7 @@ def test_embeddings_decide_what_needs_training(encoder: Path, tmp_path: Path) ->
     assert not wrong
 
 
+@pytest.mark.thorough
 def test_a_document_whose_embedding_is_another_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all short passages have the source's."""
     monkeypatch.setattr(verify_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)
@@ -81,6 +82,7 @@ def test_a_document_whose_embedding_is_another_needs_training(encoder: Path, tmp
     assert report.needs_training
 
 
+@pytest.mark.thorough
 def test_a_cosine_of_098_needs_no_training_however_alike_all_texts_are(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     """Embeddings of an encoder with random weights hardly differ between texts."""
     folder = checkpoint("BertModel", tokenizer="bert")
@@ -93,6 +95,7 @@ def test_a_cosine_of_098_needs_no_training_however_alike_all_texts_are(checkpoin
     assert report.verdict == "ready to use"
 
 
+@pytest.mark.thorough
 def test_embeddings_are_the_means_of_the_states_of_framed_texts(encoder: Path, tmp_path: Path) -> None:
     """tests/conversion/test_pooling.py compares the pooling with sentence-transformers'."""
     values = measured(convert_checkpoint(encoder, tmp_path / "long", mechanism="window", window=16, max_length=NEW))

@@ -88,6 +88,7 @@ def test_sliding_windows_of_a_rectangular_video(base: str, head: str, tmp_path: 
     assert plan_conversion(source, image_size=64).to_dict()["new_video_size"] == [4, 64, 64]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("base", "head"), [HEADS[0], HEADS[2]])
 def test_a_twin_reads_videos_of_the_old_size(base: str, head: str, tmp_path: Path) -> None:
     source = saved(base, head, tmp_path / "short")

@@ -319,6 +319,7 @@ def cases() -> Iterator[Any]:
             yield pytest.param(name, kind, marks=() if quick else pytest.mark.slow, id=f"{name}, {kind}")
 
 
+@pytest.mark.thorough
 @every_cell(("name", "kind"), [*cases()])
 def test_a_whole_folder_is_written(
     name: str, kind: str, folders: Callable[[str, bool], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]

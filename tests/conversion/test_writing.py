@@ -35,6 +35,7 @@ TOKENIZER_OF = {
 }
 
 
+@pytest.mark.thorough
 @every_cell(("name", "tokenizer"), TOKENIZER_OF.items())
 def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint(name, tokenizer=tokenizer)
@@ -48,6 +49,7 @@ def test_the_tokenizer_follows(name: str, tokenizer: str, checkpoint: Checkpoint
     assert len(new(text * 50, truncation=True)["input_ids"]) == 200
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "tokenizer"), [("Qwen2ForCausalLM", "qwen2"), ("Phi3ForCausalLM", "gpt2"), ("ModernBertForMaskedLM", "gpt2")]
 )
@@ -86,6 +88,7 @@ def test_every_file_of_a_tokenizer_comes_along(checkpoint: Checkpoint, tmp_path:
     assert all((tmp_path / "long" / name).read_text() == "{}" for name in files)
 
 
+@pytest.mark.thorough
 def test_a_bare_vocabulary_gets_its_class_named(checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM")
     (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "una", "##ffa", "##ble"]))
@@ -151,6 +154,7 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "text.txt"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sharing", ["headwise", "layerwise"])
 def test_projections_come_nearer_to_full_attention(
     sharing: str, checkpoint: Callable[..., Path], text: Path, tmp_path: Path

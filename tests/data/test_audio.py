@@ -70,6 +70,7 @@ def test_whole_numbers_are_scaled_as_in_a_file(kind: Any) -> None:
     assert_array_equal(read_audio(samples, RATE), np.array([-1, 0, 0.5], np.float32))
 
 
+@pytest.mark.thorough
 def test_another_sampling_rate_is_resampled_if_wanted() -> None:
     sound = encoded(tone(1, 44_100), 44_100)
     with pytest.raises(AudioError, match=r"44,100 samples a second, but the model reads 16,000; resample it \(.* --resample, or ffmpeg"):

@@ -128,6 +128,7 @@ def test_no_document_sees_its_neighbour(options: dict[str, Any]) -> None:
     torch.testing.assert_close(found[0][:, :size], found[0][:, -size:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "loader"), [("mlm", AutoModelForMaskedLM), ("clm", AutoModelForCausalLM), ("llama", AutoModelForCausalLM)]
 )
@@ -171,6 +172,7 @@ def test_token_labels_are_packed_as_they_are(tmp_path: Path, tokenizer: PreTrain
     torch.testing.assert_close(found.loss, model(**rows_, labels=labels).loss, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_classification_runs_packed_as_padded(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     short = Path(checkpoint("mlm", tmp_path / "short", tokenizer))
     config = json.loads((short / "config.json").read_text())
@@ -193,6 +195,7 @@ def test_classification_runs_packed_as_padded(tmp_path: Path, tokenizer: PreTrai
     assert len([entry for entry in budget["history"] if "loss" in entry]) == 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "arguments"), [("mlm", MLM), ("clm", CLM)])
 def test_language_models_pack_by_default(kind: str, arguments: Any, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint(kind, tmp_path / "short", tokenizer)

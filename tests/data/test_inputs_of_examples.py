@@ -66,6 +66,7 @@ def tagged() -> list[dict[str, Any]]:
 NAMES = ["O", "B-PER", "I-PER"]
 
 
+@pytest.mark.thorough
 def test_words_have_the_ids_that_they_have_in_a_text_and_their_first_piece_the_label(
     kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
 ) -> None:
@@ -79,6 +80,7 @@ def test_words_have_the_ids_that_they_have_in_a_text_and_their_first_piece_the_l
         assert row["labels"] == [*[IGNORED] * len(before), *chain.from_iterable(labels), *[IGNORED] * len(after)]
 
 
+@pytest.mark.thorough
 def test_a_document_that_is_cut_is_run_ner_s(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
     if kind == "bytes-bos":
         pytest.skip("run_ner reads the words of such a tokenizer as if there were no spaces between them")
@@ -94,6 +96,7 @@ def test_a_document_that_is_cut_is_run_ner_s(kind: str, tokenizer: PreTrainedTok
     assert (first["input_ids"], first["labels"]) == (expected["input_ids"], labels)
 
 
+@pytest.mark.thorough
 @every_cell("stride", [0, 1, 7])
 def test_windows_label_what_the_whole_document_labels(stride: int, kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
     """Every token of the document is in some window, and no piece but a word's first has a label, also where a window begins with it."""
@@ -134,6 +137,7 @@ def example_stream(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list
     return [token for ids in framed for token in (ids if ends else [*ids, end])]
 
 
+@pytest.mark.thorough
 @every_cell("pack", [False, True])
 def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     stream = example_stream(TEXTS, tokenizer)
@@ -146,6 +150,7 @@ def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrained
         assert list(chain.from_iterable(rows["documents"])) == numbers[: sum(map(len, rows["input_ids"]))]
 
 
+@pytest.mark.thorough
 def test_every_text_begins_as_in_inference(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """With the first token (BOS, CLS) that the tokenizer puts there; segments of a document are cut from the same tokens."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS}), tokenizer, LENGTH, True)
@@ -159,6 +164,7 @@ def test_every_text_begins_as_in_inference(kind: str, tokenizer: PreTrainedToken
         assert documents[number][: len(ids)] == ids
 
 
+@pytest.mark.thorough
 def test_masked_tokens_are_run_mlm_s(tokenizer: PreTrainedTokenizerBase) -> None:
     """15 % of the tokens that are not special: 80 % of them masked, 10 % replaced, 10 % kept; labels are the ids, and -100 elsewhere."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS * 20}), tokenizer, LENGTH).to_list()
@@ -179,6 +185,7 @@ def test_masked_tokens_are_run_mlm_s(tokenizer: PreTrainedTokenizerBase) -> None
     assert shares == pytest.approx({"chosen": 0.15, "masked": 0.8, "kept": 0.1}, abs=0.05)
 
 
+@pytest.mark.thorough
 @every_cell("pad_with_end", [False, True])
 def test_next_tokens_are_run_clm_s(pad_with_end: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Labels are the ids, the end token's, too, where it pads as well; padding has none. Packed, no text predicts another."""
@@ -206,6 +213,7 @@ def test_a_short_batch_has_something_to_predict(length: int, tokenizer: PreTrain
         assert int((labels != IGNORED).sum()) >= 1
 
 
+@pytest.mark.thorough
 def test_what_is_left_over_is_kept_where_it_has_something_to_predict(tokenizer: PreTrainedTokenizerBase) -> None:
     stream = example_stream(TEXTS[:1], tokenizer)
     for length in range(len(stream) - 4, len(stream)):
@@ -255,6 +263,7 @@ def run_qa(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int,
     return features
 
 
+@pytest.mark.thorough
 @every_cell(("length", "stride"), [(1000, 16), (40, 8)])
 def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = questions()
@@ -271,6 +280,7 @@ def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedT
 # ---- run_swag, run_classification, run_summarization
 
 
+@pytest.mark.thorough
 @every_cell("length", [1000, 60])
 def test_choices_are_run_swag_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [
@@ -285,6 +295,7 @@ def test_choices_are_run_swag_s(length: int, tokenizer: PreTrainedTokenizerBase)
         assert one["labels"] == row["label"]
 
 
+@pytest.mark.thorough
 def test_a_global_question_comes_first(tokenizer: PreTrainedTokenizerBase) -> None:
     """Models that make the first of two texts global read the question and its choice there, and the document is cut."""
     row = {"context": TEXTS[2], "question": "Is it", "choices": ["so?", "not so?"], "label": 0}
@@ -293,6 +304,7 @@ def test_a_global_question_comes_first(tokenizer: PreTrainedTokenizerBase) -> No
     assert found["input_ids"] == expected["input_ids"]
 
 
+@pytest.mark.thorough
 @every_cell("length", [1000, LENGTH])
 def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Dataset.from_dict({"text": TEXTS, "label": ["b", "a", "b", "a"]})
@@ -301,6 +313,7 @@ def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTo
     assert found["labels"][:] == [1, 0, 1, 0]
 
 
+@pytest.mark.thorough
 @every_cell("length", [1000, LENGTH])
 def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
@@ -313,6 +326,7 @@ def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTra
     assert (found["document"][:], found["length"][:]) == (whole, [min(count, length) for count in whole])
 
 
+@pytest.mark.thorough
 @every_cell("prefix", ["", "summarize: "])
 def test_summaries_are_run_summarization_s(prefix: str, tokenizer: PreTrainedTokenizerBase) -> None:
     summaries = [text[:50] for text in TEXTS]
@@ -335,6 +349,7 @@ def embedder(kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> P
     return tmp_path
 
 
+@pytest.mark.thorough
 @every_cell("prompts", [{}, {"query": "query: ", "document": "passage: "}])
 def test_pairs_are_read_as_sentence_transformers_reads_them_in_inference(
     prompts: dict[str, str], tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path

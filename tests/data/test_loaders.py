@@ -220,6 +220,7 @@ AS_OTHERS = ("choice", "ctc", "distill", "embed", "mlm", "multitask")
 """Ways that have a data set and a sampler of the same kind as another one: rows of a table, packed text, pairs."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "several_workers"),
     [

@@ -69,6 +69,7 @@ def hotpot_rows(draw: st.DrawFn) -> tuple[list[list[Any]], list[list[Any]], str]
     return paragraphs, facts, draw(st.sampled_from([text for some in texts for text in some])) if answer == "span" else answer
 
 
+@pytest.mark.thorough
 @drawn(120)
 @given(
     hotpot_rows(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -48,6 +49,7 @@ def test_sorted_by_bucket_then_position_with_padding_last() -> None:
     assert torch.equal(ordered.places.gather(-1, ordered.order), torch.arange(50).expand(ordered.order.shape))
 
 
+@pytest.mark.thorough
 @every_cell("size", [1, 8, 30, 200])
 @every_cell("q_len", [90, 3])
 @every_cell("shared", [True, False])

@@ -66,6 +66,7 @@ def test_what_is_larger_than_the_budget_is_not_kept() -> None:
     assert len(kept) == kept.nbytes == 0
 
 
+@pytest.mark.thorough
 def test_entries_without_tensors_are_bounded_too() -> None:
     kept = ByteCache(100 * ENTRY_BYTES)
     for key in range(10_000):
@@ -89,6 +90,7 @@ def test_what_a_call_without_gradients_made_serves_one_with_them() -> None:
     assert torch.equal(torch.autograd.grad((x * weight).sum(), x)[0], weight)
 
 
+@pytest.mark.thorough
 def test_threads_share_it() -> None:
     kept, failures = ByteCache(64 * (4000 + ENTRY_BYTES)), []
 
@@ -151,6 +153,7 @@ def test_calls_of_changing_lengths_on_twenty_threads(calls: int, small: ByteCach
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10  # in KiB; loosely
 
 
+@pytest.mark.thorough
 @every_cell("name", list_mechanisms(grid=False), of=9, alike=engine_of_form)
 def test_no_mechanism_keeps_more_than_the_budget_or_other_results(name: str, small: ByteCache) -> None:
     small.clear()
@@ -203,6 +206,7 @@ def test_parts_of_a_mask_are_what_distances_say(left: int, right: int, shift: in
     assert sorted(rows) == list(range(q_len)), "every query is in one block"
 
 
+@pytest.mark.thorough
 def test_plans_of_many_layers_and_lengths_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """BigBird's random blocks differ by layer: 24 of them at three lengths."""
     BYTE_CACHE.clear()

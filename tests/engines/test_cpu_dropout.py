@@ -64,6 +64,7 @@ PADDED = [*itertools.product(CASES, ["", "left", "right", "inside"]), *((name, "
 """A window's engine runs short rows with long ones; the others run few pairs of a row by plain operations."""
 
 
+@pytest.mark.thorough
 @every_cell(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=3)
 def test_weights_are_kept_or_zero_and_gradients_are_theirs(name: str, padded: str) -> None:
     (q, k, v), mechanism, arguments, real = case(name, padded)
@@ -121,6 +122,7 @@ def test_what_is_drawn_depends_on_the_seed_alone() -> None:
     assert not torch.equal(attend(q, k, v, mechanism, **arguments), outputs[0])
 
 
+@pytest.mark.thorough
 def test_bits_are_uniform_and_independent() -> None:
     """Means, neighbours, rows, tiles and seeds; five standard errors."""
     drop = Dropout(0.1, 3)

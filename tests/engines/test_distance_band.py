@@ -69,6 +69,7 @@ BANDS = [(20, 7), (0, 30), (63, 0), (64, 64), (150, 149), (5, 400)]
 PADDING = ["none", "right", "inside"]
 
 
+@pytest.mark.thorough
 @every_cell("band", BANDS, pairs=True)
 @every_cell("padding", PADDING)
 @every_cell("q_len", [520, 133])
@@ -82,6 +83,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_form(band: tuple[int, int]
     same_gradients(out, expected, leaves[:6])
 
 
+@pytest.mark.thorough
 @every_cell("global_rows", [True, False], pairs=True)
 @every_cell("band", [(20, 7), (64, 0), (150, 149)])
 @every_cell("padding", PADDING)
@@ -96,6 +98,7 @@ def test_global_tokens_have_the_terms_of_their_distances(band: tuple[int, int], 
     same_gradients(out, expected, leaves[:6])
 
 
+@pytest.mark.thorough
 @every_cell("with_tokens", [False, True], pairs=True)
 @every_cell("band", [(20, 7), (64, 64), (150, 0), (5, 400)])
 @every_cell("padding", PADDING)
@@ -219,6 +222,7 @@ def test_bands_within_other_mechanisms_are_fused(name: str, options: dict[str, A
     same_gradients(out, expected, (q, k, v, *mechanism.relative.parameters()))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "options"), [("window", {"left": 40, "right": 9}), ("chunked", {"chunk_size": 30, "left_chunks": 1})])
 def test_a_mechanism_takes_it_and_compiles(name: str, options: dict[str, int], backend: str) -> None:

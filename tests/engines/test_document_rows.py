@@ -179,6 +179,7 @@ def test_dropout_reaches_every_document() -> None:
     assert dropped.std() > 0.05
 
 
+@pytest.mark.thorough
 def test_centroids_move_once_for_all_documents() -> None:
     inputs = tensors()
     module = build_mechanism("routing", num_heads=4, head_dim=16, num_clusters=4, window_per_cluster=16, decay=0.5).double().train()

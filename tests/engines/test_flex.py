@@ -290,6 +290,7 @@ def test_the_layers_of_a_padded_batch_share_a_block_mask(monkeypatch: pytest.Mon
     assert model.config.num_hidden_layers > 1
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "unfused_flex")
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @every_cell(

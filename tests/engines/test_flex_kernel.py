@@ -192,6 +192,7 @@ def test_no_kernel_of_a_mechanism_is_compiled_up_to_the_limit(name: str, graphs:
     assert {answer.path for answer in answers if answer.path.startswith(("flex", "plain", "tiles"))} == {f"flex-{kernel}"}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths", "graphs")
 def test_a_kernel_at_the_limit_is_left_for_plain_operations(caplog: pytest.LogCaptureFixture) -> None:
     with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=1), paths.observe(lambda *answer: answers.append(answer[1])):
@@ -375,6 +376,7 @@ def test_a_graph_that_is_being_compiled_holds_flex_attention_itself(graphs: list
     assert not flex_kernel._kernels
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "score_mod", [_score_mod(None, None, 300, 300, 30.0), lambda score, b, h, i, j: score - FACTOR * (i - j)], ids=["softcap", "global"]
 )

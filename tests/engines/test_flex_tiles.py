@@ -249,6 +249,7 @@ def test_every_mechanism_of_tiles_reaches_a_fused_kernel(name: str, setting: str
         assert "plain-gathered" not in paths
 
 
+@pytest.mark.thorough
 def test_blocks_are_touched_and_full_as_their_pairs_are() -> None:
     """Every border of every rule, on blocks of consecutive positions and on one with an empty slot."""
     size, slots = 4, torch.arange(24)[None, None]

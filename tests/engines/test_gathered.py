@@ -161,6 +161,7 @@ def test_every_precision_stays_near_the_definition(dtype: torch.dtype, tolerance
         torch.testing.assert_close(got, wanted, atol=5 * tolerance, rtol=0)
 
 
+@pytest.mark.thorough
 def test_operator_is_well_formed_compiles_and_exports() -> None:
     x = inputs(40, 40, torch.float32)
     parts = local_parts(40)
@@ -249,6 +250,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dropout_p", [0.0, 0.1])
 def test_memory_is_linear(dropout_p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """16,384 tokens in rows of 64 over 512 random keys: 8 million pairs, of which no tensor holds more than a small part."""

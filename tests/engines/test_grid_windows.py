@@ -60,6 +60,7 @@ def test_a_bias_alone_can_be_trained() -> None:
     assert bool(table.grad.any())
 
 
+@pytest.mark.thorough
 @every_cell(("sizes", "options"), FORMS, pairs=True)
 @every_cell("prefix_tokens", ["global", "reads", "none"])
 @every_cell("term", [None, "bias", "axes"])

@@ -77,6 +77,7 @@ MOST: list[tuple[str, int, bool, int, int, int]] = [
 """Mechanism, tokens, causal, documents in a row, most operations of the forward and of the backward pass, for 8 heads."""
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
 @every_cell(("name", "length", "causal", "documents", "most", "most_backward"), MOST, of=3)
 def test_the_linear_family(name: str, length: int, causal: bool, documents: int, most: int, most_backward: int) -> None:
@@ -89,6 +90,7 @@ def test_the_linear_family(name: str, length: int, causal: bool, documents: int,
     assert not forward.float64 + backward.float64
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_search_of_top_k_waits_once(causal: bool) -> None:

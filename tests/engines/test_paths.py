@@ -108,6 +108,7 @@ def test_blocks_of_every_size_have_the_outputs_and_gradients_of_the_definition(
         torch.testing.assert_close(found, wanted, atol=1e-12, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("few_queries", [False, True])
 @every_cell("visited", MECHANISMS)
@@ -167,6 +168,7 @@ def test_the_choice_of_blocks() -> None:
     assert BF16_AMX.sizes[1] > max(BF16.sizes)
 
 
+@pytest.mark.thorough
 @every_cell(("causal", "side", "few_queries"), [(False, "none", False), (False, "inside", True), (True, "left", False)])
 @every_cell("visited", MECHANISMS)
 def test_wide_bands_in_bf16(visited: str, causal: bool, side: str, few_queries: bool) -> None:

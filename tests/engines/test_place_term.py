@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -79,6 +80,7 @@ def test_every_mechanism_adds_it_to_its_pairs_forward_and_backward(mechanism: st
 PATTERNS = Pattern(40, 40, False), Pattern(40, 40, False, True), Pattern(40, 40, False, True, False), Pattern(60, 0, True)
 
 
+@pytest.mark.thorough
 @every_cell("pattern", PATTERNS)
 @every_cell("padding", ["none", "right", "holes"])
 def test_the_band_kernel_adds_it_to_its_blocks(pattern: Pattern, padding: str) -> None:

@@ -58,6 +58,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return request.param
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("groups", [4, 2])
 @pytest.mark.parametrize("name", ["full", "window", "longformer"])
@@ -122,6 +123,7 @@ def test_the_last_queries_alone(name: str, q_len: int, path: str) -> None:
         assert (step - last).abs().max() < 1e-9
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["full", "window", "bigbird", "strided", "top_k", "block_top_k"])
 def test_gradients(name: str, causal: bool, path: str) -> None:
@@ -208,6 +210,7 @@ def test_paths_of_gpus(visited: str, flash: bool, documents: bool, causal: bool,
         assert (one - other).abs().max() < 1e-8
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("causal", [False, True])
 def test_compiled(causal: bool) -> None:
     q, k, v = (x.detach().requires_grad_() for x in inputs(300, 2, torch.float32))

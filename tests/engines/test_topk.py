@@ -176,6 +176,7 @@ def test_a_query_that_sees_nothing_is_zero() -> None:
     assert (out[:, :, 1] == 0).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("cuda_paths")
 @pytest.mark.parametrize("causal", [False, True])
 def test_top_k_by_the_steps_of_a_gpu(causal: bool) -> None:

@@ -76,6 +76,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(folder.glob("*"))}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("vectors", ["document", "passages:20", "parts:3", "tokens"])
 def test_vectors_are_those_of_encode_and_of_late_chunking(vectors: str, folder: str, data: str, small_files: None, tmp_path: Path) -> None:
     made = embed_documents(folder, data, tmp_path / "out", vectors=vectors, id_column="name")

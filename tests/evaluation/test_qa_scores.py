@@ -33,6 +33,7 @@ def squad_2(records: list[dict], answers: list[Answer]) -> float:
     return 100 * best / len(has)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(5))
 def test_the_threshold_is_squad_2_s(seed: int) -> None:
     choose = random.Random(seed)

@@ -181,6 +181,7 @@ def whisper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return AutoModelForSpeechSeq2Seq.from_pretrained(path).eval(), AutoProcessor.from_pretrained(path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seconds", [0.7, 2.5])
 def test_a_whisper_writes_the_tokens_of_its_own_generate(seconds: float, whisper: tuple[Any, Any]) -> None:
     model, processor = whisper
@@ -195,6 +196,7 @@ def test_a_whisper_writes_the_tokens_of_its_own_generate(seconds: float, whisper
     assert transcript.seconds == pytest.approx(seconds)
 
 
+@pytest.mark.thorough
 @every_cell("settings", [{"chunk_seconds": 1.0}, {"chunk_seconds": 0.8, "stride_seconds": (0.1, 0.2)}], ids=str)
 def test_chunks_of_a_whisper_are_those_of_the_pipeline(whisper: tuple[Any, Any], settings: dict[str, Any]) -> None:
     model, processor = whisper

@@ -26,6 +26,7 @@ def url(decoder_graph: tuple[Path, Path]) -> Iterator[str]:
         yield f"{address}/generate"
 
 
+@pytest.mark.thorough
 def test_many_clients_get_what_the_model_generates(url: str, decoder_graph: tuple[Path, Path]) -> None:
     prompts = [f"The quick brown {thing} jumps over the lazy dog." for thing in ("fox", "cat", "frog")] * 2
     with ThreadPoolExecutor(3) as clients:

@@ -51,6 +51,7 @@ def url(folder: Path) -> Iterator[str]:
         yield f"{address}/embed"
 
 
+@pytest.mark.thorough
 def test_many_clients_get_what_each_would_get_alone(url: str, folder: Path) -> None:
     texts = [" ".join(WORDS[(number + step) % len(WORDS)] for step in range(1 + 31 * number % 250)) for number in range(48)]
     with ThreadPoolExecutor(8) as clients:
@@ -115,6 +116,7 @@ def test_a_run_holds_a_bounded_number_of_rows_and_tokens(folder: Path, monkeypat
     assert all(count <= rows and count * length <= tokens for count, length in batches)
 
 
+@pytest.mark.thorough
 def test_its_reach_is_that_of_the_config(url: str, folder: Path) -> None:
     audit = audit_reach(folder, url=url)
     assert audit.agrees, audit.to_dict()

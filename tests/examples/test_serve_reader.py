@@ -40,6 +40,7 @@ def url(folder: Path) -> Iterator[str]:
         yield f"{address}/answer"
 
 
+@pytest.mark.thorough
 def test_many_clients_get_what_the_reader_answers(url: str, folder: Path) -> None:
     questions = [f"Who painted the {thing}?" for thing in ("door", "house", "garden", "bird")]
     contexts = [STORY, STORY[:400]]

@@ -81,6 +81,7 @@ def outputs(folder: Path, ids: Tensor | None = None) -> Tensor:
         return model(tokens(1, 60) if ids is None else ids)[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
     source, target = saved(), tmp_path / "small"
@@ -104,6 +105,7 @@ QUICK_MECHANISMS = ("adaptive_span", "linformer", "longformer", "per_head", "rec
 """Without parameters, with parameters that are laid out by heads and those that are not, with members, and with memory tokens."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quickly(list_mechanisms(grid=False), QUICK_MECHANISMS))
 def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved: Saved, tmp_path: Path) -> None:
     base = "llama" if mechanism_class(name).causal is True else "bert"
@@ -135,6 +137,7 @@ def test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads(name: str, saved
         assert torch.equal(logits(tmp_path / "once more"), pruned)
 
 
+@pytest.mark.thorough
 def test_8_bits_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[str] = []
     monkeypatch.setattr(optimize, "products_overflow", lambda: True)
@@ -191,6 +194,7 @@ def test_a_loss_is_measured_on_pieces_that_begin_as_a_text_does() -> None:
     assert all(any(whole[at : at + 14] == row[0, 1:-1].tolist() for at in range(len(whole))) for row in pieces)
 
 
+@pytest.mark.thorough
 def test_pruning_twice_and_training_goes_on(saved: Saved, tmp_path: Path) -> None:
     compress_checkpoint(saved(), tmp_path / "once", method="prune-heads", share=0.2, **QUICK)
     compress_checkpoint(tmp_path / "once", tmp_path / "twice", method="prune-heads", share=0.3, **QUICK)
@@ -254,6 +258,7 @@ def test_a_plain_model(tmp_path: Path) -> None:
         compress_checkpoint(tmp_path / "bert", tmp_path / "heads", method="prune-heads", **QUICK)
 
 
+@pytest.mark.thorough
 def test_rows_of_the_table_that_are_no_positions(tmp_path: Path) -> None:
     """RoBERTa's table has two rows more than it reads tokens."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 99}
@@ -320,6 +325,7 @@ def linear_layers(model: Any) -> int:
 FEW_CELLS = [("bert", None), ("bert", "BertForMultipleChoice"), ("bart", "BartForConditionalGeneration"), ("t5", "T5ForQuestionAnswering")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "cells",
     [
@@ -394,6 +400,7 @@ def test_a_compression_that_changes_nothing_is_an_error(saved: Saved, tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {"bert"}
 
 
+@pytest.mark.thorough
 def test_what_changed_is_printed_and_counted_by_every_method(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = saved()
     tensors = load_file(source / "model.safetensors")

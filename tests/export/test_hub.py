@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[[Path], list[str]]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", quickly(COMMANDS, {*COMMANDS} - {"torch"}))  # the program of a graph takes as long as all others
 def test_a_model_of_the_hub_is_downloaded(
     command: str, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -43,6 +43,7 @@ def test_onnx_is_equal_at_three_lengths_with_padding(small: Path, tmp_path: Path
     assert json.loads((tmp_path / "graph" / "export_report.json").read_text())["opset"] == report.opset
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("programs_loaded_once")
 @pytest.mark.parametrize("mechanism", ["lsg", pytest.param("longformer", marks=pytest.mark.slow)])  # which is traced twice as long
 def test_a_torch_graph_needs_nothing_of_ours_and_takes_global_tokens_when_asked_for(mechanism: str, tmp_path: Path) -> None:

@@ -129,6 +129,7 @@ class TestConversion:
             expected = classify.model(**features).logits.softmax(-1).max()
         assert classify(sound)[0]["score"] == pytest.approx(float(expected), rel=1e-5)
 
+    @pytest.mark.thorough
     def test_the_code_of_the_card_runs(self, tmp_path: Path) -> None:
         for head in (ASTForAudioClassification, ASTModel):
             save(tmp_path / "short", head)

@@ -90,6 +90,7 @@ def global_mask() -> Tensor:
     return marked
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("values", [{}, {"conv_kernel_size": 3}, {"position_biased_input": True}], ids=["v3", "convolution", "positions"])
 @pytest.mark.parametrize("masked", [True, False])
 def test_heads_hand_global_tokens_down(values: dict[str, Any], masked: bool) -> None:
@@ -106,6 +107,7 @@ def test_heads_hand_global_tokens_down(values: dict[str, Any], masked: bool) -> 
     assert torch.equal(head(ids, attention_mask=int32).start_logits, without), "a mask of int32 without marks is a mask"
 
 
+@pytest.mark.thorough
 def test_global_tokens_survive_checkpointed_layers() -> None:
     model = model_of(LONGFORMER)
     ids, gradients = tokens(2, LENGTH), []
@@ -142,6 +144,7 @@ def test_what_no_layer_takes_is_refused() -> None:
     assert model(ids, global_attention_mask=global_mask()).last_hidden_state.shape[1] == LENGTH
 
 
+@pytest.mark.thorough
 def test_a_compiled_model_takes_global_tokens() -> None:
     model, ids, mask = model_of(LONGFORMER, "ForTokenClassification", num_hidden_layers=1), tokens(2, LENGTH), padding(2, LENGTH)
     compiled = torch.compile(model, backend="eager")

@@ -106,6 +106,7 @@ def with_natten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stock.NeighborhoodAttention, "forward", attention_of_transformers_4)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("with_natten")
 @pytest.mark.parametrize("size", [(48, 48), (33, 47), (8, 60), (5, 5)], ids=str)
 def test_every_implementation_is_transformers_with_natten(size: tuple[int, int], tmp_path: Path) -> None:
@@ -130,6 +131,7 @@ def test_every_implementation_is_transformers_with_natten(size: tuple[int, int],
             torch.testing.assert_close(parameter.grad, gradients[name].grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("with_natten")
 @every_cell(("kernel", "dilation"), [(3, 1), (3, 2), (5, 1), (5, 3), (7, 2)])
 @every_cell("sizes", [(15, 15), (17, 19), (16, 29)], ids=str)
@@ -187,6 +189,7 @@ def test_names_and_shapes_are_those_of_published_checkpoints() -> None:
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == weights | biases
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", ["DinatForImageClassification", "DinatModel", "DinatBackbone"])
 def test_converted_verified_loaded_and_reverted(head: str, tmp_path: Path) -> None:
     source, long, back = tmp_path / "source", tmp_path / "long", tmp_path / "back"

@@ -65,6 +65,7 @@ class TestEitherBase:
             found = longer(tokens(3, 60), attention_mask=mask, position_ids=places).last_hidden_state
         close(expected[mask.bool()], found[mask.bool()])
 
+    @pytest.mark.thorough
     @every_cell("how", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
     @every_cell("attention", [WINDOW, FULL], ids=lambda one: one["mechanism"])
     def test_generate(self, base: str, attention: dict[str, Any], how: dict[str, Any]) -> None:
@@ -141,6 +142,7 @@ def test_no_mask_of_all_pairs_is_made_before_the_base_s_attention_runs() -> None
     assert {mask.shape for mask in masks} == {(1, 1, 60, 60)}
 
 
+@pytest.mark.thorough
 def test_rotary_positions_that_cannot_be_scaled(tmp_path: Path) -> None:
     plain_model("gptj", "GPTJForCausalLM").save_pretrained(tmp_path / "short")
     asked: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 2048}

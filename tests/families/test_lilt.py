@@ -69,6 +69,7 @@ def test_boxes_that_lie_nowhere_are_refused() -> None:
         model(ids, bbox=FAMILIES[BASE].rule.seeded(model.config, 2, 30)["bbox"] + 1001)
 
 
+@pytest.mark.thorough
 def test_both_position_tables_grow_and_come_back(tmp_path: Path) -> None:
     plain = plain_model(BASE, "LiltForQuestionAnswering", max_position_embeddings=66)
     plain.save_pretrained(tmp_path / "short")

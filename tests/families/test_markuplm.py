@@ -82,6 +82,7 @@ def test_all_tokens_of_a_page_beyond_the_old_length_are_the_base_with_a_larger_t
     assert (expected - states).abs().max() < 1e-5
 
 
+@pytest.mark.thorough
 def test_a_folder_with_a_processor_is_converted_by_its_own_tokenizer(tmp_path: Path) -> None:
     """MarkupLM's tokenizer takes words with paths; its processor's file says nothing about lengths."""
     source, result = tmp_path / "short", tmp_path / "long"

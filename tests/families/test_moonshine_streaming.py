@@ -59,6 +59,7 @@ def inputs_of(*seconds: float) -> dict[str, Tensor]:
     return {"input_values": sound, "attention_mask": mask, "decoder_input_ids": torch.tensor([[3, 5, 6]] * len(seconds))}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
 @torch.no_grad()
 def test_the_windows_are_those_of_the_base_with_a_mask(head: type[Any], tmp_path: Path) -> None:
@@ -104,6 +105,7 @@ def test_without_a_mask_the_base_drops_its_windows_and_the_long_model_keeps_them
     torch.testing.assert_close(model(**inputs, attention_mask=mask).last_hidden_state, masked, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("masked", [False, True])
 def test_nothing_of_frames_times_frames(masked: bool) -> None:
     config = LongMoonshineStreamingConfig(encoder_config=ENCODER, **{**DECODER, "max_position_embeddings": 2001})
@@ -117,6 +119,7 @@ def test_nothing_of_frames_times_frames(masked: bool) -> None:
     assert largest[1] < 2.1 * largest[0]
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_what_is_generated_and_saved(tmp_path: Path) -> None:
     plain = save(tmp_path / "short", MoonshineStreamingForConditionalGeneration)
@@ -142,6 +145,7 @@ def test_other_mechanisms_take_the_place_of_the_windows(tmp_path: Path) -> None:
     assert model(**inputs_of(1, 0.6)).last_hidden_state.isfinite().all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
 def test_a_conversion_keeps_the_windows_and_comes_back(head: type[Any], tmp_path: Path) -> None:
     save(tmp_path / "short", head)

@@ -51,6 +51,7 @@ def inputs_of(rows: int = 240, *, padding: int = 0) -> dict[str, Tensor]:
     return {"input_features": features, **({"attention_mask": mask} if padding else {})}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("padding", [0, 110])
 def test_the_chunks_are_those_of_the_base(padding: int, tmp_path: Path) -> None:
     """Outputs of the frames that are sound, and gradients, in float64."""
@@ -70,6 +71,7 @@ def test_the_chunks_are_those_of_the_base(padding: int, tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.grad, of_base[name].grad, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("padding", [0, 500])
 def test_nothing_of_frames_times_frames_and_no_longest_sound(padding: int, tmp_path: Path) -> None:
     save(tmp_path)
@@ -82,6 +84,7 @@ def test_nothing_of_frames_times_frames_and_no_longest_sound(padding: int, tmp_p
     assert largest[1] < 2.1 * largest[0]
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_the_transducer_reads_with_them(tmp_path: Path) -> None:
     plain = save(tmp_path / "short", transducer=True)

@@ -26,6 +26,7 @@ def test_the_default_is_nemo_s_context() -> None:
         assert (name, options["left"], options["right"]) == ("window", 128, 128)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("rows", [25, 31, 32, 33, 47, 48, 49])
 @every_cell("masked", [False, True])
@@ -51,6 +52,7 @@ def test_an_hour(tmp_path: Path) -> None:
     assert mode.elements <= features.numel() + 2 * 45_000 * 32
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("base", HEADS)
 def test_generates_what_the_base_generates(base: str, tmp_path: Path) -> None:
@@ -62,6 +64,7 @@ def test_generates_what_the_base_generates(base: str, tmp_path: Path) -> None:
     assert torch.equal(*(x if isinstance(x, torch.Tensor) else x.sequences for x in (expected, sequences)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["parakeet_ctc", "parakeet_tdt"])
 def test_losses_and_gradients_are_those_of_the_base(base: str, tmp_path: Path) -> None:
     plain = saved(base, HEADS[base], tmp_path).double()

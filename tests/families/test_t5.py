@@ -128,6 +128,7 @@ class TestEitherAttention(EncoderDecoderContract):
         assert [m.name for name, m in found.items() if name.startswith("decoder")] == ["full"] * 6
         assert [m.is_cross_attention for name, m in found.items() if name.startswith("decoder")] == [False, True] * 3
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradients_are_the_base_s_with_checkpointing_too(self, base: str, reentrant: bool) -> None:
         """Those of the table of relative positions, which all layers share, among them."""
@@ -151,6 +152,7 @@ class TestEitherAttention(EncoderDecoderContract):
             with pytest.raises(OptionError, match=rf"adds relative positions to its attention scores, but mechanism '{name}' has no"):
                 long_like(plain_model(base), base, {"mechanism": name})
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("head", ["", "EncoderModel", "ForSequenceClassification"])
     def test_lengths_through_a_conversion_and_back(self, base: str, head: str, tmp_path: Path) -> None:
         """The encoder's grows; a decoder's stays, unless it reads the text or is asked for."""
@@ -183,6 +185,7 @@ CROSSED = {
 }
 
 
+@pytest.mark.thorough
 @every_cell("mechanism", CROSSED, of=9, alike=engine_of_form)
 def test_every_mechanism_over_scores_adds_the_relative_positions(mechanism: str) -> None:
     """A layer's output is that of the mechanism's definition, in float64, with the bias of T5's own code."""

@@ -92,6 +92,7 @@ def test_similarities_of_short_captions_are_those_of_the_plain_model(base: str, 
     assert all(tower.runs_mechanisms for tower in model.towers.values())
 
 
+@pytest.mark.thorough
 def test_long_captions_and_large_images_train_every_tower(base: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path)
     model = long_model(base, tmp_path).train()
@@ -104,6 +105,7 @@ def test_long_captions_and_large_images_train_every_tower(base: str, tmp_path: P
         assert all(float(gradient.abs().max()) > 0 for gradient in projections)
 
 
+@pytest.mark.thorough
 def test_a_saved_model_is_read_by_auto_classes_and_its_towers_by_their_own(base: str, tmp_path: Path) -> None:
     plain_model(base).save_pretrained(tmp_path / "short")
     model = long_model(base, tmp_path / "short")

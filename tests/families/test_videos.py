@@ -39,6 +39,7 @@ def test_both_families_are_tested_here() -> None:
     assert VIDEOS == ["videomae", "vjepa2"]
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_v_jepa_2_counts_on_the_grid_of_the_video_where_the_base_misnumbers(tmp_path: Path) -> None:
     """Tokens of a larger video are numbered by ``crop_size`` in transformers, without a word; a base of that size has their numbers."""
@@ -91,6 +92,7 @@ def test_a_larger_config_gives_videomae_other_positions_than_it_was_trained_with
     torch.testing.assert_close(states(model, "videomae", video()), states(larger.eval(), "videomae", video()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", VIDEOS)
 def test_windows_with_tiled_positions_are_the_base_on_each_crop(base: str, tmp_path: Path) -> None:
     """Of frames, height and width."""
@@ -166,6 +168,7 @@ def test_masked_patches_are_seen_by_places_in_encoder_and_decoder(tmp_path: Path
     torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("extension", ["interpolate", "tile"])
 def test_masked_patches_of_a_larger_video_are_rebuilt(extension: str, tmp_path: Path) -> None:
     base, head = "videomae", "VideoMAEForPreTraining"

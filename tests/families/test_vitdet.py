@@ -47,6 +47,7 @@ def maps(outputs: Any) -> list[torch.Tensor]:
     return [*getattr(outputs, "feature_maps", [outputs[0]]), *outputs.hidden_states]
 
 
+@pytest.mark.thorough
 @every_cell("head", HEADS, pairs=True)
 @every_cell("size", IMAGES, ids=str)
 @every_cell("values", [{}, {"qkv_bias": False}, RELATIVE], ids=["biases", "no biases", "relative positions"])
@@ -108,6 +109,7 @@ def test_tiled_positions_repeat(tmp_path: Path) -> None:
     torch.testing.assert_close(tiled[0, 8:, :8], table[:2])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", HEADS)
 def test_converted_verified_loaded_and_reverted(head: str, tmp_path: Path) -> None:
     source, long, back = tmp_path / "source", tmp_path / "long", tmp_path / "back"
@@ -215,6 +217,7 @@ def test_without_its_position_table(tmp_path: Path) -> None:
         hf_longattn.LongVitDetConfig(use_absolute_position_embeddings=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "chosen", [{"mechanism": "neighborhood", "kernel_size": 3}, {"mechanism": "window2d", "window": 5}, {"mechanism": "full"}]
 )

@@ -125,6 +125,7 @@ def test_the_decoder_and_cross_attention_are_full(tmp_path: Path) -> None:
     assert "window" in str(explain(model, inputs_of(WhisperForConditionalGeneration)))
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_one_graph_for_any_length(tmp_path: Path) -> None:
     save(tmp_path, WhisperForAudioClassification, encoder_layers=1)
@@ -146,6 +147,7 @@ def test_a_compiled_model_that_writes_is_one_graph_with_its_cache(tmp_path: Path
     torch.testing.assert_close(compiled(**inputs).logits, model(**inputs).logits)
 
 
+@pytest.mark.thorough
 def test_a_model_is_saved_and_loaded(tmp_path: Path) -> None:
     save(tmp_path / "short")
     model = of(WhisperForConditionalGeneration, tmp_path / "short", long_attention=BAND, long_audio_seconds=2)
@@ -195,6 +197,7 @@ class TestRefusals:
 class TestConversion:
     """To a longer duration, with the feature extractor, and back."""
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("head", HEADS, ids=lambda head: head.__name__)
     def test_the_feature_extractor_follows_and_all_comes_back(self, head: type[Any], tmp_path: Path) -> None:
         save(tmp_path / "short", head)

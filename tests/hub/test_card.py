@@ -49,6 +49,7 @@ def saved(folder: Path, kind: str) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "kind",
     every_other(head for base in ("bert", "gpt2", *PAGES) for head in FAMILIES[base].model_classes if head != "BertLMHeadModel"),
@@ -65,6 +66,7 @@ def test_the_usage_runs_as_it_stands(tmp_path: Path, kind: str, capsys: pytest.C
     assert ("global_attention_mask" in code) == marks_question
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("model_type", "metadata", "shown", "absent"),
     [

@@ -158,6 +158,7 @@ def test_a_broken_connection_is_tried_again(server: Hub, model: Path, chunk: int
     assert received == (model / "model.safetensors").stat().st_size, "after the commit failed, nothing large is sent again"
 
 
+@pytest.mark.thorough
 def test_a_push_goes_on_where_the_one_before_ended(server: Hub, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     AutoModelForMaskedLM.from_pretrained(model).save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     shards = {path.name: path.stat().st_size for path in sorted((tmp_path / "shards").glob("*.safetensors"))}
@@ -292,6 +293,7 @@ def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, 
     assert "is gated" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 @every_cell("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'], of=2)
 @every_cell(
     "where",

@@ -21,6 +21,7 @@ def kind(request: pytest.FixtureRequest) -> InputKind:
     return kind_of(FAMILIES[request.param])
 
 
+@pytest.mark.thorough
 def test_it_says_what_messages_name(kind: InputKind) -> None:
     assert kind.noun
     assert kind.nouns
@@ -39,6 +40,7 @@ def test_sizes_have_words_and_tokens(kind: InputKind) -> None:
     assert all((sizes.old_words, sizes.new_words, sizes.longest, sizes.new.typed, sizes.new.heading))
 
 
+@pytest.mark.thorough
 def test_larger_sizes_have_more_tokens(kind: InputKind) -> None:
     if not isinstance(kind, SizedKind) or kind.any_size:
         return

@@ -211,6 +211,7 @@ def test_memory_is_linear_in_the_length() -> None:
     assert report[2] / report[0] < 6, report
 
 
+@pytest.mark.thorough
 def test_layers_may_have_different_numbers_of_heads(checkpoint: Callable[[str], Path], text: Path, tmp_path: Path) -> None:
     convert_checkpoint(checkpoint("bert"), tmp_path / "long", mechanism="window", window=32, verify=False)
     model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "long")

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("families_hidden")
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 
 
+@pytest.mark.thorough
 @every_cell(
     ("mechanism", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or (FORMS.index((name, False)) + causal) % 2 == 0),
@@ -61,6 +62,7 @@ def test_every_mechanism_reaches_what_it_says(mechanism: str, causal: bool) -> N
     assert [module.training for module in model.modules()] == modes
 
 
+@pytest.mark.thorough
 def test_an_attention_function_that_ignores_the_window_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a server does that registers its own function under our name."""
     folder = window(tmp_path / "long", window=16)
@@ -76,6 +78,7 @@ def test_an_attention_function_that_ignores_the_window_is_found(tmp_path: Path, 
         assert "token 0 changes the output at 159, which the config keeps apart" in layer.problem
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options", [{"name": "longformer", "window": 16, "global_tokens": (0, 40)}, {"name": "segmented", "block_size": 16}]
 )
@@ -107,6 +110,7 @@ def plain_encoder(**values: Any) -> Any:
     return AutoModel.from_config(getattr(transformers, f"{ENCODER}Config")(**{**sizes, **values}))
 
 
+@pytest.mark.thorough
 def test_a_plain_architecture_with_mechanisms_agrees(tmp_path: Path) -> None:
     plain_encoder(max_position_embeddings=200).save_pretrained(tmp_path / "short")
     convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", window=16, generic=True, verify=False)
@@ -192,6 +196,7 @@ def embed(model: PreTrainedModel, tokenizer: BertTokenizerFast, text: str, lengt
         return list(model(**inputs).last_hidden_state[0].mean(0).tolist())
 
 
+@pytest.mark.thorough
 def test_a_server_that_reads_everything_agrees(served: tuple[Path, PreTrainedModel, BertTokenizerFast]) -> None:
     folder, model, tokenizer = served
     with serving(lambda body: (200, [embed(model, tokenizer, body["inputs"][0])]), "/embed") as url:
@@ -298,6 +303,7 @@ def test_graphs_that_cannot_be_asked(tmp_path: Path) -> None:
         audit_reach(folder, onnx=file)
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_without_the_weights_of_a_layer_is_refused(tmp_path: Path) -> None:
     """transformers draws them at random and only warns."""
     folder = window(tmp_path / "long", window=16)
@@ -339,6 +345,7 @@ def test_a_damaged_tokenizer_is_refused(served: tuple[Path, PreTrainedModel, Ber
             audit_reach(folder, url=url)
 
 
+@pytest.mark.thorough
 def test_a_repository_of_the_hub(served: tuple[Path, PreTrainedModel, BertTokenizerFast], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, model, tokenizer = served
     downloads: list[tuple[str, str | None, bool]] = []
@@ -403,6 +410,7 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
         audit_reach(model, length=64)
 
 
+@pytest.mark.thorough
 def test_the_command_says_one_sentence(
     served: tuple[Path, PreTrainedModel, BertTokenizerFast],
     tmp_path: Path,

@@ -36,6 +36,7 @@ def model_with(attention: dict[str, Any], layers: int = 2) -> LongViTModel:
     return LongViTModel(config).eval()
 
 
+@pytest.mark.thorough
 @every_cell("attention", CASES, ids=str)
 def test_every_patch_reaches_what_the_mechanism_says(attention: dict[str, Any]) -> None:
     audit = audit_reach(model_with(attention))

@@ -62,6 +62,7 @@ def test_a_graph(tmp_path: Path) -> None:
     assert not audit_reach(tmp_path / "long", onnx=tmp_path / "graph", length=FRAMES).agrees
 
 
+@pytest.mark.thorough
 @every_cell("base", EVERY_FAMILY)
 @every_cell("frames", [9, 40])
 def test_a_stretch_is_what_lies_between_two_frames(base: str, frames: int) -> None:

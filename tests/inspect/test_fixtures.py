@@ -78,6 +78,7 @@ def test_another_attention_agrees_and_a_wrong_config_does_not(
             check(wrong, outputs_of(wrong, "sdpa"))
 
 
+@pytest.mark.thorough
 @every_cell("name", NAMES)
 def test_the_reach_is_that_of_the_name(name: str, folder: Path) -> None:
     values = json.loads((folder / name / "reach.json").read_text(encoding="utf-8"))

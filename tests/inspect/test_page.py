@@ -29,6 +29,7 @@ def test_the_page_says_what_was_found_and_what_to_do(diagnosis: Diagnosis) -> No
     assert "nan" not in re.sub(r"<[^>]*>", " ", page).split()
 
 
+@pytest.mark.thorough
 def test_nothing_comes_from_outside(diagnosis: Diagnosis) -> None:
     page = html_page(diagnosis)
     assert not re.search(r"(?:https?:)?//|url\((?!#)|@import", re.sub(r"<script>.*</script>", "", page, flags=re.DOTALL))
@@ -37,6 +38,7 @@ def test_nothing_comes_from_outside(diagnosis: Diagnosis) -> None:
     assert {target[1:] for target in re.findall(r'href="(#[^"]*)"', page)} <= set(names)
 
 
+@pytest.mark.thorough
 def test_names_are_text_not_markup(diagnosis: Diagnosis) -> None:
     import dataclasses
 
@@ -45,6 +47,7 @@ def test_names_are_text_not_markup(diagnosis: Diagnosis) -> None:
     assert "a&#34;b&amp;c" in page
 
 
+@pytest.mark.thorough
 def test_points_cells_and_marks_say_what_they_stand_for(diagnosis: Diagnosis) -> None:
     page = html_page(diagnosis).replace("\N{NO-BREAK SPACE}", " ")
     for length in (64, 128, 256):

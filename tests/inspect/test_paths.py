@@ -66,6 +66,7 @@ def test_the_path_of(case: str) -> None:
     assert list(dict.fromkeys(found)) == list(dict.fromkeys(expected))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_mechanism_names_the_path_that_ran(padded: bool) -> None:
     rows, nameless = {"split", "masked", "rolled", "packed", "stacked"}, []

@@ -84,6 +84,7 @@ def test_a_layer_as_declared_agrees(name: str, exhaustive: bool) -> None:
     assert measured.runs <= (measured.exhaustive_runs if exhaustive else 2 + MAX_RUN_SETS + 5)
 
 
+@pytest.mark.thorough
 @every_cell("name", REACHES, of=2)
 def test_exhaustive_sets_test_every_pair(name: str) -> None:
     """Every pair kept apart is in a set none of whose tokens may reach the output, and every other pair is required alone."""
@@ -102,6 +103,7 @@ def test_exhaustive_sets_test_every_pair(name: str) -> None:
     assert runs <= measure(Layer(matrix(declared)), [declared], Settings()).exhaustive_runs
 
 
+@pytest.mark.thorough
 @every_cell("name", REACHES, of=2)
 def test_the_share_that_was_tested_is_counted_right(name: str) -> None:
     declared = REACHES[name]
@@ -124,6 +126,7 @@ def test_a_window_of_another_width_is_found(keys: int) -> None:
     assert {row - token for row, token in stage.missing} == set(range(keys, 32))
 
 
+@pytest.mark.thorough
 @every_cell("exhaustive", [False, True])
 @every_cell(("row", "token"), [(159, 0), (97, 5), (0, 159), (3, 80), (150, 40)])
 def test_a_leak_of_one_token_into_one_output_is_found(row: int, token: int, exhaustive: bool) -> None:
@@ -134,6 +137,7 @@ def test_a_leak_of_one_token_into_one_output_is_found(row: int, token: int, exha
     assert not stage.missing
 
 
+@pytest.mark.thorough
 def test_an_exhaustive_audit_finds_any_single_leak_and_any_single_gap() -> None:
     declared = reach(3, 1, length=12)
     for row in range(12):
@@ -264,6 +268,7 @@ def model(window: int) -> Any:
     return families.LongGPT2Model(long_config("gpt2", {"mechanism": "window", "window": window}, max_position_embeddings=256))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("keys", quickly([24, 31, 33], [31, 33]))
 def test_a_model_with_a_window_of_another_width_is_found(keys: int, decoder: PreTrainedModel) -> None:
     other = model(window=keys)
@@ -293,6 +298,7 @@ def leaking(attend: Attention, rows: Sequence[int], tokens: Sequence[int]) -> At
     return attention
 
 
+@pytest.mark.thorough
 @every_cell(
     ("rows_and_tokens", "exhaustive"), alternately([([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))]), of=2
 )
@@ -311,6 +317,7 @@ def test_a_leak_at_a_single_position_is_found(
         assert f"changes the output at {rows[0]}, which the config keeps apart" in problem
 
 
+@pytest.mark.thorough
 def test_the_cost_is_stated(decoder: PreTrainedModel) -> None:
     audit = audit_reach(decoder, length=LENGTH)
     assert audit.runs < 35

@@ -60,6 +60,7 @@ def test_masses_are_those_of_transformers_weights(talk: Path, tmp_path: Path) ->
         torch.testing.assert_close(measured, mass, rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_long_model_and_its_checkpoint_have_the_same_attention(talk: Path, tmp_path: Path) -> None:
     with_extractor("wav2vec2", "Wav2Vec2ForCTC", tmp_path)
     stock = diagnose(tmp_path, talk, candidates=["window:window=32"], queries=50)
@@ -98,6 +99,7 @@ def test_the_command_diagnoses_sound(talk: Path, tmp_path: Path, capsys: pytest.
     assert (numbers["frame_seconds"], [row["length"] for row in numbers["lengths"]]) == (0.02, [49])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +60,7 @@ def of_selected_blocks(module: Mechanism) -> None:
         module.gate_bias.fill_(-1e4)[:, 1] = 1e4
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("name", ALWAYS)
 @drawn(60, quick=10)

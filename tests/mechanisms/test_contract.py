@@ -144,6 +144,7 @@ def test_gradcheck(name: str, causal: bool, length: int) -> None:
     assert torch.autograd.gradcheck(lambda *x: attend(*x, name, causal=causal, **options), (q, k, v), fast_mode=True)
 
 
+@pytest.mark.thorough
 @every_mechanism
 def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
     alone = inputs(200)
@@ -158,6 +159,7 @@ def test_padding_never_changes_the_real_rows(name: str, causal: bool) -> None:
         torch.testing.assert_close(out[:, :, before : before + 200], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 @every_mechanism
 def test_an_item_of_padding_only_gives_finite_zeros(name: str, causal: bool) -> None:
     mask = torch.ones(2, 300, dtype=torch.bool)
@@ -183,6 +185,7 @@ def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: 
         assert module.weights(q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
 
 
+@pytest.mark.thorough
 @every_form
 def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
@@ -227,6 +230,7 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
     torch.testing.assert_close(out, whole[:, :, -q_len:], atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 @every_mechanism
 def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
@@ -249,6 +253,7 @@ def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> 
     assert attend(q, k, ones, name, dropout_p=1.0, **arguments).abs().max() == 0
 
 
+@pytest.mark.thorough
 @every_mechanism
 def test_weights_are_what_is_really_weighed(name: str, causal: bool) -> None:
     q, k, v = inputs(200)
@@ -290,6 +295,7 @@ class Call(torch.nn.Module):
         return attend(q, k, v, self.mechanism, causal=self.causal, padding_mask=mask, **self.place)
 
 
+@pytest.mark.thorough
 @every_engine
 def test_copy_and_pickle(name: str, causal: bool) -> None:
     call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")
@@ -300,6 +306,7 @@ def test_copy_and_pickle(name: str, causal: bool) -> None:
     torch.testing.assert_close(out, expected, atol=0, rtol=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "causal", "graph"), grid([(*form, graph) for form in FORMS for graph in GRAPHS], quick_graph), ids=str)
 def test_compile_and_export(name: str, causal: bool, graph: str) -> None:
     call, (q, k, v), mask = Call(name, causal), inputs(300), padding(300, "left")

@@ -108,6 +108,7 @@ def test_relative_terms_are_those_of_the_definition(form: tuple[str, bool], kind
             torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.thorough
 @every_scored_form
 @every_cell(("length", "q_len"), [(37, None), (260, None), (260, 1)])
 def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, causal: bool, length: int, q_len: int | None) -> None:
@@ -130,6 +131,7 @@ def test_a_score_term_is_asked_for_positions_of_the_sequence_only(name: str, cau
         same(attend(q, k, v, module, **arguments), reference_attend(q, k, v, module, **arguments), mask)
 
 
+@pytest.mark.thorough
 @every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_globals], ids=str)
 @every_cell("length", LENGTHS)
 def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> None:
@@ -147,6 +149,7 @@ def test_a_global_mask_may_be_empty(name: str, causal: bool, length: int) -> Non
             assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
+@pytest.mark.thorough
 @every_cell(
     ("form", "length"),
     grid(itertools.product(FORMS, LENGTHS), lambda form, length: length == turn(FORMS, form, LENGTHS)),
@@ -174,6 +177,7 @@ def test_large_scores_are_finite_and_right(form: tuple[str, bool], length: int) 
     same(out, expected, mask, atol=2e-3)
 
 
+@pytest.mark.thorough
 @every_cell(
     ("form", "dtype", "term", "length"),
     grid(
@@ -204,6 +208,7 @@ def test_each_dtype_comes_back_as_exact_as_fused_attention(form: tuple[str, bool
         assert error < 4 * error_of_fused(q, k, v, causal)
 
 
+@pytest.mark.thorough
 @every_engine
 def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None:
     for length in LENGTHS:
@@ -218,6 +223,7 @@ def test_a_text_of_one_token_beside_longer_ones(name: str, causal: bool) -> None
             same(out, reference_attend(q, k, v, module, causal=causal, padding_mask=mask), mask)
 
 
+@pytest.mark.thorough
 @every_cell(("name", "causal"), [form for form in FORMS if mechanism_class(form[0]).traits.takes_fewer_queries], of=9, alike=engine_of_form)
 def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: bool) -> None:
     """As with a cache; a window leaves out keys of the row, but none that is real."""
@@ -231,6 +237,7 @@ def test_gradients_of_the_last_queries_of_one_padded_text(name: str, causal: boo
         torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.thorough
 @every_cell(
     ("name", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or causal == turn(NAMES, name, (False, True))),
@@ -265,6 +272,7 @@ def test_parameters_count_as_they_are(name: str, causal: bool) -> None:
             same(attend(q, k, v, module, causal=causal), expected, atol=1e-4)
 
 
+@pytest.mark.thorough
 @every_cell(("name", "causal"), FORMS, of=9, alike=lambda name, causal: name)
 def test_options_left_out_are_the_documented_defaults(name: str, causal: bool) -> None:
     explicit = mechanism_class(name).options_type().to_dict()

@@ -97,6 +97,7 @@ def assert_equal(outs: Inputs, expected: Inputs) -> None:
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-7)
 
 
+@pytest.mark.thorough
 @forms(0)
 @every_cell("padded", quickly(LENGTHS, LENGTHS[1:]), ids="{} left-padded".format)
 def test_forward_mode(name: str, causal: bool, padded: int) -> None:
@@ -111,6 +112,7 @@ def test_forward_mode(name: str, causal: bool, padded: int) -> None:
         assert_equal((case.fast(*case.inputs),), (case.defined(*case.inputs),))
 
 
+@pytest.mark.thorough
 @forms(1)
 def test_gradients_by_torch_func_and_for_each_example(name: str, causal: bool) -> None:
     for length in LENGTHS:
@@ -126,6 +128,7 @@ def test_gradients_by_torch_func_and_for_each_example(name: str, causal: bool) -
             assert_equal(tuple(x[1] for x in mapped), torch.func.grad(case.fast, (0, 1, 2))(*others))
 
 
+@pytest.mark.thorough
 @forms(0)
 def test_second_derivatives(name: str, causal: bool) -> None:
     for length in LENGTHS:

@@ -60,6 +60,7 @@ def layouts() -> dict[str, tuple[dict[str, Tensor], list[tuple[int, int, int]]]]
     return found
 
 
+@pytest.mark.thorough
 @every_cell("layout", layouts())
 def test_short_sequences_are_full_attention_and_long_ones_the_mechanism(layout: str) -> None:
     """The quick tests have each layout with every other mechanism."""
@@ -166,6 +167,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_converted_encoder_reads_short_texts_as_its_source(source: Path, tmp_path: Path) -> None:
     report = convert_checkpoint(source, tmp_path / "long", mechanism="window", window=8, max_length=512)
     (check,) = [check for check in report.checks if check.name == "equal for short texts"]
@@ -269,6 +271,7 @@ def test_layers_keep_the_windows_of_the_source_and_decoders_have_no_default(tmp_
     assert plan_conversion(tmp_path / "decoder", mechanism="window", max_length=512).attention.to_dict() == {"mechanism": "window"}
 
 
+@pytest.mark.thorough
 @every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 def test_a_config_says_whether_its_layers_look_back_only(base: str) -> None:
     """The default is decided by the config, before there is a model."""

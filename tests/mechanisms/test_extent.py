@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from hf_longattn import list_mechanisms
@@ -47,6 +48,7 @@ def built(name: str, options: dict[str, Any]) -> Any:
     return mechanism_from(name, options, num_heads=HEADS, head_dim=WIDTH, max_length=LENGTH)
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True], ids=["both", "causal"])
 @every_cell(("name", "options"), [*((name, None) for name in list_mechanisms(grid=False)), *BOUNDED], ids=str)
 def test_no_query_sees_further_than_its_mechanism_says(name: str, options: dict[str, Any] | None, causal: bool) -> None:

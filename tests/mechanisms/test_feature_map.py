@@ -195,6 +195,7 @@ def test_states_are_small_beside_keys_and_values() -> None:
     assert {name: tuple(x.shape) for name, x in state.items()} == {"kv": (3, 2, 16, 16), "z": (3, 2, 16)}
 
 
+@pytest.mark.thorough
 @every_cell("opposite", [False, True], ids=["independent", "opposite"], pairs=True)
 @every_cell("std", [4.0, 7.0, 20.0])
 @every_cell("name", LINEAR)

@@ -232,6 +232,7 @@ def test_windows_of_a_neighborhood_slide_inwards() -> None:
     assert windows == [[0, 1, 2], [0, 1, 2], [2, 3, 4], [2, 3, 4], [4, 5, 6], [4, 5, 6], [4, 5, 6]]
 
 
+@pytest.mark.thorough
 @every_cell(("sizes", "tile", "tiles"), [((6, 12, 9), (2, 4, 3), 3), ((9, 5, 10), (3, 1, 2), 3), ((8, 12), (2, 3), 3), ((30,), (3,), 5)])
 def test_sliding_tiles_are_a_neighborhood_with_a_stride_of_a_tile(sizes: Cell, tile: Cell, tiles: int) -> None:
     """Sliding Tile Attention (Zhang et al. 2025): all queries of a tile see whole tiles, as many along each axis, that slide inwards."""
@@ -268,6 +269,7 @@ OF_A_VIDEO: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.thorough
 @every_cell(
     ("sizes", "name", "options", "path"),
     [((29, 31), *case) for case in LARGE] + [((5, 13, 11), *case) for case in OF_A_VIDEO],
@@ -345,6 +347,7 @@ def test_every_sequence_of_a_batch_has_its_grid(name: str) -> None:
         torch.testing.assert_close(out[row : row + 1, :, mask[row]], attend(*alone, name, grid=grid, **SMALL[name]))
 
 
+@pytest.mark.thorough
 @every_cell("name", GRID_NAMES)
 def test_two_grids_of_one_length_in_turn(name: str) -> None:
     mechanism, inputs = built(name, SMALL[name]), qkv(Grid((12, 24)))
@@ -352,6 +355,7 @@ def test_two_grids_of_one_length_in_turn(name: str) -> None:
         same_with_gradients(attend(*inputs, mechanism, grid=sizes), reference_attend(*inputs, mechanism, grid=sizes), inputs)
 
 
+@pytest.mark.thorough
 @every_cell("name", GRID_NAMES)
 def test_twenty_threads(name: str) -> None:
     grids = [Grid((12 + number % 3, 30 - number), number % 2) for number in range(20)]
@@ -404,6 +408,7 @@ def holes(grid: Grid) -> Tensor:
     return real
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("case", "padded"), of_graphs(EXPORTED, True), ids=str)
 def test_exported_graphs_are_linear_in_the_cells(case: tuple[str, dict[str, Any]], padded: bool) -> None:
     name, options = case
@@ -419,6 +424,7 @@ def test_exported_graphs_are_linear_in_the_cells(case: tuple[str, dict[str, Any]
     assert 0 < max(math.prod(shape) for shape in shapes) < HEADS * grid.length**2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("case", "padded"), of_graphs(COMPILED), ids=str)
 def test_compiled_in_one_graph(case: tuple[str, dict[str, Any]], padded: bool) -> None:
     name, options = case

@@ -44,6 +44,7 @@ def test_by_hand() -> None:
     torch.testing.assert_close(out[0, 0, 0], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell(("block", "limit"), [(8, None), (8, 2), (8, 3), (70, None), (130, None)])
 @every_cell("length", [301, 512])

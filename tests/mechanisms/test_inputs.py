@@ -76,6 +76,7 @@ def test_a_batch_of_padding_alone_has_zero_gradients(name: str, causal: bool) ->
         assert torch.equal(grad, torch.zeros_like(x))
 
 
+@pytest.mark.thorough
 @every_engine
 def test_a_default_device_changes_neither_a_call_nor_those_after_it(name: str, causal: bool) -> None:
     """As where weights are made on the meta device around a model that runs."""
@@ -140,6 +141,7 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
     return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
 
 
+@pytest.mark.thorough
 @every_cell(
     ("form", "side", "length"),
     grid(
@@ -155,6 +157,7 @@ def test_no_value_of_padding_reaches_a_real_token(form: tuple[str, bool], side: 
     assert not failed, failed[0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("queries", [40, 300])
 def test_no_value_of_an_encoders_padding_reaches_a_query_of_the_decoder(queries: int) -> None:
     """Queries of a cross-attention are another sequence, none of whose tokens are padding."""
@@ -203,6 +206,7 @@ def test_no_value_of_padding_reaches_a_real_token_of_a_definition() -> None:
     assert not failed, "\n".join(failed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["window", "linear"])
 def test_no_value_of_padding_reaches_a_real_token_of_a_graph(name: str) -> None:
     run, tensors = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=False), inputs(60)
@@ -217,6 +221,7 @@ def weights_of_padding(module: Mechanism, side: str, q_len: int = 60, run: Any =
     return weights.masked_select(~pairs[:, None])
 
 
+@pytest.mark.thorough
 @every_cell("side", SIDES)
 def test_weights_of_padding_are_zeros(side: str) -> None:
     found = {f"{name}, causal={causal}": weights_of_padding(built(name), side, **arguments_for(name, causal, 60)) for name, causal in FORMS}
@@ -224,6 +229,7 @@ def test_weights_of_padding_are_zeros(side: str) -> None:
     assert not weights_of_padding(built("window"), side, q_len=50).any()
 
 
+@pytest.mark.thorough
 @every_cell("side", SIDES)
 def test_weights_of_padding_are_zeros_in_a_graph(side: str) -> None:
     module = built("window")

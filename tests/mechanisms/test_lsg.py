@@ -65,6 +65,7 @@ def test_output_and_gradients_equal_the_reference(selection: str, side: str, cau
             torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("selection", SELECTIONS)
 def test_fewer_queries_and_left_padding(selection: str, causal: bool) -> None:

@@ -143,6 +143,7 @@ def test_the_seed_alone_decides_the_rotations() -> None:
     assert torch.equal(copy.deepcopy(first).rotations, first.rotations)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", [{"shared_qk": True}, {"shared_qk": False}], ids=str)
 def test_a_saved_model_comes_back_with_its_hashes(tmp_path, mechanism: dict) -> None:
     _, model = pair("llama", "LlamaForCausalLM", {"mechanism": "lsh", **OPTIONS, "seed": 5, **mechanism})
@@ -153,6 +154,7 @@ def test_a_saved_model_comes_back_with_its_hashes(tmp_path, mechanism: dict) -> 
         assert torch.equal(model(ids).logits, again(ids).logits)
 
 
+@pytest.mark.thorough
 def test_generated_text_is_that_of_whole_passes() -> None:
     _, model = pair("llama", "LlamaForCausalLM", {"mechanism": "lsh", **OPTIONS, "bucket_size": 4})
     ids = tokens(2, 40)
@@ -199,6 +201,7 @@ def test_bad_options_are_refused_when_the_config_is_made(options: dict, words: s
         LongAttentionConfig("lsh", **options)
 
 
+@pytest.mark.thorough
 @every_cell("dtype", [torch.bfloat16, torch.float16], ids=str)
 @every_cell("options", FORMS[:2] + FORMS[-3:-1], ids=str)
 @every_cell("causal", [False, True])

@@ -56,6 +56,7 @@ def compressed_weights(module: NSA, q: Tensor, k: Tensor, at: int, head: int) ->
     return (torch.stack(blocks) @ q[0, head, at] / 4).softmax(0)
 
 
+@pytest.mark.thorough
 @every_cell("at", [7, 30, 149, 299])
 def test_each_branch_is_its_equation(at: int) -> None:
     q, k, v = inputs(300)

@@ -91,6 +91,7 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
 """Mechanisms, by their options after all were read: many values mean the same."""
 
 
+@pytest.mark.thorough
 @every_cell(
     ("name", "option", "turn"),
     grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]),
@@ -108,6 +109,7 @@ def test_one_option_out_of_its_range(name: str, option: str, turn: int) -> None:
                 FOUND_RIGHT.add((name, str(module.options)))
 
 
+@pytest.mark.thorough
 @every_cell(("name", "option"), OPTIONS, ids=lambda value: str(value))
 def test_a_config_refuses_what_the_mechanism_refuses(name: str, option: str) -> None:
     """In a config, and as it comes back from JSON."""
@@ -124,6 +126,7 @@ def test_a_config_refuses_what_the_mechanism_refuses(name: str, option: str) -> 
 VALUES = st.one_of(st.sampled_from(ODD), st.integers(-3, 70), st.text(max_size=3), st.floats())
 
 
+@pytest.mark.thorough
 @every_cell("name", list_mechanisms())
 @drawn(40, quick=8)
 @given(st.data())

@@ -68,6 +68,7 @@ def qkv(length: int, heads: int = 4, **options: Any) -> tuple[Tensor, Tensor, Te
     return tuple(torch.randn(2, heads, length, 8, dtype=torch.double, **options) for _ in range(3))  # type: ignore[return-value]
 
 
+@pytest.mark.thorough
 @every_cell(
     ("name", "order"),
     grid(

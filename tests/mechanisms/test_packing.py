@@ -74,6 +74,7 @@ def one_by_one(module: Mechanism, sizes: list[list[int]], tensors: list[Tensor],
     return found
 
 
+@pytest.mark.thorough
 @every_cell(("name", "causal"), FORMS, of=9, alike=engine_of_form, ids=str)
 def test_each_document_is_bit_for_bit_what_it_is_alone(name: str, causal: bool) -> None:
     module = build_mechanism(name, num_heads=4, head_dim=16, **{"max_length": LENGTH, **mechanism_class(name).sample}).eval()
@@ -116,6 +117,7 @@ def test_linear_attention_too_in_pieces_and_beside_padding(
         assert torch.equal(got, wanted)
 
 
+@pytest.mark.thorough
 @every_cell("relative", RELATIVE)
 @every_cell("name", ["window", "longformer", "segmented", "top_k"])
 def test_relative_terms_too(name: str, relative: str) -> None:
@@ -173,6 +175,7 @@ def test_documents_that_do_not_fit_are_refused_in_one_sentence(case: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_graph_refuses_documents() -> None:
     module, x = build_mechanism("window", num_heads=2, head_dim=8, window=4), torch.randn(1, 2, 6, 8)
     with pytest.raises(Exception, match=r"neither a traced graph nor torch\.vmap knows"):
@@ -233,6 +236,7 @@ def test_an_encoder_keeps_documents_apart(form: str) -> None:
         assert_packed_equals_alone(model, packed(way, False))
 
 
+@pytest.mark.thorough
 @every_cell(
     ("base", "head"),
     [("roberta", None), ("modernbert", None), ("gpt2", None), ("gpt_neox", None), ("opt", None), ("opt", "OPTForCausalLM")],
@@ -247,6 +251,7 @@ def test_positions_start_anew_with_each_document(base: str, head: str | None) ->
         assert_packed_equals_alone(model, arguments)
 
 
+@pytest.mark.thorough
 @every_cell("way", ["documents", "cu_seq_lens_q", "seq_idx"])
 @every_cell("mode", [torch.no_grad, torch.inference_mode])
 def test_borders_in_a_buffer_that_is_used_again_are_those_of_the_call(mode: Any, way: str) -> None:

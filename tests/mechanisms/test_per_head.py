@@ -21,6 +21,7 @@ def inputs(heads: int = 8, kv_heads: int = 2) -> list[Tensor]:
     return [torch.randn(2, h, N, 8) for h in (heads, kv_heads, kv_heads)]
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell(
     ("heads", "expected"),

@@ -84,6 +84,7 @@ def test_normalised_scores_are_those_of_algorithm_1() -> None:
         assert not module.covers(200, causal)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("options", [{}, {"normalise": True}, {"normalise": True, "router": "learned", "window": 5}], ids=str)
 def test_steps_of_a_model_are_its_one_call(options: dict) -> None:
@@ -162,6 +163,7 @@ def test_padding_moves_no_centroid() -> None:
     torch.testing.assert_close(first.centroids, second.centroids)
 
 
+@pytest.mark.thorough
 def test_centroids_find_the_clusters_that_are_there() -> None:
     """Tokens around eight directions: after training, those of one direction share a cluster more than they did."""
     module = build_mechanism("routing", num_heads=1, head_dim=16, num_clusters=8, window_per_cluster=64, decay=0.7, seed=5)
@@ -264,6 +266,7 @@ def test_sizes_follow_the_longest_input() -> None:
         assert (module.num_clusters, module.size) == (clusters, size)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("router", ["kmeans", "learned"])
 def test_a_plain_checkpoint_takes_it_and_a_trained_one_comes_back(tmp_path, router: str) -> None:
     import hf_longattn.families as families

@@ -60,6 +60,7 @@ def test_a_step_in_eval_mode_sees_what_training_hid() -> None:
         torch.testing.assert_close(found, reference_attend(q, k, v, module, causal=True)[:, :, -3:], atol=1e-9, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("size", [4, 20, 60, 120])
 def test_wrapping_is_the_authors_roll(size: int, causal: bool) -> None:
@@ -87,6 +88,7 @@ def test_without_wrapping_no_head_looks_ahead() -> None:
         assert not changed[2:, 30:-1].any()
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("wrap", [False, True])
 @every_cell("length", [1, 7, 130, 300])

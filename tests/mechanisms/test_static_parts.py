@@ -52,6 +52,7 @@ def test_parts_list_the_pairs_of_the_mask_once(name: str, options: dict[str, Any
         assert mechanism.pairs(length, causal) == seen.sum(), length
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("integration", ["pooled", "attention"])
 @every_cell("size", [1, 8, 140])
@@ -69,6 +70,7 @@ def test_summaries_are_listed_once_by_every_other_block(size: int, integration: 
         assert mechanism.pairs(length, causal) == expected.sum()
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("sinks", [0, 3, 20])
 @every_cell("dilation", [2, 3, 16])

@@ -81,6 +81,7 @@ def check(of: Any, causal: bool, padding_mask: Tensor | None = None, global_mask
     torch.testing.assert_close(out * real, (reference_attend(q, k, v, "union", of=of, **arguments) * real).float(), atol=1e-5, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("names", list(itertools.combinations([*MASKS, "residues", "head_blocks"], 2)), of=3, ids="+".join)
 def test_any_two_masks_join(names: tuple[str, str], causal: bool) -> None:

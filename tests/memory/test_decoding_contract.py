@@ -57,6 +57,7 @@ def test_pieces_and_single_tokens_equal_the_full_forward_pass(base: str, name: s
     assert cache.get_seq_length() == length
 
 
+@pytest.mark.thorough
 @every_cell("name", list_mechanisms(causal=True, grid=False), of=9, alike=engine_of_form)
 def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
     longer, ids = model("gpt2", name), tokens(2, 60)
@@ -67,6 +68,7 @@ def test_beams_and_a_static_cache_give_what_no_cache_gives(name: str) -> None:
         assert torch.equal(*found), how
 
 
+@pytest.mark.thorough
 @every_cell("name", STATEFUL)
 def test_a_state_does_not_grow(name: str) -> None:
     longer = model("gpt2", name)
@@ -79,6 +81,7 @@ def test_a_state_does_not_grow(name: str) -> None:
     assert len(set(sizes[1:])) == 1
 
 
+@pytest.mark.thorough
 @every_cell("name", [name for name in STATEFUL if name != "recurrent_memory"])
 def test_a_state_goes_back_where_it_was_told_to_remember(name: str) -> None:
     """Assisted decoding and prompt lookup run ahead and take back what was wrong."""

@@ -92,6 +92,7 @@ def differences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(run.stdout.splitlines()[-1]))
 
 
+@pytest.mark.thorough
 @every_cell("form", FORMS)
 def test_a_model_and_its_cache_decode_on(differences: dict[str, Any], form: str) -> None:
     assert differences[f"cache {form}"] == pytest.approx(0, abs=1e-5)

@@ -88,6 +88,7 @@ def test_memory_follows_what_is_reachable() -> None:
 WAYS: list[dict[str, Any]] = [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 20}, {"prompt_lookup_num_tokens": 4}]
 
 
+@pytest.mark.thorough
 @every_cell(
     ("base", "how"), grid(itertools.product(DECODERS, WAYS), lambda base, how: (WAYS.index(how) + DECODERS.index(base)) % 2 == 0), ids=str
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import DynamicCache
 
@@ -38,6 +39,7 @@ def test_step_by_step_equals_the_whole_forward_pass(pattern: str, left: bool) ->
     assert getattr(cache.layers[0], "pruned", False) == (pattern in PATTERNS)
 
 
+@pytest.mark.thorough
 @every_cell("pattern", PATTERNS)
 def test_memory_follows_the_pattern(pattern: str) -> None:
     attention, reachable = PATTERNS[pattern]

@@ -72,6 +72,7 @@ def test_step_by_step_equals_the_full_forward_pass(base: str) -> None:
     assert cache.layers[0].state_bytes() == 3 * (4 * 16 + 1) * 4
 
 
+@pytest.mark.thorough
 @every_cell("how", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}], ids=["greedy", "beam", "sample"])
 @every_cell("base", DECODERS)
 def test_generate_with_and_without_the_cache(base: str, how: dict[str, Any]) -> None:

@@ -86,6 +86,7 @@ QUICK = ("linear",)
 CELLS = grid([(plan, padded) for plan in PLANS for padded in (True, False)], lambda plan, padded: padded and plan in QUICK)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("plan", "padded"), CELLS)
 def test_a_compiled_step_is_as_many_graphs_as_the_base_s(plan: str, padded: bool) -> None:
     """The whole forward pass is one graph, and one more since the mask that is passed grows."""
@@ -111,6 +112,7 @@ def test_a_cache_of_the_plain_base_s_serves_as_well(plan: str) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("width", quickly([16, 64], [16]))
 def test_transformers_sliding_layers_are_read_where_their_tokens_are(width: int) -> None:
     """As wide as the window, and still filling while tokens are generated."""
@@ -122,6 +124,7 @@ def test_transformers_sliding_layers_are_read_where_their_tokens_are(width: int)
     assert torch.equal(decoded(generic, cache, mask, fullgraph=True)[1], expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", quickly(CAUSAL, ["per_head"]))
 def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: str) -> None:
     options = mechanism_class(mechanism).sample
@@ -141,6 +144,7 @@ def test_every_mechanism_decodes_in_one_graph_or_says_that_it_cannot(mechanism: 
     assert torch.equal(decoded(model, cache, mask)[1], expected)  # with breaks
 
 
+@pytest.mark.thorough
 def test_the_sentence_of_a_mechanism_that_cannot() -> None:
     model = long_model({"mechanism": "top_k", "num_keys": 8})
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"'top_k'.* do not compile \(disable_compile=True"):

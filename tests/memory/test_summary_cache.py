@@ -7,6 +7,7 @@ import itertools
 import pickle
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -72,6 +73,7 @@ def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: 
     assert all(isinstance(layer, SummaryLayer) and layer.summarised == length for layer in cache.layers)
 
 
+@pytest.mark.thorough
 @every_cell(("name", "left"), grid(itertools.product(SUMMARISED, (False, True)), lambda name, left: name in DIFFERENT[left::2]))
 def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     length, longer = 85, model("gpt2", SUMMARISED[name])
@@ -85,6 +87,7 @@ def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:
     assert (steps - in_one_pass(longer, ids, mask)[:, 60:]).abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 @every_cell("name", quickly(SUMMARISED, DIFFERENT))
 def test_sequences_change_places_and_multiply(name: str) -> None:
     length, longer = 90, model("llama", SUMMARISED[name])
@@ -112,6 +115,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.thorough
 @every_cell(
     ("name", "way"),
     grid(itertools.product(GENERATED, WAYS), lambda name, way: (GENERATED.index(name) + [*WAYS].index(way)) % 2 == 0),
@@ -128,6 +132,7 @@ def test_generate_with_and_without_the_cache(name: str, way: str) -> None:
     assert torch.equal(*found)
 
 
+@pytest.mark.thorough
 def test_assisted_decoding() -> None:
     longer, ids = model("gpt2", SUMMARISED["blocks"]), tokens(1, 60)
     assistant = model("gpt2", SUMMARISED["hashes"])
@@ -135,6 +140,7 @@ def test_assisted_decoding() -> None:
     assert torch.equal(longer.generate(ids, assistant_model=assistant, **arguments), longer.generate(ids, use_cache=False, **arguments))
 
 
+@pytest.mark.thorough
 @every_cell("name", SUMMARISED)
 def test_tables_are_those_of_all_keys_at_once(name: str) -> None:
     """Made unit by unit, with another start for every sequence, they hold what one call over each whole sequence makes."""
@@ -184,6 +190,7 @@ def test_a_step_neither_copies_the_keys_nor_keeps_spare_room_in_copies() -> None
     assert not layer.tables
 
 
+@pytest.mark.thorough
 def test_a_shallow_copy_goes_its_own_way() -> None:
     longer = model("gpt2", SUMMARISED["best keys"])
     given, other = inputs(70, True), inputs(70, True)

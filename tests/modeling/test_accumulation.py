@@ -74,6 +74,7 @@ CASES = [
 ]
 
 
+@pytest.mark.thorough
 @every_cell(("model_class", "config_class", "sizes", "labels"), CASES, ids=[case[0].__name__ for case in CASES])
 def test_accumulated_batches_are_one_batch(model_class: Any, config_class: Any, sizes: dict[str, Any], labels: str, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -113,6 +114,7 @@ def heads_with_labels() -> Iterator[tuple[str, str]]:
                 yield base, head
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), list(heads_with_labels()), of=9, alike=lambda base, head: (kind_of_family(base), head.rpartition("For")[2]))
 def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str) -> None:
     """Of a step with ten times as many labels it is a tenth; Trainer, which adds the batches up, is told so."""
@@ -132,6 +134,7 @@ def test_the_loss_of_a_head_is_the_batch_s_share_of_a_step(base: str, head: str)
     assert model.accepts_loss_kwargs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("models", "base", "head", "divides"),
     [

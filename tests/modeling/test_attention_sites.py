@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -35,6 +36,7 @@ def test_they_make_what_attention_is_given(base: str) -> None:
         assert (scale * made - seen[kind]).abs().max() < 1e-5, kind
 
 
+@pytest.mark.thorough
 @every_cell("base", BASES)
 def test_their_modules_are_named(base: str) -> None:
     model = plain_model(base)

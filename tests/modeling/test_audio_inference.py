@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import hf_longattn
@@ -20,6 +21,7 @@ def model_of(base: str, folder: Path) -> Any:
     return long_model(base, smallest_head(base), folder, long_attention=WINDOW)
 
 
+@pytest.mark.thorough
 @every_cell("base", EVERY_FAMILY, of=4)
 @torch.no_grad()
 def test_every_family_is_made_fast_and_explained(base: str, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_a_mechanism_is_the_base_with_its_definition_as_a_mask(base: str, mechan
     assert (full[0] - expected[0]).abs().max() > 1e-2
 
 
+@pytest.mark.thorough
 @every_cell("base", [base for base in BASES if base not in ("data2vec-audio", *PADDING_IS_HEARD)])
 @torch.no_grad()
 def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> None:
@@ -108,6 +109,7 @@ def test_a_sound_in_a_batch_is_that_sound_alone(base: str, tmp_path: Path) -> No
         torch.testing.assert_close(states[: len(alone)], alone, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.thorough
 @every_cell("base", BASES, of=3)
 @torch.no_grad()
 def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) -> None:
@@ -132,6 +134,7 @@ def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) 
     assert places.max() - 2 > 2 - places.min()
 
 
+@pytest.mark.thorough
 @every_cell(("base", "reentrant"), alternately(BASES))
 def test_gradient_checkpointing_changes_nothing(base: str, reentrant: bool, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)
@@ -159,6 +162,7 @@ class Largest(TorchDispatchMode):
         return output
 
 
+@pytest.mark.thorough
 @every_cell(("base", "masked"), alternately(BASES), of=4)
 def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path) -> None:
     """Forward and backward; twice the sound makes no tensor more than twice as large."""
@@ -173,6 +177,7 @@ def test_nothing_of_frames_times_frames(base: str, masked: bool, tmp_path: Path)
     assert largest[1] < 2 * frames_of(base, 40) ** 2  # of four heads
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), QUICK_HEADS, of=3)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
@@ -212,6 +217,7 @@ COMPILED = {"wav2vec2": "Wav2Vec2ForCTC", "wav2vec2-bert": "Wav2Vec2BertForCTC",
 """One of each kind of positions: none in the layers, by distance and query, by distance and gate, and by distance, query and content."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("base", "head"), grid(COMPILED.items(), lambda base, head: base == "parakeet_ctc"))
 @torch.no_grad()
 def test_a_compiled_model_is_one_graph(base: str, head: str, tmp_path: Path) -> None:

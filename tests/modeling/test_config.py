@@ -28,6 +28,7 @@ CHOSEN = {"mechanism": "longformer", "window": 64, "global_tokens": [0, 1], "lay
 
 @every_cell("base", BASES)
 class TestEveryFamily:
+    @pytest.mark.thorough
     def test_round_trip(self, base: str, tmp_path: Path) -> None:
         config = long_config(base, CHOSEN, position_extension="interpolate")
         config.save_pretrained(tmp_path)
@@ -39,6 +40,7 @@ class TestEveryFamily:
             assert read.to_json_string() == config.to_json_string()
             assert read.position_extension == "interpolate"
 
+    @pytest.mark.thorough
     def test_from_a_plain_folder(self, base: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         plain_config(base, num_labels=5).save_pretrained(tmp_path)
         config = families.FAMILIES[base].config_class.from_pretrained(tmp_path, max_position_embeddings=4096, long_attention=CHOSEN)
@@ -56,6 +58,7 @@ class TestEveryFamily:
         assert copy.deepcopy(config) == config
         assert pickle.loads(pickle.dumps(config)) == config
 
+    @pytest.mark.thorough
     def test_errors(self, base: str) -> None:
         with pytest.raises(UnknownMechanismError, match="longformer"):
             long_config(base, {"mechanism": "longforme"})
@@ -71,6 +74,7 @@ class TestEveryFamily:
         config._attn_implementation = "sdpa"
         config.output_attentions = True
 
+    @pytest.mark.thorough
     def test_none_is_the_same_as_leaving_it_out(self, base: str, tmp_path: Path) -> None:
         long_class = families.FAMILIES[base].config_class
         values = plain_config(base).to_dict()

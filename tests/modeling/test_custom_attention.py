@@ -15,6 +15,7 @@ from tests.conversion.every_family import config_of
 HEADS = {"big_bird": "ForMaskedLM", "bigbird_pegasus": "ForConditionalGeneration", "nystromformer": "ForMaskedLM"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", HEADS)
 def test_a_head_runs_under_another_implementation(base: str, tmp_path: Path) -> None:
     config = FAMILIES[base].config_class.from_dict(config_of(base).to_dict() | {"long_attention": {"mechanism": "full"}})

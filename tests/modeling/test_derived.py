@@ -57,6 +57,7 @@ WRITTEN = {base: (kind, [], True) for kind, bases in ROTARY.items() for base in 
 }
 
 
+@pytest.mark.thorough
 @every_cell("base", sorted(WRITTEN))
 def test_what_is_derived_is_what_was_written_by_hand(base: str) -> None:
     kind, tables, rope = WRITTEN[base]
@@ -111,6 +112,7 @@ def test_the_stored_facts_are_those_of_a_probe(base: str) -> None:
     assert declared()["derived"][base] == derive(base)
 
 
+@pytest.mark.thorough
 @every_cell("base", SAMPLE)
 def test_a_derived_family_converts_and_decodes(base: str) -> None:
     assert check_derived.check(base) == check_derived.stored()["families"][base]
@@ -129,6 +131,7 @@ def test_every_model_type_of_texts_converts_and_decodes_or_is_refused(base: str)
         assert result == check_derived.stored()["families"].get(base, result)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", ["delta", "hedgehog", "infini", "longformer", "strided"])
 def test_values_may_be_narrower_than_keys(mechanism: str, tmp_path: Path) -> None:
     """Latent attention: a state, features with parameters, segments and scattered keys decode as they read in one pass."""

@@ -18,6 +18,7 @@ from tests.modeling.two_stacks import BASES, COVERING, GENERATING, ROWS, inputs_
 from tests.reference.small_models import tokens
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", BASES)
 def test_a_plain_checkpoint_grows_on_the_encoder_s_side(base: str, tmp_path: Path) -> None:
     plain = plain_model(base, GENERATING[base])
@@ -43,6 +44,7 @@ def test_a_plain_checkpoint_grows_on_the_encoder_s_side(base: str, tmp_path: Pat
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "long" / name).read_bytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", BASES)
 def test_a_decoder_of_its_own_length(base: str, tmp_path: Path) -> None:
     plain_model(base, GENERATING[base]).save_pretrained(tmp_path)
@@ -69,6 +71,7 @@ def test_config(base: str, tmp_path: Path) -> None:
     assert not hasattr(config, "layer_types")  # the encoder's keys are kept in a cache made from the same config
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strategy", ["tile", "interpolate", "random"])
 def test_barts_two_special_rows_are_kept_once(strategy: str, tmp_path: Path) -> None:
     plain = plain_model("bart", "BartForConditionalGeneration")

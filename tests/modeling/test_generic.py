@@ -89,6 +89,7 @@ def build(case: str) -> tuple[Any, dict[str, Tensor]]:
     return getattr(transformers, name)(config_class(**values)).eval(), inputs
 
 
+@pytest.mark.thorough
 @every_cell("case", CASES)
 def test_full_changes_nothing_and_a_window_does(case: str) -> None:
     model, inputs = build(case)

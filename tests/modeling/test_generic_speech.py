@@ -46,6 +46,7 @@ def mechanisms(model: Any) -> set[str]:
     return {mechanism.name for site in attention_sites(model) for mechanism in mechanisms_on(site.module).values()}
 
 
+@pytest.mark.thorough
 def test_frames_and_sound_are_those_of_the_source_within_the_window(source: Path, tmp_path: Path) -> None:
     report = convert_checkpoint(source, tmp_path / "long", generic=True, mechanism="window", window=PROMPT + NEW)
     assert {check.name: check.status for check in report.checks}["equal with the source's attention"] == "passed"
@@ -57,6 +58,7 @@ def test_frames_and_sound_are_those_of_the_source_within_the_window(source: Path
     assert torch.allclose(sound, expected_sound, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_backbone_is_a_tower_next_to_the_decoder_of_a_frame_and_the_codec(source: Path, tmp_path: Path) -> None:
     towers = {"backbone": {"mechanism": "window", "window": 8}}
     report = convert_checkpoint(source, tmp_path / "long", generic=True, towers=towers, max_length=256)
@@ -82,6 +84,7 @@ def test_the_backbone_is_a_tower_next_to_the_decoder_of_a_frame_and_the_codec(so
     assert torch.allclose(torch.cat(steps, 1), one_pass, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_decoder_of_all_channels_says_the_same_within_the_window(tmp_path: Path) -> None:
     shape = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8}
     shape |= {"max_position_embeddings": 64}

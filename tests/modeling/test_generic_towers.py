@@ -80,6 +80,7 @@ def output(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     return returned.logits if "logits" in returned else returned.logits_per_text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     model, inputs = build(case)
@@ -99,6 +100,7 @@ def test_each_tower_has_its_own_mechanism(case: str, tmp_path: Path) -> None:
     assert torch.equal(output(model, inputs), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES)
 def test_a_tower_that_is_not_named_keeps_its_attention(case: str) -> None:
     model, inputs = build(case)
@@ -186,6 +188,7 @@ def test_text_that_cannot_be_global_is_refused(case: str, chosen: dict[str, Any]
 CAUSAL_TEXTS = ["CLIP", "CLIPSeg", "MetaClip2", "OwlViT", "Owlv2", "XCLIP"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CAUSAL_TEXTS)
 def test_text_towers_that_are_causal_by_each_call_are_known_to_be(name: str) -> None:
     """Their attention modules say is_causal=False; a mechanism without a causal form would be counted, diagnosed and attached wrongly."""

@@ -23,6 +23,7 @@ def outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         return [value for value in grid_models.tensors(model(**inputs)) if value.is_floating_point()]
 
 
+@pytest.mark.thorough
 @every_cell("base", grid_models.BASES, of=4)
 def test_linear_layers_of_every_family(base: str, tmp_path: Path) -> None:
     head, mechanism = grid_models.base_model(base), {"mechanism": "window2d", "window": 3}

@@ -123,6 +123,7 @@ def test_positions_are_repeated_along_both_axes() -> None:
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 
 
+@pytest.mark.thorough
 @every_cell("base", [base for base in BASES if base != "dinat"], of=4)  # which transformers does not compute again
 def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
     head = base_model(base)
@@ -158,6 +159,7 @@ def test_pickled_with_checkpointing_and_tiled_positions(base: str, tmp_path: Pat
     assert torch.equal(outputs[2], outputs[0])
 
 
+@pytest.mark.thorough
 def test_twenty_threads_with_images_of_different_sizes(tmp_path: Path) -> None:
     saved("vit", "ViTModel" if "ViTModel" in FAMILIES["vit"].model_classes else "ViTForImageClassification", tmp_path)
     model = long_model("vit", "ViTForImageClassification", tmp_path, long_attention={**WINDOWS, "window": 3})
@@ -179,6 +181,7 @@ def test_twenty_threads_with_images_of_different_sizes(tmp_path: Path) -> None:
         torch.testing.assert_close(results[number], logits)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", quickly(COMPILED, ["beit"]))
 @torch.no_grad()
 def test_compiled_without_a_graph_break(base: str, tmp_path: Path) -> None:
@@ -238,6 +241,7 @@ def automatic_heads(base: str) -> set[str]:
     return {name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,))}
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), grid(HEADS, lambda base, head: HEADS.index((base, head)) % 2 == 1), of=4)
 @torch.no_grad()
 def test_saved_and_loaded_by_auto_classes(base: str, head: str, tmp_path: Path) -> None:
@@ -281,6 +285,7 @@ def test_exported(base: str, head: str, tmp_path: Path) -> None:
         torch.testing.assert_close(of_graph, of_model, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @every_cell("base", BASES, of=4)
 def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_path: Path) -> None:
     heads = FAMILIES[base].model_classes
@@ -310,6 +315,7 @@ def test_a_step_of_trainer_changes_every_weight_that_takes_part(base: str, tmp_p
     assert not [name for name in projections if torch.equal(before[name], model.get_parameter(name))]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["vit", "beit", "dinov2"])
 def test_pipelines_classify_a_image_of_any_size(base: str, tmp_path: Path) -> None:
     head = next(head for head in FAMILIES[base].model_classes if head.endswith("ForImageClassification"))
@@ -326,6 +332,7 @@ def test_pipelines_classify_a_image_of_any_size(base: str, tmp_path: Path) -> No
         assert pipeline(task, model=model, image_processor=processors[1], device="cpu")(image)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_images_of_different_sizes_in_one_batch_are_those_alone(tmp_path: Path) -> None:
     base, head = "siglip2_vision_model", "Siglip2VisionModel"

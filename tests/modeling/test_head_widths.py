@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
@@ -24,6 +25,7 @@ MECHANISMS = [
 ]
 
 
+@pytest.mark.thorough
 @every_cell(("base", "name", "options"), [(base, *mechanism) for mechanism in MECHANISMS for base in HEADS], of=len(HEADS) + 1)
 def test_forward_backward_and_generation(base: str, name: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)

@@ -133,6 +133,7 @@ def check(model: nn.Module) -> None:
         assert not [name for one in mechanism.modules() for name, value in vars(one).items() if isinstance(value, Tensor)]
 
 
+@pytest.mark.thorough
 @every_cell(("base", "name", "options"), BOTH_FORMS, of=9, alike=lambda base, name, options: name)
 def test_a_plain_checkpoint_with_any_mechanism_that_adds_tensors(base: str, name: str, options: dict[str, Any], tmp_path: Path) -> None:
     plain = saved_base(base, tmp_path)
@@ -152,6 +153,7 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.thorough
 @every_cell("enough", quickly([2, len(KINDS)], [2]))
 @every_cell("base", [base for base in TEXT_FAMILIES if base not in CONVERTED_ONLY], of=9, alike=kind_of_family)
 def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path) -> None:
@@ -175,6 +177,7 @@ def test_a_plain_checkpoint_of_any_family(base: str, enough: int, tmp_path: Path
 ALL_HEADS = [(base, head) for base, family in TEXT_FAMILIES.items() if base not in CONVERTED_ONLY for head in family.model_classes]
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), grid(ALL_HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in ALL_HEADS])
 def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) -> None:
     """The head's own parameters are loaded, and what the mechanism adds is initialised."""
@@ -209,6 +212,7 @@ def test_a_plain_checkpoint_of_every_head(base: str, head: str, tmp_path: Path) 
 MIXED = {"layers": [{"mechanism": "hedgehog"}, {"mechanism": "per_head", "heads": "taylor:feature_dim=4,adaptive_span"}]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, "auto"])
 def test_in_any_dtype(dtype: Any, tmp_path: Path) -> None:
     saved_base("gpt2", tmp_path)

@@ -93,6 +93,7 @@ EXTENSIONS = grid(
 """Every strategy on one base; on the others, the strategies in turn."""
 
 
+@pytest.mark.thorough
 @every_cell(("base", "strategy"), EXTENSIONS)
 def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path) -> None:
     plain = plain_model(base, HEAD[base])
@@ -105,6 +106,7 @@ def test_the_table_is_extended_as_asked(base: str, strategy: str, tmp_path: Path
     assert all(torch.equal(long[name], value) for name, value in short.items())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", ["RobertaForMaskedLM", "RobertaModel"])
 def test_a_tokenizer_s_padding_token_does_not_move_the_positions(head: str, tmp_path: Path) -> None:
     model, ids = long_like(plain_model("roberta", head), "roberta", {"mechanism": "window", "window": 16}), tokens(1, 50)
@@ -126,6 +128,7 @@ def test_buffers_have_the_new_length(tmp_path: Path) -> None:
     assert torch.equal(embeddings.token_type_ids, torch.zeros(1, 1000, dtype=torch.long))
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), grid(HEADS, is_quick_head), of=9, alike=kind_of_family, ids=[head for _, head in HEADS])
 def test_a_headless_checkpoint_into_every_head(base: str, head: str, tmp_path: Path) -> None:
     plain = plain_model(base)

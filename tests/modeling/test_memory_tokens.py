@@ -56,6 +56,7 @@ def by_hand(plain: Any, learned: Tensor, ids: Tensor, causal: bool) -> Tensor:
     return torch.cat([states[-1][:, :1], *(state[:, 1:] for state in states)], 1)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("base", ONE_STACK)
 def test_segments_one_after_the_other(base: str) -> None:
@@ -70,6 +71,7 @@ def test_segments_one_after_the_other(base: str) -> None:
         assert (found.pooler_output - longer.pooler(expected)).abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("left", [False, True], ids=["right", "left"])
 @every_cell("base", ONE_STACK)
@@ -86,6 +88,7 @@ def test_padding_changes_nothing(base: str, left: bool) -> None:
             assert (batch.pooler_output[row] - alone.pooler_output[0]).abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ONE_STACK)
 def test_the_first_token_of_an_encoder_and_the_last_of_a_decoder_know_the_whole_text(base: str) -> None:
     """Through the memory only: changing the first segment's tokens changes what the last one says."""
@@ -128,6 +131,7 @@ HEADED = [
 ]
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), HEADED)
 def test_every_head_works_and_trains(base: str, head: str) -> None:
     _, longer = pair(base, head)
@@ -195,6 +199,7 @@ def test_the_learned_tokens_are_saved_and_read(tmp_path: Any) -> None:
     assert 0 < fresh.bert.long_memory.tokens.std() < 1
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("base", "options"),

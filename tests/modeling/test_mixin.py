@@ -52,6 +52,7 @@ class TestEveryHead:
         added = [name for name in inspect.signature(longer.forward).parameters if name not in inspect.signature(plain.forward).parameters]
         assert added == ["global_attention_mask", "documents", "memory", "memory_reset"]
 
+    @pytest.mark.thorough
     def test_global_attention_mask_reaches_the_mechanism(self, base: str, head: str) -> None:
         model, inputs = long_model(base, head), head_inputs(head)
         is_global = torch.zeros_like(inputs["input_ids"])
@@ -86,6 +87,7 @@ class TestEveryBase:
         with pytest.raises(MaskError, match=r"global_attention_mask has shape \(2, 29\), but must be .* \(2, 30\)"):
             long_model(base)(tokens(2, 30), global_attention_mask=torch.zeros(2, 29))
 
+    @pytest.mark.thorough
     def test_global_mask_without_a_layer_that_takes_it(self, base: str) -> None:
         model = long_model(base, long_attention={"mechanism": "window", "window": 8})
         with pytest.raises(MaskError, match="no layer of this model takes global tokens"):
@@ -94,6 +96,7 @@ class TestEveryBase:
         mixed(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
         long_model(base, long_attention={"mechanism": "full"})(tokens(2, 30), global_attention_mask=torch.zeros(2, 30))
 
+    @pytest.mark.thorough
     def test_copied_and_pickled(self, base: str) -> None:
         model = long_model(base)
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -101,6 +104,7 @@ class TestEveryBase:
             with torch.no_grad():
                 assert torch.equal(twin(tokens()).last_hidden_state, model(tokens()).last_hidden_state)
 
+    @pytest.mark.thorough
     def test_saved_bytes(self, base: str, tmp_path: Path) -> None:
         model = long_model(base, LANGUAGE_MODELS[base], tie_word_embeddings=True)
         predicts = predicts_tokens(base)
@@ -137,6 +141,7 @@ def trained_mechanism() -> Iterator[str]:
     del registry._REGISTRY["gated_for_a_test"]
 
 
+@pytest.mark.thorough
 @every_cell(("base", "reentrant"), alternately(BASES), of=9, alike=kind_of_family)
 def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
     if not base_class(base).supports_gradient_checkpointing:
@@ -159,6 +164,7 @@ def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.thorough
 @every_cell("base", BASES, of=9, alike=kind_of_family)
 def test_parameters_of_a_mechanism(base: str, trained_mechanism: str, tmp_path: Path) -> None:
     plain = plain_model(base)

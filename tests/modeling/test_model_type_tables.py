@@ -139,6 +139,7 @@ def test_every_table_that_knows_a_base_knows_its_long_type(module: str) -> None:
         assert missing <= BUT.get((module, name), set()), name
 
 
+@pytest.mark.thorough
 def test_sentence_transformers_loads_the_encoder_of_a_long_encoder_decoder(tmp_path: Path) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     tokenizer = tokenizer_of("t5", 512)
@@ -167,6 +168,7 @@ def is_its_turn(base: str, named: str) -> bool:
     return [*TOKENIZED].index(base) % len(NAMED) == NAMED.index(named)
 
 
+@pytest.mark.thorough
 @every_cell(("base", "named"), grid(itertools.product(TOKENIZED, NAMED), is_its_turn), of=4)
 def test_a_tokenizer_loads_as_its_base_s_whatever_class_the_files_name(base: str, named: str, tmp_path: Path) -> None:
     try:

@@ -32,6 +32,7 @@ def test_the_families_say_so() -> None:
     assert all(FAMILIES[base].no_positions and not FAMILIES[base].position_tables for base in WITHOUT_POSITIONS)
 
 
+@pytest.mark.thorough
 @every_cell("base", WITHOUT_POSITIONS, of=2)
 def test_longer_texts_are_read_as_by_the_stock_model(base: str, tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short")
@@ -54,6 +55,7 @@ def test_positions_are_refused(tmp_path: Path) -> None:
         hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", mechanism="window", positions="rope:yarn", max_length=LONG)
 
 
+@pytest.mark.thorough
 @every_cell(("base", "chosen"), [("granitemoehybrid", {"position_embedding_type": "rope"}), ("zamba2", {"use_mem_rope": True})])
 def test_a_config_may_choose_rotary_positions(base: str, chosen: dict[str, Any], tmp_path: Path) -> None:
     stock = short(base, tmp_path / "short", **chosen, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})

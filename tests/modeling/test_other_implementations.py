@@ -59,6 +59,7 @@ def hidden(model: Any) -> torch.Tensor:
 
 @every_cell("base", TEXT_FAMILIES, of=9, alike=kind_of_family)
 class TestEveryFamily:
+    @pytest.mark.thorough
     def test_transformers_defaults_run_the_mechanism(self, base: str, tmp_path: Path) -> None:
         model = built(base)
         expected = hidden(model)
@@ -72,6 +73,7 @@ class TestEveryFamily:
             model.config._attn_implementation = implementation
             assert torch.equal(hidden(model), expected)
 
+    @pytest.mark.thorough
     def test_anything_else_is_refused_and_nothing_changes(self, base: str, tmp_path: Path) -> None:
         model = built(base)
         expected = hidden(model)
@@ -115,6 +117,7 @@ class TestEveryFamily:
         model.set_attn_implementation("sdpa")
         assert torch.equal(hidden(model), expected), "a base that cannot run was not chosen"
 
+    @pytest.mark.thorough
     def test_mechanisms_that_are_the_bases_attention_take_any(self, base: str) -> None:
         model = built(base, long_attention={"mechanism": "full"}, **({"sliding_window": None} if "mistral" in base else {}))
         expected = hidden(model)
@@ -176,6 +179,7 @@ def test_a_plain_class_with_a_long_config_is_refused() -> None:
         hidden(model)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
 def test_cached_generation_is_that_of_the_mechanism(base: str) -> None:
     torch.manual_seed(0)

@@ -76,6 +76,7 @@ def test_answers_are_those_of_the_base_and_of_the_reader(make: Any, tmp_path: Pa
     assert starts[1] < read.end <= starts[1] + 2
 
 
+@pytest.mark.thorough
 def test_chunks_of_a_long_whisper_are_merged_as_those_of_the_base(tmp_path: Path) -> None:
     """Of other encoder-decoders, transformers puts the texts of overlapping chunks one after the other."""
     save_whisper(tmp_path / "short")

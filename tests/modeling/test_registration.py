@@ -123,6 +123,7 @@ EXPERTS = ("mixtral", "qwen3_moe")
 """Bases for which peft fails without target modules: it looks for their experts, which are no modules in transformers 5."""
 
 
+@pytest.mark.thorough
 @every_cell("recipe", ["LoraConfig", "IA3Config"])
 @every_cell("base", [base for base in BASES if base not in EXPERTS], of=4, alike=kind_of_family)
 def test_a_recipe_without_target_modules_adapts_what_it_adapts_in_the_base(base: str, recipe: str) -> None:

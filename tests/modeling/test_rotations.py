@@ -32,6 +32,7 @@ def met(base: str, relative: str) -> list[tuple[Mechanism, torch.Tensor, torch.T
     return found
 
 
+@pytest.mark.thorough
 @every_cell("base", [base for base in ROTARY if base not in SOME_LAYERS])
 def test_a_further_rotation_gives_the_vectors_of_later_tokens(base: str) -> None:
     for mechanism, *vectors in met(base, "dual_chunk:chunk=64,trained=128"):
@@ -42,6 +43,7 @@ def test_a_further_rotation_gives_the_vectors_of_later_tokens(base: str) -> None
             assert (x[:, :, FURTHER:] - x[:, :, :-FURTHER]).abs().max() > 0.01
 
 
+@pytest.mark.thorough
 @every_cell("base", ROTARY)
 def test_layers_that_drop_positions_do_not_rotate(base: str) -> None:
     for _, *vectors in met(base, "dropped"):

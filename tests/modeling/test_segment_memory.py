@@ -36,6 +36,7 @@ def segment_by_segment(longer: Any, ids: Tensor, size: int, positions: str | Non
     return torch.cat(logits, 1), memory
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("base", "changes"),
@@ -49,6 +50,7 @@ def test_segments_with_a_covering_memory_are_one_long_causal_text(base: str, cha
     assert (found - plain(ids, use_cache=False).logits).abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("base", "size"), grid(itertools.product(DECODERS, (32, 50, 1)), lambda base, size: (base == DECODERS[0]) == (size == 32))
@@ -63,6 +65,7 @@ def test_segments_are_the_one_call_over_all_of_them(base: str, size: int) -> Non
     assert memory.mask.shape[1] < 32 + 48 + 64 + 64 + 2 * size
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_rotary_positions_continue_and_a_table_begins_anew() -> None:
     ids = tokens(1, 200)
@@ -80,6 +83,7 @@ def test_rotary_positions_continue_and_a_table_begins_anew() -> None:
         segment_by_segment(longer, tokens(1, 700), 100, "continue")
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("name", list_mechanisms(causal=True, grid=False), of=9, alike=engine_of_form)
 def test_a_row_begins_anew(name: str) -> None:

@@ -107,6 +107,7 @@ def test_where_all_layers_have_one_a_choice_takes_its_place(base: str) -> None:
     assert long_config(base, None, sliding_window=None).long_attention.to_dict() == {"mechanism": "longformer"}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["mistral", "gemma3_text"])
 def test_conversion_is_exact_at_the_old_length_where_the_windows_stay(base: str, tmp_path: Path) -> None:
     plain = plain_model(base, LANGUAGE_MODELS[base], **CASES[base])
@@ -162,6 +163,7 @@ class TestCappedScores:
         with pytest.raises(MaskError, match="A cap on the scores was given, but mechanism 'hedgehog' has no"):
             enabled(tokens(1, 10))
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("global_tokens", [[], [0, 1]])
     def test_step_by_step_with_scattered_keys(self, global_tokens: list[int]) -> None:
         chosen = {"mechanism": "longformer", "window": 8, "global_tokens": global_tokens}

@@ -49,6 +49,7 @@ def encoders(base: str, norm: str, folder: Path) -> tuple[Any, Any]:
     return plain.feature_extractor, long_model(base, base_model(base), folder).feature_extractor
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell(("base", "norm"), ENCODERS, of=3)
 def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: None, tmp_path: Path) -> None:
@@ -64,6 +65,7 @@ def test_features_are_those_of_one_pass(base: str, norm: str, short_stretches: N
             torch.testing.assert_close(encoder(sound), plain(sound), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-2)])
@@ -88,6 +90,7 @@ def test_under_autocast(norm: str, short_stretches: None, tmp_path: Path) -> Non
     torch.testing.assert_close(features, expected, rtol=5e-2, atol=5e-2)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("base", OF_SAMPLES, of=3)
 def test_a_long_sound_takes_no_more_than_stretches_and_frames(base: str, tmp_path: Path) -> None:
@@ -124,6 +127,7 @@ def test_gradients_are_those_of_the_base(norm: str, short_stretches: None, tmp_p
                 torch.testing.assert_close(grads[1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("base", BASES, of=3)
 def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: None, tmp_path: Path) -> None:
@@ -137,6 +141,7 @@ def test_feed_forward_layers_are_those_of_one_pass(base: str, short_stretches: N
         torch.testing.assert_close(module(states), expected[name](states), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @every_cell("base", BASES)
 def test_a_model_that_was_not_converted_takes_pieces(base: str, short_stretches: None, tmp_path: Path) -> None:
@@ -154,6 +159,7 @@ def test_a_model_that_was_not_converted_takes_pieces(base: str, short_stretches:
     assert type(type(plain).from_pretrained(tmp_path / "again")) is type(plain)
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 @pytest.mark.parametrize("norm", quickly(NORMS, NORMS[:1]))
 def test_one_exported_graph_reads_short_and_long_sounds(norm: str, short_stretches: None, tmp_path: Path) -> None:

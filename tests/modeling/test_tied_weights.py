@@ -44,6 +44,7 @@ def model() -> Any:
     return LongBertForMaskedLM(LongBertConfig(**SIZES, long_attention=SHARED)).eval()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tied_words", [True, False])
 def test_saved_once_and_one_again_after_loading(tied_words: bool, tmp_path: Path) -> None:
     config = LongBertConfig(**SIZES, tie_word_embeddings=tied_words, long_attention=SHARED)

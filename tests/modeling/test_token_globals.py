@@ -39,6 +39,7 @@ def question_and_document(separators: int, side: str) -> tuple[dict[str, torch.T
     return {"input_ids": ids.masked_fill(mask == 0, PADDING), "attention_mask": mask}, before
 
 
+@pytest.mark.thorough
 @every_cell("side", ["right", "left"])
 @every_cell("separators", [1, 2])
 @every_cell("mechanism", TAKING)
@@ -58,6 +59,7 @@ def test_a_plain_call_is_the_call_with_the_mask(mechanism: str, separators: int,
     assert torch.equal(chosen[0].start_logits, chosen[1].start_logits)  # a mask that is given has the last word
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), ANSWERING, of=3, ids=[head for _, head in ANSWERING])
 def test_every_head_reads_it_from_its_config(base: str, head: str, tmp_path: Any) -> None:
     model = long_model(base, head, LONGFORMER)
@@ -148,6 +150,7 @@ def test_every_base_with_a_question_head_is_tried() -> None:
     assert {base for base, _ in ANSWERING} <= set(IMPLEMENTATIONS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("generic", [False, True])
 def test_a_global_mask_reaches_a_layer_or_is_refused(generic: bool) -> None:
     """In a Long class, and in a model without one, whose attention modules do not know one another."""

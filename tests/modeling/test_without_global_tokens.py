@@ -27,6 +27,7 @@ def test_there_are_such_families() -> None:
     assert {"gptj", "gpt_neo", "deberta-v2", "mpnet"} <= set(BASES)
 
 
+@pytest.mark.thorough
 @every_cell("name", WITHOUT)
 @every_cell("base", BASES)
 def test_composites_without_global_tokens_run(base: str, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from hf_longattn.errors import MaskError
@@ -95,6 +96,7 @@ def uncached(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if getattr(model.config, "is_decoder", False) or getattr(model.config, "use_cache", False) else {}
 
 
+@pytest.mark.thorough
 @every_cell("base", TEXT_FAMILIES, of=4, alike=kind_of_family)
 def test_every_field_of_a_base_is_known(base: str) -> None:
     """Modes give back the fields that :data:`FIELDS` knows, and refuse others."""

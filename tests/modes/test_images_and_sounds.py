@@ -109,6 +109,7 @@ def check(base: str, *names: str) -> None:
             assert off <= max(tolerance, 1e-4), f"{name} of row {row} is off by {off:.1e}"
 
 
+@pytest.mark.thorough
 @every_cell("base", BASES)
 def test_each_way_alone(base: str) -> None:
     """The quick tests run the ways in turn."""
@@ -116,6 +117,7 @@ def test_each_way_alone(base: str) -> None:
         check(base, name)
 
 
+@pytest.mark.thorough
 @every_cell(("base", "first", "second"), ROTATED, by="base", of=5)
 def test_two_ways_together(base: str, first: str, second: str) -> None:
     check(base, first, second)
@@ -159,11 +161,13 @@ class TestModesThatArePartsOfTexts:
         ):
             pass
 
+    @pytest.mark.thorough
     def test_packing(self, base: str) -> None:
         reason = f"reads {FAMILIES[base].rule.input}, which have no padding; " if base in IMAGES else ""
         with pytest.raises(OptionError, match=f"{reason}leave it out"):
             built(base).optimize_for_inference("fp32", pack=True)
 
+    @pytest.mark.thorough
     def test_memory(self, base: str) -> None:
         with pytest.raises(MemoryMismatchError, match="a memory holds past tokens only"):
             built(base).new_memory()
@@ -176,6 +180,7 @@ class TestImages:
         with pytest.raises(OptionError, match=r"'recurrent_memory' reads one segment of a text after the other.* no such order; choose"):
             small_model(base, attention)
 
+    @pytest.mark.thorough
     def test_arguments_of_texts(self, base: str) -> None:
         model, inputs = built(base), grid_models.inputs_of(base)
         for name in REFUSED_ARGUMENTS:
@@ -184,6 +189,7 @@ class TestImages:
         model(**inputs, **dict.fromkeys(REFUSED_ARGUMENTS))
 
 
+@pytest.mark.thorough
 @every_cell("base", SOUNDS)
 def test_explain_names_the_path_of_every_layer(base: str) -> None:
     model = built(base)

@@ -100,6 +100,7 @@ def test_every_mechanism_applies_them_as_its_definition_does(name: str, causal: 
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.thorough
 @every_cell("kind", KINDS)
 @every_cell("causal", [False, True])
 def test_fewer_queries_than_keys_and_padding_change_nothing(kind: str, causal: bool) -> None:
@@ -165,6 +166,7 @@ def test_copy_and_pickle(kind: str) -> None:
         assert torch.equal(attend(*call.inputs[:3], mechanism=other, causal=True, padding_mask=call.inputs[3]), expected)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "graph"), grid(itertools.product(KINDS, GRAPHS), lambda kind, graph: KINDS.index(kind) == 1 + 2 * GRAPHS.index(graph))
 )

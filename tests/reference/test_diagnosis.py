@@ -99,6 +99,7 @@ def test_plain_models(base: str) -> None:
     assert not any("long_attention" in name for name, _ in model.named_modules())
 
 
+@pytest.mark.thorough
 @every_cell(("base", "changes"), SLIDING, ids=[base for base, _ in SLIDING])
 def test_the_sliding_windows_of_plain_models(base: str, changes: dict[str, Any]) -> None:
     model, ids = plain_model(base, **changes).double(), tokens(1, LENGTH)[0]
@@ -129,6 +130,7 @@ def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: 
         torch.testing.assert_close(layer.numbers["effective_tokens"], spread, atol=ROUNDING, rtol=ROUNDING)
 
 
+@pytest.mark.thorough
 @every_cell("relative", ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])
 @every_cell("base", ["bert", "llama"])
 def test_relative_positions_are_in_the_scores(base: str, relative: str) -> None:

@@ -59,6 +59,7 @@ def test_step_by_step_equals_the_full_forward_pass(base: str, mechanism: str, le
     assert (steps - in_one_pass(longer, ids, mask))[mask.bool()].abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 @every_cell("left", [False, True], ids=["no-padding", "left-padded"])
 @every_cell("pad", [1, 0, 4])
 def test_a_generating_roberta_counts_from_its_padding_token(pad: int, left: bool) -> None:
@@ -74,6 +75,7 @@ def test_a_generating_roberta_counts_from_its_padding_token(pad: int, left: bool
     assert torch.equal(full[:, 39:-1].argmax(-1), written[:, 40:])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", DECODERS)
 def test_the_cache_stays_as_large_as_the_window(base: str) -> None:
     longer, ids = model(base, "windows by layer"), tokens(2, 80)
@@ -87,6 +89,7 @@ def test_the_cache_stays_as_large_as_the_window(base: str) -> None:
     assert cache.get_seq_length() == 80
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", DECODERS)
 def test_the_model_makes_that_cache_itself(base: str) -> None:
     longer = model(base, "window and full")
@@ -100,6 +103,7 @@ def test_the_model_makes_that_cache_itself(base: str) -> None:
 WAYS: dict[str, dict[str, Any]] = {"greedy": {}, "beam": {"num_beams": 3}, "sampling": {"do_sample": True, "top_k": 20}}
 
 
+@pytest.mark.thorough
 @every_cell(("base", "mechanism", "way"), pairwise(DECODERS, ["window", "windows by layer", "longformer"], [*WAYS]))
 def test_generate_with_and_without_a_cache(base: str, mechanism: str, way: str) -> None:
     longer, ids, mask = model(base, mechanism), tokens(3, 40), padding(3, 40, left=True)
@@ -111,6 +115,7 @@ def test_generate_with_and_without_a_cache(base: str, mechanism: str, way: str) 
     assert torch.equal(*texts)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", DECODERS)
 def test_a_left_padded_batch_generates_what_its_rows_generate_alone(base: str) -> None:
     longer, ids, mask = model(base, "window"), tokens(3, 40), padding(3, 40, left=True)
@@ -120,6 +125,7 @@ def test_a_left_padded_batch_generates_what_its_rows_generate_alone(base: str) -
         assert torch.equal(longer.generate(alone, attention_mask=torch.ones_like(alone), **GREEDY)[0, alone.shape[1] :], batch[row])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", DECODERS)
 def test_global_tokens_are_seen_in_decoding(base: str) -> None:
     longer, ids, mask = model(base, "longformer"), tokens(2, 60), padding(2, 60, left=True)
@@ -158,6 +164,7 @@ def test_global_tokens_are_seen_in_decoding(base: str) -> None:
     assert torch.equal(texts[2], texts[3])
 
 
+@pytest.mark.thorough
 @every_cell(
     ("mechanism", "base"),
     itertools.product(["full", "window", "windows by layer", "window and full", "longformer"], DECODERS),
@@ -178,6 +185,7 @@ def test_static_cache(base: str, mechanism: str) -> None:
     assert (torch.cat([out, again], 1) - whole).abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", DECODERS)
 def test_assisted_generation_rolls_the_windowed_cache_back(base: str) -> None:
     longer, ids = model(base, "windows by layer"), tokens(1, 40)
@@ -187,6 +195,7 @@ def test_assisted_generation_rolls_the_windowed_cache_back(base: str) -> None:
     assert torch.equal(longer.generate(ids, assistant_model=helper, **GREEDY), longer.generate(ids, **GREEDY))
 
 
+@pytest.mark.thorough
 def test_bert_and_roberta_as_decoders() -> None:
     for base, head in (("bert", "BertLMHeadModel"), ("roberta", "RobertaForCausalLM")):
         _, longer = pair(base, head, MECHANISMS["window"], is_decoder=True)

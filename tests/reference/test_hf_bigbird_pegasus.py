@@ -40,6 +40,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return model.eval(), transformers.AutoModelForSeq2SeqLM.from_pretrained(folder / "long").eval()
 
 
+@pytest.mark.thorough
 def test_states_logits_and_gradients(both: tuple[Any, Any]) -> None:
     inputs = real_texts(LENGTH - 51, DECODED, 0)
     real = inputs["attention_mask"].bool()
@@ -55,6 +56,7 @@ def test_states_logits_and_gradients(both: tuple[Any, Any]) -> None:
         assert (theirs[name] - parameter.grad).abs().max() < 1e-4, name
 
 
+@pytest.mark.thorough
 @every_cell("beams", [1, 3])
 def test_generated_text(both: tuple[Any, Any], beams: int) -> None:
     inputs = {name: value for name, value in real_texts(LENGTH - 51, DECODED, 0).items() if name != "labels"}
@@ -70,6 +72,7 @@ def test_short_texts_are_attended_to_fully(both: tuple[Any, Any]) -> None:
         assert (theirs(**inputs).logits - both[1](**inputs).logits).abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 @every_cell("implementation", ["sdpa", "eager"])
 def test_base_attention_is_full_attention(both: tuple[Any, Any], implementation: str) -> None:
     inputs = real_texts(200, DECODED, 0)

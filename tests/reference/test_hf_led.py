@@ -48,6 +48,7 @@ def inputs_of(model: Any, *, marked: bool) -> dict[str, Tensor]:
     return inputs
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("marked", [False, True], ids=["no global tokens", "global tokens"])
 def test_states_logits_and_gradients(both: tuple[Any, Any], marked: bool) -> None:
     led, ours = both
@@ -81,6 +82,7 @@ def test_states_logits_and_gradients(both: tuple[Any, Any], marked: bool) -> Non
     assert compared > 70
 
 
+@pytest.mark.thorough
 @every_cell("beams", [1, 3])
 @every_cell("marked", [False, True], ids=["no global tokens", "global tokens"])
 def test_generated_text(both: tuple[Any, Any], beams: int, marked: bool) -> None:

@@ -151,6 +151,7 @@ def their_name(name: str) -> str:
     return name.replace("roberta.", "longformer.", 1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("head", quickly(HEADS, ("ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering")))
 def test_whole_model(head: str, pretrained: Path, texts: Tensor, tmp_path: Path) -> None:
     """Saved by transformers, converted, loaded by an Auto class: the same call gives the same outputs and the same step."""

@@ -86,6 +86,7 @@ def labels(head: str, ids: Tensor) -> dict[str, Tensor]:
     }[head]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("head", "landmarks"), grid(itertools.product(HEADS, (32, LENGTH)), lambda *cell: cell in QUICK))
 def test_whole_model(head: str, landmarks: int, tmp_path: Path) -> None:
     """Saved by transformers, converted, loaded by an Auto class: the same call gives the same outputs and the same step."""

@@ -64,6 +64,7 @@ def test_greedy_text_equals_across_the_old_length(source: Path, kind: str) -> No
     assert torch.equal(longer.generate(ids, **arguments), plain.generate(ids, **arguments))
 
 
+@pytest.mark.thorough
 @every_cell("kind", ["linear", "yarn", "longrope"])
 def test_scaling_differs_from_none_beyond_the_old_length(source: Path, kind: str) -> None:
     longer, _ = both(source, kind)

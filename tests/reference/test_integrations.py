@@ -62,6 +62,7 @@ def saved(tmp_path: Path) -> Any:
 TEXT = "The mechanism decides which keys a query can see. " * 60
 
 
+@pytest.mark.thorough
 def test_pipelines(saved: Any) -> None:
     folder = str(saved("BertForMaskedLM"))
     found = pipeline("fill-mask", model=folder)(TEXT + " Paris is the [MASK] of France.", top_k=3)
@@ -148,6 +149,7 @@ def plain_bert(head: str) -> Any:
     return plain_model("bert", head, vocab_size=1000, num_hidden_layers=2)
 
 
+@pytest.mark.thorough
 def test_pipelines_run_on_converted_models(tmp_path: Path) -> None:
     folder = converted(tmp_path / "mlm", plain_bert("BertForMaskedLM"), tokenizer_of("bert", 512))
     filled = pipeline("fill-mask", model=str(folder))(TEXT * 2 + " Paris is the [MASK] of France.", top_k=2)
@@ -173,6 +175,7 @@ def test_question_answering_on_a_converted_model(tmp_path: Path) -> None:
     assert answer in TEXT * 3
 
 
+@pytest.mark.thorough
 def test_a_converted_sentence_encoder_encodes_4096_tokens(tmp_path: Path) -> None:
     st = pytest.importorskip("sentence_transformers")
     words = [

@@ -39,6 +39,7 @@ def test_gradients(models: tuple) -> None:
         assert (a - b).abs().max() < 1e-4
 
 
+@pytest.mark.thorough
 def test_generated_text(models: tuple) -> None:
     ids, mask = tokens(3, 40), padding(3, 40, left=True)
     texts = [model.generate(ids, attention_mask=mask, max_new_tokens=40, do_sample=False, eos_token_id=None) for model in models]

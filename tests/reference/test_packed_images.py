@@ -79,6 +79,7 @@ def double(case: str) -> tuple[Any, dict[str, Tensor]]:
     return model.double(), {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
+@pytest.mark.thorough
 @every_cell("name", MECHANISMS)
 @every_cell("case", CASES)
 def test_every_image_is_on_its_own_grid(case: str, name: str) -> None:

@@ -23,6 +23,7 @@ def same(out: Tensor, expected: Tensor, leaves: tuple[Tensor, ...]) -> None:
         torch.testing.assert_close(a, b, atol=5e-5, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell(("length", "num_keys"), [(400, 1), (400, 30), (400, 399), (400, 400), (31, 1000)])
 def test_top_k(length: int, num_keys: int, causal: bool) -> None:
@@ -35,6 +36,7 @@ def test_top_k(length: int, num_keys: int, causal: bool) -> None:
     same(attend(q, k, v, "top_k", num_keys=num_keys, causal=causal), expected, (q, k, v))
 
 
+@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell(("length", "block_size", "num_blocks"), [(512, 32, 1), (512, 32, 4), (512, 64, 3), (512, 16, 32), (100, 128, 1)])
 def test_block_top_k(length: int, block_size: int, num_blocks: int, causal: bool) -> None:

@@ -39,6 +39,7 @@ def states(model: Any) -> Tensor:
     return seen[0][inputs()["pixel_attention_mask"].bool()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_image_of_a_batch_is_on_its_own_grid(name: str, tmp_path: Path) -> None:
     attention, sees = MECHANISMS[name]

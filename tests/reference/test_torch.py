@@ -91,6 +91,7 @@ def test_ddp_in_two_processes_without_find_unused_parameters() -> None:
     assert first == second
 
 
+@pytest.mark.thorough
 def test_threads() -> None:
     plain = plain_model("bert")
     models = [long_like(plain, "bert", chosen) for chosen in (LONGFORMER, {"mechanism": "window", "window": 8}, {"mechanism": "full"})]

@@ -38,6 +38,7 @@ def given(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return ["--model", checkpoint("mlm", tmp_path / "short", tokenizer), "--text", *texts, *FAST.split()]
 
 
+@pytest.mark.thorough
 def test_one_command_from_a_short_checkpoint(tmp_path: Path, given: list[str]) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("mechanism: hedgehog\noption: [feature_dim=12]\nfinetune_steps: 3\ngradient_accumulation_steps: 1\n")

@@ -21,6 +21,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return train_tokenizer(SOURCES, vocab_size=300)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("objective", "other"), [("mlm", "clm"), ("clm", "mlm")])
 def test_each_objective_refuses_a_model_of_the_other(
     objective: str, other: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capfd: pytest.CaptureFixture[str]
@@ -35,6 +36,7 @@ def test_each_objective_refuses_a_model_of_the_other(
     assert f"take the task {other}" in capfd.readouterr().err
 
 
+@pytest.mark.thorough
 def test_the_script_is_the_command(repository: Path) -> None:
     line = [sys.executable, str(repository / "scripts" / "train.py"), "--help"]
     shown = subprocess.run(line, capture_output=True, text=True, check=True).stdout

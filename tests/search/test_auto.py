@@ -25,6 +25,7 @@ def _priced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
 
+@pytest.mark.thorough
 def test_plan_and_report_say_what_was_chosen_and_why(encoder: Path, text: Path, tmp_path: Path) -> None:
     plan = hf_longattn.plan_conversion(encoder, choose=choose_mechanisms, mechanism="auto", budget="0.03", max_length=128, search_text=text)
     assert plan.choice is not None
@@ -43,6 +44,7 @@ def test_plan_and_report_say_what_was_chosen_and_why(encoder: Path, text: Path, 
     assert stored["plan"]["choice"]["reason"] == plan.choice["reason"]
 
 
+@pytest.mark.thorough
 def test_the_command_prints_the_reason(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for typed in (["plan", str(encoder)], ["convert", str(encoder), str(tmp_path / "long")]):
         with pytest.raises(SystemExit) as ended:
@@ -80,6 +82,7 @@ def test_who_chooses_is_passed_on(encoder: Path, tmp_path: Path) -> None:
     assert plan.to_dict()["choice"] == {"reason": "mine"}
 
 
+@pytest.mark.thorough
 def test_a_native_twin_is_of_the_design_that_was_chosen_once(decoder: Path, tmp_path: Path) -> None:
     calls: list[str] = []
 

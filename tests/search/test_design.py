@@ -28,6 +28,7 @@ def test_the_candidate_of_most_layers_is_the_default() -> None:
     assert str(Design.uniform(FULL, 3)) == "full in every layer"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "layers", [(NARROW, WIDE, FULL), (NESTED, NESTED, GLOBALS), (GLOBALS, NESTED, NESTED), (FULL, FULL, FULL)], ids=str
 )

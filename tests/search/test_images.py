@@ -63,6 +63,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_auto_is_the_search_and_says_why(vit: Path, image_folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"mechanism": "auto", "image_size": 64, "budget": "0.3", "search_images": image_folder}
     report = hf_longattn.convert_checkpoint(vit, tmp_path / "long", choose=choose_mechanisms, **settings)
@@ -93,6 +94,7 @@ def test_the_mass_is_that_of_a_diagnosis(vit: Path, image_folder: Path, tmp_path
     assert result.notes == ("There are 1 of 4 images; more give a surer choice.",)
 
 
+@pytest.mark.thorough
 def test_the_commands(vit: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     output, candidates = tmp_path / "search", [word for text in CANDIDATES for word in ("--candidate", text)]
@@ -126,6 +128,7 @@ def test_whole_designs_are_tried_by_their_divergence(vit: Path, image_folder: Pa
     assert all(row.scores["full"] == pytest.approx(0, abs=1e-6) for row in by_layer.rows)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", quickly(["dinov2_with_registers", "dinov3_vit", "beit", "clip_vision_model"], ["dinov3_vit", "beit"]))
 def test_families(base: str, image_folder: Path, tmp_path: Path) -> None:
     grid_models.saved(base, grid_models.base_model(base), tmp_path / base)

@@ -35,6 +35,7 @@ def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LayerCosts, "measure", measure)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("budget", ["0.14", "6s", "0.5", "24s"])
 def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budget: str) -> None:
@@ -50,6 +51,7 @@ def test_no_design_within_the_budget_keeps_more(encoder: Path, text: Path, budge
     assert [costed.seconds for costed in result.front] == sorted(costed.seconds for costed in result.front)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Path) -> None:
     result = search_design(encoder, text, budget="0.5", candidates=CANDIDATES, pieces=1, queries=62)
@@ -62,6 +64,7 @@ def test_scores_are_the_captured_mass_of_the_checkpoint(encoder: Path, text: Pat
         assert list(row.scores.values()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_designs_replace_the_windows_of_the_base(windowed: Path, text: Path, tmp_path: Path) -> None:
     """Layers with a window keep it in a conversion unless they are named: what is measured, reported and converted is the design."""
@@ -96,6 +99,7 @@ def kept_layers(result: Any) -> list[int]:
     return [layer for layer, name in enumerate(result.chosen.design.names) if name != "window:window=8"]
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_the_result_converts(encoder: Path, text: Path, tmp_path: Path) -> None:
     output = tmp_path / "study"
@@ -124,6 +128,7 @@ def test_a_divergence_judges_mechanisms_that_keep_no_share_of_the_softmax(encode
         search_design(encoder, text, budget="0.3", candidates=["linear"], pieces=1)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_what_positions_do_not_hold_for_is_offered_only_where_it_was_measured(encoder: Path, text: Path, tmp_path: Path) -> None:
     """With tiled positions full attention sees every position twice, to which scores at the trained length are blind."""
@@ -140,6 +145,7 @@ def test_what_positions_do_not_hold_for_is_offered_only_where_it_was_measured(en
     assert any("full" in costed.design.names for costed in tried.tried)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_the_held_out_loss_stands_beside_a_design(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
     for source in (encoder, decoder):
@@ -190,6 +196,7 @@ def test_memory_is_a_budget_too(encoder: Path, decoder: Path, text: Path) -> Non
         search_design(decoder, text, budget="1MB", length=128, candidates=CANDIDATES, pieces=1)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("priced")
 def test_a_budget_that_nothing_meets_names_the_cheapest(encoder: Path, text: Path) -> None:
     with pytest.raises(

@@ -54,6 +54,7 @@ def talks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", quickly(EVERY_FAMILY, [*EVERY_FAMILY][::4]))
 def test_every_family(base: str, talks: Path, tmp_path: Path) -> None:
     """What full attention keeps is all, a window keeps less, unless the base itself sees no more."""
@@ -76,6 +77,7 @@ def test_a_spectrogram_is_a_grid(talks: Path, tmp_path: Path) -> None:
     assert result.compared_sizes()["spectrogram_size"] == [config.num_mel_bins, 64]
 
 
+@pytest.mark.thorough
 def test_auto_is_the_search_and_says_why(wav2vec2: Path, talks: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "mechanism": "auto",
@@ -91,6 +93,7 @@ def test_auto_is_the_search_and_says_why(wav2vec2: Path, talks: Path, tmp_path: 
     assert model.config.long_audio_seconds == 16
 
 
+@pytest.mark.thorough
 def test_the_commands(wav2vec2: Path, talks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     output, candidates = tmp_path / "search", [word for text in CANDIDATES for word in ("--candidate", text)]
@@ -155,6 +158,7 @@ def test_refusals(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_a_model_without_a_feature_extractor(talks: Path, tmp_path: Path) -> None:
     saved("wav2vec2", CTC, tmp_path)
     with pytest.raises(CheckpointError, match=r"has no preprocessor_config\.json, which says how it reads sound"):

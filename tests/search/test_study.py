@@ -33,6 +33,7 @@ def states(folder: Path) -> list[str]:
     return [trial.state.name for study in storage.get_all_studies() for trial in storage.get_all_trials(study._study_id)]
 
 
+@pytest.mark.thorough
 def test_trials_start_with_the_designs_of_stage_1_and_choose_by_loss(encoder: Path, text: Path, tmp_path: Path) -> None:
     result = search_design(encoder, text, tmp_path / "study", trials=5, **SETTINGS)
     alone = search_design(encoder, text, tmp_path / "alone", **SETTINGS)
@@ -48,6 +49,7 @@ def test_trials_start_with_the_designs_of_stage_1_and_choose_by_loss(encoder: Pa
     assert all(losses.get(costed.design.names, costed.loss) == pytest.approx(costed.loss) for costed in again.tried)
 
 
+@pytest.mark.thorough
 def test_the_divergence_of_whole_designs(encoder: Path, decoder: Path, text: Path, tmp_path: Path) -> None:
     for source in (encoder, decoder):
         length = 64 if source is encoder else 128  # beyond which full attention on tiled positions is left out
@@ -107,6 +109,7 @@ def test_a_killed_search_resumes(encoder: Path, text: Path, tmp_path: Path, proc
     assert {path.name for path in study.iterdir()} >= {"design.yaml", "report.json", "report.md"}
 
 
+@pytest.mark.thorough
 def test_optuna_that_is_missing(encoder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtraError, match=r"the package 'optuna', which is not installed; type pip install 'hf-longattn\[search\]'"):
@@ -134,6 +137,7 @@ def test_a_checkpoint_without_a_head_has_no_loss(encoder: Path, text: Path, tmp_
         search_design(tmp_path / "headless", text, tmp_path / "other", score="kl", **SETTINGS)
 
 
+@pytest.mark.thorough
 def test_a_path_of_any_name_is_a_study(encoder: Path, text: Path, tmp_path: Path) -> None:
     folder = tmp_path / "with space #1? ü%41"
     search_design(encoder, text, folder, trials=2, **SETTINGS)

@@ -89,6 +89,7 @@ def test_every_mechanism_that_streams_gives_what_one_pass_gives(name: str, causa
     torch.testing.assert_close(out, attend(*qkv, mechanism, causal=causal), atol=1e-12, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("options", BANDS, ids=str)
 @every_cell("block", [1, 7, 32, 500])
 def test_the_bits_do_not_depend_on_the_pieces(options: dict[str, Any], block: int) -> None:

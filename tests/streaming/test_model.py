@@ -101,6 +101,7 @@ def test_positions_of_every_kind_stream(base: str, position: str | None) -> None
     torch.testing.assert_close(streamed(Stream(model), x, x.shape[1] // 9), whole(model, x), atol=1e-11, rtol=0)
 
 
+@pytest.mark.thorough
 @every_cell("head", ["Model", "ForCTC", "ForAudioFrameClassification"])
 @every_cell("values", [{"do_stable_layer_norm": True}, {"num_conv_pos_embeddings": 15}, {"do_stable_layer_norm": False}], ids=str)
 def test_other_shapes_and_heads_stream(values: dict[str, Any], head: str) -> None:
@@ -139,6 +140,7 @@ def test_the_encoder_of_a_transducer_streams() -> None:
     torch.testing.assert_close(streamed(Stream(encoder), x, 123), whole(encoder, x), atol=2e-5, rtol=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attention", [{}, {"long_attention": CHUNKED}], ids=["its own windows", "chunked"])
 def test_the_encoder_of_moonshine_streams(attention: dict[str, Any], tmp_path: Path) -> None:
     stock = moonshine.save(tmp_path).double()
@@ -153,6 +155,7 @@ def test_the_encoder_of_moonshine_streams(attention: dict[str, Any], tmp_path: P
     torch.testing.assert_close(streamed(stream, x, 1_234), expected, atol=1e-11, rtol=0)
 
 
+@pytest.mark.thorough
 def test_samples_one_at_a_time() -> None:
     model, x = model_of(), sound(2_000, rows=1)
     stream = Stream(model, chunk=FRAME)
@@ -179,6 +182,7 @@ def test_frames_leave_after_what_is_looked_ahead() -> None:
     assert Stream(model_of(attention=CHUNKED)).chunk == 6 * FRAME
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow() -> None:
     stream, x = Stream(model_of()), sound(160_000)
     sizes = []
@@ -189,6 +193,7 @@ def test_memory_does_not_grow() -> None:
     assert sizes[-2] < sizes[0] + 4 * 2 * SHAPE.width * (128 + 2 * 3 + 2 * 2 * (7 + 3))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["wav2vec2", "parakeet_ctc"])
 def test_no_tensor_grows_with_the_stream(base: str) -> None:
     model = model_of(base)
@@ -202,6 +207,7 @@ def test_no_tensor_grows_with_the_stream(base: str) -> None:
     assert largest[0] == largest[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("attention", [WINDOW, CHUNKED], ids=["window", "chunked"])
 def test_a_stopped_stream_goes_on(attention: dict[str, Any], tmp_path: Path) -> None:
     model, x = model_of(attention=attention), sound()
@@ -215,6 +221,7 @@ def test_a_stopped_stream_goes_on(attention: dict[str, Any], tmp_path: Path) -> 
         assert torch.equal(torch.cat([out, streamed(second, x, 3_333, stop)], 1), expected)
 
 
+@pytest.mark.thorough
 def test_streams_of_every_family_go_on_in_another_process(tmp_path: Path) -> None:
     streams, rest = {}, {}
     for base, head in STREAMED:
@@ -239,6 +246,7 @@ def test_every_family_of_sound_streams_or_says_why_not() -> None:
     assert {name for name, rule in rules.items() if rule.no_stream} == {"sew", "whisper"}
 
 
+@pytest.mark.thorough
 def test_streams_of_one_model_do_not_meet() -> None:
     model, x = model_of(), sound()
     expected, outs = streamed(Stream(model), x, 997), {}
@@ -430,6 +438,7 @@ def test_an_optimised_model_streams() -> None:
     torch.testing.assert_close(streamed(Stream(model), x, 2_222), whole(model, x), atol=2e-2, rtol=0)  # its linear layers are in bf16
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_streams(dtype: torch.dtype) -> None:
     model, x = model_of(), sound()

@@ -45,6 +45,7 @@ def text_of(tokenizer: Any, model: Any, x: Tensor) -> str:
     return str(tokenizer.decode(whole(model, x)[0].argmax(-1)))
 
 
+@pytest.mark.thorough
 @every_cell("size", [320, 1_999, 40_000, 160_000])
 def test_the_text_of_a_stream_is_that_of_the_whole(tokenizer: Any, size: int) -> None:
     model, x = talking(tokenizer), sound(160_000, rows=1)

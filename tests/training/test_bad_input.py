@@ -104,6 +104,7 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     return run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", task_names())
 def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
     if task == "embed":
@@ -158,6 +159,7 @@ def check_refusals(
     assert len(said) < 700, said
 
 
+@pytest.mark.thorough
 def test_folders_that_no_command_reads(sentence: Callable[..., str], models: dict[str, str], tmp_path: Path) -> None:
     """An adapter without its model, and a teacher whose heads were pruned."""
     adapter, pruned = (tmp_path / name for name in ("adapter", "pruned"))

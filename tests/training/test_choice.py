@@ -66,6 +66,7 @@ def test_labels_are_read_in_one_way_for_all_rows(tmp_path: Path, caplog: pytest.
     assert "in row 1, 'B' names two different choices. They are read as letters" in caplog.text
 
 
+@pytest.mark.thorough
 def test_a_converted_model_learns_to_choose(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     choose = random.Random(0)
     rows = [

@@ -45,6 +45,7 @@ def converted(kind: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> st
     return str(folder / "long")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", quickly(["mlm", "clm", "llama"], ["mlm"]))
 def test_a_converted_model_learns_two_classes(kind: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = table(tmp_path, rows())
@@ -63,6 +64,7 @@ def test_a_converted_model_learns_two_classes(kind: str, tmp_path: Path, tokeniz
     assert trained.config.pad_token_id is not None
 
 
+@pytest.mark.thorough
 def test_what_is_asked_about_a_document_is_read_and_global(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = [{"text": "next path", "claim": row["text"], "label": row["label"]} for row in rows()]
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
@@ -117,6 +119,7 @@ def test_a_class_of_the_held_out_documents_alone_is_one_too() -> None:
     assert label_names(Dataset.from_dict({"label": ["1", "10", "01", "9"]})) == ["01", "1", "9", "10"]
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_same_result(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     model, data = converted("mlm", tmp_path, tokenizer), table(tmp_path, rows())
 

@@ -49,6 +49,7 @@ def losses_and_norms(name: str) -> list[float]:
     return [entry[key] for entry in trainer.state.log_history if "loss" in entry for key in ("loss", "grad_norm")]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", quickly(("LongLlamaForCausalLM", "LongBertForMaskedLM"), ("LongLlamaForCausalLM",)))
 def test_the_steps_are_those_of_one_process(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

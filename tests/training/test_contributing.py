@@ -38,6 +38,7 @@ def put_in_place(folder: Path) -> None:
     shutil.copy(ROOT / "examples" / "extend" / "score.py", folder)
 
 
+@pytest.mark.thorough
 def test_a_task_dropped_in_place_is_a_command(
     folder: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
 ) -> None:

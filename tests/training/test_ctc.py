@@ -81,6 +81,7 @@ def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
     return build_arguments(CTC, **{"model": model, "output_dir": str(output), "data": sources, **FAST, "max_steps": 2, **changes})
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", quickly(["wav2vec2-bert", "parakeet", "long_parakeet"], ["long_parakeet"]))
 def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Path) -> None:
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -112,6 +113,7 @@ def test_models_that_read_spectrograms(name: str, recordings: Path, tmp_path: Pa
     assert set(processor.tokenizer.batch_decode(trained(**inputs).logits.argmax(-1))[0]) <= {"a", "b", " "}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", quickly(["ctc", "long"], ["long"]))
 def test_a_model_learns_to_transcribe(model: str, recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     run = {"max_steps": 60, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "freeze_feature_encoder": False}
@@ -139,6 +141,7 @@ def test_a_new_vocabulary_for_a_model_without_a_head(recordings: Path, models: d
     assert model.config.pad_token_id == processor.tokenizer.pad_token_id == 0
 
 
+@pytest.mark.thorough
 def test_low_rank_updates_of_a_long_model(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     """LoRA updates the projections of attention; they are merged where the model is written, and the head is trained in full."""
     finetune_ctc(*settings(models["long"], tmp_path / "out", recordings, use_peft=True, lora_rank=2, learning_rate=1e-2))
@@ -149,6 +152,7 @@ def test_low_rank_updates_of_a_long_model(recordings: Path, models: dict[str, st
     assert not [name for name in changed if "feed_forward" in name or "feature_extractor" in name]
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_goes_on_to_the_same_result(recordings: Path, models: dict[str, str], tmp_path: Path) -> None:
     def run(name: str, **changes: Any) -> None:
         steps = {"max_steps": 6, "save_steps": 4, "per_device_train_batch_size": 8, "eval_before_training": False, "learning_rate": 1e-3}
@@ -180,6 +184,7 @@ def test_the_command_prints_error_rates_and_what_was_left_out(
     assert "left out, since they are longer than max_seconds" in said
 
 
+@pytest.mark.thorough
 def test_utterances_of_every_source(recordings: Path, tmp_path: Path) -> None:
     files = sorted(recordings.glob("*.wav"))
     texts = sentences(24)
@@ -336,6 +341,7 @@ class TestClasses:
         values = {"model": model, "output_dir": str(output), "data": [str(data)], "audio": True, **FAST, "max_steps": 2, **changes}
         return build_arguments(CLASSIFICATION, **values)
 
+    @pytest.mark.thorough
     def test_a_model_learns_two_tones(self, tones: Path, models: dict[str, str], tmp_path: Path) -> None:
         run = {"max_steps": 30, "learning_rate": 3e-3, "per_device_train_batch_size": 4}
         log = finetune_classification(*self.settings(models["headless"], tmp_path / "out", tones, **run))

@@ -171,6 +171,7 @@ def test_passages_learn_to_be_found_among_those_of_their_document_and_of_others(
             finetune_embeddings(*build_arguments(EMBED, **{**given, "output_dir": str(tmp_path / "no"), **more}, **FAST))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("task", "length"), [("passkey", 256), ("needle", 1024)])
 def test_a_probe_s_documents_differ_by_one_fact_each(
     task: str, length: int, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
@@ -208,6 +209,7 @@ def lengths_of(folder: Path, reranker: bool) -> tuple[int, int, int]:
     return config["max_position_embeddings"], tokenizer["model_max_length"], loaded.max_seq_length
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("reranker", [False, True])
 @pytest.mark.filterwarnings("ignore:The plain model has the attention of")
 def test_what_a_model_reads_is_the_conversion_s_length_whatever_it_was_trained_on(
@@ -391,6 +393,7 @@ def test_a_reranker_needs_something_to_tell_apart() -> None:
             make(data, relevant_texts(data), 0)
 
 
+@pytest.mark.thorough
 def test_scores_are_measured_by_their_correlation(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Pairs that do not belong together are no right answers: they were counted as such once."""
     pytest.importorskip("sentence_transformers")

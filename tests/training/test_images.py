@@ -90,6 +90,7 @@ def settings(model: str, output: Path, data: Any, **changes: Any) -> Any:
     return build_arguments(CLASSIFICATION, **values)
 
 
+@pytest.mark.thorough
 def test_a_converted_model_learns_two_colours(photos: Path, models: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "out"
     run = {"max_steps": 20, "learning_rate": 5e-3, "per_device_train_batch_size": 4}

@@ -24,6 +24,7 @@ from tests.grids import quickly
 from tests.training.conftest import FAST, SOURCES, checkpoint, written_texts
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", quickly(["mlm", "clm"], ["clm"]))
 def test_a_converted_model_learns_from_long_text(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint(kind, tmp_path / "short", tokenizer)
@@ -55,6 +56,7 @@ def test_from_scratch_keeps_the_architecture_alone(tmp_path: Path, tokenizer: Pr
     assert not any(torch.equal(before[name], after[name]) for name in matrices)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", quickly(["mlm", "clm"], ["mlm"]))
 def test_the_batches_of_a_step_are_averaged(kind: str, tmp_path: Path, texts: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Four batches in a step have the loss of one, not of four."""

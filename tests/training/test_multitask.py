@@ -57,6 +57,7 @@ def three_tasks(folder: Path) -> list[str]:
     return [f"topic=classify:{table(folder, rows())}", f"names=tokens:{tags}", f"ask=qa:{folder / 'qa.jsonl'}"]
 
 
+@pytest.mark.thorough
 def test_one_run_trains_all_heads_and_each_loads_singly(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     convert_checkpoint(
         checkpoint("mlm", tmp_path / "short", tokenizer), tmp_path / "long", mechanism="longformer", max_length=160, window=16, verify=False

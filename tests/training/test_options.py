@@ -451,6 +451,7 @@ def lines_with_tasks() -> Iterator[Any]:
             )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("task", "options"), [*lines_with_tasks()])
 def test_options_work_together(
     task: str, options: Sequence[str], runner: Runner, plain_run: PlainRun, request: pytest.FixtureRequest
@@ -502,6 +503,7 @@ def test_a_run_is_resumed_unless_it_is_of_another_model(
     is_one_sentence(run.said, r"No checkpoint in .* is complete: .*; to start again, give --overwrite without --resume")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", grid([(task,) for task in evaluated_tasks()], lambda task: [*task_names()].index(task) % 4 == 1))
 def test_an_evaluation_gives_the_scores_of_the_end_of_the_training(
     task: str, runner: Runner, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -109,6 +109,7 @@ def test_a_converted_layoutlm_learns_answers_that_boxes_alone_tell(tmp_path: Pat
     assert [first, second] == answers[:2]
 
 
+@pytest.mark.thorough
 def test_a_converted_layoutlm_learns_tags_that_boxes_alone_tell(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     short = short_layoutlm(tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=512, window=16, verify=False)

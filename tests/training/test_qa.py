@@ -81,6 +81,7 @@ def losses(log: dict[str, Any]) -> list[float]:
     return [entry["loss"] for entry in log["history"] if "loss" in entry]
 
 
+@pytest.mark.thorough
 def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     given = {"model": checkpoint, "output_dir": str(out), "data": [data]}
@@ -98,6 +99,7 @@ def test_epochs_over_a_file(checkpoint: str, data: str, tmp_path: Path) -> None:
     assert not list(out.glob("*.bin"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("wanted", "carried"), [(None, True), (True, True), (False, False)])
 def test_a_long_model_reads_as_it_was_trained(checkpoint: str, data: str, tmp_path: Path, wanted: bool | None, carried: bool) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
@@ -115,6 +117,7 @@ def test_a_model_without_global_tokens_trains(checkpoint: str, data: str, tmp_pa
         finetune_qa(*build_arguments(QA, **given, global_question=True))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("drawn_curves")
 def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}
@@ -135,6 +138,7 @@ def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: 
     assert log["held_out_loss"]["after"] == pytest.approx(min(evaluated[1:]))
 
 
+@pytest.mark.thorough
 def test_the_loss_of_a_step_is_the_mean_of_its_batches(checkpoint: str, data: str, tmp_path: Path) -> None:
     def first_loss(accumulation: int) -> float:
         given = {"model": checkpoint, "output_dir": str(tmp_path / str(accumulation)), "data": [data], "max_steps": 1}
@@ -162,6 +166,7 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(checkpoint: str, d
     assert len(losses(whole)) >= 6
 
 
+@pytest.mark.thorough
 def test_the_card_counts_inputs_and_the_minutes_of_all_sessions(
     checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +185,7 @@ def test_the_card_counts_inputs_and_the_minutes_of_all_sessions(
     assert float(sentence[1]) >= minutes > 1.0
 
 
+@pytest.mark.thorough
 def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = itertools.count()  # the time is how often it is looked at, so that a slow machine takes as many steps
     monkeypatch.setattr("hf_longattn.training.trainer.time", SimpleNamespace(monotonic=lambda: 0.02 * next(looks)))
@@ -190,6 +196,7 @@ def test_stops_in_time(checkpoint: str, data: str, tmp_path: Path, monkeypatch: 
     assert rates[-1] < 0.2 * max(rates)
 
 
+@pytest.mark.thorough
 def test_a_short_run_logs_its_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "max_steps": 25, "max_length": 64, "stride": 16}
     log = finetune_qa(*build_arguments(QA, **given, **{**FAST, "logging_steps": 20}))
@@ -301,6 +308,7 @@ def test_windows_are_never_mislabelled(data: str, tokenizer: PreTrainedTokenizer
     assert {0, 1} <= seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mechanism", quickly(("longformer", "window"), ("longformer",)))
 def test_packed_and_padded_runs_have_the_same_losses(mechanism: str, checkpoint: str, data: str, tmp_path: Path) -> None:
     """Questions of different length, with their global tokens; dropout draws other numbers, so there is none."""
@@ -323,6 +331,7 @@ def without_dropout(checkpoint: str) -> str:
     return checkpoint
 
 
+@pytest.mark.thorough
 def test_a_plain_trainer_has_the_same_losses(checkpoint: str, data: str, tmp_path: Path) -> None:
     """The script of docs/how-to/train.md: transformers alone, on the same converted model, with accumulated batches."""
     long = converted(without_dropout(checkpoint), tmp_path)
@@ -424,6 +433,7 @@ def test_an_evaluation_scores_the_questions_that_it_is_given_row_by_row(
     assert trainer.evaluate() == own
 
 
+@pytest.mark.thorough
 def test_an_evaluation_marks_the_question_as_the_training_did(checkpoint: str, data: str, tmp_path: Path) -> None:
     convert_checkpoint(checkpoint, tmp_path / "long", mechanism="longformer", window=16, max_length=700, verify=False)
     given = {"output_dir": str(tmp_path / "out"), "data": [data], "validation": data}

@@ -267,6 +267,7 @@ QUICK = ("longformer-triviaqa", "prolong-512k")
 """One for labelled data and one with all kinds of commands; the others are slow tests."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in TRAININGS])
 def test_its_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerBase) -> None:
     monkeypatch.chdir(tmp_path)

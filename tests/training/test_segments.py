@@ -89,6 +89,7 @@ def test_passes_of_neighbouring_seeds_have_orders_of_their_own(streamed: bool) -
     assert all(sorted(order) == list(range(60)) for order in orders)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_make_the_same_batches(workers: int) -> None:
     alone = batches(SegmentStream(DOCUMENTS, 4, 2, shuffle=True), 2)

@@ -45,6 +45,7 @@ def pairs(folder: Path, count: int = 20) -> str:
     return str(folder / "pairs.jsonl")
 
 
+@pytest.mark.thorough
 def test_a_converted_bart_learns_to_summarise(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     given = {"model": bart(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [pairs(tmp_path)]}
     settings = {**FAST, "max_steps": 60, "learning_rate": 2e-2, "max_summary_length": 12, "generation_num_beams": 2}

@@ -133,6 +133,7 @@ def differences(trainer: Any, train: Callable[..., Any]) -> Iterator[tuple[str, 
         yield f"the logged loss, {name}", abs(losses - loss) / abs(loss)
 
 
+@pytest.mark.thorough
 @every_cell("task", task_names(), of=3)
 def test_accumulated_batches_are_one_large_batch(
     task: str, runner: Runner, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
@@ -211,6 +212,7 @@ def test_a_task_of_several_counts_by_its_batches_and_each_of_its_labels_alike(
     assert max(found.values()) < 2e-6, found
 
 
+@pytest.mark.thorough
 @every_cell("task", task_names(), of=4)
 def test_a_training_that_diverges_ends_in_a_sentence_and_writes_no_model(task: str, runner: Runner) -> None:
     if "sentence" in load_task(task).extras:

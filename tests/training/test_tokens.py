@@ -39,6 +39,7 @@ def write(rows: list[dict[str, Any]], path: Path) -> str:
     return str(path)
 
 
+@pytest.mark.thorough
 def test_a_converted_model_learns_to_tag_documents_longer_than_it_reads(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     short = checkpoint("mlm", tmp_path / "short", tokenizer)
     convert_checkpoint(short, tmp_path / "long", mechanism="window", max_length=96, window=16, verify=False)

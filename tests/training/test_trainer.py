@@ -342,6 +342,7 @@ def sentence_of_a_nan(folder: str) -> str:
     return ""
 
 
+@pytest.mark.thorough
 def test_two_processes_that_accumulate_take_the_step_of_one_large_batch(pair: Ranks, tmp_path: Path) -> None:
     """And where one of them meets NaN, both end with the same sentence."""
     large = tagging(str(tmp_path), LABELS, 4)

@@ -78,6 +78,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, capsy
     assert list(locked.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_model_that_is_half_written_has_no_log(overwrite: bool, start: Start, tmp_path: Path) -> None:
     """Nor that of the model which it replaces; the run resumes from its last checkpoint."""

@@ -55,7 +55,7 @@ def caught(fault: Fault, tree: Path) -> bool:
     before = path.read_text(encoding="utf-8")
     path.write_text(fault.planted(before), encoding="utf-8")
     tests = [name for name in fault.tests if (tree / name).exists()]
-    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", "not slow", "-k", fault.keyword, *tests]
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", "not slow and not thorough", "-k", fault.keyword, *tests]
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     finally:

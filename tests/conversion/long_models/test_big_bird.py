@@ -67,6 +67,7 @@ def test_every_head_is_adopted_with_equal_outputs(head: str, big_bird: Callable[
     assert config["attention_probs_dropout_prob"] == 0.0
 
 
+@pytest.mark.thorough
 def test_unusual_settings(big_bird: Callable[..., Path], tmp_path: Path) -> None:
     source = big_bird("ForMaskedLM", rescale_embeddings=True, use_bias=False, hidden_act="relu")
     report = convert_checkpoint(source, tmp_path / "ours", max_length=2 * LENGTH, dtype="bf16")

@@ -25,6 +25,7 @@ def saved(folder: Path, head: str = "ForConditionalGeneration", **changes: Any) 
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("head", ["ForConditionalGeneration", "Model", "EncoderModel"])
 def test_every_head(head: str, scaled: bool, tmp_path: Path) -> None:

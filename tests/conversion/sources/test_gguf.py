@@ -70,6 +70,7 @@ def write_gguf(folder: Path, file: Path, kind: str, *, extra: str | None = None)
     return file
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0"])
 def test_a_gguf_file_converts_to_what_transformers_reads(kind: str, built: Built, tmp_path: Path) -> None:
     source = write_gguf(built("LlamaForCausalLM"), tmp_path / "model.gguf", kind)
@@ -104,6 +105,7 @@ def test_a_folder_with_one_gguf_file_is_a_source_and_can_be_cast(built: Built, t
         plan_conversion(tmp_path / "folder")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("from_their_files")
 def test_it_is_verified_without_loading_it_whole(built: Built, tmp_path: Path) -> None:
     source = write_gguf(built("LlamaForCausalLM"), tmp_path / "model.gguf", "Q8_0")
@@ -144,6 +146,7 @@ def test_what_cannot_be_read_is_a_sentence(built: Built, tmp_path: Path, monkeyp
         plan_conversion(whole)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length", [1, 2])
 def test_a_file_that_takes_hardly_any_tokens_is_converted(length: int, built: Built, tmp_path: Path) -> None:
     source = write_gguf(built("LlamaForCausalLM"), tmp_path / "model.gguf", "F32")

@@ -55,6 +55,7 @@ def source_logits(name: str, adapter: Path) -> tuple[torch.Tensor, torch.Tensor]
     return alone, logits(peft.PeftModel.from_pretrained(base, adapter))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_adapter_stands_beside_its_converted_base(name: str, adapter: Callable[..., Path], tmp_path: Path) -> None:
     folder = adapter(name)
@@ -76,6 +77,7 @@ def test_an_adapter_stands_beside_its_converted_base(name: str, adapter: Callabl
     torch.testing.assert_close(logits(again), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("beside", [True, False], ids=["beside the weights", "alone"])
 def test_no_export_leaves_an_adapter_out(beside: bool, adapter: Callable[..., Path], tmp_path: Path) -> None:
     convert_checkpoint(adapter("LlamaForCausalLM"), tmp_path / "long", verify=False, **CAUSAL)
@@ -104,6 +106,7 @@ def test_an_adapter_is_merged_before_a_twin_with_other_names(adapter: Callable[.
     assert not (tmp_path / "twin").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_merged_adapter_is_in_the_weights(name: str, adapter: Callable[..., Path], tmp_path: Path) -> None:
     folder = adapter(name)
@@ -138,6 +141,7 @@ def test_a_head_of_its_own_stays_with_the_adapter(adapter: Callable[..., Path], 
     torch.testing.assert_close(*with_adapter, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_heads_that_peft_names_and_nobody_has_are_no_hindrance(adapter: Callable[..., Path], tmp_path: Path) -> None:
     config = peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query"], init_lora_weights=False)
     folder = adapter("RobertaForSequenceClassification", config)

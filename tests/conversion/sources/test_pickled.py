@@ -37,12 +37,14 @@ def pickled(folder: Path, *, shards: int = 1, zipped: bool = True) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("from_their_files")
 def test_it_is_verified_without_loading_it_whole(checkpoint: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(pickled(checkpoint("GPT2LMHeadModel"), shards=3), tmp_path / "long", allow_pickle=True, **ARGUMENTS)
     assert {check.name: check.status for check in report.checks}["equal at the old length with full attention"] == "passed"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("shards", "zipped"), [(1, True), (1, False), (3, True)], ids=["one file", "old format", "shards"])
 def test_a_pickled_checkpoint_converts_when_allowed(shards: int, zipped: bool, checkpoint: Checkpoint, tmp_path: Path) -> None:
     source = pickled(checkpoint("GPT2LMHeadModel"), shards=shards, zipped=zipped)
@@ -57,6 +59,7 @@ def test_a_pickled_checkpoint_converts_when_allowed(shards: int, zipped: bool, c
     assert not list((tmp_path / "long").glob("*.bin"))
 
 
+@pytest.mark.thorough
 def test_a_tensor_under_two_names_is_written_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
     report = convert_checkpoint(pickled(checkpoint("GPT2LMHeadModel")), tmp_path / "long", allow_pickle=True, dtype="bf16", **ARGUMENTS)
     dropped = [tensor for tensor in report.plan["changed_tensors"] if tensor["action"] == "dropped"]

@@ -38,6 +38,7 @@ def npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("hf_longattn.conversion.sources.npz", None)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("npz")
 def test_the_example_of_extending_is_a_source_like_any_other(checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     source = checkpoint("BertForMaskedLM", tokenizer="bert")

@@ -50,6 +50,7 @@ def sentence_folder(checkpoint: Checkpoint, tmp_path: Path) -> Callable[[str], P
     return build
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", ["", "0_Transformer"])
 def test_a_converted_folder_encodes_longer_texts(path: str, sentence_folder: Callable[[str], Path], tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer

@@ -11,6 +11,7 @@ import pytest
 from .test_ruler import sample, words
 
 
+@pytest.mark.thorough
 def test_one_number_of_a_list() -> None:
     asked: Counter[str] = Counter()
     for seed in range(120):
@@ -36,6 +37,7 @@ def test_one_number_of_a_list() -> None:
     assert (made.new_tokens, made.score) == (3, "first_value")
 
 
+@pytest.mark.thorough
 def test_the_greatest_and_the_smallest_number_are_drawn_too() -> None:
     tops, bottoms = set(), set()
     for seed in range(200):
@@ -51,6 +53,7 @@ def test_the_greatest_and_the_smallest_number_are_drawn_too() -> None:
     assert len(bottoms) > 5
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("length", [200, 1500])
 def test_all_intermediate_values(length: int) -> None:
     for seed in range(20):
@@ -68,6 +71,7 @@ def test_all_intermediate_values(length: int) -> None:
         assert {"+", "-"} == set(re.findall(r"[+-]", made.context))
 
 
+@pytest.mark.thorough
 def test_what_a_call_returns_by_running_the_code() -> None:
     depths = set()
     for seed in range(60):

@@ -32,6 +32,7 @@ def sample(name: str, length: int, seed: int = 0, depth: float | None = None) ->
     return task.sample(length, random.Random(seed), words, depth)
 
 
+@pytest.mark.thorough
 @every_cell("name", [name for name in list_probes() if isinstance(probe_task(name), TextTask)])
 @every_cell("length", [1500, 5000])
 def test_texts_fill_their_budget_and_repeat(name: str, length: int) -> None:
@@ -148,6 +149,7 @@ def test_common_words_and_their_counts() -> None:
     assert made.continuations(12)[0][0] == f" 1. {made.answers[0]}"
 
 
+@pytest.mark.thorough
 @every_cell("length", [800, 1500, 5000])
 @every_cell("name", [name for name in RULER if name != "niah_multikey_3"])
 def test_guessing_is_right_half_of_the_time_at_most(name: str, length: int) -> None:

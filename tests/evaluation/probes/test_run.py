@@ -97,6 +97,7 @@ NEW = (
 )  # fmt: skip
 
 
+@pytest.mark.thorough
 @every_cell("name", ["decoder", "masked", "span"])
 def test_needles_objects_sums_and_code_are_asked_of_every_head(saved: dict[str, str], name: str) -> None:
     for mode in {"decoder": ("generate", "likelihood"), "masked": ("likelihood",), "span": ("span",)}[name]:

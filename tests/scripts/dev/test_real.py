@@ -48,6 +48,7 @@ def test_neither_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -44,6 +44,7 @@ from tests.training.conftest import written_texts
 from tests.training.linearise.conftest import FAST, Kill, Start
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", quickly(("mlm", "clm", "llama"), ("mlm",)))
 def test_both_stages(kind: str, start: Start, tmp_path: Path) -> None:
     texts = written_texts(tmp_path / "whole texts")  # of which no row that is drawn here is a shorter last one
@@ -139,6 +140,7 @@ def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", quickly([1, 2], [2]))
 def test_a_step_whose_scaled_gradients_overflow_is_left_to_the_scaler(
     stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +160,7 @@ def test_a_step_whose_scaled_gradients_overflow_is_left_to_the_scaler(
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights)
 
 
+@pytest.mark.thorough
 def test_inputs_may_be_shorter_than_the_model(start: Start, tmp_path: Path) -> None:
     report = linearise_attention(*start(stage="1", max_length=48, transfer_steps=1))
     assert report["input_length"] == 48

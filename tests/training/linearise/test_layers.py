@@ -169,6 +169,7 @@ def test_bad_input_is_a_sentence(start: Start) -> None:
             linearise_attention(*start(certain=True, transfer_steps=1, overwrite=True, **changes))
 
 
+@pytest.mark.thorough
 def test_too_many_softmax_layers_are_refused_before_stage_1(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Stages, "all_stages", lambda *given: pytest.fail("trained"))
     with pytest.raises(OptionError, match="1 to 1 of them can keep"):

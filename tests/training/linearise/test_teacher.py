@@ -27,6 +27,7 @@ from tests.training.conftest import checkpoint
 from tests.training.linearise.conftest import Kill, Start
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "full"), grid([("mlm", False), ("clm", True), ("llama", False)], lambda kind, full: full))
 def test_predictions_approach_the_originals(kind: str, full: bool, start: Start, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"kind": kind, "certain": True, "stage": "2", "finetune_loss": "kl", "finetune_steps": 20, "full": full}
@@ -43,6 +44,7 @@ def test_predictions_approach_the_originals(kind: str, full: bool, start: Start,
     assert "KL divergence of its predictions" in (tmp_path / "out" / "distillation_report.md").read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "changes"),
     [pytest.param("clm", {}, marks=pytest.mark.slow), ("clm", {"hidden_factor": 0.5, "temperature": 2.0}), ("mlm", {})],
@@ -142,6 +144,7 @@ def test_the_head_runs_where_predictions_are_compared(kind: str, tmp_path: Path,
     torch.testing.assert_close(some, model(input_ids=ids).logits[at])
 
 
+@pytest.mark.thorough
 def test_the_heads_of_all_families_can_run_at_some_tokens() -> None:
     ids, at = torch.randint(10, 60, (2, 12)), torch.rand(2, 12) > 0.5
     for base in TEXT_FAMILIES:

@@ -40,6 +40,7 @@ def test_every_mechanism_form_and_dtype_is_a_case() -> None:
         assert len({str(case) for case in cases}) == len(cases)
 
 
+@pytest.mark.thorough
 @every_cell("name", list_mechanisms(grid=False), of=6, alike=code_of_form)
 def test_every_mechanism_passes_here(name: str) -> None:
     for causal in forms(name):

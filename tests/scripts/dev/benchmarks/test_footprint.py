@@ -14,6 +14,7 @@ from scripts.dev.benchmarks.case import Case
 from scripts.dev.benchmarks.footprint import footprint_table, run_footprint
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("warm_memory")
 def test_the_command_stores_mebibytes_and_growth(tmp_path: Path) -> None:
     shape = ["--lengths", "512,2K", "--heads", "2", "--head-dim", "16", "--output-dir", str(tmp_path)]

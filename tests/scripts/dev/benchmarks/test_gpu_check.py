@@ -89,6 +89,7 @@ def test_after_the_budget_nothing_is_begun(tmp_path: Path) -> None:
     assert left == [WINDOW]
 
 
+@pytest.mark.thorough
 def test_a_stage_that_takes_long_leaves_the_next_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And goes on after it; kernels of timings are compiled by several workers before, which are no results."""
     ran: list[tuple[str, str]] = []

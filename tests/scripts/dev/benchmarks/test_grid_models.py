@@ -39,6 +39,7 @@ def test_the_command_stores_speed_bounds_and_memory(tmp_path: Path, monkeypatch:
     assert [layout["mebibytes"] for layout in entry["layouts"]] == [2.0] * len(entry["layouts"])
 
 
+@pytest.mark.thorough
 def test_every_layout_has_its_own_outputs() -> None:
     inputs = grid_models.ImageInputs(SMALL.on_grid(grid_models.BASES["vit"].checked))
     names = ("sdpa", grid_models.NOTHING, *LAYOUTS)
@@ -49,6 +50,7 @@ def test_every_layout_has_its_own_outputs() -> None:
             assert difference == 0 if name == other else difference > 10 * grid_models.TOLERANCE["fp32"], (name, other)
 
 
+@pytest.mark.thorough
 def test_a_wrong_layout_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     fused = grid_windows.fused_attention
     monkeypatch.setattr(grid_windows, "fused_attention", lambda *args, **kwargs: fused(*args, **kwargs) * 1.1)

@@ -122,6 +122,7 @@ def test_the_command_stores_json(tmp_path: Path) -> None:
     assert all(len(timing["rounds_ms"]) == 2 for timing in record["timings"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

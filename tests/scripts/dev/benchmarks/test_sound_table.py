@@ -8,6 +8,7 @@ import torch
 from scripts.dev.benchmarks import sound_models
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", sound_models.SHAPES)
 def test_a_model_of_sound_is_the_stock_one_with_full_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(name, monkeypatch)

@@ -78,6 +78,7 @@ def test_hops_make_groups_and_lengths_come_from_the_record() -> None:
     assert [(a.group, a.length) for a in answers] == [("lookup, 1 hop", 1024), ("lookup, 2 hops", 2048)]
 
 
+@pytest.mark.thorough
 def test_report(answers: list[ScoredAnswer], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     table = write_report(tmp_path / "sub" / "qa", answers, {"machine": "a test"}, "Title")

@@ -59,6 +59,7 @@ def test_only_features_that_jump_at_borders_have_seams() -> None:
     assert step_over_borders(tile + 0.01 * random) > 100
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_tiles_and_centred_crops_are_what_the_model_says_of_them(model: ViTForMaskedImageModeling, read: dict[str, Reading]) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -16,6 +16,7 @@ def stored(folder: Path) -> Any:
     return stored_study(folder / "families")["families"]
 
 
+@pytest.mark.thorough
 def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("compile", "export"):  # seconds each; the slow tests run them for every family, and other rooms for some
         monkeypatch.setitem(check_families.CHECKS, name, lambda subject: "one graph")

@@ -7,6 +7,7 @@ import pytest
 from scripts.dev.tools import release
 
 
+@pytest.mark.thorough
 def test_the_distributions_hold_the_files_that_they_should() -> None:
     """By hatchling's own list; recipes and metadata, which it adds while building, are checked by `make release`."""
     pytest.importorskip("hatchling")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import transformers
 
 from hf_longattn.families import FAMILIES
@@ -9,6 +10,7 @@ from scripts.dev.tools.small_models import TEXT_FAMILIES, Shape, language_model,
 from tests.cells import every_cell
 
 
+@pytest.mark.thorough
 @every_cell("base", list(TEXT_FAMILIES))
 def test_a_small_config_of_every_base(base: str) -> None:
     shape = Shape(width=24, layers=3, heads=2, inner=40, tokens=50, vocabulary=70)

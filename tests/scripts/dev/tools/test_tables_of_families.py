@@ -43,6 +43,7 @@ def test_every_family_has_all_cells(table: str, base: str) -> None:
     assert not missing, f"{base} lacks {sorted(missing)} in results/{table}.json; type python -m {command.format(base=base)}"
 
 
+@pytest.mark.thorough
 @every_cell("base", sorted(IN_FULL), of=10)
 def test_every_twin_is_stored(base: str) -> None:
     assert native_twins.twins_of(base) == stored(native_twins.OUTPUT)["twins"][base], "type python -m scripts.dev.tools.native_twins"
