@@ -68,7 +68,6 @@ def check(place: Path, damage: Callable[[Path], object], sentence: str) -> None:
     assert re.search(sentence, found), found
 
 
-@pytest.mark.thorough
 @every_cell(("name", "damage", "sentence"), listed(WEIGHTS, ("bert", "gpt2")))
 def test_bad_weights(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)
@@ -79,7 +78,6 @@ def test_bad_index(name: str, damage: Callable[[Path], object], sentence: str, p
     check(place(name), damage, sentence)
 
 
-@pytest.mark.thorough
 @every_cell(("name", "damage", "sentence"), listed(CONFIGS, ("bert", "llama")))
 def test_bad_config(name: str, damage: Callable[[Path], object], sentence: str, place: Place) -> None:
     check(place(name), damage, sentence)

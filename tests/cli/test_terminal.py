@@ -106,7 +106,6 @@ def test_no_command_prints_by_another_way(repository: Path) -> None:
     assert not wrong, "print through hf_longattn.cli.terminal"
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arguments", [["inspect"], ["inspect", "--json"], ["plan", "--mechanism", "window"], ["compress", "OUT", "--method", "x"]]
 )

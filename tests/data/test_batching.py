@@ -128,7 +128,6 @@ def test_no_document_sees_its_neighbour(options: dict[str, Any]) -> None:
     torch.testing.assert_close(found[0][:, :size], found[0][:, -size:])
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "loader"), [("mlm", AutoModelForMaskedLM), ("clm", AutoModelForCausalLM), ("llama", AutoModelForCausalLM)]
 )

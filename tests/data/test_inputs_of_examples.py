@@ -137,7 +137,6 @@ def example_stream(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list
     return [token for ids in framed for token in (ids if ends else [*ids, end])]
 
 
-@pytest.mark.thorough
 @every_cell("pack", [False, True])
 def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     stream = example_stream(TEXTS, tokenizer)
@@ -150,7 +149,6 @@ def test_text_is_cut_as_in_run_mlm_and_run_clm(pack: bool, tokenizer: PreTrained
         assert list(chain.from_iterable(rows["documents"])) == numbers[: sum(map(len, rows["input_ids"]))]
 
 
-@pytest.mark.thorough
 def test_every_text_begins_as_in_inference(kind: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """With the first token (BOS, CLS) that the tokenizer puts there; segments of a document are cut from the same tokens."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS}), tokenizer, LENGTH, True)
@@ -185,7 +183,6 @@ def test_masked_tokens_are_run_mlm_s(tokenizer: PreTrainedTokenizerBase) -> None
     assert shares == pytest.approx({"chosen": 0.15, "masked": 0.8, "kept": 0.1}, abs=0.05)
 
 
-@pytest.mark.thorough
 @every_cell("pad_with_end", [False, True])
 def test_next_tokens_are_run_clm_s(pad_with_end: bool, tokenizer: PreTrainedTokenizerBase) -> None:
     """Labels are the ids, the end token's, too, where it pads as well; padding has none. Packed, no text predicts another."""
@@ -213,7 +210,6 @@ def test_a_short_batch_has_something_to_predict(length: int, tokenizer: PreTrain
         assert int((labels != IGNORED).sum()) >= 1
 
 
-@pytest.mark.thorough
 def test_what_is_left_over_is_kept_where_it_has_something_to_predict(tokenizer: PreTrainedTokenizerBase) -> None:
     stream = example_stream(TEXTS[:1], tokenizer)
     for length in range(len(stream) - 4, len(stream)):

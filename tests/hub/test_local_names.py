@@ -57,7 +57,6 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("command", quickly(COMMANDS, {*COMMANDS} - {"torch"}))
 def test_what_is_pushed_names_no_folder_of_this_machine(
     command: str, private: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

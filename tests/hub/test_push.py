@@ -293,7 +293,6 @@ def test_a_gated_source_is_a_sentence(server: Hub, model: Path, tmp_path: Path, 
     assert "is gated" in capsys.readouterr().err
 
 
-@pytest.mark.thorough
 @every_cell("answer", ["5", "[]", "{}", '"x"', "null", '{"objects": 5}', '{"url": 5}'], of=2)
 @every_cell(
     "where",

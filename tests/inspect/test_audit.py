@@ -42,7 +42,6 @@ pytestmark = pytest.mark.usefixtures("families_hidden")
 FORMS = [(name, causal) for causal in (False, True) for name in list_mechanisms(causal=causal, grid=False)]
 
 
-@pytest.mark.thorough
 @every_cell(
     ("mechanism", "causal"),
     grid(FORMS, lambda name, causal: (name, not causal) not in FORMS or (FORMS.index((name, False)) + causal) % 2 == 0),
@@ -303,7 +302,6 @@ def test_graphs_that_cannot_be_asked(tmp_path: Path) -> None:
         audit_reach(folder, onnx=file)
 
 
-@pytest.mark.thorough
 def test_a_checkpoint_without_the_weights_of_a_layer_is_refused(tmp_path: Path) -> None:
     """transformers draws them at random and only warns."""
     folder = window(tmp_path / "long", window=16)

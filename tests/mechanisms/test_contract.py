@@ -185,7 +185,6 @@ def test_empty_inputs_give_empty_outputs_with_zero_gradients(name: str, causal: 
         assert module.weights(q, k, causal=causal, **where).shape == (batch, 4, queries, keys)
 
 
-@pytest.mark.thorough
 @every_form
 def test_only_the_causal_form_ignores_the_future(name: str, causal: bool) -> None:
     q, k, v = inputs(300)
@@ -230,7 +229,6 @@ def test_fewer_queries_than_keys_are_the_last_positions(name: str, causal: bool,
     torch.testing.assert_close(out, whole[:, :, -q_len:], atol=1e-5, rtol=0)
 
 
-@pytest.mark.thorough
 @every_mechanism
 def test_scaling_score_mod_and_dropout_are_honoured(name: str, causal: bool) -> None:
     q, k, v = inputs(300)

@@ -128,7 +128,6 @@ def test_gradients_by_torch_func_and_for_each_example(name: str, causal: bool) -
             assert_equal(tuple(x[1] for x in mapped), torch.func.grad(case.fast, (0, 1, 2))(*others))
 
 
-@pytest.mark.thorough
 @forms(0)
 def test_second_derivatives(name: str, causal: bool) -> None:
     for length in LENGTHS:

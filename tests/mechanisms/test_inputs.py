@@ -141,7 +141,6 @@ def differences(module: Mechanism, causal: bool, length: int, side: str, value: 
     return [case for expected, x in zip(*found, strict=True) if not torch.allclose(expected, x, atol=1e-5)]
 
 
-@pytest.mark.thorough
 @every_cell(
     ("form", "side", "length"),
     grid(

@@ -91,7 +91,6 @@ FOUND_RIGHT: set[tuple[str, str]] = set()
 """Mechanisms, by their options after all were read: many values mean the same."""
 
 
-@pytest.mark.thorough
 @every_cell(
     ("name", "option", "turn"),
     grid([(*option, turn) for option in OPTIONS for turn in (0, 1)], lambda *cell: not cell[-1]),

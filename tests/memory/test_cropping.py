@@ -87,7 +87,6 @@ def test_there_is_every_kind_of_cache() -> None:
     assert any(name.startswith("longattn_shifted_groups_") for name in types)
 
 
-@pytest.mark.thorough
 @every_cell("recording", [False, True], ids=["as-it-is", "recording"])
 @every_cell("kind", KINDS)
 def test_what_follows_is_right_or_taking_back_is_refused(kind: str, recording: bool) -> None:

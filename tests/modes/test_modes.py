@@ -38,7 +38,6 @@ def check(row: str, first: str, second: str) -> None:
     assert stored == str(outcome), "the table says something else; after a change that is meant, run python -m tests.modes"
 
 
-@pytest.mark.thorough
 @every_cell(("row", "first", "second"), ALONE + ROTATED, by="row", of=6, alike=lambda row, first, second: first if first == second else "")
 def test_two_ways_together(row: str, first: str, second: str) -> None:
     check(row, first, second)

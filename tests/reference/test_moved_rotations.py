@@ -63,7 +63,6 @@ def drawn(batch: int = 1) -> list[Tensor]:
     return [torch.randn(batch, heads, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True) for heads in (HEADS, GROUPS, GROUPS)]
 
 
-@pytest.mark.thorough
 @every_cell("causal", [True, False])
 @every_rule
 @every_cell("blocks", [False, True])
@@ -82,7 +81,6 @@ def test_outputs_and_gradients_are_those_of_the_formula(rule: str, causal: bool,
             torch.testing.assert_close(a, b, atol=1e-11, rtol=0)
 
 
-@pytest.mark.thorough
 @every_cell("causal", [True, False])
 @every_rule
 def test_positions_count_from_each_sequence(rule: str, causal: bool) -> None:

@@ -104,7 +104,6 @@ def sentence(tmp_path: Path, models: dict[str, str], capsys: pytest.CaptureFixtu
     return run
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("task", task_names())
 def test_of_every_task(task: str, sentence: Callable[..., str], tmp_path: Path) -> None:
     if task == "embed":

@@ -18,6 +18,8 @@ from pathlib import Path
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[3]
+QUICK = "not slow and not thorough"
+"""What `make test` runs."""
 FAULTS = Path(__file__).with_name("mutations.toml")
 
 
@@ -55,7 +57,7 @@ def caught(fault: Fault, tree: Path) -> bool:
     before = path.read_text(encoding="utf-8")
     path.write_text(fault.planted(before), encoding="utf-8")
     tests = [name for name in fault.tests if (tree / name).exists()]
-    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", "not slow and not thorough", "-k", fault.keyword, *tests]
+    command = [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", "-m", QUICK, "-k", fault.keyword, *tests]
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     finally:
