@@ -146,7 +146,7 @@ def test_the_example_with_trainer_runs(small_models: None, monkeypatch: pytest.M
 
 
 def test_the_example_of_late_chunking_runs(small_models: None, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _ = python_of(ROOT / "docs" / "how-to" / "embed.md")
+    [code] = python_of(ROOT / "docs" / "how-to" / "embed.md")
     names: dict[str, Any] = {}
     exec(compile(code, "embed.md", "exec"), names)
     assert "".join(chunk.text for chunk in names["chunks"]) == "A long document. " * 1000
@@ -160,9 +160,9 @@ def test_the_example_of_regions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     windows = {"mechanism": "window2d", "window": 14}
     hf_longattn.LongViTModel(hf_longattn.LongViTConfig(**sizes, long_attention=windows)).save_pretrained("vit-1024")
     ViTImageProcessorPil(size={"height": 1024, "width": 1024}).save_pretrained("vit-1024")
-    _, code = python_of(ROOT / "docs" / "how-to" / "embed.md")
+    _, code = python_of(ROOT / "docs" / "how-to" / "images.md")
     names: dict[str, Any] = {"photo": Pillow.new("RGB", (640, 427), "teal")}
-    exec(compile(code, "embed.md", "exec"), names)
+    exec(compile(code, "images.md", "exec"), names)
     assert (names["patches"].shape, names["box"].shape) == ((64, 64, 16), (16,))
 
 

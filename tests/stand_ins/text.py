@@ -309,11 +309,6 @@ data = [{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}]
 SHORT_TEXTS = {
     "[512, 4096]": "[512, 1024]",
 }
-PHOTO = """
-from PIL import Image
-
-photo = Image.open("photo.jpg")
-"""
 IN_MEMORY = """
 import torch
 from transformers import AutoModel
@@ -373,9 +368,7 @@ page("docs/how-to/export.md", Setting(instead={"--max-new-tokens 200": "--max-ne
 page("docs/index.md", Setting(slow=True))  # has the commands of README.md
 page("docs/install.md", Setting(slow=True))  # makes a virtual environment
 page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}))
-page(
-    "docs/how-to/embed.md", Setting(before=PHOTO, copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True)
-)
+page("docs/how-to/embed.md", Setting(copies=40, instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 4"}, slow=True))
 page("docs/how-to/retrieve.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}, slow=True))
 page("docs/how-to/audit.md", Setting(before=IN_MEMORY, instead=SHORT_TEXTS, slow=True))
 page(

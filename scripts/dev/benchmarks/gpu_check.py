@@ -184,7 +184,7 @@ def markdown(record: dict[str, Any]) -> str:
     for caption, table in (
         ("Against float64: the largest errors of outputs / of gradients.", correctness_table),
         (
-            "Milliseconds (and the factor of full attention by SDPA's flash kernel, below 1 is faster) by tokens; the rest at the most.",
+            "Milliseconds, and how many times those of full attention by SDPA's flash kernel that is: below ×1 is faster.",
             timing_table,
         ),
         ("A short window in milliseconds, as a dense call with a mask and by its kernel.", crossing_table),
@@ -224,36 +224,27 @@ def correctness_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], lis
 
 
 def timing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Mechanisms in their settings × lengths; the last length's memory, path and compiled kernels where there are any."""
+    """A row for each mechanism in a setting, and length; a column for each way to compute it, and the paths that ran."""
     timed = [result for result in results if result["task"] == "time" and "timings" in result]
-    lengths = sorted({result["length"] for result in timed})
-    cells: dict[str, dict[int, str]] = {}
-    about: dict[str, dict[str, Any]] = {}
+    cases: dict[str, list[dict[str, Any]]] = {}
     for result in timed:
+        cases.setdefault(f"`{result['mechanism']}`" + f", {result['setting']}" * bool(result["setting"]), []).append(result)
+    measured = {name for result in timed for name, timing in result["timings"].items() if "ms" in timing}
+    ways = ["longattn", *sorted(measured - {"longattn", *BASELINES}), *(name for name in BASELINES if name in measured)]
+
+    def cell(result: dict[str, Any], way: str) -> str:
         times = {name: timing["ms"] for name, timing in result["timings"].items() if "ms" in timing}
         full = next((times[name] for name in BASELINES if name in times), None)
-        setting = f", {result['setting']}" if result["setting"] else ""
-        for name, ms in times.items():
-            if name in BASELINES:
-                if result["mechanism"] != "full":  # where the baseline has a row beside it
-                    continue
-                row = f"{name}{setting}"
-            else:
-                row = f"`{result['mechanism']}`{setting}" + ("" if name == "longattn" else f" ({name.removeprefix('longattn ')})")
-                if name == "longattn":
-                    about[row] = {**result["timings"][name], "path": ", ".join(result["paths"]), "kernels": result["kernels"]}
-            cells.setdefault(row, {})[result["length"]] = f"{ms:.2f}" + (f" (×{ms / full:.2f})" if full else "")
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "MiB": lambda found: f"{found['mib']:,.0f}" if "mib" in found else "",
-        "compiled": lambda found: str(found.get("kernels", "") or ""),
-        "path": lambda found: found.get("path", ""),
-    }
-    said = [name for name, cell in columns.items() if any(cell(found) for found in about.values())]
+        if way not in times:
+            return "–"
+        return f"{times[way]:.2f}" + (f" (×{times[way] / full:.2f})" if full and way not in BASELINES else "")
+
     rows = [
-        [row, *(found.get(length, "–") for length in lengths), *(columns[name](about.get(row, {})) or "–" for name in said)]
-        for row, found in cells.items()
+        [case, f"{result['length']:,}", *(cell(result, way) for way in ways), ", ".join(result["paths"])]
+        for case, found in cases.items()
+        for result in sorted(found, key=lambda result: result["length"])
     ]
-    return ["ms", *(f"{length:,}" for length in lengths), *said], rows
+    return ["ms", "tokens", *(way.removeprefix("longattn ") for way in ways), "path"], rows
 
 
 def crossing_table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -58,15 +58,9 @@ def draw(folder: Path) -> None:
 def _section(name: str) -> str:
     info, cls = mechanism_info(name), mechanism_class(name)
     rows = [[f"`{o.name}`", o.type_in_words, f"`{o.readable(o.default)}`", o.unit, o.help] for o in _own_options(name)]
-    *others, last = ["", *(f"`{one}`" for one in _shared_options(name))]
-    shared = " and ".join(filter(None, [", ".join(filter(None, others)), last]))
-    paragraphs = ["This mechanism has no options of its own."] * (not rows and not shared)
-    if rows:
-        paragraphs.append(markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---"))
-    if shared:
-        also = "also has" if rows else "has only"
-        paragraphs.append(f"It {also} {shared}, as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) do.")
-    table = "\n\n".join(paragraphs)
+    if shared := ", ".join(f"`{one}`" for one in _shared_options(name)):
+        rows.append([shared, "", "", "", "as [most mechanisms](../mechanisms.md#options-of-most-mechanisms) have"])
+    table = markdown_table(["option", "type", "default", "unit", "meaning"], rows).replace("---:", "---") if rows else "It has no options."
     facts = {
         "when": info.when,
         "cost": info.cost,
@@ -75,7 +69,6 @@ def _section(name: str) -> str:
         "training": "adds parameters that need it" if info.trains else "",
         "global tokens": "takes `global_attention_mask`" if info.takes_globals else "",
         "input": input_in_words(name),
-        "engine": f"`{info.engine}`" if " " not in info.engine else info.engine,
     }
     rest = "the cells that the marked one sees" if info.needs_grid else "rows are queries, columns keys"
     size = f"{DRAWN_GRID}" if info.needs_grid else f"{LENGTH} tokens"

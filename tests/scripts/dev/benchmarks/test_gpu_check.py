@@ -215,12 +215,11 @@ def test_timings_crossings_and_decoding_have_tables_of_their_own() -> None:
     results += [result(DeviceCase("linear", "decode", cache="static"), {"longattn": {"ms": 0.25, "cache_mib": 1.5}})]
     text = gpu_check.markdown({"results": results})
     for line in (
-        "| ms | 4,096 | 16,384 | MiB | compiled | path |",
-        "| `window` | 1.50 (×0.25) | – | 3 | – | flash |",
-        "| `window` (varlen_attn) | 2.00 (×0.33) | – | – | – | – |",
-        "| `window`, causal | 3.00 | 3.00 | – | – | flash |",
-        "| `full` | 6.00 (×1.00) | – | – | 2 | flash |",
-        "| sdpa flash | 6.00 (×1.00) | – | – | – | – |",
+        "| ms | tokens | longattn | varlen_attn | sdpa flash | path |",
+        "| `window` | 4,096 | 1.50 (×0.25) | 2.00 (×0.33) | 6.00 | flash |",
+        "| `window`, causal | 4,096 | 3.00 | – | – | flash |",
+        "| `window`, causal | 16,384 | 3.00 | – | – | flash |",
+        "| `full` | 4,096 | 6.00 (×1.00) | – | 6.00 | flash |",
         "| 128 | 1.00 | 0.50 |",
         "| `linear` | static | 300 | 0.25 | 1.5 |",
     ):
