@@ -16,7 +16,7 @@ from hf_longattn.errors import BackendError
 from hf_longattn.modeling.inference.fast_linear import ROWS_PER_PRODUCT, VALUES_PER_ROUNDING, Int8Linear, PackedLinear, quantise
 from tests.cells import every_cell
 
-pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
+NEEDS_BF16 = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 SHAPES = ((1, 64, 96), (3, 100, 7), (517, 96, 64))
 
 
@@ -24,6 +24,7 @@ def layer(features: int, outputs: int, *, bias: bool = True, dtype: torch.dtype 
     return nn.Linear(features, outputs, bias=bias).to(dtype).requires_grad_(False)
 
 
+@NEEDS_BF16
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("rows", "features", "outputs"), SHAPES)
 def test_packed_is_linear_bit_for_bit(rows: int, features: int, outputs: int, bias: bool) -> None:
@@ -46,6 +47,7 @@ def int8_by_hand(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return rounded(x) @ rounded(weight).T + (0 if bias is None else bias.double())
 
 
+@NEEDS_BF16
 @every_cell("dtype", [torch.bfloat16, torch.float32])
 @every_cell("bias", [True, False])
 @every_cell(("rows", "features", "outputs"), SHAPES)
@@ -59,6 +61,7 @@ def test_int8_is_its_definition(rows: int, features: int, outputs: int, bias: bo
     assert (found.double() - plain(x).double()).norm() / expected.norm() < 2e-2
 
 
+@NEEDS_BF16
 @pytest.mark.parametrize("amx", [False, True])
 def test_signed_and_unsigned_inputs_have_the_same_sums(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without AMX the kernel is given unsigned ones. Every 8-bit number is among them."""
@@ -119,6 +122,7 @@ def test_rows_of_zeros_are_finite() -> None:
     assert (scale > 0).all()
 
 
+@NEEDS_BF16
 def test_copies_and_pickles() -> None:
     x = torch.randn(3, 64, dtype=torch.bfloat16)
     packed = PackedLinear(torch.randn(8, 64).bfloat16(), None)
@@ -132,6 +136,7 @@ def test_copies_and_pickles() -> None:
         quantised.state_dict()
 
 
+@NEEDS_BF16
 def test_gradients_and_other_dtypes_are_refused() -> None:
     packed = PackedLinear(torch.randn(8, 64).bfloat16(), None)
     with pytest.raises(BackendError, match="computes no gradients"):

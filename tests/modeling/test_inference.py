@@ -23,7 +23,6 @@ from transformers import (
 )
 
 import hf_longattn
-from hf_longattn.engines.cpu.onednn import cpu_computes_bf16
 from hf_longattn.errors import BackendError, OptionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.mechanisms import list_mechanisms
@@ -38,7 +37,6 @@ from tests.cells import every_cell
 from tests.reference.small_models import BASES, CAUSAL, LANGUAGE_MODELS, head_inputs, long_model, padding, tokens
 from tests.trained import REAL_TEXT, tokenizer_of
 
-pytestmark = pytest.mark.skipif(not cpu_computes_bf16(), reason="this processor computes no bf16")
 WINDOW = {"mechanism": "window", "window": 16}
 PACKS = [base for base in BASES if base != "esm"]
 """ESM scales its embeddings by each row's share of masked tokens."""
