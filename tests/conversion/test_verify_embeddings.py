@@ -73,7 +73,6 @@ def test_embeddings_decide_what_needs_training(encoder: Path, tmp_path: Path) ->
     assert not wrong
 
 
-@pytest.mark.thorough
 def test_a_document_whose_embedding_is_another_needs_training(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where all short passages have the source's."""
     monkeypatch.setattr(verify_embeddings, "_cosine", lambda found, expected: 1.0 if len(found) > 1 else 0.5)

@@ -64,7 +64,6 @@ PADDED = [*itertools.product(CASES, ["", "left", "right", "inside"]), *((name, "
 """A window's engine runs short rows with long ones; the others run few pairs of a row by plain operations."""
 
 
-@pytest.mark.thorough
 @every_cell(("name", "padded"), [*PADDED, ("longformer", "short"), ("many globals", "short")], of=3)
 def test_weights_are_kept_or_zero_and_gradients_are_theirs(name: str, padded: str) -> None:
     (q, k, v), mechanism, arguments, real = case(name, padded)

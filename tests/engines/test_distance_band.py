@@ -69,7 +69,6 @@ BANDS = [(20, 7), (0, 30), (63, 0), (64, 64), (150, 149), (5, 400)]
 PADDING = ["none", "right", "inside"]
 
 
-@pytest.mark.thorough
 @every_cell("band", BANDS, pairs=True)
 @every_cell("padding", PADDING)
 @every_cell("q_len", [520, 133])

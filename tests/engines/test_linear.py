@@ -59,7 +59,6 @@ def test_values_and_gradients_are_those_of_the_quadratic_form(
         torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("normalise", [False, True])
 def test_gradients_of_the_state_and_second_derivatives(normalise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "CHUNK", 2)

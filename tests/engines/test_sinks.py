@@ -123,7 +123,6 @@ def test_the_last_queries_alone(name: str, q_len: int, path: str) -> None:
         assert (step - last).abs().max() < 1e-9
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["full", "window", "bigbird", "strided", "top_k", "block_top_k"])
 def test_gradients(name: str, causal: bool, path: str) -> None:

@@ -64,7 +64,6 @@ def test_generates_what_the_base_generates(base: str, tmp_path: Path) -> None:
     assert torch.equal(*(x if isinstance(x, torch.Tensor) else x.sequences for x in (expected, sequences)))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["parakeet_ctc", "parakeet_tdt"])
 def test_losses_and_gradients_are_those_of_the_base(base: str, tmp_path: Path) -> None:
     plain = saved(base, HEADS[base], tmp_path).double()

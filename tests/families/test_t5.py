@@ -128,7 +128,6 @@ class TestEitherAttention(EncoderDecoderContract):
         assert [m.name for name, m in found.items() if name.startswith("decoder")] == ["full"] * 6
         assert [m.is_cross_attention for name, m in found.items() if name.startswith("decoder")] == [False, True] * 3
 
-    @pytest.mark.thorough
     @pytest.mark.parametrize("reentrant", [True, False])
     def test_gradients_are_the_base_s_with_checkpointing_too(self, base: str, reentrant: bool) -> None:
         """Those of the table of relative positions, which all layers share, among them."""

@@ -47,7 +47,6 @@ def maps(outputs: Any) -> list[torch.Tensor]:
     return [*getattr(outputs, "feature_maps", [outputs[0]]), *outputs.hidden_states]
 
 
-@pytest.mark.thorough
 @every_cell("head", HEADS, pairs=True)
 @every_cell("size", IMAGES, ids=str)
 @every_cell("values", [{}, {"qkv_bias": False}, RELATIVE], ids=["biases", "no biases", "relative positions"])

@@ -126,7 +126,6 @@ def test_a_window_of_another_width_is_found(keys: int) -> None:
     assert {row - token for row, token in stage.missing} == set(range(keys, 32))
 
 
-@pytest.mark.thorough
 @every_cell("exhaustive", [False, True])
 @every_cell(("row", "token"), [(159, 0), (97, 5), (0, 159), (3, 80), (150, 40)])
 def test_a_leak_of_one_token_into_one_output_is_found(row: int, token: int, exhaustive: bool) -> None:
@@ -137,7 +136,6 @@ def test_a_leak_of_one_token_into_one_output_is_found(row: int, token: int, exha
     assert not stage.missing
 
 
-@pytest.mark.thorough
 def test_an_exhaustive_audit_finds_any_single_leak_and_any_single_gap() -> None:
     declared = reach(3, 1, length=12)
     for row in range(12):
@@ -298,7 +296,6 @@ def leaking(attend: Attention, rows: Sequence[int], tokens: Sequence[int]) -> At
     return attention
 
 
-@pytest.mark.thorough
 @every_cell(
     ("rows_and_tokens", "exhaustive"), alternately([([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))]), of=2
 )

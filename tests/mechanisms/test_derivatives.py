@@ -97,7 +97,6 @@ def assert_equal(outs: Inputs, expected: Inputs) -> None:
         torch.testing.assert_close(x, y, atol=1e-9, rtol=1e-7)
 
 
-@pytest.mark.thorough
 @forms(0)
 @every_cell("padded", quickly(LENGTHS, LENGTHS[1:]), ids="{} left-padded".format)
 def test_forward_mode(name: str, causal: bool, padded: int) -> None:
@@ -112,7 +111,6 @@ def test_forward_mode(name: str, causal: bool, padded: int) -> None:
         assert_equal((case.fast(*case.inputs),), (case.defined(*case.inputs),))
 
 
-@pytest.mark.thorough
 @forms(1)
 def test_gradients_by_torch_func_and_for_each_example(name: str, causal: bool) -> None:
     for length in LENGTHS:

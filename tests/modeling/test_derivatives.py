@@ -82,7 +82,6 @@ def test_forward_mode_over_the_parameters(base: str, name: str, left: bool) -> N
     close(dual, expected)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["window", "strided", "linear"])
 def test_gradients_of_each_example(name: str) -> None:
     for left in (False, True):
@@ -93,7 +92,6 @@ def test_gradients_of_each_example(name: str) -> None:
             close(found[key].sum(0), expected)
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_second_derivatives(name: str) -> None:
     case = Case("bert", name, False)

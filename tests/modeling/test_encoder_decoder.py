@@ -82,7 +82,6 @@ class TestEveryBase(EncoderDecoderContract):
         logits[..., TOKENS["eos_token_id"]] = -torch.inf
         assert torch.equal(logits.argmax(-1)[:, 29:], written[:, 30:])
 
-    @pytest.mark.thorough
     @every_cell("reentrant", [True, False])
     def test_gradient_checkpointing(self, base: str, reentrant: bool) -> None:
         gradients = []

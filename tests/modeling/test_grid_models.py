@@ -123,7 +123,6 @@ def test_positions_are_repeated_along_both_axes() -> None:
     assert rows[2:].view(4, 5).tolist() == [[2, 3, 4, 2, 3], [5, 6, 7, 5, 6], [8, 9, 10, 8, 9], [2, 3, 4, 2, 3]]
 
 
-@pytest.mark.thorough
 @every_cell("base", [base for base in BASES if base != "dinat"], of=4)  # which transformers does not compute again
 def test_gradient_checkpointing_changes_nothing(base: str, tmp_path: Path) -> None:
     head = base_model(base)

@@ -141,7 +141,6 @@ def trained_mechanism() -> Iterator[str]:
     del registry._REGISTRY["gated_for_a_test"]
 
 
-@pytest.mark.thorough
 @every_cell(("base", "reentrant"), alternately(BASES), of=9, alike=kind_of_family)
 def test_gradient_checkpointing(base: str, reentrant: bool) -> None:
     if not base_class(base).supports_gradient_checkpointing:

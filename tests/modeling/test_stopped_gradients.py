@@ -44,7 +44,6 @@ def embedded(module: Any) -> Tensor:
     return torch.randn(2, LENGTH, width, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-@pytest.mark.thorough
 @every_cell(
     "base",
     [base for base in BASES if "inputs_embeds" in inspect.signature(base_class(base).forward).parameters],
@@ -123,7 +122,6 @@ def by_the_paper(plain: Any, base: str) -> Any:
     return plain
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["bert", "gpt2", "llama"])
 def test_a_model_of_several_layers_has_the_papers_gradients(base: str) -> None:
     plain = plain_model(base)
@@ -140,7 +138,6 @@ def test_a_model_of_several_layers_has_the_papers_gradients(base: str) -> None:
             torch.testing.assert_close(mine, expected, atol=1e-8, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
 def test_a_cache_and_checkpointing_change_no_gradient(base: str) -> None:
     head = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[base]

@@ -56,7 +56,6 @@ def test_padding_without_a_mask_is_pooled_as_the_base_does(base: str) -> None:
         assert same(base, plain(ids).pooler_output, longer(ids).pooler_output)
 
 
-@pytest.mark.thorough
 @every_cell("base", BASES, of=9, alike=code_of_family)
 def test_without_padding_and_in_training_the_gradients_are_the_same_bits(base: str) -> None:
     plain, longer = pair(base, None, FULL)

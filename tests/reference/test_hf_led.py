@@ -48,7 +48,6 @@ def inputs_of(model: Any, *, marked: bool) -> dict[str, Tensor]:
     return inputs
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("marked", [False, True], ids=["no global tokens", "global tokens"])
 def test_states_logits_and_gradients(both: tuple[Any, Any], marked: bool) -> None:
     led, ours = both

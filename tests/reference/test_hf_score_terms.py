@@ -87,7 +87,6 @@ def test_attentions(base: str, head: str) -> None:
     assert all((a - b).abs().max() < 1e-5 for a, b in zip(expected, found, strict=True))
 
 
-@pytest.mark.thorough
 @every_cell(("base", "head"), BASE_MODELS)
 def test_gradients(base: str, head: str) -> None:
     plain, longer = pair(base, head, {"mechanism": "window", "window": 700})

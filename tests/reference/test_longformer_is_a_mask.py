@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -20,7 +19,6 @@ def dense_mask(window: int, mask: Tensor, is_global: Tensor) -> Tensor:
     return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
 
 
-@pytest.mark.thorough
 @every_cell("left", [False, True], ids=["right-padded", "left-padded"])
 @every_cell("globals_", ["some", "none"])
 @every_cell("base", ENCODERS)

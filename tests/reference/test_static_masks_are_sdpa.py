@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,7 +49,6 @@ PATTERNS: dict[str, tuple[str, dict[str, Any], Mask]] = {
 }
 
 
-@pytest.mark.thorough
 @every_cell("causal", [False, True])
 @every_cell("pattern", PATTERNS)
 def test_outputs_and_gradients(pattern: str, causal: bool) -> None:

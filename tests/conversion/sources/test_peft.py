@@ -55,7 +55,6 @@ def source_logits(name: str, adapter: Path) -> tuple[torch.Tensor, torch.Tensor]
     return alone, logits(peft.PeftModel.from_pretrained(base, adapter))
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("name", TARGETS)
 def test_an_adapter_stands_beside_its_converted_base(name: str, adapter: Callable[..., Path], tmp_path: Path) -> None:
     folder = adapter(name)

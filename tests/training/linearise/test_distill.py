@@ -140,7 +140,6 @@ def test_nan_stops_with_step_and_layer(stage: int, where: str, start: Start, tmp
     assert all(bool(torch.isfinite(tensor).all()) for tensor in load_file(newest).values())
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("stage", quickly([1, 2], [2]))
 def test_a_step_whose_scaled_gradients_overflow_is_left_to_the_scaler(
     stage: int, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

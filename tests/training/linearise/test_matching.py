@@ -76,7 +76,6 @@ def test_the_original_of_a_base_with_windows_has_its_windows(base: str) -> None:
         number_to_restore(model, 1)
 
 
-@pytest.mark.thorough
 def test_only_the_mechanisms_take_gradients_each_from_its_own_layer(model: PreTrainedModel) -> None:
     batch, before = padded(model), {name: p.requires_grad for name, p in model.named_parameters()}
     students = [module for module in model.modules() if isinstance(module, Mechanism)]
