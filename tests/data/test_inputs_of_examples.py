@@ -66,7 +66,6 @@ def tagged() -> list[dict[str, Any]]:
 NAMES = ["O", "B-PER", "I-PER"]
 
 
-@pytest.mark.thorough
 def test_words_have_the_ids_that_they_have_in_a_text_and_their_first_piece_the_label(
     kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path
 ) -> None:
@@ -80,7 +79,6 @@ def test_words_have_the_ids_that_they_have_in_a_text_and_their_first_piece_the_l
         assert row["labels"] == [*[IGNORED] * len(before), *chain.from_iterable(labels), *[IGNORED] * len(after)]
 
 
-@pytest.mark.thorough
 def test_a_document_that_is_cut_is_run_ner_s(kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
     if kind == "bytes-bos":
         pytest.skip("run_ner reads the words of such a tokenizer as if there were no spaces between them")
@@ -96,7 +94,6 @@ def test_a_document_that_is_cut_is_run_ner_s(kind: str, tokenizer: PreTrainedTok
     assert (first["input_ids"], first["labels"]) == (expected["input_ids"], labels)
 
 
-@pytest.mark.thorough
 @every_cell("stride", [0, 1, 7])
 def test_windows_label_what_the_whole_document_labels(stride: int, kind: str, tokenizer: PreTrainedTokenizerBase, folders: Path) -> None:
     """Every token of the document is in some window, and no piece but a word's first has a label, also where a window begins with it."""
@@ -162,7 +159,6 @@ def test_every_text_begins_as_in_inference(kind: str, tokenizer: PreTrainedToken
         assert documents[number][: len(ids)] == ids
 
 
-@pytest.mark.thorough
 def test_masked_tokens_are_run_mlm_s(tokenizer: PreTrainedTokenizerBase) -> None:
     """15 % of the tokens that are not special: 80 % of them masked, 10 % replaced, 10 % kept; labels are the ids, and -100 elsewhere."""
     rows = to_inputs(Dataset.from_dict({"text": TEXTS * 20}), tokenizer, LENGTH).to_list()
@@ -259,7 +255,6 @@ def run_qa(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, length: int,
     return features
 
 
-@pytest.mark.thorough
 @every_cell(("length", "stride"), [(1000, 16), (40, 8)])
 def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = questions()
@@ -276,7 +271,6 @@ def test_questions_are_run_qa_s(length: int, stride: int, tokenizer: PreTrainedT
 # ---- run_swag, run_classification, run_summarization
 
 
-@pytest.mark.thorough
 @every_cell("length", [1000, 60])
 def test_choices_are_run_swag_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [
@@ -291,7 +285,6 @@ def test_choices_are_run_swag_s(length: int, tokenizer: PreTrainedTokenizerBase)
         assert one["labels"] == row["label"]
 
 
-@pytest.mark.thorough
 def test_a_global_question_comes_first(tokenizer: PreTrainedTokenizerBase) -> None:
     """Models that make the first of two texts global read the question and its choice there, and the document is cut."""
     row = {"context": TEXTS[2], "question": "Is it", "choices": ["so?", "not so?"], "label": 0}
@@ -300,7 +293,6 @@ def test_a_global_question_comes_first(tokenizer: PreTrainedTokenizerBase) -> No
     assert found["input_ids"] == expected["input_ids"]
 
 
-@pytest.mark.thorough
 @every_cell("length", [1000, LENGTH])
 def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     data = Dataset.from_dict({"text": TEXTS, "label": ["b", "a", "b", "a"]})
@@ -309,7 +301,6 @@ def test_documents_are_run_classification_s(length: int, tokenizer: PreTrainedTo
     assert found["labels"][:] == [1, 0, 1, 0]
 
 
-@pytest.mark.thorough
 @every_cell("length", [1000, LENGTH])
 def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTrainedTokenizerBase) -> None:
     questions = ["Is it so?", "Who says that?", "Why?", "Is it not so?"]
@@ -322,7 +313,6 @@ def test_documents_with_a_question_are_run_glue_s(length: int, tokenizer: PreTra
     assert (found["document"][:], found["length"][:]) == (whole, [min(count, length) for count in whole])
 
 
-@pytest.mark.thorough
 @every_cell("prefix", ["", "summarize: "])
 def test_summaries_are_run_summarization_s(prefix: str, tokenizer: PreTrainedTokenizerBase) -> None:
     summaries = [text[:50] for text in TEXTS]
@@ -345,7 +335,6 @@ def embedder(kind: str, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> P
     return tmp_path
 
 
-@pytest.mark.thorough
 @every_cell("prompts", [{}, {"query": "query: ", "document": "passage: "}])
 def test_pairs_are_read_as_sentence_transformers_reads_them_in_inference(
     prompts: dict[str, str], tokenizer: PreTrainedTokenizerBase, embedder: Path, tmp_path: Path

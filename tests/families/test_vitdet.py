@@ -108,7 +108,6 @@ def test_tiled_positions_repeat(tmp_path: Path) -> None:
     torch.testing.assert_close(tiled[0, 8:, :8], table[:2])
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("head", HEADS)
 def test_converted_verified_loaded_and_reverted(head: str, tmp_path: Path) -> None:
     source, long, back = tmp_path / "source", tmp_path / "long", tmp_path / "back"

@@ -11,7 +11,6 @@ import pytest
 from .test_ruler import sample, words
 
 
-@pytest.mark.thorough
 def test_one_number_of_a_list() -> None:
     asked: Counter[str] = Counter()
     for seed in range(120):
@@ -53,7 +52,6 @@ def test_the_greatest_and_the_smallest_number_are_drawn_too() -> None:
     assert len(bottoms) > 5
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize("length", [200, 1500])
 def test_all_intermediate_values(length: int) -> None:
     for seed in range(20):
@@ -71,7 +69,6 @@ def test_all_intermediate_values(length: int) -> None:
         assert {"+", "-"} == set(re.findall(r"[+-]", made.context))
 
 
-@pytest.mark.thorough
 def test_what_a_call_returns_by_running_the_code() -> None:
     depths = set()
     for seed in range(60):

@@ -34,7 +34,6 @@ RULERS = {
 FORMS = {"numbers": r"\d{7}", "uuids": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"}
 
 
-@pytest.mark.thorough
 @every_cell("seed", [0, 1, 2])
 @every_cell("name", list(RULERS))
 def test_rulers_needles_are_its_configs(name: str, seed: int) -> None:
@@ -88,7 +87,6 @@ def test_needles_lie_between_sentences_of_the_essay(tmp_path: Path) -> None:
         dataclasses.replace(plain, essay=tmp_path / "nowhere.txt")
 
 
-@pytest.mark.thorough
 @every_cell("depth", [0.0, 0.5, 1.0])
 @every_cell(
     "name",
@@ -163,7 +161,6 @@ def texts(name: str, count: int = 40, length: int = 1500) -> list[ProbeSample]:
     return [sample(name, length, seed) for seed in range(count)]
 
 
-@pytest.mark.thorough
 def test_every_place_of_a_needle_is_drawn() -> None:
     depths = [made.depth or 0.0 for made in texts("niah_single_2")]
     assert min(depths) < 0.15
