@@ -135,6 +135,7 @@ def test_names_of_options_are_whole_on_a_narrow_terminal(
         assert any(line.split(" ")[0] == option.name for line in lines), option.name
 
 
+@pytest.mark.thorough
 def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(repository: Path) -> None:
     for start in (["-m", "hf_longattn"], ["-c", "from hf_longattn.cli import main; main()"]):
         done = run_fresh(*start, "--version", cwd=repository)

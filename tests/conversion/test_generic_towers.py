@@ -71,6 +71,7 @@ def test_the_language_model_of_images_and_texts_grows(tmp_path: Path) -> None:
     assert hf_longattn.load_generic(tmp_path / "long").config.text_config.max_position_embeddings == 8192
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", ["siglip", "llava", "qwen2_vl"])
 def test_reverting_gives_the_plain_model_back(case: str, tmp_path: Path) -> None:
     build(case)[0].save_pretrained(tmp_path / "plain")

@@ -76,6 +76,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], str, Made, tuple[
 }  # fmt: skip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CASES)
 def test_a_nested_processor_makes_inputs_of_the_new_size_and_comes_back(name: str, tmp_path: Path) -> None:
     save, settings, check, made, size = CASES[name]

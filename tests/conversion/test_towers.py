@@ -160,6 +160,7 @@ def save_siglip(folder: Path, base: str) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_siglip_keeps_all_captions_of_the_old_length(tmp_path: Path) -> None:
     source = save_siglip(tmp_path / "short", "siglip")
     report = convert_checkpoint(source, tmp_path / "long", towers=TOWERS, max_length=256, image_size=NEW_SIZE)

@@ -75,6 +75,7 @@ def test_a_model_converts_verifies_and_reverts(base: str, head: str, tmp_path: P
     assert (back / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("base", "head"), [HEADS[0], HEADS[2]])
 def test_sliding_windows_of_a_rectangular_video(base: str, head: str, tmp_path: Path) -> None:
     """Frames alone, or pixels alone, may grow."""

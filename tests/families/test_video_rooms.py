@@ -47,6 +47,7 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("base", "head"), in_turn(0))
 def test_diagnosed_and_audited(base: str, head: str, videos: Path, tmp_path: Path) -> None:
     source, clip = saved(base, head, tmp_path / "short"), videos / "light" / "clip0"

@@ -120,6 +120,7 @@ def test_a_plain_architecture_with_mechanisms_agrees(tmp_path: Path) -> None:
     assert "which the config keeps apart" in audit_reach(model, length=160).stages[0].problem
 
 
+@pytest.mark.thorough
 def test_the_reach_of_each_tower_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build("siglip")[0].save_pretrained(tmp_path / "plain")
     towers = {"text": {"mechanism": "window", "window": 16}, "vision": {"mechanism": "local2d", "radius": 1}}
@@ -151,6 +152,7 @@ def test_towers_that_pack_images_are_named_and_left_out() -> None:
     assert "The tower vision packs images of different sizes" in audit.notes[0]
 
 
+@pytest.mark.thorough
 def test_a_graph_without_the_window_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = window(tmp_path / "long", window=16)
     local, everywhere = graph(tmp_path / "local.onnx", window=32), graph(tmp_path / "everywhere.onnx", window=None)

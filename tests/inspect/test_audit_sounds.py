@@ -22,6 +22,7 @@ WINDOW = {"mechanism": "window", "left": 5, "right": 3}
 FRAMES = 48
 
 
+@pytest.mark.thorough
 @every_cell("base", every_other(EVERY_FAMILY), of=3)
 def test_every_frame_reaches_what_the_mechanism_says(base: str, tmp_path: Path) -> None:
     saved(base, smallest_head(base), tmp_path / "short")

@@ -62,6 +62,7 @@ def outputs_of(folder: Path, attention: str) -> Callable[[list[int]], Any]:
     return outputs
 
 
+@pytest.mark.thorough
 @every_cell("name", NAMES)
 def test_another_attention_agrees_and_a_wrong_config_does_not(
     name: str, folder: Path, check: Callable[[Path, Any], None], tmp_path: Path

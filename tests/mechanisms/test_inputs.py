@@ -206,6 +206,7 @@ def test_no_value_of_padding_reaches_a_real_token_of_a_definition() -> None:
 
 
 @pytest.mark.thorough
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["window", "linear"])
 def test_no_value_of_padding_reaches_a_real_token_of_a_graph(name: str) -> None:
     run, tensors = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=False), inputs(60)

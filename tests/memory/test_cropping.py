@@ -107,6 +107,7 @@ def test_what_follows_is_right_or_taking_back_is_refused(kind: str, recording: b
         decoder.append(3)
 
 
+@pytest.mark.thorough
 @every_cell("kind", KINDS)
 def test_several_steps_back_one_after_the_other(kind: str) -> None:
     """Each is as far as the cache may go back; together they are further."""

@@ -69,6 +69,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=1e-5 * max(1.0, float(b.abs().max())), rtol=1e-5)  # Llama's norms and rotations are in float32
 
 
+@pytest.mark.thorough
 @every_cell(("base", "name", "left"), pairwise(["bert", "llama"], [*MECHANISMS], [False, True]))
 def test_forward_mode_over_the_parameters(base: str, name: str, left: bool) -> None:
     """Llama with the decode cache that its forward pass makes."""

@@ -104,6 +104,7 @@ def test_a_config_imports_its_own_family_and_no_compiler() -> None:
     assert in_a_new_process(code) == "[True, False, False]"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("order", quickly(["import hf_longattn, peft", "import peft, hf_longattn"], ["import peft, hf_longattn"]))
 def test_every_recipe_of_peft_knows_the_long_types(order: str) -> None:
     code = f"""{order}

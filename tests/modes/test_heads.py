@@ -55,6 +55,7 @@ def runs_of(model: Any, inputs: dict[str, Any]) -> list[dict[str, Any]]:
     return runs
 
 
+@pytest.mark.thorough
 @every_cell(("base", "head"), HEADS, of=9, alike=kind_of_family)
 def test_every_base_runs_and_gets_documents_and_positions(base: str, head: str) -> None:
     """A head that calls a module inside its base instead, or drops an argument, would leave the base's modes out without a word.

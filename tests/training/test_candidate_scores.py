@@ -82,6 +82,7 @@ def test_scores_are_means_over_the_inputs_of_a_question(tokenizer: PreTrainedTok
     assert found[1, 2] == -torch.inf
 
 
+@pytest.mark.thorough
 def test_it_is_learned_saved_and_found_again(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     data = write(wikihop(), tmp_path / "train.json")
     given = {"model": long_model(tmp_path, tokenizer), "output_dir": str(tmp_path / "out"), "data": [data], "validation": data}

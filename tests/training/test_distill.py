@@ -52,6 +52,7 @@ def test_a_converted_copy_has_no_distance_from_its_teacher(
     assert losses(log)[0] < (2.0 if dropout else 1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", quickly(["tinybert", "logits"], ["tinybert"]))
 def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     teacher = checkpoint("mlm", tmp_path / "teacher", tokenizer)

@@ -345,6 +345,7 @@ class TestAugmentation:
         assert not torch.equal(first, plain)
         assert torch.equal(collator.for_evaluation()(rows)["pixel_values"], plain)
 
+    @pytest.mark.thorough
     def test_a_stopped_run_goes_on_to_the_same_result(
         self, photos: Path, models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

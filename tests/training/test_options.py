@@ -592,6 +592,7 @@ COLUMNS = {"qa": "has schemas of its own", "multitask": "has the columns of its 
 """Tasks whose columns cannot be named, and why."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("task", task_names())
 def test_columns_can_be_named(task: str, runner: Runner) -> None:
     fields = [each for each in dataclasses.fields(load_task(task).arguments[1]) if each.name.endswith("column")]

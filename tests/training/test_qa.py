@@ -485,6 +485,7 @@ def test_hotpot_qa_is_learned(checkpoint: str, tmp_path: Path) -> None:
     assert sum(written["answer"][row["_id"]] == row["answer"] for row in asked) >= 0.8 * len(asked)
 
 
+@pytest.mark.thorough
 def test_hotpot_qa_from_file_to_files(checkpoint: str, tmp_path: Path) -> None:
     """What is saved and written is found again by every way to call the model."""
     log = hotpot_run(checkpoint, tmp_path, max_steps=12)
@@ -549,6 +550,7 @@ def test_documents_that_do_not_fit(checkpoint: str, data: str, tmp_path: Path) -
         run(packing=True)
 
 
+@pytest.mark.thorough
 def test_trivia_qa_to_files(checkpoint: str, tmp_path: Path) -> None:
     """Several documents for each question, in windows; the answer of the best document counts."""
     choose, rows = random.Random(0), []
