@@ -108,7 +108,10 @@ def test_inspect_shows_layers_parameters_state_and_cost(long: Path, source: Path
     assert found["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     # keys and values, 2 heads of 8, fp32, of the 16 + 32 + 16 + 16 tokens that the layers reach back
     assert found["costs"][-1]["cache_bytes"] == 2 * 2 * 8 * 4 * (16 + 32 + 16 + 16)
-    assert "window=16" in output(capsys, "inspect", long)
+    shown = output(capsys, "inspect", long)
+    assert "window=16" in shown
+    states = [line.split() for line in shown.partition("state of each layer")[2].splitlines()]
+    assert [words[0] for words in states if words[1:2] == ["window"]] == ["0", "1", "2-3"]
     short = json.loads(output(capsys, "inspect", source, "--json"))
     assert (short["class"], short["max_length"], short["layers"][0]["mechanism"]) == ("LlamaForCausalLM", LENGTH, "full")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hf_longattn import convert_checkpoint, export_gguf
@@ -48,6 +48,8 @@ def test_a_file_holds_the_twin(case: str, tmp_path: Path) -> None:
     assert {check.status for check in report.checks} == {"passed"}
     fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
     known = fields["general.architecture"].contents()
+    width = AutoConfig.from_pretrained(tmp_path / "long").to_dict().get("head_dim") or 8
+    assert {part: fields[f"{known}.attention.{part}_length"].contents() for part in ("key", "value")} == {"key": width, "value": width}
     windows = [name for name in fields if name.endswith("attention.sliding_window")]
     assert [fields[name].contents() for name in windows] == ([8] if "layer_types" in changes else [])
     if known in NOT_READ:

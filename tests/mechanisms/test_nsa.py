@@ -211,6 +211,8 @@ def test_pairs_are_what_is_seen() -> None:
     ended = sum(max(0, (i + 1 - 8) // 4 + 1) for i in range(320))
     selected = int((only(module, 1).weights(q, k, causal=True)[0, 0] > 0).sum())
     assert module.pairs(320, True) == near + ended + selected
+    near = sum(min(i, 12) + 1 + min(319 - i, 12) for i in range(320))
+    assert module.pairs(320) == near + 320 * (320 // 4 + 5 * 16)
 
 
 @every_cell("options", [{}, {"compress_size": 16, "block_size": 8}, {"compress_size": 4}], ids=str)
