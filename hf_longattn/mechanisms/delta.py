@@ -1,15 +1,16 @@
 """Linear attention that overwrites: the gated delta rule (Yang et al. 2024, Gated Delta Networks, eq. 10).
 
-    S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ        o_t = scale · S_tᵀ q_t
+    S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ        o_t = e^c · scale · S_tᵀ q_t
 
 with q and k of norm 1, β_t = σ(x_t W_β) and log α_t = -exp(A) softplus(x_t W_α + b) for each head (the parametrisation of Mamba2, as in
-transformers' Qwen3-Next). x_t is the layer's input or the head's key. Unrolled, o = W v with
+transformers' Qwen3-Next). x_t is the layer's input or the head's key, and c one learned number per head. Unrolled, o = W v with
 
-    W = scale · tril(Q Kᵀ ⊙ Γ) (I + tril(diag(β) K Kᵀ ⊙ Γ, -1))⁻¹ diag(β)        Γ_ij = α_{j+1} … α_i
+    W = e^c · scale · tril(Q Kᵀ ⊙ Γ) (I + tril(diag(β) K Kᵀ ⊙ Γ, -1))⁻¹ diag(β)        Γ_ij = α_{j+1} … α_i
 
 so the weights may be negative and their sum is not 1. With ``expand`` > 1, q and k are SiLU(q W_q) and SiLU(k W_k), of expand · D
 features, and ``scale`` is (expand · D)^-½, the usual one for keys of that width. Only the rule is taken from the paper. Its layer's short
 convolution, SiLU of the values and gated output norm are left out, so that a checkpoint's projections keep their meaning.
+:meth:`Delta.start_from` sets A, b and c before a distillation.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Delta(Mechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: DeltaOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.traits = self.traits.but(takes_hidden_states=options.gate_input == "hidden_states")
+        self.log_gain = nn.Parameter(torch.empty(num_heads))
         rates = ["beta", "decay"] if options.gate else ["beta"]
         self.rates = nn.ModuleDict({name: self._rate() for name in rates})
         if options.gate:
@@ -89,16 +91,38 @@ class Delta(Mechanism):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw exp(A) from U(1, 16) and softplus(b) log-uniformly from [0.001, 0.1] (Mamba2). Projections: N(0, 0.02²), maps: N(0, 1/D)."""
         super().reset_parameters(generator)
+        nn.init.zeros_(self.log_gain)
         for rate in self.rates.values():
             nn.init.normal_(rate.get_parameter("weight"), std=0.02, generator=generator)
         if self.options.gate:
             drawn = torch.empty_like(self.log_a, dtype=torch.float32)  # rounded to the parameter's dtype once, at the end
             self.log_a.copy_(drawn.uniform_(1, 16, generator=generator).log())
-            step = torch.empty_like(drawn).uniform_(*(math.log(end) for end in INITIAL_STEPS), generator=generator).exp()
-            self.bias.copy_(step + (-torch.expm1(-step)).log())  # softplus of this is the step
+            self._set_steps(torch.empty_like(drawn).uniform_(*(math.log(end) for end in INITIAL_STEPS), generator=generator).exp())
         if self.options.expand > 1:
             for projection in (self.query_map, self.key_map):
                 nn.init.normal_(projection.weight, std=self.head_dim**-0.5, generator=generator)
+
+    def _set_steps(self, steps: Tensor) -> None:
+        """Set softplus(b) of every head."""
+        self.bias.copy_(steps + (-torch.expm1(-steps)).log())
+
+    @torch.no_grad()
+    def start_from(self, softmax: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> None:
+        """Set A, b and c from softmax attention in closed form, after Zhou et al. 2026, Taylor-Calibrate, arXiv 2606.16429.
+
+        A head's state loses half in the mean distance of what ``softmax`` attends to. e^c is the factor that brings its outputs closest to
+        those of ``softmax`` by least squares. The paper also sets gates of its layer that have no counterpart here.
+        """
+        real = call.real(k)[:, None, :, None]
+        if self.options.gate:
+            places = torch.arange(k.shape[2], dtype=v.dtype, device=v.device)[:, None].expand_as(v).contiguous()
+            distances = (places[:, :1] - softmax(q, k, places, call)) * real
+            self.log_a.zero_()
+            self._set_steps(math.log(2) / (distances[..., 0].sum((0, 2)) / real.sum()).clamp(min=1.0))
+        self.log_gain.zero_()
+        wanted, found = softmax(q, k, v, call), self(q, k, v, call) * real
+        factors = (wanted * found).sum((0, 2, 3)) / found.square().sum((0, 2, 3))
+        self.log_gain.copy_(factors.clamp(min=0.1).log())  # positive, even where a head's outputs are unlike those of softmax
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
         return True
@@ -149,7 +173,7 @@ class Delta(Mechanism):
         return min(full_pairs(length, causal), 2 * length * self.options.expand * self.head_dim)
 
     def _queries(self, q: Tensor, call: AttentionCall) -> Tensor:
-        scale = call.scale_for(self.head_dim) * self.options.expand**-0.5
+        scale = call.scale_for(self.head_dim) * self.options.expand**-0.5 * at_least_fp32(self.log_gain).exp()[:, None, None]
         return (self._normal(F.silu(self.query_map(q)) if self.options.expand > 1 else q) * scale).to(q.dtype)
 
     def _keys(self, k: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from hf_longattn.cli.train import train
 from hf_longattn.errors import OptionError
 from hf_longattn.hub import write_model_card
+from hf_longattn.training.checkpoints import stage_checkpoints
 from hf_longattn.training.linearise.args import LineariseTrainingArguments
 from hf_longattn.training.lm import finetune_lm
 from hf_longattn.training.parsing import build_arguments
@@ -128,7 +129,7 @@ def test_checkpoints_of_stages_are_found(tmp_path: Path, start: Start) -> None:
     start("run", save_total_limit=1)
     args = LineariseTrainingArguments(output_dir=str(tmp_path / "out"), bf16=False)
     assert how_to_resume(args.folder).startswith("no checkpoint had been written")
-    shutil.copytree(tmp_path / "run" / "checkpoint-4", args.checkpoints(1) / "checkpoint-4")
+    shutil.copytree(tmp_path / "run" / "checkpoint-4", stage_checkpoints(args.folder, 1) / "checkpoint-4")
     assert how_to_resume(args.folder).endswith("stage1/checkpoint-4; run again with --resume")
 
 

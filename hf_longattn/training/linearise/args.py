@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import ClassVar
 
 from hf_longattn.choice_text import read_choice
@@ -123,15 +122,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
         """Whether stage 2 compares with the original."""
         return self.finetune_loss != LM_LOSS
 
-    @property
-    def finetune_factors(self) -> dict[str, float]:
-        """The factor of each part of stage 2's loss: ``lm``, ``kl`` and ``hidden``."""
-        return {
-            "lm": float(self.finetune_loss != KL_LOSS),
-            "kl": self.kl_factor * self.needs_teacher,
-            "hidden": self.hidden_factor * self.needs_teacher,
-        }
-
     def check_length(self, length: int) -> None:
         """Refuse inputs too long for a dense matrix of attention weights."""
         if self.weights_factor and length > DENSE_LIMIT:
@@ -148,10 +138,6 @@ class LineariseTrainingArguments(TextTrainingArguments):
     def runs(self, stage: int) -> bool:
         """Whether this stage is to be run."""
         return self.stage in ("both", str(stage))
-
-    def checkpoints(self, stage: int) -> Path:
-        """The folder of a stage's checkpoints."""
-        return stage_checkpoints(self.folder, stage)
 
     def learning_rate_of(self, stage: int) -> float:
         """The peak learning rate of a stage."""
@@ -170,7 +156,7 @@ class LineariseTrainingArguments(TextTrainingArguments):
                 "label_names": ["labels"],
                 "push_to_hub": False,
                 "total_batch_size": 0,  # is in gradient_accumulation_steps
-                "output_dir": str(self.checkpoints(stage)),
+                "output_dir": str(stage_checkpoints(self.folder, stage)),
                 "max_steps": self.transfer_steps if stage == 1 else self.finetune_steps,
                 "learning_rate": self.learning_rate_of(stage),
             }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.mechanisms.common.traits import Handling
+from hf_longattn.mechanisms.delta import Delta
 from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.inference.optimize import evaluating
@@ -33,26 +33,22 @@ TINY = 1e-12
 Batch = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The loss of a layer: ``output`` × relative squared error + ``weights`` × cross-entropy of the attention weights, mean over inputs."""
-
-    output: float = 1.0
-    weights: float = 0.0
-
-
 class Matching(Mechanism):
     """Runs ``teacher`` (softmax attention) and compares ``student``. It replaces the student in an attention module.
 
     After a forward pass ``errors`` holds the mean squared error of the outputs before the output projection, and that error as a share
-    of the teacher's mean square, both over an input's tokens that are not padding, and mean over inputs; ``loss`` trains the student.
+    of the teacher's mean square, both over an input's tokens that are not padding, and mean over inputs. ``loss`` trains the student:
+    ``output_factor`` × relative squared error + ``weights_factor`` × cross-entropy of the attention weights, mean over inputs.
     """
 
     name = "matching"
+    loss: Tensor
+    errors: Tensor
 
-    def __init__(self, student: Mechanism, teacher: Mechanism, factors: Factors, learns: bool) -> None:
+    def __init__(self, student: Mechanism, teacher: Mechanism, learns: bool, output_factor: float, weights_factor: float) -> None:
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
-        self.student, self.teacher, self.factors, self.learns = student, teacher, factors, learns
+        self.student, self.teacher, self.learns = student, teacher, learns
+        self.output_factor, self.weights_factor = output_factor, weights_factor
         self.causal, self.layer = student.causal, student.layer
         self.handling = Handling(ignores_padding=student.handling.ignores_padding)
         self.traits = self.traits.but(
@@ -62,8 +58,8 @@ class Matching(Mechanism):
             takes_score_mod=student.traits.takes_score_mod,
             token_rule=student.traits.token_rule,
         )
-        self.loss: Tensor | None = None
-        self.errors: Tensor | None = None
+        self.starts = False
+        """Whether the next forward pass lets the student start from the teacher in closed form."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The teacher's output; sets ``loss`` and ``errors``."""
@@ -71,17 +67,20 @@ class Matching(Mechanism):
         with torch.no_grad():
             target = self.teacher(q, k, v, call)
         q, k, v = q.detach(), k.detach(), v.detach()
+        if self.starts and isinstance(self.student, Delta):
+            self.student.start_from(self.teacher, q, k, v, call)
+        self.starts = False
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
             output = self.student(q, k, v, call)
-            squared = _mean_square(output.float() - target.float(), padding)
-            share = squared / _mean_square(target.float(), padding).clamp(min=TINY)
+            squared = mean_square(output.float() - target.float(), padding)
+            share = squared / mean_square(target.float(), padding).clamp(min=TINY)
             self.errors = torch.stack([squared.mean(), share.mean()]).detach()
-            self.loss = self.factors.output * share.mean()
-            if self.factors.weights:
+            self.loss = self.output_factor * share.mean()
+            if self.weights_factor:
                 target_weights, weights = (
                     mechanism.dense_weights(q.float(), k.float(), call) for mechanism in (self.teacher, self.student)
                 )
-                self.loss = self.loss + self.factors.weights * _cross_entropy(target_weights, weights, padding)
+                self.loss = self.loss + self.weights_factor * _cross_entropy(target_weights, weights, padding)
             if (auxiliary := auxiliary_loss(self.student)) is not None:
                 self.loss = self.loss + auxiliary.to(self.loss)
         if self.learns and torch.is_grad_enabled() and not self.loss.requires_grad:
@@ -110,13 +109,17 @@ def own_softmax(config: Any, layer: int, like: Mechanism) -> Mechanism:
     return mechanism_from(name, options, num_heads=like.num_heads, head_dim=like.head_dim, max_length=like.max_length)
 
 
-def _mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
+def mean_square(x: Tensor, padding: Tensor | None) -> Tensor:
     """Mean square ``(B,)`` of each input of ``x (B, H, N, D)`` over real tokens (``padding (B, Nk)``, True = real)."""
+    return _mean(x.square().mean(-1), padding)
+
+
+def _mean(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Mean ``(B,)`` of ``x (B, H, N)`` over heads and real tokens."""
     if padding is None:
-        return x.square().mean((1, 2, 3))
-    rows = padding[:, -x.shape[2] :]
-    real = (rows.sum(1) * x.shape[1] * x.shape[3]).clamp(min=1)
-    return x.square().masked_fill(~rows[:, None, :, None], 0.0).sum((1, 2, 3)) / real
+        return x.mean((1, 2))
+    real = padding[:, None, -x.shape[2] :]
+    return x.masked_fill(~real, 0.0).sum((1, 2)) / (real.sum((1, 2)) * x.shape[1]).clamp(min=1)
 
 
 def _cross_entropy(target: Tensor, weights: Tensor, padding: Tensor | None) -> Tensor:
@@ -124,11 +127,7 @@ def _cross_entropy(target: Tensor, weights: Tensor, padding: Tensor | None) -> T
 
     See Zhang et al. 2024, The Hedgehog & the Porcupine, eq. 5.
     """
-    rows = -(target * weights.clamp(min=TINY).log()).sum(-1)
-    if padding is None:
-        return rows.mean()
-    real = padding[:, -rows.shape[2] :]
-    return (rows.masked_fill(~real[:, None], 0.0).sum((1, 2)) / (real.sum(1) * rows.shape[1]).clamp(min=1)).mean()
+    return _mean(-(target * weights.clamp(min=TINY).log()).sum(-1), padding).mean()
 
 
 class MatchingModel(nn.Module):
@@ -151,11 +150,18 @@ class MatchingModel(nn.Module):
         self.students.train(mode)
         return self
 
+    @torch.no_grad()
+    def start(self, batch: Batch) -> None:
+        """Let every mechanism that can (:meth:`Delta.start_from`) start from softmax attention on a batch."""
+        for matching in self.layers.values():
+            matching.starts = True
+        self(**{name: value.to(self.model.device) for name, value in batch.items()})
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None) -> dict[str, Tensor]:
         """``loss``: the sum over the layers that learn; ``layer_losses (L,)``: each of them; ``errors (L, 2)``: see :class:`Matching`."""
         self.model.base_model(input_ids=input_ids, attention_mask=attention_mask)
-        losses = torch.stack([_recorded(matching.loss) for matching in self.layers.values()])
-        errors = torch.stack([_recorded(matching.errors) for matching in self.layers.values()])
+        losses = torch.stack([matching.loss for matching in self.layers.values()])
+        errors = torch.stack([matching.errors for matching in self.layers.values()])
         learns = torch.tensor([matching.learns for matching in self.layers.values()], device=losses.device)
         return {"loss": losses[learns].sum(), "layer_losses": losses.detach(), "errors": errors}
 
@@ -169,13 +175,8 @@ class MatchingModel(nn.Module):
         return self.students.load_state_dict({**buffers, **parameters}, strict=strict, assign=assign)
 
 
-def _recorded(value: Tensor | None) -> Tensor:
-    assert value is not None, "every layer's attention runs in a forward pass"
-    return value
-
-
 @contextmanager
-def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator[dict[str, Matching]]:
+def matching(model: PreTrainedModel, output_factor: float = 1.0, weights_factor: float = 0.0) -> Iterator[dict[str, Matching]]:
     """Put a :class:`Matching` into every self-attention module within the context. The model's output is the original's, and only the
     mechanisms' parameters get gradients.
 
@@ -191,7 +192,9 @@ def matching(model: PreTrainedModel, factors: Factors | None = None) -> Iterator
         for parameter in parameters:
             parameter.requires_grad_(True)
     placed = {
-        site.mechanism_name: Matching(student, own_softmax(model.config, site.layer, student), factors or Factors(), bool(parameters))
+        site.mechanism_name: Matching(
+            student, own_softmax(model.config, site.layer, student), bool(parameters), output_factor, weights_factor
+        )
         for site, student, parameters in zip(sites, students, learning, strict=True)
     }
     try:
@@ -239,7 +242,7 @@ def held_out_loss(model: PreTrainedModel, batches: Sequence[Batch], layers: dict
             labels = batch["labels"][:, 1:] if shifted(model) else batch["labels"]
             parts.append((float(model(**batch).loss), int((labels != IGNORED).sum()), len(labels)))
             if layers is not None:
-                batch_errors = torch.stack([layer.errors for layer in layers.values() if layer.errors is not None]) * len(labels)
+                batch_errors = torch.stack([layer.errors for layer in layers.values()]) * len(labels)
                 errors = batch_errors if errors is None else errors + batch_errors
     predictions, inputs = sum(count for _, count, _ in parts), sum(count for _, _, count in parts)
     loss, error = ratio_and_error([(mean * count, count) for mean, count, _ in parts])

@@ -29,7 +29,7 @@ from hf_longattn.training.adapters import low_rank_updates
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT, STAGE_1, newest_of_stage
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import keep_softmax
-from hf_longattn.training.linearise.matching import Batch, Factors, MatchingModel, matching, measured, without_cache
+from hf_longattn.training.linearise.matching import Batch, MatchingModel, matching, measured, without_cache
 from hf_longattn.training.linearise.student import as_saved, predicts_tokens, student_source
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
@@ -97,7 +97,7 @@ class Stages:
 
     def stage_1(self, model: PreTrainedModel) -> None:
         """All mechanisms at once, each against the softmax attention of its layer."""
-        with matching(model, Factors(self.args.output_factor, self.args.weights_factor)) as layers:
+        with matching(model, self.args.output_factor, self.args.weights_factor) as layers:
             trainer = self.train(MatchingModel(model, layers), 1, self.length)
         self.report["stage1"] = measured(model, self.batches)
         trainer.check_held_out(self.report["stage1"]["loss"])
@@ -120,11 +120,12 @@ class Stages:
 
     def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> LineariseTrainer:
         """Train, or resume from the latest checkpoint of this stage."""
-        args = self.args
+        args, inputs, size = self.args, to_inputs(self.documents, self.tokenizer, length), self.args.per_device_train_batch_size
+        if isinstance(model, MatchingModel):
+            model.start(held_out_batches(inputs, self.masks, size, size)[0])
         transformers.set_seed(args.seed)
         trainer = LineariseTrainer(
-            model, args.stage_args(stage), stage=stage, teacher=teacher, data_collator=self.masks,
-            train_dataset=to_inputs(self.documents, self.tokenizer, length),
+            model, args.stage_args(stage), stage=stage, teacher=teacher, data_collator=self.masks, train_dataset=inputs,
         )  # fmt: skip
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("Attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu.")

@@ -25,8 +25,8 @@ from hf_longattn.modeling.family.definition import length_before_conversion
 from hf_longattn.modeling.inference.optimize import evaluating
 from hf_longattn.reading import read_json_object
 from hf_longattn.training.checkpoints import DISTILLATION_REPORT
-from hf_longattn.training.linearise.args import EVERYWHERE, LineariseModelArguments, LineariseTrainingArguments
-from hf_longattn.training.linearise.matching import Batch, shifted
+from hf_longattn.training.linearise.args import EVERYWHERE, KL_LOSS, LineariseModelArguments, LineariseTrainingArguments
+from hf_longattn.training.linearise.matching import Batch, mean_square, shifted
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.loading import frozen_teacher
 
@@ -63,10 +63,9 @@ class Teacher:
         name = model_args.teacher or model_args.model
         model, tokenizer, _ = load_lm(name, objective)
         length = length_before_conversion(model.config) or longest_input(model, tokenizer)
-        factors = args.finetune_factors
         return cls(
-            frozen_teacher(model).to(device), length, factors["lm"], factors["kl"], factors["hidden"], args.temperature,
-            args.kl_positions == EVERYWHERE,
+            frozen_teacher(model).to(device), length, float(args.finetune_loss != KL_LOSS), args.kl_factor, args.hidden_factor,
+            args.temperature, args.kl_positions == EVERYWHERE,
         )  # fmt: skip
 
     def loss(self, student: nn.Module, inputs: Mapping[str, Tensor], autocast: Any) -> tuple[Tensor, dict[str, Tensor], Any]:
@@ -90,7 +89,8 @@ class Teacher:
         if hidden:
             real = real_tokens(inputs)
             pairs = zip(outputs["hidden_states"][1:], target["hidden_states"][1:], strict=True)
-            parts["hidden"] = torch.stack([relative_error(states, expected, real) for states, expected in pairs]).mean()
+            shares = [mean_square((x - y).float()[:, None], real) / mean_square(y.float()[:, None], real) for x, y in pairs]
+            parts["hidden"] = torch.stack(shares).mean()
         losses = torch.stack([getattr(self, name) * part for name, part in parts.items()])
         return losses, {name: part.detach() for name, part in parts.items()}, outputs
 
@@ -126,19 +126,6 @@ def predictions_at(model: nn.Module, at: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def relative_error(states: Tensor, target: Tensor, real: Tensor) -> Tensor:
-    """Squared error as a share of the teacher's square, averaged over inputs.
-
-    Layers with large and small states count alike.
-
-    Args:
-        states, target: ``(B, N, C)``.
-        real: ``(B, N)`` bool, the tokens that are not padding.
-    """
-    error, square = ((x.square() * real[..., None]).sum((1, 2)) for x in (states.float() - target.float(), target.float()))
-    return (error / square).mean()
 
 
 def places_of_predictions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ class LineariseTrainer(LongTrainer):
         self.stage, self.teacher = stage, teacher
         self.sums: dict[str, tuple[Any, Any]] = {}  # for each part of the loss: sums of its weighted values, and of the weights
         self.gradients: dict[str, Tensor] = {}
-        self.layer_names = [site.name for site in attention_sites(_inner(self.model)) if not site.cross]
+        self.sites = [site for site in attention_sites(_inner(self.model)) if not site.cross]
         self.remove_callback(PrinterCallback)
 
     def items_of(self, inputs: Mapping[str, Any]) -> Tensor | int:
@@ -85,10 +85,9 @@ class LineariseTrainer(LongTrainer):
 
     def _layer_of_loss(self) -> str:
         """The first layer with a non-finite loss or attention output in this step."""
-        sites = [site for site in attention_sites(_inner(self.model)) if not site.cross]
         for batch in self.step_batches:
             finite: list[bool] = []
-            hooks = [site.module.register_forward_hook(lambda _, __, output, note=finite.append: note(_finite(output))) for site in sites]
+            hooks = [site.module.register_forward_hook(lambda _, __, out, note=finite.append: note(_finite(out))) for site in self.sites]
             try:
                 with torch.no_grad():
                     outputs = self.model(**batch)
@@ -104,7 +103,7 @@ class LineariseTrainer(LongTrainer):
     def _layer_of_gradient(self) -> str:
         """The layer of the parameter that comes last in the forward pass: NaN gradients spread to earlier layers."""
         names = [name for name, total in self.gradients.items() if not bool(torch.isfinite(total))]
-        prefixes = [LAYER.match(site) for site in self.layer_names]
+        prefixes = [LAYER.match(site.name) for site in self.sites]
         owners = [
             (number, name)
             for number, prefix in enumerate(prefixes)
@@ -117,7 +116,7 @@ class LineariseTrainer(LongTrainer):
         return f"{self._named(number)}, parameter {name}"
 
     def _named(self, number: int) -> str:
-        return f"layer {number} ({self.layer_names[number]})"
+        return f"layer {number} ({self.sites[number].name})"
 
 
 def _inner(model: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ from hf_longattn.training.checkpoints import (
     checkpoints,
     finished_part,
     newest_of_stage,
+    stage_checkpoints,
 )
 from hf_longattn.training.linearise.args import LineariseModelArguments, LineariseTrainingArguments
 from hf_longattn.training.linearise.layers import number_to_restore
@@ -66,7 +67,7 @@ def linearise_attention(
     if training_args.push_to_hub:  # before the work that is to be uploaded
         check_login(training_args.repository, training_args.hub_token, private=bool(training_args.hub_private_repo))
     if training_args.overwrite and not training_args.resume and processes().is_main_process:
-        for old in (training_args.folder / STAGE_1, training_args.checkpoints(1), training_args.checkpoints(2)):
+        for old in (training_args.folder / STAGE_1, *(stage_checkpoints(training_args.folder, stage) for stage in (1, 2))):
             shutil.rmtree(old, ignore_errors=True)
     processes().wait_for_everyone()
     with removed_if_useless(training_args):
@@ -101,7 +102,7 @@ def removed_if_useless(args: LineariseTrainingArguments) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        resumable = finished_part(args.folder) is not None or any(checkpoints(args.checkpoints(stage)) for stage in (1, 2))
+        resumable = finished_part(args.folder) is not None or any(checkpoints(stage_checkpoints(args.folder, stage)) for stage in (1, 2))
         if processes().is_main_process and not resumable:
             for path in made:
                 shutil.rmtree(path, ignore_errors=True)
@@ -120,7 +121,7 @@ def check_output(args: LineariseTrainingArguments) -> None:
         return
     if (args.folder / DISTILLATION_REPORT).exists():
         raise OptionError(f"{args.output_dir!r} holds a finished distillation; give another --output, or add --overwrite to replace it.")
-    if any(folder.exists() for folder in (args.folder / STAGE_1, args.checkpoints(1), args.checkpoints(2))):
+    if any(folder.exists() for folder in (args.folder / STAGE_1, *(stage_checkpoints(args.folder, stage) for stage in (1, 2)))):
         raise OptionError(
             f"{args.output_dir!r} holds checkpoints of an earlier run; add --resume to continue it, --overwrite to start again, or give "
             "another --output."

@@ -23,10 +23,11 @@ def define(
     hidden_states: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ and o_t = scale · S_tᵀ q_t, token by token; padding leaves S as it is.
+    """S_t = α_t (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ and o_t = e^c · scale · S_tᵀ q_t, token by token; padding leaves S as it is.
 
-    β = σ(x W_β), log α = -exp(A) softplus(x W_α + b), where x is the layer's input or the head's key. With ``expand``, q and k are
-    SiLU(q W_q) and SiLU(k W_k). The scale is that of the width of the keys that the rule sees, as in the authors' code.
+    β = σ(x W_β), log α = -exp(A) softplus(x W_α + b), where x is the layer's input or the head's key. c is a number of the head. With
+    ``expand``, q and k are SiLU(q W_q) and SiLU(k W_k). The scale is that of the width of the keys that the rule sees, as in the authors'
+    code.
     """
     assert causal
     options, learned = module.options, {name: value.double() for name, value in module.named_parameters()}
@@ -36,7 +37,7 @@ def define(
         if options.expand > 1:
             queries = torch.nn.functional.silu(queries @ learned["query_map.weight"][head.h])
             keys = torch.nn.functional.silu(keys @ learned["key_map.weight"][head.h])
-        scale = keys.shape[1] ** -0.5 * (1.0 if scaling is None else scaling * q.shape[-1] ** 0.5)
+        scale = learned["log_gain"][head.h].exp() * keys.shape[1] ** -0.5 * (1.0 if scaling is None else scaling * q.shape[-1] ** 0.5)
         if options.normalise:
             queries, keys = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (queries, keys))
         state = keys.new_zeros(keys.shape[1], head.v.shape[1])
