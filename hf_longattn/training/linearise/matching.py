@@ -23,7 +23,6 @@ from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.mechanisms.common.traits import Handling
-from hf_longattn.mechanisms.delta import Delta
 from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.inference.optimize import evaluating
@@ -42,8 +41,6 @@ class Matching(Mechanism):
     """
 
     name = "matching"
-    loss: Tensor
-    errors: Tensor
 
     def __init__(self, student: Mechanism, teacher: Mechanism, learns: bool, output_factor: float, weights_factor: float) -> None:
         super().__init__(student.num_heads, student.head_dim, student.hidden_size, student.max_length, student.options)
@@ -67,7 +64,7 @@ class Matching(Mechanism):
         with torch.no_grad():
             target = self.teacher(q, k, v, call)
         q, k, v = q.detach(), k.detach(), v.detach()
-        if self.starts and isinstance(self.student, Delta):
+        if self.starts:
             self.student.start_from(self.teacher, q, k, v, call)
         self.starts = False
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
@@ -152,7 +149,7 @@ class MatchingModel(nn.Module):
 
     @torch.no_grad()
     def start(self, batch: Batch) -> None:
-        """Let every mechanism that can (:meth:`Delta.start_from`) start from softmax attention on a batch."""
+        """Let every mechanism start from softmax attention on a batch (:meth:`Mechanism.start_from`)."""
         for matching in self.layers.values():
             matching.starts = True
         self(**{name: value.to(self.model.device) for name, value in batch.items()})
