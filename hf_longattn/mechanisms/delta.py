@@ -113,7 +113,7 @@ class Delta(Mechanism):
         A head's state loses half in the mean distance of what ``softmax`` attends to. e^c is the factor that brings its outputs closest to
         those of ``softmax`` by least squares. The paper also sets gates of its layer that have no counterpart here.
         """
-        real = call.real(k)[:, None, :, None]
+        real, (q, k, v) = call.real(k)[:, None, :, None], map(at_least_fp32, (q, k, v))
         if self.options.gate:
             places = torch.arange(k.shape[2], dtype=v.dtype, device=v.device)[:, None].expand_as(v).contiguous()
             distances = (places[:, :1] - softmax(q, k, places, call)) * real
@@ -121,7 +121,7 @@ class Delta(Mechanism):
             self._set_steps(math.log(2) / (distances[..., 0].sum((0, 2)) / real.sum()).clamp(min=1.0))
         self.log_gain.zero_()
         wanted, found = softmax(q, k, v, call), self(q, k, v, call) * real
-        factors = (wanted * found).sum((0, 2, 3)) / found.square().sum((0, 2, 3))
+        factors = (wanted * found).sum((0, 2, 3)) / found.square().sum((0, 2, 3)).clamp(min=1e-12)
         self.log_gain.copy_(factors.clamp(min=0.1).log())  # positive, even where a head's outputs are unlike those of softmax
 
     def labels_documents(self, k: Tensor, v: Tensor, call: AttentionCall) -> bool:
