@@ -80,7 +80,7 @@ test: $(READY)  ## lint and the tests that take seconds each
 test-thorough: $(READY)  ## the other tests that take seconds each, before a release and after a change of many rooms
 	$(PYTEST) -m "thorough and not slow" $(ARGS)
 
-test-slow: $(READY)  ## every test, transformers' own suites included (can take an hour)
+test-slow: $(READY)  ## every test, transformers' own suites included (takes hours)
 	$(PYTEST) -o faulthandler_timeout=3600 $(ARGS)
 
 # Timings count on a quiet machine only: nothing else may run. scripts/dev/results/commands.toml has the commands.
