@@ -43,7 +43,7 @@ demo: $(READY)  ## convert all-MiniLM-L6-v2; then fine-tune and compare on long 
 
 # The versions that pyproject.toml declares to be enough, each as old as it allows; linux wheels of torch bring CUDA's libraries along.
 LOWEST := .venv-lowest
-test-lowest: $(READY)  ## the quick tests on the oldest versions that pyproject.toml allows (downloads gigabytes)
+test-lowest: $(READY)  ## all tests but the slow ones on the oldest versions that pyproject.toml allows (downloads gigabytes)
 	$(VENV)/bin/uv pip compile -q --python $(PY) --resolution lowest-direct --extra dev pyproject.toml -o $(LOWEST).txt
 	$(VENV)/bin/uv venv -q --clear --python $(PY) $(LOWEST)
 	$(VENV)/bin/uv pip install -q --python $(LOWEST)/bin/python -r $(LOWEST).txt

@@ -10,7 +10,6 @@ transformers' Qwen3-Next). x_t is the layer's input or the head's key, and c one
 so the weights may be negative and their sum is not 1. With ``expand`` > 1, q and k are SiLU(q W_q) and SiLU(k W_k), of expand · D
 features, and ``scale`` is (expand · D)^-½, the usual one for keys of that width. Only the rule is taken from the paper. Its layer's short
 convolution, SiLU of the values and gated output norm are left out, so that a checkpoint's projections keep their meaning.
-:meth:`Delta.start_from` sets A, b and c before a distillation.
 """
 
 from __future__ import annotations

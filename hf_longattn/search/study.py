@@ -1,8 +1,8 @@
 """Stage 2: designs tried one after the other by Optuna (NSGA-II, Deb et al. 2002), for less loss at less cost.
 
 The study is Optuna's journal, so that a search that was stopped resumes. A trial is a design: for every layer the number of its
-candidate. This uses ``study.ask`` and ``study.tell``, since ``study.optimize`` counts a trial that Ctrl-C ends as failed, and hides
-a full disk behind an AssertionError.
+candidate. This uses ``study.ask`` and ``study.tell``: ``study.optimize`` counts a trial that Ctrl-C ends as failed, and if the disk is
+full, it raises an AssertionError.
 """
 
 from __future__ import annotations

@@ -218,8 +218,8 @@ def masked_log_likelihoods(
 def by_span(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sample: ProbeSample, length: int) -> ProbeAnswer:
     """The best spans of the context, one for each answer, without nesting.
 
-    Contexts beyond ``length`` tokens are read in windows, of which a question takes half at most. A span may have a token for each of an
-    answer's characters.
+    A context of more than ``length`` tokens is read in windows. The question takes at most half of a window. A span has at most 30
+    tokens, or as many as the longest answer has characters if these are more.
     """
     reader = QAReader(
         "probe", model, tokenizer, whole(length, max_question_tokens=length // 2), batch_size=1,

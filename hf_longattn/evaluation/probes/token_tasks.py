@@ -42,7 +42,7 @@ class Recall(ABC):
 
     @abstractmethod
     def facts(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """All facts ``(B, F, W)`` and those of the questions ``(B, Q, W)``, each its keys and then its value."""
+        """All facts ``(B, F, W)``, and those asked for ``(B, Q, W)``: keys, then the value."""
 
     def __post_init__(self) -> None:
         length, vocab = self.needs()

@@ -121,7 +121,8 @@ class Stages:
     def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> LineariseTrainer:
         """Train, or resume from the latest checkpoint of this stage."""
         args, inputs, size = self.args, to_inputs(self.documents, self.tokenizer, length), self.args.per_device_train_batch_size
-        if isinstance(model, MatchingModel):
+        resumed = newest_of_stage(args.folder, stage) if args.resume else None
+        if isinstance(model, MatchingModel) and resumed is None:
             model.start(held_out_batches(inputs, self.masks, size, size)[0])
         transformers.set_seed(args.seed)
         trainer = LineariseTrainer(
@@ -130,7 +131,7 @@ class Stages:
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise OptionError("Attention distillation does not run under FSDP or DeepSpeed; use accelerate launch --multi_gpu.")
         trainer.add_callback(RunSettings(self.run.settings))
-        trainer.train(resume_from_checkpoint=newest_of_stage(args.folder, stage) if args.resume else None)
+        trainer.train(resume_from_checkpoint=resumed)
         self.report["tokens"][f"stage{stage}"] = trainer.state.num_input_tokens_seen
         self.report["steps"][f"stage{stage}"] = trainer.state.global_step
         self.report["history"][f"stage{stage}"] = trainer.state.log_history
