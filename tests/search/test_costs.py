@@ -10,6 +10,7 @@ import torch
 from hf_longattn.conversion.flops import ModelShape
 from hf_longattn.errors import LongAttentionError
 from hf_longattn.inspect import Candidate
+from hf_longattn.search import costs
 from hf_longattn.search.costs import LayerCost, LayerCosts
 
 CPU = torch.device("cpu")
@@ -69,3 +70,13 @@ def test_what_cannot_run_is_left_out_unless_it_was_asked_for() -> None:
     assert set(costs.measure([wrong, Candidate("full")])) == {"full"}
     assert list(costs.refused) == [str(wrong)]
     assert isinstance(costs.known["full"], LayerCost)
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, 2.0), (2, 5.0)])
+def test_one_thread_is_timed_by_its_processor_time(threads: int, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other processes lengthen only the time that passes."""
+    monkeypatch.setattr(costs.torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(costs.torch.accelerator, "is_available", lambda: False)
+    for clock, seconds in (("process_time", (1.0, 3.0)), ("perf_counter", (1.0, 6.0))):
+        monkeypatch.setattr(costs.time, clock, iter(seconds).__next__)
+    assert costs._timed(lambda: torch.zeros(1)) == expected

@@ -53,13 +53,11 @@ class Teacher:
 
     @classmethod
     def of(cls, model_args: LineariseModelArguments, args: LineariseTrainingArguments, objective: str, device: Any) -> Teacher:
-        """The teacher that the arguments name.
+        """The teacher that the arguments name, after :func:`check_original`.
 
         Raises:
             CheckpointError: the original cannot be loaded.
-            OptionError: the model is fine-tuned and ``--teacher`` is missing, so the original is unknown.
         """
-        check_original(model_args)
         name = model_args.teacher or model_args.model
         model, tokenizer, _ = load_lm(name, objective)
         length = length_before_conversion(model.config) or longest_input(model, tokenizer)
