@@ -96,8 +96,8 @@ class Options:
         default=None,
         kw_only=True,
         metadata={
-            "help": "relative positions added to the scores: alibi, t5_buckets, shaw or transformer_xl, with settings as in shaw:clip=32; "
-            "of rotary models also self_extend, dual_chunk or dropped",
+            "help": "relative positions added to the scores: alibi, t5_buckets, shaw, transformer_xl or rotary, with settings as in "
+            "shaw:clip=32; of rotary models also self_extend, dual_chunk or dropped",
             "unit": "",
         },
     )

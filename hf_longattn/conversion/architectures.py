@@ -26,7 +26,8 @@ from ..modeling.family.registration import MULTIMODAL_TYPE
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import check_interface, family_in, plain_family
 from ..modeling.inference.pruning import KEPT_HEADS
-from ..positions import DROPPED, RopePlan, extends_learned
+from ..positions.rope import RopePlan
+from ..positions.tables import DROPPED, extends_learned
 from ..reading import check_config, is_long, named_class
 from .long_models.base import CheckpointConverter, checkpoint_converters, converter_of
 from .sources.base import Source

@@ -16,6 +16,7 @@ from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
 from ..inputs.common.base import train_command
 from ..modeling.family.definition import LANGUAGE_MODELS
+from ..positions.tables import DROPPED
 from ..processor_files import EMBEDDINGS, sentence_kind
 from ..staging import check_destination, destination_path, ending_cleanly
 from .config import AUTO, ConversionConfig
@@ -134,6 +135,9 @@ def next_step(plan: ConversionPlan) -> dict[str, Any]:
     embeds = sentence_kind(plan.source.card_folder) == EMBEDDINGS
     if learns and embeds and plan.architecture.source_config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return train_command("linearise", "--stage", "1", *texts, output="trained")
+    if embeds and plan.positions in DROPPED:
+        short = ("--text", "YOUR_TEXTS", "--max-length", str(plan.old_length))
+        return train_command("distill", "--method", "hidden", "--teacher", plan.source.name, *short, output="trained")
     if hint := plan.source.training_hint(plan.new_length):
         return {"advice": hint} if isinstance(hint, str) else train_command(*hint, output="trained")
     if head.endswith(LANGUAGE_MODELS) and plan.skeleton.get_output_embeddings() is not None:

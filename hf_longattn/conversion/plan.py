@@ -25,15 +25,15 @@ from ..modeling.family.sliding_window import own_windows, with_own_windows
 from ..modeling.family.towers_config import check_towers
 from ..modeling.generic import mark_generic, towers_of
 from ..options import RELATIVE
-from ..positions import DROPPED, keeps_old_rows
 from ..positions.relative import relative_kind, unchanged_tokens
+from ..positions.tables import DROPPED, REPLACED, keeps_old_rows
 from ..staging import check_destination
 from .architectures import Architecture, config_of_towers, find_architecture, generic_architecture
 from .config import AUTO, ConversionConfig
 from .flops import ModelShape, cost_of, cost_with, generic_shape, layer_mechanisms, model_shape
 from .model_loading import quiet_libraries
 from .plain_parts import parts_with_mechanisms, text_tower
-from .plan_positions import ALIBI, ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
+from .plan_positions import ShortTexts, plan_positions, position_warnings, series_strategy, stack_lengths, with_short_texts
 from .plan_tensors import ResultPlan, fields_of_towers, parse_dtype, plan_tensors, renamed_tensors, set_dtype
 from .sources.base import Source, TowerSource, open_source
 from .sources.sentence_transformers import scores_pairs
@@ -167,7 +167,7 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
         {name: (table.offset_rows(config), table.rows(config)) for name, table in tables.items()},
         length.old,
         cast,
-        zeroed=planned.rule in DROPPED,
+        averaged=planned.rule in DROPPED,
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, length.new)
@@ -542,11 +542,11 @@ def with_relative(attention: LongAttentionConfig, choice: str) -> LongAttentionC
 
     Raises:
         PositionError: ``attention`` has other relative positions.
-        OptionError: a mechanism has no scores to which ALiBi could be added.
+        OptionError: a mechanism has no scores to which the positions could be added.
     """
     others = [other for other in relative_choices(attention) if other != choice]
     if others:
-        instead = "give positions='none' to keep the latter alone" if choice == ALIBI else "leave out one of them"
+        instead = "give positions='none' to keep the latter alone" if choice in REPLACED else "leave out one of them"
         raise PositionError(f"positions={choice!r} contradicts relative={others[0]!r}; {instead}.")
     moves = relative_kind(choice).counts_tokens
     return attention.with_option(RELATIVE, choice, lambda name, layer: not moves or mechanism_class(name).traits.moves_positions)

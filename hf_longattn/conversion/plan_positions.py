@@ -20,22 +20,9 @@ from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
 from ..modeling.family.sliding_window import keeps_window
 from ..options import EXACT_LENGTH
-from ..positions import (
-    CENTRED,
-    DROPPED,
-    INTERPOLATE,
-    RANDOM,
-    SINUSOIDAL,
-    STRATEGIES,
-    STRETCH,
-    RopePlan,
-    extends_learned,
-    keeps_old_rows,
-    stretched_from,
-    unchanged_rows,
-    widest_span,
-)
-from ..positions.distances import TILE
+from ..positions import tables as table_rules
+from ..positions.distances import RANDOM, TILE, widest_span
+from ..positions.rope import RopePlan
 from .architectures import Architecture
 from .config import ConversionConfig
 from .plan_tensors import RenamedTensor
@@ -138,7 +125,7 @@ class PositionPlan:
     @property
     def relative(self) -> str:
         """The option ``relative`` that belongs to these positions; empty if there is none."""
-        return ALIBI if self.rule == ALIBI else "" if self.rope is None else self.rope.relative
+        return self.rule if self.rule in table_rules.REPLACED else "" if self.rope is None else self.rope.relative
 
     @property
     def position_change(self) -> str:
@@ -187,8 +174,8 @@ def plan_positions(
     unasked = family.config_class.default_extension
     rule = table_strategy(positions, unasked, learned=all(table.learned for table in family.position_tables))
     grows = text.new > text.old or (decoder is not None and decoder.new > decoder.old)
-    exact = rule not in DROPPED and (keeps_old_rows(rule) or not grows)
-    return PositionPlan(rule, exact, None, lengths, 0 if exact else unchanged_rows(rule, text.old))
+    exact = rule not in table_rules.DROPPED and (table_rules.keeps_old_rows(rule) or not grows)
+    return PositionPlan(rule, exact, None, lengths, 0 if exact else table_rules.unchanged_rows(rule, text.old))
 
 
 def series_strategy(positions: str, table: PositionTable) -> str:
@@ -197,37 +184,31 @@ def series_strategy(positions: str, table: PositionTable) -> str:
     Raises:
         PositionError: `positions` is unknown, or does not apply to this table.
     """
-    if positions in DROPPED:
+    if positions in table_rules.DROPPED:
         raise PositionError(f"{positions!r} does not apply to models of time series, which keep their positions; expected auto.")
     rule = table_strategy(positions, TILE, learned=table.learned)
-    return CENTRED if rule == SINUSOIDAL else rule
+    return table_rules.CENTRED if rule == table_rules.SINUSOIDAL else rule
 
 
 def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     """The strategy for position tables. "auto" computes more sinusoids, and extends a learned table by the family's default ``unasked``,
     mostly "tile", which works without training."""
-    if positions in DROPPED:
+    if positions in table_rules.DROPPED:
         return positions
-    if not learned:
-        if positions not in ("auto", SINUSOIDAL):
-            raise PositionError(
-                f"{positions!r} does not apply to sinusoidal positions, which are computed; expected auto, {' or '.join(DROPPED)}."
-            )
-        return SINUSOIDAL
-    known = [*STRATEGIES, STRETCH, *DROPPED]
-    if positions != "auto" and not extends_learned(positions):
+    known = [*table_rules.STRATEGIES, table_rules.STRETCH, *table_rules.DROPPED] if learned else [*table_rules.DROPPED]
+    if positions != "auto" and not (table_rules.extends_learned(positions) if learned else positions == table_rules.SINUSOIDAL):
+        kind = "a learned position table" if learned else "sinusoidal positions, which are computed"
         raise PositionError(
-            f"{positions!r} does not apply to a learned position table; expected auto or one of"
-            f" {', '.join(known)}.{nearest(positions, known)}"
+            f"{positions!r} does not apply to {kind}; expected auto or one of {', '.join(known)}.{nearest(positions, known)}"
         )
+    if not learned:
+        return table_rules.SINUSOIDAL
     rule = unasked if positions == "auto" else positions
-    kept_rows = stretched_from(rule)
-    return rule if kept_rows is None else f"{STRETCH}:{kept_rows}"
+    kept_rows = table_rules.stretched_from(rule)
+    return rule if kept_rows is None else f"{table_rules.STRETCH}:{kept_rows}"
 
 
-ALIBI = "alibi"
-"""The value of ``relative`` and of ``positions`` for ALiBi, which replaces a position table."""
-MOVED = (INTERPOLATE, "rope:linear", "rope:base", "rope:drop")
+MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base", "rope:drop")
 """Rules that change every position, in a way that the model was not trained on."""
 
 
@@ -244,7 +225,7 @@ def position_warnings(
         decoder: whether the stack is the decoder of an encoder-decoder.
     """
     grows = length.new > length.old
-    if (rule in MOVED and grows) or rule in DROPPED or (rule == RANDOM and grows):
+    if (rule in MOVED and grows) or rule in table_rules.DROPPED or (rule == RANDOM and grows):
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"
         return [PositionWarning(problem, f"leave --positions {rule} out, or train the result", "results become much worse")]

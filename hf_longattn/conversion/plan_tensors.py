@@ -70,7 +70,7 @@ def plan_tensors(
     old_length: int,
     cast: torch.dtype | None,
     *,
-    zeroed: bool = False,
+    averaged: bool = False,
 ) -> list[TensorPlan]:
     """Plan every tensor.
 
@@ -80,7 +80,7 @@ def plan_tensors(
         tables: name of a position table in the result -> (special rows, total rows).
         old_length: tokens the source takes.
         cast: the dtype of floating-point tensors; ``None`` keeps each one's.
-        zeroed: set position tables to zero.
+        averaged: leave only the mean row of position tables.
 
     Raises:
         CheckpointError: tensors and config do not belong together: a shape, missing tensors, or layers that the config does not have.
@@ -120,7 +120,7 @@ def plan_tensors(
             )
         renamed_or_kept = "renamed" if tensor.target != header.name else "kept"
         action = "extended" if new_shape != tensor.shape else "changed" if tensor.change else renamed_or_kept
-        action = "zeroed" if zeroed and tensor.target in tables else action
+        action = "averaged" if averaged and tensor.target in tables else action
         planned.append(TensorPlan(tensor.target, action, dtype, header.shape, new_shape, header, offset, tensor.change))
         if key is not None:
             sources[key] = tensor
@@ -261,9 +261,9 @@ def _is_length_buffer(shape: tuple[int, ...], lengths: set[int]) -> bool:
     return any(shape in ((1, length), (1, 1, length, length)) for length in lengths)
 
 
-ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "zeroed", "copied", "added", "dropped")
-"""What happens to a tensor. "changed": renamed, with its values rearranged. "zeroed": a position table that the result does not use.
-"copied": a mechanism's parameter, initialised from its layer. "added": a newly initialised parameter."""
+ACTIONS = ("kept", "renamed", "changed", "extended", "shortened", "averaged", "copied", "added", "dropped")
+"""What happens to a tensor. "changed": renamed, with its values rearranged. "averaged": a position table
+that keeps its mean row alone. "copied": a mechanism's parameter, initialised from its layer. "added": a newly initialised parameter."""
 
 
 @dataclass(frozen=True)

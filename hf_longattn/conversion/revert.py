@@ -29,8 +29,8 @@ from ..modeling.family.definition import Family, PositionTable, family_of, lengt
 from ..modeling.family.sliding_window import with_base_windows
 from ..modeling.generic import MECHANISM_NAME_PART
 from ..modeling.inference.pruning import whole_shapes, with_silent_heads
-from ..positions import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..positions.relative import unchanged_tokens
+from ..positions.tables import SHORTER, SINUSOIDAL, extend_table, extends_learned, moves_rows, shorten_table, unchanged_rows
 from ..processor_files import TOKENIZER_LIMIT, limits_before
 from ..reading import is_long, read_json_object
 from .architectures import NAMES, OWN_FIELDS, Architecture, attached_mechanisms, config_of_towers, read_long

@@ -25,7 +25,7 @@ from ..mechanisms.common.traits import FitsActivations
 from ..modeling.attach.attention_sites import attention_sites
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.generic import enable_long_attention
-from ..positions import extend_table
+from ..positions.tables import extend_table
 from .architectures import attached_mechanisms, attached_memory
 from .model_loading import load_source
 from .plan import ConversionPlan
@@ -76,7 +76,7 @@ def source_values(tensor: TensorPlan, plan: ResultPlan) -> Tensor:
     values = read_tensor(tensor.header)
     if tensor.change is not None:
         values = tensor.change(values)
-    if tensor.action in ("extended", "zeroed") and tensor.new_shape is not None:
+    if tensor.action in ("extended", "averaged") and tensor.new_shape is not None:
         values = extend_table(values, tensor.new_shape[0], offset=tensor.offset, strategy=plan.position_rule(tensor.name))
     return values.to(tensor.dtype)
 

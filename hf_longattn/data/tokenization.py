@@ -96,6 +96,11 @@ def to_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, pa
     return data.map(encode, batched=True, batch_size=200, remove_columns=data.column_names)
 
 
+def to_single_inputs(data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int) -> Dataset:
+    """An input for each text, cut at ``length`` tokens. ``data`` has the column ``text`` alone."""
+    return data.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=length), batched=True, remove_columns="text")
+
+
 # ---- documents given as words
 
 

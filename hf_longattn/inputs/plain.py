@@ -13,7 +13,7 @@ import transformers
 from ..errors import ExportError, LengthError, OptionError
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.registration import auto_class_name
-from ..positions import extend_table
+from ..positions.tables import extend_table
 from ..processor_files import IMAGE_PROCESSOR, ProcessorFile
 from ..reading import GENERIC_CLASS
 from .common.base import SETTINGS, StackLength, register_kind

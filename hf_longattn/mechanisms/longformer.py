@@ -133,7 +133,7 @@ class Longformer(SparseMechanism):
         if tokens is None:
             return out
         query, key, value = self.separate.exact(self._hidden(call), q.dtype)
-        weights = super().dense_weights(query, key, with_dense_terms(self, query, key, call))
+        weights = super().dense_weights(*with_dense_terms(self, query, key, call))
         return torch.where(tokens[:, None, :, None], weights @ value, out)
 
     def global_rows(

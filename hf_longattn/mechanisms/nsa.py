@@ -467,7 +467,8 @@ class NSA(SummarisedMechanism):
         return self.mixed(q, compressed, selected, near)
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        compressed, selected, window, _ = self._definition(q, k, with_dense_terms(self, q, k, call))
+        q, k, call = with_dense_terms(self, q, k, call)
+        compressed, selected, window, _ = self._definition(q, k, call)
         gates, heads = self.gates(q), q.shape[1]
         values = repeat_heads(self._defined_compression(self.values, v, call), heads)
         tokens = (gates[1] * selected + gates[2] * window).to(v.dtype) @ repeat_heads(v, heads)

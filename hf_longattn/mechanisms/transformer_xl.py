@@ -121,13 +121,17 @@ class TransformerXL(GatheredMechanism):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """The output. The memory is ``call.detached_kv (B, H_kv, n, D)`` for the last n tokens, and detached k and v for earlier ones."""
         if not self._stops(k, v):
-            return super().forward(q, k, v, with_relative(self, q, k, call))
+            q, k, call = with_relative(self, q, k, call)
+            return super().forward(q, k, v, call)
         # The memory's keys follow those of the segments; each query sees a token in at most one of the two places.
         q_len, length, causal = q.shape[2], k.shape[2], call.causal
         remembered = _remembered(k, v, call.detached_kv)
         mods = self._score_mods(q, (k, remembered[0]), call)
+        old_k = remembered[0]
+        if self.relative is not None:
+            (q, k), (_, old_k) = self.relative.placed(q, k), self.relative.placed(q, old_k)
         q = pad_queries(q, length)
-        k, v = (torch.cat(both, 2) for both in zip((k, v), remembered, strict=True))
+        k, v = torch.cat([k, old_k], 2), torch.cat([v, remembered[1]], 2)
         joint_call = call.replace(score_mod=_folded(mods, length), causal=False)
         if call.key_mask is not None:
             joint_call = joint_call.with_mask(torch.cat([call.key_mask, call.key_mask], 1))
@@ -147,7 +151,7 @@ class TransformerXL(GatheredMechanism):
         if self.relative is None:
             return [call.score_mod]
         terms = [relative_term(self, q, k, call) for k in (keys if self.relative.reads_keys else keys[:1])]
-        return [chain_score_mods(term.written_out, call.score_mod) for term in terms if term is not None]
+        return [call.score_mod if term is None else chain_score_mods(term.written_out, call.score_mod) for term in terms]
 
     def _stopping_parts(self, length: int, causal: bool, device: torch.device) -> tuple[GatherTile, ...]:
         """Tiles of segments with their own keys, and with the memory's keys. The memory key of position p has index p + ``length``."""
@@ -177,7 +181,7 @@ class TransformerXL(GatheredMechanism):
             return super().defined(q, k, v, call)
         heads, size = q.shape[1], self.options.segment_length
         remembered = [x.to(q.dtype) for x in _remembered(k, v, call.detached_kv)]
-        in_segment, in_memory = (scaled_scores(q, keys, with_dense_terms(self, q, keys, call)) for keys in (k, remembered[0]))
+        in_segment, in_memory = (scaled_scores(*with_dense_terms(self, q, keys, call)) for keys in (k, remembered[0]))
         _, _, q_idx, kv_idx = grid_of(q, k)
         own_segment = q_idx // size == kv_idx // size
         weights = softmax_over(torch.where(own_segment, in_segment, in_memory), self.visible(q, k, call).expand(in_segment.shape))

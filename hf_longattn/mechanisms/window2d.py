@@ -180,7 +180,7 @@ class Window2d(GridMechanism):
         return self._dense_weights(q, k, call)[0]
 
     def defined(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        of_tokens, of_padding = self._dense_weights(q, k, with_dense_terms(self, q, k, call))
+        of_tokens, of_padding = self._dense_weights(*with_dense_terms(self, q, k, call))
         out = of_tokens @ repeat_heads(v, q.shape[1])
         return out if of_padding is None else out + of_padding * self.padding_rows(v)[1][:, None].to(v.dtype)
 

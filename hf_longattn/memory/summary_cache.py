@@ -96,6 +96,7 @@ class SummaryLayer(LeftPaddedLayer):
             and q.shape[2] < length
             and call.causal
             and call.dropout == 0
+            and not (mechanism.relative is not None and mechanism.relative.turns_vectors)
             and not (call.score_mod is not None or torch.compiler.is_compiling() or differentiated(q, self.keys, self.values))
             and not mechanism.covers(length, causal=True)
         )
@@ -108,7 +109,7 @@ class SummaryLayer(LeftPaddedLayer):
         assert self.starts is not None
         real = call.key_mask
         self._summarise(mechanism, real, call)
-        step_call = with_relative(mechanism, q, k, call)
+        _, _, step_call = with_relative(mechanism, q, k, call)
         out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), step_call)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 

@@ -39,6 +39,8 @@ class RelativePositions(nn.Module, ABC):
     """Default and meaning of each setting, by name. All settings are whole numbers."""
     reads_keys: ClassVar[bool] = False
     """Whether the term depends on the key's content as well as its position."""
+    turns_vectors: ClassVar[bool] = False
+    """Whether :meth:`placed` rotates queries and keys, so that no score term is needed."""
     counts_tokens: ClassVar[bool] = False
     """Whether the term depends on both positions in the sequence, not only on their distance. Only full attention takes such a term."""
 
@@ -61,6 +63,10 @@ class RelativePositions(nn.Module, ABC):
         """Maximum text length, in tokens, for which the term is zero in a converted checkpoint; ``None``: at every length."""
         return None
 
+    def placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys for their positions. The queries are the last Nq positions of the keys' sequence."""
+        return q, k
+
     @abstractmethod
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         """The definition: the term added to the scaled scores, ``(B or 1, H, Nq, Nk)``.
@@ -74,7 +80,7 @@ class RelativePositions(nn.Module, ABC):
 
     @abstractmethod
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm | None:
-        """The term for engines; ``None`` if it is zero. It holds for distances within ``span``.
+        """The term for engines; ``None`` if it is zero, or if :meth:`placed` replaces it. It holds for distances within ``span``.
 
         The queries are the last Nq positions of the keys' sequence.
         """
@@ -291,20 +297,59 @@ class Rotation(NamedTuple):
     interleaved: bool = False
 
     @classmethod
-    def usual(cls, head_dim: int) -> Rotation:
-        """Llama's rotation: all features, with the base 10,000."""
-        return cls(10_000.0 ** -(torch.arange(0, head_dim // 2 * 2, 2, dtype=torch.float64) / head_dim))
+    def usual(cls, head_dim: int, base: float = 10_000.0) -> Rotation:
+        """Llama's rotation, of all features."""
+        return cls(base ** -(torch.arange(0, head_dim // 2 * 2, 2, dtype=torch.float64) / head_dim))
 
     def turned(self, x: Tensor, by: Tensor) -> Tensor:
         """``x (B, H, N, D)`` in at least fp32, rotated by ``by (B or 1, N)`` further positions."""
         x = at_least_fp32(x)
-        angle = by[:, None, :, None] * self.frequencies.to(x.device, x.dtype)
-        cos, sin, turning = angle.cos(), angle.sin(), x[..., : 2 * angle.shape[-1]]
+        exact = x.dtype if x.device.type == "mps" else torch.float64  # float32 loses 1e-4 of the angles of far positions
+        angle = by.to(exact)[:, None, :, None] * self.frequencies.to(x.device, exact)
+        cos, sin, turning = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., : 2 * angle.shape[-1]]
         first, second = turning.unflatten(-1, (-1, 2)).unbind(-1) if self.interleaved else turning.chunk(2, -1)
         plane = first * cos - second * sin, second * cos + first * sin
         return torch.cat(
             [torch.stack(plane, -1).flatten(-2) if self.interleaved else torch.cat(plane, -1), x[..., turning.shape[-1] :]], -1
         )
+
+
+class Rotary(RelativePositions):
+    """Rotary positions for a model trained without them (Su et al. 2021, RoFormer, section 3.2). They replace its position table.
+
+        score(i, j) = (R(i / factor) q_i) · (R(j / factor) k_j) · scale
+
+    R(n) rotates by n positions, as in Llama. Factors above 1 interpolate (Chen et al. 2023): a model trained with factor 1 on short
+    texts reads long ones at the distances of its training. Nothing is learned here, but the model must learn to read such scores.
+    """
+
+    name = "rotary"
+    summary = "rotary positions in place of a table; needs training"
+    paper = "Su et al. 2021, RoFormer, §3.2"
+    turns_vectors = True
+    settings = MappingProxyType({
+        "base": (10_000, "base of the frequencies"),
+        "factor": (1, "by what positions are divided, for texts longer than those of the training"),
+    })  # fmt: skip
+
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        return 0
+
+    def turned(self, x: Tensor, places: Tensor) -> Tensor:
+        """``x (B, H, N, D)`` rotated to the positions ``places (B or 1, N)``, in at least fp32."""
+        return Rotation.usual(self.head_dim, self.values["base"]).turned(x, places / self.values["factor"])
+
+    def placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        places = torch.arange(k.shape[2], device=k.device)[None]
+        return self.turned(q, places[:, k.shape[2] - q.shape[2] :]).to(q.dtype), self.turned(k, places).to(k.dtype)
+
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        plain, turned = (products(x, repeat_heads(y, q.shape[1])) for x, y in ((q, k), (self.turned(q, rows), self.turned(k, keys))))
+        return (turned - plain) * scale
+
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> None:
+        return None
 
 
 class MovedPositions(RelativePositions):
@@ -480,7 +525,7 @@ class Dropped(RelativePositions):
         return None
 
 
-RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL)}
+RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL, Rotary)}
 ROTARY: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (SelfExtend, DualChunk, Dropped)}
 """Kinds that change what a model's rotary positions do. They need such a model."""
 KINDS = RELATIVE | ROTARY

@@ -11,8 +11,8 @@
                  ``stretch`` alone keeps 20 rows.
 ``random``       the old rows are kept; new ones are normal with the table's standard deviation, as if untrained. A negative control.
 
-``none``         every row is zero: no absolute positions, for use with relative ones. Needs training.
-``alibi``        every row is zero, and ALiBi (:mod:`hf_longattn.positions.relative`) replaces absolute positions. Needs training.
+``none``         every row is the mean of the old ones: no absolute positions, for use with relative ones. Needs training.
+``alibi``, ``rotary``  the same, with ALiBi or rotary positions (:mod:`hf_longattn.positions.relative`) in every layer. Needs training.
 
 ``sinusoidal``   for tables that are computed, not learned (Vaswani et al. 2017, section 3.5; Pegasus): the formula continues.
 ``centred``      for PatchTST's sinusoids, which are centred and scaled over the whole table: all rows are computed for the new length.
@@ -31,8 +31,10 @@ from torch.nn import functional
 
 from hf_longattn.errors import PositionError, nearest
 
-DROPPED = ("none", "alibi")
-"""Strategies that discard the table: all rows are zeros."""
+REPLACED = ("alibi", "rotary")
+"""Strategies that discard the table, and values of the option ``relative`` that take its place."""
+DROPPED = ("none", *REPLACED)
+"""Strategies that discard the table: all rows are their mean."""
 SINUSOIDAL, CENTRED = "sinusoidal", "centred"
 INTERPOLATE, STRETCH = "interpolate", "stretch"
 KEPT_ROWS = 20
@@ -249,7 +251,8 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
         )
     weight = weight.detach()
     if extend is None:
-        return weight.new_zeros(new_rows, weight.shape[1])
+        mean = weight[offset:].mean(0, keepdim=True, dtype=torch.float64).to(weight.dtype)
+        return torch.cat([weight[:offset], mean.expand(new_rows - offset, -1)]).contiguous()
     if new_rows == old_rows:
         return weight.clone()
     extended = extend(weight[offset:], new_rows - offset)

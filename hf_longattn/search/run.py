@@ -26,7 +26,7 @@ from ..inputs.grid import size_text
 from ..inspect import Candidate
 from ..inspect.attention import Progress, silent
 from ..inspect.candidates import unique_candidates
-from ..positions import widest_span
+from ..positions.distances import widest_span
 from .candidates import FULL, read_candidates, unsuitable, usual_candidates
 from .config import SearchConfig
 from .costs import FAILURES, LayerCosts

@@ -9,8 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 
 from hf_longattn.data.batching import chosen_packing
 from hf_longattn.data.lengths import input_length
@@ -31,10 +35,11 @@ from hf_longattn.training.training_loop import prepare_run, save_run, train
 
 MOST_HELD_OUT = 1000
 """Maximum number of held-out documents per source. Untuned."""
-_TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it"}
+_TASKS = {"mlm": "predict masked tokens", "clm": "predict the next token from those before it", "hidden": "have hidden states"}
 _HEADS = {
     "mlm": (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     "clm": (AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
+    "hidden": (AutoModel, MODEL_MAPPING_NAMES),
 }
 
 
@@ -211,6 +216,7 @@ def load_lm(
     """Load a model with its language-modelling head in float32, its tokenizer, and its objective.
 
     Args:
+        objective: one of :data:`OBJECTIVES`, or "hidden" for a model without a head.
         from_scratch: with random weights.
         complete: refuse a checkpoint that lacks weights.
 

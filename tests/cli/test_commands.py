@@ -145,6 +145,7 @@ def test_the_version_is_said_by_the_command_and_by_the_package_run_as_a_module(r
         assert done.stdout == f"longattn {hf_longattn.__version__}\n"
 
 
+@pytest.mark.thorough
 @every_cell("name", list_mechanisms(), of=9, alike=lambda name: mechanism_info(name).engine)
 def test_every_mechanism_draws_itself(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="drawing needs the plot extra")

@@ -24,7 +24,7 @@ from hf_longattn.export import compress_checkpoint, export_checkpoint, export_na
 from hf_longattn.inspect import audit_reach
 from hf_longattn.mechanisms.common.base import Mechanism
 from hf_longattn.modeling.attach.attention_sites import attention_sites
-from hf_longattn.positions import extend_table
+from hf_longattn.positions.tables import extend_table
 from hf_longattn.reading import generic_names
 from tests.cells import every_cell
 from tests.trained import tokenizer_of

@@ -43,6 +43,7 @@ def converted(source: Path, target: Path, positions: str, **settings: Any) -> An
     return convert_checkpoint(source, target, **{"mechanism": "full", "max_length": NEW, "positions": positions, **settings})
 
 
+@pytest.mark.thorough
 @every_cell("positions", WRITTEN)
 def test_the_result_reads_short_texts_as_the_source_and_generates_as_it_reads(source: Path, tmp_path: Path, positions: str) -> None:
     relative, unchanged = WRITTEN[positions]

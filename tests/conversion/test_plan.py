@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import transformers
 
 import hf_longattn
 from hf_longattn import LongAttentionConfig
 from hf_longattn.conversion import convert_checkpoint, plan_conversion, tensor_files
 from hf_longattn.errors import DestinationExistsError, OptionError, PositionError
 from hf_longattn.modeling.family.definition import family_of
+from hf_longattn.positions.tables import DROPPED
 from tests.cells import every_cell
 
 from .conftest import CLASSES, LENGTH
@@ -110,8 +111,8 @@ def tables(model: Any) -> dict[str, torch.nn.Parameter]:
 
 
 @pytest.mark.thorough
-@every_cell(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in ("alibi", "none")], of=3)
-def test_a_dropped_table_is_zeros_and_not_trained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
+@every_cell(("name", "positions"), [(name, positions) for name in WITH_TABLES for positions in DROPPED], of=3)
+def test_a_dropped_table_keeps_its_mean_and_is_not_trained(name: str, positions: str, built: Callable[[str], Path], tmp_path: Path) -> None:
     report = convert_checkpoint(built(name), tmp_path / "long", mechanism="window", window=16, max_length=200, positions=positions)
     assert report.passed
     assert report.needs_training
@@ -120,28 +121,30 @@ def test_a_dropped_table_is_zeros_and_not_trained(name: str, positions: str, bui
     assert found["equal where the mechanism covers the input"].status == "needs training"
     assert f"{positions} changes the old positions too" in found["equal where the mechanism covers the input"].detail
     assert found["padding changes nothing"].status == "passed"
-    assert report.plan["tensor_counts"]["zeroed"] == (2 if "Conditional" in name else 1)
+    assert report.plan["tensor_counts"]["averaged"] == (2 if "Conditional" in name else 1)
     config = json.loads((tmp_path / "long" / "config.json").read_text())
-    relative = {"relative": "alibi"} if positions == "alibi" else {}
+    relative = {} if positions == "none" else {"relative": positions}
     assert config["long_attention"] == {"mechanism": "window", "window": 16, **relative}
     if "Conditional" in name:
         assert config.get("decoder_long_attention") == ({"mechanism": "full", **relative} if relative else None)
     assert config["position_extension"] == "none"
     model = getattr(hf_longattn, f"Long{name}").from_pretrained(tmp_path / "long")
     assert tables(model)
-    for table in tables(model).values():
+    family, before = family_of(model.config), getattr(transformers, name).from_pretrained(built(name))
+    for key, table in tables(model).items():
+        offset, trained = family.table(key).offset_rows(model.config), before.get_parameter(key)
         assert not table.requires_grad
-        assert not table.any()
-    zeroed = [value for value in load_file(next((tmp_path / "long").glob("*.safetensors"))).values() if not value.any() and value.ndim == 2]
-    assert zeroed
+        torch.testing.assert_close(table[offset:], trained[offset:].mean(0).expand(len(table) - offset, -1))
+        assert torch.equal(table[:offset], trained[:offset])
 
 
 @pytest.mark.thorough
 def test_without_positions_an_encoder_sees_a_bag_of_words(built: Callable[[str], Path], tmp_path: Path) -> None:
     convert_checkpoint(built("BertModel"), tmp_path / "none", mechanism="full", positions="none")
-    convert_checkpoint(built("BertModel"), tmp_path / "alibi", mechanism="full", positions="alibi")
+    for kind in ("alibi", "rotary"):
+        convert_checkpoint(built("BertModel"), tmp_path / kind, mechanism="full", positions=kind)
     ids, order = torch.randint(1000, 2000, (1, 40)), torch.randperm(40)
-    for kind, blind in (("none", True), ("alibi", False)):
+    for kind, blind in (("none", True), ("alibi", False), ("rotary", False)):
         model = hf_longattn.LongBertModel.from_pretrained(tmp_path / kind).eval()
         with torch.no_grad():
             plain, mixed = (model(x).last_hidden_state for x in (ids, ids[:, order]))
@@ -158,7 +161,7 @@ def test_a_short_checkpoint_loads_without_its_table(built: Callable[[str], Path]
     for model in (LongBertModel.from_pretrained(built("BertModel"), config=config), LongBertModel(config)):
         (table,) = tables(model).values()
         assert table.shape[0] == 300
-        assert not table.any()
+        assert torch.equal(table, table[:1].expand_as(table))
         assert not table.requires_grad
 
 
@@ -196,7 +199,7 @@ def test_what_cannot_be_done_is_said(built: Callable[[str], Path]) -> None:
         plan_conversion(bert, mechanism="linear", positions="alibi")
     with pytest.raises(PositionError, match=r"expected auto or one of .*none, alibi.*Did you mean 'alibi'"):
         plan_conversion(bert, mechanism="window", positions="alibbi")
-    with pytest.raises(PositionError, match=r"sinusoidal positions, which are computed; expected auto, none or alibi"):
+    with pytest.raises(PositionError, match=r"sinusoidal positions, which are computed; expected auto or one of none, alibi, rotary"):
         plan_conversion(built("PegasusForConditionalGeneration"), positions="tile")
 
 

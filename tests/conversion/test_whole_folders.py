@@ -345,6 +345,7 @@ def test_a_whole_folder_is_written(
     assert_usage_runs(result)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", QUICK)
 def test_a_name_is_no_heading_of_the_card(name: str, folders: Callable[[str, bool], Path], tmp_path: Path) -> None:
     writer, hostile = WRITERS[name], "a\n# owned\n\n```\n\x1b[2J `b` \u202e"

@@ -19,6 +19,7 @@ from hf_longattn.engines.common.score_terms import DistanceBias, PlaceTerm
 from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.routing import Routing
+from hf_longattn.positions.relative import RELATIVE
 from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.reference.small_models import long_model, tokens
@@ -126,7 +127,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a memory without gradients": {"mechanism": "transformer_xl", "segment_length": 40, "memory_length": 60},
     "global tokens among tiles": {"mechanism": "union", "of": "chunked:chunk_size=32+longformer:window=8,global_tokens=0+3"},
     "sinks": {"mechanism": "window", "window": 16, "num_sinks": 3},
-    **{kind: {"mechanism": "top_k", "num_keys": 8, "relative": kind} for kind in ("alibi", "t5_buckets", "shaw", "transformer_xl")},
+    **{kind: {"mechanism": "top_k", "num_keys": 8, "relative": kind} for kind in RELATIVE},
     "far distances": {"mechanism": "longformer", "window": 16, "relative": "shaw:clip=8"},
     "heads of several kinds": {"mechanism": "per_head", "heads": "nsa,window:window=9,routing:num_clusters=4,linear"},
     "pools": {"mechanism": "nsa", "compress_size": 8, "compress_stride": 4, "block_size": 8, "num_blocks": 3, "window": 16},

@@ -43,6 +43,7 @@ def test_the_tokens_are_those_of_generate_whatever_the_pieces_of_the_prompt(deco
     assert sizes == {f"{keys + linear:,}"}
 
 
+@pytest.mark.thorough
 def test_text_is_streamed_from_standard_input(decoder_graph: tuple[Path, Path]) -> None:
     source, out = decoder_graph
     model, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), PreTrainedTokenizerFast.from_pretrained(source)

@@ -218,6 +218,7 @@ class OnnxStandIn:
     __call__ = forward
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("programs_loaded_once")
 def test_types_of_tokens_are_an_input_and_servers_are_told_the_shorter_limit_of_the_tokenizer(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

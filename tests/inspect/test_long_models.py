@@ -51,6 +51,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.thorough
 @every_cell("name", LONG_MODELS, of=6, alike=lambda name: (name in REFUSED, name in WINDOWS))
 def test_an_audit_ends_in_a_verdict_or_a_sentence(name: str) -> None:
     torch.manual_seed(0)

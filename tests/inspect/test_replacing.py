@@ -296,6 +296,7 @@ def leaking(attend: Attention, rows: Sequence[int], tokens: Sequence[int]) -> At
     return attention
 
 
+@pytest.mark.thorough
 @every_cell(
     ("rows_and_tokens", "exhaustive"), alternately([([97], [5]), ([97], [150]), (range(LENGTH), [44]), ([90], range(LENGTH))]), of=2
 )

@@ -35,6 +35,7 @@ def contract(names: list[str], folder: Path, *tests: str) -> str:
     return done.stdout
 
 
+@pytest.mark.thorough
 def test_mechanisms_dropped_in_place_equal_their_definitions(tmp_path: Path) -> None:
     covering = "tests/mechanisms/test_contract.py::test_covering_the_input_equals_full_softmax_attention"
     causal = "tests/mechanisms/test_contract.py::test_only_the_causal_form_ignores_the_future"

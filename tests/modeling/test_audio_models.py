@@ -134,6 +134,7 @@ def test_a_change_is_seen_as_far_as_the_layers_reach(base: str, tmp_path: Path) 
     assert places.max() - 2 > 2 - places.min()
 
 
+@pytest.mark.thorough
 @every_cell(("base", "reentrant"), alternately(BASES))
 def test_gradient_checkpointing_changes_nothing(base: str, reentrant: bool, tmp_path: Path) -> None:
     saved(base, base_model(base), tmp_path)

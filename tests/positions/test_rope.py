@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hf_longattn.errors import PositionError
-from hf_longattn.positions import rope_parameters
+from hf_longattn.positions.rope import rope_parameters
 from tests.cells import every_cell
 
 PLAIN = {"rope_type": "default", "rope_theta": 10000.0}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_longattn.errors import PositionError
-from hf_longattn.positions import SHORTER, STRATEGIES, extend_table, keeps_old_rows, shorten_table, unchanged_rows
+from hf_longattn.positions.tables import SHORTER, STRATEGIES, extend_table, keeps_old_rows, shorten_table, unchanged_rows
 from tests.cells import every_cell
 
 

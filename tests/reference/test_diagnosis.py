@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -131,8 +132,10 @@ def test_long_models_measure_all_keys_of_their_own_states(base: str, mechanism: 
 
 
 @pytest.mark.thorough
-@every_cell("relative", ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"])
-@every_cell("base", ["bert", "llama"])
+@every_cell(
+    ("base", "relative"),
+    [*itertools.product(["bert", "llama"], ["alibi", "t5_buckets", "shaw:clip=8", "transformer_xl"]), ("bert", "rotary")],
+)
 def test_relative_positions_are_in_the_scores(base: str, relative: str) -> None:
     plain = plain_model(base)
     longer, ids = long_like(plain, base, {"mechanism": "window", "window": 200, "relative": relative}), tokens(1, LENGTH)[0]

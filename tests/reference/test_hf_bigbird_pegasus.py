@@ -64,6 +64,7 @@ def test_generated_text(both: tuple[Any, Any], beams: int) -> None:
     assert torch.equal(*(model.generate(**inputs, **arguments) for model in both))
 
 
+@pytest.mark.thorough
 def test_short_texts_are_attended_to_fully(both: tuple[Any, Any]) -> None:
     inputs = real_texts(90, DECODED, 0)
     theirs = transformers.BigBirdPegasusForConditionalGeneration(both[0].config).eval()  # it switches for good

@@ -113,6 +113,7 @@ def test_the_commands(vit: Path, image_folder: Path, tmp_path: Path, capsys: pyt
     assert model.config.long_attention.to_dict() == report["long_attention"]
 
 
+@pytest.mark.thorough
 def test_whole_designs_are_tried_by_their_divergence(vit: Path, image_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     result = search_design(

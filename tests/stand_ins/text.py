@@ -361,7 +361,18 @@ page(
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
 page("docs/how-to/native.md", Setting(instead={"65536": "4096"}, slow=True))
 page("docs/how-to/long_models.md", Setting(slow=True))
-page("docs/how-to/positions.md", Setting(instead={"0-5:relative": "0:relative", "--max-length 16384": "--max-length 5120"}, slow=True))
+page(
+    "docs/how-to/positions.md",
+    Setting(
+        instead={
+            "0-5:relative": "0:relative",
+            "--max-length 16384": "--max-length 5120",
+            "--max-length 8192": "--max-length 1024",
+            "--max-minutes 30": "--max-steps 2",
+        },
+        slow=True,
+    ),
+)
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
 page("docs/how-to/decoder_graph.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
 page("docs/how-to/export.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))

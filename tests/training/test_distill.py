@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Normalize, Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerBase
 
 from hf_longattn.cli.train import train
-from hf_longattn.conversion import convert_checkpoint
+from hf_longattn.conversion import convert_checkpoint, plan_conversion
+from hf_longattn.conversion.convert import next_step
 from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import distill
-from hf_longattn.training.tasks.distill import DISTILL, distill_student, layer_map, score_error
+from hf_longattn.training.tasks.distill import DISTILL, DistillTrainer, distill_student, layer_map, score_error
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 
@@ -69,6 +73,36 @@ def test_a_smaller_student_comes_closer(method: str, texts: str, tmp_path: Path,
     assert set(saved.state_dict()) == set(AutoModelForMaskedLM.from_pretrained(student).state_dict())
 
 
+def test_a_sentence_encoder_with_other_positions_comes_closer(
+    texts: str, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a head and without masks, from texts as sentence-transformers encodes them; its other modules come along."""
+    encoder = BertModel.from_pretrained(checkpoint("mlm", tmp_path / "mlm", tokenizer))
+    encoder.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    transformer = Transformer(str(tmp_path / "bert"))
+    SentenceTransformer(modules=[transformer, Pooling(16, "mean"), Normalize()]).save(str(tmp_path / "teacher"))
+    change: dict[str, Any] = {"mechanism": "full", "max_length": 128, "positions": "rotary"}
+    command = next_step(plan_conversion(tmp_path / "teacher", **change))["command"]
+    assert command[:3] + command[5:9] == ["longattn", "train", "distill", "--method", "hidden", "--teacher", str(tmp_path / "teacher")]
+    convert_checkpoint(tmp_path / "teacher", tmp_path / "long", **change, verify=False)
+    fed: list[dict[str, Tensor]] = []
+    mean_loss = DistillTrainer.mean_loss
+    monkeypatch.setattr(DistillTrainer, "mean_loss", lambda self, model, inputs: fed.append(dict(inputs)) or mean_loss(self, model, inputs))
+    given = {"model": str(tmp_path / "long"), "teacher": str(tmp_path / "teacher"), "text": [texts], "method": "hidden"}
+    log = distill_student(
+        *build_arguments(DISTILL, **given, output_dir=str(tmp_path / "out"), **FAST, max_steps=40, learning_rate=1e-2, max_length=32)
+    )
+    assert losses(log)[-1] < 0.5 * losses(log)[0]
+    assert log["held_out_distance"]["n"] == 1
+    kept = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    assert [type(module) for module in kept] == [Transformer, Pooling, Normalize]
+    assert type(kept[0].auto_model).__name__ == "LongBertModel"
+    rows = {tuple(tokenizer(Path(file).read_text(), truncation=True, max_length=32)["input_ids"]) for file in Path(texts).iterdir()}
+    read = [pair for batch in fed for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    assert {tuple(ids[real.bool()].tolist()) for ids, real in read} == rows
+
+
 def test_layers_are_mapped_evenly_or_as_given() -> None:
     class Shape:
         def __init__(self, layers: int) -> None:
@@ -87,13 +121,15 @@ def test_bad_input_is_a_sentence(texts: str, tmp_path: Path, tokenizer: PreTrain
     for method, words in (("attention", "type longattn train linearise"), ("tinybret", "Did you mean 'tinybert'?")):
         assert train("distill", [*given, "--method", method]) == 1
         error = capfd.readouterr().err
-        assert f"method must be one of tinybert, logits, not '{method}'" in error
+        assert f"method must be one of tinybert, hidden, logits, not '{method}'" in error
         assert words in error
     for more, words in (
         ([], "add --teacher"),
         (["--teacher", teacher], "add --attention-factor 0"),
         (["--teacher", teacher, "--temperature", "0"], "--temperature must be above 0"),
-        (["--teacher", teacher, "--method", "logits", "--hidden-factor", "2"], "--hidden-factor requires --method tinybert"),
+        (["--teacher", teacher, "--method", "logits", "--hidden-factor", "2"], "--hidden-factor has no effect with --method logits"),
+        (["--teacher", teacher, "--method", "hidden", "--logits-factor", "2"], "--logits-factor has no effect with --method hidden"),
+        (["--teacher", teacher, "--method", "hidden", "--mask-probability", "0.2"], "predicts no tokens; leave --objective and"),
         (["--teacher", teacher, "--method", "logits", "--layer-map", "1"], "--layer-map has no effect"),
     ):
         assert train("distill", [*given, *more]) == 1

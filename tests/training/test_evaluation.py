@@ -256,6 +256,7 @@ def multitask(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTok
     return str(tmp_path / "several"), tasks
 
 
+@pytest.mark.thorough
 def test_heads_of_a_multitask_checkpoint_are_scored_and_trained_on(
     multitask: Multitask, tmp_path: Path, tokenizer: PreTrainedTokenizerBase, scored: Scored, caplog: pytest.LogCaptureFixture
 ) -> None:

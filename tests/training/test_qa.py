@@ -129,6 +129,7 @@ def test_the_loss_on_held_out_questions_before_and_after(checkpoint: str, data: 
     assert [entry["step"] for entry in log["history"] if "eval_loss" in entry] == [0, 6, 12, 12]
 
 
+@pytest.mark.thorough
 def test_the_best_model_is_kept_and_training_stops_early(checkpoint: str, data: str, tmp_path: Path) -> None:
     given = {"model": checkpoint, "output_dir": str(tmp_path / "out"), "data": [data], "validation": data, "max_steps": 40}
     how = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "load_best_model_at_end": True, "early_stopping_patience": 2}
@@ -367,6 +368,7 @@ def test_a_plain_trainer_has_the_same_losses(checkpoint: str, data: str, tmp_pat
     assert losses({"history": trainer.state.log_history}) == pytest.approx(losses(ours), abs=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_readme_s_inference_finds_what_the_evaluation_found(checkpoint: str, data: str, tmp_path: Path) -> None:
     """With questions without an answer: the threshold tuned on the validation data is in the config."""
     records = load_qa(data).to_list()

@@ -73,6 +73,7 @@ def test_nothing_is_drawn_of_a_single_entry(tmp_path: Path) -> None:
     assert draw_curves([{"loss": 1.0, "step": 1}], tmp_path / "a.png") is None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("where", "kind"), grid(itertools.product(["checkpoint", "end"], ["errno", "torch"]), one_of_each))
 def test_a_full_disk_is_a_sentence_and_the_state_is_kept(
     where: str, kind: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -139,7 +139,6 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, mechanism
         trainer(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
 
 
-@pytest.mark.thorough
 def test_the_memory_is_used_and_the_loss_falls(tmp_path: Path) -> None:
     run = trainer(tmp_path, steps=60, bf16=True)
     before = run.evaluate()["eval_loss"]
@@ -174,6 +173,7 @@ def checkpoint(folder: Path, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(folder / "long")
 
 
+@pytest.mark.thorough
 def test_the_option_of_the_script(tmp_path: Path, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoint(tmp_path, tokenizer)
     given = {

@@ -195,7 +195,7 @@ class Mechanism(nn.Module, ABC):
         return matrix.to(dtype)
 
     def _weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        return self.dense_weights(q, k, with_dense_terms(self, q, k, call))
+        return self.dense_weights(*with_dense_terms(self, q, k, call))
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The global tokens ``(B, Nk)`` bool of a call with keys ``k (B, H_kv, Nk, D)``; ``None`` without global tokens."""

@@ -53,7 +53,7 @@ def band_of(mechanism: Any, causal: bool) -> tuple[int, int] | None:
 
 def needs_training_by(mechanism: Any, rule: str, trained: int, length: int, causal: bool) -> str:
     """Why ``mechanism`` needs training if positions are extended by ``rule``; empty if it needs none. See
-    :func:`~hf_longattn.positions.untrained_distances`."""
+    :func:`~hf_longattn.positions.distances.untrained_distances`."""
     return untrained_distances(rule, trained, length, eval_locality(mechanism, causal), keys_per_query(mechanism))
 
 

@@ -13,32 +13,33 @@ from .locality import largest_distances
 
 
 def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]) -> tuple[Any, ...]:
-    """Forward pre-hook that adds the relative positions to the call's score term, unless ``forward`` adds them itself."""
+    """Forward pre-hook that adds the relative positions, unless ``forward`` adds them itself."""
+    if module.handling.adds_relative:
+        return args
     q, k, v, call = args
-    return q, k, v, call if module.handling.adds_relative else with_relative(module, q, k, call)
+    q, k, call = with_relative(module, q, k, call)
+    return q, k, v, call
 
 
-def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
-    """``call`` with the relative positions added to its score term."""
+def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
+    """Queries, keys and ``call`` with the relative positions added: to the vectors (rotary) or to the score term (all others).
+    Code that attends without ``forward``, such as a decode cache, calls this or ``RelativePositions.term`` itself."""
+    if mechanism.relative is None:
+        return q, k, call
     term = relative_term(mechanism, q, k, call)
-    return call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
+    return *mechanism.relative.placed(q, k), call if term is None else call.replace(score_mod=chain_score_mods(term, call.score_mod))
 
 
 def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
-    """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` has the last positions of ``k (B, H_kv, Nk, D)``.
-
-    A hook adds it before ``forward``. Code that attends without ``forward``, such as a decode cache, must add it itself.
-    """
-    if mechanism.relative is None:
-        return None
+    """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` has the last positions of ``k (B, H_kv, Nk, D)``."""
     visible = largest_distances(mechanism, q.shape[2], k.shape[2], call.causal)
     return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
 
 
-def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> AttentionCall:
-    """``call`` with the N×N definition of the relative positions added to its score term."""
-    if mechanism.relative is None:
-        return call
+def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
+    """:func:`with_relative`, with terms by their N×N definition."""
+    if mechanism.relative is None or mechanism.relative.turns_vectors:
+        return with_relative(mechanism, q, k, call)
     q_len, kv_len = q.shape[2], k.shape[2]
     places = torch.arange(kv_len, device=q.device)[None]
     term = mechanism.relative.term(q, k, places[:, kv_len - q_len :], places, call.causal, call.scale_for(mechanism.head_dim))
@@ -46,4 +47,4 @@ def with_dense_terms(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) 
     def mod(score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
         return score + term[b.clamp(max=len(term) - 1), h, (q_idx - (kv_len - q_len)).clamp(min=0), kv_idx]
 
-    return call.replace(score_mod=chain_score_mods(mod, call.score_mod))
+    return q, k, call.replace(score_mod=chain_score_mods(mod, call.score_mod))

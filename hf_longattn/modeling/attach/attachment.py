@@ -20,7 +20,7 @@ from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form
 from ...mechanisms.common.registry import mechanism_from
 from ...memory import AttentionCacheLayer
-from ...positions.relative import Dropped, MovedPositions
+from ...positions.relative import Dropped, MovedPositions, Rotary
 from ..family.config import attention_implementation
 from ..family.definition import attention_names
 from .attention_sites import (
@@ -33,7 +33,7 @@ from .attention_sites import (
     input_width,
     mechanisms_on,
 )
-from .rotations import check_droppable, drop_rotation, rotation_of
+from .rotations import check_droppable, check_unrotated, drop_rotation, rotation_of
 from .weights import share_parameters
 
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
@@ -88,6 +88,8 @@ def attach_mechanisms(
                 f"{type(model).__name__} has sinks, learned scores in every softmax of its attention, but mechanism {mechanism.name!r} "
                 "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
             )
+        if isinstance(mechanism.relative, Rotary):
+            check_unrotated(site)
         if isinstance(mechanism.relative, MovedPositions):
             mechanism.relative.rotation = rotation_of(model, site)
         if isinstance(mechanism.relative, Dropped):

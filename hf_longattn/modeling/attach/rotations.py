@@ -77,6 +77,12 @@ def _planes(attention: nn.Module) -> list[float] | None:
     return None
 
 
+def check_unrotated(site: AttentionSite) -> None:
+    """Raise :class:`PositionError` if a layer rotates queries and keys itself."""
+    if _planes(site.module) is not None:
+        raise PositionError(f"{type(site.module).__name__} rotates queries and keys already; leave relative=rotary out.")
+
+
 def check_droppable(site: AttentionSite) -> None:
     """Raise :class:`PositionError` unless a layer gets its rotation as an argument, which :func:`drop_rotation` can replace."""
     if ROTATION not in inspect.signature(site.module.forward).parameters:

@@ -54,11 +54,10 @@ class ExtendPositions(Unchanged):
 
     def _extended(self, weight: Tensor, config: Any) -> Tensor:
         rows = self.table.rows(config)
-        if config.position_extension in DROPPED and weight.device != torch.device("meta"):
-            return weight.new_zeros(rows, weight.shape[1])
-        if weight.shape[0] >= rows or weight.device == torch.device("meta"):
+        dropped = config.position_extension in DROPPED
+        if (weight.shape[0] >= rows and not dropped) or weight.device == torch.device("meta"):
             return weight
-        strategy = config.position_extension if self.table.learned else SINUSOIDAL
+        strategy = config.position_extension if self.table.learned or dropped else SINUSOIDAL
         return extend_table(weight.cpu(), rows, offset=self.table.offset_rows(config), strategy=strategy).to(weight.device)
 
     @property

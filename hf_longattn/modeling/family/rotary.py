@@ -9,8 +9,8 @@ from ...errors import PositionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.locality import keys_per_query
 from ...mechanisms.common.registry import prototype
-from ...positions import RopePlan, rope_parameters
 from ...positions.relative import relative_kind
+from ...positions.rope import RopePlan, rope_parameters
 
 
 def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old_length: int, new_length: int) -> RopePlan:
@@ -24,8 +24,8 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         positions: "auto" or "rope:<kind>".
 
     Raises:
-        PositionError: see :func:`hf_longattn.positions.rope_parameters`. Also if the kind moves the positions of distant tokens, and no
-            layer has full attention, or another layer sees beyond the old length.
+        PositionError: see :func:`~hf_longattn.positions.rope.rope_parameters`. Also if the kind moves the positions of distant tokens, and
+            no layer has full attention, or another layer sees beyond the old length.
     """
     heads = getattr(config, "decoder_attention_heads", config.num_attention_heads)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hf_longattn.data.lengths import input_length, longest_input
 from hf_longattn.data.masking import RepeatableMasks
-from hf_longattn.data.tokenization import to_inputs
+from hf_longattn.data.tokenization import to_inputs, to_single_inputs
 from hf_longattn.errors import OptionError, in_one_line, nearest
 from hf_longattn.evaluation.divergence import kl_divergence
 from hf_longattn.local_names import public_name
@@ -32,8 +33,9 @@ from hf_longattn.training.results import compared_losses, loss_in_words, plain_s
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_loop import prepare_run, save_run, train
 
-METHODS = ("tinybert", "logits")
 PARTS = ("embeddings", "hidden", "attention", "logits")
+METHODS = {"tinybert": PARTS, "hidden": PARTS[:2], "logits": PARTS[3:]}
+"""What each method compares."""
 PROJECTION = "distillation_projection"
 ATTENTION_DISTILLATION = "to train a converted model's mechanisms to reproduce softmax attention, type longattn train linearise"
 QUERIES_AT_A_TIME = 256
@@ -61,7 +63,10 @@ class DistillTrainingArguments(TextTrainingArguments):
     without_effect: ClassVar[tuple[str, ...]] = ("label_smoothing_factor",)
     required: ClassVar[tuple[str, ...]] = ("method",)
 
-    method: str = argument("", "tinybert (embeddings, hidden states, attention scores and logits) or logits (Hinton et al. 2015).")
+    method: str = argument(
+        "", "tinybert (embeddings, hidden states, attention scores and logits), logits (Hinton et al. 2015), or hidden (embeddings and "
+        "hidden states of single texts, without masks and dropout, also of models without a head such as sentence encoders)."
+    )  # fmt: skip
     temperature: float = argument(1.0, "Temperature of the logits (TinyBERT: 1).")
     embeddings_factor: float = argument(1.0, "Factor of the squared error of the embeddings (TinyBERT, equation 9).")
     hidden_factor: float = argument(1.0, "Factor of the squared error of the hidden states (equation 8).")
@@ -76,19 +81,18 @@ class DistillTrainingArguments(TextTrainingArguments):
         if self.method not in METHODS:
             problem = f"--method must be one of {', '.join(METHODS)}, not {self.method!r}" if self.method else "No method given"
             raise OptionError(
-                f"{problem}; add --method tinybert or --method logits; {ATTENTION_DISTILLATION}.{nearest(self.method, METHODS)}"
+                f"{problem}; add --method tinybert, hidden or logits; {ATTENTION_DISTILLATION}.{nearest(self.method, METHODS)}"
             )
         check_positive(self, "temperature")
-        unused = next((part for part in PARTS[:-1] if self.method == "logits" and f"{part}_factor" in self.explicit), None)
-        if unused is not None:
-            raise OptionError(f"--{unused}-factor requires --method tinybert; add it, or leave --{unused}-factor out.")
+        if unused := next((part for part in PARTS if f"{part}_factor" in self.explicit and part not in METHODS[self.method]), None):
+            raise OptionError(f"--{unused}-factor has no effect with --method {self.method}; leave it out, or add --method tinybert.")
         if min(self.factors.values()) < 0 or not any(self.factors.values()):
             raise OptionError("The factors must be 0 or more, and one of them above 0, so that there is a loss; give --logits-factor 1.")
 
     @property
     def factors(self) -> dict[str, float]:
-        """The factor of each part of the loss. For the method logits, other parts have 0."""
-        return {part: getattr(self, f"{part}_factor") if self.method != "logits" or part == "logits" else 0.0 for part in PARTS}
+        """The factor of each part of the loss; 0 for those that the method does not compare."""
+        return {part: getattr(self, f"{part}_factor") if part in METHODS[self.method] else 0.0 for part in PARTS}
 
 
 DISTILL = (DistillModelArguments, TextDataArguments, DistillTrainingArguments)
@@ -111,7 +115,10 @@ def distill_student(
     if model_args.layer_map and not (factors["hidden"] or factors["attention"]):
         raise OptionError("--layer-map has no effect without compared hidden states or attention; add --method tinybert, or leave it out.")
     run = prepare_run(model_args, data_args, training_args)
-    student, tokenizer, objective = load_lm(model_args.model, model_args.objective)
+    hidden = training_args.method == "hidden"
+    if hidden and (model_args.objective != "auto" or data_args.mask_probability != TextDataArguments.mask_probability):
+        raise OptionError("--method hidden predicts no tokens; leave --objective and --mask-probability out.")
+    student, tokenizer, objective = load_lm(model_args.model, "hidden" if hidden else model_args.objective)
     teacher, teachers_tokenizer, _ = load_lm(model_args.teacher, objective, complete=True)
     if student.config.vocab_size != teacher.config.vocab_size:
         raise OptionError(
@@ -129,7 +136,11 @@ def distill_student(
         projection = nn.Linear(width, wide, bias=False) if width != wide else nn.Identity()
         setattr(projection, BESIDE_UPDATES, True)
         student.add_module(PROJECTION, projection)
-    rows, held_out = (to_inputs(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
+    encode = to_single_inputs if hidden else to_inputs
+    rows, held_out = (encode(data, tokenizer, length) for data in read_documents(data_args, training_args.seed))
+    for module in student.modules():
+        if hidden and isinstance(module, nn.Dropout):
+            module.p = 0.0
     collator = RepeatableMasks(tokenizer, mlm=objective == "mlm", mlm_probability=data_args.mask_probability, seed=training_args.seed)
     trainer = DistillTrainer(
         student, training_args, train_dataset=rows, eval_dataset=held_out, processing_class=tokenizer, data_collator=collator,
@@ -139,7 +150,8 @@ def distill_student(
     inner: Any = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(inner, PROJECTION):
         delattr(inner, PROJECTION)
-    log = {"objective": objective, "input_length": length, "layers": layers, "held_out_loss": compared_losses(before, after)}
+    compared = {"held_out_distance" if hidden else "held_out_loss": compared_losses(before, after)}
+    log = {"objective": objective, "input_length": length, "layers": layers, **compared}
     return save_run(trainer, run, log, describe_distillation_run)
 
 
@@ -164,6 +176,7 @@ class DistillTrainer(LongTrainer):
 
     def __init__(self, *args: Any, teacher: PreTrainedModel, layers: list[int], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.label_names = ["labels"]  # which a model without a head does not take, but an evaluation asks for
         self.teacher, self.layers = frozen_teacher(teacher).to(self.args.device), layers
         self.causal = any(site.causal for site in attention_sites(self.teacher) if not site.cross)
 
@@ -174,8 +187,10 @@ class DistillTrainer(LongTrainer):
         return torch.stack([(pairs if part == "attention" else tokens).sum() for part in PARTS])
 
     def mean_loss(self, model: Any, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The distance of each of :data:`PARTS`; in evaluations the student's own loss."""
-        if not model.training:
+        """The distance of each of :data:`PARTS`; in evaluations the student's own loss, if it has one."""
+        if self.args.method == "hidden":
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        elif not model.training:
             return super().mean_loss(model, inputs)
         student: Any = self.accelerator.unwrap_model(model)
         factors = self.args.factors
@@ -186,7 +201,7 @@ class DistillTrainer(LongTrainer):
             outputs = model(**inputs, output_hidden_states=True)
         real = inputs["attention_mask"].bool()
         project = getattr(student, PROJECTION, None)
-        parts = {"logits": kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)}
+        parts = {"logits": kl_divergence(outputs.logits[real], target.logits[real], self.args.temperature)} if factors["logits"] else {}
         if project is not None:
             errors = [F.mse_loss(project(outputs.hidden_states[0])[real], target.hidden_states[0][real])]
             for layer, teacher_layer in enumerate(self.layers, start=1):
@@ -198,7 +213,7 @@ class DistillTrainer(LongTrainer):
                 for layer, (teacher_layer, causal) in enumerate(zip(self.layers, student_scores.causal, strict=True))
             ]
             parts["attention"] = torch.stack(errors).mean()
-        absent = torch.zeros_like(parts["logits"])
+        absent = torch.zeros((), device=real.device)
         return torch.stack([factors[part] * parts.get(part, absent) for part in PARTS]), outputs
 
 
@@ -245,45 +260,30 @@ def score_error(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor], 
     """Mean squared difference of two models' attention scores (TinyBERT, equation 7). The mean is over heads and pairs of real tokens; in a
     causal model, over keys up to the query.
 
-    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, and only the gradients of q and k are saved for the
-        backward pass.
+    Memory is linear in N: :data:`QUERIES_AT_A_TIME` queries are compared at a time, again in the backward pass.
 
     Args:
         student, teacher: queries and keys ``(B, H, N, D)``, scaled; the teacher's get no gradient.
         real: ``(B, N)`` bool, the tokens that are not padding.
         causal: whether the student is.
     """
-    return _ScoreError.apply(*student, *(states.detach() for states in teacher), real, causal)
+    (q, k), (other_q, other_k) = student, (states.detach() for states in teacher)
+    places = torch.arange(q.shape[2], device=q.device)
 
-
-class _ScoreError(torch.autograd.Function):
-    """With d = (q kᵀ - q' k'ᵀ) on the pairs that count, n of them: Σ d² / n, ∂q = 2 d k / n, ∂k = 2 dᵀ q / n."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, other_q: Tensor, other_k: Tensor, real: Tensor, causal: bool) -> Tensor:
-        total, pairs = q.new_zeros(()), q.new_zeros(())
-        q_gradient, k_gradient = torch.empty_like(q), torch.zeros_like(k)
-        places = torch.arange(q.shape[2], device=q.device)
+    def of_queries(q: Tensor, k: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        rows = slice(start, start + QUERIES_AT_A_TIME)
+        counted = real[:, rows, None] & real[:, None, :]
+        if causal:
+            counted = counted & (places[rows, None] >= places)
         with torch.autocast(q.device.type, enabled=False):
-            for start in range(0, q.shape[2], QUERIES_AT_A_TIME):
-                rows = slice(start, start + QUERIES_AT_A_TIME)
-                counted = real[:, rows, None] & real[:, None, :]
-                if causal:
-                    counted = counted & (places[rows, None] >= places)
-                difference = (q[:, :, rows] @ k.mT - other_q[:, :, rows] @ other_k.mT) * counted[:, None]
-                total += difference.square().sum()
-                pairs += counted.sum()
-                q_gradient[:, :, rows] = difference @ k
-                k_gradient += difference.mT @ q[:, :, rows]
-        ctx.save_for_backward(q_gradient, k_gradient)
-        ctx.factor = 1 / (pairs * q.shape[1]).clamp(min=1)
-        return total * ctx.factor
+            difference = (q[:, :, rows] @ k.mT - other_q[:, :, rows] @ other_k.mT) * counted[:, None]
+        return difference.square().sum(), counted.sum()
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q_gradient, k_gradient = ctx.saved_tensors
-        scale = 2 * gradients[0] * ctx.factor
-        return q_gradient * scale, k_gradient * scale, None, None, None, None
+    starts = range(0, q.shape[2], QUERIES_AT_A_TIME)
+    errors, pairs = zip(
+        *(checkpoint(of_queries, q, k, start, use_reentrant=False, preserve_rng_state=False) for start in starts), strict=True
+    )
+    return sum(errors) / (sum(pairs) * q.shape[1]).clamp(min=1)
 
 
 def describe_distillation_run(log: dict[str, Any]) -> str:
@@ -295,7 +295,8 @@ def describe_distillation_run(log: dict[str, Any]) -> str:
 
 def distillation_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
-    return f"held-out loss of the student {loss_in_words(log['held_out_loss'])}"
+    what = "distance" if "held_out_distance" in log else "loss"
+    return f"held-out {what} of the student {loss_in_words(log[f'held_out_{what}'])}"
 
 
 TASK = Task(arguments=DISTILL, train=distill_student, result=distillation_result)

@@ -33,7 +33,7 @@ from hf_longattn.errors import ExportError, LongAttentionError
 from hf_longattn.families import FAMILIES
 from hf_longattn.inputs.common.base import kind_of
 from hf_longattn.inspect import ReachAudit, audit_reach
-from hf_longattn.positions import moves_rows
+from hf_longattn.positions.tables import moves_rows
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import markdown_table, store_study, stored_study
 from scripts.dev.tools.run_transformers_tests import failed_here, failures, stored_suite
