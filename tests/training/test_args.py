@@ -272,9 +272,9 @@ def test_wrong_usage_is_one_sentence(line: list[str], sentence: str, capsys: pyt
         (
             "distill",
             "--teacher t --method attention",
-            "--method must be one of tinybert, logits, not 'attention'.*longattn train linearise",
+            "--method must be one of tinybert, hidden, logits, not 'attention'.*longattn train linearise",
         ),
-        ("distill", "--teacher t", "No method given; add --method tinybert or --method logits; .*longattn train linearise"),
+        ("distill", "--teacher t", "No method given; add --method tinybert, hidden or logits; .*longattn train linearise"),
         ("distill", "--max-length 8", "No method given; .*longattn train linearise"),
         ("distill", "--config lolcats-llama-3-8b", "is for `train linearise`, not for `train distill`"),
         (
