@@ -54,8 +54,10 @@ MOVED = ["self_extend:window=12,group=5", "dual_chunk:chunk=15,trained=20"]
 
 
 def quick(form: str, kind: str, base: str) -> bool:
-    """Every kind with `window` on one base; with other forms every second kind, the bases in turn."""
+    """Every kind with `window` on one base; with other forms every second kind, the bases in turn; rotations where keys are summarised."""
     of_form, of_kind = [*FORMS].index(form), KINDS.index(kind)
+    if kind == "rotary" and form in ("block_top_k", "nsa", "top_k"):
+        return True
     if form == "window":
         return base == DECODERS[0]
     return (of_form + of_kind) % 2 == 0 and base == DECODERS[(of_form + of_kind // 2) % len(DECODERS)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from hf_longattn.conversion.convert import next_step
 from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import distill
-from hf_longattn.training.tasks.distill import DISTILL, DistillTrainer, distill_student, layer_map, score_error
+from hf_longattn.training.tasks.distill import DISTILL, PARTS, PROJECTION, DistillTrainer, distill_student, layer_map, score_error
 from tests.grids import quickly
 from tests.training.conftest import FAST, checkpoint
 
@@ -101,6 +102,25 @@ def test_a_sentence_encoder_with_other_positions_comes_closer(
     rows = {tuple(tokenizer(Path(file).read_text(), truncation=True, max_length=32)["input_ids"]) for file in Path(texts).iterdir()}
     read = [pair for batch in fed for pair in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     assert {tuple(ids[real.bool()].tolist()) for ids, real in read} == rows
+
+
+def test_hidden_states_of_padding_do_not_count() -> None:
+    """The loss of two texts of other lengths is the mean over their tokens."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 50, "hidden_dropout_prob": 0.0}
+    config = BertConfig(**shape, num_hidden_layers=2, attention_probs_dropout_prob=0.0)
+    teacher, student = BertModel(config).double(), BertModel(config).double()
+    student.add_module(PROJECTION, torch.nn.Identity())
+    args = SimpleNamespace(method="hidden", temperature=1.0, factors={**dict.fromkeys(PARTS, 0.0), "embeddings": 1.0, "hidden": 1.0})
+    trainer: Any = SimpleNamespace(args=args, accelerator=SimpleNamespace(unwrap_model=lambda model: model), teacher=teacher, layers=[1, 2])
+    ids, mask = torch.randint(1, 50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[0, 5:] = 0
+
+    def loss(rows: slice, length: int) -> Tensor:
+        batch = {"input_ids": ids[rows, :length], "attention_mask": mask[rows, :length], "labels": ids[rows, :length]}
+        return DistillTrainer.mean_loss(trainer, student, batch)[0]
+
+    torch.testing.assert_close(loss(slice(0, 2), 9), (5 * loss(slice(0, 1), 5) + 9 * loss(slice(1, 2), 9)) / 14)
 
 
 def test_layers_are_mapped_evenly_or_as_given() -> None:
