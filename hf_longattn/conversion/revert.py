@@ -412,7 +412,7 @@ def _moved_positions(
     moved = moves_rows(long_config.position_extension)
     how = "an interpolated" if long_config.position_extension == "interpolate" else "a stretched"
     if long_config.position_extension == "none":
-        sentences.append("The conversion dropped the position table, which stays zero: this is not the model that was converted.")
+        sentences.append("The conversion dropped the position table, whose rows are now equal: this is not the model that was converted.")
     elif moved and positions == RESTORED and shortened:
         sentences.append(f"The {how.split()[1]} position table is solved back to the {before} positions before the conversion; {lost}.")
     elif moved and positions == "truncate" and before is not None and length > unchanged_rows(long_config.position_extension, before):
