@@ -49,7 +49,6 @@ def test_texts_fill_their_budget_and_repeat(name: str, length: int) -> None:
     assert not set(made.answers) & set(made.distractors)
 
 
-@pytest.mark.thorough
 @every_cell("name", [name for name in list_probes() if isinstance(probe_task(name), TextTask)])
 def test_every_candidate_fits_beside_its_text(name: str) -> None:
     """An encoder reads the whole text, a candidate and a full stop."""
