@@ -195,7 +195,7 @@ def table_strategy(positions: str, unasked: str, *, learned: bool) -> str:
     mostly "tile", which works without training."""
     if positions in table_rules.DROPPED:
         return positions
-    known = [*table_rules.STRATEGIES, table_rules.STRETCH, *table_rules.DROPPED] if learned else [*table_rules.DROPPED]
+    known = table_rules.KNOWN if learned else table_rules.DROPPED
     if positions != "auto" and not (table_rules.extends_learned(positions) if learned else positions == table_rules.SINUSOIDAL):
         kind = "a learned position table" if learned else "sinusoidal positions, which are computed"
         raise PositionError(

@@ -39,6 +39,8 @@ class RelativePositions(nn.Module, ABC):
     """Default and meaning of each setting, by name. All settings are whole numbers."""
     reads_keys: ClassVar[bool] = False
     """Whether the term depends on the key's content as well as its position."""
+    changes_every_text: ClassVar[bool] = False
+    """Whether a converted checkpoint needs training because of the term."""
     turns_vectors: ClassVar[bool] = False
     """Whether :meth:`placed` rotates queries and keys, so that no score term is needed."""
     counts_tokens: ClassVar[bool] = False
@@ -61,7 +63,7 @@ class RelativePositions(nn.Module, ABC):
     @classmethod
     def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
         """Maximum text length, in tokens, for which the term is zero in a converted checkpoint; ``None``: at every length."""
-        return None
+        return 0 if cls.changes_every_text else None
 
     def placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys for their positions. The queries are the last Nq positions of the keys' sequence."""
@@ -80,9 +82,9 @@ class RelativePositions(nn.Module, ABC):
 
     @abstractmethod
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm | None:
-        """The term for engines; ``None`` if it is zero, or if :meth:`placed` replaces it. It holds for distances within ``span``.
+        """The term for engines; ``None`` if it is zero, or if :meth:`placed` replaces it.
 
-        The queries are the last Nq positions of the keys' sequence.
+        It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence.
         """
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -166,10 +168,7 @@ class Alibi(DistanceOnly):
     name = "alibi"
     summary = "a penalty linear in the distance, with a fixed slope for each head"
     paper = "Press et al. 2022, Train Short, Test Long, §3"
-
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        return 0
+    changes_every_text = True
 
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
         of_heads = slopes(self.num_heads).to(distance.device)
@@ -315,7 +314,7 @@ class Rotation(NamedTuple):
 
 
 class Rotary(RelativePositions):
-    """Rotary positions for a model trained without them (Su et al. 2021, RoFormer, section 3.2). They replace its position table.
+    """Rotary positions for a model trained without them (Su et al. 2021, RoFormer, section 3.2).
 
         score(i, j) = (R(i / factor) q_i) · (R(j / factor) k_j) · scale
 
@@ -326,15 +325,12 @@ class Rotary(RelativePositions):
     name = "rotary"
     summary = "rotary positions in place of a table; needs training"
     paper = "Su et al. 2021, RoFormer, §3.2"
+    changes_every_text = True
     turns_vectors = True
     settings = MappingProxyType({
         "base": (10_000, "base of the frequencies"),
         "factor": (1, "by what positions are divided, for texts longer than those of the training"),
     })  # fmt: skip
-
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        return 0
 
     def turned(self, x: Tensor, places: Tensor) -> Tensor:
         """``x (B, H, N, D)`` rotated to the positions ``places (B or 1, N)``, in at least fp32."""
@@ -513,10 +509,7 @@ class Dropped(RelativePositions):
     name = "dropped"
     summary = "no rotary positions; needs training"
     paper = "Gelberg et al. 2025, Extending the Context of Pretrained LLMs by Dropping Their Positional Embeddings"
-
-    @classmethod
-    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
-        return 0
+    changes_every_text = True
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         return q.new_zeros(()).expand(1, q.shape[1], q.shape[2], k.shape[2])

@@ -157,6 +157,10 @@ STRATEGIES: dict[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
+KNOWN = (*STRATEGIES, STRETCH, *DROPPED)
+"""Strategies for learned tables, as users type them."""
+
+
 def sinusoids(rows: int, width: int) -> Tensor:
     """``(rows, width)`` fp32: row p is sin(p / 10000^(2i/width)) for i < width/2, then the cosines (Vaswani et al. 2017, section 3.5)."""
     return sinusoids_at(torch.arange(rows), width).to(torch.float32)
@@ -237,8 +241,7 @@ def extend_table(weight: Tensor, new_rows: int, *, offset: int, strategy: str = 
     if kept_rows is not None:
         extend = partial(_stretch, kept=kept_rows)
     if extend is None and strategy not in DROPPED:
-        known = [*STRATEGIES, STRETCH, *DROPPED]
-        raise PositionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(known)}.{nearest(strategy, known)}")
+        raise PositionError(f"Unknown position strategy '{strategy}'; expected one of {', '.join(KNOWN)}.{nearest(strategy, KNOWN)}")
     if weight.ndim != 2:
         raise PositionError(f"A position table has shape (positions, width), got {tuple(weight.shape)}.")
     old_rows = weight.shape[0]

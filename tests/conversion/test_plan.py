@@ -242,3 +242,18 @@ def test_a_plan_warns_where_positions_do_not_hold_without_training(
     assert all(told in sentence for sentence in sentences)
     assert plan.to_dict().get("warnings", []) == sentences
     assert not plan_conversion(built(name), **{**settings, "max_decoder_length": None}).warnings, "at the source's own length"
+
+
+@every_cell(
+    ("name", "values"),
+    [("Esm", {"position_embedding_type": "rotary"}), ("GPTJ", {"rotary_dim": 8}), ("SmolLM3", {}), ("Llama", {})],
+    ids=str,
+)
+def test_rotary_positions_are_refused_by_every_model_that_rotates(name: str, values: dict[str, Any]) -> None:
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    shape |= (
+        {"pad_token_id": 1, "mask_token_id": 2, "num_key_value_heads": 2} if name != "GPTJ" else {"n_embd": 32, "n_layer": 2, "n_head": 2}
+    )
+    config = getattr(hf_longattn, f"Long{name}Config")(**shape, **values, long_attention={"mechanism": "full", "relative": "rotary"})
+    with pytest.raises(PositionError, match="rotates queries and keys already; leave relative=rotary out"):
+        getattr(hf_longattn, f"Long{name}Model")(config)

@@ -22,7 +22,7 @@ def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]
 
 
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Queries, keys and ``call`` with the relative positions added: to the vectors (rotary) or to the score term (all others).
+    """Queries, keys and ``call`` with the relative positions added, to the vectors or to the score term.
     Code that attends without ``forward``, such as a decode cache, calls this or ``RelativePositions.term`` itself."""
     if mechanism.relative is None:
         return q, k, call
@@ -31,7 +31,7 @@ def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> 
 
 
 def relative_term(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> ScoreTerm | None:
-    """The score term of relative positions, or ``None``. ``q (B, H, Nq, D)`` has the last positions of ``k (B, H_kv, Nk, D)``."""
+    """The score term for ``q (B, H, Nq, D)`` at the last positions of ``k (B, H_kv, Nk, D)``, or ``None``."""
     visible = largest_distances(mechanism, q.shape[2], k.shape[2], call.causal)
     return mechanism.relative.score_term(q, k, call.causal, call.scale_for(mechanism.head_dim), visible)
 

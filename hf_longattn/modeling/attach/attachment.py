@@ -89,7 +89,7 @@ def attach_mechanisms(
                 "with these options is not one softmax over keys; choose one that is, for example mechanism='window'."
             )
         if isinstance(mechanism.relative, Rotary):
-            check_unrotated(site)
+            check_unrotated(model, site)
         if isinstance(mechanism.relative, MovedPositions):
             mechanism.relative.rotation = rotation_of(model, site)
         if isinstance(mechanism.relative, Dropped):

@@ -16,6 +16,7 @@ from ...errors import BackendError, PositionError
 from ...naming import BACKEND
 from ...positions.relative import Dropped, Rotation
 from ..family.config import attention_implementation
+from ..family.definition import family_of
 from .attention_sites import AttentionSite, Call, mechanisms_on
 
 ROTATION = "position_embeddings"
@@ -77,10 +78,11 @@ def _planes(attention: nn.Module) -> list[float] | None:
     return None
 
 
-def check_unrotated(site: AttentionSite) -> None:
-    """Raise :class:`PositionError` if a layer rotates queries and keys itself."""
-    if _planes(site.module) is not None:
-        raise PositionError(f"{type(site.module).__name__} rotates queries and keys already; leave relative=rotary out.")
+def check_unrotated(model: nn.Module, site: AttentionSite) -> None:
+    """Raise :class:`PositionError` if ``model`` rotates queries and keys itself: by its family, or in a layer that shows it."""
+    config: Any = getattr(model, "config", None)
+    if _planes(site.module) is not None or (hasattr(config, "base_model_type") and family_of(config).rotary(config)):
+        raise PositionError(f"{type(model).__name__} rotates queries and keys already; leave relative=rotary out.")
 
 
 def check_droppable(site: AttentionSite) -> None:

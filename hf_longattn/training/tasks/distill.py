@@ -91,7 +91,7 @@ class DistillTrainingArguments(TextTrainingArguments):
 
     @property
     def factors(self) -> dict[str, float]:
-        """The factor of each part of the loss; 0 for those that the method does not compare."""
+        """The factor of each part of the loss; 0 if the method leaves the part out."""
         return {part: getattr(self, f"{part}_factor") if part in METHODS[self.method] else 0.0 for part in PARTS}
 
 

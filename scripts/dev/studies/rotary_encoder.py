@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hf_longattn.training.results import end_of_training
 from scripts.dev.benchmarks.report import footnote, markdown_table, one_sentence_errors
 from scripts.dev.studies.joint_reading import convert, finish, over_pages, prepare, read, read_options, run, stored, windows_of, write
 from scripts.dev.studies.manual_pages import manuals, without_shared
@@ -129,9 +130,8 @@ def markdown(record: Mapping[str, Any]) -> str:
 def training(work: Path) -> dict[str, Any]:
     """What the log of the distillation says."""
     log = json.loads((work / "rotary" / "training_log.json").read_text(encoding="utf-8"))
-    end = next(entry for entry in reversed(log["history"]) if "train_runtime" in entry)
     speeds = [entry["tokens_per_second"] for entry in log["history"] if "tokens_per_second" in entry]
-    return {**log["held_out_distance"], "tokens": round(int(np.mean(speeds) * end["train_runtime"]), -3)}
+    return {**log["held_out_distance"], "tokens": round(int(np.mean(speeds) * end_of_training(log)["train_runtime"]), -3)}
 
 
 @one_sentence_errors
