@@ -13,7 +13,6 @@ import pytest
 import typer
 
 from hf_longattn.cli import app, main
-from scripts.dev.benchmarks.app import app as bench
 from tests.cells import every_cell
 
 from ..damage import CONVERT, convert, make_checkpoint
@@ -23,26 +22,6 @@ SECONDS = 120
 
 # What the places of the arguments are filled with, by the parameter's name; a new argument gets its own name as a text.
 FIRST = {"convert": "short", "plan": "short"}
-TINY = {
-    "lengths": "16",
-    "repeats": "1",
-    "heads": "1",
-    "head_dim": "8",
-    "layers": "1",
-    "steps": "1",
-    "against": "",
-    "attention": "window:window=4",
-    "mechanism": "window",
-    "sizes": "32",
-    "sides": "8",
-    "models": "parakeet",
-    "minutes": "0.02",
-    "base_up_to": "0",
-    "dtypes": "fp32",
-    "output_dir": "OUT",
-}
-"""Flags of the benchmark that make it short; the one that is driven comes after them and wins."""
-
 VALUES = (
     "", "-1", "0", "1", "1000000000000", "9" * 400, "٣", "nan", "inf", "1e3", "x" * 5000, "no/such/folder/at/all", "FOLDER", "PIPE", "FILE",
     "window=1", "0-999999999=full", "..", "\udcff",
@@ -59,26 +38,13 @@ def commands(found: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield path, found
 
 
-COMMANDS = dict(commands(typer.main.get_command(app))) | dict(commands(typer.main.get_command(bench), ("bench",)))
-"""Those of `longattn`, and those of `python -m scripts.dev.benchmarks` under the name bench."""
+COMMANDS = dict(commands(typer.main.get_command(app)))
 FLAGS: list[Any] = [
     pytest.param(path, parameter, id=f"{' '.join(path)} {(*parameter.opts, parameter.name)[0]}")
     for path, command in COMMANDS.items()
     for parameter in command.params
     if parameter.name != "help"
 ]
-
-
-def is_quick(path: tuple[str, ...], parameter: Any) -> bool:
-    """Whether it takes less than seconds: exports and compressions do not, nor do memory, score terms of distances and models of sound,
-    which are measured in separate processes, and models of images, whose layouts are all checked first. `bench train` has the flags and
-    the code of `bench model`."""
-    exports = path in (("export",), ("compress",)) or (path[0] == "bench" and parameter.name == "onnx")
-    return (
-        not exports
-        and not {"memory", "distances", "grid-models", "sound-models"}.intersection((*path, parameter.name))
-        and path != ("bench", "train")
-    )
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +66,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: dict[str, str]) -> list[str]:
-    """What makes a command run quickly: its places filled, the benchmark's numbers small."""
+    """What makes a command run quickly: its places filled, and the quickest format and method."""
     typed: list[str] = []
     for parameter in COMMANDS[path].params:
         if parameter.param_type_name == "argument":
@@ -114,8 +80,6 @@ def arguments(path: tuple[str, ...], places: dict[str, str], out: Path, driven: 
                 "image": None,  # with it, flags for texts are refused
             }
             typed += [value] if (value := {**filled, **driven}.get(parameter.name, parameter.name)) is not None else []
-        elif path[0] == "bench" and parameter.name in TINY:
-            typed += [parameter.opts[0], TINY[parameter.name].replace("OUT", str(out))]
     if path[0] == "export":
         typed += ["--format", "torch"]  # which is quicker than ONNX
     if path[0] == "compress":
@@ -137,7 +101,7 @@ def run(typed: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str,
     signal.alarm(SECONDS)
     try:
         with pytest.raises(SystemExit) as ended:
-            bench(typed[1:]) if typed[0] == "bench" else main(typed)
+            main(typed)
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
@@ -177,7 +141,12 @@ def values_of(parameter: Any) -> tuple[str, ...]:
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("offline")
-@every_cell(("path", "parameter"), [flag for flag in FLAGS if is_quick(*flag.values)], of=4, alike=lambda path, parameter: path)
+@every_cell(
+    ("path", "parameter"),
+    [flag for flag in FLAGS if flag.values[0] not in (("export",), ("compress",))],
+    of=4,
+    alike=lambda path, parameter: path,
+)
 def test_a_flag_out_of_its_range(path: tuple[str, ...], parameter: Any, places: dict[str, str], tmp_path: Path, capsys: Any) -> None:
     """Every fourth flag of each command with one of the values, in turn; :func:`test_every_value_of_a_flag` has all."""
     turn = [flag.values[:2] for flag in FLAGS].index((path, parameter))

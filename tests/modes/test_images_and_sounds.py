@@ -128,7 +128,7 @@ OF_BASE = {("dinat", "hidden states", "tuples")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("base", "first", "second"), sorted({(base, *pair) for base in BASES for pair in PAIRS} - {*ROTATED} - OF_BASE))
+@every_cell(("base", "first", "second"), sorted({(base, *pair) for base in BASES for pair in PAIRS} - {*ROTATED} - OF_BASE), by="base")
 def test_all_families(base: str, first: str, second: str) -> None:
     check(base, first, second)
 

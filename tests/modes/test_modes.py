@@ -54,13 +54,13 @@ def test_a_short_text_is_attended_in_full(row: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row", "first", "second"), sorted({*ALL} - {*ALONE} - {*ROTATED}))
+@every_cell(("row", "first", "second"), sorted({*ALL} - {*ALONE} - {*ROTATED}), by="row")
 def test_all_families(row: str, first: str, second: str) -> None:
     check(row, first, second)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", sorted({*TEXT_FAMILIES} - {*ROWS}))
+@every_cell("base", sorted({*TEXT_FAMILIES} - {*ROWS}))
 def test_each_way_alone_on_every_other_family(base: str) -> None:
     """No stored outcome: equal, refused, or not there."""
     for name in QUICK:

@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 from scripts.dev.tools import run_transformers_tests as suite
+from scripts.dev.tools.small_models import OF_EACH_KIND
 from tests.warm import run_fresh
 
 QUICK_FAMILIES = ["llama", "bart"]
@@ -41,7 +42,7 @@ def test_some_of_the_suite_on_a_decoder_and_on_both_stacks(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", suite.FAMILIES)
+@pytest.mark.parametrize("family", OF_EACH_KIND)
 def test_model_tester_mixin(family: str, tmp_path: Path) -> None:
     """Nothing fails, and what passes on the base passes, except for what is skipped with a reason."""
     result = result_of([family], tmp_path, with_base=True)

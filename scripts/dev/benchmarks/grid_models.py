@@ -515,7 +515,10 @@ def _windows(record: dict[str, Any]) -> str:
     base, sides = BASES[case["base"]], str(case["options"]["window"]).split("+")
     sides = sides if len(sides) == len(base.checked) else sides * len(base.checked)
     if base.frames is None:
-        return f"`window2d` of {'×'.join(sides)} patches in the other layers; *pooled*: `{POOLED}`"
+        return (
+            f"`window2d` of {'×'.join(sides)} patches in the other layers; *pooled*: `{POOLED}`; *tiles*: the stock model reads tiles of "
+            f"{TRAINED_SIDE} pixels, *overlapping* ones every {TRAINED_SIDE // 2}"
+        )
     sliding = base.layouts["sliding windows"].mechanism
     return (
         f"`window2d` of {'×'.join(sides)} cells in the other layers, as a conversion has where none is named; *sliding windows*: "

@@ -1,6 +1,6 @@
 """The real Whisper tiny.en within its 30 seconds and beyond: word errors and the encoder's time of stock and converted models.
 
-    python -m scripts.dev.studies.whisper_lengths --talks FOLDER --trained FOLDER
+    python -m scripts.dev.studies.whisper_lengths --talks FOLDER [--trained FOLDER]
 
 Talks are read aloud by espeak-ng and flite, in voices that no training had (:mod:`scripts.dev.studies.read_aloud`). ``--trained`` is the
 result of ``longattn train seq2seq --audio`` for 60 seconds, on ``FOLDER/train``.
@@ -105,7 +105,7 @@ def markdown(record: dict[str, Any]) -> str:
             f"{row['n']} of {'28' if row['talks'] == SHORT else '60'} s", row["model"], row["reading"], f"{row['wer']:.1f}{error} %",
             f"{row['encoder_seconds']:.2f}", f"{row['seconds']:.2f}",
         ))  # fmt: skip
-    return f"{markdown_table(HEADER, rows)}\n\n{footnote(record['machine'], record['about'])}\n"
+    return f"{markdown_table(HEADER, rows)}\n\n{footnote(record['machine'], '; processor time a talk, greedy decoding')}\n"
 
 
 def main() -> None:
@@ -114,7 +114,6 @@ def main() -> None:
     parser.add_argument("--talks", type=Path, required=True, help="folder of the talks")
     parser.add_argument("--articles", type=Path, help="make the talks from valid.txt and test.txt of this folder, and stop")
     parser.add_argument("--trained", type=Path, help="a model that was trained for 60 seconds")
-    parser.add_argument("--about", default="", help="words on the training, below the table")
     parser.add_argument("--count", type=int, default=12, help="talks of each length")
     parser.add_argument("--train", type=int, default=220, help="talks to train on")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="path of the result without suffix")
@@ -126,7 +125,7 @@ def main() -> None:
     if source is None:
         raise SystemExit("The real tiny.en is not installed; see scripts/dev/real_whisper.py.")
     torch.set_num_threads(1)
-    record: dict[str, Any] = {"machine": machine(), "about": args.about, "rows": []}
+    record: dict[str, Any] = {"machine": machine(), "rows": []}
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(source, Path(folder, "tiny.en"))
         for talk_kind, model, reading, place, settings in readings(checkpoint, args.trained, Path(folder)):

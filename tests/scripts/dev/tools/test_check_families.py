@@ -9,7 +9,7 @@ import pytest
 
 from scripts.dev.benchmarks.report import stored_study
 from scripts.dev.tools import check_families
-from scripts.dev.tools.small_models import IN_FULL
+from scripts.dev.tools.small_models import OF_EACH_KIND
 
 
 def stored(folder: Path) -> Any:
@@ -18,7 +18,7 @@ def stored(folder: Path) -> Any:
 
 @pytest.mark.thorough
 def test_one_family_is_checked_stored_and_not_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("compile", "export"):  # seconds each; the slow tests run them for every family, and other rooms for some
+    for name in ("compile", "export"):  # seconds each; the slow tests run them for a family of each kind
         monkeypatch.setitem(check_families.CHECKS, name, lambda subject: "one graph")
     assert check_families.main(["llama", "--output", str(tmp_path)]) == 0
     cells = stored(tmp_path)["llama"]["cells"]
@@ -48,6 +48,6 @@ def test_what_fails_is_a_sentence_in_its_cell_and_exit_code_1(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", IN_FULL)
-def test_every_family(base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", OF_EACH_KIND)
+def test_a_family_of_each_kind(base: str, tmp_path: Path) -> None:
     assert check_families.main([base, "--output", str(tmp_path)]) == 0, stored(tmp_path)[base]
