@@ -34,7 +34,7 @@ from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
-from .mechanisms.common.exact import by_length_sharded, exact_length_of, for_length, full_of
+from .mechanisms.common.exact import by_length_sharded, for_length, full_of
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
@@ -399,7 +399,7 @@ def _sharded(
     if full is None:
         return sharded(query, key, value, call).transpose(1, 2).contiguous()
     in_full = functools.partial(shard.run, full)
-    return by_length_sharded(in_full, sharded, exact_length_of(mechanism), query, key, value, call, shard).transpose(1, 2).contiguous()
+    return by_length_sharded(in_full, sharded, full.max_length, query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:

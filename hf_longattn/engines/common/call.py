@@ -164,7 +164,7 @@ class AttentionCall:
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
         from the keys; queries without a visible key still give 0. Only for mechanisms with the trait ``takes_sinks``.
-    cleared: whether :func:`without_padding` has already run on the inputs.
+    cleared: whether :func:`clear_padding` has already run on the inputs.
     """
 
     causal: bool = False
@@ -262,7 +262,7 @@ class AttentionCall:
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
-def without_padding(
+def clear_padding(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, cross: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
     """Set padding to zero in q, k, v and ``call``. NaN in padding would spread to real rows, since 0 · NaN is NaN.
@@ -345,11 +345,6 @@ class DispatchContext:
     def few_pairs(self) -> Any:
         """Whether a dense masked call is fastest: one query, or at most :data:`DENSE_CELLS` pairs."""
         return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
-
-    @property
-    def many_pairs(self) -> Any:
-        """Whether there are more pairs than :data:`DENSE_CELLS`."""
-        return self.q_len * self.kv_len > DENSE_CELLS
 
     @functools.cached_property
     def plain_only(self) -> str | None:

@@ -255,7 +255,7 @@ def _add_full(mechanism: Mechanism) -> None:
                 "leave exact_length out, or set exact_length=0."
             )
         sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
-        mechanism._full = (mechanism_class("full")(*sizes, None, Options()),)
+        mechanism._full = (mechanism_class("full")(*sizes, mechanism.options.exact_length, Options()),)
 
 
 @lru_cache(KEPT_PROTOTYPES)
