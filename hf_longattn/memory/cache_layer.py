@@ -67,7 +67,11 @@ class CroppableLayer(DynamicLayer):
         Raises:
             LengthError: for a positive number, or if the layer has dropped keys that the remaining tokens see. It is then unchanged.
         """
-        removed = tokens_back(tokens_to_remove)
+        if tokens_to_remove > 0:  # the length to keep, in older versions of transformers
+            raise LengthError(
+                f"crop({tokens_to_remove}) is not understood: say how many tokens to remove, as in crop(-{tokens_to_remove})."
+            )
+        removed = -tokens_to_remove
         if not self.is_initialized:
             return
         if removed and removed >= self.get_seq_length():
@@ -152,17 +156,6 @@ def refuse_restricted_pairs(call: AttentionCall) -> None:
             "A four-dimensional mask, a position bias or a cap on the scores (softcap) was given together with a cache that keeps only "
             "what the mechanism needs; pass a padding mask (batch, tokens) alone, or use_cache=False."
         )
-
-
-def tokens_back(tokens_to_remove: int) -> int:
-    """The number of tokens that ``crop`` removes. transformers passes it as a negative number.
-
-    Raises:
-        LengthError: for a positive number, which was the length to keep in older versions of transformers.
-    """
-    if tokens_to_remove > 0:
-        raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to remove, as in crop(-{tokens_to_remove}).")
-    return -tokens_to_remove
 
 
 def compact(tensor: Tensor) -> Tensor:

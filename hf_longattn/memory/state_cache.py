@@ -57,10 +57,6 @@ class Step:
             )
         return advanced(self.mechanism.advance, q, k, v, self.before, call, self.skipped)
 
-    def state_after(self, tokens: int) -> State | None:
-        """The state after the first ``tokens`` tokens of the step."""
-        return self.run(tokens)[1] if tokens else self.before
-
 
 class LastSteps:
     """The latest steps, recorded so that tokens can be removed. A crop clears them."""
@@ -81,7 +77,8 @@ class LastSteps:
         """The state before the last ``tokens`` tokens, at most ``len(self)``. Clears the recorded steps."""
         while tokens > self._steps[-1].tokens:
             tokens -= self._steps.pop().tokens
-        state = self._steps[-1].state_after(self._steps[-1].tokens - tokens)
+        step = self._steps[-1]
+        state = step.run(step.tokens - tokens)[1] if tokens < step.tokens else step.before
         self._steps.clear()
         return state
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
-from ...engines.common.dense import dense_attention, index_grid, repeat_heads
+from ...engines.common.dense import dense_attention, repeat_heads
 from ...engines.common.grid import Grid
 from ...engines.common.paths import Kind, PathName
 from ...engines.dispatch import choose
@@ -30,7 +30,6 @@ from ...options import Options, option
 from .base import Mechanism
 from .masked import MaskedMechanism
 from .ordered import KeysOrWeights
-from .scores import visible_to_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -148,8 +147,7 @@ class GridMechanism(MaskedMechanism):
         return self.mask_on(self.grid_of(None))
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_for(q, k, call)
-        return self.mask_on(grid)(*index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)) & visible_to_all(q, k, call)
+        return super(GridMechanism, self.on(self.grid_for(q, k, call))).visible(q, k, call)
 
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
