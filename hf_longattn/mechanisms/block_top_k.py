@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.common.call import AttentionCall, GatherTile, rows_of, seen_blocks
+from ..engines.common.call import AttentionCall, GatherTile, rows_of, selection_mask
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -132,7 +132,7 @@ class BlockTopK(SummarisedMechanism):
             gates = askers[:, :, rows if per_query else own_block[:, 0]].to(means.dtype) @ means.mT
             allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & filled[:, None]
             chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
-            return seen_blocks(chosen, own_block, len(blocks))[..., block]
+            return selection_mask(chosen, own_block, len(blocks))[..., block]
 
         return keeps
 

@@ -47,7 +47,7 @@ from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
-from ..engines.common.call import AttentionCall, Pattern, seen_blocks
+from ..engines.common.call import AttentionCall, Pattern, selection_mask
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.score_terms import ScoreMod, remapped
 from ..engines.dispatch import choose
@@ -267,7 +267,7 @@ class NSA(SummarisedMechanism):
         if path == "dense-masked":
             chosen = repeat_heads(chosen, heads)
             block = torch.arange(kv_len, device=q.device) // size
-            seen = seen_blocks(chosen, block[kv_len - q_len :, None], -(-kv_len // size))[..., block] & visible_to_all(q, k, call)
+            seen = selection_mask(chosen, block[kv_len - q_len :, None], -(-kv_len // size))[..., block] & visible_to_all(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
         chosen = F.pad(chosen, (0, 0, kv_len - q_len, 0), value=-1)
         return block_selected_attention(pad_queries(q, kv_len), k, v, chosen, size, call)[:, :, kv_len - q_len :]

@@ -130,14 +130,14 @@ def rows_of(length: int, size: int, device: torch.device | None = None) -> Tenso
     return torch.where(places < length, places, -1).view(1, 1, count, size)
 
 
-def seen_blocks(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
+def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
     """Whether each query sees each of ``count`` blocks, ``(B, H, N, count)`` bool: its own, and those that it chose.
 
     chosen: ``(B, H, N, K)`` int64; -1 is an empty slot. own_block: ``(N, 1)``.
     """
     own_block = own_block.expand(*chosen.shape[:3], 1)
     listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
-    return torch.zeros(*chosen.shape[:3], count, dtype=torch.bool, device=chosen.device).scatter(-1, listed, True)
+    return torch.zeros(*chosen.shape[:3], count, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
 
 
 def inverse_permutation(order: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.call import AttentionCall, DispatchContext, seen_blocks
+from ..common.call import AttentionCall, DispatchContext, selection_mask
 from ..common.dense import same_dtype
 from . import flex
 from .flex import BAND_BLOCK, packed, per_block
@@ -45,7 +45,7 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     (heads, length), key_mask, score_mod = q.shape[1:3], call.key_mask, call.score_mod
     causal, group = call.causal, heads // chosen.shape[1]
     own_block = torch.arange(length, device=q.device)[:, None] // block_size
-    selected = seen_blocks(chosen, own_block, -(-length // block_size))  # (B, H_kv, N, blocks)
+    selected = selection_mask(chosen, own_block, -(-length // block_size))  # (B, H_kv, N, blocks)
     touched = _touched(selected, block_size, causal, key_mask)
     touched = touched.repeat_interleave(group, 1) if group > 1 else touched
     places = torch.arange(touched.shape[3], device=q.device)
