@@ -17,7 +17,7 @@ from torch import Tensor
 from .documents import documents_from, shape_in_words
 from .engines.common import accelerator
 from .engines.common.batch import Batch, in_graph, nothing_seen
-from .engines.common.call import AttentionCall, AttentionFunction, without_padding
+from .engines.common.call import AttentionCall, AttentionFunction, clear_padding
 from .engines.common.dense import dtype_in_attention
 from .engines.common.derivatives import refusal_to_map
 from .engines.common.document_rows import Stacking
@@ -28,7 +28,7 @@ from .engines.common.sequences import attend_per_sequence
 from .engines.dispatch import choose
 from .errors import GridError, LengthError, MaskError, OptionError
 from .mechanisms.common.base import Mechanism
-from .mechanisms.common.exact import by_length, check_form, exact_length_of, full_of
+from .mechanisms.common.exact import by_length, check_form, full_of
 from .mechanisms.common.ordered import in_order
 from .mechanisms.common.registry import has_tensors, mechanism_from, options_of, without_tensors
 from .mechanisms.common.traits import aligns_sequences, needs_whole_batch
@@ -318,8 +318,7 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
-    short = bool(mechanism.options.exact_length) and not call.causal and mechanism.shard is None
-    full = full_of(mechanism) if short else None
+    full = None if call.causal or mechanism.shard is not None else full_of(mechanism)
     if full is None:
         return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
 
@@ -329,7 +328,7 @@ def run_batch(
     def in_full(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         return run_mechanism(full, q, k, v, call.for_full_attention(), run_in_full, per_sequence=per_sequence)
 
-    return by_length(in_full, by_mechanism, exact_length_of(mechanism), needs_whole_batch(mechanism), q, k, v, call)
+    return by_length(in_full, by_mechanism, full.max_length, needs_whole_batch(mechanism), q, k, v, call)
 
 
 def run_mechanism(
@@ -353,9 +352,9 @@ def run_mechanism(
             if (batch := call.batch) is None:
                 return attention(q, k, v, call)
             if mechanism.is_cross_attention:
-                q, k, v, call = without_padding(q, k, v, call, cross=True)
+                q, k, v, call = clear_padding(q, k, v, call, cross=True)
             if not aligns_sequences(mechanism, call):
-                return attention(*(without_padding(q, k, v, call) if mechanism.handling.ignores_padding else (q, k, v, call)))
+                return attention(*(clear_padding(q, k, v, call) if mechanism.handling.ignores_padding else (q, k, v, call)))
             handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
             single_call = cross or (run is None and needs_whole_batch(mechanism))
             separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross

@@ -34,7 +34,7 @@ from .engines.cpu.flash import masked_attention
 from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
-from .mechanisms.common.exact import by_length_sharded, exact_length_of, for_length, full_of
+from .mechanisms.common.exact import by_length_sharded, for_length, full_of
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
@@ -209,13 +209,12 @@ def longattn_attention_forward(
         if over_slots is not None:
             return over_slots, None
         key, value, padding = _filled(kwargs[STATIC_LAYER], query, key, value, attention_mask)
-    bias, softcap = kwargs.get("position_bias"), _softcap(kwargs, query)
     key, value, batch, dense_mask = _align(padding, query.shape[2], key, value)
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
-    score_mod = _score_mod(dense_mask, bias, query.shape[2], key.shape[2], softcap)
+    score_mod = _score_terms(dense_mask, query, key.shape[2], kwargs)
     if score_mod is not None and not mechanism.traits.takes_score_mod:
-        terms = {"four-dimensional attention_mask": dense_mask, "position bias": bias}
+        terms = {"four-dimensional attention_mask": dense_mask, "position bias": kwargs.get("position_bias")}
         term_name = next((name for name, term in terms.items() if term is not None), "cap on the scores")
         raise MaskError(
             f"A {term_name} was given, but mechanism {mechanism.name!r} has no scores that it could change; "
@@ -265,9 +264,11 @@ def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
     return RUNNING_GRID.get() if grid is None and not torch.compiler.is_dynamo_compiling() else grid
 
 
-def _padding_and_pairs(attention_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """``(padding mask (B, N), None)``, or ``(None, mask of pairs (B, 1 or H, Nq, Nk))``."""
-    return (None, attention_mask) if attention_mask is not None and attention_mask.dim() != 2 else (attention_mask, None)
+def _with_mask(call: AttentionCall, mask: Tensor | None, query: Tensor, kv_len: int | Tensor, kwargs: dict[str, Any]) -> AttentionCall:
+    """The call with a padding mask ``(B, N)`` or a mask over pairs ``(B, 1 or H, Nq, Nk)``, and the model's position bias and softcap."""
+    padding, pairs = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
+    batch = None if padding is None else _batch(padding, padding.shape[1])
+    return call.replace(batch=batch, score_mod=_score_terms(pairs, query, kv_len, kwargs))
 
 
 def _attend_by_cache(
@@ -283,13 +284,10 @@ def _attend_by_cache(
     cache: AttentionCacheLayer | None = kwargs[CACHE_LAYER]
     if cache is None:
         return None
-    padding, dense_mask = _padding_and_pairs(attention_mask)
-    if padding is not None and not torch.compiler.is_compiling() and values_mapped():
+    call = _with_mask(call, attention_mask, query, key.shape[2], kwargs)
+    if call.key_mask is not None and not torch.compiler.is_compiling() and values_mapped():
         raise DerivativeError("A decode cache must read the padding mask, but torch.vmap hides its values; pass use_cache=False.")
-    cache.note_padding(padding)
-    batch = None if padding is None else _batch(padding, padding.shape[1])
-    score_mod = _score_mod(dense_mask, kwargs.get("position_bias"), query.shape[2], key.shape[2], _softcap(kwargs, query))
-    call = call.replace(batch=batch, score_mod=score_mod)
+    cache.note_padding(call.key_mask)
     if not cache.computes_attention(mechanism, query, call):
         return None
     observed = OBSERVERS and not torch.compiler.is_compiling()
@@ -329,17 +327,12 @@ def _attend_static(
                 "as window or linear."
             )
         return None
-    padding, dense_mask = _padding_and_pairs(attention_mask)
-    columns = slot_columns(layer, q_len, kv_len)
-    bias, softcap = kwargs.get("position_bias"), _softcap(kwargs, query)
-    score_mod = _score_mod(dense_mask, bias, q_len, tokens_in(layer), softcap)
-    batch = None if padding is None else _batch(padding, padding.shape[1])
-    tokens = kwargs.get("global_attention_mask") if mechanism.traits.takes_globals else None
-    if tokens is not None:
-        width = kv_len if padding is None else padding.shape[1]
-        tokens = nn.functional.pad(tokens != 0, (0, width - tokens.shape[1]))
-    call = call.replace(batch=batch, score_mod=score_mod, global_mask=tokens)
-    return _step(mechanism, query, key, value, call, columns)
+    call = _with_mask(call, attention_mask, query, tokens_in(layer), kwargs)
+    tokens = kwargs.get("global_attention_mask")
+    if tokens is not None and mechanism.traits.takes_globals:
+        width = kv_len if call.key_mask is None else call.key_mask.shape[1]
+        call = call.replace(global_mask=nn.functional.pad(tokens != 0, (0, width - tokens.shape[1])))
+    return _step(mechanism, query, key, value, call, slot_columns(layer, q_len, kv_len))
 
 
 def _steps_by_mask(mechanism: Mechanism, call: AttentionCall, kwargs: dict[str, Any]) -> bool:
@@ -398,7 +391,7 @@ def _sharded(
     if isinstance(bias, Tensor) or _weights_wanted(kwargs):
         refused = "attention weights" if _weights_wanted(kwargs) else "a position bias for all queries and keys"
         raise MaskError(f"A sequence that is split across processes cannot be given {refused}; leave that, or sequence parallelism, out.")
-    call = call.replace(score_mod=_score_mod(None, bias, query.shape[2], key.shape[2], _softcap(kwargs, query)))
+    call = call.replace(score_mod=_score_terms(None, query, key.shape[2], kwargs))
     if (detached_kv := kwargs.get(DETACHED_KV)) is not None and mechanism.traits.stops_gradients(shard.length):
         call = call.replace(detached_kv=tuple(detached_kv) or (key, value))
     sharded = functools.partial(mechanism.attend_sharded, shard=shard)
@@ -406,7 +399,7 @@ def _sharded(
     if full is None:
         return sharded(query, key, value, call).transpose(1, 2).contiguous()
     in_full = functools.partial(shard.run, full)
-    return by_length_sharded(in_full, sharded, exact_length_of(mechanism), query, key, value, call, shard).transpose(1, 2).contiguous()
+    return by_length_sharded(in_full, sharded, full.max_length, query, key, value, call, shard).transpose(1, 2).contiguous()
 
 
 def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
@@ -552,9 +545,10 @@ def _global_mask(mechanism: Mechanism, global_mask: Tensor | None, mask: Tensor 
     return cached_on(global_mask, ("globals", first), lambda: for_one_pass(global_mask[:, first:] != 0))
 
 
-def _softcap(kwargs: dict[str, Any], query: Tensor) -> float | Tensor | None:
-    softcap = kwargs.get("softcap")
-    return None if softcap is None else device_scalar(softcap, query.device)
+def _score_terms(mask: Tensor | None, query: Tensor, kv_len: int | Tensor, kwargs: dict[str, Any]) -> ScoreMod | None:
+    """The ``score_mod`` of a mask over pairs, and of the model's position bias and softcap."""
+    softcap = None if (cap := kwargs.get("softcap")) is None else device_scalar(cap, query.device)
+    return _score_mod(mask, kwargs.get("position_bias"), query.shape[2], kv_len, softcap)
 
 
 def _score_mod(

@@ -16,7 +16,7 @@ Nothing here knows which mechanisms there are, so that the command line refuses 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import OptionError, nearest
@@ -85,14 +85,11 @@ def read_rules(text: str) -> list[tuple[list[int] | None, dict[str, Any]]]:
     return rules
 
 
-def read_towers(text: str, known: Collection[str] = TOWERS) -> dict[str, dict[str, Any]]:
+def read_towers(text: str) -> dict[str, dict[str, Any]]:
     """``text=window:window=64,dilation=2,vision=full`` as ``{"text": {"mechanism": "window", …}, "vision": {"mechanism": "full"}}``.
 
     A piece between commas that begins with the name of a tower and "=" starts a tower; any other is an option of the tower before it.
     Values with such signs go in brackets: ``vision=full:layers=[0-5=window:window=64;6-11=window2d]``.
-
-    Args:
-        known: the names of towers that may be given.
 
     Raises:
         OptionError: an unknown tower, one that is given twice or without a mechanism, or no tower at all.
@@ -101,15 +98,15 @@ def read_towers(text: str, known: Collection[str] = TOWERS) -> dict[str, dict[st
     towers: dict[str, str] = {}
     for piece in split(text, ","):
         name, sign, value = (part.strip() for part in piece.partition("="))
-        if sign and name in known:
+        if sign and name in TOWERS:
             if name in towers:
                 raise OptionError(f"The tower {name!r} is given twice; put all its options after one {name}=.")
             if not value:
                 raise OptionError(f"The tower {name!r} has no mechanism; {example}.")
             towers[name] = value
         elif not towers or len(split(value, "=")) > 1:  # an option's value has no such sign outside brackets
-            meant = f"{name!r} is not a tower; expected {', '.join(known)}" if sign else f"{piece.strip()!r} names no tower"
-            raise OptionError(f"{meant}; {example}.{nearest(name, known) if sign else ''}")
+            meant = f"{name!r} is not a tower; expected {', '.join(TOWERS)}" if sign else f"{piece.strip()!r} names no tower"
+            raise OptionError(f"{meant}; {example}.{nearest(name, TOWERS) if sign else ''}")
         else:
             towers[next(reversed(towers))] += f",{piece}"
     if not towers:

@@ -89,9 +89,9 @@ class Axis(NamedTuple):
 class Chart:
     """Lines over two axes; text has 12 units. title: the label for screen readers."""
 
-    def __init__(self, title: str, x: Axis, y: Axis, *, height: int = HEIGHT) -> None:
+    def __init__(self, title: str, x: Axis, y: Axis) -> None:
         self.title, self.titles, self.labels = title, list[str](), list[tuple[float, float, str, str]]()
-        self.figure = new_figure(WIDTH / 72, height / 72, layout="constrained")
+        self.figure = new_figure(WIDTH / 72, HEIGHT / 72, layout="constrained")
         self.axis: Any = self.figure.subplots()
         for letter, axis in (("x", x), ("y", y)):
             low, high = axis.limits

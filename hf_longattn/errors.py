@@ -275,16 +275,6 @@ def defined_at(value: Any) -> str:
         return f"{value.__module__}.{value.__qualname__}"
 
 
-def refuse_taken_name(what: str, name: str, cls: type, known: type | None) -> None:
-    """Refuse a class whose name belongs to another class, ``known``, in a registry. The order of imports does not matter.
-
-    Raises:
-        RegistrationError: the name is taken. The message names both files.
-    """
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise RegistrationError(f"Two files register the {what} {name!r}: {defined_at(known)} and {defined_at(cls)}; rename one of them.")
-
-
 def check_registration(what: str, name: str, cls: Any, base: type, known: type | None) -> None:
     """Refuse a class that cannot be registered, in one sentence with its file and line.
 
@@ -293,14 +283,19 @@ def check_registration(what: str, name: str, cls: Any, base: type, known: type |
         name: its name in the registry.
         cls: the class to register.
         base: the class that it must derive from.
-        known: the class that has the name already.
+        known: the class that has the name already. The order of imports does not matter.
 
     Raises:
         RegistrationError: ``cls`` does not derive from ``base``, lacks one of its methods, or has a name that is taken.
     """
-    here = f"The {what} {name!r} ({defined_at(cls)})"
+    here = f"{what.capitalize()} {name!r} of {defined_at(cls)}"
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise RegistrationError(f"{here} must be a class that derives from {base.__name__}.")
+        raise RegistrationError(f"{here} is not a class derived from {base.__name__}; derive it from one.")
     if missing := sorted(getattr(cls, "__abstractmethods__", ())):
-        raise RegistrationError(f"{here} has no method {missing[0]!r}; write it as {base.__name__} says.")
-    refuse_taken_name(what, name, cls, known)
+        bases = sorted({parent.__name__ for parent in cls.__mro__ for method in missing if method in vars(parent)})
+        raise RegistrationError(
+            f"{here} lacks {', '.join(f'{method}()' for method in missing)}; define {'it' if len(missing) == 1 else 'them'} as "
+            f"{' and '.join(bases)} describes."
+        )
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise RegistrationError(f"Two files register the {what} {name!r}: {defined_at(known)} and {defined_at(cls)}; rename one of them.")

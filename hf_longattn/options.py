@@ -88,37 +88,25 @@ def option(
     return dataclasses.field(default=default, metadata={"help": help, "unit": unit, **limits})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """Base of every mechanism's options. Fields declare their permitted values; :meth:`check` refuses impossible combinations."""
 
-    relative: str | None = dataclasses.field(
-        default=None,
-        kw_only=True,
-        metadata={
-            "help": "relative positions added to the scores: alibi, t5_buckets, shaw, transformer_xl or rotary, with settings as in "
-            "shaw:clip=32; of rotary models also self_extend, dual_chunk or dropped",
-            "unit": "",
-        },
+    relative: str | None = option(
+        None,
+        "relative positions added to the scores: alibi, t5_buckets, shaw, transformer_xl or rotary, with settings as in "
+        "shaw:clip=32; of rotary models also self_extend, dual_chunk or dropped",
     )
-    order: str | None = dataclasses.field(
-        default=None,
-        kw_only=True,
-        metadata={
-            "help": "for images and other grids: the order in which tokens are read, so that blocks and bands are local: raster, "
-            "columns, hilbert, or tiles with their sizes, as in tiles:8x8",
-            "unit": "",
-        },
+    order: str | None = option(
+        None,
+        "for images and other grids: the order in which tokens are read, so that blocks and bands are local: raster, "
+        "columns, hilbert, or tiles with their sizes, as in tiles:8x8",
     )
-    exact_length: int | None = dataclasses.field(
-        default=None,
-        kw_only=True,
-        metadata={
-            "help": "maximum length for full attention, as in the source of a converted encoder; each longer text is attended by the "
-            "mechanism",
-            "unit": "tokens",
-            "least": 0,
-        },
+    exact_length: int | None = option(
+        None,
+        "maximum length for full attention, as in the source of a converted encoder; each longer text is attended by the mechanism",
+        "tokens",
+        least=0,
     )
 
     def check(self) -> None:

@@ -47,8 +47,3 @@ def test_no_option_has_the_name_of_a_tower() -> None:
 def test_what_names_no_towers_is_refused(text: str, sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
         read_towers(text)
-
-
-def test_a_model_has_the_towers_that_it_has() -> None:
-    with pytest.raises(OptionError, match="'audio' is not a tower; expected text, vision"):
-        read_towers("audio=full", known=("text", "vision"))

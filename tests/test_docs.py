@@ -168,14 +168,14 @@ def test_the_example_of_regions_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_walks_through_the_code_name_what_is_there() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    walks = re.split(r"^### ", text.split("\n## Three walks through the code\n")[1].split("\n## ")[0], flags=re.M)[1:]
+    walks = re.split(r"^### ", text.split("\n## Four walks through the code\n")[1].split("\n## ")[0], flags=re.M)[1:]
     for walk in walks:
         steps = re.findall(r"^\| (\d+) \| .+ \| `([\w/]+\.py)` \| `(\w+)` \|$", walk, flags=re.M)
         assert [int(number) for number, _, _ in steps] == list(range(1, 13)), walk.splitlines()[0]
         for number, file, name in steps:
             code = (ROOT / "hf_longattn" / file).read_text(encoding="utf-8")
             assert re.search(rf"^ *(?:def|class) {name}\b", code, flags=re.M), f"{walk.splitlines()[0]} {number}: {name} is not in {file}"
-    assert len(walks) == 3
+    assert len(walks) == 4
 
 
 @pytest.mark.parametrize("folder", ["scripts", "scripts/dev"])

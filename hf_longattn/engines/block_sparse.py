@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .common import accelerator
-from .common.call import AttentionCall, DispatchContext, Pattern, without_padding
+from .common.call import AttentionCall, DispatchContext, Pattern, clear_padding
 from .common.dense import dense_attention, dtype_in_attention, repeat_heads, same_dtype
 from .common.document_rows import Stacking
 from .common.plain import blockwise_attention
@@ -45,7 +45,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
     if out is not None:
         return out
     if path not in ("cpu-band", "cpu-distances"):  # these paths skip outer padding themselves
-        q, k, v, call = without_padding(q, k, v, call)
+        q, k, v, call = clear_padding(q, k, v, call)
     if k.shape[1] != q.shape[1]:
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
     if path != "cpu-distances" and call.score_mod is not None:
@@ -69,7 +69,7 @@ def block_sparse_attention(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, ca
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, call: AttentionCall) -> Tensor:
-    q, k, v, call = without_padding(q, k, v, call)
+    q, k, v, call = clear_padding(q, k, v, call)
     return flex_band(q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), pattern, call.written_out())
 
 
@@ -98,8 +98,8 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, cross: 
     cross: whether queries and keys come from different sequences.
     """
     by_kernel = "dense" in call.term.engines or (torch.compiler.is_exporting() and not call.term.by_distance_alone)
-    if by_kernel and not _on_flash(q, k, call) and (cross or not _in_tiles(q, k, call)):
-        q, k, v, call = without_padding(q, k, v, call)
+    if by_kernel and not _on_flash(q, k, call) and (cross or not (call.dropout and drops_in_tiles(DispatchContext.of(q, k, call)))):
+        q, k, v, call = clear_padding(q, k, v, call)
         return dense_attention(q, k, v, call.written_out())
     return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call.replace(global_mask=None))
 
@@ -111,11 +111,6 @@ def _on_flash(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
     pattern, dtype = Pattern.everything(call.causal), dtype_in_attention(q)
     context = DispatchContext.of(q, k, call, pattern=pattern, dtype=dtype, features=q.shape[3])
     return call.batch.documents is not None or first_path("band", context)[0] == "flash"
-
-
-def _in_tiles(q: Tensor, k: Tensor, call: AttentionCall) -> bool:
-    """Whether the CPU's tiled engines apply the dropout of this call."""
-    return bool(call.dropout) and drops_in_tiles(DispatchContext.of(q, k, call))
 
 
 def short_mask(x: Tensor, pattern: Pattern, tokens: Tensor | None) -> Tensor | None:

@@ -93,6 +93,10 @@ def _kernel_adds_term(context: DispatchContext) -> bool:
     return flex_kernel.why_not(context) is None
 
 
+def _chunks_add_no_distances(context: DispatchContext) -> str | None:
+    return "a mask costs less for few pairs" if context.few_pairs else distance_band.why_not(context)
+
+
 def _no_split(context: DispatchContext) -> str | None:
     trims = context.trims_padding and (not context.call.dropout or drops_in_tiles(context))
     return why_not_split(context, trimmed=trims)
@@ -100,13 +104,20 @@ def _no_split(context: DispatchContext) -> str | None:
 
 ROW_PATHS: tuple[tuple[PathName, Reason], ...] = (("split", _no_split), ("masked", why_not_masked), ("rolled", _always_runs))
 DOCUMENT_PATHS: tuple[tuple[PathName, Reason], ...] = (("stacked", why_not_stacked), ("split", _always_runs))
+PAIR_PATHS: tuple[tuple[PathName, Reason], ...] = (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _always_runs))
+LINE_PATHS: tuple[tuple[PathName, Reason], ...] = (
+    ("dense-masked", _many_cells),
+    ("lines", grid_lines.why_not),
+    ("sparse", _always_runs),
+)
 PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
     "rows": ROW_PATHS,
     "packed rows": (("packed", why_not_packed), *DOCUMENT_PATHS),
     "packed bands": (("packed", flash_band.why_not), *DOCUMENT_PATHS),
     "documents": DOCUMENT_PATHS,
     "documents under a band": (("flash", flash_band.why_not), *DOCUMENT_PATHS),
-    "pairs": (("dense", _not_covered), ("dense-masked", _many_pairs), ("sparse", _always_runs)),
+    "pairs": PAIR_PATHS,
+    "chunks": (("cpu-distances", _chunks_add_no_distances), *PAIR_PATHS),
     "selected": (("dense", _not_covered), ("selected", _always_runs)),
     "low-rank": (("dense", _not_covered), ("low-rank", _always_runs)),
     "band": (
@@ -125,22 +136,25 @@ PATHS: dict[Kind, tuple[tuple[PathName, Reason], ...]] = {
         ("flex-blocks", flex_blocks.why_not),
         ("tiles", _always_runs),
     ),
-    "chunks": (("dense-masked", _many_pairs), ("cpu-distances", distance_band.why_not), ("tiles", _always_runs)),
-    "windows": (("dense", _not_covered), ("windows", grid_windows.why_not), ("tiles", _always_runs)),
-    "lines": (("dense", _not_covered), ("dense-masked", _many_cells), ("lines", grid_lines.why_not), ("tiles", _always_runs)),
+    "windows": (
+        ("dense", _not_covered),
+        ("windows", grid_windows.why_not),
+        ("dense-masked", _many_pairs),
+        ("sparse", _always_runs),
+    ),
+    "line": (("dense", _not_covered), ("windows", grid_windows.why_not), *LINE_PATHS),
+    "lines": (("dense", _not_covered), *LINE_PATHS),
     "halo": (
         ("dense", _not_covered),
         ("dense-masked", _many_cells),
         ("cpu-halo", cpu_grid_halo.why_not),
         ("halo", grid_halo.why_not),
-        ("tiles", _always_runs),
+        ("sparse", _always_runs),
     ),
     "linear": (("linear-fla", fla.why_not_linear), ("linear-chunks", _always_runs)),
     "delta": (("delta-fla", fla.why_not_delta), ("delta-chunks", _always_runs)),
 }
 """Kind of call -> paths in order of priority, each with a function that returns why it does not run (``None`` if it may)."""
-DELEGATED_TO_PAIRS: tuple[Kind, ...] = ("chunks", "windows", "lines", "halo")
-"""Kinds whose paths ``dense``, ``dense-masked`` and ``tiles`` run as the kind ``pairs``. That kind then reports the path."""
 
 
 def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) -> PathName:
@@ -151,7 +165,7 @@ def choose(kind: Kind, q: Tensor, k: Tensor, call: AttentionCall, **about: Any) 
         about: other fields of :class:`DispatchContext`.
     """
     path, refused = first_path(kind, DispatchContext.of(q, k, call, **about))
-    if OBSERVERS and not (kind in DELEGATED_TO_PAIRS and path in ("dense", "dense-masked", "tiles")):
+    if OBSERVERS:
         report(path, refused)
     return path
 

@@ -10,7 +10,6 @@ from .common.dense import repeat_heads, same_dtype
 from .common.score_terms import DistanceTerm
 from .cpu.flash import mask_dtype
 from .cpu.softmax import attend_parts
-from .dispatch import choose
 
 
 def distance_attention(
@@ -32,16 +31,13 @@ def distance_attention(
     return attend_parts("distances", q, k, v, scale, [x.to(dtype) for x in learned], fixed, numbers, 0.0, call.sink_scores)
 
 
-def chunked_distances(q: Tensor, k: Tensor, v: Tensor, chunk: int, before: int, call: AttentionCall) -> Tensor | None:
+def chunked_distances(q: Tensor, k: Tensor, v: Tensor, term: DistanceTerm, chunk: int, before: int, call: AttentionCall) -> Tensor:
     """Attention within chunks and to the ``before`` tokens in front of each, with a distance term. The first chunk starts at token 0.
-    ``None`` if the score term is not a distance term, or if the kernel does not run.
 
     Args:
         q, k, v: ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)``.
     """
-    term, heads = call.term.by_distance(q, k), q.shape[1]
-    if term is None or choose("chunks", q, k, call.replace(score_mod=term)) != "cpu-distances":
-        return None
+    heads = q.shape[1]
     if torch.is_autocast_enabled(q.device.type):
         q, k, v = same_dtype(q, k, v)
     pattern = Pattern(before + chunk - 1, 0 if call.causal else chunk - 1, call.causal)

@@ -57,7 +57,7 @@ def line_attention(q: Tensor, k: Tensor, v: Tensor, grid: Grid, axes: Sequence[i
     front = slice(grid.prefix - shared, grid.prefix)
     if shared:
         scores = products(q[:, :, grid.prefix :], k[:, :, front]) * scale
-        of_shared = None if bias is None else bias.of_pairs(1)
+        of_shared = None if bias is None else bias.to_prefix
         if of_shared is not None:
             scores = scores + of_shared[None, :, None, None]
         if real is not None:

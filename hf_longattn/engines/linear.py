@@ -46,7 +46,6 @@ def linear_attention(
     phi_k: Tensor,
     v: Tensor,
     *,
-    key_mask: Tensor | None = None,
     normalise: bool = True,
     initial_state: State | None = None,
     scale: Tensor | None = None,
@@ -57,12 +56,11 @@ def linear_attention(
 
     Args:
         phi_q: ``(B, H, Nq, F)``; if Nq < Nk, of the last Nq positions.
-        phi_k: ``(B, H_kv, Nk, F)``, H_kv dividing H.
+        phi_k: ``(B, H_kv, Nk, F)``, H_kv dividing H; zeros at padding, see :func:`masked`.
         v: ``(B, H_kv, Nk, D)``.
-        key_mask: ``(B, Nk)`` bool, True = real.
         normalise: divide by the sum of the weights, which must not be negative.
         initial_state: the sums over earlier keys, from an earlier call: ``kv (B, H_kv, F, D)`` of φ(k)ᵀv and ``z (B, H_kv, F)`` of φ(k).
-        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``, without ``key_mask``, and for Nq = Nk. phi_q and phi_k are then
+        scale: ``(B, H_kv, F)`` logarithms, only with ``normalise``, without padding, and for Nq = Nk. phi_q and phi_k are then
             logarithms too, and may be overwritten. Key features, also those summed in the state, are divided by exp(scale). Query features
             are multiplied by exp(scale), and divided by the largest feature of their query.
     Returns:
@@ -70,8 +68,6 @@ def linear_attention(
     """
     dtype = torch.promote_types(phi_q.dtype, torch.float32)
     phi_q, phi_k = phi_q.to(dtype), phi_k.to(dtype)
-    if key_mask is not None:
-        phi_k = masked(phi_k, key_mask)
     state = empty_state(phi_k, v) if initial_state is None else initial_state
     prefix = phi_k.shape[2] - phi_q.shape[2]
     if prefix:

@@ -85,11 +85,11 @@ def topk(scores: Tensor, k: int) -> Tensor:
     return index[..., :k].masked_fill(values[..., :k] == float("-inf"), -1)
 
 
-def ranking(scores: Tensor, dim: int = -1) -> Tensor:
-    """Indices that sort ``scores`` along ``dim`` from highest to lowest. Ties go to the lower index."""
+def ranking(scores: Tensor) -> Tensor:
+    """Indices that sort ``scores (…, N)`` along the last axis from highest to lowest. Ties go to the lower index."""
     if torch.compiler.is_exporting():  # ONNX has this rule for TopK, and no stable sort
-        return scores.sort(dim=dim, descending=True).indices
-    return scores.argsort(dim=dim, descending=True, stable=True)
+        return scores.sort(dim=-1, descending=True).indices
+    return scores.argsort(dim=-1, descending=True, stable=True)
 
 
 def _stable(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

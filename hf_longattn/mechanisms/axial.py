@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ..engines.common.call import AttentionCall, GatherTile
-from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
-from ..engines.dispatch import choose
+from ..engines.common.paths import Kind, PathName
 from ..engines.grid_lines import line_attention
 from ..engines.grid_windows import window_attention
 from ..errors import GridError, OptionError
@@ -91,19 +90,15 @@ class Axial(GridMechanism):
         lines = [torch.cat([equal[:axis], equal[axis + 1 :]]).all(0) for axis in self.lines(grid)]
         return torch.stack(lines).any(0)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_for(q, k, call)
-        lines, covered = self.lines(grid), self.covers_grid(grid)
-        path = choose("windows", q, k, call, covered=covered) if len(lines) == 1 else "tiles"
-        if path != "windows":
-            path = choose("lines", q, k, call, covered=covered)
-        if path not in ("windows", "lines"):
-            return super().forward(q, k, v, call)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
+    def kind_of_call(self, grid: Grid) -> Kind:
+        return "line" if len(self.lines(grid)) == 1 else "lines"
+
+    def attend_cells(
+        self, path: PathName, grid: Grid, q: Tensor, k: Tensor, v: Tensor, of_prefix: Tensor | None, call: AttentionCall
+    ) -> Tensor:
         if path == "windows":
             return window_attention(q, k, v, grid, self.windows(grid), [0] * grid.rank, self.shared_prefix(grid), call, of_prefix)
-        cells = line_attention(q, k, v, grid, lines, self.shared_prefix(grid), call)
+        cells = line_attention(q, k, v, grid, self.lines(grid), self.shared_prefix(grid), call)
         return cells if of_prefix is None else torch.cat([of_prefix, cells], 2)
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:

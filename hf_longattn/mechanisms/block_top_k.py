@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engines.block_selected import block_selected_attention
-from ..engines.common.call import AttentionCall, GatherTile, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, rows_of, selection_mask
 from ..engines.common.dense import dense_attention, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -30,7 +30,7 @@ from .common.layout import full_pairs, tokens_of
 from .common.ordered import KeysOrWeights
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.summaries import CacheSummaries, SummarisedMechanism, attend_to_blocks
 from .common.traits import Handling
 
 
@@ -132,9 +132,7 @@ class BlockTopK(SummarisedMechanism):
             gates = askers[:, :, rows if per_query else own_block[:, 0]].to(means.dtype) @ means.mT
             allowed = ((blocks < own_block) if call.causal else (blocks != own_block)) & filled[:, None]
             chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
-            listed = torch.where(chosen < 0, own_block, chosen)
-            seen = (blocks == own_block).expand(*gates.shape[:2], -1, -1).clone().scatter_(-1, listed, True)
-            return seen[..., block]
+            return selection_mask(chosen, own_block, len(blocks))[..., block]
 
         return keeps
 
@@ -154,16 +152,13 @@ class BlockTopK(SummarisedMechanism):
 
     def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
         size, (means, filled) = self.options.block_size, (summaries.tables["mean"], summaries.tables["filled"])
-        positions = summaries.positions(q.shape[2], k.shape[2])
-        own_block = torch.div(positions, size, rounding_mode="floor")
+        own_block = torch.div(summaries.positions(q.shape[2], k.shape[2]), size, rounding_mode="floor")
         grouped = q.to(means.dtype).unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # the queries that share a key head, one after the other
         gates = (grouped @ means.transpose(-1, -2)).view(*q.shape[:3], -1)
         allowed = (torch.arange(means.shape[2], device=q.device) < own_block[..., None]) & filled
         chosen = topk(gates.masked_fill(~allowed[:, None], float("-inf")), self.options.num_blocks - 1)
-        blocks = torch.cat([chosen, own_block[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)[..., None]
-        places = torch.where(blocks < 0, -1, blocks * size + torch.arange(size, device=q.device)).flatten(3)
-        columns, present = summaries.columns(places, k.shape[2])
-        return attend_at(q, k, v, columns, present & (places <= positions[:, None, :, None]), call)
+        listed = torch.cat([chosen, own_block[:, None, :, None].expand(-1, q.shape[1], -1, 1)], -1)
+        return attend_to_blocks(q, k, v, listed, size, summaries, call)
 
     def dense_weights(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
         return softmax_over(

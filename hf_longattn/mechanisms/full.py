@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engines.block_sparse import full_attention
-from ..engines.common.call import AttentionCall, MaskMod, Pattern, without_padding
+from ..engines.common.call import AttentionCall, MaskMod, Pattern, clear_padding
 from ..engines.common.dense import dense_attention
 from .common.masked import SparseMechanism
 from .common.registry import register_mechanism
@@ -45,5 +45,5 @@ class Full(SparseMechanism):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         if self.relative is not None and self.relative.counts_tokens:  # products of vectors, which no kernel adds
-            return dense_attention(*without_padding(q, k, v, call))
+            return dense_attention(*clear_padding(q, k, v, call))
         return full_attention(q, k, v, call, cross=self.is_cross_attention)

@@ -25,14 +25,14 @@ from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall, Pattern, State
 from ..engines.common.dense import at_least_fp32, index_grid, repeat_heads
 from ..engines.linear import absorb, empty_state, linear_attention, masked
-from ..engines.linear_documents import Layout, segmented_linear_attention
+from ..engines.linear_documents import segmented_linear_attention
 from ..errors import OptionError
 from ..options import Options, option
 from ..positions.distances import Locality
 from ..sharding import Shard, attend_by_heads
 from .common.base import Mechanism
 from .common.composite import MechanismSpec
-from .common.feature_map import LinearMechanism
+from .common.feature_map import LinearMechanism, documents_layout
 from .common.layout import band_pairs, full_pairs
 from .common.registry import mechanism_class, register_mechanism
 from .common.scores import drop_keys, normalised, visible_to_all
@@ -212,54 +212,37 @@ def _far(
     phi_q: Tensor, phi_k: Tensor, v: Tensor, pattern: Pattern, sums: State | None, later: State | None, call: AttentionCall
 ) -> Tensor:  # fmt: skip
     """Σ_j φ_q·φ_k v_j over keys outside the window. The last column is Σ_j φ_q·φ_k: ``(B, H, Nq, D + 1)``."""
-    mask, values = call.key_mask, _with_ones(at_least_fp32(v), phi_k.shape[1])
-    far = _beyond(phi_q, phi_k, values, pattern.left + 1, mask, sums, call)
+    values = _with_ones(at_least_fp32(v), phi_k.shape[1])
+    phi_k = phi_k if call.key_mask is None else masked(phi_k, call.key_mask)
+    far = _beyond(phi_q, phi_k, values, pattern.left + 1, sums, call)
     if call.causal:
         return far
     rows = phi_q.shape[2]
     phi_q, phi_k, values = (x.flip(2)[:, :, :rows] for x in (phi_q, phi_k, values))
-    back = None if mask is None else mask.flip(1)[:, :rows]
-    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, back, later, call, reverse=True).flip(2)
+    return far + _beyond(phi_q, phi_k, values, pattern.right + 1, later, call, reverse=True).flip(2)
 
 
 def _beyond(
-    phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, mask: Tensor | None, sums: State | None, call: AttentionCall,
-    reverse: bool = False,
-) -> Tensor:  # fmt: skip
+    phi_q: Tensor, phi_k: Tensor, values: Tensor, distance: int, sums: State | None, call: AttentionCall, reverse: bool = False
+) -> Tensor:
     """Σ_j φ_q·φ_k v_j over keys at least ``distance`` tokens before the query. ``sums`` covers the keys before ``phi_k``.
 
-    reverse: whether the call's tokens are in reverse order.
+    phi_k: zeros at padding. reverse: whether the call's tokens are in reverse order.
     """
     seen = max(0, phi_k.shape[2] - distance)
     rows = phi_q.shape[2] if sums is not None else min(phi_q.shape[2], seen)
     nothing = phi_q.new_zeros(*phi_q.shape[:2], phi_q.shape[2] - rows, values.shape[-1])
     if not rows:
         return nothing
-    key_mask = None if mask is None else mask[:, :seen]
     phi_k, values = phi_k[:, :, :seen], values[:, :, :seen]
     if call.documents is not None:
-        phi_k = phi_k if key_mask is None else masked(phi_k, key_mask)
-        layout = _layout(call, distance, phi_q.shape[1] // phi_k.shape[1], reverse)
+        layout = documents_layout(call, phi_q.shape[1] // phi_k.shape[1], True, distance, reverse)
         out = segmented_linear_attention(phi_q[:, :, -rows:], phi_k, values, layout, normalise=False)
         return torch.cat([nothing, out], 2)
     if seen < rows:  # the first queries see only the sums
         phi_k, values = (F.pad(x, (0, 0, rows - seen, 0)) for x in (phi_k, values))
-        key_mask = None if key_mask is None else F.pad(key_mask, (rows - seen, 0), value=True)
-    out, _ = linear_attention(
-        phi_q[:, :, -rows:], phi_k, values,
-        key_mask=key_mask, normalise=False, initial_state=sums,
-    )  # fmt: skip
+    out, _ = linear_attention(phi_q[:, :, -rows:], phi_k, values, normalise=False, initial_state=sums)
     return torch.cat([nothing, out], 2)
-
-
-def _layout(call: AttentionCall, distance: int, group: int, reverse: bool) -> Layout:
-    """The pairs within a call's documents, with keys at least ``distance`` tokens before the query. Cached for all layers."""
-    batch, labels = call.batch, call.documents
-    assert batch is not None
-    assert labels is not None
-    number = labels.number.flip(1) if reverse else labels.number
-    shifted = number[:, distance:], number[:, : number.shape[1] - distance]
-    return batch.cached(("documents apart", distance, group, reverse), lambda: Layout.of(*shifted, group, True))
 
 
 def _with_ones(v: Tensor, heads: int) -> Tensor:

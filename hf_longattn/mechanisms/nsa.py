@@ -47,7 +47,7 @@ from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
-from ..engines.common.call import AttentionCall, Pattern
+from ..engines.common.call import AttentionCall, Pattern, selection_mask
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.score_terms import ScoreMod, remapped
 from ..engines.dispatch import choose
@@ -66,11 +66,11 @@ from ..errors import OptionError
 from ..options import Options, option
 from ..sharding import Shard
 from .common.layout import band_pairs, full_pairs
-from .common.pooled import uniform
+from .common.pooled import middle_of, uniform
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all
-from .common.summaries import CacheSummaries, SummarisedMechanism, attend_at
+from .common.summaries import CacheSummaries, SummarisedMechanism, attend_to_blocks
 from .common.traits import Handling
 
 INITIAL_GATE = 1 / 3
@@ -251,9 +251,9 @@ class NSA(SummarisedMechanism):
 
     def _at_middles(self, score_mod: ScoreMod | None, real: Tensor) -> ScoreMod | None:
         """``score_mod`` for compressed keys, which lie at the middles of their blocks."""
-        count, size = real.shape[1:]
-        inside = (real * torch.arange(size, device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
-        middle = torch.where(real.any(-1), torch.arange(count, device=real.device) * self.options.compress_stride + inside, 0)
+        count = real.shape[1]
+        starts = torch.arange(count, device=real.device) * self.options.compress_stride
+        middle = torch.where(real.any(-1), starts + middle_of(real), 0)
         return remapped(score_mod, keys=lambda b, h, m: middle[b, m])
 
     def _selected(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
@@ -266,12 +266,8 @@ class NSA(SummarisedMechanism):
             chosen = self._search(q, k, call)
         if path == "dense-masked":
             chosen = repeat_heads(chosen, heads)
-            rows, blocks = torch.arange(kv_len - q_len, kv_len, device=q.device), -(-kv_len // size)
-            own_block = (rows // size)[:, None].expand(*chosen.shape[:3], 1)
-            listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
-            seen = torch.zeros(*chosen.shape[:3], blocks, dtype=torch.bool, device=q.device).scatter(-1, listed, True)
-            seen = seen[..., torch.arange(kv_len, device=q.device) // size]
-            seen = seen & visible_to_all(q, k, call)
+            block = torch.arange(kv_len, device=q.device) // size
+            seen = selection_mask(chosen, block[kv_len - q_len :, None], -(-kv_len // size))[..., block] & visible_to_all(q, k, call)
             return dense_attention(q, k, v, call.replace(causal=False, batch=None), mask_mod=lambda *_: seen)
         chosen = F.pad(chosen, (0, 0, kv_len - q_len, 0), value=-1)
         return block_selected_attention(pad_queries(q, kv_len), k, v, chosen, size, call)[:, :, kv_len - q_len :]
@@ -426,13 +422,12 @@ class NSA(SummarisedMechanism):
 
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """Per compressed block: its float64 key, its value, its middle, and whether any of its l tokens, or of its first d, is real."""
-        inside = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
         return {
             "keys": self.keys(k.to(exact_dtype(k.device)), real),
             "values": self.values(v, real).to(v.dtype),
             "filled": real.any(-1)[:, None],
             "started": real[..., : self.options.compress_stride].any(-1)[:, None],
-            "middle": inside[:, None],
+            "middle": middle_of(real)[:, None],
         }
 
     def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
@@ -452,10 +447,8 @@ class NSA(SummarisedMechanism):
         strides_per_block = o.block_size // o.compress_stride
         filled = F.pad(tables["started"][:, 0], (0, -len(blocks) % strides_per_block)).unflatten(1, (-1, strides_per_block)).any(-1)
         chosen = repeat_heads(self._best(weights, own_block[:, None], filled, k.shape[1], True), heads)
-        listed = torch.cat([chosen, own_block[:, None, :, None].expand(-1, heads, -1, -1)], -1)[..., None]
-        places = torch.where(listed < 0, -1, listed * o.block_size + torch.arange(o.block_size, device=q.device)).flatten(3)
-        columns, present = summaries.columns(places, kv_len)
-        selected = attend_at(q, k, v, columns, present & (places <= positions[:, None, :, None]), call)
+        listed = torch.cat([chosen, own_block[:, None, :, None].expand(-1, heads, -1, -1)], -1)
+        selected = attend_to_blocks(q, k, v, listed, o.block_size, summaries, call)
 
         low = max(0, kv_len - q_len - o.window + 1)
         recent = (

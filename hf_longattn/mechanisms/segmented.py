@@ -38,10 +38,10 @@ from ..engines.gathered import gathered_attention
 from ..engines.topk import gather_kv, term_at
 from ..options import Options, option
 from ..positions.distances import Locality
-from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes
+from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes, tokens_of
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
-from .common.pooled import PooledKeys, pooled_weights, uniform
+from .common.pooled import PooledKeys, middle_of, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism
@@ -129,15 +129,14 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     def summarise_units(self, k: Tensor, v: Tensor, real: Tensor, call: AttentionCall) -> dict[str, Tensor]:
         """Per block: summary key and value ``(B, H_kv, m, D)``, whether it has real tokens, and their mean position, ``(B, 1, m)``."""
         keys, values = pool_blocks(k, v, real, self._by_attention, call.scale_for(self.head_dim))
-        middle = (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
-        return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle[:, None]}
+        return {"keys": keys, "values": values, "filled": real.any(-1)[:, None], "middle": middle_of(real)[:, None]}
 
     def attend_summarised(self, q: Tensor, k: Tensor, v: Tensor, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
         size, heads = self.options.block_size, q.shape[1]
         keys, values = (repeat_heads(summaries.tables[name], heads) for name in ("keys", "values"))
         positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
         block = torch.div(positions, size, rounding_mode="floor")
-        places = torch.where(block < 0, -1, block * size + torch.arange(size, device=q.device)).expand(-1, heads, -1, -1)
+        places = tokens_of(block, size, k.shape[2]).expand(-1, heads, -1, -1)
         columns, present = summaries.columns(places, k.shape[2])
         earlier = (torch.arange(keys.shape[2], device=q.device) < block) & summaries.tables["filled"][:, :, None]
         own_scores = products(q[..., None, :], gather_kv(k, columns))[..., 0, :]
@@ -246,8 +245,7 @@ def _summary_parts(blocks: Tensor, length: int, causal: bool) -> Iterator[Gather
 def summarise(k: Tensor, v: Tensor, key_mask: Tensor | None, size: int, by_attention: bool, scale: float) -> PooledKeys:
     """Summaries of ``k, v (B, H, N, D)`` in blocks of ``size`` tokens. Padding (``key_mask (B, N)`` is False) is left out."""
     real, k_blocks, v_blocks = in_blocks(key_mask, size, k, v)
-    places = torch.arange(real[0].numel(), device=k.device).view(real.shape[1:])
-    position = (real * places).sum(-1) // real.sum(-1).clamp(min=1)
+    position = torch.arange(real.shape[1], device=k.device) * size + middle_of(real)
     keys, values = pool_blocks(k_blocks, v_blocks, real, by_attention, scale)
     return PooledKeys(keys, values, real.any(-1)[:, None], position[:, None])
 

@@ -99,7 +99,8 @@ class Union(Composite, GatheredMechanism):
 
     def mask_mod(self, causal: bool, global_mask: Tensor | None) -> MaskMod:
         """True where any member's mask allows a pair. All members receive the same ``global_mask``."""
-        return _any_of([member.mask_mod(causal, global_mask) for member in self._masks()])
+        mods = [member.mask_mod(causal, global_mask) for member in self._masks()]
+        return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])
 
     def resolve_globals(self, k: Tensor, call: AttentionCall) -> Tensor | None:
         """The tokens that are global to any member."""
@@ -163,7 +164,3 @@ class Union(Composite, GatheredMechanism):
 
 def _joined(member: Mechanism) -> Mechanism:
     return member.for_union() if isinstance(member, MaskedMechanism) else member
-
-
-def _any_of(mods: list[MaskMod]) -> MaskMod:
-    return lambda b, h, q_idx, kv_idx: functools.reduce(torch.logical_or, [mod(b, h, q_idx, kv_idx) for mod in mods])

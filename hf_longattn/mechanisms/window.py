@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
 from ..engines.common.score_terms import take_heads
@@ -152,9 +151,7 @@ class Window(SparseMechanism, GatheredMechanism):
         if self.listed:
             return GatheredMechanism.forward(self, q, k, v, call)
         if not self._groups:
-            if self.options.num_sinks:
-                return super().forward(q, k, v, call)
-            return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
+            return super().forward(q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:
@@ -198,14 +195,9 @@ class Window(SparseMechanism, GatheredMechanism):
         if dilation > 1:
             yield GatherTile(near.queries, torch.where(own_residue, -1, sinks), causal=causal)
 
-    @property
-    def _causal_reach(self) -> int:
-        """Number of tokens from a causal query back to the furthest key of its window, both included."""
-        return self.pattern(causal=True).left * self.max_dilation + 1
-
     def kept(self, positions: Tensor, upcoming: Tensor) -> Tensor | None:
-        sinks = self.options.num_sinks
-        return (positions > upcoming - self._causal_reach) | (positions < sinks) if sinks else None
+        sinks, back = self.options.num_sinks, self.pattern(causal=True).left * self.max_dilation
+        return (positions >= upcoming - back) | (positions < sinks) if sinks else None
 
     def locality(self, causal: bool) -> Locality:
         pattern, sinks, dilation = self.pattern(causal), self.options.num_sinks, self.max_dilation

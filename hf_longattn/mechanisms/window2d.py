@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from ..engines.common.call import AttentionCall, GatherTile
 from ..engines.common.dense import repeat_heads
 from ..engines.common.grid import Grid
+from ..engines.common.paths import Kind, PathName
 from ..engines.common.score_terms import ScoreMod, ScoreTerm
-from ..engines.dispatch import choose
 from ..engines.grid_windows import cropped, padded, regions, window_attention
 from ..errors import GridError
 from ..options import Options, option
@@ -149,7 +149,7 @@ class Window2d(GridMechanism):
         grid = self.grid_for(q, k, call)
         larger = self.padded_grid(grid)
         if larger == grid:
-            return self._attend(q, k, v, grid, call)
+            return self.attend_on(grid, q, k, v, call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         pad_key, pad_value = self.padding_rows(k)
         queries = padded(q, grid, larger, torch.zeros_like(pad_key))
@@ -158,19 +158,18 @@ class Window2d(GridMechanism):
         if mask is not None:
             mask = padded(mask[:, None, :, None], grid, larger, torch.ones(1, 1, dtype=torch.bool, device=mask.device))[:, 0, :, 0]
         of_larger = call.with_mask(mask).replace(grid=larger).with_term(lambda term: _on_padded(term, queries, grid, larger))
-        out = cropped(self._attend(queries, keys, values, larger, of_larger), grid, larger)
+        out = cropped(self.attend_on(larger, queries, keys, values, of_larger), grid, larger)
         if not grid.prefix:
             return out
         return torch.cat([self.prefix_rows(q, k, v, grid, call), out[:, :, grid.prefix :]], 2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
-        """:meth:`forward` after padding: ``q``, ``k``, ``v`` and ``grid`` already include any padding cells."""
-        if choose("windows", q, k, call, covered=self.covers_grid(grid)) != "windows":
-            return super().forward(q, k, v, call)
-        window, shift = self.windows(grid)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
-        of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
-        return window_attention(q, k, v, grid, window, shift, self.shared_prefix(grid), call, of_prefix)
+    def kind_of_call(self, grid: Grid) -> Kind:
+        return "windows"
+
+    def attend_cells(
+        self, path: PathName, grid: Grid, q: Tensor, k: Tensor, v: Tensor, of_prefix: Tensor | None, call: AttentionCall
+    ) -> Tensor:
+        return window_attention(q, k, v, grid, *self.windows(grid), self.shared_prefix(grid), call, of_prefix)
 
     @property
     def mask_is_reach(self) -> bool:

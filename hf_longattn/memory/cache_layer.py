@@ -67,7 +67,11 @@ class CroppableLayer(DynamicLayer):
         Raises:
             LengthError: for a positive number, or if the layer has dropped keys that the remaining tokens see. It is then unchanged.
         """
-        removed = tokens_back(tokens_to_remove)
+        if tokens_to_remove > 0:  # the length to keep, in older versions of transformers
+            raise LengthError(
+                f"crop({tokens_to_remove}) is not understood: say how many tokens to remove, as in crop(-{tokens_to_remove})."
+            )
+        removed = -tokens_to_remove
         if not self.is_initialized:
             return
         if removed and removed >= self.get_seq_length():
@@ -89,6 +93,9 @@ class CroppableLayer(DynamicLayer):
 class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
     """A cache layer that reads each sequence's first column from the padding masks."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.starts: Tensor | None = None
@@ -100,7 +107,7 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
         if self._all_started:
             return
         if self.starts is None:
-            self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.keys.device)
+            self.starts = torch.full((len(self.keys),), NOT_STARTED, device=self.device)  # where the keys were before offloading
         first = torch.zeros_like(self.starts) if mask is None else torch.where(mask.bool().any(1), first_real(mask), NOT_STARTED)
         self.starts = torch.where(self.starts == NOT_STARTED, first, self.starts)
         self._all_started = bool((self.starts != NOT_STARTED).all())
@@ -117,24 +124,29 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
             self.starts = self.starts.masked_fill(rows.to(self.starts.device), NOT_STARTED)
             self._all_started = False
 
-    def shift_starts(self, count: int) -> None:
+    def renumber(self, count: int) -> None:
         """Renumber the columns, so that column ``count`` becomes column 0."""
         if self.starts is not None:
             self.starts = torch.where(self.starts == NOT_STARTED, NOT_STARTED, self.starts - count)
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply ``change`` to every tensor whose first dimension is the batch."""
         if self.is_initialized:
-            super().batch_repeat_interleave(repeats)
-            self.starts = None if self.starts is None else self.starts.repeat_interleave(repeats, dim=0)
+            self.keys, self.values = change(self.keys), change(self.values)
+        self.starts = None if self.starts is None else change(self.starts)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.change_rows(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self.is_initialized:
-            super().batch_select_indices(indices)
-            self.starts = None if self.starts is None else self.starts[indices]
+        self.change_rows(lambda tensor: tensor[indices.to(tensor.device)])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        if self.is_initialized:
-            self.batch_select_indices(beam_idx.to(self.device))
+        self.batch_select_indices(beam_idx)
+
+    def reset(self) -> None:
+        super().reset()
+        self.starts, self._all_started = None, False
 
 
 def refuse_restricted_pairs(call: AttentionCall) -> None:
@@ -144,17 +156,6 @@ def refuse_restricted_pairs(call: AttentionCall) -> None:
             "A four-dimensional mask, a position bias or a cap on the scores (softcap) was given together with a cache that keeps only "
             "what the mechanism needs; pass a padding mask (batch, tokens) alone, or use_cache=False."
         )
-
-
-def tokens_back(tokens_to_remove: int) -> int:
-    """The number of tokens that ``crop`` removes. transformers passes it as a negative number.
-
-    Raises:
-        LengthError: for a positive number, which was the length to keep in older versions of transformers.
-    """
-    if tokens_to_remove > 0:
-        raise LengthError(f"crop({tokens_to_remove}) is not understood: say how many tokens to remove, as in crop(-{tokens_to_remove}).")
-    return -tokens_to_remove
 
 
 def compact(tensor: Tensor) -> Tensor:

@@ -90,9 +90,6 @@ class GraphLayer(AttentionCacheLayer, DynamicLayer):
     def get_seq_length(self) -> int:
         return self.before
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.before + query_length, 0
-
     def attend(
         self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
     ) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ hold different columns. A row with fewer keys has empty slots (column -1).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,8 +32,6 @@ class SparseCacheLayer(LeftPaddedLayer):
     determine them; unneeded keys are removed once per :data:`SLACK` tokens. ``seen`` is the number of tokens so far."""
 
     keeps = "kept keys"
-    keys: Tensor
-    values: Tensor
 
     def __init__(self, mechanism: str, options: str, **kwargs: Any) -> None:
         super().__init__()
@@ -110,9 +109,6 @@ class SparseCacheLayer(LeftPaddedLayer):
     def get_seq_length(self) -> int:
         return self.seen
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.seen + query_length, 0
-
     def why_not_crop(self, count: int) -> str:
         if self.seen - count >= self._earliest:
             return ""
@@ -132,26 +128,19 @@ class SparseCacheLayer(LeftPaddedLayer):
         return int(held.min()) if held is not None and len(held) else self.seen
 
     def renumber(self, count: int) -> None:
-        """Renumber the columns, so that column ``count`` becomes column 0."""
+        super().renumber(count)
         self.seen -= count
         self._earliest -= count
         if self.is_initialized:
             self.columns = torch.where(self.columns < 0, -1, self.columns - count)
-        self.shift_starts(count)
 
     def reset(self) -> None:
-        super().reset()
         self.__init__(self.mechanism, self.options)  # type: ignore[misc]
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().change_rows(change)
         if self.is_initialized:
-            super().batch_repeat_interleave(repeats)
-            self.columns = self.columns.repeat_interleave(repeats, dim=0)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        if self.is_initialized:
-            super().batch_select_indices(indices)
-            self.columns = self.columns[indices]
+            self.columns = change(self.columns)
 
 
 def sparse_layer_type(mechanism: str, options: str) -> str:

@@ -57,10 +57,6 @@ class Step:
             )
         return advanced(self.mechanism.advance, q, k, v, self.before, call, self.skipped)
 
-    def state_after(self, tokens: int) -> State | None:
-        """The state after the first ``tokens`` tokens of the step."""
-        return self.run(tokens)[1] if tokens else self.before
-
 
 class LastSteps:
     """The latest steps, recorded so that tokens can be removed. A crop clears them."""
@@ -81,7 +77,8 @@ class LastSteps:
         """The state before the last ``tokens`` tokens, at most ``len(self)``. Clears the recorded steps."""
         while tokens > self._steps[-1].tokens:
             tokens -= self._steps.pop().tokens
-        state = self._steps[-1].state_after(self._steps[-1].tokens - tokens)
+        step = self._steps[-1]
+        state = step.run(step.tokens - tokens)[1] if tokens < step.tokens else step.before
         self._steps.clear()
         return state
 
@@ -163,9 +160,6 @@ class StateLayer(LeftPaddedLayer):
     def get_seq_length(self) -> int:
         return self.seen
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.seen + query_length, 0
-
     def restart(self, rows: Tensor) -> None:
         """Start new sequences in the batch rows ``rows (B,)`` bool. Their state becomes zeros, the state before the first token."""
         super().restart(rows)
@@ -179,9 +173,8 @@ class StateLayer(LeftPaddedLayer):
         return self.seen
 
     def renumber(self, count: int) -> None:
-        """Renumber the columns, so that column ``count`` becomes column 0."""
+        super().renumber(count)
         self.seen -= count
-        self.shift_starts(count)
         self._latest -= count if self._all_started else 0
 
     def why_not_crop(self, count: int) -> str:
@@ -204,37 +197,18 @@ class StateLayer(LeftPaddedLayer):
         self.last.clear()
 
     def reset(self) -> None:
-        self.state, self.seen, self.is_initialized = None, 0, False
-        self.starts, self._all_started, self._latest = None, False, NOT_STARTED
+        super().reset()
+        self.state, self.seen, self._latest = None, 0, NOT_STARTED
         self.last.clear()
-        self.keys = self.values = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "last": LastSteps()}  # a copy cannot be rewound past its creation
 
-    def _change(self, how: Callable[[Tensor], Tensor]) -> None:
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().change_rows(change)
         self.last.clear()
-        if self.is_initialized:
-            self.keys, self.values = how(self.keys), how(self.values)
-        self.starts = None if self.starts is None else how(self.starts)
         if self.state is not None:
-            self.state = {name: how(tensor) for name, tensor in self.state.items()}
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._change(lambda tensor: tensor[indices.to(tensor.device)])
-
-    def offload(self) -> None:
-        self._change(lambda tensor: tensor.to("cpu", non_blocking=True))
-
-    def prefetch(self) -> None:
-        if self.is_initialized and self.keys.device != self.device:
-            self._change(lambda tensor: tensor.to(self.device, non_blocking=True))
+            self.state = {name: change(tensor) for name, tensor in self.state.items()}
 
 
 class DynamicStateLayer(StateLayer):

@@ -68,8 +68,6 @@ class SummaryLayer(LeftPaddedLayer):
 
     keeps = "keys and summaries"
     _layer_type = SUMMARY_LAYER
-    keys: Tensor
-    values: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
@@ -108,17 +106,17 @@ class SummaryLayer(LeftPaddedLayer):
         assert isinstance(mechanism, SummarisedMechanism)
         assert self.starts is not None
         real = call.key_mask
-        self._summarise(mechanism, real, call)
+        self._summarise(mechanism, k, v, call)
         _, _, step_call = with_relative(mechanism, q, k, call)
         out = mechanism.attend_summarised(q, k, v, CacheSummaries(self.tables, self.starts, real), step_call)
         return out, mechanism.weights(q, k, call) if weights_wanted else None
 
-    def _summarise(self, mechanism: SummarisedMechanism, real: Tensor | None, call: AttentionCall) -> None:
+    def _summarise(self, mechanism: SummarisedMechanism, k: Tensor, v: Tensor, call: AttentionCall) -> None:
         """Update the tables to the newest token. Units that depend on new tokens are summarised again from all their tokens."""
         assert self.starts is not None
         assert mechanism.summary_unit is not None
         unit, ahead = mechanism.summary_unit, mechanism.summary_ahead
-        length, starts = self.keys.shape[2], self.starts[:, None]
+        length, starts = k.shape[2], self.starts[:, None]
         if self.summarised == length:
             return
         first = (self.summarised - ahead - starts).clamp(min=0) // unit
@@ -127,10 +125,10 @@ class SummaryLayer(LeftPaddedLayer):
         units = (first + torch.arange(most, device=starts.device)).minimum(last)  # (B, m); a row with fewer units repeats its last
         columns = starts[..., None] + units[..., None] * unit + torch.arange(unit + ahead, device=starts.device)
         there, columns = columns < length, columns.clamp(max=length - 1)
-        if real is not None:
+        if (real := call.key_mask) is not None:
             there = there & real.gather(1, columns.flatten(1)).view(columns.shape)
-        places = columns[:, None].expand(-1, self.keys.shape[1], -1, -1)
-        summaries = mechanism.summarise_units(gather_kv(self.keys, places), gather_kv(self.values, places), there, call)
+        places = columns[:, None].expand(-1, k.shape[1], -1, -1)
+        summaries = mechanism.summarise_units(gather_kv(k, places), gather_kv(v, places), there, call)
         for name, entries in summaries.items():
             held = self.tables.get(name)
             table = self._buffer.grown(f"table {name}", entries[:, :, :0] if held is None else held, total)
@@ -149,28 +147,16 @@ class SummaryLayer(LeftPaddedLayer):
         self.summarised = 0
 
     def reset(self) -> None:
-        super().reset()
         self.__init__()  # type: ignore[misc]
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._change_tables(lambda table: table.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._change_tables(lambda table: table[indices.to(table.device)])
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().change_rows(change)
+        self.tables = {name: change(table) for name, table in self.tables.items()}
 
     def offload(self) -> None:
+        """Move keys and values to the CPU. The tables stay: transformers offloads a layer after ``update``, before :meth:`attend`."""
         super().offload()
-        self._change_tables(lambda table: table.to("cpu", non_blocking=True))
-
-    def prefetch(self) -> None:
-        super().prefetch()
-        if self.is_initialized:
-            self._change_tables(lambda table: table.to(self.device, non_blocking=True))
-
-    def _change_tables(self, how: Callable[[Tensor], Tensor]) -> None:
-        self.tables = {name: how(table) for name, table in self.tables.items()}
+        self._buffer.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for copies and pickles, without spare memory. Neither this layer nor its copy writes to shared tensors."""

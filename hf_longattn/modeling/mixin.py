@@ -16,7 +16,7 @@ from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism
-from ..mechanisms.common.exact import exact_length_of, full_of
+from ..mechanisms.common.exact import full_of
 from ..mechanisms.common.registry import prototype
 from ..mechanisms.common.traits import Recursion
 from ..memory import SegmentMemory
@@ -417,9 +417,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
             attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
-            self.exact_length = min(
-                (exact_length_of(layer) for layer in layer_mechanisms(self) if full_of(layer) is not None), default=None
-            )
+            short = (full.max_length for layer in layer_mechanisms(self) if (full := full_of(layer)) is not None)
+            self.exact_length = min(short, default=None)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward`` in the modes of :mod:`.run` that this call needs. A base model has no loss."""

@@ -61,10 +61,6 @@ def _scaled(old: Parameters, kind: str, factor: float) -> Parameters:
     return {**unscaled, "rope_type": kind, "factor": factor}
 
 
-def _none(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    return RopePlan("none", dict(old), new_length, True)
-
-
 def _linear(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     before = float(old.get("factor", 1.0)) if old.get("rope_type") == "linear" else 1.0
     factor = before * new_length / old_length
@@ -130,16 +126,12 @@ def _dual_chunk(old: Parameters, old_length: int, new_length: int, value: str) -
     return _moved(old, new_length, "dual-chunk", f"dual_chunk:chunk={settings['chunk']},trained={settings['trained']}")
 
 
-def _drop(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
-    return RopePlan("drop", dict(old), new_length, False, read_relative("dropped"))
-
-
 def _moved(old: Parameters, new_length: int, kind: str, relative: str) -> RopePlan:
     return RopePlan(kind, dict(old), new_length, True, read_relative(relative))
 
 
 ROPE_KINDS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
-    "none": _none,
+    "none": lambda old, _, new_length, value: RopePlan("none", dict(old), new_length, True),
     "linear": _linear,
     "dynamic": _dynamic,
     "yarn": _yarn,
@@ -147,7 +139,7 @@ ROPE_KINDS: dict[str, Callable[[Parameters, int, int, str], RopePlan]] = {
     "longrope": _longrope,
     "self-extend": _self_extend,
     "dual-chunk": _dual_chunk,
-    "drop": _drop,
+    "drop": lambda old, _, new_length, value: RopePlan("drop", dict(old), new_length, False, read_relative("dropped")),
 }
 KEEPS_PARAMETERS = ("none", "self-extend", "dual-chunk", "drop")
 """Kinds that leave the source's rotary parameters as they are, and so go with any scaling of the source."""

@@ -39,7 +39,8 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
         )
     if mechanism.options.order is not None:
         raise StreamError(f"Mechanism {mechanism.name!r} orders its tokens on a grid, which a stream does not have; leave out order.")
-    if _has_globals(mechanism, causal):
+    tokens = mechanism.resolve_globals(torch.empty(1, 1, 1, 1), AttentionCall(causal))
+    if tokens is not None or mechanism.traits.token_rule is not None:
         raise StreamError(f"With these options, mechanism {mechanism.name!r} has global tokens, which see the whole stream; {instead}.")
     if mechanism.traits.takes_hidden_states:
         raise StreamError(
@@ -47,10 +48,6 @@ def locality_of(mechanism: Mechanism, causal: bool) -> Locality:
             f"leave out the option that needs it (longformer: separate_global), or {instead}."
         )
     return local
-
-
-def _has_globals(mechanism: Mechanism, causal: bool) -> bool:
-    return mechanism.traits.token_rule is not None or mechanism.resolve_globals(torch.empty(1, 1, 1, 1), AttentionCall(causal)) is not None
 
 
 class AttentionStream:

@@ -47,10 +47,10 @@ def test_values_and_gradients_are_those_of_the_quadratic_form(
     mask = torch.ones(2, kv_len, dtype=torch.bool)
     mask[0, : kv_len // 3] = False
     mask[1, kv_len // 2 : kv_len // 2 + 1] = False
+    phi_q, phi_k, v = leaves[0], masked(leaves[1], mask), leaves[2]
     if causal:
-        out, _ = linear_attention(*leaves, key_mask=mask, normalise=normalise)
+        out, _ = linear_attention(phi_q, phi_k, v, normalise=normalise)
     else:
-        phi_q, phi_k, v = leaves[0], masked(leaves[1], mask), leaves[2]
         out = read(phi_q, absorb(empty_state(phi_k, v), phi_k, v), normalise)
     expected = quadratic(*leaves, causal, mask, normalise)
     torch.testing.assert_close(out, expected)

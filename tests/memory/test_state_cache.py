@@ -93,8 +93,9 @@ def test_a_state_is_copied_and_moved_but_not_taken_back() -> None:
     with torch.no_grad():
         longer(ids, past_key_values=cache)
     layer = cache.layers[0]
-    twin = copy.deepcopy(layer)
-    layer.offload()
+    twin, held = copy.deepcopy(layer), dict(layer.state)
+    layer.offload()  # which comes between update and attend
+    assert all(layer.state[name] is tensor for name, tensor in held.items())
     layer.prefetch()
     layer.batch_repeat_interleave(2)
     layer.batch_select_indices(torch.tensor([0, 2]))

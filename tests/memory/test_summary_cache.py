@@ -73,6 +73,24 @@ def test_step_by_step_equals_the_whole_forward_pass(name: str, base: str, left: 
     assert all(isinstance(layer, SummaryLayer) and layer.summarised == length for layer in cache.layers)
 
 
+def test_attention_needs_only_the_keys_that_update_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers moves the keys of an offloaded layer away after ``update``, before the layer attends."""
+    update, length, longer = SummaryLayer.update, 70, model("gpt2", SUMMARISED["blocks"])
+    away: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def offloaded(layer: SummaryLayer, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        layer.keys, layer.values = away.pop(id(layer), (layer.keys, layer.values))
+        keys, values = update(layer, *args, **kwargs)
+        away[id(layer)] = keys, values
+        layer.keys, layer.values = torch.full_like(keys, torch.nan), torch.full_like(values, torch.nan)
+        return keys, values
+
+    monkeypatch.setattr(SummaryLayer, "update", offloaded)
+    given = inputs(length, True)
+    steps = in_pieces(longer, DynamicCache(config=longer.config), *given, [(0, 50), *singly(50, length)])
+    assert (steps - in_one_pass(longer, *given))[given[1].bool()].abs().max() < 1e-4
+
+
 @pytest.mark.thorough
 @every_cell(("name", "left"), grid(itertools.product(SUMMARISED, (False, True)), lambda name, left: name in DIFFERENT[left::2]))
 def test_tokens_taken_back_leave_no_trace(name: str, left: bool) -> None:

@@ -21,7 +21,7 @@ from ...engines.common.call import UNBOUNDED
 from ...errors import RegistrationError, check_registration, defined_at, nearest
 from ...inputs.common.base import kind_of
 from ...mechanisms import Mechanism
-from ...mechanisms.common.exact import exact_length_of, full_of
+from ...mechanisms.common.exact import full_of
 from ...mechanisms.common.locality import band_of
 from ...mechanisms.common.registry import prototype
 from ...modeling.family.definition import FAMILIES, Family
@@ -237,7 +237,7 @@ def choose_twin(model: LongModel) -> TwinChoice:
     """The first twin that fits the model. Otherwise the reason of a twin that comes near."""
     if kind_of(model.family).apart:
         return TwinChoice(None, "", "", f"the towers of a {model.class_name} have mechanisms apart; convert a tower alone.")
-    if exact := next((exact_length_of(layer) for layer in model.layers if full_of(layer) is not None), 0):
+    if exact := next((full.max_length for layer in model.layers if (full := full_of(layer)) is not None), 0):
         return TwinChoice(None, "", "", f"No stock architecture has exact_length={exact}; convert with --option exact_length=0.")
     reasons: list[tuple[bool, str]] = []
     other_layer = next((layer for layer in model.layers if not is_full(layer, model.causal)), None)

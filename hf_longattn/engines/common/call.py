@@ -130,6 +130,16 @@ def rows_of(length: int, size: int, device: torch.device | None = None) -> Tenso
     return torch.where(places < length, places, -1).view(1, 1, count, size)
 
 
+def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
+    """Whether each query sees each of ``count`` blocks, ``(B, H, N, count)`` bool: its own, and those that it chose.
+
+    chosen: ``(B, H, N, K)`` int64; -1 is an empty slot. own_block: ``(N, 1)``.
+    """
+    own_block = own_block.expand(*chosen.shape[:3], 1)
+    listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
+    return torch.zeros(*chosen.shape[:3], count, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
+
+
 def inverse_permutation(order: Tensor) -> Tensor:
     """The inverse of the permutations ``order (…, N)``."""
     places = torch.arange(order.shape[-1], device=order.device)
@@ -154,7 +164,7 @@ class AttentionCall:
     grid: the tokens' grid: one for all rows, or one for each sequence of :attr:`batch`.
     sink_scores: ``(H,)``, the score of one more column of each softmax, the same for all queries. It has no value, so it takes weight
         from the keys; queries without a visible key still give 0. Only for mechanisms with the trait ``takes_sinks``.
-    cleared: whether :func:`without_padding` has already run on the inputs.
+    cleared: whether :func:`clear_padding` has already run on the inputs.
     """
 
     causal: bool = False
@@ -252,7 +262,7 @@ class AttentionCall:
         return head_dim**-0.5 if self.scale is None else self.scale
 
 
-def without_padding(
+def clear_padding(
     q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, *, cross: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, AttentionCall]:
     """Set padding to zero in q, k, v and ``call``. NaN in padding would spread to real rows, since 0 · NaN is NaN.
@@ -335,11 +345,6 @@ class DispatchContext:
     def few_pairs(self) -> Any:
         """Whether a dense masked call is fastest: one query, or at most :data:`DENSE_CELLS` pairs."""
         return self.q_len == 1 or self.q_len * self.kv_len <= DENSE_CELLS
-
-    @property
-    def many_pairs(self) -> Any:
-        """Whether there are more pairs than :data:`DENSE_CELLS`."""
-        return self.q_len * self.kv_len > DENSE_CELLS
 
     @functools.cached_property
     def plain_only(self) -> str | None:

@@ -194,8 +194,6 @@ def masked_softmax(scores: Tensor, visible: Tensor | None, sink_scores: Tensor |
 
     Rows without a visible entry are zeros. The weight of a sink with ``sink_scores (H,)`` is left out of the result.
     """
-    if visible is None and sink_scores is None:
-        return scores.softmax(-1)
     if visible is None:
         return softmax_beside(scores, sink_scores)
     lowest = torch.finfo(scores.dtype).min

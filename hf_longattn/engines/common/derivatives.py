@@ -35,11 +35,6 @@ def transform_readers() -> tuple[Callable[[], int], Callable[[], Any]]:
         return (lambda: -1), (lambda: None)
 
 
-def holds_vmap(transforms: Sequence[Any]) -> bool:
-    """Whether a stack of torch.func's transforms contains torch.vmap."""
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in transforms)
-
-
 _forward_level, _transform_stack = transform_readers()
 
 
@@ -50,8 +45,7 @@ def func_transforms() -> bool:
 
 def values_mapped() -> bool:
     """Whether torch.vmap is active. Python then cannot read the values of tensors."""
-    transforms = _transform_stack()
-    return transforms is not None and holds_vmap(transforms)
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in _transform_stack() or ())
 
 
 def no_fused_kernels() -> str | None:

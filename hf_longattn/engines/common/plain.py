@@ -106,14 +106,9 @@ def _blocks_in_graph(pattern: Pattern, q_len: int, kv_len: int, device: torch.de
     )
 
 
-def first_rows(x: Tensor, count: int, axis: int = 2) -> Tensor:
-    """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph uses an index, since a slice compares ``count`` and N.
-
-    axis: the token axis.
-    """
-    if torch.compiler.is_exporting():
-        return x.index_select(axis, torch.arange(count, device=x.device))
-    return x[(slice(None),) * axis + (slice(count),)]
+def first_rows(x: Tensor, count: int) -> Tensor:
+    """The first ``count`` tokens of ``x (B, H, N, D)``. An exported graph uses an index, since a slice compares ``count`` and N."""
+    return x.index_select(2, torch.arange(count, device=x.device)) if torch.compiler.is_exporting() else x[:, :, :count]
 
 
 def plain_gathered(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[GatherTile], call: AttentionCall) -> Tensor:

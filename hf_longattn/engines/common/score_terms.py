@@ -547,15 +547,16 @@ class GridBias(ScoreTerm):
         """The bias ``(H, …)`` at table indices ``entries (…)``."""
         return self.table[:, entries.flatten().to(self.table.device)].unflatten(1, entries.shape)
 
-    def of_pairs(self, kind: int) -> Tensor | None:
-        """The bias ``(H,)`` of pairs with prefix tokens, if any. ``kind`` is 0 … 2, ordered as in :data:`PREFIX_PAIRS`."""
-        return self.table[:, kind - PREFIX_PAIRS] if self.has_prefix else None
+    @property
+    def to_prefix(self) -> Tensor | None:
+        """The bias ``(H,)`` of pairs of a cell and a prefix token, if any."""
+        return self.table[:, 1 - PREFIX_PAIRS] if self.has_prefix else None
 
     def with_prefix(self, term: Tensor, prefix: int) -> Tensor:
         """``term (…, H, T, keys)``, the bias of cells, with columns in front for ``prefix`` prefix tokens, which all cells see."""
         if not prefix:
             return term
-        of_prefix = self.of_pairs(1)
+        of_prefix = self.to_prefix
         front = term.new_zeros(()) if of_prefix is None else of_prefix[:, None, None]
         return torch.cat([front.expand(*term.shape[:-1], prefix), term], -1)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...errors import GridError, MaskError
 from .batch import Batch, first_real, in_graph, nothing_seen, roll_left, wrapped
-from .call import AttentionCall, AttentionFunction, DispatchContext, State, without_padding
+from .call import DENSE_CELLS, AttentionCall, AttentionFunction, DispatchContext, State, clear_padding
 from .derivatives import no_fused_kernels
 from .document_rows import DocumentRows, Groups, Stacking, document_groups
 from .grid import Grid
@@ -57,7 +57,7 @@ def why_not_split(context: DispatchContext, *, trimmed: bool) -> str | None:
         return "one call serves all rows of a batch on this device"
     if trimmed and why_not_masked(context) is None:
         return "the band engine cuts padding off every row by itself"
-    return None if context.many_pairs else "one call with a mask costs less for so few pairs"
+    return None if context.q_len * context.kv_len > DENSE_CELLS else "one call with a mask costs less for so few pairs"
 
 
 def why_not_packed(context: DispatchContext) -> str | None:
@@ -114,7 +114,7 @@ def attend_per_sequence(
         outs = [run(*sequence) if sequence[0].shape[2] else sequence[0] for sequence in sequences]
         return batch.join(outs, len(q), q.shape[2], k.shape[2]) if outs else nothing_seen(q, k, v)
     if not clears_padding:
-        q, k, v, call = without_padding(q, k, v, call)
+        q, k, v, call = clear_padding(q, k, v, call)
     if layout == "stacked":
         return _stacked_documents(run, q, k, v, call, batch, groups_of_documents(call, stacking or Stacking()))
     return run(q, k, v, call) if layout in ("packed", "masked") else rolled(run, q, k, v, call, batch)
@@ -129,7 +129,7 @@ def weights_per_sequence(run: Callable[[Tensor, Tensor, AttentionCall], Tensor],
     if in_graph():
         assert batch.mask is not None
         start = first_real(batch.mask)
-        return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *without_padding(q, k, k, call), batch)
+        return rolled(lambda q, k, v, call: roll_left(run(q, k, call), -start, 3), *clear_padding(q, k, k, call), batch)
     full = q.new_zeros(len(q), q.shape[1], q.shape[2], k.shape[2])
     missing = k.shape[2] - q.shape[2]
     for span, (queries, keys, _, sequence_call) in zip(batch.sequences, _split_sequences(q, k, k, call, batch), strict=True):
@@ -197,7 +197,7 @@ def _split_sequences(
         )
         if call.score_mod is not None:
             sequence_call = sequence_call.replace(score_mod=call.term.of_sequence(*span[:3])).with_term_on_grid()
-        yield without_padding(queries, keys, values, sequence_call)
+        yield clear_padding(queries, keys, values, sequence_call)
 
 
 def _grids(call: AttentionCall, batch: Batch) -> Sequence[Grid | None]:

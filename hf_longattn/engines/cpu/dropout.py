@@ -32,11 +32,6 @@ class Dropout(NamedTuple):
     probability: float
     seed: int
 
-    @classmethod
-    def of(cls, probability: float, seed: int) -> Dropout | None:
-        """Dropout with this probability and seed; ``None`` for probability 0."""
-        return cls(probability, seed) if probability else None
-
     @property
     def threshold(self) -> int:
         """A weight is dropped if its random bits are below this number."""

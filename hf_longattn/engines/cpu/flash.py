@@ -21,6 +21,8 @@ from ..common.derivatives import no_fused_kernels, refuse_second_derivatives
 
 MASKED = -1e30
 """Additive mask value of hidden pairs. It is finite, so that queries without a visible key have finite outputs."""
+MAX_SHARED_CELLS = 1 << 17
+"""Maximum entries of a cached mask."""
 MAX_PLAIN_KEYS = 8
 """Maximum keys for plain operations. For more keys, the kernel is faster."""
 flash, flash_backward = look_up("cpu_flash", when_called=True), look_up("cpu_flash", 1, when_called=True)

@@ -12,12 +12,10 @@ from torch import Tensor
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DispatchContext, GatherTile
 from .dropout import drops_in_tiles
-from .flash import MASKED, additive_mask, padding_of, why_not_tiles
+from .flash import MASKED, MAX_SHARED_CELLS, additive_mask, padding_of, why_not_tiles
 from .softmax import Part, Runs, Scope, Scratch, Side, Source, source
 from .tile_layout import KEY_MASK, NO_MASK, POSITION_OFFSET, Chunk, Limits, Rules, TileSpec, layout
 
-MAX_SHARED_CELLS = 1 << 17
-"""Maximum entries of a cached mask."""
 FORWARD_LIMITS = Limits(queries=24576, keys=4096, viewed=1 << 40)
 BACKWARD_LIMITS = Limits(queries=3072, keys=4096, viewed=24576)
 """Size limits of one kernel call. Its results then fit into the CPU cache, and the next call reuses their memory."""

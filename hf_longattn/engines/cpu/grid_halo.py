@@ -23,14 +23,12 @@ from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DispatchContext
 from ..common.grid import Grid
 from ..common.score_terms import NO_GRID_BIAS, GridBias
-from .flash import additive_mask, padding_of
+from .flash import MAX_SHARED_CELLS, additive_mask, padding_of
 from .flash import why_not as why_no_kernel
 from .softmax import DisjointRuns, Part, Runs, Scope, Scratch, Source, source
 
 FORWARD_QUERIES, BACKWARD_KEYS = 24576, 24576
 """Maximum queries per forward call, and keys per backward call, over all heads. Results then stay in the CPU cache."""
-MAX_SHARED_CELLS = 1 << 17
-"""Maximum entries of a cached mask."""
 
 
 def why_not(context: DispatchContext) -> str | None:
@@ -200,7 +198,7 @@ class Halo(Source):
     def _shared_part(self) -> Part:
         """The part of all cells over the prefix tokens that they share."""
         prefix, mask, of_scores = self.grid.prefix, None, None
-        bias = None if self.bias is None else self.bias.of_pairs(1)
+        bias = None if self.bias is None else self.bias.to_prefix
         if self.key_mask is not None:
             mask = additive_mask(~self.key_mask[:, prefix - self.shared : prefix], self.dtype)[:, None, None]
         if bias is not None:

@@ -453,12 +453,8 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
 
 def _empty_gradients(*arguments: Any) -> list[Tensor]:
     _, _, _, learns, _, q, k, v, learned, *_ = arguments
-    return [*token_major(q.dtype, q, k, v), *(empty_gradient(x) for x in (learned if learns else ()))]
-
-
-def empty_gradient(x: Tensor) -> Tensor:
-    """An uninitialised gradient of a learned tensor, stored token-major for tensors ``(B, H, N, F)``."""
-    return token_major(x.dtype, x)[0] if x.dim() == 4 else x.new_empty(x.shape)
+    of_learned = (token_major(x.dtype, x)[0] if x.dim() == 4 else x.new_empty(x.shape) for x in (learned if learns else ()))
+    return [*token_major(q.dtype, q, k, v), *of_learned]
 
 
 def _empty_results(kind: str, q: Tensor, k: Tensor, v: Tensor, learned: Any, fixed: Any, numbers: Any, *_: Any) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.call import AttentionCall, DispatchContext
+from ..common.call import AttentionCall, DispatchContext, selection_mask
 from ..common.dense import same_dtype
 from . import flex
 from .flex import BAND_BLOCK, packed, per_block
@@ -44,7 +44,8 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     q, k, v = same_dtype(q, k, v)
     (heads, length), key_mask, score_mod = q.shape[1:3], call.key_mask, call.score_mod
     causal, group = call.causal, heads // chosen.shape[1]
-    selected = _selected(chosen, block_size, length)
+    own_block = torch.arange(length, device=q.device)[:, None] // block_size
+    selected = selection_mask(chosen, own_block, -(-length // block_size))  # (B, H_kv, N, blocks)
     touched = _touched(selected, block_size, causal, key_mask)
     touched = touched.repeat_interleave(group, 1) if group > 1 else touched
     places = torch.arange(touched.shape[3], device=q.device)
@@ -61,14 +62,6 @@ def flex_block_selected(q: Tensor, k: Tensor, v: Tensor, chosen: Tensor, block_s
     kind = "chosen blocks", causal, key_mask is None, kind_of(score_mod)
     out: Tensor = flex.fused_flex(kind, q, k, v, score_mod=score_mod, block_mask=mask, scale=call.scale_for(q.shape[-1]), **settings)
     return out
-
-
-def _selected(chosen: Tensor, block_size: int, length: int) -> Tensor:
-    """Whether each query sees each block, ``(B, H_kv, N, blocks)`` bool: its own block and those in ``chosen (B, H_kv, N, K)``."""
-    blocks = -(-length // block_size)
-    own_block = (torch.arange(length, device=chosen.device) // block_size)[:, None].expand(*chosen.shape[:3], 1)
-    listed = torch.cat([torch.where(chosen < 0, own_block, chosen), own_block], -1)
-    return torch.zeros(*chosen.shape[:3], blocks, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
 
 
 def _touched(selected: Tensor, block_size: int, causal: bool, key_mask: Tensor | None) -> Tensor:

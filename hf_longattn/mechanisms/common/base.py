@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...engines.common.call import AttentionCall, State, without_padding
+from ...engines.common.call import AttentionCall, State, clear_padding
 from ...engines.common.dense import repeat_heads
 from ...engines.common.sequences import weights_per_sequence
 from ...errors import LengthError, OptionError
@@ -33,7 +33,7 @@ from ...positions.distances import Locality
 from ...positions.relative import RelativePositions, build_relative
 from ...sharding import Shard, attend_sharded
 from .decoding import AttendStep
-from .exact import exact_length_of, full_of, weights_by_length
+from .exact import full_of, weights_by_length
 from .layout import full_pairs
 from .ordered import KeysOrWeights, weights_in_order
 from .relative_terms import add_relative, with_dense_terms
@@ -181,14 +181,14 @@ class Mechanism(nn.Module, ABC):
         weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)
         if self.is_cross_attention:
-            q, k, _, call = without_padding(q, k, k, call, cross=True)
+            q, k, _, call = clear_padding(q, k, k, call, cross=True)
             return weights(q, k, call).to(dtype)
         if not call.causal and (full := full_of(self)) is not None:
-            weights = functools.partial(weights_by_length, full._weights, weights, exact_length_of(self))
+            weights = functools.partial(weights_by_length, full._weights, weights, full.max_length)
         if aligns_sequences(self, call):
             matrix = weights_per_sequence(weights, q, k, call)
         else:
-            q, k, _, call = without_padding(q, k, k, call) if ignores_padding else (q, k, k, call)
+            q, k, _, call = clear_padding(q, k, k, call) if ignores_padding else (q, k, k, call)
             matrix = weights(q, k, call)
         if (real := call.key_mask) is not None and ignores_padding:
             matrix = matrix.masked_fill(~real[:, None, k.shape[2] - q.shape[2] :, None], 0.0)

@@ -135,7 +135,8 @@ def _every_token(k: Tensor, length: int) -> Tensor:
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention that replaces ``mechanism`` up to ``exact_length`` tokens; ``None`` if the option does not apply."""
+    """The full attention that replaces ``mechanism`` up to ``exact_length`` tokens, its ``max_length``. ``None`` if the option does not
+    apply."""
     if not mechanism._full or mechanism.is_cross_attention or mechanism.ignores_exact_length:
         return None
     full = mechanism._full[0]
@@ -144,15 +145,10 @@ def full_of(mechanism: Any) -> Any:
     return full
 
 
-def exact_length_of(mechanism: Any) -> int:
-    """Maximum length for full attention, in tokens; 0 without the option ``exact_length``."""
-    return mechanism.options.exact_length or 0
-
-
 def for_length(mechanism: Any, length: int, causal: bool = False) -> Any:
     """The mechanism to run: full attention up to ``exact_length`` tokens, otherwise ``mechanism``. Always ``mechanism`` if causal."""
     full = None if causal else full_of(mechanism)
-    return mechanism if full is None or length > exact_length_of(mechanism) else full
+    return mechanism if full is None or length > full.max_length else full
 
 
 def why_not_in_full(mechanism: Any) -> str:

@@ -147,7 +147,7 @@ class LinearMechanism(Mechanism):
             assert call.batch is not None
             out = fla.linear_attention(phi_q, phi_k, values, None, kernel, True, call.batch.cu_seqlens)[0]
         else:
-            out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1]))
+            out = segmented_linear_attention(phi_q, phi_k, values, documents_layout(call, phi_q.shape[1] // phi_k.shape[1], call.causal))
         if too_far is not None and bool(too_far):
             return attend_per_sequence(self.forward, *inputs, choose("documents", q, k, call, stacking=Stacking()))
         return out.to(q.dtype)
@@ -273,13 +273,18 @@ class LinearMechanism(Mechanism):
             at += size
 
 
-def documents_layout(call: AttentionCall, group: int) -> Layout:
-    """The layout of a call's packed documents, for ``group`` query heads per key head; cached for all layers."""
+def documents_layout(call: AttentionCall, group: int, causal: bool, distance: int = 0, reverse: bool = False) -> Layout:
+    """The pairs within a call's packed documents, for ``group`` query heads per key head. Cached for all layers.
+
+    distance: the features are those of queries from this token on, and of keys at least so many tokens before the query.
+    reverse: whether tokens are in reverse order.
+    """
     batch, labels = call.batch, call.documents
     assert batch is not None
     assert labels is not None
-    number = labels.number
-    return batch.cached(("documents", group, call.causal), lambda: Layout.of(number, number, group, call.causal))
+    number = labels.number.flip(1) if reverse else labels.number
+    queries, keys = number[:, distance:], number[:, : number.shape[1] - distance]
+    return batch.cached(("documents", group, causal, distance, reverse), lambda: Layout.of(queries, keys, group, causal))
 
 
 class KeyPieces(NamedTuple):

@@ -12,9 +12,8 @@ from torch import Tensor
 from ...engines.common.axis_tiles import AxisWindows
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile
-from ...engines.common.dense import repeat_heads
 from ...engines.common.grid import Grid
-from ...engines.dispatch import choose
+from ...engines.common.paths import Kind, PathName
 from ...engines.grid_halo import halo_attention, halo_tiles
 from .on_grid import GridMechanism, Places
 
@@ -56,14 +55,14 @@ class LocalGridMechanism(GridMechanism):
             seen.append((k >= low) & (k <= high) & ((k - q) % step == 0))
         return torch.stack(torch.broadcast_tensors(*seen)).all(0)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_for(q, k, call)
-        path = choose("halo", q, k, call, covered=self.covers_grid(grid))
-        if path not in ("cpu-halo", "halo"):
-            return super().forward(q, k, v, call)
-        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    def kind_of_call(self, grid: Grid) -> Kind:
+        return "halo"
+
+    def attend_cells(
+        self, path: PathName, grid: Grid, q: Tensor, k: Tensor, v: Tensor, of_prefix: Tensor | None, call: AttentionCall
+    ) -> Tensor:
         cells = halo_attention(path, q, k, v, grid, self.axis_windows(grid), self.shared_prefix(grid), call)
-        return torch.cat([self.prefix_rows(q, k, v, grid, call), cells], 2) if grid.prefix else cells
+        return cells if of_prefix is None else torch.cat([of_prefix, cells], 2)
 
     def tiles(self, grid: Grid, device: torch.device) -> tuple[GatherTile, ...]:
         return halo_tiles(grid, self.axis_windows(grid), device)

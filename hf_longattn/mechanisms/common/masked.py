@@ -333,11 +333,15 @@ class GatheredMechanism(MaskedMechanism):
         if call.batch is not None and call.batch.documents is not None:
             return block_sparse_attention(q, k, v, Pattern.everything(call.causal), call)
         q_len, kv_len, chunks = q.shape[2], k.shape[2], self.chunks()
-        if chunks is not None and call.score_mod is not None and (out := chunked_distances(q, k, v, *chunks, call)) is not None:
-            return out
+        term = None if chunks is None or call.score_mod is None else call.term.by_distance(q, k)
         tokens, compiling = self.resolve_globals(k, call), torch.compiler.is_compiling()
         tokens_of_call = tokens is not None and call.global_mask is not None
-        path = choose("pairs", q, k, call, covered=self.covers(kv_len, call.causal), global_tokens=tokens_of_call)
+        about = {"covered": self.covers(kv_len, call.causal), "global_tokens": tokens_of_call}
+        path = choose("pairs", q, k, call, **about) if term is None else choose("chunks", q, k, call.replace(score_mod=term), **about)
+        if path == "cpu-distances":
+            assert chunks is not None
+            assert term is not None
+            return chunked_distances(q, k, v, term, *chunks, call)
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":

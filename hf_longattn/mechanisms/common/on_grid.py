@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ...engines.common.byte_cache import BYTE_CACHE
 from ...engines.common.call import AttentionCall, GatherTile, MaskMod, mark_static
-from ...engines.common.dense import dense_attention, index_grid
+from ...engines.common.dense import dense_attention, repeat_heads
 from ...engines.common.grid import Grid
+from ...engines.common.paths import Kind, PathName
 from ...engines.dispatch import choose
 from ...engines.gathered import gathered_attention
 from ...errors import GridError, LengthError, OptionError
@@ -29,7 +30,6 @@ from ...options import Options, option
 from .base import Mechanism
 from .masked import MaskedMechanism
 from .ordered import KeysOrWeights
-from .scores import visible_to_all
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -147,8 +147,7 @@ class GridMechanism(MaskedMechanism):
         return self.mask_on(self.grid_of(None))
 
     def visible(self, q: Tensor, k: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_for(q, k, call)
-        return self.mask_on(grid)(*index_grid(k.shape[0], self.num_heads, q.shape[2], k.shape[2], k.device)) & visible_to_all(q, k, call)
+        return super(GridMechanism, self.on(self.grid_for(q, k, call))).visible(q, k, call)
 
     def kept_by_mask(self, k: Tensor, call: AttentionCall) -> KeysOrWeights:
         return super(GridMechanism, self.on(self.grid_of(call, k.shape[2]))).kept_by_mask(k, call)
@@ -188,14 +187,34 @@ class GridMechanism(MaskedMechanism):
         everything = torch.arange(grid.length, device=device).view(1, 1, 1, -1)
         return (*tiles, GatherTile(front, front if mode == NONE else everything))
 
+    def kind_of_call(self, grid: Grid) -> Kind:
+        """The kind of call, whose paths are those of :meth:`forward`."""
+        return "pairs"
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        grid = self.grid_for(q, k, call)
-        path = choose("pairs", q, k, call, covered=self.covers_grid(grid))
+        return self.attend_on(self.grid_for(q, k, call), q, k, v, call)
+
+    def attend_on(self, grid: Grid, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Attention of the tokens of ``grid``, ``(B, H, N, D)``."""
+        path = choose(self.kind_of_call(grid), q, k, call, covered=self.covers_grid(grid))
         if path == "dense":
             return dense_attention(q, k, v, call)
         if path == "dense-masked":
             return dense_attention(q, k, v, call, mask_mod=self.mask_on(grid))
-        return gathered_attention(q, k, v, self.plan(grid, q.device), call)
+        if path == "sparse":
+            return gathered_attention(q, k, v, self.plan(grid, q.device), call)
+        k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+        of_prefix = self.prefix_rows(q, k, v, grid, call) if grid.prefix else None
+        return self.attend_cells(path, grid, q, k, v, of_prefix, call)
+
+    def attend_cells(
+        self, path: PathName, grid: Grid, q: Tensor, k: Tensor, v: Tensor, of_prefix: Tensor | None, call: AttentionCall
+    ) -> Tensor:
+        """The output ``(B, H, N, D)`` by a kernel for cells, if :meth:`kind_of_call` has such paths.
+
+        of_prefix: the output of the prefix tokens, ``(B, H, prefix, D)``, if there are any.
+        """
+        raise NotImplementedError
 
     def prefix_rows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, call: AttentionCall) -> Tensor:
         """The output of the prefix tokens, ``(B, H, prefix, D)``. The only score term allowed is a :class:`GridBias`."""

@@ -44,6 +44,11 @@ class PooledKeys(NamedTuple):
         return torch.cat([k, self.keys], 2), torch.cat([v, self.values], 2), call
 
 
+def middle_of(real: Tensor) -> Tensor:
+    """Mean place ``(…)`` of the real tokens in pools ``real (…, size)`` bool, rounded down; 0 in empty pools."""
+    return (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
+
+
 def uniform(members: Tensor, dtype: torch.dtype) -> Tensor:
     """The share of each token in each pool: equal for all ``members (…, N)`` bool of a pool, 0 for other tokens."""
     return softmax_over(torch.zeros_like(members, dtype=dtype), members)
@@ -61,9 +66,8 @@ def pooled_weights(q: Tensor, k: Tensor, spread: Tensor, members: Tensor, seen: 
     scores, pooled = (q @ keys.transpose(-1, -2) * call.scale_for(q.shape[-1]) for keys in (k, spread @ k))
     if call.score_mod is not None:
         b, h, q_idx, kv_idx = grid_of(q, k)
-        position = (members * kv_idx).sum(-1) // members.sum(-1).clamp(min=1)
         scores = call.score_mod(scores, b, h, q_idx, kv_idx)
-        pooled = call.score_mod(pooled, b, h, q_idx, position[:, :, None])
+        pooled = call.score_mod(pooled, b, h, q_idx, middle_of(members)[:, :, None])
     seen = torch.cat([seen.expand(scores.shape), pools_seen.expand(pooled.shape)], -1)
     weights = softmax_over(torch.cat([scores, pooled], -1), seen)
     return weights[..., : k.shape[2]] + weights[..., k.shape[2] :] @ spread

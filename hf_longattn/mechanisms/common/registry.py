@@ -17,7 +17,7 @@ from torch import nn
 
 from ...catalogue import current_name, unknown_mechanism
 from ...engines.common.grid import Grid
-from ...errors import OptionError, RegistrationError, UnknownMechanismError, defined_at, refuse_taken_name
+from ...errors import OptionError, RegistrationError, UnknownMechanismError, check_registration, defined_at
 from ...naming import FLAT_FILES, load_module, module_names
 from ...options import EXACT_LENGTH, LARGEST, MAX_LENGTH, ORDER, RELATIVE, RESERVED, OptionInfo, Options
 from ...positions.relative import relative_kind
@@ -80,8 +80,8 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     """
 
     def register(cls: M) -> M:
-        refuse_taken_name("mechanism", name, cls, _REGISTRY.get(name))
-        _check_class(name, cls)
+        check_registration("mechanism", name, cls, Mechanism, _REGISTRY.get(name))
+        _check_attributes(name, cls)
         cls.name = name
         _REGISTRY[name] = cls
         _prototype.cache_clear()
@@ -91,17 +91,8 @@ def register_mechanism(name: str) -> Callable[[M], M]:
     return register
 
 
-def _check_class(name: str, cls: type[Mechanism]) -> None:
-    """Raise :class:`RegistrationError` unless ``cls`` is a complete mechanism whose options are described."""
-    if not (isinstance(cls, type) and issubclass(cls, Mechanism)):
-        raise RegistrationError(f"Mechanism {name!r} of {defined_at(cls)} is not a class derived from Mechanism; derive it from one.")
-    missing = sorted(getattr(cls, "__abstractmethods__", ()))
-    if missing:
-        bases = sorted({base.__name__ for base in cls.__mro__ for method in missing if method in vars(base)})
-        raise RegistrationError(
-            f"Mechanism {name!r} of {defined_at(cls)} lacks {', '.join(f'{method}()' for method in missing)}; define "
-            f"{'it' if len(missing) == 1 else 'them'} as {' and '.join(bases)} describes."
-        )
+def _check_attributes(name: str, cls: type[Mechanism]) -> None:
+    """Raise :class:`RegistrationError` for a trait set as an attribute, or for options that are not described."""
     attributes = {attribute for base in cls.__mro__[: cls.__mro__.index(Mechanism)] for attribute in vars(base)}
     for holder, fields in (("traits", Traits.__dataclass_fields__), ("handling", Handling._fields)):
         if misplaced := sorted(attributes.intersection(fields)):
@@ -264,7 +255,7 @@ def _add_full(mechanism: Mechanism) -> None:
                 "leave exact_length out, or set exact_length=0."
             )
         sizes = mechanism.num_heads, mechanism.head_dim, mechanism.hidden_size
-        mechanism._full = (mechanism_class("full")(*sizes, None, Options()),)
+        mechanism._full = (mechanism_class("full")(*sizes, mechanism.options.exact_length, Options()),)
 
 
 @lru_cache(KEPT_PROTOTYPES)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...engines.common.call import AttentionCall
 from ...engines.topk import gather_kv, gathered_kv_attention, term_at
 from .base import Mechanism
+from .layout import tokens_of
 
 FEW_QUERIES = 32
 """Maximum number of new tokens in a step that uses summaries. Longer pieces of a prompt go through ``forward``."""
@@ -86,3 +87,11 @@ def attend_at(q: Tensor, k: Tensor, v: Tensor, columns: Tensor, seen: Tensor, ca
     if call.score_mod is not None:
         seen = term_at(call.score_mod, columns, k.shape[2]).masked_fill(~seen, float("-inf"))
     return gathered_kv_attention(q, gather_kv(k, columns), gather_kv(v, columns), seen, scaling=call.scale, sink_scores=call.sink_scores)
+
+
+def attend_to_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Tensor, size: int, summaries: CacheSummaries, call: AttentionCall) -> Tensor:
+    """Causal attention of the last tokens ``q (B, H, Nq, D)`` over the ``blocks (B, H, Nq, K)`` of ``size`` tokens; -1 is an empty slot."""
+    positions = summaries.positions(q.shape[2], k.shape[2])[:, None, :, None]
+    places = tokens_of(blocks, size, k.shape[2])
+    columns, present = summaries.columns(places, k.shape[2])
+    return attend_at(q, k, v, columns, present & (places <= positions), call)
