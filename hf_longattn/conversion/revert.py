@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
+from ..constants import CONVERSION_REPORT
 from ..data.english import verification_text
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..hub import origin_of
@@ -39,7 +40,7 @@ from .folders import open_for_writing, write_verified
 from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, dtype_of, fields_of_towers, parse_dtype, set_dtype
-from .report import REPORT, ConversionReport, StageProgress
+from .report import ConversionReport, StageProgress
 from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource
 from .sources.folder import refuse_quantised
 from .sources.peft import ADAPTER_FOLDER
@@ -232,7 +233,7 @@ def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_mo
     for name, header in source.tensors.items():
         dropped = MECHANISM_NAME_PART in name
         tensors.append(TensorPlan.dropped(header, NOT_PLAIN, cast) if dropped else TensorPlan.kept(name, header, cast))
-    report = source.folder / REPORT
+    report = source.folder / CONVERSION_REPORT
     plan = (read_json_object(report).get("plan") if report.is_file() else None) or {}
     old, new = (int(plan.get(name) or 0) for name in ("old_length", "new_length"))
     changed = "rotary positions" if series_table(config) is None else "positions"
@@ -290,9 +291,9 @@ def _length_before(source: Source, config: Any) -> int | None:
     """Maximum length of the original model, from the config or the conversion's report."""
     with checkpoint_errors(f"extended_from in the config.json of {source.name!r} makes no valid config"):
         before = length_before_conversion(config)
-    if isinstance(getattr(config, "extended_from", None), dict) or not (source.folder / REPORT).is_file():
+    if isinstance(getattr(config, "extended_from", None), dict) or not (source.folder / CONVERSION_REPORT).is_file():
         return before
-    plan = read_json_object(source.folder / REPORT).get("plan")
+    plan = read_json_object(source.folder / CONVERSION_REPORT).get("plan")
     old_length = plan.get("old_length") if isinstance(plan, dict) else None
     return old_length if isinstance(old_length, int) and not isinstance(old_length, bool) else None
 

@@ -65,7 +65,8 @@ class Probing:
     """Whether the source's forward takes ``global_attention_mask``."""
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """Inputs to run both models on, without and with a global mask. Two texts, one of them padded."""
+        """Inputs to run both models on, without and with a global mask. Two texts, one of them padded. With a short text for a decoder that
+        does not read the whole text itself."""
         ids, real = padded_texts(text, length, config.pad_token_id)
         ids = self.segmented(ids, real, config, source_class)
         inputs = {"input_ids": ids, "attention_mask": real.long()}
@@ -77,11 +78,18 @@ class Probing:
         probes = [Probe("with padding", inputs, real)]
         if self.takes_globals:
             probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
-        return probes
+        reads_text = source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM"))
+        return with_decoder(probes, config) if config.is_encoder_decoder and not reads_text else probes
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """``ids (B, N)`` with the special tokens that a head looks for, such as separators. Unchanged by default."""
-        return ids
+        """``ids (B, N)`` with the special tokens that a head looks for, such as separators.
+
+        By default only for an encoder-decoder classifier: one end token, as the last token. The head reads its state.
+        """
+        if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
+            return ids
+        ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
+        return ids.scatter(1, real.sum(-1, keepdim=True) - 1, config.eos_token_id)
 
 
 class CheckpointConverter(Probing, ABC):
