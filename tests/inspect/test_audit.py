@@ -383,7 +383,7 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
         audit_reach(folder, onnx=tmp_path / "bad.onnx")
     with pytest.raises(CheckpointError, match="There is no folder"):
         audit_reach(tmp_path / "none")
-    with pytest.raises(CheckpointError, match="There is no folder"):
+    with pytest.raises(CheckpointError, match="is a file; give the folder"):
         audit_reach(folder / "config.json")
     with pytest.raises(OptionError, match="leave --attn-implementation out"):
         audit_reach(folder, onnx="model.onnx", attn_implementation="flex_attention")

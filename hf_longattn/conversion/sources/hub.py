@@ -64,7 +64,9 @@ def fetch_model(name: str, revision: str | None = None, token: str | bool | None
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or not HUB_ID.fullmatch(name):
+    if folder.exists():
+        raise CheckpointError(f"{name!r} is a file; give the folder of a checkpoint, or a Hub repository id.")
+    if not HUB_ID.fullmatch(name):
         raise CheckpointError(NO_FOLDER.format(name))
     request = SourceRequest(name, Path(name), revision, token)
     return fetch_snapshot(request, (*SMALL, WEIGHTS) if weights else SMALL)
