@@ -138,7 +138,11 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
     cast = parse_dtype(settings.dtype)
     base_class = family.base_of(long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
-    _refuse_settings(settings, kind, long_class)
+    kind.check_settings(f"a {long_class}", settings, resizes=False)
+    if settings.positions != AUTO and "max_length" not in kind.settings:
+        raise OptionError(
+            f"--positions is for texts, and the positions of a model of {kind.nouns} are as they were before the conversion; leave it out."
+        )
     inputs, before, positions = _lengths_of(kind, source, settings, long_config, tables)
     new_length = inputs.new.tokens
     for name, table in tables.items():
@@ -250,18 +254,6 @@ def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_mo
         changed="",
         length_before=None,
     )
-
-
-def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
-    """Raise :class:`OptionError` for a setting of other kinds of input."""
-    of_texts = {name for name in ("max_length", "verify_text") if getattr(settings, name) is not None and name not in kind.settings}
-    moved = ["--positions"] * (settings.positions != AUTO and "max_length" not in kind.settings)
-    if flags := [f"--{name.replace('_', '-')}" for name in ("max_length", "verify_text") if name in of_texts] + moved:
-        raise OptionError(
-            f"{flags[0]} is for texts, and the positions of a model of {kind.nouns} are as they were before the conversion; leave it out."
-        )
-    if settings.verify_audio is not None and "verify_audio" not in kind.settings:
-        raise OptionError(f"--verify-audio is a recording, but a {long_class} reads none; leave it out.")
 
 
 @singledispatch
