@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from ...configuration import LongAttentionConfig
 from ...errors import check_registration
 from ...inputs.text import VerificationText
-from ...naming import load_module, module_names
+from ...naming import load_modules
 from ..sources.base import Source
 
 DECODED = 24
@@ -200,16 +199,9 @@ def register_checkpoint_converter(name: str) -> Callable[[C], C]:
     return register
 
 
-@cache
-def _discover() -> None:
-    """Import every module of this folder once."""
-    for name in module_names("conversion.long_models"):
-        load_module("conversion.long_models", name)
-
-
 def checkpoint_converters() -> tuple[CheckpointConverter, ...]:
     """Every converter, in the order of their names."""
-    _discover()
+    load_modules("conversion.long_models")
     return tuple(CONVERTERS[name] for name in sorted(CONVERTERS))
 
 
