@@ -183,7 +183,7 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
 
 
 def class_named(name: str) -> Any | None:
-    """The model class of this name, of this package or of transformers; ``None`` if neither has it."""
+    """The model class of this name in this package or transformers. ``None`` if neither has it."""
     import transformers
 
     import hf_longattn
