@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -59,3 +60,10 @@ def _folders(package: str) -> list[str]:
 def load_module(package: str, name: str) -> ModuleType:
     """Import a module of a sub-package."""
     return importlib.import_module(f"{__package__}.{FLAT_FILES[package][name] if FLAT_FILES else f'{package}.{name}'}")
+
+
+@cache
+def load_modules(package: str) -> None:
+    """Import every module of a sub-package once. Its classes register themselves."""
+    for name in module_names(package):
+        load_module(package, name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..constants import CONVERSION_REPORT
 from ..data.english import verification_text
 from ..errors import ExportError
 from ..hub import bundle_remote_code, check_remote_code
@@ -25,7 +26,7 @@ from .folders import write_verified
 from .model_loading import quiet_libraries
 from .native import export_native
 from .plan import Chooser, ConversionPlan, open_requested, plan_conversion
-from .report import REPORT, ConversionReport, StageProgress
+from .report import ConversionReport, StageProgress
 from .sources.base import LONGEST, ResultInfo
 from .verify import verify as verify_result
 from .writing import added_values, initial_values
@@ -108,18 +109,18 @@ def _converted(
         inputs,
         partial(verify_result, given_text=chosen.verify_text is not None, progress=progress),
         settings=chosen.to_dict(),
-        report_file=REPORT,
+        report_file=CONVERSION_REPORT,
         overwrite=chosen.overwrite,
         added=added,
         generated=plan.decoder,
         checks=checks,
         finish=partial(bundle_remote_code, user_code=chosen.user_code) if chosen.remote_code else lambda stage: None,
-        next_step=partial(next_step, plan),
+        next_step=partial(training_step, plan),
         progress=progress,
     )
 
 
-def next_step(plan: ConversionPlan) -> dict[str, Any]:
+def training_step(plan: ConversionPlan) -> dict[str, Any]:
     """How to train the result, for the report: {"command": words} or {"advice": text}. "{model}" stands for the model's name.
 
     Language models train on long text (mlm or clm, by their head), or by attention distillation if a mechanism has parameters to learn;

@@ -182,6 +182,17 @@ def outputs(model: Any, ids: Tensor, *, decoder_tokens: int | None = None, **arg
     return {name: value for name, value in returned.items() if isinstance(value, Tensor)}
 
 
+def class_named(name: str) -> Any | None:
+    """The model class of this name in this package or transformers. ``None`` if neither has it."""
+    import transformers
+
+    import hf_longattn
+
+    home = hf_longattn if name.startswith("Long") and hasattr(hf_longattn, name) else transformers
+    model_class: Any = getattr(home, name, None) if name else None
+    return model_class if hasattr(model_class, "from_pretrained") else None
+
+
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Context (or decorator) in which transformers and huggingface_hub log only errors. They draw no progress bars."""

@@ -27,7 +27,7 @@ from ..reading import is_generic, is_long
 from .architectures import Architecture, current_name, read_long
 from .flops import ModelShape, affordable_length, cost_of, layer_mechanisms, model_shape
 from .folders import open_for_writing, write_verified
-from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters, with_decoder
+from .long_models.base import CONVERTERS, Probe, Probing, TensorRename, checkpoint_converters
 from .model_loading import load_result, load_source, newly_initialised, quiet_libraries
 from .plan_tensors import ResultPlan, TensorPlan
 from .report import ConversionReport, StageProgress
@@ -294,18 +294,6 @@ class StockProbing(Probing):
     """Inputs for a stock architecture without a converter."""
 
     takes_globals = False
-
-    def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """For an encoder-decoder classifier: texts with one end token, as the last token. The head reads its state."""
-        if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
-            return ids
-        ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
-        return ids.scatter(1, real.sum(-1, keepdim=True) - 1, config.eos_token_id)
-
-    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        probes = super().probes(config, source_class, text, length)
-        ends_alone = not config.is_encoder_decoder or source_class.endswith(("ForSequenceClassification", "ForCausalLM"))
-        return probes if ends_alone else with_decoder(probes, config)
 
 
 def probes_of(plan: TwinPlan, text: VerificationText, length: int) -> list[Probe]:

@@ -43,6 +43,86 @@ Chooser = Callable[[Source, ConversionConfig], tuple[LongAttentionConfig, Mappin
 """Function of an opened source and its settings that returns the attention, and a record of what was chosen and why."""
 
 
+@dataclass(frozen=True)
+class ConversionPlan(ResultPlan):
+    """Everything that is decided before a byte is written. Each tower's `attention`, `shape` and `costs` are in the tower's plan."""
+
+    attention: LongAttentionConfig
+    position_change: str  # reason why new positions change outputs below the old length; empty if they do not
+    shape: ModelShape
+    costs: tuple[LengthCost, ...]
+    warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
+    short_texts: ShortTexts = field(default_factory=ShortTexts)
+    unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
+    decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
+    plain: PlainLengths = field(default_factory=lambda: PlainLengths(0, 0))  # lengths of a plain class
+    choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
+    towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
+    other_towers: tuple[str, ...] = field(default=(), kw_only=True)  # towers of a plain class that keep its attention
+
+    @property
+    def generic(self) -> bool:
+        """Whether the result keeps the source's class and has mechanisms."""
+        return isinstance(self.kind, PlainKind)
+
+    @cached_property
+    def skeleton(self) -> Any:
+        """The result on the meta device."""
+        return self.architecture.skeleton(self.config)
+
+    @cached_property
+    def native_twin(self) -> TwinChoice | None:
+        """The stock architecture that computes the same, or why there is none. ``None`` for a result without a Long class."""
+        if self.generic:
+            return None
+        return choose_twin(LongModel(self.config, self.architecture.long_class, self.architecture.family))
+
+    @property
+    def text_global(self) -> bool:
+        """Whether all tokens except image tokens are global, in a plain class's language model."""
+        return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
+
+    @property
+    def positions_exact(self) -> bool:
+        """Whether outputs below the old length are unchanged by the new positions."""
+        return not self.position_change
+
+    @property
+    def decoder_shape(self) -> ModelShape:
+        """The shape of the decoder of an encoder-decoder."""
+        return ModelShape.of(self.config, causal=True, matrix_parameters=0, element_bytes=self.shape.element_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form."""
+        return {
+            "source": self.source.name,
+            "source_class": self.architecture.source_class,
+            "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
+            "long_class": self.architecture.long_class,
+            "model_type": self.config.model_type,
+            **({"generic": True} if self.generic else {}),
+            "long_attention": {**self.long_attention(), **({TEXT_GLOBAL: True} if self.text_global else {})},
+            **({} if self.choice is None else {"choice": dict(self.choice)}),
+            "old_length": self.old_length,
+            "new_length": self.new_length,
+            **self.inputs.report,
+            **(self.plain.report if self.generic else {}),
+            **({"decoder": self._decoder()} if self.decoder is not None else {}),
+            "positions": self.positions,
+            **({"short_texts": said} if (said := str(self.short_texts)) else {}),
+            **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
+            **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
+            **self.sizes(),
+            "costs": [cost.to_dict() for cost in self.costs],
+            **self.report_of_towers(),
+        }
+
+    def _decoder(self) -> dict[str, Any]:
+        assert self.decoder is not None
+        attention = self.config.decoder_attention.to_dict()
+        return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
+
+
 @quiet_libraries()
 def plan_conversion(
     source: str | Path | Source,
@@ -66,32 +146,20 @@ def plan_conversion(
         LongAttentionError: one sentence about anything that would make the conversion fail.
     """
     request = ConversionConfig.from_keywords(config, settings)
-    if request.mechanism == AUTO:
-        return _plan_chosen(source, destination, request, choose)
-    if request.mechanism is not None or request.long_attention is not None:  # a mistyped name is refused before anything is fetched
-        request.attention()
-    parse_dtype(request.dtype)
-    opened = source if isinstance(source, Source) else open_requested(source, request, headers_only=True)
-    if destination is not None:
-        check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
-    return _plan(opened, request)
-
-
-def _plan_chosen(
-    source: str | Path | Source, destination: str | Path | None, request: ConversionConfig, choose: Chooser | None
-) -> ConversionPlan:
-    """Plan with the mechanisms that ``choose`` selects for every layer, by measuring the source."""
-    if choose is None:
+    searches = request.mechanism == AUTO
+    if searches and choose is None:
         raise OptionError("mechanism='auto' searches: pass choose=hf_longattn.search.choose_mechanisms, or name a mechanism.")
-    opened = source if isinstance(source, Source) else open_requested(source, request)
+    if not searches and (request.mechanism is not None or request.long_attention is not None):
+        request.attention()  # a mistyped name is refused before anything is fetched
+    parse_dtype(request.dtype)
+    opened = source if isinstance(source, Source) else open_requested(source, request, headers_only=not searches)
     if destination is not None:
         check_destination(Path(destination), *opened.protected, overwrite=request.overwrite)
-    architecture = find_architecture(opened)
-    architecture.kind.check_settings(f"a {architecture.source_class}", request)
-    architecture.kind.check_parts(f"a {architecture.source_class}", request)
+    if choose is None or not searches:
+        return _plan(opened, request)
+    _checked_architecture(opened, request)  # before the search, which takes long
     attention, choice = choose(opened, request)
-    plan = plan_conversion(opened, destination, replace(request.without_search(), long_attention=attention))
-    return replace(plan, choice=choice)
+    return replace(_plan(opened, replace(request.without_search(), long_attention=attention)), choice=choice)
 
 
 def open_requested(source: str | Path, request: ConversionConfig, *, headers_only: bool = False) -> Source:
@@ -100,11 +168,17 @@ def open_requested(source: str | Path, request: ConversionConfig, *, headers_onl
     return open_source(source, headers_only=headers_only, **how)
 
 
-def _plan(opened: Source, request: ConversionConfig) -> ConversionPlan:
+def _checked_architecture(opened: Source, request: ConversionConfig) -> Architecture:
+    """The architecture of a source, if all settings are for it."""
     architecture = generic_architecture(opened) if request.generic else find_architecture(opened)
     architecture.kind.check_settings(f"a {architecture.source_class}", request)
     architecture.kind.check_has_size(architecture)
     architecture.kind.check_parts(f"a {architecture.source_class}", request)
+    return architecture
+
+
+def _plan(opened: Source, request: ConversionConfig) -> ConversionPlan:
+    architecture = _checked_architecture(opened, request)
     return _plan_of(architecture.kind, opened, architecture, request)
 
 
@@ -299,86 +373,6 @@ def _position_rules(positions: str, towers: list[str], kind: str) -> dict[str, s
         )
     check_towers(rules, towers, kind)
     return rules
-
-
-@dataclass(frozen=True)
-class ConversionPlan(ResultPlan):
-    """Everything that is decided before a byte is written. Each tower's `attention`, `shape` and `costs` are in the tower's plan."""
-
-    attention: LongAttentionConfig
-    position_change: str  # reason why new positions change outputs below the old length; empty if they do not
-    shape: ModelShape
-    costs: tuple[LengthCost, ...]
-    warnings: tuple[PositionWarning, ...] = ()  # about positions that need training
-    short_texts: ShortTexts = field(default_factory=ShortTexts)
-    unchanged_tokens: int = 0  # if positions change outputs: maximum text length with unchanged outputs
-    decoder: StackLength | None = None  # decoder lengths of an encoder-decoder; `inputs` has the encoder's
-    plain: PlainLengths = field(default_factory=lambda: PlainLengths(0, 0))  # lengths of a plain class
-    choice: Mapping[str, Any] | None = None  # with mechanism "auto": what was chosen and why
-    towers: Mapping[str, ConversionPlan] = field(default_factory=dict, kw_only=True)
-    other_towers: tuple[str, ...] = field(default=(), kw_only=True)  # towers of a plain class that keep its attention
-
-    @property
-    def generic(self) -> bool:
-        """Whether the result keeps the source's class and has mechanisms."""
-        return isinstance(self.kind, PlainKind)
-
-    @cached_property
-    def skeleton(self) -> Any:
-        """The result on the meta device."""
-        return self.architecture.skeleton(self.config)
-
-    @cached_property
-    def native_twin(self) -> TwinChoice | None:
-        """The stock architecture that computes the same, or why there is none. ``None`` for a result without a Long class."""
-        if self.generic:
-            return None
-        return choose_twin(LongModel(self.config, self.architecture.long_class, self.architecture.family))
-
-    @property
-    def text_global(self) -> bool:
-        """Whether all tokens except image tokens are global, in a plain class's language model."""
-        return bool((getattr(self.config, "long_attention", None) or {}).get(TEXT_GLOBAL)) if self.generic else False
-
-    @property
-    def positions_exact(self) -> bool:
-        """Whether outputs below the old length are unchanged by the new positions."""
-        return not self.position_change
-
-    @property
-    def decoder_shape(self) -> ModelShape:
-        """The shape of the decoder of an encoder-decoder."""
-        return ModelShape.of(self.config, causal=True, matrix_parameters=0, element_bytes=self.shape.element_bytes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        return {
-            "source": self.source.name,
-            "source_class": self.architecture.source_class,
-            "original_architecture": None if self.architecture.converter is None else self.source.config["model_type"],
-            "long_class": self.architecture.long_class,
-            "model_type": self.config.model_type,
-            **({"generic": True} if self.generic else {}),
-            "long_attention": {**self.long_attention(), **({TEXT_GLOBAL: True} if self.text_global else {})},
-            **({} if self.choice is None else {"choice": dict(self.choice)}),
-            "old_length": self.old_length,
-            "new_length": self.new_length,
-            **self.inputs.report,
-            **(self.plain.report if self.generic else {}),
-            **({"decoder": self._decoder()} if self.decoder is not None else {}),
-            "positions": self.positions,
-            **({"short_texts": said} if (said := str(self.short_texts)) else {}),
-            **({} if self.native_twin is None else {"native_twin": self.native_twin.to_dict()}),
-            **({"warnings": [*map(str, self.warnings)]} if self.warnings else {}),
-            **self.sizes(),
-            "costs": [cost.to_dict() for cost in self.costs],
-            **self.report_of_towers(),
-        }
-
-    def _decoder(self) -> dict[str, Any]:
-        assert self.decoder is not None
-        attention = self.config.decoder_attention.to_dict()
-        return {"long_attention": attention, "old_length": self.decoder.old, "new_length": self.decoder.new}
 
 
 @_plan_of.register(PlainKind)

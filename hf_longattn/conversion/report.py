@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FAILED, MEASURED, NEEDS_TRAINING, TOLERANCE, Check
-from ..constants import CONVERSION_REPORT
 from ..errors import CheckpointError
 from ..hub import next_step
-
-REPORT = CONVERSION_REPORT
 
 POSITIONS = "positions at the new length"
 """Name of the checks that repeat the plan's warnings about positions."""

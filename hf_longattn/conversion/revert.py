@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import MEASURED, NEEDS_TRAINING, PASSED, SKIPPED, Check, Difference, equality
+from ..constants import CONVERSION_REPORT
 from ..data.english import verification_text
 from ..errors import CheckpointError, LengthError, OptionError, PositionError, checkpoint_errors, nearest
 from ..hub import origin_of
@@ -39,7 +40,7 @@ from .folders import open_for_writing, write_verified
 from .model_loading import load_result, load_source, newly_initialised, outputs, quiet_libraries
 from .plan import relative_choices
 from .plan_tensors import ResultPlan, TensorPlan, dtype_of, fields_of_towers, parse_dtype, set_dtype
-from .report import REPORT, ConversionReport, StageProgress
+from .report import ConversionReport, StageProgress
 from .sources.base import BEFORE, LONGEST, ResultInfo, Source, TowerSource
 from .sources.folder import refuse_quantised
 from .sources.peft import ADAPTER_FOLDER
@@ -137,7 +138,11 @@ def _plan_of(kind: InputKind, source: Source, settings: RevertConfig, long_model
     cast = parse_dtype(settings.dtype)
     base_class = family.base_of(long_class)
     tables = {name: table for name in source.tensors if (table := family.table(name)) is not None}
-    _refuse_settings(settings, kind, long_class)
+    kind.check_settings(f"a {long_class}", settings, resizes=False)
+    if settings.positions != AUTO and "max_length" not in kind.settings:
+        raise OptionError(
+            f"--positions is for texts, and the positions of a model of {kind.nouns} are as they were before the conversion; leave it out."
+        )
     inputs, before, positions = _lengths_of(kind, source, settings, long_config, tables)
     new_length = inputs.new.tokens
     for name, table in tables.items():
@@ -232,7 +237,7 @@ def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_mo
     for name, header in source.tensors.items():
         dropped = MECHANISM_NAME_PART in name
         tensors.append(TensorPlan.dropped(header, NOT_PLAIN, cast) if dropped else TensorPlan.kept(name, header, cast))
-    report = source.folder / REPORT
+    report = source.folder / CONVERSION_REPORT
     plan = (read_json_object(report).get("plan") if report.is_file() else None) or {}
     old, new = (int(plan.get(name) or 0) for name in ("old_length", "new_length"))
     changed = "rotary positions" if series_table(config) is None else "positions"
@@ -249,18 +254,6 @@ def _plan_plain(kind: PlainKind, source: Source, settings: RevertConfig, long_mo
         changed="",
         length_before=None,
     )
-
-
-def _refuse_settings(settings: RevertConfig, kind: InputKind, long_class: str) -> None:
-    """Raise :class:`OptionError` for a setting of other kinds of input."""
-    of_texts = {name for name in ("max_length", "verify_text") if getattr(settings, name) is not None and name not in kind.settings}
-    moved = ["--positions"] * (settings.positions != AUTO and "max_length" not in kind.settings)
-    if flags := [f"--{name.replace('_', '-')}" for name in ("max_length", "verify_text") if name in of_texts] + moved:
-        raise OptionError(
-            f"{flags[0]} is for texts, and the positions of a model of {kind.nouns} are as they were before the conversion; leave it out."
-        )
-    if settings.verify_audio is not None and "verify_audio" not in kind.settings:
-        raise OptionError(f"--verify-audio is a recording, but a {long_class} reads none; leave it out.")
 
 
 @singledispatch
@@ -290,9 +283,9 @@ def _length_before(source: Source, config: Any) -> int | None:
     """Maximum length of the original model, from the config or the conversion's report."""
     with checkpoint_errors(f"extended_from in the config.json of {source.name!r} makes no valid config"):
         before = length_before_conversion(config)
-    if isinstance(getattr(config, "extended_from", None), dict) or not (source.folder / REPORT).is_file():
+    if isinstance(getattr(config, "extended_from", None), dict) or not (source.folder / CONVERSION_REPORT).is_file():
         return before
-    plan = read_json_object(source.folder / REPORT).get("plan")
+    plan = read_json_object(source.folder / CONVERSION_REPORT).get("plan")
     old_length = plan.get("old_length") if isinstance(plan, dict) else None
     return old_length if isinstance(old_length, int) and not isinstance(old_length, bool) else None
 

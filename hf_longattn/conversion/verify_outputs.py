@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import FAILED, PASSED, SKIPPED, TOLERANCE, Check, Difference, equality
 from ..inputs.common.base import InputKind, seeded_pages
+from ..inputs.common.running import floating_tensors
 from ..inputs.text import VerificationText
 from ..mechanisms.common.base import Mechanism
 from ..modeling.family.config import attention_implementation
@@ -312,16 +313,9 @@ class OriginalCheck:
 
 
 def probe_outputs(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All tensors of one forward pass by name, with every layer's hidden states. Without caches and attentions."""
+    """The tensors of one forward pass by name, with every layer's hidden states."""
     with torch.no_grad():
-        returned = model(**_inputs_for_part(model, inputs), output_hidden_states=True, return_dict=True)
-    tensors: dict[str, Tensor] = {}
-    for name, value in returned.items():
-        if isinstance(value, Tensor):
-            tensors[name] = value
-        elif isinstance(value, tuple) and name.endswith("hidden_states"):
-            tensors |= {f"{name}[{layer}]": state for layer, state in enumerate(value)}
-    return tensors
+        return floating_tensors(model(**_inputs_for_part(model, inputs), output_hidden_states=True, return_dict=True))
 
 
 def _inputs_for_part(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -129,7 +129,8 @@ def embed_documents(
         for _ in write_file(folder / f"vectors-{first // FILE:05}.parquet", data, rows, embed):
             done += min(STEP, len(rows))
             note(min(done, share), share)
-    return {"documents": share, "vectors": sum(_count(folder / f"vectors-{first // FILE:05}.parquet") for first in mine)}
+    written = (pq.read_metadata(folder / f"vectors-{first // FILE:05}.parquet") for first in mine)
+    return {"documents": share, "vectors": sum(one.num_rows for one in written)}
 
 
 def read_documents(source: str, split: str, text_column: str, id_column: str) -> Dataset:
@@ -319,7 +320,3 @@ def _digest(network: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _count(file: Path) -> int:
-    return int(pq.read_metadata(file).num_rows)

@@ -33,6 +33,7 @@ from ..hub import origin_of
 from ..modeling.family.definition import WITHOUT_HEAD, longest_input, without_head
 from ..modeling.inference.optimize import warn_of_overflow
 from ..processor_files import EMBEDDINGS, sentence_kind
+from ..reports import markdown_table
 from ..staging import staged_folder
 from .compression_input import SHORT_LENGTH, CompressionConfig, CompressionInput, quiet_torchao
 from .int8 import accuracy
@@ -94,8 +95,7 @@ class CompressionReport:
 
     def table(self) -> str:
         """The report in Markdown, for a card."""
-        cells: list[tuple[str, ...]] = [("", "before", "after"), ("---", "---", "---"), *self.rows()]
-        measured = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        measured = markdown_table(("", "before", "after"), self.rows())
         return f"Changed: {self.changed_in_words()}. Measured on {self.text}:\n\n{measured}"
 
 

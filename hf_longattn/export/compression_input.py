@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..conversion.model_loading import outputs, quiet_libraries, without_random_pooler
+from ..conversion.model_loading import class_named, outputs, quiet_libraries, without_random_pooler
 from ..conversion.sources.base import Source
+from ..conversion.sources.folder import refuse_quantised
 from ..data.english import verification_text
 from ..data.masking import masked_tokens
 from ..data.tokenization import IGNORED, between, special_ids
@@ -87,17 +88,12 @@ class CompressionInput:
             CheckpointError: the source cannot be loaded, is quantised already, or has no safetensors files.
             LengthError: the text is too short.
         """
-        import transformers
-
-        import hf_longattn
-
-        if source.config.get("quantization_config") is not None:
-            raise CheckpointError(f"{source.name!r} holds quantised weights already; give the checkpoint that it was made from.")
+        refuse_quantised(source)
         if source.loading != {}:
             raise CheckpointError(f"{source.name!r} is not a folder of safetensors files; load it and save it with save_pretrained first.")
         check_config(source.config, source.name)
         class_name = named_class(source.config, "")
-        model_class: Any = getattr(hf_longattn if class_name.startswith("Long") else transformers, class_name or " ", None)
+        model_class = class_named(class_name)
         if model_class is None:
             raise CheckpointError(
                 f"The config.json of {source.name!r} names {class_name!r}, which is not a class of hf_longattn or transformers; set "

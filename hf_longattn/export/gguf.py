@@ -91,16 +91,13 @@ def gguf_refusal(config: Any) -> str | None:
         return f"llama.cpp generates text, and a {config.architectures[0]} does not."
     width, layers = getattr(config, "sliding_window", None), config.num_hidden_layers
     types = config.__dict__.get("layer_types") or [SLIDING if width is not None else FULL] * layers
-    sliding = [index for index, kind in enumerate(types) if kind == SLIDING]
-    if not known.period:
-        if sliding:
-            return (
-                f"Layer {sliding[0]} has a window of {width} tokens, and llama.cpp computes none in the architecture {known.name!r}: after "
-                f"{width} tokens it would silently attend to everything."
-            )
-        return _rotary_refusal(config) or _other_refusal(config)
-    expected = [FULL if (index + 1) % known.period == 0 else SLIDING for index in range(layers)]
+    expected = [FULL if not known.period or (index + 1) % known.period == 0 else SLIDING for index in range(layers)]
     odd = next((index for index in range(layers) if types[index] != expected[index]), None)
+    if odd is not None and not known.period:
+        return (
+            f"Layer {odd} has a window of {width} tokens, and llama.cpp computes none in the architecture {known.name!r}: after {width} "
+            "tokens it would silently attend to everything."
+        )
     if odd is not None:
         has = "a window" if types[odd] == SLIDING else "full attention"
         return f"Layer {odd} has {has}, and llama.cpp gives every layer of {known.name!r} a window except each {known.period}th."

@@ -9,11 +9,10 @@ from torch import Tensor
 from transformers.models.beit.configuration_beit import BeitConfig
 from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePositionBias
 
-from ..backend import BACKEND
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.relative_bias import MaskWithBias, bias_by_distance
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import attention_implementation
+from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
@@ -26,7 +25,7 @@ class LongBeitRelativePositionBias(BeitRelativePositionBias):
 
     def forward(self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None) -> Any:
         """:class:`MaskWithBias`; for other attention implementations ``(1, H, N, N)``."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(window_size, interpolate_pos_encoding, dim_size)
         return MaskWithBias(bias_by_distance(self, window_size, self.config))
 

@@ -16,7 +16,7 @@ from ..backend import BACKEND, GRID
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.relative_bias import bias_by_distance
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import BASE_ATTENTION, IMPLEMENTATION_FIELD, attention_implementation
+from ..modeling.family.config import BASE_ATTENTION, IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
@@ -29,7 +29,7 @@ class LongData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias)
 
     def forward(self, window_size: tuple[int, int], interpolate_pos_encoding: bool = False, dim_size: int | None = None) -> Any:
         """:class:`GridBias`; for other attention implementations ``(1, H, N, N)``."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(window_size, interpolate_pos_encoding, dim_size)
         return bias_by_distance(self, window_size, self.config)
 

@@ -21,11 +21,10 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
     make_log_bucket_position,
 )
 
-from ..backend import BACKEND
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.classes import Family
-from ..modeling.family.config import LongEncoderConfig, attention_implementation
+from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
 from ..modeling.marked_mask import GlobalsInTheMask, MaskOfLayers, unmarked
 from ..positions.disentangled import disentangled
@@ -58,13 +57,13 @@ class LongDebertaV2Encoder(DebertaV2Encoder):
     def get_attention_mask(self, attention_mask: Tensor) -> Any:
         """The padding mask; ``None`` if all tokens are real. If global tokens are marked, :class:`MaskOfLayers`. Other attention
         implementations get the base's N×N mask."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().get_attention_mask(attention_mask)
         return MaskOfLayers.of(attention_mask, bidirectional_mask_function)
 
     def get_rel_pos(self, hidden_states: Tensor, query_states: Tensor | None = None, relative_pos: Tensor | None = None) -> Any:
         """``None`` for a mechanism, since the attention modules compute distances themselves."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().get_rel_pos(hidden_states, query_states, relative_pos)
         return None
 
@@ -106,7 +105,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
         rel_embeddings: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, output_attentions, query_states, relative_pos, rel_embeddings)
         if isinstance(attention_mask, MaskOfLayers):
             kwargs["global_attention_mask"], attention_mask = attention_mask.tokens, attention_mask.padding
@@ -144,6 +143,7 @@ class LongDisentangledSelfAttention(DisentangledSelfAttention):
 class DebertaV2OnTheBackend(GlobalsInTheMask, OnTheBackend):
     """Replaces modules of the base."""
 
+    hands_globals_down = False
     replaced = {
         ConvLayer: LongDebertaV2Convolution,
         DebertaV2Embeddings: LongDebertaV2Embeddings,

@@ -16,10 +16,10 @@ from transformers import Cache, initialization
 from transformers.models.gpt_neo.configuration_gpt_neo import GPTNeoConfig
 from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
 
-from ..backend import BACKEND, longattn_attention_forward
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..backend import BACKEND
+from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongConfig, attention_implementation
+from ..modeling.family.config import LongConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
 
 
@@ -42,7 +42,7 @@ class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, layer_past, use_cache, output_attentions, **kwargs)
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -50,10 +50,9 @@ class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
         )
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_id)
-        dropout = self.attn_dropout.p if self.training else 0.0
-        kwargs["output_attentions"] = output_attentions
-        output, weights = longattn_attention_forward(self, query, key, value, attention_mask, scaling=1.0, dropout=dropout, **kwargs)
-        return self.resid_dropout(self.out_proj(output.flatten(2))), weights
+        kwargs |= {"output_attentions": output_attentions, "dropout": self.attn_dropout.p}
+        output, weights = attend_by_mechanism(self, query, key, value, attention_mask, scaling=1.0, **kwargs)
+        return self.resid_dropout(self.out_proj(output)), weights
 
     def _attn(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.bias.shape[-1] < key.shape[2]:

@@ -13,17 +13,10 @@ from transformers import Cache
 from transformers.models.gptj.configuration_gptj import GPTJConfig
 from transformers.models.gptj.modeling_gptj import GPTJ_ATTENTION_CLASSES, GPTJAttention, apply_rotary_pos_emb
 
-from ..backend import BACKEND, longattn_attention_forward
-from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.classes import Family
-from ..modeling.family.config import LongConfig, attention_implementation
-
-
-class LongGPTJConfig(LongConfig, GPTJConfig):
-    """GPTJConfig with ``long_attention``; the mechanism is ``window`` unless another one is given."""
-
-    model_type = "long_gptj"
-    default_mechanism = "window"
+from ..backend import BACKEND
+from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism
+from ..modeling.classes import Family, long_config
+from ..modeling.family.config import LongConfig, runs_mechanisms
 
 
 class LongGPTJAttention(GPTJAttention):
@@ -39,7 +32,7 @@ class LongGPTJAttention(GPTJAttention):
         output_attentions: bool | None = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, layer_past, attention_mask, position_ids, use_cache, output_attentions, **kwargs)
         query, key, value = (
             projection(hidden_states).unflatten(-1, (self.num_attention_heads, self.head_dim))
@@ -50,12 +43,9 @@ class LongGPTJAttention(GPTJAttention):
         value = value.transpose(1, 2)
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
-        dropout = self.attn_dropout.p if self.training else 0.0
-        kwargs["output_attentions"] = output_attentions
-        output, weights = longattn_attention_forward(
-            self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, dropout=dropout, **kwargs
-        )
-        return self.resid_dropout(self.out_proj(output.flatten(2))), weights
+        kwargs |= {"output_attentions": output_attentions, "dropout": self.attn_dropout.p}
+        output, weights = attend_by_mechanism(self, query, key, value, attention_mask, scaling=self.head_dim**-0.5, **kwargs)
+        return self.resid_dropout(self.out_proj(output)), weights
 
     def _rotated(self, states: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
         """``states (B, N, H, D)`` with the first ``rotary_dim`` components of each head rotated."""
@@ -74,4 +64,4 @@ class GPTJOnTheBackend(ReplacedModules):
     replaced = {GPTJAttention: LongGPTJAttention}
 
 
-FAMILY = Family(LongGPTJConfig, rope=True, mixin=GPTJOnTheBackend)
+FAMILY = Family(long_config(__name__, LongConfig, GPTJConfig, default_mechanism="window"), rope=True, mixin=GPTJOnTheBackend)

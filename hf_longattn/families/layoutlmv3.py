@@ -16,14 +16,13 @@ from transformers.models.layoutlmv3.configuration_layoutlmv3 import LayoutLMv3Co
 from transformers.models.layoutlmv3.modeling_layoutlmv3 import LayoutLMv3Encoder, LayoutLMv3Layer, LayoutLMv3SelfAttention
 from transformers.pytorch_utils import apply_chunking_to_forward
 
-from ..backend import BACKEND
 from ..engines.common.batch import in_graph
 from ..engines.common.score_terms import PlaceTerm
 from ..errors import MaskError, OptionError, PageError
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
 from ..modeling.attach.memory_tokens import MemoryTokens
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongEncoderConfig, attention_implementation
+from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.page_rule import BOXES_AND_IMAGE
 from ..modeling.family.position_table import input_of
@@ -42,7 +41,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
         patch_width: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, bbox, attention_mask, position_ids, patch_height, patch_width, **kwargs)
         if patch_height is not None:
             patches = 1 + patch_height * int(patch_width or 0)
@@ -123,7 +122,7 @@ class LongLayoutLMv3SelfAttention(LayoutLMv3SelfAttention):
         rel_2d_pos: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, rel_pos, rel_2d_pos, **kwargs)
         if self.long_attention.shard is not None:
             raise MaskError(
@@ -137,7 +136,6 @@ class LongLayoutLMv3SelfAttention(LayoutLMv3SelfAttention):
 class LayoutLMv3OnTheBackend(OnTheBackend):
     """Replaces modules of the base."""
 
-    hands_globals_down = True
     replaced = {
         LayoutLMv3Encoder: LongLayoutLMv3Encoder,
         LayoutLMv3Layer: LongLayoutLMv3Layer,

@@ -14,12 +14,11 @@ from transformers.masking_utils import bidirectional_mask_function
 from transformers.models.lilt.configuration_lilt import LiltConfig
 from transformers.models.lilt.modeling_lilt import LiltEncoder, LiltSelfAttention
 
-from ..backend import BACKEND
 from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import LongEncoderConfig, attention_implementation
+from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.page_rule import BOXES
 from ..modeling.marked_mask import MARKED, GlobalsInTheMask, MaskOfLayers
@@ -67,7 +66,7 @@ class LongLiltSelfAttention(LiltSelfAttention):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor | None, ...]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, layout_inputs, attention_mask, output_attentions)
         if isinstance(attention_mask, MaskOfLayers):
             kwargs["global_attention_mask"], attention_mask = attention_mask.tokens, attention_mask.padding

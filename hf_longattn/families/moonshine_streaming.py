@@ -20,7 +20,6 @@ from transformers.models.moonshine_streaming.modeling_moonshine_streaming import
     MoonshineStreamingEncoderEmbedder,
 )
 
-from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..errors import AudioError
 from ..modeling.attach.custom_attention import ReplacedModules
@@ -28,7 +27,7 @@ from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
-from ..modeling.family.config import BASE_ATTENTION, attention_implementation
+from ..modeling.family.config import BASE_ATTENTION, runs_mechanisms
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from ..modeling.family.stream_rule import Convolution, StreamRule
 
@@ -84,7 +83,7 @@ class LongMoonshineStreamingEmbedder(MoonshineStreamingEncoderEmbedder):
     def forward(self, input_values: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Frames ``(B, F, D)`` of samples ``(B, N)``, and the mask ``(B, 1, 1, F)``. ``(B, F)`` for other attention implementations."""
         states, frames = super().forward(input_values, padding_mask)
-        if frames is None or attention_implementation(self.config) != BACKEND:
+        if frames is None or not runs_mechanisms(self):
             return states, frames
         return states, frames[:, None, None]
 
@@ -93,7 +92,7 @@ class LongMoonshineStreamingAttention(MoonshineStreamingEncoderAttention):
     """MoonshineStreamingEncoderAttention for the mask of :class:`LongMoonshineStreamingEmbedder`."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        if attention_mask is not None and attention_implementation(self.config) == BACKEND:
+        if attention_mask is not None and runs_mechanisms(self):
             attention_mask = FramePadding.of(attention_mask[:, 0, 0]).mask
         return super().forward(hidden_states, attention_mask, **kwargs)
 
@@ -109,7 +108,7 @@ class MoonshineWithWindows(ReplacedModules):
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         if not isinstance(self, MoonshineStreamingEncoder):
             return super().call_base(base_forward, arguments)
-        plain = vars(self.config).get(BASE_ATTENTION) or attention_implementation(self.config) == BACKEND
+        plain = vars(self.config).get(BASE_ATTENTION) or runs_mechanisms(self)
         if not plain and arguments.get("attention_mask") is None:  # without a mask, the base drops its windows
             arguments["attention_mask"] = torch.ones_like(arguments["input_values"], dtype=torch.long)
         outputs = super().call_base(base_forward, arguments)

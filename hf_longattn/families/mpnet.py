@@ -13,21 +13,12 @@ from torch import Tensor
 from transformers.models.mpnet.configuration_mpnet import MPNetConfig
 from transformers.models.mpnet.modeling_mpnet import MPNetEncoder, MPNetSelfAttention
 
-from ..backend import BACKEND
 from ..engines.common.score_terms import DistanceBias
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, split_heads
-from ..modeling.classes import Family
-from ..modeling.family.config import LongEncoderConfig, attention_implementation
+from ..modeling.classes import Family, long_config
+from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
 from ..positions.relative import buckets
-
-
-class LongMPNetConfig(LongEncoderConfig, MPNetConfig):
-    """MPNetConfig with ``long_attention``; the mechanism is ``window`` unless another one is given."""
-
-    model_type = "long_mpnet"
-    default_mechanism = "window"
-
 
 NUM_BUCKETS, FURTHEST = 32, 128
 """Number of buckets, and the distance from which on all have the last bucket: constants of transformers' MPNet, not config fields."""
@@ -38,7 +29,7 @@ class LongMPNetEncoder(MPNetEncoder):
 
     def compute_position_bias(self, x: Tensor, position_ids: Tensor | None = None, num_buckets: int = NUM_BUCKETS) -> Any:
         """:class:`DistanceBias`; for other attention implementations ``(B, H, N, N)``."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().compute_position_bias(x, position_ids, num_buckets)
         distance = torch.arange(-FURTHEST, FURTHEST + 1, device=x.device)
         return DistanceBias(self.relative_attention_bias(buckets(distance, False, num_buckets, FURTHEST)).T, FURTHEST)
@@ -58,7 +49,7 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor | None, ...]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, position_bias, output_attentions, **kwargs)
         query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.q, self.k, self.v))
         output, weights = attend_by_mechanism(
@@ -71,11 +62,12 @@ class LongMPNetSelfAttention(MPNetSelfAttention):
 class MPNetOnTheBackend(OnTheBackend):
     """Replaces modules of the base."""
 
+    hands_globals_down = False
     replaced = {MPNetEncoder: LongMPNetEncoder, MPNetSelfAttention: LongMPNetSelfAttention}
 
 
 FAMILY = Family(
-    LongMPNetConfig,
+    long_config(__name__, LongEncoderConfig, MPNetConfig, default_mechanism="window"),
     position_tables=(PositionTable(r"position_embeddings\.weight$", offset=2, skips_padding=True),),
     mixin=MPNetOnTheBackend,
 )

@@ -3,22 +3,13 @@
 from transformers.models.mt5.configuration_mt5 import MT5Config
 from transformers.models.mt5.modeling_mt5 import MT5Attention
 
-from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
-from ..modeling.classes import Family
+from ..modeling.attach.custom_attention import OnTheBackend, replacing
+from ..modeling.attach.t5_attention import NAMES, BucketedConfig, SharedBucketedAttention
+from ..modeling.classes import Family, long_config
 
-
-class LongMT5Config(BucketedConfig, MT5Config):
-    """MT5Config with ``long_attention``, ``decoder_long_attention`` and the two lengths of :class:`BucketedConfig`."""
-
-    model_type = "long_mt5"
-    attribute_map = {**MT5Config.attribute_map, **NAMES}
-    trained_length = 1024
-
-
-class MT5OnTheBackend(BucketedOnTheBackend):
-    """Replaces the base's attention by :class:`SharedBucketedAttention`."""
-
-    replaced = {MT5Attention: SharedBucketedAttention}
-
-
-FAMILY = Family(LongMT5Config, relative=True, stack="MT5Stack", mixin=MT5OnTheBackend)
+FAMILY = Family(
+    long_config(__name__, BucketedConfig, MT5Config, attribute_map={**MT5Config.attribute_map, **NAMES}, trained_length=1024),
+    relative=True,
+    stack="MT5Stack",
+    mixin=replacing(__name__, {MT5Attention: SharedBucketedAttention}, OnTheBackend),
+)

@@ -18,7 +18,6 @@ from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming 
     NemotronAsrStreamingEncoderRelPositionalEncoding,
 )
 
-from ..backend import BACKEND
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend
@@ -26,7 +25,7 @@ from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
-from ..modeling.family.config import attention_implementation
+from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
 from .parakeet_encoder import LongParakeetAttention, normalised_features
 
@@ -60,7 +59,7 @@ class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, N, C)`` and the weights, from hidden states, positions and padding. These are ``(B, N, C)``, ``(1, 2 N - 1, C)`` and ``(B,
         1, 1, N)``."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         padding = FramePadding.of(attention_mask[:, 0, 0])
         attend: Any = LongParakeetAttention.forward
@@ -86,7 +85,6 @@ class NemotronOnTheBackend(OnTheBackend):
     """Replaces modules of the base. The encoder passes its layers a 4-D mask ``(B, 1, 1, N)``. From such a mask transformers builds no
     mask of frames × frames."""
 
-    hands_globals_down = True
     replaced = {
         NemotronAsrStreamingEncoderAttention: LongNemotronAttention,
         NemotronAsrStreamingEncoderBlock: LongNemotronBlock,
@@ -100,7 +98,7 @@ class NemotronOnTheBackend(OnTheBackend):
 
     @property
     def _hands_padding_down(self) -> bool:
-        return isinstance(self, NemotronAsrStreamingEncoder) and attention_implementation(self.config) == BACKEND
+        return isinstance(self, NemotronAsrStreamingEncoder) and runs_mechanisms(self)
 
     def _get_output_attention_mask(self, attention_mask: Tensor, target_length: int | None = None) -> Tensor:
         frames: Tensor = super()._get_output_attention_mask(attention_mask, target_length)

@@ -21,7 +21,7 @@ from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderSubsamplingConv2D,
 )
 
-from ..backend import BACKEND, with_streamed_keys
+from ..backend import with_streamed_keys
 from ..engines.common.score_terms import DistanceTerm
 from ..mechanisms.common.locality import largest_distances
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
@@ -30,7 +30,7 @@ from ..modeling.attach.stretches import FramesInStretches, InStretches, needs_on
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
-from ..modeling.family.config import attention_implementation
+from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
 
 ROWS_PER_STRETCH = 4096
@@ -85,7 +85,7 @@ class LongParakeetAttention(ParakeetEncoderAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, N, C)`` and the weights, from hidden states, positions and :class:`FramePadding`. The first two are ``(B, N, C)`` and ``(1,
         2 K - 1, C)``. K is the number of keys: N, or more in a stream."""
-        if attention_implementation(self.config) != BACKEND or position_embeddings is None:
+        if not runs_mechanisms(self) or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         query, key, value = (
             projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -105,7 +105,6 @@ class LongParakeetAttention(ParakeetEncoderAttention):
 class ParakeetOnTheBackend(OnTheBackend):
     """Replaces modules of the base."""
 
-    hands_globals_down = True
     replaced = {
         ParakeetEncoderAttention: LongParakeetAttention,
         ParakeetEncoderConvolutionModule: LongParakeetConvolution,
@@ -120,7 +119,7 @@ class ParakeetOnTheBackend(OnTheBackend):
 
     def _get_output_attention_mask(self, attention_mask: Tensor, target_length: int | None = None) -> Any:
         frames = super()._get_output_attention_mask(attention_mask, target_length)
-        return FramePadding.of(frames) if attention_implementation(self.config) == BACKEND else frames
+        return FramePadding.of(frames) if runs_mechanisms(self) else frames
 
 
 def subsampling(config: Any) -> list[Convolution]:

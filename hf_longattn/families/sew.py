@@ -10,7 +10,7 @@ from transformers.models.sew.configuration_sew import SEWConfig
 from transformers.models.sew.modeling_sew import SEWEncoder, SEWFeatureEncoder, SEWFeedForward, SEWUpsampling
 
 from ..engines.common.plain import first_rows
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
@@ -70,21 +70,18 @@ def why_padding_changes(config: Any) -> str:
     return normalised_over_time(config) or (means if config.squeeze_factor > 1 else "")
 
 
-class SEWOfAnyLength(ReplacedModules):
-    """Replaces modules of the base."""
-
-    replaced = {
-        nn.AvgPool1d: LongSEWPool,
-        SEWEncoder: LongSEWEncoder,
-        SEWFeatureEncoder: FeatureEncoderInStretches,
-        SEWFeedForward: FramesInStretches,
-        SEWUpsampling: LongSEWUpsampling,
-    }
-
-
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, SEWConfig, context_frames=256),
-    mixin=SEWOfAnyLength,
+    mixin=replacing(
+        __name__,
+        {
+            nn.AvgPool1d: LongSEWPool,
+            SEWEncoder: LongSEWEncoder,
+            SEWFeatureEncoder: FeatureEncoderInStretches,
+            SEWFeedForward: FramesInStretches,
+            SEWUpsampling: LongSEWUpsampling,
+        },
+    ),
     rule=AudioRule(
         front=squeezed,
         outputs=convolved,

@@ -5,21 +5,13 @@ mechanism must allow terms on its scores. It is unrelated to transformers' LongT
 from transformers.models.t5.configuration_t5 import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from ..modeling.attach.t5_attention import NAMES, BucketedConfig, BucketedOnTheBackend, SharedBucketedAttention
-from ..modeling.classes import Family
+from ..modeling.attach.custom_attention import OnTheBackend, replacing
+from ..modeling.attach.t5_attention import NAMES, BucketedConfig, SharedBucketedAttention
+from ..modeling.classes import Family, long_config
 
-
-class LongAttentionT5Config(BucketedConfig, T5Config):
-    """T5Config with ``long_attention``, ``decoder_long_attention`` and the two lengths of :class:`BucketedConfig`."""
-
-    model_type = "long_t5"
-    attribute_map = {**T5Config.attribute_map, **NAMES}
-
-
-class T5OnTheBackend(BucketedOnTheBackend):
-    """Replaces the base's attention by :class:`SharedBucketedAttention`."""
-
-    replaced = {T5Attention: SharedBucketedAttention}
-
-
-FAMILY = Family(LongAttentionT5Config, relative=True, stack="T5Stack", mixin=T5OnTheBackend)
+FAMILY = Family(
+    long_config(__name__, BucketedConfig, T5Config, attribute_map={**T5Config.attribute_map, **NAMES}),
+    relative=True,
+    stack="T5Stack",
+    mixin=replacing(__name__, {T5Attention: SharedBucketedAttention}, OnTheBackend),
+)

@@ -9,16 +9,10 @@ from transformers import Cache
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
-from ..modeling.attach.t5_attention import NAMES, BucketedAttention, BucketedConfig, BucketedOnTheBackend
-from ..modeling.classes import Family
-
-
-class LongUMT5Config(BucketedConfig, UMT5Config):
-    """UMT5Config with ``long_attention``, ``decoder_long_attention`` and the two lengths of :class:`BucketedConfig`."""
-
-    model_type = "long_umt5"
-    attribute_map = {**UMT5Config.attribute_map, **NAMES}
-    trained_length = 1024
+from ..modeling.attach.custom_attention import OnTheBackend, replacing
+from ..modeling.attach.t5_attention import NAMES, BucketedAttention, BucketedConfig
+from ..modeling.classes import Family, long_config
+from ..modeling.family.config import runs_mechanisms
 
 
 class LongUMT5Attention(BucketedAttention, UMT5Attention):
@@ -32,16 +26,15 @@ class LongUMT5Attention(BucketedAttention, UMT5Attention):
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        if not self.runs_mechanism:
+        if not runs_mechanisms(self):
             return UMT5Attention.forward(self, hidden_states, encoder_hidden_states, past_key_values, attention_mask, **kwargs)
         output, _, weights = self.attend(hidden_states, encoder_hidden_states, attention_mask, None, past_key_values, **kwargs)
         return output, weights
 
 
-class UMT5OnTheBackend(BucketedOnTheBackend):
-    """Replaces the base's attention by :class:`LongUMT5Attention`."""
-
-    replaced = {UMT5Attention: LongUMT5Attention}
-
-
-FAMILY = Family(LongUMT5Config, relative=True, stack="UMT5Stack", mixin=UMT5OnTheBackend)
+FAMILY = Family(
+    long_config(__name__, BucketedConfig, UMT5Config, attribute_map={**UMT5Config.attribute_map, **NAMES}, trained_length=1024),
+    relative=True,
+    stack="UMT5Stack",
+    mixin=replacing(__name__, {UMT5Attention: LongUMT5Attention}, OnTheBackend),
+)

@@ -23,12 +23,12 @@ from transformers.models.videomae.modeling_videomae import (
     VideoMAESelfAttention,
 )
 
-from ..backend import BACKEND, COLLECT_WEIGHTS, GRID
+from ..backend import COLLECT_WEIGHTS, GRID
 from ..errors import MaskError
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
 from ..modeling.classes import Family
-from ..modeling.family.config import attention_implementation
+from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig, LongVideoConfig
 from ..modeling.family.grid_rule import PATCH_MASK
 from ..modeling.family.video_rule import VideoGrid
@@ -48,19 +48,13 @@ class LongVideoMAESelfAttention(VideoMAESelfAttention):
     """VideoMAESelfAttention for cells in any order, possibly without the masked ones."""
 
     def forward(self, hidden_states: Tensor, places: Places | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states)
         query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
         kwargs["dropout"] = self.dropout_prob if self.training else 0.0
         if places is None or not needs_places(self):
             return attend_by_mechanism(self, query, key, value, None, scaling=self.scaling, **kwargs)
         return attend_at_places(self, query, key, value, places, scaling=self.scaling, **kwargs)
-
-
-class LongVideoMAEDecoderSelfAttention(LongVideoMAESelfAttention):
-    """The decoder's attention; ``in_decoder`` selects the decoder's mechanism."""
-
-    in_decoder = True
 
 
 class LongVideoMAEPatchEmbeddings(VideoMAEPatchEmbeddings):
@@ -112,7 +106,7 @@ class VideoMAEOnItsGrid(ReplacedModules):
 
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, LongVideoMAESelfAttention) and ".decoder_layers." in f".{name}":
-            module.__class__ = LongVideoMAEDecoderSelfAttention
+            module.in_decoder = True
             module.config = self.config  # the base gives the decoder a copy, which set_attn_implementation would miss
 
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:

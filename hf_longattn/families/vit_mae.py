@@ -18,16 +18,10 @@ from ..engines.common.grid import Grid
 from ..errors import GridError
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
-from ..modeling.classes import Family
+from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT, GridRule
 from ..modeling.grids import InterpolationOnGrid, LongGridModelMixin, grid_of_input, tiled_positions
-
-
-class LongViTMAEConfig(LongMaskedAutoencoderConfig, ViTMAEConfig):
-    """ViTMAEConfig with ``long_attention`` and, for the decoder, ``decoder_long_attention``; ``None`` for full attention."""
-
-    model_type = "long_vit_mae"
 
 
 class LongViTMAEAttention(ViTMAEAttention):
@@ -44,12 +38,6 @@ class LongViTMAEAttention(ViTMAEAttention):
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend_at_places(self, query, key, value, places, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs)
         return self.o_proj(output), weights  # type: ignore[return-value]
-
-
-class LongViTMAEDecoderAttention(ViTMAEAttention):
-    """The decoder's attention; ``in_decoder`` selects the decoder's mechanism."""
-
-    in_decoder = True
 
 
 class LongViTMAEDecoder(ViTMAEDecoder):
@@ -87,7 +75,7 @@ class ViTMAEOnItsGrid(ReplacedModules):
 
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, LongViTMAEAttention) and ".decoder_layers." in f".{name}":
-            module.__class__ = LongViTMAEDecoderAttention
+            module.in_decoder = True
             module.config = self.config  # the base gives the decoder a copy, which set_attn_implementation would miss
 
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
@@ -112,4 +100,8 @@ class ViTMAEOnItsGrid(ReplacedModules):
         return places_of_cells(arguments["noise"].argsort(1)[:, :count], grid)
 
 
-FAMILY = Family(LongViTMAEConfig, mixin=ViTMAEOnItsGrid, rule=GridRule(prefix=1, noise="noise", adds_positions=False))
+FAMILY = Family(
+    long_config(__name__, LongMaskedAutoencoderConfig, ViTMAEConfig),
+    mixin=ViTMAEOnItsGrid,
+    rule=GridRule(prefix=1, noise="noise", adds_positions=False),
+)

@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 from transformers.models.vitdet.configuration_vitdet import VitDetConfig
 from transformers.models.vitdet.modeling_vitdet import VitDetAttention, VitDetEmbeddings, window_partition, window_unpartition
 
-from ..backend import BACKEND, longattn_attention_forward
+from ..backend import longattn_attention_forward
 from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..errors import OptionError
@@ -18,7 +18,7 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.window2d import ZEROS, Window2d
 from ..modeling.attach.custom_attention import ReplacedModules
 from ..modeling.classes import Family
-from ..modeling.family.config import attention_implementation
+from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.definition import AttentionNames
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
@@ -79,7 +79,7 @@ class LongVitDetAttention(VitDetAttention):
 
     def forward(self, hidden_state: Tensor, output_attentions: bool = False) -> tuple[Tensor, ...]:
         """Output in the shape of ``hidden_state (B, height, width, C)``, and the weights if ``output_attentions``."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             if not self.window_size:
                 return super().forward(hidden_state, output_attentions)
             windows, padded = window_partition(hidden_state, self.window_size)

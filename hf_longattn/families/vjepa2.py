@@ -68,12 +68,6 @@ class LongVJEPA2RopeAttention(VJEPA2RopeAttention):
         return places
 
 
-class LongVJEPA2PredictorRopeAttention(LongVJEPA2RopeAttention):
-    """The predictor's attention, which is full."""
-
-    in_decoder = True
-
-
 class LongVJEPA2PoolerSelfAttention(VJEPA2PoolerSelfAttention):
     """VJEPA2PoolerSelfAttention, with full attention."""
 
@@ -100,7 +94,7 @@ class VJEPA2OnItsGrid(ReplacedModules):
 
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, LongVJEPA2RopeAttention) and "predictor." in name:
-            module.__class__ = LongVJEPA2PredictorRopeAttention
+            module.in_decoder = True  # the predictor has full attention
 
     def call_base(self, base_forward: Any, arguments: dict[str, Any]) -> Any:
         if isinstance(self, LongGridModelMixin):

@@ -14,28 +14,17 @@ from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
 from ..modeling.attach.conformer_attention import (
     NAMES,
     ConformerAttention,
-    ConformerOnTheBackend,
     CountedRotary,
     NearSinusoids,
     causal_convolution,
     positions_in_stream,
 )
+from ..modeling.attach.custom_attention import OnTheBackend, replacing
 from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
 from ..modeling.family.stream_rule import StreamRule
-
-
-class Wav2Vec2BertOnTheBackend(ConformerOnTheBackend):
-    """Replaces modules of the base."""
-
-    replaced = {
-        Wav2Vec2BertFeedForward: FramesInStretches,
-        Wav2Vec2BertRelPositionalEmbedding: NearSinusoids,
-        Wav2Vec2BertRotaryPositionalEmbedding: CountedRotary,
-        Wav2Vec2BertSelfAttention: ConformerAttention,
-    }
 
 
 def adapted(config: Any, rows: int) -> int:
@@ -48,7 +37,16 @@ def adapted(config: Any, rows: int) -> int:
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Wav2Vec2BertConfig),
-    mixin=Wav2Vec2BertOnTheBackend,
+    mixin=replacing(
+        __name__,
+        {
+            Wav2Vec2BertFeedForward: FramesInStretches,
+            Wav2Vec2BertRelPositionalEmbedding: NearSinusoids,
+            Wav2Vec2BertRotaryPositionalEmbedding: CountedRotary,
+            Wav2Vec2BertSelfAttention: ConformerAttention,
+        },
+        OnTheBackend,
+    ),
     attention=NAMES,
     rule=AudioRule(
         input="input_features",

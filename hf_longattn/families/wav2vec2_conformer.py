@@ -12,34 +12,31 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
 from ..modeling.attach.conformer_attention import (
     NAMES,
     ConformerAttention,
-    ConformerOnTheBackend,
     CountedRotary,
     NearSinusoids,
     centred_convolution,
     positions_in_stream,
 )
+from ..modeling.attach.custom_attention import OnTheBackend, replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
 from ..modeling.family.stream_rule import StreamRule, normalised_feature_encoder, normalised_over_time
 
-
-class Wav2Vec2ConformerOnTheBackend(ConformerOnTheBackend):
-    """Replaces modules of the base."""
-
-    replaced = {
-        Wav2Vec2ConformerFeatureEncoder: FeatureEncoderInStretches,
-        Wav2Vec2ConformerFeedForward: FramesInStretches,
-        Wav2Vec2ConformerRelPositionalEmbedding: NearSinusoids,
-        Wav2Vec2ConformerRotaryPositionalEmbedding: CountedRotary,
-        Wav2Vec2ConformerSelfAttention: ConformerAttention,
-    }
-
-
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Wav2Vec2ConformerConfig),
-    mixin=Wav2Vec2ConformerOnTheBackend,
+    mixin=replacing(
+        __name__,
+        {
+            Wav2Vec2ConformerFeatureEncoder: FeatureEncoderInStretches,
+            Wav2Vec2ConformerFeedForward: FramesInStretches,
+            Wav2Vec2ConformerRelPositionalEmbedding: NearSinusoids,
+            Wav2Vec2ConformerRotaryPositionalEmbedding: CountedRotary,
+            Wav2Vec2ConformerSelfAttention: ConformerAttention,
+        },
+        OnTheBackend,
+    ),
     attention=NAMES,
     rule=AudioRule(
         outputs=adapted,

@@ -14,15 +14,15 @@ from torch import Tensor
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
-from ..backend import BACKEND, with_streamed_keys
+from ..backend import with_streamed_keys
 from ..engines.common.score_terms import DistanceTerm
-from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import WAV2VEC2
-from ..modeling.family.config import attention_implementation
+from ..modeling.family.config import runs_mechanisms
 from ..private_apis import missing
 
 
@@ -54,7 +54,7 @@ class LongWavLMAttention(WavLMAttention):
             attention_mask: ``(B, N)``, 1 = real.
             position_bias: the method :meth:`biases` of the first layer. A tensor would lose its gradients in gradient checkpointing.
         """
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
         biases = self.biases if position_bias is None else position_bias
         query, key, value = (
@@ -83,19 +83,12 @@ class LongWavLMAttention(WavLMAttention):
         return update * (reset * self.gru_rel_pos_const - 1.0) + 2.0
 
 
-class WavLMOnTheBackend(OnTheBackend):
-    """Replaces modules of the base."""
-
-    hands_globals_down = True
-    replaced = {
-        WavLMAttention: LongWavLMAttention,
-        WavLMFeatureEncoder: FeatureEncoderInStretches,
-        WavLMFeedForward: FramesInStretches,
-    }
-
-
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, WavLMConfig),
-    mixin=WavLMOnTheBackend,
+    mixin=replacing(
+        __name__,
+        {WavLMAttention: LongWavLMAttention, WavLMFeatureEncoder: FeatureEncoderInStretches, WavLMFeedForward: FramesInStretches},
+        OnTheBackend,
+    ),
     rule=replace(WAV2VEC2, positions="convolved and relative"),
 )

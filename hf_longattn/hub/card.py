@@ -32,7 +32,6 @@ from .metadata import check_metadata, check_stated, inherited_metadata, read_car
 from .usage import GRAPHS, backbone_of, next_step, tokens_of, usage_section
 
 TEMPLATE = Path(__file__).with_name("template.md")
-REPORT = CONVERSION_REPORT
 MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is pushed, unless you remove this line -->"
 END = "<!-- end -->"
 UNNAMED_TASK = "other"
@@ -304,10 +303,10 @@ def read_report(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, or a field has a type that a conversion does not write.
     """
-    if not (folder / REPORT).exists():
+    if not (folder / CONVERSION_REPORT).exists():
         return {}
-    report = read_json_object(folder / REPORT)
-    check_fields(report, REPORT_FIELDS, str(folder / REPORT), "restore the report of the conversion, or delete it")
+    report = read_json_object(folder / CONVERSION_REPORT)
+    check_fields(report, REPORT_FIELDS, str(folder / CONVERSION_REPORT), "restore the report of the conversion, or delete it")
     return report
 
 

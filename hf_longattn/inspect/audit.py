@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from ..configuration import LongAttentionConfig
-from ..conversion.model_loading import quiet_libraries
+from ..conversion.model_loading import class_named, quiet_libraries
 from ..conversion.pooling import sentence_pooling
 from ..conversion.sources.folder import read_config
 from ..conversion.sources.hub import fetch_model
 from ..conversion.tensor_names import check_complete
 from ..errors import CheckpointError, LengthError, OptionError, check_extra
 from ..export.onnx import LONG_CONFIG
-from ..hub_errors import check_revision
 from ..inputs.common.base import kind_of_model
 from ..inputs.text import load_tokenizer
 from ..loading import load_part, load_weights, loading_errors
@@ -33,7 +32,7 @@ from ..modeling.attach.patch_places import packs_images
 from ..modeling.family.definition import known_family, model_name
 from ..modeling.family.validation import known_length
 from ..modeling.generic import attention_of_towers, mark_generic, towers_of
-from ..reading import check_name, named_class
+from ..reading import named_class
 from .declared import DeclaredReach, text_stack
 from .numbered_inputs import LONGEST, SHORTEST, AuditInputs, inputs_of_kind
 from .replacing import MAX_RUN_SETS, Embedding, Measurement, Settings, measure, measure_embedding
@@ -125,7 +124,7 @@ def audit_reach(
         folder = Path(name) if Path(name).is_dir() else None
     else:
         name = str(model)
-        folder = _folder(name, weights, revision, token)
+        folder = fetch_model(name, revision, token, weights=weights)
         loaded, config = _load(folder, name, weights, attn_implementation)
     if weights and (towers := attention_of_towers(config)):
         settings: dict[str, Any] = {"length": length, "exhaustive": exhaustive, "tolerance": tolerance}
@@ -235,24 +234,12 @@ def _length(name: str, length: int | None, longest: int | None, longest_by_defau
     return tokens
 
 
-def _folder(name: str, weights: bool, revision: str | None, token: str | bool | None) -> Path:
-    """The folder of a checkpoint. A Hub repository is downloaded, with or without its weights."""
-    check_name(name)
-    check_revision(name, revision)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        what = "is a file" if folder.exists() else "does not exist"
-        raise CheckpointError(f"{name!r} {what}; give the folder of a checkpoint, or a Hub repository id.")
-    return fetch_model(name, revision, token, weights=weights)
-
-
 def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tuple[Any, Any]:
     """The model in fp32 (``None`` without ``weights``), and its config."""
     from transformers import AutoConfig, AutoModel
 
     values = read_config(folder)
+    quantised = bool(values.get("quantization_config"))
     source: dict[str, Any] = {"local_files_only": True}
     if attention is not None:
         source["attn_implementation"] = attention
@@ -261,29 +248,17 @@ def _load(folder: Path, name: str, weights: bool, attention: str | None) -> tupl
             exported = folder / LONG_CONFIG  # a graph's folder, whose config.json is for programs that know the base only
             return None, load_part(AutoConfig, exported if exported.is_file() else folder, **source)
         try:
-            loader = _quantised_class(values) or AutoModel
-            loaded, info = load_weights(loader, folder, dtype=torch.float32, output_loading_info=True, **source)
+            # transformers cannot load the base of quantised weights without its head
+            loader = class_named(named_class(values, "AutoModel")) if quantised else None
+            loaded, info = load_weights(loader or AutoModel, folder, dtype=torch.float32, output_loading_info=True, **source)
         except Exception as error:
-            if not values.get("quantization_config"):
+            if not quantised:
                 raise
             raise CheckpointError(
                 f"{name!r} holds quantised weights, which transformers cannot load here; audit the checkpoint that it was made from."
             ) from error
     check_complete(set(info["missing_keys"]), loaded, name, known_family(loaded.config))
     return loaded, loaded.config
-
-
-def _quantised_class(values: Mapping[str, Any]) -> Any | None:
-    """The class of a checkpoint with quantised weights. transformers cannot load its base without the head."""
-    import transformers
-
-    import hf_longattn
-
-    if not values.get("quantization_config"):
-        return None
-    name = named_class(values, "AutoModel")
-    model_class: Any = getattr(hf_longattn if name.startswith("Long") and hasattr(hf_longattn, name) else transformers, name, None)
-    return model_class if hasattr(model_class, "from_pretrained") else None
 
 
 def _pooled_rows(folder: Path | None) -> list[int] | None:

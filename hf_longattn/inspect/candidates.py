@@ -70,13 +70,6 @@ class Candidate:
         options = [word for name, value in self.options.items() for word in ("--option", f"{name}={value}")]
         return ["--mechanism", self.mechanism, *options]
 
-    def build(self, layer: LayerAttention, number: int) -> Mechanism:
-        """Build the mechanism for the layer with this ``number`` and the layer's length, as a conversion does."""
-        heads, width = layer.heads, layer.q.shape[-1]
-        built = self.sized(layer.length, heads, width)
-        built.layer = number
-        return built.to(layer.k.device)
-
     def sized(self, length: int, heads: int, head_dim: int) -> Mechanism:
         """Build the mechanism for one layer, in evaluation mode."""
         return mechanism_from(self.mechanism, self.options, num_heads=heads, head_dim=head_dim, max_length=length).eval()
@@ -159,7 +152,8 @@ def reading_of(candidate: Candidate, layer: LayerAttention, number: int) -> Keys
     if why := not_applicable(candidate, causal):
         return why
     try:
-        mechanism = candidate.build(layer, number)
+        mechanism = candidate.sized(layer.length, layer.heads, layer.q.shape[-1]).to(layer.k.device)
+        mechanism.layer = number
         check_form(mechanism, causal, "the model")
         call = layer.call if mechanism.traits.takes_globals else layer.call.replace(global_mask=None)
         reading = keys_or_weights(mechanism, layer.q, layer.k, call)

@@ -66,17 +66,17 @@ class TextIds:
         """Number of tokens of the longest input from this text, special tokens included."""
         return len(self.ids) + len(self.prefix) + len(self.suffix)
 
-    def check(self, length: int) -> None:
-        """Raise :class:`LengthError` if there are fewer than ``length`` tokens."""
+    def plain(self, length: int) -> Tensor:
+        """The first tokens of the text between the special tokens, ``(length,)``.
+
+        Raises:
+            LengthError: there are fewer tokens.
+        """
         if self.tokens < length:
             raise LengthError(
                 f"The {self.described} has {self.tokens:,} tokens, but {length:,} are needed; give a longer text, or --lengths "
                 f"{self.tokens}."
             )
-
-    def plain(self, length: int) -> Tensor:
-        """The first tokens of the text between the special tokens, ``(length,)``."""
-        self.check(length)
         body = length - len(self.prefix) - len(self.suffix)
         return torch.tensor(self.prefix + self.ids[:body] + self.suffix)
 

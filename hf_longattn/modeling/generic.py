@@ -31,7 +31,7 @@ from .attach.patch_places import hook_patch_places
 from .attach.text_globals import GLOBAL_MASK, TEXT_GLOBAL, arguments_by_name, make_text_global
 from .attach.token_globals import check_globals
 from .attach.weights import LoadsMechanisms, shared_parameters
-from .family.config import LongConfig, attention_implementation
+from .family.config import LongConfig, attention_implementation, runs_mechanisms
 from .family.definition import TOWER_CONFIG, Family
 from .family.definition import family_in as named_family
 from .family.input_rule import InputRule
@@ -368,7 +368,7 @@ def _run_mechanisms(model: Model, long_attention: Mapping[str, Any] | LongAttent
 
 def _check_globals(model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a model without a Long class: checks global tokens. For all its attention modules."""
-    if kwargs.get(GLOBAL_MASK) is not None and attention_implementation(model.config) == BACKEND:
+    if kwargs.get(GLOBAL_MASK) is not None and runs_mechanisms(model):
         check_globals(model, arguments_by_name(model, args, kwargs))
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backend import BACKEND, longattn_mask
+from ..backend import longattn_mask
 from ..engines.common.batch import in_graph
 from .attach.attention_sites import layer_mechanisms
-from .family.config import attention_implementation
+from .family.config import runs_mechanisms
 from .mixin import LongBaseModelMixin
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def unmarked(mask: Tensor) -> Tensor:
 def _marked(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the base with global tokens in the mask."""
     tokens, mask = arguments.pop(GLOBALS, None), arguments.get(MASK)
-    if tokens is None or attention_implementation(model.config) != BACKEND:
+    if tokens is None or not runs_mechanisms(model):
         return arguments
     real = torch.ones_like(tokens) if mask is None else mask
     mask = ((real != 0) * (1 + (tokens.view(real.shape) != 0).to(MARKED))).to(MARKED)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import BACKEND, COLLECT_WEIGHTS, attentions_collected, filled_columns
+from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns
 from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
@@ -28,7 +28,7 @@ from .attach.attention_sites import MECHANISM_ATTRIBUTE, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
-from .family.config import BASE_ATTENTION, attention_implementation
+from .family.config import BASE_ATTENTION, runs_mechanisms
 from .family.definition import Family
 from .family.page_rule import PLAIN_TEXT
 from .family.position_table import PositionTable, input_of
@@ -244,7 +244,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
     @property
     def runs_mechanisms(self) -> bool:
         """Whether the mechanisms run, rather than an attention implementation of transformers."""
-        return attention_implementation(self.config) == BACKEND
+        return runs_mechanisms(self)
 
     @property
     def first_position_id(self) -> int:
@@ -363,7 +363,7 @@ class LongGenerationMixin(_Base):
         ``inputs_embeds`` is in the signature because ``generate`` looks for it there.
         """
         rule = None if self.config.is_encoder_decoder or inputs_embeds is not None else token_rule(self)
-        if rule is not None and kwargs.get("global_attention_mask") is None and attention_implementation(self.config) == BACKEND:
+        if rule is not None and kwargs.get("global_attention_mask") is None and self.runs_mechanisms:
             kwargs["global_attention_mask"] = global_tokens_of(
                 rule, {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
             )

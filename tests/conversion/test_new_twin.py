@@ -14,6 +14,7 @@ from hf_longattn.conversion import convert_checkpoint, plan_conversion, twins
 from hf_longattn.conversion.twins import base
 from hf_longattn.conversion.twins.own import OwnTwin
 from hf_longattn.errors import ExportError, RegistrationError
+from hf_longattn.naming import load_modules
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,9 +27,9 @@ def olmo3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     shutil.copy(ROOT / "examples" / "extend" / "olmo3.py", tmp_path / "dropped")
     monkeypatch.setattr(twins, "__path__", [*twins.__path__, str(tmp_path / "dropped")])
     monkeypatch.setattr(base, "TWINS", dict(base.TWINS))
-    base._discover.cache_clear()
+    load_modules.cache_clear()
     yield
-    base._discover.cache_clear()
+    load_modules.cache_clear()
     sys.modules.pop("hf_longattn.conversion.twins.olmo3", None)
 
 

@@ -286,7 +286,7 @@ def test_refusals(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(LengthError, match="--length is 4096, but the model takes 512 tokens"):
         compress_checkpoint(source, target, method="bf16", length=4096)
     compress_checkpoint(source, target, method="int8", **QUICK)
-    with pytest.raises(CheckpointError, match="holds quantised weights already; give the checkpoint that it was made from"):
+    with pytest.raises(CheckpointError, match="which can only be loaded; give the checkpoint that it was quantised from"):
         compress_checkpoint(target, tmp_path / "other", method="bf16")
     with pytest.raises(DestinationExistsError, match="already exists"):
         compress_checkpoint(source, target, method="bf16")

@@ -381,7 +381,7 @@ def test_bad_input(served: tuple[Path, PreTrainedModel, BertTokenizerFast], tmp_
     (tmp_path / "bad.onnx").write_bytes(b"nothing")
     with pytest.raises(OptionError, match="cannot load"):
         audit_reach(folder, onnx=tmp_path / "bad.onnx")
-    with pytest.raises(CheckpointError, match="does not exist; give the folder"):
+    with pytest.raises(CheckpointError, match="There is no folder"):
         audit_reach(tmp_path / "none")
     with pytest.raises(CheckpointError, match="is a file; give the folder"):
         audit_reach(folder / "config.json")

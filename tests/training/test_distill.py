@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, Bert
 
 from hf_longattn.cli.train import train
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.conversion.convert import next_step
+from hf_longattn.conversion.convert import training_step
 from hf_longattn.errors import OptionError
 from hf_longattn.training.parsing import build_arguments
 from hf_longattn.training.tasks import distill
@@ -84,7 +84,7 @@ def test_a_sentence_encoder_with_other_positions_comes_closer(
     transformer = Transformer(str(tmp_path / "bert"))
     SentenceTransformer(modules=[transformer, Pooling(16, "mean"), Normalize()]).save(str(tmp_path / "teacher"))
     change: dict[str, Any] = {"mechanism": "full", "max_length": 128, "positions": "rotary"}
-    command = next_step(plan_conversion(tmp_path / "teacher", **change))["command"]
+    command = training_step(plan_conversion(tmp_path / "teacher", **change))["command"]
     assert command[:3] + command[5:9] == ["longattn", "train", "distill", "--method", "hidden", "--teacher", str(tmp_path / "teacher")]
     convert_checkpoint(tmp_path / "teacher", tmp_path / "long", **change, verify=False)
     fed: list[dict[str, Tensor]] = []

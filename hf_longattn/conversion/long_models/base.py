@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from ...configuration import LongAttentionConfig
 from ...errors import check_registration
 from ...inputs.text import VerificationText
-from ...naming import load_module, module_names
+from ...naming import load_modules
 from ..sources.base import Source
 
 DECODED = 24
@@ -65,7 +64,8 @@ class Probing:
     """Whether the source's forward takes ``global_attention_mask``."""
 
     def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        """Inputs to run both models on, without and with a global mask. Two texts, one of them padded."""
+        """Inputs to run both models on, without and with a global mask. Two texts, one of them padded. With a short text for a decoder that
+        does not read the whole text itself."""
         ids, real = padded_texts(text, length, config.pad_token_id)
         ids = self.segmented(ids, real, config, source_class)
         inputs = {"input_ids": ids, "attention_mask": real.long()}
@@ -77,11 +77,18 @@ class Probing:
         probes = [Probe("with padding", inputs, real)]
         if self.takes_globals:
             probes.append(Probe("with padding and global tokens", {**inputs, "global_attention_mask": marks}, real))
-        return probes
+        reads_text = source_class.endswith(("EncoderModel", "ForSequenceClassification", "ForCausalLM"))
+        return with_decoder(probes, config) if config.is_encoder_decoder and not reads_text else probes
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
-        """``ids (B, N)`` with the special tokens that a head looks for, such as separators. Unchanged by default."""
-        return ids
+        """``ids (B, N)`` with the special tokens that a head looks for, such as separators.
+
+        By default only for an encoder-decoder classifier: one end token, as the last token. The head reads its state.
+        """
+        if not (config.is_encoder_decoder and source_class.endswith("ForSequenceClassification")):
+            return ids
+        ids = ids.masked_fill(ids == config.eos_token_id, config.eos_token_id + 1)
+        return ids.scatter(1, real.sum(-1, keepdim=True) - 1, config.eos_token_id)
 
 
 class CheckpointConverter(Probing, ABC):
@@ -192,16 +199,9 @@ def register_checkpoint_converter(name: str) -> Callable[[C], C]:
     return register
 
 
-@cache
-def _discover() -> None:
-    """Import every module of this folder once."""
-    for name in module_names("conversion.long_models"):
-        load_module("conversion.long_models", name)
-
-
 def checkpoint_converters() -> tuple[CheckpointConverter, ...]:
     """Every converter, in the order of their names."""
-    _discover()
+    load_modules("conversion.long_models")
     return tuple(CONVERTERS[name] for name in sorted(CONVERTERS))
 
 

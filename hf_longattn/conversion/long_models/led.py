@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...configuration import LongAttentionConfig
-from ...inputs.text import VerificationText
-from .base import CheckpointConverter, Probe, TensorRename, layer_options, register_checkpoint_converter, with_decoder
+from .base import CheckpointConverter, TensorRename, layer_options, register_checkpoint_converter
 
 NOT_BARTS = ("attention_window", "max_encoder_position_embeddings")
 OFFSET = 2
@@ -47,9 +46,6 @@ class LEDConverter(CheckpointConverter):
         for pattern, replacement in PARTS.items():
             target = re.sub(pattern, replacement, target)
         return TensorRename(target, _two_rows_in_front if name.endswith("embed_positions.weight") else None)
-
-    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        return with_decoder(super().probes(config, source_class, text, length), config)
 
 
 def _two_rows_in_front(table: Tensor) -> Tensor:

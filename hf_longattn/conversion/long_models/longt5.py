@@ -9,8 +9,7 @@ from typing import Any
 
 from ...configuration import LongAttentionConfig
 from ...errors import CheckpointError
-from ...inputs.text import VerificationText
-from .base import CheckpointConverter, Probe, TensorRename, register_checkpoint_converter, with_decoder
+from .base import CheckpointConverter, TensorRename, register_checkpoint_converter
 
 NOT_T5S = ("local_radius", "global_block_size", "encoder_attention_type")
 TRAINED_LENGTH = 4096
@@ -44,7 +43,3 @@ class LongT5Converter(CheckpointConverter):
 
     def rename(self, name: str, config: Any) -> TensorRename:
         return TensorRename(re.sub(r"\.LocalSelfAttention\.", ".SelfAttention.", name))
-
-    def probes(self, config: Any, source_class: str, text: VerificationText, length: int) -> list[Probe]:
-        probes = super().probes(config, source_class, text, length)
-        return probes if source_class.endswith("EncoderModel") else with_decoder(probes, config)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,7 +17,7 @@ from ...errors import CheckpointError, check_registration
 from ...hub_errors import NO_FOLDER, check_revision
 from ...loading import load_weights, loading_errors
 from ...modeling.family.definition import tower_field
-from ...naming import load_module, module_names
+from ...naming import load_modules
 from ...reading import check_files, check_name
 from ..tensor_files import INDEX, WEIGHTS, TensorHeader, read_tensor
 
@@ -278,13 +277,6 @@ def register_source(name: str) -> Callable[[F], F]:
     return register
 
 
-@cache
-def _discover() -> None:
-    """Import every module of this folder once."""
-    for name in module_names("conversion.sources"):
-        load_module("conversion.sources", name)
-
-
 def open_source(
     source: str | Path,
     *,
@@ -331,7 +323,7 @@ def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
     Raises:
         CheckpointError: no format recognises the request, or the format that does cannot open it.
     """
-    _discover()
+    load_modules("conversion.sources")
     formats = [entry for entry in FORMATS.values() if below is None or entry.priority < below]
     if request.path.is_dir():
         patterns = [pattern for entry in FORMATS.values() for pattern in entry.files]

@@ -11,8 +11,9 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from ...errors import CheckpointError
-from ...hub_errors import DOWNLOAD, HUB_ID, translated_errors
+from ...hub_errors import DOWNLOAD, HUB_ID, NO_FOLDER, check_revision, translated_errors
 from ...loading import PICKLED_WEIGHTS, has_pickles, only_pickles
+from ...reading import check_name
 from ..tensor_files import TORCH_DTYPES, TensorHeader
 from .base import SIDECARS, Source, SourceFormat, SourceRequest, open_request, register_source
 
@@ -52,12 +53,21 @@ def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
     return Path(folder)
 
 
-def fetch_model(name: str, revision: str | None, token: str | bool | None, *, weights: bool) -> Path:
-    """Download a repository into the Hub cache and return its folder. Small files, and the weights if requested.
+def fetch_model(name: str, revision: str | None = None, token: str | bool | None = None, *, weights: bool) -> Path:
+    """``name`` if it is a folder. Else the folder in the Hub cache of the repository: its small files, and the weights if requested.
 
     Raises:
-        CheckpointError: no such repository, no access, or no connection.
+        CheckpointError: no such folder or repository, no access, or no connection.
     """
+    check_name(name)
+    check_revision(name, revision)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{name!r} is a file; give the folder of a checkpoint, or a Hub repository id.")
+    if not HUB_ID.fullmatch(name):
+        raise CheckpointError(NO_FOLDER.format(name))
     request = SourceRequest(name, Path(name), revision, token)
     return fetch_snapshot(request, (*SMALL, WEIGHTS) if weights else SMALL)
 
@@ -68,8 +78,7 @@ def folder_without_weights(name: str | Path) -> Path:
     Raises:
         CheckpointError: no such repository, no access, or no connection.
     """
-    folder = Path(name).expanduser()
-    return folder if folder.is_dir() else fetch_model(str(name), None, None, weights=False)
+    return fetch_model(str(name), weights=False)
 
 
 def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeader]:

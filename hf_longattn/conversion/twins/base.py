@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -27,7 +27,7 @@ from ...mechanisms.common.registry import prototype
 from ...modeling.family.definition import FAMILIES, Family
 from ...modeling.family.grid_config import TILE
 from ...modeling.family.sliding_window import with_base_windows
-from ...naming import load_module, module_names
+from ...naming import load_modules
 from ..architectures import NAMES, OWN_FIELDS
 from ..long_models.base import TensorRename
 
@@ -197,16 +197,9 @@ def _check_model_types(name: str, cls: type[NativeTwin]) -> None:
             raise RegistrationError(f"{here} names {family!r} among its families, and there is no such family.{nearest(family, FAMILIES)}")
 
 
-@cache
-def _discover() -> None:
-    """Import every module of this folder once."""
-    for name in module_names("conversion.twins"):
-        load_module("conversion.twins", name)
-
-
 def native_twins() -> tuple[NativeTwin, ...]:
     """Every twin, in the order in which :func:`choose_twin` asks them."""
-    _discover()
+    load_modules("conversion.twins")
     return tuple(TWINS[name] for name in sorted(TWINS, key=lambda name: (TWINS[name].rank, name)))
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...backend import BACKEND, with_streamed_keys
+from ...backend import with_streamed_keys
 from ...engines.common.score_terms import DistanceTerm
 from ...mechanisms.common.locality import largest_distances
 from ...private_apis import missing
-from ..family.config import attention_implementation
+from ..family.config import runs_mechanisms
 from ..family.definition import AttentionNames
 from ..family.stream_rule import Convolution, Positions
-from .custom_attention import OnTheBackend, attend_by_mechanism
+from .custom_attention import attend_by_mechanism
 
 NAMES = AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size")
 SinusoidsNear = Callable[[int, int], Tensor]
@@ -32,7 +32,7 @@ class NearSinusoids(nn.Module):
     config: Any
 
     def forward(self, hidden_states: Tensor) -> SinusoidsNear | Tensor:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states)
         like = hidden_states[0, 0, 0].detach()
 
@@ -67,7 +67,7 @@ class ConformerAttention(nn.Module):
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, relative_position_embeddings: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """The output, in the shape of ``hidden_states (B, N, C)``. With the weights if they are requested."""
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, relative_position_embeddings, **kwargs)
         placed = hidden_states
         if self.position_embeddings_type == "rotary":
@@ -121,12 +121,6 @@ class CountedRotary(nn.Module):
         angles = torch.arange(first, first + hidden_states.shape[1]).type_as(self.inv_freq)[:, None] * self.inv_freq
         angles = torch.cat([angles, angles], -1)[:, None, None]
         return torch.stack([angles.cos(), angles.sin()]).type_as(hidden_states)
-
-
-class ConformerOnTheBackend(OnTheBackend):
-    """:class:`OnTheBackend` for these bases, which pass keyword arguments on to their attention."""
-
-    hands_globals_down = True
 
 
 def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:

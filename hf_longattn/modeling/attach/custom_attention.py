@@ -11,7 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...backend import BACKEND, longattn_attention_forward
 from ...mechanisms.common.locality import largest_distances
-from ..family.config import IMPLEMENTATION_FIELD, attention_implementation
+from ..family.config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
 from ..family.validation import refuse_scoreless
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class HandsKeywordsDown(_Module):
     """Mixin for attention modules that do not pass on keyword arguments (SigLIP). The base's modules are on the interface."""
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        if attention_implementation(self.config) != BACKEND:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, **kwargs)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projections = (self.q_proj, self.k_proj, self.v_proj)
@@ -81,7 +81,7 @@ class NearPositions(_Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``(1, 2 n - 1, C)`` for the visible distances, n - 1 to 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
-        if attention_implementation(self.config) == BACKEND:
+        if runs_mechanisms(self):
             length = hidden_states.shape[1]
             furthest = max(max(largest_distances(attention.long_attention, length, length, False)) for attention in self.attending)
             hidden_states = hidden_states[:1, : furthest + 1]
@@ -117,9 +117,11 @@ class ReplacedModules(_Base):
         super().post_init()
 
 
-def replacing(module: str, replaced: Mapping[type[nn.Module], type[Any]]) -> type[ReplacedModules]:
-    """A mixin for the family in ``module`` that replaces modules. It does so by the mapping ``replaced``, and changes nothing else."""
-    return type("Replacing", (ReplacedModules,), {"__module__": module, "replaced": replaced})
+def replacing(
+    module: str, replaced: Mapping[type[nn.Module], type[Any]], kind: type[ReplacedModules] = ReplacedModules
+) -> type[ReplacedModules]:
+    """A mixin of this ``kind`` for the family in ``module``. It replaces modules by the mapping ``replaced``, and changes nothing else."""
+    return type("Replacing", (kind,), {"__module__": module, "replaced": replaced})
 
 
 def _joined(first: type[Any], base: type[nn.Module], module: str) -> type[nn.Module]:
@@ -160,7 +162,6 @@ class OnTheBackend(ReplacedModules):
     """Mixin for bases that add relative positions to scores. Mechanisms take these as score terms. Otherwise the base's own code runs."""
 
     _supports_attention_backend = True
-    hands_globals_down: ClassVar[bool] = False
 
     def post_init(self) -> None:
         super().post_init()

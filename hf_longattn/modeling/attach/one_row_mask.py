@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ...backend import BACKEND, padding_of_row
-from ..family.config import attention_implementation
+from ...backend import padding_of_row
+from ..family.config import runs_mechanisms
 
 if TYPE_CHECKING:
     _Module = nn.Module
@@ -23,6 +23,6 @@ class ReadsPadding(_Module):
     config: Any
 
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        if attention_mask is not None and attention_implementation(self.config) == BACKEND:
+        if attention_mask is not None and runs_mechanisms(self):
             attention_mask = padding_of_row(attention_mask)
         return super().forward(hidden_states, attention_mask, *args, **kwargs)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...backend import BACKEND, GRID
+from ...backend import GRID
 from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import RUNNING_GRID, Grid
 from ...errors import GridError
-from ..family.config import attention_implementation
+from ..family.config import runs_mechanisms
 from ..family.definition import known_family
 from .attention_sites import Call, attention_sites, mechanisms_on
 from .text_globals import arguments_by_name
@@ -96,14 +96,10 @@ def hook_patch_places(stack: PreTrainedModel) -> None:
             site.module.register_forward_hook(_leave_grid, always_call=True)
 
 
-def _runs_mechanisms(module: Any) -> bool:
-    return attention_implementation(getattr(module, "config", None)) == BACKEND
-
-
 def _tell_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Forward pre-hook of a tower whose images have one size: passes the grid on."""
     family: Any = known_family(stack.config)
-    if not _runs_mechanisms(stack) or GRID in kwargs:
+    if not runs_mechanisms(stack) or GRID in kwargs:
         return None
     arguments = arguments_by_name(stack, args, kwargs)
     family.rule.check_base(stack.config, arguments)
@@ -123,7 +119,7 @@ def _leave_grid(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
 
 def _tell_places(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Forward pre-hook of a tower that packs images: passes patch positions on."""
-    if not _runs_mechanisms(tower):
+    if not runs_mechanisms(tower):
         return None
     arguments = arguments_by_name(tower, args, kwargs)
     grids = arguments.get(GRIDS_ARGUMENT)

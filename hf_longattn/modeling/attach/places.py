@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import BACKEND, GRID, longattn_attention_forward
+from ...backend import GRID, longattn_attention_forward
 from ...engines.common.batch import for_one_pass
 from ...engines.common.grid import Grid
-from ..family.config import attention_implementation
+from ..family.config import runs_mechanisms
 
 Places = tuple[Tensor, Tensor | None]
 """Grid positions of the tokens ``(B, K)``, and a mask ``(B, N)`` of occupied positions; ``None`` if all are occupied."""
@@ -31,7 +31,7 @@ def places_of_cells(cells: Tensor, grid: Grid) -> Places:
 def needs_places(module: Any) -> bool:
     """Whether an attention module's mechanism reads the grid positions of tokens."""
     mechanism = getattr(module, "long_attention", None)
-    return mechanism is not None and mechanism.reads_grid and attention_implementation(module.config) == BACKEND
+    return mechanism is not None and mechanism.reads_grid and runs_mechanisms(module)
 
 
 def attend_at_places(

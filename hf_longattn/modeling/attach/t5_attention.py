@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
-from ...backend import BACKEND
 from ...configuration import LongAttentionConfig
 from ...engines.common.score_terms import DistanceBias
 from ...positions.relative import buckets
-from ..family.config import LongEncoderDecoderConfig, attention_implementation
-from .custom_attention import OnTheBackend, attend_by_mechanism
+from ..family.config import LongEncoderDecoderConfig, runs_mechanisms
+from .custom_attention import attend_by_mechanism
 
 NAMES = {"encoder_layers": "num_layers", "decoder_layers": "num_decoder_layers"}
 """For ``attribute_map``: the usual names of the numbers of layers, mapped to T5's."""
@@ -30,6 +29,7 @@ class BucketedConfig(LongEncoderDecoderConfig):
         are not enforced. Default: ``n_positions``, or the base's pre-training length (``trained_length``).
     """
 
+    adds = "``long_attention``, ``decoder_long_attention`` and the two lengths"
     trained_length: ClassVar[int] = 512
 
     if TYPE_CHECKING:
@@ -84,10 +84,6 @@ class BucketedAttention(nn.Module):
     v: nn.Linear
     o: nn.Linear
     relative_attention_bias: nn.Embedding
-
-    @property
-    def runs_mechanism(self) -> bool:
-        return attention_implementation(self.config) == BACKEND
 
     def attend(
         self,
@@ -159,12 +155,6 @@ class SharedBucketedAttention(BucketedAttention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        if not self.runs_mechanism:
+        if not runs_mechanisms(self):
             return super().forward(hidden_states, mask, key_value_states, position_bias, past_key_values, **kwargs)
         return self.attend(hidden_states, key_value_states, mask, position_bias, past_key_values, **kwargs)
-
-
-class BucketedOnTheBackend(OnTheBackend):
-    """:class:`OnTheBackend` for these bases, which pass keyword arguments on to their attention."""
-
-    hands_globals_down = True

@@ -450,3 +450,8 @@ def attention_implementation(config: Any) -> str | None:
         return config._attn_implementation
     except AttributeError:
         raise missing("attention_implementation") from None
+
+
+def runs_mechanisms(module: Any) -> bool:
+    """Whether a model or attention module runs mechanisms, rather than an attention implementation of transformers."""
+    return attention_implementation(getattr(module, "config", None)) == BACKEND

@@ -78,6 +78,8 @@ class LongMaskedAutoencoderConfig(LongGridConfig):
     decoder_long_attention: the attention of that decoder; ``None`` for full attention.
     """
 
+    adds = "``long_attention`` and, for the decoder, ``decoder_long_attention``"
+
     if TYPE_CHECKING:
         decoder_long_attention: LongAttentionConfig | None
         decoder_num_hidden_layers: int

@@ -15,7 +15,7 @@ from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
 from ..attach.attention_sites import attention_sites
 from ..attach.memory_tokens import MemoryTokens
-from ..family.config import attention_implementation
+from ..family.config import attention_implementation, runs_mechanisms
 from ..family.position_table import input_of
 from .modes import Forward, Mode
 from .segments import TOKEN_MEMORY_ARGUMENT
@@ -27,7 +27,7 @@ POSITION_COUNTS = ("continue", "restart")
 
 def new_memory(model: Any, positions: str | None) -> SegmentMemory:
     """See :meth:`hf_longattn.modeling.mixin.LongAttentionMixin.new_memory`."""
-    if attention_implementation(model.config) != BACKEND:
+    if not runs_mechanisms(model):
         raise MemoryMismatchError(
             f"The model runs attn_implementation={attention_implementation(model.config)!r}, which has no memory of segments; "
             f"choose model.set_attn_implementation({BACKEND!r})."

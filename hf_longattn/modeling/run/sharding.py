@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...attend import run_batch
-from ...backend import BACKEND, DOCUMENTS, documents_of
+from ...backend import DOCUMENTS, documents_of
 from ...errors import BackendError, MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...sharding import Shard, even_bounds
 from ..attach.token_globals import global_tokens_of, token_rule
-from ..family.config import attention_implementation
+from ..family.config import runs_mechanisms
 from ..family.definition import CAUSAL_LANGUAGE_MODELS
 from ..family.position_table import input_of
 from .losses import IGNORED_LABEL, auxiliary_loss, label_count, share_of_step
@@ -67,7 +67,7 @@ def sequence_parallel(model: Any, group: Any = None) -> Iterator[None]:
     unwrapped = getattr(model, "module", model)
     if not dist.is_initialized():
         raise BackendError("Sequence parallelism needs several processes; start the script by `accelerate launch` or `torchrun`.")
-    if not isinstance(unwrapped, PreTrainedModel) or attention_implementation(unwrapped.config) != BACKEND:
+    if not isinstance(unwrapped, PreTrainedModel) or not runs_mechanisms(unwrapped):
         raise BackendError(f"Sequence parallelism needs a Long model that runs its mechanisms, not {type(unwrapped).__name__}.")
     if unwrapped.config.is_encoder_decoder:
         raise OptionError("Encoder-decoder models cannot be split along the sequence yet; leave sequence parallelism out.")

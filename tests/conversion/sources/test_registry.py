@@ -19,6 +19,7 @@ from hf_longattn.conversion.sources import base
 from hf_longattn.conversion.sources.base import SourceFormat, register_source
 from hf_longattn.conversion.sources.folder import Folder
 from hf_longattn.errors import CheckpointError, RegistrationError
+from hf_longattn.naming import load_modules
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = re.escape(str(Path(__file__).resolve()))
@@ -27,14 +28,14 @@ HERE = re.escape(str(Path(__file__).resolve()))
 @pytest.fixture
 def npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The example of a source as a file of the package."""
-    base._discover()  # the formats of the package, which stay
+    load_modules("conversion.sources")  # the formats of the package, which stay
     (tmp_path / "dropped").mkdir()
     shutil.copy(ROOT / "examples" / "extend" / "npz.py", tmp_path / "dropped")
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path / "dropped")])
     monkeypatch.setattr(base, "FORMATS", dict(base.FORMATS))
-    base._discover.cache_clear()
+    load_modules.cache_clear()
     yield
-    base._discover.cache_clear()
+    load_modules.cache_clear()
     sys.modules.pop("hf_longattn.conversion.sources.npz", None)
 
 

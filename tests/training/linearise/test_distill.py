@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.conversion.convert import next_step
+from hf_longattn.conversion.convert import training_step
 from hf_longattn.errors import CheckpointError, LongAttentionError, OptionError
 from hf_longattn.mechanisms import mechanism_class
 from hf_longattn.training.linearise import student
@@ -236,7 +236,7 @@ def test_a_sentence_encoder_stays_one(start: Start, tmp_path: Path, tokenizer: P
     commands = {}
     for mechanism in ("hedgehog", "linear"):
         plan = plan_conversion(tmp_path / "encoder", mechanism=mechanism, max_length=128)
-        command = next_step(plan)["command"]
+        command = training_step(plan)["command"]
         convert_checkpoint(tmp_path / "encoder", tmp_path / mechanism, mechanism=mechanism, max_length=128, verify=False)
         commands[mechanism] = command[2], "--stage" in command
     assert commands == {"hedgehog": ("linearise", True), "linear": ("embed", False)}
