@@ -318,7 +318,8 @@ def run_batch(
     Returns:
         ``(B, H, Nq, D)``; gradients of an empty output are zeros. Outputs at padding are finite but meaningless.
     """
-    full = None if call.causal or mechanism.shard is not None else full_of(mechanism)
+    short = bool(mechanism.options.exact_length) and not call.causal and mechanism.shard is None
+    full = full_of(mechanism) if short else None
     if full is None:
         return run_mechanism(mechanism, q, k, v, call, run, per_sequence=per_sequence)
 

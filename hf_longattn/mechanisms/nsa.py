@@ -47,7 +47,7 @@ from ..engines.block_selected import block_selected_attention
 from ..engines.block_sparse import block_sparse_attention
 from ..engines.common import accelerator
 from ..engines.common.batch import in_graph
-from ..engines.common.call import AttentionCall, Pattern, selection_mask
+from ..engines.common.call import AttentionCall, Pattern, middle_of, selection_mask
 from ..engines.common.dense import at_least_fp32, dense_attention, grid_of, index_grid, repeat_heads
 from ..engines.common.score_terms import ScoreMod, remapped
 from ..engines.dispatch import choose
@@ -66,7 +66,7 @@ from ..errors import OptionError
 from ..options import Options, option
 from ..sharding import Shard
 from .common.layout import band_pairs, full_pairs
-from .common.pooled import middle_of, uniform
+from .common.pooled import uniform
 from .common.registry import register_mechanism
 from .common.relative_terms import with_dense_terms
 from .common.scores import pad_queries, scaled_scores, softmax_over, visible_to_all

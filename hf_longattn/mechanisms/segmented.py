@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..engines.common.call import AttentionCall, GatherTile, MaskMod, rows_of
+from ..engines.common.call import AttentionCall, GatherTile, MaskMod, middle_of, rows_of
 from ..engines.common.dense import dense_attention, grid_of, index_grid, products, repeat_heads
 from ..engines.dispatch import choose
 from ..engines.gathered import gathered_attention
@@ -41,7 +41,7 @@ from ..positions.distances import Locality
 from .common.layout import QUERIES_PER_WIDE_ROW, block_sizes, cells, full_pairs, in_rows, prefixes, tokens_of
 from .common.masked import GatheredMechanism
 from .common.ordered import KeysOrWeights
-from .common.pooled import PooledKeys, middle_of, pooled_weights, uniform
+from .common.pooled import PooledKeys, pooled_weights, uniform
 from .common.registry import register_mechanism
 from .common.scores import pad_queries, softmax_over, visible_to_all
 from .common.summaries import CacheSummaries, SummarisedMechanism

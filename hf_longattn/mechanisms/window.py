@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..engines.block_sparse import block_sparse_attention
 from ..engines.common.call import AttentionCall, GatherTile, MaskMod, Pattern
 from ..engines.common.dense import repeat_heads
 from ..engines.common.score_terms import take_heads
@@ -151,7 +152,9 @@ class Window(SparseMechanism, GatheredMechanism):
         if self.listed:
             return GatheredMechanism.forward(self, q, k, v, call)
         if not self._groups:
-            return super().forward(q, k, v, call)
+            if self.options.num_sinks:
+                return super().forward(q, k, v, call)
+            return block_sparse_attention(q, k, v, self.pattern(call.causal), call)
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
         outs, order = [], []
         for heads, mechanism in self._groups:

@@ -241,10 +241,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
         bases = [module for module in self.modules() if isinstance(module, LongBaseModelMixin)]
         return bases[0] if len(bases) == 1 else None
 
-    @property
-    def runs_mechanisms(self) -> bool:
-        """Whether the mechanisms run, rather than an attention implementation of transformers."""
-        return runs_mechanisms(self)
+    runs_mechanisms = property(runs_mechanisms)
 
     @property
     def first_position_id(self) -> int:

@@ -140,6 +140,11 @@ def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
     return torch.zeros(*chosen.shape[:3], count, dtype=torch.bool, device=chosen.device).scatter_(-1, listed, True)
 
 
+def middle_of(real: Tensor) -> Tensor:
+    """Mean place ``(…)`` of the real tokens in pools ``real (…, size)`` bool, rounded down; 0 in empty pools."""
+    return (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
+
+
 def inverse_permutation(order: Tensor) -> Tensor:
     """The inverse of the permutations ``order (…, N)``."""
     places = torch.arange(order.shape[-1], device=order.device)

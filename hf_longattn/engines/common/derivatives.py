@@ -45,7 +45,8 @@ def func_transforms() -> bool:
 
 def values_mapped() -> bool:
     """Whether torch.vmap is active. Python then cannot read the values of tensors."""
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in _transform_stack() or ())
+    transforms = _transform_stack()
+    return transforms is not None and any(level.key() == torch._C._functorch.TransformType.Vmap for level in transforms)
 
 
 def no_fused_kernels() -> str | None:

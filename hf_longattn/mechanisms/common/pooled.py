@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...engines.common.call import AttentionCall
+from ...engines.common.call import AttentionCall, middle_of
 from ...engines.common.dense import grid_of
 from ...engines.common.score_terms import remapped
 from .scores import softmax_over
@@ -42,11 +42,6 @@ class PooledKeys(NamedTuple):
             real = self.real[:, 0] if self.real.shape[1] == 1 else torch.ones_like(self.real[:, 0])
             call = call.with_mask(torch.cat([call.key_mask, real], 1))
         return torch.cat([k, self.keys], 2), torch.cat([v, self.values], 2), call
-
-
-def middle_of(real: Tensor) -> Tensor:
-    """Mean place ``(…)`` of the real tokens in pools ``real (…, size)`` bool, rounded down; 0 in empty pools."""
-    return (real * torch.arange(real.shape[-1], device=real.device)).sum(-1) // real.sum(-1).clamp(min=1)
 
 
 def uniform(members: Tensor, dtype: torch.dtype) -> Tensor:
