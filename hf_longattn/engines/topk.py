@@ -86,7 +86,7 @@ def topk(scores: Tensor, k: int) -> Tensor:
 
 
 def ranking(scores: Tensor) -> Tensor:
-    """Indices that sort ``scores (…, N)`` along the last axis from highest to lowest. Ties go to the lower index."""
+    """Indices that sort ``scores (…, N)`` from highest to lowest. Ties go to the lower index."""
     if torch.compiler.is_exporting():  # ONNX has this rule for TopK, and no stable sort
         return scores.sort(dim=-1, descending=True).indices
     return scores.argsort(dim=-1, descending=True, stable=True)

@@ -54,7 +54,7 @@ def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
 
 
 def fetch_model(name: str, revision: str | None = None, token: str | bool | None = None, *, weights: bool) -> Path:
-    """``name`` if it is a folder. Else the folder in the Hub cache of the repository: its small files, and the weights if requested.
+    """The folder ``name``, or that of a Hub repository in the cache, with its weights if requested.
 
     Raises:
         CheckpointError: no such folder or repository, no access, or no connection.

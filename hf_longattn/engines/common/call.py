@@ -131,7 +131,7 @@ def rows_of(length: int, size: int, device: torch.device | None = None) -> Tenso
 
 
 def selection_mask(chosen: Tensor, own_block: Tensor, count: int) -> Tensor:
-    """Whether each query sees each of ``count`` blocks, ``(B, H, N, count)`` bool: its own, and those that it chose.
+    """Which blocks each query sees, ``(B, H, N, count)`` bool: its own and the chosen ones.
 
     chosen: ``(B, H, N, K)`` int64; -1 is an empty slot. own_block: ``(N, 1)``.
     """

@@ -135,8 +135,7 @@ def _every_token(k: Tensor, length: int) -> Tensor:
 
 
 def full_of(mechanism: Any) -> Any:
-    """The full attention that replaces ``mechanism`` up to ``exact_length`` tokens, its ``max_length``. ``None`` if the option does not
-    apply."""
+    """The full attention for texts of up to ``exact_length`` tokens, its ``max_length``; ``None`` if there is none."""
     if not mechanism._full or mechanism.is_cross_attention or mechanism.ignores_exact_length:
         return None
     full = mechanism._full[0]

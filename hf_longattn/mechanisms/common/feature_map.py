@@ -276,7 +276,7 @@ class LinearMechanism(Mechanism):
 def documents_layout(call: AttentionCall, group: int, causal: bool, distance: int = 0, reverse: bool = False) -> Layout:
     """The pairs within a call's packed documents, for ``group`` query heads per key head. Cached for all layers.
 
-    distance: the features are those of queries from this token on, and of keys at least so many tokens before the query.
+    distance: a query sees keys at least this many tokens before it; 0 = itself, too. The first ``distance`` queries are left out.
     reverse: whether tokens are in reverse order.
     """
     batch, labels = call.batch, call.documents
