@@ -67,7 +67,7 @@ def probe(
     The tasks are RULER's, HELMET's and ∞Bench's synthetic ones, associative recall, induction and copying, at several lengths.
     """
     if photo is not None:
-        raise typer.BadParameter(f"probe asks models of texts; type longattn audit {model} {photo}", param_hint="PHOTO")
+        raise typer.BadParameter("probe asks models of texts; type longattn audit MODEL PHOTO", param_hint="PHOTO")
 
     from ..conversion.model_loading import quiet_libraries
     from ..conversion.plan_tensors import parse_dtype

@@ -27,7 +27,7 @@ USUAL = (
     "top_k:num_keys=64", "top_k:num_keys=256", "block_top_k:num_blocks=4", "block_top_k:num_blocks=8", "lsh", "routing",
 )  # fmt: skip
 """Candidates by default. All other mechanisms are compared with their default options."""
-USUAL_CAUSAL = ("window:window=512,num_sinks=4",)
+USUAL_CAUSAL = tuple(f"window:window={window},num_sinks=4" for window in (256, 512, 1024))
 """Further candidates by default for causal layers. In bidirectional layers global tokens take the role of attention sinks."""
 USUAL_CHUNKS = tuple(f"chunked:chunk_size={size},left_chunks={count}" for size in (16, 64) for count in (2, 8))
 """Chunked mechanisms among the default candidates for sound."""

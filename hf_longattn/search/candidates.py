@@ -8,7 +8,7 @@ from ..errors import LongAttentionError, OptionError
 from ..inputs.common.base import InputSizes
 from ..inputs.text import text_sizes
 from ..inspect import Candidate
-from ..inspect.candidates import USUAL_CHUNKS, unasked, unique_candidates
+from ..inspect.candidates import USUAL_CAUSAL, USUAL_CHUNKS, unasked, unique_candidates
 from ..inspect.candidates import read_candidates as candidates_from
 from ..mechanisms.common.registry import prototype
 
@@ -33,11 +33,11 @@ USUAL_OF: Mapping[str, tuple[str, ...]] = {"text": USUAL, "sound": (*USUAL, *USU
 FULL = Candidate("full")
 
 
-def usual_candidates(sizes: InputSizes | None = None) -> list[Candidate]:
-    """:data:`USUAL` and full attention; of a model that reads images of these ``sizes``, :data:`USUAL_ON_GRIDS` and more; of one of sound
-    :data:`USUAL` and :data:`USUAL_CHUNKS`."""
+def usual_candidates(sizes: InputSizes | None = None, causal: bool = False) -> list[Candidate]:
+    """The candidates by default for what the model reads, full attention among them. Decoders also try windows with sinks."""
     if sizes is None or sizes.noun in USUAL_OF:
-        return unique_candidates([*unasked(USUAL if sizes is None else USUAL_OF[sizes.noun]), FULL])
+        usual = USUAL if sizes is None else USUAL_OF[sizes.noun]
+        return unique_candidates([*unasked((*usual, *USUAL_CAUSAL * causal)), FULL])
     named = unasked((*sizes.kind.own_windows(sizes), *USUAL_ON_GRIDS))
     mechanisms = {candidate.mechanism for candidate in named}
     others = [Candidate(name) for name in sizes.kind.mechanisms(causal=False) if name not in mechanisms]

@@ -172,7 +172,7 @@ class Search:
         """
         config, shape, sizes = self.config, self.model.original.shape, self.model.original.inputs
         measured = config.full_layers or (config.trials > 0 and config.objective == "loss")
-        for candidate in usual_candidates(sizes) if self.asked is None else self.asked:
+        for candidate in usual_candidates(sizes, shape.causal) if self.asked is None else self.asked:
             why = unsuitable(candidate, shape.causal, sizes)
             if why and candidate.by_user:
                 raise OptionError(f"{why[:-1]}; leave --candidate {candidate} out.")

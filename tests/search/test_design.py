@@ -11,7 +11,8 @@ import yaml
 from hf_longattn import LongAttentionConfig, convert_checkpoint
 from hf_longattn.cli import main
 from hf_longattn.inspect import Candidate
-from hf_longattn.search.candidates import USUAL
+from hf_longattn.inspect.candidates import USUAL_CAUSAL
+from hf_longattn.search.candidates import USUAL, usual_candidates
 from hf_longattn.search.design import CostedDesign, Design, pareto, unique
 
 WIDE, NARROW, FULL = (Candidate.read(text) for text in ("window:window=32", "window:window=8", "full"))
@@ -59,3 +60,8 @@ def test_the_best_designs_for_their_cost() -> None:
     ]
     assert [costed.design for costed in pareto(result)] == [designs[0], designs[2]]
     assert unique([designs[0], designs[1], designs[0]]) == designs[:2]
+
+
+def test_windows_with_sinks_are_tried_for_decoders_only() -> None:
+    for causal in (False, True):
+        assert sum("num_sinks" in candidate.options for candidate in usual_candidates(causal=causal)) == len(USUAL_CAUSAL) * causal
