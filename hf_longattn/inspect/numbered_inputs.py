@@ -50,7 +50,7 @@ class AuditInputs(ABC):
     """Inputs of a model with one patch or frame per token.
 
     argument: name of the argument of ``forward`` for these inputs.
-    length: number of tokens.
+    length: number of tokens. unit: what they are called, "tokens" or "frames".
     numbers: numbers of all different patches or frames.
     masks: names of other inputs that a graph may have.
     overlap: number of previous patches that include pixels of a patch, for each axis.
@@ -70,6 +70,7 @@ class AuditInputs(ABC):
     before: Sequence[Mixing] | None = ()
     inside: Sequence[Mixing] | None = ()
     mixes: bool = False
+    unit: str = "tokens"
     own_attention: Callable[[Any], LongAttentionConfig] | None = None
 
     @abstractmethod
@@ -150,6 +151,7 @@ class AuditSounds(AuditInputs):
 
     masks = (MASK,)
     mixes = True
+    unit = "frames"
 
     def __init__(self, family: Family, config: Any, frames: int, *, masked: bool = False) -> None:
         rule: Any = family.rule
@@ -181,9 +183,10 @@ class AuditSounds(AuditInputs):
         rule: Any = family.rule
         longest = rule.longest(config)
         most = LONGEST if longest is None else min(LONGEST, longest)
-        frames = min(most, default) if length is None else length
+        usual = min(most, default, rule.most_tokens(family, config))
+        frames = usual if length is None else length
         if not SHORTEST <= frames <= most:
-            raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {min(most, default)}.")
+            raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {usual}.")
         is_long = bool(getattr(config, "base_model_type", None))
         if not (is_long or rule.base_reads(config, rule.seconds(rule.length_of(config, frames)))):
             frames = rule.frames(config, rule.length(rule.durations(config)[0]))

@@ -47,7 +47,7 @@ def _add_reach(report: Report, audit: ReachAudit) -> None:
     pooled = bool(audit.probes)
     replaced = f"; replaced, one at a time: {', '.join(f'{position:,}' for position in audit.probes)}" if pooled else ""
     report.facts(
-        ("config", audit.model), ("audited", audit.subject), ("tokens", f"{audit.length:,}{replaced}"),
+        ("config", audit.model), ("audited", audit.subject), (audit.unit, f"{audit.length:,}{replaced}"),
         ("cost", f"{audit.runs:,} runs in {audit.seconds:,.0f} s"),
     )  # fmt: skip
     rows = []

@@ -52,6 +52,7 @@ class ReachAudit:
         noise: largest difference between the outputs of two equal runs.
         note: what these runs cannot detect, or "".
         notes: of a server, what else it was asked.
+        unit: what ``length`` counts: "tokens", or "frames" of sound.
         changed: ``(panels, stages, N)`` bool, the outputs that changed in the first runs; for an embedding ``(probes, 1, 1)``.
         expected: the outputs that may change, in the shape of ``changed``.
     """
@@ -70,6 +71,7 @@ class ReachAudit:
     changed: Tensor
     expected: Tensor
     notes: tuple[str, ...] = ()
+    unit: str = "tokens"
 
     @property
     def agrees(self) -> bool:
@@ -146,7 +148,7 @@ def audited(
         model, target.name, declared.length, sum(part.runs for part in parts), seconds, settings.exhaustive,
         parts[0].exhaustive_runs + sum(part.runs for part in parts[1:]), () if embedding is None else embedding.probes, tuple(verdicts),
         noise,
-        _note(stages, embedding, declared, settings), changed, expected,
+        _note(stages, embedding, declared, settings), changed, expected, unit="tokens" if declared.inputs is None else declared.inputs.unit,
     )  # fmt: skip
 
 

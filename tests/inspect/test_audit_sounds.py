@@ -76,7 +76,7 @@ def test_a_stretch_is_what_lies_between_two_frames(base: str, frames: int) -> No
 
 
 def test_what_is_not_audited_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(LengthError, match=r"takes 8 to 131,072 frames, not 3; give --length 2048"):
+    with pytest.raises(LengthError, match=r"takes 8 to 131,072 frames, not 3; give --length 749"):
         audit_reach(small_model("wav2vec2", "Wav2Vec2Model"), length=3)
     with pytest.raises(LengthError, match=r"reads sounds of 1,500 frames, not of 64; leave --length out"):
         audit_reach(small_model("whisper", "WhisperModel"), length=64)
