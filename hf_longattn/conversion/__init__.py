@@ -24,6 +24,6 @@ if TYPE_CHECKING:
     from .plan_tensors import TensorPlan as TensorPlan
     from .report import ConversionReport as ConversionReport
     from .revert import revert_checkpoint as revert_checkpoint
-    from .sources.hub import folder_without_weights as folder_without_weights
+    from .sources.hub import fetch_model as fetch_model
 
 __getattr__, __all__ = public_names(__name__)

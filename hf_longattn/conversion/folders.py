@@ -32,7 +32,7 @@ from ..staging import check_destination, copy_folder, destination_path, give_usu
 from .plan_tensors import ResultPlan
 from .report import ConversionReport, StageProgress, require_passed, seconds, versions
 from .sources.base import SIDECAR_FOLDERS, SIDECARS, ResultInfo, Source, open_source
-from .sources.hub import folder_without_weights
+from .sources.hub import fetch_model
 from .sources.sentence_transformers import SETTINGS, write_modules
 from .tensor_files import write_json
 from .writing import write_result
@@ -244,7 +244,7 @@ def complete_folder(folder: Path, source: str | Path) -> list[str]:
         source: the folder, or the repository on the Hub, that the model was loaded from.
     """
     try:
-        place = folder_without_weights(source)
+        place = fetch_model(source)
     except CheckpointError:  # no connection: the model is saved without these files
         return []
     files = _files_around(place, (*LICENCES, *PROCESSORS))
@@ -291,7 +291,7 @@ def remove_sidecars(folder: Path, source: str | None) -> None:
     if not source:
         return
     with contextlib.suppress(CheckpointError):  # no connection, or the source is not there any more
-        for name, licence in _files_around(folder_without_weights(source), LICENCES).items():
+        for name, licence in _files_around(fetch_model(source), LICENCES).items():
             if (folder / name).is_file() and not licence.samefile(folder / name) and filecmp.cmp(folder / name, licence, shallow=False):
                 (folder / name).unlink()
 

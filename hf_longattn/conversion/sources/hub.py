@@ -53,15 +53,15 @@ def fetch_snapshot(request: SourceRequest, patterns: Sequence[str]) -> Path:
     return Path(folder)
 
 
-def fetch_model(name: str, revision: str | None = None, token: str | bool | None = None, *, weights: bool) -> Path:
-    """The folder ``name``, or that of a Hub repository in the cache, with its weights if requested.
+def fetch_model(model: str | Path, revision: str | None = None, token: str | bool | None = None, *, weights: bool = False) -> Path:
+    """The folder ``model``, or that of a Hub repository in the cache, with its weights if requested.
 
     Raises:
         CheckpointError: no such folder or repository, no access, or no connection.
     """
+    name, folder = str(model), Path(model).expanduser()
     check_name(name)
     check_revision(name, revision)
-    folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
@@ -70,15 +70,6 @@ def fetch_model(name: str, revision: str | None = None, token: str | bool | None
         raise CheckpointError(NO_FOLDER.format(name))
     request = SourceRequest(name, Path(name), revision, token)
     return fetch_snapshot(request, (*SMALL, WEIGHTS) if weights else SMALL)
-
-
-def folder_without_weights(name: str | Path) -> Path:
-    """``name`` if it is a folder. Else the folder in the Hub cache of the repository, downloaded without weights.
-
-    Raises:
-        CheckpointError: no such repository, no access, or no connection.
-    """
-    return fetch_model(str(name), weights=False)
 
 
 def fetch_headers(request: SourceRequest, folder: Path) -> dict[str, TensorHeader]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hf_longattn.conversion import folder_without_weights
+from hf_longattn.conversion import fetch_model
 from hf_longattn.data.lengths import longest_input
 from hf_longattn.data.tokenization import IGNORED
 from hf_longattn.errors import OptionError
@@ -146,7 +146,7 @@ def check_original(model_args: LineariseModelArguments) -> None:
     """
     if model_args.teacher or model_args.mechanism:
         return
-    report = folder_without_weights(model_args.model) / DISTILLATION_REPORT
+    report = fetch_model(model_args.model) / DISTILLATION_REPORT
     if report.is_file() and "stage2" in read_json_object(report):
         raise OptionError(
             f"Stage 2 has changed the weights of {model_args.model!r}, so it cannot be its own teacher; add --teacher with the checkpoint "
