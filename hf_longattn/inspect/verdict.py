@@ -147,8 +147,7 @@ def audited(
     return ReachAudit(
         model, target.name, declared.length, sum(part.runs for part in parts), seconds, settings.exhaustive,
         parts[0].exhaustive_runs + sum(part.runs for part in parts[1:]), () if embedding is None else embedding.probes, tuple(verdicts),
-        noise,
-        _note(stages, embedding, declared, settings), changed, expected, unit="tokens" if declared.inputs is None else declared.inputs.unit,
+        noise, _note(stages, embedding, declared, settings), changed, expected, unit=getattr(declared.inputs, "unit", "tokens"),
     )  # fmt: skip
 
 

@@ -86,4 +86,4 @@ def test_what_is_not_audited_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         main(["audit", str(tmp_path), "--length", "3"])
     assert ended.value.code == 1
-    assert "not 3; give --length 2048." in capsys.readouterr().err
+    assert "not 3; give --length 749." in capsys.readouterr().err

@@ -124,6 +124,11 @@ SEQ2SEQ = (ModelArguments, Seq2SeqDataArguments, Seq2SeqLongTrainingArguments)
 class LongSeq2SeqTrainer(LongTrainer, Seq2SeqTrainer):
     """transformers' Seq2SeqTrainer with a time budget."""
 
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As Seq2SeqTrainer's; autocast holds for the encoder, too, and converts weights once a batch, not once a token."""
+        with self.accelerator.autocast():
+            return super().prediction_step(*args, **kwargs)
+
 
 class Inputs(NamedTuple):
     """What a run reads and writes.
