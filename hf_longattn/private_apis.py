@@ -85,6 +85,7 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "awq_scales": ("transformers.integrations.awq:AWQ_SCALES_MAPPINGS",),
     "response_templates": ("transformers.cli.serving.utils:_RESPONSE_TEMPLATE_FALLBACKS",),
     "standalone_encoders": ("sentence_transformers.base.modules.transformer:_ENCODER_ONLY_MODELS",),
+    "message_formats": ("sentence_transformers.base.modality:KNOWN_MODEL_TYPES_MESSAGE_FORMATS",),
     "feature_inputs": ("sentence_transformers.base.modules.transformer:_FEATURE_EXTRACTION_EDGE_CASES",),
     "logits_inputs": ("sentence_transformers.base.modules.transformer:_FILL_MASK_EDGE_CASES",),
     "generating_inputs": ("sentence_transformers.base.modules.transformer:_TEXT_GENERATION_EDGE_CASES",),

@@ -27,6 +27,7 @@ OVERRIDDEN = (
     "transformers:PreTrainedModel._initialize_weights",
     "transformers:GenerationMixin._update_model_kwargs_for_generation",
     "transformers:GenerationMixin._valid_auto_compile_criteria",
+    "transformers:GenerationMixin._prepare_decoder_input_ids_for_generation",
     "transformers:GenerationMixin._prepare_position_ids_for_generation",
     "transformers.utils:PushToHubMixin._upload_modified_files",
     "transformers:Trainer._get_eval_sampler",
@@ -35,7 +36,7 @@ OVERRIDDEN = (
     "transformers:Trainer._prepare_context_parallel_inputs",
     "transformers:Trainer._run_epoch",
 )
-"""Private methods that subclasses of ours override (``modeling/mixin.py``, ``training/trainer.py``)."""
+"""Private methods that subclasses of ours override (``modeling/mixin.py``, ``training/trainer.py``, ``families/whisper.py``)."""
 DECLARED = (
     "_keep_in_fp32_modules_strict",
     "_no_split_modules",
@@ -61,7 +62,7 @@ def test_each_is_in_the_installed_versions(name: str) -> None:
 @every_cell("where", OVERRIDDEN)
 def test_each_overridden_method_is_in_the_installed_version_and_in_a_class_of_ours(where: str, repository: Path) -> None:
     assert callable(resolve(where))
-    overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "training/trainer.py"))
+    overriding = (repository / "hf_longattn" / file for file in ("modeling/mixin.py", "training/trainer.py", "families/whisper.py"))
     assert any(f"def {where.rpartition('.')[2]}(" in path.read_text(encoding="utf-8") for path in overriding)
 
 

@@ -266,7 +266,7 @@ ASKED = {
 def show_export(export: ExportReport) -> None:
     """What was written, its inputs and outputs, and the comparison with the model."""
     form = export.format if export.opset is None else f"{export.format}, opset {export.opset}"
-    inputs = f"{export.min_length:,} to {export.max_length:,} tokens"
+    inputs = f"{export.min_length:,} to {export.max_length:,} {export.unit}"
     if export.image_size is not None:
         inputs = f"images of {' × '.join(map(str, export.image_size))} pixels"
         inputs += f", or less in multiples of {export.image_step}" if export.image_step else ""

@@ -58,7 +58,7 @@ LONG_CONFIG = "long_config.json"
 class ExportReport:
     """A finished export.
 
-    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum tokens that the graph takes.
+    inputs, outputs: names, in order. min_length, max_length: minimum (pad shorter texts) and maximum ``unit`` that the graph takes.
     text: description of the inputs on which graph and model were compared.
     image_size: the largest image size that an image model's graph takes, in pixels along each axis.
     image_step: the graph takes smaller heights and widths too, which are multiples of this many pixels; ``None``: it takes one size.
@@ -81,6 +81,7 @@ class ExportReport:
     text: str = ""
     image_size: tuple[int, ...] | None = None
     image_step: int | None = None
+    unit: str = "tokens"
     decoding: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
 
@@ -189,7 +190,7 @@ def export_checkpoint(
         report = ExportReport(
             target, format, type(loaded).__name__, graph.inputs, outputs, shortest, max_length, used, tuple(checks),
             with_report(files, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
-            int8=quantised, text=inputs.describe(), image_size=getattr(graph, "size", None),
+            int8=quantised, text=inputs.describe(), image_size=getattr(graph, "size", None), unit=inspection.inputs.token_unit,
             image_step=getattr(graph, "step", 0) if shortest < max_length else None, decoding=graph.describe(),
         )  # fmt: skip
         introduction = (

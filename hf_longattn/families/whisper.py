@@ -114,6 +114,12 @@ class WhisperOfAnyLength(_Base):
         of_any_length = isinstance(self, WhisperEncoder)
         return super().call_base(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
 
+    def _prepare_decoder_input_ids_for_generation(self, *, model_kwargs: dict[str, Any], **others: Any) -> tuple[Any, dict[str, Any]]:
+        """As in the base, a prompt is kept as it is, without a start token. transformers knows the base by its model type."""
+        if "decoder_input_ids" in model_kwargs:
+            return model_kwargs.pop("decoder_input_ids"), model_kwargs
+        return super()._prepare_decoder_input_ids_for_generation(model_kwargs=model_kwargs, **others)
+
 
 def _in_longer_segments(generate: Any) -> Any:
     """Wrap ``generate`` so that its segments have ``long_audio_seconds`` instead of ``max_source_positions`` frames."""

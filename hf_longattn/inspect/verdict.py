@@ -51,8 +51,7 @@ class ReachAudit:
         probes: for an embedding, the positions whose tokens were replaced.
         noise: largest difference between the outputs of two equal runs.
         note: what these runs cannot detect, or "".
-        notes: of a server, what else it was asked.
-        unit: what ``length`` counts: "tokens", or "frames" of sound.
+        notes: of a server, what else it was asked. unit: what ``length`` counts, "tokens" or "frames".
         changed: ``(panels, stages, N)`` bool, the outputs that changed in the first runs; for an embedding ``(probes, 1, 1)``.
         expected: the outputs that may change, in the shape of ``changed``.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutomaticSpeechRecognitionPipeline, LayoutLMConfig, WhisperConfig
+from transformers import AutomaticSpeechRecognitionPipeline, LayoutLMConfig
 from transformers.pipelines.document_question_answering import DocumentQuestionAnsweringPipeline, ModelType
 
 
@@ -21,20 +21,12 @@ class PageQuestionAnsweringPipeline(DocumentQuestionAnsweringPipeline):
 
 
 class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
-    """transformers' pipeline, which treats a LongWhisper as Whisper: it merges chunks and returns timestamps.
-
-    For other encoder-decoders, the base class joins the texts of overlapping chunks.
-    """
+    """transformers' pipeline, which decodes a Long model as its base: by its model type."""
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        self._whisper = isinstance(model.config, WhisperConfig)
-        super().__init__(model, *args, **kwargs)
-
-    @property
-    def type(self) -> str:
-        """The base class's type of decoding."""
-        return "seq2seq_whisper" if self._whisper else self._type
-
-    @type.setter
-    def type(self, value: str) -> None:
-        self._type = value
+        config, own = model.config, model.config.model_type
+        config.model_type = getattr(config, "base_model_type", own)
+        try:
+            super().__init__(model, *args, **kwargs)
+        finally:
+            config.model_type = own

@@ -107,7 +107,8 @@ def test_what_is_generated_is_read_at_once(tmp_path: Path) -> None:
     model = of(type(plain), tmp_path, long_attention={"mechanism": "full"})
     features = inputs_of(type(plain))["input_features"]
     settings = {"max_new_tokens": 6, "do_sample": False}
-    assert model.generate(features, **settings).equal(plain.generate(features, **settings))
+    for prompt in ({}, {"decoder_input_ids": torch.tensor([[7, 5], [7, 8]])}):  # without a start token, as `prompt_ids` are
+        assert model.generate(features, **prompt, **settings).equal(plain.generate(features, **prompt, **settings))
     longer = of(type(plain), tmp_path, long_attention=BAND, long_audio_seconds=2)
     read: list[int] = []
     longer.model.encoder.register_forward_pre_hook(lambda module, args, kwargs: read.append(rows_of(*args, **kwargs)), with_kwargs=True)

@@ -8,22 +8,32 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutomaticSpeechRecognitionPipeline,
     BertTokenizer,
     LayoutLMConfig,
     LayoutLMForQuestionAnswering,
     LayoutLMv3Config,
     LayoutLMv3ForQuestionAnswering,
     LayoutLMv3Tokenizer,
+    Wav2Vec2FeatureExtractor,
     pipeline,
 )
+from transformers.models.auto import modeling_auto
 
 from hf_longattn import convert_checkpoint
 from hf_longattn.evaluation.qa_reader import QAReader, whole
+from hf_longattn.families import FAMILIES
 from hf_longattn.modeling.attach.token_globals import carry_question
+from hf_longattn.modeling.pipelines import SpeechRecognitionPipeline
 from hf_longattn.training import load_qa_model
 from tests.families.test_whisper import save as save_whisper
-from tests.modeling.audio_models import whisper_processor
+from tests.modeling.audio_models import small_model, whisper_processor
 
+RECOGNISERS = {
+    *modeling_auto.MODEL_FOR_CTC_MAPPING_NAMES.values(), *modeling_auto.MODEL_FOR_TDT_MAPPING_NAMES.values(),
+    *modeling_auto.MODEL_FOR_RNNT_MAPPING_NAMES.values(),
+    *modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES.values(),
+}  # fmt: skip
 QUESTION = "which key ?"
 WORDS = [f"{first}{second}" for first in "abcdefgh" for second in "klmnopqrst"]
 SHAPE: dict[str, Any] = {
@@ -89,3 +99,16 @@ def test_chunks_of_a_long_whisper_are_merged_as_those_of_the_base(tmp_path: Path
         heard[name] = (recognise.type, recognise({"raw": sound.copy(), "sampling_rate": 16_000}, generate_kwargs={"max_new_tokens": 12}))
     assert heard["long"] == heard["short"]
     assert heard["long"][0] == "seq2seq_whisper"
+
+
+@pytest.mark.parametrize("base", [base for base, family in FAMILIES.items() if family.rule.reads == "sound"])
+def test_recognisers_decode_as_their_bases(base: str) -> None:
+    """transformers knows those that write by ``generate`` by their model type, and reads others as CTC."""
+    family = FAMILIES[base]
+    for head in {*family.model_classes} & RECOGNISERS:
+        model = small_model(base, head)
+        long = family.model_class(head)(family.config_class.from_dict({**model.config.to_dict(), "model_type": f"long_{base}"}))
+        found, expected = (recogniser(of, feature_extractor=Wav2Vec2FeatureExtractor()).type for recogniser, of in (
+            (SpeechRecognitionPipeline, long), (AutomaticSpeechRecognitionPipeline, model),
+        ))  # fmt: skip
+        assert (found, long.config.model_type) == (expected, f"long_{base}")

@@ -204,6 +204,7 @@ TABLES: dict[str, Callable[[ModuleType], None]] = {
     "peft.utils.constants": register_adapters,
     "peft.utils.transformers_weight_conversion": partial(register_types, "expert_adapters"),
     "peft.tuners.adaption_prompt.config": partial(register_types, "prompt_adapters", but=("gpt2",)),  # peft checks GPT-2 by name
+    "sentence_transformers.base.modality": partial(register_types, "message_formats"),
     "sentence_transformers.base.modules.transformer": register_standalone_encoders,
 }
 """Module with tables -> function that enters Long models in them, called with the module after its import."""
