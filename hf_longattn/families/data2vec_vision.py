@@ -13,10 +13,10 @@ from transformers.models.data2vec.modeling_data2vec_vision import (
 )
 
 from ..backend import BACKEND, GRID
-from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, split_heads
+from ..modeling.attach.custom_attention import OnTheInterface, attend_by_mechanism, split_heads
 from ..modeling.attach.relative_bias import bias_by_distance
 from ..modeling.classes import Family, long_config
-from ..modeling.family.config import BASE_ATTENTION, IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
+from ..modeling.family.config import BASE_ATTENTION, attention_implementation, runs_mechanisms
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
 from ..modeling.family.validation import refuse_scoreless
@@ -63,29 +63,24 @@ class LongData2VecVisionSelfAttention(Data2VecVisionSdpaSelfAttention):
         return attend_by_mechanism(self, query, key, value, None, **terms)
 
 
-class Data2VecVisionOnTheBackend(ReplacedModules):
-    """Replaces modules. The base has no class for our attention, so it is built with "sdpa" and set to ours in :meth:`post_init`."""
+class Data2VecVisionOnTheBackend(OnTheInterface):
+    """As :class:`OnTheInterface`, but the base has a class for no other attention than "sdpa", so it is built with that."""
 
     replaced = {
         Data2VecVisionRelativePositionBias: LongData2VecVisionRelativePositionBias,
         Data2VecVisionSelfAttention: LongData2VecVisionSelfAttention,
         Data2VecVisionSdpaSelfAttention: LongData2VecVisionSelfAttention,
     }
-    _supports_attention_backend = True
-    _requested: str | None = None
+    _supports_flash_attn = _supports_flex_attn = False
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         implementation = super().get_correct_attn_implementation(requested_attention, is_init_check)
         if not is_init_check:
             return implementation
-        self._requested = implementation
         setattr(self.config, BASE_ATTENTION, True)
         return "sdpa"
 
     def post_init(self) -> None:
-        if self._requested is not None:
-            setattr(self.config, IMPLEMENTATION_FIELD, self._requested)
-            self._requested = None
         super().post_init()
         if self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias:
             refuse_scoreless(self, "adds a bias by distance to its attention scores")

@@ -272,4 +272,4 @@ def test_the_real_whisper(name: str, real_whisper: Path, tmp_path: Path) -> None
     expected = asr({"raw": sound.copy(), "sampling_rate": RATE}, chunk_length_s=30, return_timestamps=True)
     chunked = transcribe(model, processor, sound, chunk_seconds=30)
     assert chunked.text == expected["text"]
-    assert len(chunked.segments) == len(expected["chunks"]) > 5
+    assert len(chunked.segments) == len(expected["chunks"]) > 1

@@ -276,5 +276,8 @@ def test_bad_input_is_a_sentence() -> None:
     two = LongBartConfig(d_model=16, encoder_layers=1, decoder_layers=1, vocab_size=50, long_attention=RMT)
     with pytest.raises(OptionError, match="one of two stacks"):
         LongBartModel(two)
+    for base in ("albert", "clip_text_model"):  # its embeddings are narrower; it takes none
+        with pytest.raises(OptionError, match="cannot read hidden states as embeddings; choose another mechanism"):
+            long_model(base, None, RMT)
     with pytest.raises(BackendError, match="only the Long classes"):
         enable_long_attention(plain_model("gpt2"), RMT)

@@ -17,7 +17,7 @@ from tests.alike import engine_of_form
 from tests.cells import every_cell
 from tests.grids import grid
 from tests.memory.test_kept_cache import HEAD
-from tests.reference.small_models import DECODERS, long_like, padding, plain_model, tokens
+from tests.reference.small_models import DECODERS, long_like, long_model, padding, plain_model, tokens
 
 XL = {"mechanism": "transformer_xl", "segment_length": 32, "memory_length": 48}
 
@@ -178,3 +178,11 @@ def test_bad_input_is_a_sentence() -> None:
     longer.use_base_attention("sdpa")
     with pytest.raises(MemoryMismatchError, match="'sdpa', which has no memory"):
         longer.new_memory()
+
+
+@pytest.mark.parametrize(("base", "head"), [("gptj", "GPTJForQuestionAnswering"), ("clip_text_model", "CLIPTextModel")])
+def test_a_model_that_hands_no_cache_down_is_refused(base: str, head: str) -> None:
+    """It would read every segment as if it were the first, without a word."""
+    model = long_model(base, head, {"mechanism": "window", "window": 8})
+    with pytest.raises(MemoryMismatchError, match="remembers nothing; use a decoder without its head"):
+        model(tokens(1, 8), memory=model.new_memory())

@@ -317,6 +317,7 @@ class Cell:
         else:
             off = float((found - expected).norm() / expected.norm().clamp(min=1e-9))
         allowed = self.tolerance * (2 if name == "gradient" and self.tolerance >= 0.01 else 1)  # both passes are rounded
+        allowed = max(allowed, 1e-7) if name == "gradient" else allowed  # Gemma's norms compute in float32
         assert off <= allowed, f"{name} is off by {off:.1e}"
 
 
@@ -337,7 +338,7 @@ def fields_of(model: Any, arguments: dict[str, Any]) -> Fields:
     fields: Fields = {}
     for name, value in outputs.items():
         name = "logits" if name == "last_hidden_state" and "logits" not in outputs else name
-        if name in ("past_key_values", "memory") or name.startswith(("decoder_", "cross_")):
+        if name in ("past_key_values", "memory", "pooler_output") or name.startswith(("decoder_", "cross_")):
             continue
         for number, one in enumerate(value) if isinstance(value, tuple | list) else [(None, value)]:
             if isinstance(one, Tensor):

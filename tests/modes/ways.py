@@ -308,7 +308,7 @@ def functional_gradient(call: Call) -> Call:
     """The gradients of :func:`differentiated` by ``torch.func.grad`` of ``functional_call``."""
 
     def run(model: Any, arguments: dict[str, Any]) -> Fields:
-        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
         def function(values: dict[str, Tensor]) -> tuple[Tensor, Fields]:
             fields = call(lambda **given: torch.func.functional_call(model, values, (), given), arguments)

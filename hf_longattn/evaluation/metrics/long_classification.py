@@ -1,4 +1,7 @@
-"""Accuracy and macro F1 of document classification, overall and by document length, with counts and standard errors."""
+"""Accuracy and macro F1 of single-label classification in per cent, over all documents and by their length in tokens.
+
+Macro F1 is the mean over the classes that occur among labels or predictions; a class that is never rightly predicted counts 0.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,6 @@ import evaluate
 
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, in_percent, mean_and_error, standard_error
 
-_DESCRIPTION = """
-Accuracy and macro F1 of single-label classification, in per cent, over all documents and by their length in tokens. Macro F1 is the mean
-over the classes that occur among labels or predictions; a class that is never rightly predicted counts 0.
-"""
 _KWARGS = """
 predictions: list of class numbers.
 references: list of {label, length}; length = tokens of the document, -1 = not known.
@@ -32,7 +31,7 @@ class LongClassification(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("int64")
         features = datasets.Features({"predictions": number, "references": {"label": number, "length": number}})
-        return evaluate.MetricInfo(description=_DESCRIPTION, citation="", inputs_description=_KWARGS, features=features)
+        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
 
     def _compute(self, predictions: list[int], references: list[dict[str, int]], buckets: Sequence[int] = BUCKETS) -> dict[str, Any]:
         pairs: Any = [(reference["label"], prediction) for reference, prediction in zip(references, predictions, strict=True)]

@@ -1,4 +1,4 @@
-"""SQuAD's (and TriviaQA's) exact match and F1, overall and by document length, with counts and standard errors."""
+"""SQuAD's (or TriviaQA's) exact match and token F1 in per cent, over all questions and by the length of the document in tokens."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ import evaluate
 from hf_longattn.data.answers import normalise, normalised_alias
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, means_in_percent
 
-_DESCRIPTION = """
-Exact match and token F1 of extractive question answering (SQuAD's definitions, or TriviaQA's), in per cent, over all questions and by
-the length of the document in tokens.
-"""
 _CITATION = """
 @inproceedings{rajpurkar2016squad, title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
   author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy}, booktitle={EMNLP}, year={2016}}
@@ -44,7 +40,7 @@ class LongQA(evaluate.Metric):
         answers = {"text": datasets.List(text), "answer_start": datasets.List(datasets.Value("int32"))}
         references = {"id": text, "answers": answers, "length": number}
         features = datasets.Features({"predictions": {"id": text, "prediction_text": text}, "references": references})
-        return evaluate.MetricInfo(description=_DESCRIPTION, citation=_CITATION, inputs_description=_KWARGS, features=features)
+        return evaluate.MetricInfo(description=__doc__ or "", citation=_CITATION, inputs_description=_KWARGS, features=features)
 
     def _compute(
         self, predictions: list[dict[str, Any]], references: list[dict[str, Any]], buckets: Sequence[int] = BUCKETS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -58,22 +59,23 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
     """Set the memory tokens ``stack.long_memory``, if the mechanisms of a model use any.
 
     Raises:
-        OptionError: the model is part of an encoder-decoder, or a segment is longer than its position table.
+        OptionError: the model is one of two stacks, cannot read its hidden states, or a segment is longer than its position table.
     """
-    crosses = any(site.cross for site in attention_sites(stack))
-    if (stack.config.is_encoder_decoder or crosses) and any(recursions(stack)):
-        raise OptionError(
-            f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} is one of two stacks; "
-            "choose another mechanism, for example window or transformer_xl."
-        )
-    recursion = recursion_of(stack)
-    if recursion is None:
+    if not any(recursions(stack)):
         return
+    weight: Tensor = stack.get_input_embeddings().weight
+    narrow = hasattr(stack.config, "embedding_size") and stack.config.embedding_size != stack.config.hidden_size  # as in ALBERT
+    two_stacks = stack.config.is_encoder_decoder or any(site.cross for site in attention_sites(stack))
+    if two_stacks or narrow or "inputs_embeds" not in inspect.signature(type(stack).forward).parameters:
+        why = "is one of two stacks" if two_stacks else "cannot read hidden states as embeddings"
+        raise OptionError(
+            f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} {why}; choose another mechanism, as window."
+        )
+    recursion: Any = recursion_of(stack)
     if table is not None and recursion.length > table.tokens(stack.config):
         raise OptionError(
             f"A segment has {recursion.length} tokens, but the model {table.tokens(stack.config)} positions; "
             f"give segment_length={table.tokens(stack.config)} or less."
         )
-    weight: Tensor = stack.get_input_embeddings().weight
     std = getattr(stack.config, "initializer_range", 0.02)
     stack.long_memory = MemoryTokens(recursion, weight.shape[1], std).to(device=weight.device, dtype=weight.dtype)

@@ -211,6 +211,10 @@ class Sharding(Mode[dict[str, Any]]):
             return shard.reach(values[0], [(0, shard.length)] * self.processes, 1)
 
         def pooled(values: Sequence[Tensor]) -> Tensor:
+            if not hasattr(model, "pooler"):  # as CLIP's, which pools at the end of a text
+                raise BackendError(
+                    f"A {type(model).__name__} pools a token of any process; give it whole texts, without sequence_parallel."
+                )
             hidden = outputs.last_hidden_state
             first = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
             return model.pooler(shard.tokens(hidden[:, None], first)[:, 0] if self.by_token else hidden)
