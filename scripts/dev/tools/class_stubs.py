@@ -9,10 +9,12 @@ them, and builds take them along (:mod:`scripts.dev.hatch_build`).
 from __future__ import annotations
 
 import argparse
+import builtins
 import importlib
 import inspect
 import re
 import textwrap
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -98,10 +100,15 @@ def family_stub(family: Family) -> str:
     for text, imports in (config_stub(family), *(model_stub(family, name) for name in models)):
         bodies.append(text)
         needed |= imports
-    named = set(
-        re.findall(r"\w+", " ".join(line for body in bodies for line in body.splitlines() if line.lstrip().startswith(("class", "def"))))
-    )
+    signatures = " ".join(line for body in bodies for line in body.splitlines() if re.match(r" *(class|def) \w+\(", line))
+    named = set(re.findall(r"\w+", re.sub(r"'[^']*'", "", signatures)))
     needed |= {(where, name) for name, where in COMMON.items() if name in named}
+    homes = [importlib.import_module(where) for where, _ in sorted(needed) if where.startswith("transformers.")]
+    defined = {name for _, name in needed} | {*models, family.config_class.__name__}
+    for name in sorted(name for name in named - defined if name[0].isupper() and not hasattr(builtins, name)):
+        home = next((home for home in (*homes, transformers, typing) if hasattr(home, name)), None)
+        if home is not None:  # some arguments begin with a capital letter
+            needed.add((home.__name__, name))
     further_names = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
     further_names = sorted({*further_names} - {*models, family.config_class.__name__} - {"__getattr__"})
     if further_names:
@@ -139,8 +146,8 @@ def config_stub(family: Family) -> tuple[str, set[tuple[str, str]]]:
 
 def model_stub(family: Family, name: str) -> tuple[str, set[tuple[str, str]]]:
     model = family.model_class(name)
-    ours = [parent for parent in model.__bases__ if parent.__module__.startswith("hf_longattn.modeling.")]
     base = next(parent for parent in model.__mro__ if parent.__module__.startswith("transformers.models."))
+    ours = [of for of in model.__bases__ if of.__module__.startswith("hf_longattn.modeling.") and of.__name__ != base.__name__]
     signature = inspect.signature(model.forward)
     base_arguments = {
         name: f"{'Any' if parameter.annotation is parameter.empty else shown(parameter.annotation)}"
@@ -184,6 +191,7 @@ def shown(annotation: Any) -> str:
         return "Any"
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     text = re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text.replace("torch.dtype", "dtype_"))
+    text = re.sub(r"\blist\[(\w+)(?:, \w+)+\]", r"list[\1]", text)  # transformers means a tuple
     text = re.sub(r"\w+", lambda word: NAMES.get(word[0], word[0]), text).replace("dtype_", "torch.dtype")
     return re.sub(r"\bdict\b(?!\[)", "dict[str, Any]", text)
 
