@@ -115,7 +115,7 @@ def test_a_program_of_torch(tmp_path: Path) -> None:
         ("vit_mae", "ViTMAEForPreTraining", {"pixel_values": [3, *SIZE], "noise": [16 * 24]}),
         ("dinov2", "Dinov2Backbone", {"pixel_values": [3, *SIZE]}),
         # a bias for every head, tile and key of a tile, which is linear in the patches, and more than their pairs in a smaller image
-        ("beit", "BeitModel", {"pixel_values": [3, 96, 128]}),
+        ("beit", "BeitModel", {"pixel_values": [3, 160, 160]}),
     ],
 )
 def test_graphs_of_other_inputs_and_outputs(base: str, head: str, inputs: dict[str, list[int]], tmp_path: Path) -> None:
