@@ -37,7 +37,7 @@ class NearSinusoids(nn.Module):
         like = hidden_states[0, 0, 0].detach()
 
         def near(back: int, ahead: int) -> Tensor:
-            furthest = max(back, ahead)
+            furthest = back + ahead + 1  # no less than both, and never 1, which a graph would exclude
             table: Any = self.extend_pe(like.expand(1, furthest + 1))  # type: ignore[operator]
             return table[0, furthest - back : furthest + ahead + 1].flip(0)
 
