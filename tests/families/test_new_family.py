@@ -75,7 +75,7 @@ def test_the_example_converts_a_checkpoint(checkout: Path) -> None:
 @pytest.mark.slow
 def test_the_example_passes_the_contract(checkout: Path) -> None:
     files = [f"tests/modeling/test_{name}.py" for name in ("family", "config", "loading", "mixin", "registration", "attention_sites")]
-    done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "ernie", *files)
+    done = run(checkout, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--cell", "ernie", *files)
     passed = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert passed is not None
