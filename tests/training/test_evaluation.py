@@ -218,8 +218,8 @@ def test_two_processes_give_the_scores_of_one(multitask: Multitask, tmp_path: Pa
     text = checkpoint("mlm", tmp_path / "mlm", tokenizer)
     lines = {
         "multitask": ["--model", model, "--tasks", *tasks],
-        "classify": ["--model", named, "--data", tasks[1].partition(":")[2]],
-        "mlm": ["--model", text, "--text", tasks[1].partition(":")[2]],
+        "classify": ["--model", named, "--data", tasks[0].partition(":")[2]],
+        "mlm": ["--model", text, "--text", tasks[0].partition(":")[2]],
     }
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]

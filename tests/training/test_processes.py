@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -98,7 +99,7 @@ def test_the_others_end_with_a_sentence_and_the_run_resumes(how: str, count: int
         if rank != 1:
             assert last.startswith("Error: "), text[-3000:]
             assert "the latest complete checkpoint is" in last, text[-3000:]
-            assert last.endswith("checkpoint-2; run again with --resume"), text[-3000:]
+            assert last.endswith("checkpoint-2; run again with --resume."), text[-3000:]
             assert "Traceback" not in text
         elif how == "raise":
             assert last == "Error: row 7 of train.jsonl cannot be read"
@@ -123,7 +124,18 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, texts: str, tokeniz
     values = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**values, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
     (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
-    line = [*LINE.split(), "--model", str(model), "--text", texts, "--validation", str(tmp_path / "held.txt"), "--learning-rate", "1e-2"]
+    line = [
+        *LINE.split(),
+        "--model",
+        str(model),
+        "--text",
+        texts,
+        "--validation",
+        str(tmp_path / "held.txt"),
+        "--learning-rate",
+        "1e-2",
+        "--no-bf16",
+    ]
     found = []
     for count in (1, 2):
         sizes = ["--batch-size", str(4 // count), "--per-device-eval-batch-size", str(2 // count)]
@@ -134,7 +146,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, texts: str, tokeniz
             ranks.kill()
         held_out = json.loads((tmp_path / str(count) / "training_log.json").read_text())["held_out_loss"]
         found.append([*losses(tmp_path / str(count)), held_out["before"], held_out["after"]])
-    assert found[1] == pytest.approx(found[0], abs=1e-4)
+    assert found[1][:-2] == pytest.approx(found[0][:-2], abs=1e-4)
+    assert found[1][-2:] == pytest.approx(found[0][-2:], abs=5e-3)  # Trainer's mean over rows of batches, whose labels differ in number
     assert found[0][-1] < found[0][-2] - 0.05
 
 
@@ -163,4 +176,5 @@ def test_under_a_launcher(launcher: str, arguments: list[str], tmp_path: Path) -
     assert done.returncode, done.stderr[-3000:]
     sentences = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert sentences, done.stderr[-3000:]
-    assert all(line.endswith("checkpoint-2; run again with --resume") for line in sentences), sentences
+    found = re.compile(r"(checkpoint-2; run again with --resume|no checkpoint had been written, so run again from the beginning, .*)\.$")
+    assert all(map(found.search, sentences)), sentences

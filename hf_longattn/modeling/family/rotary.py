@@ -42,12 +42,13 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
             _check_moved(planned, mechanisms, old_length)
         return planned
 
-    kinds = {kind: parameters for kind, parameters in old.items() if isinstance(parameters, dict)}  # Beam's full layers have none
+    of_layers = getattr(config, "layer_types", None) or ()
+    kinds = {kind: parameters for kind, parameters in old.items() if kind in of_layers and isinstance(parameters, dict)}  # Beam: not all
     if not kinds:
         return plan(positions, old, _farthest(reaches))
     plans: dict[str, RopePlan] = {}
     for kind, parameters in kinds.items():
-        reach = _farthest([reach for reach, layer_kind in zip(reaches, config.layer_types, strict=True) if layer_kind == kind])
+        reach = _farthest([reach for reach, layer_kind in zip(reaches, of_layers, strict=True) if layer_kind == kind])
         planned = plan(positions, parameters, reach)
         plans[kind] = plan("rope:none", parameters, reach) if reach is not None and reach <= old_length else planned
     decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
