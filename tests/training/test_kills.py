@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_older_checkpoints(model: str, data: dict[str, list[s
         code, last = train(str(disk / "out"))
         assert (code, "is full: " in last) == (1, True), last
         assert last.endswith(
-            "the latest complete checkpoint is " + str(disk / "out" / "checkpoint-2") + "; run again with --resume, after freeing space"
+            "the latest complete checkpoint is " + str(disk / "out" / "checkpoint-2") + "; run again with --resume, after freeing space."
         )
         mounted(disk, 64 * 1024, "remount")
         assert train(str(disk / "out"), "--resume")[0] == 0
