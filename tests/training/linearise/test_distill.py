@@ -307,5 +307,5 @@ def test_several_processes_refuse_with_the_same_sentence(start: Start, tmp_path:
     with Ranks(2, tmp_path) as ranks:
         one, two = ranks.run(refusal_of_a_slow_process, {**values, "use_cpu": True})
     assert one == two
-    assert "--stage 1 trains the mechanisms' parameters" in one
+    assert "Stage 1 trains the mechanisms' parameters" in one
     assert not (tmp_path / "out").exists()
