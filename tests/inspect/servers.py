@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+import hf_longattn  # noqa: F401, registers the Long models
+
 
 class TooLong(Exception):
     """A text that the server refuses."""

@@ -69,7 +69,8 @@ def attach_memory_tokens(stack: Any, table: PositionTable | None) -> None:
     if two_stacks or narrow or "inputs_embeds" not in inspect.signature(type(stack).forward).parameters:
         why = "is one of two stacks" if two_stacks else "cannot read hidden states as embeddings"
         raise OptionError(
-            f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} {why}; choose another mechanism, as window."
+            f"Memory tokens pass through an encoder or a decoder, but {type(stack).__name__} {why}; "
+            "choose another mechanism, for example window or transformer_xl."
         )
     recursion: Any = recursion_of(stack)
     if table is not None and recursion.length > table.tokens(stack.config):

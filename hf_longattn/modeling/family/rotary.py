@@ -43,7 +43,7 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
         return planned
 
     of_layers = getattr(config, "layer_types", None) or ()
-    kinds = {kind: parameters for kind, parameters in old.items() if kind in of_layers and isinstance(parameters, dict)}  # Beam: not all
+    kinds = {kind: parameters for kind, parameters in old.items() if kind in of_layers and isinstance(parameters, dict)}  # some have none
     if not kinds:
         return plan(positions, old, _farthest(reaches))
     plans: dict[str, RopePlan] = {}
