@@ -64,7 +64,7 @@ class LongData2VecVisionSelfAttention(Data2VecVisionSdpaSelfAttention):
 
 
 class Data2VecVisionOnTheBackend(OnTheInterface):
-    """As :class:`OnTheInterface`, but the base has a class for no other attention than "sdpa", so it is built with that."""
+    """As :class:`OnTheInterface`, but built under "sdpa": the base has no class for other attention."""
 
     replaced = {
         Data2VecVisionRelativePositionBias: LongData2VecVisionRelativePositionBias,

@@ -115,7 +115,7 @@ class WhisperOfAnyLength(_Base):
         return super().call_base(EncoderOfAnyLength.forward if of_any_length else base_forward, arguments)
 
     def _prepare_decoder_input_ids_for_generation(self, *, model_kwargs: dict[str, Any], **others: Any) -> tuple[Any, dict[str, Any]]:
-        """As in the base, a prompt is kept as it is, without a start token. transformers knows the base by its model type."""
+        """Keep a prompt as it is. transformers does so for the base alone, by its model type."""
         if "decoder_input_ids" in model_kwargs:
             return model_kwargs.pop("decoder_input_ids"), model_kwargs
         return super()._prepare_decoder_input_ids_for_generation(model_kwargs=model_kwargs, **others)

@@ -150,7 +150,7 @@ class CacheMemory(SegmentMemory):
         return {"past_key_values": self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
 
     def close(self) -> None:
-        """Finish a call: drop gradients, and columns that no layer holds. Refuses a model that wrote nothing to the cache."""
+        """Drop gradients, and columns that no layer holds. Refuses a model that wrote no cache."""
         if not any(layer.is_initialized for layer in self.cache.layers):
             raise MemoryMismatchError("This model hands no cache to its layers, so it remembers nothing; use a decoder without its head.")
         for layer in self.cache.layers:

@@ -124,21 +124,10 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, texts: str, tokeniz
     values = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**values, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}))
     (tmp_path / "held.txt").write_text("def held(out):\n    return out\n" * 20)
-    line = [
-        *LINE.split(),
-        "--model",
-        str(model),
-        "--text",
-        texts,
-        "--validation",
-        str(tmp_path / "held.txt"),
-        "--learning-rate",
-        "1e-2",
-        "--no-bf16",
-    ]
+    line = [*LINE.split(), "--model", str(model), "--text", texts, "--validation", str(tmp_path / "held.txt"), "--learning-rate", "1e-2"]
     found = []
     for count in (1, 2):
-        sizes = ["--batch-size", str(4 // count), "--per-device-eval-batch-size", str(2 // count)]
+        sizes = ["--batch-size", str(4 // count), "--per-device-eval-batch-size", "1"]
         ranks = Ranks(tmp_path / str(count), [*line, *sizes], count, task="clm")
         try:
             assert ranks.end() == [0] * count, ranks.said[0].read_text()[-3000:]
@@ -146,8 +135,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, texts: str, tokeniz
             ranks.kill()
         held_out = json.loads((tmp_path / str(count) / "training_log.json").read_text())["held_out_loss"]
         found.append([*losses(tmp_path / str(count)), held_out["before"], held_out["after"]])
-    assert found[1][:-2] == pytest.approx(found[0][:-2], abs=1e-4)
-    assert found[1][-2:] == pytest.approx(found[0][-2:], abs=5e-3)  # Trainer's mean over rows of batches, whose labels differ in number
+    assert found[1] == pytest.approx(found[0], abs=1e-4)
     assert found[0][-1] < found[0][-2] - 0.05
 
 

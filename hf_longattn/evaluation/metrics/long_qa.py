@@ -1,4 +1,4 @@
-"""SQuAD's (or TriviaQA's) exact match and token F1 in per cent, over all questions and by the length of the document in tokens."""
+"""SQuAD's (or TriviaQA's) exact match and token F1 in per cent, overall and by tokens of the document."""
 
 from __future__ import annotations
 
