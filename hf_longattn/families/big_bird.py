@@ -1,12 +1,12 @@
 """LongBigBird: BigBird (Zaheer et al. 2020), with its attention on transformers' AttentionInterface, so that it takes any mechanism.
 
-A checkpoint of transformers' BigBird loads without a conversion and computes the same: see :func:`equivalent_settings`.
+A checkpoint of transformers' BigBird loads without a conversion and computes the same: see :meth:`BlockSparseConfig.equivalent_settings`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import Cache
@@ -18,15 +18,17 @@ from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config,
 from ..modeling.classes import Family
 from ..modeling.family.config import LongConfig
 from ..modeling.family.definition import PositionTable
+from ..modeling.run.documents import leave_out_documents
 
 
-class LongBigBirdConfig(LongConfig, BigBirdConfig):
-    """BigBirdConfig with ``long_attention``; the mechanism is ``bigbird`` unless another one is given.
+class BlockSparseConfig(LongConfig):
+    """The config of a BigBird, whose mechanism is ``bigbird`` unless another one is given.
 
     ``attention_type`` is always ``"original_full"``, the path of transformers' code that leaves the attention to its interface.
     """
 
-    model_type = "long_big_bird"
+    stock: ClassVar[Any] = BigBirdConfig
+    """transformers' config class, for the defaults of its values."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.attention_type = "original_full"
@@ -38,27 +40,32 @@ class LongBigBirdConfig(LongConfig, BigBirdConfig):
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         values, kwargs = super().get_config_dict(*args, **kwargs)
-        return (values if "long_attention" in values else {**values, **equivalent_settings(values)}), kwargs
+        return (values if "long_attention" in values else {**values, **cls.equivalent_settings(values)}), kwargs
+
+    @classmethod
+    def equivalent_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Config fields with which a Long model computes what transformers' model with this ``config.json`` computes in eval mode.
+
+        In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In training it draws
+        random blocks, which a Long model does not. It cuts blocks from the padded input, and has no dropout on attention weights.
+        """
+        defaults = cls.stock()
+        if values.get("attention_type", defaults.attention_type) == "original_full":
+            return {"long_attention": {"mechanism": "full"}}
+        mechanism = {
+            "mechanism": "bigbird",
+            "block_size": values.get("block_size", defaults.block_size),
+            "num_random_blocks": values.get("num_random_blocks", defaults.num_random_blocks),
+            "random_pattern": "hf_eval",
+            "blocks_over": "input",
+        }
+        return {"attention_type": "original_full", "attention_probs_dropout_prob": 0.0, "long_attention": mechanism}
 
 
-def equivalent_settings(values: Mapping[str, Any], defaults: Any = None) -> dict[str, Any]:
-    """Config fields with which a LongBigBird computes the same as transformers' model. The latter has this ``config.json`` and is in eval
-    mode.
+class LongBigBirdConfig(BlockSparseConfig, BigBirdConfig):
+    """BigBirdConfig with ``long_attention``."""
 
-    In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In training it draws random
-    blocks, which a LongBigBird does not. It cuts blocks from the padded input, and has no dropout on attention weights.
-    """
-    defaults = BigBirdConfig() if defaults is None else defaults
-    if values.get("attention_type", defaults.attention_type) == "original_full":
-        return {"long_attention": {"mechanism": "full"}}
-    mechanism = {
-        "mechanism": "bigbird",
-        "block_size": values.get("block_size", defaults.block_size),
-        "num_random_blocks": values.get("num_random_blocks", defaults.num_random_blocks),
-        "random_pattern": "hf_eval",
-        "blocks_over": "input",
-    }
-    return {"attention_type": "original_full", "attention_probs_dropout_prob": 0.0, "long_attention": mechanism}
+    model_type = "long_big_bird"
 
 
 class LongBigBirdSelfAttention(BigBirdSelfAttention):
@@ -98,6 +105,11 @@ class BigBirdOnTheInterface(OnTheInterface):
     def adapt_module(self, name: str, module: Any) -> None:
         module.is_cross_attention = "crossattention" in name
         module.is_causal = module.is_decoder and not module.is_cross_attention
+
+    def read_arguments(self, arguments: dict[str, Any]) -> None:
+        super().read_arguments(arguments)
+        if hasattr(self, "sep_token_id"):  # the head takes one question in a row out of its answers
+            leave_out_documents(self, arguments)
 
 
 FAMILY = Family(

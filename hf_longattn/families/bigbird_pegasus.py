@@ -6,6 +6,7 @@ the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,41 +21,29 @@ from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config,
 from ..modeling.classes import Family
 from ..modeling.family.config import LongEncoderDecoderConfig
 from ..modeling.family.definition import encoder_decoder_tables
-from .big_bird import equivalent_settings
+from .big_bird import BlockSparseConfig
 
 
-class LongBigBirdPegasusConfig(LongEncoderDecoderConfig, BigBirdPegasusConfig):
-    """BigBirdPegasusConfig with ``long_attention`` (``bigbird`` unless another one is given), ``decoder_long_attention`` and
-    ``max_decoder_position_embeddings``.
+class LongBigBirdPegasusConfig(BlockSparseConfig, LongEncoderDecoderConfig, BigBirdPegasusConfig):
+    """BigBirdPegasusConfig with ``long_attention``, ``decoder_long_attention`` and ``max_decoder_position_embeddings``.
 
-    ``attention_type`` is always ``"original_full"``, the path of transformers' code that leaves the attention to its module.
     ``sparse_attention_dropout`` is the dropout on the encoder's attention weights. transformers' block-sparse attention has none.
     """
 
     model_type = "long_bigbird_pegasus"
+    stock = BigBirdPegasusConfig
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.attention_type = "original_full"
         self.sparse_attention_dropout = kwargs.pop("sparse_attention_dropout", self.attention_dropout)
         super().__post_init__(**kwargs)
 
-    def _attention_without_choice(self) -> dict[str, Any]:
-        return {"mechanism": "bigbird", "block_size": self.block_size, "num_random_blocks": self.num_random_blocks}
-
     @classmethod
-    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        values, kwargs = super().get_config_dict(*args, **kwargs)
-        return (values if "long_attention" in values else {**values, **equivalent_encoder_settings(values)}), kwargs
-
-
-def equivalent_encoder_settings(values: dict[str, Any]) -> dict[str, Any]:
-    """Config fields with which a LongBigBirdPegasus computes the same as transformers' model. The latter has this ``config.json`` and is in
-    eval mode."""
-    if not values.get("is_encoder_decoder", True):  # a decoder-only model: full attention
-        return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
-    settings = equivalent_settings(values, BigBirdPegasusConfig())
-    dropout = settings.pop("attention_probs_dropout_prob", None)  # of the encoder only: the decoder keeps its dropout
-    return settings if dropout is None else {**settings, "sparse_attention_dropout": dropout}
+    def equivalent_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        if not values.get("is_encoder_decoder", True):  # a decoder-only model: full attention
+            return {"attention_type": "original_full", "long_attention": {"mechanism": "full"}}
+        settings = super().equivalent_settings(values)
+        dropout = settings.pop("attention_probs_dropout_prob", None)  # of the encoder only: the decoder keeps its dropout
+        return settings if dropout is None else {**settings, "sparse_attention_dropout": dropout}
 
 
 class LongBigBirdPegasusSelfAttention(BigBirdPegasusSelfAttention):

@@ -68,7 +68,6 @@ class Performer(LogLinearMechanism):
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: PerformerOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         self.logarithms = options.kernel == "softmax"
-        self._layer = 0
         if options.redraw_interval > 0:
             self.traits = self.traits.but(needs_whole_batch="in training")
         self._known = (0, -1, 0)
@@ -83,14 +82,7 @@ class Performer(LogLinearMechanism):
         self._draw(0)
         self.passes = torch.zeros_like(self.passes)
 
-    @property
-    def layer(self) -> int:
-        """The index of the layer; each layer draws different directions."""
-        return self._layer
-
-    @layer.setter
-    def layer(self, layer: int) -> None:
-        self._layer = layer
+    def enter(self, layer: int) -> None:
         self.reset_parameters()
 
     def redraw(self) -> None:
@@ -101,7 +93,7 @@ class Performer(LogLinearMechanism):
         self._draw(draws)
 
     def _draw(self, draws: int) -> None:
-        drawn = orthogonal_gaussian(*self.projection.shape, self.options.seed, self._layer, draws)
+        drawn = orthogonal_gaussian(*self.projection.shape, self.options.seed, self.layer, draws)
         # A new tensor: a pending backward pass may need the old one.
         self.projection = drawn.to(self.projection)
 
@@ -109,7 +101,7 @@ class Performer(LogLinearMechanism):
         """Directions ``(m, D)``: the buffer if ``seed`` is 0, otherwise the draw of that seed."""
         if seed == 0:
             return self.projection
-        return orthogonal_gaussian(*self.projection.shape, self.options.seed, self._layer, 0, seed).to(self.projection)
+        return orthogonal_gaussian(*self.projection.shape, self.options.seed, self.layer, 0, seed).to(self.projection)
 
     def features_per_head(self) -> int:
         return self.options.num_features

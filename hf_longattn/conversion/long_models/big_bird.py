@@ -1,7 +1,8 @@
-"""transformers' BigBird (Zaheer et al. 2020) becomes LongBigBird: the same layers, heads and tensors, with the attention as a mechanism.
+"""transformers' BigBird and BigBird-Pegasus (Zaheer et al. 2020) become Long models: the same layers, heads and tensors.
 
-Its attention is the mechanism `bigbird` with ``random_pattern="hf_eval"`` and ``blocks_over="input"``. With the latter, outputs of a text
-depend on the padding of its batch, as in transformers; with ``blocks_over="text"``, outputs are transformers' for the text without padding.
+The attention of BigBird, and of BigBird-Pegasus' encoder, is the mechanism `bigbird` with ``random_pattern="hf_eval"`` and
+``blocks_over="input"``. With the latter, outputs of a text depend on the padding of its batch, as in transformers; with
+``blocks_over="text"``, outputs are transformers' for the text without padding.
 """
 
 from __future__ import annotations
@@ -18,21 +19,39 @@ QUESTION = 16
 """Position of the separator in the compared texts."""
 
 
+class BlockSparseConverter(CheckpointConverter):
+    """A BigBird of any kind."""
+
+    takes_globals = False
+
+    def config_values(self, config: Any) -> dict[str, Any]:
+        return {name: value for name, value in {**config.to_dict(), **self._settings(config)}.items() if name != "long_attention"}
+
+    def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
+        return LongAttentionConfig.from_dict(self._settings(config)["long_attention"])
+
+    def _settings(self, config: Any) -> dict[str, Any]:
+        from ...families import FAMILIES
+
+        settings: dict[str, Any] = FAMILIES[self.family].config_class.equivalent_settings(config.to_dict())
+        return settings
+
+
+@register_checkpoint_converter("bigbird_pegasus")
+class BigBirdPegasusConverter(BlockSparseConverter):
+    """BigBirdPegasusModel and all its heads."""
+
+    model_type = family = "bigbird_pegasus"
+
+
 @register_checkpoint_converter("big_bird")
-class BigBirdConverter(CheckpointConverter):
+class BigBirdConverter(BlockSparseConverter):
     """BigBirdModel and all its heads."""
 
-    model_type = "big_bird"
-    family = "big_bird"
-    takes_globals = False
+    model_type = family = "big_bird"
 
     def base_class(self, source_class: str) -> str | None:
         return source_class if source_class.startswith("BigBird") else None
-
-    def config_values(self, config: Any) -> dict[str, Any]:
-        values = {**config.to_dict(), **_long_values(config)}
-        del values["long_attention"]
-        return values
 
     def attention(self, config: Any, source_class: str) -> LongAttentionConfig:
         if config.is_decoder and config.attention_type != "original_full":
@@ -40,7 +59,7 @@ class BigBirdConverter(CheckpointConverter):
                 f"A {source_class} with attention_type={config.attention_type!r} sees future tokens in long texts, so it is not a "
                 "decoder; set attention_type to 'original_full' in its config.json to convert it with full causal attention."
             )
-        return LongAttentionConfig.from_dict(_long_values(config)["long_attention"])
+        return super().attention(config, source_class)
 
     def segmented(self, ids: Tensor, real: Tensor, config: Any, source_class: str) -> Tensor:
         """A question and a text. To the head, the tokens before the first separator are the question."""
@@ -49,9 +68,3 @@ class BigBirdConverter(CheckpointConverter):
         ids = ids.clone()
         ids[:, QUESTION] = config.sep_token_id
         return ids
-
-
-def _long_values(config: Any) -> dict[str, Any]:
-    from ...families.big_bird import equivalent_settings
-
-    return equivalent_settings(config.to_dict())

@@ -12,8 +12,6 @@ from ...errors import CheckpointError
 from ...modeling.family.sliding_window import SLIDING
 from .base import CheckpointConverter, TensorRename, register_checkpoint_converter
 
-WINDOWS = ("sliding_window", "layer_types")
-
 
 class WindowedDecoder(CheckpointConverter):
     """A decoder with the classes of the family's base, whose names have another stem."""
@@ -21,6 +19,8 @@ class WindowedDecoder(CheckpointConverter):
     takes_globals = False
     stem: ClassVar[str]
     base_stem: ClassVar[str]
+    dropped: ClassVar[frozenset[str]] = frozenset({"sliding_window", "layer_types"})
+    """Fields of the source's config that the result's does not have."""
 
     def base_class(self, source_class: str) -> str | None:
         return source_class.replace(self.stem, self.base_stem, 1) if source_class.startswith(self.stem) else None
@@ -33,6 +33,9 @@ class WindowedDecoder(CheckpointConverter):
             return LongAttentionConfig("window", window=config.sliding_window)
         return LongAttentionConfig("full", layers=dict.fromkeys(sliding, window))
 
+    def config_values(self, config: Any) -> dict[str, Any]:
+        return {name: value for name, value in config.to_dict().items() if name not in self.dropped}
+
 
 @register_checkpoint_converter("ministral")
 class MinistralConverter(WindowedDecoder):
@@ -42,9 +45,6 @@ class MinistralConverter(WindowedDecoder):
     family = "llama"
     stem, base_stem = "Ministral", "Llama"
 
-    def config_values(self, config: Any) -> dict[str, Any]:
-        return {name: value for name, value in config.to_dict().items() if name not in WINDOWS}
-
 
 @register_checkpoint_converter("vaultgemma")
 class VaultGemmaConverter(WindowedDecoder):
@@ -53,6 +53,7 @@ class VaultGemmaConverter(WindowedDecoder):
     model_type = "vaultgemma"
     family = "gemma"
     stem, base_stem = "VaultGemma", "Gemma"
+    dropped = WindowedDecoder.dropped | {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"}
 
     def config_values(self, config: Any) -> dict[str, Any]:
         scale, caps = config.query_pre_attn_scalar, (config.attn_logit_softcapping, config.final_logit_softcapping)
@@ -61,11 +62,7 @@ class VaultGemmaConverter(WindowedDecoder):
                 f"A VaultGemma with caps on scores or logits {caps} and scores scaled by {scale} is not a Gemma; "
                 "convert its plain class with --generic."
             )
-        replaced_fields = {*WINDOWS, "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"}
-        return {
-            **{name: value for name, value in config.to_dict().items() if name not in replaced_fields},
-            "hidden_act": config.hidden_activation,
-        }
+        return {**super().config_values(config), "hidden_act": config.hidden_activation}
 
     def rename(self, name: str, config: Any) -> TensorRename:
         return TensorRename(name.replace(".pre_feedforward_layernorm.", ".post_attention_layernorm."))

@@ -80,8 +80,7 @@ class Mechanism(nn.Module, ABC):
     per_head_tensors: tuple[str, ...] | None = None
     """Names, relative to the mechanism, of tensors whose first axis is the heads. A process can then compute only some heads
     (:meth:`of_heads`). ``None`` if heads depend on each other, on their index or on their number."""
-    layer: int = 0
-    """Index of the layer, set when the mechanism is attached to a model. Seeded mechanisms draw different numbers in each layer."""
+    _layer: int = 0
     _full: tuple[Mechanism, ...] = ()  # set by the registry; in a tuple, so that torch does not register a submodule
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -118,6 +117,19 @@ class Mechanism(nn.Module, ABC):
         if options.relative is not None:
             self.relative = build_relative(options.relative, num_heads, head_dim, hidden_size)
             self.register_forward_pre_hook(add_relative)
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer, set when the mechanism is attached to a model. Seeded mechanisms draw different numbers in each layer."""
+        return self._layer
+
+    @layer.setter
+    def layer(self, layer: int) -> None:
+        self._layer = layer
+        self.enter(layer)
+
+    def enter(self, layer: int) -> None:
+        """Called when the mechanism gets its layer."""
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Initialise every parameter and buffer, including those of relative positions and members.

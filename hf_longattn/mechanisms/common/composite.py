@@ -122,18 +122,10 @@ class Composite(Mechanism):
     members: nn.ModuleList
     some_heads: list[Mechanism] | None = None
     """The members restricted to some heads, after :meth:`of_heads`; ``None`` in a mechanism with all heads."""
-    _layer = 0
 
-    @property
-    def layer(self) -> int:
-        """Index of the layer, which seeded members depend on."""
-        return self._layer
-
-    @layer.setter
-    def layer(self, index: int) -> None:
-        self._layer = index
+    def enter(self, layer: int) -> None:
         for member in self.mechanisms:
-            member.layer = index
+            member.layer = layer
 
     def adopt(self, members: Iterable[Mechanism]) -> None:
         """Set the members; called once by ``__init__``.

@@ -32,23 +32,13 @@ from hf_longattn.evaluation import load_metric
 from hf_longattn.evaluation.transcription import output_frames
 from hf_longattn.loading import load_part
 from hf_longattn.tasks import Task
+from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_choices
 from hf_longattn.training.loading import config_with_head, load_head
 from hf_longattn.training.results import held_out_in_words, plain_scores, steps_of
 from hf_longattn.training.trainer import LongTrainer, highest
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
-from hf_longattn.training.utterances import (
-    UtteranceArguments,
-    check_left,
-    error_rates_in_words,
-    left_out_in_words,
-    log_of,
-    processor_of,
-    read_utterances,
-    utterances_in_words,
-    with_texts,
-)
 
 LOWER_IS_BETTER = ("wer", "cer")
 
@@ -65,7 +55,7 @@ class CTCModelArguments(ModelArguments):
 
 
 @dataclass
-class CTCDataArguments(UtteranceArguments):
+class CTCDataArguments(utterances.UtteranceArguments):
     """Utterances with transcripts, and how they become inputs."""
 
     shape: ClassVar[str] = "a table of audio files and transcripts"
@@ -126,21 +116,23 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     run = prepare_run(model_args, data_args, training_args)
     config = config_with_head(model_args.model, "transcribing speech by CTC", MODEL_FOR_CTC_MAPPING_NAMES)
     extractor = load_part(AutoFeatureExtractor, model_args.model)
-    parts = read_utterances(data_args, training_args.seed)
+    parts = utterances.read_utterances(data_args, training_args.seed)
     tokenizer = vocabulary(model_args.model, config, data_args, [text for part in parts for text in part["text"]])
-    cleaned = each_part(lambda part: with_texts(part, without_unknown(part["text"], tokenizer, data_args.unknown_characters)), *parts)
+    cleaned = each_part(
+        lambda part: utterances.with_texts(part, without_unknown(part["text"], tokenizer, data_args.unknown_characters)), *parts
+    )
     model = load_ctc(model_args, tokenizer, data_args.new_vocabulary)
     hearing = Hearing(extractor, data_args.resample, data_args.mono)
     (rows, left_out), (held_out, held_left_out) = each_part(
         lambda part: frame_labels(part, tokenizer, hearing, model, data_args.max_seconds), *cleaned
     )
-    check_left(data_args, rows, held_out)
+    utterances.check_left(data_args, rows, held_out)
     trainer = LongTrainer(
         model,
         training_args,
         train_dataset=rows,
         eval_dataset=held_out,
-        processing_class=processor_of(config, extractor, tokenizer),
+        processing_class=utterances.processor_of(config, extractor, tokenizer),
         data_collator=UtteranceCollator(hearing),
         preprocess_logits_for_metrics=highest,
         compute_metrics=error_rates_by(tokenizer, held_out["length"]),
@@ -149,7 +141,7 @@ def finetune_ctc(model_args: CTCModelArguments, data_args: CTCDataArguments, tra
     after = plain_scores(trainer.evaluate())
     log = {
         "vocabulary": len(tokenizer),
-        **log_of(rows, held_out, left_out, held_left_out),
+        **utterances.log_of(rows, held_out, left_out, held_left_out),
         "held_out": {"before": before, "after": after},
     }
     return save_run(trainer, run, log, describe_ctc)
@@ -216,18 +208,18 @@ def error_rates_by(tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -
 
 def describe_ctc(log: dict[str, Any]) -> str:
     """The text of the model card about a run."""
-    return f"{steps_of(log)} with `longattn train ctc` on {utterances_in_words(log)}. {sentence_case(ctc_scores(log))}."
+    return f"{steps_of(log)} with `longattn train ctc` on {utterances.utterances_in_words(log)}. {sentence_case(ctc_scores(log))}."
 
 
 def ctc_scores(log: dict[str, Any]) -> str:
     """The error rates of a log in words."""
-    return held_out_in_words(log["held_out"], error_rates_in_words, "utterance")
+    return held_out_in_words(log["held_out"], utterances.error_rates_in_words, "utterance")
 
 
 def ctc_result(log: dict[str, Any]) -> str:
     """The result of a run for the terminal."""
     notes = {"seconds": "longer than max_seconds", "transcript": "too short for their transcripts, which CTC cannot write in their frames"}
-    return "\n".join([ctc_scores(log), *left_out_in_words(log, notes)])
+    return "\n".join([ctc_scores(log), *utterances.left_out_in_words(log, notes)])
 
 
 TASK = Task(arguments=CTC, train=finetune_ctc, result=ctc_result, evaluation="Score transcripts of speech.", extras=(EXTRA,))

@@ -36,22 +36,13 @@ from hf_longattn.evaluation.transcription import WRITERS, most_tokens
 from hf_longattn.loading import load_part
 from hf_longattn.reading import GENERIC_TYPE
 from hf_longattn.tasks import Task
+from hf_longattn.training import utterances
 from hf_longattn.training.args import ModelArguments, argument, batch_size_argument, check_least
 from hf_longattn.training.loading import load_head, load_start
 from hf_longattn.training.results import Scores, error_of, held_out_in_words, plain_scores, sources_in_words, steps_of
 from hf_longattn.training.trainer import LongTrainer
 from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import prepare_run, save_run, train
-from hf_longattn.training.utterances import (
-    UtteranceArguments,
-    check_left,
-    error_rates_in_words,
-    left_out_in_words,
-    log_of,
-    processor_of,
-    read_utterances,
-    utterances_in_words,
-)
 
 PREDICTIONS = "predictions.txt"
 OF_TEXTS = ("summary_column", "prefix", "max_summary_length")
@@ -65,7 +56,7 @@ BY_CTC = {"it transcribes by CTC: type longattn train ctc": MODEL_FOR_CTC_MAPPIN
 
 
 @dataclass
-class Seq2SeqDataArguments(UtteranceArguments):
+class Seq2SeqDataArguments(utterances.UtteranceArguments):
     """Documents and their summaries, or utterances and their transcripts."""
 
     audio: bool = argument(False, "Transcribe audio files, with a model that hears them (Whisper, Speech2Text, Moonshine …).")
@@ -243,13 +234,11 @@ def utterance_inputs(model_args: ModelArguments, args: Seq2SeqDataArguments, tra
         labels = [row[1:] if row[:1] == [begin] else row for row in tokens]
         return to_utterances(part, labels, hearing, len, lambda row, _: most is None or len(row) <= most, limit)
 
-    (rows, left_out), (held_out, held_left_out) = each_part(prepared, *read_utterances(args, training_args.seed))
-    check_left(args, rows, held_out)
-    log = {**log_of(rows, held_out, left_out, held_left_out), "read_seconds": limit}
-    references = held_out["text"][:]
-    return Inputs(
-        model, processor_of(config, extractor, tokenizer), tokenizer, rows, held_out, UtteranceCollator(hearing), "wer", references, log
-    )
+    (rows, left_out), (held_out, held_left_out) = each_part(prepared, *utterances.read_utterances(args, training_args.seed))
+    utterances.check_left(args, rows, held_out)
+    log = {**utterances.log_of(rows, held_out, left_out, held_left_out), "read_seconds": limit}
+    processor, collator, references = utterances.processor_of(config, extractor, tokenizer), UtteranceCollator(hearing), held_out["text"][:]
+    return Inputs(model, processor, tokenizer, rows, held_out, collator, "wer", references, log)
 
 
 def transcribe_into(model: PreTrainedModel, tokenizer: Any, language: str) -> None:
@@ -291,7 +280,7 @@ def describe_seq2seq(log: dict[str, Any]) -> str:
     """The text of the model card about a run."""
     steps = f"{steps_of(log)} with `longattn train seq2seq"
     if "utterances" in log:
-        return f"{steps} --audio` on {utterances_in_words(log)}. {sentence_case(scores_in_words(log))}."
+        return f"{steps} --audio` on {utterances.utterances_in_words(log)}. {sentence_case(scores_in_words(log))}."
     return (
         f"{steps}` on {log['documents']:,} documents of {sources_in_words(log['settings'])}, cut to {log['input_length']:,} tokens. "
         f"{scores_in_words(log)}."
@@ -306,7 +295,7 @@ def seq2seq_result(log: dict[str, Any]) -> str:
         "seconds": f"longer than {log['read_seconds'] or 0:g} seconds",
         "transcript": "transcribed in more tokens than the model writes",
     }
-    return "\n".join([scores_in_words(log), *left_out_in_words(log, notes)])
+    return "\n".join([scores_in_words(log), *utterances.left_out_in_words(log, notes)])
 
 
 def scores_in_words(log: dict[str, Any]) -> str:
@@ -316,7 +305,7 @@ def scores_in_words(log: dict[str, Any]) -> str:
 
 def _in_words(scores: Scores) -> str:
     if "wer" in scores:
-        return error_rates_in_words(scores)
+        return utterances.error_rates_in_words(scores)
     names = [name for name in ("rouge1", "rouge2", "rougeL") if name in scores]
     rouge = "/".join(plus_minus(scores[name], error_of(scores, name), 1) for name in names)
     loss = f"loss {plus_minus(scores['loss'], error_of(scores, 'loss'), 3)}"

@@ -12,8 +12,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+import hf_longattn
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, MaskError
 
 LENGTH = 320
 HEADS = (
@@ -84,6 +85,13 @@ def test_texts_of_their_own_blocks_ignore_padding(big_bird: Callable[..., Path],
     assert report.passed
     assert {check.name: check.status for check in report.checks}["padding changes nothing"] == "passed"
     assert report.plan["long_attention"] == {**OWN, "blocks_over": "text"}
+
+
+def test_a_row_has_one_question(big_bird: Callable[..., Path]) -> None:
+    """The head takes its logits out of the answers, so that a second one in the row would keep them."""
+    model = hf_longattn.LongBigBirdForQuestionAnswering.from_pretrained(big_bird("ForQuestionAnswering"))
+    with pytest.raises(MaskError, match="cannot tell its attention where each starts; give each document its own row"):
+        model(torch.arange(5, 25)[None], documents=torch.tensor([[1] * 10 + [2] * 10]))
 
 
 def test_another_mechanism_may_be_chosen(big_bird: Callable[..., Path], tmp_path: Path) -> None:
