@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..engines.block_sparse import full_attention
 from ..engines.common.call import AttentionCall, MaskMod, Pattern, clear_padding
-from ..engines.common.dense import dense_attention
+from ..positions.relative import MovedPositions
 from .common.masked import SparseMechanism
 from .common.registry import register_mechanism
 
@@ -44,6 +44,6 @@ class Full(SparseMechanism):
         return type(self).forward is Full.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if self.relative is not None and self.relative.counts_tokens:  # products of vectors, which no kernel adds
-            return dense_attention(*clear_padding(q, k, v, call))
+        if isinstance(self.relative, MovedPositions):
+            return self.relative.attention(*clear_padding(q, k, v, call))
         return full_attention(q, k, v, call, cross=self.is_cross_attention)

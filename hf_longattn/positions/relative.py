@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..engines.common import dense
+from ..engines.common.batch import in_graph
+from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32, products, repeat_heads
 from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
@@ -334,7 +338,7 @@ class Rotary(RelativePositions):
 
     def turned(self, x: Tensor, places: Tensor) -> Tensor:
         """``x (B, H, N, D)`` rotated to the positions ``places (B or 1, N)``, in at least fp32."""
-        return Rotation.usual(self.head_dim, self.values["base"]).turned(x, places / self.values["factor"])
+        return Rotation.usual(self.head_dim, self.values["base"]).turned(x, places / self.values.get("factor", 1))
 
     def placed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         places = torch.arange(k.shape[2], device=k.device)[None]
@@ -378,7 +382,8 @@ class MovedPositions(RelativePositions):
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
         """Queries and keys ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)`` for every kind of distant pair. Then those for keys after the query."""
-        rotation = self.rotation() if callable(self.rotation) else self.rotation or Rotation.usual(self.head_dim)
+        usual = Rotation.usual(self.head_dim, self.values.get("base", 10_000))
+        rotation = self.rotation() if callable(self.rotation) else self.rotation or usual
 
         def both(x: Tensor, own: Tensor, y: Tensor, others: Tensor) -> list[tuple[Tensor, Tensor]]:
             second = rotation.turned(y, self.earlier(others) - others)
@@ -386,42 +391,55 @@ class MovedPositions(RelativePositions):
 
         return both(q, rows, k, keys) + ([] if causal else [pair[::-1] for pair in both(k, keys, q, rows)])
 
-    def choose(self, score: Tensor, rows: Tensor, keys: Tensor, scores: Iterable[Tensor]) -> Tensor:
-        """``score`` of near pairs, else the entry of ``scores`` in the order of :meth:`moved`. ``rows`` and ``keys`` are positions."""
-        kind, before = self.kinds(torch.maximum(rows, keys), torch.minimum(rows, keys)), keys <= rows
-        count = len(self.later(rows))
-        for n, moved in enumerate(scores):
-            score = torch.where((kind == 1 + n % count) & (before if n < count else ~before), moved.to(score.dtype), score)
-        return score
+    def choices(self, rows: Tensor, keys: Tensor) -> Tensor:
+        """For pairs of positions, 0 for near ones, else n for the n-th entry of :meth:`moved`. The tensors broadcast."""
+        kind = self.kinds(torch.maximum(rows, keys), torch.minimum(rows, keys))
+        return torch.where((kind > 0) & (keys > rows), kind + len(self.later(rows)), kind)
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        near = products(q, repeat_heads(k, q.shape[1])) * scale
-        moved = (products(x, repeat_heads(y, q.shape[1])) * scale for x, y in self.moved(q, k, rows, keys, causal))
-        return self.choose(near, rows[:, None, :, None], keys[:, None, None], moved) - near
+        choice = self.choices(rows[:, None, :, None], keys[:, None, None])
+        near = score = products(q, repeat_heads(k, q.shape[1])) * scale
+        for n, (x, y) in enumerate(self.moved(q, k, rows, keys, causal), 1):
+            score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
+        return score - near
 
-    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm:
-        places, first = torch.arange(k.shape[2], device=k.device)[None], k.shape[2] - q.shape[2]
-        return MovedTerm(self, self.moved(q, k, places[:, first:], places, causal), first, scale)
+    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> None:
+        """:meth:`attention` replaces it."""
 
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
+        """Softmax attention with these scores, for a block of queries at a time. Graphs take all queries in one.
 
-@dataclass(frozen=True, eq=False)
-class MovedTerm(ScoreTerm):
-    """The scores of :class:`MovedPositions`, for the rows and columns of a call.
+        A query has its vectors for all choices side by side. A key is listed for every choice that the block needs, with zeros in the place
+        of other choices, and a mask hides all but one of a pair's listings.
+        """
+        places, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
+        own, graph, mod = places[kv_len - q.shape[2] :], in_graph(), call.score_mod
+        vectors = [(q, k), *self.moved(q, k, own[None], places[None], call.causal)]
+        queries, real = torch.cat([x.to(q.dtype) for x, _ in vectors], -1), call.real(k)[:, None, None]
 
-    pairs: :meth:`MovedPositions.moved` of the whole sequence, whose first query has the position ``first``.
-    """
+        def block(queries: Tensor, rows: Tensor) -> Tensor:
+            choice = self.choices(rows[:, None], places)
+            choice = torch.where(places > rows[:, None], -1, choice) if call.causal else choice
+            masks = [choice == n for n in range(len(vectors))]
+            listed = [places if graph else mask.any(0).nonzero().flatten() for mask in masks]
+            listings = [
+                nn.functional.pad(y[:, :, at].to(k.dtype), (n * width, queries.shape[-1] - (n + 1) * width))
+                for n, ((_, y), at) in enumerate(zip(vectors, listed, strict=True))
+            ]
+            at = torch.cat(listed)
+            visible = torch.cat([mask[:, at] for mask, at in zip(masks, listed, strict=True)], -1) & real[..., at]
+            values = nn.functional.pad(v[:, :, at], (0, queries.shape[-1] - v.shape[-1]))  # the CPU's kernel takes one width
+            inner = call.replace(
+                causal=False, batch=None, scale=call.scale_for(width),
+                score_mod=mod and (lambda score, b, h, q_idx, kv_idx: mod(score, b, h, q_idx, at[kv_idx])),
+            )  # fmt: skip
+            keys, rows = torch.cat(listings, 2), rows.view(1, 1, -1, 1)
+            return dense.dense_attention(queries, keys, values, inner, mask_mod=lambda *_: visible, q_idx=rows)[..., : v.shape[-1]]
 
-    rule: MovedPositions
-    pairs: list[tuple[Tensor, Tensor]]
-    first: int
-    scale: float
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        def product(q: Tensor, k: Tensor) -> Tensor:
-            rows, columns = q[b, h, q_idx - self.first], k[b, torch.div(h * k.shape[1], q.shape[1], rounding_mode="floor"), kv_idx]
-            return (rows.squeeze(-2) @ columns.squeeze(-3).mT) * self.scale
-
-        return self.rule.choose(score, q_idx, kv_idx, (product(*pair) for pair in self.pairs))
+        if graph or q.shape[2] <= (size := max(1, dense.MAX_SCORES // (q.shape[1] * kv_len))):
+            return block(queries, own)
+        run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block
+        return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), own.split(size), strict=True)], 2)
 
 
 class SelfExtend(MovedPositions):
@@ -454,6 +472,24 @@ class SelfExtend(MovedPositions):
 
     def kinds(self, later: Tensor, earlier: Tensor) -> Tensor:
         return (later - earlier >= self.values["window"]).int()
+
+
+class RotarySelfExtend(Rotary, SelfExtend):
+    """:class:`Rotary` positions in place of a table, at which distant tokens share positions as in :class:`SelfExtend`."""
+
+    name = "rotary_self_extend"
+    summary = "rotary positions in place of a table, of distant tokens in groups; needs training"
+    paper = f"{Rotary.paper}; {SelfExtend.paper}"
+    turns_vectors = False
+    settings = MappingProxyType({"base": Rotary.settings["base"], **SelfExtend.settings})
+
+    @classmethod
+    def unchanged_tokens(cls, settings: Mapping[str, int]) -> int | None:
+        return 0
+
+    def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        moved = SelfExtend.term(self, self.turned(q, rows), self.turned(k, keys), rows, keys, causal, scale)
+        return super().term(q, k, rows, keys, causal, scale) + moved
 
 
 class DualChunk(MovedPositions):
@@ -519,8 +555,8 @@ class Dropped(RelativePositions):
 
 
 RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL, Rotary)}
-ROTARY: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (SelfExtend, DualChunk, Dropped)}
-"""Kinds that change what a model's rotary positions do. They need such a model."""
+ROTARY: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (SelfExtend, DualChunk, Dropped, RotarySelfExtend)}
+"""Kinds that change what rotary positions do: those of the model, or those that ``rotary_self_extend`` brings."""
 KINDS = RELATIVE | ROTARY
 
 

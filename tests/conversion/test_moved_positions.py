@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_longattn import LongLlamaForCausalLM
 from hf_longattn.conversion import convert_checkpoint, inspect_checkpoint, revert_checkpoint
 from hf_longattn.errors import LongAttentionError
+from hf_longattn.export import export_checkpoint
 from tests.cells import every_cell
 from tests.reference.small_models import tokens
 
@@ -65,6 +66,22 @@ def test_the_result_reads_short_texts_as_the_source_and_generates_as_it_reads(so
     arguments: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": None, "disable_compile": True}
     for cache in ("dynamic", "static"):
         assert torch.equal(model.generate(ids[:, :60], cache_implementation=cache, **arguments), text)
+
+
+@pytest.mark.thorough
+@every_cell("positions", ["rope:self-extend", "rope:dual-chunk", "rope:drop"])
+def test_graphs_read_as_the_model_does(source: Path, tmp_path: Path, positions: str) -> None:
+    """A compiled model, and an ONNX graph, whose export compares it at three lengths."""
+    target = tmp_path / positions.replace(":", "-")
+    converted(source, target, positions, verify=False)
+    assert {check.status for check in export_checkpoint(target, tmp_path / f"{target.name}-graph").checks} == {"passed"}
+    torch.compiler.reset()
+    model = LongLlamaForCausalLM.from_pretrained(target).eval()
+    compiled = torch.compile(model, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        for length in (OLD // 2, NEW):
+            ids = tokens(2, length)
+            torch.testing.assert_close(compiled(ids, use_cache=False).logits, model(ids, use_cache=False).logits, atol=1e-5, rtol=0)
 
 
 @every_cell("positions", ["rope:self-extend", "rope:drop"])

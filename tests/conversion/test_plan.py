@@ -255,5 +255,5 @@ def test_rotary_positions_are_refused_by_every_model_that_rotates(name: str, val
         {"pad_token_id": 1, "mask_token_id": 2, "num_key_value_heads": 2} if name != "GPTJ" else {"n_embd": 32, "n_layer": 2, "n_head": 2}
     )
     config = getattr(hf_longattn, f"Long{name}Config")(**shape, **values, long_attention={"mechanism": "full", "relative": "rotary"})
-    with pytest.raises(PositionError, match="rotates queries and keys already; leave relative=rotary out"):
+    with pytest.raises(PositionError, match="rotates queries and keys already; leave relative=rotary and rotary_self_extend out"):
         getattr(hf_longattn, f"Long{name}Model")(config)

@@ -64,7 +64,7 @@ def quick(form: str, kind: str, base: str) -> bool:
 
 
 DRAWN = [case for case in itertools.product(FORMS, KINDS, DECODERS) if case[1:] != ("rotary", "llama")]
-CASES = [*grid(DRAWN, quick), *(("full", kind, "llama") for kind in MOVED)]
+CASES = [*grid(DRAWN, quick), *(("full", kind, "llama") for kind in MOVED), ("full", "rotary_self_extend:window=12,group=5", DECODERS[0])]
 
 
 @every_cell(

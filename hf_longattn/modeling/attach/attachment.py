@@ -90,7 +90,7 @@ def attach_mechanisms(
             )
         if isinstance(mechanism.relative, Rotary):
             check_unrotated(model, site)
-        if isinstance(mechanism.relative, MovedPositions):
+        elif isinstance(mechanism.relative, MovedPositions):
             mechanism.relative.rotation = rotation_of(model, site)
         if isinstance(mechanism.relative, Dropped):
             check_droppable(site)

@@ -82,7 +82,7 @@ def check_unrotated(model: nn.Module, site: AttentionSite) -> None:
     """Raise :class:`PositionError` if ``model`` rotates queries and keys itself: by its family, or in a layer that shows it."""
     config: Any = getattr(model, "config", None)
     if _planes(site.module) is not None or (hasattr(config, "base_model_type") and family_of(config).rotary(config)):
-        raise PositionError(f"{type(model).__name__} rotates queries and keys already; leave relative=rotary out.")
+        raise PositionError(f"{type(model).__name__} rotates queries and keys already; leave relative=rotary and rotary_self_extend out.")
 
 
 def check_droppable(site: AttentionSite) -> None:
