@@ -1,9 +1,9 @@
 """Windows and linear attention with as many bytes of state: loss, recall and speed, before and after the same training.
 
-    python -m scripts.dev.studies.linear_state --work runs/linear     # about 25 minutes on one core; complete steps are kept
+    python -m scripts.dev.studies.linear_state --work runs/linear     # about an hour on one core; complete steps are kept
 
-A Llama of two layers learns to recall facts such as ``alpha=blue``, and then to read inputs of 128 tokens: Python source, associative
-recall (MQAR), and questions at the end of source in which one fact (passkey) or eight (needles) are hidden.
+For each seed, a Llama of two layers learns to recall facts such as ``alpha=blue``, and then to read inputs of 128 tokens: Python source,
+associative recall (MQAR), and questions at the end of source in which one fact (passkey) or eight (needles) are hidden.
 
 It is converted by every mechanism, with options that give all decode caches the same bytes. `longattn train linearise` then trains every
 result on such inputs, against the predictions of the original: in two stages of equal length, or in the second alone if the mechanism has
@@ -64,8 +64,8 @@ ROWS = {
     "nsa": "nsa:compress_size=16,compress_stride=16,block_size=16,num_blocks=2,initial_blocks=0,local_blocks=1,window=24",
 }
 """Rows of the tables -> mechanism and options. A query of ``nsa`` sees as many tokens as the window has; its cache keeps all."""
-UNTRAINED = (TEACHER, FAR, "nsa")
-"""Rows without training, whose state grows."""
+UNTRAINED = (TEACHER, FAR)
+"""Rows without training."""
 DOCUMENTS = 1_000
 """Maximum number of documents of a text."""
 TASKS = {"MQAR": PAIRS, "passkey": 1, "needles": PAIRS}
@@ -233,13 +233,20 @@ def bytes_of(model: Any, length: int) -> int:
     return state_bytes(mechanisms, ModelShape.of(model.config, causal=True, matrix_parameters=0, element_bytes=4), length)
 
 
-def summary(found: dict[str, dict[str, list[Any]]], first: list[float]) -> dict[str, dict[str, list[float]]]:
-    """By measure and length: mean loss, and the standard error of its difference from ``first``; shares with their intervals of 95 %."""
-    cells: dict[str, dict[str, list[float]]] = {"loss": {}}
-    for length, values in found["loss"].items():
-        changes = [value - other for value, other in zip(values, first, strict=True)]
-        cells["loss"][length] = [fmean(values), stdev(changes) / math.sqrt(len(changes))]
-    return cells | {task: {length: [fmean(right), *interval(right)] for length, right in found[task].items()} for task in TASKS}
+def summary(seeds: list[dict[str, dict[str, list[Any]]]], firsts: list[list[float]]) -> dict[str, dict[str, list[float]]]:
+    """By measure and length, over all seeds: the mean, the standard error of its difference from ``firsts`` or its interval of 95 %.
+
+    The mean of each seed follows.
+    """
+    cells: dict[str, dict[str, list[float]]] = {}
+    first = [*itertools.chain(*firsts)]
+    for measure, length in itertools.product(("loss", *TASKS), map(str, LENGTHS)):
+        parts = [found[measure][length] for found in seeds]
+        values = [*itertools.chain(*parts)]
+        changes = [value - other for value, other in zip(values, first, strict=True)] if measure == "loss" else []
+        error = [stdev(changes) / math.sqrt(len(changes))] if changes else [*interval(sum(values), len(values))]
+        cells.setdefault(measure, {})[length] = [fmean(values), *error, *map(fmean, parts)]
+    return cells
 
 
 def starts(histories: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -272,20 +279,25 @@ def page(record: dict[str, Any]) -> str:
     loss = [[name, f"{row['bytes']:,}", f"{row['milliseconds'] / fastest:.2f}×", *cells(row, "loss")] for name, row in rows.items()]
     recall = [[name, *(shares(row, task, length) for task in TASKS for length in LENGTHS)] for name, row in rows.items()]
     widest = max(100 * (cell[2] - cell[1]) / 2 for row in rows.values() for task in TASKS for cell in row["before"][task].values())
-    tokens = [
-        [f"{stage[:5]} {stage[5:]}", f"{cell['loss']:.3f}", *(f"{cell[name] or math.inf:,}" for name in (NO_START, DELTA))]
-        for stage, cell in record["starts"].items()
-    ]
+
+    def spread(values: list[float], format: str) -> str:
+        """The least and the greatest of all seeds."""
+        return "–".join(dict.fromkeys(f"{value:{format}}" for value in (min(values), max(values))))
+
+    def reached(stage: str, name: str) -> str:
+        return spread([cells[stage][name] or math.inf for cells in record["starts"]], "," if name != "loss" else ".3f")
+
+    tokens = [[f"{stage[:5]} {stage[5:]}", *(reached(stage, name) for name in ("loss", NO_START, DELTA))] for stage in ("stage1", "stage2")]
     tables = [
         markdown_table(header, loss),
         markdown_table(["right answers, %", *(f"{task}, {length}" for task in TASKS for length in lengths)], recall),
         markdown_table(["`delta`: tokens until the loss of a stage is", "loss", "random start", "closed-form start"], tokens),
     ]
     more = (
-        f"; {settings['documents']} held-out documents, ± standard error of the difference from {TEACHER} at {TRAINED} tokens; "
-        f"{settings['questions']} questions (half as many passkeys), intervals of 95 % within ± {widest:.0f}, "
-        f"chance {100 / SYMBOLS:.0f} %; before → after "
-        f"training of {2 * settings['steps']} steps of {BATCH * TRAINED:,} tokens; pre-training of {settings['pretraining_steps']:,} steps"
+        f"; {len(settings['seeds'])} seeds; {settings['documents']} held-out documents a seed, ± standard error of the difference from "
+        f"{TEACHER} at {TRAINED} tokens; {settings['questions']} questions a seed (half as many passkeys), intervals of 95 % within "
+        f"± {widest:.0f}, chance {100 / SYMBOLS:.0f} %; before → after training of {2 * settings['steps']} steps of {BATCH * TRAINED:,} "
+        f"tokens; pre-training of {settings['pretraining_steps']:,} steps"
     )
     return "\n\n".join([*(table.strip() for table in tables), footnote(record["machine"], more).strip()]) + "\n"
 
@@ -297,11 +309,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=25, help="steps of each of both stages (default: 25)")
     parser.add_argument("--documents", type=int, default=8)
     parser.add_argument("--questions", type=int, default=48, help="of each task and length, half as many passkeys")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the training data, first weights and test data")
     options = parser.parse_args(arguments)
     if options.quick:
         options.pretraining_steps, options.steps, options.documents, options.questions = 3, 5, 2, 4
-    work, seed = options.work, options.seed
+    seeds = [of_seed(options.work / f"seed{seed}", options, seed) for seed in options.seeds]
+    firsts = [found[TEACHER]["before"]["loss"][str(TRAINED)] for found, _ in seeds]
+    first_work = options.work / f"seed{options.seeds[0]}"
+    speeds = decoded({name: folder_of(first_work, name) for name in ROWS}, held_out(first_work, 1), 32)
+    record: dict[str, Any] = {
+        "machine": machine(),
+        "settings": {name: getattr(options, name) for name in ("pretraining_steps", "steps", "documents", "questions", "seeds")},
+        "rows": {
+            name: {
+                "attention": ROWS[name],
+                **speeds[name],
+                **{stage: summary([found[name][stage] for found, _ in seeds], firsts) for stage in seeds[0][0][name]},
+            }
+            for name in ROWS
+        },
+        "starts": [starts(histories) for _, histories in seeds],
+    }
+    record = json.loads(in_rows(record))  # as it is stored
+    finish_study(output_of(options, OUTPUT), record, page(record))
+    return 0
+
+
+def of_seed(work: Path, options: Any, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What one seed measured, by row and "before" or "after" the training, and the logs of each row's training."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer" / "tokenizer.json").exists():
         prepare(work, seed)
@@ -309,37 +344,32 @@ def main(arguments: list[str] | None = None) -> int:
         tokenizer.add_tokens([AddedToken(f" {fact}") for fact in FACTS])
         tokenizer.save_pretrained(work / "tokenizer")
     source, text = teacher(work, options.pretraining_steps, seed), write_inputs(work, 2 * options.steps, seed)
-    words = Words.of(work, "test")
-    documents = torch.stack([ids[: LENGTHS[-1]] for ids in document_ids(work, "test") if len(ids) >= LENGTHS[-1]][: options.documents])
-    found, folders, histories = dict[str, dict[str, Any]](), dict[str, Path](), dict[str, Any]()
+    words, documents = Words.of(work, "test"), held_out(work, options.documents)
+    found, histories = dict[str, dict[str, Any]](), dict[str, Any]()
     for name, choice in ROWS.items():
-        folder = folders[name] = work / name.replace(" ", "-").replace(",", "")
+        folder = folder_of(work, name)
         if not (folder / "config.json").exists():
             torch.manual_seed(seed)
             attention, positions = LongAttentionConfig(**read_choice(choice)), "rope:self-extend" if name == FAR else "rope:none"
             convert_checkpoint(source, folder, long_attention=attention, max_length=LENGTHS[-1], positions=positions, verify=False)
-        trained = folder.with_name(f"{folder.name}-trained")
         stages = {"before": folder}
         if name not in UNTRAINED:
-            histories[name] = train(folder, trained, text, options.steps, seed, name != NO_START)["history"]
-            stages["after"] = trained
+            stages["after"] = folder.with_name(f"{folder.name}-trained")
+            histories[name] = train(folder, stages["after"], text, options.steps, seed, name != NO_START)["history"]
         found[name] = {
             stage: measured(at, work / f"{at.name}.json", words, documents, options.questions, seed) for stage, at in stages.items()
         }
-    first = found[TEACHER]["before"]["loss"][str(TRAINED)]
-    speeds = decoded(folders, documents[:1], 32)
-    record: dict[str, Any] = {
-        "machine": machine(),
-        "settings": {name: getattr(options, name) for name in ("pretraining_steps", "steps", "documents", "questions", "seed")},
-        "rows": {
-            name: {"attention": ROWS[name], **speeds[name], **{stage: summary(cells, first) for stage, cells in row.items()}}
-            for name, row in found.items()
-        },
-        "starts": starts(histories),
-    }
-    record = json.loads(in_rows(record))  # as it is stored
-    finish_study(output_of(options, OUTPUT), record, page(record))
-    return 0
+    return found, histories
+
+
+def folder_of(work: Path, name: str) -> Path:
+    """The converted model of a row."""
+    return work / name.replace(" ", "-").replace(",", "")
+
+
+def held_out(work: Path, count: int) -> Tensor:
+    """The first tokens of held-out documents, ``(count, LENGTHS[-1])``."""
+    return torch.stack([ids[: LENGTHS[-1]] for ids in document_ids(work, "test") if len(ids) >= LENGTHS[-1]][:count])
 
 
 if __name__ == "__main__":

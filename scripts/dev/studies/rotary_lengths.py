@@ -1,14 +1,14 @@
 """Rules for rotary positions beyond the trained length: loss and needles of a small Llama at 1 to 8 times that length.
 
-    python -m scripts.dev.studies.rotary_lengths --work runs/rotary     # about 15 minutes on one core; complete steps are kept
+    python -m scripts.dev.studies.rotary_lengths --work runs/rotary     # about an hour on one core; complete steps are kept
 
-Two Llamas of two layers are trained on inputs of 128 tokens, and converted to 1,024 by every rule:
+For each seed, two Llamas of two layers are trained on inputs of 128 tokens, and converted to 1,024 by every rule:
 
 - loss: one learns to continue Python source with lines such as ``# lookup alpha blue``, half of which repeat an earlier line. It reads the
   first 1,024 tokens of held-out documents in inputs of each length, so that all columns predict the same tokens. Every result is also
   trained by `longattn train clm` on inputs of 1,024 tokens, for the same number of steps.
-- needles: the other one learns to find eight needles in noise, and to answer a question about one of them at the end. It is not trained
-  further.
+- needles: the other one learns to find eight needles in noise, and to answer a question about one of them at the end. Every result is
+  also trained on haystacks of 1,024 tokens, for the same number of steps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +123,11 @@ def train(model: Path, target: Path, text: Path, steps: int, seed: int) -> Path:
     if not (target / "config.json").exists():
         settings = {
             "model": model, "text": text, "output": target, "max-length": LONGEST, "max-steps": steps, "seed": seed,
-            "batch-size": 2, "total-batch-size": BATCH, "learning-rate": RATE / 4, "report-to": "none",
+            "batch-size": 2, "total-batch-size": BATCH, "learning-rate": RATE / 4, "report-to": "none", "threads": torch.get_num_threads(),
         }  # fmt: skip
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
         try:
-            longattn(["train", "clm", *flags, "--no-eval-before-training", "--overwrite"])
+            longattn(["train", "clm", *flags, "--no-eval-before-training", "--overwrite", "--no-bf16"])
         except SystemExit as end:
             if end.code:
                 raise
@@ -201,10 +200,19 @@ def recall_source(work: Path, steps: int, seed: int) -> Path:
     return target
 
 
+def train_recall(model: Path, target: Path, steps: int, seed: int) -> Path:
+    """The model that finds needles, trained further on haystacks of :data:`LONGEST` tokens."""
+    if not (target / "config.json").exists():
+        torch.manual_seed(seed)
+        long = AutoModelForCausalLM.from_pretrained(model)
+        fit(long, lambda generator: haystack(generator, BATCH, LONGEST, KINDS), steps, RATE / 4, seed + 1, target)
+    return target
+
+
 @torch.inference_mode()
 def needles(model: Any, length: int, count: int, seed: int) -> list[bool]:
     """Whether the answer to one question is the likeliest token after ``length - 1`` tokens."""
-    ids, labels = haystack(torch.Generator().manual_seed(seed), count, length, 1)
+    ids, labels = haystack(torch.Generator().manual_seed(seed + 2), count, length, 1)
     guesses = [model(some, logits_to_keep=1).logits[:, -1].argmax(-1) for some in ids[:, :-1].split(4)]
     correct: list[bool] = (torch.cat(guesses) == labels[:, -1]).tolist()
     return correct
@@ -230,9 +238,9 @@ def held_out(work: Path, count: int) -> Tensor:
     return torch.tensor([tokens for tokens in ids if len(tokens) == LONGEST][:count])
 
 
-def interval(correct: list[bool]) -> tuple[float, float]:
-    """Wilson's interval of 95 % for a share."""
-    n, share, z = len(correct), sum(correct) / len(correct), 1.96
+def interval(right: int, n: int) -> tuple[float, float]:
+    """Wilson's interval of 95 % for the share of ``right`` among ``n``."""
+    share, z = right / n, 1.96
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return middle - half, middle + half
@@ -243,27 +251,26 @@ def page(record: dict[str, Any]) -> str:
     first, settings = np.array(record["loss"]["none"][str(TRAINED)]), record["settings"]
     lengths = [f"{length:,}" for length in LENGTHS]
 
-    def loss(cell: dict[str, list[float]] | None, length: int) -> str:
-        if cell is None:
-            return "–"
+    def loss(cell: dict[str, list[list[float]]], length: int) -> str:
         change = np.array(cell[str(length)]) - first
-        return f"{first.mean() + change.mean():.2f} ± {change.std(ddof=1) / math.sqrt(len(change)):.2f}"
+        return f"{first.mean() + change.mean():.2f} ± {change.std(ddof=1) / math.sqrt(change.size):.2f}"
 
-    def share(correct: list[bool]) -> str:
-        low, high = interval(correct)
-        return f"{100 * sum(correct) / len(correct):.0f} % ({100 * low:.0f}–{100 * high:.0f})"
+    def share(right: list[int]) -> str:
+        count = len(right) * settings["needles"]
+        low, high = interval(sum(right), count)
+        return f"{100 * sum(right) / count:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
 
-    cells = {name: (record["loss"][name], record["loss"].get(f"{name}, trained")) for name in RULES}
-    losses = [[name, *(loss(cell, length) for cell in pair for length in LENGTHS)] for name, pair in cells.items()]
-    found = [[name, *(share(record["needles"][name][str(length)]) for length in LENGTHS)] for name in RULES]
+    pairs = {kind: {name: (record[kind][name], record[kind][f"{name}, trained"]) for name in RULES} for kind in ("loss", "needles")}
+    losses = [[name, *(loss(cell, length) for cell in pair for length in LENGTHS)] for name, pair in pairs["loss"].items()]
+    found = [[name, *(share(cell[str(length)]) for cell in pair for length in LENGTHS)] for name, pair in pairs["needles"].items()]
     more = (
-        f"{settings['documents']} held-out documents, ± standard error of the difference from the source at {TRAINED} tokens; "
-        f"{settings['needles']} needles a length, with intervals of 95 %, chance {100 / ANSWERS:.0f} %; pre-training of "
-        f"{settings['pretraining_steps']:,} and {settings['recall_steps']:,} steps of {BATCH * TRAINED:,} tokens, further training of "
-        f"{settings['steps']} steps of {BATCH * LONGEST:,} tokens"
+        f"{len(settings['seeds'])} seeds; {settings['documents']} held-out documents a seed, ± standard error of the difference from the "
+        f"source at {TRAINED} tokens; {settings['needles']} needles a length and seed, intervals of 95 %, chance {100 / ANSWERS:.0f} %; "
+        f"training of {settings['pretraining_steps']:,} and {settings['recall_steps']:,} steps of {BATCH * TRAINED:,} tokens, further "
+        f"training of {settings['steps']} steps of {BATCH * LONGEST:,} tokens"
     )
-    header = ["nats per token", *lengths, *(f"{at}, trained" for at in lengths)]
-    tables = markdown_table(header, losses), markdown_table(["needles", *lengths], found)
+    columns = [*lengths, *(f"{at}, trained" for at in lengths)]
+    tables = markdown_table(["nats per token", *columns], losses), markdown_table(["needles", *columns], found)
     return "\n\n".join([*(table.strip() for table in tables), footnote(record["machine"], f"; {more}").strip()]) + "\n"
 
 
@@ -275,36 +282,45 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=15, help="steps of further training (default: 15)")
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--needles", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the training data, first weights and test data")
     options = parser.parse_args(arguments)
     if options.quick:
         options.pretraining_steps, options.steps, options.documents, options.needles = 3, 1, 2, 4
         options.recall_steps = 3
-    work, seed = options.work, options.seed
+    names = ("pretraining_steps", "recall_steps", "steps", "documents", "needles", "seeds")
+    settings = {**{name: getattr(options, name) for name in names}, "rate": RATE, "rules": RULES}
+    record: dict[str, Any] = {"machine": machine(), "settings": settings, "loss": {}, "needles": {}}
+    for seed in options.seeds:
+        for kind, label, cells in cells_of(options.work / f"seed{seed}", options, seed):
+            row = record[kind].setdefault(label, {str(length): [] for length in LENGTHS})
+            for length, values in cells.items():
+                row[length].append(values if kind == "loss" else sum(values))
+    finish_study(output_of(options, OUTPUT), record, page(record))
+    return 0
+
+
+def cells_of(work: Path, options: Any, seed: int) -> Iterator[tuple[str, str, dict[str, list[Any]]]]:
+    """("loss" or "needles", a rule, what was measured at each length) of one seed."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer" / "tokenizer.json").exists():
         prepare(work, seed)
     sources = {"needles": recall_source(work, options.recall_steps, seed), "loss": pretrain(work, options.pretraining_steps, seed)}
     documents = held_out(work, options.documents)
-
-    def measure(kind: str, model: Any, length: int) -> list[Any]:
-        return losses(model, documents, length) if kind == "loss" else needles(model, length, options.needles, seed)
-
-    record: dict[str, Any] = {"machine": machine(), "settings": {}, "loss": {}, "needles": {}}
-    names = ("pretraining_steps", "recall_steps", "steps", "documents", "needles", "seed")
-    record["settings"] = {**{name: getattr(options, name) for name in names}, "rate": RATE, "rules": RULES}
-    for trained, (kind, source), (name, positions) in itertools.product((False, True), sources.items(), RULES.items()):
-        folder, label = work / f"{kind}-{positions.replace(':', '-')}", name
+    measures: dict[str, Callable[[Any, int], list[Any]]] = {
+        "loss": lambda model, length: losses(model, documents, length),
+        "needles": lambda model, length: needles(model, length, options.needles, seed),
+    }
+    for (kind, source), (name, positions) in itertools.product(sources.items(), RULES.items()):
+        folder = work / f"{kind}-{positions.replace(':', '-')}"
         if not (folder / "config.json").exists():
             hf_longattn.convert_checkpoint(source, folder, mechanism="full", max_length=LONGEST, positions=positions, verify=False)
-        if trained:
-            if kind == "needles":
-                continue
-            label += ", trained"
-            folder = train(folder, work / f"{folder.name}-trained", work / "further.jsonl", options.steps, seed)
-        record[kind][label] = measured(folder, work / f"{folder.name}.json", partial(measure, kind))
-    finish_study(output_of(options, OUTPUT), record, page(record))
-    return 0
+        yield kind, name, measured(folder, work / f"{folder.name}.json", measures[kind])
+        target = work / f"{folder.name}-trained"
+        if kind == "loss":
+            train(folder, target, work / "further.jsonl", options.steps, seed)
+        else:
+            train_recall(folder, target, options.steps, seed)
+        yield kind, f"{name}, trained", measured(target, work / f"{target.name}.json", measures[kind])
 
 
 if __name__ == "__main__":

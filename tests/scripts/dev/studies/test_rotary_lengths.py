@@ -42,9 +42,9 @@ def test_who_looks_for_needles_finds_them() -> None:
 
 
 def test_an_interval_holds_the_share() -> None:
-    for correct in ([True] * 20, [False] * 20, [True] * 5 + [False] * 15):
-        low, high = interval(correct)
-        assert low <= sum(correct) / 20 <= high
+    for right in (20, 0, 5):
+        low, high = interval(right, 20)
+        assert low <= right / 20 <= high
 
 
 def test_the_page_is_that_of_the_numbers() -> None:
