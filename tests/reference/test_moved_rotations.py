@@ -105,6 +105,21 @@ def test_positions_count_from_each_sequence(rule: str, causal: bool) -> None:
     torch.testing.assert_close(last[0], padded[0, :, -4:], atol=1e-12, rtol=0)
 
 
+@every_cell("causal", [True, False])
+@every_rule
+@every_cell("blocks", [False, True])
+def test_a_cap_and_padding_meet_the_moved_scores(rule: str, causal: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the definition over all pairs. A cap sees the score of one pair, whatever listing of the key gave it."""
+    if blocks:
+        monkeypatch.setattr(dense, "MAX_SCORES", 5 * HEADS * LENGTH)
+    mask = torch.ones(2, LENGTH, dtype=torch.bool)
+    mask[0, :9], mask[1, 20:] = False, False
+    arguments: dict[str, Any] = {"causal": causal, "relative": rule, "padding_mask": mask}
+    arguments["score_mod"] = lambda score, b, h, i, j: 3 * torch.tanh(score / 3) + 0.01 * (h + 1) * (i - j)
+    out, expected = (run(*drawn(2), "full", **arguments) * mask[:, None, :, None] for run in (attend, reference_attend))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+
+
 @every_cell("rule", [rule for rule in RULES if not rule.startswith("rotary")])
 def test_short_texts_are_read_as_without_it(rule: str) -> None:
     q, k, v = (x.detach()[:, :, : 6 if rule.startswith("self") else 8] for x in drawn())
