@@ -44,7 +44,7 @@ class BlockSparseConfig(LongConfig):
 
     @classmethod
     def equivalent_settings(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Config fields with which a Long model computes what transformers' model with this ``config.json`` computes in eval mode.
+        """Fields of a Long model that is equal to transformers' model with this ``config.json``.
 
         In eval mode, transformers' block-sparse attention counts the first block once more for each random block. In training it draws
         random blocks, which a Long model does not. It cuts blocks from the padded input, and has no dropout on attention weights.

@@ -22,6 +22,7 @@ from ..engines.common import dense
 from ..engines.common.batch import in_graph
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32, products, repeat_heads
+from ..engines.common.derivatives import no_fused_kernels
 from ..engines.common.score_terms import DistanceBias, DistanceTerm, ScoreTerm
 from ..errors import OptionError, nearest
 from .tables import sinusoids_at
@@ -84,12 +85,12 @@ class RelativePositions(nn.Module, ABC):
             scale: the factor on q·k.
         """
 
-    @abstractmethod
     def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> ScoreTerm | None:
-        """The term for engines; ``None`` if it is zero, or if :meth:`placed` replaces it.
+        """The term for engines; ``None`` if it is zero, or if :meth:`placed` or :meth:`MovedPositions.attention` replaces it.
 
         It holds for distances within ``span``. The queries are the last Nq positions of the keys' sequence.
         """
+        return None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Set all parameters to zero. Subclasses with random parameters use ``generator``."""
@@ -348,9 +349,6 @@ class Rotary(RelativePositions):
         plain, turned = (products(x, repeat_heads(y, q.shape[1])) for x, y in ((q, k), (self.turned(q, rows), self.turned(k, keys))))
         return (turned - plain) * scale
 
-    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> None:
-        return None
-
 
 class MovedPositions(RelativePositions):
     """Rotary positions at which distant pairs meet, so that no distance is longer than in training.
@@ -381,7 +379,7 @@ class MovedPositions(RelativePositions):
         """The kind of each pair of positions: 0 for near pairs, n for the n-th A. The tensors broadcast."""
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Queries and keys ``(B, H, Nq, D)``, ``(B, H_kv, Nk, D)`` for every kind of distant pair. Then those for keys after the query."""
+        """Queries and keys for every kind of distant pair, then those for keys after the query. Shapes stay as they are."""
         usual = Rotation.usual(self.head_dim, self.values.get("base", 10_000))
         rotation = self.rotation() if callable(self.rotation) else self.rotation or usual
 
@@ -392,7 +390,7 @@ class MovedPositions(RelativePositions):
         return both(q, rows, k, keys) + ([] if causal else [pair[::-1] for pair in both(k, keys, q, rows)])
 
     def choices(self, rows: Tensor, keys: Tensor) -> Tensor:
-        """For pairs of positions, 0 for near ones, else n for the n-th entry of :meth:`moved`. The tensors broadcast."""
+        """0 for near pairs, else the number of an entry of :meth:`moved`. The tensors broadcast."""
         kind = self.kinds(torch.maximum(rows, keys), torch.minimum(rows, keys))
         return torch.where((kind > 0) & (keys > rows), kind + len(self.later(rows)), kind)
 
@@ -403,17 +401,14 @@ class MovedPositions(RelativePositions):
             score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
         return score - near
 
-    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> None:
-        """:meth:`attention` replaces it."""
-
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        """Softmax attention with these scores, for a block of queries at a time. Graphs take all queries in one.
+        """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.
 
         A query has its vectors for all choices side by side. A key is listed for every choice that the block needs, with zeros in the place
         of other choices, and a mask hides all but one of a pair's listings.
         """
         places, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
-        own, graph, mod = places[kv_len - q.shape[2] :], in_graph(), call.score_mod
+        own, graph, mod = places[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod
         vectors = [(q, k), *self.moved(q, k, own[None], places[None], call.causal)]
         queries, real = torch.cat([x.to(q.dtype) for x, _ in vectors], -1), call.real(k)[:, None, None]
 
@@ -436,7 +431,8 @@ class MovedPositions(RelativePositions):
             keys, rows = torch.cat(listings, 2), rows.view(1, 1, -1, 1)
             return dense.dense_attention(queries, keys, values, inner, mask_mod=lambda *_: visible, q_idx=rows)[..., : v.shape[-1]]
 
-        if graph or q.shape[2] <= (size := max(1, dense.MAX_SCORES // (q.shape[1] * kv_len))):
+        size = 0 if graph or no_fused_kernels() is not None else max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
+        if not size or q.shape[2] <= size:
             return block(queries, own)
         run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block
         return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), own.split(size), strict=True)], 2)
@@ -475,7 +471,7 @@ class SelfExtend(MovedPositions):
 
 
 class RotarySelfExtend(Rotary, SelfExtend):
-    """:class:`Rotary` positions in place of a table, at which distant tokens share positions as in :class:`SelfExtend`."""
+    """Rotary positions for a model without them, with Self-Extend: :class:`Rotary` and :class:`SelfExtend` together."""
 
     name = "rotary_self_extend"
     summary = "rotary positions in place of a table, of distant tokens in groups; needs training"
@@ -550,13 +546,10 @@ class Dropped(RelativePositions):
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
         return q.new_zeros(()).expand(1, q.shape[1], q.shape[2], k.shape[2])
 
-    def score_term(self, q: Tensor, k: Tensor, causal: bool, scale: float, span: Span) -> None:
-        return None
-
 
 RELATIVE: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (Alibi, T5Buckets, Shaw, TransformerXL, Rotary)}
 ROTARY: dict[str, type[RelativePositions]] = {kind.name: kind for kind in (SelfExtend, DualChunk, Dropped, RotarySelfExtend)}
-"""Kinds that change what rotary positions do: those of the model, or those that ``rotary_self_extend`` brings."""
+"""Kinds that change a model's rotary positions; ``rotary_self_extend`` brings its own."""
 KINDS = RELATIVE | ROTARY
 
 

@@ -1,8 +1,8 @@
-"""transformers' BigBird and BigBird-Pegasus (Zaheer et al. 2020) become Long models: the same layers, heads and tensors.
+"""transformers' BigBird and BigBird-Pegasus (Zaheer et al. 2020) become Long models.
 
-The attention of BigBird, and of BigBird-Pegasus' encoder, is the mechanism `bigbird` with ``random_pattern="hf_eval"`` and
-``blocks_over="input"``. With the latter, outputs of a text depend on the padding of its batch, as in transformers; with
-``blocks_over="text"``, outputs are transformers' for the text without padding.
+Layers, heads and tensors stay the same. The attention of BigBird, and of BigBird-Pegasus' encoder, is the mechanism `bigbird` with
+``random_pattern="hf_eval"`` and ``blocks_over="input"``. With the latter, outputs of a text depend on the padding of its batch, as in
+transformers; with ``blocks_over="text"``, outputs are transformers' for the text without padding.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ class Mechanism(nn.Module, ABC):
 
     @property
     def layer(self) -> int:
-        """Index of the layer, set when the mechanism is attached to a model. Seeded mechanisms draw different numbers in each layer."""
+        """Index of the layer, set when the mechanism is attached. Seeded mechanisms draw other numbers in each."""
         return self._layer
 
     @layer.setter

@@ -1,4 +1,4 @@
-"""Windows and linear attention with as many bytes of state: loss, recall and speed, before and after the same training.
+"""Windows and linear attention of equal state: loss, recall and speed, before and after training.
 
     python -m scripts.dev.studies.linear_state --work runs/linear     # about an hour on one core; complete steps are kept
 
@@ -234,9 +234,9 @@ def bytes_of(model: Any, length: int) -> int:
 
 
 def summary(seeds: list[dict[str, dict[str, list[Any]]]], firsts: list[list[float]]) -> dict[str, dict[str, list[float]]]:
-    """By measure and length, over all seeds: the mean, the standard error of its difference from ``firsts`` or its interval of 95 %.
+    """By measure and length: the mean of all seeds, how sure it is, and the mean of each seed.
 
-    The mean of each seed follows.
+    Of losses, the standard error of the difference from ``firsts``, over documents; of answers, the interval of 95 %.
     """
     cells: dict[str, dict[str, list[float]]] = {}
     first = [*itertools.chain(*firsts)]
@@ -278,7 +278,8 @@ def page(record: dict[str, Any]) -> str:
     header = ["nats per token", "bytes of state", "time per token", *lengths, *(f"{length}, trained" for length in lengths)]
     loss = [[name, f"{row['bytes']:,}", f"{row['milliseconds'] / fastest:.2f}×", *cells(row, "loss")] for name, row in rows.items()]
     recall = [[name, *(shares(row, task, length) for task in TASKS for length in LENGTHS)] for name, row in rows.items()]
-    widest = max(100 * (cell[2] - cell[1]) / 2 for row in rows.values() for task in TASKS for cell in row["before"][task].values())
+    stages = [row[stage] for row in rows.values() for stage in ("before", "after") if stage in row]
+    widest = max(100 * (cell[2] - cell[1]) / 2 for cells in stages for task in TASKS for cell in cells[task].values())
 
     def spread(values: list[float], format: str) -> str:
         """The least and the greatest of all seeds."""
@@ -294,10 +295,10 @@ def page(record: dict[str, Any]) -> str:
         markdown_table(["`delta`: tokens until the loss of a stage is", "loss", "random start", "closed-form start"], tokens),
     ]
     more = (
-        f"; {len(settings['seeds'])} seeds; {settings['documents']} held-out documents a seed, ± standard error of the difference from "
-        f"{TEACHER} at {TRAINED} tokens; {settings['questions']} questions a seed (half as many passkeys), intervals of 95 % within "
-        f"± {widest:.0f}, chance {100 / SYMBOLS:.0f} %; before → after training of {2 * settings['steps']} steps of {BATCH * TRAINED:,} "
-        f"tokens; pre-training of {settings['pretraining_steps']:,} steps"
+        f"; {len(settings['seeds'])} seeds, taken as given, times with the first; {settings['documents']} held-out documents a seed, ± "
+        f"standard error of the difference from {TEACHER} at {TRAINED} tokens; {settings['questions']} questions a seed (half as many "
+        f"passkeys), intervals of 95 % within ± {widest:.0f}, chance {100 / SYMBOLS:.0f} %; before → after training of "
+        f"{2 * settings['steps']} steps of {BATCH * TRAINED:,} tokens; pre-training of {settings['pretraining_steps']:,} steps"
     )
     return "\n\n".join([*(table.strip() for table in tables), footnote(record["machine"], more).strip()]) + "\n"
 
@@ -336,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def of_seed(work: Path, options: Any, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """What one seed measured, by row and "before" or "after" the training, and the logs of each row's training."""
+    """What one seed measured, by row and stage ("before", "after"), and the logs of the trainings."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer" / "tokenizer.json").exists():
         prepare(work, seed)

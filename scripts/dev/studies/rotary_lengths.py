@@ -264,10 +264,10 @@ def page(record: dict[str, Any]) -> str:
     losses = [[name, *(loss(cell, length) for cell in pair for length in LENGTHS)] for name, pair in pairs["loss"].items()]
     found = [[name, *(share(cell[str(length)]) for cell in pair for length in LENGTHS)] for name, pair in pairs["needles"].items()]
     more = (
-        f"{len(settings['seeds'])} seeds; {settings['documents']} held-out documents a seed, ± standard error of the difference from the "
-        f"source at {TRAINED} tokens; {settings['needles']} needles a length and seed, intervals of 95 %, chance {100 / ANSWERS:.0f} %; "
-        f"training of {settings['pretraining_steps']:,} and {settings['recall_steps']:,} steps of {BATCH * TRAINED:,} tokens, further "
-        f"training of {settings['steps']} steps of {BATCH * LONGEST:,} tokens"
+        f"{len(settings['seeds'])} seeds, taken as given; {settings['documents']} held-out documents a seed, ± standard error of the "
+        f"difference from the source at {TRAINED} tokens; {settings['needles']} needles a length and seed, intervals of 95 %, chance "
+        f"{100 / ANSWERS:.0f} %; training of {settings['pretraining_steps']:,} and {settings['recall_steps']:,} steps of "
+        f"{BATCH * TRAINED:,} tokens, further training of {settings['steps']} steps of {BATCH * LONGEST:,} tokens"
     )
     columns = [*lengths, *(f"{at}, trained" for at in lengths)]
     tables = markdown_table(["nats per token", *columns], losses), markdown_table(["needles", *columns], found)
