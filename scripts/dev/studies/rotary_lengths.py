@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import hf_longattn
-from hf_longattn.cli import main as longattn
 from scripts.dev import RESULTS
 from scripts.dev.benchmarks.report import finish_study, footnote, machine, markdown_table, output_of, study_parser
 from scripts.dev.studies.corpus import iter_modules
+from scripts.dev.studies.joint_reading import run
 from scripts.dev.studies.variable_tracking import MARKER, NAMES, VALUES
 
 NAMES, VALUES = NAMES[::4], VALUES[::2]
@@ -126,11 +126,7 @@ def train(model: Path, target: Path, text: Path, steps: int, seed: int) -> Path:
             "batch-size": 2, "total-batch-size": BATCH, "learning-rate": RATE / 4, "report-to": "none", "threads": torch.get_num_threads(),
         }  # fmt: skip
         flags = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
-        try:
-            longattn(["train", "clm", *flags, "--no-eval-before-training", "--overwrite", "--no-bf16"])
-        except SystemExit as end:
-            if end.code:
-                raise
+        run("train", "clm", *flags, "--no-eval-before-training", "--overwrite", "--no-bf16")
     return target
 
 
