@@ -10,6 +10,7 @@ given as ``--work``.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -29,11 +30,14 @@ from scripts.dev.studies.real_retrieval import LONG, Ranks, build, by_words, emb
 OUTPUT = Path("scripts/dev/results/rotary_encoder")
 TRAINED, SIZES = 512, (64, 128, 256, 512)
 """Longest input of the training, and the tokens of its pieces, page by page."""
-HEAD_DIM = 32
+HEAD_DIM, WINDOW = 32, TRAINED // 4
+GROUP = next(group for group in itertools.count(2) if (LONG - 1) // group + WINDOW - WINDOW // group < TRAINED)
+"""Tokens that share a position in Self-Extend, so that no distance is longer than in the training."""
 RULES = {
     "as trained": "rotary",
     "interpolated": f"rotary:factor={LONG // TRAINED}",
     "NTK": f"rotary:base={round(10_000 * (LONG / TRAINED) ** (HEAD_DIM / (HEAD_DIM - 2)))}",
+    "Self-Extend": f"rotary_self_extend:window={WINDOW},group={GROUP}",
 }
 """How whole pages are read -> the option ``relative``."""
 ROWS = {

@@ -17,7 +17,8 @@ from scripts.dev.studies.rotary_encoder import RULES, SIZES, markdown, pieces
 
 
 def test_every_rule_is_an_option() -> None:
-    assert [read_relative(rule) for rule in RULES.values()] == ["rotary", "rotary:factor=16", "rotary:base=192484"]
+    found = [read_relative(rule) for rule in RULES.values()]
+    assert found == ["rotary", "rotary:factor=16", "rotary:base=192484", "rotary_self_extend:window=128,group=22"]
 
 
 def test_the_pieces_of_the_training_are_none_of_the_test(
