@@ -1,6 +1,6 @@
 """Windows and linear attention of equal state: loss, recall and speed, before and after training.
 
-    python -m scripts.dev.studies.linear_state --work runs/linear     # about an hour on one core; complete steps are kept
+    python -m scripts.dev.studies.linear_state --work runs/linear     # about 75 minutes on one core; complete steps are kept
 
 For each seed, a Llama of two layers learns to recall facts such as ``alpha=blue``, and then to read inputs of 128 tokens: Python source,
 associative recall (MQAR), and questions at the end of source in which one fact (passkey) or eight (needles) are hidden.
