@@ -265,7 +265,7 @@ def _grid(kwargs: dict[str, Any]) -> Grid | tuple[Grid, ...] | None:
 
 
 def _with_mask(call: AttentionCall, mask: Tensor | None, query: Tensor, kv_len: int | Tensor, kwargs: dict[str, Any]) -> AttentionCall:
-    """The call with a ``mask`` of padding ``(B, N)`` or pairs ``(B, 1 or H, Nq, Nk)``, and score terms."""
+    """The call with score terms and a ``mask``: padding ``(B, N)`` or pairs ``(B, 1 or H, Nq, Nk)``."""
     padding, pairs = (mask, None) if mask is None or mask.dim() == 2 else (None, mask)
     batch = None if padding is None else _batch(padding, padding.shape[1])
     return call.replace(batch=batch, score_mod=_score_terms(pairs, query, kv_len, kwargs))

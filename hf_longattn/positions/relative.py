@@ -379,7 +379,7 @@ class MovedPositions(RelativePositions):
         """The kind of each pair of positions: 0 for near pairs, n for the n-th A. The tensors broadcast."""
 
     def moved(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool) -> list[tuple[Tensor, Tensor]]:
-        """Queries and keys for every kind of distant pair, then those for keys after the query. Shapes stay as they are."""
+        """Queries and keys for each kind of distant pair, then those for later keys. Shapes stay."""
         usual = Rotation.usual(self.head_dim, self.values.get("base", 10_000))
         rotation = self.rotation() if callable(self.rotation) else self.rotation or usual
 
@@ -431,8 +431,8 @@ class MovedPositions(RelativePositions):
             keys, rows = torch.cat(listings, 2), rows.view(1, 1, -1, 1)
             return dense.dense_attention(queries, keys, values, inner, mask_mod=lambda *_: visible, q_idx=rows)[..., : v.shape[-1]]
 
-        size = 0 if graph or no_fused_kernels() is not None else max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
-        if not size or q.shape[2] <= size:
+        size = q.shape[2] if graph or no_fused_kernels() is not None else max(1, dense.MAX_SCORES // (len(q) * q.shape[1] * kv_len))
+        if q.shape[2] <= size:
             return block(queries, own)
         run = partial(checkpoint, block, use_reentrant=False) if torch.is_grad_enabled() else block
         return torch.cat([run(*parts) for parts in zip(queries.split(size, 2), own.split(size), strict=True)], 2)

@@ -22,7 +22,7 @@ def add_relative(module: Any, args: tuple[Tensor, Tensor, Tensor, AttentionCall]
 
 
 def with_relative(mechanism: Any, q: Tensor, k: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, AttentionCall]:
-    """Queries, keys and ``call`` with the relative positions added, to the vectors or to the score term; not those that ``forward`` adds.
+    """Queries, keys and ``call`` with the relative positions added, unless ``forward`` adds them.
     Code that attends without ``forward``, such as a decode cache, calls this or ``RelativePositions.term`` itself."""
     if mechanism.relative is None:
         return q, k, call
