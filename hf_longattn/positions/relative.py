@@ -395,11 +395,15 @@ class MovedPositions(RelativePositions):
         return torch.where((kind > 0) & (keys > rows), kind + len(self.later(rows)), kind)
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        choice = self.choices(rows[:, None, :, None], keys[:, None, None])
-        near = score = products(q, repeat_heads(k, q.shape[1])) * scale
+        near = products(q, repeat_heads(k, q.shape[1])) * scale
+        return self.scores(near, q, k, rows, keys, causal, scale) - near
+
+    def scores(self, near: Tensor, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
+        """The scores of vectors at their own positions, whose scaled products are ``near``. The rest is as in :meth:`term`."""
+        choice, score = self.choices(rows[:, None, :, None], keys[:, None, None]), near
         for n, (x, y) in enumerate(self.moved(q, k, rows, keys, causal), 1):
             score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
-        return score - near
+        return score
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.
@@ -409,7 +413,8 @@ class MovedPositions(RelativePositions):
         """
         places, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
         own, graph, mod = places[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod
-        vectors = [(q, k), *self.moved(q, k, own[None], places[None], call.causal)]
+        distant = graph or bool(self.kinds(places[-1], places[0]))
+        vectors = [(q, k), *(self.moved(q, k, own[None], places[None], call.causal) if distant else ())]
         queries, real = torch.cat([x.to(q.dtype) for x, _ in vectors], -1), call.real(k)[:, None, None]
 
         def block(queries: Tensor, rows: Tensor) -> Tensor:
@@ -484,8 +489,9 @@ class RotarySelfExtend(Rotary, SelfExtend):
         return 0
 
     def term(self, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        moved = SelfExtend.term(self, self.turned(q, rows), self.turned(k, keys), rows, keys, causal, scale)
-        return super().term(q, k, rows, keys, causal, scale) + moved
+        turned = self.turned(q, rows), self.turned(k, keys)
+        plain, near = (products(x, repeat_heads(y, q.shape[1])) * scale for x, y in ((q, k), turned))
+        return self.scores(near, *turned, rows, keys, causal, scale) - plain
 
 
 class DualChunk(MovedPositions):

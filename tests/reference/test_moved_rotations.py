@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hf_longattn import attend, reference_attend
 from hf_longattn.engines.common import dense
+from hf_longattn.positions.relative import MovedPositions
 from tests.cells import every_cell
 
 HEADS, GROUPS, WIDTH, LENGTH = 4, 2, 8, 29
@@ -132,9 +133,12 @@ def test_transforms_of_torch_func_differentiate_them(rule: str, monkeypatch: pyt
     torch.testing.assert_close(torch.func.grad(total)(q.detach()), torch.autograd.grad(total(q), q)[0], atol=1e-11, rtol=0)
 
 
-@every_cell("rule", [rule for rule in RULES if not rule.startswith("rotary")])
-def test_short_texts_are_read_as_without_it(rule: str) -> None:
-    q, k, v = (x.detach()[:, :, : 6 if rule.startswith("self") else 8] for x in drawn())
-    torch.testing.assert_close(
-        attend(q, k, v, "full", causal=True, relative=rule), attend(q, k, v, "full", causal=True), atol=1e-12, rtol=0
-    )
+@every_rule
+def test_short_texts_are_read_as_without_it(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts without distant pairs have no vectors for them, either."""
+    for length in (8 if rule.startswith("dual") else 6, 5):
+        q, k, v = (x.detach()[:, :, :length] for x in drawn())
+        places = torch.arange(length).double()
+        out = attend(of_model(rule, q, places), of_model(rule, k, places), v, "full", causal=True, relative=rule)
+        torch.testing.assert_close(out, attend(rotated(q, places), rotated(k, places), v, "full", causal=True), atol=1e-12, rtol=0)
+        monkeypatch.setattr(MovedPositions, "moved", lambda *_: pytest.fail("vectors for distant pairs"))
