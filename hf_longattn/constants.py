@@ -2,6 +2,8 @@
 
 CONVERSION_REPORT = "conversion_report.json"
 """File name of the report on how a checkpoint was converted."""
+GRAPHS = {"onnx": "model.onnx", "torch": "model.pt2"}
+"""Format of an exported graph -> its file in the folder."""
 PREDICTIONS = ("predictions.json", "predictions.txt", "*_predictions.json", "null_odds.json")
 """Files with a training's answers to the validation data. Some of them quote the data."""
 TAGS = ("hf_longattn", "long-context")

@@ -19,6 +19,7 @@ from huggingface_hub import HfApi
 from transformers import AutoConfig, dynamic_module_utils
 from transformers.utils import cached_file, logging
 
+from .constants import GRAPHS
 from .errors import CheckpointError, LongAttentionError, checkpoint_errors, in_a_line, listed, needs_extra
 from .hub_errors import DOWNLOAD, check_saved_model, translated_errors
 from .naming import LOGGER
@@ -64,7 +65,9 @@ def loading_errors(name: object, what: str = "", revision: str | None = None, to
         if isinstance(error, OSError) and "safetensors" in str(error) and has_pickles(str(name), revision, token):
             raise CheckpointError(only_pickles(str(name))) from error
         if isinstance(error, OSError) and "no file named" in str(error) and not what:
-            raise CheckpointError(f"{subject} has no weights; give a folder with model.safetensors, or all files of its index.") from error
+            graph = any(Path(str(name), file).is_file() for file in GRAPHS.values())
+            which = "the one that its graph was exported from" if graph else "all files of its index"
+            raise CheckpointError(f"{subject} has no weights; give a folder with model.safetensors, or {which}.") from error
         if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("transformers.models."):  # a search for a class
             raise CheckpointError(
                 f"{subject} names a processor that transformers does not have; correct processor_class in its processor_config.json and "

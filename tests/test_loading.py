@@ -84,6 +84,9 @@ def test_new_and_unused_weights_are_a_sentence(folder: str, said: list[str]) -> 
     Path(folder, "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"short' has no weights; give a folder with model\.safetensors, or all files of its index\."):
         load_model(AutoModelForTokenClassification, folder)
+    Path(folder, "model.onnx").touch()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors, or the one that its graph was exported from\."):
+        load_model(AutoModelForTokenClassification, folder)
     said.clear()
     model.save_pretrained(folder)
     load_model(AutoModelForSequenceClassification, folder, ignore_mismatched_sizes=True, **label_config(list("abcde")))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..checks import FAILED, Check
+from ..constants import GRAPHS
 from ..conversion.architectures import NAMES, OWN_FIELDS, attached_mechanisms
 from ..conversion.folders import add_source_files, short_name, with_report, write_report
 from ..conversion.inspection import inspect_checkpoint
@@ -133,9 +134,9 @@ def export_checkpoint(
         ExportError: the model cannot be exported or quantised, or the graph differs from the model.
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
-    if format not in FORMATS:
+    if format not in GRAPHS:
         raise ExportError(
-            f"Unknown format {format!r}; expected {' or '.join(FORMATS)}; {' and '.join(STOCK)} are export_native and export_gguf."
+            f"Unknown format {format!r}; expected {' or '.join(GRAPHS)}; {' and '.join(STOCK)} are export_native and export_gguf."
         )
     if int8 and format != "onnx":
         raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
@@ -172,10 +173,10 @@ def export_checkpoint(
     result = ResultInfo(target, inspection.class_name, type(loaded).__module__, max_length, name=str(destination))
     needed = (14 if int8 else 5) * sum(p.numel() for p in loaded.parameters())  # the quantiser writes its input anew
     with staged_folder(target, needed_bytes=needed, overwrite=overwrite) as stage:
-        outputs, shortest, used = write_graph(graph, stage / FILES[format], format, max_length, opset, say)
+        outputs, shortest, used = write_graph(graph, stage / GRAPHS[format], format, max_length, opset, say)
         limits = (shortest, max_length)
-        say(f"comparing {FILES[format]} with the model")
-        checks = graph.check(partial(runner, stage / FILES[format], outputs, format), limits)
+        say(f"comparing {GRAPHS[format]} with the model")
+        checks = graph.check(partial(runner, stage / GRAPHS[format], outputs, format), limits)
         if failed := [check for check in checks if check.status == FAILED]:
             raise ExportError(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
@@ -285,7 +286,7 @@ def _check_mechanisms(model: nn.Module) -> None:
 
 def _quantise(stage: Path, graph: OnePassGraph, outputs: tuple[str, ...], text: str, limits: tuple[int, int]) -> dict[str, Any]:
     """Write and measure the int8 copy of the graph in ``stage``. Returns :attr:`ExportReport.int8`; ``text`` describes the inputs."""
-    file, copy = stage / FILES["onnx"], stage / INT8_FILE
+    file, copy = stage / GRAPHS["onnx"], stage / INT8_FILE
     layers, inputs = quantise(file, copy), graph.int8_inputs(limits)
     measured = measure(onnx_runner(file, outputs), onnx_runner(copy, outputs), inputs.compared, inputs.timed)
     measured["seconds"] |= inputs.timed_sizes
@@ -303,8 +304,6 @@ def _write_configs(model: Any, source: Source, stage: Path) -> None:
     write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
 
 
-FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
-FORMATS = tuple(FILES)
 STOCK = ("native", "gguf")
 """Formats of stock architectures, which are checkpoints and not graphs."""
 

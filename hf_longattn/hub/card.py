@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from .. import __version__
 from ..config_format import in_current_format
 from ..configuration import LongAttentionConfig
-from ..constants import CONVERSION_REPORT, TAGS
+from ..constants import CONVERSION_REPORT, GRAPHS, TAGS
 from ..errors import CheckpointError, LongAttentionError, in_one_line
 from ..inputs.grid import IMAGE_HEADS
 from ..inputs.sound import SOUND_HEADS
@@ -29,7 +29,7 @@ from ..reading import NATURAL, NUMBER, TEXT, check_config, check_fields, is_long
 from ..reports import Table, markdown_table
 from ..staging import staged_file
 from .metadata import check_metadata, check_stated, inherited_metadata, read_card, source_card, with_inherited
-from .usage import GRAPHS, backbone_of, next_step, tokens_of, usage_section
+from .usage import backbone_of, next_step, tokens_of, usage_section
 
 TEMPLATE = Path(__file__).with_name("template.md")
 MARK = "<!-- hf_longattn: {}; rendered for the repository when the model is pushed, unless you remove this line -->"
@@ -199,7 +199,7 @@ def _card_data(folder: Path, task: str | None, metadata: dict[str, Any], *, is_l
 
 def _library(folder: Path) -> str:
     """The Hub's name of the library that loads a folder."""
-    files = {"model.gguf": "gguf", **dict(zip(GRAPHS, ("onnx", "pytorch"), strict=True))}
+    files = {"model.gguf": "gguf", GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}
     return next((library for file, library in files.items() if (folder / file).is_file()), "transformers")
 
 

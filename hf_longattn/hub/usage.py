@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Environment, Template
 
+from ..constants import GRAPHS
 from ..errors import CONTROL, in_one_line
 from ..inputs.common.examples import DOMAINS, HEADS, TOKENIZER, Example
 from ..inputs.grid import IMAGE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
@@ -32,7 +33,6 @@ AUTO_CLASSES = {
     if head.auto_class and head.task is not None
 }
 """Task, by its name on the Hub -> the Auto class that loads models for it."""
-GRAPHS = ("model.onnx", "model.pt2")
 EXPORT_REPORT = "export_report.json"
 TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 """Inputs that a tokenizer returns."""
@@ -77,14 +77,14 @@ def exported_usage(folder: Path, name: str, length: int) -> str | None:
             shlex.join(["llama-cli", "-m", f"{name}/model.gguf", "-c", str(length), "-p", "A long document starts here."])
         )
         return f"With llama.cpp:\n\n```\n{command}\n```"
-    file = next((name for name in GRAPHS if (folder / name).is_file()), None)
+    file = next((name for name in GRAPHS.values() if (folder / name).is_file()), None)
     if file is None or not (folder / EXPORT_REPORT).is_file():
         return None
     report = read_json_object(folder / EXPORT_REPORT)
     decoding = report.get("decoding") or {}
     if decoding or not TEXT_INPUTS.issuperset(map(str, report.get("inputs") or ())):
         return f"`{file}` takes and returns the tensors that `{EXPORT_REPORT}` lists. {decoding.get('note', '')}".strip()
-    values = {"name": _quoted(name), "file": file, "length": length, "document": DOMAINS["text"].document, "onnx": file == GRAPHS[0]}
+    values = {"name": _quoted(name), "file": file, "length": length, "document": DOMAINS["text"].document, "onnx": file == GRAPHS["onnx"]}
     return f"```python\n{_block('graph', values).strip()}\n```"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..constants import GRAPHS
 from ..errors import LongAttentionError, OptionError, in_a_line, needs_extra
 from ..export.onnx import has_experts
 from ..modeling.attach.attention_sites import attention_sites
@@ -374,7 +375,7 @@ class GraphTarget(AuditTarget):
         self.read = None if inputs is None else inputs.with_mask()
         with needs_extra("onnx"):
             import onnxruntime
-        file = file / "model.onnx" if file.is_dir() else file
+        file = file / GRAPHS["onnx"] if file.is_dir() else file
         if not file.is_file():
             raise OptionError(f"{str(file)!r} does not exist; give an ONNX file, or a folder with model.onnx.")
         self.name = str(file)
