@@ -4,35 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import datasets
-import evaluate
-
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import means_in_percent
 
 THRESHOLD = 0.5
 """Minimum distance of a wrong text, as a share of the longer text."""
-_CITATION = """
-@inproceedings{biten2019scene, title={Scene Text Visual Question Answering}, author={Biten, Ali Furkan and Tito, Ruben
-  and Mafla, Andres and Gomez, Lluis and Rusinol, Mar{\\c{c}}al and Valveny, Ernest and Jawahar, C.V.
-  and Karatzas, Dimosthenis}, booktitle={ICCV}, year={2019}}
-"""
-_KWARGS = """
-predictions: list of texts; an empty one says "no answer".
-references: for each prediction the list of right texts; without any, only an empty prediction is right.
-Returns a dict: anls in per cent, its standard error over questions (anls_se) for ten or more, and n. Case and the number of spaces do not
-count.
-"""
 EXAMPLE = (["12 euros"], [["13 euros", "12 Euros"]], "anls")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
-class Anls(evaluate.Metric):
-    """``evaluate.Metric`` with a predicted text and a list of right texts each."""
+class Anls(DescribedMetric):
+    """Predictions are texts, references lists of right texts. An empty prediction says "no answer".
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        features = datasets.Features({"predictions": text, "references": datasets.List(text)})
-        return evaluate.MetricInfo(description=__doc__ or "", citation=_CITATION, inputs_description=_KWARGS, features=features)
+    Without right texts, only an empty prediction is right. Returns a dict: anls in per cent, its standard error over questions (anls_se)
+    for ten or more, and n. Case and the number of spaces do not count.
+    """
+
+    items = "string", ["string"]
+    citation = """
+@inproceedings{biten2019scene, title={Scene Text Visual Question Answering}, author={Biten, Ali Furkan and Tito, Ruben
+  and Mafla, Andres and Gomez, Lluis and Rusinol, Mar{\\c{c}}al and Valveny, Ernest and Jawahar, C.V.
+  and Karatzas, Dimosthenis}, booktitle={ICCV}, year={2019}}
+"""
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         pairs = zip(predictions, references, strict=True)

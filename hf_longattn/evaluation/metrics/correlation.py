@@ -7,28 +7,22 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import datasets
-import evaluate
-
 from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, standard_error
 
-_KWARGS = """
-predictions: list of similarities.
-references: list of scores.
-Returns a dict: spearman and pearson in per cent, their standard errors (spearman_se, pearson_se) for ten pairs or more, and n, the number
-of pairs. Similarities or scores that are all equal have no correlations, which are then left out.
-"""
 EXAMPLE = ([0.1, 0.5, 0.9], [1.0, 2.0, 3.0], "spearman")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
-class Correlation(evaluate.Metric):
-    """``evaluate.Metric`` with a similarity and a score for each pair."""
+class Correlation(DescribedMetric):
+    """Predictions are similarities, references scores.
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")})
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+    Returns a dict: spearman and pearson in per cent, their standard errors (spearman_se, pearson_se) for ten pairs or more, and n, the
+    number of pairs. Similarities or scores that are all equal have no correlations, which are then left out.
+    """
+
+    items = "float64", "float64"
 
     def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         return correlations(predictions, references)

@@ -5,34 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import datasets
-import evaluate
-
 from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import in_percent, ratio_and_error
 
 Entity = tuple[str, int, int]
 """Kind, first word, and the word after the last."""
 SCHEMES = {"IOBES": "S", "BILOU": "U", "IOB2": "B", "IOB1": "I"}
 """seqeval's schemes, each with its prefix for one-word entities."""
-_KWARGS = """
-predictions, references: a list of tags for each document. Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues
-no entity of its kind is none, as in seqeval's strict mode. A tag without a prefix is an entity of one word, O is none.
-scheme: IOB2, IOBES, BILOU or IOB1; default: by the prefixes, IOB2 if they are B and I.
-Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten documents or more, and n, the
-number of documents.
-"""
 EXAMPLE = ([["B-A", "O"]], [["B-A", "O"]], "f1")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
-class Entities(evaluate.Metric):
-    """``evaluate.Metric`` with a list of tags for each document."""
+class Entities(DescribedMetric):
+    """Predictions and references are a list of tags for each document.
 
-    def _info(self) -> evaluate.MetricInfo:
-        tags = datasets.List(datasets.Value("string"))
-        features = datasets.Features({"predictions": tags, "references": tags})
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+    Tags have prefixes: IOB2 (B-, I-), IOBES or BILOU. In IOB2, an I- that continues no entity of its kind is none, as in seqeval's strict
+    mode. A tag without a prefix is an entity of one word, O is none.
+
+    scheme: IOB2, IOBES, BILOU or IOB1; default: by the prefixes, IOB2 if they are B and I.
+    Returns a dict: precision, recall, f1 and accuracy in per cent, their standard errors (f1_se, ...) for ten documents or more, and n,
+    the number of documents.
+    """
+
+    items = ["string"], ["string"]
 
     def _compute(self, predictions: list[list[str]], references: list[list[str]], scheme: str | None = None) -> dict[str, float]:
         return entity_scores(predictions, references, scheme)

@@ -5,35 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import datasets
-import evaluate
-
 from hf_longattn.data.answers import normalise
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.metrics.long_qa import overlap
 from hf_longattn.evaluation.summaries import means_in_percent
 
 Fact = tuple[str, int]
 """Title and number of a sentence."""
 _VERBATIM = ("yes", "no", "noanswer")
+QUESTION = {"answer": "string", "facts": [{"title": "string", "sentence": "int64"}]}
+"""Types of a prediction or reference."""
 NAMES = ("em", "f1", "prec", "recall")
-_KWARGS = """
-predictions, references: list of {answer, facts: list of {title, sentence}}.
-Returns a dict in per cent: em, f1, prec, recall of the answers, the same with sp_ of the supporting facts and with joint_ of both, their
-standard errors (f1_se, ...) for ten questions or more, and n, the number of questions.
-"""
-_QUESTION = {"answer": "a red fox", "facts": [{"title": "Fox", "sentence": 1}]}
-EXAMPLE = ([_QUESTION], [_QUESTION], "joint_f1")
+_RIGHT = {"answer": "a red fox", "facts": [{"title": "Fox", "sentence": 1}]}
+EXAMPLE = ([_RIGHT], [_RIGHT], "joint_f1")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
-class Hotpot(evaluate.Metric):
-    """``evaluate.Metric`` with predictions and references {answer, facts}."""
+class Hotpot(DescribedMetric):
+    """Predictions and references are {answer, facts: list of {title, sentence}}.
 
-    def _info(self) -> evaluate.MetricInfo:
-        fact = {"title": datasets.Value("string"), "sentence": datasets.Value("int64")}
-        question = {"answer": datasets.Value("string"), "facts": datasets.List(fact)}
-        features = datasets.Features({"predictions": question, "references": question})
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+    Returns a dict in per cent: em, f1, prec, recall of the answers, the same with sp_ of the supporting facts and with joint_ of both,
+    their standard errors (f1_se, ...) for ten questions or more, and n, the number of questions.
+    """
+
+    items = (QUESTION, QUESTION)
 
     def _compute(self, predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, float]:
         pairs = list(zip(predictions, references, strict=True))

@@ -9,29 +9,22 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-import evaluate
-
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, in_percent, mean_and_error, standard_error
 
-_KWARGS = """
-predictions: list of class numbers.
-references: list of {label, length}; length = tokens of the document, -1 = not known.
-buckets: upper bounds of the length buckets.
-Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n, and buckets:
-{"<=512": the same, ...} without empty ones.
-"""
 EXAMPLE = ([1], [{"label": 1, "length": 9}], "accuracy")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
-class LongClassification(evaluate.Metric):
-    """``evaluate.Metric`` with predictions of class numbers and references {label, length}."""
+class LongClassification(DescribedMetric):
+    """Predictions are class numbers, references {label, length}. length = tokens of the document, -1 = not known.
 
-    def _info(self) -> evaluate.MetricInfo:
-        number = datasets.Value("int64")
-        features = datasets.Features({"predictions": number, "references": {"label": number, "length": number}})
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+    buckets: upper bounds of the length buckets.
+    Returns a dict: accuracy, macro_f1, their standard errors (accuracy_se, macro_f1_se) for ten documents or more, n, and buckets:
+    {"<=512": the same, ...} without empty ones.
+    """
+
+    items = "int64", {"label": "int64", "length": "int64"}
 
     def _compute(self, predictions: list[int], references: list[dict[str, int]], buckets: Sequence[int] = BUCKETS) -> dict[str, Any]:
         pairs: Any = [(reference["label"], prediction) for reference, prediction in zip(references, predictions, strict=True)]

@@ -6,24 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import datasets
-import evaluate
-
 from hf_longattn.data.answers import normalise, normalised_alias
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import BUCKETS, by_bucket, means_in_percent
 
-_CITATION = """
-@inproceedings{rajpurkar2016squad, title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
-  author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy}, booktitle={EMNLP}, year={2016}}
-"""
-_KWARGS = """
-predictions: list of {id, prediction_text}; an empty text says "no answer".
-references: list of {id, answers: {text, answer_start}, length}; length = tokens of the document, -1 = not known.
-buckets: upper bounds of the length buckets.
-scripts: for each reference "squad", which is the default, or "trivia", whose texts are aliases: the script that compares them.
-Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and buckets:
-{"<=512": the same, ...} without empty ones.
-"""
 EXAMPLE = (
     [{"id": "1", "prediction_text": "fox"}],
     [{"id": "1", "answers": {"text": ["fox"], "answer_start": [0]}, "length": 9}],
@@ -32,15 +18,25 @@ EXAMPLE = (
 """Matching predictions and references, and the score that is 100 for them. The tests compute it."""
 
 
-class LongQA(evaluate.Metric):
-    """``evaluate.Metric`` with predictions {id, prediction_text} and references {id, answers, length}."""
+class LongQA(DescribedMetric):
+    """Predictions are {id, prediction_text}, references {id, answers: {text, answer_start}, length}.
 
-    def _info(self) -> evaluate.MetricInfo:
-        text, number = datasets.Value("string"), datasets.Value("int64")
-        answers = {"text": datasets.List(text), "answer_start": datasets.List(datasets.Value("int32"))}
-        references = {"id": text, "answers": answers, "length": number}
-        features = datasets.Features({"predictions": {"id": text, "prediction_text": text}, "references": references})
-        return evaluate.MetricInfo(description=__doc__ or "", citation=_CITATION, inputs_description=_KWARGS, features=features)
+    An empty prediction says "no answer". length = tokens of the document, -1 = not known.
+
+    buckets: upper bounds of the length buckets.
+    scripts: for each reference "squad", which is the default, or "trivia", whose texts are aliases: the script that compares them.
+    Returns a dict: exact_match, f1, their standard errors (exact_match_se, f1_se) for ten questions or more, n, and buckets:
+    {"<=512": the same, ...} without empty ones.
+    """
+
+    items = (
+        {"id": "string", "prediction_text": "string"},
+        {"id": "string", "answers": {"text": ["string"], "answer_start": ["int32"]}, "length": "int64"},
+    )
+    citation = """
+@inproceedings{rajpurkar2016squad, title={{SQuAD}: 100,000+ Questions for Machine Comprehension of Text},
+  author={Rajpurkar, Pranav and Zhang, Jian and Lopyrev, Konstantin and Liang, Percy}, booktitle={EMNLP}, year={2016}}
+"""
 
     def _compute(
         self, predictions: list[dict[str, Any]], references: list[dict[str, Any]], buckets: Sequence[int] = BUCKETS,

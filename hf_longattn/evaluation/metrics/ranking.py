@@ -5,34 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import datasets
-import evaluate
 import numpy as np
 
 from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import means_in_percent
 
 NAMES = ("accuracy_at_1", "mrr", "ndcg")
 DEPTH = 10
 """Candidates that count, the best first."""
-_KWARGS = """
-predictions: list of the scores of a query's candidates, the highest for the best.
-references: list of their relevance, 1 or 0, in the same order.
-Returns a dict: accuracy_at_1, mrr and ndcg in per cent, their standard errors (mrr_se, ...) for ten queries or more, and n, the number of
-queries. Relevant candidates rank last among those of the same score, and so does a score that is not a number; nDCG is the mean over the
-orders of equal scores.
-"""
 EXAMPLE = ([[0.9, 0.1], [-2.0, -1.0, -3.0]], [[1, 0], [0, 1, 0]], "mrr")
 """Predictions and references that agree, and the score that is then 100; the tests compute it."""
 
 
-class Ranking(evaluate.Metric):
-    """``evaluate.Metric`` with the scores and the relevance of the candidates of each query."""
+class Ranking(DescribedMetric):
+    """Predictions are the scores of a query's candidates, references their relevance, 1 or 0, in the same order.
 
-    def _info(self) -> evaluate.MetricInfo:
-        scores, relevance = datasets.Value("float64"), datasets.Value("int64")
-        features = datasets.Features({"predictions": datasets.Sequence(scores), "references": datasets.Sequence(relevance)})
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+    The highest score is for the best. Returns a dict: accuracy_at_1, mrr and ndcg in per cent, their standard errors (mrr_se, ...) for ten
+    queries or more, and n, the number of queries. Relevant candidates rank last among those of the same score, and so does a score that is
+    not a number; nDCG is the mean over the orders of equal scores.
+    """
+
+    items = ["float64"], ["int64"]
 
     def _compute(self, predictions: list[list[float]], references: list[list[int]]) -> dict[str, float]:
         return means_in_percent(NAMES, [rank_scores(scores, relevance) for scores, relevance in zip(predictions, references, strict=True)])

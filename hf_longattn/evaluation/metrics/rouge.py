@@ -7,32 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import datasets
-import evaluate
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import means_in_percent
 
 NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-_KWARGS = """
-predictions, references: list of texts; ROUGE-Lsum compares their lines.
-Returns a dict: rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...) for ten texts or more, and n, the
-number of texts. A text is tokenized by rouge_score. If most letters of its reference are not a-z, it is split into the words of BERT's
-tokenizer, where each Chinese character is a word; punctuation is dropped.
-"""
 EXAMPLE = (["a red fox"], ["a red fox"], "rougeL")
 """Matching predictions and references, and the score that is 100 for them. The tests compute it."""
 
 
-class Rouge(evaluate.Metric):
-    """``evaluate.Metric`` with one predicted and one reference text each."""
+class Rouge(DescribedMetric):
+    """Predictions and references are texts; ROUGE-Lsum compares their lines.
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        features = datasets.Features({"predictions": text, "references": text})
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+    Returns a dict: rouge1, rouge2, rougeL and rougeLsum in per cent, their standard errors (rouge1_se, ...) for ten texts or more, and n,
+    the number of texts. A text is tokenized by rouge_score. If most letters of its reference are not a-z, it is split into the words of
+    BERT's tokenizer, where each Chinese character is a word; punctuation is dropped.
+    """
+
+    items = "string", "string"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         return rouge_scores(predictions, references)

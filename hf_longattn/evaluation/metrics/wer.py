@@ -5,28 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import datasets
-import evaluate
-
 from hf_longattn.errors import needs_extra
+from hf_longattn.evaluation.described import DescribedMetric
 from hf_longattn.evaluation.summaries import Estimate, in_percent, ratio_and_error
 
-_KWARGS = """
-predictions, references: list of texts.
-Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more, word_accuracy (100 - wer),
-and n, the number of texts. Case and punctuation count; white space does not.
-"""
 EXAMPLE = (["a red fox"], ["a red fox"], "word_accuracy")
 """Matching predictions and references, and the score that is 100 for them. The tests compute it."""
 
 
-class Wer(evaluate.Metric):
-    """``evaluate.Metric`` with one predicted and one reference text each."""
+class Wer(DescribedMetric):
+    """Predictions and references are texts.
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        features = datasets.Features({"predictions": text, "references": text})
-        return evaluate.MetricInfo(description=__doc__ or "", citation="", inputs_description=_KWARGS, features=features)
+    Returns a dict: wer and cer in per cent, their standard errors over texts (wer_se, cer_se) for ten texts or more, word_accuracy
+    (100 - wer), and n, the number of texts. Case and punctuation count; white space does not.
+    """
+
+    items = "string", "string"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
         return error_rates(predictions, references)
