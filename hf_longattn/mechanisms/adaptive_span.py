@@ -70,6 +70,7 @@ class AdaptiveSpan(Mechanism, AddsLoss):
     handling = Handling(exports_definition=True, position_dependent=False)
     cost = "N·(longest span + ramp)"
     traits = Mechanism.traits.but(trains=True)
+    per_head_tensors = ("span_fraction",)
     sample: ClassVar[dict[str, Any]] = {"max_span": 40, "ramp": 8, "init_span": 20}
     covering_options: ClassVar[Mapping[str, int]] = {"max_span": 1}
     options: AdaptiveSpanOptions

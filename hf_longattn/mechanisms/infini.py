@@ -53,6 +53,7 @@ class Infini(Mechanism):
     engine = "recurrent"
     cost = "N·(S+D)"
     causal = True
+    per_head_tensors = ("gate",)
     traits = Mechanism.traits.but(remembers=True, trains=True, takes_score_mod=False, stateful=True, bitwise_causal=False)
     sample: ClassVar[dict[str, Any]] = {"segment_length": 40}
     covering_options: ClassVar[Mapping[str, int]] = {"segment_length": 1}

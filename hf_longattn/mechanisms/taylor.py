@@ -48,7 +48,7 @@ class Taylor(LinearMechanism):
     cost = "N·d²·D"
     traits = LinearMechanism.traits.but(trains=True, images_need_order=False)
     estimates_exp = True
-    per_head_tensors = ()
+    per_head_tensors = ("query_map.weight", "key_map.weight")
     sample: ClassVar[dict[str, Any]] = {"feature_dim": 8}
     options: TaylorOptions
 

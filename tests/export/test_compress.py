@@ -60,8 +60,8 @@ NOT_QUANTISED = {
     "nomic_bert": r"hold 3 layers as one \(attn\.Wqkv\), and transformers cannot split quantised weights",
 }
 """Bases that torchao does not quantise, and why."""
-TOGETHER = ("adaptive_span", "bigbird", "delta", "infini", "longnet", "lsh", "per_head", "taylor")
-"""Mechanisms whose heads differ by their number (patterns or random draws), or whose parameters are not laid out by heads."""
+TOGETHER = ("bigbird", "longnet", "lsh", "per_head")
+"""Mechanisms whose heads differ by their number: patterns, members or random draws."""
 Saved = Callable[..., Path]
 
 
@@ -103,8 +103,8 @@ def test_every_method(method: str, saved: Saved, tmp_path: Path) -> None:
     assert outputs(target).isfinite().all()
 
 
-QUICK_MECHANISMS = ("adaptive_span", "linformer", "longformer", "per_head", "recurrent_memory", "window")
-"""Without parameters, with parameters that are laid out by heads and those that are not, with members, and with memory tokens."""
+QUICK_MECHANISMS = ("adaptive_span", "delta", "linformer", "longformer", "per_head", "recurrent_memory", "window")
+"""Without parameters, with parameters by heads (also of grouped keys) and others, with members, and with memory tokens."""
 
 
 @pytest.mark.thorough

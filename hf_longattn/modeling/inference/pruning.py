@@ -57,7 +57,7 @@ class Heads:
         counts = dict.fromkeys((*QUERY_COUNTS, *([unusual] if unusual else [])), len(index) * self.queries)
         counts |= dict.fromkeys(KEY_COUNTS, len(index)) | dict.fromkeys(WIDTHS, len(index) * self.columns)
         for name, value in counts.items():
-            if isinstance(getattr(module, name, None), int):
+            if isinstance(getattr(module, name, None), int) or name == QUERY_COUNTS[0]:  # which mechanisms read first
                 setattr(module, name, value)
         for values in self._tensors_by_head():
             values.data = values.data[spread(index, self.queries)].clone()
