@@ -32,7 +32,6 @@ class QAReader:
         model: a question-answering model.
         tokenizer: its tokenizer.
         encoding: of documents as inputs.
-        seed: the seed the model was trained with, for tables that average several seeds.
         batch_size: windows per forward pass.
         dtype: autocast to this type; None = the model's own.
         max_answer_tokens: longest answer.
@@ -48,7 +47,6 @@ class QAReader:
         tokenizer: PreTrainedTokenizerBase,
         encoding: QAEncodingConfig,
         *,
-        seed: int | None = None,
         batch_size: int = 8,
         dtype: torch.dtype | None = None,
         max_answer_tokens: int = 30,
@@ -61,7 +59,7 @@ class QAReader:
             encoding = dataclasses.replace(encoding, global_question=False)
         if getattr(getattr(model, "config", None), "has_evidence_heads", False):
             encoding = dataclasses.replace(encoding, markers=True)
-        self.name, self.model, self.tokenizer, self.encoding, self.seed = name, model, tokenizer, encoding, seed
+        self.name, self.model, self.tokenizer, self.encoding = name, model, tokenizer, encoding
         self.batch_size, self.dtype = batch_size, dtype
         self.max_answer_tokens, self.n_best = max_answer_tokens, n_best
         config = getattr(model, "config", None)

@@ -20,7 +20,6 @@ class RandomCandidate:
     """A random parameter of the document's functions, a random module of its imports, or the last word of a random lookup line."""
 
     name = "random candidate"
-    seed: int | None = None
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """Return the answer to ``record``; the choice depends on its id alone."""
@@ -35,7 +34,6 @@ class LexicalRule:
     """
 
     name = "lexical rule"
-    seed: int | None = None
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """Return the answer to ``record``."""
@@ -57,7 +55,6 @@ class Program:
     """
 
     name = "program for the task"
-    seed: int | None = None
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """Return the answer to ``record``; '' where the program does not find it."""

@@ -6,7 +6,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,6 @@ class Reader(Protocol):
     """Anything with a ``name`` that answers a SQuAD-shaped record; see :class:`QAReader` and the baselines."""
 
     name: str
-    seed: int | None
 
     def answer(self, record: Mapping[str, Any]) -> str:
         """Return the answer's text."""
@@ -35,7 +34,6 @@ class ScoredAnswer:
 
     Attributes:
         system: the reader's name.
-        seed: of its training; None where there is none.
         group: which table it belongs to, "argument" or "lookup, 2 hops" for instance.
         id: the question's.
         length: tokens of the document.
@@ -46,7 +44,6 @@ class ScoredAnswer:
     """
 
     system: str
-    seed: int | None
     group: str
     id: str
     length: int
@@ -55,10 +52,6 @@ class ScoredAnswer:
     f1: float
     seconds: float
     position: float = -1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dict."""
-        return asdict(self)
 
 
 def run_readers(
@@ -88,7 +81,7 @@ def run_readers(
             starts = record["answers"]["answer_start"]
             position = round(starts[0] / max(1, len(record["context"])), 3) if starts else -1.0
             found = (_group(group, record), record["id"], length, text, exact, f1, seconds, position)
-            answers.append(ScoredAnswer(reader.name, reader.seed, *found))
+            answers.append(ScoredAnswer(reader.name, *found))
         if on_record is not None:
             on_record(done)
     return answers
@@ -111,7 +104,6 @@ def evaluation_set(
     split: str = "test",
     per_length: int = 100,
     lengths: Sequence[int] = (480, 1024, 2048, 4096, 8192),
-    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Return evaluation records, the same for the same arguments.
 
@@ -121,20 +113,17 @@ def evaluation_set(
         split: "test" or "validation"; or a split of the given data.
         per_length: most questions per length bucket (code, files) or length (lookup; half one hop, half two).
         lengths: of lookup documents, in tokens.
-        seed: of the choice.
     """
     if name == "lookup":
         documents = max(1, per_length // 4)
-        return build_variable_tracking(
-            split, tokenizer, lengths=lengths, documents=documents, questions_per_document=4, seed=seed
-        ).to_list()
+        return build_variable_tracking(split, tokenizer, lengths=lengths, documents=documents)
     if name in TASKS:
-        data = build_code_qa(name, split, tokenizer, max_tokens=min(8000, max(lengths) - 100), seed=seed)
+        data = build_code_qa(name, split, tokenizer, max_tokens=min(8000, max(lengths) - 100))
     else:
         data = load_qa(name, split).to_list()
         for record in data:
             record["tokens"] = len(tokenizer(record["context"], add_special_tokens=False, verbose=False)["input_ids"])
-    return choose_by_length(data, per_length, seed)
+    return choose_by_length(data, per_length, seed=0)
 
 
 def choose_by_length(data: Sequence[dict[str, Any]], per_length: int, seed: int) -> list[dict[str, Any]]:

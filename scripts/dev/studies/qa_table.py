@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 from hf_longattn.evaluation.metrics.long_qa import summarise
 from hf_longattn.evaluation.summaries import BUCKETS, plus_minus
+from scripts.dev.benchmarks.report import markdown_table, store_study
 from scripts.dev.studies.qa_run import ScoredAnswer, bucket_of
 
 ALL = "all"
@@ -22,9 +23,7 @@ def tabulate(answers: Iterable[ScoredAnswer], buckets: Sequence[int] = BUCKETS) 
 
     Returns:
         {group: {system: {bucket: cell}}} in order of appearance, buckets ascending and "all" last. A cell has exact_match,
-        f1 and, for ten questions or more, their standard errors over questions (per cent; answers of several seeds to
-        one question are averaged first), n, seconds (median per document), seeds, and with several seeds seed_spread
-        (standard deviation of the seeds' exact match).
+        f1 and, for ten questions or more, their standard errors over questions (per cent), n, and seconds (median per document).
     """
     return _tabulate(
         answers, lambda answer: bucket_of(answer.length, buckets), [*(f"<={high}" for high in buckets), f">{buckets[-1]}", ALL]
@@ -59,19 +58,18 @@ def to_markdown(table: dict[str, Any], metric: str = "exact_match", seconds: boo
         first = next(iter(rows.values()))
         heads = [f"{_pretty(name)} (n={first[name]['n']})" for name in names]
         label = "EM" if metric == "exact_match" else "F1"
-        lines = [f"**{group}**: {label}, per cent ± standard error, by {by}", ""]
-        lines += ["| system | " + " | ".join(heads) + " |", "|---" * (len(names) + 1) + "|"]
-        for system, row in rows.items():
-            seeds = f" ({row[ALL]['seeds']} seeds)" if row[ALL]["seeds"] > 1 else ""
-            shown = [plus_minus(row[name][metric], row[name].get(f"{metric}_se"), 1) for name in names]
-            lines.append(f"| {system}{seeds} | " + " | ".join(shown) + " |")
-        timed = {system: row for system, row in rows.items() if row[ALL]["seconds"] >= 1e-3}
+        shown = [
+            [system, *(plus_minus(row[name][metric], row[name].get(f"{metric}_se"), 1) for name in names)] for system, row in rows.items()
+        ]
+        blocks += [f"**{group}**: {label}, per cent ± standard error, by {by}", markdown_table(["system", *heads], shown)]
+        timed = [
+            [system, *(f"{row[name]['seconds']:.3f}" for name in names)] for system, row in rows.items() if row[ALL]["seconds"] >= 1e-3
+        ]
         if timed and seconds:
-            lines += ["", f"**{group}**: seconds per document (median, text to answer)", ""]
-            lines += ["| system | " + " | ".join(map(_pretty, names)) + " |", "|---" * (len(names) + 1) + "|"]
-            for system, row in timed.items():
-                lines.append(f"| {system} | " + " | ".join(f"{row[name]['seconds']:.3f}" for name in names) + " |")
-        blocks.append("\n".join(lines))
+            blocks += [
+                f"**{group}**: seconds per document (median, text to answer)",
+                markdown_table(["system", *map(_pretty, names)], timed),
+            ]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -82,17 +80,12 @@ def summary_markdown(table: dict[str, Any], tokens: int = 1024, metric: str = "e
     timed, first = next(iter(table.items()))
     longest = max((name for row in first.values() for name in row if name != ALL), key=_size)
     heads = [f"{group} (n={above(next(iter(rows.values())), tokens, metric)[2]})" for group, rows in table.items()]
-    lines = [
-        f"| documents over {tokens:,} tokens | " + " | ".join(heads) + f" | seconds, {timed}, {_pretty(longest)} tokens |",
-        "|---" * (len(table) + 2) + "|",
-    ]
+    lines = []
     for system in systems:
         shown = ["–" if system not in rows else plus_minus(*above(rows[system], tokens, metric)[:2], 1) for rows in table.values()]
         seconds = first.get(system, {}).get(longest, {}).get("seconds", 0.0)
-        seeds = max(rows[system][ALL]["seeds"] for rows in table.values() if system in rows)
-        label = f"{system} ({seeds} seeds)" if seeds > 1 else system
-        lines.append(f"| {label} | " + " | ".join(shown) + f" | {f'{seconds:.2f}' if seconds >= 1e-3 else '–'} |")
-    return "\n".join(lines) + "\n"
+        lines.append([system, *shown, f"{seconds:.2f}" if seconds >= 1e-3 else "–"])
+    return markdown_table([f"documents over {tokens:,} tokens", *heads, f"seconds, {timed}, {_pretty(longest)} tokens"], lines) + "\n"
 
 
 def above(row: dict[str, Any], tokens: int, metric: str = "exact_match") -> tuple[float, float | None, int]:
@@ -141,18 +134,8 @@ def draw(table: dict[str, Any], path: str | Path, metric: str = "exact_match") -
 
 
 def _cell(answers: list[ScoredAnswer]) -> dict[str, Any]:
-    by_question: dict[str, list[ScoredAnswer]] = defaultdict(list)
-    by_seed: dict[int | None, list[float]] = defaultdict(list)
-    for answer in answers:
-        by_question[answer.id].append(answer)
-        by_seed[answer.seed].append(answer.exact)
-    mean = statistics.fmean
-    cell: dict[str, Any] = summarise([(mean(a.exact for a in q), mean(a.f1 for a in q)) for q in by_question.values()])
-    cell["seconds"] = statistics.median(answer.seconds for answer in answers)
-    cell["seeds"] = len(by_seed)
-    if len(by_seed) > 1:
-        cell["seed_spread"] = 100 * statistics.stdev(mean(values) for values in by_seed.values())
-    return cell
+    scores = summarise([(answer.exact, answer.f1) for answer in answers])
+    return {**scores, "seconds": statistics.median(answer.seconds for answer in answers)}
 
 
 def _pretty(name: str) -> str:
@@ -175,23 +158,18 @@ def write_report(stem: str | Path, answers: Sequence[ScoredAnswer], about: Mappi
     Returns:
         The table, as of :func:`tabulate`.
     """
-    stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    table = tabulate(answers)
-    stem.with_suffix(".json").write_text(_to_json(answers, about, table), encoding="utf-8")
+    stem, table = Path(stem), tabulate(answers)
+    columns = [field.name for field in dataclasses.fields(ScoredAnswer)]
+    rows = {"columns": columns, "rows": [dataclasses.astuple(answer) for answer in answers]}
     notes = "\n".join(f"- {key}: {value}" for key, value in about.items())
     placed = by_position(answers)
     positions = to_markdown(placed, seconds=False, by="where the answer starts in the document") if placed else ""
-    stem.with_suffix(".md").write_text(f"# {title}\n\n{both_markdown(table)}\n{positions}\n{notes}\n", encoding="utf-8")
+    tables = "\n".join([to_markdown(table), to_markdown(table, "f1", seconds=False), positions])
+    store_study(stem, {"about": dict(about), "table": table, "answers": rows}, f"# {title}\n\n{tables}\n{notes}\n")
     if find_spec("matplotlib"):
         draw(table, stem.with_suffix(".svg"))
         draw(table, stem.with_suffix(".png"))
     return table
-
-
-def both_markdown(table: dict[str, Any]) -> str:
-    """Exact match and seconds, then F1."""
-    return to_markdown(table) + "\n" + to_markdown(table, "f1", seconds=False)
 
 
 def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:
@@ -212,16 +190,3 @@ def card_results(table: Mapping[str, Any], system: str) -> list[dict[str, Any]]:
                 }
             )
     return rows
-
-
-def _to_json(answers: Sequence[ScoredAnswer], about: Mapping[str, Any], table: Mapping[str, Any]) -> str:
-    """Return the record as JSON: indented, but one answer per line."""
-    head = json.dumps({"about": dict(about), "table": table}, indent=1).removesuffix("\n}")
-    columns = json.dumps(list(ScoredAnswer.__dataclass_fields__))
-    rows = ",\n".join(json.dumps(list(_rounded(answer).values()), ensure_ascii=False) for answer in answers)
-    return f'{head},\n "answers": {{"columns": {columns}, "rows": [\n{rows}\n]}}\n}}\n'
-
-
-def _rounded(answer: ScoredAnswer) -> dict[str, Any]:
-    record = answer.to_dict()
-    return {**record, "f1": round(record["f1"], 4), "seconds": round(record["seconds"], 4)}
