@@ -9,13 +9,12 @@ from torch import Tensor
 from transformers.models.beit.configuration_beit import BeitConfig
 from transformers.models.beit.modeling_beit import BeitAttention, BeitRelativePositionBias
 
-from ..modeling.attach.custom_attention import ReplacedModules
-from ..modeling.attach.relative_bias import MaskWithBias, bias_by_distance
+from ..modeling.attach.custom_attention import OnTheBackend
+from ..modeling.attach.relative_bias import BIASES, MaskWithBias, bias_by_distance
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
-from ..modeling.family.validation import refuse_scoreless
 
 
 class LongBeitRelativePositionBias(BeitRelativePositionBias):
@@ -39,15 +38,11 @@ class LongBeitAttention(BeitAttention):
         return super().forward(hidden_states, attention_mask, **kwargs)
 
 
-class BeitWithBias(ReplacedModules):
+class BeitWithBias(OnTheBackend):
     """Replaces modules of the base."""
 
     replaced = {BeitRelativePositionBias: LongBeitRelativePositionBias, BeitAttention: LongBeitAttention}
-
-    def post_init(self) -> None:
-        super().post_init()
-        if self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias:
-            refuse_scoreless(self, "adds a bias by distance to its attention scores")
+    adding = BIASES
 
 
 FAMILY = Family(

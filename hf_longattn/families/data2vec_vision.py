@@ -13,13 +13,12 @@ from transformers.models.data2vec.modeling_data2vec_vision import (
 )
 
 from ..backend import BACKEND, GRID
-from ..modeling.attach.custom_attention import OnTheInterface, attend_by_mechanism, split_heads
-from ..modeling.attach.relative_bias import bias_by_distance
+from ..modeling.attach.custom_attention import OnTheBackend, OnTheInterface, attend_by_mechanism, split_heads
+from ..modeling.attach.relative_bias import BIASES, bias_by_distance
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import BASE_ATTENTION, attention_implementation, runs_mechanisms
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import GridRule
-from ..modeling.family.validation import refuse_scoreless
 
 
 class LongData2VecVisionRelativePositionBias(Data2VecVisionRelativePositionBias):
@@ -63,7 +62,7 @@ class LongData2VecVisionSelfAttention(Data2VecVisionSdpaSelfAttention):
         return attend_by_mechanism(self, query, key, value, None, **terms)
 
 
-class Data2VecVisionOnTheBackend(OnTheInterface):
+class Data2VecVisionOnTheBackend(OnTheInterface, OnTheBackend):
     """As :class:`OnTheInterface`, but built under "sdpa": the base has no class for other attention."""
 
     replaced = {
@@ -72,6 +71,7 @@ class Data2VecVisionOnTheBackend(OnTheInterface):
         Data2VecVisionSdpaSelfAttention: LongData2VecVisionSelfAttention,
     }
     _supports_flash_attn = _supports_flex_attn = False
+    adding = BIASES
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         implementation = super().get_correct_attn_implementation(requested_attention, is_init_check)
@@ -79,11 +79,6 @@ class Data2VecVisionOnTheBackend(OnTheInterface):
             return implementation
         setattr(self.config, BASE_ATTENTION, True)
         return "sdpa"
-
-    def post_init(self) -> None:
-        super().post_init()
-        if self.config.use_relative_position_bias or self.config.use_shared_relative_position_bias:
-            refuse_scoreless(self, "adds a bias by distance to its attention scores")
 
 
 RULE = GridRule(prefix=1, interpolates=False, adds_positions=False, trained_size=("Data2VecVisionForSemanticSegmentation",))

@@ -3,20 +3,15 @@ classes need functions that NATTEN has removed. Here the attention is the mechan
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers.models.dinat.configuration_dinat import DinatConfig
 
 from ..configuration import LongAttentionConfig
+from ..modeling.attach.custom_attention import OnTheBackend, replacing
 from ..modeling.classes import Family
 from ..modeling.family.grid_config import LongGridConfig
 from ..modeling.family.grid_rule import StagedGrid
-from ..modeling.family.validation import refuse_scoreless
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel as _Base
-else:
-    _Base = object
 
 
 class LongDinatConfig(LongGridConfig, DinatConfig):
@@ -58,18 +53,10 @@ def base_classes() -> dict[str, type[Any]]:
     return {kind.__name__: kind for kind in (DinatModel, DinatForImageClassification, DinatBackbone)}
 
 
-class DinatWithBias(_Base):
-    """Refuses mechanisms that cannot add the relative position bias to their scores."""
-
-    def post_init(self) -> None:
-        super().post_init()
-        refuse_scoreless(self, "adds a bias by distance to its attention scores")
-
-
 FAMILY = Family(
     LongDinatConfig,
     backbone_classes=("DinatBackbone",),
-    mixin=DinatWithBias,
+    mixin=replacing(__name__, {}, OnTheBackend),
     rule=StagedGrid(
         interpolates=False,
         adds_positions=False,

@@ -3,8 +3,7 @@
 from transformers.models.layoutlm.configuration_layoutlm import LayoutLMConfig
 from transformers.models.layoutlm.modeling_layoutlm import LayoutLMEncoder
 
-from ..modeling.attach.custom_attention import replacing
-from ..modeling.attach.one_row_mask import ReadsPadding
+from ..modeling.attach.custom_attention import ReadsPadding, replacing
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable

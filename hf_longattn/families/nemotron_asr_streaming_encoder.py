@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
 from ..modeling.family.config import runs_mechanisms
-from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
-from .parakeet_encoder import LongParakeetAttention, normalised_features
+from ..modeling.family.stream_rule import Convolution
+from .parakeet_encoder import PARAKEET, STREAM, LongParakeetAttention
 
 LOOKAHEAD, CACHES = "num_lookahead_tokens", ("past_key_values", "padding_cache", "use_cache")
 
@@ -150,16 +151,8 @@ class NemotronRule(AudioRule):
         return self.frames(config, self.length(seconds)) <= encoder_config(config).max_position_embeddings
 
 
-NEMOTRON = NemotronRule(
-    input="input_features",
-    rate=100,
-    features=lambda config: int(encoder_config(config).num_mel_bins),
-    front=subsampling,
-    positions="relative",
-    why_chunks_differ=normalised_features,
-    stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
-)
-"""The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""
+NEMOTRON = NemotronRule(**{**vars(PARAKEET), "front": subsampling, "stream": replace(STREAM, inside=convolution_module)})
+"""Parakeet's rule, with convolutions that only look back."""
 FAMILY = Family(
     LongNemotronAsrStreamingEncoderConfig,
     classes=("NemotronAsrStreamingEncoder",),

@@ -134,6 +134,7 @@ def convolution_module(config: Any) -> list[Convolution]:
     return [Convolution.centred(encoder_config(config).conv_kernel_size)]
 
 
+STREAM = StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions"))
 PARAKEET = AudioRule(
     input="input_features",
     rate=100,
@@ -141,7 +142,7 @@ PARAKEET = AudioRule(
     front=subsampling,
     positions="relative",
     why_chunks_differ=normalised_features,
-    stream=StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions")),
+    stream=STREAM,
 )
 """The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""
 FAMILY = Family(LongParakeetEncoderConfig, classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, rule=PARAKEET)

@@ -3,24 +3,17 @@
 from transformers.models.siglip2.configuration_siglip2 import Siglip2TextConfig
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2TextEmbeddings
 
-from ..modeling.attach.custom_attention import HandsKeywordsDown
+from ..modeling.attach.custom_attention import HandsKeywordsDown, replacing
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongEncoderConfig
 from ..modeling.family.definition import PositionTable
 from .clip_text_model import TakesPackedRows
 from .siglip_text_model import READ_WITHOUT_MASK, ReadsLastToken
 
-
-class Siglip2ReadsLastToken(ReadsLastToken):
-    """Replaces modules of the base."""
-
-    replaced = {Siglip2Attention: HandsKeywordsDown, Siglip2TextEmbeddings: TakesPackedRows}
-
-
 FAMILY = Family(
     long_config(__name__, LongEncoderConfig, Siglip2TextConfig),
     position_tables=(PositionTable(r"position_embedding\.weight$"),),
     classes=("Siglip2TextModel",),
-    mixin=Siglip2ReadsLastToken,
+    mixin=replacing(__name__, {Siglip2Attention: HandsKeywordsDown, Siglip2TextEmbeddings: TakesPackedRows}, ReadsLastToken),
     padding_caveat=READ_WITHOUT_MASK,
 )

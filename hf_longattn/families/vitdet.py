@@ -16,13 +16,12 @@ from ..engines.common.grid import Grid
 from ..errors import OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.window2d import ZEROS, Window2d
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import OnTheBackend
 from ..modeling.classes import Family
 from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.definition import AttentionNames
 from ..modeling.family.grid_config import TILE, LongGridConfig
 from ..modeling.family.grid_rule import GridRule
-from ..modeling.family.validation import refuse_scoreless
 from ..modeling.grids import tiled_cells
 from ..positions.axis_term import AxisTerm
 
@@ -122,21 +121,16 @@ def interpolated_rows(table: Tensor, count: int) -> Tensor:
     return interpolate(table.t()[None], size=count, mode="linear")[0].t()
 
 
-class VitDetOnTheBackend(ReplacedModules):
+class VitDetOnTheBackend(OnTheBackend):
     """Replaces modules of the base."""
 
-    _supports_attention_backend = True
+    adding = ("use_relative_position_embeddings",)
     replaced = {VitDetEmbeddings: LongVitDetEmbeddings, VitDetAttention: LongVitDetAttention}
 
     def adapt_module(self, name: str, module: Any) -> None:
         if isinstance(module, LongVitDetAttention):
             layer: Any = self.get_submodule(name.rpartition(".")[0])
             module.window_size, layer.window_size = layer.window_size, 0
-
-    def post_init(self) -> None:
-        super().post_init()
-        if self.config.use_relative_position_embeddings:
-            refuse_scoreless(self, "adds relative positions to its attention scores")
 
 
 FAMILY = Family(

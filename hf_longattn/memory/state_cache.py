@@ -18,7 +18,7 @@ from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
 from ..private_apis import warn_missing
 from .cache_layer import NOT_STARTED, LeftPaddedLayer, compact, refuse_restricted_pairs
-from .static_cache import refuse_static_crop
+from .static_cache import ReservedLayer
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
@@ -217,17 +217,12 @@ class DynamicStateLayer(StateLayer):
     _layer_type = STATE_LAYER
 
 
-class StaticStateLayer(StateLayer, StaticLayer):
-    """The state layer for :class:`transformers.StaticCache`. The state never moves in memory, so all decoding steps are one graph.
-
-    max_cache_len: maximum number of tokens in the cache, padding included. The state's size does not depend on it.
-    """
+class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
+    """The state layer for :class:`transformers.StaticCache`. The state never moves in memory, so all decoding steps are one graph."""
 
     _layer_type = STATE_LAYER
     is_compileable = True
     cumulative_length: Tensor
-    started = False
-    """Whether the layer has tokens; known without waiting for the device."""
 
     @property
     def seen(self) -> int:
@@ -277,21 +272,6 @@ class StaticStateLayer(StateLayer, StaticLayer):
 
     def get_seq_length(self) -> Any:
         return self.cumulative_length if self.is_initialized else 0
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The mask sizes of a layer that holds all keys, since all layers of a model share one padding mask."""
-        return self.max_cache_len, 0
-
-    def get_max_length(self) -> int:
-        return self.max_cache_len
-
-    def reset(self) -> None:
-        super().reset()
-        self.started = False
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`LengthError`: static layers cannot be cropped."""
-        refuse_static_crop()
 
 
 def stays_in_place(tensor: Tensor) -> None:

@@ -9,35 +9,56 @@ A window of w tokens is a ring buffer. The token of column c is in slot c modulo
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
 
 from ..errors import LengthError
 from ..mechanisms.common.decoding import NO_TOKEN, Columns
 
 
-class StaticKeysLayer(StaticLayer):
-    """All keys and values in memory reserved once, for ``cache_implementation="static"``."""
+class ReservedLayer(CacheLayerMixin):
+    """Memory reserved once, for ``cache_implementation="static"``. A mask is as long as the cache, as all layers of a model share one.
+
+    max_cache_len: maximum number of tokens in the cache, padding included.
+    """
+
+    started = False
+    """Whether the layer has tokens; known without waiting for the device."""
+
+    def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
+        super().__init__(max_cache_len=max_cache_len, **kwargs)
+        self.longest = max_cache_len
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.longest, 0
+
+    def get_max_length(self) -> int:
+        return self.longest
+
+    def reset(self) -> None:
+        super().reset()
+        self.started = False
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise :class:`LengthError`: static layers cannot be cropped."""
-        refuse_static_crop()
+        """Raise :class:`LengthError`: transformers' graphs hold the number of tokens in a static cache."""
+        raise LengthError(
+            "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static cache's reset()."
+        )
+
+
+class StaticKeysLayer(ReservedLayer, StaticLayer):
+    """All keys and values in memory reserved once."""
 
 
 class StaticWindowLayer(StaticKeysLayer):
-    """The last ``window`` keys and values, as a ring buffer, for ``cache_implementation="static"``.
-
-    max_cache_len: maximum number of tokens in the cache, padding included; the ring may be shorter.
-    """
+    """The last ``window`` keys and values, as a ring buffer, which may be shorter than the cache."""
 
     def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
         super().__init__(max_cache_len=min(max_cache_len, window))
         self.longest = max_cache_len
-        self.started = False
-        """Whether the layer has tokens; known without waiting for the device."""
 
     @property
     def slots(self) -> int:
@@ -66,17 +87,6 @@ class StaticWindowLayer(StaticKeysLayer):
         slot, last = torch.arange(self.slots, device=self.device), total - 1
         column = last - (last - slot) % self.slots
         return torch.where(column < 0, NO_TOKEN, column)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """The mask sizes of a layer that holds all keys, since all layers of a model share one padding mask."""
-        return self.longest, 0
-
-    def get_max_length(self) -> int:
-        return self.longest
-
-    def reset(self) -> None:
-        super().reset()
-        self.started = False
 
 
 def slot_columns(layer: StaticLayer, q_len: int, kv_len: int) -> Columns:
@@ -110,10 +120,3 @@ def in_text_order(layer: StaticWindowLayer, k: Tensor, v: Tensor, q_len: int) ->
     _, columns = slot_columns(layer, q_len, k.shape[2]).find()
     order = columns.argsort()[: int((columns < NO_TOKEN).sum())]
     return k[:, :, order], v[:, :, order]
-
-
-def refuse_static_crop() -> NoReturn:
-    """Raise :class:`LengthError`. transformers' graphs hold the number of tokens in a static cache."""
-    raise LengthError(
-        "Tokens of a static cache cannot be removed; use a DynamicCache(config=model.config), or call the static cache's reset()."
-    )

@@ -257,7 +257,7 @@ def test_another_mechanism(tmp_path: Path) -> None:
 
 def test_refusals(tmp_path: Path) -> None:
     saved(tmp_path / "source")
-    with pytest.raises(OptionError, match="adds a bias by distance"):
+    with pytest.raises(OptionError, match="adds relative positions"):
         hf_longattn.LongDinatModel.from_pretrained(tmp_path / "source", long_attention={"mechanism": "linear"})
     with pytest.raises(PositionError, match="this model has none; leave it out"):
         plan_conversion(tmp_path / "source", positions="tile")

@@ -1,4 +1,4 @@
-"""Llama and Mistral with windows become Mistral, Ministral or SmolLM3. Mistral has a window in all layers, the others in some.
+"""Llama, Mistral and Gemma with windows become Mistral, Ministral, SmolLM3 or VaultGemma. Only Mistral needs a window in all layers.
 
 All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have biases. ``no_rope_layers`` of SmolLM3 is 1
 for every layer, which means that every layer has rotary positions.
@@ -11,6 +11,7 @@ from typing import Any
 
 from ...mechanisms.window import Window
 from ...modeling.family.sliding_window import FULL, SLIDING
+from ..long_models.base import TensorRename
 from .base import LongModel, NativeTwin, band_refusal, one_width, register_twin
 
 BIASES = ("attention_bias", "mlp_bias")
@@ -92,3 +93,31 @@ class SmolLM3(LlamaShaped):
     def config_values(self, model: LongModel) -> dict[str, Any]:
         fields = {"use_sliding_window": True, "layer_types": layer_types(self.lookbacks(model)), "no_rope_layers": [1] * len(model.layers)}
         return {**super().config_values(model), **fields}
+
+
+@register_twin("vaultgemma")
+class VaultGemma(LlamaShaped):
+    """VaultGemma, for a Gemma with windows: Gemma 2 without the norms after attention and MLP. Here without caps on scores and logits."""
+
+    model_type = "vaultgemma"
+    families = frozenset(("gemma",))
+
+    def shape_refusal(self, model: LongModel, lookbacks: list[int | None]) -> str | None:
+        if getattr(model.config, "use_bidirectional_attention", None):
+            return "Layer 0 sees future tokens (use_bidirectional_attention), and VaultGemma is causal."
+        return None
+
+    def config_values(self, model: LongModel) -> dict[str, Any]:
+        values, config = super().config_values(model), model.config
+        return {
+            **values,
+            "sliding_window": values["sliding_window"] or 1,
+            "layer_types": layer_types(self.lookbacks(model)),
+            "query_pre_attn_scalar": config.head_dim,
+            "hidden_activation": config.hidden_act,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        }
+
+    def rename(self, name: str, model: LongModel) -> tuple[TensorRename, ...]:
+        return (TensorRename(name.replace(".post_attention_layernorm.", ".pre_feedforward_layernorm.")),)

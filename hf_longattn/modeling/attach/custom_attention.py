@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ...backend import BACKEND, longattn_attention_forward
+from ...backend import BACKEND, longattn_attention_forward, padding_of_row
 from ...mechanisms.common.locality import largest_distances
 from ..family.config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
 from ..family.validation import refuse_scoreless
@@ -72,6 +72,19 @@ class HandsKeywordsDown(_Module):
             self, query, key, value, attention_mask, scaling=self.scale, dropout=self.dropout, is_causal=self.is_causal, **kwargs
         )
         return self.out_proj(output), weights
+
+
+class ReadsPadding(_Module):
+    """Mixin before a base's encoder that receives an additive padding mask ``(B, 1, 1, N)``.
+
+    If mechanisms run, its layers receive the padding mask ``(B, N)`` instead, also in graphs."""
+
+    config: Any
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        if attention_mask is not None and runs_mechanisms(self):
+            attention_mask = padding_of_row(attention_mask)
+        return super().forward(hidden_states, attention_mask, *args, **kwargs)
 
 
 class NearPositions(_Module):
@@ -162,7 +175,10 @@ class OnTheBackend(ReplacedModules):
     """Mixin for bases that add relative positions to scores. Mechanisms take these as score terms. Otherwise the base's own code runs."""
 
     _supports_attention_backend = True
+    adding: ClassVar[tuple[str, ...]] = ()
+    """The config's fields, one of which is true where the base adds relative positions; empty: it always does."""
 
     def post_init(self) -> None:
         super().post_init()
-        refuse_scoreless(self, "adds relative positions to its attention scores")
+        if not self.adding or any(getattr(self.config, name) for name in self.adding):
+            refuse_scoreless(self, "adds relative positions to its attention scores")

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from ...engines.common.score_terms import PREFIX_PAIRS, GridBias
 from ..family.grid_config import TILE
 
+BIASES = ("use_relative_position_bias", "use_shared_relative_position_bias")
+"""The fields of a base's config that say whether it has this bias."""
+
 
 @dataclass(frozen=True)
 class MaskWithBias:
