@@ -30,15 +30,25 @@ from scripts.dev.studies.real_retrieval import LONG, Ranks, build, by_words, emb
 OUTPUT = Path("scripts/dev/results/rotary_encoder")
 TRAINED, SIZES = 512, (64, 128, 256, 512)
 """Longest input of the training, and the tokens of its pieces, page by page."""
-HEAD_DIM, WINDOW = 32, TRAINED // 4
-GROUP = next(group for group in itertools.count(2) if (LONG - 1) // group + WINDOW - WINDOW // group < TRAINED)
-"""Tokens that share a position in Self-Extend, so that no distance is longer than in the training."""
-RULES = {
-    "as trained": "rotary",
-    "interpolated": f"rotary:factor={LONG // TRAINED}",
-    "NTK": f"rotary:base={round(10_000 * (LONG / TRAINED) ** (HEAD_DIM / (HEAD_DIM - 2)))}",
-    "Self-Extend": f"rotary_self_extend:window={WINDOW},group={GROUP}",
-}
+
+
+def rules(trained: int, longest: int, head_dim: int) -> dict[str, str]:
+    """Ways to read ``longest`` tokens after a training on ``trained`` -> the option ``relative``.
+
+    Args:
+        head_dim: features of a head, from which NTK's base follows.
+    """
+    factor, window = longest / trained, trained // 4
+    group = next(group for group in itertools.count(2) if (longest - 1) // group + window - window // group < trained)
+    return {
+        "as trained": "rotary",
+        "interpolated": f"rotary:factor={factor:g}",
+        "NTK": f"rotary:base={round(10_000 * factor ** (head_dim / (head_dim - 2)))}",
+        "Self-Extend": f"rotary_self_extend:window={window},group={group}",
+    }
+
+
+RULES = rules(TRAINED, LONG, head_dim=32)
 """How whole pages are read -> the option ``relative``."""
 ROWS = {
     "truncated": "original, first 512 tokens",
@@ -74,7 +84,12 @@ def train(work: Path, minutes: Minutes) -> None:
             "--text", work / "pieces.jsonl", "--max-length", TRAINED, "--tokens-per-batch", 2048, "--gradient-accumulation-steps", 1,
             "--learning-rate", "3e-4", "--max-minutes", minutes.distillation, "--max-eval-samples", 200, "--logging-steps", 50,
             "--output", work / "rotary", "--overwrite")  # fmt: skip
-    for rule, relative in RULES.items():
+    copies(work, RULES)
+
+
+def copies(work: Path, rules: Mapping[str, str]) -> None:
+    """Copies of the model ``rotary`` that read long texts by each of ``rules``, named after them."""
+    for rule, relative in rules.items():
         folder = work / f"rotary {rule}"
         if not folder.exists():
             shutil.copytree(work / "rotary", folder, ignore=shutil.ignore_patterns("checkpoint-*"))
