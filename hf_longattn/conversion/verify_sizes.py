@@ -60,7 +60,7 @@ def check_sizes(kind: SizedKind, plan: ConversionPlan, result: Path, inputs: Any
     model: Any = load_result(result, plan.architecture, plan.config, scratch=scratch)[0]
     outputs = run_model(kind.compared_part(model, checks.headless), at_old)
     states = kind.states(run_model(kind.base(model), at_new))
-    further.run_result(kind.base(model))
+    last = further.run_result(kind.base(model))
     model.use_base_attention()
     covered = checks.computes_source(mechanisms_on(old, plan.attention, plan.shape), old)
     full = {} if covered else run_model(kind.compared_part(model, checks.headless), at_old)
@@ -81,7 +81,7 @@ def check_sizes(kind: SizedKind, plan: ConversionPlan, result: Path, inputs: Any
     elif grows:
         detail = f"does not apply: the source does not read {new.words}"
         at_new_size = [Check(f"equal at the new {kind.size_noun} with {checks.base_attention}", SKIPPED, detail)]
-    return [*checks.at_old(expected, outputs, full), *at_new_size, checks.finite(new, states), *further.last()]
+    return [*checks.at_old(expected, outputs, full), *at_new_size, checks.finite(new, states), *last]
 
 
 @dataclass(frozen=True)

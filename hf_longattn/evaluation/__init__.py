@@ -38,6 +38,7 @@ def load_metric(name: str = "long_qa", **kwargs: Any) -> Any:
     metric = import_main_class(f"{__name__}.metrics.{name}")
     if metric is None:
         raise RegistrationError(
-            f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric; write one in that file."
+            f"The metric {name!r} ({__name__}.metrics.{name}) defines no class that derives from evaluate.Metric and has all "
+            "that its base asks for; write one in that file, as docs/extending.md shows."
         )
     return metric(**{"keep_in_memory": kwargs.get("num_process", 1) == 1, **kwargs})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import inspect
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import evaluate
@@ -16,16 +16,19 @@ class DescribedMetric(evaluate.Metric, ABC):
     A file of a metric may import this class: ``evaluate.load`` takes the first class that is not abstract.
     """
 
-    items: ClassVar[tuple[Any, Any]]
-    """A prediction and a reference: the name of a type of ``datasets.Value``, or a list or dict of such names."""
     citation = ""
+
+    @property
+    @abstractmethod
+    def items(self) -> tuple[Any, Any]:
+        """A prediction and a reference: the name of a type of ``datasets.Value``, or a list or dict of such names."""
 
     def _info(self) -> evaluate.MetricInfo:
         predictions, references = map(feature, self.items)
-        return evaluate.MetricInfo(
-            description=sys.modules[self.__module__].__doc__ or "", citation=self.citation, inputs_description=self.__doc__ or "",
-            features=datasets.Features({"predictions": predictions, "references": references}),
-        )  # fmt: skip
+        described = inspect.getdoc(type(self)) or ""
+        features = datasets.Features({"predictions": predictions, "references": references})
+        about = inspect.getdoc(inspect.getmodule(type(self))) or ""
+        return evaluate.MetricInfo(description=about, citation=self.citation, inputs_description=described, features=features)
 
     @abstractmethod
     def _compute(self, *args: Any, **kwargs: Any) -> dict[str, Any]: ...

@@ -27,7 +27,7 @@ from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config
-from ..modeling.family.config import BASE_ATTENTION, runs_mechanisms
+from ..modeling.family.config import BASE_ATTENTION, FullDecoder, runs_mechanisms
 from ..modeling.family.held_encoder import LongHeldEncoderConfig
 from ..modeling.family.stream_rule import Convolution, StreamRule
 
@@ -54,7 +54,7 @@ class LongMoonshineStreamingEncoderConfig(LongAudioConfig, MoonshineStreamingEnc
         return own_attention(self)
 
 
-class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConfig):
+class LongMoonshineStreamingConfig(FullDecoder, LongHeldEncoderConfig, MoonshineStreamingConfig):
     """MoonshineStreamingConfig with ``long_attention`` of the encoder; by default the windows of ``sliding_windows``."""
 
     model_type = "long_moonshine_streaming"
@@ -64,11 +64,6 @@ class LongMoonshineStreamingConfig(LongHeldEncoderConfig, MoonshineStreamingConf
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         vars(self.encoder_config)["decoder_positions"] = self.max_position_embeddings
-
-    @property
-    def decoder_attention(self) -> LongAttentionConfig:
-        """The mechanisms of the decoder's self-attention: full attention."""
-        return LongAttentionConfig("full")
 
     @property
     def attending(self) -> tuple[int, bool]:

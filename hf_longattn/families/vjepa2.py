@@ -22,24 +22,19 @@ from transformers.models.vjepa2.modeling_vjepa2 import (
 )
 
 from ..backend import GRID
-from ..configuration import LongAttentionConfig
 from ..engines.common.grid import Grid
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_config, split_heads
 from ..modeling.classes import Family
+from ..modeling.family.config import FullDecoder
 from ..modeling.family.grid_config import TILE, LongVideoConfig
 from ..modeling.family.video_rule import VideoGrid
 from ..modeling.grids import LongGridModelMixin, grid_of_input
 
 
-class LongVJEPA2Config(LongVideoConfig, VJEPA2Config):
-    """VJEPA2Config with ``long_attention`` of the encoder."""
+class LongVJEPA2Config(FullDecoder, LongVideoConfig, VJEPA2Config):
+    """VJEPA2Config with ``long_attention`` of the encoder. The predictor and the pooler have full attention."""
 
     model_type = "long_vjepa2"
-
-    @property
-    def decoder_attention(self) -> LongAttentionConfig:
-        """The mechanisms of the predictor and the pooler: full attention."""
-        return LongAttentionConfig("full")
 
 
 class LongVJEPA2RopeAttention(VJEPA2RopeAttention):

@@ -19,11 +19,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder, Whisper
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ..configuration import LongAttentionConfig
 from ..errors import AudioError
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
+from ..modeling.family.config import FullDecoder
 from ..modeling.family.stream_rule import Convolution
 
 if TYPE_CHECKING:
@@ -36,18 +36,13 @@ ROWS_PER_FRAME = 2
 ROWS_PER_SECOND = 100
 
 
-class LongWhisperConfig(LongAudioConfig, WhisperConfig):
+class LongWhisperConfig(FullDecoder, LongAudioConfig, WhisperConfig):
     """WhisperConfig with ``long_attention`` of the encoder. The decoder has full attention.
 
     max_source_positions: the base's field, unchanged: number of rows of the encoder's position table.
     """
 
     model_type = "long_whisper"
-
-    @property
-    def decoder_attention(self) -> LongAttentionConfig:
-        """The mechanisms of the decoder's self-attention: full attention."""
-        return LongAttentionConfig("full")
 
 
 @dataclass(frozen=True)

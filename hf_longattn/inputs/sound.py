@@ -478,13 +478,9 @@ class PaddingChecks(FurtherChecks):
 
     def __init__(self, plan: Any, inputs: VerificationSound, size: InputSize) -> None:
         self.plan, self.sounds, self.size = plan, inputs, size
-        self.checks: list[Check] = []
 
-    def run_result(self, base: Any) -> None:
-        self.checks = [_check_padding(self.plan.config, base, self.sounds, self.size), _report_whole_clip_effects(self.sounds)]
-
-    def last(self) -> list[Check]:
-        return self.checks
+    def run_result(self, base: Any) -> list[Check]:
+        return [_check_padding(self.plan.config, base, self.sounds, self.size), _report_whole_clip_effects(self.sounds)]
 
 
 def _check_padding(config: Any, base: Any, inputs: VerificationSound, at: InputSize) -> Check:

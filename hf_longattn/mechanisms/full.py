@@ -44,6 +44,6 @@ class Full(SparseMechanism):
         return type(self).forward is Full.forward
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
-        if isinstance(self.relative, MovedPositions):
+        if isinstance(self.relative, MovedPositions) and self.relative.moves(k.shape[2]):
             return self.relative.attention(*clear_padding(q, k, v, call))
         return full_attention(q, k, v, call, cross=self.is_cross_attention)

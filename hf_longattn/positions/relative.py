@@ -48,6 +48,8 @@ class RelativePositions(nn.Module, ABC):
     """Whether a converted checkpoint needs training because of the term."""
     turns_vectors: ClassVar[bool] = False
     """Whether :meth:`placed` rotates queries and keys, so that no score term is needed."""
+    differs_by_head: ClassVar[bool] = False
+    """Whether the term depends on the head's number, or has parameters by heads."""
     counts_tokens: ClassVar[bool] = False
     """Whether the term depends on both positions in the sequence, not only on their distance. Only full attention takes such a term."""
 
@@ -103,6 +105,8 @@ class RelativePositions(nn.Module, ABC):
 
 class DistanceOnly(RelativePositions):
     """A term that depends on head and distance only."""
+
+    differs_by_head = True
 
     @abstractmethod
     def bias(self, distance: Tensor, causal: bool) -> Tensor:
@@ -270,6 +274,7 @@ class TransformerXL(QueryDependent):
     summary = "the query's product with a projected sinusoid of the distance, and learned content and position biases"
     paper = "Dai et al. 2019, Transformer-XL, §3.3"
     reads_keys = True
+    differs_by_head = True
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, settings: Mapping[str, int]) -> None:
         super().__init__(num_heads, head_dim, hidden_size, settings)
@@ -405,6 +410,10 @@ class MovedPositions(RelativePositions):
             score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
         return score
 
+    def moves(self, length: int) -> bool:
+        """Whether texts of up to ``length`` tokens can have distant pairs. True in graphs, which read texts of any length."""
+        return in_graph() or bool(self.kinds(torch.tensor(length - 1), torch.tensor(0)))
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:
         """Softmax attention with these scores, in blocks of queries; in graphs and without fused kernels in one.
 
@@ -413,8 +422,7 @@ class MovedPositions(RelativePositions):
         """
         places, kv_len, width = torch.arange(k.shape[2], device=k.device), k.shape[2], q.shape[-1]
         own, graph, mod = places[kv_len - q.shape[2] :], in_graph(), call.written_out().score_mod
-        distant = graph or bool(self.kinds(places[-1], places[0]))
-        vectors = [(q, k), *(self.moved(q, k, own[None], places[None], call.causal) if distant else ())]
+        vectors = [(q, k), *self.moved(q, k, own[None], places[None], call.causal)]
         queries, real = torch.cat([x.to(q.dtype) for x, _ in vectors], -1), call.real(k)[:, None, None]
 
         def block(queries: Tensor, rows: Tensor) -> Tensor:

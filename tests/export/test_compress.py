@@ -61,7 +61,7 @@ NOT_QUANTISED = {
 }
 """Bases that torchao does not quantise, and why."""
 TOGETHER = ("bigbird", "longnet", "lsh", "per_head")
-"""Mechanisms whose heads differ by their number: patterns, members or random draws."""
+"""Mechanisms whose heads differ by their number (patterns, members or random draws), in BERT."""
 Saved = Callable[..., Path]
 
 
@@ -153,6 +153,26 @@ def test_8_bits_on_a_processor_whose_products_overflow(saved: Saved, tmp_path: P
     messages.clear()
     outputs(tmp_path / "int8")
     assert messages == [optimize.PRODUCTS_OVERFLOW]
+
+
+GROUPED = ("adaptive_span", "hedgehog", "hybrid", "nsa", "routing", "synthesizer", "taylor")
+"""Causal mechanisms with parameters by heads, besides those of :func:`test_every_mechanism_in_8_bits_in_bf16_and_with_fewer_heads`."""
+
+
+@pytest.mark.parametrize("name", quickly(GROUPED, ("taylor",)))
+def test_heads_of_grouped_keys_are_cut_out_with_the_parameters_by_heads(name: str, saved: Saved, tmp_path: Path) -> None:
+    source, ids = saved("llama", {"mechanism": name, **mechanism_class(name).sample}), tokens(1, 60)
+    report = compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
+    without = logits_without(AutoModelForCausalLM.from_pretrained(source).eval(), report.pruned, ids)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "heads").eval()(ids)[0]
+    assert any(report.pruned.values())
+    torch.testing.assert_close(found, without, rtol=1e-4, atol=1e-4)
+
+
+def test_heads_with_relative_positions_of_their_own_are_not_cut_out(saved: Saved, tmp_path: Path) -> None:
+    source = saved("bert", {**WINDOW, "relative": "t5_buckets"})
+    with pytest.raises(OptionError, match=r"relative positions that differ by head, so no heads can be cut out; choose --method prune-ffn"):
+        compress_checkpoint(source, tmp_path / "heads", method="prune-heads", **QUICK)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hf_longattn import attend, reference_attend
 from hf_longattn.engines.common import dense
+from hf_longattn.engines.common.call import AttentionCall
+from hf_longattn.mechanisms.common.registry import mechanism_from
 from hf_longattn.positions.relative import MovedPositions
 from tests.cells import every_cell
 
@@ -142,3 +144,14 @@ def test_short_texts_are_read_as_without_it(rule: str, monkeypatch: pytest.Monke
         out = attend(of_model(rule, q, places), of_model(rule, k, places), v, "full", causal=True, relative=rule)
         torch.testing.assert_close(out, attend(rotated(q, places), rotated(k, places), v, "full", causal=True), atol=1e-12, rtol=0)
         monkeypatch.setattr(MovedPositions, "moved", lambda *_: pytest.fail("vectors for distant pairs"))
+
+
+@every_rule
+def test_values_may_be_wider_than_keys(rule: str) -> None:
+    """As in MiMo, whatever the length of the text."""
+    for length in (4, LENGTH):
+        q, k, v = (x.detach()[:, :, :length] for x in drawn())
+        mechanism = mechanism_from("full", {"relative": rule}, num_heads=HEADS, head_dim=WIDTH, max_length=None)
+        out = mechanism(q, k, torch.cat([v, v[..., :4]], -1), AttentionCall(causal=True))
+        torch.testing.assert_close(out[..., :WIDTH], mechanism(q, k, v, AttentionCall(causal=True)), atol=1e-12, rtol=0)
+        assert out.shape[-1] == WIDTH + 4

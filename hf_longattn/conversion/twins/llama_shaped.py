@@ -1,7 +1,7 @@
-"""Llama, Mistral and Gemma with windows become Mistral, Ministral, SmolLM3 or VaultGemma. Only Mistral needs a window in all layers.
+"""Llama and Mistral with windows become Mistral, Ministral or SmolLM3; Gemma with windows becomes VaultGemma.
 
-All have the same layers and tensors. Ministral, like Mistral, has no biases; SmolLM3 may have biases. ``no_rope_layers`` of SmolLM3 is 1
-for every layer, which means that every layer has rotary positions.
+Mistral has a window in all layers, the others in some. The first three have the layers and tensors of a Llama. Ministral, like Mistral, has
+no biases; SmolLM3 may have biases. ``no_rope_layers`` of SmolLM3 is 1 for every layer, which means that every layer has rotary positions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BIASES = ("attention_bias", "mlp_bias")
 
 
 class LlamaShaped(NativeTwin):
-    """A twin with the layers of a Llama."""
+    """A decoder with windows of one width; by default, for models with the layers of a Llama."""
 
     families = frozenset(("llama", "mistral"))
     computes = (Window,)

@@ -29,15 +29,12 @@ class FurtherChecks:
     def run_source(self, base: Any, inputs: Mapping[str, Any]) -> None:
         """Run the source's base model for these checks. ``inputs`` are its arguments at the new size."""
 
-    def run_result(self, base: Any) -> None:
-        """Run the result's base model, with its mechanisms, for these checks."""
+    def run_result(self, base: Any) -> list[Check]:
+        """Run the result's base model, with its mechanisms. Returns checks for the end of a report."""
+        return []
 
     def at_new(self, states: Mapping[str, Tensor]) -> list[Check]:
         """Checks of the result's hidden ``states`` at the new size. Called only if the size grows and the base can read it."""
-        return []
-
-    def last(self) -> list[Check]:
-        """Checks for the end of a report."""
         return []
 
 

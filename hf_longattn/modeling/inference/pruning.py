@@ -75,11 +75,12 @@ class Heads:
                     f"{type(self.site.module).__name__} normalises all heads together ({name}), so none can be cut out; choose --method "
                     "prune-ffn, or bf16."
                 )
-        if isinstance(mechanism, Mechanism) and mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters()):
-            raise OptionError(
-                f"Mechanism {mechanism.name!r} has parameters that are not laid out by heads, so no heads can be cut out; "
-                "choose --method prune-ffn, or int8."
-            )
+        if not isinstance(mechanism, Mechanism):
+            return
+        by_head = mechanism.relative is not None and mechanism.relative.differs_by_head
+        if by_head or (mechanism.per_head_tensors is None and any(True for _ in mechanism.parameters())):
+            what = "relative positions that differ by head" if by_head else "parameters that are not laid out by heads"
+            raise OptionError(f"Mechanism {mechanism.name!r} has {what}, so no heads can be cut out; choose --method prune-ffn, or int8.")
 
     def _tensors_by_head(self) -> list[Tensor]:
         mechanism = getattr(self.site.module, "long_attention", None)

@@ -23,7 +23,7 @@ import os
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import PathFinder
@@ -58,40 +58,22 @@ class Module:
 
 
 def split_of(package: str) -> str:
-    """Return the split that ``package`` (a top-level import name) belongs to."""
-    if package in TEST_PACKAGES:
-        return "test"
-    if package in VALIDATION_PACKAGES:
-        return "validation"
-    if package in PACKAGES or package in STANDARD_LIBRARY:
-        return "train"
-    raise LongAttentionError(f"package {package!r} is not part of the reference corpus (see scripts.dev.studies.corpus.PACKAGES)")
+    """Return the split that ``package`` (a top-level import name of the corpus) belongs to."""
+    return "test" if package in TEST_PACKAGES else "validation" if package in VALIDATION_PACKAGES else "train"
 
 
-def iter_modules(split: str, packages: Iterable[str] | None = None) -> Iterator[Module]:
-    """Yield the de-duplicated modules of one split, ordered by package and path.
-
-    Args:
-        split: one of :data:`SPLITS`.
-        packages: only these top-level names; each must belong to ``split`` and be installed.
+def iter_modules(split: str) -> Iterator[Module]:
+    """Yield the de-duplicated modules of one of :data:`SPLITS`, ordered by package and path.
 
     Raises:
-        LongAttentionError: unknown split, or a named package that is absent or belongs to another split.
+        LongAttentionError: unknown split.
     """
-    names = _packages_of(split)
-    wanted = set(names if packages is None else packages)
-    for package in sorted(wanted):
-        if split_of(package) != split:
-            raise LongAttentionError(f"package {package!r} belongs to the {split_of(package)} split, not to {split!r}")
-        if package not in names:
-            raise LongAttentionError(f"package {package!r} of the reference corpus is not installed (pip install {package})")
-    seen = set(_held_out_digests(split))
+    names, seen = _packages_of(split), set(_held_out_digests(split))
     for package in names:
         for module, digest in _read_package(package):
             if digest not in seen:
                 seen.add(digest)
-                if package in wanted:
-                    yield module
+                yield module
 
 
 def _check_split(split: str) -> None:

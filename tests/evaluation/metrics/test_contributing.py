@@ -69,8 +69,13 @@ def test_a_metric_dropped_in_place_is_found_by_its_name(dropped: Path, no_networ
 
 
 def test_a_file_without_a_metric_or_an_example_is_named(dropped: Path) -> None:
-    (dropped / "empty.py").write_text("", encoding="utf-8")
-    with pytest.raises(RegistrationError, match=r"'empty' .* defines no class that derives from evaluate\.Metric"):
-        load_metric("empty")
+    unfinished = (
+        "from hf_longattn.evaluation.described import DescribedMetric\n\nclass Mine(DescribedMetric):\n    items = 'string', 'string'"
+    )
+    for content in ("", unfinished):
+        sys.modules.pop(f"{metrics.__name__}.empty", None)
+        (dropped / "empty.py").write_text(content, encoding="utf-8")
+        with pytest.raises(RegistrationError, match=r"'empty' .* no class that derives from evaluate\.Metric and has all that its base"):
+            load_metric("empty")
     with pytest.raises(AssertionError, match=r"empty\.py needs EXAMPLE = \(predictions, references, score\)"):
         example_of("empty")

@@ -44,12 +44,7 @@ def test_the_copy_in_a_held_out_split_wins(packages: Path) -> None:
     assert paths("test") == ["gamma/own.py", "gamma/shared.py"]
 
 
-def test_a_named_package_must_be_installed_and_of_the_split(packages: Path) -> None:
-    assert [m.path for m in iter_modules("test", ["gamma"])] == paths("test")
-    with pytest.raises(LongAttentionError, match="belongs to the validation split"):
-        list(iter_modules("train", ["beta"]))
-    with pytest.raises(LongAttentionError, match="not part of the reference corpus"):
-        list(iter_modules("train", ["hf_longattn"]))
+def test_an_unknown_split_is_named(packages: Path) -> None:
     with pytest.raises(LongAttentionError, match="unknown split 'dev'"):
         list(iter_modules("dev"))
 
@@ -68,7 +63,7 @@ def test_the_real_split_is_fixed() -> None:
 
 
 def test_installed_test_package() -> None:
-    modules = list(iter_modules("test", ["networkx"]))
+    modules = [module for module in iter_modules("test") if module.package == "networkx"]
     assert len(modules) > 100
     assert all(module.package == "networkx" and module.path.startswith("networkx/") for module in modules)
     assert [module.path for module in modules] == sorted((m.path for m in modules), key=lambda p: (p.rsplit("/", 1)[0], p))
