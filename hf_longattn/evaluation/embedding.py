@@ -84,8 +84,8 @@ def embed_documents(
 ) -> dict[str, Any]:
     """Embed documents into Parquet files with the columns ``id``, ``part``, ``start``, ``end`` and ``vector``.
 
-    ``start`` and ``end`` are characters of the document; ``part`` counts its vectors from 0. With several processes (``accelerate
-    launch``), each writes its share of the files. The files do not depend on the number of processes.
+    ``start`` and ``end`` are characters of the document, as far as it is read; ``part`` counts its vectors from 0. With several processes
+    (``accelerate launch``), each writes its share of the files. The files do not depend on the number of processes.
 
     Args:
         model: a folder or Hub name that sentence-transformers loads.
@@ -188,8 +188,8 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     before = json.loads(file.read_text(encoding="utf-8"))
     other = next((name for name in settings if name != "model" and before.get(name) != settings[name]), None)
     if other is not None:
-        what = {"ids": "other documents", "weights": f"a model {before.get('model')!r} with other weights"}
-        held = what.get(other, f"{other} {before.get(other)!r}, not {settings[other]!r}")
+        what = {"weights": f"a model {before.get('model')!r} with other weights", "documents": f"{before.get(other)} other documents"}
+        held = what.get(other, "other documents" if other == "ids" else f"--{other} {before.get(other)}, not {settings[other]}")
         raise DestinationExistsError(f"The vectors in {str(folder)!r} are of {held}; give another folder.")
 
 
@@ -225,13 +225,23 @@ def _encoded(network: Any, task: str, texts: Sequence[str]) -> Any:
 
 def _whole(network: Any, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
     for text, vector in zip(texts, torch.from_numpy(_encoded(network, task, texts)), strict=True):
-        yield iter([(0, len(text), vector)])
+        yield iter([(0, _end_of_read(network, task, text), vector)])
 
 
 def _token_vectors(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
     for text, states in zip(texts, _encoded(network, task, texts), strict=True):
-        size = -(-len(states) // vectors.size) if vectors.size else 1
-        yield iter([(0, len(text), F.normalize(part.mean(0), dim=0)) for part in states.cpu().split(size)])
+        size, end = -(-len(states) // vectors.size) if vectors.size else 1, _end_of_read(network, task, text)
+        yield iter([(0, end, F.normalize(part.mean(0), dim=0)) for part in states.cpu().split(size)])
+
+
+def _end_of_read(network: Any, task: str, text: str) -> int:
+    """The character at which ``encode_document`` or ``encode_query`` cuts a text; its length if it is not cut."""
+    longest = network.max_seq_length
+    if not longest or not network.tokenizer.is_fast:
+        return len(text)
+    tokens = read_tokens(network.tokenizer, text[: max(PIECE, 100 * longest)], network.prompts.get(task) or "")
+    most = longest - len(tokens.before) - len(tokens.after)
+    return len(text) if len(tokens.ids) <= most else int(tokens.starts[most])
 
 
 def _pieces(network: Any, vectors: Vectors, prompt: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:

@@ -2,13 +2,8 @@
 
 from transformers.models.clip.configuration_clip import CLIPConfig
 
-from ..modeling.classes import Family, long_config
-from ..modeling.family.towers_config import LongTowersConfig, TowersRule
+from ..modeling.family.towers_config import towers
 from .clip_text_model import FAMILY as TEXT
 from .clip_vision_model import FAMILY as VISION
 
-FAMILY = Family(
-    long_config(__name__, LongTowersConfig, CLIPConfig, tower_classes={"text": TEXT.config_class, "vision": VISION.config_class}),
-    rule=TowersRule(),
-    classes=("CLIPModel",),
-)
+FAMILY = towers(__name__, CLIPConfig, "CLIPModel", text=TEXT, vision=VISION)

@@ -17,7 +17,7 @@ from transformers.models.gpt_neo.configuration_gpt_neo import GPTNeoConfig
 from transformers.models.gpt_neo.modeling_gpt_neo import GPT_NEO_ATTENTION_CLASSES, GPTNeoSelfAttention
 
 from ..backend import BACKEND
-from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism
+from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism, by_head
 from ..modeling.classes import Family, long_config
 from ..modeling.family.config import LongConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
@@ -44,10 +44,7 @@ class LongGPTNeoSelfAttention(GPTNeoSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, layer_past, use_cache, output_attentions, **kwargs)
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_id)
         kwargs |= {"output_attentions": output_attentions, "dropout": self.attn_dropout.p}

@@ -2,13 +2,7 @@
 
 from transformers.models.nemotron_asr_streaming.configuration_nemotron_asr_streaming import NemotronAsrStreamingConfig
 
-from ..modeling.classes import Family, long_config
-from ..modeling.family.held_encoder import LongHeldEncoderConfig
-from .nemotron_asr_streaming_encoder import NEMOTRON, LongNemotronAsrStreamingEncoderConfig, own_attention
+from ..modeling.family.held_encoder import with_head
+from .nemotron_asr_streaming_encoder import FAMILY as ENCODER
 
-FAMILY = Family(
-    long_config(__name__, LongHeldEncoderConfig, NemotronAsrStreamingConfig, encoder_class=LongNemotronAsrStreamingEncoderConfig),
-    classes=("NemotronAsrStreamingForRNNT",),
-    own_attention=own_attention,
-    rule=NEMOTRON,
-)
+FAMILY = with_head(__name__, NemotronAsrStreamingConfig, "NemotronAsrStreamingForRNNT", ENCODER)

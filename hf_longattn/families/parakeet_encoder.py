@@ -24,7 +24,7 @@ from transformers.models.parakeet.modeling_parakeet import (
 from ..backend import with_streamed_keys
 from ..engines.common.score_terms import DistanceTerm
 from ..mechanisms.common.locality import largest_distances
-from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism
+from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism, by_head
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FramesInStretches, InStretches, needs_one_pass
 from ..modeling.classes import Family
@@ -87,10 +87,7 @@ class LongParakeetAttention(ParakeetEncoderAttention):
         2 K - 1, C)``. K is the number of keys: N, or more in a stream."""
         if not runs_mechanisms(self) or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         key, value = with_streamed_keys(key, value)
         back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
         middle = position_embeddings.shape[1] // 2

@@ -2,12 +2,7 @@
 
 from transformers.models.parakeet.configuration_parakeet import ParakeetRNNTConfig
 
-from ..modeling.classes import Family, long_config
-from ..modeling.family.held_encoder import LongHeldEncoderConfig
-from .parakeet_encoder import PARAKEET, LongParakeetEncoderConfig
+from ..modeling.family.held_encoder import with_head
+from .parakeet_encoder import FAMILY as ENCODER
 
-FAMILY = Family(
-    long_config(__name__, LongHeldEncoderConfig, ParakeetRNNTConfig, encoder_class=LongParakeetEncoderConfig),
-    classes=("ParakeetForRNNT",),
-    rule=PARAKEET,
-)
+FAMILY = with_head(__name__, ParakeetRNNTConfig, "ParakeetForRNNT", ENCODER)

@@ -2,13 +2,8 @@
 
 from transformers.models.siglip.configuration_siglip import SiglipConfig
 
-from ..modeling.classes import Family, long_config
-from ..modeling.family.towers_config import LongTowersConfig, TowersRule
+from ..modeling.family.towers_config import towers
 from .siglip_text_model import FAMILY as TEXT
 from .siglip_vision_model import FAMILY as VISION
 
-FAMILY = Family(
-    long_config(__name__, LongTowersConfig, SiglipConfig, tower_classes={"text": TEXT.config_class, "vision": VISION.config_class}),
-    rule=TowersRule(),
-    classes=("SiglipModel",),
-)
+FAMILY = towers(__name__, SiglipConfig, "SiglipModel", text=TEXT, vision=VISION)

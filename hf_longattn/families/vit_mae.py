@@ -16,7 +16,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEAttention, ViTMAE
 from ..backend import GRID
 from ..engines.common.grid import Grid
 from ..errors import GridError
-from ..modeling.attach.custom_attention import ReplacedModules
+from ..modeling.attach.custom_attention import ReplacedModules, by_head
 from ..modeling.attach.places import PLACES, Places, attend_at_places, needs_places, places_of_cells
 from ..modeling.classes import Family, long_config
 from ..modeling.family.grid_config import TILE, LongMaskedAutoencoderConfig
@@ -32,9 +32,7 @@ class LongViTMAEAttention(ViTMAEAttention):
     ) -> tuple[Tensor, Tensor]:
         if places is None or not needs_places(self):
             return super().forward(hidden_states, attention_mask, **kwargs)
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
+        query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         dropout = self.attention_dropout if self.training else 0.0
         output, weights = attend_at_places(self, query, key, value, places, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs)
         return self.o_proj(output), weights  # type: ignore[return-value]

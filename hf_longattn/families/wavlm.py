@@ -16,7 +16,7 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatur
 
 from ..backend import with_streamed_keys
 from ..engines.common.score_terms import DistanceTerm
-from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, replacing
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import Family, long_config
@@ -57,10 +57,7 @@ class LongWavLMAttention(WavLMAttention):
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
         biases = self.biases if position_bias is None else position_bias
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         key, value = with_streamed_keys(key, value)
         term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:

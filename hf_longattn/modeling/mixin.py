@@ -24,7 +24,7 @@ from ..memory.segment_memory import of_memory
 from ..naming import BEFORE_UPLOAD
 from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import MECHANISM_ATTRIBUTE, layer_mechanisms
+from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
@@ -377,7 +377,10 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     attention_modules: list[Any]
     """The modules with a mechanism."""
     exact_length: int | None = None
-    """Maximum length for full attention in all layers, if positions come from a table; ``None`` without the option."""
+    """Maximum length of batches that have the source's positions, if these come from a table; longer ones count from the text.
+
+    With the option, the length of full attention in all layers; 0 for encoders that compute the source's attention at no length; ``None``
+    for all others: they always have the source's positions."""
 
     @property
     def recursion(self) -> Recursion | None:
@@ -414,8 +417,10 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
             attach_memory_tokens(self, self.position_table)
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
-            short = (full.max_length for layer in layer_mechanisms(self) if (full := full_of(layer)) is not None)
-            self.exact_length = min(short, default=None)
+            layers, length = layer_mechanisms(self), self.config.max_position_embeddings
+            short = (full.max_length for layer in layers if (full := full_of(layer)) is not None)
+            counts = not any(site.causal for site in attention_sites(self)) and all(layer.handling.ignores_padding for layer in layers)
+            self.exact_length = min(short, default=0 if counts and not all(layer.covers(length) for layer in layers) else None)
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward`` in the modes of :mod:`.run` that this call needs. A base model has no loss."""
@@ -472,12 +477,12 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             self.rule_out_packing(arguments)
         if self.runs_mechanisms:
             self.find_documents(arguments)
-            if tokens is not None and arguments.get("position_ids") is None and self._counts_from_the_text(arguments, tokens.shape[1]):
-                arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
         elif arguments.pop("documents", None) is not None:
             raise MaskError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
+        if tokens is not None and arguments.get("position_ids") is None and self._counts_from_the_text(arguments, tokens.shape[1]):
+            arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
         if self.position_table is not None and (self.recursion is None or not self.runs_mechanisms):
             self.position_table.check_length(self.config, arguments)
 
@@ -505,7 +510,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         Shorter batches have the source's positions, which count padding if the source does.
         """
         mask = kwargs.get("attention_mask")
-        if self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
+        if getattr(self.config, BASE_ATTENTION, False) or self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
             return False
         return of_any_length(length) or length > self.exact_length
 

@@ -26,13 +26,18 @@ STAGE_1 = "stage1"
 """The folder of the model after stage 1, in the output of an attention distillation; it appears whole."""
 DISTILLATION_REPORT = "distillation_report.json"
 """The last file of an attention distillation."""
+OF_OPTIMIZER = frozenset(("learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"))
+"""Options whose values a resumed run takes from the checkpoint."""
 WEIGHTS = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 
 logger = logging.get_logger(LOGGER)
 
 
-def newest_checkpoint(folder: Path) -> str | None:
+def newest_checkpoint(folder: Path, resumes: bool = True) -> str | None:
     """The latest checkpoint in ``folder`` whose files are complete; ``None`` if there is no checkpoint.
+
+    Args:
+        resumes: whether a training goes on from it, which is then said of damaged ones.
 
     Raises:
         CheckpointError: there are checkpoints, but none is complete.
@@ -41,7 +46,7 @@ def newest_checkpoint(folder: Path) -> str | None:
     for path in reversed(checkpoints(folder)):
         why = damage(path)
         if why is None:
-            if damaged:
+            if damaged and resumes:
                 logger.warning_once(f"Resuming from {path}, because {'; '.join(damaged)}.")
             return str(path)
         damaged.append(f"{path.name} {why}")
@@ -65,18 +70,27 @@ def checkpoint_to_resume(folder: Path) -> str:
     return newest
 
 
-def check_same_model(checkpoint: Path, model: str) -> None:
-    """Refuse to resume the training of another model. The weights would be the checkpoint's, and the card would name the wrong source.
+def check_same_model(checkpoint: Path, model: str, args: Any = None) -> None:
+    """Refuse to resume the training of another model, or with another learning rate: weights and optimizer would be the checkpoint's.
 
     Args:
         checkpoint: to resume from. It is accepted if it does not name its model.
         model: the name or folder of the model to train.
+        args: of the training that resumes.
 
     Raises:
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: the checkpoint is of another model, or its optimizer has other values than ``args``.
     """
     callbacks = _state(checkpoint).get("stateful_callbacks", {})
-    check_same_name(callbacks.get("RunSettings", {}).get("attributes", {}).get("settings", {}).get("model"), model, checkpoint)
+    settings = callbacks.get("RunSettings", {}).get("attributes", {}).get("settings", {})
+    check_same_name(settings.get("model"), model, checkpoint)
+    for name in OF_OPTIMIZER & args.explicit.keys() if settings and args is not None else ():
+        before, now = settings.get(name, type(args).__dataclass_fields__[name].default), getattr(args, name)
+        if before != now:
+            raise CheckpointError(
+                f"{str(checkpoint)!r} was trained with {name}={before}, and its optimizer goes on with that, not {now}; leave the option "
+                f"out, or start a new training with --model {checkpoint} and another --output."
+            )
 
 
 def place_or_name(model: str) -> str:

@@ -119,11 +119,11 @@ class TaskParser(HfArgumentParser):
         if wrong is not None:
             if wrong.removeprefix("--").removeprefix("no-").replace("-", "_") in self.training_only:
                 raise UsageError(f"{wrong} is an option of training, and nothing is trained here; leave it out.")
-            choices = [option for action in self._actions for option in action.option_strings]
+            choices = [option for action in self._actions for option in action.option_strings if action.dest != "help"]
             tasks = tasks_with(wrong)
             tasks_text = f" {tasks};" if tasks else ""
             raise UsageError(
-                f"There is no option {wrong};{tasks_text} {self.prog} {HELP_ALL} lists all.{nearest(wrong, [*choices, *elsewhere])}"
+                f"There is no option {wrong};{tasks_text} {self.prog} {HELP_ALL} lists all.{nearest(wrong, [*choices, *elsewhere], 0.6)}"
             )
 
 

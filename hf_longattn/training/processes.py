@@ -38,7 +38,7 @@ def how_to_resume(folder: Path) -> str:
     stages = (2,) if stage_1_is_complete(folder) else (2, 1)
     for place in (folder, *(stage_checkpoints(folder, stage) for stage in stages)):
         with suppress(CheckpointError):
-            if (newest := newest_checkpoint(place)) is not None:
+            if (newest := newest_checkpoint(place, resumes=False)) is not None:
                 return f"the latest complete checkpoint is {newest}; run again with --resume"
     if (part := finished_part(folder)) is not None:
         return f"{part}; run again with --resume"

@@ -198,7 +198,7 @@ def starting_point(run: TaskArguments) -> str | None:
         start = checkpoint_to_resume(args.folder)
     else:
         return None
-    check_same_model(Path(start), run.model.model)
+    check_same_model(Path(start), run.model.model, args)
     return start
 
 

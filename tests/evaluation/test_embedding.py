@@ -89,10 +89,14 @@ def test_vectors_are_those_of_encode_and_of_late_chunking(vectors: str, folder: 
         found = [row for row in rows if row["id"] == f"d{number}"]
         vector = torch.tensor([row["vector"] for row in found])
         assert [row["part"] for row in found] == list(range(len(found)))
-        assert "".join(text[row["start"] : row["end"]] for row in found) == text
         if vectors == "document":
             torch.testing.assert_close(vector, torch.from_numpy(encoder.encode_document([text])))
+            ((first, last),) = {(row["start"], row["end"]) for row in found}
+            whole, part = (len(tokenizer(f"about {shown}", verbose=False)["input_ids"]) for shown in (text, text[:last]))
+            assert (first, part) == (0, min(whole, 512))
+            assert (last == len(text)) == (whole <= 512)
             continue
+        assert "".join(text[row["start"] : row["end"]] for row in found) == text
         count = len(read_tokens(tokenizer, text, "about ").ids)
         size = {"passages:20": 20, "parts:3": -(-count // 3), "tokens": 1}[vectors]
         (chunks,) = late_chunks(model, tokenizer, text, prefix="about ", chunk_tokens=size, max_length=512, overlap=128)
@@ -224,7 +228,8 @@ def test_bad_input_is_refused_in_one_sentence(folder: str, data: str, tmp_path: 
         ("'parts:0'; give document", [folder, data, "--vectors", "parts:0", "--output", out + "2"]),
         ("those of passages are means", [str(tmp_path / "cls"), data, "--vectors", "passages", "--output", out + "2"]),
         ("are of a model .* with other weights", [str(other), data, "--output", out]),
-        ("are of vectors 'document', not 'tokens'", [folder, data, "--vectors", "tokens", "--output", out]),
+        ("are of --vectors document, not tokens", [folder, data, "--vectors", "tokens", "--output", out]),
+        (f"are of {len(LENGTHS)} other documents", [folder, table("d.jsonl", text), "--output", out]),
         ("are of other documents", [folder, data, "--id-column", "name", "--output", out]),
         ("holds files that are no vectors", [folder, data, "--output", str(tmp_path / "full")]),
     ):  # fmt: skip

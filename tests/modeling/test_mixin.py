@@ -18,6 +18,7 @@ import hf_longattn.families as families
 from hf_longattn.errors import MaskError
 from hf_longattn.mechanisms.common import registry
 from hf_longattn.mechanisms.common.base import Mechanism
+from hf_longattn.mechanisms.common.registry import mechanism_class
 from hf_longattn.modeling.family.sliding_window import own_windows
 from scripts.dev.tools.small_models import predicts_tokens
 from tests.alike import kind_of_family
@@ -199,3 +200,28 @@ def test_inputs_embeds() -> None:
     with torch.no_grad():
         expected = model(tokens()).last_hidden_state
         assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(tokens())).last_hidden_state, expected)
+
+
+@every_cell("name", ["bigbird", "hybrid", "longformer", "nystrom", "window", "full"])
+def test_positions_of_an_encoder_count_from_the_text(name: str) -> None:
+    """Of one that never computes its source's attention. Full attention keeps the source's positions, which count padding."""
+    model = long_model("bert", None, {"mechanism": name, **mechanism_class(name).sample}).eval()
+    ids, mask = tokens(2, 60), torch.ones(2, 60, dtype=torch.long)
+    mask[0, :23] = 0
+    with torch.no_grad():
+        alone, padded = model(ids[:1, 23:]).last_hidden_state[0], model(ids, attention_mask=mask).last_hidden_state
+        if name == "full":
+            model.use_base_attention()
+            torch.testing.assert_close(padded[1], model(ids, attention_mask=mask).last_hidden_state[1], atol=1e-5, rtol=1e-5)
+    assert torch.allclose(padded[0, 23:], alone, atol=1e-5) == (name != "full")
+
+
+def test_without_mechanisms_an_encoder_has_its_sources_positions() -> None:
+    model, ids, mask = long_model("bert", None, {"mechanism": "window", "window": 8}).eval(), tokens(1, 40), torch.ones(1, 40)
+    mask[0, :9] = 0
+    plain = plain_model("bert").eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    model.use_base_attention()
+    with torch.no_grad():
+        found, expected = (one(ids, attention_mask=mask).last_hidden_state[:, 9:] for one in (model, plain))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -254,6 +254,7 @@ def test_activations_are_recomputed_in_the_second_stage_of_a_distillation_only(a
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
+        (["--lr", "1"], "Error: There is no option --lr; longattn train mlm --help-all lists all."),
         (["--modl", "x"], "Error: There is no option --modl; longattn train mlm --help-all lists all. Did you mean '--model'?"),
         (["--model-name", "x"], "Error: There is no option --model-name; longattn train mlm --help-all lists all. Did you mean '--model'?"),
         (["--epochs", "many"], "Error: --epochs: invalid float value: 'many'."),

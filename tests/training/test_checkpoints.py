@@ -14,7 +14,9 @@ from transformers import BertConfig, BertForQuestionAnswering
 from hf_longattn.errors import CheckpointError
 from hf_longattn.training import checkpoints as checkpoints_module
 from hf_longattn.training.checkpoints import check_checkpoint, check_same_model, checkpoint_to_resume, damage, newest_checkpoint
+from hf_longattn.training.processes import how_to_resume
 from hf_longattn.training.trainer import Processes
+from hf_longattn.training.training_args import LongTrainingArguments
 from hf_longattn.training.training_loop import RunSettings
 from tests.cells import every_cell
 
@@ -61,6 +63,9 @@ def test_the_latest_complete_checkpoint_is_taken(how: str, checkpoints: Path, tm
     DAMAGES[how](folder / "checkpoint-4")
     assert newest_checkpoint(folder) == str(folder / "checkpoint-2")
     assert "checkpoint-4 has" in said[0]
+    said.clear()
+    assert how_to_resume(folder).endswith("checkpoint-2; run again with --resume")
+    assert not said
     DAMAGES[how](folder / "checkpoint-2")
     with pytest.raises(CheckpointError, match=r"is complete: checkpoint-4 has .*; checkpoint-2 has .*; to start again, give --overwrite"):
         newest_checkpoint(folder)
@@ -84,6 +89,22 @@ def test_code_in_a_checkpoint_is_a_damage_and_not_run(name: str, checkpoints: Pa
     torch.save({"state": Code()}, folder / name)
     assert damage(folder) == f"has code, which is not run, in its {name}"
     assert not (tmp_path / "was run").exists()
+
+
+def test_the_optimizers_own_values_are_not_changed_silently(checkpoints: Path, tmp_path: Path) -> None:
+    """Trainer would go on with those of the checkpoint."""
+    folder = Path(shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2"))
+    state = json.loads((folder / "trainer_state.json").read_text())
+    state["stateful_callbacks"]["RunSettings"] = RunSettings({"model": "one", "learning_rate": 1e-4}).state()
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    for given in ({}, {"learning_rate": 1e-4}, {"num_train_epochs": 7.0}):
+        check_same_model(folder, "one", LongTrainingArguments(str(tmp_path), bf16=False, **given))
+    for given, words in (
+        ({"learning_rate": 2e-4}, r"learning_rate=0\.0001, .* not 0\.0002"),
+        ({"weight_decay": 0.5}, r"weight_decay=0\.0"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"{words}.*; leave the option out, or start a new training with --model .*checkpoint-2"):
+            check_same_model(folder, "one", LongTrainingArguments(str(tmp_path), bf16=False, **given))
 
 
 def test_the_training_of_another_model_is_not_continued(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

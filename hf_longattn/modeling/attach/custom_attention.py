@@ -27,6 +27,11 @@ def split_heads(module: Any, projected: Tensor) -> Tensor:
     return projected.unflatten(-1, (module.num_attention_heads, -1)).transpose(-3, -2)
 
 
+def by_head(hidden: Tensor, size: int, *projections: Any) -> tuple[Tensor, ...]:
+    """Projections of ``hidden (B, N, C)`` to heads of ``size`` features, each ``(B, heads, N, size)``."""
+    return tuple(projection(hidden).unflatten(-1, (-1, size)).transpose(1, 2) for projection in projections)
+
+
 def attend_by_mechanism(module: Any, *qkv_and_mask: Tensor | None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Run the ``longattn`` backend on query, key, value and mask. Returns ``(B, N, width)``, and the weights if requested.
 
@@ -65,9 +70,7 @@ class HandsKeywordsDown(_Module):
     def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         if not runs_mechanisms(self):
             return super().forward(hidden_states, attention_mask, **kwargs)
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        query, key, value = (projection(hidden_states).view(shape).transpose(1, 2) for projection in projections)
+        query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
         output, weights = attend_by_mechanism(
             self, query, key, value, attention_mask, scaling=self.scale, dropout=self.dropout, is_causal=self.is_causal, **kwargs
         )

@@ -10,6 +10,7 @@ from transformers.configuration_utils import SubConfigSpec
 from ...configuration import LongAttentionConfig
 from .audio_config import LongAudioConfig
 from .config import IMPLEMENTATION_FIELD
+from .definition import Family, long_config
 
 ENCODER = "encoder_config"
 """The field that holds the encoder's config."""
@@ -73,3 +74,9 @@ class LongHeldEncoderConfig(LongAudioConfig):
     @classmethod
     def default_attention(cls) -> LongAttentionConfig:
         return cls.encoder_class.default_attention()
+
+
+def with_head(module: str, base: type[Any], name: str, encoder: Family) -> Family:
+    """The family in ``module`` of the ``base`` config whose model ``name`` has an encoder of another family, and its own head."""
+    config = long_config(module, LongHeldEncoderConfig, base, encoder_class=encoder.config_class)
+    return Family(config, classes=(name,), rule=encoder.rule, own_attention=encoder.own_attention)

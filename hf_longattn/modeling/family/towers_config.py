@@ -12,7 +12,7 @@ from ...config_format import in_current_format
 from ...errors import OptionError, nearest
 from ...naming import BACKEND
 from .config import DEFAULTS, LongConfig
-from .definition import Family, tower_field
+from .definition import Family, long_config, tower_field
 from .input_rule import InputRule
 
 if TYPE_CHECKING:
@@ -134,3 +134,9 @@ def _tower_values(config: Any, config_class: type[LongConfig], long_attention: A
         if length is not None:
             values.setdefault("extended_from", {"max_position_embeddings": length})
     return values if long_attention is None else {**values, "long_attention": long_attention}
+
+
+def towers(module: str, base: type[Any], name: str, *, text: Family, vision: Family) -> Family:
+    """The family in ``module`` of the ``base`` config whose model ``name`` has a tower of each family."""
+    classes = {"text": text.config_class, "vision": vision.config_class}
+    return Family(long_config(module, LongTowersConfig, base, tower_classes=classes), rule=TowersRule(), classes=(name,))

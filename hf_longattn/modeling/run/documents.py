@@ -167,7 +167,7 @@ def leave_out_documents(model: Any, arguments: dict[str, Any]) -> None:
     Raises:
         MaskError: global tokens or several documents in a row were given.
     """
-    if arguments.get("global_attention_mask") is not None and not model.marks_globals:
+    if arguments.get("global_attention_mask") is not None and not (model.marks_globals or model.hands_globals_down):
         raise MaskError(f"{type(model).__name__} cannot pass a global_attention_mask to its attention; leave it out.")
     tokens = input_of(arguments)
     if tokens is None or DOCUMENTS.isdisjoint(arguments):
