@@ -355,7 +355,7 @@ def run_mechanism(
             if mechanism.is_cross_attention:
                 q, k, v, call = clear_padding(q, k, v, call, cross=True)
             if not aligns_sequences(mechanism, call):
-                return attention(*(clear_padding(q, k, v, call) if mechanism.handling.ignores_padding else (q, k, v, call)))
+                return attention(*(clear_padding(q, k, v, call) if mechanism.traits.ignores_padding else (q, k, v, call)))
             handling, packed, cross = mechanism.handling, batch.documents is not None, mechanism.is_cross_attention
             single_call = cross or (run is None and needs_whole_batch(mechanism))
             separate_calls = (per_sequence or isinstance(call.grid, tuple)) and not cross
@@ -379,7 +379,7 @@ def run_mechanism(
 
 def _stacking(mechanism: Mechanism, causal: bool) -> Stacking | None:
     """How packed documents may be stacked into a right-padded batch. ``None`` if padding affects the mechanism."""
-    if not mechanism.handling.ignores_padding:
+    if not mechanism.traits.ignores_padding:
         return None
     stacking, size = Stacking(most_calls=1) if needs_whole_batch(mechanism) else Stacking(), mechanism.traits.documents_by_block
     if size is None or causal:

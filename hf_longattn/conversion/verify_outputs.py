@@ -216,7 +216,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
         return [first, Check(name, SKIPPED, f"the base returns no hidden states, but {', '.join(states) or 'nothing'}")], states
     if short == length:
         return [first, Check(name, SKIPPED, f"{length} tokens are too few for padding")], states
-    if not all(layer.handling.ignores_padding for layer in layers):
+    if not all(layer.traits.ignores_padding for layer in layers):
         return [first, Check(name, SKIPPED, "the mechanism's options count padding, for equality with another implementation")], states
     takes_globals = any(layer.traits.takes_globals for layer in layers)
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters

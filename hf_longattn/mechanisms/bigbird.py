@@ -92,6 +92,7 @@ class BigBird(MaskedMechanism):
     engine = "gathered"
     cost = "N·b·(w+r+2g)"
     traits = MaskedMechanism.traits.but(takes_globals=True)
+    handling = Handling(exports_definition=True)
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"block_size": 4, "num_random_blocks": 2}
     covering_options: ClassVar[Mapping[str, int]] = {"block_size": 1}
@@ -101,8 +102,8 @@ class BigBird(MaskedMechanism):
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
         if self.options.random_pattern != "seeded":
             self.causal = False  # transformers has no causal form
-        self.handling = Handling(ignores_padding=self.options.blocks_over == "text", exports_definition=True)
-        self.traits = self.traits.but(documents_by_block=self.options.block_size)
+        ignores_padding = self.options.blocks_over == "text"
+        self.traits = self.traits.but(documents_by_block=self.options.block_size, ignores_padding=ignores_padding)
 
     def train(self, mode: bool = True) -> Self:
         if mode and self.options.random_pattern == "hf":

@@ -179,7 +179,7 @@ class Longformer(SparseMechanism):
         return not self.options.separate_global and type(self).forward is Longformer.forward
 
     def covers(self, length: int, causal: bool = False) -> bool:
-        return not self.options.separate_global and super().covers(length, causal)
+        return not self.options.separate_global and self.pattern(causal).covers(length, length)
 
     def most_globals(self) -> int:
         return len(self.options.global_tokens)

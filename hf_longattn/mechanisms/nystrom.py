@@ -66,6 +66,7 @@ class Nystrom(Mechanism):
     cost = "N·M"
     causal = False
     traits = Mechanism.traits.but(takes_score_mod=False, takes_fewer_queries=False, images_need_order=False)
+    handling = Handling(position_dependent=False)
     per_head_tensors: tuple[str, ...] | None = ()
     sample: ClassVar[dict[str, Any]] = {"num_landmarks": 16}
     covering_options: ClassVar[Mapping[str, int]] = {"num_landmarks": 1}
@@ -73,8 +74,7 @@ class Nystrom(Mechanism):
 
     def __init__(self, num_heads: int, head_dim: int, hidden_size: int, max_length: int | None, options: NystromOptions) -> None:
         super().__init__(num_heads, head_dim, hidden_size, max_length, options)
-        ignores_padding = options.landmarks_over == "text" and options.inv_coeff_init_option == "exact"
-        self.handling = Handling(position_dependent=False, ignores_padding=ignores_padding)
+        self.traits = self.traits.but(ignores_padding=options.landmarks_over == "text" and options.inv_coeff_init_option == "exact")
         if options.inv_coeff_init_option == "original":  # the norm is a maximum over all heads
             self.per_head_tensors = None
         elif options.conv_kernel is not None:

@@ -24,7 +24,7 @@ from ..memory.segment_memory import of_memory
 from ..naming import BEFORE_UPLOAD
 from ..private_apis import warn_missing
 from .attach.attachment import attach_mechanisms
-from .attach.attention_sites import MECHANISM_ATTRIBUTE, attention_sites, layer_mechanisms
+from .attach.attention_sites import MECHANISM_ATTRIBUTE, is_causal, layer_mechanisms
 from .attach.memory_tokens import MemoryTokens, attach_memory_tokens
 from .attach.token_globals import check_globals, global_tokens_of, token_rule
 from .attach.weights import LoadsMechanisms, check_tables, drop_tables, freeze_tables, shared_parameters
@@ -419,8 +419,10 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
             layers, length = layer_mechanisms(self), self.config.max_position_embeddings
             short = (full.max_length for layer in layers if (full := full_of(layer)) is not None)
-            counts = not any(site.causal for site in attention_sites(self)) and all(layer.handling.ignores_padding for layer in layers)
-            self.exact_length = min(short, default=0 if counts and not all(layer.covers(length) for layer in layers) else None)
+            self.exact_length = min(short, default=None)
+            if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
+                computes_source = all(layer.covers(length) for layer in layers)
+                self.exact_length = None if computes_source or any(not layer.traits.ignores_padding for layer in layers) else 0
 
     def call_base(self, base_forward: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The outputs of ``base_forward`` in the modes of :mod:`.run` that this call needs. A base model has no loss."""
@@ -447,8 +449,10 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     @property
     def takes_globals(self) -> bool:
         """Whether a layer takes global tokens, or an attention module serves several layers."""
-        attending = (module.long_attention for module in self.attention_modules)
-        return any(not isinstance(mechanism, Mechanism) or mechanism.traits.takes_globals for mechanism in attending)
+        return any(
+            not isinstance(module.long_attention, Mechanism) or module.long_attention.traits.takes_globals
+            for module in self.attention_modules
+        )
 
     def _collects_attentions(self, arguments: dict[str, Any]) -> bool:
         """Whether a call returns attentions."""
@@ -457,7 +461,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
     def _find_globals(self, arguments: dict[str, Any]) -> None:
         """Set ``global_attention_mask`` to the tokens that are global by id, if the call has none."""
-        if arguments.get("global_attention_mask") is not None or not self.runs_mechanisms or not self.takes_globals:
+        if arguments.get("global_attention_mask") is not None or not self.takes_globals or not self.runs_mechanisms:
             return
         if (rule := token_rule(self)) is not None:
             arguments["global_attention_mask"] = global_tokens_of(rule, arguments, arguments.get("documents"))
@@ -468,28 +472,33 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         Raises:
             MaskError, LengthError, PageError: masks or documents do not fit, the text is too long, or boxes do not fit.
         """
-        if self.runs_mechanisms and arguments.get("global_attention_mask") is not None:
+        runs = self.runs_mechanisms
+        if runs and arguments.get("global_attention_mask") is not None:
             check_globals(self, arguments)
         tokens = input_of(arguments)
         if tokens is not None and self.family.rule is not PLAIN_TEXT:
             self.family.rule.check_tokens(self.config, arguments, (tokens.shape[0], tokens.shape[1]))
         if torch.compiler.is_compiling() and arguments.get("position_ids") is None and arguments.get("attention_mask") is None:
             self.rule_out_packing(arguments)
-        if self.runs_mechanisms:
+        if runs:
             self.find_documents(arguments)
         elif arguments.pop("documents", None) is not None:
             raise MaskError(
                 "documents are kept apart by mechanisms only; call model.set_attn_implementation('longattn'), or leave documents out."
             )
-        if tokens is not None and arguments.get("position_ids") is None and self._counts_from_the_text(arguments, tokens.shape[1]):
+        positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+        if tokens is not None and self.exact_length is not None and positions is None and mask is not None:
             arguments["position_ids"] = self.own_positions(arguments, (tokens.shape[0], tokens.shape[1]), tokens.device)
-        if self.position_table is not None and (self.recursion is None or not self.runs_mechanisms):
+        if self.position_table is not None and (self.recursion is None or not runs):
             self.position_table.check_length(self.config, arguments)
 
     def own_positions(self, kwargs: dict[str, Any], shape: tuple[int, int], device: torch.device) -> Tensor:
-        """The ``position_ids (B, N)`` that the model uses when a call passes none."""
-        table = None if self.family.rotary(self.config) else self.position_table
-        first = self.first_position_id
+        """The ``position_ids (B, N)`` that the model uses when a call passes none.
+
+        They start after left padding in batches that are longer than ``exact_length``. Shorter ones have the source's positions.
+        """
+        table = self.position_table if self.exact_length is not None or not self.family.rotary(self.config) else None
+        first = 0 if table is None else table.first_id(self.config)
         real: Tensor | None = None
         if table is not None and table.skips_padding:
             ids = kwargs.get("input_ids")
@@ -497,22 +506,15 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         if real is not None:
             return real.long().cumsum(1) * real.long() + first - 1
         places = torch.arange(first, first + shape[1], device=device).expand(shape)
-        if self._counts_from_the_text(kwargs, shape[1]):
-            start = first_real(kwargs["attention_mask"])
-            if of_any_length(shape[1]):
-                start = start * (torch.full((), shape[1], device=device) > (self.exact_length or 0))
-            places = (places - start[:, None]).clamp(min=first)
-        return places
-
-    def _counts_from_the_text(self, kwargs: dict[str, Any], length: int) -> bool:
-        """Whether positions start after left padding: in batches that are longer than ``exact_length``.
-
-        Shorter batches have the source's positions, which count padding if the source does.
-        """
-        mask = kwargs.get("attention_mask")
+        mask, any_length = kwargs.get("attention_mask"), of_any_length(shape[1])
         if getattr(self.config, BASE_ATTENTION, False) or self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
-            return False
-        return of_any_length(length) or length > self.exact_length
+            return places
+        if not any_length and shape[1] <= self.exact_length:
+            return places
+        start = first_real(mask)
+        if any_length:
+            start = start * (torch.full((), shape[1], device=device) > self.exact_length)
+        return (places - start[:, None]).clamp(min=first)
 
     @property
     def takes_positions(self) -> bool:

@@ -65,8 +65,8 @@ WRONG = {
         r"Mechanism 'misplaced' of .*theirs\.py:9 sets 'takes_globals' as an attribute, but it belongs in traits; write traits = ",
     ),
     "handling outside of it": (
-        '@register_mechanism("misplaced")\nclass Mine(Window):\n    ignores_padding = False\n',
-        r"write handling = Mechanism\.handling\._replace\(ignores_padding=\.\.\.\)",
+        '@register_mechanism("misplaced")\nclass Mine(Window):\n    trims_padding = False\n',
+        r"write handling = Mechanism\.handling\._replace\(trims_padding=\.\.\.\)",
     ),
     "a function": (
         '@register_mechanism("function")\ndef mine(q, k, v):\n    return v\n',

@@ -176,7 +176,7 @@ class Mechanism(nn.Module, ABC):
     def weights(self, q: Tensor, k: Tensor, call: AttentionCall | None = None, **arguments: Any) -> Tensor:
         """The attention weights, ``(B, H, Nq, Nk)``, for ``output_attentions=True`` and plots.
 
-        Rows and columns of padding are zeros, unless ``handling.ignores_padding`` is False. Queries of cross-attention are never padding.
+        Rows and columns of padding are zeros, unless ``traits.ignores_padding`` is False. Queries of cross-attention are never padding.
 
         Raises:
             LengthError: there are more than :data:`DENSE_LIMIT` keys, so that the dense matrix would be too large.
@@ -188,7 +188,7 @@ class Mechanism(nn.Module, ABC):
             )
         if 0 in q.shape:
             return q.new_zeros(*q.shape[:3], k.shape[2])
-        precise, ignores_padding = torch.promote_types(q.dtype, torch.float32), self.handling.ignores_padding
+        precise, ignores_padding = torch.promote_types(q.dtype, torch.float32), self.traits.ignores_padding
         call = (AttentionCall.of(**arguments) if call is None else call).with_term_on_grid()
         weights: Any = self._weights if self.options.order is None else weights_in_order(self.options.order, self._weights)
         dtype, q, k = q.dtype, q.to(precise), k.to(precise)

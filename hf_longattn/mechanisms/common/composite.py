@@ -150,7 +150,7 @@ class Composite(Mechanism):
                 f"Mechanism {self.name!r} was given relative={self.options.relative!r}, but its member {scoreless!r} has no scores that "
                 "relative positions could be added to; leave one of them out."
             )
-        counting = next((member.name for member in self.mechanisms if not member.handling.ignores_padding), None)
+        counting = next((member.name for member in self.mechanisms if not member.traits.ignores_padding), None)
         if counting is not None:
             raise OptionError(
                 f"With these options, mechanism {counting!r} counts padding, which a member of {self.name!r} cannot do; leave the options "

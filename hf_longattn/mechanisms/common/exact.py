@@ -156,7 +156,7 @@ def why_not_in_full(mechanism: Any) -> str:
         "exists in the causal form only": mechanism.causal is True,
         "reads a grid": mechanism.reads_grid,
         "passes memory tokens from segment to segment": mechanism.traits.recursion is not None,
-        "counts padding with these options": not mechanism.handling.ignores_padding,
+        "counts padding with these options": not mechanism.traits.ignores_padding,
         "adds relative positions to the scores": mechanism.relative is not None,
     }
     return next((why for why, holds in reasons.items() if holds), "")

@@ -49,6 +49,7 @@ class Traits:
     takes_sinks: whether a call may have sinks (``sink_scores``): every output is one softmax over keys.
     takes_fewer_queries: whether a call may have fewer queries than keys. If not, such a call raises LengthError.
     takes_hidden_states: whether it needs its layer's input, ``call.hidden_states (B, Nk, hidden_size)``.
+    ignores_padding: whether padding leaves outputs unchanged; not if an option reproduces another implementation that counts padding.
     takes_documents: whether ``forward`` separates packed documents on the CPU by itself. Rows are then not split into documents.
     documents_by_block: block size in tokens. Documents can share a bidirectional call only if they have equally many blocks, or if all
         get full attention. ``None`` for no such condition.
@@ -81,6 +82,7 @@ class Traits:
     takes_sinks: bool = False
     takes_fewer_queries: bool = True
     takes_hidden_states: bool = False
+    ignores_padding: bool = True
     takes_documents: bool = False
     documents_by_block: int | None = None
     needs_whole_batch: str = "never"
@@ -111,8 +113,6 @@ class Handling(NamedTuple):
     position_dependent: bool = True
     """Whether the output depends on where a sequence starts in its batch row, as with blocks or counted positions. If not, a key mask is
     enough for left padding."""
-    ignores_padding: bool = True
-    """Whether padding leaves outputs unchanged. False only if an option reproduces another implementation that counts padding."""
     trims_padding: bool = False
     """Whether the engine for long inputs removes padding at both ends of every batch row. Rows then need not be split."""
     clears_padding: bool = False
@@ -159,4 +159,4 @@ def aligns_sequences(mechanism: Any, call: AttentionCall) -> bool:
         return False
     if call.batch.documents is not None or (isinstance(call.grid, tuple) and mechanism.reads_grid):
         return True
-    return mechanism.handling.ignores_padding and not (call.grid is not None and mechanism.reads_grid)
+    return mechanism.traits.ignores_padding and not (call.grid is not None and mechanism.reads_grid)

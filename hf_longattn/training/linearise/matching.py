@@ -22,7 +22,6 @@ from hf_longattn.errors import OptionError
 from hf_longattn.evaluation.summaries import ratio_and_error
 from hf_longattn.mechanisms import Mechanism
 from hf_longattn.mechanisms.common.registry import mechanism_from
-from hf_longattn.mechanisms.common.traits import Handling
 from hf_longattn.modeling.attach.attention_sites import attention_sites, mechanisms_restored
 from hf_longattn.modeling.family.sliding_window import base_attention, own_windows
 from hf_longattn.modeling.inference.optimize import evaluating
@@ -47,8 +46,8 @@ class Matching(Mechanism):
         self.student, self.teacher, self.learns = student, teacher, learns
         self.output_factor, self.weights_factor = output_factor, weights_factor
         self.causal, self.layer = student.causal, student.layer
-        self.handling = Handling(ignores_padding=student.handling.ignores_padding)
         self.traits = self.traits.but(
+            ignores_padding=student.traits.ignores_padding,
             needs_whole_batch="always",
             takes_hidden_states=student.traits.takes_hidden_states,
             takes_globals=student.traits.takes_globals,
