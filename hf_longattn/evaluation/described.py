@@ -21,7 +21,7 @@ class DescribedMetric(evaluate.Metric, ABC):
     @property
     @abstractmethod
     def items(self) -> tuple[Any, Any]:
-        """A prediction and a reference: the name of a type of ``datasets.Value``, or a list or dict of such names."""
+        """A prediction and a reference: a type of ``datasets.Value``, or a list or dict of such."""
 
     def _info(self) -> evaluate.MetricInfo:
         predictions, references = map(feature, self.items)

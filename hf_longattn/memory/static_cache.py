@@ -20,7 +20,7 @@ from ..mechanisms.common.decoding import NO_TOKEN, Columns
 
 
 class ReservedLayer(CacheLayerMixin):
-    """Memory reserved once, for ``cache_implementation="static"``. A mask is as long as the cache, as all layers of a model share one.
+    """Memory reserved once. A mask is as long as the cache, as all layers of a model share one.
 
     max_cache_len: maximum number of tokens in the cache, padding included.
     """

@@ -404,14 +404,14 @@ class MovedPositions(RelativePositions):
         return self.scores(near, q, k, rows, keys, causal, scale) - near
 
     def scores(self, near: Tensor, q: Tensor, k: Tensor, rows: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor:
-        """The scores of vectors at their own positions, whose scaled products are ``near``. The rest is as in :meth:`term`."""
+        """The scores, where ``near`` are the scaled products of ``q`` and ``k``. The rest is as in :meth:`term`."""
         choice, score = self.choices(rows[:, None, :, None], keys[:, None, None]), near
         for n, (x, y) in enumerate(self.moved(q, k, rows, keys, causal), 1):
             score = torch.where(choice == n, products(x, repeat_heads(y, q.shape[1])).to(score.dtype) * scale, score)
         return score
 
     def moves(self, length: int) -> bool:
-        """Whether texts of up to ``length`` tokens can have distant pairs. True in graphs, which read texts of any length."""
+        """Whether texts of up to ``length`` tokens can have distant pairs; true in graphs."""
         return in_graph() or bool(self.kinds(torch.tensor(length - 1), torch.tensor(0)))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall) -> Tensor:

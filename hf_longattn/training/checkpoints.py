@@ -71,7 +71,7 @@ def checkpoint_to_resume(folder: Path) -> str:
 
 
 def check_same_model(checkpoint: Path, model: str, args: Any = None) -> None:
-    """Refuse to resume the training of another model, or with another learning rate: weights and optimizer would be the checkpoint's.
+    """Refuse another model or learning rate than the checkpoint's, which a resumed training would keep.
 
     Args:
         checkpoint: to resume from. It is accepted if it does not name its model.

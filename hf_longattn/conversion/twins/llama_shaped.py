@@ -97,7 +97,7 @@ class SmolLM3(LlamaShaped):
 
 @register_twin("vaultgemma")
 class VaultGemma(LlamaShaped):
-    """VaultGemma, for a Gemma with windows: Gemma 2 without the norms after attention and MLP. Here without caps on scores and logits."""
+    """VaultGemma without caps, for a Gemma with windows: Gemma 2 without norms after attention and MLP."""
 
     model_type = "vaultgemma"
     families = frozenset(("gemma",))

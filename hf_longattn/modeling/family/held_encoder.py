@@ -77,6 +77,6 @@ class LongHeldEncoderConfig(LongAudioConfig):
 
 
 def with_head(module: str, base: type[Any], name: str, encoder: Family) -> Family:
-    """The family in ``module`` of the ``base`` config whose model ``name`` has an encoder of another family, and its own head."""
+    """The family in ``module`` of a model ``name`` with an encoder of another family."""
     config = long_config(module, LongHeldEncoderConfig, base, encoder_class=encoder.config_class)
     return Family(config, classes=(name,), rule=encoder.rule, own_attention=encoder.own_attention)

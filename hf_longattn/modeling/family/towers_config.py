@@ -137,6 +137,6 @@ def _tower_values(config: Any, config_class: type[LongConfig], long_attention: A
 
 
 def towers(module: str, base: type[Any], name: str, *, text: Family, vision: Family) -> Family:
-    """The family in ``module`` of the ``base`` config whose model ``name`` has a tower of each family."""
+    """The family in ``module`` of a model ``name`` with a tower of each family."""
     classes = {"text": text.config_class, "vision": vision.config_class}
     return Family(long_config(module, LongTowersConfig, base, tower_classes=classes), rule=TowersRule(), classes=(name,))

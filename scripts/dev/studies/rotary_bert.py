@@ -1,4 +1,4 @@
-"""A position table replaced by rotary positions: the masked loss of the project's BERT, up to eight times its length.
+"""Rotary positions in place of the table of the project's BERT: its masked loss by length.
 
     python -m scripts.dev.studies.rotary_bert --work runs/rotary-bert            seed 0; resumes what was interrupted
     python -m scripts.dev.studies.rotary_bert --work runs/quick --quick          a minute of training, few documents
@@ -54,7 +54,7 @@ def texts(work: Path, documents: int) -> None:
 
 
 def train(work: Path, minutes: Minutes) -> None:
-    """Convert and distil, and make the copies that read long texts by each of :data:`RULES`, and the model with a tiled table."""
+    """Make the model with a tiled table, the rotary one, and a copy of it for each of :data:`RULES`."""
     if not (work / "rotary" / "model.safetensors").exists():
         run("convert", SOURCE, work / "rotary-start", "--mechanism", "full", "--max-length", LONG, "--positions", "rotary", "--overwrite")
         run("train", "distill", "--method", "logits", "--model", work / "rotary-start", "--teacher", SOURCE, "--text", work / "train.jsonl",

@@ -149,7 +149,7 @@ def build_variable_tracking(
     split: str, tokenizer: PreTrainedTokenizerBase, *, lengths: Sequence[int] = LENGTHS, documents: int = 50,
     questions_per_document: int = 4,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The lookup set of one split of the reference corpus: as many one-hop as two-hop questions at every length.
+    """The lookup set of a split: as many one-hop as two-hop questions at every length.
 
     SQuAD's schema with hops (1 or 2) and length (the target length of the input in tokens).
 
@@ -197,7 +197,7 @@ def _inserted_lines(names: list[str], values: list[str]) -> tuple[list[str], lis
 
 
 def _places(filler: Filler, numbers: list[int], gap: int, rng: random.Random) -> list[int]:
-    """Choose, for every inserted line, the filler line it stands before; the lines of a chain are more than ``gap`` tokens apart."""
+    """The filler line before which each line stands; lines of a chain are more than ``gap`` tokens apart."""
     before = list(itertools.accumulate((filler.counts[n] for n in numbers), initial=0))
     total = before[-1]
     if gap and total <= gap:

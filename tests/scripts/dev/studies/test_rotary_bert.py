@@ -1,4 +1,4 @@
-"""The study of rotary positions in the project's BERT: what is held out, and the page of its numbers."""
+"""The study of rotary positions in the project's BERT: its rules, texts and page."""
 
 from __future__ import annotations
 
