@@ -221,7 +221,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     takes_globals = any(layer.traits.takes_globals for layer in layers)
     places = "position_ids" in inspect.signature(type(backbone).forward).parameters
     sides = ("right", "left") if places else ("right",)  # without position_ids, left padding shifts the text
-    given = places and getattr(backbone, "exact_length", None) is None  # otherwise the model counts from the text
+    passes_positions = places and getattr(backbone, "exact_length", None) is None  # otherwise the model counts from the text
     alone = ids[:, :short]
     marked = torch.zeros_like(alone)
     marked[:, : min(short, 8)] = 1
@@ -229,7 +229,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     rule, pages = plan.architecture.family.rule, seeded_pages(plan.config, alone)
 
     def masked(mask: Tensor, marks: Tensor) -> dict[str, Tensor]:
-        positions = {"position_ids": _positions(mask, plan)} if given else {}
+        positions = {"position_ids": _positions(mask, plan)} if passes_positions else {}
         return {"attention_mask": mask, **positions, **({"global_attention_mask": marks} if takes_globals else {})}
 
     def pad(values: Tensor, fill: int) -> Tensor:
@@ -249,7 +249,7 @@ def _check_new(plan: ConversionPlan, backbone: Any, text: VerificationText, leng
     }
     detail = (
         f"a text of {short} tokens alone, and padded to {length} on the {' and on the '.join(sides)}"
-        f"{' with global tokens' if takes_globals else ''}{' and position_ids from the text' * given}: largest difference"
+        f"{' with global tokens' if takes_globals else ''}{' and position_ids from the text' * passes_positions}: largest difference"
     )
     values = {**{side: difference.largest for side, difference in differences.items()}, "length": length, "tokens": short}
     worst = Difference.worst(differences.values()) if all_finite(padded) else Difference(output="padding")

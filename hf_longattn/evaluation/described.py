@@ -25,10 +25,9 @@ class DescribedMetric(evaluate.Metric, ABC):
 
     def _info(self) -> evaluate.MetricInfo:
         predictions, references = map(feature, self.items)
-        described = inspect.getdoc(type(self)) or ""
         features = datasets.Features({"predictions": predictions, "references": references})
-        about = inspect.getdoc(inspect.getmodule(type(self))) or ""
-        return evaluate.MetricInfo(description=about, citation=self.citation, inputs_description=described, features=features)
+        about, inputs = (inspect.getdoc(one) or "" for one in (inspect.getmodule(type(self)), type(self)))
+        return evaluate.MetricInfo(description=about, citation=self.citation, inputs_description=inputs, features=features)
 
     @abstractmethod
     def _compute(self, *args: Any, **kwargs: Any) -> dict[str, Any]: ...

@@ -210,38 +210,41 @@ def reader_of(network: Any, vectors: Vectors, task: str, name: str) -> Callable[
     return partial(_pieces, network, vectors, prompt)
 
 
-def _encoded(network: Any, task: str, texts: Sequence[str]) -> Any:
-    """The result of ``encode_document`` or ``encode_query``, with a warning about cut texts."""
-    longest = network.max_seq_length
+def _encoded(network: Any, task: str, texts: Sequence[str]) -> tuple[Any, list[int]]:
+    """The result of ``encode_document`` or ``encode_query``, and the character at which each text ends or is cut, with a warning."""
+    longest, prompt = network.max_seq_length, network.prompts.get(task) or ""
     read = [text[: max(PIECE, 100 * longest)] if longest else text for text in texts]
-    most = max(1, *map(len, network.tokenizer(read, verbose=False)["input_ids"]))
+    counts = [len(ids) for ids in network.tokenizer(read, verbose=False)["input_ids"]]
+    most = max(1, *counts)
     if longest and most > longest:
         logger.warning_once(
             f"Documents of more than {longest:,} tokens are cut there; --vectors passages of a single-vector model reads on."
         )
+    fitting = longest - len(f" {prompt}".encode()) if longest else most  # a token of the prompt has a byte or more
+    ends = [len(text) if count <= fitting else _cut(network, text, prompt) for text, count in zip(read, counts, strict=True)]
     encode = network.encode_query if task == "query" else network.encode_document
-    return encode(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False)
+    return encode(read, batch_size=max(1, BATCH_TOKENS // min(most, longest or most)), show_progress_bar=False), ends
+
+
+def _cut(network: Any, text: str, prompt: str) -> int:
+    """The character at which a text is cut that may be too long with its prompt; its length if it is not."""
+    if not network.tokenizer.is_fast:
+        return len(text)
+    tokens = read_tokens(network.tokenizer, text, prompt)
+    most = network.max_seq_length - len(tokens.before) - len(tokens.after)
+    return len(text) if len(tokens.ids) <= most else int(tokens.starts[most])
 
 
 def _whole(network: Any, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    for text, vector in zip(texts, torch.from_numpy(_encoded(network, task, texts)), strict=True):
-        yield iter([(0, _end_of_read(network, task, text), vector)])
+    vectors, ends = _encoded(network, task, texts)
+    for vector, end in zip(torch.from_numpy(vectors), ends, strict=True):
+        yield iter([(0, end, vector)])
 
 
 def _token_vectors(network: Any, vectors: Vectors, task: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:
-    for text, states in zip(texts, _encoded(network, task, texts), strict=True):
-        size, end = -(-len(states) // vectors.size) if vectors.size else 1, _end_of_read(network, task, text)
+    for states, end in zip(*_encoded(network, task, texts), strict=True):
+        size = -(-len(states) // vectors.size) if vectors.size else 1
         yield iter([(0, end, F.normalize(part.mean(0), dim=0)) for part in states.cpu().split(size)])
-
-
-def _end_of_read(network: Any, task: str, text: str) -> int:
-    """The character at which ``encode_document`` or ``encode_query`` cuts a text; its length if it is not cut."""
-    longest = network.max_seq_length
-    if not longest or not network.tokenizer.is_fast:
-        return len(text)
-    tokens = read_tokens(network.tokenizer, text[: max(PIECE, 100 * longest)], network.prompts.get(task) or "")
-    most = longest - len(tokens.before) - len(tokens.after)
-    return len(text) if len(tokens.ids) <= most else int(tokens.starts[most])
 
 
 def _pieces(network: Any, vectors: Vectors, prompt: str, texts: Sequence[str]) -> Iterator[Iterator[Row]]:

@@ -377,10 +377,9 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     attention_modules: list[Any]
     """The modules with a mechanism."""
     exact_length: int | None = None
-    """Maximum length of batches that have the source's positions, if these come from a table; longer ones count from the text.
+    """Maximum length of batches with the source's positions; in longer ones, positions start with the text.
 
-    With the option, the length of full attention in all layers; 0 for encoders that compute the source's attention at no length; ``None``
-    for all others: they always have the source's positions."""
+    That of full attention in all layers; 0 for an encoder that never computes the source's attention. ``None``: every batch has them."""
 
     @property
     def recursion(self) -> Recursion | None:

@@ -37,7 +37,7 @@ def newest_checkpoint(folder: Path, resumes: bool = True) -> str | None:
     """The latest checkpoint in ``folder`` whose files are complete; ``None`` if there is no checkpoint.
 
     Args:
-        resumes: whether a training goes on from it, which is then said of damaged ones.
+        resumes: whether a training continues from it; if so, a warning names newer checkpoints that are damaged.
 
     Raises:
         CheckpointError: there are checkpoints, but none is complete.
@@ -81,15 +81,14 @@ def check_same_model(checkpoint: Path, model: str, args: Any = None) -> None:
     Raises:
         CheckpointError: the checkpoint is of another model, or its optimizer has other values than ``args``.
     """
-    callbacks = _state(checkpoint).get("stateful_callbacks", {})
-    settings = callbacks.get("RunSettings", {}).get("attributes", {}).get("settings", {})
+    settings = _state(checkpoint).get("stateful_callbacks", {}).get("RunSettings", {}).get("attributes", {}).get("settings", {})
     check_same_name(settings.get("model"), model, checkpoint)
     for name in OF_OPTIMIZER & args.explicit.keys() if settings and args is not None else ():
         before, now = settings.get(name, type(args).__dataclass_fields__[name].default), getattr(args, name)
         if before != now:
             raise CheckpointError(
-                f"{str(checkpoint)!r} was trained with {name}={before}, and its optimizer goes on with that, not {now}; leave the option "
-                f"out, or start a new training with --model {checkpoint} and another --output."
+                f"The optimizer in {str(checkpoint)!r} continues with {name}={before}, as saved, not {now}; leave the option out, or "
+                f"start a new training with --model {checkpoint} and another --output."
             )
 
 

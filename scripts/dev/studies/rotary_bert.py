@@ -45,10 +45,12 @@ def texts(work: Path, documents: int) -> None:
     write(work / "train.jsonl", [{"text": module.text} for number, module in enumerate(iter_modules("train")) if number % 4 == 0])
     found: list[dict[str, Any]] = []
     for module in iter_modules("test"):
+        if len(found) == documents:
+            break
         start = module.text[:CHARACTERS]
         offsets = tokenizer(start, truncation=True, max_length=LONG, return_offsets_mapping=True)["offset_mapping"]
         text = start[: max(end for _, end in offsets)]
-        if len(found) < documents and len(tokenizer(text)["input_ids"]) == LONG:
+        if len(tokenizer(text)["input_ids"]) == LONG:
             found.append({"text": text})
     write(work / "test.jsonl", found)
 
