@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
             rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
             drawn = repr((self.seed, self.epoch, rows)).encode()
             self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest(), "big"))
+            self._generator_pid = os.getpid()  # since transformers 5.24; otherwise the base makes a generator of its own
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:
             real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig
 
+from ..cache_argument import CACHE
 from ..checks import FAILED, PASSED, TOLERANCE, Check, Difference, equality
 from ..errors import ExportError
 from ..inputs.text import VerificationText
@@ -56,7 +57,7 @@ class DecoderGraph(ExportedGraph):
         cache = DynamicCache(config=config)
         with torch.no_grad():
             token = torch.ones(1, 1, dtype=torch.long)
-            model(input_ids=token, attention_mask=token, past_key_values=cache, use_cache=True)
+            model(input_ids=token, attention_mask=token, **{CACHE: cache}, use_cache=True)
         self.mechanisms: list[Any] = [site.module.get_submodule("long_attention") for site in sorted(sites, key=lambda site: site.layer)]
         plain = config.score_cap is None or getattr(config, config.score_cap) is None
         self.states = [graph_state(mechanism, held, plain) for mechanism, held in zip(self.mechanisms, cache.layers, strict=True)]
@@ -82,7 +83,7 @@ class DecoderGraph(ExportedGraph):
         ]
         positions = {} if position_ids is None else {"position_ids": position_ids + self.first_position_id}
         returned = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, **positions, past_key_values=Cache(layers=layers), use_cache=True,
+            input_ids=input_ids, attention_mask=attention_mask, **positions, **{CACHE: Cache(layers=layers)}, use_cache=True,
             return_dict=True,
         )  # fmt: skip
         after = [layer.state[tensor.name] for tensors, layer in zip(self.states, layers, strict=True) for tensor in tensors]
@@ -222,7 +223,7 @@ class _Decoding:
         outputs = self.run(self.graph.named(inputs, self.past))
         if self.graph.takes_positions:
             inputs["position_ids"] = inputs["position_ids"] + self.graph.first_position_id
-        want = self.graph.model(**inputs, past_key_values=self.cache, use_cache=True).logits
+        want = self.graph.model(**inputs, **{CACHE: self.cache}, use_cache=True).logits
         self.past, self.at = [outputs[name] for name in self.graph.outputs[1:]], here.stop
         real = self.mask[:, here] != 0  # outputs at padding are undefined
         if real.any():
@@ -279,7 +280,7 @@ def _greedy(graph: DecoderGraph, run: Runner, prompt: int) -> Check:
     graph.model.generation_config = GenerationConfig(pad_token_id=graph.model.config.pad_token_id or 0)  # nothing but greedy choices
     cache = DynamicCache(config=graph.model.config)
     wanted = graph.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=STEPS, past_key_values=cache
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=STEPS, **{CACHE: cache}
     )[:, prompt:]
     decoding, chosen, next_ids = _Decoding(graph, run, torch.ones(1, prompt + STEPS, dtype=torch.long)), [], ids
     for want in wanted[0].tolist():

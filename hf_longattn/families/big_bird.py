@@ -14,6 +14,7 @@ from transformers.models.bert.modeling_bert import eager_attention_forward
 from transformers.models.big_bird.configuration_big_bird import BigBirdConfig
 from transformers.models.big_bird.modeling_big_bird import BigBirdSelfAttention
 
+from ..cache_argument import take_cache
 from ..modeling.attach.custom_attention import OnTheInterface, attend_by_config, split_heads
 from ..modeling.classes import Family
 from ..modeling.family.config import LongConfig
@@ -85,14 +86,13 @@ class LongBigBirdSelfAttention(BigBirdSelfAttention):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         source = encoder_hidden_states if self.is_cross_attention and encoder_hidden_states is not None else hidden_states
         inputs = ((self.query, hidden_states), (self.key, source), (self.value, source))
         query, key, value = (split_heads(self, projection(states)) for projection, states in inputs)
-        if past_key_values is not None and not self.is_cross_attention:  # cross-attention keys are not cached
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if (cache := take_cache(kwargs)) is not None and not self.is_cross_attention:  # cross-attention keys are not cached
+            key, value = cache.update(key, value, self.layer_idx)
         return attend_by_config(self, eager_attention_forward, query, key, value, attention_mask, **kwargs)
 
 

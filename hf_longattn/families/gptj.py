@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.models.gptj.configuration_gptj import GPTJConfig
-from transformers.models.gptj.modeling_gptj import GPTJ_ATTENTION_CLASSES, GPTJAttention, apply_rotary_pos_emb
+from transformers.models.gptj import modeling_gptj
+from transformers.models.gptj.modeling_gptj import GPTJAttention, apply_rotary_pos_emb
 
 from ..backend import BACKEND
 from ..modeling.attach.custom_attention import ReplacedModules, attend_by_mechanism
@@ -53,7 +54,9 @@ class LongGPTJAttention(GPTJAttention):
         return torch.cat([apply_rotary_pos_emb(rotary, sin, cos), rest], dim=-1)
 
 
-GPTJ_ATTENTION_CLASSES.setdefault(BACKEND, LongGPTJAttention)  # from which the base builds its layers
+OWN_CLASSES = getattr(modeling_gptj, "GPTJ_ATTENTION_CLASSES", None)  # since transformers 5.24 the base is on the AttentionInterface
+if OWN_CLASSES is not None:
+    OWN_CLASSES.setdefault(BACKEND, LongGPTJAttention)  # from which the base builds its layers
 
 
 class GPTJOnTheBackend(ReplacedModules):
@@ -64,4 +67,8 @@ class GPTJOnTheBackend(ReplacedModules):
     replaced = {GPTJAttention: LongGPTJAttention}
 
 
-FAMILY = Family(long_config(__name__, LongConfig, GPTJConfig, default_mechanism="window"), rope=True, mixin=GPTJOnTheBackend)
+FAMILY = Family(
+    long_config(__name__, LongConfig, GPTJConfig, default_mechanism="window"),
+    rope=True,
+    **({} if OWN_CLASSES is None else {"mixin": GPTJOnTheBackend}),
+)

@@ -6,6 +6,7 @@ restart on each page. Patches follow the text and are global tokens: every token
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from ..modeling.family.config import LongEncoderConfig, runs_mechanisms
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.page_rule import BOXES_AND_IMAGE
 from ..modeling.family.position_table import input_of
+
+BIAS = "position_bias" if "position_bias" in inspect.signature(LayoutLMv3SelfAttention.forward).parameters else "rel_pos"
+"""The argument of the base's layers with the biases of scores. It has another name since transformers 5.24."""
 
 
 class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
@@ -48,7 +52,7 @@ class LongLayoutLMv3Encoder(LayoutLMv3Encoder):
             kwargs["global_attention_mask"] = self.with_patches(kwargs.get("global_attention_mask"), hidden_states, patches)
         term = self.place_term(hidden_states, bbox, position_ids)
         for layer in self.layer:
-            hidden_states = layer(hidden_states, attention_mask, rel_pos=term, **kwargs)
+            hidden_states = layer(hidden_states, attention_mask, **{BIAS: term}, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def with_patches(self, tokens: Tensor | None, hidden_states: Tensor, patches: int) -> Tensor:
@@ -100,11 +104,9 @@ class LongLayoutLMv3Layer(LayoutLMv3Layer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         output_attentions: bool = False,
-        rel_pos: Any = None,
-        rel_2d_pos: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        attended = self.attention(hidden_states, attention_mask, rel_pos=rel_pos, rel_2d_pos=rel_2d_pos, **kwargs)
+        attended = self.attention(hidden_states, attention_mask, **kwargs)
         return apply_chunking_to_forward(self.feed_forward_chunk, self.chunk_size_feed_forward, self.seq_len_dim, attended)
 
 
@@ -118,19 +120,19 @@ class LongLayoutLMv3SelfAttention(LayoutLMv3SelfAttention):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
-        rel_pos: Any = None,
-        rel_2d_pos: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if not runs_mechanisms(self):
-            return super().forward(hidden_states, attention_mask, rel_pos, rel_2d_pos, **kwargs)
+            return super().forward(hidden_states, attention_mask, **kwargs)
         if self.long_attention.shard is not None:
             raise MaskError(
                 "The biases of LayoutLMv3 need the boxes of all tokens, so that its sequences are not split across processes; leave "
                 "sequence_parallel out."
             )
         query, key, value = (split_heads(self, projection(hidden_states)) for projection in (self.query, self.key, self.value))
-        return attend_by_mechanism(self, query, key, value, attention_mask, position_bias=rel_pos, **kwargs)
+        term = kwargs.pop(BIAS, None)
+        kwargs.pop("rel_2d_pos", None)
+        return attend_by_mechanism(self, query, key, value, attention_mask, position_bias=term, **kwargs)
 
 
 class LayoutLMv3OnTheBackend(OnTheBackend):

@@ -19,6 +19,7 @@ from transformers.models.nemotron_asr_streaming.modeling_nemotron_asr_streaming 
     NemotronAsrStreamingEncoderRelPositionalEncoding,
 )
 
+from ..cache_argument import CACHE
 from ..configuration import LongAttentionConfig
 from ..errors import BackendError
 from ..modeling.attach.custom_attention import NearPositions, OnTheBackend
@@ -30,7 +31,7 @@ from ..modeling.family.config import runs_mechanisms
 from ..modeling.family.stream_rule import Convolution
 from .parakeet_encoder import PARAKEET, STREAM, LongParakeetAttention
 
-LOOKAHEAD, CACHES = "num_lookahead_tokens", ("past_key_values", "padding_cache", "use_cache")
+LOOKAHEAD, CACHES = "num_lookahead_tokens", (CACHE, "padding_cache", "use_cache")
 
 
 def own_attention(config: Any) -> LongAttentionConfig:
@@ -55,13 +56,12 @@ class LongNemotronAttention(NemotronAsrStreamingEncoderAttention):
         hidden_states: Tensor,
         position_embeddings: Tensor | None,
         attention_mask: Any = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, N, C)`` and the weights, from hidden states, positions and padding. These are ``(B, N, C)``, ``(1, 2 N - 1, C)`` and ``(B,
         1, 1, N)``."""
         if not runs_mechanisms(self):
-            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         padding = FramePadding.of(attention_mask[:, 0, 0])
         attend: Any = LongParakeetAttention.forward
         return attend(self, hidden_states, position_embeddings, padding, **kwargs)

@@ -9,6 +9,7 @@ from transformers import Cache
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Attention
 
+from ..cache_argument import take_cache
 from ..modeling.attach.custom_attention import OnTheBackend, replacing
 from ..modeling.attach.t5_attention import NAMES, BucketedAttention, BucketedConfig
 from ..modeling.classes import Family, long_config
@@ -22,13 +23,13 @@ class LongUMT5Attention(BucketedAttention, UMT5Attention):
         self,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        *,
         attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if not runs_mechanisms(self):
-            return UMT5Attention.forward(self, hidden_states, encoder_hidden_states, past_key_values, attention_mask, **kwargs)
-        output, _, weights = self.attend(hidden_states, encoder_hidden_states, attention_mask, None, past_key_values, **kwargs)
+            return UMT5Attention.forward(self, hidden_states, encoder_hidden_states, attention_mask=attention_mask, **kwargs)
+        output, _, weights = self.attend(hidden_states, encoder_hidden_states, attention_mask, None, take_cache(kwargs), **kwargs)
         return output, weights
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
+from ..cache_argument import CACHE
 from ..errors import MemoryMismatchError
 
 
@@ -147,7 +148,7 @@ class CacheMemory(SegmentMemory):
         counted = real.cumsum(1)
         self.positions = first + counted[:, -1]
         position_ids = (counted - 1).clamp(min=0) + (first[:, None] if self.continues else 0)
-        return {"past_key_values": self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
+        return {CACHE: self.cache, "attention_mask": self.mask.long(), "position_ids": position_ids}
 
     def close(self) -> None:
         """Drop gradients, and columns that no layer holds. Refuses a model that wrote no cache."""

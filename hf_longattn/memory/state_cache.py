@@ -90,7 +90,6 @@ class StateLayer(LeftPaddedLayer):
     """The state that :meth:`hf_longattn.Mechanism.advance` returned, and the number of tokens in it."""
 
     keeps = "a state"
-    is_croppable = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -100,6 +99,11 @@ class StateLayer(LeftPaddedLayer):
         self.last = LastSteps()
         self._latest = NOT_STARTED
         """The largest of ``starts``; :data:`NOT_STARTED` until all sequences have started."""
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether the last steps are recorded. Assisted generation asks since transformers 5.24."""
+        return self.record_past
 
     def activate_past_recording(self) -> None:
         """Record the last steps, so that :meth:`crop` can remove tokens. Assisted generation calls this."""

@@ -25,6 +25,7 @@ class ReservedLayer(CacheLayerMixin):
     max_cache_len: maximum number of tokens in the cache, padding included.
     """
 
+    is_croppable = False  # transformers' own static layers are, since 5.24
     started = False
     """Whether the layer has tokens; known without waiting for the device."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..cache_argument import CACHE, rename_cache
 from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns
 from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
@@ -91,6 +92,7 @@ class LongAttentionMixin(LoadsMechanisms, _Base):
                 if kwargs.get(name, ...) is None:
                     del kwargs[name]
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+            rename_cache(arguments)
             self.read_arguments(arguments)
             memory, reset = arguments.pop("memory", None), arguments.pop("memory_reset", None)
             if memory is not None or reset is not None:
@@ -338,7 +340,7 @@ def _counted_padding(model: nn.Module) -> Iterator[None]:
 
 def _in_fixed_shapes(inputs: dict[str, Any]) -> None:
     """Extend a step's padding mask and global tokens to a static cache's width. Every step is then the same graph."""
-    cache: Any = inputs.get("past_key_values")
+    cache: Any = inputs.get(CACHE)
     mask, tokens = inputs.get("attention_mask"), inputs.get("global_attention_mask")
     seen = cache.get_seq_length() if getattr(cache, "is_compileable", False) else 0
     if not isinstance(seen, Tensor) or not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -400,7 +402,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
     def modes_of(self, arguments: dict[str, Any]) -> list[str]:
         """The modes that apply to a call of this model."""
-        cache = arguments.get("past_key_values")
+        cache = arguments.get(CACHE)
         applies = {
             "sharding": self.sharding is not None,
             "packing": self.packing is not None,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutomaticSpeechRecognitionPipeline, LayoutLMConfig
+from transformers import AutomaticSpeechRecognitionPipeline, LayoutLMConfig, pipelines
 from transformers.pipelines.document_question_answering import DocumentQuestionAnsweringPipeline, ModelType
+
+from .family.registration import register_pipelines
 
 
 class PageQuestionAnsweringPipeline(DocumentQuestionAnsweringPipeline):
@@ -30,3 +32,6 @@ class SpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             super().__init__(model, *args, **kwargs)
         finally:
             config.model_type = own
+
+
+register_pipelines(pipelines)  # before transformers 5.23, a table of classes, which this module has only now

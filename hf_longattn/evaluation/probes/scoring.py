@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ...cache_argument import CACHE
 from ...data.answers import normalise
 from ...data.masking import mask_places
 from ...data.tokenization import special_ids
@@ -122,10 +123,10 @@ def candidate_log_likelihoods(
     first = read.logits[:, -1].float().log_softmax(-1)
     likelihoods = [float(first[0, rest[0]]) for rest in rests]
     if (longest := max(map(len, rests))) > 1:
-        cache = copy.deepcopy(read.past_key_values)
+        cache = copy.deepcopy(read[CACHE])
         cache.batch_repeat_interleave(len(rests))
         padded = torch.tensor([rest[:-1] + [rest[-1]] * (longest - len(rest)) for rest in rests], device=model.device)
-        logits = model(input_ids=padded, past_key_values=cache, use_cache=True).logits.float().log_softmax(-1)
+        logits = model(input_ids=padded, **{CACHE: cache}, use_cache=True).logits.float().log_softmax(-1)
         for row, rest in enumerate(rests):
             places = torch.arange(len(rest) - 1, device=model.device)
             likelihoods[row] += float(logits[row, places, torch.tensor(rest[1:], dtype=torch.long, device=model.device)].sum())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import StaticLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from ...cache_argument import CACHES
 from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, STATIC_LAYER
 from ...configuration import LongAttentionConfig
 from ...engines.common.derivatives import differentiated
@@ -125,8 +126,6 @@ def mark_for_zero3(model: nn.Module) -> None:
             mark(module, True)
 
 
-CACHES = ("past_key_values", "layer_past")
-"""Names of the argument of attention modules that holds the decode cache."""
 
 
 def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:

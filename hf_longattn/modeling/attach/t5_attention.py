@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, EncoderDecoderCache
 
+from ...cache_argument import take_cache
 from ...configuration import LongAttentionConfig
 from ...engines.common.score_terms import DistanceBias
 from ...positions.relative import buckets
@@ -152,9 +153,8 @@ class SharedBucketedAttention(BucketedAttention):
         mask: Tensor | None = None,
         key_value_states: Tensor | None = None,
         position_bias: Any = None,
-        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
         if not runs_mechanisms(self):
-            return super().forward(hidden_states, mask, key_value_states, position_bias, past_key_values, **kwargs)
-        return self.attend(hidden_states, key_value_states, mask, position_bias, past_key_values, **kwargs)
+            return super().forward(hidden_states, mask, key_value_states, position_bias, **kwargs)
+        return self.attend(hidden_states, key_value_states, mask, position_bias, take_cache(kwargs), **kwargs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from ...cache_argument import CACHE
 from ...errors import MaskError, OptionError
 from .attention_sites import Call
 from .token_globals import takes_globals
@@ -19,7 +20,7 @@ TEXT_TOKENS = "text_tokens"
 """Keyword for the mask ``(B, n)`` bool of new text tokens, from a model to its language model."""
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
 """Config fields with the ids of placeholder tokens for images, videos and sounds."""
-GLOBAL_MASK, IDS, CACHE = "global_attention_mask", "input_ids", "past_key_values"
+GLOBAL_MASK, IDS = "global_attention_mask", "input_ids"
 
 
 def make_text_global(model: PreTrainedModel, language_model: PreTrainedModel | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...cache_argument import CACHE
 from ...errors import LengthError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class PositionTable:
         limit, tokens = self.tokens(config), input_of(arguments)
         if tokens is None:
             return
-        past = arguments.get("past_key_values")
+        past = arguments.get(CACHE)
         seen = past.get_seq_length() if isinstance(past, Cache) else 0
         needed = tokens.shape[1] + (int(seen) if not torch.compiler.is_compiling() or isinstance(seen, int) else 0)
         if needed <= limit:

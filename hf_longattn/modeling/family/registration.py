@@ -164,6 +164,8 @@ def register_pipelines(pipelines: ModuleType) -> None:
     tasks, module = pipelines.PIPELINE_REGISTRY.supported_tasks, f"{PACKAGE}.modeling.pipelines"
     for task, name in PIPELINES.items():
         by_name = isinstance(tasks[task]["impl"], str)
+        if not by_name and module in sys.modules and not hasattr(sys.modules[module], name):
+            return  # being imported: it calls this function at its end (transformers before 5.23)
         tasks[task]["impl"] = f"{module}.{name}" if by_name else getattr(importlib.import_module(module), name)
 
 

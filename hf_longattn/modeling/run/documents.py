@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ...cache_argument import CACHE
 from ...backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
 from ...documents import positions_in
 from ...engines.common.batch import for_one_pass, in_graph
@@ -83,7 +84,7 @@ class FindsDocuments(_Base):
 
         ``None`` if positions or padding say nothing about documents."""
         positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
-        if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get("past_key_values") is not None:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or arguments.get(CACHE) is not None:
             return None
         if not isinstance(positions, Tensor) or positions.dim() != 2 or positions.shape[1] != shape[1] or shape[1] < 2:
             return None
@@ -98,7 +99,7 @@ class FindsDocuments(_Base):
 
     def _begins_anew(self, arguments: dict[str, Any]) -> bool:
         """Whether a row's next token has the first position. The cache already holds tokens of that row."""
-        positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get("past_key_values")
+        positions, mask, cache = arguments.get("position_ids"), arguments.get("attention_mask"), arguments.get(CACHE)
         if (
             cache is None
             or in_graph()
@@ -126,7 +127,7 @@ class FindsDocuments(_Base):
             return f"{PACKED_DOCUMENTS} {type(self).__name__} {CANNOT_TELL}; {OWN_ROWS}"
         if self.mixes_beside_attention:
             return f"{MIXED} {OWN_ROWS}"
-        if kwargs.get("use_cache") or kwargs.get("past_key_values") is not None:
+        if kwargs.get("use_cache") or kwargs.get(CACHE) is not None:
             return WITH_A_CACHE
         if self.position_table is not None and not self.takes_positions:
             return f"{PACKED_DOCUMENTS} {type(self).__name__} takes no position_ids that could restart with each; {OWN_ROWS}"
@@ -151,13 +152,13 @@ class FindsDocuments(_Base):
     def rule_out_packing(self, arguments: dict[str, Any]) -> None:
         """Pass a mask of ones. Without a mask, transformers makes an N×N mask for packed documents in a causal model."""
         tokens = input_of(arguments)
-        if arguments.get("attention_mask") is None and arguments.get("past_key_values") is None and tokens is not None:
+        if arguments.get("attention_mask") is None and arguments.get(CACHE) is None and tokens is not None:
             arguments["attention_mask"] = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
 
 
 def seen_before(arguments: Mapping[str, Any]) -> bool:
     """Whether a call's cache contains tokens. In a graph, whether the call has a cache."""
-    cache = arguments.get("past_key_values")
+    cache = arguments.get(CACHE)
     return cache is not None and hasattr(cache, "get_seq_length") and (in_graph() or int(cache.get_seq_length()) > 0)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...cache_argument import CACHE
 from ...backend import BACKEND
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
@@ -93,7 +94,7 @@ class Memory(Mode[MemoryInputs]):
             raise MemoryMismatchError(f"memory is a {type(memory).__name__}, but must come from model.new_memory() or from outputs.memory.")
         if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
             raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
-        if arguments.get("past_key_values") is not None:
+        if arguments.get(CACHE) is not None:
             raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
         if arguments.get("position_ids") is not None:
             raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")

@@ -30,6 +30,7 @@ FIELDS: Mapping[str, Kind] = {
     "attentions": Kind.WEIGHTS,
     "cross_attentions": Kind.WEIGHTS,
     "past_key_values": Kind.STATE,
+    "cache": Kind.STATE,
 }
 """Every output field of base models that read texts. Fields with a value for each layer hold a tuple of values."""
 Join = Callable[[Sequence[Tensor]], Tensor]

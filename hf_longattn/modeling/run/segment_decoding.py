@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from ...cache_argument import CACHE
 from ...errors import MemoryMismatchError
 from ...mechanisms.common.segment_state import left_padding
 from ...memory import StateLayer
@@ -55,7 +56,7 @@ class SegmentDecoding(Mode["SegmentDecoder"]):
     name, key = Segments.name, Segments.key
 
     def prepare(self, model: Any, arguments: dict[str, Any]) -> SegmentDecoder | None:
-        cached = arguments.get("past_key_values") is not None or arguments.get("use_cache")
+        cached = arguments.get(CACHE) is not None or arguments.get("use_cache")
         if not cached or not is_causal(model):
             return None
         if torch.compiler.is_compiling():
@@ -72,7 +73,7 @@ class SegmentDecoding(Mode["SegmentDecoder"]):
 
     def restore(self, model: Any, inputs: SegmentDecoder, parts: Sequence[Any]) -> Any:
         outputs = joined_text(model, parts, inputs.in_columns, self.name)
-        outputs.past_key_values = inputs.cache
+        outputs[CACHE] = inputs.cache
         return outputs
 
 
@@ -83,7 +84,7 @@ class SegmentDecoder:
         self.model, self.text = model, text
         self.slots, self.count = model.recursion.length - model.recursion.memory, model.recursion.memory
         self.first_id = 0 if model.position_table is None else model.position_table.first_id(model.config)
-        past = text.arguments.pop("past_key_values", None)
+        past = text.arguments.pop(CACHE, None)
         self.cache = DynamicCache(config=model.config) if past is None else past
         text.arguments.pop("use_cache", None)
         self.columns: list[Tensor] = []
@@ -140,7 +141,7 @@ class SegmentDecoder:
             inputs_embeds=embeddings,
             attention_mask=mask,
             position_ids=positions.clamp(max=self.slots + self.count - 1) + self.first_id,
-            past_key_values=inner,
+            **{CACHE: inner},
             use_cache=True,
             return_dict=True,
             **along,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...cache_argument import CACHE
 from ...attend import run_batch
 from ...backend import DOCUMENTS, documents_of
 from ...errors import BackendError, MaskError, OptionError
@@ -230,7 +231,7 @@ class Sharding(Mode[dict[str, Any]]):
         if shape[1] < self.processes:
             raise MaskError(f"{shape[1]} tokens cannot be split across {self.processes} processes; every process needs at least one.")
         _refuse_encoder(kwargs)
-        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+        if kwargs.get(CACHE) is not None or kwargs.get("use_cache"):
             raise MaskError("A sequence that is split across processes has no decode cache; pass use_cache=False.")
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.dim() != 2:
