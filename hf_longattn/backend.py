@@ -38,7 +38,7 @@ from .mechanisms.common.exact import by_length_sharded, for_length, full_of
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
-from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
+from .memory.static_cache import ReadByAttention, StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .naming import BACKEND
 from .private_apis import warn_missing
 from .sharding import Shard
@@ -284,6 +284,8 @@ def _attend_by_cache(
     cache: AttentionCacheLayer | None = kwargs[CACHE_LAYER]
     if cache is None:
         return None
+    if isinstance(cache, ReadByAttention):
+        cache.is_unread = False
     call = _with_mask(call, attention_mask, query, key.shape[2], kwargs)
     if call.key_mask is not None and not torch.compiler.is_compiling() and values_mapped():
         raise DerivativeError("A decode cache must read the padding mask, but torch.vmap hides its values; pass use_cache=False.")
@@ -314,6 +316,8 @@ def _attend_static(
         BackendError: in a compiled graph, if the mechanism cannot compute this step: a call over the filled slots is impossible there.
     """
     layer: StaticLayer = kwargs[STATIC_LAYER]
+    if isinstance(layer, ReadByAttention):
+        layer.is_unread = False
     q_len, kv_len = query.shape[2], key.shape[2]
     if kv_len == q_len:  # the first tokens
         return None

@@ -1,23 +1,30 @@
-"""The name of the argument that holds the decode cache. It is ``cache`` since transformers 5.24, and ``past_key_values`` before."""
+"""The argument that holds the decode cache. transformers renamed it from ``past_key_values`` to ``cache`` in version 5.24."""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Iterable
 from typing import Any
 
-CACHE = "cache" if tuple(map(int, importlib.metadata.version("transformers").split(".")[:2])) >= (5, 24) else "past_key_values"
-CACHES = ("cache", "past_key_values", "layer_past")
-"""Names of the argument in models and in attention modules."""
+from transformers import Cache
+
+CACHE, OTHER_CACHE = "cache", "past_key_values"
+if tuple(map(int, importlib.metadata.version("transformers").split(".")[:2])) < (5, 24):
+    CACHE, OTHER_CACHE = OTHER_CACHE, CACHE
+"""Name of the argument of models, and of the field of their outputs, in the installed version; and its name in other versions."""
 
 
 def rename_cache(arguments: dict[str, Any]) -> None:
-    """Give the cache among a call's keyword arguments its name in the installed version."""
-    for name in ("cache", "past_key_values"):
-        if name != CACHE and name in arguments:
-            given = arguments.pop(name)
-            arguments.setdefault(CACHE, given)
+    """Give the cache among a model's keyword arguments its name in the installed version. The base refuses two caches."""
+    if OTHER_CACHE in arguments and arguments.get(CACHE) is None:
+        arguments[CACHE] = arguments.pop(OTHER_CACHE)
+
+
+def find_cache(values: Iterable[Any]) -> Any:
+    """The cache among the arguments of an attention module, or ``None``. Modules call it by several names, so its type tells."""
+    return next((value for value in values if isinstance(value, Cache)), None)
 
 
 def take_cache(arguments: dict[str, Any]) -> Any:
-    """Take the cache out of keyword arguments of an attention module, under any of its names."""
-    return next((found for name in CACHES if (found := arguments.pop(name, None)) is not None), None)
+    """Take the cache out of the keyword arguments of an attention module. Returns ``None`` if there is none."""
+    return next((arguments.pop(name) for name, value in arguments.items() if isinstance(value, Cache)), None)

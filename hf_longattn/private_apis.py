@@ -22,7 +22,7 @@ logger = logging.getLogger(LOGGER)
 
 TESTED = {
     "torch": ("2.11", "2.13"),
-    "transformers": ("5.20", "5.23"),
+    "transformers": ("5.20", "5.24"),
     "peft": ("0.21", "0.21"),
     "accelerate": ("1.10", "1.15"),
     "sentence_transformers": ("6.0", "6.2"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,12 +83,15 @@ class RepeatableMasks(DataCollatorForLanguageModeling, EpochAwareCollator):
         masks.shared_epoch = torch.tensor(EVALUATION)
         return masks
 
+    def create_rng(self, *args: Any) -> None:
+        """Make the generator for the masks of one batch. The base would make one for each process."""
+        digest = hashlib.blake2b(self.drawn_from.encode(), digest_size=7).digest()
+        self.generator = torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
     def torch_call(self, examples: list[Any]) -> dict[str, Any]:
-        if self.seed is not None:  # without a generator, the base refuses processes that multiprocessing has started
-            rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
-            drawn = repr((self.seed, self.epoch, rows)).encode()
-            self.generator = torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(drawn, digest_size=7).digest(), "big"))
-            self._generator_pid = os.getpid()  # since transformers 5.24; otherwise the base makes a generator of its own
+        rows = [list(row["input_ids"]) for row in examples] if self.mlm else []  # nothing is drawn for next tokens
+        self.drawn_from = repr((self.seed, self.epoch, rows))
+        self.generator = None  # so that the base calls create_rng, if there is a seed
         batch: dict[str, Any] = super().torch_call(examples)
         if not self.mlm:
             real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))

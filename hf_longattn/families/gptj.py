@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.models.gptj.configuration_gptj import GPTJConfig
 from transformers.models.gptj import modeling_gptj
+from transformers.models.gptj.configuration_gptj import GPTJConfig
 from transformers.models.gptj.modeling_gptj import GPTJAttention, apply_rotary_pos_emb
 
 from ..backend import BACKEND

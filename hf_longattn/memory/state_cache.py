@@ -18,7 +18,7 @@ from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
 from ..private_apis import warn_missing
 from .cache_layer import NOT_STARTED, LeftPaddedLayer, compact, refuse_restricted_pairs
-from .static_cache import ReservedLayer
+from .static_cache import ReadByAttention, ReservedLayer
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
@@ -86,7 +86,7 @@ class LastSteps:
         self._steps.clear()
 
 
-class StateLayer(LeftPaddedLayer):
+class StateLayer(ReadByAttention, LeftPaddedLayer):
     """The state that :meth:`hf_longattn.Mechanism.advance` returned, and the number of tokens in it."""
 
     keeps = "a state"
@@ -116,6 +116,7 @@ class StateLayer(LeftPaddedLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state."""
+        self.expect_reading()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.seen += key_states.shape[2]
@@ -202,7 +203,7 @@ class StateLayer(LeftPaddedLayer):
 
     def reset(self) -> None:
         super().reset()
-        self.state, self.seen, self._latest = None, 0, NOT_STARTED
+        self.state, self.seen, self._latest, self.is_unread = None, 0, NOT_STARTED, False
         self.last.clear()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,6 +245,7 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state."""
+        self.expect_reading()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.cumulative_length.add_(key_states.shape[2])

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..cache_argument import CACHE, rename_cache
 from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns
+from ..cache_argument import CACHE, rename_cache
 from ..constants import TAGS
 from ..engines.common.batch import first_real, for_one_pass, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import StaticLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ...cache_argument import CACHES
 from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, STATIC_LAYER
+from ...cache_argument import find_cache
 from ...configuration import LongAttentionConfig
 from ...engines.common.derivatives import differentiated
 from ...errors import BackendError, OptionError
@@ -126,8 +126,6 @@ def mark_for_zero3(model: nn.Module) -> None:
             mark(module, True)
 
 
-
-
 def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
     hooks = module.__dict__.setdefault("long_attention_hooks", set())
     if hook not in hooks:
@@ -137,7 +135,7 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
     """Forward pre-hook: pass the layer's cache to the attention function. Only if it is one of ours or a static one."""
-    cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+    cache = find_cache((*args, *kwargs.values()))
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
     index = getattr(module, "layer_idx", None)
     if layers is None or not isinstance(index, int) or index >= len(layers):
@@ -167,7 +165,7 @@ def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     if any(mechanism.traits.takes_hidden_states for mechanism in mechanisms):
         added[LAYER_INPUT] = hidden
     if (torch.is_grad_enabled() or differentiated()) and not torch.compiler.is_exporting():
-        cache = next((kwargs[name] for name in CACHES if kwargs.get(name) is not None), None)
+        cache = find_cache((*args, *kwargs.values()))
         seen = 0 if cache is None else int(cache.get_seq_length(getattr(module, "layer_idx", 0)))
         if any(mechanism.traits.stops_gradients(seen + hidden.shape[1]) for mechanism in mechanisms):
             added[DETACHED_KV] = _stopped_projections(module, hidden, args, kwargs)
@@ -182,11 +180,14 @@ def _stopped_projections(module: nn.Module, hidden: Tensor, args: tuple[Any, ...
     """
     projected: list[Tensor] = []
     if differentiated(hidden):
-        arguments: dict[str, Any] = {**kwargs, PROJECT_ONLY: projected}
-        arguments |= dict.fromkeys(arguments.keys() & set(CACHES))
-        if "hidden_states" in arguments:
-            arguments["hidden_states"] = hidden.detach()
-        type(module).forward(module, *(x.detach() if x is hidden else x for x in args), **arguments)
+        cache = find_cache((*args, *kwargs.values()))
+        detached = hidden.detach()
+
+        def instead(value: Any) -> Any:
+            return detached if value is hidden else None if value is cache else value
+
+        arguments = {**{name: instead(value) for name, value in kwargs.items()}, PROJECT_ONLY: projected}
+        type(module).forward(module, *map(instead, args), **arguments)
     return projected
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...cache_argument import CACHE
 from ...backend import DOCUMENTS, documents_of, packing_refused, takes_masked_documents
+from ...cache_argument import CACHE
 from ...documents import positions_in
 from ...engines.common.batch import for_one_pass, in_graph
 from ...engines.common.derivatives import values_mapped

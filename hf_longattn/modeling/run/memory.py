@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...cache_argument import CACHE
 from ...backend import BACKEND
+from ...cache_argument import CACHE
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...memory import CacheMemory, SegmentMemory, TokenMemory
 from ..attach.attention_sites import attention_sites
@@ -95,7 +95,7 @@ class Memory(Mode[MemoryInputs]):
         if isinstance(memory, TokenMemory) != any(isinstance(module, MemoryTokens) for module in model.modules()):
             raise MemoryMismatchError("The memory is from another kind of model; start with memory=model.new_memory().")
         if arguments.get(CACHE) is not None:
-            raise MemoryMismatchError("Both memory and past_key_values were given, and both hold the past; leave one of them out.")
+            raise MemoryMismatchError(f"Both memory and {CACHE} were given, and both hold the past; leave one of them out.")
         if arguments.get("position_ids") is not None:
             raise MemoryMismatchError("position_ids were given with a memory, which counts positions by itself; leave them out.")
 

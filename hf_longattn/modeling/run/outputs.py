@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...cache_argument import CACHE
 from ...errors import BackendError
 
 
@@ -29,8 +30,7 @@ FIELDS: Mapping[str, Kind] = {
     "router_logits": Kind.ROUTES,
     "attentions": Kind.WEIGHTS,
     "cross_attentions": Kind.WEIGHTS,
-    "past_key_values": Kind.STATE,
-    "cache": Kind.STATE,
+    CACHE: Kind.STATE,
 }
 """Every output field of base models that read texts. Fields with a value for each layer hold a tuple of values."""
 Join = Callable[[Sequence[Tensor]], Tensor]

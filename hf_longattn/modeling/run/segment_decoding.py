@@ -182,7 +182,7 @@ class SegmentDecoder:
         layers = getattr(self.cache, "layers", [])
         if len(layers) != self.model.config.num_hidden_layers or not all(isinstance(layer, StateLayer) for layer in layers):
             raise MemoryMismatchError(
-                "The cache is not one for memory tokens; leave past_key_values out, or make it with DynamicCache(config=model.config)."
+                f"The cache is not one for memory tokens; leave {CACHE} out, or make it with DynamicCache(config=model.config)."
             )
         return layers
 
@@ -204,7 +204,7 @@ class SegmentDecoder:
         count = self.text.real.shape[1]
         for layer, keys, values in zip(self._layers(), rows.keys, rows.values, strict=True):
             layer.update(keys[:, :, :1].expand(-1, -1, count, -1), values[:, :, :1].expand(-1, -1, count, -1))
-            layer.state = {"keys": keys.detach(), "values": values.detach()}
+            layer.state, layer.is_unread = {"keys": keys.detach(), "values": values.detach()}, False
         of_rows = {"real": rows.real, "filled": rows.filled, "memory": rows.memory.detach()}
         first = self._layers()[0]
         assert first.state is not None

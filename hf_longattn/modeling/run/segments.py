@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...cache_argument import CACHE
 from ...engines.common.batch import in_graph, roll_left
 from ...errors import MaskError, MemoryMismatchError, OptionError
 from ...mechanisms.common.segment_state import left_padding
@@ -82,9 +83,14 @@ class Text:
                 raise OptionError("The model was given neither input_ids nor inputs_embeds; pass one of them.")
             embeddings = model.get_input_embeddings()(ids)
         batch, length = embeddings.shape[:2]
+        cache = further.get(CACHE)
         if mask is not None and (mask.dim() != 2 or mask.shape[1] < length):
             raise MaskError(f"attention_mask has shape {tuple(mask.shape)}, but must be (batch, tokens) with 1 for real tokens.")
-        real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device) if mask is None else mask[:, -length:].bool()
+        if mask is None:
+            real = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device)
+        else:  # it also has the columns of earlier tokens, and the empty slots of a static cache
+            start = mask.shape[1] - length if cache is None else min(int(cache.get_seq_length()), mask.shape[1] - length)
+            real = mask[:, start : start + length].bool()
         along = {name: further.pop(name) for name in (*ALONG_THE_TEXT, *model.family.rule.names) if further.get(name) is not None}
         return cls(embeddings, real, along, further)
 

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...cache_argument import CACHE
 from ...attend import run_batch
 from ...backend import DOCUMENTS, documents_of
+from ...cache_argument import CACHE
 from ...errors import BackendError, MaskError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...sharding import Shard, even_bounds
