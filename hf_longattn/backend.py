@@ -38,16 +38,17 @@ from .mechanisms.common.exact import by_length_sharded, for_length, full_of
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
-from .memory.static_cache import ReadByAttention, StaticWindowLayer, in_text_order, slot_columns, tokens_in
+from .memory.cache_layer import unread_cache
+from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
 from .naming import BACKEND
 from .private_apis import warn_missing
 from .sharding import Shard
 
 PLAIN_MASKS = (masking.causal_mask_function, masking.bidirectional_mask_function)
 CACHE_LAYER = "long_cache_layer"
-"""The keyword for the module's cache layer, if it is an :class:`AttentionCacheLayer`. A pre-hook passes it."""
-STATIC_LAYER = "long_static_layer"
-"""The keyword for a static cache layer, ours or transformers', that only stores keys and values. The pre-hook passes it."""
+"""The keyword for the module's layer of the decode cache. A pre-hook passes it."""
+TAKES_CACHE_LAYER = "takes_cache_layer"
+"""The attribute of attention modules that have this pre-hook."""
 LAYER_INPUT = "layer_input"
 """The keyword for a module's hidden states, for mechanisms that take them."""
 DETACHED_KV = "detached_kv"
@@ -69,7 +70,7 @@ DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 SINKS = "s_aux"
 """The keyword for the scores ``(H,)`` of sinks, one more column of the softmax (gpt-oss)."""
 ADDITIONAL_KEYWORDS = DOCUMENTS.union(
-    (SINKS, CACHE_LAYER, STATIC_LAYER, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
+    (SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
     ("position_bias", "softcap", "global_attention_mask", "output_attentions"),
 )
 """Keywords for anything besides plain attention of queries to keys."""
@@ -181,10 +182,14 @@ def longattn_attention_forward(
         )
         return output[..., : value.shape[-1]], weights
     mechanism = _mechanism(module, kwargs)
+    if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
+        raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
+    layer = kwargs.pop(CACHE_LAYER, None)
     attention_mask = _padding_in(attention_mask, query.shape[2])
     key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
+    plain = not isinstance(layer, (AttentionCacheLayer, StaticLayer)) and _is_plain(mechanism, query, kwargs)
+    if attention_mask is None and query.shape[2] == key.shape[2] and plain:
         attending = for_length(mechanism, key.shape[2], causal)
         mask = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
         if mask is True and not (dropout and query.device.type == "cpu"):  # what transformers' sdpa attention does, at the same cost
@@ -200,15 +205,16 @@ def longattn_attention_forward(
     )
     if mechanism.shard is not None:
         return _sharded(mechanism, mechanism.shard, query, key, value, call, kwargs), None
-    cached = _attend_by_cache(mechanism, query, key, value, attention_mask, call, kwargs) if CACHE_LAYER in kwargs else None
-    if cached is not None:
-        return cached
     padding = attention_mask
-    if STATIC_LAYER in kwargs:
-        over_slots = _attend_static(mechanism, query, key, value, attention_mask, call, kwargs)
+    if isinstance(layer, AttentionCacheLayer):
+        cached = _attend_by_cache(layer, mechanism, query, key, value, attention_mask, call, kwargs)
+        if cached is not None:
+            return cached
+    elif isinstance(layer, StaticLayer):
+        over_slots = _attend_static(layer, mechanism, query, key, value, attention_mask, call, kwargs)
         if over_slots is not None:
             return over_slots, None
-        key, value, padding = _filled(kwargs[STATIC_LAYER], query, key, value, attention_mask)
+        key, value, padding = _filled(layer, query, key, value, attention_mask)
     key, value, batch, dense_mask = _align(padding, query.shape[2], key, value)
     if dense_mask is not None or not DOCUMENTS.isdisjoint(kwargs):
         batch, dense_mask = _with_documents(mechanism, batch, dense_mask, (key.shape[0], key.shape[2]), causal, kwargs)
@@ -272,6 +278,7 @@ def _with_mask(call: AttentionCall, mask: Tensor | None, query: Tensor, kv_len: 
 
 
 def _attend_by_cache(
+    cache: AttentionCacheLayer,
     mechanism: Mechanism,
     query: Tensor,
     key: Tensor,
@@ -281,11 +288,6 @@ def _attend_by_cache(
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None] | None:
     """Output ``(B, Nq, H, D)`` and weights of a step that the cache layer computes itself; ``None`` for other steps."""
-    cache: AttentionCacheLayer | None = kwargs[CACHE_LAYER]
-    if cache is None:
-        return None
-    if isinstance(cache, ReadByAttention):
-        cache.is_unread = False
     call = _with_mask(call, attention_mask, query, key.shape[2], kwargs)
     if call.key_mask is not None and not torch.compiler.is_compiling() and values_mapped():
         raise DerivativeError("A decode cache must read the padding mask, but torch.vmap hides its values; pass use_cache=False.")
@@ -301,6 +303,7 @@ def _attend_by_cache(
 
 
 def _attend_static(
+    layer: StaticLayer,
     mechanism: Mechanism,
     query: Tensor,
     key: Tensor,
@@ -315,9 +318,6 @@ def _attend_static(
     Raises:
         BackendError: in a compiled graph, if the mechanism cannot compute this step: a call over the filled slots is impossible there.
     """
-    layer: StaticLayer = kwargs[STATIC_LAYER]
-    if isinstance(layer, ReadByAttention):
-        layer.is_unread = False
     q_len, kv_len = query.shape[2], key.shape[2]
     if kv_len == q_len:  # the first tokens
         return None

@@ -96,6 +96,13 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
 """Our name of an API -> the private names that it needs, as ``"module:name"`` or ``"module:Class.name"``."""
 
 
+def warn_untested() -> None:
+    """Log one line if the installed transformers is newer than the tested versions."""
+    installed, newest = importlib.metadata.version("transformers"), TESTED["transformers"][1]
+    if tuple(map(int, installed.split(".")[:2])) > tuple(map(int, newest.split("."))):
+        logger.warning(f"transformers {installed} is newer than {newest}, the newest version with which hf_longattn is tested.")
+
+
 def look_up(name: str, which: int = 0, *, when_called: bool = False) -> Any:
     """The object of the API ``name``.
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_longattn.private_apis import PRIVATE_APIS, TESTED
+from hf_longattn import private_apis
+from hf_longattn.private_apis import PRIVATE_APIS, TESTED, warn_untested
 from tests.cells import every_cell
 
 from .removed_apis import resolve
@@ -73,6 +74,15 @@ def test_the_versions_are_those_that_are_tested(repository: Path) -> None:
         library = library.replace("_", "-")
         assert re.search(rf'"{library}>={re.escape(first)}[",]', allowed), f"{library} {first}"
         assert re.search(rf"^{library}=={re.escape(last)}\.", pinned, re.MULTILINE), f"{library} {last}"
+
+
+@pytest.mark.parametrize(("newest", "is_logged"), [("5.19", True), ("4.99", True), (TESTED["transformers"][1], False), ("5.100", False)])
+def test_a_transformers_newer_than_the_tested_one_is_logged(
+    newest: str, is_logged: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(private_apis.TESTED, "transformers", ("4.0", newest))
+    warn_untested()
+    assert (f"is newer than {newest}, the newest version with which" in caplog.text) is is_logged
 
 
 def nodes_of_files(repository: Path) -> Iterator[tuple[str, list[ast.AST]]]:

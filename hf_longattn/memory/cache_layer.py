@@ -21,6 +21,7 @@ from ..engines.common.batch import first_real
 from ..engines.common.call import AttentionCall
 from ..errors import BackendError, LengthError, MaskError
 from ..mechanisms.common.base import Mechanism
+from ..private_apis import TESTED
 
 NOT_STARTED = 1 << 40
 """Start of a sequence without a real token so far. It is larger than every column."""
@@ -147,6 +148,19 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
     def reset(self) -> None:
         super().reset()
         self.starts, self._all_started = None, False
+
+
+def unread_cache(name: str) -> BackendError:
+    """The error if a model stored tokens in a cache that its attention function did not receive, so that they would be lost.
+
+    Args:
+        name: the class of the cache layer or of the attention module.
+    """
+    lowest, highest = TESTED["transformers"]
+    return BackendError(
+        f"{name} stored tokens in a decode cache that its attention never read; pass use_cache=False, or install transformers {lowest} to "
+        f"{highest}, with which this is tested."
+    )
 
 
 def refuse_restricted_pairs(call: AttentionCall) -> None:

@@ -17,8 +17,8 @@ from ..errors import LengthError
 from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
 from ..private_apis import warn_missing
-from .cache_layer import NOT_STARTED, LeftPaddedLayer, compact, refuse_restricted_pairs
-from .static_cache import ReadByAttention, ReservedLayer
+from .cache_layer import NOT_STARTED, LeftPaddedLayer, compact, refuse_restricted_pairs, unread_cache
+from .static_cache import ReservedLayer
 
 STATE_LAYER = f"{BACKEND}_state"
 """The cache layer type in ``config.layer_types``."""
@@ -86,10 +86,12 @@ class LastSteps:
         self._steps.clear()
 
 
-class StateLayer(ReadByAttention, LeftPaddedLayer):
+class StateLayer(LeftPaddedLayer):
     """The state that :meth:`hf_longattn.Mechanism.advance` returned, and the number of tokens in it."""
 
     keeps = "a state"
+    is_unread = False
+    """Whether the attention function has not read the tokens that were added last."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -115,14 +117,25 @@ class StateLayer(ReadByAttention, LeftPaddedLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state."""
-        self.expect_reading()
+        """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state.
+
+        Raises:
+            BackendError: the attention function has not read the tokens that were added before.
+        """
+        if self.is_unread and not torch.compiler.is_exporting():
+            raise unread_cache(type(self).__name__)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.seen += key_states.shape[2]
+        self.count(key_states.shape[2])
+        self.is_unread = True
         return key_states, value_states
 
+    def count(self, tokens: int) -> None:
+        """Add ``tokens`` to the number of tokens seen."""
+        self.seen += tokens
+
     def note_padding(self, mask: Tensor | None) -> None:
+        self.is_unread = False
         super().note_padding(mask)
         if self._all_started and self._latest == NOT_STARTED:
             assert self.starts is not None
@@ -243,15 +256,11 @@ class StaticStateLayer(ReservedLayer, StateLayer, StaticLayer):
         self.cumulative_length = self.cumulative_length.to(self.device)
         stays_in_place(self.cumulative_length)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Count the new tokens and return their keys and values; :meth:`attend` adds them to the state."""
-        self.expect_reading()
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.cumulative_length.add_(key_states.shape[2])
-        return key_states, value_states
+    def count(self, tokens: int) -> None:
+        self.cumulative_length.add_(tokens)
 
     def note_padding(self, mask: Tensor | None) -> None:
+        self.is_unread = False
         if not torch.compiler.is_compiling():
             super().note_padding(mask)
 

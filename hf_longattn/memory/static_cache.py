@@ -15,33 +15,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, StaticLayer, StaticSlidingWindowLayer
 
-from ..errors import BackendError, LengthError
+from ..errors import LengthError
 from ..mechanisms.common.decoding import NO_TOKEN, Columns
-from ..private_apis import TESTED
-
-
-class ReadByAttention:
-    """A cache layer that returns other keys than those of all tokens so far; the attention function knows which.
-
-    A model that fills the layer without passing it on to the attention function would forget tokens without an error.
-    """
-
-    is_unread = False
-    """Whether the attention function has not read the tokens that were added last. It sets this to False."""
-
-    def expect_reading(self) -> None:
-        """Note that tokens are added. Every ``update`` calls this first.
-
-        Raises:
-            BackendError: the attention function has not read the tokens that were added before.
-        """
-        if self.is_unread and not torch.compiler.is_exporting():
-            lowest, highest = TESTED["transformers"]
-            raise BackendError(
-                f"A model stored tokens in a {type(self).__name__} of hf_longattn, but its attention never read them, so it would forget "
-                f"them; pass use_cache=False, or install transformers {lowest} to {highest}, with which this is tested."
-            )
-        self.is_unread = True
 
 
 class ReservedLayer(CacheLayerMixin):
@@ -66,7 +41,7 @@ class ReservedLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         super().reset()
-        self.started = self.is_unread = False
+        self.started = False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raise :class:`LengthError`: transformers' graphs hold the number of tokens in a static cache."""
@@ -79,7 +54,7 @@ class StaticKeysLayer(ReservedLayer, StaticLayer):
     """All keys and values in memory reserved once."""
 
 
-class StaticWindowLayer(ReadByAttention, StaticKeysLayer):
+class StaticWindowLayer(StaticKeysLayer):
     """The last ``window`` keys and values, as a ring buffer, which may be shorter than the cache."""
 
     def __init__(self, max_cache_len: int, window: int, **kwargs: Any) -> None:
@@ -93,7 +68,6 @@ class StaticWindowLayer(ReadByAttention, StaticKeysLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store new tokens and return the keys and values to attend to.
         On the first call, these are the new tokens. Later, they are the ring (for one new token), or the old ring and the new tokens."""
-        self.expect_reading()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count, started = key_states.shape[2], self.started

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_longattn import list_mechanisms
+from hf_longattn.cache_argument import CACHE
 from hf_longattn.errors import LengthError, MaskError, MemoryMismatchError, OptionError
 from hf_longattn.mechanisms.common.registry import mechanism_class
 from tests.alike import engine_of_form
@@ -162,7 +163,7 @@ def test_bad_input_is_a_sentence() -> None:
         longer(ids, memory=memory, memory_reset=torch.zeros(3))
     with pytest.raises(MemoryMismatchError, match="without a memory"):
         longer(ids, memory_reset=torch.zeros(2))
-    with pytest.raises(MemoryMismatchError, match="Both memory and past_key_values"):
+    with pytest.raises(MemoryMismatchError, match=f"Both memory and {CACHE}"):
         longer(ids, memory=memory, past_key_values=longer(ids, use_cache=True).past_key_values)
     with pytest.raises(MemoryMismatchError, match="is a list"):
         longer(ids, memory=[])

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import StaticLayer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, STATIC_LAYER
+from ...backend import BACKEND, CACHE_LAYER, DETACHED_KV, LAYER_INPUT, PROJECT_ONLY, TAKES_CACHE_LAYER
 from ...cache_argument import find_cache
 from ...configuration import LongAttentionConfig
 from ...engines.common.derivatives import differentiated
@@ -20,7 +19,6 @@ from ...errors import BackendError, OptionError
 from ...mechanisms.common.base import Mechanism
 from ...mechanisms.common.exact import check_form
 from ...mechanisms.common.registry import mechanism_from
-from ...memory import AttentionCacheLayer
 from ...positions.relative import Dropped, MovedPositions, Rotary
 from ..family.config import attention_implementation
 from ..family.definition import attention_names
@@ -107,6 +105,7 @@ def attach_mechanisms(
         site.put(mechanism)
         if causal and not site.cross:
             _hook_once(site.module, pass_cache_layer)
+            setattr(site.module, TAKES_CACHE_LAYER, True)
     share_parameters(model)
     mark_for_zero3(model)
     return sites
@@ -134,15 +133,13 @@ def _hook_once(module: nn.Module, hook: Callable[..., Call | None]) -> None:
 
 
 def pass_cache_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Forward pre-hook: pass the layer's cache to the attention function. Only if it is one of ours or a static one."""
+    """Forward pre-hook: pass the layer's cache to the attention function. ``None`` if another layer's cache has its keys (Gemma 3n)."""
     cache = find_cache((*args, *kwargs.values()))
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
-    index = getattr(module, "layer_idx", None)
-    if layers is None or not isinstance(index, int) or index >= len(layers):
+    if cache is None:
         return None
-    if isinstance(layers[index], AttentionCacheLayer):
-        return args, {**kwargs, CACHE_LAYER: layers[index]}
-    return (args, {**kwargs, STATIC_LAYER: layers[index]}) if isinstance(layers[index], StaticLayer) else None
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    index = getattr(module, "layer_idx", None)
+    return args, {**kwargs, CACHE_LAYER: layers[index] if isinstance(index, int) and index < len(layers) else None}
 
 
 def pass_layer_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

@@ -21,7 +21,7 @@ from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from ...private_apis import PRIVATE_APIS, missing, warn_missing
+from ...private_apis import PRIVATE_APIS, missing, warn_missing, warn_untested
 from ...reading import GENERIC_CLASS, GENERIC_TYPE
 from .definition import FAMILIES, family_names, long_prefix, module_name
 
@@ -137,7 +137,8 @@ def _family_entries() -> list[FamilyNames]:
 
 
 def register_attention(module: ModuleType) -> None:
-    """Make ``attn_implementation="longattn"`` known to transformers."""
+    """Make ``attn_implementation="longattn"`` known to transformers. This is the first table that every program with models fills."""
+    warn_untested()
     importlib.import_module(f"{PACKAGE}.backend")
 
 

@@ -1,0 +1,58 @@
+"""Methods of ours that override a method of another library: the parameters that they name exist in the installed version."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import hf_longattn
+
+LIBRARIES = ("transformers", "peft", "sentence_transformers", "accelerate")
+ADDED = {
+    "resize_positional_embeddings": {"self"},  # a static method of the base
+    "on_evaluate": {"metrics"},  # Trainer passes these to every callback, as keywords
+    "on_epoch_begin": {"train_dataloader"},
+    "on_optimizer_step": {"model"},
+    "on_substep_end": {"model"},
+    "convert": {"config"},
+}
+"""Method -> parameters that the base takes as keywords, without naming them."""
+ADDED_BY_CALLERS = {"places", "grid", "first"}
+"""Parameters that modules of ours pass to modules of ours."""
+
+
+def overrides() -> Iterator[tuple[str, str, Any, Any]]:
+    """Class, method, our function and the base's, for every method of our classes that a class of another library has as well."""
+    names = [module.name for module in pkgutil.walk_packages(hf_longattn.__path__, "hf_longattn.") if not module.name.endswith("__main__")]
+    classes = {value for name in names for value in vars(importlib.import_module(name)).values() if isinstance(value, type)}
+    for cls in classes:
+        for place, ours in enumerate(cls.__mro__):
+            if not ours.__module__.startswith("hf_longattn"):
+                continue
+            foreign = [base for base in cls.__mro__[place + 1 :] if not base.__module__.startswith("hf_longattn")]
+            for method, function in vars(ours).items():
+                base = next((base for base in foreign if method in vars(base)), None)
+                function = getattr(function, "__func__", function)
+                if base is None or not base.__module__.startswith(LIBRARIES) or not inspect.isfunction(function):
+                    continue
+                if not method.startswith("__") and not hasattr(function, "__signature__") and callable(getattr(base, method)):
+                    yield f"{ours.__module__}.{ours.__qualname__}", method, function, inspect.getattr_static(base, method)
+
+
+def parameters(function: Any) -> set[str]:
+    variadic = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    signature = inspect.signature(getattr(function, "__func__", function))
+    return {name for name, parameter in signature.parameters.items() if parameter.kind not in variadic}
+
+
+def test_overriding_methods_name_no_parameter_that_the_base_lacks() -> None:
+    """A parameter that the base has renamed would never be passed: past_key_values of attention modules, for example."""
+    lacking = {
+        f"{cls}.{method}: {sorted(unknown)}"
+        for cls, method, ours, base in overrides()
+        if (unknown := parameters(ours) - parameters(base) - ADDED.get(method, set()) - ADDED_BY_CALLERS)
+    }
+    assert not lacking, "\n".join(sorted(lacking))
