@@ -17,7 +17,7 @@ import torch
 import transformers.masking_utils as masking
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from .attend import run_batch
 from .documents import batch_of_mask, documents_from, documents_in_mask
@@ -35,11 +35,13 @@ from .errors import BackendError, DerivativeError, LengthError, MaskError
 from .mechanisms.common.base import Mechanism
 from .mechanisms.common.decoding import Columns
 from .mechanisms.common.exact import by_length_sharded, for_length, full_of
+from .mechanisms.common.locality import keys_per_query
 from .mechanisms.common.masked import SparseMechanism
 from .mechanisms.common.summaries import FEW_QUERIES
 from .memory import AttentionCacheLayer
 from .memory.cache_layer import unread_cache
 from .memory.static_cache import StaticWindowLayer, in_text_order, slot_columns, tokens_in
+from .memory.window_cache import GrowingWindowLayer
 from .naming import BACKEND
 from .private_apis import warn_missing
 from .sharding import Shard
@@ -69,6 +71,8 @@ DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
 SINKS = "s_aux"
 """The keyword for the scores ``(H,)`` of sinks, one more column of the softmax (gpt-oss)."""
+NOT_COMPUTED = {"sinks": "sinks of each query", "indices": "keys chosen by an indexer", "block_indices": "blocks chosen by an indexer"}
+"""Keywords of attention that no mechanism computes (Inkling 2, DeepSeek-V3.2, MiniMax-M3), mapped to their meaning."""
 ADDITIONAL_KEYWORDS = DOCUMENTS.union(
     (SINKS, PROJECT_ONLY, DETACHED_KV, LAYER_INPUT, COLLECT_WEIGHTS),
     ("position_bias", "softcap", "global_attention_mask", "output_attentions"),
@@ -185,6 +189,8 @@ def longattn_attention_forward(
     if CACHE_LAYER not in kwargs and key.shape[2] > query.shape[2] and getattr(module, TAKES_CACHE_LAYER, False):
         raise unread_cache(type(module).__name__)  # the keys may be in another order, or followed by empty slots
     layer = kwargs.pop(CACHE_LAYER, None)
+    if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
+        _check_own_window(layer, mechanism, key.shape[2])
     attention_mask = _padding_in(attention_mask, query.shape[2])
     key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
@@ -241,6 +247,17 @@ def longattn_attention_forward(
     output = run_batch(mechanism, query, key, value, call, mechanism.defined if defined else None)
     weights = mechanism.weights(query, key, call.replace(dropout=0.0, detached_kv=None)) if _weights_wanted(kwargs) else None
     return output.transpose(1, 2).contiguous(), weights
+
+
+def _check_own_window(layer: DynamicSlidingWindowLayer | StaticSlidingWindowLayer, mechanism: Mechanism, kv_len: int) -> None:
+    """Raise :class:`BackendError` if a base's own sliding cache has dropped keys that ``mechanism`` sees."""
+    width = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else layer.max_cache_len
+    seen, reach = layer.get_seq_length(), keys_per_query(mechanism)
+    if (reach is None or reach > width) and (in_graph() or int(seen) > kv_len):
+        raise BackendError(
+            f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism {mechanism.name!r} sees "
+            f"more; load the checkpoint with a Long class, choose a window of at most {width}, or pass use_cache=False."
+        )
 
 
 def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -415,6 +432,8 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
             f"attn_implementation={BACKEND!r} was chosen for a model whose {type(module).__name__} carries no mechanism; "
             'call hf_longattn.enable_long_attention(model, {"mechanism": "window", "window": 512}) first, or load a Long… class.'
         )
+    if beside := [meaning for name, meaning in NOT_COMPUTED.items() if kwargs.get(name) is not None]:
+        raise BackendError(f"{type(module).__name__} attends with {beside[0]}, which no mechanism does; load the model without mechanisms.")
     if kwargs.get(SINKS) is not None and not mechanism.traits.takes_sinks:
         raise BackendError(
             f"{type(module).__name__} has sinks, learned scores in every softmax ({SINKS!r}), but mechanism {mechanism.name!r} with these "

@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from ..config_format import FIELD
@@ -261,7 +262,14 @@ def generic_architecture(source: Source) -> Architecture:
 
 def generic_hint(source: Source) -> str:
     """A relative clause that says what can be done with a source without Long classes."""
-    base, why = _class_of(source), declared()["refused"].get(str(source.config.get("model_type")))
+    model_type = str(source.config.get("model_type"))
+    base, why = _class_of(source), declared()["refused"].get(model_type)
+    if base is None and model_type in CONFIG_MAPPING_NAMES:
+        other = MODEL_MAPPING_NAMES.get(model_type)
+        reason = (
+            f"transformers reads it with the class of another type, {other}" if other else "transformers has no model class of this type"
+        )
+        return f"which has no Long classes, not even with --generic, since {reason}"
     if base is None:
         return f"which is not supported: transformers {transformers.__version__} has no class of this type"
     try:

@@ -305,7 +305,8 @@ def enable_long_attention(model: Model, long_attention: Mapping[str, Any] | Long
     sliding windows. ``save_pretrained`` writes a folder that AutoModel reads after ``import hf_longattn``.
     ``model.set_attn_implementation("sdpa")`` switches back in memory.
 
-    Unlike Long classes, such a model caches every token, and ``generate`` is transformers'. For RoBERTa's decoders, ``generate`` counts
+    Unlike Long classes, such a model has the base's cache, and ``generate`` is transformers'. Where the base has sliding windows, its cache
+    keeps one window, and decoding with a mechanism that sees more is refused. For RoBERTa's decoders, ``generate`` counts
     positions from 0, but their forward pass starts them after the padding id, as ``LongRobertaForCausalLM`` does in both.
 
     Args:

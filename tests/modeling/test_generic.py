@@ -166,6 +166,35 @@ def test_generation_of_an_enabled_model() -> None:
     assert torch.equal(model.generate(tokens(2, 20), **how), model.generate(tokens(2, 20), use_cache=False, **how))
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_decoding_refuses_a_mechanism_that_sees_more_than_the_sliding_cache_of_the_base(cache: str) -> None:
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "cache_implementation": cache, "disable_compile": True}
+    without_cache = {**settings, "use_cache": False, "cache_implementation": None}
+    for window, plan in (
+        (16, {"mechanism": "window", "window": 16}),
+        (16, {"mechanism": "window", "window": 5}),
+        (64, {"mechanism": "full"}),
+    ):
+        model = enable_long_attention(plain_model("mistral", "MistralForCausalLM", sliding_window=window), plan)
+        assert torch.equal(model.generate(tokens(2, 30), **settings), model.generate(tokens(2, 30), **without_cache)), plan
+    for plan in ({"mechanism": "window", "window": 17}, {"mechanism": "window", "window": 8, "num_sinks": 2}, {"mechanism": "full"}):
+        model = enable_long_attention(plain_model("mistral", "MistralForCausalLM", sliding_window=16), plan)
+        with pytest.raises(
+            BackendError, match=r"keeps the last 16 tokens of this layer .*choose a window of at most 16, or pass use_cache"
+        ):
+            model.generate(tokens(2, 30), **settings)
+        model.generate(tokens(2, 30), **without_cache)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "meaning"), [("sinks", "sinks of each query"), ("indices", "keys chosen"), ("block_indices", "blocks chosen")]
+)
+def test_a_keyword_of_attention_that_no_mechanism_computes_is_refused(keyword: str, meaning: str) -> None:
+    model = enable_long_attention(plain_model("llama"), {"mechanism": "window", "window": 8})
+    with pytest.raises(BackendError, match=f"LlamaAttention attends with {meaning}"):
+        model(tokens(1, 20), **{keyword: torch.zeros(1)})
+
+
 @pytest.mark.parametrize("nothing", [{}, {"window": 64}])
 def test_a_mapping_without_a_mechanism_is_refused(nothing: dict[str, Any]) -> None:
     """It took longformer without a word, whose default window is another one."""
