@@ -31,7 +31,8 @@ CORE = tuple(
     f"tests/{name}.py"
     for name in (
         *("test_attend", "test_config_format", "test_configuration", "test_public_names"),
-        *("modeling/test_config", "modeling/test_loading", "modeling/test_stored_formats"),
+        *("modeling/test_config", "modeling/test_loading", "modeling/test_stored_formats", "modeling/test_overrides"),
+        *("memory/test_cache_layer", "memory/test_decoding_contract"),
     )
 )
 MAKE_BERT = """
@@ -53,6 +54,17 @@ tokenizer = AutoTokenizer.from_pretrained("bert-256")
 model = AutoModel.from_pretrained("bert-256")
 hidden = model(**tokenizer("a long document . " * 100, truncation=True, max_length=256, return_tensors="pt")).last_hidden_state
 assert hidden.shape == (1, 256, 32) and type(model).__name__ == "LongBertModel", (hidden.shape, type(model))
+"""
+USE_DECODER = """
+import torch
+from hf_longattn import LongLlamaConfig, LongLlamaForCausalLM
+shape = dict(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, initializer_range=0.3)
+ids, greedy = torch.randint(3, 99, (2, 40)), dict(do_sample=False, max_new_tokens=24, eos_token_id=None, pad_token_id=0)
+for mechanism in ("linear", "window", "longformer"):
+    model = LongLlamaForCausalLM(LongLlamaConfig(**shape, long_attention={"mechanism": mechanism})).eval()
+    expected = model.generate(ids, use_cache=False, **greedy)
+    for cache in ("dynamic", "static"):
+        assert torch.equal(model.generate(ids, cache_implementation=cache, disable_compile=True, **greedy), expected), (mechanism, cache)
 """
 COMMANDS = (
     "longattn --help",
@@ -91,7 +103,7 @@ def try_row(row: str, wheel: Path, folder: Path, tests: Sequence[str]) -> str:
         (here / "texts").mkdir()
         for name in "abcdefghijkl":
             (here / "texts" / f"{name}.txt").write_text("a long document . " * 300, encoding="utf-8")
-        steps = [(python, "-c", MAKE_BERT, "bert"), *(tuple(line.split()) for line in COMMANDS), (python, "-c", USE_BERT)]
+        steps = [(python, "-c", MAKE_BERT, "bert"), *(tuple(line.split()) for line in COMMANDS), (python, "-c", USE_BERT), (python, "-c", USE_DECODER)]
         for step in steps:
             if not ran(step, here, log, plain):
                 return f"failed: {' '.join(step)[:60].strip()!r}"
