@@ -99,7 +99,6 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "mixtral": ("mixtral", WINDOW, None, {}, "MixtralForCausalLM"),
     "qwen3_moe": ("qwen3_moe", WINDOW, None, {}, "Qwen3MoeForCausalLM"),
     "gpt_neo, another layer": ("gpt_neo", {"layers": "0=window:window=6;1=full"}, None, {}, "GPTNeoForCausalLM"),
-    "gptj, full": ("gptj", FULL, None, {}, "GPTJForCausalLM"),
 }  # fmt: skip
 CASES = {**QUICK, **SLOW}
 
