@@ -40,10 +40,6 @@ class LengthError(LongAttentionError):
     """A sequence length that a model or mechanism does not support."""
 
 
-class StreamError(LongAttentionError):
-    """A stream that a model or mechanism cannot read, an unfitting piece, or another stream's state."""
-
-
 class GridError(LongAttentionError):
     """A grid that is missing, or that does not fit its input or the mechanism."""
 

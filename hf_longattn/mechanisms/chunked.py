@@ -67,7 +67,7 @@ class Chunked(GatheredMechanism):
 
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.chunk_size
-        return Locality((self.options.left_chunks + 1) * size - 1, 0 if causal else size - 1, size, by_block=True)
+        return Locality((self.options.left_chunks + 1) * size - 1, 0 if causal else size - 1, size)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.chunk_size * (self.options.left_chunks + 1 if causal else 1) >= length

@@ -279,6 +279,4 @@ def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
     if "encoder_config" in fields:
         sizes["encoder_config"] = small_audio_config(fields["encoder_config"]["model_type"], shape, **values).to_dict()
     known = {**fields, "num_labels": 0}
-    if "num_key_value_heads" in fields or "pad_head_dim_to_multiple_of" in fields:  # of Moonshine's checkpoints
-        sizes["num_key_value_heads"] = known["num_key_value_heads"] = shape.heads
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **SOUNDS, **values}.items() if name in known})
