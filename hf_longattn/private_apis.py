@@ -46,7 +46,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "func_transforms": ("torch:_C._functorch.get_interpreter_stack", "torch.autograd.forward_ad:_current_level"),
     "assert_in_graph": ("torch:_assert_async",),
     "assume_in_graph": ("torch:_check",),
-    "scan_in_graph": ("torch:_higher_order_ops.scan",),
     "trace_errors": ("torch:_dynamo.exc.UserError",),
     "compile_errors": ("torch:_dynamo.exc.TorchDynamoException",),
     "floats_as_constants": ("torch:_dynamo.config",),

@@ -102,7 +102,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.families import wavlm
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
-    from hf_longattn.memory import graph_cache, state_cache
+    from hf_longattn.memory import state_cache
     from hf_longattn.modeling import classes, generic, mixin
     from hf_longattn.modeling.attach import conformer_attention
     from hf_longattn.modeling.family import config, registration
@@ -124,7 +124,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "context_parallel": lambda: trainer.leave_context_parallelism(Accelerator(cpu=True)),
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
-        "scan_in_graph": lambda: graph_cache.scan_in_graph(lambda state, entries: (state, entries[0]), [ones], [ones]),
         "trace_errors": graphs.trace_errors,
         "compile_errors": flex_kernel.compile_errors,
         "floats_as_constants": flex_kernel.floats_as_constants,

@@ -32,7 +32,7 @@ def export(
     task: Annotated[
         str | None,
         typer.Option(
-            help="The task of the model's head, for example feature-extraction; text-generation-with-past: a decoder with a cache.",
+            help="The task of the model's head, for example feature-extraction.",
             show_default="that of the saved head",
         ),
     ] = None,
@@ -54,7 +54,7 @@ def export(
     """Export a long checkpoint as a graph or a stock checkpoint.
 
     The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
-    at all. With --task text-generation-with-past the graph takes and returns the decoder's cache, and generates what the model does.
+    at all. A decoder's graph reads a whole text at once, without a cache.
     """
     from ..export import export_checkpoint, export_gguf, export_native
     from .show import conversion_progress, show_export, show_report

@@ -13,7 +13,7 @@ from ..engines.common.global_rows import assume_in_graph
 from ..errors import ExportError
 from ..inputs.sound import VerificationSound
 from ..modeling.family.audio_rule import MASK
-from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
+from .graphs import Comparison, ExportedGraph, Int8Inputs, turned
 from .model_graph import least_lengths
 
 COMPARED = ((3, 0.0), (2, 0.3), (1, 1.0))
@@ -27,7 +27,7 @@ DECODED_TOKENS = 4
 """Number of decoder tokens for tracing and comparing."""
 
 
-class SoundGraph(OnePassGraph):
+class SoundGraph(ExportedGraph):
     """A model as a function of samples ``(B, N)`` or features. Further inputs are a mask, if padding does not change the outputs, and the
     decoder's tokens, if the model has a decoder.
 

@@ -81,9 +81,8 @@ def exported_usage(folder: Path, name: str, length: int) -> str | None:
     if file is None or not (folder / EXPORT_REPORT).is_file():
         return None
     report = read_json_object(folder / EXPORT_REPORT)
-    decoding = report.get("decoding") or {}
-    if decoding or not TEXT_INPUTS.issuperset(map(str, report.get("inputs") or ())):
-        return f"`{file}` takes and returns the tensors that `{EXPORT_REPORT}` lists. {decoding.get('note', '')}".strip()
+    if not TEXT_INPUTS.issuperset(map(str, report.get("inputs") or ())):
+        return f"`{file}` takes and returns the tensors that `{EXPORT_REPORT}` lists."
     values = {"name": _quoted(name), "file": file, "length": length, "document": DOMAINS["text"].document, "onnx": file == GRAPHS["onnx"]}
     return f"```python\n{_block('graph', values).strip()}\n```"
 
