@@ -143,7 +143,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "turned_states": lambda: conformer_attention.turned_states(nothing, torch.zeros(1), None),
         "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),
         "set_implementation": lambda: generic.can_set_implementation(nothing),
-        "gguf_readers": lambda: apis.look_up("gguf_readers"),
         "target_modules": lambda: registration.target_module_tables(types.ModuleType("constants")),
         **{name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES},
     }
@@ -159,7 +158,6 @@ def sentences() -> None:
     assert used.keys() == apis.PRIVATE_APIS.keys()
     for name in ("BertModel", "AutoModel"):  # loaded before anything is removed
         getattr(transformers, name)
-    importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     importlib.import_module("transformers.utils.output_capturing")
     for name, where in apis.PRIVATE_APIS.items():
         if name == "initialised":

@@ -13,7 +13,7 @@ from ..conversion import RevertConfig
 from ..errors import ExportError, nearest
 from . import options as flags
 
-EXPORT_FORMATS = ("onnx", "torch", "native", "gguf")
+EXPORT_FORMATS = ("onnx", "torch", "native")
 
 Model = Annotated[str, flags.model_argument("A long checkpoint")]
 
@@ -24,9 +24,7 @@ def export(
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[
         str,
-        typer.Option(
-            help="onnx, torch (torch.export.load), native (a stock architecture of transformers that computes it), or gguf (llama.cpp)."
-        ),
+        typer.Option(help="onnx, torch (torch.export.load), or native (a stock architecture of transformers that computes it)."),
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
@@ -56,7 +54,7 @@ def export(
     The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
     at all. A decoder's graph reads a whole text at once, without a cache.
     """
-    from ..export import export_checkpoint, export_gguf, export_native
+    from ..export import export_checkpoint, export_native
     from .show import conversion_progress, show_export, show_report
     from .terminal import print_json, say
 
@@ -64,11 +62,6 @@ def export(
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
     if format != "onnx":
         flags.refuse_typed(context, ("--int8", "--opset"), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
-    if format == "gguf" and not global_attention_mask:
-        flags.refuse_typed(context, ("--task",), "is for graphs; leave it out.")
-        written = export_gguf(model, destination, overwrite=overwrite, revision=revision, token=token)
-        print_json({"destination": str(written.destination), **written.to_dict()}) if as_json else show_export(written)
-        return
     if format == "native":
         flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
         with conversion_progress() as progress:

@@ -273,7 +273,7 @@ def show_export(export: ExportReport) -> None:
     report = Report()
     report.facts(
         ("written", f"{export.destination}  ({decimal(export.bytes_written)})"),
-        ("file" if export.format == "gguf" else "graph", f"{export.class_name}, {form}, any batch size, {inputs}"),
+        ("graph", f"{export.class_name}, {form}, any batch size, {inputs}"),
         ("inputs", ", ".join(export.inputs)),
         ("outputs", ", ".join(export.outputs)),
         *((check.status, f"{check.name}: {check.detail}") for check in export.checks),

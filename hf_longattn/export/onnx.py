@@ -130,9 +130,7 @@ def export_checkpoint(
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in GRAPHS:
-        raise ExportError(
-            f"Unknown format {format!r}; expected {' or '.join(GRAPHS)}; {' and '.join(STOCK)} are export_native and export_gguf."
-        )
+        raise ExportError(f"Unknown format {format!r}; expected {' or '.join(GRAPHS)}; a stock architecture is written by export_native.")
     if int8 and format != "onnx":
         raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
     if opset is not None and format != "onnx":
@@ -291,10 +289,6 @@ def _write_configs(model: Any, source: Source, stage: Path) -> None:
     heads = [name for name, class_name in family.model_classes.items() if type(model).__name__ in (name, class_name)]
     shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
     write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
-
-
-STOCK = ("native", "gguf")
-"""Formats of stock architectures, which are checkpoints and not graphs."""
 
 
 def write_graph(

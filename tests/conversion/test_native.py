@@ -331,7 +331,7 @@ def test_the_plan_says_whether_there_is_one(checkpoint: Callable[..., Path], cap
     [
         (["export", "LONG", "OUT", "--format", "native"], "Layer 0 has 'strided'"),
         (["export", "SHORT", "OUT", "--format", "native"], "is a short checkpoint"),
-        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch, native, gguf."),
+        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch, native."),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -359,7 +359,7 @@ page(
     ),
 )
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
-page("docs/how-to/native.md", Setting(instead={"65536": "4096"}, slow=True))
+page("docs/how-to/native.md", Setting(slow=True))
 page("docs/how-to/long_models.md", Setting(slow=True))
 page(
     "docs/how-to/positions.md",
