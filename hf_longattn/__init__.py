@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         ExportReport,
         compress_checkpoint,
         export_checkpoint,
-        export_gguf,
         export_native,
     )
     from .families import *  # noqa: F403 - every Long class, from families/*.pyi

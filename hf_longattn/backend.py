@@ -8,9 +8,8 @@ keeps the padding mask two-dimensional, so that nothing of size N×N is built.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import nullcontext
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -61,8 +60,6 @@ COLLECT_WEIGHTS = "attention_weights"
 """The keyword that requests attention weights, for layers that are recomputed in the backward pass and cannot see the collector."""
 GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
-STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None] = ContextVar("streamed keys", default=None)
-"""While a layer reads a stream: a function that prepends the earlier keys and values to the new ones."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
 PADDING_SCORE = -10_000.0
@@ -192,7 +189,6 @@ def longattn_attention_forward(
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
     attention_mask = _padding_in(attention_mask, query.shape[2])
-    key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
     plain = not isinstance(layer, (AttentionCacheLayer, StaticLayer)) and _is_plain(mechanism, query, kwargs)
     if attention_mask is None and query.shape[2] == key.shape[2] and plain:
@@ -258,15 +254,6 @@ def _check_own_window(layer: DynamicSlidingWindowLayer | StaticSlidingWindowLaye
             f"The model's own cache keeps the last {width} tokens of this layer (sliding_window), but mechanism {mechanism.name!r} sees "
             f"more; load the checkpoint with a Long class, choose a window of at most {width}, or pass use_cache=False."
         )
-
-
-def with_streamed_keys(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Prepend a stream's earlier keys and values to ``(B, H_kv, n, D)``, if a layer reads one.
-
-    The attention function calls it. Attention modules that compute something from all keys call it first. A second call changes nothing.
-    """
-    with_earlier = None if torch.compiler.is_dynamo_compiling() else STREAMED_KEYS.get()
-    return (key, value) if with_earlier is None else with_earlier(key, value)
 
 
 def _is_plain(mechanism: Mechanism, query: Tensor, kwargs: dict[str, Any]) -> bool:

@@ -40,10 +40,6 @@ class LengthError(LongAttentionError):
     """A sequence length that a model or mechanism does not support."""
 
 
-class StreamError(LongAttentionError):
-    """A stream that a model or mechanism cannot read, an unfitting piece, or another stream's state."""
-
-
 class GridError(LongAttentionError):
     """A grid that is missing, or that does not fit its input or the mechanism."""
 
@@ -104,7 +100,6 @@ EXTRAS: dict[str, dict[str, str]] = {
     "audio": {"scipy": "scipy>=1.15", "soundfile": "soundfile>=0.13"},
     "compress": {"torchao": "torchao>=0.18"},
     "fla": {"fla": "flash-linear-attention>=0.3; platform_system == 'Linux'"},
-    "gguf": {"gguf": "gguf>=0.17"},
     "images": {"PIL": "pillow>=11.0", "torchvision": "torchvision>=0.26"},
     "metrics": {
         "jiwer": "jiwer>=4.0",

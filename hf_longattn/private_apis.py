@@ -29,7 +29,6 @@ TESTED = {
 }
 """Library -> (lowest version that pyproject.toml allows, pinned version). The tests pass with both."""
 ATEN = "torch:ops.aten._"
-GGUF = "transformers.modeling_gguf_pytorch_utils:"
 MODEL_MAPPING = "transformers.models.auto.modeling_auto:MODEL_MAPPING."
 PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "cpu_flash": (f"{ATEN}scaled_dot_product_flash_attention_for_cpu", f"{ATEN}scaled_dot_product_flash_attention_for_cpu_backward"),
@@ -46,7 +45,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
     "func_transforms": ("torch:_C._functorch.get_interpreter_stack", "torch.autograd.forward_ad:_current_level"),
     "assert_in_graph": ("torch:_assert_async",),
     "assume_in_graph": ("torch:_check",),
-    "scan_in_graph": ("torch:_higher_order_ops.scan",),
     "trace_errors": ("torch:_dynamo.exc.UserError",),
     "compile_errors": ("torch:_dynamo.exc.TorchDynamoException",),
     "floats_as_constants": ("torch:_dynamo.config",),
@@ -79,7 +77,6 @@ PRIVATE_APIS: dict[str, tuple[str, ...]] = {
         "transformers.models.wav2vec2_bert.modeling_wav2vec2_bert:Wav2Vec2BertSelfAttention._apply_rotary_embedding",
     ),
     "set_implementation": ("transformers:PreTrainedModel._can_set_attn_implementation",),
-    "gguf_readers": (f"{GGUF}TENSOR_PROCESSORS", f"{GGUF}TensorProcessor", f"{GGUF}get_gguf_hf_weights_map"),
     "context_parallel": ("accelerate:Accelerator._prepare_cp",),
     "tokenizer_overrides": ("transformers.models.auto.tokenization_auto:MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS",),
     "awq_scales": ("transformers.integrations.awq:AWQ_SCALES_MAPPINGS",),

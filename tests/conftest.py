@@ -204,16 +204,6 @@ def server(hub: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 @pytest.fixture(scope="session")
-def decoder_graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A decoder and its graph with a cache (:func:`tests.export.decoder_graph.export_decoder`), which nothing changes; made once for all
-    workers."""
-    from tests.export.decoder_graph import export_decoder
-
-    source, graph = made_once(tmp_path_factory, "decoder", export_decoder)
-    return source, graph
-
-
-@pytest.fixture(scope="session")
 def real_folder() -> Path:
     """The folder of all-MiniLM-L6-v2: do not write into it."""
     from scripts.dev.real import real_checkpoint

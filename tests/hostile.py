@@ -51,7 +51,7 @@ LINES: dict[str, tuple[str, ...]] = {
         "{model} {out} --mechanism window --max-length 256 --no-verify --merge-adapter",
     ),
     "plan": ("{model} --mechanism window --max-length 256",),
-    "export": ("{model} {out}", "{model} {out} --format native", "{model} {out} --format gguf"),
+    "export": ("{model} {out}", "{model} {out} --format native"),
     "compress": ("{model} {out} --method bf16",),
     "inspect": ("{model}",),
     "search": ("{model} {data}/book.txt --output {out} --length 64 --candidate window:window=4",),

@@ -102,7 +102,7 @@ def uses() -> dict[str, Callable[[], Any]]:
     from hf_longattn.families import wavlm
     from hf_longattn.mechanisms import performer
     from hf_longattn.mechanisms.common import masked
-    from hf_longattn.memory import graph_cache, state_cache
+    from hf_longattn.memory import state_cache
     from hf_longattn.modeling import classes, generic, mixin
     from hf_longattn.modeling.attach import conformer_attention
     from hf_longattn.modeling.family import config, registration
@@ -124,7 +124,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "context_parallel": lambda: trainer.leave_context_parallelism(Accelerator(cpu=True)),
         "assert_in_graph": lambda: documents.assert_in_graph(torch.tensor(True), "no"),
         "assume_in_graph": lambda: global_rows.assume_in_graph(True),
-        "scan_in_graph": lambda: graph_cache.scan_in_graph(lambda state, entries: (state, entries[0]), [ones], [ones]),
         "trace_errors": graphs.trace_errors,
         "compile_errors": flex_kernel.compile_errors,
         "floats_as_constants": flex_kernel.floats_as_constants,
@@ -144,7 +143,6 @@ def uses() -> dict[str, Callable[[], Any]]:
         "turned_states": lambda: conformer_attention.turned_states(nothing, torch.zeros(1), None),
         "load_weights": lambda: model_loading.with_loader(transformers.BertModel, print),
         "set_implementation": lambda: generic.can_set_implementation(nothing),
-        "gguf_readers": lambda: apis.look_up("gguf_readers"),
         "target_modules": lambda: registration.target_module_tables(types.ModuleType("constants")),
         **{name: functools.partial(registration.model_type_table, name, types.ModuleType("module")) for name in TABLES},
     }
@@ -160,7 +158,6 @@ def sentences() -> None:
     assert used.keys() == apis.PRIVATE_APIS.keys()
     for name in ("BertModel", "AutoModel"):  # loaded before anything is removed
         getattr(transformers, name)
-    importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     importlib.import_module("transformers.utils.output_capturing")
     for name, where in apis.PRIVATE_APIS.items():
         if name == "initialised":

@@ -1,6 +1,6 @@
 """Nothing outside of inputs/ and families/ asks which kind of input a model has.
 
-A line asks if it decides by a field, a variable or a class that says the kind. Fields of a rule (``family.rule.stream``), results of
+A line asks if it decides by a field, a variable or a class that says the kind. Fields of a rule (``family.rule.positions``), results of
 functions, and variables of another type that only share a name (a number ``page``) do not say the kind.
 """
 
@@ -17,10 +17,10 @@ KINDS = {
 }  # fmt: skip
 """Fields that say which kind of input a model has."""
 FILES_OF_KINDS = (
-    "inputs/**/*.py", "modeling/family/[!s]*_rule.py", "modeling/family/*_config.py", "modeling/grids.py", "modeling/audio.py",
+    "inputs/**/*.py", "modeling/family/*_rule.py", "modeling/family/*_config.py", "modeling/grids.py", "modeling/audio.py",
     "modeling/towers.py",
 )  # fmt: skip
-"""Files whose classes belong to one kind of input. The sections of a stream (``stream_rule.py``) do not."""
+"""Files whose classes belong to one kind of input."""
 PREDICATES = {"all", "any", "bool", "iter", "len", "list", "next", "set", "sorted", "tuple"}
 """Functions whose result says whether their argument is there."""
 VIEWS = {"copy", "get", "items", "keys", "values"}
@@ -187,7 +187,7 @@ def g(family):
 NOT_ASKING = """
 kind.check(plan)
 grid = family.grid
-if family.two_stacks or family.rule.stream is None or grid.prefix or call.grid: pass
+if family.two_stacks or family.rule.positions is None or grid.prefix or call.grid: pass
 if len(set(rule.layer_grids(config, images.grid))) > 1: pass
 def f(page: int, request): return 1 if page == 2 or request.towers is None else len(read(request.towers))
 class Settings:

@@ -32,7 +32,6 @@ LAYERS = (
     ("backend",),
     ("modeling",),
     ("families",),
-    ("streaming",),
     ("data",),
     ("evaluation",),
     ("inputs",),

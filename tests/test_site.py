@@ -11,7 +11,7 @@ import pytest
 
 from tests.warm import run_fresh
 
-MODULES = ("hf_longattn", "hf_longattn.hub", "hf_longattn.training", "hf_longattn.streaming")
+MODULES = ("hf_longattn", "hf_longattn.hub", "hf_longattn.training")
 DIRECTIVE = re.compile(r"^\.\. (?:autofunction|autoclass|autoexception|autodata):: (\S+)$|^\.\. py:data:: (\w+)\n   :module: (\S+)$", re.M)
 
 NOTEBOOKS = sorted(path.stem for path in (Path(__file__).parent.parent / "docs" / "notebooks").glob("[0-9]*.md"))

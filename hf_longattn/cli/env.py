@@ -21,7 +21,6 @@ PURPOSES = {
     "audio": "`longattn train ctc`, `longattn train classify --audio`, and sound files wherever they are read",
     "compress": "`longattn compress --method int8` and other methods of torchao",
     "fla": "faster linear attention on CUDA",
-    "gguf": "reading and writing .gguf files",
     "images": "`longattn train classify --images`, with augmentation",
     "metrics": "scores of `longattn train ctc`, `embed`, `seq2seq` and `tokens`",
     "onnx": "`longattn export` to ONNX",

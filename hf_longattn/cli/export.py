@@ -13,7 +13,7 @@ from ..conversion import RevertConfig
 from ..errors import ExportError, nearest
 from . import options as flags
 
-EXPORT_FORMATS = ("onnx", "torch", "native", "gguf")
+EXPORT_FORMATS = ("onnx", "torch", "native")
 
 Model = Annotated[str, flags.model_argument("A long checkpoint")]
 
@@ -24,15 +24,13 @@ def export(
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     format: Annotated[
         str,
-        typer.Option(
-            help="onnx, torch (torch.export.load), native (a stock architecture of transformers that computes it), or gguf (llama.cpp)."
-        ),
+        typer.Option(help="onnx, torch (torch.export.load), or native (a stock architecture of transformers that computes it)."),
     ] = "onnx",
     opset: Annotated[int | None, typer.Option(min=18, max=25, help="ONNX opset.", show_default="PyTorch's")] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="The task of the model's head, for example feature-extraction; text-generation-with-past: a decoder with a cache.",
+            help="The task of the model's head, for example feature-extraction.",
             show_default="that of the saved head",
         ),
     ] = None,
@@ -54,9 +52,9 @@ def export(
     """Export a long checkpoint as a graph or a stock checkpoint.
 
     The result is checked. A graph takes any batch size and length. OUT appears complete, and equal to the model at three lengths, or not
-    at all. With --task text-generation-with-past the graph takes and returns the decoder's cache, and generates what the model does.
+    at all. A decoder's graph reads a whole text at once, without a cache.
     """
-    from ..export import export_checkpoint, export_gguf, export_native
+    from ..export import export_checkpoint, export_native
     from .show import conversion_progress, show_export, show_report
     from .terminal import print_json, say
 
@@ -64,11 +62,6 @@ def export(
         raise ExportError(f"Unknown format {format!r}; expected {', '.join(EXPORT_FORMATS)}.{nearest(format, EXPORT_FORMATS)}")
     if format != "onnx":
         flags.refuse_typed(context, ("--int8", "--opset"), f"is for ONNX graphs, not for --format {format}; leave one of them out.")
-    if format == "gguf" and not global_attention_mask:
-        flags.refuse_typed(context, ("--task",), "is for graphs; leave it out.")
-        written = export_gguf(model, destination, overwrite=overwrite, revision=revision, token=token)
-        print_json({"destination": str(written.destination), **written.to_dict()}) if as_json else show_export(written)
-        return
     if format == "native":
         flags.refuse_typed(context, ("--task",), "is for graphs; the native twin has the head of the checkpoint.")
         with conversion_progress() as progress:

@@ -273,20 +273,13 @@ def show_export(export: ExportReport) -> None:
     report = Report()
     report.facts(
         ("written", f"{export.destination}  ({decimal(export.bytes_written)})"),
-        ("file" if export.format == "gguf" else "graph", f"{export.class_name}, {form}, any batch size, {inputs}"),
-        ("inputs", _without_state(export, export.inputs)),
-        ("outputs", _without_state(export, export.outputs)),
+        ("graph", f"{export.class_name}, {form}, any batch size, {inputs}"),
+        ("inputs", ", ".join(export.inputs)),
+        ("outputs", ", ".join(export.outputs)),
         *((check.status, f"{check.name}: {check.detail}") for check in export.checks),
         ("int8", "" if export.int8 is None else _int8(export.int8)),
     )
     terminal.show(report)
-
-
-def _without_state(export: ExportReport, names: Sequence[str]) -> str:
-    """The names of inputs or outputs; of a decoder's state only how many there are, since every layer has some."""
-    state = [] if export.decoding is None else export.decoding["state"]
-    held = {row[end] for row in state for end in ("input", "output")}
-    return ", ".join([name for name in names if name not in held] + ([f"{len(state)} tensors of the state"] if state else []))
 
 
 def _int8(int8: dict[str, Any]) -> str:

@@ -47,7 +47,7 @@ def convert_checkpoint(
         convert_checkpoint("google-bert/bert-base-uncased", "bert-4096", mechanism="longformer", window=512, max_length=4096)
 
     Args:
-        source: a folder (transformers, sentence-transformers or a PEFT adapter), a .gguf file, or a Hub repository id.
+        source: a folder (transformers, sentence-transformers or a PEFT adapter), or a Hub repository id.
         destination: a folder that does not exist yet. It appears complete, or not at all.
         config: the settings; or its fields as keywords, see :class:`~hf_longattn.ConversionConfig`. Other keywords are options of the
             mechanism; pass options whose names come from a user as the mapping `options`.

@@ -127,8 +127,7 @@ def newly_initialised(missing: set[str], model: nn.Module) -> bool:
 def _load(load: Callable[..., Any], dtype: torch.dtype | None, **arguments: Any) -> tuple[nn.Module, set[str]]:
     """Call `load`, a ``from_pretrained``, with the common arguments."""
     model, info = load(dtype=dtype or torch.float32, output_loading_info=True, **arguments)
-    # not model.float(), which a model from GGUF refuses although its weights are plain
-    return nn.Module.float(model).eval(), without_random_pooler(model, set(info["missing_keys"]))
+    return model.float().eval(), without_random_pooler(model, set(info["missing_keys"]))
 
 
 def _load_from_files(
@@ -218,7 +217,7 @@ def quiet_libraries() -> Iterator[None]:
 #
 # The disk offload of accelerate, from_pretrained(device_map={"": "disk"}), cannot be used instead. It fills a parameter in a hook of the
 # module that owns it. Where another module reads the parameter, the model does not run: DeBERTa-v2, and Long models with the mechanism
-# synthesizer or the option relative=shaw. It also reads no pickled files, no GGUF and no towers. It saves nothing: a Llama of 1,131 MiB
+# synthesizer or the option relative=shaw. It also reads no pickled files and no towers. It saves nothing: a Llama of 1,131 MiB
 # in fp32 took 276 MiB and 4.7 s for 64 tokens here, 266 MiB and 3.1 s there; from a bf16 file 317 MiB and 4.6 s here, 807 MiB and 4.6 s
 # there (peak resident memory over that of the imports, one core).
 

@@ -34,7 +34,6 @@ from .report import ConversionReport, StageProgress
 from .sources.base import ResultInfo, Source
 from .sources.folder import refuse_quantised
 from .sources.peft import refuse_adapter, with_kept_adapter
-from .tensor_files import read_tensor
 from .tensor_names import ModelName, names_in_model
 from .twins.base import LongModel, NativeTwin, choose_twin
 from .verify import check_written
@@ -454,11 +453,3 @@ def _compared_tokens(length: int, of_long: tuple[Tensor, list[Tensor]], of_twin:
     how = f"{of_long[0].shape[1]} tokens after each of {len(same)} texts, {'the same' if bool(same.all()) else 'others'}"
     check = equality(name, f"{how}, largest difference of the logits", Difference.worst(steps), {"length": length})
     return check if bool(same.all()) else Check(name, FAILED, f"{how}, but they must be equal", check.values)
-
-
-def tensor_values(plan: TwinPlan, tensor: TensorPlan) -> Tensor:
-    """The values of one tensor of the twin."""
-    if tensor.header is None:
-        return added_to_twin(plan)[tensor.name]
-    values = read_tensor(tensor.header)
-    return values if tensor.change is None else tensor.change(values)

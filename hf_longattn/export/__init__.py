@@ -1,4 +1,4 @@
-"""Export checkpoints as ONNX or torch.export graphs, stock architectures, GGUF files, or quantised or pruned models.
+"""Export checkpoints as ONNX or torch.export graphs, stock architectures, or quantised or pruned models.
 
 :mod:`hf_longattn.conversion.native` writes stock architectures, since ``convert --native`` needs it, too. This package imports
 ``conversion``, which imports nothing from here.
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .compress import CompressionReport as CompressionReport
     from .compress import compress_checkpoint as compress_checkpoint
     from .compression_input import CompressionConfig as CompressionConfig
-    from .gguf import export_gguf as export_gguf
     from .onnx import ExportReport as ExportReport
     from .onnx import export_checkpoint as export_checkpoint
 

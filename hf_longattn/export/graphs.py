@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from ..checks import FAILED, Check, Difference, equality
 from ..private_apis import look_up
 
-PAST = "past_key_values"
-"""Prefix of the names of a decoder's state inputs."""
 Runner = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """A graph in its runtime: named inputs -> named outputs."""
 
@@ -70,37 +68,6 @@ def _are_free(program: torch.export.ExportedProgram, sizes: dict[str, Any]) -> b
     return True
 
 
-class ExportedGraph(nn.Module, ABC):
-    """A model as a function of named tensors, which can be one graph for all batch sizes and lengths.
-
-    model: the wrapped model.
-    advised: a mechanism that can be exported, for the error message about one that cannot.
-    """
-
-    model: Any
-    advised: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def inputs(self) -> tuple[str, ...]:
-        """Names of all inputs, in order."""
-
-    @abstractmethod
-    def traced(self, max_length: int) -> Traced:
-        """Trace the model for any batch size and inputs of up to ``max_length`` tokens."""
-
-    @abstractmethod
-    def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
-        """Compare the graph that ``load()`` runs with the model, at lengths between ``limits``."""
-
-    def name_axes(self, onnx: Any) -> None:
-        """Name the dynamic axes of an onnx_ir model, if programs need other names than PyTorch's symbols."""
-
-    def describe(self) -> dict[str, Any] | None:
-        """Description of the graph's state in export_report.json, for programs that run it; ``None`` for a graph without state."""
-        return None
-
-
 @dataclass(frozen=True)
 class Comparison:
     """Inputs on which a graph is compared with its model.
@@ -125,17 +92,25 @@ class Int8Inputs:
     timed_sizes: dict[str, Any]
 
 
-class OnePassGraph(ExportedGraph):
-    """A model without cache as a function from named inputs to a dictionary of tensors.
+class ExportedGraph(nn.Module, ABC):
+    """A model without cache as a function from named inputs to a dictionary of tensors, for all batch sizes and lengths.
     The parameters of ``forward`` give the graph's inputs their names.
 
+    advised: a mechanism that can be exported, for the error message about one that cannot.
     fixed: further arguments of the model's ``forward``.
     """
 
+    advised: ClassVar[str]
+
     def __init__(self, model: nn.Module, fixed: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.fixed: dict[str, Any] = {**(fixed or {}), "return_dict": True}
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all inputs, in order."""
 
     def run(self, **inputs: Tensor | None) -> dict[str, Tensor]:
         """Run the model on the inputs that are not ``None``. An output with the name of an input gets the prefix ``output_``."""
@@ -160,7 +135,7 @@ class OnePassGraph(ExportedGraph):
         """Inputs for measuring accuracy and speed of an int8 copy, at lengths between ``limits``."""
 
     def traced(self, max_length: int) -> Traced:
-        """Trace the model with the first minimum length for which it is one graph."""
+        """Trace the model for any batch size and up to ``max_length`` tokens, with the first minimum length for which it is one graph."""
         lengths = self.shortest_lengths(max_length)
         for shortest in lengths:
             example, sizes = self.traceable(shortest, max_length)
@@ -174,6 +149,7 @@ class OnePassGraph(ExportedGraph):
         raise AssertionError("no minimum length to try")
 
     def check(self, load: Callable[[], Runner], limits: tuple[int, int]) -> list[Check]:
+        """Compare the graph that ``load()`` runs with the model, at lengths between ``limits``."""
         run = load()
         return [self._compared(run, comparison) for comparison in self.comparisons(limits)]
 
@@ -208,20 +184,10 @@ def turned(row: Tensor, batch: int, axis: int) -> Tensor:
 
 def runner(file: Path, outputs: tuple[str, ...], format: str) -> Runner:
     """Load the graph in ``file`` into the runtime for ``format``."""
-    return onnx_runner(file, outputs) if format == "onnx" else torch_runner(file, outputs)
-
-
-def torch_runner(file: Path, outputs: tuple[str, ...]) -> Runner:
-    """Load a program of torch.export."""
+    if format == "onnx":
+        return onnx_runner(file, outputs)
     program: Callable[..., Any] = torch.export.load(file).module()
-
-    def run(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        past = [value for name, value in inputs.items() if name.startswith(PAST)]
-        plain_inputs = {name: value for name, value in inputs.items() if not name.startswith(PAST)}
-        returned = program(**plain_inputs, **({"past": past} if past else {}))
-        return returned if isinstance(returned, dict) else dict(zip(outputs, returned, strict=True))
-
-    return run
+    return lambda inputs: program(**inputs)
 
 
 def onnx_runner(file: Path, outputs: tuple[str, ...]) -> Runner:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..conversion.architectures import attached_mechanisms
 from ..inputs.grid import VerificationImages
 from ..modeling.family.grid_rule import INTERPOLATE_ARGUMENT
-from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
+from .graphs import Comparison, ExportedGraph, Int8Inputs, turned
 
 COMPARED_BATCHES = (3, 1)
 """Batch sizes to compare."""
@@ -20,7 +20,7 @@ INT8_BATCHES = (6, 1)
 """Batch sizes for comparing an int8 copy, and for timing it."""
 
 
-class ImageGraph(OnePassGraph):
+class ImageGraph(ExportedGraph):
     """A model as a function of pixels, patches or a spectrogram, and of the noise that its base would draw at random (ViT-MAE).
 
     images: the inputs for tracing and comparing. size: pixels along each axis.

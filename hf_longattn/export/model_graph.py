@@ -18,7 +18,7 @@ from ..inputs.text import VerificationText
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import for_length
 from ..modeling.family.definition import known_family
-from .graphs import Comparison, Int8Inputs, OnePassGraph
+from .graphs import Comparison, ExportedGraph, Int8Inputs
 
 MIN_LENGTHS = (2, 129, 513)
 """Minimum lengths to try: PyTorch specialises on sizes of 0 and 1, and some mechanisms need a few blocks to be one graph."""
@@ -30,7 +30,7 @@ INT8_SHAPES = ((6, 512), (1, 2048))
 """Batch size and length for comparing an int8 copy (a seventh text would be padding only), and for timing it."""
 
 
-class ModelGraph(OnePassGraph):
+class ModelGraph(ExportedGraph):
     """A model as a function of token ids and their mask.
 
     names: names of the inputs.

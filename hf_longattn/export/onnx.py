@@ -41,15 +41,13 @@ from ..modeling.family.validation import known_length
 from ..modeling.generic import family_in
 from ..reading import is_long
 from ..staging import check_destination, destination_path, staged_folder
-from .decoder import TASK as WITH_PAST
-from .decoder import DecoderGraph
-from .graphs import ExportedGraph, OnePassGraph, onnx_runner, runner
+from .graphs import ExportedGraph, onnx_runner, runner
 from .image_graph import ImageGraph
 from .int8 import INT8_FILE, graph_bytes, measure, quantise
 from .model_graph import ModelGraph, page_inputs
 from .sound_graph import SoundGraph
 
-TASKS = {**AUTO_CLASSES, WITH_PAST: "AutoModelForCausalLM", "text2text-generation": "AutoModelForSeq2SeqLM"}
+TASKS = {**AUTO_CLASSES, "text2text-generation": "AutoModelForSeq2SeqLM"}
 """Task, by its name on the Hub -> the Auto class of its models."""
 REPORT = "export_report.json"
 LONG_CONFIG = "long_config.json"
@@ -63,7 +61,6 @@ class ExportReport:
     text: description of the inputs on which graph and model were compared.
     image_size: the largest image size that an image model's graph takes, in pixels along each axis.
     image_step: the graph takes smaller heights and widths too, which are multiples of this many pixels; ``None``: it takes one size.
-    decoding: the state tensors of a decoder with a cache, and how they are initialised.
     int8: the quantised copy, if there is one: file, number of linear layers, bytes, seconds, and the accuracy of every output.
     """
 
@@ -83,7 +80,6 @@ class ExportReport:
     image_size: tuple[int, ...] | None = None
     image_step: int | None = None
     unit: str = "tokens"
-    decoding: dict[str, Any] | None = None
     int8: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,11 +107,10 @@ def export_checkpoint(
 
     They are compared at three lengths (for sounds, three durations). The graph of an image model takes images of the size for which the
     model was converted. With ``window2d`` or ``full`` it takes smaller ones, too, if whole windows cover that size. Weights are written in
-    float32. A decoder is exported as one pass over a whole text or, for the task ``text-generation-with-past``, as one step of generation,
-    which takes and returns the cache of every layer. The graph of a sentence-transformers model also returns ``sentence_embedding``, pooled
-    and normalised by the model's modules; their files are copied next to the graph. config.json is the base's config, for programs without
-    this package (sentence-transformers, optimum, text-embeddings-inference), since the graph contains the attention. The Long config is
-    written as long_config.json.
+    float32. A decoder is exported as one pass over a whole text, without a cache. The graph of a sentence-transformers model also returns
+    ``sentence_embedding``, pooled and normalised by the model's modules; their files are copied next to the graph. config.json is the
+    base's config, for programs without this package (sentence-transformers, optimum, text-embeddings-inference), since the graph contains
+    the attention. The Long config is written as long_config.json.
 
     Args:
         model: the folder of a long checkpoint, or a Hub repository id.
@@ -135,9 +130,7 @@ def export_checkpoint(
         CheckpointError, DestinationExistsError: the source cannot be read, or the destination must not be written.
     """
     if format not in GRAPHS:
-        raise ExportError(
-            f"Unknown format {format!r}; expected {' or '.join(GRAPHS)}; {' and '.join(STOCK)} are export_native and export_gguf."
-        )
+        raise ExportError(f"Unknown format {format!r}; expected {' or '.join(GRAPHS)}; a stock architecture is written by export_native.")
     if int8 and format != "onnx":
         raise ExportError(f"int8 is a copy of an ONNX graph; give format='onnx' (--format onnx), not {format!r}, or leave int8 out.")
     if opset is not None and format != "onnx":
@@ -162,10 +155,6 @@ def export_checkpoint(
     say(f"reading {short_name(source)}")
     loaded = _load(source, inspection.class_name, task)
     _check_mechanisms(loaded)
-    if task == WITH_PAST and global_attention_mask:
-        raise ExportError(f"A graph with a cache has no global tokens; leave global_attention_mask or the task {task!r} out.")
-    if task == WITH_PAST and int8:
-        raise ExportError(f"A graph with a cache is not quantised; leave int8 or the task {task!r} out.")
     inputs, graph = _graph_of(inspection.inputs.kind, loaded, source, inspection.inputs, task, global_attention_mask)
     graph.eval()
     tokenizer = getattr(inputs, "source_tokenizer", None)
@@ -182,7 +171,7 @@ def export_checkpoint(
                 f"The exported graph differs from the model, so nothing was kept: {failed[0].detail}; export another --format."
             )
         quantised = None
-        if isinstance(graph, OnePassGraph) and int8:
+        if int8:
             say(f"writing and measuring {INT8_FILE}")
             quantised = _quantise(stage, graph, outputs, inputs.describe(), limits)
         _write_configs(loaded, source, stage)
@@ -192,7 +181,7 @@ def export_checkpoint(
             target, format, type(loaded).__name__, graph.inputs, outputs, shortest, max_length, used, tuple(checks),
             with_report(files, REPORT), sum(path.stat().st_size for path in stage.iterdir()), versions(*(EXTRAS["onnx"] if onnx else ())),
             int8=quantised, text=inputs.describe(), image_size=getattr(graph, "size", None), unit=inspection.inputs.token_unit,
-            image_step=getattr(graph, "step", 0) if shortest < max_length else None, decoding=graph.describe(),
+            image_step=getattr(graph, "step", 0) if shortest < max_length else None,
         )  # fmt: skip
         introduction = (
             f"The long model (`{type(loaded).__name__}`) as one {'ONNX' if onnx else 'torch.export'} graph for {inspection.longest_input}, "
@@ -208,8 +197,6 @@ def _graph_of(
 ) -> tuple[Any, ExportedGraph]:
     """The inputs on which a model is traced and compared, and its graph: here, texts."""
     inputs = VerificationText(*verification_text(None), load_tokenizer(source.folder), model.config.vocab_size)
-    if task == WITH_PAST:
-        return inputs, DecoderGraph(model, inputs)
     names = input_names(model, inputs.source_tokenizer, global_attention_mask)
     return inputs, ModelGraph(model, inputs, names, sentence_pooling(source.card_folder))
 
@@ -284,7 +271,7 @@ def _check_mechanisms(model: nn.Module) -> None:
         )
 
 
-def _quantise(stage: Path, graph: OnePassGraph, outputs: tuple[str, ...], text: str, limits: tuple[int, int]) -> dict[str, Any]:
+def _quantise(stage: Path, graph: ExportedGraph, outputs: tuple[str, ...], text: str, limits: tuple[int, int]) -> dict[str, Any]:
     """Write and measure the int8 copy of the graph in ``stage``. Returns :attr:`ExportReport.int8`; ``text`` describes the inputs."""
     file, copy = stage / GRAPHS["onnx"], stage / INT8_FILE
     layers, inputs = quantise(file, copy), graph.int8_inputs(limits)
@@ -302,10 +289,6 @@ def _write_configs(model: Any, source: Source, stage: Path) -> None:
     heads = [name for name, class_name in family.model_classes.items() if type(model).__name__ in (name, class_name)]
     shutil.copyfile(source.folder / "config.json", stage / LONG_CONFIG)
     write_json(stage / "config.json", {"architectures": heads, "model_type": family.base_model_type, **plain})
-
-
-STOCK = ("native", "gguf")
-"""Formats of stock architectures, which are checkpoints and not graphs."""
 
 
 def write_graph(
@@ -345,7 +328,6 @@ def write_graph(
                 f"{failed}; run the model itself, or export one with another mechanism, for example {graph.advised}."
             ) from error
         assert onnx is not None
-        graph.name_axes(onnx.model)
         onnx.save(str(file))
         return traced.outputs, traced.shortest, onnx.model.opset_imports[""]
 

@@ -13,7 +13,7 @@ from ..engines.common.global_rows import assume_in_graph
 from ..errors import ExportError
 from ..inputs.sound import VerificationSound
 from ..modeling.family.audio_rule import MASK
-from .graphs import Comparison, Int8Inputs, OnePassGraph, turned
+from .graphs import Comparison, ExportedGraph, Int8Inputs, turned
 from .model_graph import least_lengths
 
 COMPARED = ((3, 0.0), (2, 0.3), (1, 1.0))
@@ -27,7 +27,7 @@ DECODED_TOKENS = 4
 """Number of decoder tokens for tracing and comparing."""
 
 
-class SoundGraph(OnePassGraph):
+class SoundGraph(ExportedGraph):
     """A model as a function of samples ``(B, N)`` or features. Further inputs are a mask, if padding does not change the outputs, and the
     decoder's tokens, if the model has a decoder.
 
@@ -86,8 +86,7 @@ class SoundGraph(OnePassGraph):
         config = self.sounds.config
         least, most = (self.rule.length_of(config, frames) for frames in (shortest, max_length))
         example = self.example(2, self.rule.length_of(config, min(max_length, max(EXAMPLE_FRAMES, shortest + 1))))
-        multiple = self.rule.multiple(config)
-        batch, length = torch.export.Dim("batch", min=1), multiple * torch.export.Dim("length", min=least // multiple, max=most // multiple)
+        batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=least, max=most)
         sizes: dict[str, dict[int, Any]] = {name: {0: batch, 1: length} for name in example}
         sizes[self.rule.input] = {0: batch, self.rule.time_axis: length}
         if self.decodes:
@@ -98,9 +97,8 @@ class SoundGraph(OnePassGraph):
     def comparisons(self, limits: tuple[int, int]) -> Iterator[Comparison]:
         """``limits`` in frames."""
         shortest, longest = (self.rule.length_of(self.sounds.config, frames) for frames in limits)
-        multiple = self.rule.multiple(self.sounds.config)
         for batch, share in COMPARED:
-            yield self._comparison(batch, shortest + round(share * (longest - shortest) / multiple) * multiple)
+            yield self._comparison(batch, shortest + round(share * (longest - shortest)))
 
     def _comparison(self, batch: int, length: int) -> Comparison:
         inputs = self.example(batch, length)

@@ -21,17 +21,16 @@ from transformers.models.parakeet.modeling_parakeet import (
     ParakeetEncoderSubsamplingConv2D,
 )
 
-from ..backend import with_streamed_keys
 from ..engines.common.score_terms import DistanceTerm
 from ..mechanisms.common.locality import largest_distances
-from ..modeling.attach.custom_attention import NearPositions, OnTheBackend, attend_by_mechanism, by_head
+from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head
 from ..modeling.attach.frame_padding import FramePadding
 from ..modeling.attach.stretches import FramesInStretches, InStretches, needs_one_pass
 from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, encoder_config, normalised_features
 from ..modeling.family.config import runs_mechanisms
-from ..modeling.family.stream_rule import Convolution, Positions, StreamRule
+from ..modeling.family.convolutions import Convolution
 
 ROWS_PER_STRETCH = 4096
 """Maximum feature rows per call of the subsampling convolutions without gradients. One call for an hour of sound would take 15 GB."""
@@ -84,11 +83,10 @@ class LongParakeetAttention(ParakeetEncoderAttention):
         self, hidden_states: Tensor, position_embeddings: Tensor | None, attention_mask: Any = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, N, C)`` and the weights, from hidden states, positions and :class:`FramePadding`. The first two are ``(B, N, C)`` and ``(1,
-        2 K - 1, C)``. K is the number of keys: N, or more in a stream."""
+        2 N - 1, C)``."""
         if not runs_mechanisms(self) or position_embeddings is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
-        key, value = with_streamed_keys(key, value)
         back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
         middle = position_embeddings.shape[1] // 2
         near = position_embeddings[0, middle - back : middle + ahead + 1].flip(0)  # positions of the distances -ahead, …, back
@@ -99,6 +97,20 @@ class LongParakeetAttention(ParakeetEncoderAttention):
         return self.o_proj(output), weights
 
 
+class LongParakeetPositions(ParakeetEncoderRelPositionalEncoding):
+    """ParakeetEncoderRelPositionalEncoding that computes only distances that a layer sees, the same for all batch rows."""
+
+    attending: tuple[Any, ...]  # the attention modules of all layers
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """``(1, 2 n - 1, C)`` for the visible distances, n - 1 to 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
+        if runs_mechanisms(self):
+            length = hidden_states.shape[1]
+            furthest = max(max(largest_distances(attention.long_attention, length, length, False)) for attention in self.attending)
+            hidden_states = hidden_states[:1, : furthest + 1]
+        return super().forward(hidden_states, *args, **kwargs)
+
+
 class ParakeetOnTheBackend(OnTheBackend):
     """Replaces modules of the base."""
 
@@ -106,12 +118,12 @@ class ParakeetOnTheBackend(OnTheBackend):
         ParakeetEncoderAttention: LongParakeetAttention,
         ParakeetEncoderConvolutionModule: LongParakeetConvolution,
         ParakeetEncoderFeedForward: FramesInStretches,
-        ParakeetEncoderRelPositionalEncoding: NearPositions,
+        ParakeetEncoderRelPositionalEncoding: LongParakeetPositions,
         ParakeetEncoderSubsamplingConv2D: LongParakeetSubsampling,
     }
 
     def adapt_module(self, name: str, module: Any) -> None:
-        if isinstance(module, NearPositions):
+        if isinstance(module, LongParakeetPositions):
             module.attending = tuple(layer.self_attn for layer in self.layers)
 
     def _get_output_attention_mask(self, attention_mask: Tensor, target_length: int | None = None) -> Any:
@@ -126,20 +138,18 @@ def subsampling(config: Any) -> list[Convolution]:
     return [Convolution(kernel, stride, padding, padding)] * int(math.log2(encoder_config(config).subsampling_factor))
 
 
-def convolution_module(config: Any) -> list[Convolution]:
-    """The convolution over frames that every layer contains."""
-    return [Convolution.centred(encoder_config(config).conv_kernel_size)]
-
-
-STREAM = StreamRule(layers="layers", inside=convolution_module, positions=lambda config: Positions("encode_positions"))
-PARAKEET = AudioRule(
-    input="input_features",
-    rate=100,
-    features=lambda config: int(encoder_config(config).num_mel_bins),
-    front=subsampling,
-    positions="relative",
-    why_chunks_differ=normalised_features,
-    stream=STREAM,
+FAMILY = Family(
+    LongParakeetEncoderConfig,
+    classes=("ParakeetEncoder",),
+    mixin=ParakeetOnTheBackend,
+    rule=AudioRule(
+        input="input_features",
+        rate=100,
+        features=lambda config: int(encoder_config(config).num_mel_bins),
+        front=subsampling,
+        positions="relative",
+        why_chunks_differ=normalised_features,
+        over_frames=lambda config: ((), [Convolution.centred(encoder_config(config).conv_kernel_size)]),
+    ),
 )
 """The model's input is 100 rows of log-mel features per second. Eight rows make a frame."""
-FAMILY = Family(LongParakeetEncoderConfig, classes=("ParakeetEncoder",), mixin=ParakeetOnTheBackend, rule=PARAKEET)

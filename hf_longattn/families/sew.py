@@ -15,7 +15,7 @@ from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStret
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, convolved
-from ..modeling.family.stream_rule import Convolution, normalised_over_time, unpadded_convolutions
+from ..modeling.family.convolutions import Convolution, normalised_over_time, unpadded_convolutions
 
 
 def squeezed(config: Any) -> list[Convolution]:
@@ -87,9 +87,5 @@ FAMILY = Family(
         outputs=convolved,
         why_chunks_differ=normalised_over_time,
         why_padding_changes=why_padding_changes,
-        no_stream=(
-            "its published checkpoints normalise every channel over the whole sound (feat_extract_norm='group'); use a model with a norm "
-            "over the channels of each frame, such as LongWav2Vec2ForCTC"
-        ),
     ),
 )

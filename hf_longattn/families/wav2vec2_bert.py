@@ -7,24 +7,20 @@ from transformers.models.wav2vec2_bert.configuration_wav2vec2_bert import Wav2Ve
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import (
     Wav2Vec2BertFeedForward,
     Wav2Vec2BertRelPositionalEmbedding,
-    Wav2Vec2BertRotaryPositionalEmbedding,
     Wav2Vec2BertSelfAttention,
 )
 
 from ..modeling.attach.conformer_attention import (
     NAMES,
     ConformerAttention,
-    CountedRotary,
     NearSinusoids,
-    causal_convolution,
-    positions_in_stream,
 )
 from ..modeling.attach.custom_attention import OnTheBackend, replacing
 from ..modeling.attach.stretches import FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, normalised_features
-from ..modeling.family.stream_rule import StreamRule
+from ..modeling.family.convolutions import Convolution
 
 
 def adapted(config: Any, rows: int) -> int:
@@ -42,7 +38,6 @@ FAMILY = Family(
         {
             Wav2Vec2BertFeedForward: FramesInStretches,
             Wav2Vec2BertRelPositionalEmbedding: NearSinusoids,
-            Wav2Vec2BertRotaryPositionalEmbedding: CountedRotary,
             Wav2Vec2BertSelfAttention: ConformerAttention,
         },
         OnTheBackend,
@@ -56,6 +51,9 @@ FAMILY = Family(
         outputs=adapted,
         positions="relative",
         why_chunks_differ=normalised_features,
-        stream=StreamRule(inside=causal_convolution, positions=positions_in_stream),
+        over_frames=lambda config: (
+            (),
+            [Convolution(config.conv_depthwise_kernel_size, left=config.conv_depthwise_kernel_size - 1)],
+        ),
     ),
 )

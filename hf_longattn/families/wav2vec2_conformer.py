@@ -5,24 +5,20 @@ from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import (
     Wav2Vec2ConformerFeatureEncoder,
     Wav2Vec2ConformerFeedForward,
     Wav2Vec2ConformerRelPositionalEmbedding,
-    Wav2Vec2ConformerRotaryPositionalEmbedding,
     Wav2Vec2ConformerSelfAttention,
 )
 
 from ..modeling.attach.conformer_attention import (
     NAMES,
     ConformerAttention,
-    CountedRotary,
     NearSinusoids,
-    centred_convolution,
-    positions_in_stream,
 )
 from ..modeling.attach.custom_attention import OnTheBackend, replacing
 from ..modeling.attach.stretches import FeatureEncoderInStretches, FramesInStretches
 from ..modeling.classes import Family, long_config
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule, adapted
-from ..modeling.family.stream_rule import StreamRule, normalised_feature_encoder, normalised_over_time
+from ..modeling.family.convolutions import Convolution, normalised_over_time
 
 FAMILY = Family(
     long_config(__name__, LongAudioConfig, Wav2Vec2ConformerConfig),
@@ -32,7 +28,6 @@ FAMILY = Family(
             Wav2Vec2ConformerFeatureEncoder: FeatureEncoderInStretches,
             Wav2Vec2ConformerFeedForward: FramesInStretches,
             Wav2Vec2ConformerRelPositionalEmbedding: NearSinusoids,
-            Wav2Vec2ConformerRotaryPositionalEmbedding: CountedRotary,
             Wav2Vec2ConformerSelfAttention: ConformerAttention,
         },
         OnTheBackend,
@@ -43,6 +38,6 @@ FAMILY = Family(
         positions="relative or rotary",
         why_chunks_differ=normalised_over_time,
         why_padding_changes=lambda config: "the convolutions of its layers carry padding into sound",
-        stream=StreamRule(inside=centred_convolution, positions=positions_in_stream, refusal=normalised_feature_encoder),
+        over_frames=lambda config: None if normalised_over_time(config) else ((), [Convolution.centred(config.conv_depthwise_kernel_size)]),
     ),
 )

@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers.models.wavlm.configuration_wavlm import WavLMConfig
 from transformers.models.wavlm.modeling_wavlm import WavLMAttention, WavLMFeatureEncoder, WavLMFeedForward
 
-from ..backend import with_streamed_keys
 from ..engines.common.score_terms import DistanceTerm
 from ..modeling.attach.custom_attention import OnTheBackend, attend_by_mechanism, by_head, replacing
 from ..modeling.attach.frame_padding import FramePadding
@@ -58,7 +57,6 @@ class LongWavLMAttention(WavLMAttention):
             return super().forward(hidden_states, attention_mask, position_bias, index, **kwargs)
         biases = self.biases if position_bias is None else position_bias
         query, key, value = by_head(hidden_states, self.head_dim, self.q_proj, self.k_proj, self.v_proj)
-        key, value = with_streamed_keys(key, value)
         term = DistanceTerm(self.gates(hidden_states), biases()[..., None], self.max_distance, key)
         if attention_mask is not None:
             attention_mask = FramePadding.of(attention_mask.bool()).mask

@@ -24,7 +24,7 @@ from ..modeling.classes import Family
 from ..modeling.family.audio_config import LongAudioConfig
 from ..modeling.family.audio_rule import AudioRule
 from ..modeling.family.config import FullDecoder
-from ..modeling.family.stream_rule import Convolution
+from ..modeling.family.convolutions import Convolution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel as _Base
@@ -154,10 +154,6 @@ RULE = WhisperRule(
     features=lambda config: config.num_mel_bins,
     time_axis=2,
     front=lambda config: [Convolution.centred(3), Convolution(3, ROWS_PER_FRAME, 1, 1)],
-    no_stream=(
-        "its encoder counts positions from the beginning of the sound, in a spectrogram that is clamped at its own maximum; transcribe "
-        "recordings with hf_longattn.transcribe"
-    ),
     positions="sinusoids",
     extractor_fields=extractor_fields,
     why_train=why_train,

@@ -199,7 +199,7 @@ def _card_data(folder: Path, task: str | None, metadata: dict[str, Any], *, is_l
 
 def _library(folder: Path) -> str:
     """The Hub's name of the library that loads a folder."""
-    files = {"model.gguf": "gguf", GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}
+    files = {GRAPHS["onnx"]: "onnx", GRAPHS["torch"]: "pytorch"}
     return next((library for file, library in files.items() if (folder / file).is_file()), "transformers")
 
 

@@ -32,7 +32,7 @@ LEFT_OUT = (
 )  # fmt: skip
 """Patterns of files that are not uploaded, since they belong to a training run. ``training_args.bin`` is a pickle that may contain a
 Hub token, and predictions quote the data."""
-WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.pt2")
+WEIGHTS = ("*.safetensors", "*.bin", "*.onnx", "*.pt2")
 RECORDS = ("*_report.json", "training_log.json", "distillation_log.jsonl", "trainer_state.json", "*_results.json")
 """Reports and logs, which name files and folders of the machine that wrote them."""
 NOT_SCANNED = (*WEIGHTS, "*.onnx.data")

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, Template
 
 from ..constants import GRAPHS
-from ..errors import CONTROL, in_one_line
+from ..errors import CONTROL
 from ..inputs.common.examples import DOMAINS, HEADS, TOKENIZER, Example
 from ..inputs.grid import IMAGE_HEADS, SPECTROGRAM_HEADS, VIDEO_HEADS
 from ..inputs.sound import SOUND_HEADS
@@ -69,21 +69,15 @@ def remote_usage(folder: Path, config: dict[str, Any], name: str, metadata: Mapp
 
 
 def exported_usage(folder: Path, name: str, length: int) -> str | None:
-    """How to run a folder's graph or GGUF file. ``None`` for a folder with safetensors weights or without an exported file."""
+    """How to run a folder's graph. ``None`` for a folder with safetensors weights or without an exported file."""
     if any(folder.glob("*.safetensors")):
         return None
-    if (folder / "model.gguf").is_file():
-        command = in_one_line(
-            shlex.join(["llama-cli", "-m", f"{name}/model.gguf", "-c", str(length), "-p", "A long document starts here."])
-        )
-        return f"With llama.cpp:\n\n```\n{command}\n```"
     file = next((name for name in GRAPHS.values() if (folder / name).is_file()), None)
     if file is None or not (folder / EXPORT_REPORT).is_file():
         return None
     report = read_json_object(folder / EXPORT_REPORT)
-    decoding = report.get("decoding") or {}
-    if decoding or not TEXT_INPUTS.issuperset(map(str, report.get("inputs") or ())):
-        return f"`{file}` takes and returns the tensors that `{EXPORT_REPORT}` lists. {decoding.get('note', '')}".strip()
+    if not TEXT_INPUTS.issuperset(map(str, report.get("inputs") or ())):
+        return f"`{file}` takes and returns the tensors that `{EXPORT_REPORT}` lists."
     values = {"name": _quoted(name), "file": file, "length": length, "document": DOMAINS["text"].document, "onnx": file == GRAPHS["onnx"]}
     return f"```python\n{_block('graph', values).strip()}\n```"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -275,7 +274,7 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
 
     Raises:
         OptionError: the requested value is not a duration.
-        LengthError: it is shorter than the source's, or longer than a position table that cannot be extended.
+        LengthError: it is shorter than the source's.
     """
     rule, config = architecture.family.rule, architecture.source_config
     old, read = rule.durations(config)
@@ -284,12 +283,6 @@ def audio_durations(architecture: Any, request: Any) -> InputSizes:
         raise LengthError(
             f"The source was trained on sounds of up to {duration(old)} and conversion only extends it: {duration(new)} are too few, give "
             f"at least --audio-seconds {old:g}."
-        )
-    most = rule.longest_seconds(config)
-    if new > max(old, most):
-        raise LengthError(
-            f"A {architecture.source_class} has positions for {duration(most)} of sound, which are not extended, so --audio-seconds "
-            f"{new:g} is too long; give at most --audio-seconds {math.floor(most):g}."
         )
     return architecture.kind.sizes_between(config, old, new)
 

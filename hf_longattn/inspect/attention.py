@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -225,9 +226,9 @@ def _read_sounds(
         required_processor(extractor, loaded.name, "sound")
     rule, config = kind.rule, network.config
     sounds = kind.user_inputs(rule, config, loaded.folder or Path(), loaded.name, recordings, STRETCHES, extractor)
-    limit, notes = rule.longest_seconds(config), list[str]()
+    limit, notes = math.inf, list[str]()
     if not loaded.is_long and not rule.base_reads(config, max(asked or SECONDS)):
-        limit = min(limit, float(rule.durations(config)[0]))
+        limit = float(rule.durations(config)[0])
     longest = min(sounds.longest, limit)
     durations = [seconds for seconds in SECONDS if seconds <= longest] or [longest]
     if asked is not None:

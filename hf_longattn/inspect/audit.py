@@ -49,11 +49,6 @@ from .targets import (
 from .verdict import CUT_OFF, ReachAudit, TowersAudit, audited
 
 DEFAULT_LENGTH = 2048
-WITH_MASK = (
-    "With an attention_mask of ones every layer agrees with the config: the model leaves its windows out where none is given, so give one, "
-    "or convert the checkpoint, whose layers keep them either way."
-)
-"""Note for an audio model that agrees with its config only if it gets a mask."""
 OUTPUT_RUNS = 4
 """Maximum sets of runs for the output of a model whose layers were measured."""
 
@@ -148,19 +143,13 @@ def audit_reach(
     declared = DeclaredReach(config, stack, ids, target.leading, target.trailing, inputs)
     rows = _pooled_rows(folder) if url is not None else None
 
-    def audit(target: AuditTarget) -> ReachAudit:
-        started = time.monotonic()
-        settings = Settings(tolerance, exhaustive)
-        parts = _measured(target, declared, ids, words, rows, generator, settings)
-        return audited(name, target, declared, parts, time.monotonic() - started, settings)
-
-    result = audit(target)
+    started = time.monotonic()
+    limits = Settings(tolerance, exhaustive)
+    parts = _measured(target, declared, ids, words, rows, generator, limits)
+    result = audited(name, target, declared, parts, time.monotonic() - started, limits)
     if server is not None and CUT_OFF in result.stages[0].problem:
         return replace(result, notes=tuple(filter(None, [server.when_strict(ids)])))
-    if result.agrees or inputs is None or not inputs.masks or onnx is not None:
-        return result
-    agrees = audit(ModelTarget(loaded, inputs.with_mask())).agrees
-    return replace(result, note=WITH_MASK) if agrees else result
+    return result
 
 
 def _audit_towers(model: Any, attentions: Mapping[str, LongAttentionConfig], settings: Mapping[str, Any]) -> TowersAudit:

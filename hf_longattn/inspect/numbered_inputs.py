@@ -23,9 +23,9 @@ from ..inputs.grid import GridKind
 from ..inputs.sound import SoundKind
 from ..mechanisms import Mechanism
 from ..modeling.family.audio_rule import MASK, AudioRule
+from ..modeling.family.convolutions import Convolution
 from ..modeling.family.definition import Family
 from ..modeling.family.grid_rule import GridRule
-from ..modeling.family.stream_rule import Convolution, Section
 
 SHORTEST, LONGEST = 8, 131_072
 """Minimum and maximum number of tokens in an audit."""
@@ -165,13 +165,11 @@ class AuditSounds(AuditInputs):
         self.values = torch.randn(DIFFERENT_PATCHES, *shape, generator=torch.Generator().manual_seed(0))
         self.numbers = torch.arange(DIFFERENT_PATCHES)
         self.before = self.inside = None  # unless the family declares them
-        stream = rule.stream
-        if stream is not None and not stream.refusal(config) and rule.output_rows(config, self.samples) == frames:
-            positions = () if stream.encoder is None else stream.encoder[1](config)
+        over_frames = rule.over_frames(config)
+        if over_frames is not None and rule.output_rows(config, self.samples) == frames:
+            positions, inside = over_frames
             before = [_mixing("frames that overlap", rule.front(config)), _mixing("positions by a convolution", positions)]
-            inside = _mixing("convolution", stream.inside(config))
-            if None not in (*before, inside):
-                self.before, self.inside = (tuple(part for part in parts if part and part.mixes) for parts in (before, [inside]))
+            self.before, self.inside = (tuple(part for part in parts if part.mixes) for parts in (before, [_mixing("convolution", inside)]))
 
     @classmethod
     def of(cls, family: Family, config: Any, length: int | None, default: int) -> AuditSounds:
@@ -181,12 +179,10 @@ class AuditSounds(AuditInputs):
             LengthError: the model does not support this number of frames.
         """
         rule: Any = family.rule
-        longest = rule.longest(config)
-        most = LONGEST if longest is None else min(LONGEST, longest)
-        usual = min(most, default, rule.most_tokens(family, config))
+        usual = min(LONGEST, default, rule.most_tokens(family, config))
         frames = usual if length is None else length
-        if not SHORTEST <= frames <= most:
-            raise LengthError(f"An audit takes {SHORTEST} to {most:,} frames, not {frames:,}; give --length {usual}.")
+        if not SHORTEST <= frames <= LONGEST:
+            raise LengthError(f"An audit takes {SHORTEST} to {LONGEST:,} frames, not {frames:,}; give --length {usual}.")
         is_long = bool(getattr(config, "base_model_type", None))
         if not (is_long or rule.base_reads(config, rule.seconds(rule.length_of(config, frames)))):
             frames = rule.frames(config, rule.length(rule.durations(config)[0]))
@@ -208,14 +204,12 @@ class AuditSounds(AuditInputs):
         return arguments
 
 
-def _mixing(name: str, sections: Sequence[Section]) -> Mixing | None:
-    """The receptive field of consecutive convolutions, in frames of the last one. ``None`` if a section is no convolution."""
+def _mixing(name: str, convolutions: Sequence[Convolution]) -> Mixing:
+    """The receptive field of consecutive convolutions, in frames of the last one."""
     left, kernel, stride = 0, 1, 1
-    for section in sections:
-        if not isinstance(section, Convolution):
-            return None
-        left, kernel = left + section.left * stride, kernel + (section.kernel - 1) * stride
-        stride *= section.stride
+    for convolution in convolutions:
+        left, kernel = left + convolution.left * stride, kernel + (convolution.kernel - 1) * stride
+        stride *= convolution.stride
     return Mixing(name, -(-left // stride), (kernel - 1 - left) // stride)
 
 

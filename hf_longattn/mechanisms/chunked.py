@@ -5,8 +5,7 @@ With C(i) = ⌊i/c⌋, counted from the first real token, query i sees key j if
 
     0 <= C(i) - C(j) <= n        (and j <= i in the causal form)
 
-An encoder trained this way can read a stream chunk by chunk. A token looks ahead at most to the end of its chunk. Each layer keeps the keys
-and values of the past n chunks. FastConformer's ``att_context_size=[70, 13]`` is ``chunk_size=14, left_chunks=5``.
+A token looks ahead at most to the end of its chunk. FastConformer's ``att_context_size=[70, 13]`` is ``chunk_size=14, left_chunks=5``.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Chunked(GatheredMechanism):
 
     summary = "each token sees its chunk and the n chunks before it, as streaming speech models do"
     paper = "Zhang et al. 2020, Unified Streaming and Non-streaming Two-pass End-to-end Model for Speech Recognition"
-    when = "a speech encoder that reads a stream, or one trained with chunks (FastConformer, Nemotron)"
+    when = "a speech encoder was trained with chunks (FastConformer)"
     cost = "N·c·(n+1)"
     per_head_tensors = ()
     sample: ClassVar[dict[str, Any]] = {"chunk_size": 12, "left_chunks": 2}
@@ -67,7 +66,7 @@ class Chunked(GatheredMechanism):
 
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.chunk_size
-        return Locality((self.options.left_chunks + 1) * size - 1, 0 if causal else size - 1, size, by_block=True)
+        return Locality((self.options.left_chunks + 1) * size - 1, 0 if causal else size - 1, size)
 
     def covers(self, length: int, causal: bool = False) -> bool:
         return self.options.chunk_size * (self.options.left_chunks + 1 if causal else 1) >= length

@@ -208,7 +208,7 @@ class Segmented(SummarisedMechanism, GatheredMechanism):
     def locality(self, causal: bool) -> Locality | None:
         size = self.options.block_size
         seen = (self._neighbours + 1) * size - 1
-        return None if self.summarises else Locality(seen, 0 if causal else seen, size, by_block=True)
+        return None if self.summarises else Locality(seen, 0 if causal else seen, size)
 
     @property
     def _neighbours(self) -> int:

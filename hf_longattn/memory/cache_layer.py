@@ -7,7 +7,7 @@ for static caches, and passes none of our settings. The name therefore contains 
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -29,34 +29,6 @@ COUNTED_PACKAGES = ("transformers", "hf_longattn")
 """Packages whose objects :func:`cache_bytes` searches for tensors."""
 MAX_TYPE_NAMES = 1024
 """Maximum number of layer types that this package keeps registered in transformers."""
-
-
-class AttentionCacheLayer(ABC):
-    """A cache layer that can compute a step's attention instead of the mechanism, if :meth:`computes_attention` is true."""
-
-    keeps: ClassVar[str]
-    """Description of the cached data, for :func:`hf_longattn.explain`."""
-
-    @abstractmethod
-    def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
-        """Whether to call :meth:`attend` in this step. If not, ``update`` has returned all past keys and values."""
-
-    @abstractmethod
-    def note_padding(self, mask: Tensor | None) -> None:
-        """Read the padding mask ``(B, tokens seen so far)``. Called before every step."""
-
-    @abstractmethod
-    def attend(
-        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attention of the queries ``(B, H, Nq, D)`` of this step.
-
-        Args:
-            k, v: the keys and values that this layer's ``update`` returned.
-            call: has the padding of all tokens seen so far. Its score term, if any, is a four-dimensional mask, a bias or a cap.
-        Returns:
-            ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` if ``weights_wanted``.
-        """
 
 
 class CroppableLayer(DynamicLayer):
@@ -91,9 +63,14 @@ class CroppableLayer(DynamicLayer):
         """Drop the last ``count`` tokens, and data held only for :meth:`crop`."""
 
 
-class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
-    """A cache layer that reads each sequence's first column from the padding masks."""
+class AttentionCacheLayer(CroppableLayer):
+    """A cache layer that can compute a step's attention instead of the mechanism, if :meth:`computes_attention` is true.
 
+    It reads each sequence's first column from the padding masks.
+    """
+
+    keeps: ClassVar[str]
+    """Description of the cached data, for :func:`hf_longattn.explain`."""
     keys: Tensor
     values: Tensor
 
@@ -104,7 +81,25 @@ class LeftPaddedLayer(AttentionCacheLayer, CroppableLayer):
         self._all_started = False
         """Whether every sequence has started."""
 
+    @abstractmethod
+    def computes_attention(self, mechanism: Mechanism, q: Tensor, call: AttentionCall) -> bool:
+        """Whether to call :meth:`attend` in this step. If not, ``update`` has returned all past keys and values."""
+
+    @abstractmethod
+    def attend(
+        self, mechanism: Mechanism, q: Tensor, k: Tensor, v: Tensor, call: AttentionCall, weights_wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of the queries ``(B, H, Nq, D)`` of this step.
+
+        Args:
+            k, v: the keys and values that this layer's ``update`` returned.
+            call: has the padding of all tokens seen so far. Its score term, if any, is a four-dimensional mask, a bias or a cap.
+        Returns:
+            ``(B, H, Nq, D)``, and the weights ``(B, H, Nq, tokens seen so far)`` if ``weights_wanted``.
+        """
+
     def note_padding(self, mask: Tensor | None) -> None:
+        """Read the padding mask ``(B, tokens seen so far)``. Called before every step."""
         if self._all_started:
             return
         if self.starts is None:

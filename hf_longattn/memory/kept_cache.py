@@ -19,7 +19,7 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.masked import MaskedMechanism, kept_of
 from ..mechanisms.common.registry import prototype
 from ..naming import BACKEND
-from .cache_layer import LeftPaddedLayer, enter_layer_type, refuse_restricted_pairs
+from .cache_layer import AttentionCacheLayer, enter_layer_type, refuse_restricted_pairs
 from .static_cache import StaticKeysLayer
 
 SLACK = 64
@@ -27,7 +27,7 @@ SLACK = 64
 Assisted decoding crops rejected tokens."""
 
 
-class SparseCacheLayer(LeftPaddedLayer):
+class SparseCacheLayer(AttentionCacheLayer):
     """The keys and values ``(B, H, S, D)``, at ``columns (B, S)``, that later tokens can still see. ``mechanism`` and ``options`` (JSON)
     determine them; unneeded keys are removed once per :data:`SLACK` tokens. ``seen`` is the number of tokens so far."""
 

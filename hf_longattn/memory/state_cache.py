@@ -17,7 +17,7 @@ from ..errors import LengthError
 from ..mechanisms.common.base import Mechanism
 from ..naming import BACKEND
 from ..private_apis import warn_missing
-from .cache_layer import NOT_STARTED, LeftPaddedLayer, compact, refuse_restricted_pairs, unread_cache
+from .cache_layer import NOT_STARTED, AttentionCacheLayer, compact, refuse_restricted_pairs, unread_cache
 from .static_cache import ReservedLayer
 
 STATE_LAYER = f"{BACKEND}_state"
@@ -86,7 +86,7 @@ class LastSteps:
         self._steps.clear()
 
 
-class StateLayer(LeftPaddedLayer):
+class StateLayer(AttentionCacheLayer):
     """The state that :meth:`hf_longattn.Mechanism.advance` returned, and the number of tokens in it."""
 
     keeps = "a state"

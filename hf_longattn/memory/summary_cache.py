@@ -20,7 +20,7 @@ from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.relative_terms import with_relative
 from ..mechanisms.common.summaries import FEW_QUERIES, CacheSummaries, SummarisedMechanism
 from ..naming import BACKEND
-from .cache_layer import LeftPaddedLayer
+from .cache_layer import AttentionCacheLayer
 from .static_cache import StaticKeysLayer
 
 SUMMARY_LAYER = f"{BACKEND}_summaries"
@@ -63,7 +63,7 @@ class GrowableBuffer:
         self._buffers.clear()
 
 
-class SummaryLayer(LeftPaddedLayer):
+class SummaryLayer(AttentionCacheLayer):
     """All keys and values ``(B, H, N, D)``, and summary ``tables (B, H', units, …)``. The tables cover the first ``summarised`` columns."""
 
     keeps = "keys and summaries"

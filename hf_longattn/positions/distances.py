@@ -19,10 +19,8 @@ class Locality:
     """A query sees only keys from ``back`` tokens before it to ``ahead`` after it, and the extra keys of ``beside``.
 
     period: shifting all positions by a multiple of this leaves the output unchanged.
-    by_block: whether tokens form blocks of ``period``. All queries of a block then see ahead to the same key: the end of their block or of
-        a later one.
-    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys anywhere, so that a shard or
-        a stream cannot rely on neighbouring tokens.
+    beside: extra keys: none (empty), ``"globals"`` (:meth:`Mechanism.resolve_globals`), or ``"others"``: keys anywhere, so that a shard
+        cannot rely on neighbouring tokens.
     is_window: whether every key in the range is seen, and nothing else, as in a sliding window.
     in_eval: ``"same"``: the range also holds in eval mode. ``"everything"``: all keys are seen there. ``"unknown"``: not known.
     width_of_keys: maximum distance from a query's first key to its last, in tokens. Default: back + ahead, less period - 1 if ahead > 0.
@@ -31,7 +29,6 @@ class Locality:
     back: int
     ahead: int
     period: int = 1
-    by_block: bool = False
     beside: str = ""
     is_window: bool = False
     in_eval: str = "same"
@@ -43,16 +40,6 @@ class Locality:
         if self.width_of_keys is not None:
             return self.width_of_keys
         return self.back + self.ahead - (self.period - 1 if self.ahead else 0)
-
-    def final(self, seen: int) -> int:
-        """Number of outputs that are final after ``seen`` tokens. Later tokens do not change them."""
-        if not self.by_block or not self.ahead:
-            return max(0, seen - self.ahead)
-        return max(0, seen - (self.ahead + 1 - self.period)) // self.period * self.period
-
-    def first(self, output: int) -> int:
-        """Index of the first token needed for output number ``output`` and all later ones, rounded down to a multiple of ``period``."""
-        return max(0, output - self.back) // self.period * self.period
 
 
 def widest_span(trained: int, *, causal: bool) -> int:

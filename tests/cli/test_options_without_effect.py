@@ -69,7 +69,7 @@ def test_a_file_that_exists_is_not_written_over(option: str, tmp_path: Path, cap
         ("inspect --mechanism window --plot x.png --revision main", "--revision"),
         ("export {here} out --format torch --opset 20", "--opset"),
         ("export {here} out --format native --opset 20", "--opset"),
-        ("export {here} out --format gguf --task fill-mask", "--task"),
+        ("export {here} out --format native --task fill-mask", "--task"),
         ("compress {here} out --method int8 --share 0.25", "--share"),
         ("compress {here} out --method bf16 --share 0.5", "--share"),
         ("audit {here} --lengths 512", "--lengths"),

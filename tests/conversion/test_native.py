@@ -99,7 +99,6 @@ SLOW: dict[str, tuple[str, Any, str | None, dict[str, Any], str]] = {
     "mixtral": ("mixtral", WINDOW, None, {}, "MixtralForCausalLM"),
     "qwen3_moe": ("qwen3_moe", WINDOW, None, {}, "Qwen3MoeForCausalLM"),
     "gpt_neo, another layer": ("gpt_neo", {"layers": "0=window:window=6;1=full"}, None, {}, "GPTNeoForCausalLM"),
-    "gptj, full": ("gptj", FULL, None, {}, "GPTJForCausalLM"),
 }  # fmt: skip
 CASES = {**QUICK, **SLOW}
 
@@ -332,7 +331,7 @@ def test_the_plan_says_whether_there_is_one(checkpoint: Callable[..., Path], cap
     [
         (["export", "LONG", "OUT", "--format", "native"], "Layer 0 has 'strided'"),
         (["export", "SHORT", "OUT", "--format", "native"], "is a short checkpoint"),
-        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch, native, gguf."),
+        (["export", "LONG", "OUT", "--format", "tensorrt"], "Unknown format 'tensorrt'; expected onnx, torch, native."),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,6 @@ OLD, NEW = 64, 200
 PADS = (0, 1, 3)
 SHAPE = {"vocab_size": 90, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 OF_PAGES: dict[str, dict[str, Any]] = {
-    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8, "input_size": 16, "patch_size": 8},
     "lilt": {"hidden_size": 48},
     "markuplm": {"max_depth": 4},
 }

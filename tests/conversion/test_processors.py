@@ -14,9 +14,9 @@ from transformers import (
     ASTFeatureExtractor,
     AutoFeatureExtractor,
     AutoImageProcessor,
-    LayoutLMv3Config,
-    LayoutLMv3Model,
     LayoutLMv3Tokenizer,
+    LiltConfig,
+    LiltModel,
     ViTImageProcessor,
 )
 
@@ -145,13 +145,13 @@ class TestText:
             self.checks(tmp_path / "short", tmp_path / "long")
 
     def page(self, folder: Path) -> Path:
-        """A LayoutLMv3 of 60 words and boxes."""
+        """A LiLT of 60 words and boxes, with the tokenizer of its RoBERTa checkpoints."""
         letters = [*map(chr, range(33, 127)), "Ġ"]
         vocabulary = {piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters])}
         LayoutLMv3Tokenizer(vocab=vocabulary, merges=[], model_max_length=60).save_pretrained(folder / "short")
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "input_size": 32}
-        places = {"max_position_embeddings": 62, "pad_token_id": 1, "coordinate_size": 6, "shape_size": 4}
-        LayoutLMv3Model(LayoutLMv3Config(vocab_size=len(vocabulary), **sizes, **places)).save_pretrained(folder / "short")
+        sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        places = {"max_position_embeddings": 62, "pad_token_id": 1}
+        LiltModel(LiltConfig(vocab_size=len(vocabulary), **sizes, **places)).save_pretrained(folder / "short")
         return folder / "short"
 
     def checks(self, source: Path, target: Path) -> dict[str, Check]:

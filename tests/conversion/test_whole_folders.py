@@ -42,7 +42,7 @@ TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{%
 CARD = "---\nlicense: mit\nlanguage: de\n---\n\n# A model\n"
 SPECIAL = {"eos_token_id": [0, 3], "pad_token_id": 0, "bos_token_id": 1}
 GENERATION = {"do_sample": False, "max_new_tokens": 6, "repetition_penalty": 1.3, **SPECIAL}
-QUICK = ("convert", "revert", "compress bf16", "export native", "export gguf")
+QUICK = ("convert", "revert", "compress bf16", "export native")
 """Commands that neither trace a graph nor search for what matters least."""
 
 
@@ -149,8 +149,6 @@ def answer(folder: Path) -> torch.Tensor:
     assert inputs["input_ids"][0, 0] == tokenizer.convert_tokens_to_ids("<|system|>")
     if (file := graph_of(folder)) is not None:
         return run_graph(file, [text])["logits"][0, -1]
-    if (folder / "model.gguf").is_file():
-        return torch.empty(0)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     settings = model.generation_config.to_diff_dict()
     assert {name: settings.get(name) for name in GENERATION} == {**GENERATION, "do_sample": settings.get("do_sample")}
@@ -227,7 +225,6 @@ class Writer:
 
 ENCODERS = ("encoder", "encoder in a folder", "reranker")
 NO_TWIN = (("reranker", "has no native twin"),)
-NO_GGUF = (*NO_TWIN, *((kind, "GGUF files are written for the architectures") for kind in ENCODERS[:2]))
 NO_TOKENS = tuple((kind, "predicts no tokens") for kind in ENCODERS)
 KNOWN = {
     "convert": Writer("convert", ("MECHANISM", "--max-length", str(LONG)), False, 1e-4),
@@ -235,7 +232,6 @@ KNOWN = {
     "export onnx": Writer("export onnx", tolerance=1e-4),
     "export torch": Writer("export torch", tolerance=1e-4),
     "export native": Writer("export native", tolerance=1e-4, refuses=NO_TWIN),
-    "export gguf": Writer("export gguf", tolerance=1e-4, refuses=NO_GGUF),
     "compress bf16": Writer("compress bf16", tolerance=0.1),
     "compress prune-heads": Writer("compress prune-heads", refuses=NO_TOKENS),
     "compress prune-ffn": Writer("compress prune-ffn", refuses=NO_TOKENS),

@@ -15,7 +15,7 @@ from hf_longattn.engines.common.batch import Batch
 from hf_longattn.engines.common.document_rows import DocumentRows, row_widths
 from hf_longattn.engines.common.grid import Grid
 from hf_longattn.engines.common.paths import observe
-from hf_longattn.engines.common.score_terms import DistanceBias, PlaceTerm
+from hf_longattn.engines.common.score_terms import DistanceBias
 from hf_longattn.engines.cuda import flex
 from hf_longattn.mechanisms.common.registry import mechanism_class, mechanism_from
 from hf_longattn.mechanisms.routing import Routing
@@ -157,13 +157,9 @@ def test_documents_that_a_pattern_covers_are_full_attention_in_one_call(emulated
     assert len(emulated_flash) <= 2, "the last may be the trial of the operator"
 
 
-@every_cell("term", ["distance", "place", "distance and query"])
+@every_cell("term", ["distance", "distance and query"])
 def test_score_terms_of_a_batch_move_with_its_documents(term: str) -> None:
-    places = torch.randint(-20, 20, (2, LENGTH, 2))
-    terms: dict[str, Any] = {
-        "distance": DistanceBias(torch.randn(4, 61, dtype=torch.double), 30),
-        "place": PlaceTerm(places, tuple(torch.randn(4, 33, dtype=torch.double) for _ in range(2))),
-    }
+    terms: dict[str, Any] = {"distance": DistanceBias(torch.randn(4, 61, dtype=torch.double), 30)}
     inputs = tensors()
     if term == "distance and query":
         terms[term] = terms["distance"].by_distance(inputs[0].detach(), inputs[1].detach())

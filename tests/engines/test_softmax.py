@@ -37,7 +37,7 @@ def arguments_of(name: str) -> tuple[Any, ...]:
     q, k, v = (torch.randn(1, 2, 100, 8, requires_grad=True) for _ in range(3))
     learned: list[Any] = []
     if name == "band":
-        learned, fixed, numbers = [torch.randn(2, 9)], [None, torch.arange(100)[None] < 3, None, None], [10, 10, 0, 1, 4]
+        learned, fixed, numbers = [torch.randn(2, 9)], [None, torch.arange(100)[None] < 3], [10, 10, 0, 1, 4]
     elif name == "distances":
         learned = [torch.randn(1, 2, 100, 3), torch.randn(1, 21, 3), torch.randn(1, 2, 100, 4), torch.randn(2, 21, 4)]
         fixed, numbers = [None, None, torch.arange(100)[None] < 3], [10, 10, 10, 0, 1, 0]

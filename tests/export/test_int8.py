@@ -121,9 +121,6 @@ def test_the_graph_is_the_model_the_copy_lies_next_to_it_and_the_audit_tolerates
     assert not audit_reach(source, onnx=tmp_path / "graph" / INT8_FILE, length=256).agrees  # every scale depends on all tokens
     with pytest.raises(ExportError, match=r"int8 is a copy of an ONNX graph; give format='onnx'"):
         export_checkpoint(source, tmp_path / "other", format="torch", int8=True)
-    decoder = saved(tmp_path / "decoder", "window", "gpt2", "LongGPT2LMHeadModel")
-    with pytest.raises(ExportError, match="A graph with a cache is not quantised; leave int8 or the task"):
-        export_checkpoint(decoder, tmp_path / "other", task="text-generation-with-past", int8=True)
     with pytest.raises(SystemExit) as ended:
         main(["export", str(source), str(tmp_path / "other"), "--int8", "--format", "native"])
     assert ended.value.code

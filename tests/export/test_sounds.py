@@ -102,7 +102,7 @@ def test_every_family_is_a_graph_or_says_in_a_sentence_why_not(base: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["nemotron_asr_streaming_encoder", "parakeet_ctc", "parakeet_encoder"])
+@pytest.mark.parametrize("base", ["parakeet_ctc", "parakeet_encoder"])
 def test_relative_positions_and_chunks_in_onnx(base: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     saved_long(base, tmp_path)

@@ -1,4 +1,4 @@
-"""GPT-Neo and GPT-J: attention modules that are not on transformers' interface, GPT-Neo's with windows in every other layer."""
+"""GPT-Neo: attention modules that are not on transformers' interface, with windows in every other layer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_longattn import convert_checkpoint, plan_conversion
-from hf_longattn.errors import MaskError, OptionError, PositionError
+from hf_longattn.errors import MaskError, OptionError
 from hf_longattn.families import FAMILIES
 from scripts.dev.tools.small_models import language_model
 from tests.cells import every_cell
-from tests.reference.small_models import checkpoint_activations, head_inputs, long_model, padding, pair, plain_model, tokens
+from tests.reference.small_models import checkpoint_activations, head_inputs, long_model, padding, pair, tokens
 
 FULL = {"mechanism": "full"}
-
-
-BASES = ("gpt_neo", "gptj")
-HEADS = [(base, head) for base in BASES for head in FAMILIES[base].model_classes]
+HEADS = [*FAMILIES["gpt_neo"].model_classes]
 WINDOW = {"mechanism": "window", "window": 8}
 
 
@@ -31,9 +27,9 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, atol=5e-5 * max(1.0, float(a.abs().max())), rtol=0)
 
 
-@every_cell(("base", "head"), HEADS, ids=[head for _, head in HEADS])
-def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> None:
-    plain, longer = pair(base, head, FULL)
+@every_cell("head", HEADS)
+def test_every_head_with_full_attention_is_the_base(head: str) -> None:
+    plain, longer = pair("gpt_neo", head, FULL)
     made = type(longer)
     assert issubclass(made, type(plain))
     assert made.can_generate() == plain.can_generate()
@@ -49,72 +45,75 @@ def test_every_head_with_full_attention_is_the_base(base: str, head: str) -> Non
         assert torch.equal(a[real], c[real])
 
 
-@every_cell("base", BASES)
-class TestEitherBase:
-    def test_the_pattern_is_that_of_a_mask(self, base: str) -> None:
-        """Against transformers' own model with the window as a mask (B, 1, N, N), on the left-padded text as well."""
-        plain, longer = pair(base, None, WINDOW | {"layers": {1: {"window": 8}}})
-        mask = padding(3, 60, left=True)
-        position = torch.arange(60)
-        seen = (position[:, None] - position >= 0) & (position[:, None] - position < 8) & mask.bool()[:, None, None, :]
-        seen |= torch.eye(60, dtype=torch.bool)
-        places = (mask.cumsum(1) - 1).clamp(min=0)
-        with torch.no_grad():
-            additive = torch.zeros(3, 1, 60, 60).masked_fill(~seen, torch.finfo(torch.float32).min)
-            expected = plain(tokens(3, 60), attention_mask=additive, position_ids=places).last_hidden_state
-            found = longer(tokens(3, 60), attention_mask=mask, position_ids=places).last_hidden_state
-        close(expected[mask.bool()], found[mask.bool()])
+def test_the_pattern_is_that_of_a_mask() -> None:
+    """Against transformers' own model with the window as a mask (B, 1, N, N), on the left-padded text as well."""
+    plain, longer = pair("gpt_neo", None, WINDOW | {"layers": {1: {"window": 8}}})
+    mask = padding(3, 60, left=True)
+    position = torch.arange(60)
+    seen = (position[:, None] - position >= 0) & (position[:, None] - position < 8) & mask.bool()[:, None, None, :]
+    seen |= torch.eye(60, dtype=torch.bool)
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        additive = torch.zeros(3, 1, 60, 60).masked_fill(~seen, torch.finfo(torch.float32).min)
+        expected = plain(tokens(3, 60), attention_mask=additive, position_ids=places).last_hidden_state
+        found = longer(tokens(3, 60), attention_mask=mask, position_ids=places).last_hidden_state
+    close(expected[mask.bool()], found[mask.bool()])
 
-    @pytest.mark.thorough
-    @every_cell("how", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
-    @every_cell("attention", [WINDOW, FULL], ids=lambda one: one["mechanism"])
-    def test_generate(self, base: str, attention: dict[str, Any], how: dict[str, Any]) -> None:
-        model = long_model(base, language_model(base), attention)
-        ids, mask = tokens(2, 50), padding(2, 50, left=True)
-        arguments = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "pad_token_id": 1}
-        written = model.generate(ids, attention_mask=mask, **arguments, **how)
-        assert torch.equal(written, model.generate(ids, attention_mask=mask, **arguments, **{**how, "use_cache": False}))
-        assert written.shape == (2, 60)
 
-    @pytest.mark.parametrize("reentrant", [True, False])
-    def test_gradients_are_the_base_s_with_checkpointing_too(self, base: str, reentrant: bool) -> None:
-        gradients = []
-        for checkpointing, model in enumerate(pair(base, language_model(base), FULL)):
-            model.train()
-            if checkpointing:
-                checkpoint_activations(model, use_reentrant=reentrant)
-                model.enable_input_require_grads()
-            model(tokens(2, 50), labels=tokens(2, 50)).loss.backward()
-            gradients.append({name: p.grad for name, p in model.named_parameters()})
-        assert gradients[0].keys() == gradients[1].keys()
-        for name, gradient in gradients[0].items():
-            torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name)
+@pytest.mark.thorough
+@every_cell("how", [{}, {"num_beams": 2}, {"use_cache": False}], ids=str)
+@every_cell("attention", [WINDOW, FULL], ids=lambda one: one["mechanism"])
+def test_generate(attention: dict[str, Any], how: dict[str, Any]) -> None:
+    model = long_model("gpt_neo", language_model("gpt_neo"), attention)
+    ids, mask = tokens(2, 50), padding(2, 50, left=True)
+    arguments = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "pad_token_id": 1}
+    written = model.generate(ids, attention_mask=mask, **arguments, **how)
+    assert torch.equal(written, model.generate(ids, attention_mask=mask, **arguments, **{**how, "use_cache": False}))
+    assert written.shape == (2, 60)
 
-    @pytest.mark.slow
-    def test_saved_copied_and_compiled(self, base: str, tmp_path: Path) -> None:
-        model = long_model(base, language_model(base), WINDOW)
-        model.save_pretrained(tmp_path / "first")
-        read = type(model).from_pretrained(tmp_path / "first")
-        read.save_pretrained(tmp_path / "second")
-        for name in ("model.safetensors", "config.json"):
-            assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-        with torch.no_grad():
-            expected = model(tokens(2, 70)).logits
-            for twin in (read.eval(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-                assert torch.equal(twin(tokens(2, 70)).logits, expected)
-            close(expected, torch.compile(model, fullgraph=True, backend="eager")(tokens(2, 70), use_cache=False).logits)
 
-    def test_attentions(self, base: str) -> None:
-        with torch.no_grad():
-            out = long_model(base, None, WINDOW)(tokens(2, 30), output_attentions=True)
-        assert [weights.shape for weights in out.attentions] == [(2, 4, 30, 30)] * 3
-        assert out.attentions[0][0, 0, 29, :22].max() == 0
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_are_the_base_s_with_checkpointing_too(reentrant: bool) -> None:
+    gradients = []
+    for checkpointing, model in enumerate(pair("gpt_neo", language_model("gpt_neo"), FULL)):
+        model.train()
+        if checkpointing:
+            checkpoint_activations(model, use_reentrant=reentrant)
+            model.enable_input_require_grads()
+        model(tokens(2, 50), labels=tokens(2, 50)).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())), rtol=1e-3, msg=name)
 
-    def test_global_tokens_are_refused(self, base: str) -> None:
-        with pytest.raises(OptionError, match="cannot pass global tokens to its attention, which mechanism 'longformer' needs"):
-            long_model(base, None, {"mechanism": "longformer"})
-        with pytest.raises(MaskError, match="cannot pass a global_attention_mask to its attention; leave it out"):
-            long_model(base, None, WINDOW)(tokens(2, 30), global_attention_mask=torch.eye(2, 30))
+
+@pytest.mark.slow
+def test_saved_copied_and_compiled(tmp_path: Path) -> None:
+    model = long_model("gpt_neo", language_model("gpt_neo"), WINDOW)
+    model.save_pretrained(tmp_path / "first")
+    read = type(model).from_pretrained(tmp_path / "first")
+    read.save_pretrained(tmp_path / "second")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    with torch.no_grad():
+        expected = model(tokens(2, 70)).logits
+        for twin in (read.eval(), copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(twin(tokens(2, 70)).logits, expected)
+        close(expected, torch.compile(model, fullgraph=True, backend="eager")(tokens(2, 70), use_cache=False).logits)
+
+
+def test_attentions() -> None:
+    with torch.no_grad():
+        out = long_model("gpt_neo", None, WINDOW)(tokens(2, 30), output_attentions=True)
+    assert [weights.shape for weights in out.attentions] == [(2, 4, 30, 30)] * 3
+    assert out.attentions[0][0, 0, 29, :22].max() == 0
+
+
+def test_global_tokens_are_refused() -> None:
+    with pytest.raises(OptionError, match="cannot pass global tokens to its attention, which mechanism 'longformer' needs"):
+        long_model("gpt_neo", None, {"mechanism": "longformer"})
+    with pytest.raises(MaskError, match="cannot pass a global_attention_mask to its attention; leave it out"):
+        long_model("gpt_neo", None, WINDOW)(tokens(2, 30), global_attention_mask=torch.eye(2, 30))
 
 
 def mechanisms(model: Any) -> list[Any]:
@@ -140,17 +139,3 @@ def test_no_mask_of_all_pairs_is_made_before_the_base_s_attention_runs() -> None
         torch.testing.assert_close(model(ids).logits, expected, atol=1e-3, rtol=0)
     masks = [value for name, value in model.named_buffers() if name.endswith("attention.bias")]
     assert {mask.shape for mask in masks} == {(1, 1, 60, 60)}
-
-
-@pytest.mark.thorough
-def test_rotary_positions_that_cannot_be_scaled(tmp_path: Path) -> None:
-    plain_model("gptj", "GPTJForCausalLM").save_pretrained(tmp_path / "short")
-    asked: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 2048}
-    report = convert_checkpoint(tmp_path / "short", tmp_path / "long", **asked)
-    assert report.plan["positions"] == "rope:none"
-    model = FAMILIES["gptj"].model_class("LongGPTJForCausalLM").from_pretrained(tmp_path / "long").eval()
-    assert model.config.max_position_embeddings == 2048
-    with torch.no_grad():
-        assert model(tokens(1, 2000)).logits.isfinite().all()
-    with pytest.raises(PositionError, match="transformers cannot scale the rotary positions of a GPTJForCausalLM"):
-        plan_conversion(tmp_path / "short", **asked, positions="rope:yarn")

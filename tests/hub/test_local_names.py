@@ -26,7 +26,6 @@ COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
     "revert": lambda at, out: ["revert", f"{at}/long", f"{out}", "--max-length", "128", "--verify-text", f"{at}/book.txt"],
     "compress": lambda at, out: ["compress", f"{at}/long", f"{out}", "--method", "bf16", "--length", "64", "--text", f"{at}/book.txt"],
     "native": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "native"],
-    "gguf": lambda at, out: ["export", f"{at}/plain", f"{out}", "--format", "gguf"],
     "torch": lambda at, out: ["export", f"{at}/long", f"{out}", "--format", "torch"],
     "clm": lambda at, out: [
         *("train", "clm", "--model", f"{at}/long", "--text", f"{at}/book.txt", f"{at}/other.txt", "--output", f"{out}"),
@@ -61,8 +60,6 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_pushed_names_no_folder_of_this_machine(
     command: str, private: Path, server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if command == "gguf":
-        pytest.importorskip("gguf")
     monkeypatch.chdir(private)
     at, out = Path("../secret client") if command == "revert" else private, private / command
     with pytest.raises(SystemExit) as ended:
@@ -75,7 +72,7 @@ def test_what_is_pushed_names_no_folder_of_this_machine(
     card = sent["README.md"].decode()
     assert "\n# pushed\n" in card
     assert f"model_name: {command}\n" not in card
-    if command in ("native", "gguf", "torch"):
+    if command in ("native", "torch"):
         assert not [name for name in ("long", "plain") if f"`{name}`" in card]
         assert "from a local folder." in card
 

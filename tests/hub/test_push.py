@@ -262,7 +262,7 @@ def test_what_is_no_saved_model_is_refused(server: Hub, model: Path, tmp_path: P
     assert not server.requests
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "model.pt2", "model.gguf"])
+@pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
 def test_an_export_is_pushed_with_the_weights_beside_it(server: Hub, model: Path, file: str) -> None:
     (model / "model.safetensors").rename(model / file)
     (model / f"{file}.data").write_bytes(b"weights")

@@ -33,8 +33,8 @@ from tests.modeling.grid_models import seeing as seeing_by_mask
 
 __all__ = ["BASES", "HEADS", "base_model", "defined", "inputs_of", "long_model", "saved", "seeing", "small_model", "tensors"]
 
-APART = ("moonshine_streaming", "nemotron_asr_streaming", "nemotron_asr_streaming_encoder", "whisper")
-"""An encoder with a decoder, and what keeps the base's windows; they have tests of their own in tests/families."""
+APART = ("whisper",)
+"""Encoders with a decoder; they have tests of their own in tests/families."""
 FAMILIES_OF_SOUND = [name for name in FAMILIES if FAMILIES[name].rule.reads == "sound" and name not in APART]
 BASES = [name for name in FAMILIES_OF_SOUND if not FAMILIES[name].wraps_encoder]
 """Families with a model below their heads."""

@@ -16,12 +16,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import hf_longattn.families
 from hf_longattn.declarations import FILE, declared
-from hf_longattn.errors import CheckpointError
+from hf_longattn.errors import CheckpointError, PositionError
 from hf_longattn.modeling.family import definition
 from hf_longattn.modeling.family.definition import FAMILIES, PositionTable
 from scripts.dev.tools import check_derived
 from scripts.dev.tools.derived import FACTS, REFUSED, derive, text_model_types
 from tests.cells import every_cell
+from tests.reference.small_models import plain_model, tokens
 
 AFTER_PADDING = {"offset": "padding", "skips_padding": True}
 AFTER_TWO = {"offset": 2, "counted": False}
@@ -193,3 +194,17 @@ def test_a_model_initialises_tensors_of_its_layers(tmp_path: Path) -> None:
     expected, buffers = dict(model.named_buffers()), dict(loaded.named_buffers())
     for name in [name for name in expected if "mup_vector" in name]:
         assert torch.equal(buffers[name], expected[name])
+
+
+@pytest.mark.thorough
+def test_rotary_positions_of_a_fixed_table_are_not_scaled(tmp_path: Path) -> None:
+    plain_model("gptj", "GPTJForCausalLM").save_pretrained(tmp_path / "short")
+    settings: dict[str, Any] = {"mechanism": "window", "window": 16, "max_length": 2048}
+    report = hf_longattn.convert_checkpoint(tmp_path / "short", tmp_path / "long", **settings)
+    assert report.plan["positions"] == "rope:none"
+    model = FAMILIES["gptj"].model_class("LongGPTJForCausalLM").from_pretrained(tmp_path / "long").eval()
+    assert model.config.max_position_embeddings == 2048
+    with torch.no_grad():
+        assert model(tokens(1, 2000)).logits.isfinite().all()
+    with pytest.raises(PositionError, match="transformers cannot scale the rotary positions of a GPTJForCausalLM"):
+        hf_longattn.plan_conversion(tmp_path / "short", **settings, positions="rope:yarn")

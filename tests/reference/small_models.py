@@ -33,7 +33,7 @@ OWN: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.3, "residual_multiplier": 0.7, "embedding_multiplier": 2.0},
 }
 """What makes a base harder to follow than its default config does; the others need nothing here."""
-APART = ("deberta-v2", "gpt_neo", "gptj", "layoutlmv3", "lilt", "mpnet", "nystromformer")
+APART = ("deberta-v2", "gpt_neo", "lilt", "mpnet", "nystromformer")
 """Bases with one stack that have separate tests: their attention adds relative positions, attends with two flows, takes no global tokens,
 or is an approximation."""
 BASES = tuple(base for base, family in TEXT_FAMILIES.items() if not family.two_stacks and base not in APART)

@@ -1,5 +1,4 @@
-"""LongMPNet, LongDebertaV2, LongLilt and LongLayoutLMv3 against transformers' own, whose attention is not on the interface and adds terms
-to its scores."""
+"""LongMPNet, LongDebertaV2 and LongLilt against transformers' own, whose attention is not on the interface and adds terms to its scores."""
 
 from __future__ import annotations
 
@@ -17,11 +16,11 @@ from tests.reference.small_models import SHAPE, head_inputs, tokens
 
 V3 = {"relative_attention": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "norm_rel_ebd": "layer_norm",
       "position_buckets": 32, "share_att_key": True, "type_vocab_size": 0}  # fmt: skip
-VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3, "lilt": {}, "layoutlmv3": {}}
+VALUES: dict[str, dict[str, Any]] = {"mpnet": {}, "deberta-v2": V3, "lilt": {}}
 BY_DISTANCE = ("mpnet", "deberta-v2")
 """Those whose base takes no global tokens, or not by itself."""
 HEADS = [(base, head) for base in VALUES for head in families.FAMILIES[base].model_classes]
-BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model"), ("lilt", "LiltModel"), ("layoutlmv3", "LayoutLMv3Model")]
+BASE_MODELS = [("mpnet", "MPNetModel"), ("deberta-v2", "DebertaV2Model"), ("lilt", "LiltModel")]
 COVERING = {"mechanism": "window", "window": 800, "layers": {1: {"mechanism": "full"}}}
 
 

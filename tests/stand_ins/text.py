@@ -359,7 +359,7 @@ page(
     ),
 )
 page("docs/how-to/linearise.md", Setting(instead=SHORT_STAGES, before=MEMORY, slow=True))
-page("docs/how-to/native.md", Setting(instead={"65536": "4096"}, slow=True))
+page("docs/how-to/native.md", Setting(slow=True))
 page("docs/how-to/long_models.md", Setting(slow=True))
 page(
     "docs/how-to/positions.md",
@@ -374,8 +374,7 @@ page(
     ),
 )
 page("docs/how-to/long_qa.md", Setting(before="document = 'The house is old. Ada built it. ' * 20", slow=True))
-page("docs/how-to/decoder_graph.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
-page("docs/how-to/export.md", Setting(instead={"--max-new-tokens 200": "--max-new-tokens 20"}, slow=True))
+page("docs/how-to/export.md", Setting(slow=True))
 page("docs/index.md", Setting(slow=True))  # has the commands of README.md
 page("docs/install.md", Setting(slow=True))  # makes a virtual environment
 page("README.md", Setting(instead={"--data pairs.jsonl": "--data pairs.jsonl --max-steps 2"}))

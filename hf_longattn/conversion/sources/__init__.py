@@ -1,1 +1,1 @@
-"""Where checkpoints come from: folders, the Hub, GGUF files, adapters … One file per format."""
+"""Where checkpoints come from: folders, the Hub, adapters … One file per format."""

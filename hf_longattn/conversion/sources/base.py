@@ -333,5 +333,5 @@ def open_request(request: SourceRequest, *, below: int | None = None) -> Source:
         if not (has_weights and entry.after_safetensors) and entry.recognises(request):
             return entry.open(request)
     if request.path.is_file():
-        raise CheckpointError(f"{request.name!r} is a file; give the folder that holds config.json and {WEIGHTS}, or a .gguf file.")
+        raise CheckpointError(f"{request.name!r} is a file; give the folder that holds config.json and {WEIGHTS}.")
     raise CheckpointError(NO_FOLDER.format(request.name))

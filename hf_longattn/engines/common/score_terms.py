@@ -8,7 +8,6 @@ of a batch, or for rolled rows. :func:`as_term` gives a plain function the metho
 |---|---|---|
 | :class:`DistanceBias` | ``table[h, i - j]`` | T5, ALiBi, MPNet |
 | :class:`DistanceTerm` | ``p_i · r_{i-j} + e_j · s_{i-j} + c · k_j`` | Transformer-XL, Shaw, Conformer, DeBERTa, WavLM |
-| :class:`PlaceTerm` | ``Σ_a table_a[h, x_a(j) - x_a(i)]``, places x anywhere | LayoutLMv3 |
 | :class:`GridBias` | ``table[h, x(i) - x(j)]``, places x on a grid | Swin, BEiT, DiNAT |
 | :class:`~hf_longattn.positions.axis_term.AxisTerm` | ``Σ_a q_i · R_a[x_a(i) - x_a(j)]``, places x on a grid | MViTv2, SAM, ViTDet |
 """
@@ -112,9 +111,9 @@ class ScoreTerm(ABC):
         """The term for the path ``cpu-distances``; ``None`` if it is not a distance term."""
         return None
 
-    def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
-        """Arguments for the path ``cpu-band``: a table, its ``ahead``, places, and the tables of all axes."""
-        return None, 0, None, None
+    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
+        """Arguments for the path ``cpu-band``: the table of a bias, if any, and its ``ahead``."""
+        return (), 0
 
     def as_features(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, sizes: Sequence[int] | None = None, shared: int = 0
@@ -252,8 +251,8 @@ class DistanceBias(ScoreTerm):
         """The bias as a :class:`DistanceTerm` whose p is 1 for each query."""
         return DistanceTerm(q.new_ones(1, dtype=self.table.dtype).expand(*q.shape[:3], 1), self.table[..., None], self.ahead, k)
 
-    def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
-        return self.table, self.ahead, None, None
+    def for_band(self) -> tuple[tuple[Tensor, ...], int]:
+        return (self.table,), self.ahead
 
     def over(self, distance: Tensor) -> Tensor:
         """The bias ``(H, rows, columns)`` for distances ``(rows, columns)``."""
@@ -370,64 +369,6 @@ class DistanceTerm(ScoreTerm):
 
 def _of_heads(table: Tensor, heads: list[int]) -> Tensor:
     return table if len(table) == 1 else take_heads(table, heads, 0)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PlaceTerm(ScoreTerm):
-    """A ``score_mod`` of the differences between two tokens' places, such as places on a page.
-
-        term(i, j) = Σ over axes a of  table_a[h, x_a(j) - x_a(i)]
-
-    Unlike a bias by distance, it depends on both tokens: boxes lie anywhere on a page, and places start anew on each page. The CPU's band
-    engine adds it to blocks of scores, unless the tables need gradients. Any other engine looks it up for its visible pairs.
-
-    places: x, ``(B, Nk, axes)`` int64, of the keys. The queries have the last of these places.
-    tables: one per axis, ``(H, 2·limit + 1)``, for differences key - query from -limit to limit. Larger differences are clamped.
-    """
-
-    places: Tensor
-    tables: tuple[Tensor, ...]
-
-    def __call__(self, score: Tensor, b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-        last = self.places.shape[1] - 1
-        rows, columns = (self.places[b, index.clamp(0, last)] for index in (q_idx, kv_idx))
-        for axis, table in enumerate(self.tables):
-            limit = table.shape[1] // 2
-            difference = (columns[..., axis] - rows[..., axis]).clamp(-limit, limit)
-            score = score + table[h, difference + limit].to(score.dtype)
-        return score
-
-    def over(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """The term ``(…, H, n, m)`` of queries at places ``rows (…, n, axes)`` and keys at ``columns (…, m, axes)``."""
-        total: Tensor | None = None
-        for axis, table in enumerate(self.tables):
-            limit = table.shape[1] // 2
-            at = (columns[..., None, :, axis] - rows[..., :, None, axis]).clamp_(-limit, limit).add_(limit)
-            values = table.index_select(1, at.flatten()).unflatten(1, at.shape)
-            total = values if total is None else total.add_(values)
-        assert total is not None
-        return total.movedim(0, -3)
-
-    @property
-    def engines(self) -> tuple[PathName, ...]:  # type: ignore[override]
-        """``cpu-band``, unless a table needs gradients now."""
-        return () if torch.is_grad_enabled() and any(table.requires_grad for table in self.tables) else ("cpu-band",)
-
-    def for_band(self) -> tuple[Tensor | None, int, Tensor | None, Tensor | None]:
-        """The tables are stacked to ``(axes, H, 2·largest limit + 1)``. Shorter tables repeat their first and last entries."""
-        widest = max(table.shape[1] for table in self.tables)
-        missing = ((widest - table.shape[1]) // 2 for table in self.tables)
-        padded = (F.pad(table[None], (n, n), mode="replicate") for table, n in zip(self.tables, missing, strict=True))
-        return None, 0, self.places, torch.cat(list(padded))
-
-    def of_heads(self, heads: Sequence[int], device: torch.device | None = None) -> PlaceTerm:
-        return dataclasses.replace(self, tables=tuple(table[list(heads)] for table in self.tables))
-
-    def of_sequence(self, row: int, start: int, stop: int) -> PlaceTerm:
-        return dataclasses.replace(self, places=self.places[row : row + 1, start:stop])
-
-    def moved(self, move: Move, index: Index) -> PlaceTerm:
-        return dataclasses.replace(self, places=move(self.places, 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..common.batch import all_finite
 from ..common.byte_cache import BYTE_CACHE
 from ..common.call import DispatchContext, Pattern
-from ..common.score_terms import DistanceBias, PlaceTerm
+from ..common.score_terms import DistanceBias
 from .dropout import drops_in_tiles
 from .flash import additive_mask, visible_mask
 from .flash import why_not as why_no_kernel
@@ -56,7 +56,7 @@ def why_not(context: DispatchContext) -> str | None:
         return why
     if context.call.score_mod is None or "cpu-band" in context.call.term.engines:
         return None
-    return "the fused kernel adds no score term other than a bias by distance or place"
+    return "the fused kernel adds no score term other than a bias by distance"
 
 
 def plan_of(context: DispatchContext) -> Plan:
@@ -398,7 +398,7 @@ class Band(BandSource):
     """Attention of query i to keys ``i - left`` to ``i + right`` and to global tokens. The queries are the last Nq positions.
 
     - learned: the table of a :class:`DistanceBias`, if any.
-    - fixed: key mask and global mask ``(B, Nk)`` bool, or None; places and stacked tables of a :class:`PlaceTerm`, or None.
+    - fixed: key mask and global mask ``(B, Nk)`` bool, or None.
     - numbers: left, right, causal, whether global tokens attend to every key, and the maximum distance ahead in the bias table.
     """
 
@@ -406,20 +406,19 @@ class Band(BandSource):
     sums_in_fp32 = False
 
     def read_arguments(self, learned: Sequence[Tensor], fixed: Sequence[Tensor | None], numbers: Sequence[int]) -> None:
-        self.key_mask, self.global_mask, places, tables = fixed
+        self.key_mask, self.global_mask = fixed
         left, right, causal, global_rows, ahead = numbers
         self.pattern = Pattern(left, right, bool(causal), True, bool(global_rows))
         self.bias = DistanceBias(learned[0].to(self.dtype), ahead) if learned else None
-        self.term = None if places is None or tables is None else PlaceTerm(places, tuple(tables.to(self.dtype)))
 
     def parts(self, item: Item) -> Iterator[Part]:
         plan = self.plan(item)
         near = self._near(item, plan)
         far = [] if plan.dense or item.tokens is None else item.far_parts(item.tokens, self.is_backward)
         parts = [*far, *near] if self.is_backward else [*near, *far]
-        if item.hole is None and self.bias is None and self.term is None:
+        if item.hole is None and self.bias is None:
             return iter(parts)
-        return (self._completed(item, part) for part in parts)  # lazily, since masks with a place term are large
+        return (self._completed(item, part) for part in parts)
 
     def plan(self, item: Item) -> Plan:
         sizes = (item.q_len, item.kv_len, item.shift, self.pattern.left, self.pattern.right)
@@ -451,16 +450,11 @@ class Band(BandSource):
         return BYTE_CACHE.get(("parts", item.q_len, item.kv_len, shift, left, right, plan.block, plan.queries, self.dtype), make)
 
     def _completed(self, item: Item, part: Part) -> Part:
-        """The part with padding, bias and place term added to its mask."""
+        """The part with padding and bias added to its mask."""
         mask = part.mask
         if self.bias is not None:
             mask, part = self._biased(item, part, self.bias), part._replace(of_scores=self._of_scores(item, part))
-        mask = item.with_hole(mask, part.keys)
-        if self.term is not None:
-            places = self.term.places[item.by_key[0], item.by_key[2]][:, None]
-            term = self.term.over(part.queries.of(places[:, :, item.shift :])[:, 0], part.keys.of(places)[:, 0])
-            mask = term if mask is None else term.add_(mask)
-        return part._replace(mask=mask)
+        return part._replace(mask=item.with_hole(mask, part.keys))
 
     def _biased(self, item: Item, part: Part, bias: DistanceBias) -> Tensor:
         """The part's mask plus the bias, ``(1, H, queries, keys)``. Band parts of equal shape share it."""

@@ -23,7 +23,7 @@ from ...errors import GridError, LengthError, OptionError, RegistrationError
 from ...mechanisms import Mechanism, mechanism_info
 from ...mechanisms.common.locality import needs_training_by
 from ...mechanisms.common.on_grid import on_grid
-from ...modeling.family.definition import FAMILIES, Family, known_family, without_head
+from ...modeling.family.definition import Family, known_family, without_head
 from ...modeling.family.sliding_window import own_windows
 from ...naming import load_module, module_names
 from ...options import EXACT_LENGTH
@@ -539,9 +539,6 @@ def kind_of(family: Family) -> InputKind:
 def kind_of_model(config: Any) -> InputKind | None:
     """The input kind of a Long or stock model with this config. ``None`` if it belongs to no family."""
     family = known_family(config)
-    if family is None:  # Moonshine's encoder has a config of its own
-        model_type = str(getattr(config, "base_model_type", None) or getattr(config, "model_type", ""))
-        family = FAMILIES.get(model_type.removesuffix("_encoder"))
     return None if family is None else kind_of(family)
 
 

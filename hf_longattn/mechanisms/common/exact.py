@@ -162,23 +162,16 @@ def why_not_in_full(mechanism: Any) -> str:
     return next((why for why, holds in reasons.items() if holds), "")
 
 
-def form_problem(mechanism: Any, causal: bool, where: str) -> OptionError | None:
-    """The error if ``mechanism`` lacks the form (causal or bidirectional) that ``where`` needs; otherwise ``None``."""
-    if mechanism.causal in ("both", causal):
-        return None
-    if mechanism.traits.why_one_form:
-        return OptionError(mechanism.traits.why_one_form.format(where=where))
-    chosen = "" if type(mechanism).causal == mechanism.causal else " with these options"
-    return OptionError(
-        f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "
-        f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
-    )
-
-
 def check_form(mechanism: Any, causal: bool, where: str) -> None:
     """Raise :class:`OptionError` if these options lack the form (causal or bidirectional) that ``where`` needs."""
-    if problem := form_problem(mechanism, causal, where):
-        raise problem
+    if mechanism.causal not in ("both", causal):
+        if mechanism.traits.why_one_form:
+            raise OptionError(mechanism.traits.why_one_form.format(where=where))
+        chosen = "" if type(mechanism).causal == mechanism.causal else " with these options"
+        raise OptionError(
+            f"Mechanism {mechanism.name!r} exists only with causal={mechanism.causal}{chosen}, but {where} needs causal={causal}; "
+            f"choose {'others, or ' if chosen else ''}one of hf_longattn.list_mechanisms(causal={causal})."
+        )
     if causal and full_of(mechanism) is not None:
         raise OptionError(
             f"exact_length={mechanism.options.exact_length} is for attention in both directions, but {where} is causal; leave it out: "

@@ -158,7 +158,7 @@ class MaskedMechanism(Mechanism):
     def attend_kept(
         self, q: Tensor, k: Tensor, v: Tensor, q_positions: Tensor, k_positions: Tensor, real: Tensor, call: AttentionCall
     ) -> Tensor:
-        """Attention over the keys held by a cache or a stream.
+        """Attention over the keys held by a cache.
 
         Args:
             q: ``(B, H, Nq, D)`` at ``q_positions (B, Nq)``.
@@ -189,7 +189,7 @@ class MaskedMechanism(Mechanism):
         return out.to(dtype)
 
     def kept_visible(self, q_positions: Tensor, k_positions: Tensor, real: Tensor, causal: bool) -> Tensor:
-        """Which keys of a cache or stream each query sees, ``(B, H or 1, Nq, S)`` bool."""
+        """Which keys of a cache each query sees, ``(B, H or 1, Nq, S)`` bool."""
         b = torch.arange(q_positions.shape[0], device=q_positions.device).view(-1, 1, 1, 1)
         h = torch.arange(self.num_heads, device=q_positions.device).view(1, -1, 1, 1)
         rows, columns = q_positions[:, None, :, None], k_positions[:, None, None, :]

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ...backend import with_streamed_keys
 from ...engines.common.score_terms import DistanceTerm
 from ...mechanisms.common.locality import largest_distances
 from ...private_apis import missing
 from ..family.config import runs_mechanisms
 from ..family.definition import AttentionNames
-from ..family.stream_rule import Convolution, Positions
 from .custom_attention import attend_by_mechanism
 
 NAMES = AttentionNames(query="linear_q", key="linear_k", value="linear_v", output="linear_out", head_dim="head_size")
@@ -74,7 +71,6 @@ class ConformerAttention(nn.Module):
             placed = turned_states(self, hidden_states, relative_position_embeddings)
         inputs = ((self.linear_q, placed), (self.linear_k, placed), (self.linear_v, hidden_states))
         query, key, value = (self._heads(projection(states)).transpose(1, 2) for projection, states in inputs)
-        key, value = with_streamed_keys(key, value)
         term = None
         if self.position_embeddings_type == "relative":
             back, ahead = largest_distances(self.long_attention, query.shape[2], key.shape[2], False)
@@ -90,37 +86,6 @@ class ConformerAttention(nn.Module):
     def _heads(self, projected: Tensor) -> Tensor:
         """``(…, C)`` -> ``(…, H, D)``."""
         return projected.unflatten(-1, (-1, self.head_size))
-
-
-def centred_convolution(config: Any) -> list[Convolution]:
-    """The convolution over frames in each layer of Wav2Vec2-Conformer."""
-    return [Convolution.centred(config.conv_depthwise_kernel_size)]
-
-
-def causal_convolution(config: Any) -> list[Convolution]:
-    """The causal convolution over frames in each layer of Wav2Vec2-BERT."""
-    return [Convolution.causal(config.conv_depthwise_kernel_size)]
-
-
-def positions_in_stream(config: Any) -> Positions | None:
-    """How rotary positions count in a stream. From its start, since they rotate frames before projection. ``None`` if distances suffice."""
-    if config.position_embeddings_type != "rotary":
-        return None
-    return Positions("encoder.embed_positions", "relative_position_embeddings", counted=True)
-
-
-class CountedRotary(nn.Module):
-    """Mixin before the base's ``…RotaryPositionalEmbedding``, for positions that start at any frame."""
-
-    inv_freq: Tensor
-
-    def forward(self, hidden_states: Tensor, first: int = 0) -> Tensor:
-        """Cosines and sines ``(2, N, 1, 1, D)`` for hidden states ``(B, N, C)``. The first frame has the number ``first``."""
-        if not first:
-            return super().forward(hidden_states)
-        angles = torch.arange(first, first + hidden_states.shape[1]).type_as(self.inv_freq)[:, None] * self.inv_freq
-        angles = torch.cat([angles, angles], -1)[:, None, None]
-        return torch.stack([angles.cos(), angles.sin()]).type_as(hidden_states)
 
 
 def turned_states(module: Any, states: Tensor, positions: Any) -> Tensor:

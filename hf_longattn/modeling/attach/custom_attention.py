@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...backend import BACKEND, longattn_attention_forward, padding_of_row
-from ...mechanisms.common.locality import largest_distances
 from ..family.config import IMPLEMENTATION_FIELD, attention_implementation, runs_mechanisms
 from ..family.validation import refuse_scoreless
 
@@ -88,20 +87,6 @@ class ReadsPadding(_Module):
         if attention_mask is not None and runs_mechanisms(self):
             attention_mask = padding_of_row(attention_mask)
         return super().forward(hidden_states, attention_mask, *args, **kwargs)
-
-
-class NearPositions(_Module):
-    """Mixin for the base's relative positional encoding. Computes only distances that a layer sees, the same for all batch rows."""
-
-    attending: tuple[Any, ...]  # the attention modules of all layers
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``(1, 2 n - 1, C)`` for the visible distances, n - 1 to 1 - n. With other attention implementations, ``(B, 2 N - 1, C)``."""
-        if runs_mechanisms(self):
-            length = hidden_states.shape[1]
-            furthest = max(max(largest_distances(attention.long_attention, length, length, False)) for attention in self.attending)
-            hidden_states = hidden_states[:1, : furthest + 1]
-        return super().forward(hidden_states, *args, **kwargs)
 
 
 class ReplacedModules(_Base):

@@ -6,6 +6,7 @@ second of sound: 2 GB after the first convolution for five minutes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...engines.common.batch import in_graph
+from ..family.convolutions import Convolution, outputs_of
 from ..family.definition import known_family
-from ..family.stream_rule import Chain, Convolution
 from .custom_attention import ReplacedModules, replacing
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class FeatureEncoderInStretches(InStretches):
         if recorded or needs_one_pass(self, input_values):
             return super().forward(input_values)
         convolutions = [convolution_of(layer) for layer in self.conv_layers]
-        frames = Chain(tuple(convolutions)).total(input_values.shape[1])
+        frames = outputs_of(convolutions, input_values.shape[1])
         if frames <= FRAMES_PER_STRETCH:
             return super().forward(input_values)
         first, *others = self.conv_layers
@@ -88,14 +89,13 @@ def convolution_of(layer: Any) -> Convolution:
 
 def stretches(inputs: Tensor, convolutions: Sequence[Convolution], size: int) -> Iterator[tuple[slice, Tensor]]:
     """Slices of up to ``size`` outputs of unpadded convolutions. Each has the part ``(B, n)`` of ``inputs (B, N)`` that it needs."""
-    chain = Chain(tuple(convolutions))
-    total = chain.total(inputs.shape[1])
+    total, stride = outputs_of(convolutions, inputs.shape[1]), math.prod(convolution.stride for convolution in convolutions)
     for first in range(0, total, size):
         last = min(first + size, total)
         needed = last - first
         for convolution in reversed(convolutions):
             needed = (needed - 1) * convolution.stride + convolution.kernel
-        yield slice(first, last), inputs[:, first * chain.stride : first * chain.stride + needed]
+        yield slice(first, last), inputs[:, first * stride : first * stride + needed]
 
 
 def weights_at_hand(layer: Any, samples: Tensor) -> bool:
@@ -138,7 +138,7 @@ def moments_of_windows(samples: Tensor, convolution: Convolution) -> tuple[Tenso
     centre = samples.double().mean(1, keepdim=True)
     total: Any = 0.0
     products: Any = 0.0
-    count = convolution.total(samples.shape[1])
+    count = convolution.outputs(samples.shape[1])
     for _, stretch in stretches(samples, [convolution], WINDOWS_OF_MOMENTS):
         windows = (stretch - centre).unfold(1, convolution.kernel, convolution.stride)
         total = total + windows.sum(1)

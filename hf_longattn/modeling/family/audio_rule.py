@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import AudioError, MaskError
+from .convolutions import Convolution, normalised_over_time, outputs_of, unpadded_convolutions
 from .input_rule import InputRule
-from .stream_rule import WAV2VEC2_STREAM, Chain, Section, StreamRule, normalised_over_time, unpadded_convolutions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +27,7 @@ def encoder_config(config: Any) -> Any:
 
 def convolved(config: Any, length: int) -> int:
     """Number of frames that wav2vec 2.0's feature encoder makes of ``length`` samples."""
-    return Chain(tuple(unpadded_convolutions(config))).total(length)
+    return outputs_of(unpadded_convolutions(config), length)
 
 
 def adapted(config: Any, length: int) -> int:
@@ -52,10 +51,9 @@ class AudioRule(InputRule):
     rate: samples, or rows of features, per second.
     features: ``config ->`` number of features per row; ``None`` for samples.
     time_axis: the input's axis along time.
-    front: ``config ->`` the sections from the input to the tokens of the layers with attention.
+    front: ``config ->`` the convolutions from the input to the tokens of the layers with attention.
     outputs: ``(config, length) ->`` rows of the last hidden state; ``None`` for one per frame.
     positions: the kind of positions, as one word.
-    longest: ``config ->`` maximum number of frames for which the model has positions; ``None`` if unlimited.
     why_chunks_differ: why frames of a chunk get other features than in the whole sound, even far from the chunk's ends; empty if they
         get the same.
     why_padding_changes: why padding after a sound changes its frames, even with a mask; empty if it does not.
@@ -63,8 +61,8 @@ class AudioRule(InputRule):
         not known beforehand.
     extractor_fields: ``(seconds) ->`` fields of the feature extractor that cut or pad a sound to this duration.
     hands_keywords_down: whether the base passes keyword arguments of ``forward`` on to its attention modules.
-    stream: how far the model's parts look along time; ``None`` if the model cannot run in a :class:`hf_longattn.streaming.Stream`.
-    no_stream: why a stream cannot be read, and what to do instead.
+    over_frames: ``config ->`` the convolutions over frames before the layers, and those in each layer after its attention. ``None`` if
+        outputs depend on frames in another way, too.
     """
 
     reads = "sound"
@@ -80,17 +78,15 @@ the attention of {base} instead.
     rate: int = 16_000
     features: Callable[[Any], int] | None = None
     time_axis: int = 1
-    front: Callable[[Any], Sequence[Section]] = unpadded_convolutions
+    front: Callable[[Any], Sequence[Convolution]] = unpadded_convolutions
     outputs: Callable[[Any, int], int] | None = None
     positions: str = "convolved"
-    longest: Callable[[Any], int | None] = lambda config: None
     why_chunks_differ: Callable[[Any], str] = lambda config: ""
     why_padding_changes: Callable[[Any], str] = lambda config: ""
     why_train: Callable[[Any, str], str] = lambda config, head: ""
     extractor_fields: Callable[[float], Mapping[str, Any]] = lambda seconds: {}
     hands_keywords_down: bool = True
-    stream: StreamRule | None = None
-    no_stream: str = ""
+    over_frames: Callable[[Any], tuple[Sequence[Convolution], Sequence[Convolution]] | None] = lambda config: None
     sampling_rate: ClassVar[int] = 16_000
     """Samples per second of the recordings from which a feature extractor makes the input."""
 
@@ -116,11 +112,6 @@ the attention of {base} instead.
         """Number of frames in a sound of the duration for which the model was converted."""
         return self.frames(config, self.length(self.durations(config)[1]))
 
-    def longest_seconds(self, config: Any) -> float:
-        """Maximum duration, in seconds, for which the model has positions."""
-        longest = self.longest(config)
-        return math.inf if longest is None else self.seconds(self.length_of(config, longest + 1) - 1)
-
     def converted_seconds(self, seconds: float) -> float:
         """The duration for which to convert a model that must read ``seconds``."""
         return seconds
@@ -141,7 +132,7 @@ the attention of {base} instead.
 
     def frames(self, config: Any, length: int) -> int:
         """Number of tokens of the layers with attention for an input of this length. An upper bound; 0 if the input is too short."""
-        return Chain(tuple(self.front(config))).total(length)
+        return outputs_of(self.front(config), length)
 
     def length(self, seconds: float) -> int:
         """The length of an input of this duration."""
@@ -164,10 +155,6 @@ the attention of {base} instead.
             middle = (low + high) // 2
             low, high = (low, middle) if self.frames(config, middle) >= frames else (middle, high)
         return high
-
-    def multiple(self, config: Any) -> int:
-        """The number of which an input's length must be a multiple."""
-        return 1
 
     def seeded(self, config: Any, seconds: float) -> Tensor:
         """A fixed random input of this duration. ``(1, N)`` or with an axis of features, from a normal distribution."""
@@ -196,7 +183,7 @@ the attention of {base} instead.
             values: whether the values of a mask can be read (not in a graph).
 
         Raises:
-            AudioError: the shape or type is wrong, or the sound is too short for one frame or too long for the positions.
+            AudioError: the shape or type is wrong, or the sound is too short for one frame.
             MaskError: the mask does not fit, or has padding before the sound.
         """
         sound = arguments.get(self.input)
@@ -214,13 +201,6 @@ the attention of {base} instead.
             raise AudioError(
                 f"The sound has {length} {self.unit}, but a frame takes {least} ({self.seconds(least):.3g} s); give a longer sound, or "
                 "pad it with zeros."
-            )
-        longest = self.longest(config)
-        if longest is not None and self.frames(config, length) > longest:
-            most = self.longest_seconds(config)
-            raise AudioError(
-                f"The sound takes {self.seconds(length):,.1f} seconds, but the model has positions for {most:,.1f}, which are not "
-                "extended; cut the sound."
             )
         mask = arguments.get(MASK)
         if mask is None:
@@ -242,7 +222,12 @@ the attention of {base} instead.
             )
 
 
+def convolved_positions(config: Any) -> tuple[Sequence[Convolution], Sequence[Convolution]] | None:
+    """The convolution that encodes the positions of frames in wav2vec 2.0 and its successors."""
+    return None if normalised_over_time(config) else ([Convolution.centred(config.num_conv_pos_embeddings)], ())
+
+
 WAV2VEC2 = AudioRule(
-    outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, stream=WAV2VEC2_STREAM
+    outputs=adapted, why_chunks_differ=normalised_over_time, why_padding_changes=normalised_over_time, over_frames=convolved_positions
 )
 """The rule of wav2vec 2.0, and of bases that read sound as it does."""

@@ -14,6 +14,8 @@ from .definition import Family, long_config
 
 ENCODER = "encoder_config"
 """The field that holds the encoder's config."""
+ENCODER_FIELDS = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size")
+"""Fields of the encoder's config that can also be read and set on the model's config."""
 
 
 class LongHeldEncoderConfig(LongAudioConfig):
@@ -25,10 +27,6 @@ class LongHeldEncoderConfig(LongAudioConfig):
     adds = "``long_attention`` of the encoder"
     encoder_class: ClassVar[type[LongAudioConfig]]
     """The Long config of the encoder."""
-    encoder_fields: ClassVar[tuple[str, ...]] = (
-        "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
-    )  # fmt: skip
-    """Fields of the encoder's config that can also be read and set on the model's config."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "encoder_class" in vars(cls):
@@ -42,12 +40,12 @@ class LongHeldEncoderConfig(LongAudioConfig):
         super().__post_init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name in type(self).encoder_fields and ENCODER in self.__dict__:
+        if name in ENCODER_FIELDS and ENCODER in self.__dict__:
             return getattr(self.__dict__[ENCODER], name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in type(self).encoder_fields:
+        if name in ENCODER_FIELDS:
             setattr(self.__dict__[ENCODER], name, value)
             return
         super().__setattr__(name, value)
@@ -79,4 +77,4 @@ class LongHeldEncoderConfig(LongAudioConfig):
 def with_head(module: str, base: type[Any], name: str, encoder: Family) -> Family:
     """The family in ``module`` of a model ``name`` with an encoder of another family."""
     config = long_config(module, LongHeldEncoderConfig, base, encoder_class=encoder.config_class)
-    return Family(config, classes=(name,), rule=encoder.rule, own_attention=encoder.own_attention)
+    return Family(config, classes=(name,), rule=encoder.rule)

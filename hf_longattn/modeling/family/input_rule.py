@@ -30,8 +30,6 @@ the attention of {base} instead.
     """Whether the model has positions that are resized or tiled for larger inputs."""
     not_probed: ClassVar[str] = ""
     """Why probes of texts cannot ask the models, and what to do instead, as a clause; empty if they can."""
-    stream: Any = None
-    no_stream: str = ""
 
     @property
     def kind(self) -> str:

@@ -150,15 +150,11 @@ class TreePaths(PageArgument):
 
 @dataclass(frozen=True)
 class PageRule(InputRule):
-    """The arguments of ``forward`` with numbers for each token. None in a model of plain text.
-
-    image: the argument with each row's image of its page; empty without one.
-    """
+    """The arguments of ``forward`` with numbers for each token. None in a model of plain text."""
 
     reads = "text"
     flash_windows = True
     arguments: tuple[PageArgument, ...] = ()
-    image: str = ""
 
     @property
     def kind(self) -> str:
@@ -188,18 +184,11 @@ class PageRule(InputRule):
         for argument in self.arguments:
             if (values := arguments.get(argument.name)) is not None:
                 argument.check(config, values, shape)
-        images = arguments.get(self.image)
-        if images is not None and len(images) != shape[0]:
-            raise PageError(
-                f"{self.image} has {len(images)} images for {shape[0]} texts; give every text of a batch its image, or none: "
-                "texts without one belong into a batch of their own."
-            )
 
 
 PLAIN_TEXT = PageRule()
 """The rule of models that read only token ids."""
 BOXES = PageRule((Boxes(),))
-BOXES_AND_IMAGE = PageRule((Boxes(),), image="pixel_values")
 MARKUP_PATHS = PageRule(
     (
         TreePaths("xpath_tags_seq", "max_xpath_tag_unit_embeddings", "tag_pad_id"),

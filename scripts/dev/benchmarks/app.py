@@ -242,7 +242,6 @@ def decode(
     head_dim: HeadDim = 64,
     steps: Annotated[int, typer.Option(min=1, max=MOST, help="Tokens timed after each length.")] = 24,
     full_up_to: Annotated[int, typer.Option(min=0, max=LONGEST, help="Longest text of full attention, whose prompt costs N².")] = 8192,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Measure the exported graph in onnxruntime, on one thread.")] = False,
     threads: Threads = None,
     seed: Seed = 0,
     output_dir: OutputDir = Path("scripts/dev/results"),
@@ -250,15 +249,12 @@ def decode(
     """Decoding: time per token and memory of the cache after texts of growing length; equal to the full pass, checked first."""
     from hf_longattn.configuration import LongAttentionConfig
 
-    from .decoding import DecodeShape, decoding_table, run_decoding, run_graph_decoding, save_decoding
+    from .decoding import DecodeShape, decoding_table, run_decoding, save_decoding
 
     with measuring(output_dir, threads):
         shape = DecodeShape(layers, heads, head_dim, steps, seed)
         chosen = {line: LongAttentionConfig(layers=line) for line in attention}
-        if onnx:
-            record = run_graph_decoding(chosen, parse_lengths(lengths), shape, log=typer.echo)
-        else:
-            record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
+        record = run_decoding(chosen, parse_lengths(lengths), shape, baseline_up_to=full_up_to, log=typer.echo)
         show(save_decoding(record, output_dir), decoding_table(record))
 
 

@@ -1,20 +1,14 @@
-"""Decoding: time per new token and memory of the cache after texts of growing length, for models with random weights.
-
-The model itself generates (``decode.json``), or onnxruntime runs its exported graph (``decode-onnx.json``). The graph's time depends on the
-size of the state alone, so that the state after a text is random numbers, and no text is read.
-"""
+"""Decoding: time per new token and memory of the cache after texts of growing length, for models with random weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -114,64 +108,6 @@ def decode_after(model: Any, attention: str, length: int, shape: DecodeShape, ca
     return Decoded(attention, length, statistics.median(steps), size / 2**20)
 
 
-def decode_graph_after(session: Any, tensors: Sequence[dict[str, Any]], attention: str, length: int, shape: DecodeShape) -> Decoded:
-    """Generate :attr:`DecodeShape.steps` tokens by onnxruntime, from a state as large as after ``length`` tokens; processor time."""
-    random = np.random.default_rng(shape.seed)
-    state = {}
-    for tensor in tensors:
-        held = {"batch_size": 1, "past_sequence_length": min(length, tensor["longest_past"] or length)}
-        state[tensor["input"]] = random.random([held.get(size, size) for size in tensor["shape"]], dtype=np.float32).astype(tensor["dtype"])
-    taken = {value.name for value in session.get_inputs()}
-    token, steps = 1, []
-    for step in range(shape.steps + 1):
-        inputs = {
-            "input_ids": np.array([[token]]), "attention_mask": np.ones((1, length + step + 1), np.int64),
-            "position_ids": np.array([[length + step]]), **state,
-        }  # fmt: skip
-        begun = time.process_time()
-        logits, *after = session.run(None, {name: value for name, value in inputs.items() if name in taken})
-        steps.append(1e3 * (time.process_time() - begun))
-        state = {tensor["input"]: value for tensor, value in zip(tensors, after, strict=True)}
-        token = int(logits[0, -1].argmax())
-    return Decoded(attention, length, statistics.median(steps[1:]), sum(value.nbytes for value in state.values()) / 2**20)
-
-
-def exported(model: Any, folder: Path) -> tuple[Any, list[dict[str, Any]], float]:
-    """A session of the model's graph with a cache, on one thread; the state's tensors; the largest difference from the model."""
-    import onnxruntime
-
-    from hf_longattn import export_checkpoint
-
-    model.save_pretrained(folder / "model")
-    report = export_checkpoint(folder / "model", folder / "graph", task="text-generation-with-past")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    assert report.decoding is not None
-    worst = max(check.values["difference"] for check in report.checks)
-    return onnxruntime.InferenceSession(folder / "graph" / "model.onnx", options), report.decoding["state"], worst
-
-
-def run_graph_decoding(
-    attentions: dict[str, LongAttentionConfig],
-    lengths: Sequence[int],
-    shape: DecodeShape,
-    *,
-    log: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Export each attention, which compares it with the model, and measure its graph; the record that is stored."""
-    import onnxruntime
-
-    checks, results = {}, []
-    for name, attention in attentions.items():
-        with tempfile.TemporaryDirectory() as folder:
-            session, tensors, checks[name] = exported(decoding_model(attention, shape, max(lengths)), Path(folder))
-            for length in lengths:
-                results.append(decode_graph_after(session, tensors, name, length, shape))
-                log(f"{length:>7} {name:<40} {results[-1].milliseconds:8.2f} ms/token {results[-1].mebibytes:10.2f} MiB")
-    about = {**machine(), "threads": 1, "onnxruntime": onnxruntime.__version__}
-    return {**_record("decode-onnx", attentions, lengths, shape, checks, results), "machine": about}
-
-
 def run_decoding(
     attentions: dict[str, LongAttentionConfig],
     lengths: Sequence[int],
@@ -201,20 +137,9 @@ def run_decoding(
                 continue
             results.append(decode_after(model, name, length, shape))
             log(f"{length:>7} {name:<40} {results[-1].milliseconds:8.2f} ms/token {results[-1].mebibytes:10.2f} MiB")
-    return _record("decode", attentions, lengths, shape, checks, results)
-
-
-def _record(
-    kind: str,
-    attentions: dict[str, LongAttentionConfig],
-    lengths: Sequence[int],
-    shape: DecodeShape,
-    checks: dict[str, float],
-    results: list[Decoded],
-) -> dict[str, Any]:
     return {
         "machine": machine(),
-        "kind": kind,
+        "kind": "decode",
         "shape": dataclasses.asdict(shape),
         "attention": {name: attention.to_dict() for name, attention in attentions.items()},
         "lengths": list(lengths),
@@ -224,8 +149,8 @@ def _record(
 
 
 def save_decoding(record: dict[str, Any], folder: Path) -> Path:
-    """Write ``decode.json``, or that of the record's kind, into ``folder``."""
-    return store_study(folder / f"{record['kind']}.json", record)
+    """Write ``decode.json`` into ``folder``."""
+    return store_study(folder / "decode.json", record)
 
 
 def decoding_table(record: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, ByteLevelBPETokenizer
+from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -96,7 +96,7 @@ def prepare(work: Path, seed: int) -> None:
     with (work / "further.jsonl").open(encoding="utf-8") as lines:
         bpe.train_from_iterator((json.loads(line)["text"] for line in lines), vocab_size=512, special_tokens=[END])
     bpe.add_tokens([AddedToken(f" {word}") for word in dict.fromkeys((*NAMES, *VALUES))])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token=END, eos_token=END, pad_token=END)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.to_str()), bos_token=END, eos_token=END, pad_token=END)
     tokenizer.save_pretrained(work / "tokenizer")
 
 

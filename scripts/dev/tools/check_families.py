@@ -131,8 +131,6 @@ class Subject:
             return {"mechanism": "window2d", "window": max(rule.of_size(config, size).sizes)}, numbers
         if rule.reads == "sound":
             seconds = GROWTH * rule.durations(config)[0]
-            if (limit := rule.longest(config)) is not None:
-                seconds = min(seconds, rule.seconds(rule.length_of(config, limit)))
             frames = rule.frames(config, rule.length(rule.durations(config)[0]))
             return {"mechanism": "window", "left": frames, "right": frames}, {"audio_seconds": seconds, "needs_training": True}
         tables = part.family.position_tables

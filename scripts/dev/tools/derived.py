@@ -57,19 +57,21 @@ OTHER_INPUTS = "it reads other inputs than a text"
 OWN_ATTENTION = "it does not use transformers' AttentionInterface"
 OWN_CHOICE = "an indexer beside its attention chooses the keys of each query"
 OWN_CACHE = "its convolutions need cache layers of their own"
+OWN_DECODING = "transformers decodes it with a cache otherwise than in one pass"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("blt", "git", "moshi", "musicgen", "musicgen_melody", "phi4_multimodal"), OTHER_INPUTS),
     **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp_text"), OWN_CHOICE),
     **dict.fromkeys(("lfm3", "zaya"), OWN_CACHE),
-    **dict.fromkeys(("bamba", "dory"), "transformers decodes it with a cache otherwise than in one pass"),
+    **dict.fromkeys(("bamba", "dory"), OWN_DECODING),
     "bailing_hybrid": "some tensors have other names in its checkpoints than in the model",
     "bert-generation": "its model classes have unusual names, BertGenerationEncoder and BertGenerationDecoder",
+    "codegen": "its config has no `pad_token_id`",
     "dbrx": "transformers cannot build it from its default config, which has no `rope_theta`",
     "deepseek_v4": "its layers append compressed keys to those of the tokens",
     "doge": OWN_ATTENTION,
     "gemma3n_text": "its last layers read keys and values of earlier layers",
-    "llama4_text": "its layers attend in chunks (`attention_chunk_size`), and a mechanism would replace the chunks",
     "lara_mini": "its linear and sliding layers share one cache",
+    "llama4_text": "its layers attend in chunks (`attention_chunk_size`), and a mechanism would replace the chunks",
     "longcat_flash": "its attention modules have an unusual name, LongcatFlashMLA",
     "recurrent_gemma": "its config has no length",
     "vaultgemma": "without caps on scores it equals a Gemma, and a conversion takes it for one",
@@ -118,9 +120,7 @@ def derive(model_type: str) -> dict[str, Any]:
     tables = list(_position_tables(body, dict(_build(config_class, body_class, LENGTHS[1])[1].named_parameters()), two_stacks))
     if tables:
         facts["position_tables"] = tables
-    elif isinstance(getattr(config, "rope_parameters", None), dict) and any(
-        "rotary" in type(module).__name__.lower() for module in body.modules()
-    ):
+    elif any("rotary" in type(module).__name__.lower() for module in body.modules()):
         facts["rope"] = True
     elif model_type in WITHOUT_POSITIONS:
         facts["no_positions"] = True

@@ -69,7 +69,7 @@ NAMES = {
 _STORED = json.loads((RESULTS / "derived_families.json").read_text(encoding="utf-8"))["families"]
 IN_FULL = tuple(base for base in FAMILIES if base not in _STORED or module_path("families", module_name(base)) is not None)
 """The families that every test of a family runs on. ``check_derived`` alone checks the others, which follow from transformers."""
-OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlmv3", "vit", "videomae", "wav2vec2", "whisper", "clip")
+OF_EACH_KIND = ("bert", "llama", "bart", "t5", "layoutlm", "vit", "videomae", "wav2vec2", "whisper", "clip")
 """Families of which slow tests run every check; commands store the checks of all (``check_families``, ``run_transformers_tests``)."""
 TEXT_FAMILIES = {base: FAMILIES[base] for base in IN_FULL if FAMILIES[base].reads_text}
 """The families among them whose input is tokens of a text, by their base."""
@@ -107,8 +107,6 @@ SOUNDS: dict[str, Any] = {
 """What small models of sound have: no chance, and sizes that fit their width."""
 PAGES = {"max_depth": 4, "xpath_unit_hidden_size": 4}
 """Of the paths of MarkupLM, in whose checkpoints each takes more numbers than a small model has."""
-PATCH = 8
-"""The height and width of a patch of a page's image."""
 BOX_PARTS = 6
 """The embedding of a box has as many parts of one width in LiLT."""
 OTHER_HEADS = (
@@ -210,9 +208,6 @@ def small_values(base: str, shape: Shape = Shape(), **others: Any) -> dict[str, 
     if "attention_types" in fields:  # GPT-Neo's pattern of layers
         sizes["attention_types"] = [[["global", "local"], shape.layers // 2], [["global"], shape.layers % 2]]
     sizes |= {name: size for name, size in PAGES.items() if name in fields}
-    if "coordinate_size" in fields:  # four sides, and the width and the height, make the width of LayoutLMv3
-        sizes |= {"shape_size": shape.width // 8, "coordinate_size": (shape.width - 2 * (shape.width // 8)) // 4}
-        sizes |= {"input_size": 4 * PATCH, "patch_size": PATCH}
     if "channel_shrink_ratio" in fields:
         multiple = math.lcm(BOX_PARTS, shape.heads * default.channel_shrink_ratio)
         sizes["hidden_size"] = -(-shape.width // multiple) * multiple
@@ -284,6 +279,4 @@ def small_audio_config(base: str, shape: Shape = Shape(), **values: Any) -> Any:
     if "encoder_config" in fields:
         sizes["encoder_config"] = small_audio_config(fields["encoder_config"]["model_type"], shape, **values).to_dict()
     known = {**fields, "num_labels": 0}
-    if "num_key_value_heads" in fields or "pad_head_dim_to_multiple_of" in fields:  # of Moonshine's checkpoints
-        sizes["num_key_value_heads"] = known["num_key_value_heads"] = shape.heads
     return CONFIG_MAPPING[base](**{name: value for name, value in {**sizes, **SOUNDS, **values}.items() if name in known})

@@ -239,7 +239,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "speed-brief": speed_in_brief,
     "gpu": partial(measured, "gpu_check", gpu_markdown),
-    **{name: partial(measured, name, decoding_table) for name in ("decode", "decode-onnx")},
+    "decode": partial(measured, "decode", decoding_table),
     **{name: partial(measured, name, footprint_table) for name in ("memory", "memory-causal", "memory-deberta-v2")},
     "mechanisms": mechanisms,
     "recipes": recipes,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_longattn.conversion import convert_checkpoint, plan_conversion
 from hf_longattn.errors import CheckpointError, ExportError
-from hf_longattn.export import export_checkpoint, export_gguf, export_native
+from hf_longattn.export import export_checkpoint, export_native
 from tests.cells import every_cell
 
 from ...trained import tokenizer_of
@@ -89,13 +89,6 @@ def test_no_export_leaves_an_adapter_out(beside: bool, adapter: Callable[..., Pa
         for one in ("long", "twin")
     )
     torch.testing.assert_close(logits(twin, 2 * LENGTH), logits(converted, 2 * LENGTH), atol=1e-4, rtol=1e-4)
-
-
-def test_no_gguf_file_leaves_an_adapter_out(adapter: Callable[..., Path], tmp_path: Path) -> None:
-    pytest.importorskip("gguf", reason="the extra hf-longattn[gguf] is not installed")
-    convert_checkpoint(adapter("LlamaForCausalLM"), tmp_path / "long", verify=False, mechanism="full")
-    with pytest.raises(ExportError, match="would leave out the adapter"):
-        export_gguf(tmp_path / "long", tmp_path / "out")
 
 
 def test_an_adapter_is_merged_before_a_twin_with_other_names(adapter: Callable[..., Path], tmp_path: Path) -> None:

@@ -29,21 +29,6 @@ def test_the_command_stores_time_and_memory(tmp_path: Path) -> None:
     assert "–" in decoding_table(record)
 
 
-@pytest.mark.slow
-def test_a_graph_is_measured_from_states_of_constant_size(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    chosen = ["--attention", "window:window=32", "--attention", "linear", "--attention", "full"]
-    done = CliRunner().invoke(app, ["decode", "--onnx", *chosen, *SMALL, "--layers", "1", "--output-dir", str(tmp_path)])
-    assert done.exit_code == 0, done.output
-    record = json.loads((tmp_path / "decode-onnx.json").read_text())
-    sizes = {(one["attention"], one["length"]): one["mebibytes"] for one in record["results"]}
-    assert sizes["window:window=32", 64] == sizes["window:window=32", 320] == pytest.approx(2 * 31 * 2 * 8 * 4 / 2**20, rel=1e-4)
-    assert sizes["linear", 64] == sizes["linear", 320] > 0
-    assert sizes["full", 320] == pytest.approx(2 * 323 * 2 * 8 * 4 / 2**20, rel=1e-4)
-    assert all(one["milliseconds"] > 0 for one in record["results"])
-    assert all(difference <= 1e-4 for difference in record["checks"].values())
-
-
 def test_unequal_decoding_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "difference", lambda model, seed: 0.5)
     with pytest.raises(OptionError, match="nothing was timed"):
