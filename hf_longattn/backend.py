@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import StaticLayer
 
 from .attend import run_batch
-from .documents import batch_of_mask, documents_from, documents_in_mask
+from .documents import batch_of_mask, documents_from, documents_in_mask, hidden_pairs, lowers_sequences, only_hides, shape_in_words
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
@@ -62,8 +62,6 @@ STREAMED_KEYS: ContextVar[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | No
 """While a layer reads a stream: a function that prepends the earlier keys and values to the new ones."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
-PADDING_SCORE = -10_000.0
-"""Scores at or below this value mark padding in an additive mask. MarkupLM adds exactly this; the softmax weight in fp32 is zero."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
 SINKS = "s_aux"
@@ -154,8 +152,8 @@ def longattn_attention_forward(
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
         attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or
-            additive). Such a mask restricts the mechanism's pattern further. If it has a single row for all queries, and only
-            padding in it, it is read as padding.
+            additive). Such a mask restricts the mechanism's pattern further. If it says no more than padding, causality and
+            documents, it is read as these.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
@@ -168,7 +166,7 @@ def longattn_attention_forward(
 
     Raises:
         BackendError: the module has no mechanism, or asks for something that mechanisms do not do.
-        MaskError: a mask of the wrong shape.
+        MaskError: a mask of the wrong shape or dtype, or with documents that are only nearly hidden from each other.
     """
     projected = kwargs.get(PROJECT_ONLY)
     if projected is not None:
@@ -181,9 +179,9 @@ def longattn_attention_forward(
         )
         return output[..., : value.shape[-1]], weights
     mechanism = _mechanism(module, kwargs)
-    attention_mask = _padding_in(attention_mask, query.shape[2])
-    key, value = with_streamed_keys(key, value)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    attention_mask = _simplified(attention_mask, query, causal)
+    key, value = with_streamed_keys(key, value)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
         mask = isinstance(attending, SparseMechanism) and attending.fused_mask(key, causal)
@@ -420,30 +418,51 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
-    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``; ``None`` if all tokens are real.
-
-    The mask is bool, or additive with 0 for real tokens.
-    """
-    real = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] == 0
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real; the mask itself if it does
+    more than hide tokens, which a graph cannot know."""
+    if not in_graph() and not only_hides(mask):
+        return mask
+    real = ~hidden_pairs(mask)[:, 0, 0]
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
-def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
-    """The padding ``(B, N)`` in a mask with a single row for all queries. Other masks, and masks in graphs, are returned unchanged.
+def _simplified(mask: Tensor | None, query: Tensor, causal: bool) -> Tensor | None:
+    """A four-dimensional mask as padding ``(B, N)`` if it says no more than padding and causality, and as bool if it only hides pairs.
 
-    Models make such a mask once for all layers, so its padding is stored on it until the mask changes.
+    Other masks, and masks in graphs, are returned unchanged. The result is stored on the mask until that changes, because models make one
+    mask for all layers.
+
+    Raises:
+        MaskError: the mask has integers, which may be meant as either kind, or does not fit ``query (B, H, Nq, D)``.
     """
-    if mask is None or mask.dim() != 4 or mask.shape[1:3] != (1, 1) or q_len == 1 or in_graph():
+    if mask is None or mask.dim() != 4:
+        return mask
+    batch, heads, q_len = query.shape[:3]
+    if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, heads) or not (mask.is_floating_point() or mask.dtype == torch.bool):
+        raise MaskError(
+            f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
+            f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
+        )
+    if q_len < 2 or in_graph():
         return mask
     version = None if mask.is_inference() else tensor_version(mask)
-    known = getattr(mask, "_long_padding", None)
-    if known is None or version is None or known[0] != version:
-        row = mask[:, 0, 0]
-        weighs = mask.dtype != torch.bool and bool(((row != 0) & (row > PADDING_SCORE)).any())
-        known = version, weighs, None if weighs else padding_of_row(mask)
-        mask._long_padding = known  # type: ignore[attr-defined]
-    _, weighs, padding = known
-    return mask if weighs else padding
+    known = getattr(mask, "_long_simplified", None)
+    if known is None or known[0] != (version, causal) or (version is None and not hasattr(mask, "_long_attention")):
+        simplified = padding_of_row(mask) if mask.shape[1:3] == (1, 1) else _simplified_pairs(mask, causal)
+        if isinstance(simplified, Tensor) and simplified.dim() == 2:
+            simplified = for_one_pass(simplified.expand(batch, -1))
+        known = (version, causal), simplified is mask, None if simplified is mask else simplified
+        mask._long_simplified = known  # type: ignore[attr-defined]
+    _, unchanged, simplified = known
+    return mask if unchanged else simplified
+
+
+def _simplified_pairs(mask: Tensor, causal: bool) -> Tensor | None:
+    if not only_hides(mask):
+        return mask
+    if (batch := batch_of_mask(mask, None, causal)) is not None:
+        return batch.mask
+    return mask if mask.dtype == torch.bool else for_one_pass(~hidden_pairs(mask))
 
 
 def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:
@@ -497,11 +516,18 @@ def _with_documents(
     if dense_mask is not None and not in_graph():
         documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
         if documents is not None:
-            masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents, causal))
+            masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents.expand(shape), causal))
             if masked is not None:
                 return masked, None
-            if not takes_masked_documents(mechanism, shape[1], causal):
+        if not takes_masked_documents(mechanism, shape[1], causal):
+            if documents is not None:
                 raise MaskError(packing_refused(mechanism))
+            if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
+                raise MaskError(
+                    "A four-dimensional attention_mask lowers the scores between documents, or to left padding, by too little to hide them "
+                    f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole "
+                    "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
+                )
     borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
     if borders is None or (dense_mask is not None and in_graph()):  # the mask has the documents, too
         return batch, dense_mask
