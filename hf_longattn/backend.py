@@ -180,7 +180,7 @@ def longattn_attention_forward(
         return output[..., : value.shape[-1]], weights
     mechanism = _mechanism(module, kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    attention_mask = _simplified(attention_mask, query, causal)
+    attention_mask = _checked(attention_mask, query, causal)
     key, value = with_streamed_keys(key, value)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
@@ -426,24 +426,30 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
-def _simplified(mask: Tensor | None, query: Tensor, causal: bool) -> Tensor | None:
-    """A four-dimensional mask as padding ``(B, N)`` if it says no more than padding and causality, and as bool if it only hides pairs.
-
-    Other masks, and masks in graphs, are returned unchanged. The result is stored on the mask until that changes, because models make one
-    mask for all layers.
+def _checked(mask: Tensor | None, query: Tensor, causal: bool) -> Tensor | None:
+    """:func:`simplified_mask` for ``query (B, H, Nq, D)``.
 
     Raises:
-        MaskError: the mask has integers, which may be meant as either kind, or does not fit ``query (B, H, Nq, D)``.
+        MaskError: a four-dimensional mask has integers, which may be meant as either kind, or does not fit the query.
     """
     if mask is None or mask.dim() != 4:
         return mask
     batch, heads, q_len = query.shape[:3]
-    if mask.shape[0] not in (1, batch) or mask.shape[1] not in (1, heads) or not (mask.is_floating_point() or mask.dtype == torch.bool):
+    if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
         raise MaskError(
             f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
             f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
         )
-    if q_len < 2 or in_graph():
+    return mask if q_len < 2 else simplified_mask(mask, batch, causal)
+
+
+def simplified_mask(mask: Tensor, batch: int, causal: bool) -> Tensor | None:
+    """A four-dimensional mask as padding ``(batch, N)`` if it says no more than padding and causality, or as bool if it only hides pairs.
+
+    Other masks, and masks in graphs, are returned unchanged. The result is stored on the mask until that changes, because models make one
+    mask for all layers.
+    """
+    if in_graph():
         return mask
     version = None if mask.is_inference() else tensor_version(mask)
     known = getattr(mask, "_long_simplified", None)
