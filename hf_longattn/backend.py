@@ -180,7 +180,7 @@ def longattn_attention_forward(
         return output[..., : value.shape[-1]], weights
     mechanism = _mechanism(module, kwargs)
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
-    attention_mask = _checked(attention_mask, query, causal)
+    attention_mask = _checked(attention_mask, query, mechanism, causal)
     key, value = with_streamed_keys(key, value)
     if attention_mask is None and query.shape[2] == key.shape[2] and _is_plain(mechanism, query, kwargs):
         attending = for_length(mechanism, key.shape[2], causal)
@@ -426,8 +426,8 @@ def padding_of_row(mask: Tensor) -> Tensor | None:
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
-def _checked(mask: Tensor | None, query: Tensor, causal: bool) -> Tensor | None:
-    """:func:`simplified_mask` for ``query (B, H, Nq, D)``.
+def _checked(mask: Tensor | None, query: Tensor, mechanism: Mechanism, causal: bool) -> Tensor | None:
+    """:func:`simplified_mask` for ``query (B, H, Nq, D)``. Pairs stay pairs where they are enough: padding has no outputs of its own.
 
     Raises:
         MaskError: a four-dimensional mask has integers, which may be meant as either kind, or does not fit the query.
@@ -440,35 +440,42 @@ def _checked(mask: Tensor | None, query: Tensor, causal: bool) -> Tensor | None:
             f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
             f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
         )
-    return mask if q_len < 2 else simplified_mask(mask, batch, causal)
+    if q_len < 2 or in_graph():
+        return mask
+    return simplified_mask(mask, batch, causal, keeps_pairs=takes_masked_documents(mechanism, mask.shape[3], causal))
 
 
-def simplified_mask(mask: Tensor, batch: int, causal: bool) -> Tensor | None:
+def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:
     """A four-dimensional mask as padding ``(batch, N)`` if it says no more than padding and causality, or as bool if it only hides pairs.
 
-    Other masks, and masks in graphs, are returned unchanged. The result is stored on the mask until that changes, because models make one
-    mask for all layers.
+    Other masks are returned unchanged. The result is stored on the mask until that changes, because models make one for all layers.
+
+    Args:
+        keeps_pairs: whether only a mask of one row for all queries becomes padding.
     """
-    if in_graph():
-        return mask
     version = None if mask.is_inference() else tensor_version(mask)
-    known = getattr(mask, "_long_simplified", None)
-    if known is None or known[0] != (version, causal) or (version is None and not hasattr(mask, "_long_attention")):
-        simplified = padding_of_row(mask) if mask.shape[1:3] == (1, 1) else _simplified_pairs(mask, causal)
-        if isinstance(simplified, Tensor) and simplified.dim() == 2:
-            simplified = for_one_pass(simplified.expand(batch, -1))
-        known = (version, causal), simplified is mask, None if simplified is mask else simplified
-        mask._long_simplified = known  # type: ignore[attr-defined]
-    _, unchanged, simplified = known
+    known_version, results = getattr(mask, "_long_simplified", (None, {}))
+    if known_version != version or (version is None and not hasattr(mask, "_long_attention")):
+        results = {}
+    if (causal, keeps_pairs) not in results:
+        results[causal, keeps_pairs] = _simplified(mask, batch, causal, keeps_pairs)
+        mask._long_simplified = version, results  # type: ignore[attr-defined]
+    unchanged, simplified = results[causal, keeps_pairs]
     return mask if unchanged else simplified
 
 
-def _simplified_pairs(mask: Tensor, causal: bool) -> Tensor | None:
+def _simplified(mask: Tensor, batch: int, causal: bool, keeps_pairs: bool) -> tuple[bool, Tensor | None]:
+    """Whether the mask stays as it is, and otherwise what it becomes. No reference to the mask, which stores this."""
     if not only_hides(mask):
-        return mask
-    if (batch := batch_of_mask(mask, None, causal)) is not None:
-        return batch.mask
-    return mask if mask.dtype == torch.bool else for_one_pass(~hidden_pairs(mask))
+        return True, None
+    one_row = mask.shape[1:3] == (1, 1)
+    equal = None if one_row else batch_of_mask(mask, None, causal)
+    padding = padding_of_row(mask) if one_row else None if equal is None else equal.mask
+    if padding is None and (one_row or equal is not None):
+        return False, None
+    if padding is not None and (one_row or not keeps_pairs):
+        return False, for_one_pass(padding.expand(batch, -1))
+    return (True, None) if mask.dtype == torch.bool else (False, for_one_pass(~hidden_pairs(mask)))
 
 
 def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:

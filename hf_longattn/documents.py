@@ -11,6 +11,12 @@ from torch import Tensor
 from .engines.common.batch import Batch, in_graph
 from .errors import MaskError
 
+HIDDEN = 1000.0
+"""A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax weight is then zero
+in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest number of a dtype."""
+LOWERED = 5.0
+"""Documents count as kept apart, though not hidden from each other, if a mask lowers the scores between them by at least this. Untuned."""
+
 
 def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
     """Document numbers ``(B, N)``: ``documents``, checked, or built from ``cu_seqlens``. ``None`` if both are ``None``.
@@ -49,13 +55,6 @@ def documents_from(documents: Tensor | None, cu_seqlens: Tensor | None, shape: t
 def shape_in_words(x: Any) -> str:
     """A clause with the shape and dtype of a tensor, or with the type of another object."""
     return f"has shape {tuple(x.shape)} and dtype {x.dtype}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
-
-
-HIDDEN = 1000.0
-"""A pair is hidden if an additive mask lowers its score by this much more than another pair of its query. The softmax weight is then zero
-in every dtype: exp(-1000) is zero in fp64, too. The usual fills are between -1e4 and the lowest number of a dtype."""
-LOWERED = 5.0
-"""Documents count as kept apart, though not hidden from each other, if a mask lowers the scores between them by at least this. Untuned."""
 
 
 def hidden_pairs(mask: Tensor, least: float = HIDDEN) -> Tensor:
@@ -113,12 +112,13 @@ def batch_of_mask(mask: Tensor, documents: Tensor | None, causal: bool) -> Batch
         return None
     seen = ~hidden_pairs(mask)[:, 0]
     real = seen.any(1)
-    expected = real[:, None, :].expand(seen.shape) if documents is None else documents[:, :, None] == documents[:, None, :]
-    expected = expected & real[:, None, :]
+    expected = real[:, None, :].expand(seen.shape)
+    expected = expected if documents is None else expected & (documents[:, :, None] == documents[:, None, :])
     expected = expected.tril() if causal else expected
     if not bool(((seen == expected) | ~real[:, :, None]).all()):
         return None
-    return Batch(None if bool(real.all()) else real if documents is None else real.expand(documents.shape), documents)
+    shape = real.shape if documents is None else documents.shape
+    return Batch(None if bool(real.all()) else real.expand(shape), documents)
 
 
 def lowers_sequences(mask: Tensor, causal: bool) -> bool:

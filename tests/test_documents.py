@@ -116,3 +116,13 @@ def test_a_mask_that_is_neither_is_refused() -> None:
     for mask in (torch.ones(2, 1, LENGTH, LENGTH).long(), torch.zeros(2, 3, LENGTH, LENGTH), torch.zeros(3, 1, LENGTH, LENGTH)):
         with pytest.raises(MaskError, match=r"must be \(batch, 1 or heads, queries, keys\) for 2 rows and 4 heads, bool"):
             attended("window", mask, False)
+
+
+def test_a_query_whose_own_key_is_hidden_keeps_its_output() -> None:
+    q, k, v = torch.randn(3, 2, 4, LENGTH, 8, generator=torch.Generator().manual_seed(0)) * 2
+    seen = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool)
+    seen[..., 5] = False
+    places = torch.arange(LENGTH)
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen & ((places[:, None] - places).abs() <= 4))
+    for mask in (seen, torch.zeros(seen.shape).masked_fill(~seen, -1e4)):
+        assert (attended("window", mask, False).transpose(1, 2) - expected).abs().max() < 1e-5

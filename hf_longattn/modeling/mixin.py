@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..cache_argument import CACHE, rename_cache
 from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
 from ..constants import TAGS
-from ..engines.common.batch import first_real, for_one_pass, of_any_length
+from ..engines.common.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.exact import full_of
@@ -510,7 +510,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             return real.long().cumsum(1) * real.long() + first - 1
         places = torch.arange(first, first + shape[1], device=device).expand(shape)
         mask, any_length = kwargs.get("attention_mask"), of_any_length(shape[1])
-        if isinstance(mask, Tensor) and mask.dim() == 4:
+        if isinstance(mask, Tensor) and mask.dim() == 4 and not in_graph():
             mask = simplified_mask(mask, shape[0], causal=False)
         if getattr(self.config, BASE_ATTENTION, False) or self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
             return places
