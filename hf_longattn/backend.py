@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
 
 from .attend import run_batch
-from .documents import batch_of_mask, documents_from, documents_in_mask
+from .documents import batch_of_mask, documents_from, documents_in_mask, hidden_pairs, lowers_sequences, only_hides, shape_in_words
 from .engines.common.accelerator import accelerated
 from .engines.common.batch import Batch, cached_on, for_one_pass, in_graph
 from .engines.common.byte_cache import tensor_version
@@ -62,8 +62,6 @@ GRID = "grid"
 """The keyword for the grid on which the tokens lie."""
 LAYER_INDEX = "long_layer"
 """The keyword for the layer's index, if layers share an attention module."""
-PADDING_SCORE = -10_000.0
-"""Scores at or below this value mark padding in an additive mask. MarkupLM adds exactly this; the softmax weight in fp32 is zero."""
 DOCUMENTS = frozenset(("documents", "seq_idx", "cu_seq_lens_q"))
 """Keywords for the documents of a packed row: of this package, of state-space models and of FlashAttention."""
 SINKS = "s_aux"
@@ -156,8 +154,8 @@ def longattn_attention_forward(
         query: ``(B, H, Nq, D)``; the last Nq positions of the keys' sequence.
         key, value: ``(B, H_kv, Nk, D)``; with a cache, what the cache returned.
         attention_mask: the result of :func:`longattn_mask`, or the caller's own mask ``(B, 1 or H, Nq, Nk)`` (bool, True = visible, or
-            additive). Such a mask restricts the mechanism's pattern further. If it has a single row for all queries, and only
-            padding in it, it is read as padding.
+            additive). Such a mask restricts the mechanism's pattern further. If it says no more than padding, causality and
+            documents, it is read as these.
         scaling: factor on q·k.
         dropout: dropout probability on the weights.
         is_causal: overrides ``module.is_causal`` (CLIP's text model).
@@ -170,7 +168,7 @@ def longattn_attention_forward(
 
     Raises:
         BackendError: the module has no mechanism, or asks for something that mechanisms do not do.
-        MaskError: a mask of the wrong shape.
+        MaskError: a mask of the wrong shape or dtype, or with documents that are only nearly hidden from each other.
     """
     projected = kwargs.get(PROJECT_ONLY)
     if projected is not None:
@@ -188,8 +186,8 @@ def longattn_attention_forward(
     layer = kwargs.pop(CACHE_LAYER, None)
     if isinstance(layer, (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)) and not isinstance(layer, GrowingWindowLayer):
         _check_own_window(layer, mechanism, key.shape[2])
-    attention_mask = _padding_in(attention_mask, query.shape[2])
     causal = bool(getattr(module, "is_causal", False) if is_causal is None else is_causal)
+    attention_mask = _checked(attention_mask, query, mechanism, causal)
     plain = not isinstance(layer, (AttentionCacheLayer, StaticLayer)) and _is_plain(mechanism, query, kwargs)
     if attention_mask is None and query.shape[2] == key.shape[2] and plain:
         attending = for_length(mechanism, key.shape[2], causal)
@@ -430,30 +428,64 @@ def _mechanism(module: nn.Module, kwargs: dict[str, Any]) -> Mechanism:
 
 
 def padding_of_row(mask: Tensor) -> Tensor | None:
-    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``; ``None`` if all tokens are real.
-
-    The mask is bool, or additive with 0 for real tokens.
-    """
-    real = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] == 0
+    """The padding ``(B, N)`` bool, True = real, of a mask ``(B, 1, 1, N)``. ``None`` if all tokens are real; the mask itself if it does
+    more than hide tokens, which a graph cannot know."""
+    if not in_graph() and not only_hides(mask):
+        return mask
+    real = ~hidden_pairs(mask)[:, 0, 0]
     return None if not in_graph() and bool(real.all()) else for_one_pass(real)
 
 
-def _padding_in(mask: Tensor | None, q_len: int) -> Tensor | None:
-    """The padding ``(B, N)`` in a mask with a single row for all queries. Other masks, and masks in graphs, are returned unchanged.
+def _checked(mask: Tensor | None, query: Tensor, mechanism: Mechanism, causal: bool) -> Tensor | None:
+    """:func:`simplified_mask` for ``query (B, H, Nq, D)``. Pairs stay pairs where they are enough: padding has no outputs of its own.
 
-    Models make such a mask once for all layers, so its padding is stored on it until the mask changes.
+    Raises:
+        MaskError: a four-dimensional mask has integers, which may be meant as either kind, or does not fit the query.
     """
-    if mask is None or mask.dim() != 4 or mask.shape[1:3] != (1, 1) or q_len == 1 or in_graph():
+    if mask is None or mask.dim() != 4:
         return mask
+    batch, heads, q_len = query.shape[:3]
+    if mask.shape[0] not in (batch, 1) or mask.shape[1] not in (heads, 1) or not (mask.is_floating_point() or mask.dtype == torch.bool):
+        raise MaskError(
+            f"The four-dimensional attention_mask {shape_in_words(mask)}, but must be (batch, 1 or heads, queries, keys) for {batch} rows "
+            f"and {heads} heads, bool (True = visible) or floats that are added to the scores."
+        )
+    if q_len < 2 or in_graph():
+        return mask
+    return simplified_mask(mask, batch, causal, keeps_pairs=takes_masked_documents(mechanism, mask.shape[3], causal))
+
+
+def simplified_mask(mask: Tensor, batch: int, causal: bool, *, keeps_pairs: bool = False) -> Tensor | None:
+    """A four-dimensional mask as padding ``(batch, N)`` if it says no more than padding and causality, or as bool if it only hides pairs.
+
+    Other masks are returned unchanged. The result is stored on the mask until that changes, because models make one for all layers.
+
+    Args:
+        keeps_pairs: whether only a mask of one row for all queries becomes padding.
+    """
     version = None if mask.is_inference() else tensor_version(mask)
-    known = getattr(mask, "_long_padding", None)
-    if known is None or version is None or known[0] != version:
-        row = mask[:, 0, 0]
-        weighs = mask.dtype != torch.bool and bool(((row != 0) & (row > PADDING_SCORE)).any())
-        known = version, weighs, None if weighs else padding_of_row(mask)
-        mask._long_padding = known  # type: ignore[attr-defined]
-    _, weighs, padding = known
-    return mask if weighs else padding
+    known_version, results = getattr(mask, "_long_simplified", (None, {}))
+    if known_version != version or (version is None and not hasattr(mask, "_long_attention")):
+        results = {}
+    if (causal, keeps_pairs) not in results:
+        results[causal, keeps_pairs] = _simplified(mask, batch, causal, keeps_pairs)
+        mask._long_simplified = version, results  # type: ignore[attr-defined]
+    unchanged, simplified = results[causal, keeps_pairs]
+    return mask if unchanged else simplified
+
+
+def _simplified(mask: Tensor, batch: int, causal: bool, keeps_pairs: bool) -> tuple[bool, Tensor | None]:
+    """Whether the mask stays as it is, and otherwise what it becomes. No reference to the mask, which stores this."""
+    if not only_hides(mask):
+        return True, None
+    one_row = mask.shape[1:3] == (1, 1)
+    equal = None if one_row else batch_of_mask(mask, None, causal)
+    padding = padding_of_row(mask) if one_row else None if equal is None else equal.mask
+    if padding is None and (one_row or equal is not None):
+        return False, None
+    if padding is not None and (one_row or not keeps_pairs):
+        return False, for_one_pass(padding.expand(batch, -1))
+    return (True, None) if mask.dtype == torch.bool else (False, for_one_pass(~hidden_pairs(mask)))
 
 
 def _align(mask: Tensor | None, q_len: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Batch | None, Tensor | None]:
@@ -507,11 +539,18 @@ def _with_documents(
     if dense_mask is not None and not in_graph():
         documents = cached_on(dense_mask, "documents", lambda: documents_in_mask(dense_mask))
         if documents is not None:
-            masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents, causal))
+            masked = cached_on(dense_mask, ("batch", causal), lambda: batch_of_mask(dense_mask, documents.expand(shape), causal))
             if masked is not None:
                 return masked, None
-            if not takes_masked_documents(mechanism, shape[1], causal):
+        if not takes_masked_documents(mechanism, shape[1], causal):
+            if documents is not None:
                 raise MaskError(packing_refused(mechanism))
+            if cached_on(dense_mask, ("lowered", causal), lambda: lowers_sequences(dense_mask, causal)):
+                raise MaskError(
+                    "A four-dimensional attention_mask lowers the scores between documents, or to left padding, by too little to hide them "
+                    f"in every softmax, and mechanism {mechanism.name!r} with these options counts, chooses or remembers along the whole "
+                    "row; fill the mask with torch.finfo(dtype).min, pass bool, or choose for example window."
+                )
     borders = next((value for name in DOCUMENTS if isinstance(value := kwargs.get(name), Tensor)), None)
     if borders is None or (dense_mask is not None and in_graph()):  # the mask has the documents, too
         return batch, dense_mask

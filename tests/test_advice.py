@@ -206,7 +206,8 @@ def test_conversions_of_documents_and_recipes_are_not_warned_of(stand_in: Callab
             words = ["DST", *words]
         key = (str(source), *words[1:])
         if key not in warned_by_words:
-            warned_by_words[key] = warnings_of(run, ["convert", str(source), *words])
+            warnings = warnings_of(run, ["convert", str(source), *words])
+            warned_by_words[key] = [one for one in warnings if "scales the rotations of all tokens" not in one]  # a cost
         warned = warned_by_words[key]
         seen += 1
         if warned and "longattn train" not in block:

@@ -245,7 +245,8 @@ def _plan_of(kind: InputKind, opened: Source, architecture: Architecture, reques
     )
     shape = model_shape(config, skeleton, [tensor.dtype for tensor in tensors])
     mechanisms = layer_mechanisms(attention, shape, length.new)
-    warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal)
+    auto = request.positions == "auto"
+    warnings = position_warnings(planned.rule, attention, mechanisms, length, causal=shape.causal, auto=auto)
     if decoder is not None:
         decoder_attention = config.decoder_attention
         layers = layer_mechanisms(decoder_attention, ModelShape.of(config, causal=True, matrix_parameters=0, element_bytes=4), decoder.new)
@@ -395,7 +396,8 @@ def _plan_plain(kind: PlainKind, source: Source, architecture: Architecture, req
     tensors = plan_tensors(source, architecture, renamed, skeleton, length.tables(source, skeleton), length.old, cast)
     attention = chosen if isinstance(chosen, LongAttentionConfig) else next(iter(chosen.values()))
     shape = generic_shape(skeleton, [tensor.dtype for tensor in tensors])
-    warnings = position_warnings(rule, attention, layer_mechanisms(attention, shape, length.new or None), length, causal=shape.causal)
+    layers, auto = layer_mechanisms(attention, shape, length.new or None), request.positions == "auto"
+    warnings = position_warnings(rule, attention, layers, length, causal=shape.causal, auto=auto)
     plan = ConversionPlan(
         source=source,
         architecture=architecture,

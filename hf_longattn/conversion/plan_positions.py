@@ -14,7 +14,7 @@ from ..errors import CheckpointError, LengthError, OptionError, PositionError, c
 from ..inputs.common.base import PositionWarning, StackLength, layers_in_words
 from ..mechanisms import Mechanism
 from ..mechanisms.common.exact import why_not_in_full
-from ..mechanisms.common.locality import needs_training_by
+from ..mechanisms.common.locality import eval_locality, keys_per_query, needs_training_by
 from ..mechanisms.common.registry import prototype
 from ..modeling.family.definition import PositionTable
 from ..modeling.family.rotary import plan_rotary
@@ -213,7 +213,14 @@ MOVED = (table_rules.INTERPOLATE, "rope:linear", "rope:base", "rope:drop")
 
 
 def position_warnings(
-    rule: str, attention: LongAttentionConfig, layers: Sequence[Mechanism], length: StackLength, *, causal: bool, decoder: bool = False
+    rule: str,
+    attention: LongAttentionConfig,
+    layers: Sequence[Mechanism],
+    length: StackLength,
+    *,
+    causal: bool,
+    decoder: bool = False,
+    auto: bool = False,
 ) -> list[PositionWarning]:
     """Warnings about positions that need training: one about the rule, or one for each mechanism.
 
@@ -223,8 +230,18 @@ def position_warnings(
         length: of the stack.
         causal: whether the stack is causal.
         decoder: whether the stack is the decoder of an encoder-decoder.
+        auto: whether ``--positions auto`` chose the rule.
     """
     grows = length.new > length.old
+    if auto and rule in ("rope:linear", "rope:yarn") and grows:
+        localities = [eval_locality(layer, causal) for layer in layers if (keys_per_query(layer) or length.new) > length.old]
+        if all(local is not None and local.beside == "globals" and local.back < length.old for local in localities):
+            problem = (
+                f"{rule} scales the rotations of all tokens, though only sinks or global tokens are further away than the {length.old:,} "
+                "tokens of training (--positions rope:none leaves it out)"
+            )
+            cost = "Gemma 3 270M with 4 sinks has a loss of 3.546 nats unscaled, 3.557 for twice the length and 3.638 for eight times"
+            return [PositionWarning(problem, cost, "every text is read worse, short ones too")]
     if (rule in MOVED and grows) or rule in table_rules.DROPPED or (rule == RANDOM and grows):
         rows = f"positions from {length.old:,} on are random rows, as before training"
         problem = rows if rule == RANDOM else f"{rule} changes the positions of every text, short ones too"

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..documents import hidden_pairs
 from ..engines.common.call import AttentionCall
 from ..engines.common.dense import at_least_fp32
 from ..engines.common.grid import Grid
@@ -126,7 +127,7 @@ class RowSums:
         """Add the queries at ``rows``. For a candidate that is ``None``, the sum stays 0."""
         for block in layer.blocks(rows):
             scores = layer.scores(block)
-            seen = scores > torch.finfo(scores.dtype).min / 2
+            seen = ~hidden_pairs(scores)
             block, scores, seen = _without_blind(block, scores, seen)
             weights = scores.softmax(-1)
             self.count += len(block)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns
+from ..backend import COLLECT_WEIGHTS, attentions_collected, filled_columns, simplified_mask
 from ..cache_argument import CACHE, rename_cache
 from ..constants import TAGS
-from ..engines.common.batch import first_real, for_one_pass, of_any_length
+from ..engines.common.batch import first_real, for_one_pass, in_graph, of_any_length
 from ..errors import MaskError, MemoryMismatchError, OptionError
 from ..mechanisms.common.base import Mechanism
 from ..mechanisms.common.exact import full_of
@@ -381,7 +381,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
     exact_length: int | None = None
     """Maximum length of batches with the source's positions; in longer ones, positions start with the text.
 
-    That of full attention in all layers; 0 for an encoder that never computes the source's attention. ``None``: every batch has them."""
+    That of full attention in all layers; 0 for an encoder that never computes the source's attention, and for one with rotary positions,
+    whose full attention does not depend on where they start. ``None``: every batch has the source's."""
 
     @property
     def recursion(self) -> Recursion | None:
@@ -417,9 +418,10 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
         token_rule(self)
         if any(mechanism.traits.recursion is not None for mechanism in layer_mechanisms(self)):
             attach_memory_tokens(self, self.position_table)
-        if self.takes_positions and self.position_table is not None and not self.family.rotary(self.config):
+        rotary = self.family.rotary(self.config)
+        if self.takes_positions and (rotary or self.position_table is not None):
             layers, length = layer_mechanisms(self), self.config.max_position_embeddings
-            short = (full.max_length for layer in layers if (full := full_of(layer)) is not None)
+            short = (full.max_length for layer in layers if not rotary and (full := full_of(layer)) is not None)
             self.exact_length = min(short, default=None)
             if self.exact_length is None and not any(map(is_causal, self.attention_modules)):
                 computes_source = all(layer.covers(length) for layer in layers)
@@ -498,7 +500,7 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
 
         They start after left padding in batches that are longer than ``exact_length``. Shorter ones have the source's positions.
         """
-        table = self.position_table if self.exact_length is not None or not self.family.rotary(self.config) else None
+        table = None if self.family.rotary(self.config) else self.position_table
         first = 0 if table is None else table.first_id(self.config)
         real: Tensor | None = None
         if table is not None and table.skips_padding:
@@ -508,6 +510,8 @@ class LongBaseModelMixin(FindsDocuments, RunsInModes, LongAttentionMixin):
             return real.long().cumsum(1) * real.long() + first - 1
         places = torch.arange(first, first + shape[1], device=device).expand(shape)
         mask, any_length = kwargs.get("attention_mask"), of_any_length(shape[1])
+        if isinstance(mask, Tensor) and mask.dim() == 4 and not in_graph():
+            mask = simplified_mask(mask, shape[0], causal=False)
         if getattr(self.config, BASE_ATTENTION, False) or self.exact_length is None or not isinstance(mask, Tensor) or mask.dim() != 2:
             return places
         if not any_length and shape[1] <= self.exact_length:

@@ -67,5 +67,7 @@ def untrained_distances(rule: str, trained: int, length: int, local: Locality | 
         return f"sees {seen}, and tiled positions repeat every {trained:,} tokens"
     if rule == UNCHANGED_ROPE and (reach is None or reach > trained):
         seen = "any distance" if reach is None else f"distances up to {reach - 1:,}"
+        if local is not None and local.beside == "globals" and local.back < trained:
+            seen = "its sinks or global tokens at any distance"
         return f"sees {seen}, and rotations were trained for distances below {trained:,}"
     return ""

@@ -15,15 +15,17 @@
                    training. ``rope:self-extend:window=512,group=4``, ``rope:dual-chunk:chunk=1536``; by default they suit both lengths.
 ``rope:drop``      no rotation in any layer, by the option ``relative`` (:class:`~.relative.Dropped`, https://arxiv.org/abs/2512.12167).
                    Needs training. Single layers: ``rope:none`` and ``relative=dropped`` in these layers.
-``rope:none``      unchanged. Rotary scores depend on distances only. If no layer looks back further than the old length, all distances
-                   occurred in training, so that outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is
-                   ``rope:yarn``, or ``rope:linear`` for a source that uses it already.
+``rope:none``      unchanged. What transformers derives from ``max_position_embeddings`` keeps its value, such as the factor of a longrope
+                   entry without one (Phi-3), and the old length of a dynamic entry, if a layer looks back further. Rotary scores depend
+                   on distances only. If no layer looks back further than the old length, all distances occurred in training, so that
+                   outputs are exact without training: ``auto`` then chooses this. Otherwise ``auto`` is ``rope:yarn``, or
+                   ``rope:linear`` for a source that uses it already.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -73,8 +75,7 @@ def _dynamic(old: Parameters, old_length: int, new_length: int, value: str) -> R
 
 def _yarn(old: Parameters, old_length: int, new_length: int, value: str) -> RopePlan:
     if old.get("rope_type") == "yarn":
-        trained = int(old.get("original_max_position_embeddings") or old_length)
-        parameters = {**old, "factor": new_length / trained, "original_max_position_embeddings": trained}
+        parameters = {**old, "factor": new_length / old["original_max_position_embeddings"]}
     else:
         parameters = _scaled(old, "yarn", new_length / old_length)
         parameters["original_max_position_embeddings"] = old_length
@@ -170,8 +171,12 @@ def rope_parameters(
         raise PositionError(f"The maximum length can only grow, but {new_length} was requested and the source has {old_length}.")
     old = dict(old or {})
     used = str(old.get("rope_type", "default"))
+    if used in ("longrope", "yarn", "llama3"):  # transformers derives what is missing from the maximum length, which changes
+        old["original_max_position_embeddings"] = trained = old.get("original_max_position_embeddings") or old_length
+        if used != "llama3" and old.get("factor") is None:
+            old["factor"] = old_length / trained
+    bounded = new_length == old_length or (reach is not None and reach <= old_length)
     if positions == "auto":
-        bounded = new_length == old_length or (reach is not None and reach <= old_length)
         positions = "rope:none" if bounded else f"rope:{used if used in ('linear', 'yarn') else 'yarn'}"
     prefix, _, rest = positions.partition(":")
     kind, _, value = rest.partition(":")
@@ -188,6 +193,8 @@ def rope_parameters(
         )
     plan = ROPE_KINDS[kind](old, old_length, new_length, value)
     _check_factors(plan.parameters, frequencies)
+    if kind == "none" and used == "dynamic" and not bounded:  # the base grows with texts beyond this length
+        return replace(plan, max_position_embeddings=old_length)
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from scripts.dev.tools.small_models import TEXT_FAMILIES
 from tests.alike import code_of_family
 from tests.cells import every_cell
 from tests.grids import grid
+from tests.reference.small_models import plain_model
 
 from .conftest import LENGTH
 from .every_family import NOT_AS_IT_IS, Short, head_of
@@ -114,6 +116,62 @@ def test_a_longer_config_with_rotary_positions_that_are_chosen_or_scaled_already
     config = hf_longattn.LongLlamaConfig.from_pretrained(tmp_path, max_position_embeddings=NEW)
     assert config.rope_parameters == scaled
     assert "Rotary positions stay scaled as in the base, for 150 tokens" in caplog.text
+
+
+def longrope(frequencies: int, **fields: Any) -> dict[str, Any]:
+    """An entry of longrope, by default without a factor."""
+    factors = {"short_factor": [1.0 + 0.1 * i for i in range(frequencies)], "long_factor": [1.0 + i for i in range(frequencies)]}
+    return {"rope_type": "longrope", "rope_theta": 1e4, **factors, **fields}
+
+
+TRAINED = {"original_max_position_embeddings": LENGTH // 4}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+ENTRIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "longrope of Phi-3": ("phi3", longrope(8)),
+    "longrope without factor": ("llama", longrope(8, **TRAINED)),
+    "longrope with factor": ("llama", longrope(8, **TRAINED, factor=3.0)),
+    "longrope with scaling": ("llama", longrope(8, attention_factor=1.3)),
+    "longrope of half a head": ("llama", longrope(4, **TRAINED, partial_rotary_factor=0.5)),
+    "longrope of a layer type": (
+        "gemma3_text",
+        {
+            "full_attention": longrope(6, **TRAINED, partial_rotary_factor=0.5),
+            "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        },
+    ),
+    "yarn": ("llama", YARN),
+    "yarn with a factor of null": ("qwen2", {**YARN, **TRAINED, "factor": None}),
+    "yarn of DeepSeek": ("llama", {**YARN, "mscale": 1.0, "mscale_all_dim": 0.7}),
+    "llama3": ("llama", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+    "linear": ("gpt_neox", {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0, "partial_rotary_factor": 0.25}),
+    "dynamic": ("nomic_bert", {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+}
+"""Entries of ``rope_parameters``, some of which transformers completes by the maximum length."""
+
+
+def rotations(model: Any, config: Any, length: int) -> list[Tensor]:
+    """What a base's rotary module computes for ``length`` tokens, for each type of layer, made of ``config``."""
+    module = type(next(part for part in model.modules() if type(part).__name__.endswith("RotaryEmbedding")))(config)
+    kinds = [{"layer_type": kind} for kind in config.rope_parameters if kind in (getattr(config, "layer_types", None) or ())] or [{}]
+    return [turned for kind in kinds for turned in module(torch.zeros(1, 1), torch.arange(length)[None], **kind)]
+
+
+@every_cell("mechanism", ["window", "full"])
+@every_cell("name", ENTRIES)
+def test_rotary_entries_keep_their_meaning_at_a_larger_length(mechanism: str, name: str, tmp_path: Path) -> None:
+    base, entry = ENTRIES[name]
+    fields = TRAINED if base == "phi3" else {}
+    source = plain_model(base, None, max_position_embeddings=LENGTH, rope_parameters=copy.deepcopy(entry), **fields)
+    source.save_pretrained(tmp_path)
+    options = {"window": 16} if mechanism == "window" else {}
+    plan = plan_conversion(tmp_path, mechanism=mechanism, options=options, max_length=NEW, positions="rope:none")
+    expected = rotations(source, source.config, LENGTH)
+    read = type(plan.config).from_pretrained(tmp_path, max_position_embeddings=NEW, long_attention={"mechanism": mechanism, **options})
+    for config in (plan.config, read) if mechanism == "window" or ("yarn" not in name and name != "linear") else (plan.config,):
+        assert config.rope_parameters == plan.config.rope_parameters
+        assert config.max_position_embeddings == (LENGTH if (name, mechanism) == ("dynamic", "full") else NEW)
+        for turned, wanted in zip(rotations(source, config, LENGTH), expected, strict=True):
+            torch.testing.assert_close(turned, wanted, rtol=0, atol=1e-6)
 
 
 TWO_STACKS = [base for base, family in TEXT_FAMILIES.items() if family.two_stacks]

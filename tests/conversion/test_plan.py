@@ -245,6 +245,34 @@ def test_a_plan_warns_where_positions_do_not_hold_without_training(
 
 
 @every_cell(
+    ("name", "settings", "warned"),
+    [
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "num_sinks": 4}, True),
+        ("LlamaForCausalLM", {"mechanism": "longformer", "window": 32, "global_tokens": (0,)}, True),
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "layers": {1: {"mechanism": "longformer", "window": 16}}}, True),
+        ("ModernBertForMaskedLM", {"mechanism": "longformer", "window": 32}, True),
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 32}, False),
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 2 * LENGTH, "num_sinks": 4}, False),
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "num_sinks": 4, "layers": {1: {"mechanism": "full"}}}, False),
+        ("LlamaForCausalLM", {"mechanism": "window", "window": 32, "num_sinks": 4, "positions": "rope:yarn"}, False),
+        ("GPT2LMHeadModel", {"mechanism": "window", "window": 16, "num_sinks": 4}, False),
+    ],
+)
+def test_a_plan_says_what_scaling_for_sinks_and_global_tokens_alone_costs(
+    name: str, settings: dict[str, Any], warned: bool, built: Callable[[str], Path]
+) -> None:
+    """And what to type instead, which leaves the rotations as they were."""
+    plan = plan_conversion(built(name), max_length=256, **settings)
+    sentences = [str(warning) for warning in plan.warnings]
+    assert [sentence.startswith("rope:yarn scales the rotations of all tokens") for sentence in sentences] == [True] * warned
+    if warned:
+        assert "(--positions rope:none leaves it out)" in sentences[0]
+        unscaled = plan_conversion(built(name), max_length=256, positions="rope:none", **settings)
+        assert unscaled.config.rope_parameters == unscaled.architecture.source_config.rope_parameters
+        assert "its sinks or global tokens at any distance" in str(unscaled.warnings[0])
+
+
+@every_cell(
     ("name", "values"),
     [("Esm", {"position_embedding_type": "rotary"}), ("GPTJ", {"rotary_dim": 8}), ("SmolLM3", {}), ("Llama", {})],
     ids=str,

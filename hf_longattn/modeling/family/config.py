@@ -266,11 +266,11 @@ class LongConfig(_Base):
             return
         try:
             plan = plan_rotary(self, self.long_attention, "auto", old, new)
-        except PositionError:
-            outcome = "stay scaled as in the base"
-        else:
-            plan.write(self)
             outcome = "" if plan.exact else f"are scaled by {plan.kind}, as in a conversion"
+        except PositionError:
+            plan = plan_rotary(self, self.long_attention, "rope:none", old, new)
+            outcome = "stay scaled as in the base"
+        plan.write(self)
         if outcome:
             logger.warning_once(f"Rotary positions {outcome}, for {new} tokens instead of {old}; pass rope_parameters to choose others.")
 

@@ -33,10 +33,10 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
     mechanisms = [prototype(*attention.for_layer(layer)) for layer in layers]
     reaches = [keys_per_query(mechanism) for mechanism in mechanisms]
     old = config.rope_parameters or {}
-    frequencies = int(head_dim * old.get("partial_rotary_factor", 1.0)) // 2
 
     def plan(kind: str, parameters: dict[str, Any], reach: int | None) -> RopePlan:
         lengths = {"old_length": old_length, "new_length": new_length}
+        frequencies = int(head_dim * (parameters.get("partial_rotary_factor") or 1.0)) // 2
         planned = rope_parameters(kind, parameters, **lengths, reach=reach, frequencies=frequencies)
         if planned.relative and relative_kind(planned.relative).counts_tokens:
             _check_moved(planned, mechanisms, old_length)
@@ -54,7 +54,8 @@ def plan_rotary(config: Any, attention: LongAttentionConfig, positions: str, old
     decisive = next((plan_of_kind for plan_of_kind in plans.values() if plan_of_kind.kind != "none"), next(iter(plans.values())))
     of_kinds = {**old, **{kind: plan_of_kind.parameters for kind, plan_of_kind in plans.items()}}
     exact = all(plan_of_kind.exact for plan_of_kind in plans.values())
-    return RopePlan(decisive.kind, of_kinds, decisive.max_position_embeddings, exact, decisive.relative)
+    length = min(plan_of_kind.max_position_embeddings for plan_of_kind in plans.values())
+    return RopePlan(decisive.kind, of_kinds, length, exact, decisive.relative)
 
 
 def _check_moved(planned: RopePlan, mechanisms: list[Mechanism], old_length: int) -> None:
