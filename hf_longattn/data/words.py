@@ -141,7 +141,7 @@ def tag_names(*parts: Dataset) -> list[str]:
 def to_windows(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, length: int, stride: int, names: list[str], page: Sequence[str] = ()
 ) -> Dataset:
-    """Model inputs of tagged documents, one for each window of a document.
+    """Model inputs of tagged documents, one for each window of a document; none if no word has a token.
 
     Args:
         stride: tokens that windows share, a quarter of ``length`` at most.
@@ -165,4 +165,5 @@ def to_windows(
         documents, lengths = [numbers_of_rows[owner] for owner in owners], [len(window) for window in words]
         return {**columns, "labels": labels, "word_ids": words, "document": documents, "length": lengths}
 
-    return data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
+    rows = data.map(encode, with_indices=True, batched=True, batch_size=100, remove_columns=data.column_names)
+    return rows if any(label != IGNORED for labels in rows["labels"] for label in labels) else rows.select([])

@@ -36,7 +36,7 @@ from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
 from hf_longattn.training.results import counted, error_of, sources_in_words
 from hf_longattn.training.training_args import TaskArguments
-from hf_longattn.training.training_loop import RunSettings, forget_model, save_whole, versions, write_trained_card
+from hf_longattn.training.training_loop import RunSettings, check_rows, forget_model, save_whole, versions, write_trained_card
 
 logger = logging.get_logger(LOGGER)
 NO_GAP = 0.01
@@ -121,6 +121,7 @@ class Stages:
     def train(self, model: nn.Module, stage: int, length: int, teacher: Teacher | None = None) -> LineariseTrainer:
         """Train, or resume from the latest checkpoint of this stage."""
         args, inputs, size = self.args, to_inputs(self.documents, self.tokenizer, length), self.args.per_device_train_batch_size
+        check_rows(inputs, sources_in_words(self.run.settings), "train on")
         resumed = newest_of_stage(args.folder, stage) if args.resume else None
         if isinstance(model, MatchingModel) and resumed is None:
             model.start(held_out_batches(inputs, self.masks, size, size)[0])

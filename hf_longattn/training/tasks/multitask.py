@@ -50,7 +50,7 @@ from hf_longattn.training.tasks.qa import QADataArguments, read_questions
 from hf_longattn.training.tasks.tokens import TokenDataArguments, read_tagged, tag_scores
 from hf_longattn.training.trainer import MeasuringTrainer, rows_of
 from hf_longattn.training.training_args import LongTrainingArguments, TaskArguments
-from hf_longattn.training.training_loop import prepare_run, save_run, train
+from hf_longattn.training.training_loop import check_rows, prepare_run, save_run, train
 
 HEAD_SCORES = {
     "classify": ("accuracy", "document"), "tokens": ("f1", "document"), "qa": ("f1", "question"), "images": ("accuracy", "image"),
@@ -444,6 +444,8 @@ def finetune_multitask(
     tokenizer.padding_side = tokenizer.truncation_side = "right"  # the tokens of a row have the places of its words, windows their order
     build: dict[str, Callable[..., TaskHead]] = {"classify": _classify, "tokens": _tokens, "qa": _qa, "images": _files, "audio": _files}
     tasks = {name: build[kind](name, run, start, data) for name, (kind, data) in task_data.items()}
+    for name, task in tasks.items():
+        check_rows(task.rows, f"the task {name!r}", "train on")
     model = MultiTaskModel({name: task.model for name, task in tasks.items()})
     training_args.ddp_find_unused_parameters = True
     processors = tokenizer if start.model is None else start.processors
@@ -506,6 +508,7 @@ def _tokens(name: str, run: TaskArguments, start: Start, data: TokenDataArgument
     length = input_length(start.reads_text(model), start.tokenizer, data.max_length or run.data.max_length)
     encode = partial(to_windows, tokenizer=start.tokenizer, length=length, stride=data.stride, names=names)
     rows, held_out = each_part(encode, texts, held_texts)
+    check_rows(held_out, f"the task {name!r}", "evaluate on")
     collator, columns = TokenCollator(start.tokenizer), ["word_ids", "document"]
 
     def scores() -> Scores:
