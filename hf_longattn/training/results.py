@@ -11,11 +11,12 @@ from typing import Any
 
 from hf_longattn.drawing import new_figure
 from hf_longattn.errors import in_one_line
-from hf_longattn.evaluation.summaries import plus_minus
+from hf_longattn.evaluation.summaries import LEAST_ITEMS, plus_minus
 from hf_longattn.hub import MeasuredResult
 from hf_longattn.local_names import public_name
 
 CURVES = "training_curves.png"
+HELD_OUT, TRAINED = "held out", "on the training data"
 PERCENT = {
     "exact_match": "exact match", "f1": "F1", "sp_f1": "F1 of supporting facts", "joint_f1": "joint F1", "accuracy": "accuracy",
     "macro_f1": "macro F1", "precision": "precision", "recall": "recall", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
@@ -62,18 +63,61 @@ def loss_in_words(loss: Mapping[str, Any]) -> str:
     return f"{before}{plus_minus(loss['after'], loss.get('standard_error'), 3)}{after}{rows}"
 
 
-def held_out_in_words(held_out: Mapping[str, Scores | None], words: Callable[[Scores], str], rows: str) -> str:
+def loss_name(log: Mapping[str, Any], name: str = "loss") -> str:
+    """ "held-out loss", "loss on the training data", or "loss" where only an evaluation knows the data."""
+    part = scored_part(log)
+    return f"{name} {part}" if part == TRAINED else f"held-out {name}" if part == HELD_OUT else name
+
+
+def scored_part(log: Mapping[str, Any], task: str = "") -> str:
+    """The part of the data that a log's scores are of, in words: :data:`HELD_OUT`, :data:`TRAINED`, or "scored" in an evaluation."""
+    rows = _scored_rows(log, task)
+    if not rows:
+        return "scored"
+    return TRAINED if rows["trained"] == rows["n"] else HELD_OUT
+
+
+def _scored_rows(log: Mapping[str, Any], task: str = "") -> Mapping[str, int]:
+    rows: Mapping[str, Any] = log.get("scored_rows") or {}
+    return rows.get(task) or {} if task else rows
+
+
+def held_out_in_words(log: Mapping[str, Any], words: Callable[[Scores], str], rows: str, task: str = "") -> str:
     """ "held out: accuracy 50.0 ± 5.0 % before; accuracy 91.2 ± 2.8 % after (100 documents)"; without these words, where one was measured.
 
     Args:
-        held_out: the scores before and after; ``None`` or empty = not measured here.
+        log: with the scores before and after in ``held_out``; ``None`` or empty = not measured here.
         words: describes one evaluation.
         rows: the counted unit, in the singular.
+        task: of several tasks, whose scores are by task.
     """
-    measured = {when: scores for when, scores in held_out.items() if scores}
+    evaluations = {when: (scores or {}).get(task) if task else scores for when, scores in log["held_out"].items()}
+    measured = {when: scores for when, scores in evaluations.items() if scores}
+    if not measured:
+        return "nothing was scored here"
     count = next((scores["n"] for scores in reversed(measured.values()) if "n" in scores), None)
     parts = "; ".join(words(scores) + (f" {when}" if len(measured) > 1 else "") for when, scores in measured.items())
-    return f"held out: {parts}{'' if count is None else f' ({counted(count, rows)})'}" if measured else "nothing was scored here"
+    return f"{scored_part(log, task)}: {parts}{rows_in_words(log, count, rows, task)}"
+
+
+def rows_in_words(log: Mapping[str, Any], count: int | None, rows: str, task: str = "") -> str:
+    """ " (100 documents)", with notes where they are few or some were trained on, too; "" without a count."""
+    return "" if count is None else _in_brackets([counted(count, rows), _few(count), _also_trained(log, task)])
+
+
+def _in_brackets(notes: Sequence[str]) -> str:
+    return f" ({', '.join(filter(None, notes))})" if any(notes) else ""
+
+
+def _few(count: int | None) -> str:
+    """A note on the scores of few rows. The 95 % interval of a mean between 0 and 100 % is at most ± 100 / √n."""
+    return f"too few to tell scores less than {100 / count**0.5:.0f} points apart" if count and count < LEAST_ITEMS else ""
+
+
+def _also_trained(log: Mapping[str, Any], task: str = "") -> str:
+    """A note on held-out rows whose content was also trained on."""
+    count = _scored_rows(log, task).get("trained", 0)
+    return f"{count:,} also in training" if count and scored_part(log, task) == HELD_OUT else ""
 
 
 def counted(count: int, what: str) -> str:
@@ -103,39 +147,42 @@ def _in_words(sources: Sequence[str]) -> str:
 
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
     """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
-    settings = log["settings"]
+    settings, rows = log["settings"], []
     validation = settings.get("validation")
-    named = [validation] if isinstance(validation, str) else validation
-    dataset = _in_words(named) if validation else f"{sources_in_words(settings)} (held out)"
-    rows = []
     after = (log.get("held_out") or {}).get("after") or {}
-    systems = [("", after), *((f"head {name}", scores) for name, scores in after.items() if name in log.get("tasks", {}))]  # multitask
-    of_heads = _data_of_heads(settings)
-    for system, scores in systems:
-        data = of_heads.get(system, dataset)
+    if "tasks" in log:
+        systems = [(f"head {name}", _data_of_head(log, name), after.get(name)) for name in log["tasks"]]
+    else:
+        systems = [("", _dataset(log, sources_in_words(settings), [validation] if validation else []), after)]
+    for system, data, scores in systems:
         for key, metric in PERCENT.items():
             if not scores:
                 continue
             value = scores.get(key)
             if isinstance(value, (int, float)) and math.isfinite(value):
-                more: dict[str, Any] = {"n": scores.get("n"), "standard_error": error_of(scores, key)}
+                more: dict[str, Any] = {"n": scores.get("n"), "standard_error": error_of(scores, key), "note": _few(scores.get("n"))}
                 rows.append(MeasuredResult(data, metric, value, "%", task=task, metric_type=key, system=system, **more))
     losses = log.get("held_out_loss") or {}
     loss = losses.get("after")
     if loss is not None and not rows and math.isfinite(loss):
         more = {"n": losses.get("n"), "standard_error": losses.get("standard_error")}
-        rows.append(MeasuredResult(dataset, "held-out loss", loss, "nats", task=task, metric_type="loss", **more))
+        rows.append(MeasuredResult(systems[0][1], loss_name(log), loss, "nats", task=task, metric_type="loss", **more))
     return rows
 
 
-def _data_of_heads(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Task in the table -> the data on which its head was scored, for tasks of ``--tasks``."""
-    validation = dict(text.partition("=")[::2] for text in settings.get("validation") or () if "=" in text)
-    named = (text.partition("=")[::2] for text in settings.get("tasks") or ())
-    return {
-        f"head {name}": _in_words([validation[name]]) if name in validation else f"{_in_words([rest.partition(':')[2]])} (held out)"
-        for name, rest in named
-    }
+def _data_of_head(log: Mapping[str, Any], name: str) -> str:
+    """The data on which the head of a task of ``--tasks`` was scored; of a task in a file, that file."""
+    validation, sources = (
+        dict(text.partition("=")[::2] for text in log["settings"].get(option) or () if "=" in text) for option in ("validation", "tasks")
+    )
+    source = _in_words([sources[name].partition(":")[2]]) if name in sources else sources_in_words(log["settings"])
+    return _dataset(log, source, [validation[name]] if name in validation else [], name)
+
+
+def _dataset(log: Mapping[str, Any], sources: str, validation: Sequence[str], task: str = "") -> str:
+    """The data of scores for a card: their names, and whether they were held out or trained on."""
+    part = "training data" if scored_part(log, task) == TRAINED else "" if validation else HELD_OUT
+    return f"{_in_words(validation) if validation else sources}{_in_brackets([part, _also_trained(log, task)])}"
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:

@@ -345,7 +345,8 @@ def save_run(
         The log: ``log`` with the given arguments, versions and Trainer's history.
     """
     args = run.training
-    log = {"settings": run.settings, "versions": versions(), **log, "history": trainer.state.log_history}
+    log = {"settings": run.settings, "versions": versions(), "scored_rows": run.data.scored_rows, **log}
+    log["history"] = trainer.state.log_history
     if args.only_scores:
         if trainer.is_world_process_zero():
             args.folder.mkdir(parents=True, exist_ok=True)

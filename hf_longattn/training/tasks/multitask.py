@@ -455,6 +455,7 @@ def finetune_multitask(
         "tasks": {name: task.kind for name, task in tasks.items()},
         "inputs": {name: task.log for name, task in tasks.items() if task.log},
         "held_out": {"before": before, "after": trainer.scores()},
+        "scored_rows": {name: data.scored_rows for name, (_, data) in task_data.items()},
     }
     return save_run(trainer, run, log, describe_multitask)
 
@@ -567,10 +568,9 @@ def multitask_result(log: dict[str, Any]) -> str:
     lines = []
     for name, kind in log["tasks"].items():
         metric, rows = HEAD_SCORES[kind]
-        scores = {when: (evaluation or {}).get(name) for when, evaluation in log["held_out"].items()}
-        tuned = any("best_f1_threshold" in (evaluation or {}) for evaluation in scores.values())
+        tuned = any("best_f1_threshold" in (evaluation or {}).get(name, {}) for evaluation in log["held_out"].values())
         note = '; the threshold of "no answer" is the best one on these questions' if tuned else ""
-        lines.append(f"- {name}: {held_out_in_words(scores, partial(score_in_words, name=metric), rows)}{note}")
+        lines.append(f"- {name}: {held_out_in_words(log, partial(score_in_words, name=metric), rows, name)}{note}")
     return "\n".join(lines)
 
 
