@@ -63,23 +63,22 @@ def loss_in_words(loss: Mapping[str, Any]) -> str:
     return f"{before}{plus_minus(loss['after'], loss.get('standard_error'), 3)}{after}{rows}"
 
 
+def scored_part(log: Mapping[str, Any], task: str = "") -> str:
+    """The part of the data that a log's scores are of: "held out", which may be "but for 3 training rows", :data:`TRAINED`, or, in an
+    evaluation, "scored"."""
+    rows = log.get("scored_rows") or {}
+    rows = rows.get(task) or {} if task else rows
+    if not rows:
+        return "scored"
+    if rows["trained"] == rows["n"]:
+        return TRAINED
+    return f"{HELD_OUT} but for {counted(rows['trained'], 'training row')}" if rows["trained"] else HELD_OUT
+
+
 def loss_name(log: Mapping[str, Any], name: str = "loss") -> str:
     """ "held-out loss", "loss on the training data", or "loss" where only an evaluation knows the data."""
     part = scored_part(log)
-    return f"{name} {part}" if part == TRAINED else f"held-out {name}" if part == HELD_OUT else name
-
-
-def scored_part(log: Mapping[str, Any], task: str = "") -> str:
-    """The part of the data that a log's scores are of, in words: :data:`HELD_OUT`, :data:`TRAINED`, or "scored" in an evaluation."""
-    rows = _scored_rows(log, task)
-    if not rows:
-        return "scored"
-    return TRAINED if rows["trained"] == rows["n"] else HELD_OUT
-
-
-def _scored_rows(log: Mapping[str, Any], task: str = "") -> Mapping[str, int]:
-    rows: Mapping[str, Any] = log.get("scored_rows") or {}
-    return rows.get(task) or {} if task else rows
+    return name if part == "scored" else f"{name} {part}" if part == TRAINED else f"held-out {name}{part.removeprefix(HELD_OUT)}"
 
 
 def held_out_in_words(log: Mapping[str, Any], words: Callable[[Scores], str], rows: str, task: str = "") -> str:
@@ -93,31 +92,17 @@ def held_out_in_words(log: Mapping[str, Any], words: Callable[[Scores], str], ro
     """
     evaluations = {when: (scores or {}).get(task) if task else scores for when, scores in log["held_out"].items()}
     measured = {when: scores for when, scores in evaluations.items() if scores}
-    if not measured:
-        return "nothing was scored here"
     count = next((scores["n"] for scores in reversed(measured.values()) if "n" in scores), None)
     parts = "; ".join(words(scores) + (f" {when}" if len(measured) > 1 else "") for when, scores in measured.items())
-    return f"{scored_part(log, task)}: {parts}{rows_in_words(log, count, rows, task)}"
+    return f"{scored_part(log, task)}: {parts}{rows_in_words(count, rows)}" if measured else "nothing was scored here"
 
 
-def rows_in_words(log: Mapping[str, Any], count: int | None, rows: str, task: str = "") -> str:
-    """ " (100 documents)", with notes where they are few or some were trained on, too; "" without a count."""
-    return "" if count is None else _in_brackets([counted(count, rows), _few(count), _also_trained(log, task)])
-
-
-def _in_brackets(notes: Sequence[str]) -> str:
-    return f" ({', '.join(filter(None, notes))})" if any(notes) else ""
-
-
-def _few(count: int | None) -> str:
-    """A note on the scores of few rows. The 95 % interval of a mean between 0 and 100 % is at most ± 100 / √n."""
-    return f"too few to tell scores less than {100 / count**0.5:.0f} points apart" if count and count < LEAST_ITEMS else ""
-
-
-def _also_trained(log: Mapping[str, Any], task: str = "") -> str:
-    """A note on held-out rows whose content was also trained on."""
-    count = _scored_rows(log, task).get("trained", 0)
-    return f"{count:,} also in training" if count and scored_part(log, task) == HELD_OUT else ""
+def rows_in_words(count: int | None, rows: str) -> str:
+    """ " (100 documents)"; of few also what they can tell: a mean of scores from 0 to 100 % has a 95 % interval of ± 100 / √n at most."""
+    if count is None:
+        return ""
+    few = f", too few to tell scores less than {100 / count**0.5:.0f} points apart" if 0 < count < LEAST_ITEMS else ""
+    return f" ({counted(count, rows)}{few})"
 
 
 def counted(count: int, what: str) -> str:
@@ -148,19 +133,18 @@ def _in_words(sources: Sequence[str]) -> str:
 def measured(log: Mapping[str, Any], task: str | None = None) -> list[MeasuredResult]:
     """The final scores as rows of the card's table. ``task`` as for :class:`~hf_longattn.hub.MeasuredResult`."""
     settings, rows = log["settings"], []
-    validation = settings.get("validation")
     after = (log.get("held_out") or {}).get("after") or {}
     if "tasks" in log:
         systems = [(f"head {name}", _data_of_head(log, name), after.get(name)) for name in log["tasks"]]
     else:
-        systems = [("", _dataset(log, sources_in_words(settings), [validation] if validation else []), after)]
+        systems = [("", _dataset(log, sources_in_words(settings), settings.get("validation")), after)]
     for system, data, scores in systems:
         for key, metric in PERCENT.items():
             if not scores:
                 continue
             value = scores.get(key)
             if isinstance(value, (int, float)) and math.isfinite(value):
-                more: dict[str, Any] = {"n": scores.get("n"), "standard_error": error_of(scores, key), "note": _few(scores.get("n"))}
+                more: dict[str, Any] = {"n": scores.get("n"), "standard_error": error_of(scores, key)}
                 rows.append(MeasuredResult(data, metric, value, "%", task=task, metric_type=key, system=system, **more))
     losses = log.get("held_out_loss") or {}
     loss = losses.get("after")
@@ -176,13 +160,15 @@ def _data_of_head(log: Mapping[str, Any], name: str) -> str:
         dict(text.partition("=")[::2] for text in log["settings"].get(option) or () if "=" in text) for option in ("validation", "tasks")
     )
     source = _in_words([sources[name].partition(":")[2]]) if name in sources else sources_in_words(log["settings"])
-    return _dataset(log, source, [validation[name]] if name in validation else [], name)
+    return _dataset(log, source, validation.get(name), name)
 
 
-def _dataset(log: Mapping[str, Any], sources: str, validation: Sequence[str], task: str = "") -> str:
+def _dataset(log: Mapping[str, Any], sources: str, validation: str | None, task: str = "") -> str:
     """The data of scores for a card: their names, and whether they were held out or trained on."""
-    part = "training data" if scored_part(log, task) == TRAINED else "" if validation else HELD_OUT
-    return f"{_in_words(validation) if validation else sources}{_in_brackets([part, _also_trained(log, task)])}"
+    part = scored_part(log, task)
+    part = {TRAINED: "training data", "scored": HELD_OUT}.get(part, part)
+    name = _in_words([validation]) if validation else sources
+    return name if validation and part == HELD_OUT else f"{name} ({part})"
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> Path | None:

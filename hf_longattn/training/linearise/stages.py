@@ -34,7 +34,7 @@ from hf_longattn.training.linearise.student import as_saved, predicts_tokens, st
 from hf_longattn.training.linearise.teacher import Teacher
 from hf_longattn.training.linearise.trainer import LineariseTrainer
 from hf_longattn.training.lm import load_lm
-from hf_longattn.training.results import TRAINED, counted, error_of, loss_name, scored_part, sources_in_words
+from hf_longattn.training.results import counted, error_of, loss_name, scored_part, sources_in_words
 from hf_longattn.training.training_args import TaskArguments
 from hf_longattn.training.training_loop import RunSettings, check_rows, forget_model, save_whole, versions, write_trained_card
 
@@ -190,7 +190,7 @@ def recovered(original: float, before: float, after: float) -> float | None:
 def markdown(report: dict[str, Any]) -> str:
     """The report as a page: loss by stage if the model has a trained head, tokens used, and each layer's error."""
     before, stages = report["before"], {name: title for name, title in STAGE_TITLES.items() if name in report}
-    inputs = f"{counted(before['n'], input_name(report))} of {report['input_length']:,} tokens"
+    inputs = f"{counted(before['n'], 'input')} of {report['input_length']:,} tokens ({scored_part(report)})"
     trained = f"{inputs}, {sum(report['tokens'].values()):,} tokens in training."
     lines = [
         "# Attention distillation",
@@ -206,11 +206,6 @@ def markdown(report: dict[str, Any]) -> str:
         cells = " | ".join(f"{report[name]['layers'][number]['share']:.4f}" for name in stages)
         lines.append(f"| {row['layer']} | {cells} |")
     return "\n".join(lines) + "\n"
-
-
-def input_name(report: dict[str, Any]) -> str:
-    """ "held-out input", or "training input" where all inputs were trained on."""
-    return f"{'training' if scored_part(report) == TRAINED else 'held-out'} input"
 
 
 def loss_by_stage(report: dict[str, Any], stages: dict[str, str], inputs: str) -> list[str]:
@@ -257,8 +252,8 @@ def describe_distillation(report: dict[str, Any]) -> str:
     )
     if not has_loss(report):
         before, after = (fmean(layer["share"] for layer in report[name]["layers"]) for name in ("before", last))
-        inputs = counted(report["before"]["n"], input_name(report))
-        return f"{run}squared error of the attention outputs {before:.4f} of their mean square before, {after:.4f} after ({inputs})."
+        error = loss_name(report, "squared error of the attention outputs")
+        return f"{run}{error} {before:.4f} of their mean square before, {after:.4f} after ({counted(report['before']['n'], 'input')})."
     return (
         f"{run}{loss_name(report)} {report['before']['original']:.3f} with softmax attention, "
         f"{report['before']['loss']:.3f} after conversion, {report[last]['loss']:.3f} now ({counted(report['before']['n'], 'input')})."
